@@ -1,0 +1,50 @@
+# The same commands for a person and for CI. `make run` and `make test` set up all they need.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+DEV := .venv/.installed-dev
+
+.PHONY: run test check slow wheel zoo results bench clean
+
+run: $(STAMP)  ## install, run the default suite, print the tables, say where the page is
+	$(BIN)/python -m robustbench_med run quick --force
+
+test: $(DEV)  ## install with the dev extra, run the quick tests
+	$(BIN)/python -m pytest -m "not slow" -n auto --benchmark-disable
+
+slow: $(DEV)  ## the tests that `make test` leaves out
+	$(BIN)/python -m pytest -m slow --benchmark-disable
+
+check: $(DEV)  ## format, lint, types, import arrows
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(DEV)  ## compare with the peers; ratios, minutes
+	$(BIN)/python -m pytest benchmarks -q --benchmark-only --benchmark-disable-gc
+
+wheel: $(DEV)  ## build the wheel and run it from another folder in a fresh environment
+	bash .ci/wheel
+
+zoo: $(STAMP)  ## train every shipped model again (DATA=folder of real images)
+	for card in $$($(BIN)/python -m robustbench_med list models --json | $(BIN)/python -c "import json,sys; print(*[c['name'] for c in json.load(sys.stdin)])"); do \
+	  $(BIN)/python -m robustbench_med train $$card --out robustbench_med/models/zoo $(if $(DATA),--data $(DATA)); done
+
+results: $(STAMP)  ## make the committed records again (DATA=folder of real images)
+	rm -rf results/quick results/medmnist
+	$(BIN)/python -m robustbench_med run quick --results results --examples 2
+	$(BIN)/python -m robustbench_med run medmnist --results results --examples 0 --data $(DATA)
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(DEV): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,peers]"
+	touch $@ $(STAMP)
+
+clean:
+	rm -rf .venv results/local dist

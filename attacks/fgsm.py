@@ -1,0 +1,26 @@
+"""FGSM: one step of the full radius along the steepest direction."""
+
+from __future__ import annotations
+
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.types import Images
+
+
+def fgsm(problem: Problem, *, rng: Draws) -> Images:
+    """Return candidates one step of size eps away from the clean images.
+
+    Args:
+        problem: the batch attacked.
+        rng: unused; every attack is called alike.
+
+    Returns:
+        `(b, c, *s)` candidates in the ball.
+
+    Source: Goodfellow, Shlens, Szegedy, ICLR 2015, section 4 (L-inf: eps times the sign of the
+        gradient of
+    the cross-entropy); L2: eps times the gradient of unit norm. Targeted: the objective descends on
+    the target.
+    """
+    g, _ = problem.gradient(problem.x)
+    return problem.ball.step(problem.x, g, problem.x, 1.0)

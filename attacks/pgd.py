@@ -1,0 +1,89 @@
+"""BIM and PGD: repeated steps along the steepest direction, each projected back into the ball."""
+
+from __future__ import annotations
+
+from robustbench_med.errors import SpecError
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.search import Search
+from robustbench_med.types import Images
+
+
+def bim(problem: Problem, *, rng: Draws, steps: int = 10, reach: float = 1.25) -> Images:
+    """Return the best candidates of an iterated FGSM started at the clean image.
+
+    Args:
+        problem: the batch attacked.
+        rng: unused; every attack is called alike.
+        steps: gradient steps, >= 1.
+        reach: length of all steps together in units of eps, > 0.
+
+    Returns:
+        `(b, c, *s)` candidates in the ball.
+
+    Raises:
+        SpecError: a parameter is not positive.
+
+    Source: Kurakin, Goodfellow, Bengio, "Adversarial examples in the physical world", 2017, section
+        2.2: steps
+    of 1 grey level, min(eps + 4, 1.25 eps) of them, hence the reach of 1.25. Deviations: the number
+    of steps is a parameter, since small medical radii are below one grey level; the best iterate is
+    returned, not the last.
+    """
+    return pgd(problem, rng=rng, steps=steps, reach=reach, random_start=False)
+
+
+def pgd(
+    problem: Problem,
+    *,
+    rng: Draws,
+    steps: int = 40,
+    reach: float = 2.5,
+    restarts: int = 1,
+    random_start: bool = True,
+) -> Images:
+    """Return the best candidates of projected gradient ascent.
+
+    Args:
+        problem: the batch attacked; targeted where its objective is.
+        rng: one stream a sample; each restart forks its own.
+        steps: gradient steps a restart, >= 1.
+        reach: length of all steps of a restart together in units of eps, > 0; one step is eps *
+            reach / steps.
+        restarts: independent runs, >= 1; only samples still standing are run again.
+        random_start: start uniformly in the ball instead of at the clean image.
+
+    Returns:
+        `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
+
+    Raises:
+        SpecError: a parameter is not positive.
+
+    Source: Madry et al., ICLR 2018, section 2.1, equation of x^{t+1}; the step of 2.5 eps / steps
+        is theirs (there
+    2.5 eps / 100 in 100 steps: any point of the ball is reached, and movement on its surface is
+    left).
+    Deviations: the best iterate is returned, not the last; a sample that is done stops.
+    """
+    for name, value in {"steps": steps, "restarts": restarts, "reach": reach}.items():
+        if not value > 0:
+            raise SpecError(f"expected {name} > 0, got {value}")
+    search = Search(problem)
+    for restart in range(restarts):
+        if search.finished:
+            break
+        start = rng.fork("restart", restart) if random_start else None
+        _ascend(search, start, steps=steps, share=reach / steps)
+    return search.best
+
+
+def _ascend(search: Search, start: Draws | None, *, steps: int, share: float) -> None:
+    z = search.open.x
+    if start is not None:
+        z = search.open.ball.sample(z, start.take(search.rows))
+    for _ in range(steps):
+        g, z = search.climb(z)
+        if search.finished:
+            return
+        z = search.open.ball.step(z, g, search.open.x, share)
+    search.look(z)

@@ -1,0 +1,1 @@
+"""Defenses: wrap or retrain a victim."""

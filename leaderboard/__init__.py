@@ -1,0 +1,50 @@
+"""Leaderboard: records to tables, figures and one HTML page. Computes on no tensors.
+
+`publish` and `show` are what the command line calls; the rest is what they are made of.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from robustbench_med.bench.record import Stored
+
+from .page import write_page
+from .rank import Board, Row, boards
+from .table import terminal_tables, write_tables
+
+__all__ = [
+    "Board",
+    "Row",
+    "boards",
+    "publish",
+    "show",
+    "terminal_tables",
+    "write_page",
+    "write_tables",
+]
+
+
+def publish(records: list[Stored], folder: Path, *, title: str) -> Path:
+    """Write `leaderboard.html`, `.csv` and `.md` into `folder`, each in one step.
+
+    Args:
+        records: what to compare; boards are made of those that may be compared.
+        folder: usually the folder the records lie in; its name is called the suite.
+        title: heading of the page.
+
+    Returns:
+        The path of the page.
+    """
+    made = boards(records)
+    write_tables(made, folder, title=title)
+    return write_page(made, folder, title=title)
+
+
+def show(records: list[Stored], console: Console) -> None:
+    """Print a table a board to `console`."""
+    for table in terminal_tables(boards(records)):
+        console.print(table)
+        console.print()

@@ -1,0 +1,109 @@
+"""Numbers and names as a person reads them: percent, intervals, radii, safe text."""
+
+from __future__ import annotations
+
+import math
+import re
+from urllib.parse import urlsplit
+
+from robustbench_med.bench.record import Estimate
+
+DASH = "–"
+NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
+THREATS = {"white_box": "white box", "black_box": "black box"}
+# metric of a record -> what a table calls it and how its value is written
+METRICS: dict[str, tuple[str, str]] = {
+    "accuracy": ("Accuracy, %", "percent"),
+    "balanced_accuracy": ("Balanced accuracy, %", "percent"),
+    "sensitivity": ("Sensitivity, %", "percent"),
+    "specificity": ("Specificity, %", "percent"),
+    "auc": ("AUC", "unit"),
+    "f1": ("F1", "unit"),
+    "attack_success": ("Attack success, %", "percent"),
+    "flips_to_normal": ("Flips disease → normal, %", "percent"),
+    "flips_to_disease": ("Flips normal → disease, %", "percent"),
+    "ssim": ("SSIM", "unit"),
+    "psnr": ("PSNR, dB", "plain"),
+    "l2": ("L2 used", "unit"),
+    "linf": ("L∞ used, /255", "grey"),
+}
+_SCALE = {"percent": (100.0, 1), "unit": (1.0, 3), "plain": (1.0, 1), "grey": (255.0, 2)}
+
+
+def number(value: float, kind: str = "percent") -> str:
+    """Return `value` written as `kind` (a value of METRICS); a dash where it is undefined.
+
+    >>> number(0.8725), number(float("nan")), number(0.5, "unit")
+    ('87.2', '–', '0.500')
+    """
+    factor, digits = _SCALE[kind]
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return DASH if math.isnan(value) else f"{value * factor:.{digits}f}"
+
+
+def interval(estimate: Estimate, kind: str = "percent") -> str:
+    """Return the 95 % interval as `low–high`; empty where it is undefined.
+
+    >>> interval(Estimate(value=0.5, low=0.25, high=0.75))
+    '25.0–75.0'
+    """
+    if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
+        return ""
+    return f"{number(estimate.low, kind)}–{number(estimate.high, kind)}"
+
+
+def short(estimate: Estimate) -> str:
+    """Return value and interval for a terminal or Markdown table.
+
+    >>> short(Estimate(value=0.5, low=0.251, high=0.749))
+    '50.0 [25–75]'
+    """
+    if not math.isfinite(estimate.value):
+        return DASH
+    bounds = (estimate.low, estimate.high)
+    inside = "–".join(f"{100 * bound:.0f}" for bound in bounds if math.isfinite(bound))
+    return f"{number(estimate.value)} [{inside}]" if inside else number(estimate.value)
+
+
+def radius(eps: float, norm: str) -> str:
+    """Return a radius as people quote it: L∞ in grey levels of 255, other norms as they are.
+
+    >>> radius(2 / 255, "linf"), radius(0.5, "l2")
+    ('2/255', '0.5')
+    """
+    return f"{eps * 255:.3g}/255" if norm == "linf" else f"{eps:.3g}"
+
+
+def radii(ladder: tuple[float, ...], norm: str) -> str:
+    """Return a whole ladder.
+
+    >>> radii((1 / 255, 2 / 255), "linf")
+    '{1, 2}/255'
+    """
+    scale, tail = (255, "/255") if norm == "linf" else (1, "")
+    return "{" + ", ".join(f"{eps * scale:.3g}" for eps in ladder) + "}" + tail
+
+
+def plain(text: str) -> str:
+    r"""Return `text` on one line without control characters, which could drive a terminal.
+
+    >>> plain("a\x1b[2Jb\nc")
+    'a[2Jb c'
+    """
+    kept = "".join(c for c in re.sub(r"\s+", " ", text) if c.isprintable())
+    return kept.strip()
+
+
+def https(url: str) -> str:
+    """Return `url` where it is a plain https address with a host, else an empty string.
+
+    >>> https("https://medmnist.com/"), https("javascript:alert(1)")
+    ('https://medmnist.com/', '')
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    safe = parts.scheme == "https" and parts.hostname and "@" not in parts.netloc
+    return url if safe and url.isprintable() and " " not in url else ""

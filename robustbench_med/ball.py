@@ -1,0 +1,164 @@
+"""Ball: the allowed perturbation around clean images; one row a norm in `_NORMS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from robustbench_med.cards import Norm
+from robustbench_med.errors import SpecError
+from robustbench_med.rng import Draws
+from robustbench_med.types import Channels, Images, PerSample, Rows
+
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Ball:
+    """Images within `eps` of the clean ones, in [0,1], changed only where allowed.
+
+    Attributes:
+        norm: "linf", "l2" or "l1", over all channels and pixels of an image.
+        eps: radius in image units (x in [0,1]); a float, or `(b,)` for a radius a sample.
+        channels: the channels that may change; None = all.
+        region: bool mask broadcastable to `(b, c, *s)`, True where change is allowed; None =
+            everywhere.
+    """
+
+    norm: Norm
+    eps: float | Float[Tensor, " b"]
+    channels: Channels = None
+    region: Bool[Tensor, "..."] | None = None
+
+    def __post_init__(self) -> None:
+        eps = torch.as_tensor(self.eps)
+        if not bool((eps >= 0).all()):  # NaN is refused too
+            raise SpecError(f"expected eps >= 0, got {eps[~(eps >= 0)].flatten()[0]:g}")
+
+    def project(self, z: Images, x: Images) -> Images:
+        """Return the point of the ball near `z`: inside eps and [0,1], unchanged elsewhere.
+
+        L-inf: the exact Euclidean projection. L2, L1: projection on the ball, then on the box; the
+        result is feasible because x is in [0,1], so clipping only shrinks the perturbation.
+        """
+        delta = _NORMS[self.norm].project(self._mask(z - x), self._radius(x))
+        return (x + delta).clamp_(0, 1)
+
+    def steepest(self, g: Images) -> Images:
+        """Return the direction of unit norm of fastest ascent; 0 where `g` is 0."""
+        return _NORMS[self.norm].steepest(self._mask(g))
+
+    def step(self, z: Images, g: Images, x: Images, share: float) -> Images:
+        """Return `z` moved by `share` times eps along the steepest direction of `g`, inside."""
+        return self.project(z + self._radius(x) * share * self.steepest(g), x)
+
+    def sample(self, x: Images, rng: Draws) -> Images:
+        """Return images drawn uniformly from the ball around `x`, then clipped to [0,1]."""
+        delta = _NORMS[self.norm].sample(rng, tuple(x.shape[1:])) * self._radius(x)
+        return (x + self._mask(delta.to(x.dtype))).clamp_(0, 1)
+
+    def size(self, z: Images, x: Images) -> PerSample:
+        """Return the norm of `z - x` per sample, `(b,)`."""
+        return _NORMS[self.norm].size((z - x).flatten(1))
+
+    def at(self, eps: float | Float[Tensor, " b"]) -> Ball:
+        """Return the same ball with another radius."""
+        return replace(self, eps=eps)
+
+    def take(self, rows: Rows) -> Ball:
+        """Return the ball of the given rows."""
+        eps = self.eps[rows] if isinstance(self.eps, Tensor) else self.eps
+        region = self.region
+        if region is not None and len(region) > 1:
+            region = region[rows]
+        return replace(self, eps=eps, region=region)
+
+    def _radius(self, x: Images) -> Tensor:
+        eps = torch.as_tensor(self.eps, dtype=x.dtype, device=x.device)
+        return eps.reshape(-1, *[1] * (x.ndim - 1))
+
+    def _mask(self, delta: Images) -> Images:
+        if self.channels is not None:
+            allowed = torch.zeros(delta.shape[1], dtype=torch.bool, device=delta.device)
+            allowed[list(self.channels)] = True
+            delta = delta * allowed.reshape(-1, *[1] * (delta.ndim - 2))
+        return delta if self.region is None else delta * self.region
+
+
+class _Norm(NamedTuple):
+    project: Callable[[Tensor, Tensor], Tensor]
+    steepest: Callable[[Tensor], Tensor]
+    sample: Callable[[Draws, tuple[int, ...]], Tensor]
+    size: Callable[[Tensor], Tensor]
+
+
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _linf_project(delta: Tensor, eps: Tensor) -> Tensor:
+    return torch.minimum(torch.maximum(delta, -eps), eps)
+
+
+def _linf_sample(rng: Draws, shape: tuple[int, ...]) -> Tensor:
+    return rng.uniform(*shape) * 2 - 1
+
+
+def _l2_project(delta: Tensor, eps: Tensor) -> Tensor:
+    size = _per_sample(delta.flatten(1).norm(dim=1), delta)
+    return delta * (eps / size.clamp_min(_TINY)).clamp_max(1)
+
+
+def _l2_steepest(g: Tensor) -> Tensor:
+    # scaled by the largest entry first: a gradient of 1e-30 has a direction too
+    g = g / _per_sample(g.flatten(1).abs().amax(1), g).clamp_min(torch.finfo(g.dtype).tiny)
+    return g / _per_sample(g.flatten(1).norm(dim=1), g).clamp_min(_TINY)
+
+
+def _l2_sample(rng: Draws, shape: tuple[int, ...]) -> Tensor:
+    # a normal vector has a uniform direction; u^(1/d) makes the radius uniform in volume
+    direction = _l2_steepest(rng.fork("direction").normal(*shape))
+    d = direction[0].numel() if len(direction) else 1
+    return direction * _per_sample(rng.fork("radius").uniform(1)[:, 0] ** (1 / d), direction)
+
+
+def _l1_project(delta: Tensor, eps: Tensor) -> Tensor:
+    """Project onto the L1 ball (Duchi et al., ICML 2008, fig. 1)."""
+    flat = delta.flatten(1)
+    size = flat.abs()
+    ordered = size.sort(dim=1, descending=True).values
+    count = torch.arange(1, flat.shape[1] + 1, device=flat.device)
+    excess = (ordered.cumsum(1) - eps.flatten(1)) / count
+    kept = (ordered > excess).sum(1, keepdim=True).clamp_min(1)
+    shrink = excess.gather(1, kept - 1).clamp_min(0)
+    shrunk = flat.sign() * (size - shrink).clamp_min(0)
+    inside = size.sum(1, keepdim=True) <= eps.flatten(1)
+    return torch.where(inside, flat, shrunk).view_as(delta)
+
+
+def _l1_steepest(g: Tensor) -> Tensor:
+    flat = g.flatten(1)
+    top = flat.abs().argmax(1, keepdim=True)
+    return torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign()).view_as(g)
+
+
+def _l1_sample(rng: Draws, shape: tuple[int, ...]) -> Tensor:
+    # Laplace entries have a direction uniform on the L1 sphere; u^(1/d) as for L2
+    u = rng.fork("direction").uniform(*shape).double() * 2 - 1
+    laplace = -u.sign() * torch.log1p(-u.abs())
+    flat = laplace.flatten(1)
+    unit = (flat / flat.abs().sum(1, keepdim=True).clamp_min(_TINY)).view_as(laplace)
+    radius = rng.fork("radius").uniform(1)[:, 0].double() ** (1 / max(flat.shape[1], 1))
+    return (unit * _per_sample(radius, unit)).float()
+
+
+_NORMS: dict[str, _Norm] = {
+    "linf": _Norm(_linf_project, torch.sign, _linf_sample, lambda d: d.abs().amax(1)),
+    "l2": _Norm(_l2_project, _l2_steepest, _l2_sample, lambda d: d.norm(dim=1)),
+    "l1": _Norm(_l1_project, _l1_steepest, _l1_sample, lambda d: d.abs().sum(1)),
+}

@@ -1,0 +1,48 @@
+"""Case: one cell of the grid, fully specified by data. Its id is the hash of its canonical JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from robustbench_med.cards import Norm
+
+
+class Case(BaseModel):
+    """What is computed, down to the bytes of weights and data. Nothing else may change a result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str
+    data_sha256: str = Field(description="of the validation split and the split attacked")
+    split: Literal["train", "val", "test"] = "test"
+    n: int | None = Field(default=None, ge=1, description="images drawn from the split; None = all")
+    victim: str
+    victim_sha256: str = Field(description="of the card that builds it and of its weights")
+    operating_point: Literal["youden", "argmax"] = "youden"
+    defense: str = "none"
+    attack: str = Field(description="registry name")
+    attack_version: int
+    parameters: dict[str, Any] = Field(
+        description="every parameter of the attack, defaults included"
+    )
+    objective: str = "untargeted"
+    norm: Norm
+    ladder: tuple[float, ...] = Field(
+        description="rising radii, in image units where x is in [0,1]"
+    )
+    seed: int = 0
+
+    @property
+    def id(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of the canonical JSON."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """Short human name of the case."""
+        return f"{self.dataset} · {self.victim} · {self.attack}"

@@ -1,0 +1,106 @@
+"""Examples: pictures of a few broken images for the gallery, three PNG files each."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from robustbench_med.bench.case import Case
+from robustbench_med.bench.ladder import at_rung
+from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.record import Example
+from robustbench_med.bench.walk import Run
+from robustbench_med.cards import DatasetCard
+from robustbench_med.objectives.decide import decide
+from robustbench_med.problem import Counter
+from robustbench_med.victim import frozen
+
+
+class Pictures(NamedTuple):
+    """The examples of a record and the files they name."""
+
+    examples: tuple[Example, ...]
+    files: dict[str, bytes]
+
+
+def pictures_of(case: Case, ready: Prepared, run: Run, most: int) -> Pictures:
+    """Return pictures of `most` images, each at the smallest radius that broke it.
+
+    The images are attacked once more: the ladder keeps no candidates, and draws are keyed by
+        sample.
+    """
+    examples: list[Example] = []
+    files: dict[str, bytes] = {}
+    for row in _choose(run, most):
+        broken = [bool(columns["broken"][row]) for columns in run.rungs]
+        eps = case.ladder[broken.index(True)]
+        rows = torch.tensor([row], device=run.problem.x.device)
+        here = replace(run.problem.take(rows).at(eps), counter=Counter())
+        with frozen(ready.victim.module):
+            z = run.attack(here, at_rung(run.rng, eps).take(rows))
+            logits = here.outputs(z).logits
+        example, parts = _example(ready, run, row, eps, z[0], logits, len(examples))
+        examples.append(example)
+        files |= parts
+    return Pictures(tuple(examples), files)
+
+
+def _example(
+    ready: Prepared, run: Run, row: int, eps: float, z: Tensor, logits: Tensor, i: int
+) -> tuple[Example, dict[str, bytes]]:
+    card = ready.data.card
+    n = int(run.attacked.nonzero()[row, 0])
+    x, delta = run.problem.x[row], z - run.problem.x[row]
+    amplified = float(np.floor(0.5 / max(float(delta.abs().max()), 1e-3)))
+    parts = {"clean": x, "perturbation": delta * amplified + 0.5, "adversarial": z}
+    names = {part: f"example_{i}_{part}.png" for part in parts}
+    example = Example(
+        sample=str(ready.batch.ids[n]),
+        truth=words(ready.batch.y[n].cpu().numpy(), card),
+        clean_prediction=words(decide(ready.clean[n : n + 1], card.task)[0], card),
+        adversarial_prediction=words(decide(logits, card.task)[0], card),
+        eps=eps,
+        amplified=amplified,
+        **names,
+    )
+    return example, {names[part]: png(pixels) for part, pixels in parts.items()}
+
+
+def _choose(run: Run, most: int) -> list[int]:
+    """Return rows broken at the smallest radii, one a class before a second of any."""
+    rung = torch.stack([columns["broken"] for columns in run.rungs]).sum(0)  # rungs it is broken at
+    truth = [tuple(np.atleast_1d(y)) for y in run.problem.y.cpu().numpy()]
+    seen: dict[tuple[int, ...], int] = {}
+    ranked = []
+    for row in rung.argsort(descending=True, stable=True).tolist():
+        if rung[row] > 0:
+            turn = seen[truth[row]] = seen.get(truth[row], 0) + 1
+            ranked.append((turn, row))
+    return [row for _, row in sorted(ranked, key=lambda pair: pair[0])[:most]]
+
+
+def words(label: NDArray[np.int64] | np.int64, card: DatasetCard) -> str:
+    """Return a class id or a row of findings in words."""
+    if card.task == "single_label":
+        return card.classes[int(label)]
+    present = [
+        name for name, value in zip(card.classes, np.asarray(label), strict=True) if value == 1
+    ]
+    return ", ".join(present) or "no finding"
+
+
+def png(pixels: Float[Tensor, "c h w"]) -> bytes:
+    """Return an image in [0,1] as PNG: in colour for three channels, else its first in grey."""
+    levels = (pixels.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    image = Image.fromarray(np.moveaxis(levels, 0, -1) if len(levels) == 3 else levels[0])
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,54 @@
+"""Execute: from a case to its record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pandas as pd
+
+from robustbench_med.bench import assemble, score
+from robustbench_med.bench.examples import pictures_of
+from robustbench_med.bench.plan import Planned
+from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.provenance import now
+from robustbench_med.bench.record import Record
+from robustbench_med.bench.walk import walk
+from robustbench_med.errors import InvalidOutputError
+
+
+class Outcome(NamedTuple):
+    """What the store writes of one case."""
+
+    record: Record
+    samples: pd.DataFrame
+    pictures: dict[str, bytes]
+
+
+def execute(
+    planned: Planned, prepare: Callable[[], Prepared], *, command: str, examples: int = 4
+) -> Outcome:
+    """Run one case and return its record, samples table and example pictures.
+
+    Args:
+        planned: the case, its data and its victim's card.
+        prepare: returns the victim and its clean outputs; cases that have them in common share
+            them.
+        command: reproduces the case; goes into the provenance.
+        examples: pictures for the gallery, at most.
+
+    A model that returns NaN or Inf makes the record `invalid`; other errors are the caller's.
+    """
+    started = now()
+    try:
+        ready = prepare()
+        run = walk(planned, ready)
+    except InvalidOutputError as error:
+        record = assemble.invalid(planned, reason=str(error), started=started, command=command)
+        return Outcome(record, pd.DataFrame(), {})
+    scores = score.score(planned.case, ready, run.attacked, run.rungs)
+    pictures = pictures_of(planned.case, ready, run, examples)
+    record = assemble.valid(
+        planned, ready, run, scores, pictures.examples, started=started, command=command
+    )
+    return Outcome(record, scores.samples, pictures.files)

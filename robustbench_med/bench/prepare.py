@@ -1,0 +1,75 @@
+"""What all cases on one victim and one set of images share, computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robustbench_med.bench.case import Case
+from robustbench_med.cards import ModelCard
+from robustbench_med.datasets.dataset import Dataset
+from robustbench_med.errors import ChecksumError
+from robustbench_med.models.load import load_victim
+from robustbench_med.models.operating_point import youden
+from robustbench_med.types import Batch
+from robustbench_med.victim import Victim, frozen, looks_like_probabilities
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A victim at its operating point, the images it is attacked on, and its clean logits there.
+
+    Attributes:
+        batch: the images attacked, on the device.
+        victim: at its operating point.
+        card: of the victim.
+        data: the dataset the images are of.
+        clean: `(n, k)` logits on `batch`, offset included.
+        probabilities: whether the module answers probabilities where logits are expected.
+    """
+
+    batch: Batch
+    victim: Victim
+    card: ModelCard
+    data: Dataset
+    clean: Float[Tensor, "n k"]
+    probabilities: bool
+
+
+def shared_by(case: Case) -> tuple[object, ...]:
+    """Return what two cases must have in common to share a `Prepared`."""
+    return (case.dataset, case.data_sha256, case.split, case.n, case.seed) + (
+        case.victim,
+        case.victim_sha256,
+        case.operating_point,
+    )
+
+
+def prepare(case: Case, data: Dataset, device: torch.device) -> Prepared:
+    """Load the victim, choose its operating point on validation, and forward the clean images.
+
+    Raises:
+        ChecksumError, VictimError: the victim cannot be loaded or does not fit the data.
+        InvalidOutputError: it returns NaN or Inf on clean images.
+    """
+    loaded = load_victim(case.victim, data.card)
+    if loaded.sha256 != case.victim_sha256:
+        raise ChecksumError(
+            f"{case.victim}: expected the weights the plan saw, got others: run again"
+        )
+    victim = loaded.victim
+    batch = data.batch(case.split, n=case.n, seed=case.seed).to(device)
+    victim.module.to(device)
+    k = len(data.card.classes)
+    victim.check(batch.x, (1, k) if data.card.binary else (k,))
+    with frozen(victim.module):
+        if case.operating_point == "youden":
+            val = data.batch("val").to(device)
+            logits = victim.logits(val.x).cpu()
+            victim = victim.at(youden(logits, val.y.cpu(), data.card))
+        clean = victim.logits(batch.x)
+    raw = clean if victim.offset is None else clean - victim.offset.to(clean)
+    return Prepared(batch, victim, loaded.card, data, clean, looks_like_probabilities(raw))

@@ -1,0 +1,158 @@
+"""Record: the outcome of a case. Written once; pages, tables and gates are derived from it."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from robustbench_med.bench.case import Case
+from robustbench_med.cards import AttackCard, DatasetCard, ModelCard
+
+SCHEMA = 1
+
+
+class _Frozen(BaseModel):
+    # NaN and Inf travel as the strings "NaN" and "Infinity", so that a record is standard JSON
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Estimate(_Frozen):
+    """A value and its 95 % interval; NaN where undefined."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Rung(_Frozen):
+    """Every metric at one radius; `eps` 0 is the clean row.
+
+    Metrics: accuracy, balanced_accuracy, sensitivity, specificity, auc, f1 (victim);
+        attack_success,
+    flips_to_normal, flips_to_disease (attack); ssim, psnr (dB), l2, linf (perturbation, mean over
+    attacked).
+    """
+
+    eps: float
+    metrics: dict[str, Estimate]
+
+
+class Audit(_Frozen):
+    """What the attack really used, measured on the stored float32 images."""
+
+    norm: str
+    largest: tuple[float, ...] = Field(description="largest perturbation size at each rung")
+    lowest_pixel: float
+    highest_pixel: float
+    over_budget: int = Field(
+        description="images over their radius by more than the tolerance; must be 0"
+    )
+    tolerance: float
+    bit_depth: int
+    survives_rounding: Estimate = Field(
+        description="share of adversarial images still adversarial after rounding to the bit depth"
+    )
+
+
+class LadderAudit(_Frozen):
+    """How the descending ladder was checked: rows inferred to stand, and attacked after all."""
+
+    inferred: int = Field(
+        description="(sample, rung) pairs taken to stand because a larger radius failed"
+    )
+    checked: int
+    broken: int = Field(
+        description="of those checked, broken all the same; > 0 reruns all the inferred"
+    )
+    reran: bool
+
+
+class Cost(_Frozen):
+    """What the attack cost. Counted, not estimated."""
+
+    forward: int = Field(description="images forwarded")
+    backward: int = Field(description="images back-propagated")
+    seconds: float
+    peak_memory_mib: float
+
+
+class Flag(_Frozen):
+    """A reason to distrust the record."""
+
+    name: str
+    meaning: str
+    measured: float
+    threshold: float
+
+
+class Example(_Frozen):
+    """One picture of the gallery: three PNG files beside the record."""
+
+    sample: str
+    truth: str
+    clean_prediction: str
+    adversarial_prediction: str
+    eps: float
+    amplified: float = Field(description="factor the perturbation picture is multiplied with")
+    clean: str = Field(description="file names beside record.json")
+    perturbation: str
+    adversarial: str
+
+
+class Provenance(_Frozen):
+    """Where and with what the record was made."""
+
+    version: str
+    git_commit: str
+    git_dirty: bool
+    python: str
+    torch: str
+    platform: str
+    device: str
+    threads: int
+    started: str = Field(description="UTC, ISO 8601")
+    command: str = Field(description="reproduces this case")
+
+
+class Record(_Frozen):
+    """The outcome of a case."""
+
+    schema_version: int = SCHEMA
+    case_id: str
+    case: Case
+    status: Literal["ok", "invalid"]
+    reason: str = Field(default="", description="why the case is invalid")
+    n: int
+    patients: int | None = Field(
+        description="distinct patients; None: images treated as independent"
+    )
+    threshold: tuple[float, ...] = Field(
+        default=(), description="probability above which a finding is called, frozen on validation"
+    )
+    rungs: tuple[Rung, ...] = ()
+    audit: Audit | None = None
+    ladder_audit: LadderAudit | None = None
+    cost: Cost | None = None
+    flags: tuple[Flag, ...] = ()
+    notes: tuple[str, ...] = ()
+    examples: tuple[Example, ...] = ()
+    dataset_card: DatasetCard
+    model_card: ModelCard
+    attack_card: AttackCard
+    provenance: Provenance
+
+
+class Stored(NamedTuple):
+    """A record with its samples table and the folder both lie in.
+
+    `samples` has a row a (sample, rung): sample (str), patient (str or None), truth (int, or list
+    of 0/1), eps (float, 0 = clean), prediction (int, or list of 0/1), scores (list of k
+    probabilities), correct (bool), attacked (bool: clean was correct, so it was attacked), broken
+    (bool), l2, linf, ssim, psnr (NaN where not attacked).
+    """
+
+    record: Record
+    samples: pd.DataFrame
+    folder: str

@@ -1,0 +1,153 @@
+"""Score: from what was measured of each sample to the table, the metrics and the audit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robustbench_med import stats
+from robustbench_med.bench.case import Case
+from robustbench_med.bench.ladder import Columns
+from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.record import Audit, Estimate, Rung
+from robustbench_med.metrics.classification import Predictions, flips
+from robustbench_med.metrics.classification import score as score_predictions
+from robustbench_med.models.operating_point import probability
+from robustbench_med.objectives.decide import decide, probabilities
+
+TOLERANCE = 1e-6  # of a radius in [0,1] units: float32 rounding of x + delta near 1 is 6e-8
+_VISIBLE = ("ssim", "psnr", "l2", "linf")
+
+
+class Scores(NamedTuple):
+    """Everything derived from the outputs of a case."""
+
+    samples: pd.DataFrame
+    rungs: tuple[Rung, ...]
+    audit: Audit
+    threshold: tuple[float, ...]
+
+
+def score(
+    case: Case, ready: Prepared, attacked: Bool[Tensor, " n"], rungs: Sequence[Columns]
+) -> Scores:
+    """Return the samples table, a Rung for clean and each radius, the audit, the threshold.
+
+    Args:
+        case: says norm and ladder.
+        ready: clean logits and truth of all `n` images.
+        attacked: which of them were attacked; the others keep their clean output at every rung.
+        rungs: what was measured of the attacked ones, smallest radius first.
+    """
+    tables = [_table(ready, attacked, None, 0.0)]
+    for eps, columns in zip(case.ladder, rungs, strict=True):
+        tables.append(_table(ready, attacked, columns, eps))
+    clusters = ready.batch.patients
+    weights = stats.resamples(len(ready.batch), clusters, seed=case.seed)
+    scored = tuple(_rung(table, tables[0], ready, clusters, weights) for table in tables)
+    samples = pd.concat(tables, ignore_index=True)
+    return Scores(samples, scored, _audit(case, ready, rungs), probability(ready.victim.offset))
+
+
+def _table(
+    ready: Prepared, attacked: Bool[Tensor, " n"], columns: Columns | None, eps: float
+) -> pd.DataFrame:
+    """Return one row an image at one radius; the columns are documented at Stored."""
+    task, batch = ready.data.card.task, ready.batch
+    logits = ready.clean.clone()
+    if columns is not None:
+        logits[attacked] = columns["logits"]
+    predicted, truth = decide(logits, task), batch.y.cpu().numpy()
+    right = (predicted == truth) | (truth < 0)
+    right = right.all(1) if right.ndim == 2 else right
+    return pd.DataFrame(
+        {
+            "sample": batch.ids,
+            "patient": batch.patients if batch.patients is not None else [None] * len(batch),
+            "truth": list(truth),
+            "eps": eps,
+            "prediction": list(predicted),
+            "scores": list(probabilities(logits, task)),
+            "correct": right,
+            "attacked": attacked.cpu().numpy(),
+            "broken": _spread(columns, "broken", attacked, False),
+            **{name: _spread(columns, name, attacked, np.nan) for name in _VISIBLE},
+        }
+    )
+
+
+def _spread(
+    columns: Columns | None, name: str, attacked: Bool[Tensor, " n"], missing: float | bool
+) -> NDArray[np.generic]:
+    """Return a measured column for all images, `missing` where an image was not attacked."""
+    rows = attacked.cpu().numpy()
+    spread = np.full(len(rows), missing)
+    if columns is not None:
+        spread[rows] = columns[name].cpu().numpy()
+    return spread
+
+
+def _rung(
+    table: pd.DataFrame,
+    clean: pd.DataFrame,
+    ready: Prepared,
+    clusters: NDArray[np.character] | None,
+    weights: NDArray[np.float64],
+) -> Rung:
+    card = ready.data.card
+    y, before, after, scores = (
+        np.stack(column.to_list())
+        for column in (table["truth"], clean["prediction"], table["prediction"], table["scores"])
+    )
+    metrics = score_predictions(
+        Predictions.of(y, after, scores, card), card, clusters=clusters, weights=weights
+    )
+    attacked = table["attacked"].to_numpy()
+    owners = None if clusters is None else clusters[attacked]
+    metrics["attack_success"] = stats.cluster_mean(
+        table["broken"].to_numpy()[attacked].astype(float), owners
+    )
+    metrics |= flips(y, before, after, card, attacked=attacked, clusters=clusters)
+    for name in _VISIBLE:
+        metrics[name] = _mean(table[name].to_numpy(dtype=float), weights)
+    return Rung(eps=float(table["eps"].iloc[0]), metrics=metrics)
+
+
+def _mean(values: NDArray[np.float64], weights: NDArray[np.float64]) -> Estimate:
+    """Return the mean over the images where `values` is finite, with its bootstrap interval."""
+    kept = np.isfinite(values)
+    if not kept.any():
+        return stats.UNDEFINED
+    return stats.bootstrap(
+        float(values[kept].mean()),
+        lambda w: (w[:, kept] @ values[kept]) / w[:, kept].sum(1),
+        weights,
+    )
+
+
+def _audit(case: Case, ready: Prepared, rungs: Sequence[Columns]) -> Audit:
+    """Return what the attack really used, and whether its images survive rounding."""
+    over = torch.zeros_like(rungs[0]["broken"])
+    for eps, columns in zip(case.ladder, rungs, strict=True):
+        outside = (columns["lowest"] < -TOLERANCE) | (columns["highest"] > 1 + TOLERANCE)
+        over |= (columns["size"] > eps * (1 + 1e-5) + TOLERANCE) | outside
+    some = len(over) > 0
+    broken = torch.cat([c["broken"] for c in rungs])
+    rounded = torch.cat([c["rounded"] for c in rungs])
+    return Audit(
+        norm=case.norm,
+        largest=tuple(float(c["size"].max()) if some else float("nan") for c in rungs),
+        lowest_pixel=min(float(c["lowest"].min()) for c in rungs) if some else float("nan"),
+        highest_pixel=max(float(c["highest"].max()) for c in rungs) if some else float("nan"),
+        over_budget=int(over.sum()),
+        tolerance=TOLERANCE,
+        bit_depth=ready.data.card.bit_depth,
+        survives_rounding=stats.wilson(int(rounded.sum()), int(broken.sum())),
+    )

@@ -1,0 +1,118 @@
+"""The store: one folder a case, written once and atomically. It is the only state of the bench."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from pydantic import ValidationError
+
+from robustbench_med.bench.record import Record, Stored
+from robustbench_med.errors import ResultsError
+
+_STALE = 3600.0  # s after which a half-written folder is taken for one whose writer was killed
+
+
+def check_writable(folder: Path) -> None:
+    """Raise ResultsError unless `folder` can be written; sweep out what killed runs left."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp"):
+            pass
+    except OSError as error:
+        raise ResultsError(
+            f"expected a writable results folder, got {folder} ({error.strerror}): choose another "
+            "with --results DIR"
+        ) from None
+    for left in folder.glob(".*.tmp"):
+        if left.is_dir() and time.time() - left.stat().st_mtime > _STALE:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def finished(folder: Path, case_id: str) -> bool:
+    """Whether the case has a record in `folder`."""
+    return (folder / case_id / "record.json").is_file()
+
+
+def write(
+    folder: Path,
+    record: Record,
+    samples: pd.DataFrame,
+    pictures: Mapping[str, bytes],
+    *,
+    replace: bool = False,
+) -> Path:
+    """Write a record, its samples table and its pictures; return their folder.
+
+    They appear together or not at all: written to a temporary folder, flushed to the disk, renamed.
+        Where another
+    run finished the same case first, its record stays and this one is dropped, unless `replace`.
+    """
+    home = folder / record.case_id
+    temporary = Path(tempfile.mkdtemp(prefix=f".{record.case_id}.", suffix=".tmp", dir=folder))
+    try:
+        (temporary / "record.json").write_text(record.model_dump_json(indent=1) + "\n")
+        samples.to_parquet(temporary / "samples.parquet", index=False, compression="zstd")
+        for name, content in pictures.items():
+            (temporary / name).write_bytes(content)
+        for path in (*temporary.iterdir(), temporary):
+            _flush(path)
+        temporary.chmod(0o755)
+        if replace and home.exists():
+            home.rename(temporary.with_name(f".{record.case_id}.{os.getpid()}.old.tmp"))
+        temporary.rename(home)
+        _flush(folder)
+    except OSError as error:
+        if not finished(folder, record.case_id):
+            raise ResultsError(f"expected to write {home}, got: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(folder / f".{record.case_id}.{os.getpid()}.old.tmp", ignore_errors=True)
+    return home
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read(home: Path) -> Stored:
+    """Return the record in the folder `home`.
+
+    Raises:
+        ResultsError: no record, or one that cannot be read.
+    """
+    try:
+        record = Record.model_validate_json((home / "record.json").read_text())
+        samples = pd.read_parquet(home / "samples.parquet")
+    except FileNotFoundError as error:
+        raise ResultsError(
+            f"expected a record in {home}, got no {Path(error.filename).name}"
+        ) from None
+    except (ValidationError, ValueError, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise ResultsError(f"expected a readable record in {home}, got: {first}") from None
+    if record.case_id != record.case.id or record.case_id != home.name:
+        raise ResultsError(f"expected case {record.case.id} in {home}, got {record.case_id}")
+    return Stored(record, samples, str(home))
+
+
+def read_all(folder: Path) -> tuple[list[Stored], list[str]]:
+    """Return every record below `folder`, and a line for each that cannot be read."""
+    found, broken = [], []
+    for path in sorted(folder.glob("*/record.json")):
+        if path.parent.name.startswith("."):
+            continue
+        try:
+            found.append(read(path.parent))
+        except ResultsError as error:
+            broken.append(str(error))
+    return found, broken

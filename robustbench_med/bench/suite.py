@@ -1,0 +1,112 @@
+"""Suite: a TOML file that declares a set of cases."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from robustbench_med import registry
+from robustbench_med.cards import Card, Norm
+from robustbench_med.errors import SpecError, UnknownNameError
+from robustbench_med.spec import number
+
+FOLDER = registry.CORE / "suites"
+
+
+class Grid(BaseModel):
+    """A block of cases: every victim times every attack on every dataset, over one ladder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    datasets: tuple[str, ...] = Field(min_length=1)
+    victims: tuple[str, ...] = Field(
+        default=("*",), min_length=1, description='"*" = every shipped victim of the dataset'
+    )
+    attacks: tuple[str, ...] = Field(min_length=1)
+    norm: Norm = "linf"
+    ladder: tuple[float, ...] = Field(min_length=1)
+    objective: str = "untargeted"
+    split: Literal["train", "val", "test"] = "test"
+    n: int | None = Field(default=None, ge=1)
+    operating_point: Literal["youden", "argmax"] = "youden"
+
+    @field_validator("ladder", mode="before")
+    @classmethod
+    def _numbers(cls, values: Any) -> Any:  # noqa: ANN401 - pydantic hands in whatever was written
+        return [number(v) for v in values] if isinstance(values, list | tuple) else values
+
+
+class Suite(Card):
+    """A named set of grids; its card is itself."""
+
+    seed: int = 0
+    grids: tuple[Grid, ...] = Field(min_length=1)
+
+
+def suites() -> dict[str, Suite]:
+    """Return the shipped suites by name."""
+    return {path.stem: read_suite(path) for path in sorted(FOLDER.glob("*.toml"))}
+
+
+def find_suite(name: str) -> Suite:
+    """Return a shipped suite by name, or the one in a TOML file.
+
+    Raises:
+        UnknownNameError: no such suite.
+        SpecError: the file is missing, is no TOML, or breaks the schema.
+    """
+    if name.endswith(".toml"):
+        return read_suite(Path(name))
+    path = FOLDER / f"{name}.toml"
+    if not path.is_file():
+        raise UnknownNameError("suite", name, [path.stem for path in FOLDER.glob("*.toml")])
+    return read_suite(path)
+
+
+def read_suite(path: Path) -> Suite:
+    """Return the suite in a TOML file; its name is the file's."""
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SpecError(f"expected a suite at {path}, got: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"expected TOML in {path}, got: {error}") from None
+    return registry.validate(Suite, {"name": path.stem, **values}, str(path))
+
+
+def narrowed(suite: Suite, given: dict[str, Any], seed: int | None) -> Suite:
+    """Return the suite with fields of its grids replaced, e.g. `{"n": 20}`.
+
+    A suite whose datasets are replaced keeps one grid only: its first, on those datasets. One whose
+        victims are
+    replaced keeps the grids of datasets they were trained on.
+
+    Raises:
+        SpecError: a field breaks the schema.
+        UnknownNameError: a victim that no card carries.
+    """
+    grids = [grid.model_dump() for grid in suite.grids]
+    if "datasets" in given:
+        grids = grids[:1]
+    elif "victims" in given:
+        trained = {dataset_of(victim) for victim in given["victims"]} - {None}
+        for grid in grids:
+            grid["datasets"] = [d for d in grid["datasets"] if not trained or d in trained]
+        if not any(grid["datasets"] for grid in grids):  # a victim of another suite's data
+            grids = [{**grids[0], "datasets": sorted(str(name) for name in trained)}]
+        grids = [grid for grid in grids if grid["datasets"]]
+    values = suite.model_dump()
+    values["grids"] = [{**grid, **given} for grid in grids]
+    values["seed"] = suite.seed if seed is None else seed
+    return registry.validate(Suite, values, "command line")
+
+
+def dataset_of(victim: str) -> str | None:
+    """Return the dataset a shipped victim was trained on; None for a model of the user's own."""
+    if victim == "*" or ":" in victim:
+        return None
+    dataset: str = registry.find("models", victim).dataset
+    return dataset

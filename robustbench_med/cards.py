@@ -1,0 +1,121 @@
+"""Cards: the descriptions that `list` and `show` print. Reading one imports no heavy library."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Norm = Literal["linf", "l2", "l1"]
+Task = Literal["single_label", "multi_label"]
+
+
+class Card(BaseModel):
+    """What is known of a model, dataset, attack, defense or suite before it is loaded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="registry name, lower_snake")
+    title: str = Field(description="what a page or table calls it")
+    summary: str = Field(default="", description="one sentence")
+    source: str = Field(default="", description="paper, section, equation, or origin of the data")
+
+
+class AttackCard(Card):
+    """An attack: which function it is and what the bench must know to drive it."""
+
+    function: str = Field(description="module:function inside attacks/")
+    version: int = Field(
+        description="protocol version: a change of results raises it, and case ids"
+    )
+    norms: tuple[Norm, ...]
+    threat: Literal["white_box", "black_box"] = "white_box"
+    rungs: Literal["ascend", "descend"] = Field(
+        description="order in which a ladder is walked; see robustbench_med/bench/ladder.py"
+    )
+    parameters: dict[str, Any] = Field(default_factory=dict, description="names and defaults")
+    passes: str = Field(
+        description="forward + backward passes an image costs at most, an expression"
+    )
+
+
+class DefenseCard(Card):
+    """A defense: which function wraps or retrains a victim."""
+
+    function: str = Field(description="module:function inside defenses/")
+    version: int
+
+
+class DatasetCard(Card):
+    """A dataset and its contract."""
+
+    modality: str
+    task: Task
+    classes: tuple[str, ...] = Field(description="class names (or finding names) in label order")
+    normal: int | None = Field(
+        default=None, description="index of the healthy class; None where there is none"
+    )
+    channels: int = Field(ge=1)
+    size: tuple[int, ...] = Field(description="height, width in pixels")
+    bit_depth: int = Field(default=8, description="bits a stored pixel has")
+    native_range: str = Field(default="grey level 0..255", description="what [0,1] stands for")
+    synthetic: bool = Field(default=False, description="a phantom, drawn and not acquired")
+    function: str = Field(default="", description="module:function that draws a phantom")
+    file: str = Field(default="", description="file name below --data or the cache")
+    url: str = Field(default="", description="official https address")
+    md5: str = Field(default="", description="checksum the official address states")
+    sha256: tuple[str, ...] = Field(default=(), description="known contents of the file")
+    licence: str = ""
+    notes: tuple[str, ...] = Field(default=(), description="known traps of the data")
+
+    @property
+    def heading(self) -> str:
+        """Title of a board; a phantom always says so."""
+        return f"{self.title} (synthetic phantom)" if self.synthetic else self.title
+
+    @property
+    def binary(self) -> bool:
+        """Whether an image carries one of exactly two classes."""
+        return self.task == "single_label" and len(self.classes) == 2
+
+
+class Recipe(BaseModel):
+    """How a shipped model is trained; `train CARD` follows it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int
+    batch: int = 64
+    lr: float = Field(default=2e-3, description="peak rate of AdamW on a one-cycle schedule")
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.0
+    augment: tuple[Literal["flip", "shift", "rotate", "contrast"], ...] = ()
+    seed: int = 0
+
+
+class Measured(BaseModel):
+    """What `train` measured on the model it wrote."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parameters: int
+    balanced_accuracy: float = Field(description="on the test split, at the operating point")
+    accuracy: float
+    gradient_ms: float = Field(description="one image forward + backward, ms, on the machine used")
+    machine: str
+
+
+class ModelCard(Card):
+    """A victim: architecture, data it was trained on, recipe and weights."""
+
+    family: str
+    dataset: str = Field(description="registry name of the training data")
+    builder: str = Field(
+        description="spec of the architecture, see robustbench_med/models/build.py"
+    )
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.25,)
+    recipe: Recipe | None = None
+    weights: str = Field(default="", description="safetensors file beside the card")
+    sha256: str = Field(default="", description="checksum of the weights, checked at every load")
+    measured: Measured | None = None

@@ -1,0 +1,84 @@
+"""What a person may choose of a suite on the command line, shared by `run` and `plan`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from robustbench_med.bench.suite import Suite
+
+LOCAL = Path("results/local")
+
+SuiteName = Annotated[str, typer.Argument(help="A shipped suite (list suites) or a TOML file.")]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Folder with the .npz files of real datasets.")
+]
+Results = Annotated[Path, typer.Option("--results", help="Where records are written.")]
+Datasets = Annotated[
+    list[str] | None,
+    typer.Option("--dataset", help="This dataset instead, or your own .npz file; repeatable."),
+]
+Victims = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--victim",
+        help="This victim instead, or timm:NAME(weights='FILE.safetensors'); repeatable.",
+    ),
+]
+Attacks = Annotated[
+    list[str] | None,
+    typer.Option("--attack", help="This attack instead, e.g. 'pgd(steps=40)'; repeatable."),
+]
+Eps = Annotated[
+    str | None, typer.Option("--eps", help="Radii in [0,1] units, e.g. '1/255,2/255,4/255'.")
+]
+Norm = Annotated[str | None, typer.Option("--norm", help="linf or l2.")]
+Objective = Annotated[
+    str | None,
+    typer.Option("--objective", help="untargeted, targeted(target=1) or finding(index=0)."),
+]
+OperatingPoint = Annotated[
+    Literal["youden", "argmax"] | None,
+    typer.Option("--operating-point", help="Threshold chosen on validation, or the model's own."),
+]
+Number = Annotated[int | None, typer.Option("-n", min=1, help="Images of each dataset.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the suite.")]
+
+_GRID = {
+    "dataset": "datasets",
+    "victim": "victims",
+    "attack": "attacks",
+    "eps": "ladder",
+    "norm": "norm",
+    "objective": "objective",
+    "operating_point": "operating_point",
+    "n": "n",
+}
+
+
+def suite_of(choices: Mapping[str, Any]) -> Suite:
+    """Return the chosen suite with the other choices in place of its own."""
+    from robustbench_med.bench.suite import find_suite, narrowed
+
+    given = {
+        field: choices[key] for key, field in _GRID.items() if choices[key] not in (None, [], ())
+    }
+    if "ladder" in given:
+        given["ladder"] = [part.strip() for part in given["ladder"].split(",")]
+    return narrowed(find_suite(choices["suite"]), given, choices["seed"])
+
+
+def command_of(choices: Mapping[str, Any]) -> str:
+    """Return the command that runs these choices again; the runner adds a case's id."""
+    words = ["python", "-m", "robustbench_med", "run", choices["suite"]]
+    for key in ("data", *_GRID, "seed"):
+        value = choices[key]
+        flag = f"-{key}" if len(key) == 1 else f"--{key.replace('_', '-')}"
+        for one in value if isinstance(value, list | tuple) else [value]:
+            words += [] if one is None else [flag, str(one)]
+    return shlex.join(words)

@@ -1,0 +1,168 @@
+"""`list`, `show` and `doctor`: what there is, and whether this machine can run it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from robustbench_med import registry
+from robustbench_med.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from robustbench_med.cards import Card
+
+Kind = Literal["models", "datasets", "attacks", "defenses", "suites"]
+_PACKAGES = ("torch", "timm", "numpy", "pandas", "scikit-learn", "statsmodels", "torchmetrics")
+_PEERS = ("torchattacks", "adversarial-robustness-toolbox", "foolbox")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command("list")(list_command)
+    app.command()(show)
+    app.command()(doctor)
+
+
+def list_command(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Cards as JSON.")] = False,
+) -> None:
+    """List models, datasets, attacks, defenses or suites."""
+    import json
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    cards = _cards(kind)
+    if as_json:
+        print(json.dumps([card.model_dump(mode="json") for card in cards.values()], indent=2))
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("name", no_wrap=True)
+    table.add_column("title")
+    table.add_column("what", overflow="fold")
+    for card in cards.values():
+        table.add_row(card.name, card.title, _facts(card))
+    Console().print(table if cards else f"no {kind} yet", markup=False)
+
+
+def show(name: Annotated[str, typer.Argument(help="A name that `list` prints.")]) -> None:
+    """Show everything a card says."""
+    from rich.console import Console
+
+    kinds: tuple[Kind, ...] = ("models", "datasets", "attacks", "defenses", "suites")
+    known: list[str] = []
+    for kind in kinds:
+        cards = _cards(kind)
+        known += cards
+        if name in cards:
+            heading = f"{kind.removesuffix('s')} {name}"
+            Console().print(heading, style="bold", highlight=False)
+            print(_indented(cards[name].model_dump(mode="json", exclude={"name"})))
+            return
+    raise UnknownNameError("name", name, known)
+
+
+def doctor() -> None:
+    """Print versions, device, cache and data folders, and whether results can be written."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from robustbench_med import __version__
+    from robustbench_med.bench.store import check_writable
+    from robustbench_med.cli.choices import LOCAL
+    from robustbench_med.datasets.download import cache_dir
+    from robustbench_med.datasets.load import FOLDER
+    from robustbench_med.errors import ResultsError
+
+    rows = [("robustbench_med", __version__), ("python", platform.python_version())]
+    rows += [(name, _version(name)) for name in (*_PACKAGES, *_PEERS)]
+    rows += _devices()
+    rows.append(("data folder", os.environ.get(FOLDER, f"not set ({FOLDER})")))
+    broken = False
+    for name, folder in (("cache folder", cache_dir()), ("results folder", LOCAL.resolve())):
+        try:
+            check_writable(folder)
+            rows.append((name, f"{folder} (writable)"))
+        except ResultsError as error:
+            broken = True
+            rows.append((name, str(error)))
+    table = Table(box=None, show_header=False)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    raise typer.Exit(1 if broken else 0)
+
+
+def _devices() -> list[tuple[str, str]]:
+    import torch
+
+    count = torch.cuda.device_count()
+    names = [torch.cuda.get_device_name(i) for i in range(count)]
+    return [
+        ("device", ", ".join(names) or "cpu"),
+        ("threads", str(torch.get_num_threads())),
+        ("cores", str(os.cpu_count())),
+    ]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed" + (" (extra peers)" if name in _PEERS else "")
+
+
+def _cards(kind: Kind) -> dict[str, Card]:
+    if kind == "suites":
+        from robustbench_med.bench.suite import suites
+
+        return dict(suites())
+    return dict(registry.load(kind))
+
+
+def _facts(card: Card) -> str:
+    from robustbench_med.bench.suite import Suite
+    from robustbench_med.cards import AttackCard, DatasetCard, ModelCard
+
+    if isinstance(card, ModelCard):
+        score = (
+            f", balanced accuracy {card.measured.balanced_accuracy:.3f}" if card.measured else ""
+        )
+        return f"on {card.dataset}{score}"
+    if isinstance(card, DatasetCard):
+        size = "x".join(map(str, (*card.size, card.channels)))
+        kind = "synthetic phantom, " if card.synthetic else ""
+        return f"{kind}{card.modality}, {size}, K={len(card.classes)}, {card.task}"
+    if isinstance(card, AttackCard):
+        inside = ", ".join(f"{key}={value}" for key, value in card.parameters.items())
+        return f"{card.summary} {', '.join(card.norms)}; {card.threat}; ({inside})"
+    if isinstance(card, Suite):
+        return card.summary
+    return card.summary
+
+
+def _indented(value: object, depth: int = 1) -> str:
+    """Return nested dicts and lists as indented lines."""
+    pad = "  " * depth
+    if isinstance(value, dict):
+        lines = []
+        for key, inner in value.items():
+            if inner in (None, "", [], {}):
+                continue
+            nested = isinstance(inner, dict) or (
+                isinstance(inner, list) and isinstance(inner[0], dict)
+            )
+            text = "\n" + _indented(inner, depth + 1) if nested else " " + _indented(inner, 0)
+            lines.append(f"{pad}{key}:{text}")
+        return "\n".join(lines)
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "\n".join(_indented(inner, depth) for inner in value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value}"

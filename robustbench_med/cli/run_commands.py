@@ -1,0 +1,179 @@
+"""`run`, `plan` and `leaderboard`: from a suite to its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from robustbench_med.cli import choices
+from robustbench_med.cli.choices import LOCAL
+from robustbench_med.errors import ResultsError, SpecError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from robustbench_med.bench.plan import Broken, Planned
+    from robustbench_med.bench.suite import Suite
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command()(run)
+    app.command("plan")(plan_command)
+    app.command()(leaderboard)
+
+
+def run(
+    ctx: typer.Context,
+    suite: choices.SuiteName = "quick",
+    data: choices.Data = None,
+    results: choices.Results = LOCAL,
+    dataset: choices.Datasets = None,
+    victim: choices.Victims = None,
+    attack: choices.Attacks = None,
+    eps: choices.Eps = None,
+    norm: choices.Norm = None,
+    objective: choices.Objective = None,
+    operating_point: choices.OperatingPoint = None,
+    n: choices.Number = None,
+    seed: choices.Seed = None,
+    case: Annotated[
+        list[str] | None, typer.Option("--case", help="Only the case with this id; repeatable.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Compute finished cases again.")] = False,
+    examples: Annotated[
+        int, typer.Option("--examples", min=0, help="Pictures of a case for the gallery.")
+    ] = 4,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+) -> None:
+    """Attack the victims of a suite, score them, and write tables and the leaderboard page.
+
+    Cases finished before in the same results folder are not computed again.
+    """
+    from rich.console import Console
+
+    from robustbench_med.bench import store
+    from robustbench_med.bench.runner import run_cases
+
+    chosen = choices.suite_of(ctx.params)
+    folder = results / chosen.name
+    store.check_writable(folder)
+    console = Console()
+    planned, broken = _plan(chosen, data, console)
+    if case:
+        planned = _only(planned, case)
+    failed = run_cases(
+        planned,
+        folder,
+        console=console,
+        command=choices.command_of(ctx.params),
+        force=force,
+        examples=examples,
+        device=device,
+    )
+    _publish(folder, chosen.title, console, only={one.case.id for one in planned})
+    _not_scored([*((one.label, str(one.error)) for one in broken), *failed], console)
+
+
+def plan_command(
+    ctx: typer.Context,
+    suite: choices.SuiteName = "quick",
+    data: choices.Data = None,
+    results: choices.Results = LOCAL,
+    dataset: choices.Datasets = None,
+    victim: choices.Victims = None,
+    attack: choices.Attacks = None,
+    eps: choices.Eps = None,
+    norm: choices.Norm = None,
+    objective: choices.Objective = None,
+    operating_point: choices.OperatingPoint = None,
+    n: choices.Number = None,
+    seed: choices.Seed = None,
+) -> None:
+    """Print the cases of a suite and what they cost at most, without running them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from robustbench_med.bench import store
+
+    chosen = choices.suite_of(ctx.params)
+    console = Console()
+    planned, broken = _plan(chosen, data, console)
+    table = Table(title=f"{chosen.title}: {len(planned)} cases", title_justify="left")
+    for heading in ("case", "dataset", "victim", "attack", "at most", ""):
+        table.add_column(heading, justify="right" if heading == "at most" else "left")
+    for one in planned:
+        seconds = "?" if one.seconds is None else f"{one.seconds:.1f} s"
+        done = "finished" if store.finished(results / chosen.name, one.case.id) else ""
+        table.add_row(
+            one.case.id, one.case.dataset, one.case.victim, one.case.attack, seconds, done
+        )
+    console.print(table)
+    total = sum(one.seconds or 0 for one in planned)
+    console.print(
+        f"at most about {total:.0f} s, by the gradient times measured in the victims' cards"
+    )
+    _not_scored([(one.label, str(one.error)) for one in broken], console)
+
+
+def leaderboard(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of records: one suite's, or one that holds several.")
+    ] = LOCAL,
+) -> None:
+    """Write the tables and the page of the records in a folder, beside them."""
+    from rich.console import Console
+
+    console = Console()
+    folders = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
+    folders = [one for one in folders if any(one.glob("*/record.json"))]
+    if not folders:
+        raise ResultsError(f"expected records below {folder}, got none: run a suite first")
+    for one in folders:
+        _publish(one, one.resolve().name, console)
+
+
+def _plan(suite: Suite, data: Path | None, console: Console) -> tuple[list[Planned], list[Broken]]:
+    from robustbench_med.bench.plan import plan
+
+    with console.status("reading data and cards"):
+        planned, broken = plan(suite, data=data)
+    if not planned and broken:
+        raise broken[0].error
+    return planned, broken
+
+
+def _only(planned: list[Planned], ids: list[str]) -> list[Planned]:
+    unknown = set(ids) - {one.case.id for one in planned}
+    if unknown:
+        raise SpecError(
+            f"expected case ids of this plan, got {', '.join(sorted(unknown))}: `plan` prints "
+            "them; an id changes with weights, data and parameters"
+        )
+    return [one for one in planned if one.case.id in ids]
+
+
+def _not_scored(lines: list[tuple[str, str]], console: Console) -> None:
+    for label, reason in lines:
+        text = f"not scored: {label}: {reason}"
+        console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+    if lines:
+        raise typer.Exit(1)
+
+
+def _publish(folder: Path, title: str, console: Console, *, only: set[str] | None = None) -> None:
+    """Write the page of every record in `folder`; print the tables of `only` those (None = all)."""
+    from robustbench_med import registry
+    from robustbench_med.bench import store
+
+    pages: Any = registry.module("leaderboard")
+    stored, unreadable = store.read_all(folder)
+    for line in unreadable:
+        console.print(f"left out: {line}", style="red", markup=False, highlight=False)
+    if not stored:
+        return
+    pages.show([one for one in stored if only is None or one.record.case_id in only], console)
+    page = pages.publish(stored, folder, title=title)
+    console.print(f"\nleaderboard: {page}", highlight=False, soft_wrap=True)

@@ -1,0 +1,82 @@
+"""`load_dataset`: a name or a path to a dataset whose file has been found and verified."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from functools import partial
+from pathlib import Path
+
+from robustbench_med import registry
+from robustbench_med.cards import DatasetCard
+from robustbench_med.datasets.checksum import verify
+from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
+from robustbench_med.datasets.download import cache_dir, download
+from robustbench_med.datasets.npz import read
+from robustbench_med.datasets.own import card_of
+from robustbench_med.errors import DataError
+
+FOLDER = "ROBUSTBENCH_MED_DATA"
+
+
+def load_dataset(name: str, *, data: Path | None = None) -> Dataset:
+    """Return a dataset; its images are read or drawn when a split is first asked for.
+
+    A file that a card names is looked for in `data`, in the folder named by ROBUSTBENCH_MED_DATA
+    and in the cache; where it has an official address it is downloaded into the cache. Its checksum
+    is compared in every process that loads it.
+
+    Args:
+        name: a registry name, or the path of a `.npz` file with MedMNIST keys: one's own data.
+        data: folder that holds the file of a named dataset, or that file itself.
+
+    Raises:
+        UnknownNameError: no such name and no such file.
+        DataError: a missing or damaged file; the message says how to get it.
+        ChecksumError: a file that is not the one its card states.
+    """
+    if name.endswith(".npz") or (name not in registry.load("datasets") and Path(name).exists()):
+        path = Path(name).expanduser()
+        return Dataset(card_of(path), partial(read, path))
+    card: DatasetCard = registry.find("datasets", name)
+    if card.function:
+        module, function = card.function.split(":")
+        drawn = getattr(importlib.import_module(f"robustbench_med.{module}"), function)
+        return Dataset(card, drawn)
+    path = _locate(card, data)
+    verify(path, card)
+    return Dataset(card, partial(_read_verified, path, card))
+
+
+def _read_verified(path: Path, card: DatasetCard, split: SplitName) -> Arrays:
+    verify(path, card)  # free unless the file was replaced since it was loaded
+    return read(path, split)
+
+
+def _locate(card: DatasetCard, data: Path | None) -> Path:
+    folders = [] if data is None else [_folder(card, data)]
+    if os.environ.get(FOLDER):
+        folders.append(Path(os.environ[FOLDER]).expanduser())
+    folders.append(cache_dir())
+    for folder in folders:
+        if (folder / card.file).is_file():
+            return folder / card.file
+    if card.url:
+        return download(card)
+    looked = ", ".join(map(str, folders))
+    raise DataError(
+        f"{card.name}: expected {card.file} in {looked}, got no such file and it has "
+        f"no official address: pass --data DIR holding {card.file}, or set {FOLDER} to that folder"
+    )
+
+
+def _folder(card: DatasetCard, data: Path) -> Path:
+    if data.is_file() and data.name == card.file:
+        return data.parent
+    if not data.is_dir():
+        found = "a file of another name" if data.is_file() else "nothing there"
+        raise DataError(
+            f"{card.name}: expected --data to be a folder or {card.file}, got {data} ({found}); "
+            "to use a file as your own data give its path in place of the dataset's name"
+        )
+    return data

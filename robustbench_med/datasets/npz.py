@@ -1,0 +1,231 @@
+"""Reading `.npz` files with MedMNIST keys; nothing the file says is believed unchecked.
+
+A file holds `{train,val,test}_images` and `*_labels`, and may hold `*_ids`, `*_patients` and `info`
+(JSON text: classes, licence, source). A split that is not asked for is not read.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from robustbench_med.datasets.dataset import Arrays, SplitName
+from robustbench_med.errors import DataError
+
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+MAX_BYTES = 16 * 2**30  # the largest official array, pathmnist_224's training images, has 12.6 GiB
+MAX_CHANNELS = 16  # a longer last axis is a volume's third side
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    tokenize.TokenError,  # numpy's reader of odd headers
+    struct.error,
+    EOFError,
+    ValueError,
+    RecursionError,
+    NotImplementedError,  # an unknown compression
+    RuntimeError,  # an encrypted member
+)
+
+
+class Header(NamedTuple):
+    """What an array says of itself before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+class Npz:
+    """An open `.npz` file whose arrays are read one by one."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile, cap: int) -> None:
+        self.path = path
+        self.keys = {name.removesuffix(".npy") for name in archive.namelist()}
+        self._archive = archive
+        self._cap = cap
+
+    def header(self, key: str) -> Header:
+        """Return shape and dtype of an array.
+
+        Raises:
+            DataError: no such key, an object array, more bytes than the cap or than the file holds.
+        """
+        if key not in self.keys:
+            held_keys = ", ".join(sorted(self.keys)) or "none"
+            raise DataError(
+                f"{self.path}: expected the key {key!r}, got {held_keys[:500]}; "
+                "save images and labels under the MedMNIST keys"
+            )
+        with _damage(self.path, key), self._archive.open(f"{key}.npy") as stream:
+            version = npy.read_magic(stream)
+            reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = reader(stream)
+            held = self._archive.getinfo(f"{key}.npy").file_size - stream.tell()
+        if dtype.hasobject:
+            raise DataError(
+                f"{self.path}: {key}: expected numbers or text, got Python objects (a pickle), "
+                "which can run code and are never read; save plain arrays"
+            )
+        wanted = math.prod(shape) * dtype.itemsize
+        if wanted > self._cap or held > self._cap:
+            raise DataError(
+                f"{self.path}: {key}: expected at most {self._cap} bytes, got {max(wanted, held)}; "
+                "split the file"
+            )
+        if min(shape, default=0) < 0 or wanted != held:
+            raise DataError(
+                f"{self.path}: {key}: expected {wanted} bytes as its header says, got {held}; "
+                "the file is damaged: fetch it again"
+            )
+        return Header(tuple(map(int, shape)), dtype)
+
+    def array(self, key: str) -> NDArray[Any]:
+        """Return an array, read to its last byte so that the archive's checksum of it is compared.
+
+        Raises:
+            DataError: as `header`, or the bytes are damaged.
+        """
+        self.header(key)
+        with _damage(self.path, key), self._archive.open(f"{key}.npy") as stream:
+            found: NDArray[Any] = npy.read_array(stream, allow_pickle=False)
+        return found
+
+
+@contextmanager
+def opened(path: Path, *, cap: int = MAX_BYTES) -> Iterator[Npz]:
+    """Give an open `.npz` file.
+
+    Args:
+        path: the file.
+        cap: bytes that one array may have.
+
+    Raises:
+        DataError: the file is missing, a folder, or no zip archive.
+    """
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "nothing there"
+        raise DataError(f"{path}: expected a .npz file, got {found}; check the path")
+    with _damage(path, "archive"):
+        archive = zipfile.ZipFile(path)
+    with archive:
+        yield Npz(path, archive, cap)
+
+
+def read(path: Path, split: SplitName, *, cap: int = MAX_BYTES) -> Arrays:
+    """Return one split of a file; ids default to `test-000123`.
+
+    Args:
+        path: the file.
+        split: train, val or test.
+        cap: bytes that one array may have.
+
+    Raises:
+        DataError: a missing key, a damaged file, or arrays of a kind that is no image, label or id.
+    """
+    with opened(path, cap=cap) as file:
+        n = image_header(file, split).shape[0]
+        labels = read_labels(file, split)
+        ids = _names(file, f"{split}_ids", n)
+        patients = _names(file, f"{split}_patients", n)
+        images = _images(file, split)
+    if ids is None:
+        ids = np.array([f"{split}-{row:06d}" for row in range(n)], dtype=np.str_)
+    if len(labels) != n:
+        raise DataError(
+            f"{path}: {split}_labels: expected {n} rows, one an image, got {len(labels)}"
+        )
+    return Arrays(images, labels, ids, patients)
+
+
+def image_header(file: Npz, split: SplitName) -> Header:
+    """Return shape and dtype of a split's images.
+
+    Raises:
+        DataError: they are no uint8 or float images of two axes and at most 16 channels.
+    """
+    key = f"{split}_images"
+    header = file.header(key)
+    where, shape, dtype = f"{file.path}: {key}", header.shape, header.dtype
+    if dtype != np.uint8 and dtype.kind != "f":
+        raise DataError(
+            f"{where}: expected uint8 or float in [0,1], got {dtype}; rescale to [0,1] by the "
+            "range of the whole set, not of each image"
+        )
+    if (
+        len(shape) not in (3, 4)
+        or min(shape[1:]) < 1
+        or (len(shape) == 4 and shape[3] > MAX_CHANNELS)
+    ):
+        raise DataError(
+            f"{where}: expected shape (n, h, w) or (n, h, w, channels) with at most {MAX_CHANNELS} "
+            f"channels, got {shape}; volumes are not read"
+        )
+    return header
+
+
+def read_labels(file: Npz, split: SplitName) -> NDArray[np.int64]:
+    """Return a split's labels: `(n,)` class ids, or `(n, k)` findings where k > 1.
+
+    Raises:
+        DataError: they are no integers, or have more than two axes.
+    """
+    key = f"{split}_labels"
+    shape, dtype = file.header(key)
+    if not np.can_cast(dtype, np.int64):
+        raise DataError(
+            f"{file.path}: {key}: expected integers or bool, got {dtype}; save them as int64"
+        )
+    if len(shape) not in (1, 2) or 0 in shape[1:]:
+        raise DataError(
+            f"{file.path}: {key}: expected shape (n,), (n, 1) or (n, findings), got {shape}"
+        )
+    labels = file.array(key).astype(np.int64)
+    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+
+
+def _images(file: Npz, split: SplitName) -> NDArray[np.uint8] | NDArray[np.float32]:
+    images = file.array(f"{split}_images")
+    if images.ndim == 4 and images.shape[3] == 1:
+        images = images[..., 0]
+    if images.dtype == np.uint8:
+        return np.ascontiguousarray(images)
+    with np.errstate(over="ignore"):  # what does not fit becomes Inf, which the data contract names
+        return np.ascontiguousarray(images, dtype=np.float32)
+
+
+def _names(file: Npz, key: str, n: int) -> NDArray[Any] | None:  # of text
+    if key not in file.keys:
+        return None
+    shape, dtype = file.header(key)
+    if dtype.kind not in "USiu" or shape not in ((n,), (n, 1)):
+        raise DataError(
+            f"{file.path}: {key}: expected {n} names (text or integers), "
+            f"got {dtype} of shape {shape}"
+        )
+    with _damage(file.path, key):
+        return file.array(key).reshape(n).astype(np.str_)
+
+
+@contextmanager
+def _damage(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except DAMAGED as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{path}: {what}: expected a sound .npz file, got: {reason[:200]}; the file is damaged "
+            "or no .npz: fetch it again or save it with numpy.savez_compressed"
+        ) from None

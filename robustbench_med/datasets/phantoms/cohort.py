@@ -1,0 +1,77 @@
+"""The cohort behind a phantom: who is in which split, and the one loop that draws them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from robustbench_med.datasets.dataset import Arrays, SplitName
+from robustbench_med.datasets.phantoms.canvas import Plane
+
+COHORT_SEED = 20_240
+"""Seed of every phantom patient; changing it, or any drawing code, makes a different dataset."""
+
+VISITS = (2, 3, 4, 3)
+"""Images a patient has, in turn: no patient is seen once, and 4 patients give 12 images."""
+
+
+class Sizes(NamedTuple):
+    """Images a split holds; each a multiple of `sum(VISITS)`, so that no patient is cut short."""
+
+    train: int = 900
+    val: int = 240
+    test: int = 300
+
+
+class Study(NamedTuple):
+    """What one patient contributes.
+
+    Attributes:
+        images: one `(h, w)` or `(h, w, c)` image a visit, in grey levels, not yet rounded.
+        labels: one class id, or one 0/1 row of findings, a visit.
+    """
+
+    images: list[Plane]
+    labels: list[int] | list[tuple[int, ...]]
+
+
+DrawPatient = Callable[[np.random.Generator, int], Study]
+
+
+def draw(card_name: str, sizes: Sizes, draw_patient: DrawPatient, split: SplitName) -> Arrays:
+    """Return one split of a phantom; no other split is drawn for it.
+
+    Args:
+        card_name: registry name; phantoms of the same anatomy get different patients by it.
+        sizes: images in each split.
+        draw_patient: draws the given number of visits of one patient from a generator.
+        split: the split wanted.
+
+    Returns:
+        uint8 images, int64 labels, ids such as `p0123-2` and patients such as `p0123`.
+    """
+    key = zlib.crc32(card_name.encode())
+    images: list[Plane] = []
+    labels: list[int | tuple[int, ...]] = []
+    ids: list[str] = []
+    for patient in _patients(sizes, split):
+        rng = np.random.default_rng([COHORT_SEED, key, patient])
+        visits = VISITS[patient % len(VISITS)]
+        study = draw_patient(rng, visits)
+        images += study.images
+        labels += study.labels
+        ids += [f"p{patient:04d}-{visit}" for visit in range(visits)]
+    pixels = np.rint(np.clip(np.stack(images), 0.0, 255.0)).astype(np.uint8)
+    patients = np.array([name.partition("-")[0] for name in ids])
+    return Arrays(pixels, np.array(labels, dtype=np.int64), np.array(ids), patients)
+
+
+def _patients(sizes: Sizes, split: SplitName) -> range:
+    """Return the numbers of a split's patients: train first, then val, then test."""
+    counts = [n * len(VISITS) // sum(VISITS) for n in sizes]
+    place = Sizes._fields.index(split)
+    start = sum(counts[:place])
+    return range(start, start + counts[place])

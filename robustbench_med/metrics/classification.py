@@ -1,0 +1,227 @@
+"""Scores of predictions: values from scikit-learn, intervals from robustbench_med.stats."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn import metrics as sk
+
+from robustbench_med import stats
+from robustbench_med.bench.record import Estimate
+from robustbench_med.cards import DatasetCard
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of one set of images, one column a class or finding.
+
+    Attributes:
+        truth, called: `(n, k)` bool; for single-label data one column is True.
+        known: `(n, k)` bool, False where unlabelled.
+        scores: `(n, k)` probabilities.
+    """
+
+    truth: Bools
+    called: Bools
+    known: Bools
+    scores: Floats
+
+    @classmethod
+    def of(cls, y: Ints, predicted: Ints, scores: Floats, card: DatasetCard) -> Predictions:
+        """Return predictions from class ids `(n,)` or findings `(n, k)`."""
+        if card.task == "multi_label":
+            return cls(y == 1, predicted == 1, y >= 0, scores)
+        each = np.arange(len(card.classes))
+        known = np.repeat((y >= 0)[:, None], len(each), axis=1)
+        return cls(y[:, None] == each, predicted[:, None] == each, known, scores)
+
+
+def score(
+    p: Predictions, card: DatasetCard, *, clusters: NDArray[np.character] | None, weights: Floats
+) -> dict[str, Estimate]:
+    """Return accuracy, balanced accuracy, sensitivity, specificity, AUC and F1 with 95 % intervals.
+
+    Args:
+        p: the predictions.
+        card: says which class is healthy; sensitivity and specificity are of "not healthy" and NaN
+            where no class is. For findings every metric but accuracy is the mean over findings;
+            accuracy is the exact match.
+        clusters: `(n,)` patient ids, or None where images are independent.
+        weights: `(replicates, n)` from stats.resamples, shared by all rows of a case so that they
+            are paired.
+    """
+    right = ((p.called == p.truth) | ~p.known).all(1)
+    labelled = p.known.any(1)
+    found = {
+        "accuracy": stats.cluster_mean(
+            right[labelled].astype(float), None if clusters is None else clusters[labelled]
+        )
+    }
+    repeated: dict[str, tuple[float, Callable[[Floats], Floats]]] = {
+        "balanced_accuracy": (_balanced(p, card), lambda w: _balanced_repeats(p, card, w)),
+        "auc": (_auc(p, card), lambda w: _mean([_auc_repeats(p, j, w) for j in _columns(p, card)])),
+        "f1": (_f1(p, card), lambda w: _mean([_f1_repeats(p, j, w) for j in _columns(p, card)])),
+    }
+    for name, (value, repeat) in repeated.items():
+        found[name] = stats.bootstrap(value, repeat, weights)
+    return found | _sides(p, card, clusters, weights)
+
+
+def _columns(p: Predictions, card: DatasetCard) -> list[int]:
+    """Return the columns averaged over: the diseased one of two classes, else all."""
+    if card.binary:
+        return [1 - (card.normal or 0)]
+    return list(range(p.truth.shape[1]))
+
+
+def _mean(columns: list[Floats]) -> Floats:
+    found: Floats = np.mean(columns, axis=0)
+    return found
+
+
+def _column(p: Predictions, j: int) -> tuple[Bools, Bools, Floats]:
+    known = p.known[:, j]
+    return p.truth[known, j], p.called[known, j], p.scores[known, j]
+
+
+def _balanced(p: Predictions, card: DatasetCard) -> float:
+    if card.task == "multi_label":
+        pairs = [_column(p, j)[:2] for j in range(p.truth.shape[1])]
+        return float(np.mean([_recall(t, c) + _recall(~t, ~c) for t, c in pairs]) / 2)
+    known = p.known[:, 0]
+    truth, called = p.truth[known].argmax(1), p.called[known].argmax(1)
+    with warnings.catch_warnings():  # scikit-learn warns of predicted classes absent from the truth
+        warnings.simplefilter("ignore", UserWarning)
+        return float(sk.balanced_accuracy_score(truth, called)) if len(truth) else np.nan
+
+
+def _recall(truth: Bools, called: Bools) -> float:
+    return float(sk.recall_score(truth, called, zero_division=np.nan))
+
+
+def _auc(p: Predictions, card: DatasetCard) -> float:
+    values = []
+    for j in _columns(p, card):
+        truth, _, scores = _column(p, j)
+        values.append(sk.roc_auc_score(truth, scores) if 0 < truth.sum() < len(truth) else np.nan)
+    return float(np.mean(values))
+
+
+def _f1(p: Predictions, card: DatasetCard) -> float:
+    pairs = [_column(p, j)[:2] for j in _columns(p, card)]
+    return float(np.mean([sk.f1_score(t, c, zero_division=np.nan) for t, c in pairs]))
+
+
+def _recall_repeats(truth: Bools, called: Bools, weights: Floats) -> Floats:
+    found: Floats = (weights @ (truth & called)) / (weights @ truth)
+    return found
+
+
+def _recalls_repeats(p: Predictions, weights: Floats) -> Floats:
+    truth = p.truth & p.known
+    each = range(truth.shape[1])
+    return _mean([_recall_repeats(truth[:, j], p.called[:, j], weights) for j in each])
+
+
+def _balanced_repeats(p: Predictions, card: DatasetCard, weights: Floats) -> Floats:
+    sides = [p] if card.task == "single_label" else [p, _negated(p)]
+    columns = [
+        _recall_repeats(s.truth[:, j] & s.known[:, j], s.called[:, j], weights)
+        for s in sides
+        for j in range(p.truth.shape[1])
+        if card.task == "multi_label" or s.truth[:, j].any()
+    ]
+    # a class that a resample missed is left out of its mean, as scikit-learn does
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        means: Floats = np.nanmean(columns, axis=0)
+    return means
+
+
+def _negated(p: Predictions) -> Predictions:
+    return Predictions(~p.truth, ~p.called, p.known, 1 - p.scores)
+
+
+def _f1_repeats(p: Predictions, j: int, weights: Floats) -> Floats:
+    truth, called = p.truth[:, j] & p.known[:, j], p.called[:, j] & p.known[:, j]
+    hit = weights @ (truth & called)
+    found: Floats = 2 * hit / (weights @ truth + weights @ called)
+    return found
+
+
+def _auc_repeats(p: Predictions, j: int, weights: Floats) -> Floats:
+    """Return the area under the curve of each resample (Mann-Whitney, ties one half)."""
+    order = np.argsort(p.scores[:, j], kind="stable")
+    truth, known = p.truth[order, j], p.known[order, j]
+    _, first = np.unique(p.scores[order, j], return_index=True)
+    w = weights[:, order]
+    ill = np.add.reduceat(w * (truth & known), first, axis=1)
+    well = np.add.reduceat(w * (~truth & known), first, axis=1)
+    below = np.cumsum(well, axis=1) - well / 2
+    found: Floats = (ill * below).sum(1) / (ill.sum(1) * well.sum(1))
+    return found
+
+
+def _sides(
+    p: Predictions, card: DatasetCard, clusters: NDArray[np.character] | None, weights: Floats
+) -> dict[str, Estimate]:
+    """Return sensitivity and specificity: of "not healthy", or the mean over findings."""
+    if card.task == "multi_label":
+        found = {}
+        for name, side in {"sensitivity": p, "specificity": _negated(p)}.items():
+            each = range(p.truth.shape[1])
+            value = float(np.mean([_recall(*_column(side, j)[:2]) for j in each]))
+            found[name] = stats.bootstrap(value, partial(_recalls_repeats, side), weights)
+        return found
+    if card.normal is None:
+        return {"sensitivity": stats.UNDEFINED, "specificity": stats.UNDEFINED}
+    healthy, called = p.truth[:, card.normal], p.called[:, card.normal]
+    known = p.known[:, 0]
+    return {
+        "sensitivity": _share(~called, ~healthy & known, clusters),
+        "specificity": _share(called, healthy & known, clusters),
+    }
+
+
+def _share(event: Bools, among: Bools, clusters: NDArray[np.character] | None) -> Estimate:
+    owners = None if clusters is None else clusters[among]
+    return stats.cluster_mean(event[among].astype(float), owners)
+
+
+def flips(
+    y: Ints,
+    before: Ints,
+    after: Ints,
+    card: DatasetCard,
+    *,
+    attacked: Bools,
+    clusters: NDArray[np.character] | None,
+) -> dict[str, Estimate]:
+    """Return the directed flips of the attacked: disease to healthy, and healthy to disease.
+
+    For findings: images in which a finding rightly called present is hidden, or one rightly absent
+        is planted.
+    """
+    if card.task == "multi_label":
+        there, absent = (y == 1) & (before == 1), (y == 0) & (before == 0)
+        hidden, planted = (there & (after == 0)).any(1), (absent & (after == 1)).any(1)
+        return {
+            "flips_to_normal": _share(hidden, attacked & there.any(1), clusters),
+            "flips_to_disease": _share(planted, attacked & absent.any(1), clusters),
+        }
+    if card.normal is None:
+        return {"flips_to_normal": stats.UNDEFINED, "flips_to_disease": stats.UNDEFINED}
+    ill, well = attacked & (y != card.normal), attacked & (y == card.normal)
+    return {
+        "flips_to_normal": _share(after == card.normal, ill, clusters),
+        "flips_to_disease": _share(after != card.normal, well, clusters),
+    }

@@ -1,0 +1,35 @@
+"""How visible a perturbation is: SSIM and PSNR per image, through torchmetrics."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robustbench_med.types import Images, PerSample
+
+_WINDOW = 11  # pixels; Wang et al. 2004, section III.C: 11 x 11 Gaussian window, sigma 1.5
+
+
+def ssim(z: Images, x: Images) -> PerSample:
+    """Return the structural similarity of each image to its clean one, `(b,)`, 1 = the same.
+
+    NaN where an image is smaller than the window. Source: Wang et al., IEEE TIP 2004.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    if len(x) == 0 or min(x.shape[2:]) < _WINDOW:
+        return x.new_full((len(x),), torch.nan)
+    value = structural_similarity_index_measure(z, x, data_range=1.0, reduction="none")
+    found: Tensor = value[0] if isinstance(value, tuple) else value
+    return found.reshape(len(x))
+
+
+def psnr(z: Images, x: Images) -> Float[Tensor, " b"]:
+    """Return the peak signal-to-noise ratio in dB, `(b,)`; inf where nothing changed."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    if len(x) == 0:
+        return x.new_empty(0)
+    axes = tuple(range(1, x.ndim))
+    return peak_signal_noise_ratio(z, x, data_range=1.0, reduction="none", dim=axes)

@@ -1,0 +1,1 @@
+"""Models: builders, verified weights, recipes, and the shipped zoo."""

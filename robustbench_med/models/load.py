@@ -1,0 +1,131 @@
+"""Victims by name: a card of the zoo, or any timm model with a weights file."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from robustbench_med import registry, spec
+from robustbench_med.cards import DatasetCard, ModelCard
+from robustbench_med.errors import VictimError
+from robustbench_med.models import weights
+from robustbench_med.models.build import build
+from robustbench_med.victim import InputContract, Victim
+
+ZOO = registry.CORE / "models" / "zoo"
+_OURS = ("weights", "pretrained", "mean", "std")
+
+
+class Loaded(NamedTuple):
+    """A victim with its card and the hash of everything that makes its answers."""
+
+    victim: Victim
+    card: ModelCard
+    sha256: str
+
+
+def load_victim(name: str, data: DatasetCard, *, zoo: Path = ZOO) -> Loaded:
+    """Return the victim `name`, ready for the images of `data`.
+
+    Args:
+        name: a card of the zoo, or `timm:NAME(weights='FILE.safetensors', mean=[..], std=[..],
+            ...)`, or `timm:NAME(pretrained=True)` for timm's own hub.
+        data: says channels, size and classes.
+        zoo: folder with the cards' weights.
+
+    Raises:
+        UnknownNameError: no such card or timm model.
+        ChecksumError: the weights are not those of the card.
+        VictimError: the weights do not fit the architecture, or the model the data.
+    """
+    if name.startswith("timm:"):
+        return _timm(spec.parse(name), data)
+    card: ModelCard = registry.find("models", name)
+    trained: DatasetCard = registry.find("datasets", card.dataset)
+    for what in ("channels", "size", "task"):
+        if getattr(trained, what) != getattr(data, what):
+            raise VictimError(
+                f"{name}: expected {what} {getattr(trained, what)}, got {getattr(data, what)} of "
+                f"{data.name}: choose a victim trained on {data.name}"
+            )
+    if len(trained.classes) != len(data.classes):
+        raise VictimError(
+            f"{name}: expected K = {len(trained.classes)} classes, got K = {len(data.classes)} of "
+            f"{data.name}: choose a victim trained on {data.name}"
+        )
+    victim = untrained(card, trained)
+    found = weights.read(victim.module, zoo / card.weights, sha256=card.sha256)
+    return Loaded(victim, card, _digest(card.builder, card.mean, card.std, found))
+
+
+def describe(name: str, data: DatasetCard) -> tuple[ModelCard, str]:
+    """Return the card and hash that `load_victim` would, without reading a card's weights."""
+    if name.startswith("timm:"):
+        loaded = load_victim(name, data)
+        return loaded.card, loaded.sha256
+    card: ModelCard = registry.find("models", name)
+    return card, _digest(card.builder, card.mean, card.std, card.sha256)
+
+
+def untrained(card: ModelCard, data: DatasetCard) -> Victim:
+    """Return the card's architecture with fresh weights behind its contract."""
+    module = build(
+        spec.parse(card.builder),
+        channels=data.channels,
+        outputs=len(data.classes),
+        size=data.size,
+    )
+    return Victim(module, _contract(data, card.mean, card.std))
+
+
+def _contract(data: DatasetCard, mean: tuple[float, ...], std: tuple[float, ...]) -> InputContract:
+    return InputContract(
+        channels=data.channels,
+        size=data.size,
+        mean=mean,
+        std=std,
+        native_range=data.native_range,
+        bit_depth=data.bit_depth,
+    )
+
+
+def _timm(wanted: spec.Spec, data: DatasetCard) -> Loaded:
+    ours = {key: wanted.parameters[key] for key in _OURS if key in wanted.parameters}
+    inner = {key: value for key, value in wanted.parameters.items() if key not in _OURS}
+    if not ours.get("weights") and not ours.get("pretrained"):
+        raise VictimError(f"expected weights='FILE.safetensors' or pretrained=True, got {wanted}")
+    outputs = inner.pop("num_classes", len(data.classes))
+    builder = spec.Spec(wanted.name, inner)
+    module = build(
+        builder,
+        channels=data.channels,
+        outputs=outputs,
+        size=data.size,
+        pretrained=bool(ours.get("pretrained")),
+    )
+    if ours.get("weights"):
+        found = weights.read(module, Path(ours["weights"]))
+    else:
+        found = weights.fingerprint(module)
+    default = getattr(module, "pretrained_cfg", {})
+    mean, std = (tuple(ours.get(key) or default.get(key) or ()) for key in ("mean", "std"))
+    if data.channels == 1:  # timm folds RGB stems into one channel; their statistics fold alike
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    victim = Victim(module, _contract(data, mean, std))
+    card = ModelCard(
+        name=str(wanted),
+        title=wanted.name,
+        summary="A timm model with weights the user gave.",
+        family=wanted.name.removeprefix("timm:").partition("_")[0],
+        dataset=data.name,
+        builder=str(builder),
+        mean=mean,
+        std=std,
+        sha256=found,
+    )
+    return Loaded(victim, card, _digest(str(builder), mean, std, found))
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()

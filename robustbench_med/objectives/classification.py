@@ -1,0 +1,88 @@
+"""Objectives on one label an image: untargeted and targeted, for every K >= 2 and for one logit."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from robustbench_med.errors import SpecError
+from robustbench_med.types import Output, Verdict
+
+
+def two_sided(logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k2"]:
+    """Return logits of at least two classes; one logit `l` becomes the pair (0, l)."""
+    if logits.shape[1] > 1:
+        return logits
+    return torch.cat([torch.zeros_like(logits), logits], dim=1)
+
+
+def log_odds_against(logits: Float[Tensor, "b k"], y: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Return log((1 - p) / p) of the softmax probability p of class `y`, `(b,)`.
+
+    Cross-entropy is log(1 + exp(this)): the same function but for a monotone map of each sample, so
+    every attack that only follows the gradient's direction takes the same steps. But where p rounds
+    to 1, the gradient of the cross-entropy is lost to underflow and this one is not: a victim sure
+    of itself gains nothing.
+    """
+    others = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
+    return others - logits.gather(1, y[:, None])[:, 0]
+
+
+def best_other(logits: Float[Tensor, "b k"], y: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Return the largest logit among the classes other than `y`."""
+    return logits.scatter(1, y[:, None], -torch.inf).amax(1)
+
+
+class Untargeted:
+    """Any wrong class will do.
+
+    Loss: cross-entropy of the truth, as log-odds (see log_odds_against). Harm: margin of the best
+        wrong class over the truth, in logits.
+    Done: the predicted class (argmax; the first on a tie) is not the truth.
+    """
+
+    def __call__(self, output: Output, y: Int[Tensor, " b"]) -> Verdict:
+        """Return the verdict on logits `(b, k)` against class ids `y` `(b,)`."""
+        logits = two_sided(output.logits)
+        loss = log_odds_against(logits, y)
+        harm = best_other(logits, y) - logits.gather(1, y[:, None])[:, 0]
+        return Verdict(loss, harm, logits.argmax(1) != y)
+
+    def margins(self, output: Output, y: Int[Tensor, " b"]) -> Float[Tensor, "b k"]:
+        """Return each class's logit minus the truth's, `(b, k)`: positive where that class wins."""
+        logits = two_sided(output.logits)
+        return logits - logits.gather(1, y[:, None])
+
+    def applies(self, y: Int[Tensor, " b"]) -> Tensor:
+        """Return which samples can be attacked, `(b,)` bool: those with a label."""
+        return y >= 0
+
+
+class Targeted(Untargeted):
+    """Only the class `target` will do.
+
+    Loss: minus the cross-entropy of the target, as log-odds. Harm: margin of the target over the
+        best other class.
+    """
+
+    def __init__(self, target: int) -> None:
+        if target < 0:
+            raise SpecError(f"expected a target class in 0..K-1, got {target}")
+        self.target = target
+
+    def __call__(self, output: Output, y: Int[Tensor, " b"]) -> Verdict:
+        """Return the verdict; `y` only says how many samples there are."""
+        logits = two_sided(output.logits)
+        if self.target >= logits.shape[1]:
+            raise SpecError(
+                f"expected a target class in 0..{logits.shape[1] - 1}, got {self.target}"
+            )
+        goal = torch.full_like(y, self.target)
+        loss = -log_odds_against(logits, goal)
+        harm = logits[:, self.target] - best_other(logits, goal)
+        return Verdict(loss, harm, logits.argmax(1) == self.target)
+
+    def applies(self, y: Int[Tensor, " b"]) -> Tensor:
+        """Return the labelled samples that are not of the target class already."""
+        return (y >= 0) & (y != self.target)

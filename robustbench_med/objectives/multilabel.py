@@ -1,0 +1,64 @@
+"""Objectives on several findings an image; -1 = unlabelled, never counted."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from robustbench_med.errors import SpecError
+from robustbench_med.types import Output, Verdict
+
+
+class AnyFinding:
+    """Any finding called wrong will do: the counterpart of exact-match accuracy.
+
+    Loss: log of the binary cross-entropy summed over the labelled findings: the same direction of
+        ascent, and no
+    underflow where the victim is sure of every finding. Harm: the largest logit on the wrong side.
+    Done: some labelled finding is on the wrong side of logit 0 (a logit of exactly 0 calls
+        "absent").
+    """
+
+    def __call__(self, output: Output, y: Int[Tensor, "b k"]) -> Verdict:
+        """Return the verdict on logits `(b, k)` against findings `y` `(b, k)` in {0, 1, -1}."""
+        known = self._counted(y)
+        wrong = self.margins(output, y).masked_fill(~known, -torch.inf)
+        called = (output.logits > 0).long()
+        return Verdict(
+            _log_softplus(wrong).logsumexp(1), wrong.amax(1), ((called != y) & known).any(1)
+        )
+
+    def margins(self, output: Output, y: Int[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+        """Return how far each finding is on the wrong side of its threshold, in logits."""
+        return output.logits * (1 - 2 * y.clamp_min(0)).to(output.logits)
+
+    def applies(self, y: Int[Tensor, "b k"]) -> Tensor:
+        """Return the samples with at least one finding that counts, `(b,)` bool."""
+        return self._counted(y).any(1)
+
+    def _counted(self, y: Int[Tensor, "b k"]) -> Tensor:
+        return y >= 0
+
+
+def _log_softplus(margin: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+    """Return log(log(1 + exp(m))): `m` itself where exp(m) would vanish beside 1."""
+    tiny = margin < -15
+    return torch.where(tiny, margin, functional.softplus(margin.masked_fill(tiny, 0.0)).log())
+
+
+class OneFinding(AnyFinding):
+    """One finding must be called wrong: hidden where it is present, planted where it is absent."""
+
+    def __init__(self, index: int) -> None:
+        if index < 0:
+            raise SpecError(f"expected a finding index in 0..K-1, got {index}")
+        self.index = index
+
+    def _counted(self, y: Int[Tensor, "b k"]) -> Tensor:
+        if self.index >= y.shape[1]:
+            raise SpecError(f"expected a finding index in 0..{y.shape[1] - 1}, got {self.index}")
+        chosen = torch.zeros_like(y, dtype=torch.bool)
+        chosen[:, self.index] = True
+        return chosen & (y >= 0)

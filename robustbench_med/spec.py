@@ -1,0 +1,81 @@
+"""Specs: `name(key=value, ...)` with literals only, in suites, cards and on the command line."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any, NamedTuple
+
+from robustbench_med.errors import SpecError
+
+
+class Spec(NamedTuple):
+    """A registry name and its keyword parameters."""
+
+    name: str
+    parameters: dict[str, Any]
+
+    def __str__(self) -> str:
+        inside = ", ".join(f"{key}={value!r}" for key, value in self.parameters.items())
+        return f"{self.name}({inside})" if inside else self.name
+
+
+def parse(text: str) -> Spec:
+    """Return the name and parameters written in `text`.
+
+    Values are Python literals; a quotient of numbers such as `2/255` is one too.
+
+    Raises:
+        SpecError: `text` is not `name` or `name(key=value, ...)`.
+
+    >>> parse("pgd(eps=2/255, steps=40)").parameters["steps"]
+    40
+    """
+    head, bracket, _ = text.partition("(")
+    name = head.strip()
+    if not name or not all(part.isidentifier() for part in name.replace(".", "_").split(":")):
+        raise SpecError(f"expected name or name(key=value, ...), got {text!r}")
+    if not bracket:
+        return Spec(name, {})
+    try:
+        call = ast.parse("_" + text[len(head) :].strip(), mode="eval").body
+    except SyntaxError:
+        raise SpecError(
+            f"expected name(key=value, ...) with balanced brackets, got {text!r}"
+        ) from None
+    if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
+        raise SpecError(f"expected keyword parameters only, name(key=value, ...), got {text!r}")
+    return Spec(name, {str(k.arg): _literal(k.value, text) for k in call.keywords})
+
+
+def number(value: str | float) -> float:
+    """Return `value` as a float; `"2/255"` is a quotient.
+
+    Raises:
+        SpecError: `value` is not a number.
+
+    >>> round(number("2/255"), 6)
+    0.007843
+    """
+    try:
+        found = _literal(ast.parse(str(value), mode="eval").body, str(value))
+    except SyntaxError:
+        found = None
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise SpecError(f"expected a number such as 0.01 or 2/255, got {value!r}")
+    return float(found)
+
+
+def _literal(node: ast.expr, text: str) -> Any:  # noqa: ANN401 - a literal is any plain value
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        above, below = _literal(node.left, text), _literal(node.right, text)
+        if not all(isinstance(v, int | float) for v in (above, below)) or not below:
+            raise SpecError(f"expected a quotient of two numbers, got {text!r}")
+        return above / below
+    if isinstance(node, ast.Call | ast.Name):
+        raise SpecError(f"expected literal values (numbers, strings, lists), got {text!r}")
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise SpecError(
+            f"expected literal values (numbers, strings, lists), got {text!r}"
+        ) from None

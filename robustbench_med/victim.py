@@ -1,0 +1,145 @@
+"""Victim: a deployed model with its input contract; images in [0,1] in, an `Output` out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from robustbench_med.errors import InvalidOutputError, VictimError
+from robustbench_med.types import Images, Output
+
+
+@dataclass(frozen=True)
+class InputContract:
+    """What the deployed model expects.
+
+    Attributes:
+        channels: number of image channels; `names` says what they are, where it matters.
+        size: `(h, w)` or `(d, h, w)` in pixels.
+        mean, std: per channel, in [0,1] units. Normalisation happens inside the victim, so that a
+            ball is always measured on the image a person would see.
+        native_range: what 0 and 1 stand for, e.g. "grey level 0..255" or "HU -1000..400".
+        bit_depth: bits a stored pixel has.
+        spacing: mm a pixel along each axis, where known.
+        returns: "logits", or "probabilities" where the module cannot be made to give logits.
+    """
+
+    channels: int
+    size: tuple[int, ...]
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    names: tuple[str, ...] = ()
+    native_range: str = "grey level 0..255"
+    bit_depth: int = 8
+    spacing: tuple[float, ...] | None = None
+    returns: Literal["logits", "probabilities"] = "logits"
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A module behind its contract.
+
+    Attributes:
+        module: takes normalised images, returns `(b, k)`.
+        contract: see InputContract.
+        offset: `(k,)` added to the logits: the operating point of the deployed device (see
+            `operating_point`). Decision, attack and score all see the same shifted logits.
+        chunk: images forwarded at a time.
+    """
+
+    module: nn.Module
+    contract: InputContract
+    offset: Float[Tensor, " k"] | None = None
+    chunk: int = 128
+
+    def __call__(self, x: Images) -> Output:
+        """Return logits `(b, k)` for images in [0,1]."""
+        c = self.contract
+        shape = (1, -1, *[1] * len(c.size))
+        mean, std = x.new_tensor(c.mean).view(shape), x.new_tensor(c.std).view(shape)
+        logits = self.module((x - mean) / std).float()
+        if c.returns == "probabilities":
+            logits = _as_logits(logits)
+        return Output(logits if self.offset is None else logits + self.offset.to(logits))
+
+    def logits(self, x: Images) -> Float[Tensor, "b k"]:
+        """Return the logits of any number of images, without gradient, chunk by chunk.
+
+        Raises:
+            InvalidOutputError: a logit is NaN or Inf.
+        """
+        with torch.no_grad():
+            found = torch.cat([self(part).logits for part in x.split(self.chunk)])
+        if not torch.isfinite(found).all():
+            bad = int((~torch.isfinite(found)).any(1).sum())
+            raise InvalidOutputError(
+                f"expected finite logits, got NaN or Inf on {bad} of {len(x)} images"
+            )
+        return found
+
+    def at(self, offset: Float[Tensor, " k"] | None) -> Victim:
+        """Return the victim at another operating point."""
+        return replace(self, offset=offset)
+
+    def check(self, x: Images, outputs: tuple[int, ...]) -> None:
+        """Raise unless the victim reads images like `x` and answers one of the given widths.
+
+        Raises:
+            VictimError: wrong channels, size, or number of logits.
+        """
+        expected = (self.contract.channels, *self.contract.size)
+        if tuple(x.shape[1:]) != expected:
+            raise VictimError(f"expected images of shape {expected}, got {tuple(x.shape[1:])}")
+        try:
+            with frozen(self.module), torch.no_grad():
+                found = self(x[:2]).logits
+        except RuntimeError as error:
+            first = str(error).splitlines()[0]
+            raise VictimError(
+                f"expected a model that reads {expected} images, got: {first}"
+            ) from None
+        if found.ndim != 2 or found.shape[1] not in outputs:
+            wanted = " or ".join(map(str, outputs))
+            raise VictimError(
+                f"expected {wanted} logits for this data, got outputs {tuple(found.shape[1:])}"
+                ": choose a victim trained for these classes"
+            )
+
+
+def _as_logits(p: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+    p = p.clamp(1e-7, 1 - 1e-7)
+    return torch.logit(p) if p.shape[1] == 1 else p.log()
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[nn.Module]:
+    """Hold a module in eval mode with no trainable parameter; restore it exactly after."""
+    modes = [(part, part.training) for part in module.modules()]
+    grads = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    try:
+        module.eval()
+        for parameter, _ in grads:
+            parameter.requires_grad_(False)
+        yield module
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for parameter, wanted in grads:
+            parameter.requires_grad_(wanted)
+
+
+def looks_like_probabilities(logits: Float[Tensor, "b k"]) -> bool:
+    """Whether outputs called logits are probabilities: all in [0,1], and rows of several sum to 1.
+
+    A one-logit or multi-label victim cannot be told by the sum: there all values in [0,1] with both
+    a small and a large one among them decide.
+    """
+    inside = bool(((logits >= 0) & (logits <= 1)).all())
+    sums_to_one = bool(torch.allclose(logits.sum(1), torch.ones(len(logits)).to(logits), atol=1e-3))
+    return inside and (sums_to_one or float(logits.max()) - float(logits.min()) > 0.5)

@@ -1,0 +1,79 @@
+"""Attacks meet the closed-form optimum: they fail at 0.9 of the distance, win at 1.05."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from robustbench_med import registry
+from robustbench_med.cards import Norm
+from robustbench_med.objectives.classification import Targeted
+from tests.toys import (
+    clear_images,
+    distance,
+    draws,
+    generic_victim,
+    grey_images,
+    linear_victim,
+    problem_of,
+)
+
+ATTACKS = {
+    name: registry.function("attacks", card) for name, card in registry.load("attacks").items()
+}
+ROWS = [
+    (name, norm, k)
+    for name, k in itertools.product(ATTACKS, (2, 3, 10))
+    for norm in registry.load("attacks")[name].norms
+]
+
+
+@pytest.mark.parametrize(("name", "norm", "k"), ROWS)
+def test_fails_below_the_distance_and_wins_above(name: str, norm: Norm, k: int) -> None:
+    victim = linear_victim(k)
+    x = clear_images(victim, 12)
+    y = victim(x).logits.argmax(1)
+    nearest = distance(victim, x, y, norm)
+    for share, wins in ((0.9, False), (1.05, True)):
+        problem = problem_of(victim, x, y, eps=nearest * share, norm=norm)
+        z = ATTACKS[name](problem, rng=draws(12))
+        assert (problem.ball.size(z, x) <= nearest * share * 1.001).all()
+        done = problem.probe(z).done
+        assert done.all() if wins else not done.any()
+
+
+def test_fgsm_takes_the_step_of_the_paper() -> None:
+    victim = generic_victim(4, scale=0.1)  # not sure of itself: the cross-entropy has its gradient
+    x = grey_images(5)
+    y = victim(x).logits.argmax(1)
+    leaf = x.clone().requires_grad_(True)
+    loss = torch.nn.functional.cross_entropy(victim(leaf).logits, y, reduction="sum")
+    (g,) = torch.autograd.grad(loss, leaf)
+    z = ATTACKS["fgsm"](problem_of(victim, x, y, eps=0.03), rng=draws(5))
+    torch.testing.assert_close(z, (x + 0.03 * g.sign()).clamp(0, 1))
+
+
+@pytest.mark.parametrize("name", ["fgsm", "bim", "pgd"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_targeted_attack_reaches_its_class(name: str, norm: Norm) -> None:
+    victim = linear_victim(3)
+    x = grey_images(20)
+    y = victim(x).logits.argmax(1)
+    objective = Targeted(1)
+    rows = objective.applies(y).nonzero()[:, 0]
+    eps = 0.05 if norm == "linf" else 0.4
+    problem = problem_of(victim, x[rows], y[rows], eps=eps, norm=norm, objective=objective)
+    z = ATTACKS[name](problem, rng=draws(len(rows)))
+    assert (victim(z).logits.argmax(1) == 1).all()
+
+
+def test_pixels_at_exactly_0_and_1_move() -> None:
+    victim = linear_victim(2)
+    x = (grey_images(6) > 0.5).float()
+    y = victim(x).logits.argmax(1)
+    for name, attack in ATTACKS.items():
+        z = attack(problem_of(victim, x, y, eps=0.1), rng=draws(6))
+        assert (z != x)[x == 0].any(), name
+        assert (z != x)[x == 1].any(), name

@@ -1,0 +1,153 @@
+"""Every attack on every task: no crash, inside the ball, the same in any batch."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attacks.pgd import bim, pgd
+from robustbench_med import registry
+from robustbench_med.ball import Ball
+from robustbench_med.cards import Task
+from robustbench_med.errors import SpecError
+from robustbench_med.objectives import make
+from robustbench_med.problem import Problem
+from tests.toys import (
+    Small,
+    draws,
+    generic_victim,
+    grey_images,
+    problem_of,
+    small_victim,
+    victim_of,
+)
+
+ATTACKS = registry.load("attacks")
+TASKS: dict[str, dict[str, Any]] = {
+    "two classes": {"k": 2},
+    "three classes": {"k": 3, "channels": 3},
+    "ten classes": {"k": 10},
+    "one logit": {"k": 1},
+    "findings": {"k": 4, "task": "multi_label"},
+    "one finding": {"k": 4, "task": "multi_label", "objective": "finding(index=2)"},
+    "target": {"k": 3, "objective": "targeted(target=2)"},
+    "volume": {"k": 2, "axes": 3},
+}
+N = 6
+
+
+def pose(
+    k: int,
+    task: Task = "single_label",
+    channels: int = 1,
+    axes: int = 2,
+    objective: str = "untargeted",
+) -> Problem:  # noqa: ANN401, E501
+    victim = small_victim(k, channels=channels, axes=axes)
+    x = torch.rand(N, channels, *(8,) * axes, generator=torch.Generator().manual_seed(0))
+    x[:, :, :2], x[:, :, -1] = 0, 1
+    logits = victim(x).logits
+    y = (logits > 0).long() if task == "multi_label" else logits.argmax(1)
+    if k == 1:
+        y = (logits[:, 0] > 0).long()
+    made = make(objective, task)
+    rows = made.applies(y).nonzero()[:, 0]
+    return Problem(x[rows], y[rows], Ball("linf", 0.2), made, victim)
+
+
+@pytest.mark.parametrize(("name", "task"), list(itertools.product(ATTACKS, TASKS)))
+def test_attack_runs_and_stays_inside(name: str, task: str) -> None:
+    attack = registry.function("attacks", ATTACKS[name])
+    for norm, eps in (("linf", 0.2), ("l2", 1.0)):
+        posed = pose(**TASKS[task])
+        problem = replace(posed, ball=Ball(norm, eps))  # type: ignore[arg-type]
+        before = problem.probe(problem.x).harm
+        z = attack(problem, rng=draws(len(problem)))
+        assert z.shape == problem.x.shape
+        assert not z.requires_grad
+        assert (problem.ball.size(z, problem.x) <= eps * (1 + 1e-5) + 1e-6).all()
+        assert z.min() >= 0
+        assert z.max() <= 1
+        after = problem.probe(z)
+        assert len(z) > 0
+        assert (after.done | (after.harm > before)).float().mean() > 0.5  # it climbs
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_candidates_do_not_depend_on_batch_size(name: str, size: int) -> None:
+    attack = registry.function("attacks", ATTACKS[name])
+    victim = generic_victim(3)
+    x = grey_images(64)
+    y = victim(x).logits.argmax(1)
+    problem = problem_of(victim, x, y, eps=0.012)
+    whole = attack(problem, rng=draws(64))
+    rows = torch.arange(64)
+    parts = [attack(problem.take(r), rng=draws(64).take(r)) for r in rows.split(size)]
+    assert torch.equal(problem.probe(torch.cat(parts)).done, problem.probe(whole).done)
+    torch.testing.assert_close(torch.cat(parts), whole, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 64])
+def test_candidates_do_not_depend_on_chunks(chunk: int) -> None:
+    problem = pose(3)
+    whole = pgd(problem, rng=draws(len(problem)), steps=5)
+    chunked = pgd(replace(problem, chunk=chunk), rng=draws(len(problem)), steps=5)
+    torch.testing.assert_close(chunked, whole, atol=2e-6, rtol=0)
+
+
+def test_restarts_only_help_and_use_other_draws() -> None:
+    victim = small_victim(3)
+    x = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    y = victim(x).logits.argmax(1)
+    problem = problem_of(victim, x, y, eps=0.05)
+    once = problem.probe(pgd(problem, rng=draws(16), steps=3)).harm
+    thrice = problem.probe(pgd(problem, rng=draws(16), steps=3, restarts=3)).harm
+    assert (thrice >= once - 1e-6).all()
+    assert (thrice > once + 1e-6).any()
+
+
+def test_bim_is_pgd_from_the_clean_image() -> None:
+    problem = pose(3)
+    a = bim(problem, rng=draws(len(problem)), steps=4, reach=1.25)
+    b = pgd(problem, rng=draws(9, seed=3), steps=4, reach=1.25, random_start=False)
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"restarts": -1}, {"reach": 0.0}])
+def test_bad_parameters_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=f"expected {next(iter(wrong))} > 0, got"):
+        pgd(pose(2), rng=draws(N), **wrong)
+
+
+def test_a_batch_of_done_samples_and_an_empty_one_cost_one_pass() -> None:
+    problem = pose(2)
+    wrong = replace(problem, y=1 - problem.y)
+    assert pgd(wrong, rng=draws(len(wrong))).shape == wrong.x.shape
+    assert wrong.counter.backward == len(wrong)
+    nothing = problem.take(torch.zeros(0, dtype=torch.long))
+    assert len(pgd(nothing, rng=draws(0))) == 0
+
+
+def test_nan_gradients_of_one_image_do_not_move_the_others() -> None:
+    class Root(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            # the root of 0 has an infinite slope: only the first image, which is black, hits it
+            return super().forward(x) + x.flatten(1).sum(1, keepdim=True).sqrt() * 1e-3
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        victim = victim_of(Root(1, 2))
+    x = grey_images(4)
+    x[0] = 0
+    y = victim(x).logits.argmax(1)
+    problem = problem_of(victim, x, y, eps=0.05)
+    z = pgd(problem, rng=draws(4), steps=3, random_start=False)
+    assert torch.isfinite(z).all()
+    assert (z[1:] != x[1:]).flatten(1).any(1).all()
+    assert problem.counter.nonfinite > 0

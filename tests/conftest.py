@@ -1,0 +1,25 @@
+"""Fixtures of the whole suite."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Keep torch to one thread: tests run in several processes."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Return the folder of real images, or skip with the reason."""
+    default = Path(__file__).parents[1].parent / "shared" / "data"
+    folder = Path(os.environ.get("ROBUSTBENCH_MED_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no real images: {folder} does not exist (ROBUSTBENCH_MED_DATA)")
+    return folder

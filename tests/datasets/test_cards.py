@@ -1,0 +1,116 @@
+"""The dataset cards: complete, and expanded by size."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from robustbench_med import registry
+from robustbench_med.datasets.cards import load_cards
+
+CLASSES = {
+    "pathmnist": 9,
+    "chestmnist": 14,
+    "dermamnist": 7,
+    "octmnist": 4,
+    "pneumoniamnist": 2,
+    "retinamnist": 5,
+    "breastmnist": 2,
+    "bloodmnist": 8,
+    "tissuemnist": 8,
+    "organamnist": 11,
+    "organcmnist": 11,
+    "organsmnist": 11,
+}
+COLOUR = {"pathmnist", "dermamnist", "retinamnist", "bloodmnist"}
+REAL = {name: card for name, card in load_cards().items() if not card.synthetic}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("side", [28, 64, 128, 224])
+def test_medmnist_is_there_in_every_size(name: str, side: int) -> None:
+    full = name if side == 28 else f"{name}_{side}"
+    card = REAL[full]
+    assert card.file == f"{full}.npz"
+    assert card.url == f"https://zenodo.org/records/10519652/files/{full}.npz?download=1"
+    assert card.size == (side, side)
+    assert card.title.endswith(f"{side}x{side}")
+    assert card.channels == (3 if name in COLOUR else 1)
+    assert len(card.classes) == CLASSES[name]
+    assert (card.task == "multi_label") == (name == "chestmnist")
+    assert ("NC" in card.licence) == (name == "dermamnist")
+
+
+def test_healthy_classes() -> None:
+    normal = {name: card.normal for name, card in REAL.items() if card.normal is not None}
+    plain = {
+        name: index for name, index in normal.items() if not name.endswith(("_64", "_128", "_224"))
+    }
+    assert plain == {"octmnist": 3, "pneumoniamnist": 0, "retinamnist": 0, "breastmnist": 1}
+    assert normal["busi_128"] == 2
+    assert normal["isic_uda1_128"] == normal["lc25000_lung_64"] == 0
+    for name, index in normal.items():
+        assert 0 <= index < len(REAL[name].classes)
+
+
+def test_the_registry_holds_every_card() -> None:
+    for name, card in REAL.items():
+        assert registry.find("datasets", name) == card
+
+
+def test_checksums_are_well_formed_and_unique() -> None:
+    md5 = [card.md5 for card in REAL.values() if card.url]
+    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in md5)
+    sha256 = [one for card in REAL.values() for one in card.sha256]
+    assert all(re.fullmatch("[0-9a-f]{64}", one) for one in sha256)
+    assert len(set(md5)) == 48
+    assert len(set(sha256)) == len(sha256) == 5
+
+
+def test_every_file_has_a_checksum_licence_source_and_notes() -> None:
+    for card in REAL.values():
+        assert card.file, card.name
+        assert card.md5 or card.sha256, card.name
+        assert card.licence, card.name
+        assert card.source, card.name
+        assert card.summary, card.name
+        assert card.notes, card.name
+        assert len(set(card.classes)) == len(card.classes), card.name
+
+
+@pytest.mark.data
+def test_the_stated_sha256_are_those_of_the_folder(real: Path) -> None:
+    listed = {}
+    for line in (real / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split()
+        listed[name] = digest
+    for card in REAL.values():
+        for one in card.sha256:
+            assert listed[card.file] == one
+
+
+def test_sizes_add_to_what_a_table_shares(tmp_path: Path) -> None:
+    path = tmp_path / "cards.toml"
+    path.write_text(
+        '[toy]\ntitle = "Toy"\nmodality = "none"\ntask = "single_label"\nclasses = ["a", "b"]\n'
+        'channels = 1\nnotes = ["shared"]\n'
+        '[toy.sizes]\n28 = { md5 = "x", notes = ["own"] }\n64 = {}\n'
+    )
+    cards = load_cards(path)
+    assert list(cards) == ["toy", "toy_64"]
+    assert cards["toy"].notes == ("shared", "own")
+    assert cards["toy_64"].notes == ("shared",)
+    assert cards["toy_64"].md5 == ""
+
+
+def test_reading_cards_imports_no_heavy_library() -> None:
+    code = (
+        "import sys; from robustbench_med import registry; registry.load('datasets');"
+        "print({'torch', 'numpy', 'timm', 'pandas'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

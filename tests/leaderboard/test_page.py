@@ -1,0 +1,207 @@
+"""The page: self-contained, escaped, under a strict policy, and it works in a browser."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import leaderboard
+from leaderboard.gallery import SHOWN, gallery
+from leaderboard.page import TEMPLATES
+from robustbench_med.bench.record import LadderAudit, Stored
+
+Maker = Callable[..., Stored]
+HOSTILE = "<script>alert(1)</script>"
+
+
+class Tags(HTMLParser):
+    """Collects every tag with its attributes, and the ids."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keep the tag."""
+        self.tags.append((tag, {key: value or "" for key, value in attrs}))
+
+
+@pytest.fixture(scope="module")
+def published(records: list[Stored], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results") / "quick"
+    return leaderboard.publish(records, folder, title="Robustness bench")
+
+
+@pytest.fixture(scope="module")
+def page(published: Path) -> str:
+    return published.read_text(encoding="utf-8")
+
+
+def test_publish_writes_three_files_and_nothing_else(
+    published: Path, records: list[Stored]
+) -> None:
+    names = sorted(path.name for path in published.parent.iterdir())
+    assert names == ["leaderboard.csv", "leaderboard.html", "leaderboard.md"]
+    before = published.read_bytes()
+    assert leaderboard.publish(records, published.parent, title="Robustness bench") == published
+    assert published.read_bytes() == before
+    assert len(before) < 5_000_000
+
+
+def test_the_page_loads_nothing_from_elsewhere(page: str) -> None:
+    assert "http://" not in page
+    assert "url(http" not in page
+    assert "@import" not in page
+    for tag, attributes in Tags(page).tags:
+        assert tag not in {"link", "iframe", "object", "embed", "base", "form"}
+        assert attributes.get("src", "data:").startswith("data:image/png;base64,") or tag != "img"
+        assert "src" not in attributes or tag == "img"
+        href = attributes.get("href", "#")
+        assert href.startswith("#") or (tag == "a" and href.startswith("https://"))
+
+
+def test_the_policy_allows_our_script_and_style_by_hash_only(page: str) -> None:
+    tags = Tags(page).tags
+    (policy,) = [a["content"] for t, a in tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    inline = re.findall(r"<(?:script|style)>(.*?)</(?:script|style)>", page, flags=re.DOTALL)
+    assert len(inline) == 3
+    for text in inline:
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    for _, attributes in tags:
+        assert "style" not in attributes  # the policy would block it
+        assert not any(key.startswith("on") for key in attributes)
+
+
+def test_hostile_names_stay_text(make_stored: Maker, tmp_path: Path) -> None:
+    evil = '"><img src=x onerror=alert(1)>' + HOSTILE
+    stored = make_stored(
+        [6, 1, 1],
+        victim=("m", evil, evil),
+        pictures=1,
+        case={"parameters": {"steps": evil}, "defense": evil},
+        record={"notes": (evil,), "threshold": ()},
+    )
+    record = stored.record.model_copy(
+        update={
+            "provenance": stored.record.provenance.model_copy(update={"command": evil}),
+            "dataset_card": stored.record.dataset_card.model_copy(
+                update={"title": evil, "url": "javascript:alert(1)", "classes": (evil, "b")}
+            ),
+            "attack_card": stored.record.attack_card.model_copy(update={"title": evil}),
+        }
+    )
+    path = leaderboard.publish([stored._replace(record=record)], tmp_path / evil[:4], title=evil)
+    page = path.read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
+    assert "javascript:" not in page
+    assert page.count("<script>") == 2
+    assert {a.get("src", "")[:5] for t, a in Tags(page).tags if t == "img"} == {"data:"}
+
+
+def test_ids_are_unique_and_references_resolve(page: str) -> None:
+    tags = Tags(page).tags
+    ids = [a["id"] for _, a in tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    for _, attributes in tags:
+        for key in ("href", "aria-controls", "aria-labelledby"):
+            target = attributes.get(key, "")
+            if target and not target.startswith("https:"):
+                assert target.removeprefix("#") in ids
+        if clip := re.match(r"url\(#(.+)\)", attributes.get("clip-path", "")):
+            assert clip[1] in ids
+
+
+def test_the_page_says_what_a_reader_must_know(page: str) -> None:
+    for words in (
+        "Chest X-ray (synthetic phantom)",
+        "images treated as independent",
+        "30 patients",
+        "{0.5, 1, 2, 4, 8}/255",
+        "12 of 90 images gave NaN logits",
+        "the gradient of 41 % of images is exactly zero",
+        "not run: PGD-40",
+        "within budget for every image",
+        "python -m robustbench_med run quick --only resnet_narrow,pgd",
+        "not a clinical claim",
+        "robustbench_med 0.1.0",
+    ):
+        assert words in page
+    assert ">nan<" not in page.lower()
+    assert 'aria-sort="descending"' in page
+
+
+def test_no_records_still_make_a_page(tmp_path: Path) -> None:
+    path = leaderboard.publish([], tmp_path, title="")
+    assert "No records yet" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("audit", "words"),
+    [
+        (LadderAudit(inferred=9, checked=3, broken=0, reran=False), "0 of them broke, as assumed"),
+        (LadderAudit(inferred=9, checked=3, broken=2, reran=True), "2 of them broke, so all were"),
+    ],
+)
+def test_audits_are_told_in_words(
+    make_stored: Maker, tmp_path: Path, audit: LadderAudit, words: str
+) -> None:
+    stored = make_stored([6, 1], over_budget=2, record={"ladder_audit": audit, "cost": None})
+    page = leaderboard.publish([stored], tmp_path, title="t").read_text(encoding="utf-8")
+    assert words in page
+    assert "2 images exceed their radius" in page
+
+
+def test_gallery_keeps_to_its_budget_and_its_folder(make_stored: Maker) -> None:
+    stored = make_stored([6] * 6, pictures=8)
+    board = leaderboard.boards([stored])[0]
+    every = gallery(board, budget=10**7)
+    assert len(every) == SHOWN
+    assert len({picture.example.sample for picture in every}) == SHOWN
+    half = gallery(board, budget=sum(picture.size for picture in every[:3]))
+    assert 1 <= len(half) <= 3
+    folder = Path(stored.folder)
+    shutil.copy(folder / "0_clean.png", folder.parent / "outside.png")
+    (folder / "text.png").write_text("no picture")
+    for clean in ("../outside.png", "missing.png", "text.png", "", "/etc/passwd"):
+        example = stored.record.examples[0].model_copy(update={"clean": clean})
+        record = stored.record.model_copy(update={"examples": (example,)})
+        assert gallery(leaderboard.boards([stored._replace(record=record)])[0], budget=10**7) == []
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="needs node to check the script's syntax")
+def test_the_script_is_valid() -> None:
+    subprocess.run(["node", "--check", str(TEMPLATES / "script.js")], check=True)
+
+
+def _chromium(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:  # noqa: ANN401
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command = ["chromium", *flags, *arguments]
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=60, **options
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium (apt install chromium)")
+def test_the_page_works_in_a_browser(published: Path, tmp_path: Path) -> None:
+    dom = _chromium("--dump-dom", published.as_uri()).stdout
+    assert re.search(r'class="count soft" role="status">4 victims<', dom)  # the script ran
+    assert '<html lang="en" class="js"' in dom
+    shot = tmp_path / "page.png"
+    _chromium(f"--screenshot={shot}", "--window-size=1400,2400", published.as_uri())
+    assert shot.stat().st_size > 50_000

@@ -1,0 +1,97 @@
+"""Terminal, CSV and Markdown: content, width, and names that try to be code."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+import leaderboard
+from leaderboard.table import guard, markdown, name
+from leaderboard.text import https, number
+from robustbench_med.bench.record import Stored
+
+Maker = Callable[..., Stored]
+EVIL = ("evil", "=HYPERLINK(1) | [x](javascript:1)\x1b[2J<b>", "ViT")
+
+
+def shown(records: list[Stored], width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    leaderboard.show(records, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_terminal_fits_100_columns_and_gives_the_reasons(records: list[Stored]) -> None:
+    text = shown(records)
+    assert max(map(len, text.splitlines())) <= 100
+    for words in (
+        "Chest X-ray (synthetic phantom) at ε = 2/255",
+        "90 images, 30 patients",
+        "images treated as independent",
+        "ε ∈ {0.5, 1, 2, 4, 8}/255",
+        "MobileNetV3 small: invalid. PGD-40: 12 of 90 images gave NaN logits",
+        "ViT tiny: flagged. BIM: the gradient of 41 % of images is exactly zero",
+        "MobileNetV3 small: incomplete. not run: PGD-40",
+    ):
+        assert words in text
+    assert " nan" not in text.lower().replace("nan logits", "")
+
+
+def test_terminal_prints_a_name_as_it_is_but_no_escape_code(make_stored: Maker) -> None:
+    text = shown([make_stored([6, 6], victim=("m", "[red]a\x1b[2Jb[/red]", "ViT"))], width=140)
+    assert "[red]a[2Jb[/red]" in text
+    assert "\x1b" not in text
+
+
+def test_csv_holds_every_metric_and_the_worst_case(records: list[Stored], tmp_path: Path) -> None:
+    made = leaderboard.boards(records)
+    csv, _ = leaderboard.write_tables(made, tmp_path, title="t")
+    frame = pd.read_csv(csv)
+    worst = frame[frame["attack"] == "worst_case"]
+    assert len(worst) == 12 * 6
+    board = made[0]
+    row = board.rows[0]
+    cell = worst.query("dataset == @board.dataset.name and victim == @row.model.name")
+    assert cell["value"].to_list() == pytest.approx(
+        [row.clean.value, *(e.value for e in row.worst)]
+    )
+    assert {"auc", "psnr", "attack_success"} <= set(frame["metric"])
+    assert frame.query("metric == 'flips_to_disease'")["value"].isna().all()
+    assert frame["rank"].isna().sum() == frame["standing"].ne("ranked").sum()
+
+
+def test_text_cells_that_look_like_formulas_are_defused(make_stored: Maker, tmp_path: Path) -> None:
+    made = leaderboard.boards([make_stored([6, 6], victim=EVIL)])
+    csv, _ = leaderboard.write_tables(made, tmp_path, title="t")
+    assert pd.read_csv(csv)["title"].str.startswith("'=HYPERLINK").all()
+
+
+@pytest.mark.parametrize("text", ["=1", "+1", "-1", "@a", "\t=1", "\r=1"])
+def test_guard_leads_with_an_apostrophe(text: str) -> None:
+    assert guard(text) == f"'{text}"
+    assert guard(-1.5) == -1.5
+
+
+def test_markdown_escapes_names_and_keeps_its_columns(make_stored: Maker) -> None:
+    text = markdown(leaderboard.boards([make_stored([6, 1], victim=EVIL)]), title="A *title*")
+    assert text.startswith("# A \\*title\\*\n")
+    line = next(line for line in text.splitlines() if "HYPERLINK" in line)
+    assert "\\| \\[x\\](javascript:1)\\[2J&lt;b&gt;" in line
+    assert line.replace("\\|", "").count("|") == 8
+    assert "50.0 [9–91]".replace("[", "\\[").replace("]", "\\]") in line
+
+
+def test_a_defended_victim_says_so(make_stored: Maker) -> None:
+    board = leaderboard.boards([make_stored([6, 6], case={"defense": "jpeg(quality=75)"})])[0]
+    assert name(board.rows[0]) == "ResNet-18 narrow + jpeg(quality=75)"
+
+
+def test_undefined_is_a_dash_and_only_https_is_a_link() -> None:
+    assert (number(float("nan")), number(float("inf"), "plain")) == ("–", "∞")
+    for url in ("http://a.org", "https://u@a.org", "https:///x", "https://a b", "https://[", "//a"):
+        assert https(url) == ""

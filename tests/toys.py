@@ -1,0 +1,120 @@
+"""Victims whose optimal perturbation is known, and small ones that are quick to attack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from scipy.linalg import hadamard
+from torch import Tensor, nn
+
+from robustbench_med.ball import Ball
+from robustbench_med.cards import Norm
+from robustbench_med.objectives import Objective
+from robustbench_med.objectives.classification import Untargeted
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.victim import InputContract, Victim
+
+DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
+
+
+class Linear(nn.Module):
+    """Logits `w x + b` on flattened images."""
+
+    def __init__(self, w: Tensor, b: Tensor) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(w), nn.Parameter(b)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.w.T + self.b
+
+
+class Small(nn.Module):
+    """A convolutional network with batch norm and dropout, for any number of axes."""
+
+    def __init__(self, channels: int, outputs: int, axes: int = 2) -> None:
+        super().__init__()
+        conv = (nn.Conv2d, nn.Conv3d)[axes - 2]
+        norm = (nn.BatchNorm2d, nn.BatchNorm3d)[axes - 2]
+        self.features = nn.Sequential(
+            conv(channels, 8, 3, padding=1), norm(8), nn.SiLU(), conv(8, 8, 3, stride=2), nn.SiLU()
+        )
+        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.features(x).flatten(2).mean(2))
+        return found
+
+
+def victim_of(module: nn.Module, *, channels: int = 1, size: tuple[int, ...] = (8, 8)) -> Victim:
+    return Victim(module.eval(), InputContract(channels=channels, size=size))
+
+
+def linear_victim(k: int = 2, *, scale: float = 30.0) -> Victim:
+    """Return a linear victim of `k` classes on 8 x 8 images.
+
+    Its rows are those of a Hadamard matrix: any two differ by the same norm, so the class with the
+        next largest logit
+    is the nearest, in every norm. At scale 30 it is so sure that the cross-entropy has no gradient
+    left in float32.
+    """
+    w = scale * torch.from_numpy(hadamard(64)[1 : k + 1]).float()
+    return victim_of(Linear(w, torch.zeros(k)))
+
+
+def generic_victim(k: int, *, scale: float = 1.0) -> Victim:
+    """Return a linear victim in general position: no gradient entry cancels."""
+    w = torch.randn(k, 64, generator=torch.Generator().manual_seed(0))
+    return victim_of(Linear(scale * w, torch.zeros(k)))
+
+
+def clear_images(victim: Victim, n: int) -> Tensor:
+    """Return images whose second largest logit stands well apart from the third."""
+    x = grey_images(40 * n)
+    top = victim(x).logits.topk(min(3, victim(x[:1]).logits.shape[1])).values
+    lead = (top[:, 0] - top[:, 1]) / (top[:, 0] - top[:, -1])
+    return x[lead.argsort()[n : 2 * n]] if top.shape[1] == 3 else x[:n]
+
+
+def small_victim(k: int, *, channels: int = 1, side: int = 8, axes: int = 2) -> Victim:
+    with torch.random.fork_rng():
+        torch.manual_seed(k)
+        module = Small(channels, k, axes)
+    return victim_of(module, channels=channels, size=(side,) * axes)
+
+
+def grey_images(n: int, *, channels: int = 1, side: int = 8, seed: int = 1) -> Tensor:
+    """Return images well inside [0,1], so that small balls do not touch the box."""
+    generator = torch.Generator().manual_seed(seed)
+    return 0.4 + 0.2 * torch.rand(n, channels, side, side, generator=generator)
+
+
+def distance(victim: Victim, x: Tensor, y: Tensor, norm: Norm) -> Tensor:
+    """Return each image's exact distance to the nearest decision boundary of a linear victim."""
+    module = victim.module
+    assert isinstance(module, Linear)
+    logits = victim(x).logits.detach()
+    w = module.w.detach()
+    nearest = torch.full((len(x),), torch.inf)
+    for j in range(len(w)):
+        gap = logits.gather(1, y[:, None])[:, 0] - logits[:, j]
+        slope = (w[y] - w[j]).norm(p=DUAL[norm], dim=1)
+        nearest = torch.where(y == j, nearest, torch.minimum(nearest, gap / slope))
+    return nearest
+
+
+def problem_of(
+    victim: Victim,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float | Tensor,
+    norm: Norm = "linf",
+    objective: Objective | None = None,
+) -> Problem:
+    return Problem(x, y, Ball(norm, eps), objective or Untargeted(), victim)
+
+
+def draws(n: int | Iterable[str], seed: int = 0) -> Draws:
+    return Draws.of(seed, [f"s{i}" for i in range(n)] if isinstance(n, int) else n)
