@@ -47,7 +47,7 @@ class Problem:
     judge: Model
     guide: Model | None = None
     counter: Counter = field(default_factory=Counter)
-    chunk: int = 128
+    chunk: int = 64
 
     def __len__(self) -> int:
         return len(self.x)
@@ -103,6 +103,6 @@ class Problem:
         """Return the problem of the given rows; costs are still counted together."""
         return replace(self, x=self.x[rows], y=self.y[rows], ball=self.ball.take(rows))
 
-    def at(self, eps: float) -> Problem:
-        """Return the same problem at another radius."""
+    def at(self, eps: float | Float[Tensor, " b"]) -> Problem:
+        """Return the same problem at another radius, or at one a sample."""
         return replace(self, ball=self.ball.at(eps))

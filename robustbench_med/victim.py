@@ -56,7 +56,7 @@ class Victim:
     module: nn.Module
     contract: InputContract
     offset: Float[Tensor, " k"] | None = None
-    chunk: int = 128
+    chunk: int = 64
 
     def __call__(self, x: Images) -> Output:
         """Return logits `(b, k)` for images in [0,1]."""

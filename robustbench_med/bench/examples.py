@@ -40,8 +40,7 @@ def pictures_of(case: Case, ready: Prepared, run: Run, most: int) -> Pictures:
     examples: list[Example] = []
     files: dict[str, bytes] = {}
     for row in _choose(run, most):
-        broken = [bool(columns["broken"][row]) for columns in run.rungs]
-        eps = case.ladder[broken.index(True)]
+        eps = case.ladder[int(run.rungs["broken"][:, row].nonzero()[0, 0])]
         rows = torch.tensor([row], device=run.problem.x.device)
         here = replace(run.problem.take(rows).at(eps), counter=Counter())
         with frozen(ready.victim.module):
@@ -76,7 +75,7 @@ def _example(
 
 def _choose(run: Run, most: int) -> list[int]:
     """Return rows broken at the smallest radii, one a class before a second of any."""
-    rung = torch.stack([columns["broken"] for columns in run.rungs]).sum(0)  # rungs it is broken at
+    rung = run.rungs["broken"].sum(0)  # at how many rungs each is broken
     truth = [tuple(np.atleast_1d(y)) for y in run.problem.y.cpu().numpy()]
     seen: dict[tuple[int, ...], int] = {}
     ranked = []

@@ -1,19 +1,21 @@
 """The ladder: one attack at rising radii, at little more than the cost of its hardest rung.
 
-Two orders, named by the attack's card:
+Two ways, named by the attack's card:
 
 ascend: smallest radius first; a sample broken at one rung is not attacked above it. Exact for every
-attack.
+attack, and cheap for those of one step.
 
-descend: largest radius first. A sample that stands there is taken to stand at every smaller radius
-too, because the smaller ball lies inside the larger one; so each sample pays for at most one
-failing run, and successes stop early. What an attack misses in the large ball it may still find in
-a small one. Hence two
-safeguards: the failed candidate is pulled into each smaller ball and judged there, and a keyed draw
-of the inferred (sample, rung) pairs is attacked in earnest. If one of those breaks, all inferred
-pairs are.
+descend: every sample looks for its own lowest broken rung. A failed run costs all its steps, a
+successful one stops early, so each sample should fail once: where it stands at a radius, it is
+taken to stand at every smaller one, because the smaller ball lies inside the larger. The first rung
+tried is the highest it would stand at by the linear estimate of its distance; from there up or down
+by one. The last candidate, grown or pulled into the next ball, is judged there first: an image that
+just failed at one radius mostly breaks the next. What an attack misses in a large ball it may still
+find in a small one. Hence the failed candidate is pulled into each smaller ball and judged there,
+and a keyed draw of the inferred (sample, rung) pairs is attacked in earnest; if one of them breaks,
+all inferred pairs are.
 
-In both orders a sample broken at one rung counts as broken above it.
+In both, a sample broken at one rung counts as broken above it, by the same image.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from robustbench_med.bench.record import LadderAudit
@@ -32,47 +34,112 @@ from robustbench_med.rng import Draws
 from robustbench_med.types import Images, Rows
 
 Attack = Callable[[Problem, Draws], Images]
-Columns = dict[str, Tensor]  # name -> (b, ...): what was measured of every sample at one rung
+Columns = dict[str, Tensor]  # what was measured of every sample, a tensor a name
 AUDITED = 1 / 16  # share of inferred pairs that is attacked in earnest
 
 
 def ascend(
     problem: Problem, attack: Attack, rng: Draws, ladder: Sequence[float], depth: int
-) -> list[Columns]:
-    """Return the columns of each rung, smallest radius first."""
-    rungs: list[Columns] = []
+) -> Columns:
+    """Return the columns of all rungs, `(r, b, ...)` a name, smallest radius first."""
+    table = _Table(len(ladder), len(problem))
+    streams = _streams(rng, ladder)
     rows = _every_row(problem)
-    for eps in ladder:
-        columns = _attack_rows(problem, attack, rng, eps, rows, depth)
-        if rungs:
-            columns = {
-                name: value.index_copy(0, rows, columns[name]) for name, value in rungs[-1].items()
-            }
-        rungs.append(columns)
-        rows = (~columns["broken"]).nonzero()[:, 0]
-    return rungs
+    for i, eps in enumerate(ladder):
+        here = problem.at(eps).take(rows)
+        columns = measure(here, attack(here, Draws(streams[i, rows])), depth)
+        table.put(i, rows, columns)
+        rows = rows[~columns["broken"]]
+    table.carry()
+    return table.columns
 
 
 def descend(
     problem: Problem, attack: Attack, rng: Draws, ladder: Sequence[float], depth: int
-) -> tuple[list[Columns], LadderAudit]:
-    """Return the columns of each rung, smallest radius first, and how the inference was checked."""
-    found: list[Columns] = []
-    inferred: list[Bool[Tensor, " b"]] = []
-    z, rows = problem.x, _every_row(problem)
-    for eps in reversed(ladder):
-        here = problem.at(eps)
-        z = here.ball.project(z, here.x)
-        z[rows] = attack(here.take(rows), at_rung(rng, eps).take(rows))
+) -> tuple[Columns, LadderAudit]:
+    """Return the columns of all rungs as `ascend` does, and how the inference was checked."""
+    table = _Table(len(ladder), len(problem))
+    streams, radii = _streams(rng, ladder), problem.x.new_tensor(ladder)
+    stands = torch.full_like(_every_row(problem), -1)  # highest rung a sample stands at
+    falls = torch.full_like(stands, len(ladder))  # lowest rung it is broken at
+    ran = torch.zeros(len(ladder), len(problem), dtype=torch.bool, device=problem.x.device)
+    failed, near = problem.x.clone(), problem.x.clone()  # candidates at `stands`; at the last rung
+    turn, known = _first_rung(problem, radii), False
+    while len(rows := (falls - stands > 1).nonzero()[:, 0]):
+        if known:  # the last candidate may decide the next rung, for one forward pass
+            rows = rows[~_judge(problem, near, radii, turn, rows, depth, table, falls)]
+        rung = turn[rows]
+        here = problem.take(rows).at(radii[rung])
+        z = attack(here, Draws(streams[rung, rows]))
         columns = measure(here, z, depth)
-        stood = torch.ones(len(problem), dtype=torch.bool, device=z.device)
-        stood[rows] = False
-        inferred.append(stood)
-        rows = rows[columns["broken"][rows]]
-        found.append(columns)
-    rungs = found[::-1]
-    _carry(rungs)
-    return rungs, _audit(problem, attack, rng, ladder, depth, rungs, inferred[::-1])
+        table.put(rung, rows, columns)
+        ran[rung, rows], broken, known = True, columns["broken"], True
+        falls[rows[broken]] = rung[broken]
+        stands[rows[~broken]] = rung[~broken]
+        failed[rows[~broken]] = z[~broken]
+        turn[rows] = torch.where(broken, rung - 1, rung + 1)
+        grown = (radii[turn[rows].clamp(0, len(radii) - 1)] / radii[rung]).clamp_min(1)
+        near[rows] = here.x + (z - here.x) * grown.view(-1, *[1] * (z.ndim - 1))
+    inferred = ~ran & (torch.arange(len(ladder), device=stands.device)[:, None] < stands)
+    for i, eps in enumerate(
+        ladder
+    ):  # the image that failed at a larger radius, pulled in and judged
+        rows = inferred[i].nonzero()[:, 0]
+        here = problem.at(eps).take(rows)
+        table.put(i, rows, measure(here, here.ball.project(failed[rows], here.x), depth))
+    table.carry()
+    return table.columns, _audit(problem, attack, streams, radii, depth, table, inferred)
+
+
+class _Table:
+    """What was measured of every sample at every rung, a tensor `(r, b, ...)` a name."""
+
+    def __init__(self, rungs: int, samples: int) -> None:
+        self.columns: Columns = {}
+        self._shape = (rungs, samples)
+
+    def put(self, rung: int | Rows, rows: Rows, columns: Columns) -> None:
+        """Write the columns of some rows at one rung, or at a rung each."""
+        for name, value in columns.items():
+            if name not in self.columns:
+                self.columns[name] = value.new_zeros((*self._shape, *value.shape[1:]))
+            self.columns[name][rung, rows] = value
+
+    def carry(self) -> None:
+        """Make a sample broken at one rung broken above it, by the image that broke it."""
+        broken = self.columns["broken"]
+        for i in range(1, len(broken)):
+            rows = (broken[i - 1] & ~broken[i]).nonzero()[:, 0]
+            for value in self.columns.values():
+                value[i, rows] = value[i - 1, rows]
+
+
+def _first_rung(problem: Problem, radii: Float[Tensor, " r"]) -> Rows:
+    """Return the highest rung each sample would stand at if its loss were linear, `(b,)`."""
+    g, verdict = problem.gradient(problem.x)
+    slope = (g * problem.ball.steepest(g)).flatten(1).sum(1)  # the dual norm of the gradient
+    return (torch.bucketize(-verdict.harm / slope, radii) - 1).clamp_min(0)
+
+
+def _judge(
+    problem: Problem,
+    near: Images,
+    radii: Float[Tensor, " r"],
+    turn: Rows,
+    rows: Rows,
+    depth: int,
+    table: _Table,
+    falls: Rows,
+) -> Bool[Tensor, " rows"]:
+    """Return which samples break at their next rung by the last candidate, grown or pulled in."""
+    here = problem.take(rows).at(radii[turn[rows]])
+    columns = measure(here, here.ball.project(near[rows], here.x), depth)
+    broken = columns["broken"]
+    hit = rows[broken]
+    table.put(turn[hit], hit, {name: value[broken] for name, value in columns.items()})
+    falls[hit] = turn[hit]
+    turn[hit] -= 1
+    return broken
 
 
 def measure(problem: Problem, z: Images, depth: int) -> Columns:
@@ -100,14 +167,19 @@ def measure(problem: Problem, z: Images, depth: int) -> Columns:
         "l2": flat.norm(dim=1),
         "lowest": z.flatten(1).amin(1),
         "highest": z.flatten(1).amax(1),
-        "ssim": _chunked(ssim, z, x, problem.chunk),
-        "psnr": _chunked(psnr, z, x, problem.chunk),
+        "ssim": _of_broken(ssim, z, x, rows, problem.chunk),
+        "psnr": _of_broken(psnr, z, x, rows, problem.chunk),
     }
 
 
-def _chunked(of: Callable[[Images, Images], Tensor], z: Images, x: Images, chunk: int) -> Tensor:
-    pairs = zip(z.split(chunk), x.split(chunk), strict=True)
-    return torch.cat([of(a, b) for a, b in pairs])
+def _of_broken(
+    of: Callable[[Images, Images], Tensor], z: Images, x: Images, rows: Rows, chunk: int
+) -> Tensor:
+    """Return how visible each perturbation that broke its sample is; NaN for the others."""
+    found = x.new_full((len(x),), torch.nan)
+    for part in rows.split(chunk):
+        found[part] = of(z[part], x[part])
+    return found
 
 
 def _every_row(problem: Problem) -> Rows:
@@ -119,48 +191,36 @@ def at_rung(rng: Draws, eps: float) -> Draws:
     return rng.fork("eps", repr(eps))
 
 
-def _attack_rows(
-    problem: Problem, attack: Attack, rng: Draws, eps: float, rows: Rows, depth: int
-) -> Columns:
-    here = problem.at(eps).take(rows)
-    return measure(here, attack(here, at_rung(rng, eps).take(rows)), depth)
-
-
-def _carry(rungs: list[Columns]) -> None:
-    """Make a sample broken at one rung broken above it, by the image that broke it."""
-    for below, above in zip(rungs, rungs[1:], strict=False):
-        rows = (below["broken"] & ~above["broken"]).nonzero()[:, 0]
-        for name in above:
-            above[name][rows] = below[name][rows]
+def _streams(rng: Draws, ladder: Sequence[float]) -> Int[Tensor, "r b"]:
+    """Return the keys of each sample's draws at each rung."""
+    return torch.stack([at_rung(rng, eps).keys for eps in ladder])
 
 
 def _audit(
     problem: Problem,
     attack: Attack,
-    rng: Draws,
-    ladder: Sequence[float],
+    streams: Int[Tensor, "r b"],
+    radii: Float[Tensor, " r"],
     depth: int,
-    rungs: list[Columns],
-    inferred: list[Bool[Tensor, " b"]],
+    table: _Table,
+    inferred: Bool[Tensor, "r b"],
 ) -> LadderAudit:
-    drawn = rng.fork("ladder audit").uniform(len(ladder)) < AUDITED
-    pairs = [stood & ~rung["broken"] for stood, rung in zip(inferred, rungs, strict=True)]
-    total = sum(int(pair.sum()) for pair in pairs)
+    """Attack a keyed draw of the pairs inferred to stand; all of them if one of those breaks."""
+    broken = table.columns["broken"]
+    pairs = inferred & ~broken
+    total = int(pairs.sum())
 
-    def rerun(chosen: list[Bool[Tensor, " b"]]) -> tuple[int, int]:
-        tried = broken = 0
-        for rung, eps, pair in zip(rungs, ladder, chosen, strict=True):
-            rows = (pair & ~rung["broken"]).nonzero()[:, 0]
-            if len(rows) == 0:
-                continue
-            columns = _attack_rows(problem, attack, rng, eps, rows, depth)
-            tried, broken = tried + len(rows), broken + int(columns["broken"].sum())
-            for name, value in columns.items():
-                rung[name][rows] = value
-        _carry(rungs)
-        return tried, broken
+    def attacked(chosen: Bool[Tensor, "r b"]) -> tuple[int, int]:
+        rung, rows = (chosen & ~broken).nonzero().unbind(1)
+        here = problem.take(rows).at(radii[rung])
+        columns = measure(here, attack(here, Draws(streams[rung, rows])), depth)
+        table.put(rung, rows, columns)
+        table.carry()
+        return len(rows), int(columns["broken"].sum())
 
-    checked, broken = rerun([pair & drawn[:, i] for i, pair in enumerate(pairs)])
-    if broken:
-        rerun([pair & ~drawn[:, i] for i, pair in enumerate(pairs)])
-    return LadderAudit(inferred=total, checked=checked, broken=broken, reran=bool(broken))
+    lots = [Draws(keys).fork("ladder audit").uniform(1)[:, 0] for keys in streams]
+    drawn = torch.stack(lots) < AUDITED
+    checked, fell = attacked(pairs & drawn)
+    if fell:
+        attacked(pairs & ~drawn)
+    return LadderAudit(inferred=total, checked=checked, broken=fell, reran=bool(fell))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Bool
 from numpy.typing import NDArray
 from torch import Tensor
@@ -35,19 +33,18 @@ class Scores(NamedTuple):
     threshold: tuple[float, ...]
 
 
-def score(
-    case: Case, ready: Prepared, attacked: Bool[Tensor, " n"], rungs: Sequence[Columns]
-) -> Scores:
+def score(case: Case, ready: Prepared, attacked: Bool[Tensor, " n"], rungs: Columns) -> Scores:
     """Return the samples table, a Rung for clean and each radius, the audit, the threshold.
 
     Args:
         case: says norm and ladder.
         ready: clean logits and truth of all `n` images.
         attacked: which of them were attacked; the others keep their clean output at every rung.
-        rungs: what was measured of the attacked ones, smallest radius first.
+        rungs: what was measured of the attacked ones, `(r, b, ...)` a name.
     """
     tables = [_table(ready, attacked, None, 0.0)]
-    for eps, columns in zip(case.ladder, rungs, strict=True):
+    for i, eps in enumerate(case.ladder):
+        columns = {name: value[i] for name, value in rungs.items()}
         tables.append(_table(ready, attacked, columns, eps))
     clusters = ready.batch.patients
     weights = stats.resamples(len(ready.batch), clusters, seed=case.seed)
@@ -115,8 +112,10 @@ def _rung(
         table["broken"].to_numpy()[attacked].astype(float), owners
     )
     metrics |= flips(y, before, after, card, attacked=attacked, clusters=clusters)
-    for name in _VISIBLE:
-        metrics[name] = _mean(table[name].to_numpy(dtype=float), weights)
+    broken = table["broken"].to_numpy()
+    for name in _VISIBLE:  # of the images that broke: what a person would have had to notice
+        values = np.where(broken, table[name].to_numpy(dtype=float), np.nan)
+        metrics[name] = _mean(values, weights)
     return Rung(eps=float(table["eps"].iloc[0]), metrics=metrics)
 
 
@@ -132,22 +131,22 @@ def _mean(values: NDArray[np.float64], weights: NDArray[np.float64]) -> Estimate
     )
 
 
-def _audit(case: Case, ready: Prepared, rungs: Sequence[Columns]) -> Audit:
+def _audit(case: Case, ready: Prepared, rungs: Columns) -> Audit:
     """Return what the attack really used, and whether its images survive rounding."""
-    over = torch.zeros_like(rungs[0]["broken"])
-    for eps, columns in zip(case.ladder, rungs, strict=True):
-        outside = (columns["lowest"] < -TOLERANCE) | (columns["highest"] > 1 + TOLERANCE)
-        over |= (columns["size"] > eps * (1 + 1e-5) + TOLERANCE) | outside
-    some = len(over) > 0
-    broken = torch.cat([c["broken"] for c in rungs])
-    rounded = torch.cat([c["rounded"] for c in rungs])
+    broken, rounded = int(rungs["broken"].sum()), int(rungs["rounded"].sum())
+    eps = rungs["size"].new_tensor(case.ladder)[:, None]
+    lowest, highest = rungs["lowest"], rungs["highest"]
+    outside = (lowest < -TOLERANCE) | (highest > 1 + TOLERANCE)
+    over = (rungs["size"] > eps * (1 + 1e-5) + TOLERANCE) | outside
+    some = rungs["size"].shape[1] > 0
+    undefined = float("nan")
     return Audit(
         norm=case.norm,
-        largest=tuple(float(c["size"].max()) if some else float("nan") for c in rungs),
-        lowest_pixel=min(float(c["lowest"].min()) for c in rungs) if some else float("nan"),
-        highest_pixel=max(float(c["highest"].max()) for c in rungs) if some else float("nan"),
-        over_budget=int(over.sum()),
+        largest=tuple(rungs["size"].amax(1).tolist() if some else [undefined] * len(eps)),
+        lowest_pixel=float(lowest.min()) if some else undefined,
+        highest_pixel=float(highest.max()) if some else undefined,
+        over_budget=int(over.any(0).sum()),
         tolerance=TOLERANCE,
         bit_depth=ready.data.card.bit_depth,
-        survives_rounding=stats.wilson(int(rounded.sum()), int(broken.sum())),
+        survives_rounding=stats.wilson(rounded, broken),
     )

@@ -35,7 +35,7 @@ class Run(NamedTuple):
         attack: as it was applied.
         rng: its draws, one stream a sample attacked.
         attacked: `(n,)` which of the batch those are.
-        rungs: what was measured of them, smallest radius first.
+        rungs: what was measured of them, `(r, b, ...)` a name, smallest radius first.
         ladder: how a descending ladder was checked.
         counter: what it cost.
         seconds: wall-clock time.
@@ -45,7 +45,7 @@ class Run(NamedTuple):
     attack: Attack
     rng: Draws
     attacked: Bool[Tensor, " n"]
-    rungs: list[Columns]
+    rungs: Columns
     ladder: LadderAudit | None
     counter: Counter
     seconds: float

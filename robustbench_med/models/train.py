@@ -137,9 +137,9 @@ def augment(x: Float[Tensor, "b c h w"], recipe: Recipe) -> Float[Tensor, "b c h
     b = len(x)
     angle = (torch.rand(b) - 0.5) * (0.35 if "rotate" in recipe.augment else 0)  # +-10 degrees
     mirror = 1 - 2.0 * (torch.rand(b) < 0.5) if "flip" in recipe.augment else torch.ones(b)
-    shift = (torch.rand(b, 2) - 0.5) * (
-        0.2 if "shift" in recipe.augment else 0
-    )  # +-5 % of the side
+    side = torch.tensor(x.shape[:1:-1])  # w, h: the order of affine_grid
+    shift = (torch.rand(b, 2) - 0.5) * (0.1 if "shift" in recipe.augment else 0)  # of the side
+    shift = (shift * side).round() / side * 2  # whole pixels: a lesion of two must not be blurred
     rotation = torch.stack(
         [angle.cos() * mirror, -angle.sin(), angle.sin() * mirror, angle.cos()], 1
     )
