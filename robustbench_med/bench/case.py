@@ -29,6 +29,9 @@ class Case(BaseModel):
     parameters: dict[str, Any] = Field(
         description="every parameter of the attack, defaults included"
     )
+    guide: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="precision of the gradients; the judge is always float32"
+    )
     objective: str = "untargeted"
     norm: Norm
     ladder: tuple[float, ...] = Field(

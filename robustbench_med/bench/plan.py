@@ -154,6 +154,7 @@ def _cases(
             attack=card.name,
             attack_version=card.version,
             parameters=parameters,
+            guide=grid.guide,
             objective=grid.objective,
             norm=grid.norm,
             ladder=grid.ladder,

@@ -32,6 +32,7 @@ class Grid(BaseModel):
     split: Literal["train", "val", "test"] = "test"
     n: int | None = Field(default=None, ge=1)
     operating_point: Literal["youden", "argmax"] = "youden"
+    guide: Literal["float32", "bfloat16"] = "float32"
 
     @field_validator("ladder", mode="before")
     @classmethod

@@ -17,6 +17,7 @@ from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import LadderAudit
 from robustbench_med.cards import AttackCard
+from robustbench_med.models.guide import bfloat16
 from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images, Output
@@ -66,6 +67,7 @@ def walk(planned: Planned, ready: Prepared) -> Run:
         ball=Ball(case.norm, case.ladder[0]),
         objective=objective,
         judge=ready.victim,
+        guide=bfloat16(ready.victim) if case.guide == "bfloat16" else None,
         counter=counter,
         chunk=ready.victim.chunk,
     )

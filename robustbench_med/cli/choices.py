@@ -46,6 +46,12 @@ OperatingPoint = Annotated[
     Literal["youden", "argmax"] | None,
     typer.Option("--operating-point", help="Threshold chosen on validation, or the model's own."),
 ]
+Guide = Annotated[
+    Literal["float32", "bfloat16"] | None,
+    typer.Option(
+        "--guide", help="Precision of the gradients; success is always judged in float32."
+    ),
+]
 Number = Annotated[int | None, typer.Option("-n", min=1, help="Images of each dataset.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the suite.")]
 
@@ -57,6 +63,7 @@ _GRID = {
     "norm": "norm",
     "objective": "objective",
     "operating_point": "operating_point",
+    "guide": "guide",
     "n": "n",
 }
 

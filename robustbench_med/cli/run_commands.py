@@ -37,6 +37,7 @@ def run(
     norm: choices.Norm = None,
     objective: choices.Objective = None,
     operating_point: choices.OperatingPoint = None,
+    guide: choices.Guide = None,
     n: choices.Number = None,
     seed: choices.Seed = None,
     case: Annotated[
@@ -89,6 +90,7 @@ def plan_command(
     norm: choices.Norm = None,
     objective: choices.Objective = None,
     operating_point: choices.OperatingPoint = None,
+    guide: choices.Guide = None,
     n: choices.Number = None,
     seed: choices.Seed = None,
 ) -> None:

@@ -47,7 +47,7 @@ def train(
         raise SpecError(f"expected a card with a recipe, got {card.name}")
     with _seeded(card.recipe.seed):
         victim = untrained(card, data.card)
-        _fit(victim, data.batch("train"), data.card, card.recipe, progress)
+        fit(victim, data.batch("train"), data.card, card.recipe, progress)
     out.mkdir(parents=True, exist_ok=True)
     name = f"{card.name}.safetensors"
     sha256 = weights.write(victim.module, out / name)
@@ -81,13 +81,14 @@ def measure(victim: Victim, data: Dataset) -> Measured:
     )
 
 
-def _fit(
+def fit(
     victim: Victim,
     batch: Batch,
     card: DatasetCard,
     recipe: Recipe,
-    progress: Callable[[float], None],
+    progress: Callable[[float], None] = lambda _: None,
 ) -> None:
+    """Train the victim's module on a batch, in place, by the recipe, with torch's generator."""
     module = victim.module.train()
     rounds = math.ceil(len(batch) / recipe.batch)
     optimizer = torch.optim.AdamW(module.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
