@@ -7,7 +7,7 @@ DEV := .venv/.installed-dev
 .PHONY: run test check slow wheel zoo results bench clean
 
 run: $(STAMP)  ## install, run the default suite, print the tables, say where the page is
-	$(BIN)/python -m robustbench_med run quick --force
+	$(BIN)/python -m robustbench_med run quick
 
 test: $(DEV)  ## install with the dev extra, run the quick tests
 	$(BIN)/python -m pytest -m "not slow" -n auto --benchmark-disable

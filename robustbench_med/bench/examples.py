@@ -21,6 +21,7 @@ from robustbench_med.bench.walk import Run
 from robustbench_med.cards import DatasetCard
 from robustbench_med.objectives.decide import decide
 from robustbench_med.problem import Counter
+from robustbench_med.types import Images
 from robustbench_med.victim import frozen
 
 
@@ -40,16 +41,28 @@ def pictures_of(case: Case, ready: Prepared, run: Run, most: int) -> Pictures:
     examples: list[Example] = []
     files: dict[str, bytes] = {}
     for row in _choose(run, most):
-        eps = case.ladder[int(run.rungs["broken"][:, row].nonzero()[0, 0])]
-        rows = torch.tensor([row], device=run.problem.x.device)
-        here = replace(run.problem.take(rows).at(eps), counter=Counter())
+        first = int(run.rungs["broken"][:, row].nonzero()[0, 0])
         with frozen(ready.victim.module):
-            z = run.attack(here, at_rung(run.rng, eps).take(rows))
-            logits = here.outputs(z).logits
+            eps, z = _attack_again(case, run, row, first)
+            logits = ready.victim(z).logits.detach()
         example, parts = _example(ready, run, row, eps, z[0], logits, len(examples))
         examples.append(example)
         files |= parts
     return Pictures(tuple(examples), files)
+
+
+def _attack_again(case: Case, run: Run, row: int, first: int) -> tuple[float, Images]:
+    """Return the smallest radius, from rung `first` up, at which the attack alone breaks the row.
+
+    The ladder may have broken it one rung lower, by an image grown or pulled in from another rung.
+    """
+    rows = torch.tensor([row], device=run.problem.x.device)
+    for eps in case.ladder[first:]:
+        here = replace(run.problem.take(rows).at(eps), counter=Counter())
+        z = run.attack(here, at_rung(run.rng, eps).take(rows))
+        if bool(here.probe(z).done.all()):
+            break
+    return eps, z
 
 
 def _example(

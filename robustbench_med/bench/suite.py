@@ -81,17 +81,20 @@ def read_suite(path: Path) -> Suite:
 def narrowed(suite: Suite, given: dict[str, Any], seed: int | None) -> Suite:
     """Return the suite with fields of its grids replaced, e.g. `{"n": 20}`.
 
-    A suite whose datasets are replaced keeps one grid only: its first, on those datasets. One whose
-        victims are
-    replaced keeps the grids of datasets they were trained on.
+    A suite whose datasets are replaced keeps one grid, its first, on those datasets; where they are
+    not its own it is called "custom", so that their records do not mix with the suite's. One whose
+    victims are replaced keeps the grids of datasets they were trained on.
 
     Raises:
         SpecError: a field breaks the schema.
         UnknownNameError: a victim that no card carries.
     """
     grids = [grid.model_dump() for grid in suite.grids]
+    shipped = {dataset for grid in suite.grids for dataset in grid.datasets}
     if "datasets" in given:
         grids = grids[:1]
+        if not set(given["datasets"]) <= shipped:
+            suite = suite.model_copy(update={"name": "custom", "title": "Own selection"})
     elif "victims" in given:
         trained = {dataset_of(victim) for victim in given["victims"]} - {None}
         for grid in grids:

@@ -109,7 +109,8 @@ def _timm(wanted: spec.Spec, data: DatasetCard) -> Loaded:
     else:
         found = weights.fingerprint(module)
     default = getattr(module, "pretrained_cfg", {})
-    mean, std = (tuple(ours.get(key) or default.get(key) or ()) for key in ("mean", "std"))
+    mean = tuple(ours.get("mean") or default.get("mean") or (0.0,))
+    std = tuple(ours.get("std") or default.get("std") or (1.0,))
     if data.channels == 1:  # timm folds RGB stems into one channel; their statistics fold alike
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
     victim = Victim(module, _contract(data, mean, std))
