@@ -45,6 +45,6 @@ def publish(records: list[Stored], folder: Path, *, title: str) -> Path:
 
 def show(records: list[Stored], console: Console) -> None:
     """Print a table a board to `console`."""
-    for table in terminal_tables(boards(records)):
+    for table in terminal_tables(boards(records), width=console.width):
         console.print(table)
         console.print()

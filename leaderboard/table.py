@@ -46,12 +46,12 @@ def patients(board: Board) -> str:
     return f"{' / '.join(map(str, counts))} patients" if counts else "images treated as independent"
 
 
-def terminal_tables(made: list[Board]) -> list[Table]:
-    """Return a table a board, at most about 100 characters wide with three attacks."""
-    return [_terminal(board) for board in made]
+def terminal_tables(made: list[Board], *, width: int = 100) -> list[Table]:
+    """Return a table a board; attacks have their intervals where `width` characters hold them."""
+    return [_terminal(board, width) for board in made]
 
 
-def _terminal(board: Board) -> Table:
+def _terminal(board: Board, width: int) -> Table:
     notes = [f"{name(row)}: {row.standing}. {'; '.join(row.reasons)}" for row in board.rows]
     kept = [note for note, row in zip(notes, board.rows, strict=True) if row.standing != "ranked"]
     lines = [facts(board), "accuracy in %, [95 % interval]", *(f"{DASH} {note}" for note in kept)]
@@ -67,7 +67,7 @@ def _terminal(board: Board) -> Table:
     table.add_column("victim", min_width=14, overflow="fold")
     for heading in ("worst case", "clean", *board.columns):
         table.add_column(Text(heading), justify="right")
-    at, wide = board.headline, len(board.columns) <= 3
+    at, wide = board.headline, 54 + 15 * len(board.columns) <= width
     for row in board.rows:
         cells = [row.accuracy[c][at] if c in row.accuracy else UNDEFINED for c in board.columns]
         attacks = [short(cell) if wide else number(cell.value) for cell in cells]

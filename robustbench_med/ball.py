@@ -22,6 +22,10 @@ _TINY = 1e-12
 class Ball:
     """Images within `eps` of the clean ones, in [0,1], changed only where allowed.
 
+    >>> x = torch.full((1, 1, 2, 2), 0.5)
+    >>> Ball("linf", 0.1).project(x + 0.3, x).amax().item()  # doctest: +ELLIPSIS
+    0.6...
+
     Attributes:
         norm: "linf", "l2" or "l1", over all channels and pixels of an image.
         eps: radius in image units (x in [0,1]); a float, or `(b,)` for a radius a sample.

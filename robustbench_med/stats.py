@@ -32,7 +32,8 @@ def wilson(successes: int, n: int) -> Estimate:
     if n == 0:
         return UNDEFINED
     low, high = proportion_confint(successes, n, alpha=1 - LEVEL, method="wilson")
-    return Estimate(value=successes / n, low=float(low), high=float(high))
+    value = successes / n  # rounding may put a bound a hair inside of a share of 0 or 1
+    return Estimate(value=value, low=min(float(low), value), high=max(float(high), value))
 
 
 def resamples(
@@ -43,7 +44,9 @@ def resamples(
     Whole clusters (patients) are drawn with replacement; without clusters each image is its own.
     """
     owner = np.arange(n) if clusters is None else np.unique(clusters, return_inverse=True)[1]
-    groups = int(owner.max()) + 1 if n else 0
+    if n == 0:
+        return np.zeros((replicates, 0))
+    groups = int(owner.max()) + 1
     drawn = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), replicates)
     return drawn[:, owner].astype(np.float64)
 

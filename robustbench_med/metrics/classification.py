@@ -105,7 +105,7 @@ def _balanced(p: Predictions, card: DatasetCard) -> float:
 
 
 def _recall(truth: Bools, called: Bools) -> float:
-    return float(sk.recall_score(truth, called, zero_division=np.nan))
+    return float(sk.recall_score(truth, called, zero_division=np.nan)) if len(truth) else np.nan
 
 
 def _auc(p: Predictions, card: DatasetCard) -> float:
@@ -118,7 +118,8 @@ def _auc(p: Predictions, card: DatasetCard) -> float:
 
 def _f1(p: Predictions, card: DatasetCard) -> float:
     pairs = [_column(p, j)[:2] for j in _columns(p, card)]
-    return float(np.mean([sk.f1_score(t, c, zero_division=np.nan) for t, c in pairs]))
+    values = [sk.f1_score(t, c, zero_division=np.nan) if len(t) else np.nan for t, c in pairs]
+    return float(np.mean(values))
 
 
 def _recall_repeats(truth: Bools, called: Bools, weights: Floats) -> Floats:

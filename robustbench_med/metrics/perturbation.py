@@ -20,9 +20,13 @@ def ssim(z: Images, x: Images) -> PerSample:
 
     if len(x) == 0 or min(x.shape[2:]) < _WINDOW:
         return x.new_full((len(x),), torch.nan)
-    value = structural_similarity_index_measure(z, x, data_range=1.0, reduction="none")
-    found: Tensor = value[0] if isinstance(value, tuple) else value
-    return found.reshape(len(x))
+    _, each = structural_similarity_index_measure(
+        z, x, data_range=1.0, reduction="none", return_full_image=True
+    )
+    edge = _WINDOW // 2  # where the window leaves the image: torchmetrics pads, the paper does not
+    inner = tuple(slice(edge, side - edge) for side in x.shape[2:])
+    found: Tensor = each[(..., *inner)].flatten(1).mean(1)
+    return found
 
 
 def psnr(z: Images, x: Images) -> Float[Tensor, " b"]:

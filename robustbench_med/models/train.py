@@ -155,13 +155,18 @@ def augment(x: Float[Tensor, "b c h w"], recipe: Recipe) -> Float[Tensor, "b c h
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch inside the block and give back the generator's state after it."""
-    state = torch.get_rng_state()
+    """Seed torch and keep it to one thread inside the block; give both back after it.
+
+    The order of sums depends on the number of threads, and with it the last bits of the weights.
+    """
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
     torch.manual_seed(seed)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_rng_state(state)
+        torch.set_num_threads(threads)
 
 
 def _gradient_ms(victim: Victim, batch: Batch, task: Task) -> float:

@@ -1,0 +1,188 @@
+"""Problem counts what it forwards; Search keeps the best and lets finished rows go."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from attacks.pgd import pgd
+from robustbench_med.objectives.classification import Untargeted
+from robustbench_med.problem import Problem
+from robustbench_med.search import Search
+from robustbench_med.types import Images, Output
+from robustbench_med.victim import Victim
+from tests.toys import draws, grey_images, linear_victim, problem_of, small_victim
+
+N = 10
+
+
+def posed(victim: Victim | None = None, *, eps: float = 0.05) -> Problem:
+    victim = victim or small_victim(3)
+    x = grey_images(N)
+    return problem_of(victim, x, victim(x).logits.argmax(1), eps=eps)
+
+
+# --- problem -------------------------------------------------------------------------------------
+
+
+def test_every_pass_is_counted_and_takings_share_the_count() -> None:
+    problem = posed()
+    problem.probe(problem.x)
+    assert (problem.counter.forward, problem.counter.backward) == (N, 0)
+    problem.gradient(problem.x)
+    assert (problem.counter.forward, problem.counter.backward) == (2 * N, N)
+    few = problem.take(torch.tensor([1, 4])).at(0.1)
+    few.margins(few.x)
+    few.gradient(few.x)
+    assert (problem.counter.forward, problem.counter.backward) == (2 * N + 4, N + 2)
+    assert problem.counter is few.counter
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+def test_chunks_change_no_gradient(chunk: int) -> None:
+    problem = posed()
+    g, verdict = problem.gradient(problem.x)
+    parts, judged = replace(problem, chunk=chunk).gradient(problem.x)
+    torch.testing.assert_close(parts, g)
+    torch.testing.assert_close(judged.loss, verdict.loss)
+    assert torch.equal(judged.done, verdict.done)
+
+
+def test_a_gradient_is_of_its_own_image_alone() -> None:
+    problem = posed()
+    whole, _ = problem.gradient(problem.x)
+    one, _ = problem.take(torch.tensor([3])).gradient(problem.x[3:4])
+    torch.testing.assert_close(one[0], whole[3])
+
+
+def test_the_guide_gives_the_gradient_and_the_judge_the_verdict() -> None:
+    judge, guide = linear_victim(2), linear_victim(2, scale=-30.0)
+    problem = replace(posed(judge), guide=guide)
+    g, guided = problem.gradient(problem.x)
+    plain, judged = replace(problem, guide=None).gradient(problem.x)
+    torch.testing.assert_close(g, -plain)
+    assert guided.done.all()
+    assert not judged.done.any()
+    assert not problem.probe(problem.x).done.any()
+
+
+def test_suspicion_is_joined_over_chunks() -> None:
+    def guarded(x: Images) -> Output:
+        return Output(small_victim(3)(x).logits, x.flatten(1).mean(1))
+
+    problem = replace(posed(), judge=guarded, chunk=4)
+    found = problem.outputs(problem.x).suspicion
+    assert found is not None
+    torch.testing.assert_close(found, problem.x.flatten(1).mean(1))
+
+
+def test_taking_rows_takes_their_radius() -> None:
+    victim = small_victim(3)
+    x = grey_images(N)
+    eps = torch.linspace(0.01, 0.1, N)
+    problem = problem_of(victim, x, victim(x).logits.argmax(1), eps=eps)
+    few = problem.take(torch.tensor([7, 2]))
+    assert isinstance(few.ball.eps, Tensor)
+    assert torch.equal(few.ball.eps, eps[[7, 2]])
+    assert torch.equal(few.x, x[[7, 2]])
+
+
+# --- search --------------------------------------------------------------------------------------
+
+
+class Scripted:
+    """A model that answers whatever logits a candidate's first pixel stands for."""
+
+    def __call__(self, x: Images) -> Output:
+        margin = 10 * (x[:, 0, 0, 0] - 0.5)
+        return Output(torch.stack([torch.zeros_like(margin), margin], 1))
+
+
+def candidates(*pixels: float) -> Tensor:
+    z = torch.full((len(pixels), 1, 2, 2), 0.5)
+    z[:, 0, 0, 0] = torch.tensor(pixels)
+    return z
+
+
+def scripted(n: int) -> Problem:
+    """Return a problem whose harm is 10 (first pixel - 0.5); done above 0.5."""
+    x = candidates(*[0.1] * n)
+    toy = problem_of(linear_victim(2), x, torch.zeros(n, dtype=torch.long), eps=1.0)
+    return replace(toy, judge=Scripted(), objective=Untargeted())
+
+
+def test_the_candidate_with_the_most_harm_is_kept() -> None:
+    search = Search(scripted(2))
+    for z in (candidates(0.3, 0.2), candidates(0.2, 0.4), candidates(0.25, 0.3)):
+        search.climb(z)
+    assert search.best[:, 0, 0, 0].tolist() == pytest.approx([0.3, 0.4])
+    search.look(candidates(0.45, 0.1))
+    assert search.best[:, 0, 0, 0].tolist() == pytest.approx([0.45, 0.4])
+
+
+def test_finished_rows_leave_with_their_state() -> None:
+    search = Search(scripted(4))
+    state = torch.arange(4.0)
+    g, z, kept = search.climb(candidates(0.3, 0.9, 0.2, 0.8), state)
+    assert search.rows.tolist() == [0, 2]
+    assert len(g) == len(z) == 2
+    assert len(search.open) == 2
+    assert kept.tolist() == [0.0, 2.0]
+    before = search.open.counter.forward
+    search.climb(candidates(0.4, 0.7))
+    assert search.open.counter.forward - before == 2  # only those still open
+    assert search.rows.tolist() == [0]
+    assert search.best[:, 0, 0, 0].tolist() == pytest.approx([0.4, 0.9, 0.7, 0.8])
+    search.look(candidates(0.6))
+    assert search.finished
+    search.look(candidates())  # nothing open: nothing to judge
+
+
+def test_best_is_the_clean_image_before_any_candidate() -> None:
+    problem = scripted(3)
+    assert torch.equal(Search(problem).best, problem.x)
+
+
+def always_done(x: Images) -> Output:
+    """Answer class 1 whatever is asked: a guide that lies."""
+    return Output(torch.stack([-x.flatten(1).sum(1), torch.ones(len(x)) * 99], 1))
+
+
+def test_a_lying_guide_removes_no_sample_that_still_stands() -> None:
+    problem = replace(scripted(3), guide=always_done)
+    search = Search(problem)
+    search.climb(candidates(0.3, 0.9, 0.2))
+    assert search.rows.tolist() == [0, 2]
+    # nor does its harm of 99 hide what the judge finds later
+    search.climb(candidates(0.4, 0.1))
+    assert search.best[:, 0, 0, 0].tolist() == pytest.approx([0.4, 0.9, 0.2])
+
+
+def test_a_done_candidate_is_kept_whatever_a_lying_guide_thinks_of_it() -> None:
+    def grudging(x: Images) -> Output:
+        done = x[:, 0, 0, 0] > 0.5  # what truly breaks has little harm, the rest has much
+        harm = torch.where(done, 0.01, -0.001) + 0 * x.flatten(1).sum(1)
+        return Output(torch.stack([torch.zeros_like(harm), harm], 1))
+
+    search = Search(replace(scripted(1), guide=grudging))
+    search.climb(candidates(0.2))
+    search.climb(candidates(0.9))
+    assert search.finished
+    assert search.best[0, 0, 0, 0] == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("chunk", [3, 64])
+def test_pgd_with_a_lying_guide_reports_no_sample_as_broken_that_stands(chunk: int) -> None:
+    victim = small_victim(3)
+    problem = replace(posed(victim, eps=1e-4), guide=always_done, chunk=chunk)
+
+    def three(x: Images) -> Output:
+        two = always_done(x).logits
+        return Output(torch.cat([two, two[:, :1]], 1))
+
+    problem = replace(problem, guide=three)
+    z = pgd(problem, rng=draws(N), steps=3)
+    assert not problem.probe(z).done.any()
