@@ -147,10 +147,16 @@ class Record(_Frozen):
 class Stored(NamedTuple):
     """A record with its samples table and the folder both lie in.
 
-    `samples` has a row a (sample, rung): sample (str), patient (str or None), truth (int, or list
-    of 0/1), eps (float, 0 = clean), prediction (int, or list of 0/1), scores (list of k
-    probabilities), correct (bool), attacked (bool: clean was correct, so it was attacked), broken
-    (bool), l2, linf, ssim, psnr (NaN where not attacked).
+    `samples` has a row a (sample, rung):
+
+        sample, patient: str; patient is None where images are treated as independent.
+        truth, prediction: class id, or a list of 0/1 findings.
+        eps: radius; 0 = clean.
+        scores: list of k probabilities at the operating point.
+        correct: whether the prediction is the truth.
+        attacked: labelled, and the attacker's goal was not reached by the clean image.
+        broken: the attacker's goal is reached at this radius.
+        l2, linf: size of the perturbation, NaN where not attacked; ssim, psnr: NaN where not broken.
     """
 
     record: Record

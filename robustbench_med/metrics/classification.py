@@ -209,8 +209,8 @@ def flips(
 ) -> dict[str, Estimate]:
     """Return the directed flips of the attacked: disease to healthy, and healthy to disease.
 
-    For findings: images in which a finding rightly called present is hidden, or one rightly absent
-        is planted.
+    For findings: images in which a finding rightly called present is hidden, or one rightly called
+    absent is planted.
     """
     if card.task == "multi_label":
         there, absent = (y == 1) & (before == 1), (y == 0) & (before == 0)
@@ -221,7 +221,8 @@ def flips(
         }
     if card.normal is None:
         return {"flips_to_normal": stats.UNDEFINED, "flips_to_disease": stats.UNDEFINED}
-    ill, well = attacked & (y != card.normal), attacked & (y == card.normal)
+    right = attacked & (before == y)  # a targeted attack works on images called wrong as well
+    ill, well = right & (y != card.normal), right & (y == card.normal)
     return {
         "flips_to_normal": _share(after == card.normal, ill, clusters),
         "flips_to_disease": _share(after != card.normal, well, clusters),
