@@ -156,7 +156,8 @@ class Stored(NamedTuple):
         correct: whether the prediction is the truth.
         attacked: labelled, and the attacker's goal was not reached by the clean image.
         broken: the attacker's goal is reached at this radius.
-        l2, linf: size of the perturbation, NaN where not attacked; ssim, psnr: NaN where not broken.
+        l2, linf: size of the perturbation, NaN where not attacked.
+        ssim, psnr: how visible it is, NaN where not broken.
     """
 
     record: Record
