@@ -1,5 +1,6 @@
 # The same commands for a person and for CI. `make run` and `make test` set up all they need.
 PYTHON ?= python3
+DATA ?= ../shared/data
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEV := .venv/.installed-dev

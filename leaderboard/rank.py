@@ -143,7 +143,12 @@ def _board(group: list[Stored]) -> Board:
 def _columns(group: list[Stored]) -> list[str]:
     """Return the column of each record: its attack's title, and what tells two settings apart."""
     settings = [
-        {**s.record.case.parameters, "seed": s.record.case.seed, "v": s.record.case.attack_version}
+        {
+            **s.record.case.parameters,
+            "guide": s.record.case.guide,
+            "seed": s.record.case.seed,
+            "v": s.record.case.attack_version,
+        }
         for s in group
     ]
     attacks = [s.record.case.attack for s in group]

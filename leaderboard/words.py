@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from robustbench_med.bench.record import Provenance, Record
 
-from .text import NORMS, interval, number, radius
+from .text import NORMS, interval, number, plain, radius
 
 
 def audit_words(record: Record) -> list[str]:
@@ -34,13 +34,18 @@ def ladder_words(record: Record) -> str:
     audit = record.ladder_audit
     if audit is None:
         return ""
-    outcome = f"{audit.broken} of them broke" + (
-        ", so all were rerun" if audit.reran else "" if audit.broken else ", as assumed"
-    )
-    return (
+    taken = (
         f"{audit.inferred:,} (image, radius) pairs were taken to stand because a larger radius had "
-        f"failed; {audit.checked:,} were run to check, {outcome}."
+        "failed"
     )
+    if not audit.checked:
+        return f"{taken}; none was run to check."
+    outcome = (
+        f"{audit.broken} of them broke, so all were rerun"
+        if audit.reran
+        else f"none of them broke: at most {100 * audit.miss_bound:.1f} % would (95 % confidence)"
+    )
+    return f"{taken}; {audit.checked:,} were run to check, {outcome}."
 
 
 def cost_words(record: Record) -> str:
@@ -70,4 +75,9 @@ def decision_words(record: Record) -> str:
     if record.case.operating_point == "argmax" or not record.threshold:
         return "the most probable class"
     values = ", ".join(f"{value:.3f}" for value in record.threshold)
-    return f"called above a probability of {values} (Youden's index on validation, then frozen)"
+    classes = record.dataset_card.classes
+    called = classes[1] if len(record.threshold) == 1 else "each finding"
+    return (
+        f"{plain(called)} called above a probability of {values} (Youden's index on validation, "
+        "then frozen)"
+    )

@@ -11,7 +11,10 @@ from robustbench_med.stats import cluster_mean
 
 
 def correct_table(stored: Stored) -> pd.DataFrame:
-    """Return who was classified correctly: a row an image, a column a rung (0 = clean).
+    """Return who stands: a row an image, a column a rung (0 = clean).
+
+    Untargeted: the images called right. Any other objective: of the images attacked, those on which
+    the attacker has not reached the goal.
 
     Raises:
         ResultsError: the samples table lacks an (image, rung) pair or has one twice.
@@ -19,9 +22,11 @@ def correct_table(stored: Stored) -> pd.DataFrame:
     levels = np.array((0.0, *stored.record.case.ladder))
     eps = stored.samples["eps"].to_numpy(dtype=np.float64)
     rung = np.abs(eps[:, None] - levels).argmin(axis=1)
-    owner, ids = pd.factorize(stored.samples["sample"], sort=True)
+    samples = stored.samples
+    owner, ids = pd.factorize(samples["sample"], sort=True)
     table = np.zeros((len(ids), len(levels)), dtype=bool)
-    table[owner, rung] = stored.samples["correct"]
+    untargeted = stored.record.case.objective == "untargeted"
+    table[owner, rung] = samples["correct"] if untargeted else ~samples["broken"].astype(bool)
     filled = np.zeros_like(table)
     filled[owner, rung] = True
     if len(eps) != table.size or not filled.all():
@@ -29,7 +34,11 @@ def correct_table(stored: Stored) -> pd.DataFrame:
             f"expected one row a (sample, rung) in samples of record {stored.record.case_id}, got "
             f"{len(eps)} rows for {table.size} pairs: run that case again with --force"
         )
-    return pd.DataFrame(table, index=ids)
+    found = pd.DataFrame(table, index=ids)
+    if untargeted:
+        return found
+    attacked = samples.groupby("sample")["attacked"].all()
+    return found[attacked.loc[ids].to_numpy(dtype=bool)]
 
 
 def standing_images(tables: list[pd.DataFrame]) -> pd.DataFrame:

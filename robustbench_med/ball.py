@@ -30,8 +30,7 @@ class Ball:
         norm: "linf", "l2" or "l1", over all channels and pixels of an image.
         eps: radius in image units (x in [0,1]); a float, or `(b,)` for a radius a sample.
         channels: the channels that may change; None = all.
-        region: bool mask broadcastable to `(b, c, *s)`, True where change is allowed; None =
-            everywhere.
+        region: bool mask `(b or 1, c or 1, *s)`, True where change is allowed; None = everywhere.
     """
 
     norm: Norm

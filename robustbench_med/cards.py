@@ -34,6 +34,7 @@ class AttackCard(Card):
         description="order in which a ladder is walked; see robustbench_med/bench/ladder.py"
     )
     parameters: dict[str, Any] = Field(default_factory=dict, description="names and defaults")
+    positive: tuple[str, ...] = Field(default=(), description="parameters that must be > 0")
     passes: str = Field(
         description="forward + backward passes an image costs at most, an expression"
     )

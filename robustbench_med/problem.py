@@ -23,6 +23,7 @@ class Counter:
     forward: int = 0
     backward: int = 0
     nonfinite: int = 0  # of the back-propagated: images whose gradient had NaN or Inf
+    zero: int = 0  # of the back-propagated: images whose gradient was 0 everywhere
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,16 @@ class Problem:
         return torch.cat([g for g, _ in found]), Verdict(*map(torch.cat, verdicts))
 
     def _finite(self, g: Images) -> Images:
-        # one sum tells whether all is well; NaN in one image must not move the others, nor stop the
-        # attack
-        if bool(torch.isfinite(g.sum())):
+        """Return the gradient with 0 for NaN and Inf, and count what is wrong with it.
+
+        NaN in one image must neither move the others nor stop the attack.
+        """
+        peak = g.flatten(1).abs().amax(1)  # NaN and Inf show in it
+        self.counter.zero += int((peak == 0).sum())
+        finite = torch.isfinite(peak)
+        if bool(finite.all()):
             return g
-        self.counter.nonfinite += int((~torch.isfinite(g).flatten(1).all(1)).sum())
+        self.counter.nonfinite += int((~finite).sum())
         return torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0)
 
     def margins(self, z: Images) -> Float[Tensor, "b k"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any, NamedTuple
 
 from robustbench_med.errors import SpecError
@@ -32,7 +33,7 @@ def parse(text: str) -> Spec:
     """
     head, bracket, _ = text.partition("(")
     name = head.strip()
-    if not name or not all(part.isidentifier() for part in name.replace(".", "_").split(":")):
+    if not re.fullmatch(r"[A-Za-z_][\w.:/-]*", name):
         raise SpecError(f"expected name or name(key=value, ...), got {text!r}")
     if not bracket:
         return Spec(name, {})

@@ -36,6 +36,19 @@ def wilson(successes: int, n: int) -> Estimate:
     return Estimate(value=value, low=min(float(low), value), high=max(float(high), value))
 
 
+def miss_bound(checked: int) -> float:
+    """Return the largest share of misses that `checked` checks without one leave possible, at 95 %.
+
+    NaN where nothing was checked. Source: Clopper and Pearson 1934, one-sided, through statsmodels.
+
+    >>> round(miss_bound(59), 3)
+    0.05
+    """
+    if checked == 0:
+        return float("nan")
+    return float(proportion_confint(0, checked, alpha=2 * (1 - LEVEL), method="beta")[1])
+
+
 def resamples(
     n: int, clusters: NDArray[np.character] | None, *, seed: int = 0, replicates: int = REPLICATES
 ) -> NDArray[np.float64]:

@@ -15,11 +15,22 @@ from robustbench_med.bench.record import Cost, Example, Flag, Record
 from robustbench_med.bench.score import Scores
 from robustbench_med.bench.walk import Run
 
-_MEANING = {
-    "probabilities": "The model answers probabilities where logits are expected: gradients "
-    "vanish where it is sure, so gradient attacks look weaker than they are.",
-    "over_budget": "Some images were changed more than the radius allows, or left [0,1].",
-    "nonfinite_gradients": "Some gradients were NaN or Inf; the attack went on with 0 instead.",
+_FLAGS = {  # name: (threshold above which it is raised, what it means)
+    "probabilities": (
+        0.0,
+        "The model answers probabilities where logits are expected: gradients vanish where it is "
+        "sure, so gradient attacks look weaker than they are.",
+    ),
+    "over_budget": (0.0, "Some images were changed more than the radius allows, or left [0,1]."),
+    "nonfinite_gradients": (
+        0.0,
+        "Some gradients were NaN or Inf; the attack went on with 0 instead.",
+    ),
+    "zero_gradients": (
+        0.01,
+        "More than 1 % of the gradients were 0 everywhere: the attack was blind there, and what "
+        "looks robust may only be hidden.",
+    ),
 }
 
 
@@ -65,7 +76,7 @@ def valid(
     )
 
 
-def invalid(planned: Planned, *, reason: str, started: str, command: str) -> Record:
+def invalid(planned: Planned, *, reason: str, started: str, command: str, device: str) -> Record:
     """Return the record of a case whose model gave no usable answer: a reason and no score."""
     return Record(
         case_id=planned.case.id,
@@ -77,7 +88,7 @@ def invalid(planned: Planned, *, reason: str, started: str, command: str) -> Rec
         dataset_card=planned.data.card,
         model_card=planned.model,
         attack_card=registry.find("attacks", planned.case.attack),
-        provenance=provenance(started=started, command=command, device="cpu"),
+        provenance=provenance(started=started, command=command, device=device),
     )
 
 
@@ -86,11 +97,12 @@ def _flags(ready: Prepared, run: Run, scores: Scores) -> tuple[Flag, ...]:
         "probabilities": float(ready.probabilities),
         "over_budget": float(scores.audit.over_budget),
         "nonfinite_gradients": float(run.counter.nonfinite),
+        "zero_gradients": run.counter.zero / max(run.counter.backward, 1),
     }
     return tuple(
-        Flag(name=name, meaning=_MEANING[name], measured=value, threshold=0)
-        for name, value in measured.items()
-        if value > 0
+        Flag(name=name, meaning=meaning, measured=measured[name], threshold=threshold)
+        for name, (threshold, meaning) in _FLAGS.items()
+        if measured[name] > threshold
     )
 
 

@@ -43,7 +43,10 @@ def pictures_of(case: Case, ready: Prepared, run: Run, most: int) -> Pictures:
     for row in _choose(run, most):
         first = int(run.rungs["broken"][:, row].nonzero()[0, 0])
         with frozen(ready.victim.module):
-            eps, z = _attack_again(case, run, row, first)
+            again = _attack_again(case, run, row, first)
+            if again is None:
+                continue
+            eps, z = again
             logits = ready.victim(z).logits.detach()
         example, parts = _example(ready, run, row, eps, z[0], logits, len(examples))
         examples.append(example)
@@ -51,18 +54,19 @@ def pictures_of(case: Case, ready: Prepared, run: Run, most: int) -> Pictures:
     return Pictures(tuple(examples), files)
 
 
-def _attack_again(case: Case, run: Run, row: int, first: int) -> tuple[float, Images]:
+def _attack_again(case: Case, run: Run, row: int, first: int) -> tuple[float, Images] | None:
     """Return the smallest radius, from rung `first` up, at which the attack alone breaks the row.
 
-    The ladder may have broken it one rung lower, by an image grown or pulled in from another rung.
+    None where it does at no radius. The ladder may have broken it one rung lower, by an image grown
+    or pulled in from another rung.
     """
     rows = torch.tensor([row], device=run.problem.x.device)
     for eps in case.ladder[first:]:
         here = replace(run.problem.take(rows).at(eps), counter=Counter())
         z = run.attack(here, at_rung(run.rng, eps).take(rows))
         if bool(here.probe(z).done.all()):
-            break
-    return eps, z
+            return eps, z
+    return None
 
 
 def _example(
@@ -71,7 +75,7 @@ def _example(
     card = ready.data.card
     n = int(run.attacked.nonzero()[row, 0])
     x, delta = run.problem.x[row], z - run.problem.x[row]
-    amplified = float(np.floor(0.5 / max(float(delta.abs().max()), 1e-3)))
+    amplified = float(np.floor(0.5 / min(max(float(delta.abs().max()), 1e-3), 0.5)))
     parts = {"clean": x, "perturbation": delta * amplified + 0.5, "adversarial": z}
     names = {part: f"example_{i}_{part}.png" for part in parts}
     example = Example(

@@ -26,7 +26,12 @@ class Outcome(NamedTuple):
 
 
 def execute(
-    planned: Planned, prepare: Callable[[], Prepared], *, command: str, examples: int = 4
+    planned: Planned,
+    prepare: Callable[[], Prepared],
+    *,
+    command: str,
+    examples: int = 4,
+    device: str = "cpu",
 ) -> Outcome:
     """Run one case and return its record, samples table and example pictures.
 
@@ -36,6 +41,7 @@ def execute(
             them.
         command: reproduces the case; goes into the provenance.
         examples: pictures for the gallery, at most.
+        device: what the record of an invalid case says it ran on.
 
     A model that returns NaN or Inf makes the record `invalid`; other errors are the caller's.
     """
@@ -44,7 +50,9 @@ def execute(
         ready = prepare()
         run = walk(planned, ready)
     except InvalidOutputError as error:
-        record = assemble.invalid(planned, reason=str(error), started=started, command=command)
+        record = assemble.invalid(
+            planned, reason=str(error), started=started, command=command, device=device
+        )
         return Outcome(record, pd.DataFrame(), {})
     scores = score.score(planned.case, ready, run.attacked, run.rungs)
     pictures = pictures_of(planned.case, ready, run, examples)

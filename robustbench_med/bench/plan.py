@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,14 @@ from robustbench_med.bench.suite import Grid, Suite
 from robustbench_med.cards import AttackCard, ModelCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.datasets.load import load_dataset
-from robustbench_med.errors import BenchError, DataError, SpecError, UnknownNameError, VictimError
+from robustbench_med.errors import (
+    BenchError,
+    ChecksumError,
+    DataError,
+    SpecError,
+    UnknownNameError,
+    VictimError,
+)
 from robustbench_med.models.load import describe
 
 
@@ -55,11 +63,11 @@ def plan(suite: Suite, *, data: Path | None = None) -> tuple[list[Planned], list
             except BenchError as error:
                 broken.append(Broken(name, error))
                 continue
-            objectives.make(grid.objective, dataset.card.task)
+            objectives.make(grid.objective, dataset.card.task, k=len(dataset.card.classes))
             for victim in victims_of(grid, dataset):
                 try:
                     model, digest = describe(victim, dataset.card)
-                except VictimError as error:
+                except (VictimError, ChecksumError) as error:
                     broken.append(Broken(f"{name} · {victim}", error))
                     continue
                 for case in _cases(suite, grid, name, sha256, victim, digest, attacks):
@@ -72,6 +80,8 @@ def check_ladder(ladder: tuple[float, ...]) -> None:
     """Raise SpecError unless the radii are positive and rise."""
     if min(ladder) < 0:
         raise SpecError(f"expected eps >= 0, got {min(ladder):g}")
+    if not all(map(math.isfinite, ladder)):
+        raise SpecError(f"expected finite eps, got {', '.join(f'{e:g}' for e in ladder)}")
     if ladder[0] == 0 or list(ladder) != sorted(set(ladder)):
         raise SpecError(
             f"expected a ladder of rising eps > 0, got {', '.join(f'{e:g}' for e in ladder)}"
@@ -94,6 +104,8 @@ def attack_of(text: str, grid: Grid) -> tuple[AttackCard, dict[str, object]]:
         if not _alike(given[key], card.parameters[key]):
             kind = type(card.parameters[key]).__name__
             raise SpecError(f"{name}: expected {key} to be of type {kind}, got {given[key]!r}")
+        if key in card.positive and not given[key] > 0:
+            raise SpecError(f"{name}: expected {key} > 0, got {given[key]!r}")
     if grid.norm not in card.norms:
         raise SpecError(f"{name}: expected norm in {', '.join(card.norms)}, got {grid.norm!r}")
     return card, {**card.parameters, **given}
@@ -117,9 +129,11 @@ def victims_of(grid: Grid, dataset: Dataset) -> list[str]:
 
 
 def data_sha256(dataset: Dataset, grid: Grid) -> str:
-    """Return the hash of what a score depends on: the split attacked, and validation."""
+    """Return the hash of what a score depends on: contract, split attacked, and validation."""
+    card = dataset.card
+    contract = (card.task, card.classes, card.normal, card.channels, card.size, card.bit_depth)
     splits = {grid.split, "val"} if grid.operating_point == "youden" else {grid.split}
-    parts = []
+    parts = [repr(contract)]
     for split in sorted(splits):
         try:
             parts.append(dataset.arrays(split).fingerprint())

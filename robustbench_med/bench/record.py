@@ -52,7 +52,8 @@ class Audit(_Frozen):
     tolerance: float
     bit_depth: int
     survives_rounding: Estimate = Field(
-        description="share of adversarial images still adversarial after rounding to the bit depth"
+        description="share of the images that broke, each at its lowest rung, still adversarial "
+        "after rounding to the bit depth"
     )
 
 
@@ -67,6 +68,10 @@ class LadderAudit(_Frozen):
         description="of those checked, broken all the same; > 0 reruns all the inferred"
     )
     reran: bool
+    miss_bound: float = Field(
+        description="share of the inferred that would break too, at most, with 95 % confidence "
+        "(Clopper-Pearson); 0 where all were rerun, NaN where none was checked"
+    )
 
 
 class Cost(_Frozen):
@@ -129,7 +134,9 @@ class Record(_Frozen):
         description="distinct patients; None: images treated as independent"
     )
     threshold: tuple[float, ...] = Field(
-        default=(), description="probability above which a finding is called, frozen on validation"
+        default=(),
+        description="probability of class 1, or of each finding, above which it is called; frozen "
+        "on validation",
     )
     rungs: tuple[Rung, ...] = ()
     audit: Audit | None = None

@@ -59,6 +59,7 @@ def run_cases(
         console.print(
             f"{len(planned) - len(waiting)} of {len(planned)} cases are finished in {folder}",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
     failed: list[tuple[str, str]] = []
@@ -74,6 +75,7 @@ def run_cases(
                     lambda one=one: ready.of(one),  # type: ignore[misc]
                     command=f"{command} --case {one.case.id} --force",
                     examples=examples,
+                    device=str(where),
                 )
             except BenchError as error:
                 failed.append((one.case.label, str(error)))

@@ -50,7 +50,12 @@ def score(case: Case, ready: Prepared, attacked: Bool[Tensor, " n"], rungs: Colu
     weights = stats.resamples(len(ready.batch), clusters, seed=case.seed)
     scored = tuple(_rung(table, tables[0], ready, clusters, weights) for table in tables)
     samples = pd.concat(tables, ignore_index=True)
-    return Scores(samples, scored, _audit(case, ready, rungs), probability(ready.victim.offset))
+    return Scores(
+        samples,
+        scored,
+        _audit(case, ready, attacked, rungs),
+        probability(ready.victim.offset, ready.data.card),
+    )
 
 
 def _table(
@@ -131,9 +136,16 @@ def _mean(values: NDArray[np.float64], weights: NDArray[np.float64]) -> Estimate
     )
 
 
-def _audit(case: Case, ready: Prepared, rungs: Columns) -> Audit:
+def _audit(case: Case, ready: Prepared, attacked: Bool[Tensor, " n"], rungs: Columns) -> Audit:
     """Return what the attack really used, and whether its images survive rounding."""
-    broken, rounded = int(rungs["broken"].sum()), int(rungs["rounded"].sum())
+    fell = rungs["broken"].any(0)
+    lowest_rung = (
+        rungs["broken"].float().argmax(0)
+    )  # argmax gives the first: each image counts once
+    survived = rungs["rounded"].gather(0, lowest_rung[None])[0][fell]
+    owners = ready.batch.patients
+    if owners is not None:
+        owners = owners[attacked.cpu().numpy()][fell.cpu().numpy()]
     eps = rungs["size"].new_tensor(case.ladder)[:, None]
     lowest, highest = rungs["lowest"], rungs["highest"]
     outside = (lowest < -TOLERANCE) | (highest > 1 + TOLERANCE)
@@ -148,5 +160,5 @@ def _audit(case: Case, ready: Prepared, rungs: Columns) -> Audit:
         over_budget=int(over.any(0).sum()),
         tolerance=TOLERANCE,
         bit_depth=ready.data.card.bit_depth,
-        survives_rounding=stats.wilson(rounded, broken),
+        survives_rounding=stats.cluster_mean(survived.cpu().numpy().astype(float), owners),
     )

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -35,8 +35,12 @@ def check_writable(folder: Path) -> None:
 
 
 def finished(folder: Path, case_id: str) -> bool:
-    """Whether the case has a record in `folder`."""
-    return (folder / case_id / "record.json").is_file()
+    """Whether the case has a record in `folder` that can be read; a damaged one is none."""
+    try:
+        read(folder / case_id)
+    except ResultsError:
+        return False
+    return True
 
 
 def write(
@@ -63,7 +67,7 @@ def write(
         for path in (*temporary.iterdir(), temporary):
             _flush(path)
         temporary.chmod(0o755)
-        if replace and home.exists():
+        if home.exists() and (replace or not finished(folder, record.case_id)):
             home.rename(temporary.with_name(f".{record.case_id}.{os.getpid()}.old.tmp"))
         temporary.rename(home)
         _flush(folder)
@@ -105,11 +109,12 @@ def read(home: Path) -> Stored:
     return Stored(record, samples, str(home))
 
 
-def read_all(folder: Path) -> tuple[list[Stored], list[str]]:
-    """Return every record below `folder`, and a line for each that cannot be read."""
+def read_all(folder: Path, *, only: Container[str] | None = None) -> tuple[list[Stored], list[str]]:
+    """Return the records in `folder` (of `only` those cases), and a line a bad one."""
     found, broken = [], []
     for path in sorted(folder.glob("*/record.json")):
-        if path.parent.name.startswith("."):
+        name = path.parent.name
+        if name.startswith(".") or (only is not None and name not in only):
             continue
         try:
             found.append(read(path.parent))

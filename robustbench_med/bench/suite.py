@@ -103,6 +103,10 @@ def narrowed(suite: Suite, given: dict[str, Any], seed: int | None) -> Suite:
             grids = [{**grids[0], "datasets": sorted(str(name) for name in trained)}]
         grids = [grid for grid in grids if grid["datasets"]]
     values = suite.model_dump()
+    if any(name.endswith(".npz") for name in given.get("datasets", ())):
+        grids = [
+            {**grid, "n": None} for grid in grids
+        ]  # all of one's own images, unless -n says less
     values["grids"] = [{**grid, **given} for grid in grids]
     values["seed"] = suite.seed if seed is None else seed
     return registry.validate(Suite, values, "command line")

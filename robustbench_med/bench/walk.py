@@ -55,6 +55,8 @@ class Run(NamedTuple):
 def walk(planned: Planned, ready: Prepared) -> Run:
     """Attack every sample the victim calls right, at every radius of the ladder."""
     clock = time.perf_counter()
+    if ready.batch.x.is_cuda:
+        torch.cuda.reset_peak_memory_stats(ready.batch.x.device)
     case, batch = planned.case, ready.batch
     card: AttackCard = registry.find("attacks", case.attack)
     objective = objectives.make(case.objective, planned.data.card.task)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,7 @@ from robustbench_med.errors import UnknownNameError
 if TYPE_CHECKING:
     from robustbench_med.cards import Card
 
-Kind = Literal["models", "datasets", "attacks", "defenses", "suites"]
+_KINDS = ("models", "datasets", "attacks", "defenses", "suites")
 _PACKAGES = ("torch", "timm", "numpy", "pandas", "scikit-learn", "statsmodels", "torchmetrics")
 _PEERS = ("torchattacks", "adversarial-robustness-toolbox", "foolbox")
 
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 def list_command(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    kind: Annotated[str, typer.Argument(help="models, datasets, attacks, defenses or suites.")],
     as_json: Annotated[bool, typer.Option("--json", help="Cards as JSON.")] = False,
 ) -> None:
     """List models, datasets, attacks, defenses or suites."""
@@ -38,6 +38,8 @@ def list_command(
     from rich.console import Console
     from rich.table import Table
 
+    if kind not in _KINDS:
+        raise UnknownNameError("kind", kind, _KINDS)
     cards = _cards(kind)
     if as_json:
         print(json.dumps([card.model_dump(mode="json") for card in cards.values()], indent=2))
@@ -55,9 +57,8 @@ def show(name: Annotated[str, typer.Argument(help="A name that `list` prints.")]
     """Show everything a card says."""
     from rich.console import Console
 
-    kinds: tuple[Kind, ...] = ("models", "datasets", "attacks", "defenses", "suites")
     known: list[str] = []
-    for kind in kinds:
+    for kind in _KINDS:
         cards = _cards(kind)
         known += cards
         if name in cards:
@@ -71,6 +72,7 @@ def show(name: Annotated[str, typer.Argument(help="A name that `list` prints.")]
 def doctor() -> None:
     """Print versions, device, cache and data folders, and whether results can be written."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from robustbench_med import __version__
@@ -94,7 +96,7 @@ def doctor() -> None:
             rows.append((name, str(error)))
     table = Table(box=None, show_header=False)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     Console().print(table)
     raise typer.Exit(1 if broken else 0)
 
@@ -118,12 +120,13 @@ def _version(name: str) -> str:
         return "not installed" + (" (extra peers)" if name in _PEERS else "")
 
 
-def _cards(kind: Kind) -> dict[str, Card]:
+def _cards(kind: str) -> dict[str, Card]:
     if kind == "suites":
         from robustbench_med.bench.suite import suites
 
         return dict(suites())
-    return dict(registry.load(kind))
+    found: dict[str, Card] = dict(registry.load(kind))  # type: ignore[call-overload]
+    return found
 
 
 def _facts(card: Card) -> str:

@@ -63,10 +63,8 @@ def run(
     store.check_writable(folder)
     console = Console()
     planned, broken = _plan(chosen, data, console)
-    if case:
-        planned = _only(planned, case)
     failed = run_cases(
-        planned,
+        _only(planned, case) if case else planned,
         folder,
         console=console,
         command=choices.command_of(ctx.params),
@@ -74,7 +72,7 @@ def run(
         examples=examples,
         device=device,
     )
-    _publish(folder, chosen.title, console, only={one.case.id for one in planned})
+    failed += _publish(folder, chosen.title, console, only={one.case.id for one in planned})
     _not_scored([*((one.label, str(one.error)) for one in broken), *failed], console)
 
 
@@ -104,8 +102,8 @@ def plan_command(
     console = Console()
     planned, broken = _plan(chosen, data, console)
     table = Table(title=f"{chosen.title}: {len(planned)} cases", title_justify="left")
-    for heading in ("case", "dataset", "victim", "attack", "at most", ""):
-        table.add_column(heading, justify="right" if heading == "at most" else "left")
+    for heading in ("case", "dataset", "victim", "attack", "about", ""):
+        table.add_column(heading, justify="right" if heading == "about" else "left")
     for one in planned:
         seconds = "?" if one.seconds is None else f"{one.seconds:.1f} s"
         done = "finished" if store.finished(results / chosen.name, one.case.id) else ""
@@ -114,9 +112,7 @@ def plan_command(
         )
     console.print(table)
     total = sum(one.seconds or 0 for one in planned)
-    console.print(
-        f"at most about {total:.0f} s, by the gradient times measured in the victims' cards"
-    )
+    console.print(f"about {total:.0f} s, by the gradient times measured in the victims' cards")
     _not_scored([(one.label, str(one.error)) for one in broken], console)
 
 
@@ -133,8 +129,8 @@ def leaderboard(
     folders = [one for one in folders if any(one.glob("*/record.json"))]
     if not folders:
         raise ResultsError(f"expected records below {folder}, got none: run a suite first")
-    for one in folders:
-        _publish(one, one.resolve().name, console)
+    lines = [line for one in folders for line in _publish(one, one.resolve().name, console)]
+    _not_scored(lines, console)
 
 
 def _plan(suite: Suite, data: Path | None, console: Console) -> tuple[list[Planned], list[Broken]]:
@@ -165,17 +161,21 @@ def _not_scored(lines: list[tuple[str, str]], console: Console) -> None:
         raise typer.Exit(1)
 
 
-def _publish(folder: Path, title: str, console: Console, *, only: set[str] | None = None) -> None:
-    """Write the page of every record in `folder`; print the tables of `only` those (None = all)."""
+def _publish(
+    folder: Path, title: str, console: Console, *, only: set[str] | None = None
+) -> list[tuple[str, str]]:
+    """Write and print the boards of `folder` (of `only` those cases); return the unreadable."""
     from robustbench_med import registry
     from robustbench_med.bench import store
 
     pages: Any = registry.module("leaderboard")
-    stored, unreadable = store.read_all(folder)
-    for line in unreadable:
-        console.print(f"left out: {line}", style="red", markup=False, highlight=False)
-    if not stored:
-        return
-    pages.show([one for one in stored if only is None or one.record.case_id in only], console)
-    page = pages.publish(stored, folder, title=title)
-    console.print(f"\nleaderboard: {page}", highlight=False, soft_wrap=True)
+    stored, unreadable = store.read_all(folder, only=only)
+    if stored:
+        pages.show(stored, console)
+        try:
+            page = pages.publish(stored, folder, title=title)
+        except OSError as error:
+            raise ResultsError(f"expected to write into {folder}, got: {error.strerror}") from None
+        line = f"\nleaderboard: {page}"
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    return [("record", line) for line in unreadable]

@@ -56,5 +56,6 @@ def train(
         f"sha256 {made.sha256[:12]}..., "
         + ("the shipped weights" if made.sha256 == shipped.sha256 else "not the shipped bytes"),
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )

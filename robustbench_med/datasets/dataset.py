@@ -76,10 +76,20 @@ class Dataset:
         return self._splits[split]
 
     def batch(self, split: SplitName, *, n: int | None = None, seed: int = 0) -> Batch:
-        """Return `n` images of a split (None = all), drawn by `seed`, as one batch."""
+        """Return `n` labelled images of a split (None = all), drawn by `seed`, as one batch.
+
+        Raises:
+            DataError: no image of the split is labelled.
+        """
         from robustbench_med.types import to_batch
 
         arrays = self.arrays(split)
+        labels = arrays.labels.reshape(len(arrays), -1)
+        labelled = (labels != UNLABELLED).any(1)  # an image without any label can't be scored
+        if not labelled.any():
+            raise DataError(f"{self.card.name} ({split}): expected labels, got -1 for every image")
+        if not labelled.all():
+            arrays = arrays.take(labelled.nonzero()[0])
         if n is not None and n < len(arrays):
             rows = np.random.default_rng(seed).permutation(len(arrays))[:n]
             arrays = arrays.take(np.sort(rows))

@@ -24,8 +24,9 @@ def ssim(z: Images, x: Images) -> PerSample:
         z, x, data_range=1.0, reduction="none", return_full_image=True
     )
     edge = _WINDOW // 2  # where the window leaves the image: torchmetrics pads, the paper does not
-    inner = tuple(slice(edge, side - edge) for side in x.shape[2:])
-    found: Tensor = each[(..., *inner)].flatten(1).mean(1)
+    for axis, side in enumerate(x.shape[2:], start=2):
+        each = each.narrow(axis, edge, side - 2 * edge)
+    found: Tensor = each.flatten(1).mean(1)
     return found
 
 

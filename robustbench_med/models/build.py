@@ -11,7 +11,12 @@ from robustbench_med.spec import Spec
 
 
 def build(
-    spec: Spec, *, channels: int, outputs: int, size: tuple[int, ...], pretrained: bool = False
+    spec: Spec,
+    *,
+    channels: int,
+    outputs: int | None,
+    size: tuple[int, ...],
+    pretrained: bool = False,
 ) -> nn.Module:
     """Return a freshly initialised network.
 
@@ -19,7 +24,7 @@ def build(
         spec: `timm:NAME(...)` with any keyword timm takes (widths, depths), or `vgg(cfg=[...],
             mlp_ratio=...)`.
         channels: image channels.
-        outputs: logits.
+        outputs: logits; None = as many as the architecture (or its hub weights) has.
         size: `(h, w)`; handed to networks that are built for one size.
         pretrained: take timm's own weights from its hub.
 
@@ -27,7 +32,9 @@ def build(
         UnknownNameError: no such builder or timm model.
         VictimError: the parameters do not fit the architecture.
     """
-    arguments = {"in_chans": channels, "num_classes": outputs, **spec.parameters}
+    arguments = {"in_chans": channels, **spec.parameters}
+    if outputs is not None:
+        arguments["num_classes"] = outputs
     if spec.name.startswith("timm:"):
         return _timm(spec.name.removeprefix("timm:"), arguments, size, pretrained)
     if spec.name == "vgg":
@@ -40,12 +47,15 @@ def _timm(
 ) -> nn.Module:
     import timm
 
-    if not timm.is_model(name):
+    if not name.startswith("hf-hub:") and not timm.is_model(name):
         raise UnknownNameError("timm model", name, _near(name, timm.list_models()))
-    if "vit" in name.split("_"):  # patch embeddings are built for one size; other networks take any
-        arguments = {"img_size": size[0], **arguments}
     try:
-        made: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+        try:  # transformers and mixers are built for one size; convolutional networks take any
+            made: nn.Module = timm.create_model(
+                name, pretrained=pretrained, **{"img_size": size, **arguments}
+            )
+        except TypeError:
+            made = timm.create_model(name, pretrained=pretrained, **arguments)
     except (TypeError, AssertionError, ValueError) as error:
         raise VictimError(f"timm:{name}: {str(error).splitlines()[0]}") from None
     except (OSError, RuntimeError) as error:

@@ -6,9 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from robustbench_med import registry, spec
 from robustbench_med.cards import DatasetCard, ModelCard
-from robustbench_med.errors import VictimError
+from robustbench_med.errors import SpecError, VictimError
 from robustbench_med.models import weights
 from robustbench_med.models.build import build
 from robustbench_med.victim import InputContract, Victim
@@ -42,29 +44,42 @@ def load_victim(name: str, data: DatasetCard, *, zoo: Path = ZOO) -> Loaded:
     if name.startswith("timm:"):
         return _timm(spec.parse(name), data)
     card: ModelCard = registry.find("models", name)
-    trained: DatasetCard = registry.find("datasets", card.dataset)
-    for what in ("channels", "size", "task"):
-        if getattr(trained, what) != getattr(data, what):
-            raise VictimError(
-                f"{name}: expected {what} {getattr(trained, what)}, got {getattr(data, what)} of "
-                f"{data.name}: choose a victim trained on {data.name}"
-            )
-    if len(trained.classes) != len(data.classes):
-        raise VictimError(
-            f"{name}: expected K = {len(trained.classes)} classes, got K = {len(data.classes)} of "
-            f"{data.name}: choose a victim trained on {data.name}"
-        )
-    victim = untrained(card, trained)
+    victim = untrained(card, _trained_on(card, data))
     found = weights.read(victim.module, zoo / card.weights, sha256=card.sha256)
     return Loaded(victim, card, _digest(card.builder, card.mean, card.std, found))
 
 
+def _trained_on(card: ModelCard, data: DatasetCard) -> DatasetCard:
+    """Return the card of the victim's training data, if images of `data` fit it."""
+    trained: DatasetCard = registry.find("datasets", card.dataset)
+    for what in ("channels", "size", "task"):
+        if getattr(trained, what) != getattr(data, what):
+            raise VictimError(
+                f"{card.name}: expected {what} {getattr(trained, what)}, got "
+                f"{getattr(data, what)} of {data.name}: choose a victim trained on {data.name}"
+            )
+    if len(trained.classes) != len(data.classes):
+        raise VictimError(
+            f"{card.name}: expected K = {len(trained.classes)} classes, got "
+            f"K = {len(data.classes)} of {data.name}: choose a victim trained on {data.name}"
+        )
+    return trained
+
+
 def describe(name: str, data: DatasetCard) -> tuple[ModelCard, str]:
-    """Return the card and hash that `load_victim` would, without reading a card's weights."""
+    """Return the card and hash that `load_victim` would, with the same errors, at less cost.
+
+    A model of the zoo is not built: its file's checksum and its card say enough.
+    """
     if name.startswith("timm:"):
         loaded = load_victim(name, data)
+        k = len(data.classes)
+        x = torch.zeros(2, data.channels, *data.size)
+        loaded.victim.check(x, (1, k) if data.binary else (k,))
         return loaded.card, loaded.sha256
     card: ModelCard = registry.find("models", name)
+    _trained_on(card, data)
+    weights.content(ZOO / card.weights, sha256=card.sha256)
     return card, _digest(card.builder, card.mean, card.std, card.sha256)
 
 
@@ -95,7 +110,8 @@ def _timm(wanted: spec.Spec, data: DatasetCard) -> Loaded:
     inner = {key: value for key, value in wanted.parameters.items() if key not in _OURS}
     if not ours.get("weights") and not ours.get("pretrained"):
         raise VictimError(f"expected weights='FILE.safetensors' or pretrained=True, got {wanted}")
-    outputs = inner.pop("num_classes", len(data.classes))
+    # a hub model keeps its own head: timm would put a random one in place of one of another width
+    outputs = None if ours.get("pretrained") else inner.pop("num_classes", len(data.classes))
     builder = spec.Spec(wanted.name, inner)
     module = build(
         builder,
@@ -109,8 +125,8 @@ def _timm(wanted: spec.Spec, data: DatasetCard) -> Loaded:
     else:
         found = weights.fingerprint(module)
     default = getattr(module, "pretrained_cfg", {})
-    mean = tuple(ours.get("mean") or default.get("mean") or (0.0,))
-    std = tuple(ours.get("std") or default.get("std") or (1.0,))
+    mean = _floats("mean", ours.get("mean") or default.get("mean") or (0.0,))
+    std = _floats("std", ours.get("std") or default.get("std") or (1.0,))
     if data.channels == 1:  # timm folds RGB stems into one channel; their statistics fold alike
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
     victim = Victim(module, _contract(data, mean, std))
@@ -126,6 +142,12 @@ def _timm(wanted: spec.Spec, data: DatasetCard) -> Loaded:
         sha256=found,
     )
     return Loaded(victim, card, _digest(str(builder), mean, std, found))
+
+
+def _floats(name: str, values: object) -> tuple[float, ...]:
+    if not isinstance(values, list | tuple) or not all(isinstance(v, int | float) for v in values):
+        raise SpecError(f"expected {name}=[a number a channel], got {values!r}")
+    return tuple(map(float, values))
 
 
 def _digest(*parts: object) -> str:

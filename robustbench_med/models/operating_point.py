@@ -53,9 +53,9 @@ def _threshold(scores: Float[Tensor, " n"], y: Int[Tensor, " n"]) -> float:
     return float((thresholds[best] + below.max()) / 2)
 
 
-def probability(offset: Float[Tensor, " k"] | None) -> tuple[float, ...]:
-    """Return the offset as the probabilities a person would set on the device."""
+def probability(offset: Float[Tensor, " k"] | None, card: DatasetCard) -> tuple[float, ...]:
+    """Return the offset as probabilities: of class 1, or of each finding. () without one."""
     if offset is None:
         return ()
-    values = torch.sigmoid(-offset.double()).tolist()
-    return tuple(values[1:] if len(values) == 2 and offset[0] == 0 else values)
+    values: list[float] = torch.sigmoid(-offset.double()).tolist()
+    return tuple(values if card.task == "multi_label" else values[-1:])

@@ -25,21 +25,31 @@ def read(module: nn.Module, path: Path, *, sha256: str = "") -> str:
         VictimError: missing, not safetensors, or not of this architecture and number of outputs.
         ChecksumError: another file than the card describes.
     """
+    found = content(path, sha256=sha256)
+    try:
+        tensors = load(found)
+    except (SafetensorError, ValueError) as error:
+        raise VictimError(f"{path.name}: expected a safetensors file, got: {error}") from None
+    _fit(module, tensors, path.name)
+    return hashlib.sha256(found).hexdigest()
+
+
+def content(path: Path, *, sha256: str = "") -> bytes:
+    """Return the bytes of a weights file whose checksum is `sha256`; "" = whatever it is.
+
+    Raises:
+        VictimError, ChecksumError: as `read`.
+    """
     if not path.is_file():
         raise VictimError(f"expected a weights file at {path}, got none: train it or give its path")
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
+    read = path.read_bytes()
+    found = hashlib.sha256(read).hexdigest()
     if sha256 and found != sha256:
         raise ChecksumError(
             f"{path.name}: expected sha256 {sha256[:12]}..., got {found[:12]}...: "
             "the file was changed or damaged; restore it or train it again"
         )
-    try:
-        tensors = load(content)
-    except (SafetensorError, ValueError) as error:
-        raise VictimError(f"{path.name}: expected a safetensors file, got: {error}") from None
-    _fit(module, tensors, path.name)
-    return found
+    return read
 
 
 def _fit(module: nn.Module, tensors: dict[str, torch.Tensor], name: str) -> None:

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
     from robustbench_med.types import Output, Verdict
 
-KNOWN: dict[tuple[str, Task], str] = {
-    ("untargeted", "single_label"): "any wrong class",
-    ("targeted", "single_label"): "the class `target`",
-    ("untargeted", "multi_label"): "any wrong finding",
-    ("finding", "multi_label"): "the finding `index` called wrong",
+_PARAMETERS: dict[tuple[str, Task], tuple[str, ...]] = {
+    ("untargeted", "single_label"): (),  # any wrong class
+    ("targeted", "single_label"): ("target",),  # this class
+    ("untargeted", "multi_label"): (),  # any wrong finding
+    ("finding", "multi_label"): ("index",),  # this finding called wrong
 }
 
 
@@ -32,8 +32,13 @@ class Objective(Protocol):
     def applies(self, y: Any) -> Tensor: ...  # noqa: ANN401, D102
 
 
-def make(text: str, task: Task) -> Objective:
+def make(text: str, task: Task, *, k: int | None = None) -> Objective:
     """Return the objective of a spec: `untargeted`, `targeted(target=1)`, `finding(index=2)`.
+
+    Args:
+        text: the spec.
+        task: of the data.
+        k: number of classes or findings; where given, a target or index beyond it is refused here.
 
     Raises:
         SpecError: unknown for this task, or a parameter is missing, unknown or out of range.
@@ -41,17 +46,23 @@ def make(text: str, task: Task) -> Objective:
     from robustbench_med.objectives import classification, multilabel
 
     name, parameters = parse(text)
+    if (name, task) not in _PARAMETERS:
+        known = ", ".join(sorted(n for n, t in _PARAMETERS if t == task))
+        raise SpecError(f"expected an objective for {task} data ({known}), got {text!r}")
+    wanted = _PARAMETERS[name, task]
+    if set(parameters) != set(wanted):
+        form = f"{name}({', '.join(f'{key}=...' for key in wanted)})" if wanted else name
+        raise SpecError(f"objective {name}: expected {form}, got {text!r}")
+    for key, value in parameters.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or (k is not None and not 0 <= value < k):
+            allowed = "a whole number" if k is None else f"in 0..{k - 1}"
+            raise SpecError(f"objective {name}: expected {key} {allowed}, got {value!r}")
     makers: dict[tuple[str, Task], Any] = {
         ("untargeted", "single_label"): classification.Untargeted,
         ("targeted", "single_label"): classification.Targeted,
         ("untargeted", "multi_label"): multilabel.AnyFinding,
         ("finding", "multi_label"): multilabel.OneFinding,
     }
-    if (name, task) not in makers:
-        known = ", ".join(sorted(n for n, t in KNOWN if t == task))
-        raise SpecError(f"expected an objective for {task} data ({known}), got {text!r}")
-    try:
-        made: Objective = makers[name, task](**parameters)
-    except TypeError as error:
-        raise SpecError(f"objective {text!r}: {str(error).partition('() ')[2]}") from None
+    made: Objective = makers[name, task](**parameters)
     return made
