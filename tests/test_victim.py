@@ -156,7 +156,7 @@ def test_probabilities_become_logits() -> None:
 def test_saturated_probabilities_stay_finite(k: int) -> None:
     class Sure(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.eye(max(k, 2))[:, :k]
+            return torch.eye(max(k, 2))[: len(x), :k]
 
     victim = Victim(Sure(), InputContract(channels=1, size=(8, 8), returns="probabilities"))
     assert torch.isfinite(victim.logits(grey_images(2))).all()
@@ -219,3 +219,12 @@ def test_check_tells_whatever_a_model_raises(kind: type[Exception]) -> None:
 
     with pytest.raises(VictimError, match="Input height"):
         victim_of(Picky()).check(grey_images(2), (2,))
+
+
+def test_check_tells_of_a_model_that_raises_without_a_word() -> None:
+    class Mute(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise NotImplementedError
+
+    with pytest.raises(VictimError, match="expected a model that reads"):
+        victim_of(Mute()).check(grey_images(2), (2,))

@@ -225,7 +225,9 @@ def make_stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Store
                 bit_depth=8,
                 survives_rounding=Estimate(value=0.981, low=0.95, high=0.994),
             ),
-            "ladder_audit": LadderAudit(inferred=412, checked=41, broken=0, reran=False),
+            "ladder_audit": LadderAudit(
+                inferred=412, checked=41, broken=0, reran=False, miss_bound=0.07
+            ),
             "cost": Cost(forward=48_120, backward=46_020, seconds=18.4, peak_memory_mib=412),
             "examples": tuple(examples),
             "dataset_card": dataset,

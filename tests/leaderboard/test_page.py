@@ -153,8 +153,14 @@ def test_no_records_still_make_a_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("audit", "words"),
     [
-        (LadderAudit(inferred=9, checked=3, broken=0, reran=False), "0 of them broke, as assumed"),
-        (LadderAudit(inferred=9, checked=3, broken=2, reran=True), "2 of them broke, so all were"),
+        (
+            LadderAudit(inferred=9, checked=3, broken=0, reran=False, miss_bound=0.63),
+            "none of them broke: at most 63.0 % would",
+        ),
+        (
+            LadderAudit(inferred=9, checked=3, broken=2, reran=True, miss_bound=0),
+            "2 of them broke, so all were",
+        ),
     ],
 )
 def test_audits_are_told_in_words(

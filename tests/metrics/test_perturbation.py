@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from skimage import metrics as skimage
 from torch import Tensor
 
 from robustbench_med.metrics.perturbation import psnr, ssim
+
+peak_signal_noise_ratio: Any = skimage.peak_signal_noise_ratio  # untyped
+structural_similarity: Any = skimage.structural_similarity
 
 
 def pair(b: int, channels: int, side: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,544 @@
+"""The command line: one line for every mistake, and the whole path for one's own data and model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+import typer.core
+from torch import Tensor, nn
+
+from robustbench_med import cli, registry
+from robustbench_med.bench import plan as planning
+from robustbench_med.bench import prepare as preparing
+from robustbench_med.bench import runner, store
+from robustbench_med.bench.execute import execute
+from robustbench_med.bench.record import Stored
+from robustbench_med.cards import DatasetCard
+from robustbench_med.models.load import Loaded, load_victim
+from tests.bench.toys import save_npz, save_timm, stand_in
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Work in an empty folder with few images, away from a person's own folders."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("ROBUSTBENCH_MED_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("ROBUSTBENCH_MED_DATA", raising=False)
+    monkeypatch.setattr(planning, "load_dataset", stand_in)
+    # typer hands commands a plain click context; the type checker of the tests wants what they name
+    monkeypatch.setattr(typer.core.TyperCommand, "context_class", typer.Context)
+
+
+class Said:
+    """What a command printed and how it ended."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+class Call:
+    """Runs a command in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *words: str | Path) -> Said:
+        self._monkeypatch.setattr(sys, "argv", ["robustbench_med", *map(str, words)])
+        self._capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = self._capsys.readouterr()
+        return Said(code, captured.out, captured.err)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    return Call(monkeypatch, capsys)
+
+
+def refused(said: Said, *parts: str) -> None:
+    """Check that a mistake cost one line on stderr, exit code 2, and nothing else."""
+    assert said.code == 2, said.out + said.err
+    lines = said.err.splitlines()
+    assert len(lines) == 1, said.err
+    assert lines[0].startswith("robustbench_med: ")
+    assert "Traceback" not in said.out + said.err
+    for part in parts:
+        assert part in lines[0]
+
+
+QUICK = ("run", "quick", "--attack", "fgsm", "--eps", "2/255", "--results", "r")
+
+
+# --- every mistake of a person -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("run", "quik"), ("expected a known suite, got 'quik'", "'quick'", "medmnist")),
+        (("plan", "quik"), ("did you mean 'quick'",)),
+        (("run", "gone.toml"), ("expected a suite at gone.toml",)),
+        ((*QUICK, "--dataset", "phantom_chst"), ("got 'phantom_chst'", "'phantom_chest'")),
+        ((*QUICK, "--victim", "chest_resnt"), ("got 'chest_resnt'", "'chest_resnet'")),
+        ((*QUICK, "--attack", "pgdd"), ("expected a known attack, got 'pgdd'", "'pgd'", "fgsm")),
+        ((*QUICK, "--attack", "pgd(stepz=1)"), ("got 'stepz'", "steps")),
+        ((*QUICK, "--eps", "-1/255"), ("expected eps >= 0, got -0.00392157",)),
+        ((*QUICK, "--eps", "abc"), ("'abc'",)),
+        ((*QUICK, "--eps", "1e999", "--victim", "chest_resnet"), ("expected",)),
+        ((*QUICK, "--eps", "2/255,1/255"), ("rising eps",)),
+        ((*QUICK, "--norm", "l7"), ("norm",)),
+        ((*QUICK, "--objective", "nonsense"), ("expected an objective",)),
+        ((*QUICK, "--dataset", "gone.npz"), ("gone.npz: expected a .npz file",)),
+        ((*QUICK, "--victim", "timm:resnet18"), ("weights='FILE.safetensors'",)),
+        ((*QUICK, "--victim", "timm:resnt18(weights='w')"), ("timm model", "resnet18")),
+        ((*QUICK, "--device", "tpu9"), ("expected a device of this machine",)),
+        ((*QUICK, "--case", "0" * 16), ("expected case ids of this plan", "`plan`")),
+        (("run", "medmnist", "--data", "gone"), ("--data to be a folder", "nothing there")),
+        (("show", "chest_resnt"), ("did you mean 'chest_resnet'",)),
+        (("train", "chest_resnt"), ("did you mean 'chest_resnet'",)),
+        (("leaderboard", "gone"), ("expected records below gone, got none: run a suite first",)),
+    ],
+)
+def test_a_mistake_costs_one_line(
+    call: Call, words: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    refused(call(*words), *parts)
+    written = (
+        [path for path in Path("r").rglob("*") if path.is_file()] if Path("r").exists() else []
+    )
+    assert written == []
+
+
+def test_usage_errors_exit_with_2(call: Call) -> None:
+    for words in (("run", "-n", "0"), ("run", "--nonsense"), ("list", "nonsense"), ("nonsense",)):
+        said = call(*words)
+        assert said.code == 2
+        assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("changed", "parts"),
+    [
+        ({"test_images": None}, ("expected the key 'test_images'", "MedMNIST keys")),
+        ({"test_labels": None}, ("expected the key 'test_labels'",)),
+        ({"test_labels": np.full((12, 1), -2)}, ("expected labels in 0..", "got -2")),
+        (
+            {"info": json.dumps({"classes": ["a", "b"]}), "test_labels": np.full((12, 1), 2)},
+            ("expected labels in 0..1", "got 2..2"),
+        ),
+        ({"test_images": np.full((12, 32, 32), np.nan, np.float32)}, ("expected finite images",)),
+        ({"test_images": np.full((12, 32, 32), 1.5, np.float32)}, ("float images in [0,1]",)),
+    ],
+)
+def test_a_file_that_breaks_the_contract(
+    call: Call, tmp_path: Path, changed: dict[str, Any], parts: tuple[str, ...]
+) -> None:
+    data = save_npz(tmp_path / "own.npz", **changed)
+    victim = save_timm(tmp_path / "w.safetensors")
+    refused(call(*QUICK, "--dataset", data, "--victim", victim), "own", *parts)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.99])
+def test_a_truncated_file(call: Call, tmp_path: Path, kept: float) -> None:
+    data = save_npz(tmp_path / "own.npz")
+    content = data.read_bytes()
+    data.write_bytes(content[: int(len(content) * kept)])
+    refused(call(*QUICK, "--dataset", data, "--victim", "timm:resnet18(weights='w')"), "own.npz")
+
+
+def test_a_file_that_is_not_the_one_its_card_states(call: Call, tmp_path: Path) -> None:
+    save_npz(tmp_path / "pneumoniamnist.npz", side=28)
+    said = call(*QUICK, "--dataset", "pneumoniamnist", "--data", tmp_path)
+    refused(said, "pneumoniamnist: expected MD5", "SHA-256", "fetch it again")
+
+
+def test_weights_that_are_not_those_of_their_card(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards = registry._load("models")
+    card = cards["chest_resnet"].model_copy(update={"sha256": "0" * 64})
+    monkeypatch.setitem(cards, "chest_resnet", card)
+    refused(call(*QUICK, "--victim", "chest_resnet"), "expected sha256 000000000000..., got")
+
+
+def test_damaged_weights_of_ones_own(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"\x80\x04 a pickle of some kind")
+    victim = f"timm:test_resnet(weights='{tmp_path / 'w.safetensors'}')"
+    said = call(*QUICK, "--dataset", "phantom_chest", "--victim", victim)
+    refused(said, "expected a safetensors file")
+
+
+def test_a_shipped_victim_with_another_number_of_classes(call: Call, tmp_path: Path) -> None:
+    data = save_npz(tmp_path / "own.npz", k=3, side=64)
+    said = call(*QUICK, "--dataset", data, "--victim", "chest_resnet")
+    refused(said, "K = 2", "K = 3", "choose a victim")
+
+
+def test_a_timm_victim_with_another_number_of_classes(call: Call, tmp_path: Path) -> None:
+    data = save_npz(tmp_path / "own.npz", k=3)
+    victim = save_timm(tmp_path / "w.safetensors", k=2)
+    refused(call(*QUICK, "--dataset", data, "--victim", victim), "number of classes")
+
+
+def test_a_results_folder_that_cannot_be_written_is_told_before_any_work(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(planning, "plan", None)  # whoever works now fails loudly
+    said = call("run", "quick", "--results", "file")
+    refused(said, "expected a writable results folder, got file/quick", "--results DIR")
+    refused(call("train", "chest_resnet", "--out", "file/zoo"), "expected a writable")
+
+
+def test_a_target_that_no_class_has(call: Call, tmp_path: Path) -> None:
+    data, victim = save_npz(tmp_path / "own.npz"), save_timm(tmp_path / "w.safetensors")
+    said = call(*QUICK, "--dataset", data, "--victim", victim, "--objective", "targeted(target=7)")
+    refused(said, "expected target in 0..1, got 7")
+
+
+@pytest.mark.parametrize("value", ["'a'", pytest.param("0.5", marks=pytest.mark.slow)])
+def test_a_target_that_is_no_class_id(value: str, tmp_path: Path) -> None:
+    """In a process of its own: here the type checker of the tests would find it first."""
+    data, victim = save_npz(tmp_path / "own.npz"), save_timm(tmp_path / "w.safetensors")
+    words = [*QUICK, "--dataset", str(data), "--victim", victim]
+    done = _spawn(*words, "--objective", f"targeted(target={value})", cwd=tmp_path)
+    said = Said(done.returncode, done.stdout, done.stderr)
+    refused(said, "expected target in 0..1", value)
+
+
+# --- looking around ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["models", "datasets", "attacks", "defenses", "suites"])
+def test_list(call: Call, kind: str) -> None:
+    said = call("list", kind, "--json")
+    assert said.code == 0
+    cards = json.loads(said.out)
+    names = [card["name"] for card in cards]
+    if kind == "suites":
+        assert {"quick", "medmnist"} <= set(names)
+    else:
+        assert names == list(registry._load(kind))
+    said = call("list", kind)
+    assert said.code == 0
+    assert all(name in said.out for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("chest_resnet", ("model chest_resnet", "resnet", "phantom_chest", "balanced_accuracy")),
+        ("phantom_chest", ("dataset phantom_chest", "classes", "synthetic")),
+        ("pgd", ("attack pgd", "Madry", "steps: 40")),
+        ("quick", ("suite quick", "phantom_fundus", "ladder")),
+    ],
+)
+def test_show(call: Call, name: str, parts: tuple[str, ...]) -> None:
+    said = call("show", name)
+    assert said.code == 0
+    for part in parts:
+        assert part in said.out
+
+
+def test_show_can_show_every_card(call: Call) -> None:
+    for kind in ("models", "datasets", "attacks", "defenses"):
+        for name in registry._load(kind):
+            assert call("show", name).code == 0, name
+
+
+def test_doctor(call: Call, tmp_path: Path) -> None:
+    said = call("doctor")
+    assert said.code == 0
+    for part in ("torch", version("torch"), "timm", "python", "device", "cores", "(writable)"):
+        assert part in said.out
+    assert str(tmp_path / "cache") in said.out.replace("\n", "")
+
+
+def test_doctor_tells_what_cannot_be_written(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ROBUSTBENCH_MED_CACHE", str(tmp_path / "file"))
+    said = call("doctor")
+    assert said.code == 1
+    assert "expected a writable" in said.out
+    assert said.err == ""
+
+
+def test_plan_prints_cases_and_an_estimate_and_computes_nothing(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparing, "prepare", None)
+    said = call("plan", "quick", "--victim", "chest_resnet", "--attack", "pgd", "-n", "5")
+    assert said.code == 0
+    assert "1 cases" in said.out
+    assert "chest_resnet" in said.out
+    assert re.search(r"about \d+ s, by the gradient times", said.out)
+    assert not (tmp_path / "results").exists()
+
+
+def _spawn(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "robustbench_med", *words],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["run", "--help"], ["list", "models"], ["show", "pgd"], ["list", "suites"]],
+)
+def test_looking_around_imports_no_heavy_library(words: list[str], tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        f"sys.argv = ['robustbench_med', *{words!r}]\n"
+        "from robustbench_med.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "heavy = {'torch', 'timm', 'pandas', 'sklearn', 'scipy', 'matplotlib', 'torchvision'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+def own(tmp_path: Path, **changed: Any) -> tuple[str, ...]:  # noqa: ANN401
+    data = save_npz(tmp_path / "own.npz", **changed)
+    victim = save_timm(tmp_path / "w.safetensors")
+    words = ("run", "quick", "--dataset", str(data), "--victim", victim)
+    return (*words, "--eps", "1/255,8/255", "--attack", "fgsm", "--attack", "pgd(steps=3)")
+
+
+def records(tmp_path: Path) -> dict[str, Stored]:
+    (folder,) = (tmp_path / "results" / "local").glob("*")
+    found, broken = store.read_all(folder)
+    assert broken == []
+    return {one.record.case.attack: one for one in found}
+
+
+def test_own_data_and_a_timm_model_end_to_end(call: Call, tmp_path: Path) -> None:
+    said = call(*own(tmp_path))
+    assert said.code == 0, said.out + said.err
+    assert said.err == ""
+    found = records(tmp_path)
+    assert set(found) == {"fgsm", "pgd"}
+    for one in found.values():
+        record = one.record
+        assert (record.status, record.n, record.patients) == ("ok", 12, 6)
+        assert [rung.eps for rung in record.rungs] == [0.0, 1 / 255, 8 / 255]
+        assert record.audit is not None
+        assert record.audit.over_budget == 0
+        assert any("user's own" in note for note in record.notes)
+        assert len(one.samples) == 36
+        for example in record.examples:
+            assert (Path(one.folder) / example.adversarial).is_file()
+    page = Path(found["pgd"].folder).parent / "leaderboard.html"
+    assert f"leaderboard: {page.relative_to(tmp_path)}" in said.out
+    assert page.is_file()
+    # the records are told of by a later command too, and the page is written beside them
+    page.unlink()
+    assert call("leaderboard", page.parent.parent).code == 0
+    assert page.is_file()
+
+
+def test_finished_cases_are_skipped_and_force_redoes_them(call: Call, tmp_path: Path) -> None:
+    words = own(tmp_path)
+    assert call(*words).code == 0
+    stamps = {name: _stamp(one) for name, one in records(tmp_path).items()}
+    said = call(*words)
+    assert said.code == 0
+    assert "2 of 2 cases are finished" in said.out
+    assert {name: _stamp(one) for name, one in records(tmp_path).items()} == stamps
+    said = call("plan", *words[1:])
+    assert len(re.findall(r"\bfinished\b", said.out)) == 2
+    assert call(*words, "--force").code == 0
+    after = {name: _stamp(one) for name, one in records(tmp_path).items()}
+    assert all(after[name] != stamp for name, stamp in stamps.items())
+
+
+def _stamp(one: Stored) -> int:
+    return (Path(one.folder) / "record.json").stat().st_mtime_ns
+
+
+def test_the_command_of_a_record_computes_that_case_again_and_alone(
+    call: Call, tmp_path: Path
+) -> None:
+    words = own(tmp_path)
+    assert call(*words, "--seed", "3", "-n", "10", "--norm", "l2").code == 0
+    before = records(tmp_path)
+    stamps = {name: _stamp(one) for name, one in before.items()}
+    told = shlex.split(before["pgd"].record.provenance.command)
+    assert told[:4] == ["python", "-m", "robustbench_med", "run"]
+    assert call(*told[3:]).code == 0
+    after = records(tmp_path)
+    assert after["pgd"].record.case == before["pgd"].record.case
+    assert str(after["pgd"].record.rungs) == str(before["pgd"].record.rungs)  # NaN included
+    assert _stamp(after["pgd"]) != stamps["pgd"]
+    assert _stamp(after["fgsm"]) == stamps["fgsm"]
+
+
+def test_a_victim_that_answers_nan_makes_its_cases_invalid(call: Call, tmp_path: Path) -> None:
+    words = own(tmp_path)
+    save_timm(tmp_path / "w.safetensors", change=float("nan"))
+    said = call(*words)
+    assert said.code == 0, said.out + said.err
+    for one in records(tmp_path).values():
+        assert one.record.status == "invalid"
+        assert "NaN or Inf on 12 of 12 images" in one.record.reason
+        assert one.record.rungs == ()
+        assert one.record.examples == ()
+    assert "invalid" in said.out
+
+
+class Raises(nn.Module):
+    """Answers clean images and raises on the first gradient."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            raise KeyError("a bug of the model")
+        found: Tensor = self.inner(x)
+        return found
+
+
+def test_a_victim_that_raises_costs_its_own_cases_only(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = own(tmp_path)
+    (tmp_path / "good").mkdir()
+    good = save_timm(tmp_path / "good" / "w.safetensors", change=0.1)
+
+    def load(name: str, data: DatasetCard) -> Loaded:
+        loaded = load_victim(name, data)
+        if "good" in name:
+            return loaded
+        return loaded._replace(victim=replace(loaded.victim, module=Raises(loaded.victim.module)))
+
+    monkeypatch.setattr(preparing, "load_victim", load)
+    said = call(*words, "--victim", good)
+    assert said.code == 1
+    assert "Traceback" not in said.out + said.err
+    assert said.out.count("not scored: ") == 2
+    assert "KeyError: 'a bug of the model' (test_cli.py:" in said.out
+    assert {one.record.case.victim for one in records(tmp_path).values()} == {good}
+
+
+def test_a_missing_file_costs_its_own_dataset_only(call: Call, tmp_path: Path) -> None:
+    said = call(*own(tmp_path), "--dataset", "gone.npz")
+    assert said.code == 1
+    assert "not scored: gone.npz: gone.npz: expected a .npz file" in said.out
+    assert len(records(tmp_path)) == 2
+
+
+def test_an_unlabelled_image_costs_nothing(call: Call, tmp_path: Path) -> None:
+    labels = (np.arange(12) % 2)[:, None]
+    labels[3] = -1
+    said = call(*own(tmp_path, test_labels=labels))
+    assert said.code == 0, said.out
+    assert len(records(tmp_path)) == 2
+
+
+def test_an_unreadable_record_is_left_out_with_a_line(call: Call, tmp_path: Path) -> None:
+    assert call(*own(tmp_path)).code == 0
+    home = Path(records(tmp_path)["pgd"].folder)
+    (home / "samples.parquet").write_bytes(b"nothing")
+    said = call("leaderboard", home.parent)
+    assert said.code == 1  # the page is there, and incomplete
+    assert "expected a readable record in" in said.out
+    assert (home.parent / "leaderboard.html").is_file()
+
+
+def test_stopping_by_hand_keeps_what_is_finished(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = execute, []
+
+    def once(*words: Any, **options: Any) -> Any:  # noqa: ANN401
+        seen.append(1)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(*words, **options)
+
+    monkeypatch.setattr(runner, "execute", once)
+    said = call(*own(tmp_path))
+    assert said.code == 130
+    assert said.err == ("robustbench_med: stopped; finished cases are kept, run again to go on\n")
+    assert len(records(tmp_path)) == 1
+
+
+def test_train_writes_weights_and_card(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from robustbench_med.cards import Recipe
+    from robustbench_med.datasets import load
+
+    cards = registry._load("models")
+    shipped = cards["chest_resnet"]
+    short = shipped.model_copy(update={"recipe": Recipe(epochs=1, batch=6)})
+    monkeypatch.setitem(cards, "chest_resnet", short)
+    loader = load.load_dataset
+    monkeypatch.setattr(load, "load_dataset", lambda name, *, data=None: _few(name, loader))
+    said = call("train", "chest_resnet", "--out", "zoo")
+    assert said.code == 0, said.err
+    assert "balanced accuracy" in said.out
+    assert "not the shipped bytes" in said.out
+    assert {path.name for path in Path("zoo").iterdir()} == {
+        "chest_resnet.safetensors",
+        "chest_resnet.json",
+    }
+
+
+def _few(name: str, loader: Any) -> Any:  # noqa: ANN401
+    from robustbench_med.datasets.dataset import Dataset
+
+    whole = loader(name)
+    rng = np.random.default_rng(0)
+
+    def read(split: Any) -> Any:  # noqa: ANN401
+        from robustbench_med.datasets.dataset import Arrays
+
+        ids = np.array([f"{split}{i}" for i in range(12)])
+        images = rng.integers(0, 256, (12, *whole.card.size), dtype=np.uint8)
+        return Arrays(images, np.arange(12) % 2, ids)
+
+    return Dataset(whole.card, read)

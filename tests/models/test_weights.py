@@ -1,0 +1,262 @@
+"""Weights are checked before they are used; the shipped zoo is what its cards say."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from robustbench_med import registry
+from robustbench_med.cards import ModelCard
+from robustbench_med.datasets.load import load_dataset
+from robustbench_med.errors import BenchError, ChecksumError, UnknownNameError, VictimError
+from robustbench_med.models import weights
+from robustbench_med.models.build import build
+from robustbench_med.models.load import ZOO, describe, load_victim
+from robustbench_med.models.train import measure
+from robustbench_med.spec import parse
+from tests.bench.toys import card_of, save_timm
+from tests.toys import Small, grey_images
+
+CARDS = registry.load("models")
+GREY = card_of(torch.zeros(1, 1, 32, 32), 2)
+
+
+def module() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Small(1, 2)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> tuple[Path, str]:
+    path = tmp_path / "w.safetensors"
+    return path, weights.write(module(), path)
+
+
+def test_weights_come_back_as_they_were_written(written: tuple[Path, str]) -> None:
+    path, sha256 = written
+    assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    other = Small(1, 2)
+    assert weights.read(other, path, sha256=sha256) == sha256
+    for key, value in module().state_dict().items():
+        assert torch.equal(other.state_dict()[key], value), key
+    assert weights.read(other, path) == sha256  # whatever it is
+
+
+def test_every_flipped_byte_is_noticed_before_anything_is_loaded(written: tuple[Path, str]) -> None:
+    path, sha256 = written
+    content = path.read_bytes()
+    other = Small(1, 2)
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    for at in (0, 9, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(ChecksumError, match=f"expected sha256 {sha256[:12]}..., got"):
+            weights.read(other, path, sha256=sha256)
+    assert all(torch.equal(other.state_dict()[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a pickle", b"\x08" + b"\0" * 20])
+def test_what_is_no_safetensors_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "w.pt"
+    path.write_bytes(content)
+    with pytest.raises(VictimError, match=r"w\.pt: expected a safetensors file, got: ") as caught:
+        weights.read(module(), path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "gone.safetensors", tmp_path):
+        with pytest.raises(VictimError, match="expected a weights file at .*, got none"):
+            weights.read(module(), path)
+
+
+def test_a_tensor_too_few_too_many_or_of_another_shape(written: tuple[Path, str]) -> None:
+    path, _ = written
+    tensors = load_file(path)
+    few = {key: value for key, value in tensors.items() if key != "head.1.bias"}
+    for changed, message in (
+        (few, "got 'head.1.bias' missing from the file"),
+        (tensors | {"extra": torch.zeros(1)}, "got 'extra' not of this architecture"),
+        (
+            tensors | {"head.1.bias": torch.zeros(3)},
+            r"expected 'head.1.bias' \(2,\), got \(3,\): check the number of classes",
+        ),
+    ):
+        save_file(changed, path)
+        with pytest.raises(VictimError, match=message):
+            weights.read(module(), path)
+
+
+def test_a_fingerprint_follows_every_value_and_name() -> None:
+    plain = weights.fingerprint(module())
+    assert plain == weights.fingerprint(module())
+    changed = module()
+    with torch.no_grad():
+        next(changed.buffers())[0] += 1e-6  # a running statistic is part of the answers too
+    assert weights.fingerprint(changed) != plain
+
+
+# --- the zoo -------------------------------------------------------------------------------------
+
+
+def test_the_zoo_has_every_family_and_every_real_set() -> None:
+    synthetic = {card.name for card in registry.load("datasets").values() if card.synthetic}
+    families = {card.family for card in CARDS.values() if card.dataset in synthetic}
+    assert {"vgg", "resnet", "densenet", "inception", "mobilenet", "vit"} <= families
+    assert {"pneumoniamnist", "mednist_64", "busi_128", "lc25000_lung_64"} <= {
+        card.dataset for card in CARDS.values()
+    }
+    assert sum((ZOO / card.weights).stat().st_size for card in CARDS.values()) <= 40e6
+    assert {path.stem for path in ZOO.glob("*.safetensors")} == set(CARDS)
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_shipped_card_and_its_weights(name: str) -> None:
+    card: ModelCard = CARDS[name]
+    path = ZOO / card.weights
+    assert path.is_file()
+    assert path.stat().st_size <= 3e6
+    assert card.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert card.recipe is not None
+    assert card.measured is not None
+    assert card.measured.balanced_accuracy >= 0.75
+    assert card.measured.gradient_ms > 0
+    assert card.source
+    data = registry.load("datasets")[card.dataset]
+    loaded = load_victim(name, data)
+    assert loaded.card == card
+    assert describe(name, data) == (card, loaded.sha256)
+    x = grey_images(2, channels=data.channels, side=data.size[0])
+    loaded.victim.check(x, (len(data.classes),))
+    parameters = sum(p.numel() for p in loaded.victim.module.parameters())
+    assert parameters == card.measured.parameters
+
+
+def reproduces(name: str, data: Path | None) -> None:
+    card: ModelCard = CARDS[name]
+    dataset = load_dataset(card.dataset, data=data)
+    found = measure(load_victim(name, dataset.card).victim, dataset)
+    assert card.measured is not None
+    assert found.balanced_accuracy == pytest.approx(card.measured.balanced_accuracy, abs=0.003)
+    assert found.accuracy == pytest.approx(card.measured.accuracy, abs=0.003)
+
+
+def test_a_phantom_victim_scores_what_its_card_says() -> None:
+    reproduces("chest_resnet", None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [n for n, c in CARDS.items() if registry.load("datasets")[c.dataset].synthetic]
+)
+def test_every_phantom_victim_scores_what_its_card_says(name: str) -> None:
+    reproduces(name, None)
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.parametrize(
+    "name", [n for n, c in CARDS.items() if not registry.load("datasets")[c.dataset].synthetic]
+)
+def test_every_real_victim_scores_what_its_card_says(name: str, real_data: Path) -> None:
+    reproduces(name, real_data)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"channels": 3}, "expected channels 1, got 3 of other"),
+        ({"size": (32, 32)}, r"expected size \(64, 64\), got \(32, 32\)"),
+        ({"task": "multi_label"}, "expected task single_label, got multi_label"),
+        ({"classes": ("a", "b", "c")}, "expected K = 2 classes, got K = 3 of other"),
+    ],
+)
+def test_a_shipped_victim_on_other_data(changed: dict[str, object], message: str) -> None:
+    data = registry.load("datasets")["phantom_chest"].model_copy(
+        update={"name": "other", **changed}
+    )
+    with pytest.raises(VictimError, match=message) as caught:
+        load_victim("chest_resnet", data)
+    assert "choose a victim trained on other" in str(caught.value)
+
+
+def test_damaged_weights_of_a_card(tmp_path: Path) -> None:
+    card = CARDS["chest_resnet"]
+    content = bytearray((ZOO / card.weights).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / card.weights).write_bytes(content)
+    data = registry.load("datasets")["phantom_chest"]
+    with pytest.raises(ChecksumError, match=r"chest_resnet\.safetensors: expected sha256"):
+        load_victim("chest_resnet", data, zoo=tmp_path)
+    with pytest.raises(UnknownNameError, match="did you mean 'chest_resnet'"):
+        load_victim("chest_resnett", data)
+
+
+# --- timm ----------------------------------------------------------------------------------------
+
+
+def test_any_timm_model_with_a_file(tmp_path: Path) -> None:
+    spec = save_timm(tmp_path / "w.safetensors")
+    loaded = load_victim(spec, GREY)
+    assert loaded.card.name == spec
+    assert (
+        loaded.card.sha256 == hashlib.sha256((tmp_path / "w.safetensors").read_bytes()).hexdigest()
+    )
+    assert loaded.victim(grey_images(3, side=32)).logits.shape == (3, 2)
+    assert describe(spec, GREY) == (loaded.card, loaded.sha256)
+    # normalised as the model was trained: three statistics folded into one for grey images
+    assert loaded.victim.contract.mean == (0.5,)
+    given = f"{spec[:-1]}, mean=[0.25], std=[0.125])"
+    other = load_victim(given, GREY)
+    assert (other.victim.contract.mean, other.victim.contract.std) == ((0.25,), (0.125,))
+    assert other.sha256 != loaded.sha256  # the contract is part of the answers
+    colour = save_timm(tmp_path / "c.safetensors", channels=3)
+    rgb = card_of(torch.zeros(1, 3, 32, 32), 2)
+    assert load_victim(colour, rgb).victim.contract.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "message"),
+    [
+        (
+            "timm:test_resnet",
+            VictimError,
+            r"expected weights='FILE.safetensors' or pretrained=True",
+        ),
+        ("timm:test_resnet(pretrained=False)", VictimError, "or pretrained=True"),
+        ("timm:test_resnett(weights='w')", UnknownNameError, "did you mean 'test_resnet"),
+        ("timm:test_resnet(weights='gone')", VictimError, "expected a weights file at gone"),
+        ("timm:test_resnet(weights='W', nonsense=1)", VictimError, "nonsense"),
+        ("timm:test_resnet(weights='W', num_classes=5)", VictimError, "number of classes"),
+        ("timm:test_vit(weights='W')", VictimError, "expected the weights of this architecture"),
+        ("timm:test_resnet(weights='W', mean=0.5)", BenchError, "mean"),
+        ("timm:test_resnet(weights=5)", BenchError, "weights"),
+    ],
+)
+def test_timm_victims_that_are_wrong(
+    tmp_path: Path, spec: str, kind: type[Exception], message: str
+) -> None:
+    save_timm(tmp_path / "W")
+    with pytest.raises(kind, match=message) as caught:
+        load_victim(spec.replace("'W'", f"'{tmp_path / 'W'}'"), GREY)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_timm_model_for_another_number_of_classes(tmp_path: Path) -> None:
+    spec = save_timm(tmp_path / "w.safetensors", k=3)
+    with pytest.raises(VictimError, match=r"\(2, .*\(3, .*check the number of classes"):
+        load_victim(spec, GREY)
+
+
+def test_builders() -> None:
+    vgg = build(parse("vgg(cfg=[8, 'M', 16, 'M'])"), channels=1, outputs=3, size=(64, 64))
+    assert vgg.eval()(torch.zeros(1, 1, 64, 64)).shape == (1, 3)
+    vit = build(parse("timm:test_vit"), channels=1, outputs=2, size=(32, 32))
+    assert vit.eval()(torch.zeros(1, 1, 32, 32)).shape == (1, 2)
+    with pytest.raises(UnknownNameError, match="expected a known builder, got 'resnet'"):
+        build(parse("resnet"), channels=1, outputs=2, size=(32, 32))
