@@ -100,7 +100,7 @@ class Victim:
             with frozen(self.module), torch.no_grad():
                 found = self(x[:2]).logits
         except Exception as error:  # a model is foreign code and may raise anything
-            first = str(error).splitlines()[0]
+            first = (str(error) or type(error).__name__).splitlines()[0]
             raise VictimError(
                 f"expected a model that reads {expected} images, got: {first}"
             ) from None

@@ -127,11 +127,11 @@ def _judge(
     problem: Problem,
     near: Images,
     radii: Float[Tensor, " r"],
-    turn: Rows,
+    turn: Int[Tensor, " b"],
     rows: Rows,
     depth: int,
     table: _Table,
-    falls: Rows,
+    falls: Int[Tensor, " b"],
 ) -> Bool[Tensor, " rows"]:
     """Return which samples break at their next rung by the last candidate, grown or pulled in."""
     here = problem.take(rows).at(radii[turn[rows]])

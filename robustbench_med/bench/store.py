@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -30,8 +31,9 @@ def check_writable(folder: Path) -> None:
             "with --results DIR"
         ) from None
     for left in folder.glob(".*.tmp"):
-        if left.is_dir() and time.time() - left.stat().st_mtime > _STALE:
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another run may be sweeping too
+            if left.is_dir() and time.time() - left.stat().st_mtime > _STALE:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def finished(folder: Path, case_id: str) -> bool:
@@ -99,7 +101,7 @@ def read(home: Path) -> Stored:
         samples = pd.read_parquet(home / "samples.parquet")
     except FileNotFoundError as error:
         raise ResultsError(
-            f"expected a record in {home}, got no {Path(error.filename).name}"
+            f"expected a record in {home}, got no {Path(error.filename or 'samples.parquet').name}"
         ) from None
     except (ValidationError, ValueError, OSError) as error:
         first = str(error).splitlines()[0]

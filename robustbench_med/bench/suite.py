@@ -73,9 +73,9 @@ def read_suite(path: Path) -> Suite:
         values = tomllib.loads(path.read_text())
     except OSError as error:
         raise SpecError(f"expected a suite at {path}, got: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"expected TOML in {path}, got: {error}") from None
-    return registry.validate(Suite, {"name": path.stem, **values}, str(path))
+    return registry.validate(Suite, {**values, "name": path.stem}, str(path))
 
 
 def narrowed(suite: Suite, given: dict[str, Any], seed: int | None) -> Suite:

@@ -21,6 +21,11 @@ for commands in (run_commands, inspect_commands, train_command):
     commands.register(app)
 
 
+INTERRUPTED = 130
+
+INTERRUPTED = 130
+
+
 def main() -> None:
     """Run the command line; a person's mistake costs one line and exit code 2."""
     try:
@@ -28,8 +33,7 @@ def main() -> None:
     except BenchError as error:
         print(f"robustbench_med: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print(
-            "robustbench_med: stopped; finished cases are kept, run again to go on", file=sys.stderr
-        )
-        raise SystemExit(130) from None
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # typer's answer to Ctrl-C
+            print("robustbench_med: stopped; finished cases are kept", file=sys.stderr)
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 from torch import nn
@@ -67,8 +68,7 @@ def _timm(
 
 
 def _near(name: str, known: list[str]) -> list[str]:
-    family = [other for other in known if other[:3] == name[:3]]
-    return (family or known)[:12]
+    return difflib.get_close_matches(name, known, n=12, cutoff=0.5) or known[:12]
 
 
 def _vgg(*, cfg: list[int | str], **arguments: Any) -> nn.Module:  # noqa: ANN401 - handed to timm

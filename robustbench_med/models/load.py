@@ -110,6 +110,8 @@ def _timm(wanted: spec.Spec, data: DatasetCard) -> Loaded:
     inner = {key: value for key, value in wanted.parameters.items() if key not in _OURS}
     if not ours.get("weights") and not ours.get("pretrained"):
         raise VictimError(f"expected weights='FILE.safetensors' or pretrained=True, got {wanted}")
+    if not isinstance(ours.get("weights", ""), str):
+        raise VictimError(f"expected weights='FILE.safetensors', got {ours['weights']!r}")
     # a hub model keeps its own head: timm would put a random one in place of one of another width
     outputs = None if ours.get("pretrained") else inner.pop("num_classes", len(data.classes))
     builder = spec.Spec(wanted.name, inner)

@@ -98,8 +98,10 @@ def fit(
     balance = _balance(batch.y, card)
     for epoch in range(recipe.epochs):
         for i, rows in enumerate(torch.randperm(len(batch)).split(recipe.batch)):
-            if len(rows) == 1:
-                continue  # batch norm needs two
+            if len(rows) == 1:  # batch norm needs two: one image sits this epoch out
+                schedule.step()
+                progress((epoch + 1) / recipe.epochs)
+                continue
             logits = victim(augment(batch.x[rows], recipe)).logits
             loss = _loss(logits, batch.y[rows], card, balance, recipe.label_smoothing)
             optimizer.zero_grad()

@@ -54,7 +54,7 @@ def content(path: Path, *, sha256: str = "") -> bytes:
 
 def _fit(module: nn.Module, tensors: dict[str, torch.Tensor], name: str) -> None:
     wanted = module.state_dict()
-    for key in wanted.keys() ^ tensors.keys():
+    for key in sorted(wanted.keys() ^ tensors.keys()):
         side = "missing from the file" if key in wanted else "not of this architecture"
         raise VictimError(f"{name}: expected the weights of this architecture, got {key!r} {side}")
     for key, value in tensors.items():

@@ -249,7 +249,7 @@ def test_timm_victims_that_are_wrong(
 
 def test_a_timm_model_for_another_number_of_classes(tmp_path: Path) -> None:
     spec = save_timm(tmp_path / "w.safetensors", k=3)
-    with pytest.raises(VictimError, match=r"\(2, .*\(3, .*check the number of classes"):
+    with pytest.raises(VictimError, match=r"\(2,.*\(3,.*check the number of classes"):
         load_victim(spec, GREY)
 
 
