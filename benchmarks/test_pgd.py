@@ -97,17 +97,19 @@ def test_raw_passes(arena: Arena, contest: Callable[..., None]) -> None:
     contest("all survive", "raw forward + backward", raw)
 
 
-def test_ladder(arena: Arena, radii: dict[str, float], contest: Callable[..., None]) -> None:
-    """Five rungs against the hardest of them alone."""
+@pytest.mark.parametrize("rungs", [1, 5])
+def test_ladder(
+    rungs: int, arena: Arena, radii: dict[str, float], contest: Callable[..., None]
+) -> None:
+    """Five rungs against the hardest of them alone, the smallest radius."""
     middle = radii["30 % survive"]
-    ladder = [middle / 4, middle / 2, middle, 2 * middle, 4 * middle]
+    ladder = [middle / 4, middle / 2, middle, 2 * middle, 4 * middle][:rungs]
 
     def attack(problem: Problem, rng: Draws) -> Tensor:
         return pgd(problem, rng=rng, steps=STEPS, reach=STEPS * SHARE)
 
-    def five() -> Tensor:
+    def walked() -> Tensor:
         descend(arena.problem(middle), attack, draws(arena), ladder, 8)
         return arena.x
 
-    contest("ladder", "ours", ours(arena, ladder[0]))
-    contest("ladder", "five rungs", five)
+    contest("ladder", "ours" if rungs == 1 else "five rungs", walked)
