@@ -35,5 +35,6 @@ def main() -> None:
         raise SystemExit(2) from None
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # typer's answer to Ctrl-C
-            print("robustbench_med: stopped; finished cases are kept", file=sys.stderr)
+            kept = "stopped; finished cases are kept, run again to go on"
+            print(f"robustbench_med: {kept}", file=sys.stderr)
         raise
