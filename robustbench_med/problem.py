@@ -56,6 +56,10 @@ class Problem:
     def outputs(self, z: Images) -> Output:
         """Return the judge's output on candidates `z`, without gradient."""
         self.counter.forward += len(z)
+        if len(z) == 0:  # many networks cannot reshape an empty batch: show one image, keep none
+            with torch.no_grad():
+                one = self.judge(z.new_zeros((1, *z.shape[1:])))
+            return Output(one.logits[:0], None if one.suspicion is None else one.suspicion[:0])
         with torch.no_grad():
             parts = [self.judge(part) for part in z.split(self.chunk)]
         if len(parts) == 1:
@@ -73,6 +77,8 @@ class Problem:
 
         The gradient of each image is its own: losses are summed, not averaged, over the batch.
         """
+        if len(z) == 0:
+            return z, self.probe(z)
         self.counter.forward += len(z)
         self.counter.backward += len(z)
         model = self.guide or self.judge

@@ -83,9 +83,7 @@ def descend(
         grown = (radii[turn[rows].clamp(0, len(radii) - 1)] / radii[rung]).clamp_min(1)
         near[rows] = here.x + (z - here.x) * grown.view(-1, *[1] * (z.ndim - 1))
     inferred = ~ran & (torch.arange(len(ladder), device=stands.device)[:, None] < stands)
-    for i, eps in enumerate(
-        ladder
-    ):  # the image that failed at a larger radius, pulled in and judged
+    for i, eps in enumerate(ladder):  # the failed image, pulled in and judged
         rows = inferred[i].nonzero()[:, 0]
         here = problem.at(eps).take(rows)
         table.put(i, rows, measure(here, here.ball.project(failed[rows], here.x), depth))

@@ -134,6 +134,25 @@ def test_a_batch_of_done_samples_and_an_empty_one_cost_one_pass() -> None:
     assert len(pgd(nothing, rng=draws(0))) == 0
 
 
+def test_a_network_that_cannot_take_an_empty_batch_never_gets_one() -> None:
+    class Reshaping(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.view(x.shape[0], -1).view(x.shape))  # fails on 0 images
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        victim = victim_of(Reshaping(1, 2))
+    x = grey_images(3)
+    problem = problem_of(victim, x, victim(x).logits.argmax(1), eps=0.05)
+    nothing = problem.take(torch.zeros(0, dtype=torch.long))
+    with pytest.raises(RuntimeError):
+        victim(nothing.x)
+    assert nothing.outputs(nothing.x).logits.shape == (0, 2)
+    g, verdict = nothing.gradient(nothing.x)
+    assert len(g) == len(verdict.done) == 0
+    assert (problem.counter.forward, problem.counter.backward) == (0, 0)
+
+
 def test_nan_gradients_of_one_image_do_not_move_the_others() -> None:
     class Root(Small):
         def forward(self, x: Tensor) -> Tensor:
