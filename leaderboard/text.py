@@ -9,8 +9,14 @@ from urllib.parse import urlsplit
 from robustbench_med.bench.record import Estimate
 
 DASH = "–"
-NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
-THREATS = {"white_box": "white box", "black_box": "black box"}
+NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
+THREATS = {
+    "white_box": "white box",
+    "transfer": "transfer from another model",
+    "no_box": "no box: a model trained on other data",
+    "query": "black box by queries",
+    "control": "control: no attack",
+}
 # metric of a record -> what a table calls it and how its value is written
 METRICS: dict[str, tuple[str, str]] = {
     "accuracy": ("Accuracy, %", "percent"),

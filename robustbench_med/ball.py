@@ -27,8 +27,10 @@ class Ball:
     0.6...
 
     Attributes:
-        norm: "linf", "l2" or "l1", over all channels and pixels of an image.
-        eps: radius in image units (x in [0,1]); a float, or `(b,)` for a radius a sample.
+        norm: "linf", "l2", "l1" or "l0" (the number of values that differ), over all channels and
+            pixels of an image.
+        eps: radius in image units (x in [0,1]); a float, or `(b,)` for a radius a sample. For "l0"
+            a number of values. `inf` where only the box bounds the change.
         channels: the channels that may change; None = all.
         region: bool mask `(b or 1, c or 1, *s)`, True where change is allowed; None = everywhere.
     """
@@ -47,23 +49,27 @@ class Ball:
         """Return the point of the ball near `z`: inside eps and [0,1], unchanged elsewhere.
 
         L-inf: the exact Euclidean projection. L2, L1: projection on the ball, then on the box; the
-        result is feasible because x is in [0,1], so clipping only shrinks the perturbation.
+        result is feasible because x is in [0,1], so clipping only shrinks the perturbation. L0: the
+        largest changes are kept.
         """
-        delta = _NORMS[self.norm].project(self._mask(z - x), self._radius(x))
+        delta = _NORMS[self.norm].project(self.mask(z - x), self._radius(x))
         return (x + delta).clamp_(0, 1)
 
     def steepest(self, g: Images) -> Images:
         """Return the direction of unit norm of fastest ascent; 0 where `g` is 0."""
-        return _NORMS[self.norm].steepest(self._mask(g))
+        return _NORMS[self.norm].steepest(self.mask(g))
 
     def step(self, z: Images, g: Images, x: Images, share: float) -> Images:
         """Return `z` moved by `share` times eps along the steepest direction of `g`, inside."""
         return self.project(z + self._radius(x) * share * self.steepest(g), x)
 
     def sample(self, x: Images, rng: Draws) -> Images:
-        """Return images drawn uniformly from the ball around `x`, then clipped to [0,1]."""
-        delta = _NORMS[self.norm].sample(rng, tuple(x.shape[1:])) * self._radius(x)
-        return (x + self._mask(delta.to(x.dtype))).clamp_(0, 1)
+        """Return images drawn uniformly from the ball around `x`, then clipped to [0,1].
+
+        L0: eps values, drawn uniformly, change by a uniform draw from [-1,1].
+        """
+        delta = _NORMS[self.norm].sample(rng, tuple(x.shape[1:]), self._radius(x))
+        return (x + self.mask(delta.to(x.dtype))).clamp_(0, 1)
 
     def size(self, z: Images, x: Images) -> PerSample:
         """Return the norm of `z - x` per sample, `(b,)`."""
@@ -85,7 +91,8 @@ class Ball:
         eps = torch.as_tensor(self.eps, dtype=x.dtype, device=x.device)
         return eps.reshape(-1, *[1] * (x.ndim - 1))
 
-    def _mask(self, delta: Images) -> Images:
+    def mask(self, delta: Images) -> Images:
+        """Return a perturbation or gradient with 0 where no change is allowed."""
         if self.channels is not None:
             allowed = torch.zeros(delta.shape[1], dtype=torch.bool, device=delta.device)
             allowed[list(self.channels)] = True
@@ -96,7 +103,7 @@ class Ball:
 class _Norm(NamedTuple):
     project: Callable[[Tensor, Tensor], Tensor]
     steepest: Callable[[Tensor], Tensor]
-    sample: Callable[[Draws, tuple[int, ...]], Tensor]
+    sample: Callable[[Draws, tuple[int, ...], Tensor], Tensor]
     size: Callable[[Tensor], Tensor]
 
 
@@ -108,8 +115,8 @@ def _linf_project(delta: Tensor, eps: Tensor) -> Tensor:
     return torch.minimum(torch.maximum(delta, -eps), eps)
 
 
-def _linf_sample(rng: Draws, shape: tuple[int, ...]) -> Tensor:
-    return rng.uniform(*shape) * 2 - 1
+def _linf_sample(rng: Draws, shape: tuple[int, ...], eps: Tensor) -> Tensor:
+    return (rng.uniform(*shape) * 2 - 1) * eps
 
 
 def _l2_project(delta: Tensor, eps: Tensor) -> Tensor:
@@ -123,11 +130,12 @@ def _l2_steepest(g: Tensor) -> Tensor:
     return g / _per_sample(g.flatten(1).norm(dim=1), g).clamp_min(_TINY)
 
 
-def _l2_sample(rng: Draws, shape: tuple[int, ...]) -> Tensor:
+def _l2_sample(rng: Draws, shape: tuple[int, ...], eps: Tensor) -> Tensor:
     # a normal vector has a uniform direction; u^(1/d) makes the radius uniform in volume
     direction = _l2_steepest(rng.fork("direction").normal(*shape))
     d = direction[0].numel() if len(direction) else 1
-    return direction * _per_sample(rng.fork("radius").uniform(1)[:, 0] ** (1 / d), direction)
+    radius = _per_sample(rng.fork("radius").uniform(1)[:, 0] ** (1 / d), direction)
+    return direction * radius * eps
 
 
 def _l1_project(delta: Tensor, eps: Tensor) -> Tensor:
@@ -150,18 +158,38 @@ def _l1_steepest(g: Tensor) -> Tensor:
     return torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign()).view_as(g)
 
 
-def _l1_sample(rng: Draws, shape: tuple[int, ...]) -> Tensor:
+def _l1_sample(rng: Draws, shape: tuple[int, ...], eps: Tensor) -> Tensor:
     # Laplace entries have a direction uniform on the L1 sphere; u^(1/d) as for L2
     u = rng.fork("direction").uniform(*shape).double() * 2 - 1
     laplace = -u.sign() * torch.log1p(-u.abs())
     flat = laplace.flatten(1)
     unit = (flat / flat.abs().sum(1, keepdim=True).clamp_min(_TINY)).view_as(laplace)
     radius = rng.fork("radius").uniform(1)[:, 0].double() ** (1 / max(flat.shape[1], 1))
-    return (unit * _per_sample(radius, unit)).float()
+    return (unit * _per_sample(radius, unit)).float() * eps
+
+
+def _largest(values: Tensor, eps: Tensor) -> Tensor:
+    """Return a mask `(b, d)` of the floor(eps) largest of each row; the first on a tie."""
+    count = eps.flatten(1).clamp_max(values.shape[1]).long()
+    order = values.argsort(dim=1, descending=True, stable=True)
+    place = torch.arange(values.shape[1], device=values.device).expand_as(values)
+    return torch.zeros_like(values, dtype=torch.bool).scatter_(1, order, place < count)
+
+
+def _l0_project(delta: Tensor, eps: Tensor) -> Tensor:
+    flat = delta.flatten(1)
+    return (flat * _largest(flat.abs(), eps)).view_as(delta)
+
+
+def _l0_sample(rng: Draws, shape: tuple[int, ...], eps: Tensor) -> Tensor:
+    change = rng.fork("change").uniform(*shape) * 2 - 1
+    return change * _largest(rng.fork("place").uniform(*shape).flatten(1), eps).view_as(change)
 
 
 _NORMS: dict[str, _Norm] = {
     "linf": _Norm(_linf_project, torch.sign, _linf_sample, lambda d: d.abs().amax(1)),
     "l2": _Norm(_l2_project, _l2_steepest, _l2_sample, lambda d: d.norm(dim=1)),
     "l1": _Norm(_l1_project, _l1_steepest, _l1_sample, lambda d: d.abs().sum(1)),
+    # one value alone is the steepest change where only their number counts, as for L1
+    "l0": _Norm(_l0_project, _l1_steepest, _l0_sample, lambda d: (d != 0).sum(1).to(d.dtype)),
 }

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Norm = Literal["linf", "l2", "l1"]
+Norm = Literal["linf", "l2", "l1", "l0"]
+Threat = Literal["white_box", "transfer", "no_box", "query", "control"]
 Task = Literal["single_label", "multi_label"]
 
 
@@ -29,12 +30,17 @@ class AttackCard(Card):
         description="protocol version: a change of results raises it, and case ids"
     )
     norms: tuple[Norm, ...]
-    threat: Literal["white_box", "black_box"] = "white_box"
-    rungs: Literal["ascend", "descend"] = Field(
-        description="order in which a ladder is walked; see robustbench_med/bench/ladder.py"
+    threat: Literal["white_box", "query", "control"] = Field(
+        default="white_box", description="what the attacker needs of the victim; a control, nothing"
+    )
+    rungs: Literal["ascend", "descend", "distance", "universal"] = Field(
+        description="how a ladder is filled; see robustbench_med/bench/ladder.py"
     )
     parameters: dict[str, Any] = Field(default_factory=dict, description="names and defaults")
     positive: tuple[str, ...] = Field(default=(), description="parameters that must be > 0")
+    effort: tuple[str, ...] = Field(
+        default=(), description="parameters that buy strength: doubled to see whether it is enough"
+    )
     passes: str = Field(
         description="forward + backward passes an image costs at most, an expression"
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustbench_med.ball import Ball
+from robustbench_med.errors import VictimError
 from robustbench_med.objectives import Objective
 from robustbench_med.types import Images, Output, Rows, Truth, Verdict
 
@@ -24,6 +26,14 @@ class Counter:
     backward: int = 0
     nonfinite: int = 0  # of the back-propagated: images whose gradient had NaN or Inf
     zero: int = 0  # of the back-propagated: images whose gradient was 0 everywhere
+
+
+class Slopes(NamedTuple):
+    """Margins at a candidate, the gradients of some of them, and the guide's verdict."""
+
+    margins: Float[Tensor, "b m"]
+    jacobian: Float[Tensor, "b n c *s"]
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -79,20 +89,76 @@ class Problem:
         """
         if len(z) == 0:
             return z, self.probe(z)
-        self.counter.forward += len(z)
-        self.counter.backward += len(z)
         model = self.guide or self.judge
         found: list[tuple[Tensor, Verdict]] = []
-        for part, y in zip(z.split(self.chunk), self.y.split(self.chunk), strict=True):
-            leaf = part.detach().requires_grad_(True)
+        for rows in self._chunks(z):
+            leaf = z[rows].detach().requires_grad_(True)
             with torch.enable_grad():
-                verdict = self.objective(model(leaf), y)
-                (g,) = torch.autograd.grad(verdict.loss.sum(), leaf)
-            found.append((self._finite(g), Verdict(*(value.detach() for value in verdict))))
+                verdict = self.objective.take(rows)(model(leaf), self.y[rows])
+                (g,) = torch.autograd.grad(_climbable(verdict.loss).sum(), leaf)
+            self._count(len(rows), backward=1)
+            found.append((self._finite(g), _detached(verdict)))
         if len(found) == 1:
             return found[0]
-        verdicts = zip(*(verdict for _, verdict in found), strict=True)
-        return torch.cat([g for g, _ in found]), Verdict(*map(torch.cat, verdicts))
+        return torch.cat([g for g, _ in found]), _joined([verdict for _, verdict in found])
+
+    def jacobian(self, z: Images, columns: Int[Tensor, "b n"]) -> Slopes:
+        """Return the guide's margins at `z` and the gradients of the chosen ones.
+
+        Args:
+            z: `(b, c, *s)` candidates.
+            columns: `(b, n)` which margins of each sample are differentiated: one forward pass and
+                n backward passes.
+        """
+        if len(z) == 0:
+            return Slopes(
+                self.margins(z), z[:, None].expand(0, columns.shape[1], *z.shape[1:]), self.probe(z)
+            )
+        model = self.guide or self.judge
+        found: list[Slopes] = []
+        for rows in self._chunks(z):
+            leaf, objective = z[rows].detach().requires_grad_(True), self.objective.take(rows)
+            with torch.enable_grad():
+                output = model(leaf)
+                margins = objective.margins(output, self.y[rows])
+                chosen = _climbable(margins).gather(1, columns[rows]).sum(0)
+                last = len(chosen) - 1
+                slopes = [
+                    self._finite(torch.autograd.grad(one, leaf, retain_graph=j < last)[0])
+                    for j, one in enumerate(chosen)
+                ]
+                verdict = objective(output, self.y[rows])
+            self._count(len(rows), backward=len(chosen))
+            found.append(Slopes(margins.detach(), torch.stack(slopes, 1), _detached(verdict)))
+        if len(found) == 1:
+            return found[0]
+        return Slopes(
+            torch.cat([one.margins for one in found]),
+            torch.cat([one.jacobian for one in found]),
+            _joined([one.verdict for one in found]),
+        )
+
+    def confirm(self, z: Images, verdict: Verdict) -> Verdict:
+        """Return the guide's verdict on `z` with the judge's where the guide claims success.
+
+        A guide may be coarse; without one of its own, the guide is the judge and nothing is done.
+        """
+        claimed = verdict.done.nonzero()[:, 0]
+        if self.guide is None or len(claimed) == 0:
+            return verdict
+        judged = self.take(claimed).probe(z[claimed])
+        return Verdict(
+            verdict.loss,
+            verdict.harm.index_copy(0, claimed, judged.harm),
+            verdict.done.index_copy(0, claimed, judged.done),
+        )
+
+    def _chunks(self, z: Images) -> list[Rows]:
+        return list(torch.arange(len(z), device=z.device).split(self.chunk))
+
+    def _count(self, images: int, *, backward: int) -> None:
+        self.counter.forward += images
+        self.counter.backward += images * backward
 
     def _finite(self, g: Images) -> Images:
         """Return the gradient with 0 for NaN and Inf, and count what is wrong with it.
@@ -107,14 +173,37 @@ class Problem:
         self.counter.nonfinite += int((~finite).sum())
         return torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0)
 
-    def margins(self, z: Images) -> Float[Tensor, "b k"]:
-        """Return the judge's margins on `z`, `(b, k)`: how far each class is from winning."""
+    def margins(self, z: Images) -> Float[Tensor, "b m"]:
+        """Return the judge's margins on `z`, `(b, m)`: the ways to the goal, reached above 0."""
         return self.objective.margins(self.outputs(z), self.y)
 
     def take(self, rows: Rows) -> Problem:
         """Return the problem of the given rows; costs are still counted together."""
-        return replace(self, x=self.x[rows], y=self.y[rows], ball=self.ball.take(rows))
+        return replace(
+            self,
+            x=self.x[rows],
+            y=self.y[rows],
+            ball=self.ball.take(rows),
+            objective=self.objective.take(rows),
+        )
 
     def at(self, eps: float | Float[Tensor, " b"]) -> Problem:
         """Return the same problem at another radius, or at one a sample."""
         return replace(self, ball=self.ball.at(eps))
+
+
+def _climbable(loss: Tensor) -> Tensor:
+    if not loss.requires_grad:
+        raise VictimError(
+            "expected a victim with gradients, got one whose output does not depend on its input "
+            "differentiably: choose an attack by queries, e.g. --attack square"
+        )
+    return loss
+
+
+def _detached(verdict: Verdict) -> Verdict:
+    return Verdict(*(value.detach() for value in verdict))
+
+
+def _joined(verdicts: list[Verdict]) -> Verdict:
+    return Verdict(*map(torch.cat, zip(*verdicts, strict=True)))

@@ -1,4 +1,4 @@
-"""Search: the best candidate of every sample and the rows still open.
+"""Search: the best candidate of every sample and the rows still open; Nearest: the closest one.
 
 Finished samples leave the batch: this is where most of the speed comes from.
 """
@@ -6,6 +6,7 @@ Finished samples leave the batch: this is where most of the speed comes from.
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from robustbench_med.problem import Problem
@@ -40,9 +41,7 @@ class Search:
             state: further tensors `(r, ...)` an attack carries along, e.g. its momentum.
         """
         g, verdict = self.open.gradient(z)
-        if self.open.guide is not None:
-            verdict = self._confirm(z, verdict)
-        kept = self._note(z, verdict)
+        kept = self._note(z, self.open.confirm(z, verdict))
         everything = (g, z, *state)
         return everything if kept is None else tuple(value[kept] for value in everything)
 
@@ -50,18 +49,6 @@ class Search:
         """Judge the candidates `z` of the open rows by a forward pass only."""
         if not self.finished:
             self._note(z, self.open.probe(z))
-
-    def _confirm(self, z: Images, verdict: Verdict) -> Verdict:
-        """Let the judge decide the rows that the guide, perhaps coarse, calls done."""
-        claimed = verdict.done.nonzero()[:, 0]
-        if len(claimed) == 0:
-            return verdict
-        judged = self.open.take(claimed).probe(z[claimed])
-        return Verdict(
-            verdict.loss,
-            verdict.harm.index_copy(0, claimed, judged.harm),
-            verdict.done.index_copy(0, claimed, judged.done),
-        )
 
     def _note(self, z: Images, verdict: Verdict) -> Rows | None:
         """Keep what is better; return the positions still open, None where all are."""
@@ -77,3 +64,32 @@ class Search:
         self.rows = self.rows[kept]
         self.open = self.open.take(kept)
         return kept
+
+
+class Nearest:
+    """Keeps, per sample, the successful candidate nearest to the clean image.
+
+    Attributes:
+        best: `(b, c, *s)` nearest successful candidates; the clean image of a sample without one.
+        size: `(b,)` their distance in the ball's norm; inf without one.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.best = problem.x.clone()
+        self.size = problem.x.new_full((len(problem),), torch.inf)
+        self._problem = problem
+
+    def keep(self, z: Images, done: Bool[Tensor, " rows"], rows: Rows | None = None) -> None:
+        """Keep the candidates that succeed and are nearer than what is kept.
+
+        Args:
+            z: `(r, c, *s)` candidates of `rows`, in [0,1].
+            done: `(r,)` whether the judge calls each a success.
+            rows: which samples they are of; all by default.
+        """
+        here = self._problem if rows is None else self._problem.take(rows)
+        kept = self.size if rows is None else self.size[rows]
+        size = here.ball.size(z, here.x)
+        nearer = (done & (size < kept)).nonzero()[:, 0]
+        place = nearer if rows is None else rows[nearer]
+        self.best[place], self.size[place] = z[nearer], size[nearer]

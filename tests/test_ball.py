@@ -26,8 +26,8 @@ def images(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
     return x
 
 
-@pytest.mark.parametrize(("norm", "shape"), ROWS)
-@pytest.mark.parametrize("eps", [0.0, 0.03, 0.7, 50.0])
+@pytest.mark.parametrize(("norm", "shape"), [*ROWS, *itertools.product(("l0",), SHAPES)])
+@pytest.mark.parametrize("eps", [0.0, 0.03, 0.7, 50.0, torch.inf])
 def test_projection_is_inside_idempotent_and_identity_within(
     norm: Norm, shape: tuple[int, ...], eps: float
 ) -> None:
@@ -110,6 +110,16 @@ def test_only_chosen_channels_and_region_change() -> None:
         assert not (moved & ~region).any()
     assert not ball.steepest(torch.ones_like(x))[:, 0].any()
     assert ball.take(torch.tensor([1])).region is not None
+
+
+def test_l0_keeps_the_largest_changes_and_draws_eps_of_them() -> None:
+    x = torch.full((1, 1, 2, 3), 0.5)
+    delta = torch.tensor([0.1, -0.4, 0.2, 0.0, 0.3, -0.2]).view(1, 1, 2, 3)
+    ball = Ball("l0", 3.9)
+    kept = ball.project(x + delta, x) - x
+    torch.testing.assert_close(kept.flatten(), torch.tensor([0, -0.4, 0.2, 0, 0.3, 0]))
+    many = x.expand(9, 1, 2, 3)
+    assert ball.size(ball.sample(many, draws(9)), many).tolist() == [3.0] * 9
 
 
 @given(st.integers(1, 40), st.floats(0.01, 3), st.integers(0, 10_000))

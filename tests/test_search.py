@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from attacks.pgd import pgd
+from robustbench_med.errors import VictimError
 from robustbench_med.objectives.classification import Untargeted
+from robustbench_med.objectives.climb import Climb
 from robustbench_med.problem import Problem
-from robustbench_med.search import Search
+from robustbench_med.search import Nearest, Search
 from robustbench_med.types import Images, Output
 from robustbench_med.victim import Victim
 from tests.toys import draws, grey_images, linear_victim, problem_of, small_victim
@@ -186,3 +188,71 @@ def test_pgd_with_a_lying_guide_reports_no_sample_as_broken_that_stands(chunk: i
     problem = replace(problem, guide=three)
     z = pgd(problem, rng=draws(N), steps=3)
     assert not problem.probe(z).done.any()
+
+
+# --- jacobian, climb, nearest -------------------------------------------------------------------
+
+
+def test_the_jacobian_is_the_gradient_of_each_margin() -> None:
+    problem = posed()
+    columns = torch.stack([(problem.y + 1) % 3, (problem.y + 2) % 3], 1)
+    found = problem.jacobian(problem.x, columns)
+    assert found.jacobian.shape == (N, 2, *problem.x.shape[1:])
+    leaf = problem.x.clone().requires_grad_(True)
+    logits = problem.judge(leaf).logits
+    gap = (logits.gather(1, columns[:, 1:]) - logits.gather(1, problem.y[:, None])).sum()
+    (g,) = torch.autograd.grad(gap, leaf)
+    torch.testing.assert_close(found.jacobian[:, 1], g)
+    torch.testing.assert_close(found.margins, problem.margins(problem.x))
+    assert (problem.counter.forward, problem.counter.backward) == (2 * N, 2 * N)
+    parts = replace(problem, chunk=3).jacobian(problem.x, columns)
+    torch.testing.assert_close(parts.jacobian, found.jacobian)
+
+
+def test_climbing_toward_a_column_follows_the_rows_taken() -> None:
+    problem = posed()
+    columns = (problem.y + 1 + torch.arange(N) % 2) % 3
+    toward = replace(problem, objective=Climb(problem.objective, "toward", columns))
+    rows = torch.tensor([7, 2, 5])
+    g, verdict = toward.gradient(problem.x)
+    few, judged = toward.take(rows).gradient(problem.x[rows])
+    torch.testing.assert_close(few, g[rows])
+    torch.testing.assert_close(judged.loss, verdict.loss[rows])
+    plain = problem.probe(problem.x)
+    assert torch.equal(verdict.done, plain.done)
+    torch.testing.assert_close(verdict.harm, plain.harm)
+
+
+def test_a_relentless_climb_is_never_done() -> None:
+    problem = posed()
+    wrong = replace(problem, y=(problem.y + 1) % 3)
+    assert wrong.probe(wrong.x).done.all()
+    relentless = replace(wrong, objective=Climb(wrong.objective, relentless=True))
+    assert not relentless.probe(wrong.x).done.any()
+
+
+def test_a_victim_without_gradients_is_refused_by_name() -> None:
+    victim = small_victim(3)
+
+    def blocked(x: Images) -> Output:
+        return Output(victim(x).logits.detach())
+
+    problem = replace(posed(), judge=blocked)
+    with pytest.raises(VictimError, match="expected a victim with gradients"):
+        problem.gradient(problem.x)
+    with pytest.raises(VictimError, match="expected a victim with gradients"):
+        problem.jacobian(problem.x, problem.y[:, None])
+
+
+def test_nearest_keeps_the_closest_success_and_else_the_clean_image() -> None:
+    problem = posed()
+    nearest = Nearest(problem)
+    yes = torch.ones(N, dtype=torch.bool)
+    nearest.keep((problem.x + 0.2).clamp(0, 1), yes & (torch.arange(N) != 0))
+    nearest.keep(problem.x[:3] + 0.1, yes[:3] & torch.tensor([False, True, True]), torch.arange(3))
+    nearest.keep(problem.x[1:3] + 0.15, yes[:2], torch.tensor([1, 2]))  # farther than what is kept
+    torch.testing.assert_close(nearest.best[0], problem.x[0])
+    torch.testing.assert_close(nearest.best[1], problem.x[1] + 0.1)
+    assert nearest.size[0] == torch.inf
+    torch.testing.assert_close(nearest.size[1:3], torch.full((2,), 0.1))
+    torch.testing.assert_close(nearest.size[3:], torch.full((N - 3,), 0.2))

@@ -91,7 +91,10 @@ def grey_images(n: int, *, channels: int = 1, side: int = 8, seed: int = 1) -> T
 
 
 def distance(victim: Victim, x: Tensor, y: Tensor, norm: Norm) -> Tensor:
-    """Return each image's exact distance to the nearest decision boundary of a linear victim."""
+    """Return each image's exact distance to the nearest decision boundary of a linear victim.
+
+    L0: the least number of values that, moved to 0 or 1, reach it.
+    """
     module = victim.module
     assert isinstance(module, Linear)
     logits = victim(x).logits.detach()
@@ -99,8 +102,14 @@ def distance(victim: Victim, x: Tensor, y: Tensor, norm: Norm) -> Tensor:
     nearest = torch.full((len(x),), torch.inf)
     for j in range(len(w)):
         gap = logits.gather(1, y[:, None])[:, 0] - logits[:, j]
-        slope = (w[y] - w[j]).norm(p=DUAL[norm], dim=1)
-        nearest = torch.where(y == j, nearest, torch.minimum(nearest, gap / slope))
+        away = w[j] - w[y]
+        if norm == "l0":
+            flat = x.flatten(1)
+            gain = torch.maximum(away * (1 - flat), -away * flat).sort(1, descending=True).values
+            here = (gain.cumsum(1) <= gap[:, None]).sum(1) + 1.0
+        else:
+            here = gap / away.norm(p=DUAL[norm], dim=1)
+        nearest = torch.where(y == j, nearest, torch.minimum(nearest, here))
     return nearest
 
 

@@ -54,7 +54,7 @@ def execute(
             planned, reason=str(error), started=started, command=command, device=device
         )
         return Outcome(record, pd.DataFrame(), {})
-    scores = score.score(planned.case, ready, run.attacked, run.rungs)
+    scores = score.score(planned.case, ready, run.attacked, run.rungs, run.distance)
     pictures = pictures_of(planned.case, ready, run, examples)
     record = assemble.valid(
         planned, ready, run, scores, pictures.examples, started=started, command=command

@@ -1,6 +1,6 @@
 """The ladder: one attack at rising radii, at little more than the cost of its hardest rung.
 
-Two ways, named by the attack's card:
+Three ways, named by the attack's card:
 
 ascend: smallest radius first; a sample broken at one rung is not attacked above it. Exact for every
 attack, and cheap for those of one step.
@@ -15,7 +15,10 @@ find in a small one. Hence the failed candidate is pulled into each smaller ball
 and a keyed draw of the inferred (sample, rung) pairs is attacked in earnest; if one of them breaks,
 all inferred pairs are.
 
-In both, a sample broken at one rung counts as broken above it, by the same image.
+distance: the attack minimises the norm itself. It runs once without a radius, and a sample is
+broken at every rung its distance does not exceed; below, it keeps its clean image.
+
+In all, a sample broken at one rung counts as broken above it, by the same image.
 """
 
 from __future__ import annotations
@@ -89,6 +92,43 @@ def descend(
         table.put(i, rows, measure(here, here.ball.project(failed[rows], here.x), depth))
     table.carry()
     return table.columns, _audit(problem, attack, streams, radii, depth, table, inferred)
+
+
+def by_distance(
+    problem: Problem,
+    attack: Attack,
+    rng: Draws,
+    ladder: Sequence[float],
+    depth: int,
+    clean: Float[Tensor, "b k"],
+) -> tuple[Columns, Float[Tensor, " b"]]:
+    """Return the columns of all rungs as `ascend` does, and each sample's distance, inf where none.
+
+    `clean` are the judge's logits on the clean images: what a sample keeps below its distance.
+    """
+    here = problem.at(torch.inf)
+    found = measure(here, attack(here, rng), depth)
+    distance = found["size"].masked_fill(~found["broken"], torch.inf)
+    blank = {name: torch.zeros_like(value) for name, value in found.items()}
+    blank |= {"logits": clean, "lowest": problem.x.flatten(1).amin(1)}
+    blank |= {"highest": problem.x.flatten(1).amax(1)}
+    blank |= {name: torch.full_like(distance, torch.nan) for name in ("ssim", "psnr")}
+    table, rows = _Table(len(ladder), len(problem)), _every_row(problem)
+    for i, eps in enumerate(ladder):
+        table.put(i, rows, blank)
+        near = (distance <= eps).nonzero()[:, 0]
+        table.put(i, near, {name: value[near] for name, value in found.items()})
+    return table.columns, distance
+
+
+def first_size(columns: Columns) -> Float[Tensor, " b"]:
+    """Return the smallest perturbation that broke each sample at any rung, `(b,)`; inf where none.
+
+    >>> broken = torch.tensor([[False], [True]])
+    >>> first_size({"size": torch.tensor([[0.1], [0.2]]), "broken": broken})
+    tensor([0.2000])
+    """
+    return columns["size"].masked_fill(~columns["broken"], torch.inf).amin(0)
 
 
 class _Table:

@@ -164,6 +164,8 @@ class Stored(NamedTuple):
         attacked: labelled, and the attacker's goal was not reached by the clean image.
         broken: the attacker's goal is reached at this radius.
         l2, linf: size of the perturbation, NaN where not attacked.
+        distance: smallest perturbation found that broke the image, in the case's norm, the same in
+            every row of an image; inf where none did, NaN where not attacked.
         ssim, psnr: how visible it is, NaN where not broken.
     """
 

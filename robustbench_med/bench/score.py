@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -33,7 +33,13 @@ class Scores(NamedTuple):
     threshold: tuple[float, ...]
 
 
-def score(case: Case, ready: Prepared, attacked: Bool[Tensor, " n"], rungs: Columns) -> Scores:
+def score(
+    case: Case,
+    ready: Prepared,
+    attacked: Bool[Tensor, " n"],
+    rungs: Columns,
+    distance: Float[Tensor, " b"],
+) -> Scores:
     """Return the samples table, a Rung for clean and each radius, the audit, the threshold.
 
     Args:
@@ -41,6 +47,7 @@ def score(case: Case, ready: Prepared, attacked: Bool[Tensor, " n"], rungs: Colu
         ready: clean logits and truth of all `n` images.
         attacked: which of them were attacked; the others keep their clean output at every rung.
         rungs: what was measured of the attacked ones, `(r, b, ...)` a name.
+        distance: `(b,)` smallest perturbation that broke each of them, inf where none.
     """
     tables = [_table(ready, attacked, None, 0.0)]
     for i, eps in enumerate(case.ladder):
@@ -50,6 +57,8 @@ def score(case: Case, ready: Prepared, attacked: Bool[Tensor, " n"], rungs: Colu
     weights = stats.resamples(len(ready.batch), clusters, seed=case.seed)
     scored = tuple(_rung(table, tables[0], ready, clusters, weights) for table in tables)
     samples = pd.concat(tables, ignore_index=True)
+    found = _spread({"distance": distance}, "distance", attacked, np.nan)
+    samples["distance"] = np.tile(found, len(tables))
     return Scores(
         samples,
         scored,

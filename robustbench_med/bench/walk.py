@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robustbench_med import objectives, registry
 from robustbench_med.ball import Ball
-from robustbench_med.bench.ladder import Attack, Columns, ascend, descend
+from robustbench_med.bench.ladder import Attack, Columns, ascend, by_distance, descend, first_size
 from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import LadderAudit
@@ -37,6 +37,7 @@ class Run(NamedTuple):
         rng: its draws, one stream a sample attacked.
         attacked: `(n,)` which of the batch those are.
         rungs: what was measured of them, `(r, b, ...)` a name, smallest radius first.
+        distance: `(b,)` the smallest perturbation found that broke each of them; inf where none.
         ladder: how a descending ladder was checked.
         counter: what it cost.
         seconds: wall-clock time.
@@ -47,6 +48,7 @@ class Run(NamedTuple):
     rng: Draws
     attacked: Bool[Tensor, " n"]
     rungs: Columns
+    distance: Float[Tensor, " b"]
     ladder: LadderAudit | None
     counter: Counter
     seconds: float
@@ -79,12 +81,19 @@ def walk(planned: Planned, ready: Prepared) -> Run:
     rng = Draws.of(case.seed, (str(batch.ids[i]) for i in rows.tolist()), device=batch.x.device)
     rng = rng.fork(case.dataset, case.attack)
     ladder, depth = case.ladder, planned.data.card.bit_depth
+    audit, distance = None, None
     with frozen(ready.victim.module):
         if card.rungs == "ascend":
-            rungs, audit = ascend(problem, attack, rng, ladder, depth), None
-        else:
+            rungs = ascend(problem, attack, rng, ladder, depth)
+        elif card.rungs == "descend":
             rungs, audit = descend(problem, attack, rng, ladder, depth)
-    return Run(problem, attack, rng, attacked, rungs, audit, counter, time.perf_counter() - clock)
+        else:
+            clean = ready.clean[rows]
+            rungs, distance = by_distance(problem, attack, rng, ladder, depth, clean)
+    if distance is None:
+        distance = first_size(rungs)
+    seconds = time.perf_counter() - clock
+    return Run(problem, attack, rng, attacked, rungs, distance, audit, counter, seconds)
 
 
 def _sharded(function: Callable[..., Images], parameters: dict[str, Any]) -> Attack:

@@ -11,7 +11,7 @@ from robustbench_med.spec import parse
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from robustbench_med.types import Output, Verdict
+    from robustbench_med.types import Output, Rows, Verdict
 
 _PARAMETERS: dict[tuple[str, Task], tuple[str, ...]] = {
     ("untargeted", "single_label"): (),  # any wrong class
@@ -23,13 +23,21 @@ _PARAMETERS: dict[tuple[str, Task], tuple[str, ...]] = {
 
 @runtime_checkable
 class Objective(Protocol):
-    """What the attacker wants: turns an output and the truth into a verdict."""
+    """What the attacker wants: turns an output and the truth into a verdict.
+
+    `margins` are the ways to get there, `(b, m)`: the goal is reached where any is above 0; a way
+    that does not count is -inf. Harm is their maximum.
+    """
 
     def __call__(self, output: Output, y: Any) -> Verdict: ...  # noqa: ANN401, D102
 
     def margins(self, output: Output, y: Any) -> Tensor: ...  # noqa: ANN401, D102
 
+    def spread(self, output: Output, *, towards: bool = False) -> Tensor: ...  # noqa: D102
+
     def applies(self, y: Any) -> Tensor: ...  # noqa: ANN401, D102
+
+    def take(self, rows: Rows) -> Objective: ...  # noqa: D102
 
 
 def make(text: str, task: Task, *, k: int | None = None) -> Objective:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustbench_med.errors import SpecError
-from robustbench_med.types import Output, Verdict
+from robustbench_med.types import Output, Rows, Verdict
 
 
 def two_sided(logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k2"]:
@@ -49,10 +49,28 @@ class Untargeted:
         harm = best_other(logits, y) - logits.gather(1, y[:, None])[:, 0]
         return Verdict(loss, harm, logits.argmax(1) != y)
 
-    def margins(self, output: Output, y: Int[Tensor, " b"]) -> Float[Tensor, "b k"]:
-        """Return each class's logit minus the truth's, `(b, k)`: positive where that class wins."""
+    def margins(self, output: Output, y: Int[Tensor, " b"]) -> Float[Tensor, "b m"]:
+        """Return each wrong class's logit minus the truth's, `(b, k)`; -inf for the truth."""
         logits = two_sided(output.logits)
-        return logits - logits.gather(1, y[:, None])
+        return (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf)
+
+    def spread(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:
+        """Return what the difference of logits ratio divides by, `(b,)`, > 0.
+
+        The largest logit minus the third, or, `towards` a class, minus the mean of the third and
+        fourth (Croce & Hein, ICML 2020, eq. 6 and 7). With three classes the third stands for both;
+        with two there is no ratio and the spread is 1.
+        """
+        logits = two_sided(output.logits)
+        top = logits.topk(min(4, logits.shape[1])).values
+        if top.shape[1] < 3:
+            return torch.ones_like(top[:, 0])
+        low = top[:, 2:].mean(1) if towards else top[:, 2]
+        return top[:, 0] - low + 1e-12
+
+    def take(self, rows: Rows) -> Untargeted:  # noqa: ARG002 - the same for every sample
+        """Return the objective of the given rows: itself."""
+        return self
 
     def applies(self, y: Int[Tensor, " b"]) -> Tensor:
         """Return which samples can be attacked, `(b,)` bool: those with a label."""
@@ -82,6 +100,10 @@ class Targeted(Untargeted):
         loss = -log_odds_against(logits, goal)
         harm = logits[:, self.target] - best_other(logits, goal)
         return Verdict(loss, harm, logits.argmax(1) == self.target)
+
+    def margins(self, output: Output, y: Int[Tensor, " b"]) -> Float[Tensor, "b m"]:
+        """Return the target's logit minus the best other, `(b, 1)`."""
+        return self(output, y).harm[:, None]
 
     def applies(self, y: Int[Tensor, " b"]) -> Tensor:
         """Return the labelled samples that are not of the target class already."""

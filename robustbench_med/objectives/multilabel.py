@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustbench_med.errors import SpecError
-from robustbench_med.types import Output, Verdict
+from robustbench_med.types import Output, Rows, Verdict
 
 
 class AnyFinding:
@@ -24,15 +24,27 @@ class AnyFinding:
     def __call__(self, output: Output, y: Int[Tensor, "b k"]) -> Verdict:
         """Return the verdict on logits `(b, k)` against findings `y` `(b, k)` in {0, 1, -1}."""
         known = self._counted(y)
-        wrong = self.margins(output, y).masked_fill(~known, -torch.inf)
+        wrong = self.margins(output, y)
         called = (output.logits > 0).long()
         return Verdict(
             _log_softplus(wrong).logsumexp(1), wrong.amax(1), ((called != y) & known).any(1)
         )
 
     def margins(self, output: Output, y: Int[Tensor, "b k"]) -> Float[Tensor, "b k"]:
-        """Return how far each finding is on the wrong side of its threshold, in logits."""
-        return output.logits * (1 - 2 * y.clamp_min(0)).to(output.logits)
+        """Return how far each finding is on the wrong side of its threshold, in logits.
+
+        -inf where a finding does not count.
+        """
+        wrong = output.logits * (1 - 2 * y.clamp_min(0)).to(output.logits)
+        return wrong.masked_fill(~self._counted(y), -torch.inf)
+
+    def spread(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:  # noqa: ARG002
+        """Return ones: findings are no rivals, there is no ratio of their logits."""
+        return torch.ones_like(output.logits[:, 0])
+
+    def take(self, rows: Rows) -> AnyFinding:  # noqa: ARG002 - the same for every sample
+        """Return the objective of the given rows: itself."""
+        return self
 
     def applies(self, y: Int[Tensor, "b k"]) -> Tensor:
         """Return the samples with at least one finding that counts, `(b,)` bool."""

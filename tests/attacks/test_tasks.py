@@ -27,7 +27,8 @@ from tests.toys import (
     victim_of,
 )
 
-ATTACKS = registry.load("attacks")
+ATTACKS = {n: card for n, card in registry.load("attacks").items() if card.rungs != "universal"}
+RADII = {"linf": 0.2, "l2": 1.0, "l1": 8.0, "l0": 20.0}
 TASKS: dict[str, dict[str, Any]] = {
     "two classes": {"k": 2},
     "three classes": {"k": 3, "channels": 3},
@@ -63,9 +64,10 @@ def pose(
 @pytest.mark.parametrize(("name", "task"), list(itertools.product(ATTACKS, TASKS)))
 def test_attack_runs_and_stays_inside(name: str, task: str) -> None:
     attack = registry.function("attacks", ATTACKS[name])
-    for norm, eps in (("linf", 0.2), ("l2", 1.0)):
+    for norm in ATTACKS[name].norms:
+        eps = torch.inf if ATTACKS[name].rungs == "distance" else RADII[norm]
         posed = pose(**TASKS[task])
-        problem = replace(posed, ball=Ball(norm, eps))  # type: ignore[arg-type]
+        problem = replace(posed, ball=Ball(norm, eps))
         before = problem.probe(problem.x).harm
         z = attack(problem, rng=draws(len(problem)))
         assert z.shape == problem.x.shape
@@ -75,7 +77,8 @@ def test_attack_runs_and_stays_inside(name: str, task: str) -> None:
         assert z.max() <= 1
         after = problem.probe(z)
         assert len(z) > 0
-        assert (after.done | (after.harm > before)).float().mean() > 0.5  # it climbs
+        if ATTACKS[name].threat != "control":
+            assert (after.done | (after.harm > before)).float().mean() > 0.5  # it climbs
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -85,12 +88,18 @@ def test_candidates_do_not_depend_on_batch_size(name: str, size: int) -> None:
     victim = generic_victim(3)
     x = grey_images(64)
     y = victim(x).logits.argmax(1)
-    problem = problem_of(victim, x, y, eps=0.012)
+    minimal = ATTACKS[name].rungs == "distance"
+    eps = torch.inf if minimal else 0.012 * RADII[ATTACKS[name].norms[0]] / 0.2
+    problem = problem_of(victim, x, y, eps=eps, norm=ATTACKS[name].norms[0])
     whole = attack(problem, rng=draws(64))
     rows = torch.arange(64)
     parts = [attack(problem.take(r), rng=draws(64).take(r)) for r in rows.split(size)]
     assert torch.equal(problem.probe(torch.cat(parts)).done, problem.probe(whole).done)
-    torch.testing.assert_close(torch.cat(parts), whole, atol=2e-6, rtol=0)
+    if minimal:  # hundreds of steps: rounding may take another turn, the distance may not
+        sizes = [problem.ball.size(z, x) for z in (torch.cat(parts), whole)]
+        torch.testing.assert_close(*sizes, rtol=5e-3, atol=0)
+    else:
+        torch.testing.assert_close(torch.cat(parts), whole, atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 64])

@@ -54,7 +54,7 @@ def verdicts(run: Run, ready: Prepared) -> dict[str, list[bool]]:
 def scored(ready: Prepared, attack: str = "pgd", **fields: Any) -> tuple[Run, Scores]:  # noqa: ANN401
     planned = planned_of(ready.data, attack, **fields)
     run = walk(planned, ready)
-    return run, score(planned.case, ready, run.attacked, run.rungs)
+    return run, score(planned.case, ready, run.attacked, run.rungs, run.distance)
 
 
 # --- walk ----------------------------------------------------------------------------------------

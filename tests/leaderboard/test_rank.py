@@ -121,14 +121,14 @@ def test_threat_models_and_ladders_have_their_own_boards(make_stored: Maker) -> 
     made = leaderboard.boards(
         [
             make_stored([6, 6]),
-            make_stored([6, 6], attack="bim", threat="black_box"),
+            make_stored([6, 6], attack="bim", threat="query"),
             make_stored([6, 6], ladder=(0.1, 0.2)),
         ]
     )
     assert [(board.threat, len(board.ladder), board.headline) for board in made] == [
         ("white_box", 5, 2),
         ("white_box", 2, 0),
-        ("black_box", 5, 2),
+        ("query", 5, 2),
     ]
 
 

@@ -115,12 +115,13 @@ def test_one_logit_is_the_pair_of_zero_and_itself() -> None:
     assert Untargeted()(one, y).done.tolist() == [False, True, False]
 
 
-def test_margins_are_zero_at_the_truth() -> None:
+def test_margins_leave_out_the_truth() -> None:
     logits = logits_of(4)
     y = torch.arange(len(logits)) % 4
     margins = Untargeted().margins(Output(logits), y)
-    assert (margins.gather(1, y[:, None]) == 0).all()
-    torch.testing.assert_close(margins[0], logits[0] - logits[0, y[0]])
+    assert (margins.gather(1, y[:, None]) == -torch.inf).all()
+    torch.testing.assert_close(margins.amax(1), Untargeted()(Output(logits), y).harm)
+    assert Targeted(1).margins(Output(logits), y).shape == (len(y), 1)
 
 
 def test_whom_an_objective_applies_to() -> None:

@@ -1,0 +1,65 @@
+"""Climb: another loss on the way to the same goal. Harm and done stay those of the objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from robustbench_med.types import Output, Rows, Verdict
+
+if TYPE_CHECKING:
+    from robustbench_med.objectives import Objective
+
+
+@dataclass(frozen=True)
+class Climb:
+    """An objective whose loss is replaced.
+
+    Attributes:
+        base: the goal; its harm and done are kept.
+        loss: "given" (the objective's own), "margin" (its harm: largest logit margin), "dlr" (the
+            margin over the spread of the leading logits: Croce & Hein, ICML 2020, eq. 6; where the
+            task has no third class, the margin), or "toward" (the margin of one column a sample
+            over the spread: their eq. 7, which exists for every K >= 2 here).
+        columns: `(b,)` column of `base.margins` to climb toward; only for "toward".
+        relentless: never done: the attack spends all its steps, as a transfer attack must.
+    """
+
+    base: Objective
+    loss: Literal["given", "margin", "dlr", "toward"] = "given"
+    columns: Int[Tensor, " b"] | None = None
+    relentless: bool = False
+
+    def __call__(self, output: Output, y: Any) -> Verdict:  # noqa: ANN401 - truth of any task
+        """Return the verdict with the loss replaced."""
+        verdict = self.base(output, y)
+        done = torch.zeros_like(verdict.done) if self.relentless else verdict.done
+        if self.loss == "given":
+            return Verdict(verdict.loss, verdict.harm, done)
+        climbed = verdict.harm
+        if self.columns is not None:
+            climbed = self.margins(output, y).gather(1, self.columns[:, None])[:, 0]
+        if self.loss != "margin":
+            climbed = climbed / self.spread(output, towards=self.columns is not None)
+        return Verdict(climbed, verdict.harm, done)
+
+    def margins(self, output: Output, y: Any) -> Float[Tensor, "b m"]:  # noqa: ANN401
+        """Return the margins of the objective."""
+        return self.base.margins(output, y)
+
+    def spread(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:
+        """Return the spread of the objective's leading logits."""
+        return self.base.spread(output, towards=towards)
+
+    def applies(self, y: Any) -> Tensor:  # noqa: ANN401
+        """Return which samples can be attacked."""
+        return self.base.applies(y)
+
+    def take(self, rows: Rows) -> Climb:
+        """Return the objective of the given rows."""
+        columns = None if self.columns is None else self.columns[rows]
+        return replace(self, base=self.base.take(rows), columns=columns)
