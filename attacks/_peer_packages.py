@@ -10,6 +10,7 @@ import inspect
 import logging.config
 import math
 import os
+import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -194,8 +195,10 @@ def _art() -> dict[str, Any]:
             home.mkdir(parents=True, exist_ok=True)
         with mock.patch.object(os.path, "expanduser", lambda path: path.replace("~", str(home), 1)):
             config = _module_alone("art.config")
+        drawn = random.getstate()  # something that it imports draws from it
         with mock.patch.object(logging.config, "dictConfig"):
             importlib.import_module("art").config = config  # type: ignore[attr-defined]
+        random.setstate(drawn)
         logging.getLogger("art").addHandler(logging.NullHandler())
     evasion = importlib.import_module("art.attacks.evasion")
     base = importlib.import_module("art.attacks.attack").EvasionAttack

@@ -124,6 +124,8 @@ def attack(name: str, problem: Problem, /, *, rng: Draws, **parameters: Any) -> 
     if ball.channels is not None or ball.region is not None:
         raise SpecError(f"{name}: expected a ball over the whole image, got channels or a region")
     found = problem.x.detach().clone()
+    if len(problem) == 0:
+        return found
     for eps, rows in _radii(problem.ball, len(problem)):
         for part in rows.to(found.device).split(1 if name in _ONE_IMAGE else problem.chunk):
             posed, seed = problem.take(part), key(name, *rng.take(part).keys.tolist()) & 0x7FFFFFFF
