@@ -535,6 +535,7 @@ def test_no_peer_is_imported_for_another_name(tmp_path: Path) -> None:
     assert fresh(code, tmp_path) == ["[]"]
 
 
+@pytest.mark.slow
 def test_art_writes_nothing_in_the_home_and_leaves_logging_alone(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     code = (
