@@ -91,9 +91,8 @@ def _start(
         raise SpecError(f"expected norm l0 (a number of values), got {ball.norm}")
     channels, *size = problem.x.shape[1:]
     # rounding must not cost a pixel: the cube root of 125 is 4.99
-    side = math.floor(
-        (min(float(ball.eps), problem.x[:1].numel()) / channels) ** (1 / len(size)) + 1e-9
-    )
+    pixels = min(float(ball.eps) / channels, math.prod(size))
+    side = math.floor(pixels ** (1 / len(size)) + 1e-9)
     side = min(side, *size)
     if side < 1:
         raise SpecError(
