@@ -23,9 +23,9 @@ def patch(
     problem: Problem,
     *,
     rng: Draws,
-    epochs: int = 20,
+    epochs: int = 60,
     batch: int = 32,
-    reach: float = 5.0,
+    reach: float = 15.0,
     momentum: float = 0.9,
     clip: float = 10.0,
     scale: list[float] = [0.8, 1.0],  # noqa: B006 - never changed; a card holds lists
