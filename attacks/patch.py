@@ -23,9 +23,9 @@ def patch(
     problem: Problem,
     *,
     rng: Draws,
-    epochs: int = 20,
+    epochs: int = 60,
     batch: int = 32,
-    reach: float = 5.0,
+    reach: float = 15.0,
     momentum: float = 0.9,
     clip: float = 10.0,
     scale: list[float] = [0.8, 1.0],  # noqa: B006 - never changed; a card holds lists
@@ -91,9 +91,8 @@ def _start(
         raise SpecError(f"expected norm l0 (a number of values), got {ball.norm}")
     channels, *size = problem.x.shape[1:]
     # rounding must not cost a pixel: the cube root of 125 is 4.99
-    side = math.floor(
-        (min(float(ball.eps), problem.x[:1].numel()) / channels) ** (1 / len(size)) + 1e-9
-    )
+    pixels = min(float(ball.eps) / channels, math.prod(size))
+    side = math.floor(pixels ** (1 / len(size)) + 1e-9)
     side = min(side, *size)
     if side < 1:
         raise SpecError(

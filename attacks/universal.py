@@ -50,8 +50,8 @@ def uap(
 
     Source: Moosavi-Dezfooli et al., "Universal adversarial perturbations", CVPR 2017, algorithm 1;
         the minimal step is their eq. 1, in L2 for either ball, solved as in DeepFool (CVPR 2016,
-        eq. 7 and 8). The defaults of `epochs` and `overshoot` are those of DeepFool's and ART's
-        habit, not of the paper; the paper's experiments stop at delta = 0.2.
+        eq. 7 and 8; overshoot 0.02 as in its section 2). The paper's experiments stop at
+        delta = 0.2; here every epoch is used.
     Deviations: the steps of a mini-batch are taken at one point and added up, instead of each image
         seeing the step before it; with `batch=1` this is the paper's loop. One linear step, not
         DeepFool to its end: the next epoch takes the next one. Who is fooled is counted once an
@@ -171,8 +171,8 @@ def climb(
     return pattern
 
 
-def _added(problem: Problem, v: Images) -> Images:
-    return (problem.x + problem.ball.mask(v)).clamp_(0, 1)
+def _added(problem: Problem, v: Float[Tensor, "1 c *s"]) -> Images:
+    return (problem.x + problem.ball.mask(v.expand_as(problem.x))).clamp_(0, 1)
 
 
 def _inward(g: Tensor, z: Tensor) -> Tensor:
@@ -180,16 +180,19 @@ def _inward(g: Tensor, z: Tensor) -> Tensor:
     return g.masked_fill(((z >= 1) & (g > 0)) | ((z <= 0) & (g < 0)), 0.0)
 
 
-def _visits(rng: Draws, rows: Rows, epoch: int, batch: int) -> tuple[Rows, ...]:
+def _visits(rng: Draws, rows: Rows, epoch: int, batch: int) -> list[Tensor]:
     """Return the rows in a drawn order, in mini-batches; each image draws for itself."""
     order = rng.fork("visit", epoch).take(rows).uniform(1)[:, 0].argsort()
-    return tuple(rows[order].split(batch))
+    return list(rows[order].split(batch))
 
 
-def _minimal(problem: Problem, v: Images, margins: Float[Tensor, "b m"], ways: int) -> Images:
+def _minimal(
+    problem: Problem, v: Float[Tensor, "1 c *s"], margins: Float[Tensor, "b m"], ways: int
+) -> Images:
     """Return each image's least L2 step to the nearest of its leading ways; 0 where it is done."""
     z = _added(problem, v)
-    columns = margins.topk(min(ways, margins.shape[1]), 1).indices
+    counted = max(1, int(margins.isfinite().sum(1).max()))  # two classes have one way
+    columns = margins.topk(min(ways, counted), 1).indices
     slopes = problem.jacobian(z, columns)
     free = [problem.ball.mask(one) for one in slopes.jacobian.unbind(1)]
     jacobian = _inward(torch.stack(free, 1), z[:, None])
@@ -204,14 +207,14 @@ def _minimal(problem: Problem, v: Images, margins: Float[Tensor, "b m"], ways: i
     return torch.einsum("b,b...->b...", length, chosen)
 
 
-def positive(**parameters: float) -> None:
+def positive(**parameters: float | int) -> None:
     """Raise SpecError unless every parameter is > 0."""
     for name, value in parameters.items():
         if not value > 0:
             raise SpecError(f"expected {name} > 0, got {value}")
 
 
-def below_one(**parameters: float) -> None:
+def below_one(**parameters: float | int) -> None:
     """Raise SpecError unless every parameter is in [0, 1)."""
     for name, value in parameters.items():
         if not 0 <= value < 1:
