@@ -73,9 +73,7 @@ def deepfool(
         found[rows[won]], harm[rows[won]] = z[won], margins.amax(1)[won]
         worth = moved & ~won
     across = ((harm > 0) & ~(clean > 0)).nonzero()[:, 0]
-    won_at = shrink(
-        problem.take(across), found[across], clean[across], harm[across], passes=refine
-    )
+    won_at = shrink(problem.take(across), found[across], clean[across], harm[across], passes=refine)
     return found.index_copy(0, across, won_at)
 
 
@@ -89,9 +87,7 @@ def _step(
     norm, columns = here.ball.norm, leading(margins, count)
     slopes = here.jacobian(z, columns)
     ones = torch.ones_like(z)
-    way = nearest_way(
-        margins.gather(1, columns), slopes.jacobian, z, here.ball.mask(ones), norm
-    )
+    way = nearest_way(margins.gather(1, columns), slopes.jacobian, z, here.ball.mask(ones), norm)
     floor = _FLOOR * here.ball.size(ones, torch.zeros_like(z))
     beyond = torch.maximum(overshoot * here.ball.size(z, here.x), floor)
     gain = (1 + overshoot) * way.margin.abs() + beyond * way.size

@@ -48,7 +48,7 @@ def parse(text: str) -> Spec:
     return Spec(name, {str(k.arg): _literal(k.value, text) for k in call.keywords})
 
 
-def number(value: str | float) -> float:
+def number(value: str | int | float) -> float:
     """Return `value` as a float; `"2/255"` is a quotient.
 
     Raises:

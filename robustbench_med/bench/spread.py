@@ -33,7 +33,8 @@ class Fitted(NamedTuple):
     def apply(self, problem: Problem, rng: Draws) -> Images:
         """Return the images with the perturbation of the problem's radius."""
         eps = float(torch.as_tensor(problem.ball.eps).flatten()[0])  # one for all images
-        return self.by_radius[eps].apply(problem.x, problem.ball, rng)
+        fitted = min(self.by_radius, key=lambda radius: abs(radius - eps))
+        return self.by_radius[fitted].apply(problem.x, problem.ball, rng)
 
     @property
     def file(self) -> bytes:
