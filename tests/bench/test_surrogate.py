@@ -98,7 +98,7 @@ def test_no_box_leaves_what_the_surrogate_says_of_the_clean_image() -> None:
 
 def suite_with(**fields: Any) -> Suite:  # noqa: ANN401
     grid = {"datasets": ["phantom_fundus"], "attacks": ["pgd(eps=0.01)"], "n": 5, **fields}
-    return Suite(name="toy", title="Toy", grids=(grid,))  # type: ignore[arg-type]
+    return Suite(name="toy", title="Toy", grids=(grid,))
 
 
 def test_every_other_victim_of_the_dataset_is_a_surrogate() -> None:
