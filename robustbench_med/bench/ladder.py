@@ -8,12 +8,12 @@ attack, and cheap for those of one step.
 descend: every sample looks for its own lowest broken rung. A failed run costs all its steps, a
 successful one stops early, so each sample should fail once: where it stands at a radius, it is
 taken to stand at every smaller one, because the smaller ball lies inside the larger. The first rung
-tried is the highest it would stand at by the linear estimate of its distance; from there up or down
-by one. The last candidate, grown or pulled into the next ball, is judged there first: an image that
-just failed at one radius mostly breaks the next. What an attack misses in a large ball it may still
-find in a small one. Hence the failed candidate is pulled into each smaller ball and judged there,
-and a keyed draw of the inferred (sample, rung) pairs is attacked in earnest; if one of them breaks,
-all inferred pairs are.
+tried is the highest it would stand at by the linear estimate of its distance, or, for an attack
+that asks for no gradients, the last; from there up or down by one. The last candidate, grown or
+pulled into the next ball, is judged there first: an image that just failed at one radius mostly
+breaks the next. What an attack misses in a large ball it may still find in a small one. Hence the
+failed candidate is pulled into each smaller ball and judged there, and a keyed draw of the inferred
+(sample, rung) pairs is attacked in earnest; if one of them breaks, all inferred pairs are.
 
 distance: the attack minimises the norm itself. It runs once without a radius, and a sample is
 broken at every rung its distance does not exceed; below, it keeps its clean image.
@@ -47,7 +47,7 @@ def ascend(
     problem: Problem, attack: Attack, rng: Draws, ladder: Sequence[float], depth: int
 ) -> Columns:
     """Return the columns of all rungs, `(r, b, ...)` a name, smallest radius first."""
-    table = _Table(len(ladder), len(problem))
+    table = Table(len(ladder), len(problem))
     streams = _streams(rng, ladder)
     rows = _every_row(problem)
     for i, eps in enumerate(ladder):
@@ -60,16 +60,27 @@ def ascend(
 
 
 def descend(
-    problem: Problem, attack: Attack, rng: Draws, ladder: Sequence[float], depth: int
+    problem: Problem,
+    attack: Attack,
+    rng: Draws,
+    ladder: Sequence[float],
+    depth: int,
+    *,
+    guess: bool = True,
 ) -> tuple[Columns, LadderAudit]:
-    """Return the columns of all rungs as `ascend` does, and how the inference was checked."""
-    table = _Table(len(ladder), len(problem))
+    """Return the columns of all rungs as `ascend` does, and how the inference was checked.
+
+    `guess` the first rung by a gradient; without one, every sample starts at the largest radius:
+    the rungs it is broken at are the cheap ones, and it still fails only once.
+    """
+    table = Table(len(ladder), len(problem))
     streams, radii = _streams(rng, ladder), problem.x.new_tensor(ladder)
     stands = torch.full_like(_every_row(problem), -1)  # highest rung a sample stands at
     falls = torch.full_like(stands, len(ladder))  # lowest rung it is broken at
     ran = torch.zeros(len(ladder), len(problem), dtype=torch.bool, device=problem.x.device)
     failed, near = problem.x.clone(), problem.x.clone()  # candidates at `stands`; at the last rung
-    turn, known = _first_rung(problem, radii), False
+    turn = _first_rung(problem, radii) if guess else torch.full_like(stands, len(ladder) - 1)
+    known = False
     while len(rows := (falls - stands > 1).nonzero()[:, 0]):
         if known:  # the last candidate may decide the next rung, for one forward pass
             rows = rows[~_judge(problem, near, radii, turn, rows, depth, table, falls)]
@@ -113,7 +124,7 @@ def by_distance(
     blank |= {"logits": clean, "lowest": problem.x.flatten(1).amin(1)}
     blank |= {"highest": problem.x.flatten(1).amax(1)}
     blank |= {name: torch.full_like(distance, torch.nan) for name in ("ssim", "psnr")}
-    table, rows = _Table(len(ladder), len(problem)), _every_row(problem)
+    table, rows = Table(len(ladder), len(problem)), _every_row(problem)
     for i, eps in enumerate(ladder):
         table.put(i, rows, blank)
         near = (distance <= eps).nonzero()[:, 0]
@@ -131,7 +142,7 @@ def first_size(columns: Columns) -> Float[Tensor, " b"]:
     return columns["size"].masked_fill(~columns["broken"], torch.inf).amin(0)
 
 
-class _Table:
+class Table:
     """What was measured of every sample at every rung, a tensor `(r, b, ...)` a name."""
 
     def __init__(self, rungs: int, samples: int) -> None:
@@ -168,7 +179,7 @@ def _judge(
     turn: Int[Tensor, " b"],
     rows: Rows,
     depth: int,
-    table: _Table,
+    table: Table,
     falls: Int[Tensor, " b"],
 ) -> Bool[Tensor, " rows"]:
     """Return which samples break at their next rung by the last candidate, grown or pulled in."""
@@ -242,7 +253,7 @@ def _audit(
     streams: Int[Tensor, "r b"],
     radii: Float[Tensor, " r"],
     depth: int,
-    table: _Table,
+    table: Table,
     inferred: Bool[Tensor, "r b"],
 ) -> LadderAudit:
     """Attack a keyed draw of the pairs inferred to stand; all of them if one of those breaks."""
