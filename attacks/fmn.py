@@ -6,6 +6,8 @@ import math
 from dataclasses import replace
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from robustbench_med.ball import Ball
 from robustbench_med.errors import SpecError
@@ -19,7 +21,8 @@ _LAST_ALPHA = 0.01  # last step over first, and the last gamma: the authors' cod
 _LAST_GAMMA = 0.001
 _ROUNDS = 3  # of restoring values (L0 only)
 _HALVINGS = 8  # of the way to the clean image: 1/256 of the distance
-_SLACK = 1e-6  # logits left to win, at least: on an exact tie the linear model puts no way left
+_LEAST = 1e-6  # least radius, as a share of the farthest distance: on an exact tie none is needed
+_CLEAR = 1e-4  # of the clean margin: what a success has in hand, so that no rounding undoes it
 _DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 
 
@@ -55,13 +58,20 @@ def fmn(
             raise SpecError(f"expected {name} > 0, got {value}")
     problem = replace(problem, objective=Climb(problem.objective, "margin"))
     nearest = Nearest(problem)
-    _descend(problem, nearest, steps=steps, alpha=alpha, gamma=gamma)
-    (_restore if problem.ball.norm == "l0" else _halve)(problem, nearest)
+    if len(problem):
+        clear = _descend(problem, nearest, steps=steps, alpha=alpha, gamma=gamma)
+        (_restore if problem.ball.norm == "l0" else _halve)(problem, nearest, clear)
     return nearest.best
 
 
-def _descend(problem: Problem, nearest: Nearest, *, steps: int, alpha: float, gamma: float) -> None:
-    """Run the steps of Algorithm 1; `nearest` keeps what they find."""
+def _descend(
+    problem: Problem, nearest: Nearest, *, steps: int, alpha: float, gamma: float
+) -> PerSample:
+    """Run the steps of Algorithm 1; `nearest` keeps what they find.
+
+    Returns:
+        `(b,)` the harm above which a candidate succeeds clearly.
+    """
     z, eps = problem.x, problem.x.new_full((len(problem),), torch.inf)
     farthest = _farthest(problem)
     rows: Rows = torch.arange(len(problem), device=z.device)
@@ -71,25 +81,41 @@ def _descend(problem: Problem, nearest: Nearest, *, steps: int, alpha: float, ga
         change, least = _counted, 1.0
     for step in range(steps):
         g, verdict = here.gradient(z)
-        loss, _, done = here.confirm(z, verdict)
+        loss, harm, done = here.confirm(z, verdict)
+        if step == 0:
+            clear = _CLEAR * loss.abs()
+            nearest.keep(z, done)
+        done = done & (harm > clear[rows])
         nearest.keep(z, done, rows)
         left = (nearest.size[rows] > least).nonzero()[:, 0]
         if len(left) < len(rows):
             rows, here = rows[left], here.take(left)
             z, g, eps, loss, done = (v[left] for v in (z, g, eps, loss, done))
         if len(rows) == 0:
-            return
+            return clear
         g, best = here.ball.mask(g), nearest.size[rows]
         share = (1 + math.cos(math.pi * step / steps)) / 2
         rate = _LAST_GAMMA + (gamma - _LAST_GAMMA) * share
         eps = torch.where(done, change(eps, -rate).minimum(best), change(eps, rate))
         new = best.isinf().nonzero()[:, 0]
-        if len(new):  # the boundary is not crossed yet: go where the linear model puts it
-            eps = eps.index_copy(0, new, _start(here.take(new), z[new], g[new], loss[new]))
-        eps = eps.minimum(farthest[rows])
+        if len(new):  # the boundary is not crossed yet: go beyond where the linear model puts it
+            start = _start(here.take(new), z[new], g[new], loss[new])
+            eps = eps.index_copy(0, new, change(start, rate))
+        eps = eps.maximum(_LEAST * farthest[rows]).minimum(farthest[rows])
         length = alpha * (_LAST_ALPHA + (1 - _LAST_ALPHA) * share)
         z = here.ball.at(eps).project(z + length * _unit(g), here.x)
-    nearest.keep(z, here.probe(z).done, rows)
+    _judge(here, nearest, rows, z, clear)
+    return clear
+
+
+def _judge(
+    here: Problem, nearest: Nearest, rows: Rows, z: Images, clear: Tensor
+) -> Bool[Tensor, " r"]:
+    """Keep the candidates of `rows` that succeed clearly; return which do."""
+    verdict = here.probe(z)
+    done = verdict.done & (verdict.harm > clear[rows])
+    nearest.keep(z, done, rows)
+    return done
 
 
 def _scaled(eps: PerSample, rate: float) -> PerSample:
@@ -114,7 +140,7 @@ def _start(problem: Problem, z: Images, g: Images, loss: PerSample) -> PerSample
     Algorithm 1, line 6: the size of the change so far and the distance left, loss / dual norm of g.
     """
     size, flat = problem.ball.size(z, problem.x), g.flatten(1).abs()
-    left = loss.abs().clamp_min(_SLACK)
+    left = loss.abs()
     if problem.ball.norm == "l0":
         gain = (g * ((g > 0).to(z) - z)).flatten(1).sort(dim=1, descending=True).values
         return size + 1 + (gain.cumsum(1) <= left[:, None]).sum(1)
@@ -127,7 +153,7 @@ def _unit(g: Images) -> Images:
     return Ball("l2", 1.0).steepest(g)
 
 
-def _halve(problem: Problem, nearest: Nearest) -> None:
+def _halve(problem: Problem, nearest: Nearest, clear: Tensor) -> None:
     """Halve the way between the nearest success and the clean image, `_HALVINGS` times."""
     rows = ((nearest.size > 0) & nearest.size.isfinite()).nonzero()[:, 0]
     if len(rows) == 0:
@@ -138,13 +164,11 @@ def _halve(problem: Problem, nearest: Nearest) -> None:
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         z = here.x + middle * (far - here.x)
-        done = here.probe(z).done
-        nearest.keep(z, done, rows)
-        won = done.view_as(middle)
+        won = _judge(here, nearest, rows, z, clear).view_as(middle)
         low, high = torch.where(won, low, middle), torch.where(won, middle, high)
 
 
-def _restore(problem: Problem, nearest: Nearest) -> None:
+def _restore(problem: Problem, nearest: Nearest, clear: Tensor) -> None:
     """Restore the values that matter least, as many as the goal can spare; L0 only.
 
     First every changed value goes to the edge of the box that the gradient points to, where the
@@ -157,13 +181,14 @@ def _restore(problem: Problem, nearest: Nearest) -> None:
         here, z = problem.take(rows), nearest.best[rows]
         g, _ = here.gradient(z)
         pushed = torch.where((z != here.x) & (g != 0), (g > 0).to(z), z)
-        done = here.probe(pushed).done
-        nearest.keep(pushed, done, rows)
+        done = _judge(here, nearest, rows, pushed, clear)
         z = torch.where(done.view(-1, *[1] * (z.ndim - 1)), pushed, z)
-        _spare(here, nearest, rows, z, g)
+        _spare(here, nearest, rows, z, g, clear)
 
 
-def _spare(here: Problem, nearest: Nearest, rows: Rows, z: Images, g: Images) -> None:
+def _spare(
+    here: Problem, nearest: Nearest, rows: Rows, z: Images, g: Images, clear: Tensor
+) -> None:
     """Halve the number of values restored between none and all, the least gain first."""
     changed = (z != here.x).flatten(1)
     gain = (g * (z - here.x)).flatten(1).masked_fill(~changed, torch.inf)
@@ -172,6 +197,5 @@ def _spare(here: Problem, nearest: Nearest, rows: Rows, z: Images, g: Images) ->
     for _ in range(math.ceil(math.log2(max(int(high.max()), 2)))):
         middle = (low + high) // 2
         near = torch.where(place < middle.view(-1, *[1] * (z.ndim - 1)), here.x, z)
-        done = here.probe(near).done
-        nearest.keep(near, done, rows)
+        done = _judge(here, nearest, rows, near, clear)
         low, high = torch.where(done, middle, low), torch.where(done, high, middle)

@@ -1,0 +1,242 @@
+"""JSMA: change one or two values a step, those most salient for one way to the goal."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from robustbench_med.errors import SpecError
+from robustbench_med.objectives import Objective
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.search import Nearest
+from robustbench_med.types import Images, Output, Rows, Verdict
+
+Points = Float[Tensor, "b p"]
+
+_WAYS = 9  # ways compared before one is chosen: as many gradients at the clean image
+_BLOCK = 256  # rows of the table of pairs in memory at a time
+
+
+def jsma(
+    problem: Problem,
+    *,
+    rng: Draws,
+    pixels: int = 2,
+    theta: float = 1.0,
+    share: float = 0.145,
+    both: bool = True,
+) -> Images:
+    """Return candidates with few values changed, found along the adversarial saliency map.
+
+    Args:
+        problem: the batch attacked; its ball is one of L0.
+        rng: unused; every attack is called alike.
+        pixels: values changed a step, 1 or 2. A colour pixel has three values.
+        theta: change of a value a step in image units (x in [0,1]), not 0; 1 jumps to the edge.
+        share: largest share of the values that may change, in (0, 1].
+        both: each value moves the better way; else up where theta > 0, down where theta < 0.
+
+    Returns:
+        `(b, c, *s)` of each sample the nearest success; the clean image where none was found.
+
+    Raises:
+        SpecError: a parameter is out of range.
+
+    Source: Papernot et al., EuroS&P 2016, "The limitations of deep learning in adversarial
+        settings": saliency maps of eq. 8 (up) and 9 (down), pairs of Algorithm 3, share (Upsilon)
+        of 14.5 %, theta of 1.
+    Forward derivative: of a way's margin m_t (its logit over the truth's), and for "all other
+        classes" of the sum over them of their logits over the target's: -m_t for the truth, m_j -
+        m_t for each other way. So it asks nothing but margins, does not change when all logits
+        shift together, and with one way (K = 2, one logit, a target) beta = -alpha.
+    Deviations: (1) the target is the way that the linear model reaches with the fewest values. (2)
+        Derivatives are multiplied by the change that the box allows, so that a value near its edge
+        does not pass for salient. (3) Both ways at once (`both`). (4) Where no value or pair has
+        the signs of the maps, the largest alpha is taken; the paper stops. A value does not turn
+        back. (5) The share bounds the values changed, not the steps.
+    """
+    _check(pixels=pixels, theta=theta, share=share)
+    nearest = Nearest(problem)
+    if len(problem) == 0:
+        return nearest.best
+    output = problem.outputs(problem.x)
+    done = problem.objective(output, problem.y).done
+    nearest.keep(problem.x, done)
+    rows = (~done).nonzero()[:, 0]
+    if len(rows):
+        moves = _Moves(abs(theta), up=both or theta > 0, down=both or theta < 0)
+        margins = problem.objective.margins(output, problem.y)[rows]
+        here = _aim(problem.take(rows), margins, moves)
+        alone = bool((margins.isfinite().sum(1) < 2).all())  # beta is -alpha: one gradient less
+        _change(here, nearest, rows, moves=moves, pixels=pixels, share=share, alone=alone)
+    return nearest.best
+
+
+def _check(*, pixels: int, theta: float, share: float) -> None:
+    if pixels not in (1, 2):
+        raise SpecError(f"expected pixels 1 or 2, got {pixels}")
+    if not math.isfinite(theta) or theta == 0:
+        raise SpecError(f"expected theta != 0, got {theta}")
+    if not 0 < share <= 1:
+        raise SpecError(f"expected share in (0, 1], got {share}")
+
+
+@dataclass(frozen=True)
+class _Toward:
+    """A goal with two margins: of the way a sample was aimed at, and of all that stands against it.
+
+    Attributes:
+        base: the goal; its verdict is kept.
+        columns: `(b,)` the way of each sample.
+    """
+
+    base: Objective
+    columns: Int[Tensor, " b"]
+
+    def __call__(self, output: Output, y: Any) -> Verdict:  # noqa: ANN401 - truth of any task
+        return self.base(output, y)
+
+    def margins(self, output: Output, y: Any) -> Float[Tensor, "b 2"]:  # noqa: ANN401
+        ways = self.base.margins(output, y)
+        target = ways.gather(1, self.columns[:, None])
+        # the truth's logit over the target's is -target; a way that does not count adds nothing
+        others = torch.where(ways.isfinite(), ways - target, 0.0).sum(1, keepdim=True) - target
+        return torch.cat([target, others], 1)
+
+    def spread(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:
+        return self.base.spread(output, towards=towards)
+
+    def applies(self, y: Any) -> Tensor:  # noqa: ANN401
+        return self.base.applies(y)
+
+    def take(self, rows: Rows) -> _Toward:
+        return _Toward(self.base.take(rows), self.columns[rows])
+
+
+class _Moves(NamedTuple):
+    """How a value may move: by `theta` at most, up, down or both."""
+
+    theta: float
+    up: bool
+    down: bool
+
+    def of(self, problem: Problem, z: Images) -> Float[Tensor, "b p"]:
+        """Return the changes open to `z`, `(b, 2 d)`: of each value up, then down; 0 = none.
+
+        A value that moved does not turn back.
+        """
+        free, x = problem.ball.mask(torch.ones_like(z)), problem.x
+        up = (1 - z).clamp_max(self.theta) * free * (z >= x) * self.up
+        down = -z.clamp_max(self.theta) * free * (z <= x) * self.down
+        return torch.stack([up.flatten(1), down.flatten(1)], 2).flatten(1)
+
+
+def _aim(problem: Problem, margins: Float[Tensor, "b m"], moves: _Moves) -> Problem:
+    """Return the problem aimed at the way that the linear model reaches with the fewest values."""
+    ways = margins.topk(min(_WAYS, margins.shape[1]), dim=1)
+    columns = ways.indices[:, 0]
+    if ways.values.shape[1] > 1 and bool(ways.values[:, 1].isfinite().any()):
+        change = moves.of(problem, problem.x)
+        jacobian = problem.jacobian(problem.x, ways.indices).jacobian
+        cost = []
+        for j, left in enumerate((-ways.values).unbind(1)):
+            gain = (jacobian[:, j].flatten(1).repeat_interleave(2, 1) * change).clamp_min(0)
+            total = gain.sort(dim=1, descending=True).values.cumsum(1)
+            cost.append((total <= left[:, None]).sum(1))
+        chosen = torch.stack(cost, 1).argmin(1, keepdim=True)  # the first on a tie: nearest margin
+        columns = ways.indices.gather(1, chosen)[:, 0]
+    return replace(problem, objective=_Toward(problem.objective, columns))
+
+
+def _change(
+    here: Problem, nearest: Nearest, rows: Rows, *, moves: _Moves, pixels: int, share: float, alone: bool
+) -> None:
+    """Run Algorithm 3 on every sample until it succeeds, or its share or its moves are spent."""
+    z = here.x
+    limit = math.floor(share * z[0].numel())
+    columns = torch.arange(1 if alone else 2, device=z.device)
+    while len(rows):
+        slopes = here.jacobian(z, columns.expand(len(rows), -1))
+        done = here.confirm(z, slopes.verdict).done
+        nearest.keep(z, done, rows)
+        change = moves.of(here, z)
+        gain = slopes.jacobian.flatten(2).repeat_interleave(2, 2) * change[:, None]
+        places, found = _salient(gain[:, 0], gain[:, 0] if alone else -gain[:, 1], change != 0, pixels)
+        step = torch.zeros_like(change).scatter_(1, places, change.gather(1, places) * found)
+        z = (z + step.unflatten(1, (-1, 2)).sum(2).view_as(z)).clamp(0, 1)
+        small = here.ball.size(z, here.x) <= limit
+        left = (~done & found.any(1) & small).nonzero()[:, 0]
+        if len(left) < len(rows):
+            rows, z, here = rows[left], z[left], here.take(left)
+
+
+def _salient(
+    gain: Points, loss: Points, free: Bool[Tensor, "b p"], pixels: int
+) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
+    """Return the `pixels` most salient moves of each sample, and which of them gain anything.
+
+    Args:
+        gain: `(b, 2 d)` what each move adds to the target.
+        loss: `(b, 2 d)` what it takes from the others; a move is salient where both are above 0.
+        free: `(b, 2 d)` which moves are open.
+        pixels: 1 or 2.
+    """
+    gain = gain.masked_fill(~free, -torch.inf)
+    loss = loss.masked_fill(~free, -torch.inf)
+    if pixels == 1:
+        value, places = _product(gain, loss).max(1, keepdim=True)
+    else:
+        value, places = best_pair(gain, loss)
+        value = value[:, None]
+    top = gain.topk(pixels, dim=1).indices  # of one value only one move can gain
+    places = torch.where(value > 0, places, top)
+    return places, (value > 0) | (gain.gather(1, places) > 0)
+
+
+def _product(gain: Tensor, loss: Tensor) -> Tensor:
+    """Return the saliency, eq. 8: the product where both factors are above 0, else 0."""
+    return torch.where((gain > 0) & (loss > 0), gain * loss, 0.0)
+
+
+def best_pair(gain: Points, loss: Points) -> tuple[Float[Tensor, " b"], Int[Tensor, "b 2"]]:
+    """Return the exact largest saliency of a pair of moves, `(b,)`, and the pair, `(b, 2)`.
+
+    The product (gain_p + gain_q) (loss_p + loss_q) rises with each of the four numbers. So a move
+    that three others match or beat in both gain and loss can be replaced by one of them, which is
+    neither the partner nor the same value moved the other way: only moves with fewer than three such
+    betters are looked at. They are found by one sort, in memory linear in the number of moves; the
+    table of their pairs is walked `_BLOCK` rows at a time.
+    """
+    order = gain.sort(dim=1, descending=True, stable=True).indices
+    rest = loss.gather(1, order)
+    kept = rest > _third_best_before(rest)
+    kept[:, :2] = True
+    size = int(kept.sum(1).max())
+    chosen = order.gather(1, kept.to(torch.uint8).topk(size, dim=1).indices)
+    a, b, value = gain.gather(1, chosen), loss.gather(1, chosen), chosen // 2
+    best, pair = gain.new_full((len(gain),), -1.0), chosen[:, :2].clone()
+    for at in range(0, size, _BLOCK):
+        part = slice(at, at + _BLOCK)
+        table = _product(a[:, part, None] + a[:, None], b[:, part, None] + b[:, None])
+        table = table.masked_fill(value[:, part, None] == value[:, None], -1.0).flatten(1)
+        here, place = table.max(1)
+        better = here > best
+        found = torch.stack([place // size + at, place % size], 1)
+        pair = torch.where(better[:, None], chosen.gather(1, found), pair)
+        best = torch.where(better, here, best)
+    return best, pair
+
+
+def _third_best_before(values: Points) -> Points:
+    """Return of each entry the third largest among those before it; -inf where there are fewer."""
+    for _ in range(3):
+        best = values.cummax(1).values
+        before = torch.cat([best.new_full((len(best), 1), -torch.inf), best[:, :-1]], 1)
+        values = torch.minimum(values, before)  # what loses against the best goes on to the next
+    return before
