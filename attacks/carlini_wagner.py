@@ -1,0 +1,181 @@
+"""Carlini and Wagner's attacks: the smallest change that succeeds, in L2, L-inf or L0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from robustbench_med.errors import SpecError
+from robustbench_med.objectives.climb import Climb
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.search import Nearest
+from robustbench_med.types import Images, PerSample, Rows
+
+from .carlini_wagner_limits import limited
+from .carlini_wagner_steps import TINY, Adam, Settings, free_to_move, look, total, wide
+
+_PUSH = 2.0  # c over its critical value: push and pull then have the same strength
+_GROW = 4.0  # of c after a search that fails
+_MOST = 1e10  # c beyond which a sample is given up, as in the authors' code
+_LAST = 0.03  # last step over the first (L2)
+_STALL = 0.002  # a search that shrinks the distance by a smaller share is the sample's last
+_FAR = 0.1  # root mean square change that the linear guess may promise
+_BISECT = 6  # forward passes along the line to the clean image
+
+
+def carlini_wagner(
+    problem: Problem,
+    *,
+    rng: Draws,
+    steps: int = 20,
+    searches: int = 9,
+    lr: float = 0.5,
+    confidence: float = 0.0,
+) -> Images:
+    """Return the nearest successful candidates that a penalised descent with Adam finds.
+
+    L2: descend on |delta|^2 + c f, where f = max(confidence - harm, 0), and search for c. L-inf:
+    climb the harm while no value changes by more than tau; tau shrinks. L0: climb the harm while
+    few values may change at all; the least important are frozen.
+
+    Args:
+        problem: the batch attacked; the ball's norm says which of the three.
+        rng: unused; every attack is called alike.
+        steps: gradient steps a search, >= 1.
+        searches: values of c (L2), or failed limits (L-inf, L0), tried a sample, >= 1.
+        lr: first step as a share of the distance (L2), of tau (L-inf), of the grey range (L0), > 0.
+        confidence: margin in logits by which a candidate must succeed, >= 0.
+
+    Returns:
+        `(b, c, *s)` nearest successful candidates; the clean image of a sample without one.
+
+    Raises:
+        SpecError: a parameter is out of range.
+
+    Source: Carlini, Wagner, IEEE S&P 2017: f_6 of section V-A, L2 of VI-A, L0 of VI-B, L-inf of
+        VI-C. Deviations:
+        Box: clipped (projected descent, V-B 1) in place of tanh, in which a pixel at exactly 0 or 1
+        has no gradient; moments forget what the box blocks, the flaw that V-B names.
+        L2: Adam's second moment is one number a sample, so that steps do not depend on the axes,
+        and steps are shares of the distance. Each search starts from the nearest success. At a
+        solution 2 delta = c grad f: c starts at twice the value that solves this, estimated from
+        the last gradient, and grows while a search fails; bisection then has nothing left to find.
+        L-inf: what exceeds tau is clipped, the limit of a steep penalty. L0: within the free set
+        the distance counts no more, so only the harm is climbed; several values are frozen at once.
+        Both: the limit starts at the linear guess, shrinks at every success, and is bisected after
+        failures.
+        All: a sample leaves when its search gains nothing more.
+    """
+    for name, value in {"steps": steps, "searches": searches, "lr": lr}.items():
+        if not value > 0:
+            raise SpecError(f"expected {name} > 0, got {value}")
+    if not confidence >= 0:
+        raise SpecError(f"expected confidence >= 0, got {confidence}")
+    if len(problem) == 0:
+        return problem.x
+    problem = replace(problem, objective=Climb(problem.objective, "margin"))
+    return _NORMS[problem.ball.norm](problem, Settings(steps, searches, lr, confidence))
+
+
+def _l2(problem: Problem, settings: Settings) -> Images:
+    """Search for c: each search descends from the nearest success of those before."""
+    nearest, seen = Nearest(problem), look(problem, problem.x, settings.confidence)
+    nearest.keep(problem.x, seen.won)
+    slope = total((seen.g * free_to_move(problem.x, seen.g)).square()).sqrt().flatten()
+    slope = slope.clamp_min(TINY)
+    # where it is flat, the linear guess promises any distance
+    reach = (seen.gap / slope).clamp_max(_FAR * problem.x[0].numel() ** 0.5)
+    c = (_PUSH * 2 * seen.gap / slope.square()).clamp_max(_MOST)
+    push, z = torch.full_like(c, _PUSH), problem.x.clone()
+    rows = (nearest.size > 0).nonzero()[:, 0]
+    for search in range(settings.searches):
+        if len(rows) == 0:
+            break
+        before = nearest.size[rows]
+        start = _Start(z[rows], c[rows], push[rows], torch.minimum(before, reach[rows]))
+        fade = [settings.lr * _LAST ** ((search + i) / settings.searches) for i in (0, 1)]
+        z[rows], c[rows], found = _descend(problem, nearest, rows, start, fade, settings)
+        if search == 0:
+            _approach(problem, nearest, rows, settings.confidence)
+        size = nearest.size[rows]
+        known = size.isfinite()
+        z[rows[known]] = nearest.best[rows[known]]
+        reach[rows[known]] = size[known]
+        grow = torch.where(found, 1.0, _GROW)
+        push[rows], c[rows] = push[rows] * grow, c[rows] * grow
+        ended = torch.where(known, found & (size > (1 - _STALL) * before), c[rows] > _MOST)
+        rows = rows[~ended]
+    return nearest.best
+
+
+class _Start(NamedTuple):
+    z: Images
+    c: PerSample
+    push: PerSample
+    reach: PerSample
+
+
+def _descend(
+    problem: Problem,
+    nearest: Nearest,
+    rows: Rows,
+    start: _Start,
+    fade: list[float],
+    settings: Settings,
+) -> tuple[Images, PerSample, Bool[Tensor, " b"]]:
+    """Descend on |delta|^2 + c f; return the last iterates, c, and which succeeded on the way."""
+    here, z, c = problem.take(rows), start.z, start.c
+    adam = Adam(z, shared=True)
+    unit = wide(start.reach / z[0].numel() ** 0.5, z)
+    known, found = nearest.size[rows].isfinite(), torch.zeros_like(rows, dtype=torch.bool)
+    for step in range(settings.steps):
+        g, _, won = look(here, z, settings.confidence)
+        nearest.keep(z, won, rows)
+        if step == 0:
+            c = torch.where(known, start.push * _critical(g, z, here.x, c), c)
+        if 3 * step >= settings.steps:  # a start that succeeds says nothing of c
+            found |= won
+        down = wide(c * ~won, z) * g - 2 * (z - here.x)
+        rate = fade[0] * (fade[1] / fade[0]) ** (step / settings.steps)
+        z = (z + rate * unit * adam.direction(z, down)).clamp(0, 1)
+    return z, c, found
+
+
+def _critical(g: Images, z: Images, x: Images, otherwise: PerSample) -> PerSample:
+    """Return the c that solves 2 delta = c g best, over the values free to move."""
+    g = g * free_to_move(z, g)
+    square = total(g.square()).flatten()
+    c = 2 * total(g * (z - x)).flatten() / square.clamp_min(TINY**2)
+    return torch.where((c > 0) & (square > 0), c, otherwise).clamp_max(_MOST)
+
+
+def _approach(problem: Problem, nearest: Nearest, rows: Rows, confidence: float) -> None:
+    """Bisect the line from each success to its clean image."""
+    rows = rows[nearest.size[rows].isfinite()]
+    here, far = problem.take(rows), nearest.best[rows]
+    low, high = (wide(far.new_full((len(rows),), value), far) for value in (0.0, 1.0))
+    for _ in range(_BISECT):
+        if len(rows) == 0:
+            return
+        share = (low + high) / 2
+        z = (here.x + share * (far - here.x)).clamp(0, 1)
+        verdict = here.probe(z)
+        won = verdict.done & (verdict.harm >= confidence)
+        nearest.keep(z, won, rows)
+        low, high = (
+            torch.where(wide(won, z), low, share),
+            torch.where(wide(won, z), share, high),
+        )
+
+
+_NORMS: dict[str, Callable[[Problem, Settings], Images]] = {
+    "l2": _l2,
+    "linf": limited,
+    "l0": limited,
+}

@@ -1,0 +1,86 @@
+"""What the attacks of Carlini and Wagner share: one look at a candidate, and Adam in a box."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from robustbench_med.problem import Problem
+from robustbench_med.types import Images, PerSample, Rows
+
+_BETA1, _BETA2 = 0.9, 0.99  # Adam; 0.999 would remember longer than a run of 20 steps lasts
+TINY = 1e-18  # its square is a normal float32
+
+
+class Settings(NamedTuple):
+    """The parameters of the attack."""
+
+    steps: int
+    searches: int
+    lr: float
+    confidence: float
+
+
+class Seen(NamedTuple):
+    """What one pass shows of a candidate."""
+
+    g: Images  # gradient of the harm, 0 where no change is allowed
+    gap: PerSample  # harm still missing
+    won: Bool[Tensor, " b"]
+
+
+def look(problem: Problem, z: Images, confidence: float) -> Seen:
+    """Return what one forward and backward pass shows at `z`; the judge confirms success."""
+    g, verdict = problem.gradient(z)
+    verdict = problem.confirm(z, verdict)
+    won = verdict.done & (verdict.harm >= confidence)
+    return Seen(problem.ball.mask(g), confidence - verdict.harm, won)
+
+
+def total(values: Tensor) -> Tensor:
+    """Return the sum over each sample, shaped to multiply images."""
+    return values.sum(tuple(range(1, values.ndim)), keepdim=True)
+
+
+def wide(values: Tensor, like: Images) -> Tensor:
+    """Return one value a sample, shaped to multiply images."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def free_to_move(z: Images, up: Images) -> Bool[Tensor, "b c *s"]:
+    """Return where `z` may move along `up` without leaving the box."""
+    return ((z > 0) | (up > 0)) & ((z < 1) | (up < 0))
+
+
+class Adam:
+    """Adam whose second moment is one number a value, or one a sample."""
+
+    def __init__(self, like: Images, *, shared: bool) -> None:
+        self.shared = shared
+        self.age = like.new_zeros(len(like), *[1] * (like.ndim - 1))
+        self.m = torch.zeros_like(like)
+        self.v = torch.zeros_like(self.age if shared else like)
+
+    def direction(self, z: Images, up: Images) -> Images:
+        """Return where to move from `z`: about 1 a value."""
+        free = free_to_move(z, up)
+        up, self.age = up * free, self.age + 1
+        square = up.square()
+        if self.shared:
+            square = total(square) / up[0].numel()
+        self.m = (_BETA1 * self.m + (1 - _BETA1) * up) * free
+        self.v = _BETA2 * self.v + (1 - _BETA2) * square
+        root = (self.v / (1 - _BETA2**self.age)).sqrt()
+        return self.m / (1 - _BETA1**self.age) / root.clamp_min(torch.finfo(root.dtype).tiny)
+
+    def restart(self, rows: Bool[Tensor, " b"]) -> None:
+        """Forget the past of `rows`."""
+        for state in (self.age, self.m, self.v):
+            state[rows] = 0
+
+    def take(self, rows: Rows) -> None:
+        """Keep only `rows`."""
+        self.age, self.m, self.v = self.age[rows], self.m[rows], self.v[rows]
