@@ -8,12 +8,12 @@ attack, and cheap for those of one step.
 descend: every sample looks for its own lowest broken rung. A failed run costs all its steps, a
 successful one stops early, so each sample should fail once: where it stands at a radius, it is
 taken to stand at every smaller one, because the smaller ball lies inside the larger. The first rung
-tried is the highest it would stand at by the linear estimate of its distance; from there up or down
-by one. The last candidate, grown or pulled into the next ball, is judged there first: an image that
-just failed at one radius mostly breaks the next. What an attack misses in a large ball it may still
-find in a small one. Hence the failed candidate is pulled into each smaller ball and judged there,
-and a keyed draw of the inferred (sample, rung) pairs is attacked in earnest; if one of them breaks,
-all inferred pairs are.
+tried is the highest it would stand at by the linear estimate of its distance, or, for an attack
+that asks for no gradients, the last; from there up or down by one. The last candidate, grown or
+pulled into the next ball, is judged there first: an image that just failed at one radius mostly
+breaks the next. What an attack misses in a large ball it may still find in a small one. Hence the
+failed candidate is pulled into each smaller ball and judged there, and a keyed draw of the inferred
+(sample, rung) pairs is attacked in earnest; if one of them breaks, all inferred pairs are.
 
 distance: the attack minimises the norm itself. It runs once without a radius, and a sample is
 broken at every rung its distance does not exceed; below, it keeps its clean image.
@@ -60,16 +60,27 @@ def ascend(
 
 
 def descend(
-    problem: Problem, attack: Attack, rng: Draws, ladder: Sequence[float], depth: int
+    problem: Problem,
+    attack: Attack,
+    rng: Draws,
+    ladder: Sequence[float],
+    depth: int,
+    *,
+    guess: bool = True,
 ) -> tuple[Columns, LadderAudit]:
-    """Return the columns of all rungs as `ascend` does, and how the inference was checked."""
+    """Return the columns of all rungs as `ascend` does, and how the inference was checked.
+
+    `guess` the first rung by a gradient; without one, every sample starts at the largest radius:
+    the rungs it is broken at are the cheap ones, and it still fails only once.
+    """
     table = _Table(len(ladder), len(problem))
     streams, radii = _streams(rng, ladder), problem.x.new_tensor(ladder)
     stands = torch.full_like(_every_row(problem), -1)  # highest rung a sample stands at
     falls = torch.full_like(stands, len(ladder))  # lowest rung it is broken at
     ran = torch.zeros(len(ladder), len(problem), dtype=torch.bool, device=problem.x.device)
     failed, near = problem.x.clone(), problem.x.clone()  # candidates at `stands`; at the last rung
-    turn, known = _first_rung(problem, radii), False
+    turn = _first_rung(problem, radii) if guess else torch.full_like(stands, len(ladder) - 1)
+    known = False
     while len(rows := (falls - stands > 1).nonzero()[:, 0]):
         if known:  # the last candidate may decide the next rung, for one forward pass
             rows = rows[~_judge(problem, near, radii, turn, rows, depth, table, falls)]

@@ -86,7 +86,8 @@ def walk(planned: Planned, ready: Prepared) -> Run:
         if card.rungs == "ascend":
             rungs = ascend(problem, attack, rng, ladder, depth)
         elif card.rungs == "descend":
-            rungs, audit = descend(problem, attack, rng, ladder, depth)
+            guess = card.threat == "white_box"  # others never see a gradient
+            rungs, audit = descend(problem, attack, rng, ladder, depth, guess=guess)
         else:
             clean = ready.clean[rows]
             rungs, distance = by_distance(problem, attack, rng, ladder, depth, clean)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from robustbench_med import registry
 from robustbench_med.cards import Norm
 from robustbench_med.objectives.classification import Targeted
 from tests.toys import (
+    LIGHT,
     clear_images,
     distance,
     draws,
@@ -21,7 +23,10 @@ from tests.toys import (
 )
 
 CARDS = {n: card for n, card in registry.load("attacks").items() if card.rungs != "universal"}
-ATTACKS = {name: registry.function("attacks", card) for name, card in CARDS.items()}
+ATTACKS = {
+    name: partial(registry.function("attacks", card), **LIGHT.get(name, {}))
+    for name, card in CARDS.items()
+}
 ROWS = [
     (name, norm, k)
     for name, k in itertools.product(CARDS, (2, 3, 10))

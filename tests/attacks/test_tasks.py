@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from robustbench_med.errors import SpecError
 from robustbench_med.objectives import make
 from robustbench_med.problem import Problem
 from tests.toys import (
+    LIGHT,
     Small,
     draws,
     generic_victim,
@@ -63,7 +65,7 @@ def pose(
 
 @pytest.mark.parametrize(("name", "task"), list(itertools.product(ATTACKS, TASKS)))
 def test_attack_runs_and_stays_inside(name: str, task: str) -> None:
-    attack = registry.function("attacks", ATTACKS[name])
+    attack = partial(registry.function("attacks", ATTACKS[name]), **LIGHT.get(name, {}))
     for norm in ATTACKS[name].norms:
         eps = torch.inf if ATTACKS[name].rungs == "distance" else RADII[norm]
         posed = pose(**TASKS[task])
@@ -84,7 +86,7 @@ def test_attack_runs_and_stays_inside(name: str, task: str) -> None:
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_candidates_do_not_depend_on_batch_size(name: str, size: int) -> None:
-    attack = registry.function("attacks", ATTACKS[name])
+    attack = partial(registry.function("attacks", ATTACKS[name]), **LIGHT.get(name, {}))
     victim = generic_victim(3)
     x = grey_images(64)
     y = victim(x).logits.argmax(1)

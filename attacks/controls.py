@@ -1,0 +1,75 @@
+"""Controls: perturbations as large as an attack's, without its knowledge: to be beaten."""
+
+from __future__ import annotations
+
+import torch
+
+from robustbench_med.errors import SpecError
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.search import Search
+from robustbench_med.types import Images
+
+from .pgd import pgd
+
+
+def noise(problem: Problem, *, rng: Draws, draws: int = 10) -> Images:
+    """Return the best of a few uniform draws from the ball.
+
+    Args:
+        problem: the batch attacked.
+        rng: one stream a sample; each draw forks its own.
+        draws: images drawn of each sample, >= 1.
+
+    Returns:
+        `(b, c, *s)` candidates in the ball.
+
+    Raises:
+        SpecError: a parameter is not positive.
+
+    Source: control; an attack that noise matches has found nothing of its own.
+    """
+    if not draws > 0:
+        raise SpecError(f"expected draws > 0, got {draws}")
+    search = Search(problem)
+    for i in range(draws):
+        if search.finished:
+            break
+        ball, x = search.open.ball, search.open.x
+        search.look(ball.sample(x, rng.take(search.rows).fork("draw", i)))
+    return search.best
+
+
+def shuffled(
+    problem: Problem, *, rng: Draws, steps: int = 40, reach: float = 2.5, restarts: int = 1
+) -> Images:
+    """Return candidates whose perturbation is that of PGD with its pixels in another order.
+
+    A pixel keeps its channels together, and stays where change is allowed: norm and histogram are
+    those of the attack, its structure is gone. What [0,1] cuts off makes the norm smaller.
+
+    Args:
+        problem: the batch attacked; its gradients are used.
+        rng: one stream a sample.
+        steps: gradient steps of PGD, >= 1.
+        reach: length of all its steps together in units of eps, > 0.
+        restarts: its independent runs, >= 1.
+
+    Returns:
+        `(b, c, *s)` candidates in the ball.
+
+    Raises:
+        SpecError: a parameter is not positive.
+
+    Source: control; PGD: Madry et al., ICLR 2018, section 2.1.
+    """
+    x, ball = problem.x, problem.ball
+    z = pgd(problem, rng=rng.fork("pgd"), steps=steps, reach=reach, restarts=restarts)
+    closed = (ball.mask(torch.ones_like(x)) == 0).flatten(2).all(1)
+    lots = rng.fork("order").uniform(closed.shape[1])
+    # the places that may change, each in its own order, meet one another; the others stay
+    source = (lots + 2 * closed).argsort(1)[:, None].expand(-1, x.shape[1], -1)
+    target = closed.long().argsort(dim=1, stable=True)[:, None].expand_as(source)
+    delta = (z - x).flatten(2)
+    moved = torch.zeros_like(delta).scatter(2, target, delta.gather(2, source))
+    return ball.project(x + moved.view_as(x), x)
