@@ -17,6 +17,7 @@ from robustbench_med.search import Search
 from robustbench_med.types import Images
 
 from .apgd import apgd, apgd_targeted
+from .fab import fab
 from .square import square
 
 _SCOUT = 5  # a scout spends a fifth of the steps and queries
@@ -94,8 +95,18 @@ def _members(steps: int, queries: int, targets: int) -> tuple[_Member, ...]:
         _Member("cross_entropy", partial(apgd, steps=steps)),
         _Member("dlr", partial(apgd, steps=steps, loss="dlr")),
         _Member("targeted", partial(apgd_targeted, steps=steps, targets=targets), least_ways=2),
+        _Member("fab", partial(_fab_within, steps=steps, candidates=targets)),
         _Member("square", partial(square, queries=queries)),
     )
+
+
+def _fab_within(problem: Problem, *, rng: Draws, steps: int, candidates: int) -> Images:
+    """Return FAB's nearest successes, drawn back to the radius where they are beyond it."""
+    ball, x = problem.ball, problem.x
+    z = fab(problem.at(torch.inf), rng=rng, steps=steps, candidates=candidates)
+    size = ball.size(z, x)
+    share = (torch.as_tensor(ball.eps).to(size) / size).nan_to_num(nan=1.0).clamp_max(1)
+    return ball.project(x + share.view(-1, *[1] * (x.ndim - 1)) * (z - x), x)
 
 
 def _run(search: Search, member: _Member, ways: Tensor, rng: Draws) -> tuple[Tensor, Images]:

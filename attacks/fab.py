@@ -1,0 +1,161 @@
+"""FAB: hops between both sides of the linearised boundary, drawn to the clean image."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from robustbench_med.errors import SpecError
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.search import Nearest
+from robustbench_med.types import Images
+
+from .linearised import Way, least_move, leading, nearest_way, open_ways, shrink
+
+
+class _Settings(NamedTuple):
+    steps: int
+    ways: int
+    alpha: float
+    extrapolation: float
+    backward: float
+
+
+def fab(
+    problem: Problem,
+    *,
+    rng: Draws,
+    steps: int = 100,
+    restarts: int = 1,
+    candidates: int = 10,
+    alpha: float = 0.1,
+    extrapolation: float = 1.05,
+    backward: float = 0.9,
+    refine: int = 3,
+) -> Images:
+    """Return the nearest successes of the fast adaptive boundary attack.
+
+    Args:
+        problem: the batch attacked; of its ball, the norm, channels and region count.
+        rng: one stream a sample; each restart after the first forks its own.
+        steps: linearisations a restart, >= 1.
+        restarts: runs, >= 1: the first from the clean image, the others from a random point half as
+            far away as the best success.
+        candidates: how many of the leading ways are linearised, >= 1: one backward pass each.
+        alpha: the largest weight of the clean image's own projection, 0 <= alpha < 1.
+        extrapolation: how far a projection goes: 1 is onto the linearised boundary, >= 1.
+        backward: after a success, what is kept of the perturbation, 0 < backward < 1.
+        refine: forward passes of the final search, >= 0.
+
+    Returns:
+        `(b, c, *s)` nearest successful candidates; the clean image where there was none.
+
+    Raises:
+        SpecError: a parameter is out of its range.
+
+    Source: Croce, Hein, "Minimally distorted adversarial examples with a fast adaptive boundary
+        attack", ICML 2020, Algorithm 1: projections eq. 5 and 6, nearest class eq. 7, biased step
+        eq. 8 and 9, final search eq. 10; alpha 0.1, extrapolation (eta) 1.05, backward (beta) 0.9
+        and 100 steps are of its section 4. Deviations: the extrapolation moves the plane and
+        projects onto that, the same away from the box, and inside it a step that pixels at 0 and 1
+        cannot swallow; values without room are left out of the norm in eq. 7; an iterate after the
+        backward step that still succeeds is kept too, as its verdict costs nothing; only the
+        leading ways are linearised; a restart of a sample without a success starts within half of
+        its linear distance.
+    """
+    _check(steps, restarts, candidates, alpha, extrapolation, backward, refine)
+    if len(problem) == 0:
+        return problem.x
+    margins = problem.margins(problem.x)
+    clean = margins.amax(1)
+    rows = (~(clean > 0)).nonzero()[:, 0]  # the others are at distance 0
+    if len(rows) == 0:
+        return problem.x.clone()
+    here, margins = problem.take(rows), margins[rows]
+    ways = open_ways(margins, candidates)
+    settings = _Settings(steps, ways, alpha, extrapolation, backward)
+    columns, nearest, reach = leading(margins, ways), Nearest(here), None
+    for restart in range(restarts):
+        z = here.x
+        if reach is not None:
+            radius = torch.where(torch.isfinite(nearest.size), nearest.size, reach) / 2
+            z = here.ball.at(radius).sample(z, rng.take(rows).fork("restart", restart))
+        reach = _hop(here, z, columns, nearest, settings)
+    best = nearest.best
+    won = torch.isfinite(nearest.size).nonzero()[:, 0]
+    inner, z = here.take(won), best[won]
+    above = inner.margins(z).amax(1)
+    best[won] = shrink(inner, z, clean[rows[won]], above, passes=refine)
+    return problem.x.index_copy(0, rows, best)
+
+
+def _hop(
+    here: Problem,
+    z: Images,
+    columns: Int[Tensor, "b n"],
+    nearest: Nearest,
+    settings: _Settings,
+) -> Tensor:
+    """Run all steps from `z`; return the linear distance of the clean images at the first."""
+    shape = (-1, *[1] * (z.ndim - 1))
+    allowed, first = here.ball.mask(torch.ones_like(z)), None
+    for _ in range(settings.steps):
+        slopes = here.jacobian(z, columns)
+        nearest.keep(z, here.confirm(z, slopes.verdict).done)
+        chosen = slopes.margins.gather(1, columns)
+        way = nearest_way(chosen, slopes.jacobian, z, allowed, here.ball.norm)
+        z, distance = _biased(here, z, way, settings)
+        first = distance if first is None else first
+        margins = here.margins(z)
+        won = margins.amax(1) > 0
+        nearest.keep(z, won)
+        back = (here.x + settings.backward * (z - here.x)).clamp_(0, 1)
+        z = torch.where(won.view(shape), back, z)
+        columns = leading(margins, settings.ways)
+    assert first is not None
+    return first
+
+
+def _biased(here: Problem, z: Images, way: Way, settings: _Settings) -> tuple[Images, Tensor]:
+    """Return the mean of both projections weighted by eq. 9, and the clean images' distance."""
+    ball, x = here.ball, here.x
+    at_x = way.margin + (way.slope * (x - z)).flatten(1).sum(1)  # the linear margin at x
+    both = least_move(
+        torch.cat([z, x]),
+        torch.cat([way.slope, way.slope]),
+        -settings.extrapolation * torch.cat([way.margin, at_x]),
+        ball.norm,
+    )
+    from_z, from_x = both.chunk(2)
+    zero = torch.zeros_like(x)
+    near, far = ball.size(from_z, zero), ball.size(from_x, zero)
+    weight = (near / (near + far)).nan_to_num(nan=0.0).clamp_max(settings.alpha)
+    weight = weight.view(-1, *[1] * (z.ndim - 1))
+    moved = (1 - weight) * (z + from_z) + weight * (x + from_x)
+    return moved.clamp_(0, 1), far
+
+
+def _check(
+    steps: int,
+    restarts: int,
+    candidates: int,
+    alpha: float,
+    extrapolation: float,
+    backward: float,
+    refine: int,
+) -> None:
+    for name, value in {"steps": steps, "restarts": restarts, "candidates": candidates}.items():
+        if not value > 0:
+            raise SpecError(f"expected {name} > 0, got {value}")
+    for name, value, rule, kept in (
+        ("alpha", alpha, "in [0, 1)", 0 <= alpha < 1),
+        ("extrapolation", extrapolation, ">= 1", extrapolation >= 1),
+        ("backward", backward, "in (0, 1)", 0 < backward < 1),
+        ("refine", refine, ">= 0", refine >= 0),
+    ):
+        if not kept:
+            raise SpecError(f"expected {name} {rule}, got {value}")
