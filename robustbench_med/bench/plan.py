@@ -185,7 +185,7 @@ def passes(card: AttackCard, parameters: dict[str, object]) -> float:
     """
 
     def value(word: str) -> float:
-        return float(parameters[word]) if word in parameters else ast.literal_eval(word)  # type: ignore[arg-type]
+        return float(parameters[word] if word in parameters else ast.literal_eval(word))  # type: ignore[arg-type]
 
     terms = [[value(word.strip()) for word in term.split("*")] for term in card.passes.split("+")]
     return sum(map(math.prod, terms))
