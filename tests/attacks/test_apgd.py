@@ -65,7 +65,7 @@ def by_hand(problem: Problem, start: Tensor, steps: int) -> tuple[list[Tensor], 
         leaf = z.clone().requires_grad_(True)
         loss = torch.nn.functional.cross_entropy(problem.judge(leaf).logits, problem.y)
         (g,) = torch.autograd.grad(loss, leaf)
-        return float(loss), g
+        return float(loss.detach()), g
 
     def unit(g: Tensor) -> Tensor:
         return g.sign() if ball.norm == "linf" else g / g.norm()
@@ -96,7 +96,10 @@ def by_hand(problem: Problem, start: Tensor, steps: int) -> tuple[list[Tensor], 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_takes_the_steps_of_algorithm_1(norm: Norm) -> None:
     problem, steps = waves(norm), 30
-    problem = replace(problem, objective=Climb(problem.objective, relentless=True))
+    # in double precision: on waves, rounding takes another turn after a few steps
+    precise = victim_of(Waves(4).double())
+    objective = Climb(problem.objective, relentless=True)
+    problem = replace(problem, objective=objective, judge=precise, x=problem.x.double())
     seen: list[Tensor] = []
     judge = problem.judge
 
@@ -113,14 +116,14 @@ def test_takes_the_steps_of_algorithm_1(norm: Norm) -> None:
         halved += halvings
         ours = torch.cat([z[i : i + 1] for z in seen])
         # a restart shows no image of its own, and both compute the image after it
-        torch.testing.assert_close(ours, torch.cat(iterates), atol=2e-4, rtol=0)
+        torch.testing.assert_close(ours, torch.cat(iterates), atol=1e-9, rtol=0)
     assert halved > 6
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "margin", "dlr"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_climbs_higher_than_pgd(loss: str, norm: Norm) -> None:
-    problem = waves(norm, n=24).at(EPS[norm] / 6)
+    problem = waves(norm, n=24).at(EPS[norm] / 12)
     problem = replace(problem, objective=Climb(problem.objective, relentless=True))
     ours = problem.probe(apgd(problem, rng=draws(24), steps=50, loss=loss)).harm
     theirs = problem.probe(pgd(problem, rng=draws(24), steps=50)).harm
@@ -165,12 +168,11 @@ def test_targeted_goes_to_the_ways_in_turn_and_no_further_than_there_are() -> No
 
 def test_a_target_that_needs_its_turn_is_reached() -> None:
     class Trap(torch.nn.Module):
-        """The likeliest wrong class can never win; the second can."""
+        """The likeliest wrong class asks for black and cannot win; the second asks for white."""
 
         def forward(self, x: Tensor) -> Tensor:
             mean = x.flatten(1).mean(1)
-            truth = torch.zeros_like(mean)
-            return torch.stack([truth, -0.05 - (mean - 0.5) ** 2, 10 * mean - 5.5], 1)
+            return torch.stack([0 * mean, 0.005 - mean / 10, 10 * mean - 5.5], 1)
 
     victim, x = victim_of(Trap()), torch.full((3, 1, 8, 8), 0.5)
     y = torch.zeros(3, dtype=torch.long)
@@ -231,11 +233,11 @@ def test_breaks_as_many_as_the_reference(norm: Norm) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from pyautoattack.autopgd_base import APGDAttack
-    problem = waves(norm, k=10, n=60).at(EPS[norm] / 3)
+    problem = waves(norm, k=10, n=60).at(EPS[norm] / 12)
     module = problem.judge.module  # type: ignore[union-attr]
     kind = {"linf": "Linf", "l2": "L2"}[norm]
     theirs = APGDAttack(
-        module, n_iter=50, norm=kind, n_restarts=1, eps=EPS[norm] / 3, seed=0, device="cpu"
+        module, n_iter=50, norm=kind, n_restarts=1, eps=EPS[norm] / 12, seed=0, device="cpu"
     ).perturb(problem.x, problem.y)
     reference = problem.probe(theirs).done.sum()
     ours = problem.probe(apgd(problem, rng=draws(60), steps=50)).done.sum()
