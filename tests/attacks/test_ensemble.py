@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -42,7 +43,7 @@ def waves(norm: Norm, k: int, n: int = 40) -> Problem:
     return problem_of(victim, x, victim(x).logits.argmax(1), eps=RADII[norm], norm=norm)
 
 
-@pytest.mark.parametrize("reach", [1.5, torch.inf])
+@pytest.mark.parametrize("reach", [1.15, torch.inf])
 @pytest.mark.parametrize("k", [2, 3, 10])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_is_at_least_as_strong_as_each_member_on_the_same_draws(
@@ -66,11 +67,10 @@ def test_every_member_sees_only_what_still_stands(monkeypatch: pytest.MonkeyPatc
     problem = waves("linf", 10)
     seen: list[tuple[str, int, int]] = []
 
-    def watched(name: str, attack: Any) -> Any:
-        def call(posed: Problem, *, rng: Draws, **parameters: Any) -> Images:
-            z: Images = attack(posed, rng=rng, **parameters)
-            fell = 0 if name == "fab" else int(posed.probe(z).done.sum())
-            seen.append((name, len(posed), fell))
+    def watched(name: str, attack: Callable[..., Images]) -> Callable[..., Images]:
+        def call(posed: Problem, *, rng: Draws, **parameters: int | str) -> Images:
+            z = attack(posed, rng=rng, **parameters)
+            seen.append((name, len(posed), int(posed.probe(z).done.sum())))
             return z
 
         return call
@@ -110,7 +110,7 @@ def test_passes_stay_below_the_card(norm: Norm) -> None:
     problem = waves(norm, 10).at(1e-6)
     worst_case(problem, rng=draws(40), reach=torch.inf, **LIGHT)
     bound = passes(card, {**card.parameters, **LIGHT}) * len(problem)
-    assert bound / 2 < problem.counter.forward - problem.counter.backward * 0 < bound * 1.1
+    assert bound / 2 < problem.counter.forward < bound
     assert problem.counter.backward < bound
 
 

@@ -69,9 +69,7 @@ def test_gradients_too_small_for_float32_still_point() -> None:
     problem = relentless("linf")
     victim = problem.judge
     assert callable(victim)
-    faint = replace(
-        problem, judge=lambda z: victim(z)._replace(logits=victim(z).logits * 1e-37)
-    )
+    faint = replace(problem, judge=lambda z: victim(z)._replace(logits=victim(z).logits * 1e-37))
     found, same = mi_fgsm(faint, rng=draws(5)), mi_fgsm(problem, rng=draws(5))
     assert (found != faint.x).any()
     assert torch.isfinite(found).all()
