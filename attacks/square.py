@@ -114,14 +114,17 @@ def _window(sides: Shape, size: Shape, like: Tensor) -> _Window:
 
 
 def _bumps(sides: Shape) -> Float[Tensor, "n *p"]:
-    """Return the bump of unit norm split along each axis: a peak beside a trough."""
+    """Return the bump of unit norm split along each axis: a peak beside a trough.
+
+    Both have the same norm, as in the authors' code.
+    """
     found = []
     for axis, side in enumerate(sides):
-        halves = [
-            sign * _peak((*sides[:axis], part, *sides[axis + 1 :]))
-            for sign, part in ((1, side // 2), (-1, side - side // 2))
-        ]
-        both = torch.cat(halves, dim=axis)
+        up, down = (
+            _peak((*sides[:axis], part, *sides[axis + 1 :]))
+            for part in (side // 2, side - side // 2)
+        )
+        both = torch.cat([up / up.norm(), -down / down.norm()], dim=axis)
         found.append(both / both.norm())
     return torch.stack(found)
 
@@ -216,13 +219,15 @@ def _move_mass(problem: Problem, z: Images, frame: Frame, window: _Window, draws
     unused = (eps.square() - nu.square().sum((1, 2), keepdim=True)).clamp_min(0)
     old = nu.gather(2, first)
     nu = nu.scatter(2, first, 0.0)
-    mass = _size(old).square() + _size(nu.gather(2, second)).square()
+    there = nu.gather(2, second)
     bump = window.bumps[(u[:, -1] * n).long()][:, None] * allowed.gather(2, first)
     sign = (u[:, 2 * n : -1, None] - 0.5).sign()
     new = sign * _unit(bump) + _unit(old)
-    sharing = (_size(new) > 0).sum(1, keepdim=True).clamp_min(1)
-    new = _unit(new) * (mass + unused / sharing).sqrt()
-    nu = nu.scatter(2, second, 0.0).scatter(2, first, new)
+    alive = _size(new) > 0  # a channel whose first window may not change keeps what it has
+    share = unused / alive.sum(1, keepdim=True).clamp_min(1)
+    mass = _size(old).square() + _size(there).square() + share
+    nu = nu.scatter(2, second, there.masked_fill(alive, 0.0))
+    nu = nu.scatter(2, first, torch.where(alive, _unit(new) * mass.sqrt(), old))
     return problem.ball.project(problem.x + nu.view_as(z), problem.x)
 
 

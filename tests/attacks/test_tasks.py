@@ -95,7 +95,10 @@ def test_candidates_do_not_depend_on_batch_size(name: str, size: int) -> None:
     problem = problem_of(victim, x, y, eps=eps, norm=ATTACKS[name].norms[0])
     whole = attack(problem, rng=draws(64))
     rows = torch.arange(64)
-    parts = [attack(problem.take(r), rng=draws(64).take(r)) for r in rows.split(size)]
+    some = rows.split(size)[:16]  # sixteen batches say enough, and batches of one take long
+    parts = [attack(problem.take(r), rng=draws(64).take(r)) for r in some]
+    rows = torch.cat(some)
+    problem, whole, x = problem.take(rows), whole[rows], x[rows]
     assert torch.equal(problem.probe(torch.cat(parts)).done, problem.probe(whole).done)
     if minimal:  # hundreds of steps: rounding may take another turn, the distance may not
         sizes = [problem.ball.size(z, x) for z in (torch.cat(parts), whole)]

@@ -16,7 +16,7 @@ from attacks.pgd import bim, pgd
 from robustbench_med.ball import Ball
 from robustbench_med.bench.ladder import Attack, Columns, ascend, at_rung, descend, measure
 from robustbench_med.cards import Norm
-from robustbench_med.errors import InvalidOutputError
+from robustbench_med.errors import InvalidOutputError, VictimError
 from robustbench_med.objectives.multilabel import AnyFinding
 from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws
@@ -167,6 +167,33 @@ def test_a_victim_without_any_gradient_walks_to_the_end() -> None:
     columns, audit = descend(flat_problem, ATTACKS["bim"], draws(N), (0.01, 0.02, 0.04), 8)
     assert not columns["broken"].any()
     assert audit.inferred == 2 * N
+
+
+def test_without_a_gradient_every_sample_starts_at_the_top_and_fails_once() -> None:
+    """A victim that hides its gradients, as one behind queries does."""
+    problem, nearest = posed(3, "linf")
+    ladder = rungs_between(nearest, (0.1, 0.3, 0.5, 0.7, 0.9))
+    ran: list[Tensor] = []
+
+    def perfect(p: Problem, rng: Draws) -> Images:
+        here = problem.take((problem.x[None] == p.x[:, None]).flatten(2).all(2).long().argmax(1))
+        ran.append(torch.as_tensor(p.ball.eps).expand(len(p)))
+        return fgsm(here.at(p.ball.eps), rng=rng)
+
+    def hidden(x: Images) -> Output:
+        return Output(problem.judge(x).logits.detach())
+
+    closed = replace(problem, judge=hidden, counter=Counter())
+    with pytest.raises(VictimError, match="expected a victim with gradients"):
+        descend(closed, perfect, draws(N), ladder, 8)
+    columns, audit = descend(closed, perfect, draws(N), ladder, 8, guess=False)
+    expected = alone(problem, perfect, ladder)
+    assert len(expected.unique()) >= 4
+    assert torch.equal(lowest_of(columns), expected)
+    assert ran[0].eq(ladder[-1]).all()
+    assert audit.inferred == int(
+        (expected - 1).clamp_min(0).sum()
+    )  # one rung failed, all below not run
 
 
 # --- the audit -----------------------------------------------------------------------------------

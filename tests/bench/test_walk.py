@@ -18,7 +18,7 @@ from robustbench_med.bench.execute import execute
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.score import Scores, score
 from robustbench_med.bench.walk import Run, walk
-from robustbench_med.errors import InvalidOutputError
+from robustbench_med.errors import InvalidOutputError, VictimError
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images
@@ -414,6 +414,24 @@ def test_a_picture_shows_an_image_that_breaks_though_the_ladder_found_it_otherwi
     assert found.examples
     for example in found.examples:
         assert example.adversarial_prediction != example.truth
+
+
+def test_a_black_box_attack_never_asks_for_a_gradient() -> None:
+    victim = generic_victim(3)
+
+    class Closed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = victim.module(x).detach()
+            return found
+
+    ready = ready_for(replace(victim, module=Closed()))
+    parameters = {"queries": 30, "p_init": 0.8}
+    planned = planned_of(ready.data, "square", parameters=parameters, ladder=(0.02, 0.1, 0.5))
+    run = walk(planned, ready)
+    assert run.counter.backward == 0
+    assert run.rungs["broken"][-1].float().mean() > 0.5
+    with pytest.raises(VictimError, match="expected a victim with gradients"):
+        walk(planned_of(ready.data, "pgd", ladder=(0.02, 0.1, 0.5)), ready)
 
 
 def test_pictures_do_not_count_as_cost() -> None:
