@@ -62,8 +62,10 @@ class Ball:
         """Return the direction of unit norm of fastest ascent; 0 where `g` is 0."""
         return _NORMS[self.norm].steepest(self.mask(g))
 
-    def step(self, z: Images, g: Images, x: Images, share: float) -> Images:
+    def step(self, z: Images, g: Images, x: Images, share: float | PerSample) -> Images:
         """Return `z` moved by `share` times eps along the steepest direction of `g`, inside."""
+        if isinstance(share, Tensor):
+            share = _per_sample(share, x)
         return self.project(z + self._radius(x) * share * self.steepest(g), x)
 
     def sample(self, x: Images, rng: Draws) -> Images:

@@ -42,7 +42,7 @@ class AttackCard(Card):
         default=(), description="parameters that buy strength: doubled to see whether it is enough"
     )
     passes: str = Field(
-        description="forward + backward passes an image costs at most, an expression"
+        description="forward + backward passes an image costs at most: a sum of products"
     )
 
 

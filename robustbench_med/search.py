@@ -20,12 +20,14 @@ class Search:
         best: `(b, c, *s)` best candidates so far; the clean images before any was seen.
         rows: `(r,)` indices of the samples still open.
         open: the problem of those rows. Candidates handed in are of these rows, in this order.
+        loss: `(r,)` the guide's loss at the candidates climbed from last, of the rows still open.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.best = problem.x.clone()
         self.rows: Rows = torch.arange(len(problem), device=problem.x.device)
         self.open = problem
+        self.loss = problem.x.new_full((len(problem),), -torch.inf)
         self._harm = problem.x.new_full((len(problem),), -torch.inf)
 
     @property
@@ -42,8 +44,11 @@ class Search:
         """
         g, verdict = self.open.gradient(z)
         kept = self._note(z, self.open.confirm(z, verdict))
-        everything = (g, z, *state)
-        return everything if kept is None else tuple(value[kept] for value in everything)
+        everything = (verdict.loss, g, z, *state)
+        if kept is not None:
+            everything = tuple(value[kept] for value in everything)
+        self.loss = everything[0]
+        return everything[1:]
 
     def look(self, z: Images) -> None:
         """Judge the candidates `z` of the open rows by a forward pass only."""

@@ -264,11 +264,12 @@ def passes(card: AttackCard, parameters: dict[str, object]) -> float:
     >>> passes(registry.find("attacks", "pgd"), {"steps": 40, "restarts": 2})
     80.0
     """
-    product = 1.0
-    for factor in card.passes.split("*"):
-        word = factor.strip()
-        product *= float(parameters[word]) if word in parameters else ast.literal_eval(word)  # type: ignore[arg-type]
-    return product
+
+    def value(word: str) -> float:
+        return float(parameters[word] if word in parameters else ast.literal_eval(word))  # type: ignore[arg-type]
+
+    terms = [[value(word.strip()) for word in term.split("*")] for term in card.passes.split("+")]
+    return sum(map(math.prod, terms))
 
 
 def estimate(case: Case, dataset: Dataset, model: ModelCard) -> float | None:

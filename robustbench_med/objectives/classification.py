@@ -58,12 +58,12 @@ class Untargeted:
         """Return what the difference of logits ratio divides by, `(b,)`, > 0.
 
         The largest logit minus the third, or, `towards` a class, minus the mean of the third and
-        fourth (Croce & Hein, ICML 2020, eq. 6 and 7). With three classes the third stands for both;
-        with two there is no ratio and the spread is 1.
+        fourth (Croce & Hein, ICML 2020, eq. 6 and 7). With fewer classes than the ratio needs it is
+        1: over the third alone, the ratio toward the third class is -1 whatever the image.
         """
         logits = two_sided(output.logits)
         top = logits.topk(min(4, logits.shape[1])).values
-        if top.shape[1] < 3:
+        if top.shape[1] < (4 if towards else 3):
             return torch.ones_like(top[:, 0])
         low = top[:, 2:].mean(1) if towards else top[:, 2]
         return top[:, 0] - low + 1e-12
@@ -104,6 +104,10 @@ class Targeted(Untargeted):
     def margins(self, output: Output, y: Int[Tensor, " b"]) -> Float[Tensor, "b m"]:
         """Return the target's logit minus the best other, `(b, 1)`."""
         return self(output, y).harm[:, None]
+
+    def spread(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:  # noqa: ARG002
+        """Return the spread toward a class: this goal is one whatever the loss."""
+        return super().spread(output, towards=True)
 
     def applies(self, y: Int[Tensor, " b"]) -> Tensor:
         """Return the labelled samples that are not of the target class already."""

@@ -24,7 +24,7 @@ class Climb:
         loss: "given" (the objective's own), "margin" (its harm: largest logit margin), "dlr" (the
             margin over the spread of the leading logits: Croce & Hein, ICML 2020, eq. 6; where the
             task has no third class, the margin), or "toward" (the margin of one column a sample
-            over the spread: their eq. 7, which exists for every K >= 2 here).
+            over the spread: their eq. 7; below four classes, the margin).
         columns: `(b,)` column of `base.margins` to climb toward; only for "toward".
         relentless: never done: the attack spends all its steps, as a transfer attack must.
     """

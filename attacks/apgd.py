@@ -1,0 +1,213 @@
+"""APGD: projected gradient ascent that halves its own steps; once for any way, once way by way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from robustbench_med.errors import SpecError
+from robustbench_med.objectives.climb import Climb
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.search import Search
+from robustbench_med.types import Images, PerSample
+
+_MOMENTUM = 0.75  # alpha: Croce & Hein, ICML 2020, section 3.1
+_RISES = 0.75  # rho: section 3.2, condition 1
+_FIRST_SHARE = 2.0  # initial step in units of eps: section 3.2
+_FIRST_CHECK, _SHRINK, _LEAST = 22, 3, 6  # % of the steps: p_1 and p_{j+1} of section 3.2
+_LOSSES: dict[str, Literal["given", "margin", "dlr"]] = {
+    "cross_entropy": "given",
+    "margin": "margin",
+    "dlr": "dlr",
+}
+
+
+def apgd(
+    problem: Problem,
+    *,
+    rng: Draws,
+    steps: int = 100,
+    restarts: int = 1,
+    loss: str = "cross_entropy",
+) -> Images:
+    """Return the best candidates of an ascent that sets its own step size, sample by sample.
+
+    Args:
+        problem: the batch attacked; targeted where its objective is.
+        rng: one stream a sample; each restart forks its own.
+        steps: gradient steps a restart, >= 1.
+        restarts: independent runs from random starts, >= 1; only samples still standing are run
+            again.
+        loss: "cross_entropy" (the objective's own loss), "margin" (largest logit margin) or "dlr"
+            (margin over the spread of the leading logits; the margin where there is no third
+            class).
+
+    Returns:
+        `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
+
+    Raises:
+        SpecError: a parameter is not positive, or the loss is unknown.
+
+    Source: Croce & Hein, ICML 2020, algorithm 1 with alpha = 0.75, a first step of 2 eps,
+        checkpoints and conditions 1 (rho = 0.75) and 2 of section 3.2; losses of section 4. The
+        objective's cross-entropy is given as log-odds: a monotone map of each sample's
+        cross-entropy, so the steps and all comparisons of one sample's losses are the paper's, and
+        nothing underflows.
+    Deviations: a checkpoint is judged at iterate w_j, the last one its condition 1 counts, not one
+        step later; the candidate with the most harm is returned, not the one with the most loss; a
+        sample that is done stops; every task with ways to its goal.
+    """
+    _check(steps=steps, restarts=restarts)
+    if loss not in _LOSSES:
+        raise SpecError(f"expected loss in {', '.join(_LOSSES)}, got {loss!r}")
+    search = Search(_climbing(problem, Climb(problem.objective, _LOSSES[loss])))
+    for restart in range(restarts):
+        if search.finished:
+            break
+        _ascend(search, rng.take(search.rows).fork("restart", restart), steps)
+    return search.best
+
+
+def apgd_targeted(problem: Problem, *, rng: Draws, steps: int = 100, targets: int = 9) -> Images:
+    """Return the best candidates of APGD toward one way to the goal after another.
+
+    Args:
+        problem: the batch attacked.
+        rng: one stream a sample; each target forks its own.
+        steps: gradient steps a target, >= 1.
+        targets: ways tried, the nearest at the clean image first, >= 1; fewer where there are fewer
+            (K classes have K - 1). Only samples still standing go on to the next.
+
+    Returns:
+        `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
+
+    Raises:
+        SpecError: a parameter is not positive.
+
+    Source: Croce & Hein, ICML 2020, section 4.2 and eq. 7: APGD on the targeted DLR loss toward
+        each of the likeliest wrong classes; 9 of them, once each, as in AutoAttack (section 6).
+    Deviations: those of `apgd`; below 4 classes and for findings too (see Climb): the ways are the
+        columns of the margins, and a way that does not count is no target.
+    """
+    _check(steps=steps, targets=targets)
+    search = Search(problem)
+    margins, ways = problem.margins(problem.x).sort(dim=1, descending=True, stable=True)
+    for n in range(min(targets, ways.shape[1])):
+        there = (margins[search.rows, n] > -torch.inf).nonzero()[:, 0]  # an n-th way exists
+        if len(there) == 0:
+            break
+        rows, z = search.rows[there], search.open.x.clone()
+        posed = search.open.take(there)
+        inner = Search(_climbing(posed, Climb(posed.objective, "toward", ways[rows, n])))
+        _ascend(inner, rng.take(rows).fork("target", n), steps)
+        z[there] = inner.best
+        search.look(z)
+    return search.best
+
+
+class _Track(NamedTuple):
+    """What APGD remembers of every open sample."""
+
+    previous: Images  # the iterate before
+    best: Images  # the iterate with the highest loss
+    slope: Images  # the gradient there
+    highest: PerSample  # the loss there
+    last: PerSample  # the loss at the iterate before
+    mark: PerSample  # the highest loss at the last checkpoint
+    rises: PerSample  # steps since the last checkpoint on which the loss rose
+    share: PerSample  # the step in units of eps
+    halved: Bool[Tensor, " b"]  # whether it was halved at the last checkpoint
+
+
+def _ascend(search: Search, rng: Draws, steps: int) -> None:
+    """Run algorithm 1 once on the open samples, from a random start; `rng` is theirs, in order."""
+    z = search.open.ball.sample(search.open.x, rng)
+    track, checks, since = _start(z), _checkpoints(steps), 0
+    for k in range(steps):
+        g, z, *state = search.climb(z, *track)
+        if search.finished:
+            return
+        track = _note(_Track(*state), z, g, search.loss)
+        if k == 0:  # the start is no rise, and what later checkpoints compare with
+            track = track._replace(mark=track.highest, rises=torch.zeros_like(track.rises))
+        elif k in checks:
+            z, g, track = _checkpoint(track, z, g, k - since)
+            since = k
+        ball, x = search.open.ball, search.open.x
+        ahead = ball.step(z, g, x, track.share)
+        kept = _MOMENTUM if k else 1.0
+        moved = z + kept * (ahead - z) + (1 - kept) * (z - track.previous)
+        track, z = track._replace(previous=z), ball.project(moved, x)
+    search.look(z)
+
+
+def _start(z: Images) -> _Track:
+    zero = z.new_zeros(len(z))
+    low = zero - torch.inf
+    first = zero + _FIRST_SHARE
+    return _Track(z, z, torch.zeros_like(z), low, low, low, zero, first, zero > 0)
+
+
+def _note(track: _Track, z: Images, g: Images, loss: PerSample) -> _Track:
+    """Return the track after an iterate was seen."""
+    better = loss > track.highest
+    row = _per_image(better, z)
+    return track._replace(
+        best=torch.where(row, z, track.best),
+        slope=torch.where(row, g, track.slope),
+        highest=torch.where(better, loss, track.highest),
+        last=loss,
+        rises=track.rises + (loss > track.last),
+    )
+
+
+def _checkpoint(track: _Track, z: Images, g: Images, length: int) -> tuple[Images, Images, _Track]:
+    """Return `z`, `g` and the track after a checkpoint: where progress failed, back at the best.
+
+    Progress fails where the loss rose on too few of the `length` steps since the last checkpoint
+    (condition 1), or the step was kept there and no higher loss found since (condition 2).
+    """
+    halve = track.rises < _RISES * length
+    halve |= ~track.halved & (track.highest <= track.mark)
+    row = _per_image(halve, z)
+    after = track._replace(
+        last=torch.where(halve, track.highest, track.last),
+        mark=track.highest,
+        rises=torch.zeros_like(track.rises),
+        share=torch.where(halve, track.share / 2, track.share),
+        halved=halve,
+    )
+    return torch.where(row, track.best, z), torch.where(row, track.slope, g), after
+
+
+def _checkpoints(steps: int) -> set[int]:
+    """Return the iterates w_j = ceil(p_j steps) at which progress is judged.
+
+    >>> sorted(_checkpoints(100))
+    [22, 41, 57, 70, 80, 87, 93, 99]
+    """
+    found, p, gap = set[int](), _FIRST_CHECK, _FIRST_CHECK
+    while p < 100:
+        found.add(-(-p * steps // 100))  # in whole %, as 0.7 * 100 is not 70 in floats
+        gap = max(gap - _SHRINK, _LEAST)
+        p += gap
+    return found
+
+
+def _per_image(values: Tensor, like: Images) -> Tensor:
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def _climbing(problem: Problem, objective: Climb) -> Problem:
+    return replace(problem, objective=objective)
+
+
+def _check(**positive: int) -> None:
+    for name, value in positive.items():
+        if not value > 0:
+            raise SpecError(f"expected {name} > 0, got {value}")
