@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEV := .venv/.installed-dev
 
-.PHONY: run test check slow wheel zoo results bench clean
+.PHONY: run test check slow wheel zoo results bench optimality clean
 
 run: $(STAMP)  ## install, run the default suite, print the tables, say where the page is
 	$(BIN)/python -m robustbench_med run quick
@@ -25,6 +25,9 @@ check: $(DEV)  ## format, lint, types, import arrows
 bench: $(DEV)  ## compare with the peers; ratios, minutes
 	$(BIN)/python -m pytest benchmarks -q --benchmark-only --benchmark-disable-gc
 
+optimality: $(DEV)  ## how near the least distance each minimum-norm attack comes; writes docs/optimality.md
+	$(BIN)/python -m benchmarks.optimality
+
 wheel: $(DEV)  ## build the wheel and run it from another folder in a fresh environment
 	bash .ci/wheel
 
@@ -33,8 +36,9 @@ zoo: $(STAMP)  ## train every shipped model again, two at a time (DATA=folder of
 	  $(BIN)/python -m robustbench_med train {} --out robustbench_med/models/zoo --data $(DATA)
 
 results: $(STAMP)  ## make the committed records again (DATA=folder of real images)
-	rm -rf results/quick results/medmnist
+	rm -rf results/quick results/medmnist results/attacks
 	$(BIN)/python -m robustbench_med run quick --results results --examples 2
+	$(BIN)/python -m robustbench_med run attacks --results results --examples 1
 	$(BIN)/python -m robustbench_med run medmnist --results results --examples 0 --data $(DATA)
 
 $(STAMP): pyproject.toml

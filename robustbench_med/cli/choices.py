@@ -37,7 +37,7 @@ Attacks = Annotated[
 Eps = Annotated[
     str | None, typer.Option("--eps", help="Radii in [0,1] units, e.g. '1/255,2/255,4/255'.")
 ]
-Norm = Annotated[str | None, typer.Option("--norm", help="linf or l2.")]
+Norm = Annotated[str | None, typer.Option("--norm", help="linf, l2, l1 or l0.")]
 Objective = Annotated[
     str | None,
     typer.Option("--objective", help="untargeted, targeted(target=1) or finding(index=0)."),
@@ -52,6 +52,24 @@ Guide = Annotated[
         "--guide", help="Precision of the gradients; success is always judged in float32."
     ),
 ]
+Surrogates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--surrogate",
+        help="Attack this model in the victim's place (transfer, no box); '*' = every other victim "
+        "of the dataset; repeatable.",
+    ),
+]
+Budget = Annotated[
+    Literal["absolute", "mean_norm"] | None,
+    typer.Option("--budget", help="mean_norm: radii are ratios of a training image's mean norm."),
+]
+Averaged = Annotated[
+    int | None,
+    typer.Option(
+        "--draws", min=1, help="Forward passes averaged: for victims that answer at random (EOT)."
+    ),
+]
 Number = Annotated[int | None, typer.Option("-n", min=1, help="Images of each dataset.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the suite.")]
 
@@ -64,6 +82,9 @@ _GRID = {
     "objective": "objective",
     "operating_point": "operating_point",
     "guide": "guide",
+    "surrogate": "surrogates",
+    "budget": "budget",
+    "draws": "draws",
     "n": "n",
 }
 

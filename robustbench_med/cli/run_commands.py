@@ -38,6 +38,9 @@ def run(
     objective: choices.Objective = None,
     operating_point: choices.OperatingPoint = None,
     guide: choices.Guide = None,
+    surrogate: choices.Surrogates = None,
+    budget: choices.Budget = None,
+    draws: choices.Averaged = None,
     n: choices.Number = None,
     seed: choices.Seed = None,
     case: Annotated[
@@ -89,6 +92,9 @@ def plan_command(
     objective: choices.Objective = None,
     operating_point: choices.OperatingPoint = None,
     guide: choices.Guide = None,
+    surrogate: choices.Surrogates = None,
+    budget: choices.Budget = None,
+    draws: choices.Averaged = None,
     n: choices.Number = None,
     seed: choices.Seed = None,
 ) -> None:
@@ -102,8 +108,8 @@ def plan_command(
     console = Console()
     planned, broken = _plan(chosen, data, console)
     table = Table(title=f"{chosen.title}: {len(planned)} cases", title_justify="left")
-    for heading in ("case", "dataset", "victim", "attack", "about", ""):
-        table.add_column(heading, justify="right" if heading == "about" else "left")
+    for heading in ("case", "dataset", "victim", "attack", "at most", ""):
+        table.add_column(heading, justify="right" if heading == "at most" else "left")
     for one in planned:
         seconds = "?" if one.seconds is None else f"{one.seconds:.1f} s"
         done = "finished" if store.finished(results / chosen.name, one.case.id) else ""
@@ -112,7 +118,7 @@ def plan_command(
         )
     console.print(table)
     total = sum(one.seconds or 0 for one in planned)
-    console.print(f"about {total:.0f} s, by the gradient times measured in the victims' cards")
+    console.print(f"{total:.0f} s at most, by the gradient times measured in the victims' cards")
     _not_scored([(one.label, str(one.error)) for one in broken], console)
 
 
