@@ -250,6 +250,15 @@ def _more_effort(found: Evidence) -> Measured | None:
     return Measured(float((here.probe(z).done & near).sum()), len(rows))
 
 
+def _below_control(found: Evidence) -> Measured | None:
+    """Return by how much a random direction of equal norm changes more answers than a universal."""
+    if found.run.fitted is None:
+        return None
+    rung = found.run.fitted.counts.rungs[found.headline]
+    gap = rung.control_changed.value - rung.prediction_changed.value
+    return Measured(gap, len(found.ready.batch))
+
+
 def _rounding(found: Evidence) -> Measured | None:
     """Return the share of the images broken at the headline radius that rounding repairs."""
     levels = 2**found.planned.data.card.bit_depth - 1
@@ -339,6 +348,12 @@ _CHECKS = {
         1.0,
         "Twice the steps and restarts break more than one of a few images that stood: the attack "
         "was too weak.",
+    ),
+    "universal_below_control": _Row(
+        _below_control,
+        0.0,
+        "A random direction of the same size changes more answers than the perturbation that was "
+        "fitted: the attack failed to learn.",
     ),
     "rounding_repairs": _Row(
         _rounding,
