@@ -237,6 +237,15 @@ def test_l2_takes_the_mass_of_the_second_window_and_puts_it_in_the_first() -> No
     torch.testing.assert_close(delta, expected)
 
 
+def test_l2_shares_what_is_unused_among_the_channels_that_may_change() -> None:
+    problem = unmoved("l2", 3, 6, 6, channels=(0, 2))
+    window = module._window((3, 3), (6, 6), problem.x)
+    z = module._move_mass(problem, problem.x, module._allowed(problem), window, draws(N))
+    sizes = (z - problem.x).flatten(2).norm(dim=2)
+    expected = torch.tensor([0.5**0.5, 0.0, 0.5**0.5]) * 0.05
+    torch.testing.assert_close(sizes, expected.expand(N, -1), rtol=1e-4, atol=1e-6)
+
+
 def test_bumps_are_those_of_the_authors() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
