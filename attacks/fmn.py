@@ -60,9 +60,7 @@ def fmn(
     return nearest.best
 
 
-def _descend(
-    problem: Problem, nearest: Nearest, *, steps: int, alpha: float, gamma: float
-) -> None:
+def _descend(problem: Problem, nearest: Nearest, *, steps: int, alpha: float, gamma: float) -> None:
     """Run the steps of Algorithm 1; `nearest` keeps what they find."""
     z, eps = problem.x, problem.x.new_full((len(problem),), torch.inf)
     farthest = _farthest(problem)

@@ -17,7 +17,7 @@ from robustbench_med.rng import Draws
 from robustbench_med.victim import InputContract, Victim
 
 # parameters of attacks whose defaults take long, enough for toys
-LIGHT: dict[str, dict[str, int]] = {"square": {"queries": 100}}
+LIGHT: dict[str, dict[str, int]] = {"square": {"queries": 100}, "fab": {"steps": 12}}
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
 
 
