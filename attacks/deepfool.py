@@ -11,7 +11,7 @@ from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images
 
-from .linearised import L1_CAP, leading, least_move, nearest_way, open_ways, shrink
+from .linearised import CLEAR, L1_CAP, leading, least_move, nearest_way, open_ways, shrink
 
 # the least step, in [0,1] units at every pixel: float32 near 1 resolves 6e-8
 _FLOOR = 1e-6
@@ -71,7 +71,7 @@ def deepfool(
             break
         z, moved = _step(here, z, margins, count, overshoot)
         margins = here.margins(z)
-        won = margins.amax(1) > 0
+        won = margins.amax(1) > CLEAR * clean[rows].abs()
         found[rows[won]], harm[rows[won]] = z[won], margins.amax(1)[won]
         worth = moved & ~won
     across = ((harm > 0) & ~(clean > 0)).nonzero()[:, 0]

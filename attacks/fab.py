@@ -12,13 +12,13 @@ from robustbench_med.errors import SpecError
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.search import Nearest
-from robustbench_med.types import Images
+from robustbench_med.types import Images, PerSample
 
 from .deepfool import deepfool
-from .linearised import L1_CAP, Way, leading, least_move, nearest_way, open_ways, shrink
+from .linearised import CLEAR, L1_CAP, Way, leading, least_move, nearest_way, open_ways, shrink
 
-_PATIENCE = 10  # steps without a success; on phantom victims L2 and L-inf need four at most
-_LIFT = 1e-4  # of the clean margin: far above what float32 rounds, far below what counts
+_PATIENCE = 10  # steps a sample may go without a success
+_LIFT = 2 * CLEAR  # of the clean margin
 
 
 class _Settings(NamedTuple):
@@ -64,10 +64,10 @@ def fab(
     Source: Croce, Hein, "Minimally distorted adversarial examples with a fast adaptive boundary
         attack", ICML 2020, Algorithm 1: projections eq. 5 and 6, nearest class eq. 7, biased step
         eq. 8 and 9, final search eq. 10; alpha 0.1, extrapolation (eta) 1.05, backward (beta) 0.9
-        and 100 steps are of its section 4. Deviations: values without room are left out of the norm in
-        eq. 7; the plane lies 1e-4 of the clean margin beyond the boundary, since with every moved
-        value at 0 or 1 there is nothing to extrapolate; an iterate after the backward step that
-        still succeeds is kept too, as its verdict costs nothing; only the leading ways are
+        and 100 steps are of its section 4. Deviations: values without room are left out of the norm
+        in eq. 7; the plane lies 2e-4 of the clean margin beyond the boundary, since with every
+        moved value at 0 or 1 there is nothing to extrapolate; an iterate after the backward step
+        that still succeeds is kept too, as its verdict costs nothing; only the leading ways are
         linearised; a sample without a success after 10 steps goes on from DeepFool's, in L1 by
         steps of at most 0.05 a value (the paper's move few values by all their room, where no slope
         holds, and may never cross); a restart without any success starts within half of its linear
@@ -85,12 +85,13 @@ def fab(
     ways = open_ways(margins, candidates)
     settings = _Settings(steps, ways, alpha, extrapolation, backward)
     columns, nearest, reach = leading(margins, ways), Nearest(here), None
+    clear = CLEAR * clean[rows].abs()
     for restart in range(restarts):
         z = here.x
         if reach is not None:
             radius = torch.where(torch.isfinite(nearest.size), nearest.size, reach) / 2
             z = here.ball.at(radius).sample(z, rng.take(rows).fork("restart", restart))
-        reach = _hop(here, z, columns, nearest, settings)
+        reach = _hop(here, z, columns, nearest, clear, settings)
     best = nearest.best
     won = torch.isfinite(nearest.size).nonzero()[:, 0]
     inner, z = here.take(won), best[won]
@@ -104,9 +105,13 @@ def _hop(
     z: Images,
     columns: Int[Tensor, "b n"],
     nearest: Nearest,
+    clear: PerSample,
     settings: _Settings,
-) -> Tensor:
-    """Run all steps from `z`; return the linear distance of the clean images at the first."""
+) -> PerSample:
+    """Run all steps from `z`; return the linear distance of the clean images at the first.
+
+    A candidate whose harm is above `clear` succeeds.
+    """
     shape = (-1, *[1] * (z.ndim - 1))
     cap = torch.ones_like(nearest.size)
     allowed, first = here.ball.mask(torch.ones_like(z)), None
@@ -116,13 +121,14 @@ def _hop(
             cap = torch.where(stuck, L1_CAP, cap) if here.ball.norm == "l1" else cap
             z = _seeded(here, z, nearest, stuck, settings.ways)
         slopes = here.jacobian(z, columns)
-        nearest.keep(z, here.confirm(z, slopes.verdict).done)
+        seen = here.confirm(z, slopes.verdict)
+        nearest.keep(z, seen.done & (seen.harm > clear))
         chosen = slopes.margins.gather(1, columns)
         way = nearest_way(chosen, slopes.jacobian, z, allowed, here.ball.norm)
         z, distance = _biased(here, z, way, cap, settings)
         first = distance if first is None else first
         margins = here.margins(z)
-        won = margins.amax(1) > 0
+        won = margins.amax(1) > clear
         nearest.keep(z, won)
         back = (here.x + settings.backward * (z - here.x)).clamp_(0, 1)
         z = torch.where(won.view(shape), back, z)
@@ -135,7 +141,10 @@ def _seeded(
 ) -> Images:
     """Return `z` with DeepFool's success for each sample that has none yet."""
     rows = stuck.nonzero()[:, 0]
+    if len(rows) == 0:
+        return z
     inner = here.take(rows)
+    # it draws nothing
     seed = deepfool(inner, rng=Draws.of(0, []), candidates=candidates)
     nearest.keep(seed, inner.margins(seed).amax(1) > 0, rows)
     return z.index_copy(0, rows, seed)
@@ -160,7 +169,8 @@ def _biased(
     near, far = ball.size(from_z, zero), ball.size(from_x, zero)
     weight = (near / (near + far)).nan_to_num(nan=0.0).clamp_max(settings.alpha)
     weight = weight.view(-1, *[1] * (z.ndim - 1))
-    moved = (1 - weight) * (z + from_z) + weight * (x + from_x)
+    # written as differences: where nothing changes, none is left by rounding
+    moved = z + from_z + weight * (x - z + from_x - from_z)
     return moved.clamp_(0, 1), far
 
 

@@ -1,8 +1,8 @@
 """Linearised: the nearest linearised way, the least move to it, and the way back.
 
-What DeepFool and FAB share. Near a candidate every way's margin is taken for a plane. `nearest_way`
-picks the plane that is closest, `least_move` goes there by the smallest change the box [0,1] allows,
-and `shrink` walks a success back toward its clean image.
+What DeepFool and FAB share. Near a candidate every way's margin is taken for a plane: `nearest_way`
+picks the closest, `least_move` goes there by the smallest change the box [0,1] allows, and `shrink`
+walks a success back toward its clean image.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from robustbench_med.cards import Norm
 from robustbench_med.problem import Problem
 from robustbench_med.types import Images, PerSample
 
+# a success must clear the boundary by this share of the clean margin: another batch size rounds
+# otherwise, and the judge would take back what lies on the boundary itself
+CLEAR = 1e-4
 _NUDGE = 0.01  # share of the way back to a known success: lands beyond the root, not on it
 # the least L1 change moves a few values by all their room, where no slope holds; smaller steps keep
 # to it: of 0.01 to 1, this crossed with the smallest L1 norm on three phantom victims
@@ -139,14 +142,15 @@ def shrink(
         that it succeeds where the harm is linear; an end that stays twice has its harm halved (the
         Illinois rule), so that both ends close in where the harm is curved.
     """
-    shape = (-1, *[1] * (z.ndim - 1))
+    shape, clear = (-1, *[1] * (z.ndim - 1)), CLEAR * below.abs()
+    below, above = below - clear, above - clear
     low, high = torch.zeros_like(above), torch.ones_like(above)
     best, change, last = z.clone(), z - problem.x, torch.zeros_like(above)
     for _ in range(passes if len(problem) else 0):
         root = low + (high - low) * (below / (below - above)).nan_to_num(nan=0.5).clamp(0, 1)
         share = root + _NUDGE * (high - root)
         trial = (problem.x + share.view(shape) * change).clamp_(0, 1)
-        harm = problem.margins(trial).amax(1)
+        harm = problem.margins(trial).amax(1) - clear
         won = harm > 0
         best = torch.where(won.view(shape), trial, best)
         # the Illinois rule: the end that stands still for a second time counts half

@@ -19,6 +19,7 @@ from robustbench_med.victim import InputContract, Victim
 # parameters of attacks whose defaults take long, enough for toys
 LIGHT: dict[str, dict[str, int]] = {
     "square": {"queries": 100},
+    "fab": {"steps": 12},
     "worst_case": {"steps": 10, "queries": 20, "targets": 2},
 }
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
