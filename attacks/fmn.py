@@ -47,11 +47,14 @@ def fmn(
     Source: Pintor et al., NeurIPS 2021, "Fast minimum-norm adversarial attacks through adaptive
         norm constraints", Algorithm 1. Its loss is the margin of the logits: here the harm. Steps
         follow g / |g|_2 in every norm, as there.
-    Deviations: (1) a sample leaves at distance 0, and in L0 at 1: nothing is nearer. (2) L0 starts
-        at, and before the first success grows by, the least number of values that cover the margin
-        in the linear model inside the box; the paper starts at 1 and grows by 5 %. (3) The last
-        candidate is judged too. (4) A short search ends it, forward passes but for L0's gradients:
-        halving the way to the clean image (L1, L2, L-inf), restoring values (L0).
+    Deviations: (1) a sample leaves at distance 0, and in L0 at 1: nothing is nearer. (2) Before the
+        first success the radius is gamma beyond the linear estimate, which alone creeps up to a
+        curved boundary; in L0 that estimate is the least number of values that cover the margin in
+        the linear model inside the box, where the paper starts at 1 and grows by gamma. (3) The
+        last candidate is judged too. (4) A success counts where its harm is above 1e-4 of the clean
+        margin: nearer than that, rounding in another batch undoes it. (5) A short search ends it:
+        halving the way to the clean image (L1, L2, L-inf: 8 forward passes), restoring values (L0:
+        3 gradients and about log2 of the values changed forward passes after each).
     """
     for name, value in {"steps": steps, "alpha": alpha, "gamma": gamma}.items():
         if not value > 0:
@@ -144,7 +147,7 @@ def _start(problem: Problem, z: Images, g: Images, loss: PerSample) -> PerSample
     if problem.ball.norm == "l0":
         gain = (g * ((g > 0).to(z) - z)).flatten(1).sort(dim=1, descending=True).values
         return size + 1 + (gain.cumsum(1) <= left[:, None]).sum(1)
-    dual = flat.norm(p=_DUAL[problem.ball.norm], dim=1)
+    dual: Tensor = flat.norm(p=_DUAL[problem.ball.norm], dim=1)
     return size + left / dual.clamp_min(torch.finfo(g.dtype).tiny)
 
 

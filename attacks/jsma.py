@@ -155,7 +155,14 @@ def _aim(problem: Problem, margins: Float[Tensor, "b m"], moves: _Moves) -> Prob
 
 
 def _change(
-    here: Problem, nearest: Nearest, rows: Rows, *, moves: _Moves, pixels: int, share: float, alone: bool
+    here: Problem,
+    nearest: Nearest,
+    rows: Rows,
+    *,
+    moves: _Moves,
+    pixels: int,
+    share: float,
+    alone: bool,
 ) -> None:
     """Run Algorithm 3 on every sample until it succeeds, or its share or its moves are spent."""
     z = here.x
@@ -167,7 +174,9 @@ def _change(
         nearest.keep(z, done, rows)
         change = moves.of(here, z)
         gain = slopes.jacobian.flatten(2).repeat_interleave(2, 2) * change[:, None]
-        places, found = _salient(gain[:, 0], gain[:, 0] if alone else -gain[:, 1], change != 0, pixels)
+        places, found = _salient(
+            gain[:, 0], gain[:, 0] if alone else -gain[:, 1], change != 0, pixels
+        )
         step = torch.zeros_like(change).scatter_(1, places, change.gather(1, places) * found)
         z = (z + step.unflatten(1, (-1, 2)).sum(2).view_as(z)).clamp(0, 1)
         small = here.ball.size(z, here.x) <= limit
@@ -208,17 +217,13 @@ def best_pair(gain: Points, loss: Points) -> tuple[Float[Tensor, " b"], Int[Tens
     """Return the exact largest saliency of a pair of moves, `(b,)`, and the pair, `(b, 2)`.
 
     The product (gain_p + gain_q) (loss_p + loss_q) rises with each of the four numbers. So a move
-    that three others match or beat in both gain and loss can be replaced by one of them, which is
-    neither the partner nor the same value moved the other way: only moves with fewer than three such
-    betters are looked at. They are found by one sort, in memory linear in the number of moves; the
-    table of their pairs is walked `_BLOCK` rows at a time.
+    that three others match or beat in both gain and loss can be replaced by one of them that is
+    neither the partner nor the partner's value moved the other way: only moves with fewer than
+    three such betters are looked at. Memory is linear in the number of moves; the table of the
+    pairs of those left is walked `_BLOCK` rows at a time. Time is quadratic only in those left.
     """
-    order = gain.sort(dim=1, descending=True, stable=True).indices
-    rest = loss.gather(1, order)
-    kept = rest > _third_best_before(rest)
-    kept[:, :2] = True
-    size = int(kept.sum(1).max())
-    chosen = order.gather(1, kept.to(torch.uint8).topk(size, dim=1).indices)
+    chosen = _unbettered(gain, loss)
+    size = chosen.shape[1]
     a, b, value = gain.gather(1, chosen), loss.gather(1, chosen), chosen // 2
     best, pair = gain.new_full((len(gain),), -1.0), chosen[:, :2].clone()
     for at in range(0, size, _BLOCK):
@@ -231,6 +236,33 @@ def best_pair(gain: Points, loss: Points) -> tuple[Float[Tensor, " b"], Int[Tens
         pair = torch.where(better[:, None], chosen.gather(1, found), pair)
         best = torch.where(better, here, best)
     return best, pair
+
+
+def _unbettered(gain: Points, loss: Points) -> Int[Tensor, "b n"]:
+    """Return the moves with fewer than three betters, `(b, n)`; some more where rows differ.
+
+    Three strong moves sift out nearly all others before the rest is sorted.
+    """
+    tiny = torch.finfo(gain.dtype).tiny
+    key = torch.minimum(
+        gain / gain.amax(1, keepdim=True).clamp_min(tiny),
+        loss / loss.amax(1, keepdim=True).clamp_min(tiny),
+    )
+    three = key.topk(min(3, key.shape[1]), dim=1).indices
+    floor = [one.gather(1, three).amin(1, keepdim=True) for one in (gain, loss)]
+    chosen = _first(((gain > floor[0]) | (loss > floor[1])).scatter(1, three, True))
+    order = gain.gather(1, chosen).sort(dim=1, descending=True, stable=True).indices
+    chosen = chosen.gather(1, order)
+    rest = loss.gather(1, chosen)
+    kept = rest > _third_best_before(rest)
+    kept[:, :2] = True
+    return chosen.gather(1, _first(kept))
+
+
+def _first(kept: Bool[Tensor, "b p"]) -> Int[Tensor, "b n"]:
+    """Return the places of what is kept, as many a row as the fullest has."""
+    size = int(kept.sum(1).max())
+    return kept.to(torch.uint8).topk(size, dim=1).indices
 
 
 def _third_best_before(values: Points) -> Points:
