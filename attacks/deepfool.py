@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from robustbench_med.errors import SpecError
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
-from robustbench_med.types import Images, PerSample
+from robustbench_med.types import Images
 
-from .linearised import least_move, leading, nearest_way, open_ways, shrink
+from .linearised import L1_CAP, leading, least_move, nearest_way, open_ways, shrink
 
 # the least step, in [0,1] units at every pixel: float32 near 1 resolves 6e-8
 _FLOOR = 1e-6
@@ -22,7 +24,7 @@ def deepfool(
     steps: int = 50,
     overshoot: float = 0.02,
     candidates: int = 10,
-    refine: int = 3,
+    refine: int = 2,
 ) -> Images:
     """Return candidates just across the boundary that is nearest by repeated linearisation.
 
@@ -78,8 +80,8 @@ def deepfool(
 
 
 def _step(
-    here: Problem, z: Images, margins: PerSample, count: int, overshoot: float
-) -> tuple[Images, PerSample]:
+    here: Problem, z: Images, margins: Float[Tensor, "b m"], count: int, overshoot: float
+) -> tuple[Images, Bool[Tensor, " b"]]:
     """Return `z` moved beyond the nearest linearised boundary, and which samples could move.
 
     The judge's margins are known at `z`; only the slopes are the guide's.
@@ -91,6 +93,7 @@ def _step(
     floor = _FLOOR * here.ball.size(ones, torch.zeros_like(z))
     beyond = torch.maximum(overshoot * here.ball.size(z, here.x), floor)
     gain = (1 + overshoot) * way.margin.abs() + beyond * way.size
-    moved = (z + least_move(z, way.slope, gain, norm)).clamp_(0, 1)
+    cap = L1_CAP if norm == "l1" else 1.0
+    moved = (z + least_move(z, way.slope, gain, norm, cap=cap)).clamp_(0, 1)
     movable = way.size > 0
     return torch.where(movable.view(-1, *[1] * (z.ndim - 1)), moved, z), movable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from robustbench_med.errors import SpecError
@@ -14,7 +14,11 @@ from robustbench_med.rng import Draws
 from robustbench_med.search import Nearest
 from robustbench_med.types import Images
 
-from .linearised import Way, least_move, leading, nearest_way, open_ways, shrink
+from .deepfool import deepfool
+from .linearised import L1_CAP, Way, leading, least_move, nearest_way, open_ways, shrink
+
+_PATIENCE = 10  # steps without a success; on phantom victims L2 and L-inf need four at most
+_LIFT = 1e-4  # of the clean margin: far above what float32 rounds, far below what counts
 
 
 class _Settings(NamedTuple):
@@ -60,12 +64,14 @@ def fab(
     Source: Croce, Hein, "Minimally distorted adversarial examples with a fast adaptive boundary
         attack", ICML 2020, Algorithm 1: projections eq. 5 and 6, nearest class eq. 7, biased step
         eq. 8 and 9, final search eq. 10; alpha 0.1, extrapolation (eta) 1.05, backward (beta) 0.9
-        and 100 steps are of its section 4. Deviations: the extrapolation moves the plane and
-        projects onto that, the same away from the box, and inside it a step that pixels at 0 and 1
-        cannot swallow; values without room are left out of the norm in eq. 7; an iterate after the
-        backward step that still succeeds is kept too, as its verdict costs nothing; only the
-        leading ways are linearised; a restart of a sample without a success starts within half of
-        its linear distance.
+        and 100 steps are of its section 4. Deviations: values without room are left out of the norm in
+        eq. 7; the plane lies 1e-4 of the clean margin beyond the boundary, since with every moved
+        value at 0 or 1 there is nothing to extrapolate; an iterate after the backward step that
+        still succeeds is kept too, as its verdict costs nothing; only the leading ways are
+        linearised; a sample without a success after 10 steps goes on from DeepFool's, in L1 by
+        steps of at most 0.05 a value (the paper's move few values by all their room, where no slope
+        holds, and may never cross); a restart without any success starts within half of its linear
+        distance; the final search aims a little beyond the root (see shrink).
     """
     _check(steps, restarts, candidates, alpha, extrapolation, backward, refine)
     if len(problem) == 0:
@@ -102,13 +108,18 @@ def _hop(
 ) -> Tensor:
     """Run all steps from `z`; return the linear distance of the clean images at the first."""
     shape = (-1, *[1] * (z.ndim - 1))
+    cap = torch.ones_like(nearest.size)
     allowed, first = here.ball.mask(torch.ones_like(z)), None
-    for _ in range(settings.steps):
+    for step in range(settings.steps):
+        if step == _PATIENCE:
+            stuck = torch.isinf(nearest.size)
+            cap = torch.where(stuck, L1_CAP, cap) if here.ball.norm == "l1" else cap
+            z = _seeded(here, z, nearest, stuck, settings.ways)
         slopes = here.jacobian(z, columns)
         nearest.keep(z, here.confirm(z, slopes.verdict).done)
         chosen = slopes.margins.gather(1, columns)
         way = nearest_way(chosen, slopes.jacobian, z, allowed, here.ball.norm)
-        z, distance = _biased(here, z, way, settings)
+        z, distance = _biased(here, z, way, cap, settings)
         first = distance if first is None else first
         margins = here.margins(z)
         won = margins.amax(1) > 0
@@ -116,19 +127,33 @@ def _hop(
         back = (here.x + settings.backward * (z - here.x)).clamp_(0, 1)
         z = torch.where(won.view(shape), back, z)
         columns = leading(margins, settings.ways)
-    assert first is not None
-    return first
+    return nearest.size if first is None else first
 
 
-def _biased(here: Problem, z: Images, way: Way, settings: _Settings) -> tuple[Images, Tensor]:
+def _seeded(
+    here: Problem, z: Images, nearest: Nearest, stuck: Bool[Tensor, " b"], candidates: int
+) -> Images:
+    """Return `z` with DeepFool's success for each sample that has none yet."""
+    rows = stuck.nonzero()[:, 0]
+    inner = here.take(rows)
+    seed = deepfool(inner, rng=Draws.of(0, []), candidates=candidates)
+    nearest.keep(seed, inner.margins(seed).amax(1) > 0, rows)
+    return z.index_copy(0, rows, seed)
+
+
+def _biased(
+    here: Problem, z: Images, way: Way, cap: Tensor, settings: _Settings
+) -> tuple[Images, Tensor]:
     """Return the mean of both projections weighted by eq. 9, and the clean images' distance."""
     ball, x = here.ball, here.x
     at_x = way.margin + (way.slope * (x - z)).flatten(1).sum(1)  # the linear margin at x
-    both = least_move(
+    lift = _LIFT * at_x.abs()
+    both = settings.extrapolation * least_move(
         torch.cat([z, x]),
         torch.cat([way.slope, way.slope]),
-        -settings.extrapolation * torch.cat([way.margin, at_x]),
+        torch.cat([lift - way.margin, lift - at_x]),
         ball.norm,
+        cap=torch.cat([cap, cap]),
     )
     from_z, from_x = both.chunk(2)
     zero = torch.zeros_like(x)
@@ -148,10 +173,9 @@ def _check(
     backward: float,
     refine: int,
 ) -> None:
-    for name, value in {"steps": steps, "restarts": restarts, "candidates": candidates}.items():
-        if not value > 0:
-            raise SpecError(f"expected {name} > 0, got {value}")
+    counts = (("steps", steps), ("restarts", restarts), ("candidates", candidates))
     for name, value, rule, kept in (
+        *((name, count, "> 0", count > 0) for name, count in counts),
         ("alpha", alpha, "in [0, 1)", 0 <= alpha < 1),
         ("extrapolation", extrapolation, ">= 1", extrapolation >= 1),
         ("backward", backward, "in (0, 1)", 0 < backward < 1),

@@ -1,8 +1,8 @@
-"""Linearised: what DeepFool and FAB share: the nearest linearised way, the move to it, the way back.
+"""Linearised: the nearest linearised way, the least move to it, and the way back.
 
-Near a candidate every way's margin is taken for a plane. `nearest_way` picks the plane that is
-closest, `least_move` goes there by the smallest change the box [0,1] allows, and `shrink` walks a
-success back toward its clean image.
+What DeepFool and FAB share. Near a candidate every way's margin is taken for a plane. `nearest_way`
+picks the plane that is closest, `least_move` goes there by the smallest change the box [0,1] allows,
+and `shrink` walks a success back toward its clean image.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from robustbench_med.problem import Problem
 from robustbench_med.types import Images, PerSample
 
 _NUDGE = 0.01  # share of the way back to a known success: lands beyond the root, not on it
+# the least L1 change moves a few values by all their room, where no slope holds; smaller steps keep
+# to it: of 0.01 to 1, this crossed with the smallest L1 norm on three phantom victims
+L1_CAP = 0.05
 _TURNS = 50  # of Newton's method: four or five are needed
 
 
@@ -82,7 +85,9 @@ def nearest_way(
     )
 
 
-def least_move(x: Images, slope: Images, gain: PerSample, norm: Norm) -> Images:
+def least_move(
+    x: Images, slope: Images, gain: PerSample, norm: Norm, *, cap: PerSample | float = 1.0
+) -> Images:
     """Return the smallest change of `x` in [0,1] that raises a linear function by `gain`.
 
     Where the box does not allow as much, every value goes to the side that gains: the point of the
@@ -97,6 +102,7 @@ def least_move(x: Images, slope: Images, gain: PerSample, norm: Norm) -> Images:
         slope: `(b, c, *s)` gradient of the function.
         gain: `(b,)` by how much it must rise, or fall where negative.
         norm: of the change.
+        cap: the most one value may change, of each sample or of all.
 
     Source: the problem is eq. 5 of Croce & Hein. Its solution for L-inf and L2 is
         min(t u, room) with u = 1 or |slope|, for the t that meets the plane; they find t by sorting
@@ -108,6 +114,7 @@ def least_move(x: Images, slope: Images, gain: PerSample, norm: Norm) -> Images:
     peak = steep.amax(1).clamp_min(torch.finfo(x.dtype).tiny)
     steep, need = steep / peak[:, None], gain.abs() / peak
     room = torch.where(slope > 0, 1 - x, x).flatten(1) * (steep > 0)
+    room = torch.minimum(room, torch.as_tensor(cap).to(room).reshape(-1, 1))
     if norm == "l1":
         move = _steepest_first(steep, room, need)
     else:
@@ -165,7 +172,8 @@ def _dual(slope: Images, norm: Norm) -> PerSample:
         return peak
     # scaled by the largest entry: the squares of small gradients would vanish
     tiny = torch.finfo(flat.dtype).tiny
-    return peak * (flat / peak.clamp_min(tiny)[:, None]).norm(dim=1)
+    size: Tensor = peak * (flat / peak.clamp_min(tiny)[:, None]).norm(dim=1)
+    return size
 
 
 def _together(

@@ -52,8 +52,11 @@ class Ball:
         result is feasible because x is in [0,1], so clipping only shrinks the perturbation. L0: the
         largest changes are kept.
         """
-        delta = _NORMS[self.norm].project(self.mask(z - x), self._radius(x))
-        return (x + delta).clamp_(0, 1)
+        return (x + self.bound(z - x)).clamp_(0, 1)
+
+    def bound(self, delta: Images) -> Images:
+        """Return a perturbation near `delta`, of norm eps at most; the box is left to `project`."""
+        return _NORMS[self.norm].project(self.mask(delta), self._radius(delta))
 
     def steepest(self, g: Images) -> Images:
         """Return the direction of unit norm of fastest ascent; 0 where `g` is 0."""

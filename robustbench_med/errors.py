@@ -18,9 +18,20 @@ class UnknownNameError(BenchError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        written = {one.lower(): one for one in names}
+        near = difflib.get_close_matches(name.lower(), written, n=1, cutoff=0.5)
+        hint = f"did you mean {written[near[0]]!r}? " if near else ""
         super().__init__(f"expected a known {kind}, got {name!r}: {hint}known: {', '.join(names)}")
+
+
+class NotInstalledError(BenchError):
+    """A package that one of our extras brings and that is not installed."""
+
+    def __init__(self, package: str, wanted_by: str, extra: str) -> None:
+        super().__init__(
+            f"expected {package} to be installed for {wanted_by!r}: "
+            f"pip install 'robustbench-med[{extra}]'"
+        )
 
 
 class SpecError(BenchError):

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import tomllib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeVar, overload
@@ -66,15 +66,22 @@ def _tables(path: Path, model: type[C]) -> dict[str, C]:
 
 
 def find(kind: Kind, name: str) -> Any:  # noqa: ANN401 - the overloads of load say which card
-    """Return the card `name`.
+    """Return the card `name`; `package:Attack` is a peer's attack, its card made now.
 
     Raises:
         UnknownNameError: no such name; the message lists the known and the nearest.
+        NotInstalledError: a peer's attack, and the peer is not installed.
     """
     cards = _load(kind)
+    if kind == "attacks" and ":" in name:
+        return _peers().card(name)
     if name not in cards:
         raise UnknownNameError(kind.removesuffix("s"), name, cards)
     return cards[name]
+
+
+def _peers() -> ModuleType:
+    return importlib.import_module(f"{package('attacks')}.peers")
 
 
 def module(folder: str) -> ModuleType:
@@ -88,7 +95,8 @@ def function(
     """Return the function behind a card, importing its module now."""
     module, name = card.function.split(":")
     found: Callable[..., Any] = getattr(importlib.import_module(f"{package(kind)}.{module}"), name)
-    return found
+    # one function drives every peer's attack: it has to be told which
+    return partial(found, card.name) if kind == "attacks" and ":" in card.name else found
 
 
 def validate(model: type[C], values: dict[str, Any], where: str) -> C:

@@ -59,7 +59,7 @@ def number(value: str | float) -> float:
     """
     try:
         found = _literal(ast.parse(str(value), mode="eval").body, str(value))
-    except SyntaxError:
+    except (SyntaxError, SpecError):
         found = None
     if isinstance(found, bool) or not isinstance(found, int | float):
         raise SpecError(f"expected a number such as 0.01 or 2/255, got {value!r}")
@@ -72,6 +72,8 @@ def _literal(node: ast.expr, text: str) -> Any:  # noqa: ANN401 - a literal is a
         if not all(isinstance(v, int | float) for v in (above, below)) or not below:
             raise SpecError(f"expected a quotient of two numbers, got {text!r}")
         return above / below
+    if isinstance(node, ast.List):
+        return [_literal(part, text) for part in node.elts]
     if isinstance(node, ast.Call | ast.Name):
         raise SpecError(f"expected literal values (numbers, strings, lists), got {text!r}")
     try:

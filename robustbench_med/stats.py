@@ -83,6 +83,27 @@ def bootstrap(
         return percentile(value, repeat(weights))
 
 
+def median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> Estimate:
+    """Return the median with its percentile bootstrap interval; inf where half the values are.
+
+    The lower of the two middle values where their number is even: the mean of a distance and of
+    "none found" is no distance.
+    """
+    if len(values) == 0:
+        return UNDEFINED
+    order = np.argsort(values, kind="stable")
+    ranked, drawn = values[order], weights[:, order].cumsum(1)
+    filled = drawn[:, -1] > 0
+    half = (drawn[filled] >= drawn[filled, -1:] / 2).argmax(1)
+    value = float(ranked[(len(ranked) - 1) // 2])
+    bounds = np.quantile(
+        ranked[half], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf"
+    )  # a quantile between a number and inf would be NaN
+    return Estimate(
+        value=value, low=min(float(bounds[0]), value), high=max(float(bounds[1]), value)
+    )
+
+
 def cluster_mean(
     values: NDArray[np.float64], clusters: NDArray[np.character] | None, *, seed: int = 0
 ) -> Estimate:

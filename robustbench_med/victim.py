@@ -51,22 +51,31 @@ class Victim:
         offset: `(k,)` added to the logits: the operating point of the deployed device (see
             `operating_point`). Decision, attack and score all see the same shifted logits.
         chunk: images forwarded at a time.
+        draws: forward passes whose logits are averaged: a randomised victim is attacked and judged
+            in expectation (EOT: Athalye, Engstrom, Ilyas, Kwok, ICML 2018).
     """
 
     module: nn.Module
     contract: InputContract
     offset: Float[Tensor, " k"] | None = None
     chunk: int = 64
+    draws: int = 1
 
     def __call__(self, x: Images) -> Output:
         """Return logits `(b, k)` for images in [0,1]."""
         c = self.contract
         shape = (1, -1, *[1] * len(c.size))
         mean, std = x.new_tensor(c.mean).view(shape), x.new_tensor(c.std).view(shape)
-        logits = self.module((x - mean) / std).float()
-        if c.returns == "probabilities":
-            logits = _as_logits(logits)
+        normal = (x - mean) / std
+        logits = self._answer(normal)
+        if self.draws > 1:
+            rest = [self._answer(normal) for _ in range(self.draws - 1)]
+            logits = torch.stack([logits, *rest]).mean(0)
         return Output(logits if self.offset is None else logits + self.offset.to(logits))
+
+    def _answer(self, normal: Images) -> Float[Tensor, "b k"]:
+        logits: Tensor = self.module(normal).float()
+        return _as_logits(logits) if self.contract.returns == "probabilities" else logits
 
     def logits(self, x: Images) -> Float[Tensor, "b k"]:
         """Return the logits of any number of images, without gradient, chunk by chunk.

@@ -134,3 +134,24 @@ def test_design_effect() -> None:
     assert stats.design_effect(same, owners) == pytest.approx(4 * 20 / 19)
     against = np.tile([0.0, 1.0], 40)  # half of every patient: less than by chance, floored at 1
     assert stats.design_effect(against, owners) == 1.0
+
+
+def test_the_median_of_distances_may_be_infinite() -> None:
+    values = np.array([0.1, 0.2, 0.3, np.inf, np.inf])
+    weights = stats.resamples(5, None)
+    found = stats.median(values, weights)
+    assert found.value == 0.3
+    assert found.low <= 0.2
+    assert found.high == np.inf
+    assert stats.median(np.array([1.0, 2.0, 3.0, 4.0]), stats.resamples(4, None)).value == 2.0
+    assert np.isnan(stats.median(np.array([]), np.zeros((3, 0))).value)
+
+
+def test_the_interval_of_a_median_covers() -> None:
+    generator = np.random.default_rng(0)
+    hits = 0
+    for i in range(200):
+        values = generator.exponential(size=80)
+        found = stats.median(values, stats.resamples(80, None, seed=i, replicates=300))
+        hits += found.low <= np.log(2) <= found.high
+    assert 0.9 <= hits / 200 <= 0.99

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from robustbench_med.cards import Norm
+from robustbench_med.cards import Norm, Threat
 
 
 class Case(BaseModel):
@@ -32,20 +32,37 @@ class Case(BaseModel):
     guide: Literal["float32", "bfloat16"] = Field(
         default="float32", description="precision of the gradients; the judge is always float32"
     )
+    draws: int = Field(
+        default=1, ge=1, description="forward passes averaged, of attack and judge alike (EOT)"
+    )
+    threat: Threat = Field(default="white_box", description="what the attacker has of the victim")
+    surrogate: str | None = Field(default=None, description="the model attacked in its place")
+    surrogate_sha256: str = ""
     objective: str = "untargeted"
     norm: Norm
     ladder: tuple[float, ...] = Field(
-        description="rising radii, in image units where x is in [0,1]"
+        description="rising radii, in image units where x is in [0,1], or ratios of the mean norm"
+    )
+    budget: Literal["absolute", "mean_norm"] = Field(
+        default="absolute", description="whether radii are ratios of a training image's mean norm"
+    )
+    fit: int | None = Field(
+        default=None, description="training images a universal perturbation is fitted on, at most"
     )
     seed: int = 0
 
     @property
     def id(self) -> str:
-        """16 hexadecimal digits of the SHA-256 of the canonical JSON."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """16 hexadecimal digits of the SHA-256 of the canonical JSON.
+
+        Fields at their default are left out: one added later changes no id.
+        """
+        stated = self.model_dump(mode="json", exclude_defaults=True)
+        text = json.dumps(stated, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def label(self) -> str:
         """Short human name of the case."""
-        return f"{self.dataset} · {self.victim} · {self.attack}"
+        own = "" if self.surrogate is None else f" from {self.surrogate}"
+        return f"{self.dataset} · {self.victim} · {self.attack}{own}"

@@ -61,11 +61,14 @@ def _attack_again(case: Case, run: Run, row: int, first: int) -> tuple[float, Im
     or pulled in from another rung.
     """
     rows = torch.tensor([row], device=run.problem.x.device)
-    for eps in case.ladder[first:]:
-        here = replace(run.problem.take(rows).at(eps), counter=Counter())
+    one = replace(run.problem.take(rows), counter=Counter())
+    if run.minimal:
+        return case.ladder[first], run.attack(one.at(torch.inf), run.rng.take(rows))
+    for stated, eps in zip(case.ladder[first:], run.radii[first:], strict=True):
+        here = one.at(eps)
         z = run.attack(here, at_rung(run.rng, eps).take(rows))
         if bool(here.probe(z).done.all()):
-            return eps, z
+            return stated, z
     return None
 
 

@@ -13,6 +13,7 @@ from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.provenance import now
 from robustbench_med.bench.record import Record
+from robustbench_med.bench.spread import PATTERNS
 from robustbench_med.bench.walk import walk
 from robustbench_med.errors import InvalidOutputError
 
@@ -22,7 +23,7 @@ class Outcome(NamedTuple):
 
     record: Record
     samples: pd.DataFrame
-    pictures: dict[str, bytes]
+    files: dict[str, bytes]
 
 
 def execute(
@@ -54,9 +55,12 @@ def execute(
             planned, reason=str(error), started=started, command=command, device=device
         )
         return Outcome(record, pd.DataFrame(), {})
-    scores = score.score(planned.case, ready, run.attacked, run.rungs, run.distance)
+    scores = score.score(planned.case, ready, run)
     pictures = pictures_of(planned.case, ready, run, examples)
     record = assemble.valid(
         planned, ready, run, scores, pictures.examples, started=started, command=command
     )
-    return Outcome(record, scores.samples, pictures.files)
+    files = dict(pictures.files)
+    if run.fitted is not None:
+        files[PATTERNS] = run.fitted.file
+    return Outcome(record, scores.samples, files)

@@ -47,7 +47,7 @@ def ascend(
     problem: Problem, attack: Attack, rng: Draws, ladder: Sequence[float], depth: int
 ) -> Columns:
     """Return the columns of all rungs, `(r, b, ...)` a name, smallest radius first."""
-    table = _Table(len(ladder), len(problem))
+    table = Table(len(ladder), len(problem))
     streams = _streams(rng, ladder)
     rows = _every_row(problem)
     for i, eps in enumerate(ladder):
@@ -73,7 +73,7 @@ def descend(
     `guess` the first rung by a gradient; without one, every sample starts at the largest radius:
     the rungs it is broken at are the cheap ones, and it still fails only once.
     """
-    table = _Table(len(ladder), len(problem))
+    table = Table(len(ladder), len(problem))
     streams, radii = _streams(rng, ladder), problem.x.new_tensor(ladder)
     stands = torch.full_like(_every_row(problem), -1)  # highest rung a sample stands at
     falls = torch.full_like(stands, len(ladder))  # lowest rung it is broken at
@@ -124,7 +124,7 @@ def by_distance(
     blank |= {"logits": clean, "lowest": problem.x.flatten(1).amin(1)}
     blank |= {"highest": problem.x.flatten(1).amax(1)}
     blank |= {name: torch.full_like(distance, torch.nan) for name in ("ssim", "psnr")}
-    table, rows = _Table(len(ladder), len(problem)), _every_row(problem)
+    table, rows = Table(len(ladder), len(problem)), _every_row(problem)
     for i, eps in enumerate(ladder):
         table.put(i, rows, blank)
         near = (distance <= eps).nonzero()[:, 0]
@@ -142,7 +142,7 @@ def first_size(columns: Columns) -> Float[Tensor, " b"]:
     return columns["size"].masked_fill(~columns["broken"], torch.inf).amin(0)
 
 
-class _Table:
+class Table:
     """What was measured of every sample at every rung, a tensor `(r, b, ...)` a name."""
 
     def __init__(self, rungs: int, samples: int) -> None:
@@ -179,7 +179,7 @@ def _judge(
     turn: Int[Tensor, " b"],
     rows: Rows,
     depth: int,
-    table: _Table,
+    table: Table,
     falls: Int[Tensor, " b"],
 ) -> Bool[Tensor, " rows"]:
     """Return which samples break at their next rung by the last candidate, grown or pulled in."""
@@ -253,7 +253,7 @@ def _audit(
     streams: Int[Tensor, "r b"],
     radii: Float[Tensor, " r"],
     depth: int,
-    table: _Table,
+    table: Table,
     inferred: Bool[Tensor, "r b"],
 ) -> LadderAudit:
     """Attack a keyed draw of the pairs inferred to stand; all of them if one of those breaks."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import itertools
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from robustbench_med import objectives, registry, spec
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.suite import Grid, Suite
+from robustbench_med.bench.surrogate import trained_on
 from robustbench_med.cards import AttackCard, ModelCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.datasets.load import load_dataset
@@ -24,6 +25,8 @@ from robustbench_med.errors import (
     VictimError,
 )
 from robustbench_med.models.load import describe
+
+_RUNS = {"descend": 1.5, "distance": 1.0}  # full runs of an attack a ladder costs; else one a rung
 
 
 class Planned(NamedTuple):
@@ -52,12 +55,12 @@ def plan(suite: Suite, *, data: Path | None = None) -> tuple[list[Planned], list
     planned: dict[str, Planned] = {}
     broken: list[Broken] = []
     for grid in suite.grids:
-        check_ladder(grid.ladder)
         attacks = [attack_of(text, grid) for text in grid.attacks]
         for name in grid.datasets:
             try:
                 dataset = load_dataset(name, data=data)
-                sha256 = data_sha256(dataset, grid)
+                universal = any(one.card.rungs == "universal" for one in attacks)
+                sha256 = data_sha256(dataset, grid, train=universal)
             except UnknownNameError:
                 raise
             except BenchError as error:
@@ -70,10 +73,49 @@ def plan(suite: Suite, *, data: Path | None = None) -> tuple[list[Planned], list
                 except (VictimError, ChecksumError) as error:
                     broken.append(Broken(f"{name} · {victim}", error))
                     continue
-                for case in _cases(suite, grid, name, sha256, victim, digest, attacks):
+                owned: list[dict[str, object]] = [{}]
+                if grid.surrogates:
+                    found = _surrogates(grid, dataset, victim)
+                    owned = [one for one in found if isinstance(one, dict)]
+                    broken += [one for one in found if isinstance(one, Broken)]
+                for one, attack in itertools.product(owned, attacks):
+                    case = _case(suite, grid, name, sha256, victim, digest, attack, one)
                     seconds = estimate(case, dataset, model)
                     planned.setdefault(case.id, Planned(case, dataset, model, seconds))
     return list(planned.values()), broken
+
+
+def _surrogates(grid: Grid, dataset: Dataset, victim: str) -> list[dict[str, object] | Broken]:
+    """Return the fields of a case that name each surrogate, or why one cannot be used.
+
+    A surrogate trained on the victim's data makes a transfer attack, one trained on other data a
+    no-box attack.
+    """
+    rest = grid.model_copy(update={"victims": grid.surrogates})
+    found: list[dict[str, object] | Broken] = []
+    for name in victims_of(rest, dataset):
+        if name == victim:
+            continue
+        try:
+            trained = trained_on(name, dataset.card)
+            if len(trained.size) != len(dataset.card.size):
+                raise VictimError(
+                    f"{name}: expected a surrogate for images of {len(dataset.card.size)} axes, "
+                    f"got {len(trained.size)}"
+                )
+            other = trained.name != dataset.card.name
+            if other and grid.objective != "untargeted":
+                raise SpecError(
+                    f"{name}: expected the untargeted objective with a surrogate trained on other "
+                    f"data ({trained.name}), got {grid.objective!r}"
+                )
+            _, digest = describe(name, trained)
+        except (VictimError, ChecksumError) as error:
+            found.append(Broken(f"{dataset.card.name} · {victim} from {name}", error))
+            continue
+        threat = "no_box" if other else "transfer"
+        found.append({"surrogate": name, "surrogate_sha256": digest, "threat": threat})
+    return found
 
 
 def check_ladder(ladder: tuple[float, ...]) -> None:
@@ -88,15 +130,26 @@ def check_ladder(ladder: tuple[float, ...]) -> None:
         )
 
 
-def attack_of(text: str, grid: Grid) -> tuple[AttackCard, dict[str, object]]:
-    """Return an attack's card and all its parameters, those of the spec over the defaults.
+class Chosen(NamedTuple):
+    """An attack as a suite asks for it: its card, all its parameters, and its radii."""
+
+    card: AttackCard
+    parameters: dict[str, object]
+    ladder: tuple[float, ...]
+
+
+def attack_of(text: str, grid: Grid) -> Chosen:
+    """Return an attack with all its parameters, those of the spec over the defaults.
+
+    `eps` in the spec stands for the radii: one number, or a list of them.
 
     Raises:
         UnknownNameError: no such attack.
-        SpecError: a parameter it does not have, or a norm it is not defined for.
+        SpecError: a parameter it does not have, a norm it is not defined for, or no radius.
     """
     name, given = spec.parse(text)
     card: AttackCard = registry.find("attacks", name)
+    ladder = _radii(name, given.pop("eps", None), grid)
     for key in given:
         if key not in card.parameters:
             known = ", ".join(card.parameters) or "none"
@@ -108,7 +161,24 @@ def attack_of(text: str, grid: Grid) -> tuple[AttackCard, dict[str, object]]:
             raise SpecError(f"{name}: expected {key} > 0, got {given[key]!r}")
     if grid.norm not in card.norms:
         raise SpecError(f"{name}: expected norm in {', '.join(card.norms)}, got {grid.norm!r}")
-    return card, {**card.parameters, **given}
+    if grid.surrogates and card.threat != "white_box":
+        raise SpecError(f"{name}: expected an attack by gradients with surrogates, got {name!r}")
+    if grid.surrogates and card.rungs == "universal":
+        raise SpecError(f"{name}: expected an attack on single images with surrogates")
+    return Chosen(card, {**card.parameters, **given}, ladder)
+
+
+def _radii(name: str, eps: object, grid: Grid) -> tuple[float, ...]:
+    if eps is None and not grid.ladder:
+        raise SpecError(
+            f"{name}: expected eps, the radii to score at: {name}(eps=2/255), --eps 2/255, or a "
+            "ladder in the suite"
+        )
+    found: Any = grid.ladder if eps is None else eps
+    values = found if isinstance(found, list | tuple) else [found]
+    ladder = tuple(spec.number(value) for value in values)
+    check_ladder(ladder)
+    return ladder
 
 
 def _alike(value: object, default: object) -> bool:
@@ -128,11 +198,16 @@ def victims_of(grid: Grid, dataset: Dataset) -> list[str]:
     return list(dict.fromkeys(named))
 
 
-def data_sha256(dataset: Dataset, grid: Grid) -> str:
-    """Return the hash of what a score depends on: contract, split attacked, and validation."""
+def data_sha256(dataset: Dataset, grid: Grid, *, train: bool = False) -> str:
+    """Return the hash of what a score depends on: contract, split attacked, and validation.
+
+    And the training split, where a universal attack is fitted or radii are ratios of its norm.
+    """
     card = dataset.card
     contract = (card.task, card.classes, card.normal, card.channels, card.size, card.bit_depth)
     splits = {grid.split, "val"} if grid.operating_point == "youden" else {grid.split}
+    if train or grid.budget == "mean_norm":
+        splits |= {"train"}
     parts = [repr(contract)]
     for split in sorted(splits):
         try:
@@ -147,33 +222,39 @@ def data_sha256(dataset: Dataset, grid: Grid) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _cases(
+def _case(
     suite: Suite,
     grid: Grid,
     dataset: str,
     data_hash: str,
     victim: str,
     victim_hash: str,
-    attacks: list[tuple[AttackCard, dict[str, object]]],
-) -> Iterator[Case]:
-    for card, parameters in attacks:
-        yield Case(
-            dataset=dataset,
-            data_sha256=data_hash,
-            split=grid.split,
-            n=grid.n,
-            victim=victim,
-            victim_sha256=victim_hash,
-            operating_point=grid.operating_point,
-            attack=card.name,
-            attack_version=card.version,
-            parameters=parameters,
-            guide=grid.guide,
-            objective=grid.objective,
-            norm=grid.norm,
-            ladder=grid.ladder,
-            seed=suite.seed,
-        )
+    attack: Chosen,
+    surrogate: dict[str, object],
+) -> Case:
+    card = attack.card
+    values = {
+        "dataset": dataset,
+        "data_sha256": data_hash,
+        "split": grid.split,
+        "n": grid.n,
+        "victim": victim,
+        "victim_sha256": victim_hash,
+        "operating_point": grid.operating_point,
+        "attack": card.name,
+        "attack_version": card.version,
+        "parameters": attack.parameters,
+        "guide": grid.guide,
+        "draws": grid.draws,
+        "threat": card.threat,
+        "objective": grid.objective,
+        "norm": grid.norm,
+        "ladder": attack.ladder,
+        "budget": grid.budget,
+        "fit": grid.fit if card.rungs == "universal" else None,
+        "seed": suite.seed,
+    }
+    return Case.model_validate(values | surrogate)
 
 
 def passes(card: AttackCard, parameters: dict[str, object]) -> float:
@@ -198,5 +279,5 @@ def estimate(case: Case, dataset: Dataset, model: ModelCard) -> float | None:
     card: AttackCard = registry.find("attacks", case.attack)
     available = len(dataset.arrays(case.split))
     n = available if case.n is None else min(case.n, available)
-    runs = len(case.ladder) if card.rungs == "ascend" else 1.5
+    runs = _RUNS.get(card.rungs, float(len(case.ladder)))
     return n * runs * passes(card, case.parameters) * model.measured.gradient_ms / 1000

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from robustbench_med.bench.case import Case
+from robustbench_med.bench.surrogate import Surrogate
 from robustbench_med.cards import ModelCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.errors import ChecksumError
@@ -29,6 +31,10 @@ class Prepared:
         data: the dataset the images are of.
         clean: `(n, k)` logits on `batch`, offset included.
         probabilities: whether the module answers probabilities where logits are expected.
+        randomized: share of the images whose logits differ when asked a second time.
+        surrogate: the model attacked in its place, where the case names one.
+        probes: what simple attacks do to this victim (robustbench_med/bench/probes.py), kept for
+            all cases on it.
     """
 
     batch: Batch
@@ -37,6 +43,9 @@ class Prepared:
     data: Dataset
     clean: Float[Tensor, "n k"]
     probabilities: bool
+    randomized: float = 0.0
+    surrogate: Surrogate | None = None
+    probes: dict[object, Any] = field(default_factory=dict)
 
 
 def shared_by(case: Case) -> tuple[object, ...]:
@@ -45,6 +54,7 @@ def shared_by(case: Case) -> tuple[object, ...]:
         case.victim,
         case.victim_sha256,
         case.operating_point,
+        case.draws,
     )
 
 
@@ -60,7 +70,7 @@ def prepare(case: Case, data: Dataset, device: torch.device) -> Prepared:
         raise ChecksumError(
             f"{case.victim}: expected the weights the plan saw, got others: run again"
         )
-    victim = loaded.victim
+    victim = replace(loaded.victim, draws=case.draws)
     batch = data.batch(case.split, n=case.n, seed=case.seed).to(device)
     victim.module.to(device)
     k = len(data.card.classes)
@@ -71,5 +81,14 @@ def prepare(case: Case, data: Dataset, device: torch.device) -> Prepared:
             logits = victim.logits(val.x).cpu()
             victim = victim.at(youden(logits, val.y.cpu(), data.card))
         clean = victim.logits(batch.x)
+        again = victim.logits(batch.x)
     raw = clean if victim.offset is None else clean - victim.offset.to(clean)
-    return Prepared(batch, victim, loaded.card, data, clean, looks_like_probabilities(raw))
+    return Prepared(
+        batch,
+        victim,
+        loaded.card,
+        data,
+        clean,
+        probabilities=looks_like_probabilities(raw),
+        randomized=float((again != clean).any(1).float().mean()),
+    )

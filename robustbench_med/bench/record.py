@@ -39,6 +39,30 @@ class Rung(_Frozen):
     metrics: dict[str, Estimate]
 
 
+class SpreadRung(_Frozen):
+    """What one universal perturbation does to all images of the case, attacked or not.
+
+    "Changed" and "wrong" are two counts that the literature mixes under one name: a prediction that
+    is not the clean one, and one that is not the truth.
+    """
+
+    eps: float
+    linf: float = Field(description="of the pattern itself")
+    l2: float
+    prediction_changed: Estimate
+    prediction_wrong: Estimate
+    control_changed: Estimate = Field(description="by a random direction of equal norm")
+    control_wrong: Estimate
+
+
+class Spread(_Frozen):
+    """A universal perturbation a rung, fitted on training images and applied to others."""
+
+    fitted: int = Field(description="training images it was fitted on")
+    rungs: tuple[SpreadRung, ...]
+    file: str = Field(description="safetensors beside record.json, a tensor `rung_i` each")
+
+
 class Audit(_Frozen):
     """What the attack really used, measured on the stored float32 images."""
 
@@ -83,8 +107,17 @@ class Cost(_Frozen):
     peak_memory_mib: float
 
 
+class Check(_Frozen):
+    """Something that would make a record untrustworthy, measured; raised above its threshold."""
+
+    name: str
+    measured: float
+    threshold: float
+    checked: int | None = Field(default=None, description="images it was measured on")
+
+
 class Flag(_Frozen):
-    """A reason to distrust the record."""
+    """A reason to distrust the record: a check that was raised, in words."""
 
     name: str
     meaning: str
@@ -139,10 +172,18 @@ class Record(_Frozen):
         "on validation",
     )
     rungs: tuple[Rung, ...] = ()
+    radii: tuple[float, ...] = Field(
+        default=(), description="the ladder in image units; the ladder itself unless it is a ratio"
+    )
+    distance: Estimate | None = Field(
+        default=None, description="median distance of the images attacked; inf where half stand"
+    )
+    spread: Spread | None = None
     audit: Audit | None = None
     ladder_audit: LadderAudit | None = None
     cost: Cost | None = None
     flags: tuple[Flag, ...] = ()
+    checks: tuple[Check, ...] = Field(default=(), description="all that was checked, raised or not")
     notes: tuple[str, ...] = ()
     examples: tuple[Example, ...] = ()
     dataset_card: DatasetCard

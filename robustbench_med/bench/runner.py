@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from robustbench_med.bench import store
 from robustbench_med.bench.execute import execute
 from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared, prepare, shared_by
+from robustbench_med.bench.surrogate import Surrogate, crafted_alike, load_surrogate
 from robustbench_med.errors import BenchError, InvalidOutputError, SpecError
 
 if TYPE_CHECKING:
@@ -95,14 +97,27 @@ def run_cases(
 
 
 class _Shared:
-    """The last prepared victim: cases in a row on one victim share it, and its failure."""
+    """The last prepared victim, which cases in a row share as they do its failure; surrogates."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._key: tuple[object, ...] = ()
         self._value: Prepared | InvalidOutputError | None = None
+        self._dataset = ""
+        self._surrogates: dict[tuple[object, ...], Surrogate] = {}
 
     def of(self, one: Planned) -> Prepared:
+        ready = self._prepared(one)
+        if one.case.surrogate is None:
+            return ready
+        if one.case.dataset != self._dataset:  # candidates of another dataset are of no more use
+            self._dataset, self._surrogates = one.case.dataset, {}
+        key = crafted_alike(one.case)
+        if key not in self._surrogates:
+            self._surrogates[key] = load_surrogate(one.case, one.data.card, self._device)
+        return replace(ready, surrogate=self._surrogates[key])
+
+    def _prepared(self, one: Planned) -> Prepared:
         key = shared_by(one.case)
         if key != self._key or self._value is None:
             self._value = None

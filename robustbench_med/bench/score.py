@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from robustbench_med.bench.case import Case
 from robustbench_med.bench.ladder import Columns
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import Audit, Estimate, Rung
+from robustbench_med.bench.walk import Run
 from robustbench_med.metrics.classification import Predictions, flips
 from robustbench_med.metrics.classification import score as score_predictions
 from robustbench_med.models.operating_point import probability
@@ -31,39 +32,36 @@ class Scores(NamedTuple):
     rungs: tuple[Rung, ...]
     audit: Audit
     threshold: tuple[float, ...]
+    distance: Estimate
 
 
-def score(
-    case: Case,
-    ready: Prepared,
-    attacked: Bool[Tensor, " n"],
-    rungs: Columns,
-    distance: Float[Tensor, " b"],
-) -> Scores:
+def score(case: Case, ready: Prepared, run: Run) -> Scores:
     """Return the samples table, a Rung for clean and each radius, the audit, the threshold.
+
+    Images that were not attacked keep their clean output at every rung.
 
     Args:
         case: says norm and ladder.
         ready: clean logits and truth of all `n` images.
-        attacked: which of them were attacked; the others keep their clean output at every rung.
-        rungs: what was measured of the attacked ones, `(r, b, ...)` a name.
-        distance: `(b,)` smallest perturbation that broke each of them, inf where none.
+        run: what was measured of those attacked.
     """
+    attacked = run.attacked
     tables = [_table(ready, attacked, None, 0.0)]
     for i, eps in enumerate(case.ladder):
-        columns = {name: value[i] for name, value in rungs.items()}
+        columns = {name: value[i] for name, value in run.rungs.items()}
         tables.append(_table(ready, attacked, columns, eps))
     clusters = ready.batch.patients
     weights = stats.resamples(len(ready.batch), clusters, seed=case.seed)
     scored = tuple(_rung(table, tables[0], ready, clusters, weights) for table in tables)
     samples = pd.concat(tables, ignore_index=True)
-    found = _spread({"distance": distance}, "distance", attacked, np.nan)
-    samples["distance"] = np.tile(found, len(tables))
+    distance = _spread({"distance": run.distance}, "distance", attacked, np.nan)
+    samples["distance"] = np.tile(distance, len(tables))
     return Scores(
         samples,
         scored,
-        _audit(case, ready, attacked, rungs),
+        _audit(case, ready, run),
         probability(ready.victim.offset, ready.data.card),
+        stats.median(distance[attacked.cpu().numpy()], weights[:, attacked.cpu().numpy()]),
     )
 
 
@@ -145,8 +143,9 @@ def _mean(values: NDArray[np.float64], weights: NDArray[np.float64]) -> Estimate
     )
 
 
-def _audit(case: Case, ready: Prepared, attacked: Bool[Tensor, " n"], rungs: Columns) -> Audit:
+def _audit(case: Case, ready: Prepared, run: Run) -> Audit:
     """Return what the attack really used, and whether its images survive rounding."""
+    rungs, attacked = run.rungs, run.attacked
     fell = rungs["broken"].any(0)
     lowest_rung = (
         rungs["broken"].float().argmax(0)
@@ -155,7 +154,7 @@ def _audit(case: Case, ready: Prepared, attacked: Bool[Tensor, " n"], rungs: Col
     owners = ready.batch.patients
     if owners is not None:
         owners = owners[attacked.cpu().numpy()][fell.cpu().numpy()]
-    eps = rungs["size"].new_tensor(case.ladder)[:, None]
+    eps = rungs["size"].new_tensor(run.radii)[:, None]
     lowest, highest = rungs["lowest"], rungs["highest"]
     outside = (lowest < -TOLERANCE) | (highest > 1 + TOLERANCE)
     over = (rungs["size"] > eps * (1 + 1e-5) + TOLERANCE) | outside

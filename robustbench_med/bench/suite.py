@@ -27,7 +27,15 @@ class Grid(BaseModel):
     )
     attacks: tuple[str, ...] = Field(min_length=1)
     norm: Norm = "linf"
-    ladder: tuple[float, ...] = Field(min_length=1)
+    ladder: tuple[float, ...] = Field(
+        default=(), description="radii; an attack may bring its own, pgd(eps=2/255)"
+    )
+    budget: Literal["absolute", "mean_norm"] = "absolute"
+    surrogates: tuple[str, ...] = Field(
+        default=(), description='models attacked in the victim\'s place; "*" = those of the dataset'
+    )
+    draws: int = Field(default=1, ge=1, description="forward passes averaged (EOT)")
+    fit: int = Field(default=512, ge=1, description="training images for universal attacks")
     objective: str = "untargeted"
     split: Literal["train", "val", "test"] = "test"
     n: int | None = Field(default=None, ge=1)
@@ -37,6 +45,8 @@ class Grid(BaseModel):
     @field_validator("ladder", mode="before")
     @classmethod
     def _numbers(cls, values: Any) -> Any:  # noqa: ANN401 - pydantic hands in whatever was written
+        if isinstance(values, str | int | float):
+            values = [values]
         return [number(v) for v in values] if isinstance(values, list | tuple) else values
 
 

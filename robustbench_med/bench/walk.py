@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -12,14 +13,18 @@ from torch import Tensor
 
 from robustbench_med import objectives, registry
 from robustbench_med.ball import Ball
+from robustbench_med.bench.case import Case
 from robustbench_med.bench.ladder import Attack, Columns, ascend, by_distance, descend, first_size
 from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import LadderAudit
+from robustbench_med.bench.spread import Fitted, fit
+from robustbench_med.bench.surrogate import transferred
 from robustbench_med.cards import AttackCard
+from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.models.guide import bfloat16
 from robustbench_med.problem import Counter, Problem
-from robustbench_med.rng import Draws
+from robustbench_med.rng import Draws, key
 from robustbench_med.types import Images, Output
 from robustbench_med.victim import frozen
 
@@ -33,71 +38,135 @@ class Run(NamedTuple):
 
     Attributes:
         problem: the samples attacked: those the victim calls right.
-        attack: as it was applied.
+        attack: as it was applied; a universal one only applies its patterns.
         rng: its draws, one stream a sample attacked.
+        radii: the ladder in image units.
         attacked: `(n,)` which of the batch those are.
         rungs: what was measured of them, `(r, b, ...)` a name, smallest radius first.
         distance: `(b,)` the smallest perturbation found that broke each of them; inf where none.
         ladder: how a descending ladder was checked.
         counter: what it cost.
         seconds: wall-clock time.
+        fitted: a universal perturbation a rung.
+        minimal: whether the attack knows no radius.
     """
 
     problem: Problem
     attack: Attack
     rng: Draws
+    radii: tuple[float, ...]
     attacked: Bool[Tensor, " n"]
     rungs: Columns
     distance: Float[Tensor, " b"]
     ladder: LadderAudit | None
     counter: Counter
     seconds: float
+    fitted: Fitted | None = None
+    minimal: bool = False
 
 
 def walk(planned: Planned, ready: Prepared) -> Run:
     """Attack every sample the victim calls right, at every radius of the ladder."""
     clock = time.perf_counter()
-    if ready.batch.x.is_cuda:
-        torch.cuda.reset_peak_memory_stats(ready.batch.x.device)
     case, batch = planned.case, ready.batch
-    card: AttackCard = registry.find("attacks", case.attack)
+    if batch.x.is_cuda:
+        torch.cuda.reset_peak_memory_stats(batch.x.device)
     objective = objectives.make(case.objective, planned.data.card.task)
     attacked = objective.applies(batch.y) & ~objective(Output(ready.clean), batch.y).done
     rows = attacked.nonzero()[:, 0]
-    counter = Counter(forward=len(batch))
+    radii = _radii(case, planned.data)
     problem = Problem(
         x=batch.x[rows],
         y=batch.y[rows],
-        ball=Ball(case.norm, case.ladder[0]),
+        ball=Ball(case.norm, radii[0]),
         objective=objective,
         judge=ready.victim,
         guide=bfloat16(ready.victim) if case.guide == "bfloat16" else None,
-        counter=counter,
+        counter=Counter(forward=2 * len(batch)),  # the clean images are asked twice
         chunk=ready.victim.chunk,
     )
-    attack = _sharded(registry.function("attacks", card), case.parameters)
     # keyed by what the attack does, not by the case's id: a victim trained anew meets the same
     # draws
     rng = Draws.of(case.seed, (str(batch.ids[i]) for i in rows.tolist()), device=batch.x.device)
     rng = rng.fork(case.dataset, case.attack)
-    ladder, depth = case.ladder, planned.data.card.bit_depth
-    audit, distance = None, None
-    with frozen(ready.victim.module):
-        if card.rungs == "ascend":
-            rungs = ascend(problem, attack, rng, ladder, depth)
-        elif card.rungs == "descend":
-            guess = card.threat == "white_box"  # others never see a gradient
-            rungs, audit = descend(problem, attack, rng, ladder, depth, guess=guess)
-        else:
-            clean = ready.clean[rows]
-            rungs, distance = by_distance(problem, attack, rng, ladder, depth, clean)
-    if distance is None:
-        distance = first_size(rungs)
-    seconds = time.perf_counter() - clock
-    return Run(problem, attack, rng, attacked, rungs, distance, audit, counter, seconds)
+    modules = [ready.victim.module] + ([ready.surrogate.victim.module] if ready.surrogate else [])
+    with ExitStack() as held:
+        for module in modules:
+            held.enter_context(frozen(module))
+        held.enter_context(torch.random.fork_rng())  # a randomised victim draws from it
+        torch.manual_seed(key(case.seed, case.id) & 0x7FFF_FFFF)
+        run = _rungs(planned, ready, problem, rng, radii, attacked)
+    return run._replace(seconds=time.perf_counter() - clock)
 
 
-def _sharded(function: Callable[..., Images], parameters: dict[str, Any]) -> Attack:
+def _rungs(
+    planned: Planned,
+    ready: Prepared,
+    problem: Problem,
+    rng: Draws,
+    radii: tuple[float, ...],
+    attacked: Bool[Tensor, " n"],
+) -> Run:
+    """Return the attack walked up its ladder in the way its card names."""
+    case, depth = planned.case, planned.data.card.bit_depth
+    card: AttackCard = registry.find("attacks", case.attack)
+    function = registry.function("attacks", card)
+    attack = sharded(function, case.parameters)
+    if ready.surrogate is not None:
+        attack = transferred(attack, ready.surrogate, relentless=card.rungs != "distance")
+    audit, distance, fitted = None, None, None
+    if card.rungs == "universal":
+        train = planned.data.batch("train", n=case.fit, seed=case.seed).to(problem.x.device)
+        rungs, fitted = fit(
+            problem,
+            function,
+            case.parameters,
+            train=train,
+            ready=ready,
+            rng=rng,
+            radii=radii,
+            seed=case.seed,
+        )
+        attack = fitted.apply
+    elif card.rungs == "distance":
+        clean = ready.clean[attacked]
+        rungs, distance = by_distance(problem, attack, rng, radii, depth, clean)
+    elif card.rungs == "descend" and ready.surrogate is None:
+        guess = card.threat == "white_box"  # others never see a gradient
+        rungs, audit = descend(problem, attack, rng, radii, depth, guess=guess)
+    else:  # what transfers need not be monotone in the radius
+        rungs = ascend(problem, attack, rng, radii, depth)
+    return Run(
+        problem=problem,
+        attack=attack,
+        rng=rng,
+        radii=radii,
+        attacked=attacked,
+        rungs=rungs,
+        distance=first_size(rungs) if distance is None else distance,
+        ladder=audit,
+        counter=problem.counter,
+        seconds=0.0,
+        fitted=fitted,
+        minimal=distance is not None,
+    )
+
+
+def _radii(case: Case, data: Dataset) -> tuple[float, ...]:
+    """Return the ladder in image units.
+
+    Source of the ratio budget: Hirano, Minagawa, Takemoto, BMC Medical Imaging 2021, "Universal
+    adversarial perturbations": zeta is the ratio of the perturbation's norm to the mean norm of the
+    images of the dataset; here of its training split.
+    """
+    if case.budget == "absolute":
+        return case.ladder
+    x = data.batch("train").x
+    unit = float(Ball(case.norm, 0.0).size(x, torch.zeros_like(x)).mean())
+    return tuple(eps * unit for eps in case.ladder)
+
+
+def sharded(function: Callable[..., Images], parameters: dict[str, Any]) -> Attack:
     """Return the attack as a function of problem and draws, fed what fits the memory."""
 
     def attack(problem: Problem, rng: Draws) -> Images:

@@ -33,8 +33,14 @@ FIELDS: dict[str, Any] = {
     "parameters": {"steps": 40, "reach": 2.5, "restarts": 1, "random_start": True},
     "objective": "untargeted",
     "guide": "float32",
+    "draws": 1,
+    "threat": "white_box",
+    "surrogate": None,
+    "surrogate_sha256": "",
     "norm": "linf",
     "ladder": (0.001, 0.002),
+    "budget": "absolute",
+    "fit": None,
     "seed": 0,
 }
 OTHER: dict[str, Any] = {
@@ -52,12 +58,18 @@ OTHER: dict[str, Any] = {
     "objective": "targeted(target=1)",
     "guide": "bfloat16",
     "norm": "l2",
+    "draws": 16,
+    "threat": "transfer",
+    "surrogate": "chest_vit",
+    "surrogate_sha256": "e" * 64,
     "ladder": (0.001, 0.003),
+    "budget": "mean_norm",
+    "fit": 512,
     "seed": 1,
 }
 
 
-GOLDEN = "f4ac10f62770f9e2"
+GOLDEN = "c07222b22e12e8ca"
 
 
 @pytest.fixture(autouse=True)

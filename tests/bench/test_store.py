@@ -47,8 +47,8 @@ def test_a_record_comes_back_as_it_was_written(outcome: Any, tmp_path: Path) -> 
         found.samples.drop(columns="scores"), expected, check_dtype=False, check_exact=False
     )
     names = {path.name for path in home.iterdir()}
-    assert names == {"record.json", "samples.parquet", *outcome.pictures}
-    for name, content in outcome.pictures.items():
+    assert names == {"record.json", "samples.parquet", *outcome.files}
+    for name, content in outcome.files.items():
         assert (home / name).read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == [home.name]  # no temporary folder left
     assert home.stat().st_mode & 0o777 == 0o755
@@ -74,7 +74,7 @@ def test_the_second_writer_keeps_the_first_record(outcome: Any, tmp_path: Path) 
     home = store.write(tmp_path, *outcome)
     before = (home / "record.json").stat()
     late = again(outcome.record, notes=("late",))
-    assert store.write(tmp_path, late, outcome.samples, outcome.pictures) == home
+    assert store.write(tmp_path, late, outcome.samples, outcome.files) == home
     assert (home / "record.json").stat().st_mtime_ns == before.st_mtime_ns
     assert "late" not in store.read(home).record.notes
     assert len(list(tmp_path.iterdir())) == 1
@@ -122,7 +122,7 @@ def test_what_is_written_is_flushed_before_it_is_renamed(
 
     monkeypatch.setattr(store, "_flush", watching)
     store.write(tmp_path, *outcome)
-    assert {"record.json", "samples.parquet", *outcome.pictures} <= set(flushed)
+    assert {"record.json", "samples.parquet", *outcome.files} <= set(flushed)
     assert flushed[-1] == tmp_path.name  # the rename itself
 
 

@@ -54,7 +54,7 @@ def verdicts(run: Run, ready: Prepared) -> dict[str, list[bool]]:
 def scored(ready: Prepared, attack: str = "pgd", **fields: Any) -> tuple[Run, Scores]:  # noqa: ANN401
     planned = planned_of(ready.data, attack, **fields)
     run = walk(planned, ready)
-    return run, score(planned.case, ready, run.attacked, run.rungs, run.distance)
+    return run, score(planned.case, ready, run)
 
 
 # --- walk ----------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def test_nobody_to_attack_still_makes_a_record() -> None:
         assert np.isnan(record.rungs[1].metrics["attack_success"].value)
         assert record.audit is not None
         assert record.audit.over_budget == 0
-        assert outcome.pictures == {}
+        assert outcome.files == {}
 
 
 # --- invalid and flags ---------------------------------------------------------------------------

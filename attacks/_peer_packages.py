@@ -1,0 +1,235 @@
+"""What is known of the peers' attacks: how to import them, what they take, which can serve."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import logging.config
+import math
+import os
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any, NamedTuple
+from unittest import mock
+
+from robustbench_med.cards import Norm
+from robustbench_med.datasets.download import cache_dir
+from robustbench_med.errors import NotInstalledError, SpecError, UnknownNameError
+
+Signature = dict[str, inspect.Parameter]
+
+BUDGET = ("eps", "max_epsilon")  # what the peers call the radius: set from the ball
+STEP = ("alpha", "eps_step")  # a step in image units; 0 = the peer's own share of the radius
+VICTIM = ("model", "classifier", "estimator")
+PLUMBING = {"norm", "seed", "n_classes", "targeted", "verbose", "verbose_es", "summary_writer"}
+PLUMBING |= {"batch_size", "batch_max", "max_batch_size", "inf_batch", "parallel_pool_size"}
+REAL = {"c", "kappa", "lam", "scale"}  # real numbers whose default is written as an integer
+COST = (  # what multiplies the passes
+    *("steps", "max_iter", "max_iterations", "max_inner_iter", "num_iter_set", "nb_iter"),
+    *("nb_steps", "n_queries", "binary_search_steps", "n_restarts", "restarts", "nb_restarts"),
+    *("nb_random_init", "eot_iter", "nb_sample", "noise_batch_size", "m", "N", "init_eval"),
+)
+PASSES = {  # of an ensemble's fixed members: APGD, FAB and Square, as their constructors set them
+    "torchattacks:AutoAttack": "6900",
+    "art:AutoAttack": "26100",
+}
+
+_ALL: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
+NORMS: dict[str, tuple[Norm, ...]] = {  # where the signature does not tell
+    **dict.fromkeys(("torchattacks:VANILA", "torchattacks:GN"), _ALL),
+    **dict.fromkeys(("torchattacks:PGDL2", "torchattacks:PGDRSL2"), ("l2",)),
+    **dict.fromkeys(("torchattacks:EADL1", "torchattacks:EADEN", "art:ElasticNet"), ("l1", "l2")),
+    **dict.fromkeys((f"torchattacks:{n}" for n in ("SparseFool", "OnePixel", "Pixle")), ("l0",)),
+    **dict.fromkeys(("torchattacks:JSMA", "art:SaliencyMapMethod"), ("l0",)),
+    **dict.fromkeys(("art:CarliniL0Method", "art:PixelAttack"), ("l0",)),
+    **dict.fromkeys(("art:CarliniLInfMethod", "art:ThresholdAttack"), ("linf",)),
+    **dict.fromkeys(("art:HopSkipJump", "art:GeoDA", "art:SquareAttack"), ("linf", "l2")),
+    **dict.fromkeys(("art:AutoAttack", "art:UniversalPerturbation"), ("linf", "l2")),
+    "art:TargetedUniversalPerturbation": ("linf", "l2"),
+    "art:BrendelBethgeAttack": _ALL,
+    "torchattacks:FAB": ("linf", "l2", "l1"),
+}
+CONTROL = {"torchattacks:VANILA", "torchattacks:GN"}
+QUERY = {f"torchattacks:{n}" for n in ("Square", "OnePixel", "Pixle", "SPSA")}
+QUERY |= {"art:SquareAttack", "art:HopSkipJump", "art:BoundaryAttack", "art:ZooAttack"}
+QUERY |= {"art:GeoDA", "art:SignOPTAttack", "art:PixelAttack", "art:ThresholdAttack"}
+QUERY |= {"art:SpatialTransformation"}
+_UNFIT = {  # would be called, but cannot serve
+    **{f"art:AdversarialPatch{n}": "makes a patch" for n in ("", "Numpy", "PyTorch")},
+    "art:AdversarialPatchTensorFlowV2": "needs TensorFlow",
+    "art:ProjectedGradientDescentTensorFlowV2": "needs TensorFlow",
+    "art:FeatureAdversariesNumpy": "needs images to imitate",
+    "art:LowProFool": "attacks rows of a table",
+    "art:OverTheAirFlickeringPyTorch": "attacks videos",
+    "art:SimBA": "needs a model that returns probabilities",
+    "art:VirtualAdversarialMethod": "needs a model that returns probabilities",
+    "art:Wasserstein": "has a budget that is no norm",
+}
+
+
+class Package(NamedTuple):
+    """A peer.
+
+    Attributes:
+        distribution: what pip calls it.
+        attacks: imports it and returns its attacks by class name.
+        norms: what an attack takes that has the norm as a parameter.
+        names: what it calls them.
+    """
+
+    distribution: str
+    attacks: Callable[[], dict[str, Any]]
+    norms: tuple[Norm, ...]
+    names: dict[Norm, object]
+
+
+def package_of(name: str) -> Package:
+    """Return the package that a name such as `torchattacks:PGD` asks for.
+
+    Raises:
+        UnknownNameError: no such package.
+    """
+    package = name.partition(":")[0]
+    if package not in _PACKAGES:
+        raise UnknownNameError("package of attacks", package, _PACKAGES)
+    return _PACKAGES[package]
+
+
+def signature_of(name: str) -> Signature:
+    """Return the parameters of an attack's constructor.
+
+    Raises:
+        UnknownNameError: no such package or attack.
+        NotInstalledError: the package is not installed.
+        SpecError: the attack cannot be posed our problems, and why.
+    """
+    return parameters_of(class_of(name))
+
+
+def class_of(name: str) -> Any:  # noqa: ANN401 - a class of theirs
+    """Return the class behind a name; raises as `signature_of` does."""
+    package, (module, _, attack) = package_of(name), name.partition(":")
+    try:
+        importlib.metadata.version(package.distribution)  # another package is called art too
+        missing = importlib.util.find_spec(module) is None
+    except importlib.metadata.PackageNotFoundError:
+        missing = True
+    if missing:
+        raise NotInstalledError(package.distribution, name, "peers")
+    with quiet():
+        classes = package.attacks()
+        names = {one: f"{module}:{one}" for one in classes}
+        if attack not in classes:
+            known = [full for one, full in names.items() if not _unfit(full, classes[one])]
+            raise UnknownNameError("attack", name, known)
+        reason = _unfit(name, classes[attack])
+    if reason:
+        raise SpecError(
+            f"{name}: expected an attack on images and their labels, got one that {reason}"
+        )
+    return classes[attack]
+
+
+def parameters_of(cls: Any) -> Signature:  # noqa: ANN401 - a class of theirs
+    """Return the parameters of a constructor, without self."""
+    return dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
+
+
+def is_relative(parameter: str, signature: Signature) -> bool:
+    """Whether a parameter is a step whose default belongs to the default radius."""
+    step = parameter in STEP and parameter in signature
+    return step and any(key in signature for key in BUDGET)
+
+
+def share(step: str, signature: Signature) -> float:
+    """Return the default of a step in units of the default radius."""
+    radius = next(signature[key].default for key in BUDGET if key in signature)
+    return float(signature[step].default / radius)
+
+
+def _unfit(name: str, cls: Any) -> str:  # noqa: ANN401 - a class of theirs
+    """Return why an attack cannot serve, or nothing."""
+    if name in _UNFIT:
+        return _UNFIT[name]
+    for kind in getattr(cls, "_estimator_requirements", None) or ():
+        from art.estimators.classification import PyTorchClassifier
+
+        if not issubclass(PyTorchClassifier, kind):
+            return "attacks another kind of model"
+    needed = [
+        key
+        for key, one in parameters_of(cls).items()
+        if one.default is one.empty and key not in VICTIM and one.kind is not one.VAR_KEYWORD
+    ]
+    return f"needs {', '.join(needed)}" if needed else ""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep a peer's warnings to itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _torchattacks() -> dict[str, Any]:
+    module = importlib.import_module("torchattacks")
+    return {name: getattr(module, name) for name in module.__all__}
+
+
+def _art() -> dict[str, Any]:
+    """Return the evasion attacks of ART, imported with nothing changed outside our cache folder.
+
+    Its import writes a folder in the home and configures logging anew, which closes the handlers of
+    everybody else.
+    """
+    if "art" not in sys.modules:
+        home = cache_dir().parent
+        with contextlib.suppress(OSError):
+            home.mkdir(parents=True, exist_ok=True)
+        with mock.patch.object(os.path, "expanduser", lambda path: path.replace("~", str(home), 1)):
+            config = _module_alone("art.config")
+        drawn = random.getstate()  # something that it imports draws from it
+        with mock.patch.object(logging.config, "dictConfig"):
+            importlib.import_module("art").config = config  # type: ignore[attr-defined]
+        random.setstate(drawn)
+        logging.getLogger("art").addHandler(logging.NullHandler())
+    evasion = importlib.import_module("art.attacks.evasion")
+    base = importlib.import_module("art.attacks.attack").EvasionAttack
+    return {n: c for n, c in vars(evasion).items() if inspect.isclass(c) and issubclass(c, base)}
+
+
+def _module_alone(name: str) -> ModuleType:
+    """Return a module of a package that is not imported yet, without importing the package."""
+    package, _, module = name.partition(".")
+    spec = importlib.util.find_spec(package)
+    home = spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else ""
+    own = importlib.util.spec_from_file_location(name, os.path.join(home, f"{module}.py"))
+    if own is None or own.loader is None:
+        raise ImportError(f"expected {module}.py in {home}")
+    made = importlib.util.module_from_spec(own)
+    own.loader.exec_module(made)
+    sys.modules[name] = made
+    return made
+
+
+_PACKAGES = {
+    "torchattacks": Package(
+        "torchattacks",
+        _torchattacks,
+        ("linf", "l2"),
+        {"linf": "Linf", "l2": "L2", "l1": "L1", "l0": "L0"},
+    ),
+    "art": Package(
+        "adversarial-robustness-toolbox",
+        _art,
+        ("linf", "l2", "l1"),
+        {"linf": math.inf, "l2": 2, "l1": 1, "l0": 0},
+    ),
+}

@@ -1,0 +1,114 @@
+"""Patch: a square of free values that fools wherever it is pasted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import cast
+
+import torch
+
+from robustbench_med.errors import SpecError
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.types import Images, Verdict
+from robustbench_med.universal import Patch, Position, shared
+
+from .universal import Pace, Pattern, below_one, climb, positive
+
+_POSITIONS = ("random", "centre", "corner")
+
+
+def patch(
+    problem: Problem,
+    *,
+    rng: Draws,
+    epochs: int = 60,
+    batch: int = 32,
+    reach: float = 15.0,
+    momentum: float = 0.9,
+    clip: float = 10.0,
+    scale: list[float] = [0.8, 1.0],  # noqa: B006 - never changed; a card holds lists
+    rotation: float = 20.0,
+    position: str = "random",
+) -> Patch:
+    """Return a patch climbed along the gradient of the mean loss over images and placements.
+
+    Args:
+        problem: the training images; its ball is "l0", eps the number of values that may change.
+            The patch is the largest square (cube) that holds so many.
+        rng: one stream a training image: order of visits and a new placement at each.
+        epochs: visits to every image, >= 1.
+        batch: images a step, >= 1.
+        reach: length of all steps together, in units of the range [0,1], > 0.
+        momentum: share of the running gradient that is kept, in [0, 1).
+        clip: an image whose goal is reached weighs nothing while its loss (log-odds) is above this.
+        scale: least and greatest size when pasted, as a share of the largest square, in (0, 1].
+        rotation: greatest angle to either side, in degrees, 0..180; of a volume: in the plane of
+            its last two axes.
+        position: "random", "centre" or "corner".
+
+    Returns:
+        The last patch.
+
+    Raises:
+        SpecError: a parameter is out of its range, the norm is not l0, or eps holds no pixel.
+
+    Source: Brown et al., "Adversarial patch", 2017, section 2: the patch that maximises the
+        expected log-probability of the target over images, locations and transformations (EOT).
+    Deviations: untargeted where the objective is; the loss is the log-odds, clipped (see
+        uap_gradient); sign steps of falling size; the region and channels of the ball are honoured,
+        and the budget counts values.
+    """
+    _check(scale, rotation, position)
+    positive(epochs=epochs, batch=batch, reach=reach)
+    below_one(momentum=momentum)
+    made = _start(problem, rng, (scale[0], scale[1]), rotation, cast(Position, position))
+
+    def pull(visited: Problem, pattern: Pattern, rng: Draws) -> tuple[Images, Verdict]:
+        x, mask = visited.x, visited.ball.mask
+        # one copy of the pattern an image, so that each gradient is its own
+        leaf = pattern.expand(len(x), *pattern.shape).clone().requires_grad_(True)
+        with torch.enable_grad():
+            pasted, inside = made.paste(x, rng, leaf)
+        g, verdict = visited.gradient(x + mask(torch.where(inside, pasted.detach(), x) - x))
+        (found,) = torch.autograd.grad(pasted, leaf, mask(g * inside))
+        return found, verdict
+
+    def step(pattern: Pattern, g: Pattern, share: float) -> Pattern:
+        return (pattern + reach * share * g.sign()).clamp_(0, 1)
+
+    pace = Pace(epochs, batch, momentum, clip)
+    return replace(made, pattern=climb(problem, made.pattern, pull, step, rng, pace))
+
+
+def _start(
+    problem: Problem, rng: Draws, scale: tuple[float, float], rotation: float, position: Position
+) -> Patch:
+    """Return the patch of the ball's size, of values drawn uniformly."""
+    ball = shared(problem.ball)
+    if ball.norm != "l0":
+        raise SpecError(f"expected norm l0 (a number of values), got {ball.norm}")
+    channels, *size = problem.x.shape[1:]
+    # rounding must not cost a pixel: the cube root of 125 is 4.99
+    pixels = min(float(ball.eps) / channels, math.prod(size))
+    side = math.floor(pixels ** (1 / len(size)) + 1e-9)
+    side = min(side, *size)
+    if side < 1:
+        raise SpecError(
+            f"expected eps >= {channels} (one pixel of every channel), got {ball.eps:g}"
+        )
+    shape = (channels, *(side,) * len(size))
+    first = rng.fork("start").take(torch.zeros(min(len(problem), 1), dtype=torch.long))
+    drawn = first.uniform(*shape)
+    pattern = drawn[0] if len(drawn) else torch.full(shape, 0.5)
+    return Patch(pattern.to(problem.x), scale, rotation, position)
+
+
+def _check(scale: list[float], rotation: float, position: str) -> None:
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise SpecError(f"expected scale [least, greatest] in (0, 1], got {scale}")
+    if not 0 <= rotation <= 180:
+        raise SpecError(f"expected rotation in 0..180 degrees, got {rotation}")
+    if position not in _POSITIONS:
+        raise SpecError(f"expected position in {', '.join(_POSITIONS)}, got {position!r}")

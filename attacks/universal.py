@@ -1,0 +1,221 @@
+"""UAP: one perturbation for all images, by DeepFool steps or by the gradient of the mean loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robustbench_med.errors import SpecError
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.types import Images, Rows, Verdict
+from robustbench_med.universal import Additive, shared
+
+Pattern = Float[Tensor, "c *s"]
+Pull = Callable[[Problem, Pattern, Draws], tuple[Images, Verdict]]
+Step = Callable[[Pattern, Pattern, float], Pattern]
+_TINY = 1e-30
+
+
+def uap(
+    problem: Problem,
+    *,
+    rng: Draws,
+    epochs: int = 10,
+    batch: int = 32,
+    ways: int = 3,
+    delta: float = 0.0,
+    overshoot: float = 0.02,
+) -> Additive:
+    """Return a perturbation made of the minimal steps of the images it does not fool yet.
+
+    Args:
+        problem: the training images; its ball says norm and radius.
+        rng: one stream a training image: the order of visits.
+        epochs: visits to every image not fooled, >= 1.
+        batch: images a step, >= 1.
+        ways: leading ways to the goal that the minimal step chooses from, >= 1.
+        delta: stop once a share of 1 - delta of the images is fooled, in [0, 1).
+        overshoot: a step goes this share beyond the boundary, >= 0.
+
+    Returns:
+        The perturbation that fooled most training images, of all seen after an epoch.
+
+    Raises:
+        SpecError: a parameter is out of its range, or the images have different radii.
+
+    Source: Moosavi-Dezfooli et al., "Universal adversarial perturbations", CVPR 2017, algorithm 1;
+        the minimal step is their eq. 1, in L2 for either ball, solved as in DeepFool (CVPR 2016,
+        eq. 7 and 8; overshoot 0.02 as in its section 2). The paper's experiments stop at
+        delta = 0.2; here every epoch is used.
+    Deviations: the steps of a mini-batch are taken at one point and added up, instead of each image
+        seeing the step before it; with `batch=1` this is the paper's loop. One linear step, not
+        DeepFool to its end: the next epoch takes the next one. Who is fooled is counted once an
+        epoch on all images, and those are not visited in it. An image is fooled when the objective
+        is done with it (untargeted: the call is wrong), not when the call has changed; the two
+        differ on images called wrong from the start. Slopes that would push a pixel out of [0,1]
+        count as 0. The best perturbation is returned, not the last.
+    """
+    positive(epochs=epochs, batch=batch, ways=ways)
+    below_one(delta=delta)
+    if not overshoot >= 0:
+        raise SpecError(f"expected overshoot >= 0, got {overshoot}")
+    ball = shared(problem.ball)
+    v = best = problem.x.new_zeros((1, *problem.x.shape[1:]))
+    most = -1.0
+    for epoch in range(epochs + 1 if len(problem) else 0):
+        output = problem.outputs(_added(problem, v))
+        done = problem.objective(output, problem.y).done
+        fooled = float(done.float().mean())
+        if fooled > most:
+            best, most = v, fooled
+        if fooled >= 1 - delta or epoch == epochs:
+            break
+        margins = problem.objective.margins(output, problem.y)
+        for rows in _visits(rng, (~done).nonzero()[:, 0], epoch, batch):
+            step = _minimal(problem.take(rows), v, margins[rows], ways)
+            v = ball.bound(v + (1 + overshoot) * step.sum(0, keepdim=True))
+    return Additive(best[0])
+
+
+def uap_gradient(
+    problem: Problem,
+    *,
+    rng: Draws,
+    epochs: int = 10,
+    batch: int = 32,
+    reach: float = 5.0,
+    momentum: float = 0.9,
+    clip: float = 10.0,
+) -> Additive:
+    """Return a perturbation climbed along the gradient of the mean clipped loss.
+
+    Args:
+        problem: the training images; targeted where its objective is.
+        rng: one stream a training image: the order of visits.
+        epochs: visits to every image, >= 1.
+        batch: images a step, >= 1.
+        reach: length of all steps together in units of eps, > 0.
+        momentum: share of the running gradient that is kept, in [0, 1).
+        clip: an image whose goal is reached weighs nothing while its loss (log-odds) is above this.
+
+    Returns:
+        The last perturbation.
+
+    Raises:
+        SpecError: a parameter is out of its range, or the images have different radii.
+
+    Source: Shafahi et al., "Universal adversarial training", AAAI 2020: stochastic gradient ascent
+        on the mean over a mini-batch of the clipped loss min(loss, beta), projected after each
+        step; L-inf: its sign, L2: its unit vector. Targeted and with FGSM's steps on medical
+        images: Hirano, Minagi, Takemoto, BMC Medical Imaging 21:9, 2021.
+    Deviations: the loss is the log-odds of the cross-entropy, so that an image of a sure victim
+        weighs as much as any other; the gradient is averaged over steps (momentum) and the step
+        falls linearly to 0, so that the last iterate is the best; an image beyond `clip` but not
+        done still counts. Gradients that would push a pixel out of [0,1] count as 0.
+    """
+    positive(epochs=epochs, batch=batch, reach=reach)
+    below_one(momentum=momentum)
+    ball = shared(problem.ball)
+
+    def pull(visited: Problem, v: Pattern, rng: Draws) -> tuple[Images, Verdict]:  # noqa: ARG001
+        z = _added(visited, v[None])
+        g, verdict = visited.gradient(z)
+        return visited.ball.mask(_inward(g, z)), verdict
+
+    def step(v: Pattern, g: Pattern, share: float) -> Pattern:
+        return ball.bound(v[None] + ball.eps * reach * share * ball.steepest(g[None]))[0]
+
+    start = problem.x.new_zeros(problem.x.shape[1:])
+    return Additive(climb(problem, start, pull, step, rng, Pace(epochs, batch, momentum, clip)))
+
+
+class Pace(NamedTuple):
+    """How a pattern is climbed: visits, images a step, gradient kept, loss that is enough."""
+
+    epochs: int
+    batch: int
+    momentum: float
+    clip: float
+
+
+def climb(
+    problem: Problem, start: Pattern, pull: Pull, step: Step, rng: Draws, pace: Pace
+) -> Pattern:
+    """Return the pattern after steps along the running gradient of the mean clipped loss.
+
+    Args:
+        problem: the training images.
+        start: the pattern to start from.
+        pull: the gradient of each image's loss with respect to the pattern, and its verdict.
+        step: the pattern moved along a gradient by a share of the whole way.
+        rng: one stream a training image.
+        pace: see Pace.
+    """
+    pattern, running = start, torch.zeros_like(start)
+    total, taken = pace.epochs * -(-len(problem) // pace.batch), 0
+    everyone = torch.arange(len(problem), device=problem.x.device)
+    for epoch in range(pace.epochs if len(problem) else 0):
+        for rows in _visits(rng, everyone, epoch, pace.batch):
+            g, verdict = pull(problem.take(rows), pattern, rng.fork("epoch", epoch).take(rows))
+            counts = ((verdict.loss < pace.clip) | ~verdict.done).to(g)
+            mean = torch.einsum("b,b...->...", counts, g) / len(rows)
+            running = pace.momentum * running + (1 - pace.momentum) * mean
+            # falls linearly; all shares add up to 1
+            pattern = step(pattern, running, 2 * (total - taken) / (total * (total + 1)))
+            taken += 1
+    return pattern
+
+
+def _added(problem: Problem, v: Float[Tensor, "1 c *s"]) -> Images:
+    return (problem.x + problem.ball.mask(v.expand_as(problem.x))).clamp_(0, 1)
+
+
+def _inward(g: Tensor, z: Tensor) -> Tensor:
+    """Return the gradient without what would push a pixel out of [0,1]."""
+    return g.masked_fill(((z >= 1) & (g > 0)) | ((z <= 0) & (g < 0)), 0.0)
+
+
+def _visits(rng: Draws, rows: Rows, epoch: int, batch: int) -> list[Tensor]:
+    """Return the rows in a drawn order, in mini-batches; each image draws for itself."""
+    order = rng.fork("visit", epoch).take(rows).uniform(1)[:, 0].argsort()
+    return list(rows[order].split(batch))
+
+
+def _minimal(
+    problem: Problem, v: Float[Tensor, "1 c *s"], margins: Float[Tensor, "b m"], ways: int
+) -> Images:
+    """Return each image's least L2 step to the nearest of its leading ways; 0 where it is done."""
+    z = _added(problem, v)
+    counted = max(1, int(margins.isfinite().sum(1).max()))  # two classes have one way
+    columns = margins.topk(min(ways, counted), 1).indices
+    slopes = problem.jacobian(z, columns)
+    free = [problem.ball.mask(one) for one in slopes.jacobian.unbind(1)]
+    jacobian = _inward(torch.stack(free, 1), z[:, None])
+    gap = (-slopes.margins.gather(1, columns)).clamp_min(0)
+    size = jacobian.flatten(2).norm(dim=2)
+    nearest = (gap / size.clamp_min(_TINY)).argmin(1, keepdim=True)
+    gap, size = gap.gather(1, nearest)[:, 0], size.gather(1, nearest)[:, 0]
+    # a way that does not count (-inf) or has no slope is no step
+    length = torch.where(gap.isfinite() & (size > 0), gap / size.clamp_min(_TINY) ** 2, 0.0)
+    length = length.masked_fill(slopes.verdict.done, 0.0)
+    chosen = jacobian[torch.arange(len(z), device=z.device), nearest[:, 0]]
+    return torch.einsum("b,b...->b...", length, chosen)
+
+
+def positive(**parameters: float | int) -> None:
+    """Raise SpecError unless every parameter is > 0."""
+    for name, value in parameters.items():
+        if not value > 0:
+            raise SpecError(f"expected {name} > 0, got {value}")
+
+
+def below_one(**parameters: float | int) -> None:
+    """Raise SpecError unless every parameter is in [0, 1)."""
+    for name, value in parameters.items():
+        if not 0 <= value < 1:
+            raise SpecError(f"expected {name} in [0, 1), got {value}")

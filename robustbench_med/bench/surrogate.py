@@ -1,0 +1,125 @@
+"""Surrogate: another model the attacker climbs where the victim itself is out of reach."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from robustbench_med import objectives, registry
+from robustbench_med.bench.case import Case
+from robustbench_med.cards import DatasetCard, ModelCard, Threat
+from robustbench_med.models.load import load_victim
+from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.decide import decide
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.types import Images, Output
+from robustbench_med.victim import Victim
+
+Attack = Callable[[Problem, Draws], Images]
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A model the attacker owns.
+
+    Attributes:
+        victim: at its own decision rule (argmax, or a logit above 0).
+        data: the card of the images it was trained on.
+        threat: "transfer" where it was trained on the victim's data, "no_box" where on other data.
+        known: candidates crafted before by the key of their draws: victims of one dataset meet the
+            same ones, so each is crafted once.
+    """
+
+    victim: Victim
+    data: DatasetCard
+    threat: Threat
+    known: dict[int, Tensor] = field(default_factory=dict)
+
+    def __call__(self, x: Images) -> Output:
+        """Return the surrogate's logits for images of the victim's size and channels."""
+        c = self.victim.contract
+        if x.shape[1] != c.channels:
+            wide = x.expand(-1, c.channels, *x.shape[2:]) if x.shape[1] == 1 else None
+            x = (
+                x.mean(1, keepdim=True).expand(-1, c.channels, *x.shape[2:])
+                if wide is None
+                else wide
+            )
+        if tuple(x.shape[2:]) != tuple(c.size):
+            mode = "bilinear" if len(c.size) == 2 else "trilinear"
+            x = functional.interpolate(x, c.size, mode=mode, align_corners=False)
+        return self.victim(x)
+
+    def pose(self, problem: Problem, *, relentless: bool) -> Problem:
+        """Return the problem as the attacker sees it: the surrogate in the victim's place.
+
+        A surrogate trained on other data knows other classes: there the attacker leaves what the
+        surrogate itself says of the clean image.
+        """
+        own = replace(problem, judge=self, guide=None)
+        if self.threat == "no_box":
+            said = decide(own.outputs(own.x).logits, self.data.task)
+            y = torch.from_numpy(said).to(problem.y)
+            own = replace(own, y=y, objective=objectives.make("untargeted", self.data.task))
+        if not relentless:
+            return own
+        return replace(own, objective=Climb(own.objective, relentless=True))
+
+
+def crafted_alike(case: Case) -> tuple[object, ...]:
+    """Return what two cases must have in common to share what was crafted on the surrogate."""
+    parameters = json.dumps(case.parameters, sort_keys=True)
+    attack = (case.attack, case.attack_version, parameters, case.norm, case.objective, case.budget)
+    return (
+        case.dataset,
+        case.data_sha256,
+        case.seed,
+        case.surrogate,
+        case.surrogate_sha256,
+    ) + attack
+
+
+def load_surrogate(case: Case, data: DatasetCard, device: torch.device) -> Surrogate:
+    """Return the surrogate a case names."""
+    name = str(case.surrogate)
+    trained = trained_on(name, data)
+    victim = load_victim(name, trained).victim
+    victim.module.to(device)
+    return Surrogate(victim, trained, case.threat)
+
+
+def trained_on(name: str, data: DatasetCard) -> DatasetCard:
+    """Return the card of the data a surrogate was trained on; `data` for a model of one's own."""
+    if ":" in name:
+        return data
+    card: ModelCard = registry.find("models", name)
+    found: DatasetCard = registry.find("datasets", card.dataset)
+    return found
+
+
+def transferred(attack: Attack, surrogate: Surrogate, *, relentless: bool) -> Attack:
+    """Return the attack carried out on the surrogate alone; the victim only judges at the end.
+
+    Args:
+        attack: as it is applied to a problem.
+        surrogate: the model it climbs.
+        relentless: whether it spends all its steps: an image that just crosses the surrogate's
+            boundary seldom transfers.
+    """
+
+    def crafted(problem: Problem, rng: Draws) -> Images:
+        keys, known = rng.keys.tolist(), surrogate.known
+        new = [i for i, key in enumerate(keys) if key not in known]
+        if new:
+            rows = torch.tensor(new, device=problem.x.device)
+            posed = surrogate.pose(problem.take(rows), relentless=relentless)
+            known.update(zip((keys[i] for i in new), attack(posed, rng.take(rows)), strict=True))
+        return torch.stack([known[key] for key in keys]) if keys else problem.x
+
+    return crafted

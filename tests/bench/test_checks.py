@@ -1,0 +1,277 @@
+"""A zoo of broken defenses: every one is flagged, whatever it does; an honest victim is not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robustbench_med import registry
+from robustbench_med.bench.checks import Evidence, checks_of
+from robustbench_med.bench.execute import execute
+from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.record import Check, Record
+from robustbench_med.bench.score import score
+from robustbench_med.bench.walk import walk
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.types import Images
+from robustbench_med.victim import Victim, looks_like_probabilities
+from tests.bench.toys import MODEL, dataset_of, planned_of, plant
+from tests.toys import grey_images, victim_of
+
+N, K = 48, 3
+LADDER = (0.01, 0.03, 0.06)
+
+
+class Honest(nn.Module):
+    """A small network fitted to a task of three directions, 90 % right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.SiLU())
+        self.head = nn.Linear(48, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.squash(self.body(self.before(x))))
+        return found
+
+    def before(self, x: Tensor) -> Tensor:
+        return x
+
+    def squash(self, h: Tensor) -> Tensor:
+        return h
+
+
+class _Blocked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:  # noqa: ANN401
+        return torch.zeros_like(gradients[0])
+
+
+class Blocking(Honest):
+    def before(self, x: Tensor) -> Tensor:
+        found: Tensor = _Blocked.apply(x)
+        return found
+
+
+class Rounding(Honest):
+    def before(self, x: Tensor) -> Tensor:
+        return (x * 32).round() / 32
+
+
+class Winners(Honest):
+    """k-winner-take-all (Xiao, Zhong, Zheng, ICLR 2020) on features of high frequency."""
+
+    def squash(self, h: Tensor) -> Tensor:
+        wave = (200 * h).sin() * 0.5 + h
+        return wave * (wave >= wave.topk(6, dim=1).values[:, -1:])
+
+
+class Resizing(Honest):
+    def before(self, x: Tensor) -> Tensor:
+        side = int(torch.randint(5, 9, ()))
+        smaller = functional.interpolate(x, side, mode="bilinear", align_corners=False)
+        return functional.interpolate(smaller, 8, mode="bilinear", align_corners=False)
+
+
+class Cold(Honest):
+    def forward(self, x: Tensor) -> Tensor:
+        return (super().forward(x) / 1e-3).softmax(1)
+
+
+class Probable(Honest):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).softmax(1)
+
+
+class Nan(Honest):
+    def before(self, x: Tensor) -> Tensor:
+        # 0 * inf in the backward pass wherever the bracket is 0, which is everywhere
+        return x + 0 * (x - x).sqrt()
+
+
+BROKEN = {
+    "gradient-blocking layer": (Blocking, "zero_gradients"),
+    "rounding quantizer": (Rounding, "zero_gradients"),
+    "k-winner-take-all": (Winners, ""),
+    "randomised resize": (Resizing, "randomized"),
+    "temperature 1e-3 softmax": (Cold, "probabilities"),
+    "probabilities": (Probable, "probabilities"),
+    "NaN gradients": (Nan, "nonfinite_gradients"),
+}
+
+
+def images() -> tuple[Tensor, Tensor]:
+    """Return images of three classes, each with its own faint pattern."""
+    x = grey_images(N, seed=5)
+    y = torch.arange(N) % K
+    patterns = torch.randn(K, 1, 8, 8, generator=torch.Generator().manual_seed(3)).sign()
+    return (x + 0.05 * patterns[y]).clamp(0, 1), y
+
+
+def trained(kind: type[Honest]) -> Victim:
+    """Return the weights of an honest network in another body."""
+    x, y = images()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        honest = Honest()
+        optimizer = torch.optim.Adam(honest.parameters(), 1e-2)
+        for _ in range(80):
+            loss = functional.cross_entropy(honest(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        module = kind()
+    module.load_state_dict(honest.state_dict())
+    return victim_of(module)
+
+
+def ready_of(victim: Victim) -> Prepared:
+    x, y = images()
+    data = dataset_of(x, y, K)
+    batch = data.batch("test")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        clean, again = victim.logits(batch.x), victim.logits(batch.x)
+    return Prepared(
+        batch,
+        victim,
+        MODEL,
+        data,
+        clean,
+        probabilities=looks_like_probabilities(clean),
+        randomized=float((clean != again).any(1).float().mean()),
+    )
+
+
+def record_of(victim: Victim, attack: str = "pgd", **fields: Any) -> Record:  # noqa: ANN401
+    ready = ready_of(victim)
+    values = {"ladder": LADDER, "parameters": {"steps": 20} if attack == "pgd" else {}} | fields
+    planned = planned_of(ready.data, attack, **values)
+    return execute(planned, lambda: ready, command="", examples=0).record
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_defense_is_flagged(name: str) -> None:
+    kind, expected = BROKEN[name]
+    flags = {flag.name: flag for flag in record_of(trained(kind)).flags}
+    assert flags
+    assert not expected or expected in flags
+    assert all(flag.measured > flag.threshold for flag in flags.values())
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "bim", "pgd"])
+def test_an_honest_victim_is_not_flagged(attack: str) -> None:
+    record = record_of(trained(Honest), attack)
+    assert record.status == "ok"
+    assert record.flags == ()
+    assert {check.name for check in record.checks} >= {"probabilities", "randomized", "over_budget"}
+    assert 0 < record.rungs[2].metrics["accuracy"].value < record.rungs[0].metrics["accuracy"].value
+
+
+def test_expectation_over_draws_takes_the_flag_of_a_randomised_victim_away() -> None:
+    victim = trained(Resizing)
+    once = {flag.name for flag in record_of(victim).flags}
+    drawn = record_of(replace(victim, draws=16), draws=16)
+    assert "randomized" in once
+    assert "randomized" not in {check.name for check in drawn.checks}
+
+
+# --- attacks that fail on their own ---------------------------------------------------------------
+
+
+def flags_of_planted(
+    function: Any,  # noqa: ANN401
+    monkeypatch: pytest.MonkeyPatch,
+    ladder: tuple[float, ...] = LADDER,
+) -> dict[str, Check]:
+    """Return the checks of a planted attack with one parameter of effort, `steps`."""
+    plant(monkeypatch, function)
+    card = registry.find("attacks", "planted")
+    card = card.model_copy(update={"effort": ("steps",), "parameters": {"steps": 8}})
+    monkeypatch.setitem(registry._load("attacks"), "planted", card)
+    ready = ready_of(trained(Honest))
+    planned = planned_of(ready.data, "planted", ladder=ladder)
+    run = walk(planned, ready)
+    audit = score(planned.case, ready, run).audit
+    checks, _ = checks_of(Evidence(planned, ready, run, audit, card))
+    return {check.name: check for check in checks}
+
+
+def _steps(problem: Problem, steps: int, share: float) -> list[Images]:
+    z, seen = problem.x, []
+    for _ in range(steps):
+        g, _ = problem.gradient(z)
+        z = problem.ball.step(z, g, problem.x, share)
+        seen.append(z)
+    return seen
+
+
+def test_an_attack_that_returns_another_image_than_it_found_is_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def turns_back(problem: Problem, *, rng: Draws, steps: int) -> Images:
+        _steps(problem, steps, 0.5)
+        return problem.x
+
+    checks = flags_of_planted(turns_back, monkeypatch)
+    assert checks["silent_success"].measured > checks["silent_success"].threshold
+    assert checks["large_radius_leaves_images"].measured == 1
+    assert checks["one_step_beats_iterative"].measured > 1
+
+
+def test_an_attack_stopped_too_early_has_not_converged_and_more_effort_helps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def too_short(problem: Problem, *, rng: Draws, steps: int) -> Images:
+        return _steps(problem, steps, 0.06)[-1]
+
+    checks = flags_of_planted(too_short, monkeypatch, (0.03, 0.08, 0.1))
+    assert checks["not_converged"].measured > checks["not_converged"].threshold
+    assert checks["more_effort_breaks_more"].measured > 1
+
+
+def test_an_attack_that_fails_at_large_radii_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shy(problem: Problem, *, rng: Draws, steps: int) -> Images:
+        z = _steps(problem, steps, 0.5)[-1]
+        eps = torch.as_tensor(problem.ball.eps).expand(len(z)).view(-1, 1, 1, 1)
+        return torch.where(eps < LADDER[-1], z, problem.x)
+
+    checks = flags_of_planted(shy, monkeypatch)
+    assert checks["success_falls_with_radius"].measured > 1
+    assert checks["success_falls_with_radius"].checked
+
+
+def test_an_attack_weaker_than_noise_and_queries_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(problem: Problem, *, rng: Draws, steps: int) -> Images:
+        return problem.x
+
+    checks = flags_of_planted(nothing, monkeypatch, (0.1, 0.3, 0.4))
+    assert checks["black_box_beats_white_box"].measured > 1
+    assert checks["noise_beats_attack"].measured > 1
+
+
+def test_probes_are_asked_once_a_victim(monkeypatch: pytest.MonkeyPatch) -> None:
+    ready = ready_of(trained(Honest))
+    calls: list[int] = []
+    real = registry.function
+
+    def counted(kind: Any, card: Any) -> Any:  # noqa: ANN401
+        if card.name == "square":
+            calls.append(1)
+        return real(kind, card)
+
+    monkeypatch.setattr(registry, "function", counted)
+    for attack in ("bim", "bim"):
+        planned = planned_of(ready.data, attack, ladder=LADDER, parameters={"steps": 10})
+        execute(planned, lambda: ready, command="", examples=0)
+    assert len(calls) == 1

@@ -1,0 +1,110 @@
+"""Universal attacks: fitted on the training split, applied to the test split, two counts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load
+from torch import Tensor
+
+from robustbench_med.ball import Ball
+from robustbench_med.bench.execute import Outcome, execute
+from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.spread import PATTERNS
+from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
+from robustbench_med.errors import DataError
+from tests.bench.toys import card_of, planned_of, prepared_of
+from tests.toys import grey_images, linear_victim
+
+N = 60
+LADDER = (0.002, 0.02, 0.08)
+
+
+def split_data(*, train: bool = True) -> tuple[Dataset, list[str]]:
+    """Return data whose splits hold other images; every split asked for is noted."""
+    victim = linear_victim(2, scale=3.0)
+    asked: list[str] = []
+
+    def read(split: SplitName) -> Arrays:
+        if split == "train" and not train:
+            raise DataError("toy: expected a train split, got none")
+        asked.append(split)
+        x = grey_images(N, seed={"train": 1, "val": 2, "test": 3}[split])
+        y = victim.logits(x).argmax(1)
+        y[::10] = 1 - y[::10]
+        ids = np.array([f"{split}{i}" for i in range(N)])
+        return Arrays(x[:, 0].numpy(), y.numpy(), ids, None)
+
+    return Dataset(card_of(grey_images(1), 2), read), asked
+
+
+def outcome_of(attack: str, **fields: Any) -> tuple[Outcome, Prepared]:  # noqa: ANN401
+    data, _ = split_data()
+    ready = prepared_of(linear_victim(2, scale=3.0), data)
+    planned = planned_of(data, attack, **{"ladder": LADDER, "fit": 40, **fields})
+    return execute(planned, lambda: ready, command="", examples=1), ready
+
+
+def test_both_counts_and_the_control_are_those_of_all_images() -> None:
+    outcome, ready = outcome_of("uap_gradient")
+    spread = outcome.record.spread
+    assert spread is not None
+    assert spread.fitted == 40
+    patterns = load(outcome.files[PATTERNS])
+    x, y = ready.batch.x, ready.batch.y
+    clean = ready.clean.argmax(1)
+    for i, (rung, eps) in enumerate(zip(spread.rungs, LADDER, strict=True)):
+        pattern: Tensor = patterns[f"rung_{i}"]
+        z = Ball("linf", eps).project(x + pattern, x)
+        called = ready.victim.logits(z).argmax(1)
+        assert rung.prediction_changed.value == pytest.approx(
+            float((called != clean).float().mean())
+        )
+        assert rung.prediction_wrong.value == pytest.approx(float((called != y).float().mean()))
+        assert rung.linf <= eps * (1 + 1e-5)
+    last = spread.rungs[-1]
+    assert last.prediction_wrong.value != last.prediction_changed.value  # some start out wrong
+    assert last.prediction_changed.value > last.control_changed.value + 0.2
+
+
+def test_success_is_that_of_the_one_pattern_at_each_radius() -> None:
+    outcome, ready = outcome_of("uap")
+    patterns = load(outcome.files[PATTERNS])
+    samples = outcome.samples
+    for i, eps in enumerate(LADDER):
+        z = Ball("linf", eps).project(ready.batch.x + patterns[f"rung_{i}"], ready.batch.x)
+        wrong = (ready.victim.logits(z).argmax(1) != ready.batch.y).numpy()
+        rows = samples[samples["eps"] == eps]
+        attacked = rows["attacked"].to_numpy()
+        assert (rows["broken"].to_numpy()[attacked] == wrong[attacked]).all()
+        assert len(attacked) == N
+
+
+def test_it_is_fitted_on_training_images_only() -> None:
+    data, asked = split_data()
+    ready = prepared_of(linear_victim(2, scale=3.0), data)
+    asked.clear()
+    execute(planned_of(data, "uap", ladder=LADDER, fit=10), lambda: ready, command="", examples=0)
+    assert set(asked) <= {"train"}
+
+
+def test_a_ratio_of_the_mean_norm_is_a_radius() -> None:
+    outcome, _ = outcome_of("uap_gradient", norm="l2", ladder=(0.01, 0.05), budget="mean_norm")
+    train = split_data()[0].batch("train").x
+    unit = float(train.flatten(1).norm(dim=1).mean())
+    assert outcome.record.radii == pytest.approx((0.01 * unit, 0.05 * unit))
+    assert [rung.eps for rung in outcome.record.rungs] == [0.0, 0.01, 0.05]
+    audit = outcome.record.audit
+    assert audit is not None
+    assert audit.over_budget == 0
+    assert math.isclose(audit.largest[1], 0.05 * unit, rel_tol=0.05)
+
+
+def test_a_picture_shows_the_fitted_pattern() -> None:
+    outcome, _ = outcome_of("uap_gradient")
+    assert outcome.record.examples
+    assert torch.isfinite(load(outcome.files[PATTERNS])["rung_2"]).all()
