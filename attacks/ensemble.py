@@ -7,7 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robustbench_med.errors import SpecError
@@ -112,7 +112,7 @@ def _fab_within(problem: Problem, *, rng: Draws, steps: int) -> Images:
 
 def _run(
     search: Search, member: _Member, fit: Bool[Tensor, " b"], rng: Draws
-) -> tuple[Rows, Images]:
+) -> tuple[Rows, Float[Tensor, "rows c *s"]]:
     """Let a member attack the samples that stand and fit; return which, and its candidates."""
     there = fit[search.rows].nonzero()[:, 0]
     rows, z = search.rows[there], search.best[search.rows]

@@ -18,6 +18,8 @@ from robustbench_med.victim import InputContract, Victim
 
 # parameters of attacks whose defaults take long, enough for toys
 LIGHT: dict[str, dict[str, int]] = {
+    "apgd": {"steps": 30},
+    "apgd_targeted": {"steps": 20, "targets": 3},
     "square": {"queries": 100},
     "fab": {"steps": 12},
     "worst_case": {"steps": 10, "queries": 20, "targets": 2},
