@@ -17,7 +17,7 @@ from robustbench_med.rng import Draws
 from robustbench_med.search import Nearest
 from robustbench_med.types import Images, PerSample, Rows
 
-_LAST_ALPHA = 0.01  # last step over first, and the last gamma: the authors' code, both defaults
+_LAST_ALPHA = 0.01  # last step over first; this and the last gamma as in foolbox 3.3.4
 _LAST_GAMMA = 0.001
 _ROUNDS = 3  # of restoring values (L0 only)
 _HALVINGS = 8  # of the way to the clean image: 1/256 of the distance
@@ -140,7 +140,8 @@ def _farthest(problem: Problem) -> PerSample:
 def _start(problem: Problem, z: Images, g: Images, loss: PerSample) -> PerSample:
     """Return the radius at which the linear model at `z` crosses the boundary.
 
-    Algorithm 1, line 6: the size of the change so far and the distance left, loss / dual norm of g.
+    The eps-step of Algorithm 1: the size of the change so far and the distance left, which is the
+    loss over the dual norm of g.
     """
     size, flat = problem.ball.size(z, problem.x), g.flatten(1).abs()
     left = loss.abs()
