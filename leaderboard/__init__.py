@@ -11,8 +11,9 @@ from rich.console import Console
 
 from robustbench_med.bench.record import Stored
 
+from .board import Board, Row
 from .page import write_page
-from .rank import Board, Row, boards
+from .rank import boards
 from .table import terminal_tables, write_tables
 
 __all__ = [

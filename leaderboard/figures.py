@@ -11,7 +11,8 @@ import re
 from typing import Any
 from xml.etree import ElementTree
 
-from .rank import Board, Row
+from .board import Board, Row
+from .text import NORMS, unit
 
 COLOURS = 8  # --curve-1 ... --curve-8 in style.css; chosen to differ for colour-blind readers
 _INK, _FAINT = "#010203", "#040506"  # stand-ins, replaced by the page's variables
@@ -49,7 +50,7 @@ def curves(board: Board, prefix: str) -> str:
         figure = Figure(figsize=(6.6, 3.7))
         FigureCanvasSVG(figure)
         axes = figure.add_axes((0.085, 0.125, 0.885, 0.86))
-        grey = 255.0 if board.norm == "linf" else 1.0
+        grey = _scale(board)
         x = [0.0, *(eps * grey for eps in board.ladder)]
         for place, row in enumerate(drawn(board)):
             estimates = (row.clean, *row.worst)
@@ -59,7 +60,7 @@ def curves(board: Board, prefix: str) -> str:
                 [100 * e.value for e in estimates],
                 color=stroke,
                 linewidth=1.8,
-                linestyle="-" if row.standing == "ranked" else (0, (3, 2)),
+                linestyle="-" if row.standing in ("ranked", "control") else (0, (3, 2)),
                 marker=_MARKERS[shape(place)],
                 markersize=3.5,
                 gid=f"curve-{place}",
@@ -74,6 +75,13 @@ def curves(board: Board, prefix: str) -> str:
     return _inline(buffer.getvalue(), prefix=prefix, label=label)
 
 
+def _scale(board: Board) -> float:
+    """Return what a radius is multiplied with on the axis: grey levels, or percent."""
+    if board.budget == "mean_norm":
+        return 100.0
+    return 255.0 if board.norm == "linf" else 1.0
+
+
 def _axes(axes: Any, board: Board, x: list[float]) -> None:  # noqa: ANN401 - imported late
     axes.axvline(x[board.headline + 1], color=_INK, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
     if len(x) > 2 and x[-1] / x[1] >= 12:  # low radii would be crushed on a linear axis
@@ -83,8 +91,9 @@ def _axes(axes: Any, board: Board, x: list[float]) -> None:  # noqa: ANN401 - im
     axes.set_xlim(0, x[-1] * 1.02)
     axes.set_ylim(-1.5, 101.5)
     axes.set_yticks(range(0, 101, 20))
-    unit = {"linf": "radius ε, L∞ (/255)", "l2": "radius ε, L2", "l1": "radius ε, L1"}
-    axes.set_xlabel(unit.get(board.norm, "radius ε"), color=_INK)
+    counted = unit(board.norm, board.budget)
+    label = f"radius ε, {NORMS.get(board.norm, board.norm)}" + (f" ({counted})" if counted else "")
+    axes.set_xlabel(label, color=_INK)
     axes.set_ylabel("worst-case accuracy, %", color=_INK)
     axes.grid(axis="y", color=_FAINT, linewidth=0.6)
     axes.tick_params(color=_FAINT, labelcolor=_INK, length=3)

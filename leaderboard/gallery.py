@@ -8,8 +8,7 @@ from pathlib import Path
 
 from robustbench_med.bench.record import Example, Stored
 
-from .rank import Board, Row
-from .table import name
+from .board import Board, Row
 
 SHOWN = 6  # pictures a board, before its share of bytes
 PAGE_BYTES = 3_000_000  # of data URIs on a page; leaves 2 MB for tables and curves
@@ -74,7 +73,7 @@ def _picture(row: Row, column: str, example: Example) -> Picture | None:
     run = row.runs[column]
     files = (example.clean, example.perturbation, example.adversarial)
     uris = [_data_uri(run, file) for file in files]
-    return Picture(name(row), column, example, *uris) if all(uris) else None
+    return Picture(row.title, column, example, *uris) if all(uris) else None
 
 
 def _data_uri(run: Stored, file: str) -> str:

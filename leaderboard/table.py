@@ -1,4 +1,4 @@
-"""Boards to terminal tables, CSV and Markdown."""
+"""Boards and transfer matrices to terminal tables and Markdown; writes them, and the CSV."""
 
 from __future__ import annotations
 
@@ -7,24 +7,18 @@ import re
 import tempfile
 from pathlib import Path
 
-import pandas as pd
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from robustbench_med.bench.record import Estimate
 from robustbench_med.stats import UNDEFINED
 
-from .rank import Board, Row
-from .text import DASH, number, plain, radii, short
+from .board import Board, Row
+from .frame import guard, long_frame
+from .text import DASH, THREATS, number, plain, radii, short
+from .transfer import Cell, Matrix, matrices
 
-WORST = "worst_case"
-
-
-def name(row: Row) -> str:
-    """Return the row's model, with its defense where it has one."""
-    title = plain(row.model.title)
-    return title if row.defense == "none" else f"{title} + {plain(row.defense)}"
+CONTROL = "a control is no attack: nobody is ranked"
 
 
 def place(row: Row, rung: int) -> str:
@@ -37,7 +31,8 @@ def facts(board: Board) -> str:
     """Return in one line what the board was measured on."""
     sizes = sorted({row.images for row in board.rows if row.images})
     images = f"{' / '.join(map(str, sizes)) or 'no'} images"
-    return f"{images}, {patients(board)} · {board.setting} · ε ∈ {radii(board.ladder, board.norm)}"
+    ladder = radii(board.ladder, board.norm, board.budget)
+    return f"{images}, {patients(board)} · {board.setting} · ε ∈ {ladder}"
 
 
 def patients(board: Board) -> str:
@@ -47,16 +42,86 @@ def patients(board: Board) -> str:
 
 
 def terminal_tables(made: list[Board], *, width: int = 100) -> list[Table]:
-    """Return a table a board; attacks have their intervals where `width` characters hold them."""
-    return [_terminal(board, width) for board in made]
+    """Return a table a board; attacks have their intervals where `width` characters hold them.
+
+    After the board that a transfer matrix stands on, the matrix.
+    """
+    found = matrices(made)
+    tables = []
+    for board in made:
+        tables.append(_terminal(board, width))
+        tables += [_terminal_matrix(matrix) for matrix in found if matrix.board is board]
+    return tables
+
+
+def _terminal_matrix(matrix: Matrix) -> Table:
+    table = Table(
+        title=Text(matrix_title(matrix), style="bold"),
+        caption=Text(matrix_key(matrix)),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("made on", min_width=10, overflow="fold")
+    for victim in matrix.victims:
+        table.add_column(Text(victim.title), justify="right", overflow="fold")
+    for heading, cells in _matrix_rows(matrix):
+        table.add_row(Text(heading), *(Text(_success(matrix, cell)) for cell in cells))
+    return table
+
+
+def matrix_title(matrix: Matrix) -> str:
+    """Return what a transfer matrix shows."""
+    heading = plain(matrix.board.dataset.heading)
+    return (
+        f"{heading}: {matrix.attack} made on one model, success on others at ε = {matrix.board.at}"
+    )
+
+
+def matrix_key(matrix: Matrix) -> str:
+    """Return how a transfer matrix is read."""
+    marks = [
+        ("= attacker and victim are one model (white box)", any(_cells(matrix, "own"))),
+        ("† flagged or invalid", any(_cells(matrix, "note"))),
+        ("* trained on other data", any(model.other_data for model in matrix.surrogates)),
+    ]
+    parts = [text for text, used in marks if used]
+    return "; ".join(["attack success in % of the images right when clean", *parts])
+
+
+def _cells(matrix: Matrix, field: str) -> list[object]:
+    return [getattr(cell, field) for cell in matrix.cells.values()]
+
+
+def _matrix_rows(matrix: Matrix) -> list[tuple[str, list[Cell | None]]]:
+    return [
+        (
+            f"{model.title}{' *' if model.other_data else ''}",
+            [matrix.cells.get((down, across)) for across in range(len(matrix.victims))],
+        )
+        for down, model in enumerate(matrix.surrogates)
+    ]
+
+
+def _success(matrix: Matrix, cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    value = number(cell.success[matrix.board.headline].value)
+    return ("= " if cell.own else "") + value + (" †" if cell.note else "")
 
 
 def _terminal(board: Board, width: int) -> Table:
-    notes = [f"{name(row)}: {row.standing}. {'; '.join(row.reasons)}" for row in board.rows]
-    kept = [note for note, row in zip(notes, board.rows, strict=True) if row.standing != "ranked"]
+    notes = [f"{row.title}: {row.standing}. {'; '.join(row.reasons)}" for row in board.rows]
+    kept = [note for note, row in zip(notes, board.rows, strict=True) if row.reasons]
     lines = [facts(board), "accuracy in %, [95 % interval]", *(f"{DASH} {note}" for note in kept)]
+    if board.control:
+        lines.append(CONTROL)
     table = Table(
-        title=Text(f"{plain(board.dataset.heading)} at ε = {board.at}", style="bold"),
+        title=Text(
+            f"{plain(board.dataset.heading)} at ε = {board.at}, {THREATS[board.threat]}",
+            style="bold",
+        ),
         caption=Text("\n".join(lines)),
         title_justify="left",
         caption_justify="left",
@@ -64,72 +129,38 @@ def _terminal(board: Board, width: int) -> Table:
         pad_edge=False,
     )
     table.add_column("#", justify="right")
-    table.add_column("victim", min_width=14, overflow="fold")
+    longest = max((len(row.title) for row in board.rows), default=0)
+    table.add_column("victim", width=min(max(longest, 14), width // 3), overflow="fold")
     for heading in ("worst case", "clean", *board.columns):
-        table.add_column(Text(heading), justify="right")
+        table.add_column(Text(heading), justify="right", overflow="fold")
     at, wide = board.headline, 54 + 15 * len(board.columns) <= width
     for row in board.rows:
         cells = [row.accuracy[c][at] if c in row.accuracy else UNDEFINED for c in board.columns]
         attacks = [short(cell) if wide else number(cell.value) for cell in cells]
         worst = Text(short(row.worst[at]), style="bold")
-        style = None if row.standing == "ranked" else "dim"
+        style = "dim" if row.reasons else None
         texts = [worst, *map(Text, (short(row.clean), *attacks))]
-        table.add_row(place(row, at), Text(name(row)), *texts, style=style)
+        table.add_row(place(row, at), Text(row.title), *texts, style=style)
     return table
 
 
-def long_frame(made: list[Board]) -> pd.DataFrame:
-    """Return everything in long format: a row a (board, victim, attack, radius, metric)."""
-    return pd.DataFrame(
-        [line for board in made for row in board.rows for line in _lines(board, row)]
-    )
-
-
-def _lines(board: Board, row: Row) -> list[dict[str, object]]:
-    head: dict[str, object] = {
-        "dataset": board.dataset.name,
-        "synthetic": board.dataset.synthetic,
-        "objective": board.objective,
-        "threat": board.threat,
-        "norm": board.norm,
-        "victim": row.model.name,
-        "title": row.model.title,
-        "family": row.model.family,
-        "defense": row.defense,
-        "victim_sha256": row.victim_sha256,
-        "standing": row.standing,
-        "reasons": "; ".join(row.reasons),
-        "rank": row.ranks[board.headline],
-    }
-
-    def line(
-        attack: str, case: str, n: int, eps: float, metric: str, e: Estimate
-    ) -> dict[str, object]:
-        cell = {"attack": attack, "case_id": case, "n": n, "patients": row.patients, "eps": eps}
-        return head | cell | {"metric": metric, "value": e.value, "low": e.low, "high": e.high}
-
-    levels = zip((0.0, *board.ladder), (row.clean, *row.worst), strict=True)
-    lines = [line(WORST, "", row.images, eps, "accuracy", e) for eps, e in levels]
-    for column, run in row.runs.items():
-        record = run.record
-        for rung in record.rungs:
-            for metric, estimate in rung.metrics.items():
-                lines.append(line(column, record.case_id, record.n, rung.eps, metric, estimate))
-    return lines
-
-
-def guard(value: object) -> object:
-    """Return text that no spreadsheet runs as a formula: an apostrophe leads where one might.
-
-    >>> guard("=1+1"), guard(-1.0), guard("resnet")
-    ("'=1+1", -1.0, 'resnet')
-    """
-    return f"'{value}" if isinstance(value, str) and value[:1] in set("=+-@\t\r") else value
-
-
 def markdown(made: list[Board], *, title: str) -> str:
-    """Return every board as a Markdown table; names are escaped."""
-    return "\n\n".join([f"# {_cell(title)}", *(_markdown(board) for board in made)]) + "\n"
+    """Return every board, and its transfer matrices, as Markdown tables; names are escaped."""
+    found, parts = matrices(made), [f"# {_cell(title)}"]
+    for board in made:
+        parts.append(_markdown(board))
+        parts += [_markdown_matrix(matrix) for matrix in found if matrix.board is board]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_matrix(matrix: Matrix) -> str:
+    heads = ["made on", *(victim.title for victim in matrix.victims)]
+    lines = [f"### {_cell(matrix_title(matrix))}", "", _cell(matrix_key(matrix)), ""]
+    lines += ["| " + " | ".join(map(_cell, heads)) + " |", "|---|" + "--:|" * len(matrix.victims)]
+    for heading, cells in _matrix_rows(matrix):
+        texts = [heading, *(_success(matrix, cell) for cell in cells)]
+        lines.append("| " + " | ".join(map(_cell, texts)) + " |")
+    return "\n".join(lines)
 
 
 def _markdown(board: Board) -> str:
@@ -144,13 +175,14 @@ def _markdown(board: Board) -> str:
         "note",
     ]
     lines = [f"## {_cell(board.dataset.heading)}", "", _cell(facts(board)), ""]
+    lines += [f"{CONTROL.capitalize()}.", ""] if board.control else []
     lines += ["| " + " | ".join(map(_cell, heads)) + " |"]
     lines += ["|--:|---|" + "--:|" * (2 + len(board.columns)) + ":-:|---|"]
     for row in board.rows:
         cells = [row.accuracy[c][at] if c in row.accuracy else UNDEFINED for c in board.columns]
-        note = "" if row.standing == "ranked" else f"{row.standing}: {'; '.join(row.reasons)}"
-        ran = f"{len(row.runs)}/{len(board.columns)}"
-        texts = [name(row), short(row.worst[at]), short(row.clean), *map(short, cells), ran, note]
+        note = f"{row.standing}: {'; '.join(row.reasons)}" if row.reasons else ""
+        ran = f"{len(row.runs)}/{len(board.columns) - len(row.own)}"
+        texts = [row.title, short(row.worst[at]), short(row.clean), *map(short, cells), ran, note]
         lines.append(f"| {place(row, at)} | " + " | ".join(map(_cell, texts)) + " |")
     return "\n".join(lines)
 

@@ -17,6 +17,18 @@ THREATS = {
     "query": "black box by queries",
     "control": "control: no attack",
 }
+# threat model -> what the attacker has, above the board
+KNOWS = {
+    "white_box": "The attacker knows the whole model, its gradients included.",
+    "transfer": "The attacker owns another model trained on the same data and never asks the "
+    "victim: what breaks the one is tried on the other.",
+    "no_box": "The attacker owns a model trained on other data, and has neither the victim nor "
+    "its data.",
+    "query": "The attacker sees the model's answers, and nothing else, and asks many times.",
+    "control": "A control is no attack: noise and shuffled perturbations show what a change of "
+    "this size does without any aim, so nobody is ranked here. Where a control breaks images that "
+    "an attack missed, the attack's own row is flagged.",
+}
 # metric of a record -> what a table calls it and how its value is written
 METRICS: dict[str, tuple[str, str]] = {
     "accuracy": ("Accuracy, %", "percent"),
@@ -72,23 +84,35 @@ def short(estimate: Estimate) -> str:
     return f"{number(estimate.value)} [{inside}]" if inside else number(estimate.value)
 
 
-def radius(eps: float, norm: str) -> str:
-    """Return a radius as people quote it: L∞ in grey levels of 255, other norms as they are.
+def radius(eps: float, norm: str, budget: str = "absolute") -> str:
+    """Return a radius as people quote it: L∞ in grey levels of 255, a ratio in percent.
 
-    >>> radius(2 / 255, "linf"), radius(0.5, "l2")
-    ('2/255', '0.5')
+    >>> radius(2 / 255, "linf"), radius(0.5, "l2"), radius(0.02, "l2", "mean_norm")
+    ('2/255', '0.5', '2 %')
     """
+    if budget == "mean_norm":
+        return f"{100 * eps:.3g} %"
+    if norm == "l0":
+        return f"{eps:,.0f}"
     return f"{eps * 255:.3g}/255" if norm == "linf" else f"{eps:.3g}"
 
 
-def radii(ladder: tuple[float, ...], norm: str) -> str:
+def unit(norm: str, budget: str = "absolute") -> str:
+    """Return what the radii of a board are counted in; empty for plain image units."""
+    if budget == "mean_norm":
+        return "% of the mean norm"
+    return {"linf": "/255", "l0": "values"}.get(norm, "")
+
+
+def radii(ladder: tuple[float, ...], norm: str, budget: str = "absolute") -> str:
     """Return a whole ladder.
 
-    >>> radii((1 / 255, 2 / 255), "linf")
-    '{1, 2}/255'
+    >>> radii((1 / 255, 2 / 255), "linf"), radii((0.02, 0.04), "l2", "mean_norm")
+    ('{1, 2}/255', '{2, 4} %')
     """
-    scale, tail = (255, "/255") if norm == "linf" else (1, "")
-    return "{" + ", ".join(f"{eps * scale:.3g}" for eps in ladder) + "}" + tail
+    each = [radius(eps, norm, budget) for eps in ladder]
+    tail = next((t for t in ("/255", " %") if each and each[0].endswith(t)), "")
+    return "{" + ", ".join(text.removesuffix(tail) for text in each) + "}" + tail
 
 
 def plain(text: str) -> str:

@@ -1,10 +1,100 @@
-"""What a record's audits, cost and parameters say, in sentences."""
+"""What a record's attacker, audits, distance, cost and parameters say, in sentences."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 from robustbench_med.bench.record import Provenance, Record
 
-from .text import NORMS, interval, number, plain, radius
+from .text import NORMS, interval, number, plain, radii, radius, unit
+
+_KNOWS = {
+    "white_box": "knows the whole model, its gradients included (white box)",
+    "query": "sees only the model's answers and asks many times (black box by queries)",
+    "control": "none: a control, which shows what a change of this size does without any aim",
+}
+
+
+def attacker_words(record: Record, titles: Mapping[str, str]) -> str:
+    """Return what the attacker has of the victim, and how often both are asked.
+
+    Args:
+        record: of any threat model.
+        titles: registry name -> title, of models known by name.
+    """
+    case = record.case
+    who = _KNOWS.get(case.threat, "")
+    if case.surrogate is not None:
+        model = plain(titles.get(case.surrogate, case.surrogate))
+        other = case.threat == "no_box"
+        who = (
+            f"made on {model}, a model trained on {'other' if other else 'the same'} data "
+            f"({'no box' if other else 'transfer'}); the victim is only asked at the end"
+        )
+    if record.attack_card.rungs == "universal":
+        who += "; it must find one perturbation for all images"
+    if case.draws > 1:
+        who += (
+            f"; attack and verdict average {case.draws} passes of a model that answers at random "
+            "(EOT, expectation over transformation)"
+        )
+    return who
+
+
+def budget_words(record: Record) -> str:
+    """Return what the radii are counted in."""
+    case = record.case
+    norm = NORMS.get(case.norm, case.norm)
+    if case.budget == "mean_norm":
+        images = ", ".join(radius(eps, case.norm) for eps in record.radii)
+        return (
+            f"radii are ratios of the mean {norm} norm of a training image: "
+            f"{radii(case.ladder, case.norm, case.budget)}"
+            + (f", in image units {images}" if images else "")
+        )
+    counted = {"linf": "grey levels of 255", "l0": "numbers of values (pixels times channels)"}
+    what = counted.get(case.norm, "image units, where a value lies in [0, 1]")
+    return f"radii are {norm} distances in {what}: {radii(case.ladder, case.norm)}"
+
+
+def distance_words(record: Record) -> str:
+    """Return how far the images are from breaking; empty for an attack at given radii."""
+    found = record.distance
+    if found is None:
+        return ""
+    if math.isnan(found.value):
+        return "No image was attacked, so there is no median distance."
+    norm = record.case.norm
+    counted = " values" if norm == "l0" else f" ({NORMS.get(norm, norm)})"
+    if math.isinf(found.value):
+        least = "" if math.isinf(found.low) else f" (it is at least {radius(found.low, norm)})"
+        return (
+            f"Fewer than half of the attacked images broke, so there is no median distance{least}."
+        )
+    high = "no bound" if math.isinf(found.high) else _bare(found.high, norm)
+    return (
+        f"Half of the attacked images break within {radius(found.value, norm)}{counted}, "
+        f"95 % interval {_bare(found.low, norm)}–{high}."
+    )
+
+
+def spread_words(record: Record) -> str:
+    """Return what a universal perturbation was fitted on and where it lies; empty for others."""
+    spread = record.spread
+    if spread is None:
+        return ""
+    images = f"{spread.fitted:,} training image{'' if spread.fitted == 1 else 's'}"
+    last = len(spread.rungs) - 1
+    tensors = "tensor rung_0" if last < 1 else f"tensors rung_0 to rung_{last}, smallest first"
+    return (
+        f"One perturbation a radius, fitted on {images} and scored on others; saved in "
+        f"{plain(spread.file)} beside the record ({tensors})."
+    )
+
+
+def _bare(value: float, norm: str) -> str:
+    return radius(value, norm).removesuffix(unit(norm))
 
 
 def audit_words(record: Record) -> list[str]:

@@ -45,9 +45,24 @@
     table.querySelector(".eps").textContent = label;
   }
 
+  // a matrix follows the radius of its board, colours too
+  function showTransfer(figure, rung, label) {
+    all(figure, ".cell").forEach((cell) => {
+      const [value, low, high] = estimate(cell, rung);
+      const bounds = Number.isNaN(low) ? "" : `${percent(low)}–${percent(high)}`;
+      cell.querySelector(".v").textContent = Number.isNaN(value) ? DASH : percent(value);
+      cell.querySelector(".ci").textContent = bounds;
+      cell.title = cell.title.replace(/^95 % interval [^,]*, /, "");
+      if (bounds) cell.title = `95 % interval ${bounds}, ${cell.title}`;
+      cell.className = cell.className.replace(/\bheat\d+/, "");
+      if (!Number.isNaN(value)) cell.classList.add(`heat${Math.floor(10 * value + 0.5)}`);
+    });
+    figure.querySelector(".eps").textContent = label;
+  }
+
   function sorter(table) {
     const bodies = all(table, "tbody[data-place]");
-    const standing = ["ranked", "flagged", "incomplete", "invalid"];
+    const standing = ["ranked", "control", "flagged", "incomplete", "invalid"];
     const key = (body, column, rung) => {
       const cell = body.querySelector(`.main [data-col="${column}"]`);
       if (column === "victim") return cell.querySelector(".open").textContent.trim().toLowerCase();
@@ -118,6 +133,7 @@
     const rung = () => Number(section.querySelector(".radius :checked").value);
     all(section, ".radius input").forEach((input) => input.addEventListener("change", () => {
       showRung(table, rung(), input.dataset.label);
+      all(section, ".transfer").forEach((figure) => showTransfer(figure, rung(), input.dataset.label));
       sort(column, up, rung());
     }));
     all(table.tHead, "button").forEach((button) => button.addEventListener("click", () => {

@@ -18,6 +18,9 @@ class Case(BaseModel):
 
     dataset: str
     data_sha256: str = Field(description="of the validation split and the split attacked")
+    train_sha256: str = Field(
+        default="", description="of the training split, where a perturbation or a budget needs it"
+    )
     split: Literal["train", "val", "test"] = "test"
     n: int | None = Field(default=None, ge=1, description="images drawn from the split; None = all")
     victim: str

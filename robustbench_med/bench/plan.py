@@ -59,8 +59,8 @@ def plan(suite: Suite, *, data: Path | None = None) -> tuple[list[Planned], list
         for name in grid.datasets:
             try:
                 dataset = load_dataset(name, data=data)
-                universal = any(one.card.rungs == "universal" for one in attacks)
-                sha256 = data_sha256(dataset, grid, train=universal)
+                sha256 = data_sha256(dataset, grid)
+                train = train_sha256(dataset, grid, attacks)
             except UnknownNameError:
                 raise
             except BenchError as error:
@@ -79,7 +79,8 @@ def plan(suite: Suite, *, data: Path | None = None) -> tuple[list[Planned], list
                     owned = [one for one in found if isinstance(one, dict)]
                     broken += [one for one in found if isinstance(one, Broken)]
                 for one, attack in itertools.product(owned, attacks):
-                    case = _case(suite, grid, name, sha256, victim, digest, attack, one)
+                    hashes = {"data_sha256": sha256, "train_sha256": train if attack.trains else ""}
+                    case = _case(suite, grid, name, victim, digest, attack, hashes | one)
                     seconds = estimate(case, dataset, model)
                     planned.setdefault(case.id, Planned(case, dataset, model, seconds))
     return list(planned.values()), broken
@@ -136,6 +137,7 @@ class Chosen(NamedTuple):
     card: AttackCard
     parameters: dict[str, object]
     ladder: tuple[float, ...]
+    trains: bool  # whether training images take part
 
 
 def attack_of(text: str, grid: Grid) -> Chosen:
@@ -165,7 +167,8 @@ def attack_of(text: str, grid: Grid) -> Chosen:
         raise SpecError(f"{name}: expected an attack by gradients with surrogates, got {name!r}")
     if grid.surrogates and card.rungs == "universal":
         raise SpecError(f"{name}: expected an attack on single images with surrogates")
-    return Chosen(card, {**card.parameters, **given}, ladder)
+    trains = card.rungs == "universal" or grid.budget == "mean_norm"
+    return Chosen(card, {**card.parameters, **given}, ladder, trains)
 
 
 def _radii(name: str, eps: object, grid: Grid) -> tuple[float, ...]:
@@ -198,16 +201,29 @@ def victims_of(grid: Grid, dataset: Dataset) -> list[str]:
     return list(dict.fromkeys(named))
 
 
-def data_sha256(dataset: Dataset, grid: Grid, *, train: bool = False) -> str:
-    """Return the hash of what a score depends on: contract, split attacked, and validation.
+def train_sha256(dataset: Dataset, grid: Grid, attacks: list[Chosen]) -> str:
+    """Return the hash of the training split, where an attack of the grid needs it.
 
-    And the training split, where a universal attack is fitted or radii are ratios of its norm.
+    Raises:
+        DataError: it does, and there is none.
     """
+    if not any(one.trains for one in attacks):
+        return ""
+    try:
+        return dataset.arrays("train").fingerprint()
+    except DataError:
+        names = ", ".join(one.card.name for one in attacks if one.trains)
+        raise DataError(
+            f"{dataset.card.name}: expected a training split for {names}, got none: add "
+            "train_images and train_labels"
+        ) from None
+
+
+def data_sha256(dataset: Dataset, grid: Grid) -> str:
+    """Return the hash of what a score depends on: contract, split attacked, and validation."""
     card = dataset.card
     contract = (card.task, card.classes, card.normal, card.channels, card.size, card.bit_depth)
     splits = {grid.split, "val"} if grid.operating_point == "youden" else {grid.split}
-    if train or grid.budget == "mean_norm":
-        splits |= {"train"}
     parts = [repr(contract)]
     for split in sorted(splits):
         try:
@@ -226,16 +242,14 @@ def _case(
     suite: Suite,
     grid: Grid,
     dataset: str,
-    data_hash: str,
     victim: str,
     victim_hash: str,
     attack: Chosen,
-    surrogate: dict[str, object],
+    rest: dict[str, object],
 ) -> Case:
     card = attack.card
     values = {
         "dataset": dataset,
-        "data_sha256": data_hash,
         "split": grid.split,
         "n": grid.n,
         "victim": victim,
@@ -254,7 +268,7 @@ def _case(
         "fit": grid.fit if card.rungs == "universal" else None,
         "seed": suite.seed,
     }
-    return Case.model_validate(values | surrogate)
+    return Case.model_validate(values | rest)
 
 
 def passes(card: AttackCard, parameters: dict[str, object]) -> float:

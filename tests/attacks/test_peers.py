@@ -348,7 +348,8 @@ def test_the_judge_is_attacked_and_not_the_guide() -> None:
 
 def test_the_card_is_what_the_plan_needs() -> None:
     grid = Grid(datasets=("d",), attacks=("a",), ladder=(0.1,))
-    card, parameters, _ = attack_of("torchattacks:PGD(steps=5)", grid)
+    card, parameters, ladder, trains = attack_of("torchattacks:PGD(steps=5)", grid)
+    assert (ladder, trains) == ((0.1,), False)
     assert (card.name, card.title, card.version) == ("torchattacks:PGD", "PGD (torchattacks)", 1)
     assert card.source == "torchattacks 3.5.1"
     assert card.summary.endswith("alpha = 0 stands for 0.25 eps.")

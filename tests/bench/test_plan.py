@@ -41,6 +41,7 @@ FIELDS: dict[str, Any] = {
     "ladder": (0.001, 0.002),
     "budget": "absolute",
     "fit": None,
+    "train_sha256": "",
     "seed": 0,
 }
 OTHER: dict[str, Any] = {
@@ -65,6 +66,7 @@ OTHER: dict[str, Any] = {
     "ladder": (0.001, 0.003),
     "budget": "mean_norm",
     "fit": 512,
+    "train_sha256": "f" * 64,
     "seed": 1,
 }
 
@@ -222,7 +224,7 @@ def test_narrowing_to_a_dataset_or_a_victim() -> None:
         ({"victims": ["chest_resnt"]}, UnknownNameError, "did you mean 'chest_resnet'"),
         ({"norm": "l7"}, SpecError, "norm"),
         ({"ladder": ["abc"]}, SpecError, "literal|number"),
-        ({"ladder": ["1/0"]}, SpecError, "quotient"),
+        ({"ladder": ["1/0"]}, SpecError, "expected a number"),
         ({"ladder": ["'a'"]}, SpecError, "expected a number"),
         ({"n": 0}, SpecError, "n"),
     ],

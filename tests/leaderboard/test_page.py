@@ -8,32 +8,20 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import leaderboard
 from leaderboard.gallery import SHOWN, gallery
 from leaderboard.page import TEMPLATES
-from robustbench_med.bench.record import LadderAudit, Stored
+from robustbench_med.bench.record import Check, Flag, LadderAudit, Spread, Stored
+
+from .browser import Tags, chromium
+from .field import spread
 
 Maker = Callable[..., Stored]
 HOSTILE = "<script>alert(1)</script>"
-
-
-class Tags(HTMLParser):
-    """Collects every tag with its attributes, and the ids."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Keep the tag."""
-        self.tags.append((tag, {key: value or "" for key, value in attrs}))
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +30,14 @@ def published(records: list[Stored], tmp_path_factory: pytest.TempPathFactory) -
     return leaderboard.publish(records, folder, title="Robustness bench")
 
 
+@pytest.fixture(scope="module", params=["plain", "every threat"])
+def page(request: pytest.FixtureRequest, published: Path, suite: Path) -> str:
+    path = published if request.param == "plain" else suite
+    return path.read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
-def page(published: Path) -> str:
+def plain_page(published: Path) -> str:
     return published.read_text(encoding="utf-8")
 
 
@@ -113,6 +107,26 @@ def test_hostile_names_stay_text(make_stored: Maker, tmp_path: Path) -> None:
     assert {a.get("src", "")[:5] for t, a in Tags(page).tags if t == "img"} == {"data:"}
 
 
+def test_hostile_surrogates_and_flags_stay_text(make_stored: Maker, tmp_path: Path) -> None:
+    evil = '"><img src=x onerror=alert(1)>' + HOSTILE
+    flag = Flag(name=evil, meaning=evil, measured=1, threshold=0)
+    check = Check(name=evil, measured=1, threshold=0)
+    hostile = {"flags": (flag,), "checks": (check,)}
+    records = [
+        make_stored([6, 1], surrogate=(evil, evil, evil), record=hostile),
+        make_stored([6, 1], victim=(evil, evil, evil), record={"spread": _spread(evil)}),
+    ]
+    page = leaderboard.publish(records, tmp_path, title="t").read_text(encoding="utf-8")
+    assert 'class="matrix"' in page
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
+    assert page.count("<script>") == 2
+
+
+def _spread(file: str) -> Spread:
+    return spread().model_copy(update={"file": file})
+
+
 def test_ids_are_unique_and_references_resolve(page: str) -> None:
     tags = Tags(page).tags
     ids = [a["id"] for _, a in tags if "id" in a]
@@ -126,7 +140,7 @@ def test_ids_are_unique_and_references_resolve(page: str) -> None:
             assert clip[1] in ids
 
 
-def test_the_page_says_what_a_reader_must_know(page: str) -> None:
+def test_the_page_says_what_a_reader_must_know(plain_page: str) -> None:
     for words in (
         "Chest X-ray (synthetic phantom)",
         "images treated as independent",
@@ -140,9 +154,9 @@ def test_the_page_says_what_a_reader_must_know(page: str) -> None:
         "not a clinical claim",
         "robustbench_med 0.1.0",
     ):
-        assert words in page
-    assert ">nan<" not in page.lower()
-    assert 'aria-sort="descending"' in page
+        assert words in plain_page
+    assert ">nan<" not in plain_page.lower()
+    assert 'aria-sort="descending"' in plain_page
 
 
 def test_no_records_still_make_a_page(tmp_path: Path) -> None:
@@ -194,20 +208,12 @@ def test_the_script_is_valid() -> None:
     subprocess.run(["node", "--check", str(TEMPLATES / "script.js")], check=True)
 
 
-def _chromium(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:  # noqa: ANN401
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    command = ["chromium", *flags, *arguments]
-    return subprocess.run(
-        command, check=True, capture_output=True, text=True, timeout=60, **options
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium (apt install chromium)")
 def test_the_page_works_in_a_browser(published: Path, tmp_path: Path) -> None:
-    dom = _chromium("--dump-dom", published.as_uri()).stdout
+    dom = chromium("--dump-dom", published.as_uri()).stdout
     assert re.search(r'class="count soft" role="status">4 victims<', dom)  # the script ran
     assert '<html lang="en" class="js"' in dom
     shot = tmp_path / "page.png"
-    _chromium(f"--screenshot={shot}", "--window-size=1400,2400", published.as_uri())
+    chromium(f"--screenshot={shot}", "--window-size=1400,2400", published.as_uri())
     assert shot.stat().st_size > 50_000

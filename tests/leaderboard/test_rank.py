@@ -123,13 +123,44 @@ def test_threat_models_and_ladders_have_their_own_boards(make_stored: Maker) -> 
             make_stored([6, 6]),
             make_stored([6, 6], attack="bim", threat="query"),
             make_stored([6, 6], ladder=(0.1, 0.2)),
+            make_stored([6, 6], attack="noise"),
+            make_stored([6, 6], surrogate=VIT),
+            make_stored([6, 6], surrogate=VIT, threat="no_box"),
+            make_stored([6, 6], ladder=(0.1, 0.2), case={"budget": "mean_norm"}),
         ]
     )
-    assert [(board.threat, len(board.ladder), board.headline) for board in made] == [
-        ("white_box", 5, 2),
-        ("white_box", 2, 0),
-        ("query", 5, 2),
+    assert [(board.threat, len(board.ladder), board.budget) for board in made] == [
+        ("white_box", 5, "absolute"),
+        ("white_box", 2, "absolute"),
+        ("white_box", 2, "mean_norm"),
+        ("transfer", 5, "absolute"),
+        ("no_box", 5, "absolute"),
+        ("query", 5, "absolute"),
+        ("control", 5, "absolute"),
     ]
+    assert {board.headline for board in made if len(board.ladder) == 2} == {0}
+
+
+def test_a_board_of_controls_ranks_nobody_but_keeps_its_reasons(make_stored: Maker) -> None:
+    fine = make_stored([6, 6], attack="noise", victim=RESNET)
+    odd = make_stored([6, 6], attack="noise", victim=VIT, record={"flags": (FLAG,)})
+    board = only([fine, odd])
+    assert [(row.standing, row.ranks) for row in board.rows] == [
+        ("control", (None,) * 5),
+        ("flagged", (None,) * 5),
+    ]
+    assert board.rows[0].reasons == ()
+
+
+def test_another_judge_is_another_row(make_stored: Maker) -> None:
+    once, often = make_stored([6, 6]), make_stored([6, 1], case={"draws": 16})
+    board = only([once, often])
+    assert board.columns == ("PGD-40",)
+    assert [row.title for row in board.rows] == [
+        "ResNet-18 narrow",
+        "ResNet-18 narrow, mean of 16 passes",
+    ]
+    assert [row.ranks[2] for row in board.rows] == [1, 2]
 
 
 def test_boards_do_not_depend_on_the_order_of_records(records: list[Stored]) -> None:

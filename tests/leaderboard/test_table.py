@@ -11,9 +11,13 @@ import pytest
 from rich.console import Console
 
 import leaderboard
-from leaderboard.table import guard, markdown, name
+from leaderboard.frame import guard
+from leaderboard.table import markdown
 from leaderboard.text import https, number
 from robustbench_med.bench.record import Stored
+
+from .field import field
+from .planted import VICTIMS
 
 Maker = Callable[..., Stored]
 EVIL = ("evil", "=HYPERLINK(1) | [x](javascript:1)\x1b[2J<b>", "ViT")
@@ -65,6 +69,41 @@ def test_csv_holds_every_metric_and_the_worst_case(records: list[Stored], tmp_pa
     assert frame["rank"].isna().sum() == frame["standing"].ne("ranked").sum()
 
 
+def test_csv_holds_distances_counts_and_what_was_attacked(
+    make_stored: Maker, tmp_path: Path
+) -> None:
+    csv, _ = leaderboard.write_tables(leaderboard.boards(field(make_stored)), tmp_path, title="t")
+    frame = pd.read_csv(csv)
+    median = frame[frame["metric"] == "median_distance"]
+    assert set(median["attack"]) == {"FMN"}
+    assert median["eps"].isna().all()
+    assert median["value"].min() == pytest.approx(0.9 / 255)
+    changed = frame[frame["metric"] == "universal_prediction_changed"]
+    assert len(changed) == 4 * 5
+    assert changed["eps"].nunique() == 5
+    assert set(frame["budget"]) == {"absolute"}
+    assert "PGD-40 from ViT tiny" in set(frame["attack"])
+    assert frame.loc[frame["threat"] == "control", "rank"].isna().all()
+
+
+def test_terminal_shows_matrices_and_says_that_controls_rank_nobody(make_stored: Maker) -> None:
+    text = shown(field(make_stored), 120)
+    assert "PGD-40 made on one model, success on others at" in text
+    assert "= attacker and victim are one model (white box)" in text
+    assert "= 81.1" in text
+    assert "a control is no attack: nobody is ranked" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_no_column_is_cut_off_in_a_narrow_terminal(make_stored: Maker, width: int) -> None:
+    pairs = [(VICTIMS[a], VICTIMS[b]) for a in (0, 1, 3) for b in (0, 1, 3) if a != b]
+    records = [make_stored([1] * 5 + [6] * 95, victim=v, surrogate=s) for v, s in pairs]
+    text = shown(records, width)
+    (row,) = [line for line in text.splitlines() if line.startswith(" 1   MobileNetV3")]
+    assert row.count("95.0") == 3  # the worst case, and two models; its own column is a dash
+
+
 def test_text_cells_that_look_like_formulas_are_defused(make_stored: Maker, tmp_path: Path) -> None:
     made = leaderboard.boards([make_stored([6, 6], victim=EVIL)])
     csv, _ = leaderboard.write_tables(made, tmp_path, title="t")
@@ -88,7 +127,7 @@ def test_markdown_escapes_names_and_keeps_its_columns(make_stored: Maker) -> Non
 
 def test_a_defended_victim_says_so(make_stored: Maker) -> None:
     board = leaderboard.boards([make_stored([6, 6], case={"defense": "jpeg(quality=75)"})])[0]
-    assert name(board.rows[0]) == "ResNet-18 narrow + jpeg(quality=75)"
+    assert board.rows[0].title == "ResNet-18 narrow + jpeg(quality=75)"
 
 
 def test_undefined_is_a_dash_and_only_https_is_a_link() -> None:

@@ -1,0 +1,131 @@
+"""Board and Row: what is compared, and what is known of each victim on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import pandas as pd
+
+from robustbench_med.bench.case import Case
+from robustbench_med.bench.record import Estimate, Stored
+from robustbench_med.cards import DatasetCard, ModelCard
+
+from .text import NORMS, THREATS, plain, radius
+
+Standing = Literal["ranked", "control", "flagged", "incomplete", "invalid"]
+ORDER: tuple[Standing, ...] = ("ranked", "control", "flagged", "incomplete", "invalid")
+
+
+class RowKey(NamedTuple):
+    """What makes a row this row and no other: the model, how it is judged, the images it saw."""
+
+    victim: str
+    defense: str
+    weights: str
+    operating_point: str
+    draws: int
+    data: str
+    split: str
+    n: int | None
+
+    @classmethod
+    def of(cls, case: Case) -> RowKey:
+        """Return the row a case belongs to."""
+        judged = (case.victim_sha256, case.operating_point, case.draws)
+        return cls(case.victim, case.defense, *judged, case.data_sha256, case.split, case.n)
+
+    @property
+    def images(self) -> tuple[str, str, int | None]:
+        """Which images it saw."""
+        return self.data, self.split, self.n
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One victim (with its defense) on a board.
+
+    Attributes:
+        runs: column of the board -> the record and samples behind it.
+        stands: who stands; a row an image common to all runs, a column a rung (0 = clean).
+        accuracy: column -> accuracy at each radius of the ladder.
+        worst: worst-case accuracy at each radius of the ladder.
+        ranks: place at each radius; None where the row is not ranked.
+        reasons: why it is not ranked; empty where it is, and where the board ranks nobody.
+        crosscheck: which attacks that know less were held against its own, in words; else empty.
+        own: columns of attacks made on this very model: on a board of surrogates it has none.
+    """
+
+    key: RowKey
+    model: ModelCard
+    runs: dict[str, Stored]
+    stands: pd.DataFrame
+    patients: int | None
+    clean: Estimate
+    accuracy: dict[str, tuple[Estimate, ...]]
+    worst: tuple[Estimate, ...]
+    standing: Standing = "ranked"
+    reasons: tuple[str, ...] = ()
+    ranks: tuple[int | None, ...] = ()
+    own: frozenset[str] = frozenset()
+    crosscheck: str = ""
+
+    @property
+    def title(self) -> str:
+        """The model in words, with its defense and its judge where they are not the plain ones."""
+        title = plain(self.model.title)
+        if self.key.defense != "none":
+            title += f" + {plain(self.key.defense)}"
+        return title if self.key.draws == 1 else f"{title}, mean of {self.key.draws} passes"
+
+    @property
+    def images(self) -> int:
+        """Number of images the worst case is taken over."""
+        return len(self.stands)
+
+    def strongest(self, rung: int) -> str:
+        """Return the column of the attack that leaves least accuracy at `rung`; empty if none."""
+        return min(self.accuracy, key=lambda c: self.accuracy[c][rung].value, default="")
+
+
+@dataclass(frozen=True, eq=False)
+class Board:
+    """Rows that may be compared, best worst case at the headline radius first."""
+
+    dataset: DatasetCard
+    objective: str
+    norm: str
+    ladder: tuple[float, ...]
+    budget: str
+    threat: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def headline(self) -> int:
+        """Index of the radius that ranks the board: the middle rung (the lower of two)."""
+        return (len(self.ladder) - 1) // 2
+
+    @property
+    def control(self) -> bool:
+        """Whether nothing here is an attack, so that nobody is ranked."""
+        return self.threat == "control"
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What boards of different threat models share where they can be read side by side."""
+        return (self.dataset.name, self.objective, self.norm, self.ladder, self.budget)
+
+    @property
+    def setting(self) -> str:
+        """Threat model, norm, objective and budget in words."""
+        threat = THREATS.get(self.threat, self.threat)
+        parts = [threat, NORMS.get(self.norm, self.norm), plain(self.objective)]
+        if self.budget == "mean_norm":
+            parts.append("relative to a training image's mean norm")
+        return " · ".join(parts)
+
+    @property
+    def at(self) -> str:
+        """The headline radius in words."""
+        return radius(self.ladder[self.headline], self.norm, self.budget)

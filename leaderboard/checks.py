@@ -1,0 +1,112 @@
+"""What the checks of a record measured, and the flags they raised, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from robustbench_med.bench.record import Check, Flag, Record
+
+from .text import DASH, plain
+
+
+def _images(value: float, of: int | None) -> str:
+    count = f"{value:,.0f}" if of is None else f"{value:,.0f} of {of:,}"
+    one = of == 1 if of is not None else value == 1
+    return f"{count} image{'' if one else 's'}"
+
+
+def _share(value: float, of: int | None) -> str:  # noqa: ARG001 - one table, one signature
+    percent = 100 * value
+    return f"{percent:.0f} %" if percent >= 10 or percent == round(percent) else f"{percent:.2g} %"
+
+
+def _answer(value: float, of: int | None) -> str:  # noqa: ARG001
+    return "yes" if value else "no"
+
+
+def _count(value: float, of: int | None) -> str:  # noqa: ARG001
+    return f"{value:,.0f}"
+
+
+def _plain(value: float, of: int | None) -> str:  # noqa: ARG001
+    return f"{value:.3g}"
+
+
+_Write = Callable[[float, "int | None"], str]
+# check of robustbench_med/bench/checks.py -> what it looks for, and how its value is written
+CHECKS: dict[str, tuple[str, _Write]] = {
+    "probabilities": ("The model answers probabilities, which blinds gradients", _answer),
+    "randomized": ("Images the model answers differently when asked twice", _share),
+    "over_budget": ("Images changed by more than the radius allows", _images),
+    "nonfinite_gradients": ("Gradients that were not a number or infinite", _count),
+    "zero_gradients": ("Gradients that were zero everywhere: the attack was blind", _share),
+    "one_step_beats_iterative": ("Missed images that a single step breaks", _images),
+    "noise_beats_attack": ("Missed images that random noise breaks", _images),
+    "black_box_beats_white_box": ("Missed images that an attack by queries breaks", _images),
+    "success_falls_with_radius": ("Images broken at a small radius, not at the largest", _images),
+    "large_radius_leaves_images": ("Images that stand though all of them may be changed", _images),
+    "not_converged": ("Part of the loss gained in the last quarter of the steps", _share),
+    "silent_success": ("Successes that the attack passed and did not return", _images),
+    "more_effort_breaks_more": ("Missed images that break at twice the effort", _images),
+    "rounding_repairs": ("Broken images that are right again once stored", _share),
+}
+
+
+class CheckRow(NamedTuple):
+    """A check as a page lists it."""
+
+    title: str
+    measured: str
+    allowed: str
+    checked: str
+    raised: bool
+
+
+def check_rows(record: Record) -> list[CheckRow]:
+    """Return all that was checked of a record in words, what was raised first."""
+    raised = {flag.name for flag in record.flags}
+    rows = []
+    for check in record.checks:
+        title, write = CHECKS.get(check.name, (_spelled(check.name), _plain))
+        write = _count if write is _images else write  # the title and a column say of what
+        rows.append(
+            CheckRow(
+                title,
+                _written(write, check.measured, None),
+                _written(write, check.threshold, None),
+                DASH if check.checked is None else f"{check.checked:,}",
+                check.name in raised,
+            )
+        )
+    return sorted(rows, key=lambda row: not row.raised)
+
+
+def flag_words(record: Record, flag: Flag) -> str:
+    """Return what a flag means and the numbers behind it.
+
+    E.g. "Random noise breaks images that this attack missed (measured 3 of 12 images, allowed 1)".
+    """
+    check = next((c for c in record.checks if c.name == flag.name), None)
+    _, write = CHECKS.get(flag.name, ("", _plain))
+    measured = _written(write, flag.measured, _checked(check))
+    allowed = _written(write, flag.threshold, None)
+    if write is _images:
+        allowed = _count(flag.threshold, None)
+    elif write is _share and flag.threshold > 0:
+        allowed = f"up to {allowed}"
+    meaning = plain(flag.meaning).rstrip(".") or _spelled(flag.name)
+    return f"{meaning} (measured {measured}, allowed {allowed})"
+
+
+def _checked(check: Check | None) -> int | None:
+    return None if check is None else check.checked
+
+
+def _written(write: _Write, value: float, of: int | None) -> str:
+    return write(value, of) if math.isfinite(value) else DASH
+
+
+def _spelled(name: str) -> str:
+    return plain(name).replace("_", " ").capitalize()

@@ -1,0 +1,145 @@
+"""Cross-check: images that an attack missed and one that knows less, or does less, broke. Pure.
+
+An attack that knows the whole model should break whatever one without that knowledge breaks. Where
+it does not, its gradients misled it or it was too weak, and what looks robust may only be hidden.
+Source: Athalye, Carlini, Wagner, ICML 2018, section 3.1; Carlini et al. 2019, section 4.3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import pandas as pd
+
+from robustbench_med.bench.record import Record, Stored
+from robustbench_med.cards import AttackCard
+
+from .text import radius
+from .worst_case import correct_table, standing_images
+
+ALLOWED = 1  # image a radius: one may be luck
+_KNOWS = {
+    "query": "which only asks the model for answers",
+    "transfer": "which was made on another model",
+    "no_box": "which was made on a model trained on other data",
+    "control": "which is no attack at all",
+}
+
+
+class Missed(NamedTuple):
+    """How many of the images that stand at one radius another attack breaks."""
+
+    broken: int
+    standing: int
+    rung: int
+
+
+def shared_rungs(one: Record, other: Record) -> list[tuple[int, int]]:
+    """Return the rungs at which two ladders have the same radius in image units."""
+    left, right = (record.radii or record.case.ladder for record in (one, other))
+    pairs = ((i, j) for i in range(len(left)) for j in range(len(right)))
+    return [(i, j) for i, j in pairs if math.isclose(left[i], right[j], rel_tol=1e-6)]
+
+
+def comparable(stored: Stored) -> tuple[object, ...]:
+    """Return what two records must share so that one may be held against the other, by image."""
+    case = stored.record.case
+    victim = (case.victim, case.victim_sha256, case.defense, case.operating_point, case.draws)
+    return (case.dataset, case.data_sha256, case.split, case.objective, case.norm, *victim)
+
+
+def rivals(records: Iterable[Stored]) -> dict[tuple[object, ...], list[Stored]]:
+    """Return the records of attackers who know less than the model, by `comparable`.
+
+    One that failed, or left its budget, proves nothing.
+    """
+    found: dict[tuple[object, ...], list[Stored]] = {}
+    for stored in records:
+        record = stored.record
+        within = record.audit is None or record.audit.over_budget == 0
+        if record.case.threat in _KNOWS and record.status == "ok" and within:
+            found.setdefault(comparable(stored), []).append(stored)
+    return found
+
+
+def hidden_gradients(
+    stands: pd.DataFrame, record: Record, others: Mapping[str, Stored]
+) -> list[str]:
+    """Return a reason to distrust a white-box row for each kind of attacker that beats it.
+
+    Args:
+        stands: who stands against all its attacks; a row an image, a column a rung (0 = clean).
+        record: one of its records, for norm and radii.
+        others: name -> `rivals` on the same victim and data; their ladders may differ.
+    """
+    worst: dict[str, tuple[Missed, str]] = {}
+    for name, other in others.items():
+        broke = standing_images([correct_table(other)])
+        missed = _most_missed(stands, broke, shared_rungs(record, other.record))
+        threat = other.record.case.threat
+        if missed.broken > max(ALLOWED, worst[threat][0].broken if threat in worst else 0):
+            worst[threat] = missed, name
+    return [
+        f"{missed.broken} of {missed.standing} images that stand at "
+        f"ε = {radius(record.case.ladder[missed.rung], record.case.norm, record.case.budget)} "
+        f"against attacks which know the model fall to {rival}, {_KNOWS[threat]} ({ALLOWED} "
+        "allowed): those attacks were misled by hidden gradients, or too weak"
+        for threat, (missed, rival) in sorted(worst.items(), key=lambda item: -item[1][0].broken)
+    ]
+
+
+def summary(names: Iterable[str], *, beaten: bool) -> str:
+    """Return what was held against the attacks of a white-box row, and how that ended."""
+    held = ", ".join(sorted(names))
+    if not held:
+        return "no attack that knows less was run on the same images: nothing to compare with"
+    end = "see above" if beaten else f"none breaks more than {ALLOWED} image that stands here"
+    return f"held, image by image, against attacks that know less ({held}): {end}"
+
+
+def misled(runs: dict[str, Stored]) -> list[str]:
+    """Return a reason for each attack of a single step that beats all of many steps of a row.
+
+    Args:
+        runs: column -> valid record, all of one white-box row.
+    """
+    iterative = [run for run in runs.values() if _many_steps(run.record.attack_card)]
+    if not iterative:
+        return []
+    stands = standing_images([correct_table(run) for run in iterative])
+    reasons = []
+    for column, run in runs.items():
+        if not _single_step(run.record.attack_card):
+            continue
+        case = run.record.case
+        every = [(rung, rung) for rung in range(len(case.ladder))]
+        missed = _most_missed(stands, standing_images([correct_table(run)]), every)
+        if missed.broken > ALLOWED:
+            reasons.append(
+                f"{missed.broken} of {missed.standing} images that stand at "
+                f"ε = {radius(case.ladder[missed.rung], case.norm, case.budget)} against attacks "
+                f"of many steps fall to {column}, a single step ({ALLOWED} allowed): the steps "
+                "were misled by hidden gradients"
+            )
+    return reasons
+
+
+def _single_step(card: AttackCard) -> bool:
+    return card.rungs == "ascend" and not card.effort
+
+
+def _many_steps(card: AttackCard) -> bool:
+    return not _single_step(card) and card.rungs != "universal"
+
+
+def _most_missed(stands: pd.DataFrame, other: pd.DataFrame, rungs: list[tuple[int, int]]) -> Missed:
+    """Return the radius at which `other` breaks most of the images that stand, of those in both."""
+    common = stands.index.intersection(other.index)
+    left, right = stands.loc[common].to_numpy(dtype=bool), other.loc[common].to_numpy(dtype=bool)
+    found = [Missed(0, 0, 0)]
+    for i, j in rungs:
+        fell = left[:, i + 1] & right[:, 0] & ~right[:, j + 1]
+        found.append(Missed(int(fell.sum()), int(left[:, i + 1].sum()), i))
+    return max(found, key=lambda missed: missed.broken)

@@ -1,0 +1,78 @@
+"""Boards in long format: what the CSV file holds."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from robustbench_med.bench.record import Estimate, Record
+
+from .board import Board, Row
+
+WORST = "worst_case"
+_SPREAD = ("prediction_changed", "prediction_wrong", "control_changed", "control_wrong")
+
+
+def long_frame(made: list[Board]) -> pd.DataFrame:
+    """Return everything in long format: a row a (board, victim, attack, radius, metric)."""
+    return pd.DataFrame(
+        [line for board in made for row in board.rows for line in _lines(board, row)]
+    )
+
+
+def _lines(board: Board, row: Row) -> list[dict[str, object]]:
+    head: dict[str, object] = {
+        "dataset": board.dataset.name,
+        "synthetic": board.dataset.synthetic,
+        "objective": board.objective,
+        "threat": board.threat,
+        "norm": board.norm,
+        "budget": board.budget,
+        "victim": row.model.name,
+        "title": row.model.title,
+        "family": row.model.family,
+        "defense": row.key.defense,
+        "victim_sha256": row.key.weights,
+        "draws": row.key.draws,
+        "standing": row.standing,
+        "reasons": "; ".join(row.reasons),
+        "rank": row.ranks[board.headline],
+    }
+
+    def line(
+        attack: str, case: str, n: int, eps: float, metric: str, e: Estimate
+    ) -> dict[str, object]:
+        cell = {"attack": attack, "case_id": case, "n": n, "patients": row.patients, "eps": eps}
+        return head | cell | {"metric": metric, "value": e.value, "low": e.low, "high": e.high}
+
+    levels = zip((0.0, *board.ladder), (row.clean, *row.worst), strict=True)
+    lines = [line(WORST, "", row.images, eps, "accuracy", e) for eps, e in levels]
+    for column, run in row.runs.items():
+        record = run.record
+        for eps, metric, estimate in measured(record):
+            lines.append(line(column, record.case_id, record.n, eps, metric, estimate))
+    return lines
+
+
+def measured(record: Record) -> list[tuple[float, str, Estimate]]:
+    """Return every estimate of a record as (radius on the ladder, metric, estimate).
+
+    The median distance of a minimum-norm attack, in image units, has no radius: NaN.
+    """
+    found = [(rung.eps, name, e) for rung in record.rungs for name, e in rung.metrics.items()]
+    if record.distance is not None:
+        found.append((math.nan, "median_distance", record.distance))
+    if record.spread is not None:
+        for eps, rung in zip(record.case.ladder, record.spread.rungs, strict=True):
+            found += [(eps, f"universal_{name}", getattr(rung, name)) for name in _SPREAD]
+    return found
+
+
+def guard(value: object) -> object:
+    """Return text that no spreadsheet runs as a formula: an apostrophe leads where one might.
+
+    >>> guard("=1+1"), guard(-1.0), guard("resnet")
+    ("'=1+1", -1.0, 'resnet')
+    """
+    return f"'{value}" if isinstance(value, str) and value[:1] in set("=+-@\t\r") else value

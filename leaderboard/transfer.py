@@ -1,0 +1,177 @@
+"""Transfer: which model's adversarial images break which other model, as a matrix an attack.
+
+A row is the model an attack was made on, a column the model that had to stand it. The diagonal is
+the same attack on the victim itself, from the white-box board.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from robustbench_med.bench.record import Estimate, Stored
+from robustbench_med.stats import UNDEFINED
+
+from .board import Board, Row
+from .columns import columns_of, titles_of
+from .text import plain
+
+SURROGATES = ("transfer", "no_box")
+
+
+class Model(NamedTuple):
+    """A surrogate or a victim of a matrix."""
+
+    key: tuple[object, ...]
+    title: str
+    other_data: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Attack success on one victim at each radius of the ladder.
+
+    Attributes:
+        attacked: images the share is taken over: those right when clean.
+        own: whether attacker and victim are one model (white box).
+        note: "invalid" or "flagged"; empty where nothing speaks against it.
+    """
+
+    success: tuple[Estimate, ...]
+    attacked: int
+    own: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """Attack success from every surrogate (rows) on every victim (columns).
+
+    Attributes:
+        board: the first board its transferred records stand on; it says data, norm and ladder.
+        attack: what its column is called.
+        cells: (surrogate, victim) by place; a pair that was not run is not in it.
+    """
+
+    board: Board
+    attack: str
+    surrogates: tuple[Model, ...]
+    victims: tuple[Model, ...]
+    cells: dict[tuple[int, int], Cell]
+
+
+class _Entry(NamedTuple):
+    board: Board
+    row: Row
+    stored: Stored
+
+
+def matrices(made: list[Board]) -> list[Matrix]:
+    """Return a matrix for each attack made on surrogates, in the order of the boards."""
+    entries = [_Entry(b, row, run) for b in made for row in b.rows for run in row.runs.values()]
+    groups: dict[tuple[object, ...], list[_Entry]] = {}
+    for entry in entries:
+        groups.setdefault((*entry.board.key, _setting(entry.stored)), []).append(entry)
+    moved = [g for g in groups.values() if any(e.board.threat in SURROGATES for e in g)]
+    moved = [[e for e in g if e.board.threat in (*SURROGATES, "white_box")] for g in moved]
+    first = [next(e for e in g if e.board.threat in SURROGATES) for g in moved]
+    titles = titles_of([entry.stored for entry in entries])
+    found = [
+        _matrix(one.board, _attack(one, first), group, titles)
+        for one, group in zip(first, moved, strict=True)
+    ]
+    return sorted(found, key=lambda m: (made.index(m.board), m.attack))
+
+
+def _setting(stored: Stored) -> tuple[object, ...]:
+    case = stored.record.case
+    parameters = json.dumps(case.parameters, sort_keys=True)
+    return (case.attack, case.attack_version, parameters, case.guide, case.seed)
+
+
+def _attack(entry: _Entry, others: list[_Entry]) -> str:
+    """Return what the attack is called on its board, without the surrogate it was made on."""
+    beside = [other for other in others if other.board.key == entry.board.key]
+    stored = []
+    for one in (other.stored for other in beside):
+        case = one.record.case.model_copy(update={"surrogate": None, "surrogate_sha256": ""})
+        stored.append(one._replace(record=one.record.model_copy(update={"case": case})))
+    return columns_of(stored, {})[beside.index(entry)]
+
+
+def _matrix(board: Board, attack: str, group: list[_Entry], titles: Mapping[str, str]) -> Matrix:
+    moved = [entry for entry in group if entry.board.threat in SURROGATES]
+    surrogates = _surrogates(moved, titles)
+    down = {model.key: place for place, model in enumerate(surrogates)}
+    seen = {entry.row.key.images for entry in moved}
+    itself = [
+        entry
+        for entry in group
+        if entry.board.threat == "white_box"
+        and entry.row.key.defense == "none"
+        and _attacked(entry) in down
+        and entry.row.key.images in seen
+    ]
+    victims = _victims([*moved, *itself], surrogates)
+    across = {model.key: place for place, model in enumerate(victims)}
+    cells = {}
+    for entry in (*moved, *itself):
+        cells[down[_attacked(entry)], across[entry.row.key]] = _cell(entry)
+    return Matrix(board, attack, surrogates, victims, cells)
+
+
+def _attacked(entry: _Entry) -> tuple[str, str]:
+    """Return the model whose gradients were climbed, and its weights."""
+    case = entry.stored.record.case
+    if case.surrogate is None:
+        return case.victim, case.victim_sha256
+    return case.surrogate, case.surrogate_sha256
+
+
+def _surrogates(moved: list[_Entry], titles: Mapping[str, str]) -> tuple[Model, ...]:
+    found = {}
+    for entry in moved:
+        key = _attacked(entry)
+        other = entry.board.threat == "no_box"
+        found[key] = Model(key, titles.get(key[0], plain(key[0])), other)
+    return _told_apart(sorted(found.values(), key=lambda m: (m.other_data, m.title, m.key)))
+
+
+def _victims(entries: list[_Entry], surrogates: tuple[Model, ...]) -> tuple[Model, ...]:
+    """Return the victims, those that are surrogates first and in the same order: a diagonal."""
+    names = [model.key[0] for model in surrogates]
+    rows = {entry.row.key: entry.row for entry in entries}
+
+    def order(row: Row) -> tuple[int, str, str]:
+        name = row.key.victim
+        return names.index(name) if name in names else len(names), row.title, repr(row.key)
+
+    ordered = sorted(rows.values(), key=order)
+    return _told_apart([Model(row.key, row.title) for row in ordered])
+
+
+def _told_apart(models: Iterable[Model]) -> tuple[Model, ...]:
+    models = list(models)
+    common = Counter(model.title for model in models)
+    return tuple(
+        model._replace(title=f"{model.title} ({plain(str(model.key[0]))})")
+        if common[model.title] > 1
+        else model
+        for model in models
+    )
+
+
+def _cell(entry: _Entry) -> Cell:
+    own = entry.board.threat == "white_box"
+    record, samples = entry.stored.record, entry.stored.samples
+    if record.status == "invalid":
+        return Cell((UNDEFINED,) * len(record.case.ladder), 0, own, "invalid")
+    success = tuple(
+        rung.metrics.get("attack_success", UNDEFINED) for rung in record.rungs if rung.eps > 0
+    )
+    attacked = samples.groupby("sample")["attacked"].all()
+    over = record.audit is not None and record.audit.over_budget > 0
+    return Cell(success, int(attacked.sum()), own, "flagged" if record.flags or over else "")

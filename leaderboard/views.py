@@ -1,0 +1,113 @@
+"""Views: boards and their matrices as the templates of the page read them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from markupsafe import Markup
+
+from . import text
+from .board import Board, Row
+from .columns import titles_of
+from .figures import curves, drawn
+from .gallery import PAGE_BYTES, gallery
+from .table import facts, patients
+from .transfer import matrices
+from .words import commit_words
+
+
+def views(made: list[Board]) -> list[list[dict[str, Any]]]:
+    """Return what the page shows of each board, by dataset; a matrix is on its first board."""
+    every = [run for board in made for row in board.rows for run in row.runs.values()]
+    titles, found = titles_of(every), matrices(made)
+    share = PAGE_BYTES // max(len(made), 1)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for ident, board in _named(made):
+        view = _view(board, ident, share) | {"titles": titles}
+        view["matrices"] = [matrix for matrix in found if matrix.board is board]
+        groups.setdefault(board.dataset.name, []).append(view)
+    return list(groups.values())
+
+
+def _named(made: list[Board]) -> list[tuple[str, Board]]:
+    """Return each board with the anchor that deep links use; unique on the page."""
+    taken: set[str] = set()
+    named = []
+    for board in made:
+        parts = [board.dataset.name, board.norm, board.threat, board.objective]
+        parts += [board.budget] if board.budget != "absolute" else []
+        stem = re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
+        ident = next(c for c in (stem, *(f"{stem}-{i}" for i in range(2, 9999))) if c not in taken)
+        taken.add(ident)
+        named.append((ident, board))
+    return named
+
+
+def _view(board: Board, ident: str, pictures: int) -> dict[str, Any]:
+    rows = drawn(board)
+    best = next((row for row in board.rows if row.standing == "ranked"), None)
+    return {
+        "board": board,
+        "id": ident,
+        "best": best,
+        "about": _about(board),
+        "facts": _facts(board),
+        "summary": facts(board),
+        "families": sorted({text.plain(row.model.family) for row in board.rows}),
+        "radii": [text.radius(eps, board.norm, board.budget) for eps in board.ladder],
+        "unit": text.unit(board.norm, board.budget),
+        "legend": rows,
+        "curve": {row: place for place, row in enumerate(rows)},
+        "unranked": any(row.standing not in ("ranked", "control") for row in rows),
+        "svg": Markup(curves(board, ident)) if rows else "",  # noqa: S704 - drawn by figures.py
+        "knows": text.KNOWS.get(board.threat, ""),
+        "pictures": gallery(board, budget=pictures),
+    }
+
+
+def _about(board: Board) -> list[tuple[str, str]]:
+    """Return what all boards of a dataset have in common."""
+    card = board.dataset
+    classes = "findings" if card.task == "multi_label" else "classes"
+    shape = "×".join(map(str, card.size)) + (" grey" if card.channels == 1 else " RGB")
+    return [
+        ("Modality", f"{text.plain(card.modality)}, {shape}"),
+        (f"{len(card.classes)} {classes}", ", ".join(map(text.plain, card.classes))),
+    ]
+
+
+def _facts(board: Board) -> list[tuple[str, str]]:
+    sizes = sorted({row.images for row in board.rows if row.images})
+    splits = sorted({run.record.case.split for row in board.rows for run in row.runs.values()})
+    return [
+        ("Images", f"{' / '.join(map(str, sizes)) or 'none'} ({', '.join(splits)} split)"),
+        ("Patients", patients(board)),
+        (
+            f"Radii ε, {text.NORMS.get(board.norm, board.norm)}",
+            text.radii(board.ladder, board.norm, board.budget),
+        ),
+    ]
+
+
+def origin(made: list[Board]) -> dict[str, Any]:
+    """Return where the records of the page come from."""
+    rows: list[Row] = [row for board in made for row in board.rows]
+    records = [run.record for row in rows for run in row.runs.values()]
+    sources = [record.provenance for record in records]
+    return {
+        "scope": ", ".join(
+            f"{count} {word}{'' if count == 1 else 's'}"
+            for word, count in {
+                "victim": len({r.key[:3] for r in rows}),
+                "dataset": len({board.dataset.name for board in made}),
+                "attack": len({record.case.attack for record in records}),
+                "case": len(records),
+            }.items()
+        ),
+        "date": max((p.started for p in sources), default="")[:10],
+        "versions": sorted({p.version for p in sources}),
+        "torch": sorted({p.torch for p in sources}),
+        "commits": sorted({commit_words(p) for p in sources if p.git_commit}),
+        "synthetic": any(board.dataset.synthetic for board in made),
+    }

@@ -1,0 +1,107 @@
+"""The page of every threat model: boards in order, matrices, checks, controls."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import leaderboard
+from robustbench_med.bench.record import Stored
+
+from .browser import Tags, chromium
+
+Maker = Callable[..., Stored]
+
+
+@pytest.fixture(scope="module")
+def suite_page(suite: Path) -> str:
+    return suite.read_text(encoding="utf-8")
+
+
+def test_the_page_tells_threat_models_apart(suite_page: str) -> None:
+    headings = re.findall(r"<h3 id=.*?</span>(.*?)</h3>", suite_page)
+    assert [heading.split(" · ")[0] for heading in headings] == [
+        "white box",
+        "transfer from another model",
+        "no box: a model trained on other data",
+        "black box by queries",
+        "control: no attack",
+    ]
+    for words in (
+        "A control is no attack",
+        "fall to Square, which only asks the model for answers (1 allowed)",
+        "none breaks more than 1 image that stands here",
+        "Half of the attacked images break within 0.9/255 (L∞), 95 % interval 0.7–1.6.",
+        "fitted on 512 training images",
+        "Prediction changed",
+        "Prediction wrong",
+        "by a random pattern of equal norm",
+        "13 passed, <strong>1 raised</strong>",
+        "measured 3 of 12 images, allowed 1",
+        "made on ResNet-18 narrow, a model trained on the same data (transfer)",
+        "radii are L∞ distances in grey levels of 255",
+    ):
+        assert words in suite_page
+    assert ">nan<" not in suite_page.lower()
+    assert suite_page.count("<h2>") == 2  # one dataset, and the notes at the foot
+
+
+def test_a_board_of_controls_ranks_nobody(suite_page: str) -> None:
+    control = suite_page[suite_page.index('id="phantom-fundus-linf-control-untargeted"') :]
+    assert control.count('data-ranks=",,,,"') == 4
+    assert 'class="badge' not in control
+
+
+def test_the_matrix_is_a_table_with_headings_and_steps_of_heat(suite_page: str) -> None:
+    start = suite_page.index('<table class="matrix"')
+    tags = Tags(suite_page[start : suite_page.index("</table>", start)]).tags
+    assert sum(a.get("scope") == "row" for _, a in tags) == 4
+    assert sum(a.get("scope") == "col" for _, a in tags) == 5
+    cells = [a for t, a in tags if t == "td" and "data-e" in a]
+    assert len(cells) == 16  # three by three, all three on the fourth, no box on all four
+    for cell in cells:
+        share = float(cell["data-e"].split(";")[2].split(",")[0])
+        assert f"heat{int(10 * share + 0.5)}" in cell["class"].split()
+        assert re.match(r"95 % interval [\d.]+–[\d.]+, \d+ images attacked", cell["title"])
+    assert sum("own" in cell["class"].split() for cell in cells) == 3
+
+
+def test_a_relative_budget_is_written_in_percent(make_stored: Maker, tmp_path: Path) -> None:
+    case = {"norm": "l2", "budget": "mean_norm"}
+    stored = make_stored([6, 1], ladder=(0.02, 0.04), case=case, record={"radii": (0.31, 0.62)})
+    page = leaderboard.publish([stored], tmp_path, title="t").read_text(encoding="utf-8")
+    assert "Radius ε <span" in page
+    assert "(% of the mean norm)" in page
+    assert "{2, 4} %" in page
+    assert "relative to a training image&#39;s mean norm" in page
+    assert "in image units 0.31, 0.62" in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium (apt install chromium)")
+def test_the_matrix_follows_the_radius(suite: Path, tmp_path: Path) -> None:
+    text = suite.read_text(encoding="utf-8")
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    board = "#phantom-fundus-linf-transfer-untargeted"
+    click = f"document.querySelector('{board} .radius input[value=\"4\"]').click()"
+    path = tmp_path / "page.html"
+    path.write_text(text.replace("</body>", f"<script>{click}</script></body>"), encoding="utf-8")
+    dom = chromium("--dump-dom", path.as_uri()).stdout
+    matrix = dom[
+        dom.index('class="transfer"') : dom.index("</figure>", dom.index('class="transfer"'))
+    ]
+    assert '<span class="eps">8/255</span>' in matrix
+    cells = [a for t, a in Tags(matrix).tags if t == "td" and "data-e" in a]
+    shown = re.findall(r'class="v">([\d.]+)<', matrix)
+    assert len(shown) == len(cells) == 16
+    for cell, text in zip(cells, shown, strict=True):
+        value = float(cell["data-e"].split(";")[4].split(",")[0])
+        assert float(text) == pytest.approx(100 * value, abs=0.06)
+        assert [c for c in cell["class"].split() if c.startswith("heat")] == [
+            f"heat{int(10 * value + 0.5)}"
+        ]
+        assert cell["title"].count("95 % interval") == 1
