@@ -7,11 +7,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robustbench_med.errors import SpecError
-from robustbench_med.problem import Problem
+from robustbench_med.problem import Problem, Slopes
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images
 
-from .linearised import CLEAR, L1_CAP, leading, least_move, nearest_way, open_ways, shrink
+from .linearised import CLEAR, L1_CAP, least_move, nearest_way, shrink
 
 # the least step, in [0,1] units at every pixel: float32 near 1 resolves 6e-8
 _FLOOR = 1e-6
@@ -58,38 +58,43 @@ def deepfool(
         raise SpecError(f"expected refine >= 0, got {refine}")
     if len(problem) == 0:
         return problem.x
-    margins = problem.margins(problem.x)
-    count, clean = open_ways(margins, candidates), margins.amax(1)
+    slopes = problem.jacobian(problem.x, candidates)
+    # a guide's margins may be coarse, the judge's cost a pass more
+    margins = slopes.margins if problem.guide is None else problem.margins(problem.x)
+    clean = margins.amax(1)
     found, harm = problem.x.clone(), clean.clone()
     rows = torch.arange(len(problem), device=problem.x.device)
-    here, z, worth = problem, problem.x, ~(clean > 0)
-    for _ in range(steps):
-        if not bool(worth.all()):  # finished samples leave
-            kept = worth.nonzero()[:, 0]
-            rows, here, z, margins = rows[kept], here.take(kept), z[kept], margins[kept]
-        if len(rows) == 0:
-            break
-        z, moved = _step(here, z, margins, count, overshoot)
+    here, z, standing = problem, problem.x, ~(clean > 0)
+    for step in range(steps):
+        if step:
+            slopes = here.jacobian(z, candidates)
+        z, moved = _step(here, z, margins, slopes, overshoot)
         margins = here.margins(z)
-        won = margins.amax(1) > CLEAR * clean[rows].abs()
-        found[rows[won]], harm[rows[won]] = z[won], margins.amax(1)[won]
-        worth = moved & ~won
+        reached = margins.amax(1)
+        won = standing & (reached > CLEAR * clean[rows].abs())
+        found[rows[won]], harm[rows[won]] = z[won], reached[won]
+        standing = standing & moved & ~won
+        kept = standing.nonzero()[:, 0]  # finished samples leave
+        if len(kept) == 0:
+            break
+        if len(kept) < len(rows):
+            rows, here, z, margins = rows[kept], here.take(kept), z[kept], margins[kept]
+            standing = standing[kept]
     across = ((harm > 0) & ~(clean > 0)).nonzero()[:, 0]
     won_at = shrink(problem.take(across), found[across], clean[across], harm[across], passes=refine)
     return found.index_copy(0, across, won_at)
 
 
 def _step(
-    here: Problem, z: Images, margins: Float[Tensor, "b m"], count: int, overshoot: float
+    here: Problem, z: Images, margins: Float[Tensor, "b m"], slopes: Slopes, overshoot: float
 ) -> tuple[Images, Bool[Tensor, " b"]]:
     """Return `z` moved beyond the nearest linearised boundary, and which samples could move.
 
-    The judge's margins are known at `z`; only the slopes are the guide's.
+    The margins at `z` are the judge's; only the slopes are the guide's.
     """
-    norm, columns = here.ball.norm, leading(margins, count)
-    slopes = here.jacobian(z, columns)
-    ones = torch.ones_like(z)
-    way = nearest_way(margins.gather(1, columns), slopes.jacobian, z, here.ball.mask(ones), norm)
+    norm, ones = here.ball.norm, torch.ones_like(z)
+    chosen = margins.gather(1, slopes.columns)
+    way = nearest_way(chosen, slopes.jacobian, z, here.ball.mask(ones), norm)
     floor = _FLOOR * here.ball.size(ones, torch.zeros_like(z))
     beyond = torch.maximum(overshoot * here.ball.size(z, here.x), floor)
     gain = (1 + overshoot) * way.margin.abs() + beyond * way.size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from robustbench_med.errors import SpecError
@@ -15,15 +15,14 @@ from robustbench_med.search import Nearest
 from robustbench_med.types import Images, PerSample
 
 from .deepfool import deepfool
-from .linearised import CLEAR, L1_CAP, Way, leading, least_move, nearest_way, open_ways, shrink
+from .linearised import CLEAR, L1_CAP, Way, least_move, nearest_way, shrink
 
-_PATIENCE = 10  # steps a sample may go without a success
 _LIFT = 2 * CLEAR  # of the clean margin
 
 
 class _Settings(NamedTuple):
     steps: int
-    ways: int
+    candidates: int
     alpha: float
     extrapolation: float
     backward: float
@@ -68,7 +67,7 @@ def fab(
         in eq. 7; the plane lies 2e-4 of the clean margin beyond the boundary, since with every
         moved value at 0 or 1 there is nothing to extrapolate; an iterate after the backward step
         that still succeeds is kept too, as its verdict costs nothing; only the leading ways are
-        linearised; a sample without a success after 10 steps goes on from DeepFool's, in L1 by
+        linearised; a sample without a success half way goes on from DeepFool's, in L1 by
         steps of at most 0.05 a value (the paper's move few values by all their room, where no slope
         holds, and may never cross); a restart without any success starts within half of its linear
         distance; the final search aims a little beyond the root (see shrink).
@@ -76,22 +75,20 @@ def fab(
     _check(steps, restarts, candidates, alpha, extrapolation, backward, refine)
     if len(problem) == 0:
         return problem.x
-    margins = problem.margins(problem.x)
-    clean = margins.amax(1)
+    clean = problem.margins(problem.x).amax(1)
     rows = (~(clean > 0)).nonzero()[:, 0]  # the others are at distance 0
     if len(rows) == 0:
         return problem.x.clone()
-    here, margins = problem.take(rows), margins[rows]
-    ways = open_ways(margins, candidates)
-    settings = _Settings(steps, ways, alpha, extrapolation, backward)
-    columns, nearest, reach = leading(margins, ways), Nearest(here), None
+    here = problem.take(rows)
+    settings = _Settings(steps, candidates, alpha, extrapolation, backward)
+    nearest, reach = Nearest(here), None
     clear = CLEAR * clean[rows].abs()
     for restart in range(restarts):
         z = here.x
         if reach is not None:
             radius = torch.where(torch.isfinite(nearest.size), nearest.size, reach) / 2
             z = here.ball.at(radius).sample(z, rng.take(rows).fork("restart", restart))
-        reach = _hop(here, z, columns, nearest, clear, settings)
+        reach = _hop(here, z, nearest, clear, settings)
     best = nearest.best
     won = torch.isfinite(nearest.size).nonzero()[:, 0]
     inner, z = here.take(won), best[won]
@@ -103,7 +100,6 @@ def fab(
 def _hop(
     here: Problem,
     z: Images,
-    columns: Int[Tensor, "b n"],
     nearest: Nearest,
     clear: PerSample,
     settings: _Settings,
@@ -116,23 +112,21 @@ def _hop(
     cap = torch.ones_like(nearest.size)
     allowed, first = here.ball.mask(torch.ones_like(z)), None
     for step in range(settings.steps):
-        if step == _PATIENCE:
+        if step == max(1, settings.steps // 2):
             stuck = torch.isinf(nearest.size)
             cap = torch.where(stuck, L1_CAP, cap) if here.ball.norm == "l1" else cap
-            z = _seeded(here, z, nearest, stuck, settings.ways)
-        slopes = here.jacobian(z, columns)
+            z = _seeded(here, z, nearest, stuck, settings.candidates)
+        slopes = here.jacobian(z, settings.candidates)
         seen = here.confirm(z, slopes.verdict)
         nearest.keep(z, seen.done & (seen.harm > clear))
-        chosen = slopes.margins.gather(1, columns)
+        chosen = slopes.margins.gather(1, slopes.columns)
         way = nearest_way(chosen, slopes.jacobian, z, allowed, here.ball.norm)
         z, distance = _biased(here, z, way, cap, settings)
         first = distance if first is None else first
-        margins = here.margins(z)
-        won = margins.amax(1) > clear
+        won = here.margins(z).amax(1) > clear
         nearest.keep(z, won)
         back = (here.x + settings.backward * (z - here.x)).clamp_(0, 1)
         z = torch.where(won.view(shape), back, z)
-        columns = leading(margins, settings.ways)
     return nearest.size if first is None else first
 
 

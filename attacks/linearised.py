@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robustbench_med.cards import Norm
@@ -24,6 +24,7 @@ _NUDGE = 0.01  # share of the way back to a known success: lands beyond the root
 # the least L1 change moves a few values by all their room, where no slope holds; smaller steps keep
 # to it: of 0.01 to 1, this crossed with the smallest L1 norm on three phantom victims
 L1_CAP = 0.05
+_CLOSE = 1e-3  # a way back shorter than this share of the perturbation is not worth a pass
 _TURNS = 50  # of Newton's method: four or five are needed
 
 
@@ -39,18 +40,6 @@ class Way(NamedTuple):
     margin: PerSample
     slope: Images
     size: PerSample
-
-
-def leading(margins: Float[Tensor, "b m"], count: int) -> Int[Tensor, "b n"]:
-    """Return the columns of the `count` largest margins of each sample, NaN last."""
-    ranked = margins.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-    return ranked.topk(min(count, margins.shape[1]), dim=1).indices
-
-
-def open_ways(margins: Float[Tensor, "b m"], candidates: int) -> int:
-    """Return how many ways are worth linearising: those that count in some sample, at most."""
-    counted = int(torch.isfinite(margins).sum(1).amax())
-    return max(1, min(candidates, counted))
 
 
 def nearest_way(
@@ -135,30 +124,43 @@ def shrink(
         z: `(b, c, *s)` their successful candidates.
         below: `(b,)` harm of the clean images, <= 0.
         above: `(b,)` harm of `z`, > 0.
-        passes: forward passes spent.
+        passes: forward passes spent, at most.
 
     Source: the final search of Croce & Hein, ICML 2020, eq. 10: the root of the harm's linear
         interpolation. Deviations: the point aimed at lies 1 % of the bracket beyond the root, so
         that it succeeds where the harm is linear; an end that stays twice has its harm halved (the
         Illinois rule), so that both ends close in where the harm is curved.
     """
-    shape, clear = (-1, *[1] * (z.ndim - 1)), CLEAR * below.abs()
+    clear = CLEAR * below.abs()
     below, above = below - clear, above - clear
-    low, high = torch.zeros_like(above), torch.ones_like(above)
-    best, change, last = z.clone(), z - problem.x, torch.zeros_like(above)
-    for _ in range(passes if len(problem) else 0):
-        root = low + (high - low) * (below / (below - above)).nan_to_num(nan=0.5).clamp(0, 1)
-        share = root + _NUDGE * (high - root)
-        trial = (problem.x + share.view(shape) * change).clamp_(0, 1)
-        harm = problem.margins(trial).amax(1) - clear
+    low, high, last = torch.zeros_like(above), torch.ones_like(above), torch.zeros_like(above)
+    best, change = z.clone(), z - problem.x
+    rows, here = torch.arange(len(z), device=z.device), problem
+    for _ in range(passes):
+        share = _aim(below, above, low, high)
+        kept = (share < high * (1 - _CLOSE)).nonzero()[:, 0]  # the others have nothing to gain
+        if len(kept) == 0:
+            break
+        if len(kept) < len(rows):
+            rows, here, change = rows[kept], here.take(kept), change[kept]
+            state = (below, above, low, high, last, clear, share)
+            below, above, low, high, last, clear, share = (value[kept] for value in state)
+        trial = (here.x + share.view(-1, *[1] * (z.ndim - 1)) * change).clamp_(0, 1)
+        harm = here.margins(trial).amax(1) - clear
         won = harm > 0
-        best = torch.where(won.view(shape), trial, best)
+        best[rows[won]] = trial[won]
         # the Illinois rule: the end that stands still for a second time counts half
         below = torch.where(won, torch.where(last > 0, below / 2, below), harm)
         above = torch.where(won, harm, torch.where(last < 0, above / 2, above))
         low, high = torch.where(won, low, share), torch.where(won, share, high)
         last = torch.where(won, 1.0, -1.0)
     return best
+
+
+def _aim(below: PerSample, above: PerSample, low: PerSample, high: PerSample) -> PerSample:
+    """Return a little more than the share of the change at which a linear harm would be 0."""
+    root = low + (high - low) * (below / (below - above)).nan_to_num(nan=0.5).clamp(0, 1)
+    return root + _NUDGE * (high - root)
 
 
 def _free(slope: Images, margin: PerSample, z: Images) -> Images:

@@ -29,11 +29,15 @@ class Counter:
 
 
 class Slopes(NamedTuple):
-    """Margins at a candidate, the gradients of some of them, and the guide's verdict."""
+    """Margins at a candidate, the gradients of some of them, and the guide's verdict.
+
+    `columns` says which margins those are, in the order of the gradients.
+    """
 
     margins: Float[Tensor, "b m"]
     jacobian: Float[Tensor, "b n c *s"]
     verdict: Verdict
+    columns: Int[Tensor, "b n"]
 
 
 @dataclass(frozen=True)
@@ -102,18 +106,19 @@ class Problem:
             return found[0]
         return torch.cat([g for g, _ in found]), _joined([verdict for _, verdict in found])
 
-    def jacobian(self, z: Images, columns: Int[Tensor, "b n"]) -> Slopes:
+    def jacobian(self, z: Images, columns: Int[Tensor, "b n"] | int) -> Slopes:
         """Return the guide's margins at `z` and the gradients of the chosen ones.
 
         Args:
             z: `(b, c, *s)` candidates.
-            columns: `(b, n)` which margins of each sample are differentiated: one forward pass and
-                n backward passes.
+            columns: `(b, n)` which margins of each sample are differentiated, or how many of the
+                largest: one forward pass, and a backward pass for each that counts in any sample.
         """
         if len(z) == 0:
-            return Slopes(
-                self.margins(z), z[:, None].expand(0, columns.shape[1], *z.shape[1:]), self.probe(z)
-            )
+            margins = self.margins(z)
+            n = min(columns, margins.shape[1]) if isinstance(columns, int) else columns.shape[1]
+            none = torch.zeros_like(margins, dtype=torch.long)[:, :n]
+            return Slopes(margins, z[:, None].expand(0, n, *z.shape[1:]), self.probe(z), none)
         model = self.guide or self.judge
         found: list[Slopes] = []
         for rows in self._chunks(z):
@@ -121,21 +126,27 @@ class Problem:
             with torch.enable_grad():
                 output = model(leaf)
                 margins = objective.margins(output, self.y[rows])
-                chosen = _climbable(margins).gather(1, columns[rows]).sum(0)
-                last = len(chosen) - 1
-                slopes = [
-                    self._finite(torch.autograd.grad(one, leaf, retain_graph=j < last)[0])
-                    for j, one in enumerate(chosen)
-                ]
+                if isinstance(columns, int):
+                    picked = _leading(margins.detach(), columns)
+                else:
+                    picked = columns[rows]
+                chosen = _climbable(margins).gather(1, picked)
+                live = torch.isfinite(chosen.detach()).any(0).nonzero()[:, 0].tolist()
+                slopes = [torch.zeros_like(leaf) for _ in range(chosen.shape[1])]
+                for j in live:
+                    (g,) = torch.autograd.grad(chosen[:, j].sum(), leaf, retain_graph=j < live[-1])
+                    slopes[j] = self._finite(g)
                 verdict = objective(output, self.y[rows])
-            self._count(len(rows), backward=len(chosen))
-            found.append(Slopes(margins.detach(), torch.stack(slopes, 1), _detached(verdict)))
+            self._count(len(rows), backward=len(live))
+            stack = torch.stack(slopes, 1)
+            found.append(Slopes(margins.detach(), stack, _detached(verdict), picked))
         if len(found) == 1:
             return found[0]
         return Slopes(
             torch.cat([one.margins for one in found]),
             torch.cat([one.jacobian for one in found]),
             _joined([one.verdict for one in found]),
+            torch.cat([one.columns for one in found]),
         )
 
     def confirm(self, z: Images, verdict: Verdict) -> Verdict:
@@ -190,6 +201,12 @@ class Problem:
     def at(self, eps: float | Float[Tensor, " b"]) -> Problem:
         """Return the same problem at another radius, or at one a sample."""
         return replace(self, ball=self.ball.at(eps))
+
+
+def _leading(margins: Float[Tensor, "b m"], count: int) -> Int[Tensor, "b n"]:
+    """Return the columns of the `count` largest margins of each sample, NaN last."""
+    ranked = margins.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+    return ranked.topk(min(count, margins.shape[1]), dim=1).indices
 
 
 def _climbable(loss: Tensor) -> Tensor:

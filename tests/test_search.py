@@ -209,6 +209,25 @@ def test_the_jacobian_is_the_gradient_of_each_margin() -> None:
     torch.testing.assert_close(parts.jacobian, found.jacobian)
 
 
+def test_the_jacobian_picks_the_leading_margins_itself() -> None:
+    problem = posed()
+    spent = problem.counter
+    found = problem.jacobian(problem.x, 10)  # three classes: two ways, and the truth, which is none
+    assert (spent.forward, spent.backward) == (N, 2 * N)
+    ranked = found.margins.gather(1, found.columns)
+    assert (ranked[:, :-1] >= ranked[:, 1:]).all()
+    assert (ranked[:, 2] == -torch.inf).all()
+    assert not found.jacobian[:, 2].any()
+    named = problem.jacobian(problem.x, found.columns[:, :2])
+    torch.testing.assert_close(named.jacobian, found.jacobian[:, :2])
+    torch.testing.assert_close(problem.jacobian(problem.x, 1).jacobian, named.jacobian[:, :1])
+    parts = replace(problem, chunk=3).jacobian(problem.x, 10)
+    assert torch.equal(parts.columns, found.columns)
+    nothing = problem.take(torch.zeros(0, dtype=torch.long)).jacobian(problem.x[:0], 2)
+    assert nothing.jacobian.shape == (0, 2, *problem.x.shape[1:])
+    assert nothing.columns.shape == (0, 2)
+
+
 def test_climbing_toward_a_column_follows_the_rows_taken() -> None:
     problem = posed()
     columns = (problem.y + 1 + torch.arange(N) % 2) % 3

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linprog, minimize
 from torch import nn
 
-from attacks.linearised import leading, least_move, nearest_way, open_ways, shrink
+from attacks.linearised import least_move, nearest_way, shrink
 from robustbench_med.cards import Norm
 from tests.toys import distance, grey_images, linear_victim, problem_of, victim_of
 
@@ -111,13 +111,6 @@ def test_nearest_way_passes_over_what_is_no_way_or_has_no_room() -> None:
     torch.testing.assert_close(way.slope[0], jacobian[0, 0])
     back = nearest_way(-margins[:, :2], jacobian[:, :2], z, torch.ones_like(z), "l2")
     assert back.size.tolist() == [9.0, 9.0, 9.0]  # on the way back there is room
-
-
-def test_leading_ways_are_those_that_count() -> None:
-    margins = torch.tensor([[-3.0, -torch.inf, -1.0], [torch.nan, -2.0, -torch.inf]])
-    assert leading(margins, 1).tolist() == [[2], [1]]
-    assert open_ways(margins, 10) == 2
-    assert open_ways(margins, 1) == 1
 
 
 class Bent(nn.Module):
