@@ -46,10 +46,20 @@ CHECKS: dict[str, tuple[str, _Write]] = {
     "noise_beats_attack": ("Missed images that random noise breaks", _images),
     "black_box_beats_white_box": ("Missed images that an attack by queries breaks", _images),
     "success_falls_with_radius": ("Images broken at a small radius, not at the largest", _images),
-    "large_radius_leaves_images": ("Images that stand though all of them may be changed", _images),
-    "not_converged": ("Part of the loss gained in the last quarter of the steps", _share),
+    "large_radius_leaves_images": (
+        "Images that stand though nearly all of each may be changed",
+        _share,
+    ),
+    "not_converged": (
+        "Rise of the loss in the last quarter of the steps, against the average",
+        _share,
+    ),
     "silent_success": ("Successes that the attack passed and did not return", _images),
     "more_effort_breaks_more": ("Missed images that break at twice the effort", _images),
+    "universal_below_control": (
+        "Answers a random direction changes beyond what the fitted one does",
+        _share,
+    ),
     "rounding_repairs": ("Broken images that are right again once stored", _share),
 }
 
