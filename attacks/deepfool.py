@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from robustbench_med.errors import SpecError
@@ -11,7 +11,7 @@ from robustbench_med.problem import Problem, Slopes
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images
 
-from .linearised import CLEAR, L1_CAP, least_move, nearest_way, shrink
+from .linearised import L1_CAP, Way, clearance, least_move, nearest_way, shrink
 
 # the least step, in [0,1] units at every pixel: float32 near 1 resolves 6e-8
 _FLOOR = 1e-6
@@ -48,8 +48,9 @@ def deepfool(
         overshoot is applied at every step and not once after the last, since an iterate that only
         tends to the boundary may never cross it; the step is the least one within [0,1], and values
         at the box with no room are left out of the norm of the slope (there the paper's step would
-        be clipped and fall short); only the leading ways are linearised; the crossing is walked
-        back to the boundary (`refine`; 0 for the paper's result).
+        be clipped and fall short); only the leading ways are linearised; a success must clear
+        the boundary (see clearance); the crossing is walked back to it (`refine`; 0 for the paper's
+        result).
     """
     for name, value in {"steps": steps, "overshoot": overshoot, "candidates": candidates}.items():
         if not value > 0:
@@ -65,13 +66,15 @@ def deepfool(
     found, harm = problem.x.clone(), clean.clone()
     rows = torch.arange(len(problem), device=problem.x.device)
     here, z, standing = problem, problem.x, ~(clean > 0)
+    way = _nearest(here, z, margins, slopes)
+    clear = clearance(way)
     for step in range(steps):
         if step:
-            slopes = here.jacobian(z, candidates)
-        z, moved = _step(here, z, margins, slopes, overshoot)
+            way = _nearest(here, z, margins, here.jacobian(z, candidates))
+        z, moved = _step(here, z, way, overshoot), way.size > 0
         margins = here.margins(z)
         reached = margins.amax(1)
-        won = standing & (reached > CLEAR * clean[rows].abs())
+        won = standing & (reached > clear[rows])
         found[rows[won]], harm[rows[won]] = z[won], reached[won]
         standing = standing & moved & ~won
         kept = standing.nonzero()[:, 0]  # finished samples leave
@@ -81,24 +84,22 @@ def deepfool(
             rows, here, z, margins = rows[kept], here.take(kept), z[kept], margins[kept]
             standing = standing[kept]
     across = ((harm > 0) & ~(clean > 0)).nonzero()[:, 0]
-    won_at = shrink(problem.take(across), found[across], clean[across], harm[across], passes=refine)
-    return found.index_copy(0, across, won_at)
+    ends = found[across], clean[across], harm[across], clear[across]
+    return found.index_copy(0, across, shrink(problem.take(across), *ends, passes=refine))
 
 
-def _step(
-    here: Problem, z: Images, margins: Float[Tensor, "b m"], slopes: Slopes, overshoot: float
-) -> tuple[Images, Bool[Tensor, " b"]]:
-    """Return `z` moved beyond the nearest linearised boundary, and which samples could move.
+def _nearest(here: Problem, z: Images, margins: Float[Tensor, "b m"], slopes: Slopes) -> Way:
+    """Return the nearest way: its margin is the judge's; only the slopes are the guide's."""
+    chosen, allowed = margins.gather(1, slopes.columns), here.ball.mask(torch.ones_like(z))
+    return nearest_way(chosen, slopes.jacobian, z, allowed, here.ball.norm)
 
-    The margins at `z` are the judge's; only the slopes are the guide's.
-    """
-    norm, ones = here.ball.norm, torch.ones_like(z)
-    chosen = margins.gather(1, slopes.columns)
-    way = nearest_way(chosen, slopes.jacobian, z, here.ball.mask(ones), norm)
-    floor = _FLOOR * here.ball.size(ones, torch.zeros_like(z))
+
+def _step(here: Problem, z: Images, way: Way, overshoot: float) -> Images:
+    """Return `z` moved beyond the linearised boundary; as it is where no way is open."""
+    norm = here.ball.norm
+    floor = _FLOOR * here.ball.size(torch.ones_like(z), torch.zeros_like(z))
     beyond = torch.maximum(overshoot * here.ball.size(z, here.x), floor)
     gain = (1 + overshoot) * way.margin.abs() + beyond * way.size
     cap = L1_CAP if norm == "l1" else 1.0
     moved = (z + least_move(z, way.slope, gain, norm, cap=cap)).clamp_(0, 1)
-    movable = way.size > 0
-    return torch.where(movable.view(-1, *[1] * (z.ndim - 1)), moved, z), movable
+    return torch.where((way.size > 0).view(-1, *[1] * (z.ndim - 1)), moved, z)

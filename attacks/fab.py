@@ -9,15 +9,13 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from robustbench_med.errors import SpecError
-from robustbench_med.problem import Problem
+from robustbench_med.problem import Problem, Slopes
 from robustbench_med.rng import Draws
 from robustbench_med.search import Nearest
 from robustbench_med.types import Images, PerSample
 
 from .deepfool import deepfool
-from .linearised import CLEAR, L1_CAP, Way, least_move, nearest_way, shrink
-
-_LIFT = 2 * CLEAR  # of the clean margin
+from .linearised import L1_CAP, Way, clearance, least_move, nearest_way, shrink
 
 
 class _Settings(NamedTuple):
@@ -26,6 +24,7 @@ class _Settings(NamedTuple):
     alpha: float
     extrapolation: float
     backward: float
+    clear: PerSample  # harm above which a candidate succeeds
 
 
 def fab(
@@ -64,74 +63,71 @@ def fab(
         attack", ICML 2020, Algorithm 1: projections eq. 5 and 6, nearest class eq. 7, biased step
         eq. 8 and 9, final search eq. 10; alpha 0.1, extrapolation (eta) 1.05, backward (beta) 0.9
         and 100 steps are of its section 4. Deviations: values without room are left out of the norm
-        in eq. 7; the plane lies 2e-4 of the clean margin beyond the boundary, since with every
-        moved value at 0 or 1 there is nothing to extrapolate; an iterate after the backward step
-        that still succeeds is kept too, as its verdict costs nothing; only the leading ways are
-        linearised; a sample without a success half way goes on from DeepFool's, in L1 by
-        steps of at most 0.05 a value (the paper's move few values by all their room, where no slope
-        holds, and may never cross); a restart without any success starts within half of its linear
-        distance; the final search aims a little beyond the root (see shrink).
+        in eq. 7; a success must clear the boundary (see clearance), and the plane lies a little
+        beyond it, since with every moved value at 0 or 1 there is nothing to extrapolate; an
+        iterate after the backward step that still succeeds is kept too, as its verdict costs
+        nothing; only the leading ways are linearised; a sample without a success half way goes on
+        from DeepFool's, in L1 by steps of at most 0.05 a value (the paper's move few values by all
+        their room, where no slope holds, and may never cross); a restart without any success starts
+        within half of its linear distance; the final search aims a little beyond the root (see
+        shrink).
     """
     _check(steps, restarts, candidates, alpha, extrapolation, backward, refine)
     if len(problem) == 0:
         return problem.x
-    clean = problem.margins(problem.x).amax(1)
+    slopes = problem.jacobian(problem.x, candidates)
+    # a guide's margins may be coarse, the judge's cost a pass more
+    margins = slopes.margins if problem.guide is None else problem.margins(problem.x)
+    clean = margins.amax(1)
     rows = (~(clean > 0)).nonzero()[:, 0]  # the others are at distance 0
     if len(rows) == 0:
         return problem.x.clone()
-    here = problem.take(rows)
-    settings = _Settings(steps, candidates, alpha, extrapolation, backward)
-    nearest, reach = Nearest(here), None
-    clear = CLEAR * clean[rows].abs()
-    for restart in range(restarts):
-        z = here.x
-        if reach is not None:
-            radius = torch.where(torch.isfinite(nearest.size), nearest.size, reach) / 2
-            z = here.ball.at(radius).sample(z, rng.take(rows).fork("restart", restart))
-        reach = _hop(here, z, nearest, clear, settings)
+    way = _nearest(problem, problem.x, slopes)
+    here, way = problem.take(rows), Way(*(value[rows] for value in way))
+    clear, nearest = clearance(way), Nearest(here)
+    settings = _Settings(steps, candidates, alpha, extrapolation, backward, clear)
+    _hop(here, here.x, way, nearest, settings)
+    for restart in range(1, restarts):
+        linear = (way.margin.abs() / way.size).nan_to_num(nan=0.0, posinf=0.0)
+        radius = torch.where(torch.isfinite(nearest.size), nearest.size, linear) / 2
+        z = here.ball.at(radius).sample(here.x, rng.take(rows).fork("restart", restart))
+        _hop(here, z, None, nearest, settings)
     best = nearest.best
     won = torch.isfinite(nearest.size).nonzero()[:, 0]
     inner, z = here.take(won), best[won]
-    above = inner.margins(z).amax(1)
-    best[won] = shrink(inner, z, clean[rows[won]], above, passes=refine)
+    ends = clean[rows[won]], inner.margins(z).amax(1), clear[won]
+    best[won] = shrink(inner, z, *ends, passes=refine)
     return problem.x.index_copy(0, rows, best)
 
 
-def _hop(
-    here: Problem,
-    z: Images,
-    nearest: Nearest,
-    clear: PerSample,
-    settings: _Settings,
-) -> PerSample:
-    """Run all steps from `z`; return the linear distance of the clean images at the first.
-
-    A candidate whose harm is above `clear` succeeds.
-    """
-    shape = (-1, *[1] * (z.ndim - 1))
+def _hop(here: Problem, z: Images, way: Way | None, nearest: Nearest, settings: _Settings) -> None:
+    """Run all steps from `z`; `way` is the nearest there, where it is known."""
+    shape, clear = (-1, *[1] * (z.ndim - 1)), settings.clear
     cap = torch.ones_like(nearest.size)
-    allowed, first = here.ball.mask(torch.ones_like(z)), None
     for step in range(settings.steps):
         if step == max(1, settings.steps // 2):
             stuck = torch.isinf(nearest.size)
             cap = torch.where(stuck, L1_CAP, cap) if here.ball.norm == "l1" else cap
-            z = _seeded(here, z, nearest, stuck, settings.candidates)
-        slopes = here.jacobian(z, settings.candidates)
-        seen = here.confirm(z, slopes.verdict)
-        nearest.keep(z, seen.done & (seen.harm > clear))
-        chosen = slopes.margins.gather(1, slopes.columns)
-        way = nearest_way(chosen, slopes.jacobian, z, allowed, here.ball.norm)
-        z, distance = _biased(here, z, way, cap, settings)
-        first = distance if first is None else first
+            z = _seeded(here, z, nearest, stuck, settings)
+        if step or way is None:
+            slopes = here.jacobian(z, settings.candidates)
+            seen = here.confirm(z, slopes.verdict)
+            nearest.keep(z, seen.done & (seen.harm > clear))
+            way = _nearest(here, z, slopes)
+        z = _biased(here, z, way, cap, settings)
         won = here.margins(z).amax(1) > clear
         nearest.keep(z, won)
         back = (here.x + settings.backward * (z - here.x)).clamp_(0, 1)
         z = torch.where(won.view(shape), back, z)
-    return nearest.size if first is None else first
+
+
+def _nearest(here: Problem, z: Images, slopes: Slopes) -> Way:
+    chosen, allowed = slopes.margins.gather(1, slopes.columns), here.ball.mask(torch.ones_like(z))
+    return nearest_way(chosen, slopes.jacobian, z, allowed, here.ball.norm)
 
 
 def _seeded(
-    here: Problem, z: Images, nearest: Nearest, stuck: Bool[Tensor, " b"], candidates: int
+    here: Problem, z: Images, nearest: Nearest, stuck: Bool[Tensor, " b"], settings: _Settings
 ) -> Images:
     """Return `z` with DeepFool's success for each sample that has none yet."""
     rows = stuck.nonzero()[:, 0]
@@ -139,18 +135,16 @@ def _seeded(
         return z
     inner = here.take(rows)
     # it draws nothing
-    seed = deepfool(inner, rng=Draws.of(0, []), candidates=candidates)
+    seed = deepfool(inner, rng=Draws.of(0, []), candidates=settings.candidates)
     nearest.keep(seed, inner.margins(seed).amax(1) > 0, rows)
     return z.index_copy(0, rows, seed)
 
 
-def _biased(
-    here: Problem, z: Images, way: Way, cap: Tensor, settings: _Settings
-) -> tuple[Images, Tensor]:
-    """Return the mean of both projections weighted by eq. 9, and the clean images' distance."""
+def _biased(here: Problem, z: Images, way: Way, cap: Tensor, settings: _Settings) -> Images:
+    """Return the mean of both projections, weighted by eq. 9."""
     ball, x = here.ball, here.x
     at_x = way.margin + (way.slope * (x - z)).flatten(1).sum(1)  # the linear margin at x
-    lift = _LIFT * at_x.abs()
+    lift = 2 * settings.clear
     both = settings.extrapolation * least_move(
         torch.cat([z, x]),
         torch.cat([way.slope, way.slope]),
@@ -165,7 +159,7 @@ def _biased(
     weight = weight.view(-1, *[1] * (z.ndim - 1))
     # written as differences: where nothing changes, none is left by rounding
     moved = z + from_z + weight * (x - z + from_x - from_z)
-    return moved.clamp_(0, 1), far
+    return moved.clamp_(0, 1)
 
 
 def _check(

@@ -17,9 +17,8 @@ from robustbench_med.cards import Norm
 from robustbench_med.problem import Problem
 from robustbench_med.types import Images, PerSample
 
-# a success must clear the boundary by this share of the clean margin: another batch size rounds
-# otherwise, and the judge would take back what lies on the boundary itself
-CLEAR = 1e-4
+_CLEAR = 1e-4  # of the clean margin
+_ROUNDING = 2e-7  # of each value of an image: thrice what float32 resolves near 1
 _NUDGE = 0.01  # share of the way back to a known success: lands beyond the root, not on it
 # the least L1 change moves a few values by all their room, where no slope holds; smaller steps keep
 # to it: of 0.01 to 1, this crossed with the smallest L1 norm on three phantom victims
@@ -77,6 +76,20 @@ def nearest_way(
     )
 
 
+def clearance(clean: Way) -> PerSample:
+    """Return by how much a success must clear the boundary, in logits, `(b,)`.
+
+    Another batch size rounds otherwise, and the judge would take back what lies on the boundary
+    itself. So that it never does, a success has 1e-4 of the clean margin in hand, and what the
+    rounding of the image can change.
+
+    Args:
+        clean: the nearest way at the clean images.
+    """
+    rounding = _ROUNDING * clean.slope.flatten(1).abs().sum(1)
+    return torch.maximum(_CLEAR * clean.margin.abs(), rounding)
+
+
 def least_move(
     x: Images, slope: Images, gain: PerSample, norm: Norm, *, cap: PerSample | float = 1.0
 ) -> Images:
@@ -115,7 +128,13 @@ def least_move(
 
 
 def shrink(
-    problem: Problem, z: Images, below: PerSample, above: PerSample, *, passes: int
+    problem: Problem,
+    z: Images,
+    below: PerSample,
+    above: PerSample,
+    clear: PerSample,
+    *,
+    passes: int,
 ) -> Images:
     """Return successes nearer to the clean images, on the line to them.
 
@@ -124,6 +143,7 @@ def shrink(
         z: `(b, c, *s)` their successful candidates.
         below: `(b,)` harm of the clean images, <= 0.
         above: `(b,)` harm of `z`, > 0.
+        clear: `(b,)` harm above which a candidate succeeds.
         passes: forward passes spent, at most.
 
     Source: the final search of Croce & Hein, ICML 2020, eq. 10: the root of the harm's linear
@@ -131,7 +151,6 @@ def shrink(
         that it succeeds where the harm is linear; an end that stays twice has its harm halved (the
         Illinois rule), so that both ends close in where the harm is curved.
     """
-    clear = CLEAR * below.abs()
     below, above = below - clear, above - clear
     low, high, last = torch.zeros_like(above), torch.ones_like(above), torch.zeros_like(above)
     best, change = z.clone(), z - problem.x
