@@ -31,7 +31,7 @@ def deepfool(
     Args:
         problem: the batch attacked; of its ball, the norm, channels and region count.
         rng: unused; every attack is called alike.
-        steps: linearisations a sample, at most, >= 1; nearly all samples need two to five.
+        steps: linearisations a sample, at most, >= 1; the shipped victims need two or three.
         overshoot: how far beyond the linearised boundary each step goes, as a share of the whole
             perturbation, > 0.
         candidates: how many of the leading ways are linearised, >= 1: one backward pass each.
