@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attacks.pgd import pgd
-from benchmarks.conftest import SHARE, STEPS, Arena, Plain, draws
+from benchmarks.conftest import SHARE, STEPS, Arena, Plain, classifier, draws
 from robustbench_med.bench.ladder import descend
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
@@ -40,18 +40,9 @@ def foolbox(arena: Arena, eps: float) -> Callable[[], Tensor]:
 
 def art(arena: Arena, eps: float) -> Callable[[], Tensor]:
     from art.attacks.evasion import ProjectedGradientDescentPyTorch as Peer
-    from art.estimators.classification import PyTorchClassifier
 
-    estimator = PyTorchClassifier(
-        model=Plain(arena.victim),
-        loss=torch.nn.CrossEntropyLoss(),
-        input_shape=tuple(arena.x.shape[1:]),
-        nb_classes=2,
-        clip_values=(0.0, 1.0),
-        device_type="cpu",
-    )
     attack = Peer(
-        estimator,
+        classifier(arena),
         eps=eps,
         eps_step=eps * SHARE,
         max_iter=STEPS,

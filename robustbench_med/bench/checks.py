@@ -132,6 +132,8 @@ def _zero(found: Evidence) -> Measured:
 
 
 def _one_step(found: Evidence) -> Measured | None:
+    if found.card.rungs == "distance":  # DeepFool's few steps go to one plane, not through a ball
+        return None
     return _probe(found, "fgsm", {})
 
 
