@@ -126,7 +126,8 @@ def _breaks(problem: Problem, z: Images, reach: float) -> Bool[Tensor, " b"]:
     """Return which candidates succeed when grown by `reach`; with inf, all count."""
     if reach == torch.inf:
         return torch.ones(len(z), dtype=torch.bool, device=z.device)
-    return problem.probe((problem.x + reach * (z - problem.x)).clamp_(0, 1)).done
+    # by the harm, not by `done`: an objective that never ends has successes too
+    return problem.probe((problem.x + reach * (z - problem.x)).clamp_(0, 1)).harm > 0
 
 
 def _check(steps: int, queries: int, targets: int, reach: float) -> None:

@@ -58,7 +58,8 @@ def uap(
         epoch on all images, and those are not visited in it. An image is fooled when the objective
         is done with it (untargeted: the call is wrong), not when the call has changed; the two
         differ on images called wrong from the start. Slopes that would push a pixel out of [0,1]
-        count as 0. The best perturbation is returned, not the last.
+        count as 0. The best perturbation is returned, not the last, or the same direction pushed to
+        the ball's surface (its sign times eps for L-inf) where that fools more training images.
     """
     positive(epochs=epochs, batch=batch, ways=ways)
     below_one(delta=delta)
@@ -71,7 +72,7 @@ def uap(
         output = problem.outputs(_added(problem, v))
         done = problem.objective(output, problem.y).done
         fooled = float(done.float().mean())
-        if fooled > most:
+        if fooled >= most:
             best, most = v, fooled
         if fooled >= 1 - delta or epoch == epochs:
             break
@@ -79,6 +80,11 @@ def uap(
         for rows in _visits(rng, (~done).nonzero()[:, 0], epoch, batch):
             step = _minimal(problem.take(rows), v, margins[rows], ways)
             v = ball.bound(v + (1 + overshoot) * step.sum(0, keepdim=True))
+    if len(problem):  # the steps seldom fill the ball: what lies on its surface may fool more
+        full = ball.eps * ball.steepest(best)
+        done = problem.objective(problem.outputs(_added(problem, full)), problem.y).done
+        if float(done.float().mean()) > most:
+            best = full
     return Additive(best[0])
 
 

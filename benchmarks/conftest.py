@@ -196,9 +196,10 @@ def contest(
         *,
         arena: Arena | None = None,
         norm: Norm | None = None,
+        rounds: int = 1,
     ) -> None:
         own = request.getfixturevalue("arena") if arena is None else arena
-        z = benchmark.pedantic(attack, rounds=2 if arena is None else 1)  # type: ignore[attr-defined]
+        z = benchmark.pedantic(attack, rounds=2 if arena is None else rounds)  # type: ignore[attr-defined]
         seconds = float(benchmark.stats.stats.min)  # type: ignore[attr-defined]
         distance = float("nan")
         if norm is not None:

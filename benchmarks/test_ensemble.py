@@ -37,7 +37,7 @@ def autoattack(arena: Arena, eps: float) -> Callable[[], Tensor]:
     )
 
     def run() -> Tensor:
-        found = attack.run_standard_evaluation(arena.x, arena.y, bs=len(arena.x))
+        found = attack.run_standard_evaluation(arena.x, arena.y)
         z: Tensor = found[0] if isinstance(found, tuple) else found
         return z
 

@@ -57,8 +57,8 @@ CHECKS: dict[str, tuple[str, _Write]] = {
     "silent_success": ("Successes that the attack passed and did not return", _images),
     "more_effort_breaks_more": ("Missed images that break at twice the effort", _images),
     "universal_below_control": (
-        "Answers a random direction changes beyond what the fitted one does",
-        _share,
+        "Images that a random direction breaks beyond those of the fitted one",
+        _images,
     ),
     "rounding_repairs": ("Broken images that are right again once stored", _share),
 }

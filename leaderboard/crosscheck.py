@@ -21,6 +21,7 @@ from .worst_case import correct_table, standing_images
 
 ALLOWED = 1  # image a radius: one may be luck
 _KNOWS = {
+    "universal": "which has one perturbation for all images",
     "query": "which only asks the model for answers",
     "transfer": "which was made on another model",
     "no_box": "which was made on a model trained on other data",

@@ -11,7 +11,12 @@ from robustbench_med.bench.record import Estimate, Record
 from .board import Board, Row
 
 WORST = "worst_case"
-_SPREAD = ("prediction_changed", "prediction_wrong", "control_changed", "control_wrong")
+_SPREAD = {  # column of the CSV -> field
+    "prediction_changed": "changed",
+    "prediction_wrong": "wrong",
+    "control_changed": "control_changed",
+    "control_wrong": "control_wrong",
+}
 
 
 def long_frame(made: list[Board]) -> pd.DataFrame:
@@ -65,7 +70,9 @@ def measured(record: Record) -> list[tuple[float, str, Estimate]]:
         found.append((math.nan, "median_distance", record.distance))
     if record.spread is not None:
         for eps, rung in zip(record.case.ladder, record.spread.rungs, strict=True):
-            found += [(eps, f"universal_{name}", getattr(rung, name)) for name in _SPREAD]
+            found += [
+                (eps, f"universal_{name}", getattr(rung, field)) for name, field in _SPREAD.items()
+            ]
     return found
 
 

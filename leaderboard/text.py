@@ -12,6 +12,7 @@ DASH = "–"
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 THREATS = {
     "white_box": "white box",
+    "universal": "one perturbation for all images",
     "transfer": "transfer from another model",
     "no_box": "no box: a model trained on other data",
     "query": "black box by queries",
@@ -20,6 +21,8 @@ THREATS = {
 # threat model -> what the attacker has, above the board
 KNOWS = {
     "white_box": "The attacker knows the whole model, its gradients included.",
+    "universal": "The attacker knows the whole model, but must find one perturbation for all "
+    "images, fitted on training images and tried on others.",
     "transfer": "The attacker owns another model trained on the same data and never asks the "
     "victim: what breaks the one is tried on the other.",
     "no_box": "The attacker owns a model trained on other data, and has neither the victim nor "

@@ -11,6 +11,7 @@ from .text import NORMS, interval, number, plain, radii, radius, unit
 
 _KNOWS = {
     "white_box": "knows the whole model, its gradients included (white box)",
+    "universal": "knows the whole model, but has one perturbation for all images",
     "query": "sees only the model's answers and asks many times (black box by queries)",
     "control": "none: a control, which shows what a change of this size does without any aim",
 }
@@ -32,8 +33,6 @@ def attacker_words(record: Record, titles: Mapping[str, str]) -> str:
             f"made on {model}, a model trained on {'other' if other else 'the same'} data "
             f"({'no box' if other else 'transfer'}); the victim is only asked at the end"
         )
-    if record.attack_card.rungs == "universal":
-        who += "; it must find one perturbation for all images"
     if case.draws > 1:
         who += (
             f"; attack and verdict average {case.draws} passes of a model that answers at random "

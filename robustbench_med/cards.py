@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Norm = Literal["linf", "l2", "l1", "l0"]
-Threat = Literal["white_box", "transfer", "no_box", "query", "control"]
+Threat = Literal["white_box", "universal", "transfer", "no_box", "query", "control"]
 Task = Literal["single_label", "multi_label"]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from robustbench_med.ball import Ball
@@ -135,7 +135,7 @@ class Problem:
                 slopes = [torch.zeros_like(leaf) for _ in range(chosen.shape[1])]
                 for j in live:
                     (g,) = torch.autograd.grad(chosen[:, j].sum(), leaf, retain_graph=j < live[-1])
-                    slopes[j] = self._finite(g)
+                    slopes[j] = self._finite(g, torch.isfinite(chosen[:, j].detach()))
                 verdict = objective(output, self.y[rows])
             self._count(len(rows), backward=len(live))
             stack = torch.stack(slopes, 1)
@@ -171,13 +171,15 @@ class Problem:
         self.counter.forward += images
         self.counter.backward += images * backward
 
-    def _finite(self, g: Images) -> Images:
+    def _finite(self, g: Images, counts: Bool[Tensor, " b"] | None = None) -> Images:
         """Return the gradient with 0 for NaN and Inf, and count what is wrong with it.
 
-        NaN in one image must neither move the others nor stop the attack.
+        NaN in one image must neither move the others nor stop the attack. A way that does not count
+        has no slope to miss.
         """
         peak = g.flatten(1).abs().amax(1)  # NaN and Inf show in it
-        self.counter.zero += int((peak == 0).sum())
+        zero = peak == 0 if counts is None else (peak == 0) & counts
+        self.counter.zero += int(zero.sum())
         finite = torch.isfinite(peak)
         if bool(finite.all()):
             return g

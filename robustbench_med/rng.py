@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,14 @@ def key(*words: object) -> int:
     """Return a signed 64-bit key that depends on every word."""
     digest = hashlib.sha256("\0".join(map(str, words)).encode()).digest()
     return int.from_bytes(digest[:8], "little", signed=True)
+
+
+@contextmanager
+def seeded(*words: object) -> Iterator[None]:
+    """Seed torch's own generators for a victim that draws from them; restore them after."""
+    with torch.random.fork_rng():
+        torch.manual_seed(key(*words) & 0x7FFF_FFFF)
+        yield
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from attacks.pgd import pgd
+from robustbench_med.ball import Ball
 from robustbench_med.errors import VictimError
 from robustbench_med.objectives.classification import Untargeted
 from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.multilabel import AnyFinding
 from robustbench_med.problem import Problem
 from robustbench_med.search import Nearest, Search
 from robustbench_med.types import Images, Output
@@ -275,3 +277,13 @@ def test_nearest_keeps_the_closest_success_and_else_the_clean_image() -> None:
     assert nearest.size[0] == torch.inf
     torch.testing.assert_close(nearest.size[1:3], torch.full((2,), 0.1))
     torch.testing.assert_close(nearest.size[3:], torch.full((N - 3,), 0.2))
+
+
+def test_a_way_that_does_not_count_is_no_zero_gradient() -> None:
+    victim = small_victim(5)
+    x = grey_images(6)
+    y = (victim(x).logits > 0).long()
+    y[:3, 1:] = -1  # half of the images carry one label
+    problem = Problem(x, y, Ball("linf", 0.1), AnyFinding(), victim)
+    problem.jacobian(x, 5)
+    assert problem.counter.zero == 0

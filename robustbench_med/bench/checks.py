@@ -25,8 +25,10 @@ from robustbench_med.bench.record import Audit, Check, Flag
 from robustbench_med.bench.score import TOLERANCE
 from robustbench_med.bench.walk import Run, sharded
 from robustbench_med.cards import AttackCard
+from robustbench_med.errors import SpecError
 from robustbench_med.objectives.climb import Climb
 from robustbench_med.problem import Counter, Problem
+from robustbench_med.rng import Draws, seeded
 from robustbench_med.types import Images, Output, Rows
 from robustbench_med.victim import frozen
 
@@ -71,13 +73,27 @@ class Evidence:
 
     @property
     def iterative(self) -> bool:
-        """Whether it is a white-box attack that more effort could make stronger."""
-        return self.white_box and (bool(self.card.effort) or self.card.rungs == "descend")
+        """Whether it is a white-box attack of more than one step."""
+        return self.white_box and self.card.passes != "1"
+
+    @property
+    def counter(self) -> Counter:
+        """What was wrong with the gradients: the victim's, or those of its surrogate."""
+        surrogate = self.ready.surrogate
+        return self.run.counter if surrogate is None else surrogate.counter
+
+    @cached_property
+    def rng(self) -> Draws:
+        """Draws of the images attacked that are the same for every attack on this victim."""
+        case, ids = self.planned.case, self.ready.batch.ids
+        rows = self.run.attacked.nonzero()[:, 0]
+        names = (str(ids[i]) for i in rows.tolist())
+        return Draws.of(case.seed, names, device=rows.device).fork(case.dataset, "checks")
 
     def some(self, chosen: Bool[Tensor, " b"]) -> Rows:
         """Return a few of the chosen images, the same ones for every attack on this victim."""
         rows = chosen.nonzero()[:, 0]
-        lots = self.run.rng.take(rows).fork("checks").uniform(1)[:, 0]
+        lots = self.rng.take(rows).uniform(1)[:, 0]
         return rows[lots.argsort()[:SAMPLE]].sort().values
 
     def missed(self) -> Rows:
@@ -98,7 +114,7 @@ class Evidence:
         here = replace(self.problem.take(rows), chunk=len(rows), guide=None)
         watch = _Watch(here)
         posed = replace(here, judge=watch, objective=Climb(here.objective, relentless=True))
-        z = self.run.attack(posed, self.run.rng.take(rows).fork("watched"))
+        z = self.run.attack(posed, self.rng.take(rows).fork("watched"))
         return watch, here.probe(z).done
 
 
@@ -124,11 +140,11 @@ def _over_budget(found: Evidence) -> Measured:
 
 
 def _nonfinite(found: Evidence) -> Measured:
-    return Measured(float(found.run.counter.nonfinite))
+    return Measured(float(found.counter.nonfinite))
 
 
 def _zero(found: Evidence) -> Measured:
-    return Measured(found.run.counter.zero / max(found.run.counter.backward, 1))
+    return Measured(found.counter.zero / max(found.counter.backward, 1))
 
 
 def _one_step(found: Evidence) -> Measured | None:
@@ -158,7 +174,7 @@ def _probe(found: Evidence, name: str, parameters: dict[str, Any]) -> Measured |
     new = new.to(rows.device)
     if len(new):
         here, attack = problem.take(new), sharded(registry.function("attacks", card), parameters)
-        done = here.probe(attack(here, found.run.rng.take(new).fork("probe", name))).done
+        done = here.probe(attack(here, found.rng.take(new).fork("probe", name))).done
         known |= dict(zip(new.tolist(), done.tolist(), strict=True))
     return Measured(float(sum(known[r] for r in rows.tolist())), len(rows))
 
@@ -167,9 +183,11 @@ def _shrinking(found: Evidence) -> Measured | None:
     """Return how many images broken below the largest radius are not, attacked afresh there."""
     if not found.iterative or found.card.rungs == "distance" or len(found.run.radii) < 2:
         return None
+    if found.planned.case.draws > 1:  # near the boundary the victim's own noise decides
+        return None
     rows = found.some(found.run.rungs["broken"][:-1].any(0))
     here = found.problem.take(rows).at(found.run.radii[-1])
-    z = found.run.attack(here, found.run.rng.take(rows).fork("afresh"))
+    z = found.run.attack(here, found.rng.take(rows).fork("afresh"))
     return Measured(float((~here.probe(z).done).sum()), len(rows))
 
 
@@ -186,7 +204,7 @@ def _large_radius(found: Evidence) -> Measured | None:
     here = found.problem.take(rows)
     away = (here.x < 0.5).to(here.x)  # the farthest corner of the box; half way is enough
     here = here.at(Ball(found.planned.case.norm, 0.0).size(here.x + (away - here.x) * 0.75, here.x))
-    z = found.run.attack(here, found.run.rng.take(rows).fork("large"))
+    z = found.run.attack(here, found.rng.take(rows).fork("large"))
     return _share(~here.probe(z).done)
 
 
@@ -215,7 +233,8 @@ class _Watch:
 
 
 def _silent(found: Evidence) -> Measured | None:
-    if found.watched is None:
+    # of a victim that answers at random, one lucky pass proves nothing
+    if found.ready.randomized > 0 or found.watched is None:
         return None
     watch, done = found.watched
     return Measured(float((watch.ever & ~done).sum()), len(done))
@@ -224,11 +243,18 @@ def _silent(found: Evidence) -> Measured | None:
 def _rising(found: Evidence) -> Measured | None:
     """Return how fast the loss rose in the last quarter of the steps, against its whole rise.
 
-    1 = as fast as on average: nothing has converged; 0 = not at all.
+    1 = as fast as on average: nothing has converged; 0 = not at all. Of several restarts or
+    targets, the first: all take as many passes, since nobody leaves.
     """
-    if found.watched is None or len(found.watched[0].loss) < 8:
+    if found.watched is None:
         return None
-    best = torch.stack(found.watched[0].loss).cummax(0).values
+    given = found.planned.case.parameters
+    runs = int(given.get("restarts", 1)) * int(given.get("targets", 1))
+    seen = found.watched[0].loss
+    losses = seen[: max(len(seen) // runs, 1)]
+    if len(losses) < 4:
+        return None
+    best = torch.stack(losses).cummax(0).values
     last = len(best) - 1
     start = (3 * last) // 4
     total, late = (best[-1] - best[0]).sum(), (best[-1] - best[start]).sum()
@@ -247,18 +273,21 @@ def _more_effort(found: Evidence) -> Measured | None:
     attack = sharded(registry.function("attacks", found.card), doubled)
     here = found.problem.take(rows)
     posed = here.at(torch.inf) if found.card.rungs == "distance" else here
-    z = attack(posed, found.run.rng.take(rows).fork("effort"))
+    try:
+        z = attack(posed, found.rng.take(rows).fork("effort"))
+    except SpecError:  # twice as much is more than the parameter allows
+        return None
     near = here.ball.size(z, here.x) <= found.run.radii[found.headline]
     return Measured(float((here.probe(z).done & near).sum()), len(rows))
 
 
 def _below_control(found: Evidence) -> Measured | None:
-    """Return by how much a random direction of equal norm changes more answers than a universal."""
-    if found.run.fitted is None:
+    """Return how many more images a random direction of equal norm breaks than the fitted one."""
+    n = len(found.run.problem)
+    if found.run.fitted is None or n == 0:
         return None
     rung = found.run.fitted.counts.rungs[found.headline]
-    gap = rung.control_changed.value - rung.prediction_changed.value
-    return Measured(gap, len(found.ready.batch))
+    return Measured(round(n * (rung.control_success.value - rung.success.value)), n)
 
 
 def _rounding(found: Evidence) -> Measured | None:
@@ -353,8 +382,8 @@ _CHECKS = {
     ),
     "universal_below_control": _Row(
         _below_control,
-        0.0,
-        "A random direction of the same size changes more answers than the perturbation that was "
+        1.0,
+        "A random direction of the same size breaks more images than the perturbation that was "
         "fitted: the attack failed to learn.",
     ),
     "rounding_repairs": _Row(
@@ -368,7 +397,8 @@ _CHECKS = {
 def checks_of(found: Evidence) -> tuple[tuple[Check, ...], tuple[Flag, ...]]:
     """Return everything that was measured on a run, and the flags it raises."""
     checks, flags = [], []
-    with torch.random.fork_rng(), frozen(found.ready.victim.module):
+    case = found.planned.case
+    with seeded(case.seed, case.id, "checks"), frozen(found.ready.victim.module):
         for name, row in _CHECKS.items():
             measured = row.measure(found)
             if measured is None:

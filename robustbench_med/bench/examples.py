@@ -21,6 +21,7 @@ from robustbench_med.bench.walk import Run
 from robustbench_med.cards import DatasetCard
 from robustbench_med.objectives.decide import decide
 from robustbench_med.problem import Counter
+from robustbench_med.rng import seeded
 from robustbench_med.types import Images
 from robustbench_med.victim import frozen
 
@@ -42,7 +43,7 @@ def pictures_of(case: Case, ready: Prepared, run: Run, most: int) -> Pictures:
     files: dict[str, bytes] = {}
     for row in _choose(run, most):
         first = int(run.rungs["broken"][:, row].nonzero()[0, 0])
-        with frozen(ready.victim.module):
+        with frozen(ready.victim.module), seeded(case.seed, case.id, "examples", row):
             again = _attack_again(case, run, row, first)
             if again is None:
                 continue

@@ -18,7 +18,8 @@ failed candidate is pulled into each smaller ball and judged there, and a keyed 
 distance: the attack minimises the norm itself. It runs once without a radius, and a sample is
 broken at every rung its distance does not exceed; below, it keeps its clean image.
 
-In all, a sample broken at one rung counts as broken above it, by the same image.
+A fourth way, `separately`, is for attackers who cannot tell which radius worked: there nothing is
+carried. In the others, a sample broken at one rung counts as broken above it, by the same image.
 """
 
 from __future__ import annotations
@@ -56,6 +57,21 @@ def ascend(
         table.put(i, rows, columns)
         rows = rows[~columns["broken"]]
     table.carry()
+    return table.columns
+
+
+def separately(
+    problem: Problem, attack: Attack, rng: Draws, ladder: Sequence[float], depth: int
+) -> Columns:
+    """Return the columns of all rungs, each attacked for itself and none carried upward.
+
+    For attackers who cannot know which radius worked: those of a surrogate, of one perturbation for
+    all images.
+    """
+    table, rows = Table(len(ladder), len(problem)), _every_row(problem)
+    for i, eps in enumerate(ladder):
+        here = problem.at(eps)
+        table.put(i, rows, measure(here, attack(here, at_rung(rng, eps)), depth))
     return table.columns
 
 

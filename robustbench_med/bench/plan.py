@@ -9,7 +9,10 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from robustbench_med import objectives, registry, spec
+from robustbench_med.ball import Ball
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.suite import Grid, Suite
 from robustbench_med.bench.surrogate import trained_on
@@ -25,6 +28,10 @@ from robustbench_med.errors import (
     VictimError,
 )
 from robustbench_med.models.load import describe
+from robustbench_med.objectives.classification import Untargeted
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.victim import InputContract, Victim
 
 _RUNS = {"descend": 1.5, "distance": 1.0}  # full runs of an attack a ladder costs; else one a rung
 
@@ -77,6 +84,10 @@ def plan(suite: Suite, *, data: Path | None = None) -> tuple[list[Planned], list
                 if grid.surrogates:
                     found = _surrogates(grid, dataset, victim)
                     owned = [one for one in found if isinstance(one, dict)]
+                    if not found:
+                        raise SpecError(
+                            f"{victim}: expected a surrogate other than the victim, got none"
+                        )
                     broken += [one for one in found if isinstance(one, Broken)]
                 for one, attack in itertools.product(owned, attacks):
                     hashes = {"data_sha256": sha256, "train_sha256": train if attack.trains else ""}
@@ -161,14 +172,39 @@ def attack_of(text: str, grid: Grid) -> Chosen:
             raise SpecError(f"{name}: expected {key} to be of type {kind}, got {given[key]!r}")
         if key in card.positive and not given[key] > 0:
             raise SpecError(f"{name}: expected {key} > 0, got {given[key]!r}")
+        if isinstance(given[key], float) and not math.isfinite(given[key]):
+            raise SpecError(f"{name}: expected a finite {key}, got {given[key]!r}")
     if grid.norm not in card.norms:
         raise SpecError(f"{name}: expected norm in {', '.join(card.norms)}, got {grid.norm!r}")
     if grid.surrogates and card.threat != "white_box":
         raise SpecError(f"{name}: expected an attack by gradients with surrogates, got {name!r}")
     if grid.surrogates and card.rungs == "universal":
         raise SpecError(f"{name}: expected an attack on single images with surrogates")
+    if grid.split == "train" and card.rungs == "universal":
+        raise SpecError(f"{name}: expected other images than it is fitted on, got split 'train'")
+    parameters: dict[str, Any] = {**card.parameters, **given}
+    for key, default in card.parameters.items():
+        if isinstance(default, float):  # a whole number will do
+            parameters[key] = float(parameters[key])
+    _try_parameters(card, parameters, Ball(grid.norm, ladder[0]))
     trains = card.rungs == "universal" or grid.budget == "mean_norm"
-    return Chosen(card, {**card.parameters, **given}, ladder, trains)
+    return Chosen(card, parameters, ladder, trains)
+
+
+def _try_parameters(card: AttackCard, parameters: dict[str, object], ball: Ball) -> None:
+    """Raise SpecError unless the attack takes these values: it is run on no image at all."""
+    if ":" in card.name:  # a peer checks its own, when it is made
+        return
+    victim = Victim(torch.nn.Flatten(), InputContract(channels=1, size=(2, 2)))
+    nothing = torch.zeros(0, 1, 2, 2)
+    problem = Problem(nothing, torch.zeros(0, dtype=torch.int64), ball, Untargeted(), victim)
+    try:
+        registry.function("attacks", card)(problem, rng=Draws.of(0, []), **parameters)
+    except SpecError as error:
+        raise SpecError(f"{card.name}: {error}") from None
+    except (TypeError, ValueError):
+        kinds = ", ".join(f"{key}={value!r}" for key, value in card.parameters.items())
+        raise SpecError(f"{card.name}: expected parameters like {kinds}") from None
 
 
 def _radii(name: str, eps: object, grid: Grid) -> tuple[float, ...]:
@@ -179,6 +215,8 @@ def _radii(name: str, eps: object, grid: Grid) -> tuple[float, ...]:
         )
     found: Any = grid.ladder if eps is None else eps
     values = found if isinstance(found, list | tuple) else [found]
+    if not values:
+        raise SpecError(f"{name}: expected at least one eps, got none")
     ladder = tuple(spec.number(value) for value in values)
     check_ladder(ladder)
     return ladder
@@ -260,7 +298,7 @@ def _case(
         "parameters": attack.parameters,
         "guide": grid.guide,
         "draws": grid.draws,
-        "threat": card.threat,
+        "threat": "universal" if card.rungs == "universal" else card.threat,
         "objective": grid.objective,
         "norm": grid.norm,
         "ladder": attack.ladder,
@@ -293,5 +331,7 @@ def estimate(case: Case, dataset: Dataset, model: ModelCard) -> float | None:
     card: AttackCard = registry.find("attacks", case.attack)
     available = len(dataset.arrays(case.split))
     n = available if case.n is None else min(case.n, available)
+    if case.fit is not None:  # the passes are those of the images it is fitted on
+        n = min(case.fit, len(dataset.arrays("train")))
     runs = _RUNS.get(card.rungs, float(len(case.ladder)))
     return n * runs * passes(card, case.parameters) * model.measured.gradient_ms / 1000

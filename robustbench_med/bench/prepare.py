@@ -16,6 +16,7 @@ from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.errors import ChecksumError
 from robustbench_med.models.load import load_victim
 from robustbench_med.models.operating_point import youden
+from robustbench_med.rng import seeded
 from robustbench_med.types import Batch
 from robustbench_med.victim import Victim, frozen, looks_like_probabilities
 
@@ -75,7 +76,7 @@ def prepare(case: Case, data: Dataset, device: torch.device) -> Prepared:
     victim.module.to(device)
     k = len(data.card.classes)
     victim.check(batch.x, (1, k) if data.card.binary else (k,))
-    with frozen(victim.module):
+    with frozen(victim.module), seeded(*shared_by(case), "prepare"):
         if case.operating_point == "youden":
             val = data.batch("val").to(device)
             logits = victim.logits(val.x).cpu()

@@ -49,10 +49,12 @@ class SpreadRung(_Frozen):
     eps: float
     linf: float = Field(description="of the pattern itself")
     l2: float
-    prediction_changed: Estimate
-    prediction_wrong: Estimate
+    changed: Estimate = Field(description="predictions that are not the clean one")
+    wrong: Estimate = Field(description="predictions that are not the truth")
+    success: Estimate = Field(description="attacker's goal reached, of the images attacked")
     control_changed: Estimate = Field(description="by a random direction of equal norm")
     control_wrong: Estimate
+    control_success: Estimate
 
 
 class Spread(_Frozen):

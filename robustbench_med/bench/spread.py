@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from robustbench_med import stats
-from robustbench_med.bench.ladder import Columns, Table, at_rung, measure
+from robustbench_med.bench.ladder import at_rung
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import Estimate, Spread, SpreadRung
+from robustbench_med.errors import DataError
 from robustbench_med.objectives.decide import decide
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
-from robustbench_med.types import Batch, Images
+from robustbench_med.types import Batch, Images, Output
 from robustbench_med.universal import Universal
 
 PATTERNS = "universal.safetensors"  # beside the record: one tensor a rung
@@ -52,39 +53,37 @@ def fit(
     *,
     train: Batch,
     ready: Prepared,
-    rng: Draws,
+    everyone: Draws,
     radii: Sequence[float],
     seed: int,
-) -> tuple[Columns, Fitted]:
-    """Fit a perturbation at each radius and return what it does to the images attacked, and to all.
-
-    Nothing is carried from one rung to the next: a perturbation is one for all images.
+) -> Fitted:
+    """Fit a perturbation at each radius and count what it does to all images.
 
     Args:
         problem: the images attacked.
         function: a universal attack.
         parameters: its parameters.
         train: the images it is fitted on.
-        ready: all images of the case, for the two counts.
-        rng: one stream an image attacked.
+        ready: all images of the case.
+        everyone: one stream an image of the case.
         radii: the rungs, in image units.
         seed: of the case.
+
+    Raises:
+        DataError: the objective applies to no training image.
     """
     applies = problem.objective.applies(train.y).nonzero()[:, 0]
+    if len(applies) == 0:
+        raise DataError("expected training images that the objective applies to, got none")
     lesson = replace(problem, x=train.x[applies], y=train.y[applies])
-    streams = Draws.of(seed, (str(train.ids[i]) for i in applies.tolist()), device=train.x.device)
-    everyone = Draws.of(seed, map(str, ready.batch.ids), device=train.x.device)
-    rows = torch.arange(len(problem), device=train.x.device)
-    table = Table(len(radii), len(problem))
+    device = train.x.device
+    streams = Draws.of(seed, (str(train.ids[i]) for i in applies.tolist()), device=device)
     by_radius: dict[float, Universal] = {}
     counted = []
-    for i, eps in enumerate(radii):
-        here = problem.at(eps)
-        own = at_rung(streams.fork("fit"), eps)
-        made = function(lesson.at(eps), rng=own, **parameters)
-        z = made.apply(here.x, here.ball, at_rung(rng, eps))
-        table.put(i, rows, measure(here, z, ready.data.card.bit_depth))
-        control = made.control(here.ball, own.fork("control").take(rows[:1] * 0))
+    for eps in radii:
+        made = function(lesson.at(eps), rng=at_rung(streams.fork("fit"), eps), **parameters)
+        single = at_rung(Draws.of(seed, ["control"], device=device), eps)
+        control = made.control(problem.at(eps).ball, single)
         whole = replace(problem, x=ready.batch.x, y=ready.batch.y).at(eps)
         counts = [_counts(one, whole, ready, at_rung(everyone, eps)) for one in (made, control)]
         flat = made.pattern.flatten()
@@ -93,28 +92,41 @@ def fit(
                 eps=eps,
                 linf=float(flat.abs().max()),
                 l2=float(flat.norm()),
-                prediction_changed=counts[0][0],
-                prediction_wrong=counts[0][1],
-                control_changed=counts[1][0],
-                control_wrong=counts[1][1],
+                **counts[0]._asdict(),
+                **{f"control_{name}": value for name, value in counts[1]._asdict().items()},
             )
         )
         by_radius[eps] = made
     spread = Spread(fitted=len(lesson), rungs=tuple(counted), file=PATTERNS)
-    return table.columns, Fitted(by_radius, spread)
+    return Fitted(by_radius, spread)
 
 
-def _counts(
-    made: Universal, whole: Problem, ready: Prepared, rng: Draws
-) -> tuple[Estimate, Estimate]:
-    """Return the shares of all images whose prediction changed, and whose prediction is wrong."""
+class _Counts(NamedTuple):
+    """Shares: prediction changed, prediction wrong, and goal reached of the images attacked."""
+
+    changed: Estimate
+    wrong: Estimate
+    success: Estimate
+
+
+def _counts(made: Universal, whole: Problem, ready: Prepared, rng: Draws) -> _Counts:
     task, owners = ready.data.card.task, ready.batch.patients
-    called = decide(whole.outputs(made.apply(whole.x, whole.ball, rng)).logits, task)
-    clean, truth = decide(ready.clean, task), ready.batch.y.cpu().numpy()
-    changed, wrong = called != clean, (called != truth) & (truth >= 0)
+    output = whole.outputs(made.apply(whole.x, whole.ball, rng))
+    called, clean = decide(output.logits, task), decide(ready.clean, task)
+    truth = ready.batch.y.cpu().numpy()
+    done = whole.objective(output, whole.y).done.cpu().numpy()
+    # as for the walk: labelled, and the goal not reached by the clean image
+    before = whole.objective(Output(ready.clean), whole.y).done
+    attacked = (whole.objective.applies(whole.y) & ~before).cpu().numpy()
 
-    def share(hit: NDArray[np.bool_]) -> Estimate:
+    def share(hit: NDArray[np.bool_], of: NDArray[np.bool_] | None = None) -> Estimate:
         rows = np.asarray(hit.reshape(len(hit), -1).any(axis=1), dtype=np.float64)
-        return stats.cluster_mean(rows, owners)
+        if of is None:
+            return stats.cluster_mean(rows, owners)
+        return stats.cluster_mean(rows[of], None if owners is None else owners[of])
 
-    return share(changed), share(wrong)
+    return _Counts(
+        changed=share(called != clean),
+        wrong=share((called != truth) & (truth >= 0)),
+        success=share(done, attacked),
+    )

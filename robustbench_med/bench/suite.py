@@ -93,7 +93,8 @@ def narrowed(suite: Suite, given: dict[str, Any], seed: int | None) -> Suite:
 
     A suite whose datasets are replaced keeps one grid, its first, on those datasets; where they are
     not its own it is called "custom", so that their records do not mix with the suite's. One whose
-    victims are replaced keeps the grids of datasets they were trained on.
+    victims are replaced keeps the grids of datasets they were trained on. One whose attacks or
+    surrogates are replaced runs them once on each dataset.
 
     Raises:
         SpecError: a field breaks the schema.
@@ -112,6 +113,8 @@ def narrowed(suite: Suite, given: dict[str, Any], seed: int | None) -> Suite:
         if not any(grid["datasets"] for grid in grids):  # a victim of another suite's data
             grids = [{**grids[0], "datasets": sorted(str(name) for name in trained)}]
         grids = [grid for grid in grids if grid["datasets"]]
+    if "attacks" in given or "surrogates" in given:  # once on each dataset, not once a grid
+        grids = _first_of_each(grids)
     values = suite.model_dump()
     if any(name.endswith(".npz") for name in given.get("datasets", ())):
         grids = [
@@ -120,6 +123,18 @@ def narrowed(suite: Suite, given: dict[str, Any], seed: int | None) -> Suite:
     values["grids"] = [{**grid, **given} for grid in grids]
     values["seed"] = suite.seed if seed is None else seed
     return registry.validate(Suite, values, "command line")
+
+
+def _first_of_each(grids: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return grids without surrogates in which no dataset comes twice."""
+    seen: set[str] = set()
+    kept = []
+    for grid in grids:
+        datasets = [name for name in grid["datasets"] if name not in seen]
+        if datasets and not grid["surrogates"]:
+            seen |= set(datasets)
+            kept.append({**grid, "datasets": datasets})
+    return kept or [{**grids[0], "surrogates": ()}]
 
 
 def dataset_of(victim: str) -> str | None:

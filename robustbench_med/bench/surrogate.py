@@ -13,10 +13,11 @@ from torch.nn import functional
 from robustbench_med import objectives, registry
 from robustbench_med.bench.case import Case
 from robustbench_med.cards import DatasetCard, ModelCard, Threat
+from robustbench_med.errors import ChecksumError
 from robustbench_med.models.load import load_victim
 from robustbench_med.objectives.climb import Climb
 from robustbench_med.objectives.decide import decide
-from robustbench_med.problem import Problem
+from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images, Output
 from robustbench_med.victim import Victim
@@ -34,12 +35,14 @@ class Surrogate:
         threat: "transfer" where it was trained on the victim's data, "no_box" where on other data.
         known: candidates crafted before by the key of their draws: victims of one dataset meet the
             same ones, so each is crafted once.
+        counter: what crafting them all cost, and what was wrong with the gradients.
     """
 
     victim: Victim
     data: DatasetCard
     threat: Threat
     known: dict[int, Tensor] = field(default_factory=dict)
+    counter: Counter = field(default_factory=Counter)
 
     def __call__(self, x: Images) -> Output:
         """Return the surrogate's logits for images of the victim's size and channels."""
@@ -62,7 +65,7 @@ class Surrogate:
         A surrogate trained on other data knows other classes: there the attacker leaves what the
         surrogate itself says of the clean image.
         """
-        own = replace(problem, judge=self, guide=None)
+        own = replace(problem, judge=self, guide=None, counter=self.counter)
         if self.threat == "no_box":
             said = decide(own.outputs(own.x).logits, self.data.task)
             y = torch.from_numpy(said).to(problem.y)
@@ -89,9 +92,11 @@ def load_surrogate(case: Case, data: DatasetCard, device: torch.device) -> Surro
     """Return the surrogate a case names."""
     name = str(case.surrogate)
     trained = trained_on(name, data)
-    victim = load_victim(name, trained).victim
-    victim.module.to(device)
-    return Surrogate(victim, trained, case.threat)
+    loaded = load_victim(name, trained)
+    if loaded.sha256 != case.surrogate_sha256:
+        raise ChecksumError(f"{name}: expected the weights the plan saw, got others: run again")
+    loaded.victim.module.to(device)
+    return Surrogate(loaded.victim, trained, case.threat)
 
 
 def trained_on(name: str, data: DatasetCard) -> DatasetCard:
@@ -118,8 +123,12 @@ def transferred(attack: Attack, surrogate: Surrogate, *, relentless: bool) -> At
         new = [i for i, key in enumerate(keys) if key not in known]
         if new:
             rows = torch.tensor(new, device=problem.x.device)
+            before = replace(surrogate.counter)
             posed = surrogate.pose(problem.take(rows), relentless=relentless)
-            known.update(zip((keys[i] for i in new), attack(posed, rng.take(rows)), strict=True))
-        return torch.stack([known[key] for key in keys]) if keys else problem.x
+            z = attack(posed, rng.take(rows)).cpu()
+            known.update(zip((keys[i] for i in new), z, strict=True))
+            problem.counter.forward += surrogate.counter.forward - before.forward
+            problem.counter.backward += surrogate.counter.backward - before.backward
+        return torch.stack([known[key] for key in keys]).to(problem.x) if keys else problem.x
 
     return crafted

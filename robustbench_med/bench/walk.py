@@ -14,7 +14,15 @@ from torch import Tensor
 from robustbench_med import objectives, registry
 from robustbench_med.ball import Ball
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.ladder import Attack, Columns, ascend, by_distance, descend, first_size
+from robustbench_med.bench.ladder import (
+    Attack,
+    Columns,
+    ascend,
+    by_distance,
+    descend,
+    first_size,
+    separately,
+)
 from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import LadderAudit
@@ -24,13 +32,12 @@ from robustbench_med.cards import AttackCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.models.guide import bfloat16
 from robustbench_med.problem import Counter, Problem
-from robustbench_med.rng import Draws, key
+from robustbench_med.rng import Draws, seeded
 from robustbench_med.types import Images, Output
 from robustbench_med.victim import frozen
 
-_SHARD_BYTES = (
-    256 * 2**20
-)  # of images handed to an attack at once: bounds what it holds beside them
+# of images handed to an attack at once: JSMA and DeepFool hold thirty times as much beside them
+_SHARD_BYTES = 32 * 2**20
 
 
 class Run(NamedTuple):
@@ -87,15 +94,14 @@ def walk(planned: Planned, ready: Prepared) -> Run:
     )
     # keyed by what the attack does, not by the case's id: a victim trained anew meets the same
     # draws
-    rng = Draws.of(case.seed, (str(batch.ids[i]) for i in rows.tolist()), device=batch.x.device)
-    rng = rng.fork(case.dataset, case.attack)
+    everyone = Draws.of(case.seed, map(str, batch.ids), device=batch.x.device)
+    everyone = everyone.fork(case.dataset, case.attack)
     modules = [ready.victim.module] + ([ready.surrogate.victim.module] if ready.surrogate else [])
     with ExitStack() as held:
         for module in modules:
             held.enter_context(frozen(module))
-        held.enter_context(torch.random.fork_rng())  # a randomised victim draws from it
-        torch.manual_seed(key(case.seed, case.id) & 0x7FFF_FFFF)
-        run = _rungs(planned, ready, problem, rng, radii, attacked)
+        held.enter_context(seeded(case.seed, case.id, "walk"))
+        run = _rungs(planned, ready, problem, everyone, radii, attacked)
     return run._replace(seconds=time.perf_counter() - clock)
 
 
@@ -103,7 +109,7 @@ def _rungs(
     planned: Planned,
     ready: Prepared,
     problem: Problem,
-    rng: Draws,
+    everyone: Draws,
     radii: tuple[float, ...],
     attacked: Bool[Tensor, " n"],
 ) -> Run:
@@ -114,27 +120,31 @@ def _rungs(
     attack = sharded(function, case.parameters)
     if ready.surrogate is not None:
         attack = transferred(attack, ready.surrogate, relentless=card.rungs != "distance")
+    rng = everyone.take(attacked.nonzero()[:, 0])
     audit, distance, fitted = None, None, None
     if card.rungs == "universal":
         train = planned.data.batch("train", n=case.fit, seed=case.seed).to(problem.x.device)
-        rungs, fitted = fit(
+        fitted = fit(
             problem,
             function,
             case.parameters,
             train=train,
             ready=ready,
-            rng=rng,
+            everyone=everyone,
             radii=radii,
             seed=case.seed,
         )
         attack = fitted.apply
+        rungs = separately(problem, attack, rng, radii, depth)
     elif card.rungs == "distance":
         clean = ready.clean[attacked]
         rungs, distance = by_distance(problem, attack, rng, radii, depth, clean)
-    elif card.rungs == "descend" and ready.surrogate is None:
+    elif ready.surrogate is not None:
+        rungs = separately(problem, attack, rng, radii, depth)
+    elif card.rungs == "descend":
         guess = card.threat == "white_box"  # others never see a gradient
         rungs, audit = descend(problem, attack, rng, radii, depth, guess=guess)
-    else:  # what transfers need not be monotone in the radius
+    else:
         rungs = ascend(problem, attack, rng, radii, depth)
     return Run(
         problem=problem,

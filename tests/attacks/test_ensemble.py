@@ -18,6 +18,7 @@ from attacks.ensemble import worst_case
 from attacks.square import square
 from robustbench_med.cards import Norm
 from robustbench_med.errors import SpecError
+from robustbench_med.objectives.climb import Climb
 from robustbench_med.objectives.multilabel import AnyFinding
 from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws
@@ -194,3 +195,15 @@ def test_a_radius_a_sample_and_findings_without_labels() -> None:
 def test_bad_parameters_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         worst_case(waves("linf", 3), rng=draws(40), **wrong)
+
+
+def test_an_ensemble_that_never_ends_runs_its_members_in_full() -> None:
+    """As a transfer attack must: no sample is ever done, yet scouts that came near count."""
+    victim = small_victim(3)
+    x = grey_images(8)
+    posed = problem_of(victim, x, victim(x).logits.argmax(1), eps=0.5)
+    relentless = replace(posed, objective=Climb(posed.objective, relentless=True))
+    worst_case(relentless, rng=draws(8), steps=10, queries=10, targets=2)
+    scouts = 2 + 2 + 2 * 2  # gradients of the scouts of APGD, its second loss, its two targets
+    assert posed.probe(x + 0).done.sum() == 0
+    assert relentless.counter.backward > 8 * 3 * scouts

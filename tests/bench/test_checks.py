@@ -197,7 +197,9 @@ def flags_of_planted(
     """Return the checks of a planted attack with one parameter of effort, `steps`."""
     plant(monkeypatch, function)
     card = registry.find("attacks", "planted")
-    card = card.model_copy(update={"effort": ("steps",), "parameters": {"steps": 8}})
+    card = card.model_copy(
+        update={"effort": ("steps",), "passes": "steps", "parameters": {"steps": 8}}
+    )
     monkeypatch.setitem(registry._load("attacks"), "planted", card)
     ready = ready_of(trained(Honest))
     planned = planned_of(ready.data, "planted", ladder=ladder)
@@ -271,7 +273,7 @@ def test_probes_are_asked_once_a_victim(monkeypatch: pytest.MonkeyPatch) -> None
         return real(kind, card)
 
     monkeypatch.setattr(registry, "function", counted)
-    for attack in ("bim", "bim"):
-        planned = planned_of(ready.data, attack, ladder=LADDER, parameters={"steps": 10})
+    for attack, steps in (("bim", 10), ("pgd", 10)):  # the same images, whichever asks first
+        planned = planned_of(ready.data, attack, ladder=LADDER, parameters={"steps": steps})
         execute(planned, lambda: ready, command="", examples=0)
     assert len(calls) == 1

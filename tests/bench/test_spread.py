@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,14 +62,12 @@ def test_both_counts_and_the_control_are_those_of_all_images() -> None:
         pattern: Tensor = patterns[f"rung_{i}"]
         z = Ball("linf", eps).project(x + pattern, x)
         called = ready.victim.logits(z).argmax(1)
-        assert rung.prediction_changed.value == pytest.approx(
-            float((called != clean).float().mean())
-        )
-        assert rung.prediction_wrong.value == pytest.approx(float((called != y).float().mean()))
+        assert rung.changed.value == pytest.approx(float((called != clean).float().mean()))
+        assert rung.wrong.value == pytest.approx(float((called != y).float().mean()))
         assert rung.linf <= eps * (1 + 1e-5)
     last = spread.rungs[-1]
-    assert last.prediction_wrong.value != last.prediction_changed.value  # some start out wrong
-    assert last.prediction_changed.value > last.control_changed.value + 0.2
+    assert last.wrong.value != last.changed.value  # some start out wrong
+    assert last.changed.value > last.control_changed.value + 0.2
 
 
 def test_success_is_that_of_the_one_pattern_at_each_radius() -> None:
@@ -108,3 +107,29 @@ def test_a_picture_shows_the_fitted_pattern() -> None:
     outcome, _ = outcome_of("uap_gradient")
     assert outcome.record.examples
     assert torch.isfinite(load(outcome.files[PATTERNS])["rung_2"]).all()
+
+
+def test_nothing_to_attack_is_no_crash() -> None:
+    data, _ = split_data()
+    ready = prepared_of(linear_victim(2, scale=3.0), data)
+    objective = "targeted(target=1)"
+    rows = np.flatnonzero(ready.batch.y.numpy() == 1)[:3]
+    few = replace(
+        ready.batch, x=ready.batch.x[rows], y=ready.batch.y[rows], ids=ready.batch.ids[rows]
+    )
+    ready = replace(ready, batch=few, clean=ready.clean[rows])
+    planned = planned_of(data, "uap_gradient", ladder=LADDER, fit=20, objective=objective)
+    record = execute(planned, lambda: ready, command="", examples=1).record
+    assert record.status == "ok"
+    assert record.spread is not None
+    assert np.isnan(record.spread.rungs[0].success.value)
+
+
+def test_a_pattern_is_better_than_a_random_one_of_its_size() -> None:
+    for attack in ("uap", "uap_gradient"):
+        outcome, _ = outcome_of(attack)
+        checks = {check.name: check for check in outcome.record.checks}
+        assert checks["universal_below_control"].measured < 0
+        spread = outcome.record.spread
+        assert spread is not None
+        assert spread.rungs[-1].success.value > spread.rungs[-1].control_success.value

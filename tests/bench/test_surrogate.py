@@ -128,6 +128,21 @@ def test_a_surrogate_of_other_data_makes_a_no_box_case() -> None:
         ),
         ({"attacks": ["pgd"]}, r"pgd: expected eps, the radii to score at: pgd\(eps=2/255\)"),
         ({"attacks": ["pgd(eps=-1)"]}, "expected eps >= 0, got -1"),
+        ({"attacks": ["pgd(eps=[])"]}, "expected at least one eps, got none"),
+        ({"attacks": ["pgd(eps=0.1, reach=1e999)"]}, "pgd: expected a finite reach, got inf"),
+        (
+            {"attacks": ["apgd(eps=0.1, loss='foo')"]},
+            "apgd: expected loss in cross_entropy",
+        ),
+        ({"attacks": ["deepfool(eps=0.1, refine=-1)"]}, "deepfool: expected refine >= 0, got -1"),
+        (
+            {"attacks": ["uap(eps=0.1)"], "surrogates": [], "split": "train"},
+            "uap: expected other images than it is fitted on",
+        ),
+        (
+            {"surrogates": ["fundus_resnet"], "victims": ["fundus_resnet"]},
+            "expected a surrogate other than the victim",
+        ),
         ({"attacks": ["pgd(eps='a')"]}, "expected a number such as 0.01 or 2/255, got 'a'"),
     ],
 )
@@ -141,3 +156,15 @@ def test_eps_in_a_spec_stands_for_the_ladder() -> None:
     planned, _ = plan(wanted)
     ladders = {one.case.attack: one.case.ladder for one in planned}
     assert ladders == {"pgd": (1 / 255, 2 / 255), "fgsm": (0.1,), "bim": (0.2,)}
+
+
+def test_nothing_is_carried_from_radius_to_radius() -> None:
+    """An attacker without the victim cannot tell which radius worked."""
+    ready = ready_with(surrogate_of(small_victim(K)))
+    fields: dict[str, Any] = {"threat": "transfer", "surrogate": "x", "ladder": (0.02, 0.1, 0.3)}
+    run = walk(planned_of(ready.data, "fgsm", **fields), ready)
+    assert len(ready.surrogate.known) == 3 * N if ready.surrogate else False
+    for i, eps in enumerate((0.02, 0.1, 0.3)):
+        size = run.rungs["size"][i]
+        assert (size <= eps * (1 + 1e-5)).all()
+        assert (size > eps * 0.5).all()  # each rung has its own candidates

@@ -69,7 +69,8 @@ def make_stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Store
             "parameters": {"steps": 40, "step_size": "eps/4", "restarts": 1},
             "norm": "linf",
             "ladder": ladder,
-            "threat": threat or ("transfer" if surrogate else own_threat),
+            "threat": threat
+            or ("universal" if filled == "universal" else "transfer" if surrogate else own_threat),
             "surrogate": surrogate and surrogate[0],
             "surrogate_sha256": "e" * 64 if surrogate else "",
         }

@@ -60,10 +60,12 @@ def spread(ladder: tuple[float, ...] = LADDER, n: int = 90) -> Spread:
                 eps=eps,
                 linf=eps,
                 l2=40 * eps,
-                prediction_changed=wilson(changed, n),
-                prediction_wrong=wilson(min(changed + 5, n), n),
+                changed=wilson(changed, n),
+                wrong=wilson(min(changed + 5, n), n),
                 control_changed=wilson(control, n),
+                success=wilson(changed, n),
                 control_wrong=wilson(control + 5, n),
+                control_success=wilson(control, n),
             )
         )
     return Spread(fitted=512, rungs=tuple(rungs), file="universal.safetensors")

@@ -22,7 +22,7 @@ Maker = Callable[..., Stored]
     ("given", "words"),
     [
         ({}, "knows the whole model, its gradients included (white box)"),
-        ({"attack": "uap"}, "it must find one perturbation for all images"),
+        ({"attack": "uap"}, "has one perturbation for all images"),
         ({"attack": "square"}, "sees only the model's answers and asks many times"),
         ({"attack": "noise"}, "none: a control"),
         (
