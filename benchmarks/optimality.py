@@ -40,7 +40,7 @@ from robustbench_med.spec import parse
 from robustbench_med.victim import frozen
 
 BUDGET = 1000  # forward + backward passes an image, at most
-VICTIMS = ("chest_resnet", "dermoscopy_resnet", "fundus_densenet")
+VICTIMS = ("chest_resnet", "dermoscopy_resnet")
 # what each attack does with the budget; the peers' other parameters are their own defaults
 CONTENDERS: dict[Norm, tuple[str, ...]] = {
     "l2": (
