@@ -8,7 +8,8 @@ import sys
 import torch
 
 from robustbench_med import registry
-from robustbench_med.bench.checks import Evidence, checks_of
+from robustbench_med.bench.checks import checks_of
+from robustbench_med.bench.evidence import Evidence
 from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.provenance import provenance

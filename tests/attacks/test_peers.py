@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from attacks import _peer_packages, peers
 from robustbench_med import registry
-from robustbench_med.bench.plan import attack_of, passes
+from robustbench_med.bench.chosen import attack_of, passes
 from robustbench_med.bench.suite import Grid
 from robustbench_med.cards import AttackCard
 from robustbench_med.errors import BenchError, NotInstalledError, SpecError, UnknownNameError

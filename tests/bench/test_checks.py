@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_med import registry
-from robustbench_med.bench.checks import Evidence, checks_of
+from robustbench_med.bench.checks import checks_of
+from robustbench_med.bench.evidence import Evidence
 from robustbench_med.bench.execute import execute
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import Check, Record

@@ -13,7 +13,8 @@ import pytest
 from robustbench_med import registry
 from robustbench_med.bench import plan as planning
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.plan import check_ladder, estimate, passes, plan
+from robustbench_med.bench.chosen import check_ladder, passes
+from robustbench_med.bench.plan import estimate, plan
 from robustbench_med.bench.suite import Suite, find_suite, narrowed, read_suite, suites
 from robustbench_med.cards import Measured
 from robustbench_med.errors import DataError, SpecError, UnknownNameError, VictimError

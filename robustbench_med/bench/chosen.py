@@ -1,0 +1,132 @@
+"""Chosen: an attack as a suite asks for it, checked before anything runs."""
+
+from __future__ import annotations
+
+import ast
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from robustbench_med import registry, spec
+from robustbench_med.ball import Ball
+from robustbench_med.bench.suite import Grid
+from robustbench_med.cards import AttackCard
+from robustbench_med.errors import SpecError
+from robustbench_med.objectives.classification import Untargeted
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.victim import InputContract, Victim
+
+
+class Chosen(NamedTuple):
+    """An attack as a suite asks for it: its card, all its parameters, and its radii."""
+
+    card: AttackCard
+    parameters: dict[str, object]
+    ladder: tuple[float, ...]
+    trains: bool  # whether training images take part
+
+
+def attack_of(text: str, grid: Grid) -> Chosen:
+    """Return an attack with all its parameters, those of the spec over the defaults.
+
+    `eps` in the spec stands for the radii: one number, or a list of them.
+
+    Raises:
+        UnknownNameError: no such attack.
+        SpecError: a parameter it does not have, a norm it is not defined for, or no radius.
+    """
+    name, given = spec.parse(text)
+    card: AttackCard = registry.find("attacks", name)
+    ladder = _radii(name, given.pop("eps", None), grid)
+    for key in given:
+        if key not in card.parameters:
+            known = ", ".join(card.parameters) or "none"
+            raise SpecError(f"{name}: expected a known parameter ({known}), got {key!r}")
+        if not _alike(given[key], card.parameters[key]):
+            kind = type(card.parameters[key]).__name__
+            raise SpecError(f"{name}: expected {key} to be of type {kind}, got {given[key]!r}")
+        if key in card.positive and not given[key] > 0:
+            raise SpecError(f"{name}: expected {key} > 0, got {given[key]!r}")
+        if isinstance(given[key], float) and not math.isfinite(given[key]):
+            raise SpecError(f"{name}: expected a finite {key}, got {given[key]!r}")
+    if grid.norm not in card.norms:
+        raise SpecError(f"{name}: expected norm in {', '.join(card.norms)}, got {grid.norm!r}")
+    if grid.surrogates and card.threat != "white_box":
+        raise SpecError(f"{name}: expected an attack by gradients with surrogates, got {name!r}")
+    if grid.surrogates and card.rungs == "universal":
+        raise SpecError(f"{name}: expected an attack on single images with surrogates")
+    if grid.split == "train" and card.rungs == "universal":
+        raise SpecError(f"{name}: expected other images than it is fitted on, got split 'train'")
+    parameters: dict[str, Any] = {**card.parameters, **given}
+    for key, default in card.parameters.items():
+        if isinstance(default, float):  # a whole number will do
+            parameters[key] = float(parameters[key])
+    _try_parameters(card, parameters, Ball(grid.norm, ladder[0]))
+    trains = card.rungs == "universal" or grid.budget == "mean_norm"
+    return Chosen(card, parameters, ladder, trains)
+
+
+def _alike(value: object, default: object) -> bool:
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(default)
+
+
+def _try_parameters(card: AttackCard, parameters: dict[str, object], ball: Ball) -> None:
+    """Raise SpecError unless the attack takes these values: it is run on no image at all."""
+    if ":" in card.name:  # a peer checks its own, when it is made
+        return
+    victim = Victim(torch.nn.Flatten(), InputContract(channels=1, size=(2, 2)))
+    nothing = torch.zeros(0, 1, 2, 2)
+    problem = Problem(nothing, torch.zeros(0, dtype=torch.int64), ball, Untargeted(), victim)
+    try:
+        registry.function("attacks", card)(problem, rng=Draws.of(0, []), **parameters)
+    except SpecError as error:
+        raise SpecError(f"{card.name}: {error}") from None
+    except (TypeError, ValueError):
+        kinds = ", ".join(f"{key}={value!r}" for key, value in card.parameters.items())
+        raise SpecError(f"{card.name}: expected parameters like {kinds}") from None
+
+
+def _radii(name: str, eps: object, grid: Grid) -> tuple[float, ...]:
+    if eps is None and not grid.ladder:
+        raise SpecError(
+            f"{name}: expected eps, the radii to score at: {name}(eps=2/255), --eps 2/255, or a "
+            "ladder in the suite"
+        )
+    found: Any = grid.ladder if eps is None else eps
+    values = found if isinstance(found, list | tuple) else [found]
+    if not values:
+        raise SpecError(f"{name}: expected at least one eps, got none")
+    ladder = tuple(spec.number(value) for value in values)
+    check_ladder(ladder)
+    return ladder
+
+
+def check_ladder(ladder: tuple[float, ...]) -> None:
+    """Raise SpecError unless the radii are positive and rise."""
+    if min(ladder) < 0:
+        raise SpecError(f"expected eps >= 0, got {min(ladder):g}")
+    if not all(map(math.isfinite, ladder)):
+        raise SpecError(f"expected finite eps, got {', '.join(f'{e:g}' for e in ladder)}")
+    if ladder[0] == 0 or list(ladder) != sorted(set(ladder)):
+        raise SpecError(
+            f"expected a ladder of rising eps > 0, got {', '.join(f'{e:g}' for e in ladder)}"
+        )
+
+
+def passes(card: AttackCard, parameters: dict[str, object]) -> float:
+    """Return the forward + backward passes an image costs at one radius, at most.
+
+    >>> from robustbench_med import registry
+    >>> passes(registry.find("attacks", "pgd"), {"steps": 40, "restarts": 2})
+    80.0
+    """
+
+    def value(word: str) -> float:
+        return float(parameters[word] if word in parameters else ast.literal_eval(word))  # type: ignore[arg-type]
+
+    terms = [[value(word.strip()) for word in term.split("*")] for term in card.passes.split("+")]
+    return sum(map(math.prod, terms))

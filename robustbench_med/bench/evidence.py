@@ -1,0 +1,135 @@
+"""Evidence: a finished run, as the checks see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from robustbench_med.bench.plan import Planned
+from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.record import Audit
+from robustbench_med.bench.score import TOLERANCE
+from robustbench_med.bench.walk import Run
+from robustbench_med.cards import AttackCard
+from robustbench_med.objectives.climb import Climb
+from robustbench_med.problem import Counter, Problem
+from robustbench_med.rng import Draws
+from robustbench_med.types import Images, Output, Rows
+
+SAMPLE = 12  # images that a check attacks again, at most
+
+
+class Watch:
+    """A victim that remembers what each pass reached, of rows that never leave the batch."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self.loss: list[Tensor] = []  # `(b,)` of each pass that is differentiated
+        self.ever = torch.zeros(len(problem), dtype=torch.bool, device=problem.x.device)
+        self.arrived = self.ever  # whose returned candidate lies at the radius
+
+    def __call__(self, z: Images) -> Output:
+        """Return the judge's output on `z`, and remember its verdict."""
+        output = self._problem.judge(z)
+        if len(z) == len(self._problem):
+            here, seen = self._problem, Output(output.logits.detach())
+            verdict = here.objective(seen, here.y)
+            if z.requires_grad:
+                self.loss.append(verdict.loss)
+            size = here.ball.size(z.detach(), here.x)
+            self.ever |= verdict.done & (size <= here.ball.eps * (1 + 1e-5) + TOLERANCE)
+        return output
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A finished run, seen by the checks.
+
+    Attributes:
+        planned: the case.
+        ready: its victim and images.
+        run: what the attack did.
+        audit: of its budget.
+        card: of its attack.
+    """
+
+    planned: Planned
+    ready: Prepared
+    run: Run
+    audit: Audit
+    card: AttackCard
+
+    @property
+    def headline(self) -> int:
+        """Index of the radius the checks look at: the one that ranks a board."""
+        return (len(self.run.radii) - 1) // 2
+
+    @property
+    def problem(self) -> Problem:
+        """The images attacked, at that radius; passes are not counted."""
+        here = self.run.problem.at(self.run.radii[self.headline])
+        return replace(here, counter=Counter())
+
+    @property
+    def white_box(self) -> bool:
+        """Whether the attack had the victim's gradients for every image."""
+        return self.planned.case.threat == "white_box" and self.card.rungs != "universal"
+
+    @property
+    def iterative(self) -> bool:
+        """Whether it is a white-box attack of more than one step."""
+        return self.white_box and self.card.passes != "1"
+
+    @property
+    def counter(self) -> Counter:
+        """What was wrong with the gradients: the victim's, or those of its surrogate."""
+        surrogate = self.ready.surrogate
+        return self.run.counter if surrogate is None else surrogate.counter
+
+    @cached_property
+    def rng(self) -> Draws:
+        """Draws of the images attacked that are the same for every attack on this victim."""
+        case, ids = self.planned.case, self.ready.batch.ids
+        rows = self.run.attacked.nonzero()[:, 0]
+        names = (str(ids[i]) for i in rows.tolist())
+        return Draws.of(case.seed, names, device=rows.device).fork(case.dataset, "checks")
+
+    def some(self, chosen: Bool[Tensor, " b"]) -> Rows:
+        """Return a few of the chosen images, the same ones for every attack on this victim."""
+        rows = chosen.nonzero()[:, 0]
+        lots = self.rng.take(rows).uniform(1)[:, 0]
+        return rows[lots.argsort()[:SAMPLE]].sort().values
+
+    def missed(self) -> Rows:
+        """Return a few of the images that stand at the headline radius."""
+        return self.some(~self.run.rungs["broken"][self.headline])
+
+    @cached_property
+    def watched(self) -> tuple[Watch, Bool[Tensor, " b"]] | None:
+        """The attack run once more on images it missed, none of which may leave the batch.
+
+        What it saw, and on which of them it returned a success.
+        """
+        if not self.iterative or not self.card.effort or self.card.rungs == "distance":
+            return None
+        rows = self.missed()
+        if len(rows) == 0:
+            return None
+        here = replace(self.problem.take(rows), chunk=len(rows), guide=None)
+        watch = Watch(here)
+        posed = replace(here, judge=watch, objective=Climb(here.objective, relentless=True))
+        z = self.run.attack(posed, self.rng.take(rows).fork("watched"))
+        watch.arrived = here.ball.size(z, here.x) >= 0.95 * torch.as_tensor(here.ball.eps)
+        return watch, here.probe(z).done
+
+
+class Measured(NamedTuple):
+    """What a check found, and on how many images."""
+
+    value: float
+    checked: int | None = None
