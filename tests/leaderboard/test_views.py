@@ -26,6 +26,7 @@ def test_the_page_tells_threat_models_apart(suite_page: str) -> None:
     headings = re.findall(r"<h3 id=.*?</span>(.*?)</h3>", suite_page)
     assert [heading.split(" · ")[0] for heading in headings] == [
         "white box",
+        "one perturbation for all images",
         "transfer from another model",
         "no box: a model trained on other data",
         "black box by queries",
