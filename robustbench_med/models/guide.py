@@ -1,9 +1,10 @@
-"""A fast guide: the victim's own network in bfloat16, for attacks to climb."""
+"""Guides: what an attack climbs in the judge's place: bfloat16, or straight through a transform."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.fx.proxy import TraceError
 
+from robustbench_med.problem import Model
+from robustbench_med.types import Images, Output
 from robustbench_med.victim import Victim
 
 
@@ -41,3 +44,26 @@ def bfloat16(victim: Victim) -> Victim:
     layout = torch.channels_last if len(victim.contract.size) == 2 else torch.contiguous_format
     half = _Half(module.to(torch.bfloat16).to(memory_format=layout))
     return replace(victim, module=half.requires_grad_(False))
+
+
+def straight_through(transform: Callable[[Images], Images], model: Model) -> Model:
+    """Return a guide that transforms on the way forward and is the identity on the way back.
+
+    For victims that transform their input in a way without useful gradients: rounding, median
+    filters, JPEG. The attack climbs the model behind the transform; the judge stays what is
+    deployed.
+
+    Args:
+        transform: what the victim does to `(b, c, *s)` images in [0,1] first.
+        model: the victim behind it.
+
+    Source: BPDA with the identity for the backward pass, Athalye, Carlini, Wagner, ICML 2018,
+        section 4.1.
+    """
+
+    def guide(x: Images) -> Output:
+        with torch.no_grad():
+            moved = transform(x) - x
+        return model(x + moved)
+
+    return guide
