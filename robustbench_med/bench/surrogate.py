@@ -48,12 +48,7 @@ class Surrogate:
         """Return the surrogate's logits for images of the victim's size and channels."""
         c = self.victim.contract
         if x.shape[1] != c.channels:
-            wide = x.expand(-1, c.channels, *x.shape[2:]) if x.shape[1] == 1 else None
-            x = (
-                x.mean(1, keepdim=True).expand(-1, c.channels, *x.shape[2:])
-                if wide is None
-                else wide
-            )
+            x = x.mean(1, keepdim=True).expand(-1, c.channels, *x.shape[2:])  # as grey
         if tuple(x.shape[2:]) != tuple(c.size):
             mode = "bilinear" if len(c.size) == 2 else "trilinear"
             x = functional.interpolate(x, c.size, mode=mode, align_corners=False)
