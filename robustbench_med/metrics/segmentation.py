@@ -55,7 +55,7 @@ def of_masks(
     """
     counted = truth >= 0
     axes = tuple(range(1, truth.ndim))
-    right = ((called == truth) & counted).sum(axis=axes)
+    right = (called == truth).sum(axis=axes)  # nothing is called -1
     columns = [
         _region(one, other, spacing=spacing, tolerance=tolerance)
         for one, other in _pairs(called, truth, parts)

@@ -101,12 +101,16 @@ def _nearest(
 ) -> Float64[np.ndarray, " m"]:
     low = np.minimum(points.min(0), goals.min(0))
     box = np.maximum(points.max(0), goals.max(0)) - low + 1
-    found: Float64[np.ndarray, " m"]
     if len(points) + len(goals) > _DENSE * box.prod():
         free = np.ones(box, dtype=bool)
         free[tuple((goals - low).T)] = False
-        field = ndimage.distance_transform_edt(free, sampling=spacing)
-        found = field[tuple((points - low).T)]
+        at = tuple((points - low).T)
+        # its own distances would be taken at every pixel of the box, most of them for nothing
+        nearest = ndimage.distance_transform_edt(
+            free, sampling=spacing, return_distances=False, return_indices=True
+        )
+        steps = (nearest[(slice(None), *at)].T + low - points) * spacing
+        found: Float64[np.ndarray, " m"] = np.sqrt((steps**2).sum(1))
     else:
         found = KDTree(goals * spacing, leafsize=32).query(points * spacing)[0]
     return found
