@@ -1,0 +1,67 @@
+"""Means of mask metrics over images and regions, and their intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from robustbench_med import stats
+from robustbench_med.metrics.segmentation import Parts, of_masks, score_masks
+
+PARTS: Parts = {"a": (1,), "b": (2,)}
+
+
+def test_a_score_is_the_mean_over_images_of_the_mean_over_regions() -> None:
+    found = {
+        "dice": np.array([[1.0, 0.0], [0.5, 0.7], [0.2, 0.4]]),
+        "lesion_miss": np.array([[np.nan, 0.5], [np.nan, np.nan], [0.0, 1.0]]),
+        "false_alarm": np.full((3, 2), np.nan),
+        "pixel_accuracy": np.array([[0.9], [0.8], [np.nan]]),
+    }
+    score = score_masks(found, parts=PARTS, weights=stats.resamples(3, None))
+    values = {name: each.value for name, each in score.items()}
+    expected = {
+        "dice": (0.5 + 0.6 + 0.3) / 3, "dice[a]": 1.7 / 3, "dice[b]": 1.1 / 3,
+        "lesion_miss": 0.5, "lesion_miss[a]": 0.0, "lesion_miss[b]": 0.75,
+        "false_alarm": np.nan, "false_alarm[a]": np.nan, "false_alarm[b]": np.nan,
+        "pixel_accuracy": 0.85,
+    }  # fmt: skip
+    assert values == pytest.approx(expected, nan_ok=True)
+    assert list(score)[:4] == list(found)
+    assert score["false_alarm"] == stats.UNDEFINED
+    # resamples without the only lesions are left out, not counted as 0
+    assert (score["lesion_miss[b]"].low, score["lesion_miss[b]"].high) == (0.5, 1.0)
+
+
+def test_intervals_are_those_of_the_resampled_means() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.random((40, 2))
+    values[rng.random((40, 2)) < 0.3] = np.nan
+    values[0] = np.nan
+    weights = stats.resamples(40, None, replicates=200)
+    score = score_masks({"hd95": values}, parts=PARTS, weights=weights)
+    for name, column in {"hd95[a]": values[:, 0], "hd95[b]": values[:, 1]}.items():
+        drawn = [np.nanmean(np.repeat(column, w.astype(int))) for w in weights]
+        expected = np.quantile(drawn, [0.025, 0.975])
+        assert (score[name].low, score[name].high) == pytest.approx(tuple(expected))
+
+
+def test_intervals_widen_where_patients_repeat() -> None:
+    rng = np.random.default_rng(1)
+    owners = np.repeat([f"p{i}" for i in range(12)], 10)
+    dice = np.repeat(rng.random((12, 1)), 10, axis=0)
+    width = {}
+    for name, clusters in {"images": None, "patients": owners}.items():
+        weights = stats.resamples(120, clusters)
+        score = score_masks({"dice": dice}, parts={"a": (1,)}, weights=weights)["dice"]
+        width[name] = score.high - score.low
+    assert width["patients"] / width["images"] == pytest.approx(np.sqrt(10), rel=0.15)
+
+
+def test_without_images_every_score_is_undefined() -> None:
+    nobody = np.zeros((0, 4, 4), dtype=np.int64)
+    found = of_masks(nobody.astype(np.uint8), nobody, parts=PARTS, spacing=None, tolerance=1.0)
+    assert {v.shape for v in found.values()} == {(0, 2), (0, 1)}
+    score = score_masks(found, parts=PARTS, weights=stats.resamples(0, None))
+    assert len(score) == 8 + 7 * 2
+    assert set(map(str, score.values())) == {str(stats.UNDEFINED)}
