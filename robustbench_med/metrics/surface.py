@@ -5,11 +5,11 @@ leave the textbook:
 
 - The surface of a mask is the set of its own pixels of which a face neighbour is outside it (mask
   xor mask eroded by the cross). Outside the image is outside the mask, so a mask cut by the border
-  has a surface there. The textbook surface lies
-  between pixels: a structure one pixel thick has two sides there, here it is one line.
+  has a surface there. The textbook surface lies between pixels: a structure one pixel thick has
+  two sides in it, one line here.
 - HD95 is the larger of the two directed 95th percentiles, each over the surface pixels of one mask.
-  Other codes take the percentile of both directions pooled, which is smaller where they differ.
-  The percentile is interpolated linearly between the ranked distances.
+  Other codes take the percentile of both directions pooled, which is mostly smaller. The percentile
+  is interpolated linearly between the ranked distances.
 - A surface pixel counts as one, whatever its area. Nikolov et al. weigh each surface element by its
   area in mm (marching cubes); with anisotropic spacing the two differ.
 - Distances run from pixel centre to pixel centre, so a difference below one pixel is none.
