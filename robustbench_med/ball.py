@@ -33,17 +33,24 @@ class Ball:
             a number of values. `inf` where only the box bounds the change.
         channels: the channels that may change; None = all.
         region: bool mask `(b or 1, c or 1, *s)`, True where change is allowed; None = everywhere.
+        shares: of the radius that each channel may use, in (0, 1]; L-inf only. None = all of it.
     """
 
     norm: Norm
     eps: float | Float[Tensor, " b"]
     channels: Channels = None
     region: Bool[Tensor, "..."] | None = None
+    shares: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         eps = torch.as_tensor(self.eps)
         if not bool((eps >= 0).all()):  # NaN is refused too
             raise SpecError(f"expected eps >= 0, got {eps[~(eps >= 0)].flatten()[0]:g}")
+        if self.shares is not None:
+            if self.norm != "linf":
+                raise SpecError(f"expected norm linf for a radius a channel, got {self.norm!r}")
+            if not all(0 < share <= 1 for share in self.shares):
+                raise SpecError(f"expected shares of the radius in (0, 1], got {self.shares}")
 
     def project(self, z: Images, x: Images) -> Images:
         """Return the point of the ball near `z`: inside eps and [0,1], unchanged elsewhere.
@@ -77,8 +84,18 @@ class Ball:
         return (x + self.mask(delta.to(x.dtype))).clamp_(0, 1)
 
     def size(self, z: Images, x: Images) -> PerSample:
-        """Return the norm of `z - x` per sample, `(b,)`."""
-        return _NORMS[self.norm].size((z - x).flatten(1))
+        """Return the norm of `z - x` per sample, `(b,)`.
+
+        A channel with a share of the radius is measured in its own radius; inf where what may not
+        change did.
+        """
+        delta = z - x
+        whole = delta if self.shares is None else delta / self._shares(x)
+        size = _NORMS[self.norm].size(whole.flatten(1))
+        if self.channels is None and self.region is None:
+            return size
+        strayed = (delta != self.mask(delta)).flatten(1).any(1)
+        return size.masked_fill(strayed, torch.inf)
 
     def at(self, eps: float | Float[Tensor, " b"]) -> Ball:
         """Return the same ball with another radius."""
@@ -94,7 +111,11 @@ class Ball:
 
     def _radius(self, x: Images) -> Tensor:
         eps = torch.as_tensor(self.eps, dtype=x.dtype, device=x.device)
-        return eps.reshape(-1, *[1] * (x.ndim - 1))
+        eps = eps.reshape(-1, *[1] * (x.ndim - 1))
+        return eps if self.shares is None else eps * self._shares(x)
+
+    def _shares(self, x: Images) -> Tensor:
+        return x.new_tensor(self.shares).reshape(-1, *[1] * (x.ndim - 2))
 
     def mask(self, delta: Images) -> Images:
         """Return a perturbation or gradient with 0 where no change is allowed."""

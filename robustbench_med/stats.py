@@ -104,6 +104,24 @@ def median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> Estimat
     )
 
 
+def mean(
+    values: NDArray[np.float64] | NDArray[np.bool_],
+    clusters: NDArray[np.character] | None,
+    *,
+    seed: int = 0,
+) -> Estimate:
+    """Return the mean with its 95 % interval: of 0/1 as `cluster_mean`, else a bootstrap.
+
+    >>> mean(np.array([0.5, 0.5]), None).high
+    0.5
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    if np.isin(numbers, (0.0, 1.0)).all():
+        return cluster_mean(numbers, clusters, seed=seed)
+    weights = resamples(len(numbers), clusters, seed=seed)
+    return bootstrap(float(numbers.mean()), lambda w: (w @ numbers) / w.sum(1), weights)
+
+
 def cluster_mean(
     values: NDArray[np.float64], clusters: NDArray[np.character] | None, *, seed: int = 0
 ) -> Estimate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,18 @@ Truth = Int[Tensor, "b *k"]
 PerSample = Float[Tensor, " b"]
 Rows = Int[Tensor, " rows"]
 Channels = tuple[int, ...] | None
+
+
+MOST_PIXELS = 2**20  # of the images forwarded at a time: what a small network holds in 2 GiB
+
+
+def images_at_once(size: tuple[int, ...]) -> int:
+    """Return how many images of a size are forwarded at a time, 64 at most.
+
+    >>> images_at_once((48, 64, 48))
+    7
+    """
+    return max(1, min(64, MOST_PIXELS // math.prod(size)))
 
 
 class Output(NamedTuple):

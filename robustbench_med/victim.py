@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -40,18 +39,6 @@ class InputContract:
     bit_depth: int = 8
     spacing: tuple[float, ...] | None = None
     returns: Literal["logits", "probabilities"] = "logits"
-
-
-MOST_PIXELS = 2**20  # of the images forwarded at a time: what a small network holds in 2 GiB
-
-
-def images_at_once(size: tuple[int, ...]) -> int:
-    """Return how many images of a size are forwarded at a time, 64 at most.
-
-    >>> images_at_once((48, 64, 48))
-    7
-    """
-    return max(1, min(64, MOST_PIXELS // math.prod(size)))
 
 
 @dataclass(frozen=True)

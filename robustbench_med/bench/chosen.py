@@ -11,12 +11,12 @@ import torch
 from robustbench_med import registry, spec
 from robustbench_med.ball import Ball
 from robustbench_med.bench.suite import Grid
-from robustbench_med.cards import AttackCard
+from robustbench_med.cards import AttackCard, DatasetCard, Norm
 from robustbench_med.errors import SpecError
-from robustbench_med.objectives.classification import Untargeted
+from robustbench_med.objectives import Objective
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
-from robustbench_med.victim import InputContract, Victim
+from robustbench_med.types import Output
 
 
 class Chosen(NamedTuple):
@@ -63,7 +63,6 @@ def attack_of(text: str, grid: Grid) -> Chosen:
     for key, default in card.parameters.items():
         if isinstance(default, float):  # a whole number will do
             parameters[key] = float(parameters[key])
-    _try_parameters(card, parameters, Ball(grid.norm, ladder[0]))
     trains = card.rungs == "universal" or grid.budget == "mean_norm"
     return Chosen(card, parameters, ladder, trains)
 
@@ -74,13 +73,30 @@ def _alike(value: object, default: object) -> bool:
     return type(value) is type(default)
 
 
-def _try_parameters(card: AttackCard, parameters: dict[str, object], ball: Ball) -> None:
-    """Raise SpecError unless the attack takes these values: it is run on no image at all."""
+def try_out(chosen: Chosen, data: DatasetCard, objective: Objective, norm: Norm) -> None:
+    """Run an attack on no image at all, so that a value it refuses costs no case.
+
+    Raises:
+        SpecError: it cannot be run on such data, or does not take its parameters.
+    """
+    card, parameters = chosen.card, chosen.parameters
+    if data.task not in card.tasks:
+        known = " or ".join(card.tasks)
+        raise SpecError(
+            f"{card.name}: expected {known} data, got {data.task} ({data.name}): name others with "
+            "--attack" + (", or run the suite segmentation" if data.task == "segmentation" else "")
+        )
     if ":" in card.name:  # a peer checks its own, when it is made
         return
-    victim = Victim(torch.nn.Flatten(), InputContract(channels=1, size=(2, 2)))
-    nothing = torch.zeros(0, 1, 2, 2)
-    problem = Problem(nothing, torch.zeros(0, dtype=torch.int64), ball, Untargeted(), victim)
+    k, places = len(data.classes), data.size if data.task == "segmentation" else ()
+    truth = {"multi_label": (k,), "segmentation": data.size}.get(data.task, ())
+    problem = Problem(
+        torch.zeros(0, data.channels, *data.size),
+        torch.zeros(0, *truth, dtype=torch.int64),
+        Ball(norm, chosen.ladder[0]),
+        objective,
+        judge=lambda x: Output(x.new_zeros(len(x), k, *places)),
+    )
     try:
         registry.function("attacks", card)(problem, rng=Draws.of(0, []), **parameters)
     except SpecError as error:

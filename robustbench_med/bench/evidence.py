@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robustbench_med.bench.plan import Planned
@@ -22,6 +22,7 @@ from robustbench_med.rng import Draws
 from robustbench_med.types import Images, Output, Rows
 
 SAMPLE = 12  # images that a check attacks again, at most
+NOTABLE = 0.05  # of Dice: less may be chance
 
 
 class Watch:
@@ -42,7 +43,7 @@ class Watch:
             if z.requires_grad:
                 self.loss.append(verdict.loss)
             size = here.ball.size(z.detach(), here.x)
-            self.ever |= verdict.done & (size <= here.ball.eps * (1 + 1e-5) + TOLERANCE)
+            self.ever |= verdict.broken & (size <= here.ball.eps * (1 + 1e-5) + TOLERANCE)
         return output
 
 
@@ -105,9 +106,25 @@ class Evidence:
         lots = self.rng.take(rows).uniform(1)[:, 0]
         return rows[lots.argsort()[:SAMPLE]].sort().values
 
+    @property
+    def graded(self) -> bool:
+        """Whether harm has degrees: masks are spoiled more or less, labels right or wrong."""
+        return self.planned.data.card.task == "segmentation"
+
     def missed(self) -> Rows:
         """Return a few of the images that stand at the headline radius."""
         return self.some(~self.run.rungs["broken"][self.headline])
+
+    def improvable(self) -> Rows:
+        """Return a few of the images that more harm could be done to at the headline radius."""
+        lost = "done" if self.graded else "broken"
+        return self.some(~self.run.rungs[lost][self.headline])
+
+    def to_beat(self, rows: Rows) -> Float[Tensor, " rows"]:
+        """Return the harm above which a simpler attack has done better than this one."""
+        if not self.graded:
+            return torch.zeros(len(rows), device=rows.device)
+        return self.run.rungs["harm"][self.headline][rows] + NOTABLE
 
     @cached_property
     def watched(self) -> tuple[Watch, Bool[Tensor, " b"]] | None:
@@ -125,7 +142,7 @@ class Evidence:
         posed = replace(here, judge=watch, objective=Climb(here.objective, relentless=True))
         z = self.run.attack(posed, self.rng.take(rows).fork("watched"))
         watch.arrived = here.ball.size(z, here.x) >= 0.95 * torch.as_tensor(here.ball.eps)
-        return watch, here.probe(z).done
+        return watch, here.probe(z).broken
 
 
 class Measured(NamedTuple):

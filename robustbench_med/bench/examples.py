@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from robustbench_med.bench import overlay
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.ladder import at_rung
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import Example
 from robustbench_med.bench.walk import Run
 from robustbench_med.cards import DatasetCard
-from robustbench_med.objectives.decide import decide
+from robustbench_med.objectives.decide import decide, kept
 from robustbench_med.problem import Counter
 from robustbench_med.rng import seeded
 from robustbench_med.types import Images
@@ -39,6 +40,8 @@ def pictures_of(case: Case, ready: Prepared, run: Run, most: int) -> Pictures:
     The images are attacked once more: the ladder keeps no candidates, and draws are keyed by
         sample.
     """
+    if ready.data.card.task == "segmentation":
+        return _of_masks(case, ready, run, most)
     examples: list[Example] = []
     files: dict[str, bytes] = {}
     for row in _choose(run, most):
@@ -55,6 +58,46 @@ def pictures_of(case: Case, ready: Prepared, run: Run, most: int) -> Pictures:
     return Pictures(tuple(examples), files)
 
 
+def _of_masks(case: Case, ready: Prepared, run: Run, most: int) -> Pictures:
+    """Return pictures of the images most harmed at the headline radius, with their masks."""
+    rung = (len(run.radii) - 1) // 2
+    lost = run.rungs["harm"][rung] - run.rest["harm"]
+    shown = [row for row in lost.argsort(descending=True, stable=True).tolist() if lost[row] > 0]
+    examples: list[Example] = []
+    files: dict[str, bytes] = {}
+    for i, row in enumerate(shown[:most]):
+        rows = torch.tensor([row], device=run.problem.x.device)
+        one = replace(run.problem.take(rows), counter=Counter()).at(run.radii[rung])
+        with frozen(ready.victim.module), seeded(case.seed, case.id, "examples", row):
+            z = run.attack(one, at_rung(run.rng, run.radii[rung]).take(rows))
+            after = kept(one.outputs(z).logits)
+        n = int(run.attacked.nonzero()[row, 0])
+        seen = overlay.Seen(one.x[0], z[0], one.y[0], ready.clean[n], after[0])
+        shot = overlay.masks_of(case, ready.data.card, seen, f"example_{i}")
+        example = Example(
+            sample=str(ready.batch.ids[n]),
+            truth=shot.truth,
+            clean_prediction=f"Dice {shot.masks.dice_before:.2f}",
+            adversarial_prediction=f"Dice {shot.masks.dice_after:.2f}",
+            eps=case.ladder[rung],
+            masks=shot.masks,
+            **_three(seen.x[shot.view], z[0][shot.view], i, files),
+        )
+        examples.append(example)
+        files |= shot.files
+    return Pictures(tuple(examples), files)
+
+
+def _three(x: Tensor, z: Tensor, i: int, files: dict[str, bytes]) -> dict[str, Any]:
+    """Return the fields of an Example that are its pictures, and put their PNGs into `files`."""
+    delta = z - x
+    amplified = float(np.floor(0.5 / min(max(float(delta.abs().max()), 1e-3), 0.5)))
+    parts = {"clean": x, "perturbation": delta * amplified + 0.5, "adversarial": z}
+    names = {part: f"example_{i}_{part}.png" for part in parts}
+    files |= {names[part]: png(pixels) for part, pixels in parts.items()}
+    return {"amplified": amplified, **names}
+
+
 def _attack_again(case: Case, run: Run, row: int, first: int) -> tuple[float, Images] | None:
     """Return the smallest radius, from rung `first` up, at which the attack alone breaks the row.
 
@@ -68,7 +111,7 @@ def _attack_again(case: Case, run: Run, row: int, first: int) -> tuple[float, Im
     for stated, eps in zip(case.ladder[first:], run.radii[first:], strict=True):
         here = one.at(eps)
         z = run.attack(here, at_rung(run.rng, eps).take(rows))
-        if bool(here.probe(z).done.all()):
+        if bool(here.probe(z).broken.all()):
             return stated, z
     return None
 
@@ -76,22 +119,17 @@ def _attack_again(case: Case, run: Run, row: int, first: int) -> tuple[float, Im
 def _example(
     ready: Prepared, run: Run, row: int, eps: float, z: Tensor, logits: Tensor, i: int
 ) -> tuple[Example, dict[str, bytes]]:
-    card = ready.data.card
+    card, files = ready.data.card, dict[str, bytes]()
     n = int(run.attacked.nonzero()[row, 0])
-    x, delta = run.problem.x[row], z - run.problem.x[row]
-    amplified = float(np.floor(0.5 / min(max(float(delta.abs().max()), 1e-3), 0.5)))
-    parts = {"clean": x, "perturbation": delta * amplified + 0.5, "adversarial": z}
-    names = {part: f"example_{i}_{part}.png" for part in parts}
     example = Example(
         sample=str(ready.batch.ids[n]),
         truth=words(ready.batch.y[n].cpu().numpy(), card),
         clean_prediction=words(decide(ready.clean[n : n + 1], card.task)[0], card),
         adversarial_prediction=words(decide(logits, card.task)[0], card),
         eps=eps,
-        amplified=amplified,
-        **names,
+        **_three(run.problem.x[row], z, i, files),
     )
-    return example, {names[part]: png(pixels) for part, pixels in parts.items()}
+    return example, files
 
 
 def _choose(run: Run, most: int) -> list[int]:

@@ -18,7 +18,11 @@ failed candidate is pulled into each smaller ball and judged there, and a keyed 
 distance: the attack minimises the norm itself. It runs once without a radius, and a sample is
 broken at every rung its distance does not exceed; below, it keeps its clean image.
 
-A fourth way, `separately`, is for attackers who cannot tell which radius worked: there nothing is
+worst: of masks, whose harm has degrees. Every rung is attacked in earnest, and each sample keeps
+the most harmful of what was found at this radius, at the smaller ones, and of the clean image: the
+worst case of each image, never better at a larger radius.
+
+A fifth way, `separately`, is for attackers who cannot tell which radius worked: there nothing is
 carried. In the others, a sample broken at one rung counts as broken above it, by the same image.
 """
 
@@ -30,16 +34,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from robustbench_med.bench.columns import Columns, Table, measure
 from robustbench_med.bench.record import LadderAudit
-from robustbench_med.errors import InvalidOutputError
-from robustbench_med.metrics.perturbation import psnr, ssim
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.stats import miss_bound
 from robustbench_med.types import Images, Rows
 
 Attack = Callable[[Problem, Draws], Images]
-Columns = dict[str, Tensor]  # what was measured of every sample, a tensor a name
 AUDITED = 1 / 16  # share of inferred pairs that is attacked in earnest
 LEAST_AUDITED = 20  # of them on average, where there are as many: bounds the miss rate at 14 %
 
@@ -72,6 +74,37 @@ def separately(
     for i, eps in enumerate(ladder):
         here = problem.at(eps)
         table.put(i, rows, measure(here, attack(here, at_rung(rng, eps)), depth))
+    return table.columns
+
+
+def worst(
+    problem: Problem,
+    attack: Attack,
+    rng: Draws,
+    ladder: Sequence[float],
+    depth: int,
+    rest: Columns,
+) -> Columns:
+    """Return the columns of all rungs, each with the most harmful candidate of every sample.
+
+    Args:
+        problem: of masks.
+        attack: as it is applied.
+        rng: one stream a sample.
+        ladder: rising radii.
+        depth: bits a pixel is stored with.
+        rest: of the clean images: an attacker may leave an image as it is.
+    """
+    table, streams = Table(len(ladder), len(problem)), _streams(rng, ladder)
+    everyone, best = _every_row(problem), rest
+    for i, eps in enumerate(ladder):
+        rows = everyone[~best["done"]]
+        here = problem.at(eps).take(rows)
+        columns = measure(here, attack(here, Draws(streams[i, rows])), depth)
+        worse = columns["harm"] > best["harm"][rows]
+        table.put(i, everyone, best)
+        table.put(i, rows[worse], {name: value[worse] for name, value in columns.items()})
+        best = {name: value[i].clone() for name, value in table.columns.items()}
     return table.columns
 
 
@@ -127,58 +160,21 @@ def by_distance(
     rng: Draws,
     ladder: Sequence[float],
     depth: int,
-    clean: Float[Tensor, "b k"],
+    rest: Columns,
 ) -> tuple[Columns, Float[Tensor, " b"]]:
     """Return the columns of all rungs as `ascend` does, and each sample's distance, inf where none.
 
-    `clean` are the judge's logits on the clean images: what a sample keeps below its distance.
+    `rest` are those of the clean images: what a sample keeps below its distance.
     """
     here = problem.at(torch.inf)
     found = measure(here, attack(here, rng), depth)
     distance = found["size"].masked_fill(~found["broken"], torch.inf)
-    blank = {name: torch.zeros_like(value) for name, value in found.items()}
-    blank |= {"logits": clean, "lowest": problem.x.flatten(1).amin(1)}
-    blank |= {"highest": problem.x.flatten(1).amax(1)}
-    blank |= {name: torch.full_like(distance, torch.nan) for name in ("ssim", "psnr")}
     table, rows = Table(len(ladder), len(problem)), _every_row(problem)
     for i, eps in enumerate(ladder):
-        table.put(i, rows, blank)
+        table.put(i, rows, rest)
         near = (distance <= eps).nonzero()[:, 0]
         table.put(i, near, {name: value[near] for name, value in found.items()})
     return table.columns, distance
-
-
-def first_size(columns: Columns) -> Float[Tensor, " b"]:
-    """Return the smallest perturbation that broke each sample at any rung, `(b,)`; inf where none.
-
-    >>> broken = torch.tensor([[False], [True]])
-    >>> first_size({"size": torch.tensor([[0.1], [0.2]]), "broken": broken})
-    tensor([0.2000])
-    """
-    return columns["size"].masked_fill(~columns["broken"], torch.inf).amin(0)
-
-
-class Table:
-    """What was measured of every sample at every rung, a tensor `(r, b, ...)` a name."""
-
-    def __init__(self, rungs: int, samples: int) -> None:
-        self.columns: Columns = {}
-        self._shape = (rungs, samples)
-
-    def put(self, rung: int | Rows, rows: Rows, columns: Columns) -> None:
-        """Write the columns of some rows at one rung, or at a rung each."""
-        for name, value in columns.items():
-            if name not in self.columns:
-                self.columns[name] = value.new_zeros((*self._shape, *value.shape[1:]))
-            self.columns[name][rung, rows] = value
-
-    def carry(self) -> None:
-        """Make a sample broken at one rung broken above it, by the image that broke it."""
-        broken = self.columns["broken"]
-        for i in range(1, len(broken)):
-            rows = (broken[i - 1] & ~broken[i]).nonzero()[:, 0]
-            for value in self.columns.values():
-                value[i, rows] = value[i - 1, rows]
 
 
 def _first_rung(problem: Problem, radii: Float[Tensor, " r"]) -> Rows:
@@ -207,46 +203,6 @@ def _judge(
     falls[hit] = turn[hit]
     turn[hit] -= 1
     return broken
-
-
-def measure(problem: Problem, z: Images, depth: int) -> Columns:
-    """Return what the judge and the ball say of candidates `z`, a tensor `(b, ...)` a name.
-
-    Raises:
-        InvalidOutputError: the judge returned NaN or Inf.
-    """
-    output, x = problem.outputs(z), problem.x
-    if not torch.isfinite(output.logits).all():
-        raise InvalidOutputError("expected finite logits, got NaN or Inf on an attacked image")
-    broken = problem.objective(output, problem.y).done
-    rounded = torch.zeros_like(broken)
-    rows = broken.nonzero()[:, 0]
-    if len(rows):
-        levels = 2**depth - 1
-        rounded[rows] = problem.take(rows).probe((z[rows] * levels).round() / levels).done
-    flat = (z - x).flatten(1)
-    return {
-        "logits": output.logits,
-        "broken": broken,
-        "rounded": rounded,
-        "size": problem.ball.size(z, x),
-        "linf": flat.abs().amax(1),
-        "l2": flat.norm(dim=1),
-        "lowest": z.flatten(1).amin(1),
-        "highest": z.flatten(1).amax(1),
-        "ssim": _of_broken(ssim, z, x, rows, problem.chunk),
-        "psnr": _of_broken(psnr, z, x, rows, problem.chunk),
-    }
-
-
-def _of_broken(
-    of: Callable[[Images, Images], Tensor], z: Images, x: Images, rows: Rows, chunk: int
-) -> Tensor:
-    """Return how visible each perturbation that broke its sample is; NaN for the others."""
-    found = x.new_full((len(x),), torch.nan)
-    for part in rows.split(chunk):
-        found[part] = of(z[part], x[part])
-    return found
 
 
 def _every_row(problem: Problem) -> Rows:

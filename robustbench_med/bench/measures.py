@@ -70,16 +70,18 @@ def _probe(found: Evidence, name: str, parameters: dict[str, Any]) -> Measured |
     case = found.planned.case
     if not found.iterative or case.norm not in card.norms or case.attack == name:
         return None
-    rows, problem = found.missed(), found.problem
+    rows, problem = found.improvable(), found.problem
     radius = found.run.radii[found.headline]
     known = found.ready.probes.setdefault((name, case.norm, radius, case.objective), {})
     new = torch.tensor([r for r in rows.tolist() if r not in known], dtype=torch.int64)
     new = new.to(rows.device)
     if len(new):
         here, attack = problem.take(new), sharded(registry.function("attacks", card), parameters)
-        done = here.probe(attack(here, found.rng.take(new).fork("probe", name))).done
-        known |= dict(zip(new.tolist(), done.tolist(), strict=True))
-    return Measured(float(sum(known[r] for r in rows.tolist())), len(rows))
+        verdict = here.probe(attack(here, found.rng.take(new).fork("probe", name)))
+        harm = verdict.harm.masked_fill(verdict.done, torch.inf)
+        known |= dict(zip(new.tolist(), harm.tolist(), strict=True))
+    harm = found.run.rungs["harm"].new_tensor([known[r] for r in rows.tolist()])
+    return Measured(float((harm > found.to_beat(rows)).sum()), len(rows))
 
 
 def shrinking(found: Evidence) -> Measured | None:
@@ -91,7 +93,7 @@ def shrinking(found: Evidence) -> Measured | None:
     rows = found.some(found.run.rungs["broken"][:-1].any(0))
     here = found.problem.take(rows).at(found.run.radii[-1])
     z = found.run.attack(here, found.rng.take(rows).fork("afresh"))
-    return Measured(float((~here.probe(z).done).sum()), len(rows))
+    return Measured(float((~here.probe(z).broken).sum()), len(rows))
 
 
 def large_radius(found: Evidence) -> Measured | None:
@@ -108,7 +110,7 @@ def large_radius(found: Evidence) -> Measured | None:
     away = (here.x < 0.5).to(here.x)  # the farthest corner of the box; half way is enough
     here = here.at(Ball(found.planned.case.norm, 0.0).size(here.x + (away - here.x) * 0.75, here.x))
     z = found.run.attack(here, found.rng.take(rows).fork("large"))
-    return _share(~here.probe(z).done)
+    return _share(~here.probe(z).broken)
 
 
 def _share(hit: Bool[Tensor, " rows"]) -> Measured | None:
@@ -168,7 +170,7 @@ def more_effort(found: Evidence) -> Measured | None:
     except SpecError:  # twice as much is more than the parameter allows
         return None
     near = here.ball.size(z, here.x) <= found.run.radii[found.headline]
-    return Measured(float((here.probe(z).done & near).sum()), len(rows))
+    return Measured(float((here.probe(z).broken & near).sum()), len(rows))
 
 
 def below_control(found: Evidence) -> Measured | None:

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from robustbench_med import objectives, registry
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.chosen import Chosen, attack_of, passes
+from robustbench_med.bench.channels import channels_of
+from robustbench_med.bench.chosen import Chosen, attack_of, passes, try_out
 from robustbench_med.bench.suite import Grid, Suite
 from robustbench_med.bench.surrogate import trained_on
-from robustbench_med.cards import AttackCard, ModelCard
+from robustbench_med.cards import AttackCard, DatasetCard, ModelCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.errors import (
@@ -65,7 +66,10 @@ def plan(suite: Suite, *, data: Path | None = None) -> tuple[list[Planned], list
             except BenchError as error:
                 broken.append(Broken(name, error))
                 continue
-            objectives.make(grid.objective, dataset.card.task, k=len(dataset.card.classes))
+            objective = objectives.make(grid.objective, dataset.card.task, card=dataset.card)
+            for attack in attacks:
+                try_out(attack, dataset.card, objective, grid.norm)
+            allowed = [channels_of(text, dataset.card, grid.norm) for text in grid.channels]
             for victim in victims_of(grid, dataset):
                 try:
                     model, digest = describe(victim, dataset.card)
@@ -81,9 +85,11 @@ def plan(suite: Suite, *, data: Path | None = None) -> tuple[list[Planned], list
                             f"{victim}: expected a surrogate other than the victim, got none"
                         )
                     broken += [one for one in found if isinstance(one, Broken)]
-                for one, attack in itertools.product(owned, attacks):
-                    hashes = {"data_sha256": sha256, "train_sha256": train if attack.trains else ""}
-                    case = _case(suite, grid, name, victim, digest, attack, hashes | one)
+                for one, attack, channels in itertools.product(owned, attacks, allowed):
+                    rest = {"data_sha256": sha256, "channels": channels, **one}
+                    rest["train_sha256"] = train if attack.trains else ""
+                    rest["operating_point"] = _operating_point(grid, dataset.card)
+                    case = _case(suite, grid, name, victim, digest, attack, rest)
                     seconds = estimate(case, dataset, model)
                     planned.setdefault(case.id, Planned(case, dataset, model, seconds))
     return list(planned.values()), broken
@@ -102,6 +108,11 @@ def _surrogates(grid: Grid, dataset: Dataset, victim: str) -> list[dict[str, obj
             continue
         try:
             trained = trained_on(name, dataset.card)
+            if dataset.card.task == "segmentation" and trained.name != dataset.card.name:
+                raise VictimError(
+                    f"{name}: expected a surrogate trained on {dataset.card.name} for masks, got "
+                    f"one trained on {trained.name}"
+                )
             if len(trained.size) != len(dataset.card.size):
                 raise VictimError(
                     f"{name}: expected a surrogate for images of {len(dataset.card.size)} axes, "
@@ -155,8 +166,11 @@ def data_sha256(dataset: Dataset, grid: Grid) -> str:
     """Return the hash of what a score depends on: contract, split attacked, and validation."""
     card = dataset.card
     contract = (card.task, card.classes, card.normal, card.channels, card.size, card.bit_depth)
-    splits = {grid.split, "val"} if grid.operating_point == "youden" else {grid.split}
+    chosen_on_val = _operating_point(grid, card) == "youden"
+    splits = {grid.split, "val"} if chosen_on_val else {grid.split}
     parts = [repr(contract)]
+    if card.task == "segmentation":
+        parts.append(repr((card.parts, card.spacing, card.tolerance)))
     for split in sorted(splits):
         try:
             parts.append(dataset.arrays(split).fingerprint())
@@ -168,6 +182,11 @@ def data_sha256(dataset: Dataset, grid: Grid) -> str:
                 "none: add val_images and val_labels, or pass --operating-point argmax"
             ) from None
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _operating_point(grid: Grid, card: DatasetCard) -> str:
+    """Return how the victim decides: a mask has no threshold to choose, it takes the likeliest."""
+    return "argmax" if card.task == "segmentation" else grid.operating_point
 
 
 def _case(
@@ -186,7 +205,6 @@ def _case(
         "n": grid.n,
         "victim": victim,
         "victim_sha256": victim_hash,
-        "operating_point": grid.operating_point,
         "attack": card.name,
         "attack_version": card.version,
         "parameters": attack.parameters,
@@ -212,5 +230,7 @@ def estimate(case: Case, dataset: Dataset, model: ModelCard) -> float | None:
     n = available if case.n is None else min(case.n, available)
     if case.fit is not None:  # the passes are those of the images it is fitted on
         n = min(case.fit, len(dataset.arrays("train")))
-    runs = _RUNS.get(card.rungs, float(len(case.ladder)))
+    every_rung = float(len(case.ladder))
+    masks = dataset.card.task == "segmentation"  # searched for the worst at every radius
+    runs = every_rung if masks else _RUNS.get(card.rungs, every_rung)
     return n * runs * passes(card, case.parameters) * model.measured.gradient_ms / 1000

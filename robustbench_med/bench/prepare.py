@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from robustbench_med.bench.case import Case
@@ -16,8 +16,9 @@ from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.errors import ChecksumError
 from robustbench_med.models.load import load_victim
 from robustbench_med.models.operating_point import youden
+from robustbench_med.objectives.decide import kept
 from robustbench_med.rng import seeded
-from robustbench_med.types import Batch
+from robustbench_med.types import Batch, Images
 from robustbench_med.victim import Victim, frozen, looks_like_probabilities
 
 
@@ -30,7 +31,8 @@ class Prepared:
         victim: at its operating point.
         card: of the victim.
         data: the dataset the images are of.
-        clean: `(n, k)` logits on `batch`, offset included.
+        clean: `(n, k)` logits on `batch`, offset included; of masks the classes called, `(n, *s)`
+            uint8.
         probabilities: whether the module answers probabilities where logits are expected.
         randomized: share of the images whose logits differ when asked a second time.
         surrogate: the model attacked in its place, where the case names one.
@@ -42,7 +44,7 @@ class Prepared:
     victim: Victim
     card: ModelCard
     data: Dataset
-    clean: Float[Tensor, "n k"]
+    clean: Float[Tensor, "n k"] | UInt8[Tensor, "n *s"]
     probabilities: bool
     randomized: float = 0.0
     surrogate: Surrogate | None = None
@@ -81,9 +83,10 @@ def prepare(case: Case, data: Dataset, device: torch.device) -> Prepared:
             val = data.batch("val").to(device)
             logits = victim.logits(val.x).cpu()
             victim = victim.at(youden(logits, val.y.cpu(), data.card))
-        clean = victim.logits(batch.x)
-        again = victim.logits(batch.x)
-    raw = clean if victim.offset is None else clean - victim.offset.to(clean)
+        clean, again = (_answers(victim, batch.x) for _ in range(2))
+        masks = data.card.task == "segmentation"
+        shown = victim.logits(batch.x[: victim.chunk]) if masks else clean
+    raw = shown if victim.offset is None else shown - victim.offset.to(shown)
     return Prepared(
         batch,
         victim,
@@ -91,5 +94,9 @@ def prepare(case: Case, data: Dataset, device: torch.device) -> Prepared:
         data,
         clean,
         probabilities=looks_like_probabilities(raw),
-        randomized=float((again != clean).any(1).float().mean()),
+        randomized=float((again != clean).flatten(1).any(1).float().mean()),
     )
+
+
+def _answers(victim: Victim, x: Images) -> Tensor:
+    return torch.cat([kept(victim.logits(part)) for part in x.split(victim.chunk)])

@@ -12,14 +12,12 @@ from torch import Tensor
 
 from robustbench_med import stats
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.ladder import Columns
+from robustbench_med.bench.columns import Columns
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import Audit, Estimate, Rung
+from robustbench_med.bench.told import Told, tell
 from robustbench_med.bench.walk import Run
-from robustbench_med.metrics.classification import Predictions, flips
-from robustbench_med.metrics.classification import score as score_predictions
 from robustbench_med.models.operating_point import probability
-from robustbench_med.objectives.decide import decide, probabilities
 
 TOLERANCE = 1e-6  # of a radius in [0,1] units: float32 rounding of x + delta near 1 is 6e-8
 _VISIBLE = ("ssim", "psnr", "l2", "linf")
@@ -45,46 +43,50 @@ def score(case: Case, ready: Prepared, run: Run) -> Scores:
         ready: clean logits and truth of all `n` images.
         run: what was measured of those attacked.
     """
-    attacked = run.attacked
-    tables = [_table(ready, attacked, None, 0.0)]
-    for i, eps in enumerate(case.ladder):
-        columns = {name: value[i] for name, value in run.rungs.items()}
-        tables.append(_table(ready, attacked, columns, eps))
-    clusters = ready.batch.patients
+    attacked, clusters = run.attacked, ready.batch.patients
     weights = stats.resamples(len(ready.batch), clusters, seed=case.seed)
-    scored = tuple(_rung(table, tables[0], ready, clusters, weights) for table in tables)
+    tables, scored = [], []
+    for i, eps in enumerate((0.0, *case.ladder)):
+        columns = {name: value[i - 1] for name, value in run.rungs.items()} if i else None
+        told = tell(case, ready, _answers(ready, attacked, columns), attacked, weights)
+        table = _table(ready, attacked, columns, eps, told)
+        tables.append(table)
+        scored.append(Rung(eps=eps, metrics=told.metrics | _of_attack(table, clusters, weights)))
     samples = pd.concat(tables, ignore_index=True)
     distance = _spread({"distance": run.distance}, "distance", attacked, np.nan)
     samples["distance"] = np.tile(distance, len(tables))
     return Scores(
         samples,
-        scored,
+        tuple(scored),
         _audit(case, ready, run),
         probability(ready.victim.offset, ready.data.card),
         stats.median(distance[attacked.cpu().numpy()], weights[:, attacked.cpu().numpy()]),
     )
 
 
+def _answers(ready: Prepared, attacked: Bool[Tensor, " n"], columns: Columns | None) -> Tensor:
+    """Return what the victim says of all images; of those not attacked, what it said when clean."""
+    found = ready.clean.clone()
+    if columns is not None:
+        found[attacked] = columns["answer"]
+    return found
+
+
 def _table(
-    ready: Prepared, attacked: Bool[Tensor, " n"], columns: Columns | None, eps: float
+    ready: Prepared,
+    attacked: Bool[Tensor, " n"],
+    columns: Columns | None,
+    eps: float,
+    told: Told,
 ) -> pd.DataFrame:
     """Return one row an image at one radius; the columns are documented at Stored."""
-    task, batch = ready.data.card.task, ready.batch
-    logits = ready.clean.clone()
-    if columns is not None:
-        logits[attacked] = columns["logits"]
-    predicted, truth = decide(logits, task), batch.y.cpu().numpy()
-    right = (predicted == truth) | (truth < 0)
-    right = right.all(1) if right.ndim == 2 else right
+    batch = ready.batch
     return pd.DataFrame(
         {
             "sample": batch.ids,
             "patient": batch.patients if batch.patients is not None else [None] * len(batch),
-            "truth": list(truth),
             "eps": eps,
-            "prediction": list(predicted),
-            "scores": list(probabilities(logits, task)),
-            "correct": right,
+            **told.columns,
             "attacked": attacked.cpu().numpy(),
             "broken": _spread(columns, "broken", attacked, False),
             **{name: _spread(columns, name, attacked, np.nan) for name in _VISIBLE},
@@ -103,32 +105,19 @@ def _spread(
     return spread
 
 
-def _rung(
+def _of_attack(
     table: pd.DataFrame,
-    clean: pd.DataFrame,
-    ready: Prepared,
     clusters: NDArray[np.character] | None,
     weights: NDArray[np.float64],
-) -> Rung:
-    card = ready.data.card
-    y, before, after, scores = (
-        np.stack(column.to_list())
-        for column in (table["truth"], clean["prediction"], table["prediction"], table["scores"])
-    )
-    metrics = score_predictions(
-        Predictions.of(y, after, scores, card), card, clusters=clusters, weights=weights
-    )
-    attacked = table["attacked"].to_numpy()
+) -> dict[str, Estimate]:
+    """Return the share of attacked images that broke, and how visible that was."""
+    attacked, broken = table["attacked"].to_numpy(), table["broken"].to_numpy()
     owners = None if clusters is None else clusters[attacked]
-    metrics["attack_success"] = stats.cluster_mean(
-        table["broken"].to_numpy()[attacked].astype(float), owners
-    )
-    metrics |= flips(y, before, after, card, attacked=attacked, clusters=clusters)
-    broken = table["broken"].to_numpy()
+    metrics = {"attack_success": stats.cluster_mean(broken[attacked].astype(float), owners)}
     for name in _VISIBLE:  # of the images that broke: what a person would have had to notice
         values = np.where(broken, table[name].to_numpy(dtype=float), np.nan)
         metrics[name] = _mean(values, weights)
-    return Rung(eps=float(table["eps"].iloc[0]), metrics=metrics)
+    return metrics
 
 
 def _mean(values: NDArray[np.float64], weights: NDArray[np.float64]) -> Estimate:

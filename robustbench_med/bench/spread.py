@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from robustbench_med import stats
+from robustbench_med.bench.columns import measure
 from robustbench_med.bench.ladder import at_rung
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import Estimate, Spread, SpreadRung
 from robustbench_med.errors import DataError
-from robustbench_med.objectives.decide import decide
+from robustbench_med.objectives.decide import decide, verdict_on
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
-from robustbench_med.types import Batch, Images, Output
+from robustbench_med.types import Batch, Images
 from robustbench_med.universal import Universal
 
 PATTERNS = "universal.safetensors"  # beside the record: one tensor a rung
@@ -102,7 +103,10 @@ def fit(
 
 
 class _Counts(NamedTuple):
-    """Shares: prediction changed, prediction wrong, and goal reached of the images attacked."""
+    """Shares: prediction changed, prediction wrong, and goal reached of the images attacked.
+
+    Of masks the first two are shares of the pixels of an image.
+    """
 
     changed: Estimate
     wrong: Estimate
@@ -110,23 +114,22 @@ class _Counts(NamedTuple):
 
 
 def _counts(made: Universal, whole: Problem, ready: Prepared, rng: Draws) -> _Counts:
-    task, owners = ready.data.card.task, ready.batch.patients
-    output = whole.outputs(made.apply(whole.x, whole.ball, rng))
-    called, clean = decide(output.logits, task), decide(ready.clean, task)
-    truth = ready.batch.y.cpu().numpy()
-    done = whole.objective(output, whole.y).done.cpu().numpy()
+    card, owners = ready.data.card, ready.batch.patients
+    columns = measure(whole, made.apply(whole.x, whole.ball, rng), card.bit_depth)
+    called, clean = (decide(found, card.task) for found in (columns["answer"], ready.clean))
+    truth, masks = ready.batch.y.cpu().numpy(), card.task == "segmentation"
     # as for the walk: labelled, and the goal not reached by the clean image
-    before = whole.objective(Output(ready.clean), whole.y).done
+    before = verdict_on(whole.objective, ready.clean, whole.y, len(card.classes)).done
     attacked = (whole.objective.applies(whole.y) & ~before).cpu().numpy()
 
-    def share(hit: NDArray[np.bool_], of: NDArray[np.bool_] | None = None) -> Estimate:
-        rows = np.asarray(hit.reshape(len(hit), -1).any(axis=1), dtype=np.float64)
-        if of is None:
-            return stats.cluster_mean(rows, owners)
-        return stats.cluster_mean(rows[of], None if owners is None else owners[of])
+    def share(hit: NDArray[np.bool_], of: NDArray[np.bool_]) -> Estimate:
+        rows = hit.reshape(len(hit), -1)
+        each: NDArray[Any] = np.mean(rows, axis=1) if masks else np.any(rows, axis=1)
+        return stats.mean(each[of], None if owners is None else owners[of])
 
+    everyone = np.ones(len(truth), dtype=np.bool_)
     return _Counts(
-        changed=share(called != clean),
-        wrong=share((called != truth) & (truth >= 0)),
-        success=share(done, attacked),
+        changed=share(called != clean, everyone),
+        wrong=share((called != truth) & (truth >= 0), everyone),
+        success=share(columns["broken"].cpu().numpy(), attacked),
     )

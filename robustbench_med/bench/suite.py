@@ -27,6 +27,12 @@ class Grid(BaseModel):
     )
     attacks: tuple[str, ...] = Field(min_length=1)
     norm: Norm = "linf"
+    channels: tuple[str, ...] = Field(
+        default=("all",),
+        min_length=1,
+        description='sets of channels that may change, a case each: "all", "T1", "T1 + FLAIR=0.5" '
+        "(with a share of the radius)",
+    )
     ladder: tuple[float, ...] = Field(
         default=(), description="radii; an attack may bring its own, pgd(eps=2/255)"
     )

@@ -14,15 +14,9 @@ from torch import Tensor
 from robustbench_med import objectives, registry
 from robustbench_med.ball import Ball
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.ladder import (
-    Attack,
-    Columns,
-    ascend,
-    by_distance,
-    descend,
-    first_size,
-    separately,
-)
+from robustbench_med.bench.channels import ball_of
+from robustbench_med.bench.columns import Columns, at_rest, first_size
+from robustbench_med.bench.ladder import Attack, ascend, by_distance, descend, separately, worst
 from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import LadderAudit
@@ -31,9 +25,10 @@ from robustbench_med.bench.surrogate import transferred
 from robustbench_med.cards import AttackCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.models.guide import bfloat16
+from robustbench_med.objectives.decide import verdict_on
 from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws, seeded
-from robustbench_med.types import Images, Output
+from robustbench_med.types import Images, Verdict
 from robustbench_med.victim import frozen
 
 # of images handed to an attack at once: JSMA and DeepFool hold thirty times as much beside them
@@ -44,7 +39,7 @@ class Run(NamedTuple):
     """An attack walked up its ladder.
 
     Attributes:
-        problem: the samples attacked: those the victim calls right.
+        problem: the samples attacked: those the victim calls right, or masks not wholly wrong.
         attack: as it was applied; a universal one only applies its patterns.
         rng: its draws, one stream a sample attacked.
         radii: the ladder in image units.
@@ -54,6 +49,7 @@ class Run(NamedTuple):
         ladder: how a descending ladder was checked.
         counter: what it cost.
         seconds: wall-clock time.
+        rest: the columns of the clean images.
         fitted: a universal perturbation a rung.
         minimal: whether the attack knows no radius.
     """
@@ -68,24 +64,28 @@ class Run(NamedTuple):
     ladder: LadderAudit | None
     counter: Counter
     seconds: float
+    rest: Columns
     fitted: Fitted | None = None
     minimal: bool = False
 
 
 def walk(planned: Planned, ready: Prepared) -> Run:
-    """Attack every sample the victim calls right, at every radius of the ladder."""
+    """Attack every sample whose goal is not reached yet, at every radius of the ladder."""
     clock = time.perf_counter()
     case, batch = planned.case, ready.batch
     if batch.x.is_cuda:
         torch.cuda.reset_peak_memory_stats(batch.x.device)
-    objective = objectives.make(case.objective, planned.data.card.task)
-    attacked = objective.applies(batch.y) & ~objective(Output(ready.clean), batch.y).done
+    card = planned.data.card
+    objective = objectives.make(case.objective, card.task, card=card)
+    before = verdict_on(objective, ready.clean, batch.y, len(card.classes))
+    attacked = objective.applies(batch.y) & ~before.done
+    before = Verdict(*(value[attacked] for value in before))
     rows = attacked.nonzero()[:, 0]
     radii = _radii(case, planned.data)
     problem = Problem(
         x=batch.x[rows],
         y=batch.y[rows],
-        ball=Ball(case.norm, radii[0]),
+        ball=ball_of(case, card, radii[0]),
         objective=objective,
         judge=ready.victim,
         guide=bfloat16(ready.victim) if case.guide == "bfloat16" else None,
@@ -101,7 +101,8 @@ def walk(planned: Planned, ready: Prepared) -> Run:
         for module in modules:
             held.enter_context(frozen(module))
         held.enter_context(seeded(case.seed, case.id, "walk"))
-        run = _rungs(planned, ready, problem, everyone, radii, attacked)
+        rest = at_rest(problem, ready.clean[attacked], before)
+        run = _rungs(planned, ready, problem, everyone, radii, attacked, rest)
     return run._replace(seconds=time.perf_counter() - clock)
 
 
@@ -112,6 +113,7 @@ def _rungs(
     everyone: Draws,
     radii: tuple[float, ...],
     attacked: Bool[Tensor, " n"],
+    rest: Columns,
 ) -> Run:
     """Return the attack walked up its ladder in the way its card names."""
     case, depth = planned.case, planned.data.card.bit_depth
@@ -136,9 +138,10 @@ def _rungs(
         )
         attack = fitted.apply
         rungs = separately(problem, attack, rng, radii, depth)
+    elif planned.data.card.task == "segmentation" and ready.surrogate is None:
+        rungs = worst(problem, attack, rng, radii, depth, rest)
     elif card.rungs == "distance":
-        clean = ready.clean[attacked]
-        rungs, distance = by_distance(problem, attack, rng, radii, depth, clean)
+        rungs, distance = by_distance(problem, attack, rng, radii, depth, rest)
     elif ready.surrogate is not None:
         rungs = separately(problem, attack, rng, radii, depth)
     elif card.rungs == "descend":
@@ -157,6 +160,7 @@ def _rungs(
         ladder=audit,
         counter=problem.counter,
         seconds=0.0,
+        rest=rest,
         fitted=fitted,
         minimal=distance is not None,
     )

@@ -27,7 +27,8 @@ Victims = Annotated[
     list[str] | None,
     typer.Option(
         "--victim",
-        help="This victim instead, or timm:NAME(weights='FILE.safetensors'); repeatable.",
+        help="This victim instead, or timm:NAME(weights='FILE.safetensors'), of masks smp:NAME(...) "
+        "or monai:NAME(...); repeatable.",
     ),
 ]
 Attacks = Annotated[
@@ -38,9 +39,21 @@ Eps = Annotated[
     str | None, typer.Option("--eps", help="Radii in [0,1] units, e.g. '1/255,2/255,4/255'.")
 ]
 Norm = Annotated[str | None, typer.Option("--norm", help="linf, l2, l1 or l0.")]
+Channels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--channels",
+        help="Only these channels may change, e.g. 'T1 + FLAIR=0.5' (with a share of the radius); "
+        "repeatable: a case each.",
+    ),
+]
 Objective = Annotated[
     str | None,
-    typer.Option("--objective", help="untargeted, targeted(target=1) or finding(index=0)."),
+    typer.Option(
+        "--objective",
+        help="untargeted, targeted(target=1) or finding(index=0); of masks also "
+        "region(name='...'), targeted(mask='heart', label=1).",
+    ),
 ]
 OperatingPoint = Annotated[
     Literal["youden", "argmax"] | None,
@@ -79,6 +92,7 @@ _GRID = {
     "attack": "attacks",
     "eps": "ladder",
     "norm": "norm",
+    "channels": "channels",
     "objective": "objective",
     "operating_point": "operating_point",
     "guide": "guide",

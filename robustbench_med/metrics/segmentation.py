@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Bool, Float64, Integer, UInt8
@@ -13,7 +13,7 @@ from robustbench_med import stats
 from robustbench_med.bench.record import Estimate
 from robustbench_med.metrics import surface
 
-Parts = dict[str, tuple[int, ...]]
+Parts = Mapping[str, tuple[int, ...]]
 
 _WHOLE = "pixel_accuracy"  # of the image, not of a region
 _ML = 1000.0  # mm³

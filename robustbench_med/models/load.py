@@ -13,7 +13,8 @@ from robustbench_med.cards import DatasetCard, ModelCard
 from robustbench_med.errors import SpecError, VictimError
 from robustbench_med.models import weights
 from robustbench_med.models.build import build
-from robustbench_med.victim import InputContract, Victim, images_at_once
+from robustbench_med.types import images_at_once
+from robustbench_med.victim import InputContract, Victim
 
 ZOO = registry.CORE / "models" / "zoo"
 _OURS = ("weights", "pretrained", "mean", "std")

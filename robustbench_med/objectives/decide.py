@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from robustbench_med.cards import Task
+from robustbench_med.objectives import Objective
 from robustbench_med.objectives.classification import two_sided
-from robustbench_med.types import Logits
+from robustbench_med.types import Logits, Output, Truth, Verdict, images_at_once
 
 
 def called(logits: Logits) -> UInt8[Tensor, "b *s"]:
@@ -18,8 +20,37 @@ def called(logits: Logits) -> UInt8[Tensor, "b *s"]:
     return two_sided(logits).argmax(1).to(torch.uint8)
 
 
-def decide(logits: Logits, task: Task) -> NDArray[np.int64]:
-    """Return class ids `(b,)` (argmax; the first on a tie) or findings `(b, k)` (logit above 0)."""
+def kept(logits: Logits) -> Float[Tensor, "b k"] | UInt8[Tensor, "b *s"]:
+    """Return what is kept of a victim's output: its logits, or of masks the classes called."""
+    return logits if logits.ndim == 2 else called(logits)
+
+
+def verdict_on(objective: Objective, answer: Tensor, y: Truth, k: int) -> Verdict:
+    """Return the verdict on answers that were kept, without a pass through the victim.
+
+    Args:
+        objective: says what is reached; of masks, its loss means nothing here.
+        answer: `(n, k)` logits or `(n, *s)` masks of class ids.
+        y: the truth.
+        k: number of classes.
+    """
+    if answer.dtype != torch.uint8:
+        return objective(Output(answer), y)
+    at_once = images_at_once(tuple(answer.shape[1:]))
+    parts = []
+    for rows in torch.arange(len(answer), device=answer.device).split(at_once):
+        one_hot = functional.one_hot(answer[rows].long(), k).movedim(-1, 1).float()
+        parts.append(objective.take(rows)(Output(one_hot), y[rows]))
+    return Verdict(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def decide(logits: Tensor, task: Task) -> NDArray[np.int64]:
+    """Return class ids `(b,)` (argmax; the first on a tie) or findings `(b, k)` (logit above 0).
+
+    Of masks, what is kept of an answer is the decision: class ids `(b, *s)`.
+    """
+    if task == "segmentation":
+        return np.asarray(logits.long().cpu().numpy())
     if task == "multi_label":
         return np.asarray((logits > 0).long().cpu().numpy())
     return np.asarray(two_sided(logits).argmax(1).cpu().numpy())

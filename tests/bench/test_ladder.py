@@ -14,7 +14,8 @@ from torch import Tensor
 from attacks.fgsm import fgsm
 from attacks.pgd import bim, pgd
 from robustbench_med.ball import Ball
-from robustbench_med.bench.ladder import Attack, Columns, ascend, at_rung, descend, measure
+from robustbench_med.bench.columns import Columns, measure
+from robustbench_med.bench.ladder import Attack, ascend, at_rung, descend
 from robustbench_med.cards import Norm
 from robustbench_med.errors import InvalidOutputError, VictimError
 from robustbench_med.objectives.multilabel import AnyFinding
@@ -126,12 +127,12 @@ def test_what_is_measured_is_of_the_image_that_broke(way: str) -> None:
     for j in range(N):
         first = int(lowest[j])
         if first < len(ladder):  # carried up: the very image of the lowest rung
-            for name in ("size", "l2", "logits", "psnr", "ssim"):
+            for name in ("size", "l2", "answer", "psnr", "ssim"):
                 values = columns[name][first:, j]
                 torch.testing.assert_close(values, values[:1].expand_as(values), equal_nan=True)
             assert columns["size"][first, j] <= ladder[first] * (1 + 1e-5)
             assert columns["size"][first, j] >= nearest[j] * (1 - 1e-4)
-    called = columns["logits"].argmax(2)
+    called = columns["answer"].argmax(2)
     assert torch.equal(called != problem.y, broken)
 
 

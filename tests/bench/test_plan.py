@@ -59,6 +59,7 @@ OTHER: dict[str, Any] = {
     "parameters": {"steps": 41, "reach": 2.5, "restarts": 1, "random_start": True},
     "objective": "targeted(target=1)",
     "guide": "bfloat16",
+    "channels": {"T1": 1.0},
     "norm": "l2",
     "draws": 16,
     "threat": "transfer",

@@ -82,7 +82,7 @@ def test_the_seed_reaches_the_attack() -> None:
     ready = ready_for(generic_victim(3))
     given = {"steps": 1, "reach": 0.1}
     a, b = (
-        walk(planned_of(ready.data, seed=seed, parameters=given), ready).rungs["logits"]
+        walk(planned_of(ready.data, seed=seed, parameters=given), ready).rungs["answer"]
         for seed in (0, 1)
     )
     assert not torch.equal(a, b)

@@ -1,0 +1,130 @@
+"""Columns: what the judge and the ball say of the samples, a tensor a name; and a table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robustbench_med.errors import InvalidOutputError
+from robustbench_med.metrics.perturbation import psnr, ssim
+from robustbench_med.objectives.decide import kept
+from robustbench_med.problem import Problem
+from robustbench_med.types import Images, Rows, Verdict
+
+Columns = dict[str, Tensor]  # what was measured of every sample, a tensor a name
+
+
+def measure(problem: Problem, z: Images, depth: int) -> Columns:
+    """Return what the judge and the ball say of candidates `z`, a tensor `(b, ...)` a name.
+
+    Raises:
+        InvalidOutputError: the judge returned NaN or Inf.
+    """
+    answer, verdict = _judged(problem, z)
+    x, broken = problem.x, verdict.broken
+    rounded = torch.zeros_like(broken)
+    rows = broken.nonzero()[:, 0]
+    if len(rows):
+        levels = 2**depth - 1
+        rounded[rows] = problem.take(rows).probe((z[rows] * levels).round() / levels).broken
+    flat = (z - x).flatten(1)
+    return {
+        "answer": answer,
+        "harm": verdict.harm,
+        "done": verdict.done,
+        "broken": broken,
+        "rounded": rounded,
+        "size": problem.ball.size(z, x),
+        "linf": flat.abs().amax(1),
+        "l2": flat.norm(dim=1),
+        "lowest": z.flatten(1).amin(1),
+        "highest": z.flatten(1).amax(1),
+        "ssim": _of_broken(ssim, z, x, rows, problem.chunk),
+        "psnr": _of_broken(psnr, z, x, rows, problem.chunk),
+    }
+
+
+def at_rest(problem: Problem, answer: Tensor, verdict: Verdict) -> Columns:
+    """Return the columns of the clean images, from what the judge said of them.
+
+    `size` 0; `ssim` and `psnr` NaN; nothing was rounded.
+    """
+    x = problem.x.flatten(1)
+    nothing, undefined = torch.zeros_like(x[:, 0]), torch.full_like(x[:, 0], torch.nan)
+    return {
+        "answer": answer,
+        "harm": verdict.harm,
+        "done": verdict.done,
+        "broken": verdict.broken,
+        "rounded": verdict.broken,
+        "size": nothing,
+        "linf": nothing,
+        "l2": nothing,
+        "lowest": x.amin(1),
+        "highest": x.amax(1),
+        "ssim": undefined,
+        "psnr": undefined,
+    }
+
+
+def _judged(problem: Problem, z: Images) -> tuple[Tensor, Verdict]:
+    """Return what is kept of the judge's answers to `z`, and its verdict, a chunk at a time.
+
+    Raises:
+        InvalidOutputError: the judge returned NaN or Inf.
+    """
+    found = []
+    for rows in torch.arange(len(problem), device=z.device).split(problem.chunk):
+        part = problem.take(rows)
+        output = part.outputs(z[rows])
+        if not torch.isfinite(output.logits).all():
+            raise InvalidOutputError("expected finite logits, got NaN or Inf on an attacked image")
+        found.append((kept(output.logits), *part.objective(output, part.y)))
+    answer, *verdict = map(torch.cat, zip(*found, strict=True))
+    return answer, Verdict(*verdict)
+
+
+def _of_broken(
+    of: Callable[[Images, Images], Tensor], z: Images, x: Images, rows: Rows, chunk: int
+) -> Tensor:
+    """Return how visible each perturbation that broke its sample is; NaN for the others."""
+    found = x.new_full((len(x),), torch.nan)
+    for part in rows.split(chunk):
+        found[part] = of(z[part], x[part])
+    return found
+
+
+def first_size(columns: Columns) -> Float[Tensor, " b"]:
+    """Return the smallest perturbation that broke each sample at any rung, `(b,)`; inf where none.
+
+    >>> broken = torch.tensor([[False], [True]])
+    >>> first_size({"size": torch.tensor([[0.1], [0.2]]), "broken": broken})
+    tensor([0.2000])
+    """
+    return columns["size"].masked_fill(~columns["broken"], torch.inf).amin(0)
+
+
+class Table:
+    """What was measured of every sample at every rung, a tensor `(r, b, ...)` a name."""
+
+    def __init__(self, rungs: int, samples: int) -> None:
+        self.columns: Columns = {}
+        self._shape = (rungs, samples)
+
+    def put(self, rung: int | Rows, rows: Rows, columns: Columns) -> None:
+        """Write the columns of some rows at one rung, or at a rung each."""
+        for name, value in columns.items():
+            if name not in self.columns:
+                self.columns[name] = value.new_zeros((*self._shape, *value.shape[1:]))
+            self.columns[name][rung, rows] = value
+
+    def carry(self) -> None:
+        """Make a sample broken at one rung broken above it, by the image that broke it."""
+        broken = self.columns["broken"]
+        for i in range(1, len(broken)):
+            rows = (broken[i - 1] & ~broken[i]).nonzero()[:, 0]
+            for value in self.columns.values():
+                value[i, rows] = value[i - 1, rows]

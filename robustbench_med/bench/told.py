@@ -1,0 +1,97 @@
+"""Told: what a victim's answers to all images say, as columns of the samples table and metrics."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robustbench_med import objectives, stats
+from robustbench_med.bench.case import Case
+from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.record import Estimate
+from robustbench_med.metrics.classification import Predictions, flips, score
+from robustbench_med.metrics.segmentation import of_masks, overlap, score_masks
+from robustbench_med.objectives.decide import decide, probabilities
+from robustbench_med.objectives.segmentation import TargetMask
+
+
+class Told(NamedTuple):
+    """Columns of the samples table (see Stored), an entry an image, and metrics by name."""
+
+    columns: dict[str, Any]
+    metrics: dict[str, Estimate]
+
+
+def tell(
+    case: Case,
+    ready: Prepared,
+    answer: Tensor,
+    attacked: Bool[Tensor, " n"],
+    weights: NDArray[np.float64],
+) -> Told:
+    """Return what the answers say.
+
+    Args:
+        case: says the objective.
+        ready: truth, patients and clean answers of all images.
+        answer: `(n, k)` logits or `(n, *s)` masks of class ids.
+        attacked: which images were.
+        weights: `(replicates, n)` from stats.resamples.
+    """
+    if ready.data.card.task == "segmentation":
+        return _masks(case, ready, answer, weights)
+    return _labels(ready, answer, attacked.cpu().numpy(), weights)
+
+
+def _labels(
+    ready: Prepared, answer: Tensor, attacked: NDArray[np.bool_], weights: NDArray[np.float64]
+) -> Told:
+    card, clusters = ready.data.card, ready.batch.patients
+    truth, predicted = ready.batch.y.cpu().numpy(), decide(answer, card.task)
+    scores = probabilities(answer, card.task)
+    right = (predicted == truth) | (truth < 0)
+    columns = {
+        "truth": list(truth),
+        "prediction": list(predicted),
+        "scores": list(scores),
+        "correct": right.all(1) if right.ndim == 2 else right,
+    }
+    found = Predictions.of(truth, predicted, scores, card)
+    before = decide(ready.clean, card.task)
+    turned = flips(truth, before, predicted, card, attacked=attacked, clusters=clusters)
+    return Told(columns, score(found, card, clusters=clusters, weights=weights) | turned)
+
+
+def _masks(case: Case, ready: Prepared, answer: Tensor, weights: NDArray[np.float64]) -> Told:
+    card, parts = ready.data.card, ready.data.card.parts
+    truth, called = ready.batch.y.cpu().numpy(), answer.cpu().numpy()
+    found = of_masks(called, truth, parts=parts, spacing=card.spacing, tolerance=card.tolerance)
+    columns = {
+        "truth": _pixels(truth, truth, parts),
+        "prediction": _pixels(called, truth, parts),
+        "scores": list(found["dice"]),
+        "correct": found["dice"].mean(1),
+    }
+    metrics = score_masks(found, parts=parts, weights=weights)
+    wanted = objectives.make(case.objective, card.task, card=card)
+    if isinstance(wanted, TargetMask):
+        target = wanted.target(ready.batch.y).cpu().numpy()
+        drawn = overlap(called, target, parts={"target": (wanted.label,)})[:, 0]
+        columns["target_dice"] = drawn
+        metrics["target_dice"] = stats.bootstrap(
+            float(drawn.mean()), lambda w: (w @ drawn) / w.sum(1), weights
+        )
+    return Told(columns, metrics)
+
+
+def _pixels(
+    masks: NDArray[Any], truth: NDArray[Any], parts: dict[str, tuple[int, ...]]
+) -> list[NDArray[np.int64]]:
+    """Return how many counted pixels of each image are of each region."""
+    axes = tuple(range(1, masks.ndim))
+    inside = [(np.isin(masks, ids) & (truth >= 0)).sum(axis=axes) for ids in parts.values()]
+    return list(np.stack(inside, axis=1))
