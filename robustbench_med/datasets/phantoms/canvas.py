@@ -77,7 +77,7 @@ def blobs(centres: Plane, radii: Amount, heights: Amount = 1.0) -> Plane:
 
 
 @cache
-def _spread(spacing: float, side: int) -> Plane:
+def spread(spacing: float, side: int) -> Plane:
     """Return the `(side, m)` matrix that spreads m white values along an axis."""
     line = axes(side)[0].T
     knots = np.arange(-1.0 - 2.0 * spacing, 1.0 + 2.0 * spacing, spacing)
@@ -89,9 +89,9 @@ def _spread(spacing: float, side: int) -> Plane:
 
 def noise(rng: np.random.Generator, spacing: float, side: int = FINE) -> Plane:
     """Return Gaussian noise of unit variance whose features are about `spacing` wide."""
-    spread = _spread(spacing, side)
-    m = spread.shape[1]
-    return spread @ rng.standard_normal((m, m)) @ spread.T
+    matrix = spread(spacing, side)
+    m = matrix.shape[1]
+    return matrix @ rng.standard_normal((m, m)) @ matrix.T
 
 
 def walk(

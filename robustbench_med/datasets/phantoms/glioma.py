@@ -13,7 +13,7 @@ import numpy as np
 
 from robustbench_med.datasets.dataset import Arrays, SplitName
 from robustbench_med.datasets.phantoms import canvas, cohort
-from robustbench_med.datasets.phantoms.brain import SEQUENCES, Head, Slice, draw_head, draw_slice
+from robustbench_med.datasets.phantoms.brain import SEQUENCES, Slice, draw_head, draw_slice
 from robustbench_med.datasets.phantoms.canvas import Mask, Plane
 
 SIZES = cohort.Sizes(train=360, val=60, test=120)
