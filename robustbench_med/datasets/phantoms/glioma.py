@@ -85,30 +85,35 @@ def draw_tumours(split: SplitName) -> Arrays:
 def _patient(rng: np.random.Generator, visits: int) -> cohort.Study:
     """Draw slices of one examination, from the lowest to the highest."""
     head, scan = draw_head(rng), _draw_scan(rng)
-    tumour = _draw_tumour(rng)
-    healthy = rng.random() < 0.04
+    tumour = draw_tumour(rng)
+    healthy = rng.random() < 0.03
     # Slices lie a part of the tumour's height apart; the first and last may miss it.
-    offsets = (np.arange(visits) + rng.random(visits)) / visits * 2.16 - 1.08
+    offsets = (np.arange(visits) + rng.random(visits)) / visits * 2.12 - 1.06
     middle, height = rng.uniform(0.1, 0.5), rng.uniform(0.3, 0.45)
-    pose = canvas.Pose(
-        tilt=rng.normal(0.0, 0.06),
-        reach=rng.uniform(0.90, 0.98),
-        u=rng.normal(0.0, 0.03),
-        v=rng.normal(0.0, 0.03),
-    )
+    pose = draw_pose(rng)
     images: list[Plane] = []
     masks: list[Mask] = []
     for offset in offsets:
         share = 0.0 if healthy or abs(offset) > CUT else float(np.sqrt(1.0 - offset**2))
         at = _pushed(tumour, share)
         tissue = draw_slice(head, middle + height * float(offset), at)
-        layers = _tumour_layers(tumour, share, tissue)
+        layers = tumour_layers(tumour, share, tissue)
         images.append(_acquire(rng, scan, _paint(scan, tissue, layers), tissue.brain, pose))
         masks.append(canvas.view_mask(np.stack(layers), pose))
     return cohort.Study(images, masks)
 
 
-def _draw_tumour(rng: np.random.Generator) -> Tumour:
+def draw_pose(rng: np.random.Generator) -> canvas.Pose:
+    """Draw how a head lies in the coil."""
+    return canvas.Pose(
+        tilt=rng.normal(0.0, 0.06),
+        reach=rng.uniform(0.90, 0.98),
+        u=rng.normal(0.0, 0.03),
+        v=rng.normal(0.0, 0.03),
+    )
+
+
+def draw_tumour(rng: np.random.Generator) -> Tumour:
     """Draw a tumour in the white matter of one half; one in four does not enhance."""
     side = rng.choice((-1.0, 1.0))
     enhances = rng.random() < 0.75
@@ -138,7 +143,7 @@ def _pushed(tumour: Tumour, share: float) -> tuple[Plane, Plane]:
     return u - pull * du, v - pull * dv
 
 
-def _tumour_layers(tumour: Tumour, share: float, tissue: Slice) -> Layers:
+def tumour_layers(tumour: Tumour, share: float, tissue: Slice) -> Layers:
     """Return the tumour in a slice whose cross-section is `share` of the largest one's."""
     if share == 0.0:
         return Layers(*np.zeros((3, *tissue.brain.shape)))

@@ -84,7 +84,7 @@ def _patient(rng: np.random.Generator, visits: int) -> cohort.Study:
     masks: list[Mask] = []
     for visit in range(visits):
         gone = operated and visit == visits - 1
-        stance = _draw_stance(rng)
+        stance = draw_stance(rng)
         images.append(_acquire(rng, anatomy.resected if gone else anatomy.signal, stance))
         masks.append(view_mask(anatomy.parts * (not gone), stance))
     return cohort.Study(images, masks)
@@ -161,7 +161,7 @@ def _ball(
     return canvas.step((1.0 - reach) * size.min(), 0.035)
 
 
-def _draw_stance(rng: np.random.Generator) -> Stance:
+def draw_stance(rng: np.random.Generator) -> Stance:
     """Draw how the crop lies in the head."""
     return Stance(rng.normal(0.0, 0.10, 3), rng.uniform(0.88, 0.98), rng.normal(0.0, 0.05, 3))
 
