@@ -54,7 +54,7 @@ def draw_head(rng: np.random.Generator) -> Head:
     reach = rng.uniform(0.78, 0.98, 16)
     width, length = rng.uniform(0.66, 0.72), rng.uniform(0.82, 0.88)
     cortex = np.stack([reach * width * np.cos(angle), reach * length * np.sin(angle)], axis=-1)
-    spots = rng.uniform((-0.34, -0.42), (0.34, 0.48), (int(rng.poisson(2.5)), 2))
+    spots = rng.uniform((-0.34, -0.42), (0.34, 0.48), (int(rng.poisson(4.0)), 2))
     return Head(
         width=width,
         length=length,
@@ -79,10 +79,10 @@ def draw_slice(head: Head, level: float, at: tuple[Plane, Plane]) -> Slice:
     rim = _rim(head, level, at, depth)
     ventricles, plexus = _ventricles(head, level, at)
     fluid = np.maximum(canvas.step(head.sulci - rim, 0.012), ventricles)
-    nuclei = _nuclei(level, at) * canvas.step(0.45 - level, 0.1)
+    nuclei = _nuclei(level, at) * np.clip((0.55 - level) / 0.2, 0.0, 1.0)
     grey = np.maximum(canvas.step(0.066 + head.sulci - rim, 0.015), 0.8 * nuclei) * (1.0 - fluid)
     veins = canvas.blobs(head.cortex, 0.022) * canvas.step(0.09 - rim, 0.02)
-    spots = np.minimum(canvas.blobs(head.spots, 0.028), 1.0) * (1.0 - fluid) * (1.0 - grey)
+    spots = np.minimum(canvas.blobs(head.spots, 0.038), 1.0) * (1.0 - fluid) * (1.0 - grey)
     vessel = np.clip(veins + plexus, 0.0, 1.0)
     return Slice(canvas.step(depth, 0.012), fluid, grey, vessel, spots)
 

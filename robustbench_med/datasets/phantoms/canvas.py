@@ -15,7 +15,7 @@ from scipy import ndimage
 
 Plane = NDArray[np.float64]
 Amount = float | Plane  # one for all, or one each
-Mask = NDArray[np.uint8]
+Mask = NDArray[np.int16]  # class ids, as `Arrays` holds them; -1 = ignored
 
 SIZE = 64
 """Height and width of a stored image in pixels."""
@@ -193,5 +193,5 @@ def view_mask(layers: Plane, pose: Pose) -> Mask:
     lies on top, so that nested structures are given from the outside in.
     """
     covered = np.moveaxis(view(layers, pose), -1, 0) > 0.5
-    ids = np.arange(1, len(layers) + 1, dtype=np.uint8)[:, None, None]
+    ids = np.arange(1, len(layers) + 1, dtype=np.int16)[:, None, None]
     return np.asarray((covered * ids).max(axis=0))

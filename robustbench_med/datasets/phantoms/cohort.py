@@ -52,7 +52,7 @@ def draw(card_name: str, sizes: Sizes, draw_patient: DrawPatient, split: SplitNa
         split: the split wanted.
 
     Returns:
-        uint8 images, int64 labels (masks: uint8), ids such as `p0123-2` and patients such as
+        uint8 images, int64 labels (masks: int16), ids such as `p0123-2` and patients such as
         `p0123`.
     """
     key = zlib.crc32(card_name.encode())
@@ -68,7 +68,7 @@ def draw(card_name: str, sizes: Sizes, draw_patient: DrawPatient, split: SplitNa
         ids += [f"p{patient:04d}-{visit}" for visit in range(visits)]
     pixels = np.rint(np.clip(np.stack(images), 0.0, 255.0)).astype(np.uint8)
     patients = np.array([name.partition("-")[0] for name in ids])
-    kind = np.uint8 if isinstance(labels[0], np.ndarray) else np.int64
+    kind = np.int16 if isinstance(labels[0], np.ndarray) else np.int64
     return Arrays(pixels, np.array(labels, dtype=kind), np.array(ids), patients)
 
 

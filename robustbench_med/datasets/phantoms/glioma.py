@@ -24,9 +24,9 @@ WHITE = (0.74, 0.72, 0.36, 0.44)
 GREY = (0.52, 0.52, 0.53, 0.56)
 FLUID = (0.16, 0.17, 0.96, 0.12)
 VESSEL = (0.42, 0.97, 0.28, 0.34)
-SPOT = (0.60, 0.59, 0.68, 0.82)
+SPOT = (0.60, 0.59, 0.68, 0.86)
 EDEMA = (0.47, 0.46, 0.76, 0.86)
-CORE = (0.29, 0.30, 0.86, 0.64)
+CORE = (0.29, 0.30, 0.86, 0.55)
 ENHANCING = (0.46, 0.95, 0.62, 0.74)
 
 CUT = 0.93
@@ -168,11 +168,13 @@ def tumour_layers(tumour: Tumour, share: float, tissue: Slice) -> Layers:
 def _draw_scan(rng: np.random.Generator) -> Scan:
     """Draw the signals of every tissue in this patient, on this scanner."""
     table = np.array([WHITE, GREY, FLUID, VESSEL, SPOT, EDEMA, CORE, ENHANCING])
-    vary = np.array([0.03, 0.03, 0.05, 0.05, 0.05, 0.05, 0.10, 0.05])[:, None]
+    vary = np.array([0.03, 0.03, 0.05, 0.05, 0.05, 0.08, 0.12, 0.05])[:, None]
     signals = table * np.exp(vary * rng.standard_normal(table.shape))
+    # What a core holds, from protein to clear fluid, shows on FLAIR more than anywhere else.
+    signals[6, 3] *= rng.uniform(0.6, 1.3)
     bias = np.stack([canvas.noise(rng, 0.9) for _ in SEQUENCES])
     texture = canvas.noise(rng, 0.06)
-    gain = np.exp(rng.normal(0.0, 0.09, len(SEQUENCES)))
+    gain = np.exp(rng.normal(0.0, 0.12, len(SEQUENCES)))
     return Scan(signals, gain, np.exp(0.07 * bias), texture, rng.uniform(3.0, 7.0))
 
 

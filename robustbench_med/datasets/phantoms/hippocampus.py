@@ -183,7 +183,7 @@ def view_mask(parts: Plane, stance: Stance) -> Mask:
     A voxel is the structure's where its parts together cover half of it, and the larger part's.
     """
     first, second = view(parts[0], stance), view(parts[1], stance)
-    return np.where(first + second > 0.5, np.where(first >= second, 1, 2), 0).astype(np.uint8)
+    return np.where(first + second > 0.5, np.where(first >= second, 1, 2), 0).astype(np.int16)
 
 
 def _acquire(rng: np.random.Generator, signal: Plane, stance: Stance) -> Plane:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from robustbench_med.datasets.dataset import Arrays, SplitName
+from robustbench_med.datasets.dataset import UNLABELLED, Arrays, SplitName
 from robustbench_med.datasets.phantoms import canvas, cohort, fundus
 from robustbench_med.datasets.phantoms.canvas import Mask, Plane
 
@@ -23,11 +23,9 @@ TWIGS = 2
 VISIBLE = 0.16
 """Absorption from which on a pixel counts as vessel: fainter ones drown in noise and choroid."""
 
-IGNORED = 255
-
 
 def draw_vessels(split: SplitName) -> Arrays:
-    """Return `phantom_vessels`: masks of 1 = vessel, 255 = outside the field of view."""
+    """Return `phantom_vessels`: masks of 1 = vessel, -1 = outside the field of view."""
     return cohort.draw("phantom_vessels", SIZES, _patient, split)
 
 
@@ -47,6 +45,6 @@ def _patient(rng: np.random.Generator, visits: int) -> cohort.Study:
 
 def _mask(vessels: Plane, pose: canvas.Pose) -> Mask:
     """Return the vessels `(SIZE, SIZE)` as seen; the field of view belongs to the camera."""
-    mask = (canvas.view(vessels, pose) > VISIBLE).astype(np.uint8)
-    mask[canvas.polar(canvas.SIZE)[0] > fundus.FIELD] = IGNORED
+    mask = (canvas.view(vessels, pose) > VISIBLE).astype(np.int16)
+    mask[canvas.polar(canvas.SIZE)[0] > fundus.FIELD] = UNLABELLED
     return mask
