@@ -350,7 +350,7 @@ def test_a_pose_moves_image_and_mask_together(
         monkeypatch, module, draw, canvas.Pose(0.0, 1.0, 5 * pixel, -3 * pixel)
     )
     # The window goes 5 pixels to the right and 3 up: what it sees goes 5 to the left and 3 down.
-    before, after = np.s_[8:-11, 13:-8], np.s_[11:-8, 8:-13]
+    before, after = np.s_[16:-19, 21:-16], np.s_[19:-16, 16:-21]
     counted = (mask[before] != -1) & (shifted[after] != -1)
     assert np.isin(mask[before][counted], (1, 2, 3)).sum() > 30
     np.testing.assert_array_equal(mask[before][counted], shifted[after][counted])
