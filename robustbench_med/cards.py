@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Norm = Literal["linf", "l2", "l1", "l0"]
 Threat = Literal["white_box", "universal", "transfer", "no_box", "query", "control"]
-Task = Literal["single_label", "multi_label"]
+Task = Literal["single_label", "multi_label", "segmentation"]
+TASKS: tuple[Task, ...] = get_args(Task)
 
 
 class Card(BaseModel):
@@ -30,6 +31,7 @@ class AttackCard(Card):
         description="protocol version: a change of results raises it, and case ids"
     )
     norms: tuple[Norm, ...]
+    tasks: tuple[Task, ...] = Field(default=TASKS, description="what it can be run on")
     threat: Literal["white_box", "query", "control"] = Field(
         default="white_box", description="what the attacker needs of the victim; a control, nothing"
     )
@@ -58,12 +60,25 @@ class DatasetCard(Card):
 
     modality: str
     task: Task
-    classes: tuple[str, ...] = Field(description="class names (or finding names) in label order")
+    classes: tuple[str, ...] = Field(
+        description="class names (or finding names) in label order; of masks, 0 is the background"
+    )
+    regions: dict[str, tuple[int, ...]] = Field(
+        default_factory=dict,
+        description="of masks: what is scored, each a union of class ids; empty: each class but 0",
+    )
     normal: int | None = Field(
         default=None, description="index of the healthy class; None where there is none"
     )
     channels: int = Field(ge=1)
-    size: tuple[int, ...] = Field(description="height, width in pixels")
+    channel_names: tuple[str, ...] = Field(default=(), description="e.g. T1, FLAIR")
+    size: tuple[int, ...] = Field(description="[depth,] height, width in pixels")
+    spacing: tuple[float, ...] | None = Field(
+        default=None, description="mm a pixel along each axis; None = unknown"
+    )
+    tolerance: float = Field(
+        default=2.0, description="of the surface distance, in mm; in pixels without spacing"
+    )
     bit_depth: int = Field(default=8, description="bits a stored pixel has")
     native_range: str = Field(default="grey level 0..255", description="what [0,1] stands for")
     synthetic: bool = Field(default=False, description="a phantom, drawn and not acquired")
@@ -79,6 +94,13 @@ class DatasetCard(Card):
     def heading(self) -> str:
         """Title of a board; a phantom always says so."""
         return f"{self.title} (synthetic phantom)" if self.synthetic else self.title
+
+    @property
+    def parts(self) -> dict[str, tuple[int, ...]]:
+        """What is scored of a mask, by name: the card's regions, or each class but 0."""
+        if self.regions:
+            return self.regions
+        return {name: (k,) for k, name in enumerate(self.classes) if k}
 
     @property
     def binary(self) -> bool:
@@ -106,10 +128,20 @@ class Measured(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     parameters: int
-    balanced_accuracy: float = Field(description="on the test split, at the operating point")
-    accuracy: float
+    balanced_accuracy: float | None = Field(
+        default=None, description="on the test split, at the operating point"
+    )
+    accuracy: float | None = None
+    dice: float | None = Field(default=None, description="of masks: mean over images and regions")
     gradient_ms: float = Field(description="one image forward + backward, ms, on the machine used")
     machine: str
+
+    @property
+    def headline(self) -> tuple[str, float]:
+        """The score that counts first, and its name."""
+        if self.dice is not None:
+            return "Dice", self.dice
+        return "balanced accuracy", self.balanced_accuracy or 0.0
 
 
 class ModelCard(Card):

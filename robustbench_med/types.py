@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from robustbench_med.datasets.dataset import Arrays
 
 Images = Float[Tensor, "b c *s"]
+Logits = Float[Tensor, "b k *places"]  # none of labels and findings, those of x of masks
 Truth = Int[Tensor, "b *k"]
 PerSample = Float[Tensor, " b"]
 Rows = Int[Tensor, " rows"]
@@ -22,9 +23,12 @@ Channels = tuple[int, ...] | None
 
 
 class Output(NamedTuple):
-    """What a victim answers: logits `(b, k)`, and a suspicion `(b,)` where a detector guards it."""
+    """What a victim answers.
 
-    logits: Float[Tensor, "b k"]
+    Logits `(b, k)`, of masks `(b, k, *s)`; a suspicion `(b,)` where a detector guards it.
+    """
+
+    logits: Logits
     suspicion: Float[Tensor, " b"] | None = None
 
 
@@ -35,6 +39,11 @@ class Verdict(NamedTuple):
     harm: Float[Tensor, " b"]  # how far the goal is reached; the candidate with the most is kept
     done: Bool[Tensor, " b"]  # nothing more to gain
 
+    @property
+    def broken(self) -> Bool[Tensor, " b"]:
+        """Whether the goal is reached. Of one label: when done; of masks, before that."""
+        return self.done | (self.harm > 0)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -42,7 +51,8 @@ class Batch:
 
     Attributes:
         x: `(b, c, *s)` float32 in [0,1].
-        y: `(b,)` int64 class ids or `(b, k)` int64 0/1 findings; -1 = unlabelled.
+        y: `(b,)` int64 class ids, `(b, k)` int64 0/1 findings or `(b, *s)` int64 masks of class
+            ids; -1 = unlabelled.
         ids: `(b,)` sample ids.
         patients: `(b,)` patient ids, or None where images are treated as independent.
     """
@@ -60,9 +70,14 @@ class Batch:
         return replace(self, x=self.x.to(device), y=self.y.to(device))
 
 
-def to_batch(arrays: Arrays) -> Batch:
-    """Return stored images as float32 in [0,1], channels first."""
+def to_batch(arrays: Arrays, *, channels: int = 1) -> Batch:
+    """Return stored images as float32 in [0,1], channels first.
+
+    Args:
+        arrays: one split; several channels are the last axis of its images.
+        channels: of an image.
+    """
     x = torch.from_numpy(arrays.images)
     x = x.float() if x.is_floating_point() else x.float().div_(255)
-    x = x.unsqueeze(1) if x.ndim == 3 else x.movedim(-1, 1).contiguous()
-    return Batch(x, torch.from_numpy(arrays.labels), arrays.ids, arrays.patients)
+    x = x.unsqueeze(1) if channels == 1 else x.movedim(-1, 1).contiguous()
+    return Batch(x, torch.from_numpy(arrays.labels).long(), arrays.ids, arrays.patients)

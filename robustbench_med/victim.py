@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustbench_med.errors import InvalidOutputError, VictimError
-from robustbench_med.types import Images, Output
+from robustbench_med.types import Images, Logits, Output
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,24 @@ class InputContract:
     returns: Literal["logits", "probabilities"] = "logits"
 
 
+MOST_PIXELS = 2**20  # of the images forwarded at a time: what a small network holds in 2 GiB
+
+
+def images_at_once(size: tuple[int, ...]) -> int:
+    """Return how many images of a size are forwarded at a time, 64 at most.
+
+    >>> images_at_once((48, 64, 48))
+    7
+    """
+    return max(1, min(64, MOST_PIXELS // math.prod(size)))
+
+
 @dataclass(frozen=True)
 class Victim:
     """A module behind its contract.
 
     Attributes:
-        module: takes normalised images, returns `(b, k)`.
+        module: takes normalised images, returns `(b, k)`, or `(b, k, *s)` for masks.
         contract: see InputContract.
         offset: `(k,)` added to the logits: the operating point of the deployed device (see
             `operating_point`). Decision, attack and score all see the same shifted logits.
@@ -62,7 +75,7 @@ class Victim:
     draws: int = 1
 
     def __call__(self, x: Images) -> Output:
-        """Return logits `(b, k)` for images in [0,1]."""
+        """Return logits `(b, k)`, or `(b, k, *s)`, for images in [0,1]."""
         c = self.contract
         shape = (1, -1, *[1] * len(c.size))
         mean, std = x.new_tensor(c.mean).view(shape), x.new_tensor(c.std).view(shape)
@@ -73,11 +86,11 @@ class Victim:
             logits = torch.stack([logits, *rest]).mean(0)
         return Output(logits if self.offset is None else logits + self.offset.to(logits))
 
-    def _answer(self, normal: Images) -> Float[Tensor, "b k"]:
+    def _answer(self, normal: Images) -> Logits:
         logits: Tensor = self.module(normal).float()
         return _as_logits(logits) if self.contract.returns == "probabilities" else logits
 
-    def logits(self, x: Images) -> Float[Tensor, "b k"]:
+    def logits(self, x: Images) -> Logits:
         """Return the logits of any number of images, without gradient, chunk by chunk.
 
         Raises:
@@ -86,7 +99,7 @@ class Victim:
         with torch.no_grad():
             found = torch.cat([self(part).logits for part in x.split(self.chunk)])
         if not torch.isfinite(found).all():
-            bad = int((~torch.isfinite(found)).any(1).sum())
+            bad = int((~torch.isfinite(found)).flatten(1).any(1).sum())
             raise InvalidOutputError(
                 f"expected finite logits, got NaN or Inf on {bad} of {len(x)} images"
             )
@@ -96,8 +109,13 @@ class Victim:
         """Return the victim at another operating point."""
         return replace(self, offset=offset)
 
-    def check(self, x: Images, outputs: tuple[int, ...]) -> None:
+    def check(self, x: Images, outputs: tuple[int, ...], *, masks: bool = False) -> None:
         """Raise unless the victim reads images like `x` and answers one of the given widths.
+
+        Args:
+            x: images.
+            outputs: numbers of logits that will do.
+            masks: whether they are wanted at every pixel.
 
         Raises:
             VictimError: wrong channels, size, or number of logits.
@@ -113,15 +131,17 @@ class Victim:
             raise VictimError(
                 f"expected a model that reads {expected} images, got: {first}"
             ) from None
-        if found.ndim != 2 or found.shape[1] not in outputs:
+        places = tuple(x.shape[2:]) if masks else ()
+        if tuple(found.shape[2:]) != places or found.shape[1] not in outputs:
             wanted = " or ".join(map(str, outputs))
+            each = " at every pixel" if masks else ""
             raise VictimError(
-                f"expected {wanted} logits for this data, got outputs {tuple(found.shape[1:])}"
-                ": choose a victim trained for these classes"
+                f"expected {wanted} logits{each} for this data, got outputs "
+                f"{tuple(found.shape[1:])}: choose a victim trained for these classes"
             )
 
 
-def _as_logits(p: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+def _as_logits(p: Logits) -> Logits:
     p = p.clamp(1e-7, 1 - 1e-7)
     return torch.logit(p) if p.shape[1] == 1 else p.log()
 
@@ -149,12 +169,12 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(wanted)
 
 
-def looks_like_probabilities(logits: Float[Tensor, "b k"]) -> bool:
+def looks_like_probabilities(logits: Logits) -> bool:
     """Whether outputs called logits are probabilities: all in [0,1], and rows of several sum to 1.
 
     A one-logit or multi-label victim cannot be told by the sum: there all values in [0,1] with both
     a small and a large one among them decide.
     """
     inside = bool(((logits > -1e-5) & (logits < 1 + 1e-5)).all())  # an offset was taken off again
-    sums_to_one = bool(torch.allclose(logits.sum(1), torch.ones(len(logits)).to(logits), atol=1e-3))
+    sums_to_one = bool(torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-3))
     return inside and (sums_to_one or float(logits.max()) - float(logits.min()) > 0.5)

@@ -42,6 +42,10 @@ class Case(BaseModel):
     surrogate: str | None = Field(default=None, description="the model attacked in its place")
     surrogate_sha256: str = ""
     objective: str = "untargeted"
+    channels: dict[str, float] = Field(
+        default_factory=dict,
+        description="channels that may change and their share of the radius; empty = all, whole",
+    )
     norm: Norm
     ladder: tuple[float, ...] = Field(
         description="rising radii, in image units where x is in [0,1], or ratios of the mean norm"

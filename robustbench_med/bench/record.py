@@ -29,6 +29,10 @@ class Estimate(_Frozen):
 class Rung(_Frozen):
     """Every metric at one radius; `eps` 0 is the clean row.
 
+    Of masks: dice, iou, pixel_accuracy, hd95, nsd, volume_error, lesion_miss, false_alarm (see
+    metrics/segmentation.py), each but pixel_accuracy also for one region, "dice[lesion]";
+    target_dice where the objective draws a mask. Of labels and findings:
+
     Metrics: accuracy, balanced_accuracy, sensitivity, specificity, auc, f1 (victim);
         attack_success,
     flips_to_normal, flips_to_disease (attack); ssim, psnr (dB), l2, linf (perturbation, mean over
@@ -127,8 +131,22 @@ class Flag(_Frozen):
     threshold: float
 
 
+class MaskExample(_Frozen):
+    """The masks of a picture: images with masks drawn over them in the colours of `palette`."""
+
+    truth: str = Field(description="file names beside record.json: the clean image, as labelled")
+    before: str = Field(description="the clean image, as the victim calls it")
+    after: str = Field(description="the attacked image, as the victim calls it")
+    target: str = Field(default="", description="the clean image, as the attacker wants it")
+    dice_before: float = Field(description="with the truth, mean over regions")
+    dice_after: float
+    target_before: float | None = Field(default=None, description="Dice with the target mask")
+    target_after: float | None = None
+    view: str = Field(default="", description="which channel and slice is shown")
+
+
 class Example(_Frozen):
-    """One picture of the gallery: three PNG files beside the record."""
+    """One picture of the gallery: three PNG files beside the record, and those of its masks."""
 
     sample: str
     truth: str
@@ -139,6 +157,7 @@ class Example(_Frozen):
     clean: str = Field(description="file names beside record.json")
     perturbation: str
     adversarial: str
+    masks: MaskExample | None = None
 
 
 class Provenance(_Frozen):
@@ -200,10 +219,13 @@ class Stored(NamedTuple):
     `samples` has a row a (sample, rung):
 
         sample, patient: str; patient is None where images are treated as independent.
-        truth, prediction: class id, or a list of 0/1 findings.
+        truth, prediction: class id, a list of 0/1 findings, or of masks a list of the pixels of
+            each region.
         eps: radius; 0 = clean.
-        scores: list of k probabilities at the operating point.
-        correct: whether the prediction is the truth.
+        scores: list of k probabilities at the operating point; of masks, the Dice of each region.
+        correct: whether the prediction is the truth; of masks a number, the Dice of the image:
+            the mean over its regions.
+        target_dice: of masks with a target, the Dice with it; else there is no such column.
         attacked: labelled, and the attacker's goal was not reached by the clean image.
         broken: the attacker's goal is reached at this radius.
         l2, linf: size of the perturbation, NaN where not attacked.

@@ -134,9 +134,7 @@ def _facts(card: Card) -> str:
     from robustbench_med.cards import AttackCard, DatasetCard, ModelCard
 
     if isinstance(card, ModelCard):
-        score = (
-            f", balanced accuracy {card.measured.balanced_accuracy:.3f}" if card.measured else ""
-        )
+        score = ", {} {:.3f}".format(*card.measured.headline) if card.measured else ""
         return f"on {card.dataset}{score}"
     if isinstance(card, DatasetCard):
         size = "x".join(map(str, (*card.size, card.channels)))

@@ -51,8 +51,9 @@ def train(
         )
     if made.measured is None:
         raise RuntimeError("train returned a card without measurements")
+    name, value = made.measured.headline
     console.print(
-        f"{out / made.weights}: balanced accuracy {made.measured.balanced_accuracy:.3f}, "
+        f"{out / made.weights}: {name} {value:.3f}, "
         f"sha256 {made.sha256[:12]}..., "
         + ("the shipped weights" if made.sha256 == shipped.sha256 else "not the shipped bytes"),
         highlight=False,

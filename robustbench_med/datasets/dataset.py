@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SplitName = Literal["train", "val", "test"]
 UNLABELLED = -1
+IGNORED = 255  # the same in stored masks, whose class ids are bytes
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,15 @@ class Arrays:
     """One split as it is stored.
 
     Attributes:
-        images: `(n, h, w)` or `(n, h, w, c)`, uint8 grey levels or colours 0..255, or float32 in
-            [0,1].
-        labels: `(n,)` int64 class ids, or `(n, k)` 0/1 findings; -1 = unlabelled.
+        images: `(n, *s)` or `(n, *s, c)`, uint8 grey levels or colours 0..255, or float32 in [0,1].
+        labels: `(n,)` int64 class ids, `(n, k)` 0/1 findings, or `(n, *s)` int16 masks of class
+            ids; -1 = unlabelled.
         ids: `(n,)` str, unique within the split.
         patients: `(n,)` str, or None where images must be treated as independent.
     """
 
     images: NDArray[np.uint8] | NDArray[np.float32]
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64] | NDArray[np.int16]
     ids: NDArray[np.character]
     patients: NDArray[np.character] | None = None
 
@@ -72,7 +73,10 @@ class Dataset:
             DataError: the split breaks the data contract or is empty.
         """
         if split not in self._splits:
-            self._splits[split] = check(self.read(split), self.card, split)
+            found = self.read(split)
+            if self.card.task == "segmentation":
+                found = replace(found, labels=mask_ids(found.labels))
+            self._splits[split] = check(found, self.card, split)
         return self._splits[split]
 
     def batch(self, split: SplitName, *, n: int | None = None, seed: int = 0) -> Batch:
@@ -93,7 +97,17 @@ class Dataset:
         if n is not None and n < len(arrays):
             rows = np.random.default_rng(seed).permutation(len(arrays))[:n]
             arrays = arrays.take(np.sort(rows))
-        return to_batch(arrays)
+        return to_batch(arrays, channels=self.card.channels)
+
+
+def mask_ids(masks: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
+    """Return masks as class ids, -1 where they are to be ignored: stored as 255, or as -1."""
+    low, high = np.iinfo(np.int16).min, np.iinfo(np.int16).max
+    found: NDArray[np.int16] = np.clip(masks, low, high).astype(
+        np.int16
+    )  # what is out of range stays out of range
+    found[found == IGNORED] = UNLABELLED
+    return found
 
 
 def check(arrays: Arrays, card: DatasetCard, split: str) -> Arrays:
@@ -117,14 +131,15 @@ def check(arrays: Arrays, card: DatasetCard, split: str) -> Arrays:
         low, high = arrays.images.min(), arrays.images.max()
         if low < 0 or high > 1:
             raise DataError(f"{where}: expected float images in [0,1], got {low:g}..{high:g}")
-    shape = (n, k) if card.task == "multi_label" else (n,)
+    shape = {"multi_label": (n, k), "segmentation": (n, *card.size)}.get(card.task, (n,))
+    what = "masks" if card.task == "segmentation" else "labels"
     if arrays.labels.shape != shape:
-        raise DataError(f"{where}: expected labels of shape {shape}, got {arrays.labels.shape}")
+        raise DataError(f"{where}: expected {what} of shape {shape}, got {arrays.labels.shape}")
     top = 1 if card.task == "multi_label" else k - 1
     least, most = int(arrays.labels.min()), int(arrays.labels.max())
     if least < UNLABELLED or most > top:
         raise DataError(
-            f"{where}: expected labels in 0..{top} (-1 = unlabelled), got {least}..{most}"
+            f"{where}: expected {what} in 0..{top} (-1 = unlabelled), got {least}..{most}"
         )
     if len(np.unique(arrays.ids)) != n:
         raise DataError(

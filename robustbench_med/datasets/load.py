@@ -37,7 +37,8 @@ def load_dataset(name: str, *, data: Path | None = None) -> Dataset:
     """
     if name.endswith(".npz") or (name not in registry.load("datasets") and Path(name).exists()):
         path = Path(name).expanduser()
-        return Dataset(card_of(path), partial(read, path))
+        own = card_of(path)
+        return Dataset(own, partial(read, path, masks=own.task == "segmentation"))
     card: DatasetCard = registry.find("datasets", name)
     if card.function:
         module, function = card.function.split(":")
@@ -50,7 +51,7 @@ def load_dataset(name: str, *, data: Path | None = None) -> Dataset:
 
 def _read_verified(path: Path, card: DatasetCard, split: SplitName) -> Arrays:
     verify(path, card)  # free unless the file was replaced since it was loaded
-    return read(path, split)
+    return read(path, split, masks=card.task == "segmentation")
 
 
 def _locate(card: DatasetCard, data: Path | None) -> Path:

@@ -1,7 +1,9 @@
 """Reading `.npz` files with MedMNIST keys; nothing the file says is believed unchecked.
 
-A file holds `{train,val,test}_images` and `*_labels`, and may hold `*_ids`, `*_patients` and `info`
-(JSON text: classes, licence, source). A split that is not asked for is not read.
+A file holds `{train,val,test}_images` and `*_labels` or `*_masks` (class ids a pixel, 255 =
+ignored), and may hold `*_fov` (a field of view: masks are ignored where it is 0), `*_ids`,
+`*_patients` and `info` (JSON text: classes, licence, source, and of masks `regions`, `spacing` in
+mm, `channels`). A split that is not asked for is not read.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from robustbench_med.datasets.dataset import Arrays, SplitName
+from robustbench_med.datasets.dataset import UNLABELLED, Arrays, SplitName, mask_ids
 from robustbench_med.errors import DataError
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -124,12 +126,13 @@ def opened(path: Path, *, cap: int = MAX_BYTES) -> Iterator[Npz]:
         yield Npz(path, archive, cap)
 
 
-def read(path: Path, split: SplitName, *, cap: int = MAX_BYTES) -> Arrays:
+def read(path: Path, split: SplitName, *, masks: bool = False, cap: int = MAX_BYTES) -> Arrays:
     """Return one split of a file; ids default to `test-000123`.
 
     Args:
         path: the file.
         split: train, val or test.
+        masks: whether the truth is a mask, not a label.
         cap: bytes that one array may have.
 
     Raises:
@@ -137,16 +140,15 @@ def read(path: Path, split: SplitName, *, cap: int = MAX_BYTES) -> Arrays:
     """
     with opened(path, cap=cap) as file:
         n = image_header(file, split).shape[0]
-        labels = read_labels(file, split)
+        labels = read_masks(file, split) if masks else read_labels(file, split)
         ids = _names(file, f"{split}_ids", n)
         patients = _names(file, f"{split}_patients", n)
         images = _images(file, split)
     if ids is None:
         ids = np.array([f"{split}-{row:06d}" for row in range(n)], dtype=np.str_)
     if len(labels) != n:
-        raise DataError(
-            f"{path}: {split}_labels: expected {n} rows, one an image, got {len(labels)}"
-        )
+        key = f"{split}_{'masks' if masks else 'labels'}"
+        raise DataError(f"{path}: {key}: expected {n} rows, one an image, got {len(labels)}")
     return Arrays(images, labels, ids, patients)
 
 
@@ -154,7 +156,7 @@ def image_header(file: Npz, split: SplitName) -> Header:
     """Return shape and dtype of a split's images.
 
     Raises:
-        DataError: they are no uint8 or float images of two axes and at most 16 channels.
+        DataError: they are no uint8 or float images of two or three axes.
     """
     key = f"{split}_images"
     header = file.header(key)
@@ -164,16 +166,35 @@ def image_header(file: Npz, split: SplitName) -> Header:
             f"{where}: expected uint8 or float in [0,1], got {dtype}; rescale to [0,1] by the "
             "range of the whole set, not of each image"
         )
-    if (
-        len(shape) not in (3, 4)
-        or min(shape[1:]) < 1
-        or (len(shape) == 4 and shape[3] > MAX_CHANNELS)
-    ):
+    if len(shape) not in (3, 4, 5) or min(shape[1:]) < 1:
         raise DataError(
-            f"{where}: expected shape (n, h, w) or (n, h, w, channels) with at most {MAX_CHANNELS} "
-            f"channels, got {shape}; volumes are not read"
+            f"{where}: expected shape (n, h, w), (n, d, h, w) or either with channels last, "
+            f"got {shape}"
         )
     return header
+
+
+def axes_of(file: Npz, split: SplitName) -> tuple[tuple[int, ...], int]:
+    """Return the size of a split's images and their number of channels.
+
+    The masks tell which axes are pixels; without masks, a fourth axis of at most 16 is channels.
+
+    Raises:
+        DataError: as `image_header`, or more channels than 16.
+    """
+    shape = image_header(file, split).shape[1:]
+    key = f"{split}_masks"
+    if key in file.keys:
+        colour = len(shape) > len(file.header(key).shape) - 1
+    else:
+        colour = len(shape) == 4 or (len(shape) == 3 and shape[2] <= MAX_CHANNELS)
+    size, channels = (shape[:-1], shape[-1]) if colour else (shape, 1)
+    if channels > MAX_CHANNELS or len(size) not in (2, 3):
+        raise DataError(
+            f"{file.path}: {split}_images: expected two or three axes and at most {MAX_CHANNELS} "
+            f"channels, got {shape} for an image"
+        )
+    return size, channels
 
 
 def read_labels(file: Npz, split: SplitName) -> NDArray[np.int64]:
@@ -196,9 +217,36 @@ def read_labels(file: Npz, split: SplitName) -> NDArray[np.int64]:
     return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
+def read_masks(file: Npz, split: SplitName) -> NDArray[np.int16]:
+    """Return a split's masks `(n, *s)`: class ids, 255 or -1 = ignored, as outside the `*_fov`.
+
+    Raises:
+        DataError: they are no integers, or a field of view of another shape.
+    """
+    key, fov = f"{split}_masks", f"{split}_fov"
+    shape, dtype = file.header(key)
+    if not np.can_cast(dtype, np.int64):
+        raise DataError(
+            f"{file.path}: {key}: expected class ids as integers, got {dtype}; save them as uint8"
+        )
+    if len(shape) not in (3, 4):
+        raise DataError(
+            f"{file.path}: {key}: expected shape (n, h, w) or (n, d, h, w), got {shape}"
+        )
+    masks = mask_ids(file.array(key))
+    if fov in file.keys:
+        seen = file.header(fov).shape
+        if seen != shape:
+            raise DataError(
+                f"{file.path}: {fov}: expected the shape of the masks {shape}, got {seen}"
+            )
+        masks[file.array(fov) == 0] = UNLABELLED
+    return masks
+
+
 def _images(file: Npz, split: SplitName) -> NDArray[np.uint8] | NDArray[np.float32]:
     images = file.array(f"{split}_images")
-    if images.ndim == 4 and images.shape[3] == 1:
+    if images.ndim > 1 + len(axes_of(file, split)[0]) and images.shape[-1] == 1:
         images = images[..., 0]
     if images.dtype == np.uint8:
         return np.ascontiguousarray(images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustbench_med.cards import DatasetCard
-from robustbench_med.datasets.npz import MAX_BYTES, SPLITS, Npz, image_header, opened, read_labels
+from robustbench_med.datasets.npz import (
+    MAX_BYTES,
+    SPLITS,
+    Npz,
+    axes_of,
+    image_header,
+    opened,
+    read_labels,
+    read_masks,
+)
 from robustbench_med.errors import DataError
 
 MAX_INFO = 2**20  # bytes; the longest seen has 3 kB
@@ -23,7 +33,9 @@ def card_of(path: Path, *, cap: int = MAX_BYTES) -> DatasetCard:
 
     Class names come from `classes` in `info`, else they are "class 0", "class 1", ... up to the
     highest label; `normal` in `info` is the index of the healthy class. Labels of several columns
-    are findings, which may occur together.
+    are findings, which may occur together. Masks make it a segmentation; there class 0 is the
+    background, and `info` may hold `regions` (name -> class ids), `spacing` (mm a pixel along each
+    axis) and `channels` (names).
 
     Args:
         path: a `.npz` file with MedMNIST keys.
@@ -36,10 +48,12 @@ def card_of(path: Path, *, cap: int = MAX_BYTES) -> DatasetCard:
         splits = [split for split in SPLITS if f"{split}_images" in file.keys]
         if not splits:
             file.header("test_images")
-        (_, height, width, *channels), dtype = image_header(file, splits[-1])
+        dtype = image_header(file, splits[-1]).dtype
+        size, channels = axes_of(file, splits[-1])
         info = _info(file)
-        labels = [read_labels(file, split) for split in splits]
-    several = any(found.ndim == 2 for found in labels)
+        masks = f"{splits[-1]}_masks" in file.keys
+        labels = [(read_masks if masks else read_labels)(file, split) for split in splits]
+    several = not masks and any(found.ndim == 2 for found in labels)
     classes = _classes(path, info) or _numbered(path, labels)
     if len(classes) < 2:
         raise DataError(
@@ -52,11 +66,14 @@ def card_of(path: Path, *, cap: int = MAX_BYTES) -> DatasetCard:
         summary=_text(info.get("name", "")),
         source=_text(info.get("source", "")),
         modality=_text(info.get("modality", "not stated")),
-        task="multi_label" if several else "single_label",
+        task="segmentation" if masks else "multi_label" if several else "single_label",
         classes=classes,
+        regions=_regions(path, info, len(classes)) if masks else {},
         normal=_normal(path, info, len(classes)),
-        channels=channels[0] if channels else 1,
-        size=(height, width),
+        channels=channels,
+        channel_names=_channel_names(path, info, channels),
+        size=size,
+        spacing=_spacing(path, info, len(size)),
         bit_depth=8
         if stored
         else 16,  # float images come from clinical formats, which store up to 16
@@ -92,7 +109,7 @@ def _classes(path: Path, info: dict[str, Any]) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def _numbered(path: Path, labels: list[NDArray[np.int64]]) -> tuple[str, ...]:
+def _numbered(path: Path, labels: Sequence[NDArray[np.integer[Any]]]) -> tuple[str, ...]:
     word, count = "class", 0
     for found in labels:
         if found.ndim == 2:
@@ -113,6 +130,42 @@ def _normal(path: Path, info: dict[str, Any], k: int) -> int | None:
     raise DataError(
         f"{path}: info: expected normal to be a class 0..{k - 1} or null, got {normal!r}"
     )
+
+
+def _regions(path: Path, info: dict[str, Any], k: int) -> dict[str, tuple[int, ...]]:
+    regions = info.get("regions", {})
+    fine = isinstance(regions, dict) and all(
+        isinstance(ids, list) and ids and all(type(one) is int and 0 < one < k for one in ids)
+        for ids in regions.values()
+    )
+    if not fine:
+        raise DataError(
+            f"{path}: info: expected regions as lists of class ids in 1..{k - 1} by name, got "
+            f"{regions!r}"
+        )
+    return {name: tuple(ids) for name, ids in regions.items()}
+
+
+def _spacing(path: Path, info: dict[str, Any], axes: int) -> tuple[float, ...] | None:
+    spacing = info.get("spacing")
+    if spacing is None:
+        return None
+    fine = isinstance(spacing, list) and len(spacing) == axes
+    if not fine or not all(isinstance(mm, int | float) and mm > 0 for mm in spacing):
+        raise DataError(
+            f"{path}: info: expected spacing as {axes} numbers > 0 (mm a pixel), got {spacing!r}"
+        )
+    return tuple(map(float, spacing))
+
+
+def _channel_names(path: Path, info: dict[str, Any], channels: int) -> tuple[str, ...]:
+    names = info.get("channels", [])
+    fine = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not fine or len(set(names)) not in (0, channels) or len(names) not in (0, channels):
+        raise DataError(
+            f"{path}: info: expected channels as {channels} names, each another, got {names!r}"
+        )
+    return tuple(names)
 
 
 def _text(value: object) -> str:

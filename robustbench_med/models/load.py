@@ -13,7 +13,7 @@ from robustbench_med.cards import DatasetCard, ModelCard
 from robustbench_med.errors import SpecError, VictimError
 from robustbench_med.models import weights
 from robustbench_med.models.build import build
-from robustbench_med.victim import InputContract, Victim
+from robustbench_med.victim import InputContract, Victim, images_at_once
 
 ZOO = registry.CORE / "models" / "zoo"
 _OURS = ("weights", "pretrained", "mean", "std")
@@ -91,7 +91,8 @@ def untrained(card: ModelCard, data: DatasetCard) -> Victim:
         outputs=len(data.classes),
         size=data.size,
     )
-    return Victim(module, _contract(data, card.mean, card.std))
+    contract = _contract(data, card.mean, card.std)
+    return Victim(module, contract, chunk=images_at_once(data.size))
 
 
 def _contract(data: DatasetCard, mean: tuple[float, ...], std: tuple[float, ...]) -> InputContract:
@@ -102,6 +103,8 @@ def _contract(data: DatasetCard, mean: tuple[float, ...], std: tuple[float, ...]
         std=std,
         native_range=data.native_range,
         bit_depth=data.bit_depth,
+        names=data.channel_names,
+        spacing=data.spacing,
     )
 
 
@@ -131,7 +134,7 @@ def _timm(wanted: spec.Spec, data: DatasetCard) -> Loaded:
     std = _floats("std", ours.get("std") or default.get("std") or (1.0,))
     if data.channels == 1:  # timm folds RGB stems into one channel; their statistics fold alike
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-    victim = Victim(module, _contract(data, mean, std))
+    victim = Victim(module, _contract(data, mean, std), chunk=images_at_once(data.size))
     card = ModelCard(
         name=str(wanted),
         title=wanted.name,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-from robustbench_med.cards import Task
+from robustbench_med.cards import DatasetCard, Task
 from robustbench_med.errors import SpecError
 from robustbench_med.spec import parse
 
@@ -13,11 +13,22 @@ if TYPE_CHECKING:
 
     from robustbench_med.types import Output, Rows, Verdict
 
-_PARAMETERS: dict[tuple[str, Task], tuple[str, ...]] = {
-    ("untargeted", "single_label"): (),  # any wrong class
-    ("targeted", "single_label"): ("target",),  # this class
-    ("untargeted", "multi_label"): (),  # any wrong finding
-    ("finding", "multi_label"): ("index",),  # this finding called wrong
+
+class _Row(NamedTuple):
+    """What an objective is made of: parameters it must have, and those it may have."""
+
+    needed: tuple[str, ...] = ()
+    may: tuple[str, ...] = ()
+
+
+_ROWS: dict[tuple[str, Task], _Row] = {
+    ("untargeted", "single_label"): _Row(),  # any wrong class
+    ("targeted", "single_label"): _Row(("target",)),  # this class
+    ("untargeted", "multi_label"): _Row(),  # any wrong finding
+    ("finding", "multi_label"): _Row(("index",)),  # this finding called wrong
+    ("untargeted", "segmentation"): _Row(),  # any damage to the regions
+    ("region", "segmentation"): _Row(("name",)),  # damage to this region
+    ("targeted", "segmentation"): _Row(("mask", "label"), ("size", "by")),  # this mask drawn
 }
 
 
@@ -40,32 +51,44 @@ class Objective(Protocol):
     def take(self, rows: Rows) -> Objective: ...  # noqa: D102
 
 
-def make(text: str, task: Task, *, k: int | None = None) -> Objective:
-    """Return the objective of a spec: `untargeted`, `targeted(target=1)`, `finding(index=2)`.
+def make(
+    text: str, task: Task, *, k: int | None = None, card: DatasetCard | None = None
+) -> Objective:
+    """Return the objective of a spec.
+
+    `untargeted`; `targeted(target=1)` of labels, `finding(index=2)` of findings;
+    `region(name='lesion')` and `targeted(mask='heart', label=1)` of masks.
 
     Args:
         text: the spec.
         task: of the data.
         k: number of classes or findings; where given, a target or index beyond it is refused here.
+        card: of the data; needed for masks, gives `k`.
 
     Raises:
         SpecError: unknown for this task, or a parameter is missing, unknown or out of range.
     """
-    from robustbench_med.objectives import classification, multilabel
-
     name, parameters = parse(text)
-    if (name, task) not in _PARAMETERS:
-        known = ", ".join(sorted(n for n, t in _PARAMETERS if t == task))
+    if (name, task) not in _ROWS:
+        known = ", ".join(sorted(n for n, t in _ROWS if t == task))
         raise SpecError(f"expected an objective for {task} data ({known}), got {text!r}")
-    wanted = _PARAMETERS[name, task]
-    if set(parameters) != set(wanted):
-        form = f"{name}({', '.join(f'{key}=...' for key in wanted)})" if wanted else name
+    row = _ROWS[name, task]
+    if not set(row.needed) <= set(parameters) <= {*row.needed, *row.may}:
+        wanted = [f"{key}=..." for key in row.needed] + [f"[{key}=...]" for key in row.may]
+        form = f"{name}({', '.join(wanted)})" if wanted else name
         raise SpecError(f"objective {name}: expected {form}, got {text!r}")
+    if task == "segmentation":
+        if card is None:
+            raise SpecError("expected the card of the data for an objective on masks, got none")
+        return _on_masks(name, parameters, card)
+    k = len(card.classes) if card is not None else k
     for key, value in parameters.items():
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole or (k is not None and not 0 <= value < k):
             allowed = "a whole number" if k is None else f"in 0..{k - 1}"
             raise SpecError(f"objective {name}: expected {key} {allowed}, got {value!r}")
+    from robustbench_med.objectives import classification, multilabel
+
     makers: dict[tuple[str, Task], Any] = {
         ("untargeted", "single_label"): classification.Untargeted,
         ("targeted", "single_label"): classification.Targeted,
@@ -74,3 +97,26 @@ def make(text: str, task: Task, *, k: int | None = None) -> Objective:
     }
     made: Objective = makers[name, task](**parameters)
     return made
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "mask": str,
+    "label": int,
+    "size": (int, float),
+    "by": int,
+}
+
+
+def _on_masks(name: str, parameters: dict[str, Any], card: DatasetCard) -> Objective:
+    from robustbench_med.objectives import segmentation
+
+    for key, value in parameters.items():
+        if not isinstance(value, _KINDS[key]) or isinstance(value, bool):
+            kind = "a text" if _KINDS[key] is str else "a number"
+            raise SpecError(f"objective {name}: expected {key} to be {kind}, got {value!r}")
+    if name == "untargeted":
+        return segmentation.Damage(card)
+    if name == "region":
+        return segmentation.OneRegion(card, parameters["name"])
+    return segmentation.TargetMask(card, **parameters)

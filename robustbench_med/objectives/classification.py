@@ -7,18 +7,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustbench_med.errors import SpecError
-from robustbench_med.types import Output, Rows, Verdict
+from robustbench_med.types import Logits, Output, Rows, Verdict
 
 
-def two_sided(logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k2"]:
+def two_sided(logits: Logits) -> Float[Tensor, "b k2 *s"]:
     """Return logits of at least two classes; one logit `l` becomes the pair (0, l)."""
     if logits.shape[1] > 1:
         return logits
     return torch.cat([torch.zeros_like(logits), logits], dim=1)
 
 
-def log_odds_against(logits: Float[Tensor, "b k"], y: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """Return log((1 - p) / p) of the softmax probability p of class `y`, `(b,)`.
+def log_odds_against(
+    logits: Float[Tensor, "b k *s"], y: Int[Tensor, "b *s"]
+) -> Float[Tensor, "b *s"]:
+    """Return log((1 - p) / p) of the softmax probability p of class `y`, `(b, *s)`.
 
     Cross-entropy is log(1 + exp(this)): the same function but for a monotone map of each sample, so
     every attack that only follows the gradient's direction takes the same steps. But where p rounds

@@ -210,7 +210,15 @@ def test_real_images_say_of_themselves_what_their_card_says(name: str, real: Pat
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", ["hippocampus_3d", "drive_256", "cxr_lungs_128"])
-def test_segmentation_files_are_refused(name: str, real: Path) -> None:
-    with pytest.raises(DataError, match=r"volumes are not read|expected the key 'train_labels'"):
-        load_dataset(str(real / f"{name}.npz"))
+@pytest.mark.parametrize(
+    "name", ["hippocampus_3d", "drive_256", "cxr_lungs_128", "dsb2018_nuclei_128"]
+)
+def test_real_masks_say_of_themselves_what_their_card_says(name: str, real: Path) -> None:
+    own, data = load_dataset(str(real / f"{name}.npz")).card, load_dataset(name, data=real)
+    for field in ("name", "classes", "size", "channels", "task", "bit_depth"):
+        assert getattr(own, field) == getattr(data.card, field)
+    batch = data.batch("val")
+    assert batch.x.shape == (len(batch), own.channels, *own.size)
+    assert batch.y.shape == (len(batch), *own.size)
+    ids = set(batch.y.unique().tolist())
+    assert ids == set(range(len(own.classes))) | ({-1} if name == "drive_256" else set())

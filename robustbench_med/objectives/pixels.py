@@ -1,0 +1,167 @@
+"""Losses on the pixels of a mask, by name, and the objective that climbs one of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from robustbench_med.errors import SpecError
+from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.segmentation import Masks, Pixels
+from robustbench_med.types import Output, PerSample, Rows, Verdict
+
+if TYPE_CHECKING:
+    from robustbench_med.objectives import Objective
+    from robustbench_med.problem import Problem
+
+PixelLoss = Callable[[Pixels], PerSample]  # what is climbed
+
+
+def masked(here: Pixels) -> PerSample:
+    """Return the cross-entropy of the pixels that are not yet as wanted.
+
+    Source: the masked cross-entropy of Croce, Singh, Hein, ECCV 2024, section 3.2: pixels that are
+    wrong already pull no more.
+    """
+    return here.gain(here.cross_entropy * ~here.reached)
+
+
+def balanced(here: Pixels) -> PerSample:
+    """Return the cross-entropy in which every class of the reference weighs the same.
+
+    A class weighs the inverse of its counted pixels in the image: a lesion of few pixels as much as
+    the background.
+    """
+    k = here.logits.shape[1]
+    ids = here.reference.masked_fill(~here.counted, k)
+    count = torch.zeros(len(ids), k + 1, device=ids.device).scatter_add_(
+        1, ids, torch.ones_like(ids, dtype=torch.float32)
+    )
+    present = (count[:, :k] > 0).sum(1, keepdim=True)
+    weight = here.counted.sum(1, keepdim=True) / (present * count).clamp_min(1)
+    return here.gain(here.cross_entropy * weight.gather(1, ids))
+
+
+def soft_dice(here: Pixels) -> PerSample:
+    """Return 1 minus the Dice of probabilities, the mean over regions; its negative for a target.
+
+    Source: Milletari, Navab, Ahmadi, 3DV 2016, section 3, with the sums of the probabilities
+    themselves in the denominator. One pixel is added on both sides, so that an empty region is
+    defined.
+    """
+    counted = here.counted[:, None].to(here.logits.dtype)
+    member = here.regions.to(here.logits.dtype)
+    called = torch.einsum("rk,bkp->brp", member, here.logits.softmax(1)) * counted
+    truth = member[:, here.reference].movedim(0, 1) * counted
+    sizes = called.sum(2) + truth.sum(2)
+    found = ((2 * (called * truth).sum(2) + 1) / (sizes + 1)).mean(1)
+    return 1 - found if here.away else found
+
+
+def jensen_shannon(here: Pixels) -> PerSample:
+    """Return the Jensen-Shannon divergence of the probabilities from the reference, in nats.
+
+    Source: Croce, Singh, Hein, ECCV 2024, section 3.2. Of a one-hot reference only the probability
+    of its class matters; the divergence is at most log 2, so that pixels long wrong pull no more.
+    """
+    p = (-here.cross_entropy).exp()
+    half = (1 + p) / 2
+    each = -half.log() + p * (p.clamp_min(1e-30) / half).log() + (1 - p) * math.log(2)
+    return here.gain(each / 2)
+
+
+LOSSES: dict[str, PixelLoss] = {
+    "cross_entropy": lambda here: here.gain(here.cross_entropy),
+    "masked": masked,
+    "balanced": balanced,
+    "dice": soft_dice,
+    "jensen_shannon": jensen_shannon,
+}
+
+_MARGINS: dict[str, Literal["margin", "dlr"]] = {"margin": "margin", "dlr": "dlr"}
+
+
+@dataclass(frozen=True)
+class PixelClimb:
+    """An objective on masks whose loss is replaced; harm and done stay its own.
+
+    Attributes:
+        base: the goal.
+        loss: what is climbed.
+        relentless: never done, as a transfer attack must be.
+    """
+
+    base: Masks
+    loss: PixelLoss
+    relentless: bool = False
+
+    def __call__(self, output: Output, y: Int[Tensor, "b *s"]) -> Verdict:
+        """Return the verdict with the loss replaced."""
+        here = self.base.pixels(output, y)
+        verdict = self.base.verdict(here, self.loss(here))
+        return verdict._replace(done=verdict.done & (not self.relentless))
+
+    def margins(self, output: Output, y: Int[Tensor, "b *s"]) -> Float[Tensor, "b m"]:
+        """Raise, as the goal does."""
+        return self.base.margins(output, y)
+
+    def spread(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:
+        """Raise, as the goal does."""
+        return self.base.spread(output, towards=towards)
+
+    def applies(self, y: Int[Tensor, "b *s"]) -> Tensor:
+        """Return which samples can be attacked."""
+        return self.base.applies(y)
+
+    def take(self, rows: Rows) -> PixelClimb:
+        """Return the objective of the given rows."""
+        return replace(self, base=self.base.take(rows))
+
+
+def on_pixels(problem: Problem, loss: PixelLoss) -> Problem:
+    """Return the problem with another loss on its pixels to climb.
+
+    Raises:
+        SpecError: the problem is not one of masks.
+    """
+    objective, relentless = _goal(problem)
+    if not isinstance(objective, Masks):
+        raise SpecError("expected masks, got images with labels: choose another attack or loss")
+    return replace(problem, objective=PixelClimb(objective, loss, relentless))
+
+
+def climbing(problem: Problem, loss: str) -> Problem:
+    """Return the problem with the loss of that name to climb.
+
+    Args:
+        problem: of any task.
+        loss: of labels and findings "cross_entropy" (the objective's own), "margin" or "dlr" (see
+            Climb); of masks a name in LOSSES.
+
+    Raises:
+        SpecError: no such loss for the problem's task.
+    """
+    if loss == "cross_entropy":
+        return problem
+    if loss in LOSSES:
+        return on_pixels(problem, LOSSES[loss])
+    if loss not in _MARGINS:
+        known = ", ".join([*LOSSES, *_MARGINS])
+        raise SpecError(f"expected loss in {known}, got {loss!r}")
+    if isinstance(_goal(problem)[0], Masks):
+        raise SpecError(f"expected loss in {', '.join(LOSSES)} for masks, got {loss!r}")
+    return replace(problem, objective=Climb(problem.objective, _MARGINS[loss]))
+
+
+def _goal(problem: Problem) -> tuple[Objective, bool]:
+    """Return the objective itself, and whether it is climbed relentlessly."""
+    objective = problem.objective
+    if isinstance(objective, Climb):
+        return objective.base, objective.relentless
+    return objective, False
