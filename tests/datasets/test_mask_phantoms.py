@@ -19,6 +19,7 @@ from scipy import ndimage
 from robustbench_med import registry
 from robustbench_med.cards import DatasetCard
 from robustbench_med.datasets.dataset import Arrays, SplitName, check
+from robustbench_med.datasets.load import load_dataset
 from robustbench_med.datasets.phantoms import (
     brain,
     canvas,
@@ -103,11 +104,21 @@ def test_a_split_is_the_same_twice_and_keeps_the_contract(name: str) -> None:
     card = card_of(name)
     assert draw_again(name, "val").fingerprint() == arrays.fingerprint()
     assert check(arrays, card, "val") is arrays
-    assert (arrays.images.dtype, arrays.labels.dtype) == (np.uint8, np.int16)
+    assert str(arrays.images.dtype) == "uint8"
+    assert str(arrays.labels.dtype) == "int16"
     assert arrays.labels.shape == (len(arrays), *card.size)
     assert set(np.unique(arrays.labels)) - {-1} == set(range(len(card.classes)))
     assert card.synthetic
     assert card.task == "segmentation"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_has_masks_of_class_ids(name: str) -> None:
+    card = card_of(name)
+    batch = load_dataset(name).batch("val", n=5)
+    assert batch.x.shape == (5, card.channels, *card.size)
+    assert batch.y.shape == (5, *card.size)
+    assert bool((batch.y == -1).any()) == (name == "phantom_vessels")
 
 
 def test_another_process_draws_the_same_bytes() -> None:
@@ -332,7 +343,8 @@ def in_pose(
     monkeypatch: pytest.MonkeyPatch, module: ModuleType, draw: DrawPatient, pose: canvas.Pose
 ) -> tuple[Plane, NDArray[Any]]:
     """Return the first image and mask of one patient that keeps the given pose."""
-    monkeypatch.setattr(module, "draw_pose", lambda rng: pose)
+    poses = iter([pose] * 2)  # one a visit at most: a mask in a pose of its own would want more
+    monkeypatch.setattr(module, "draw_pose", lambda rng: next(poses))
     study = draw(np.random.default_rng(5), 2)
     return study.images[0], np.asarray(study.labels[0])
 
@@ -369,7 +381,8 @@ def test_a_stance_moves_volume_and_mask_together(monkeypatch: pytest.MonkeyPatch
     seen = []
     for centre in (np.zeros(3), np.array([2.0, -3.0, 1.0]) * 2.0 / hippocampus.SIDE):
         stance = hippocampus.Stance(np.zeros(3), 1.0, centre)
-        monkeypatch.setattr(hippocampus, "draw_stance", lambda rng, stance=stance: stance)
+        stances = iter([stance] * 2)
+        monkeypatch.setattr(hippocampus, "draw_stance", lambda rng, stances=stances: next(stances))
         study = hippocampus._patient(np.random.default_rng(5), 2)
         seen.append((study.images[0], np.asarray(study.labels[0])))
     (still, mask), (moved, shifted) = seen

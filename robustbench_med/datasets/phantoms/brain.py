@@ -99,7 +99,8 @@ def _rim(head: Head, level: float, at: tuple[Plane, Plane], depth: Plane) -> Pla
     fissure = np.abs(u) + 0.004 + 1.2 * joined
     # The Sylvian fissures open towards the temples of the low slices.
     sylvian = np.abs(v + 0.06 + 0.35 * (np.abs(u) - 0.5)) + np.clip(0.42 - np.abs(u), 0.0, None)
-    return np.minimum.reduce([depth, sulci, fissure, sylvian + 0.25 * max(level, 0.0)])
+    edges = [depth, sulci, fissure, sylvian + 0.25 * max(level, 0.0)]
+    return np.asarray(np.minimum.reduce(edges))
 
 
 def _ventricles(head: Head, level: float, at: tuple[Plane, Plane]) -> tuple[Plane, Plane]:
@@ -137,4 +138,4 @@ def _nuclei(level: float, at: tuple[Plane, Plane]) -> Plane:
                 (side * 0.115, 0.09), (0.085, 0.13), soft=0.025, tilt=-side * 0.4, at=at
             ),
         ]
-    return np.maximum.reduce(drawn)
+    return np.asarray(np.maximum.reduce(drawn))

@@ -68,8 +68,9 @@ def draw(card_name: str, sizes: Sizes, draw_patient: DrawPatient, split: SplitNa
         ids += [f"p{patient:04d}-{visit}" for visit in range(visits)]
     pixels = np.rint(np.clip(np.stack(images), 0.0, 255.0)).astype(np.uint8)
     patients = np.array([name.partition("-")[0] for name in ids])
-    kind = np.int16 if isinstance(labels[0], np.ndarray) else np.int64
-    return Arrays(pixels, np.array(labels, dtype=kind), np.array(ids), patients)
+    if isinstance(labels[0], np.ndarray):
+        return Arrays(pixels, np.array(labels, dtype=np.int16), np.array(ids), patients)
+    return Arrays(pixels, np.array(labels, dtype=np.int64), np.array(ids), patients)
 
 
 def _patients(sizes: Sizes, split: SplitName) -> range:
