@@ -82,7 +82,7 @@ def draw_slice(head: Head, level: float, at: tuple[Plane, Plane]) -> Slice:
     nuclei = _nuclei(level, at) * np.clip((0.55 - level) / 0.2, 0.0, 1.0)
     grey = np.maximum(canvas.step(0.066 + head.sulci - rim, 0.015), 0.8 * nuclei) * (1.0 - fluid)
     veins = canvas.blobs(head.cortex, 0.022) * canvas.step(0.09 - rim, 0.02)
-    spots = np.minimum(canvas.blobs(head.spots, 0.038), 1.0) * (1.0 - fluid) * (1.0 - grey)
+    spots = np.minimum(canvas.blobs(head.spots, 0.034), 1.0) * (1.0 - fluid) * (1.0 - grey)
     vessel = np.clip(veins + plexus, 0.0, 1.0)
     return Slice(canvas.step(depth, 0.012), fluid, grey, vessel, spots)
 

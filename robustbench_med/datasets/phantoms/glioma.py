@@ -88,7 +88,7 @@ def _patient(rng: np.random.Generator, visits: int) -> cohort.Study:
     tumour = draw_tumour(rng)
     healthy = rng.random() < 0.03
     # Slices lie a part of the tumour's height apart; the first and last may miss it.
-    offsets = (np.arange(visits) + rng.random(visits)) / visits * 2.12 - 1.06
+    offsets = (np.arange(visits) + rng.random(visits)) / visits * 2.24 - 1.12
     middle, height = rng.uniform(0.1, 0.5), rng.uniform(0.3, 0.45)
     pose = draw_pose(rng)
     images: list[Plane] = []
