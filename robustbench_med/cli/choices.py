@@ -27,8 +27,8 @@ Victims = Annotated[
     list[str] | None,
     typer.Option(
         "--victim",
-        help="This victim instead, or timm:NAME(weights='FILE.safetensors'), of masks smp:NAME(...) "
-        "or monai:NAME(...); repeatable.",
+        help="This victim instead, or timm:NAME(weights='FILE.safetensors'), of masks "
+        "smp:NAME(...) or monai:NAME(...); repeatable.",
     ),
 ]
 Attacks = Annotated[
