@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.pixels import climbing
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.search import Search
@@ -20,11 +21,6 @@ _MOMENTUM = 0.75  # alpha: Croce & Hein, ICML 2020, section 3.1
 _RISES = 0.75  # rho: section 3.2, condition 1
 _FIRST_SHARE = 2.0  # initial step in units of eps: section 3.2
 _FIRST_CHECK, _SHRINK, _LEAST = 22, 3, 6  # % of the steps: p_1 and p_{j+1} of section 3.2
-_LOSSES: dict[str, Literal["given", "margin", "dlr"]] = {
-    "cross_entropy": "given",
-    "margin": "margin",
-    "dlr": "dlr",
-}
 
 
 def apgd(
@@ -43,15 +39,15 @@ def apgd(
         steps: gradient steps a restart, >= 1.
         restarts: independent runs from random starts, >= 1; only samples still standing are run
             again.
-        loss: "cross_entropy" (the objective's own loss), "margin" (largest logit margin) or "dlr"
-            (margin over the spread of the leading logits; the margin where there is no third
-            class).
+        loss: "cross_entropy" (the objective's own loss); of labels and findings also "margin"
+            (largest logit margin) or "dlr" (margin over the spread of the leading logits; the
+            margin where there is no third class); of masks, see `objectives.pixels`.
 
     Returns:
         `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
 
     Raises:
-        SpecError: a parameter is not positive, or the loss is unknown.
+        SpecError: a parameter is not positive, or the loss is not one of the task.
 
     Source: Croce & Hein, ICML 2020, algorithm 1 with alpha = 0.75, a first step of 2 eps,
         checkpoints and conditions 1 (rho = 0.75) and 2 of section 3.2; losses of section 4. The
@@ -60,16 +56,14 @@ def apgd(
         nothing underflows.
     Deviations: a checkpoint is judged at iterate w_j, the last one its condition 1 counts, not one
         step later; the candidate with the most harm is returned, not the one with the most loss; a
-        sample that is done stops; every task with ways to its goal.
+        sample that is done stops; every task.
     """
     _check(steps=steps, restarts=restarts)
-    if loss not in _LOSSES:
-        raise SpecError(f"expected loss in {', '.join(_LOSSES)}, got {loss!r}")
-    search = Search(_climbing(problem, Climb(problem.objective, _LOSSES[loss])))
+    search = Search(climbing(problem, loss))
     for restart in range(restarts):
         if search.finished:
             break
-        _ascend(search, rng.take(search.rows).fork("restart", restart), steps)
+        ascend(search, _drawn(search, rng.take(search.rows).fork("restart", restart)), steps)
     return search.best
 
 
@@ -103,8 +97,9 @@ def apgd_targeted(problem: Problem, *, rng: Draws, steps: int = 100, targets: in
             break
         rows, z = search.rows[there], search.open.x.clone()
         posed = search.open.take(there)
-        inner = Search(_climbing(posed, Climb(posed.objective, "toward", ways[rows, n])))
-        _ascend(inner, rng.take(rows).fork("target", n), steps)
+        toward = Climb(posed.objective, "toward", ways[rows, n])
+        inner = Search(replace(posed, objective=toward))
+        ascend(inner, _drawn(inner, rng.take(rows).fork("target", n)), steps)
         z[there] = inner.best
         search.look(z)
     return search.best
@@ -124,9 +119,13 @@ class _Track(NamedTuple):
     halved: Bool[Tensor, " b"]  # whether it was halved at the last checkpoint
 
 
-def _ascend(search: Search, rng: Draws, steps: int) -> None:
-    """Run algorithm 1 once on the open samples, from a random start; `rng` is theirs, in order."""
-    z = search.open.ball.sample(search.open.x, rng)
+def _drawn(search: Search, rng: Draws) -> Images:
+    """Return a random start of the open samples; `rng` is theirs, in order."""
+    return search.open.ball.sample(search.open.x, rng)
+
+
+def ascend(search: Search, z: Images, steps: int) -> None:
+    """Run algorithm 1 once on the open samples, from `z`."""
     track, checks, since = _start(z), _checkpoints(steps), 0
     for k in range(steps):
         g, z, *state = search.climb(z, *track)
@@ -201,10 +200,6 @@ def _checkpoints(steps: int) -> set[int]:
 
 def _per_image(values: Tensor, like: Images) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
-
-
-def _climbing(problem: Problem, objective: Climb) -> Problem:
-    return replace(problem, objective=objective)
 
 
 def _check(**positive: int) -> None:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from robustbench_med.objectives.pixels import climbing
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images
 
 
-def fgsm(problem: Problem, *, rng: Draws) -> Images:
+def fgsm(problem: Problem, *, rng: Draws, loss: str = "cross_entropy") -> Images:
     """Return candidates one step of size eps away from the clean images.
 
     Args:
         problem: the batch attacked.
         rng: unused; every attack is called alike.
+        loss: what is climbed, see `objectives.pixels.climbing`.
 
     Returns:
         `(b, c, *s)` candidates in the ball.
+
+    Raises:
+        SpecError: the loss is not one of the task.
 
     Source: Goodfellow, Shlens, Szegedy, ICLR 2015, section 4 (L-inf: eps times the sign of the
         gradient of
     the cross-entropy); L2: eps times the gradient of unit norm. Targeted: the objective descends on
     the target.
     """
-    g, _ = problem.gradient(problem.x)
+    g, _ = climbing(problem, loss).gradient(problem.x)
     return problem.ball.step(problem.x, g, problem.x, 1.0)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from robustbench_med.errors import SpecError
+from robustbench_med.objectives.pixels import climbing
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.search import Search
@@ -13,7 +14,13 @@ from robustbench_med.types import Images
 
 
 def mi_fgsm(
-    problem: Problem, *, rng: Draws, steps: int = 10, reach: float = 1.0, decay: float = 1.0
+    problem: Problem,
+    *,
+    rng: Draws,
+    steps: int = 10,
+    reach: float = 1.0,
+    decay: float = 1.0,
+    loss: str = "cross_entropy",
 ) -> Images:
     """Return the best candidates of a momentum ascent started at the clean image.
 
@@ -23,12 +30,13 @@ def mi_fgsm(
         steps: gradient steps, >= 1.
         reach: length of all steps together in units of eps, > 0; one step is eps * reach / steps.
         decay: share of the momentum kept from step to step, >= 0; 0 is BIM.
+        loss: what is climbed, see `objectives.pixels.climbing`.
 
     Returns:
         `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
 
     Raises:
-        SpecError: a parameter is out of range.
+        SpecError: a parameter is out of range, or the loss is not one of the task.
 
     Source: Dong et al., CVPR 2018, algorithm 1: the momentum of eq. 6 with gradients of unit L1
         norm, the sign step of eq. 7; L2: the step of eq. 8. Steps 10, decay 1.0 and steps of
@@ -42,7 +50,7 @@ def mi_fgsm(
             raise SpecError(f"expected {name} > 0, got {value}")
     if not decay >= 0:
         raise SpecError(f"expected decay >= 0, got {decay}")
-    search, z = Search(problem), problem.x
+    search, z = Search(climbing(problem, loss)), problem.x
     momentum = torch.zeros_like(z)
     for _ in range(steps):
         g, z, momentum = search.climb(z, momentum)

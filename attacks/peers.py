@@ -77,6 +77,7 @@ def card(name: str) -> AttackCard:
         function="peers:attack",
         version=1,
         norms=NORMS.get(name, package.norms if "norm" in signature else by_default),
+        tasks=("single_label", "multi_label"),
         threat="control" if name in CONTROL else ("query" if name in QUERY else "white_box"),
         rungs="ascend" if budgeted else "distance",
         parameters=parameters,

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from robustbench_med.errors import SpecError
+from robustbench_med.objectives.pixels import climbing
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.search import Search
 from robustbench_med.types import Images
 
 
-def bim(problem: Problem, *, rng: Draws, steps: int = 10, reach: float = 1.25) -> Images:
+def bim(
+    problem: Problem,
+    *,
+    rng: Draws,
+    steps: int = 10,
+    reach: float = 1.25,
+    loss: str = "cross_entropy",
+) -> Images:
     """Return the best candidates of an iterated FGSM started at the clean image.
 
     Args:
@@ -17,12 +25,13 @@ def bim(problem: Problem, *, rng: Draws, steps: int = 10, reach: float = 1.25) -
         rng: unused; every attack is called alike.
         steps: gradient steps, >= 1.
         reach: length of all steps together in units of eps, > 0.
+        loss: what is climbed, see `objectives.pixels.climbing`.
 
     Returns:
         `(b, c, *s)` candidates in the ball.
 
     Raises:
-        SpecError: a parameter is not positive.
+        SpecError: a parameter is not positive, or the loss is not one of the task.
 
     Source: Kurakin, Goodfellow, Bengio, "Adversarial examples in the physical world", 2017, section
         2.2: steps
@@ -30,7 +39,7 @@ def bim(problem: Problem, *, rng: Draws, steps: int = 10, reach: float = 1.25) -
     of steps is a parameter, since small medical radii are below one grey level; the best iterate is
     returned, not the last.
     """
-    return pgd(problem, rng=rng, steps=steps, reach=reach, random_start=False)
+    return pgd(problem, rng=rng, steps=steps, reach=reach, random_start=False, loss=loss)
 
 
 def pgd(
@@ -41,6 +50,7 @@ def pgd(
     reach: float = 2.5,
     restarts: int = 1,
     random_start: bool = True,
+    loss: str = "cross_entropy",
 ) -> Images:
     """Return the best candidates of projected gradient ascent.
 
@@ -52,12 +62,13 @@ def pgd(
             reach / steps.
         restarts: independent runs, >= 1; only samples still standing are run again.
         random_start: start uniformly in the ball instead of at the clean image.
+        loss: what is climbed, see `objectives.pixels.climbing`.
 
     Returns:
         `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
 
     Raises:
-        SpecError: a parameter is not positive.
+        SpecError: a parameter is not positive, or the loss is not one of the task.
 
     Source: Madry et al., ICLR 2018, section 2.1, equation of x^{t+1}; the step of 2.5 eps / steps
         is theirs (there
@@ -68,7 +79,7 @@ def pgd(
     for name, value in {"steps": steps, "restarts": restarts, "reach": reach}.items():
         if not value > 0:
             raise SpecError(f"expected {name} > 0, got {value}")
-    search = Search(problem)
+    search = Search(climbing(problem, loss))
     for restart in range(restarts):
         if search.finished:
             break

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustbench_med.errors import SpecError
+from robustbench_med.objectives.pixels import climbing
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images, Rows, Verdict
@@ -97,6 +98,7 @@ def uap_gradient(
     reach: float = 5.0,
     momentum: float = 0.9,
     clip: float = 10.0,
+    loss: str = "cross_entropy",
 ) -> Additive:
     """Return a perturbation climbed along the gradient of the mean clipped loss.
 
@@ -108,12 +110,14 @@ def uap_gradient(
         reach: length of all steps together in units of eps, > 0.
         momentum: share of the running gradient that is kept, in [0, 1).
         clip: an image whose goal is reached weighs nothing while its loss (log-odds) is above this.
+        loss: what is climbed, see `objectives.pixels.climbing`.
 
     Returns:
         The last perturbation.
 
     Raises:
-        SpecError: a parameter is out of its range, or the images have different radii.
+        SpecError: a parameter is out of its range, the images have different radii, or the loss is
+            not one of the task.
 
     Source: Shafahi et al., "Universal adversarial training", AAAI 2020: stochastic gradient ascent
         on the mean over a mini-batch of the clipped loss min(loss, beta), projected after each
@@ -126,6 +130,7 @@ def uap_gradient(
     """
     positive(epochs=epochs, batch=batch, reach=reach)
     below_one(momentum=momentum)
+    problem = climbing(problem, loss)
     ball = shared(problem.ball)
 
     def pull(visited: Problem, v: Pattern, rng: Draws) -> tuple[Images, Verdict]:  # noqa: ARG001

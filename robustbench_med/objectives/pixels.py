@@ -20,32 +20,32 @@ if TYPE_CHECKING:
     from robustbench_med.objectives import Objective
     from robustbench_med.problem import Problem
 
-PixelLoss = Callable[[Pixels], PerSample]  # what is climbed
+PixelLoss = Callable[..., PerSample]  # what is climbed: of Pixels, and of the state where given
 
 
 def masked(here: Pixels) -> PerSample:
     """Return the cross-entropy of the pixels that are not yet as wanted.
 
-    Source: the masked cross-entropy of Croce, Singh, Hein, ECCV 2024, section 3.2: pixels that are
-    wrong already pull no more.
+    Source: L_MCE of Croce, Singh, Hein, ECCV 2024, section 3.4: pixels that are wrong already pull
+        no more.
     """
     return here.gain(here.cross_entropy * ~here.reached)
 
 
 def balanced(here: Pixels) -> PerSample:
-    """Return the cross-entropy in which every class of the reference weighs the same.
+    """Return the masked cross-entropy in which every class of the reference weighs the same.
 
-    A class weighs the inverse of its counted pixels in the image: a lesion of few pixels as much as
-    the background.
+    A class weighs the inverse of its pixels: a lesion of few pixels as much as the background.
+
+    Source: L_MCE-Bal of Croce, Singh, Hein, ECCV 2024, section 3.4. Deviation: the pixels of a
+        class are counted in the image, not in the training images: our Dice is an image's too.
     """
     k = here.logits.shape[1]
-    ids = here.reference.masked_fill(~here.counted, k)
-    count = torch.zeros(len(ids), k + 1, device=ids.device).scatter_add_(
-        1, ids, torch.ones_like(ids, dtype=torch.float32)
-    )
-    present = (count[:, :k] > 0).sum(1, keepdim=True)
-    weight = here.counted.sum(1, keepdim=True) / (present * count).clamp_min(1)
-    return here.gain(here.cross_entropy * weight.gather(1, ids))
+    here_is = here.reference[:, None] == torch.arange(k, device=here.reference.device)[:, None]
+    count = (here_is & here.counted[:, None]).sum(2)
+    weight = here.counted.sum(1, keepdim=True) / ((count > 0).sum(1, keepdim=True) * count)
+    weight = weight.masked_fill(count == 0, 0.0).to(here.logits.dtype)
+    return here.gain(here.cross_entropy * ~here.reached * weight.gather(1, here.reference))
 
 
 def soft_dice(here: Pixels) -> PerSample:
@@ -67,8 +67,9 @@ def soft_dice(here: Pixels) -> PerSample:
 def jensen_shannon(here: Pixels) -> PerSample:
     """Return the Jensen-Shannon divergence of the probabilities from the reference, in nats.
 
-    Source: Croce, Singh, Hein, ECCV 2024, section 3.2. Of a one-hot reference only the probability
-    of its class matters; the divergence is at most log 2, so that pixels long wrong pull no more.
+    Source: L_JS of Croce, Singh, Hein, ECCV 2024, section 3.4. Of a one-hot reference only the
+        probability of its class matters; the divergence is at most log 2 and its slope falls to 0
+        with that probability, so that pixels long wrong pull no more.
     """
     p = (-here.cross_entropy).exp()
     half = (1 + p) / 2
@@ -95,16 +96,18 @@ class PixelClimb:
         base: the goal.
         loss: what is climbed.
         relentless: never done, as a transfer attack must be.
+        state: tensors `(b, ...)` that the loss is given after the pixels, one row an image.
     """
 
     base: Masks
     loss: PixelLoss
     relentless: bool = False
+    state: tuple[Tensor, ...] = ()
 
     def __call__(self, output: Output, y: Int[Tensor, "b *s"]) -> Verdict:
         """Return the verdict with the loss replaced."""
         here = self.base.pixels(output, y)
-        verdict = self.base.verdict(here, self.loss(here))
+        verdict = self.base.verdict(here, self.loss(here, *self.state))
         return verdict._replace(done=verdict.done & (not self.relentless))
 
     def margins(self, output: Output, y: Int[Tensor, "b *s"]) -> Float[Tensor, "b m"]:
@@ -121,11 +124,17 @@ class PixelClimb:
 
     def take(self, rows: Rows) -> PixelClimb:
         """Return the objective of the given rows."""
-        return replace(self, base=self.base.take(rows))
+        state = tuple(one[rows] for one in self.state)
+        return replace(self, base=self.base.take(rows), state=state)
 
 
-def on_pixels(problem: Problem, loss: PixelLoss) -> Problem:
+def on_pixels(problem: Problem, loss: PixelLoss, *state: Tensor) -> Problem:
     """Return the problem with another loss on its pixels to climb.
+
+    Args:
+        problem: one of masks.
+        loss: of the pixels, `(b,)`.
+        state: what else the loss is given, see PixelClimb.
 
     Raises:
         SpecError: the problem is not one of masks.
@@ -133,7 +142,7 @@ def on_pixels(problem: Problem, loss: PixelLoss) -> Problem:
     objective, relentless = _goal(problem)
     if not isinstance(objective, Masks):
         raise SpecError("expected masks, got images with labels: choose another attack or loss")
-    return replace(problem, objective=PixelClimb(objective, loss, relentless))
+    return replace(problem, objective=PixelClimb(objective, loss, relentless, state))
 
 
 def climbing(problem: Problem, loss: str) -> Problem:
@@ -162,6 +171,6 @@ def climbing(problem: Problem, loss: str) -> Problem:
 def _goal(problem: Problem) -> tuple[Objective, bool]:
     """Return the objective itself, and whether it is climbed relentlessly."""
     objective = problem.objective
-    if isinstance(objective, Climb):
+    if isinstance(objective, Climb | PixelClimb):
         return objective.base, objective.relentless
     return objective, False

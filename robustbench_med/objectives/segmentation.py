@@ -30,6 +30,7 @@ class Pixels(NamedTuple):
         logits: of at least two classes.
         reference: the class a pixel is to leave, or to reach; 0 where it does not count.
         counted: whether it counts.
+        called: the class it is called; the first on a tie.
         reached: whether it is as the attacker wants it; False where it does not count.
         away: whether it is to leave the reference (untargeted), or to reach it (targeted).
         regions: which classes make each region.
@@ -38,6 +39,7 @@ class Pixels(NamedTuple):
     logits: Float[Tensor, "b k p"]
     reference: Int[Tensor, "b p"]
     counted: Bool[Tensor, "b p"]
+    called: Int[Tensor, "b p"]
     reached: Bool[Tensor, "b p"]
     away: bool
     regions: Bool[Tensor, "r k"]
@@ -46,11 +48,6 @@ class Pixels(NamedTuple):
     def cross_entropy(self) -> Float[Tensor, "b p"]:
         """The cross-entropy of the reference, by its log-odds: sure pixels have a gradient too."""
         return functional.softplus(log_odds_against(self.logits, self.reference))
-
-    @property
-    def called(self) -> Int[Tensor, "b p"]:
-        """The class each pixel is called; the first on a tie."""
-        return self.logits.detach().argmax(1)
 
     def mean(self, each: Float[Tensor, "b p"]) -> PerSample:
         """Return the mean of `each` over the pixels that count; 0 where none does."""
@@ -112,13 +109,20 @@ class Masks(ABC):
         return self.verdict(here, here.gain(here.cross_entropy))
 
     def _pixels(
-        self, logits: Logits, y: Tensor, reference: Tensor, regions: Tensor, *, away: bool
+        self,
+        logits: Logits,
+        y: Tensor,
+        reference: Tensor,
+        regions: Tensor,
+        *,
+        away: bool,
+        called: Tensor | None = None,
     ) -> Pixels:
         flat, counted = logits.flatten(2), (y >= 0).flatten(1)
         reference = reference.flatten(1).clamp_min(0)
-        called = flat.detach().argmax(1)
+        called = flat.detach().argmax(1) if called is None else called.flatten(1)
         reached = ((called != reference) if away else (called == reference)) & counted
-        return Pixels(flat, reference, counted, reached, away, regions.to(flat.device))
+        return Pixels(flat, reference, counted, called, reached, away, regions.to(flat.device))
 
     def margins(self, output: Output, y: Int[Tensor, "b *s"]) -> Tensor:  # noqa: ARG002
         """Raise: there are none.
@@ -170,20 +174,25 @@ class OneRegion(Damage):
         if region not in card.parts:
             raise SpecError(f"expected a region in {', '.join(card.parts)}, got {region!r}")
         self.inside = self.regions[list(card.parts).index(region)]
+        if bool(self.inside.all()):
+            raise SpecError(f"expected a region that leaves some class out, got {region!r}")
 
     def pixels(self, output: Output, y: Int[Tensor, "b *s"]) -> Pixels:
         """Return what each pixel says of two classes: outside and inside."""
         logits, inside = two_sided(output.logits), self.inside.to(y.device)
         pair = torch.stack([logits[:, side].amax(1) for side in (~inside, inside)], 1)
         member = inside[y.clamp_min(0)].long()
-        return self._pixels(pair, y, member, torch.tensor([[False, True]]), away=True)
+        called = inside[logits.detach().argmax(1)].long()  # on a tie, what the mask itself says
+        only = torch.tensor([[False, True]])
+        return self._pixels(pair, y, member, only, away=True, called=called)
 
 
 class TargetMask(Masks):
     """Have another mask drawn in the place of one class; all else as in the truth.
 
-    Harm: how far the Dice of that class with the target is above 0.75. Done: every counted pixel is
-        as drawn.
+    Harm: how far the Dice of that class with the target is above 0.75; of an empty target, whose
+        Dice is 0 until nothing is left, that minus the share of the pixels still called the class,
+        so that the search sees it shrink. Done: every counted pixel is as drawn.
 
     Args:
         card: of the data.
@@ -211,8 +220,11 @@ class TargetMask(Masks):
 
     def verdict(self, here: Pixels, loss: PerSample) -> Verdict:
         """Return the verdict on what the pixels say, with the loss given."""
-        found = dice(confusion(here), here.regions)[:, 0]
-        return Verdict(loss, found - DRAWN, (here.reached | ~here.counted).all(1))
+        table = confusion(here)
+        found = dice(table, here.regions)[:, 0]
+        left = table[:, :, self.label].sum(1) / here.counted.sum(1).clamp_min(1)
+        left = torch.where(table[:, self.label].sum(1) == 0, left, 0.0)
+        return Verdict(loss, found - left - DRAWN, (here.reached | ~here.counted).all(1))
 
     def applies(self, y: Int[Tensor, "b *s"]) -> Bool[Tensor, " b"]:
         """Return the images whose target is not their truth."""

@@ -1,0 +1,64 @@
+"""ASMA: draws another mask by the logits of the pixels that are not yet as drawn."""
+
+from __future__ import annotations
+
+from robustbench_med.objectives.pixels import on_pixels
+from robustbench_med.objectives.segmentation import Pixels, confusion, dice
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.search import Search
+from robustbench_med.types import Images, PerSample
+
+from .universal import positive
+
+
+def asma(
+    problem: Problem, *, rng: Draws, steps: int = 100, tau: float = 0.01, beta: float = 0.1
+) -> Images:
+    """Return the best candidates of the adaptive segmentation mask attack.
+
+    Args:
+        problem: the batch attacked, of masks; made for targets.
+        rng: unused; every attack is called alike.
+        steps: gradient steps, >= 1.
+        tau: length of a step while nothing is as drawn, in units of eps, > 0.
+        beta: what the overlap with the target adds to it, in units of eps, > 0.
+
+    Returns:
+        `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
+
+    Raises:
+        SpecError: a parameter is not positive, or the task is not one of masks.
+
+    Source: Ozbulak, Van Messem, De Neve, "Impact of adversarial examples on deep learning models
+        for biomedical image segmentation", MICCAI 2019: an adaptive mask keeps the target's logits
+        of the pixels that are not yet called as drawn; a step along their gradient is multiplied by
+        beta * IoU + tau (the dynamic perturbation multiplier).
+    Deviations: a step is a share of eps along the steepest direction of the ball (L2: that of the
+        gradient), as their beta = 1e-6 and tau = 1e-7 fit the logits of one victim; beta / tau is
+        theirs; IoU is that of each image's class drawn; the mean over the classes is taken off the
+        logits, so that one logit has two sides; each iterate is projected into the ball. Without a
+        target, the truth's logits of the pixels still right are lowered, and the multiplier grows
+        with what the regions' IoU has lost.
+    """
+    positive(steps=steps, tau=tau, beta=beta)
+    search, z = Search(on_pixels(problem, adaptive)), problem.x
+    for _ in range(steps):
+        g, z = search.climb(z)
+        if search.finished:
+            return search.best
+        share = tau + beta * search.loss
+        z = search.open.ball.step(z, g, search.open.x, share)
+    search.look(z)
+    return search.best
+
+
+def adaptive(here: Pixels) -> PerSample:
+    """Return how much is as wanted, in 0..1, with the gradient of the logits still to be moved."""
+    centred = here.logits - here.logits.mean(1, keepdim=True)
+    own = centred.gather(1, here.reference[:, None])[:, 0]
+    pull = (own * (here.counted & ~here.reached)).sum(1)
+    overlap = dice(confusion(here), here.regions)
+    iou = (overlap / (2 - overlap)).mean(1)
+    reached, slope = (1 - iou, -pull) if here.away else (iou, pull)
+    return reached + slope - slope.detach()

@@ -1,0 +1,63 @@
+"""CosPGD: PGD on masks whose pixels weigh by how well their probabilities match the reference."""
+
+from __future__ import annotations
+
+from robustbench_med.objectives.pixels import on_pixels
+from robustbench_med.objectives.segmentation import Pixels
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.types import Images, PerSample
+
+from .pgd import pgd
+
+
+def cospgd(
+    problem: Problem,
+    *,
+    rng: Draws,
+    steps: int = 40,
+    reach: float = 2.5,
+    restarts: int = 1,
+    random_start: bool = True,
+) -> Images:
+    """Return the best candidates of PGD on the cross-entropy weighted by cosine similarity.
+
+    Args:
+        problem: the batch attacked, of masks.
+        rng: one stream a sample; each restart forks its own.
+        steps: gradient steps a restart, >= 1.
+        reach: length of all steps of a restart together in units of eps, > 0.
+        restarts: independent runs, >= 1.
+        random_start: start uniformly in the ball instead of at the clean image.
+
+    Returns:
+        `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
+
+    Raises:
+        SpecError: a parameter is not positive, or the task is not one of masks.
+
+    Source: Agnihotri, Jung, Keuper, "CosPGD", ICML 2024: a pixel weighs the cosine similarity of
+        its softmax probabilities and the one-hot truth; for a target, 1 minus that similarity, and
+        the loss is descended. The weight is a constant of the gradient, as in the authors' package;
+        they use softmax, not the sigmoid of some ports. One logit is the pair (0, l).
+    Deviations: only pixels that count are averaged; steps of eps * reach / steps as in `pgd`; the
+        best iterate is returned; a sample that is done stops.
+    """
+    return pgd(
+        on_pixels(problem, aligned),
+        rng=rng,
+        steps=steps,
+        reach=reach,
+        restarts=restarts,
+        random_start=random_start,
+    )
+
+
+def aligned(here: Pixels) -> PerSample:
+    """Return the cross-entropy, each pixel weighted by its similarity to what it is to leave.
+
+    Where the reference is to be reached, by what it lacks of it.
+    """
+    p = here.logits.detach().softmax(1)
+    similarity = p.gather(1, here.reference[:, None])[:, 0] / p.norm(dim=1)
+    return here.gain(here.cross_entropy * (similarity if here.away else 1 - similarity))

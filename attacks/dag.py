@@ -1,0 +1,74 @@
+"""DAG: every pixel still right is pulled to a wrong class, until none is left."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robustbench_med.objectives.pixels import on_pixels
+from robustbench_med.objectives.segmentation import Pixels
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.search import Search
+from robustbench_med.types import Images, PerSample
+
+from .universal import positive
+
+_GREY = 255  # gamma is given in grey levels, as in the paper; x is in [0,1]
+
+
+def dag(problem: Problem, *, rng: Draws, steps: int = 200, gamma: float = 0.5) -> Images:
+    """Return the best candidates of dense adversary generation.
+
+    Args:
+        problem: the batch attacked, of masks.
+        rng: one stream a sample: the wrong classes.
+        steps: gradient steps at most, >= 1.
+        gamma: the largest change of a value in a step, in grey levels of 255, > 0.
+
+    Returns:
+        `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm, the one
+        at which no active pixel is left included.
+
+    Raises:
+        SpecError: a parameter is not positive, or the task is not one of masks.
+
+    Source: Xie et al., "Adversarial examples for semantic segmentation and object detection", ICCV
+        2017, Algorithm 1: over the active pixels, those still right, the logit of the adversarial
+        label minus that of the truth is climbed along a gradient divided by its L-inf norm and
+        times gamma. Adversarial labels are the truth's through a permutation drawn for each image
+        that leaves no class in place; gamma = 0.5 and 200 steps are theirs.
+    Deviations: each iterate is projected into the ball: theirs has none, which is eps = inf; the
+        permutation is a cyclic shift of the class ids; for a target the adversarial label is the
+        target's and the logit lowered is that of the class called; the iterate with the most harm
+        is returned, not the last.
+    """
+    positive(steps=steps, gamma=gamma)
+    lot = rng.fork("labels").uniform(1)[:, 0].to(problem.x)
+    search, z = Search(on_pixels(problem, pull, lot)), problem.x
+    for _ in range(steps):
+        g, z = search.climb(z)
+        if search.finished or not bool(g.any()):  # no active pixel is left anywhere
+            return search.best
+        ball, x = search.open.ball, search.open.x
+        g = ball.mask(g)
+        peak = g.flatten(1).abs().amax(1).clamp_min(torch.finfo(g.dtype).tiny)
+        z = ball.project(z + gamma / _GREY * g / peak.view(-1, *[1] * (g.ndim - 1)), x)
+    search.look(z)
+    return search.best
+
+
+def pull(here: Pixels, lot: Float[Tensor, " b"]) -> PerSample:
+    """Return the logits of the adversarial labels minus those to be left, over active pixels.
+
+    Args:
+        here: the pixels.
+        lot: in (0,1), which shift of the class ids.
+    """
+    k = here.logits.shape[1]
+    shift = 1 + (lot * (k - 1)).long().clamp_max(k - 2)
+    left = here.reference if here.away else here.called
+    wanted = (here.reference + shift[:, None]) % k if here.away else here.reference
+    rise = (here.logits.gather(1, wanted[:, None]) - here.logits.gather(1, left[:, None]))[:, 0]
+    return (rise * (here.counted & ~here.reached)).sum(1)

@@ -1,0 +1,66 @@
+"""SEA: APGD in a shrinking ball on three losses of masks; the worst of them, image by image."""
+
+from __future__ import annotations
+
+import torch
+
+from robustbench_med.objectives.pixels import LOSSES, on_pixels
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.search import Search
+from robustbench_med.types import Images
+
+from .apgd import ascend
+from .universal import positive
+
+_MEMBERS = ("masked", "balanced", "jensen_shannon")
+_SLOTS = ((2.0, 3), (1.5, 3), (1.0, 4))  # radius in units of eps, tenths of the steps: section 3.5
+
+
+def segmentation_ensemble(problem: Problem, *, rng: Draws, steps: int = 300) -> Images:
+    """Return the best candidates of three runs of APGD, each on a loss of its own.
+
+    Args:
+        problem: the batch attacked, of masks.
+        rng: one stream a sample; each loss forks its own.
+        steps: gradient steps a loss, >= 1.
+
+    Returns:
+        `(b, c, *s)` candidates in the ball: of every image, that of the loss with the most harm.
+
+    Raises:
+        SpecError: a parameter is not positive, or the task is not one of masks.
+
+    Source: SEA of Croce, Singh, Hein, "Towards reliable evaluation and fast training of robust
+        semantic segmentation models", ECCV 2024, section 3.6: one run of 300 steps on each of
+        L_JS, L_MCE and L_MCE-Bal (section 3.4), by APGD at 2 eps, 1.5 eps and eps for 3, 3 and 4
+        tenths of the steps, each from the projection of the last (section 3.5).
+    Deviations: the worst case is taken by the harm of each image, where theirs of the mean IoU is
+        found greedily over all images together; the first start is drawn (see `apgd`, whose
+        deviations hold too); L_MCE-Bal counts the pixels of a class in the image (see
+        `objectives.pixels.balanced`); a slot hands on its candidate with the most harm; for a
+        target, the losses are descended.
+    """
+    positive(steps=steps)
+    search = Search(problem)
+    for name in _MEMBERS:
+        if search.finished:
+            break
+        posed = on_pixels(search.open, LOSSES[name])
+        search.look(_shrinking(posed, rng.take(search.rows).fork(name), steps))
+    return search.best
+
+
+def _shrinking(problem: Problem, rng: Draws, steps: int) -> Images:
+    """Return the candidates of APGD whose ball shrinks to the problem's."""
+    eps = torch.as_tensor(problem.ball.eps)
+    z, spent = problem.ball.at(eps * _SLOTS[0][0]).sample(problem.x, rng), 0
+    for radius, tenths in _SLOTS:
+        share = steps * tenths // 10 if radius > 1 else steps - spent
+        if share == 0:
+            continue
+        posed = problem.at(eps * radius)
+        search = Search(posed)
+        ascend(search, posed.ball.project(z, posed.x), share)
+        z, spent = search.best, spent + share
+    return z

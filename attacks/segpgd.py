@@ -1,0 +1,72 @@
+"""SegPGD: PGD on masks that turns from the pixels still right to all alike."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from robustbench_med.objectives.pixels import on_pixels
+from robustbench_med.objectives.segmentation import Pixels
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.search import Search
+from robustbench_med.types import Images, PerSample
+
+from .universal import positive
+
+
+def segpgd(
+    problem: Problem,
+    *,
+    rng: Draws,
+    steps: int = 40,
+    reach: float = 2.5,
+    restarts: int = 1,
+    random_start: bool = True,
+) -> Images:
+    """Return the best candidates of PGD whose loss weighs right and wrong pixels by the step.
+
+    Args:
+        problem: the batch attacked, of masks.
+        rng: one stream a sample; each restart forks its own.
+        steps: gradient steps a restart, T, >= 1.
+        reach: length of all steps of a restart together in units of eps, > 0.
+        restarts: independent runs, >= 1.
+        random_start: start uniformly in the ball instead of at the clean image.
+
+    Returns:
+        `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
+
+    Raises:
+        SpecError: a parameter is not positive, or the task is not one of masks.
+
+    Source: Gu, Zhao, Tresp, Torr, "SegPGD", ECCV 2022: at step t of T the cross-entropy of the
+        pixels still right weighs 1 - lambda and that of the wrong ones lambda, with
+        lambda = (t - 1) / (2 T), both over the number of all pixels.
+    Deviations: only pixels that count are averaged; for a target the pixels as drawn weigh lambda,
+        the others 1 - lambda, and the loss is descended; steps of eps * reach / steps as in `pgd`
+        (theirs: 0.01); the best iterate is returned; a sample that is done stops.
+    """
+    positive(steps=steps, reach=reach, restarts=restarts)
+    search = Search(on_pixels(problem, weighted))
+    for restart in range(restarts):
+        if search.finished:
+            break
+        z = search.open.x
+        if random_start:
+            z = search.open.ball.sample(z, rng.fork("restart", restart).take(search.rows))
+        for t in range(1, steps + 1):
+            share = (t - 1) / (2 * steps)
+            search.open = on_pixels(search.open, partial(weighted, share=share))
+            g, z = search.climb(z)
+            if search.finished:
+                return search.best
+            z = search.open.ball.step(z, g, search.open.x, reach / steps)
+        search.look(z)
+    return search.best
+
+
+def weighted(here: Pixels, *, share: float = 0.0) -> PerSample:
+    """Return the cross-entropy with weight `share` on pixels as wanted, 1 - share on the others."""
+    return here.gain(here.cross_entropy * torch.where(here.reached, share, 1 - share))
