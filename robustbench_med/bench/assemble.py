@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import resource
-import sys
-
-import torch
-
 from robustbench_med import registry
 from robustbench_med.bench.checks import checks_of
 from robustbench_med.bench.evidence import Evidence
+from robustbench_med.bench.memory import peak_mib
 from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.provenance import provenance
@@ -34,6 +30,8 @@ def valid(
     notes = [] if patients is not None else ["images treated as independent"]
     if ready.card.name not in registry.load("models"):
         notes.append("model and weights are the user's own: no card vouches for them")
+    if planned.data.card.task == "segmentation" and planned.data.card.spacing is None:
+        notes.append("spacing unknown: distances and sizes are in pixels, not in mm")
     device = ready.batch.x.device
     card: AttackCard = registry.find("attacks", planned.case.attack)
     checks, flags = checks_of(Evidence(planned, ready, run, scores.audit, card))
@@ -54,7 +52,7 @@ def valid(
             forward=run.counter.forward,
             backward=run.counter.backward,
             seconds=round(run.seconds, 3),
-            peak_memory_mib=_peak_memory_mib(device),
+            peak_memory_mib=peak_mib(device),
         ),
         flags=flags,
         checks=checks,
@@ -81,10 +79,3 @@ def invalid(planned: Planned, *, reason: str, started: str, command: str, device
         attack_card=registry.find("attacks", planned.case.attack),
         provenance=provenance(started=started, command=command, device=device),
     )
-
-
-def _peak_memory_mib(device: torch.device) -> float:
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

@@ -17,6 +17,7 @@ from robustbench_med.bench.case import Case
 from robustbench_med.bench.channels import ball_of
 from robustbench_med.bench.columns import Columns, at_rest, first_size
 from robustbench_med.bench.ladder import Attack, ascend, by_distance, descend, separately, worst
+from robustbench_med.bench.memory import reset_peak
 from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import LadderAudit
@@ -73,8 +74,7 @@ def walk(planned: Planned, ready: Prepared) -> Run:
     """Attack every sample whose goal is not reached yet, at every radius of the ladder."""
     clock = time.perf_counter()
     case, batch = planned.case, ready.batch
-    if batch.x.is_cuda:
-        torch.cuda.reset_peak_memory_stats(batch.x.device)
+    reset_peak(batch.x.device)
     card = planned.data.card
     objective = objectives.make(case.objective, card.task, card=card)
     before = verdict_on(objective, ready.clean, batch.y, len(card.classes))
