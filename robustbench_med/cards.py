@@ -107,6 +107,12 @@ class DatasetCard(Card):
         """Whether an image carries one of exactly two classes."""
         return self.task == "single_label" and len(self.classes) == 2
 
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Numbers of logits that answer for this data: one logit will do for two classes."""
+        k = len(self.classes)
+        return (1, k) if k == 2 and self.task != "multi_label" else (k,)
+
 
 class Recipe(BaseModel):
     """How a shipped model is trained; `train CARD` follows it."""
@@ -118,7 +124,9 @@ class Recipe(BaseModel):
     lr: float = Field(default=2e-3, description="peak rate of AdamW on a one-cycle schedule")
     weight_decay: float = 0.05
     label_smoothing: float = 0.0
-    augment: tuple[Literal["flip", "shift", "rotate", "contrast"], ...] = ()
+    augment: tuple[Literal["flip", "flips", "shift", "rotate", "zoom", "contrast"], ...] = Field(
+        default=(), description="flip: left-right; flips: along every axis"
+    )
     seed: int = 0
 
 
@@ -155,6 +163,10 @@ class ModelCard(Card):
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.25,)
     recipe: Recipe | None = None
+    window: tuple[int, ...] | None = Field(
+        default=None, description="of masks: the network reads windows of this size, see sliding.py"
+    )
+    overlap: float = Field(default=0.25, ge=0, lt=1, description="of neighbouring windows")
     weights: str = Field(default="", description="safetensors file beside the card")
     sha256: str = Field(default="", description="checksum of the weights, checked at every load")
     measured: Measured | None = None

@@ -76,8 +76,7 @@ def prepare(case: Case, data: Dataset, device: torch.device) -> Prepared:
     victim = replace(loaded.victim, draws=case.draws)
     batch = data.batch(case.split, n=case.n, seed=case.seed).to(device)
     victim.module.to(device)
-    k = len(data.card.classes)
-    victim.check(batch.x, (1, k) if data.card.binary else (k,))
+    victim.check(batch.x, data.card.outputs, masks=data.card.task == "segmentation")
     with frozen(victim.module), seeded(*shared_by(case), "prepare"):
         if case.operating_point == "youden":
             val = data.batch("val").to(device)

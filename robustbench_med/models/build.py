@@ -1,13 +1,16 @@
-"""Builders: an architecture from its spec. timm does the architectures."""
+"""Builders: an architecture from its spec. timm, smp and MONAI do most architectures."""
 
 from __future__ import annotations
 
 import difflib
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from robustbench_med.errors import UnknownNameError, VictimError
+from robustbench_med.models.networks import NETWORKS
 from robustbench_med.spec import Spec
 
 
@@ -22,17 +25,25 @@ def build(
     """Return a freshly initialised network.
 
     Args:
-        spec: `timm:NAME(...)` with any keyword timm takes (widths, depths), or `vgg(cfg=[...],
-            mlp_ratio=...)`.
+        spec: of labels, `timm:NAME(...)` with any keyword timm takes (widths, depths), or
+            `vgg(cfg=[...], mlp_ratio=...)`; of masks, `smp:NAME(...)`, `monai:NAME(...)` with any
+            keyword they take, or `fcn(...)`, `segnet(...)`, `vnet(...)` of
+            robustbench_med/models/networks.py. A spec may name its number of logits itself, as
+            smp's `classes=1`, MONAI's `out_channels=1` or our `outputs=1`.
         channels: image channels.
         outputs: logits; None = as many as the architecture (or its hub weights) has.
-        size: `(h, w)`; handed to networks that are built for one size.
+        size: `(h, w)` or `(d, h, w)`; handed to networks that are built for one size.
         pretrained: take timm's own weights from its hub.
 
     Raises:
-        UnknownNameError: no such builder or timm model.
+        UnknownNameError: no such builder, or no such model, network or encoder of its library.
         VictimError: the parameters do not fit the architecture.
     """
+    library, colon, name = spec.name.partition(":")
+    if colon and library in _LIBRARIES:
+        return _LIBRARIES[library](name, spec.parameters, channels, outputs, size)
+    if spec.name in NETWORKS:
+        return _ours(spec.name, spec.parameters, channels, outputs, size)
     arguments = {"in_chans": channels, **spec.parameters}
     if outputs is not None:
         arguments["num_classes"] = outputs
@@ -40,7 +51,8 @@ def build(
         return _timm(spec.name.removeprefix("timm:"), arguments, size, pretrained)
     if spec.name == "vgg":
         return _vgg(**arguments)
-    raise UnknownNameError("builder", spec.name, ["timm:NAME", "vgg"])
+    known = ["timm:NAME", "vgg", *NETWORKS, *(f"{one}:NAME" for one in _LIBRARIES)]
+    raise UnknownNameError("builder", spec.name, known)
 
 
 def _timm(
@@ -77,3 +89,100 @@ def _vgg(*, cfg: list[int | str], **arguments: Any) -> nn.Module:  # noqa: ANN40
 
     made: nn.Module = VGG(cfg, norm_layer=nn.BatchNorm2d, **arguments)
     return made
+
+
+def _smp(
+    name: str,
+    parameters: dict[str, Any],
+    channels: int,
+    outputs: int | None,
+    size: tuple[int, ...],
+) -> nn.Module:
+    import segmentation_models_pytorch as smp
+    import timm
+
+    known = {one.__name__: one for one in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+    if name not in known:
+        raise UnknownNameError("smp network", name, known)
+    _refuse(f"smp:{name}", parameters, ("encoder_weights", "pretrained", "aux_params"))
+    if len(size) != 2:
+        raise VictimError(f"smp:{name}: expected images of two axes, got size {size}")
+    encoder = parameters.get("encoder_name", "resnet34")
+    inner = str(encoder).removeprefix("tu-")
+    # a name with a colon would have timm fetch from a hub; of the others it only draws
+    if encoder not in smp.encoders.encoders and (encoder == inner or not timm.is_model(inner)):
+        every = [*smp.encoders.encoders, *(f"tu-{one}" for one in timm.list_models())]
+        raise UnknownNameError("smp encoder", str(encoder), _near(str(encoder), every))
+    arguments = {"in_channels": channels, "classes": outputs, **parameters}
+    with warnings.catch_warnings():  # of its older names for timm's encoders
+        warnings.filterwarnings("ignore", message="`timm-` encoders", category=DeprecationWarning)
+        return _made(f"smp:{name}", known[name], {"encoder_weights": None, **arguments})
+
+
+_MONAI = (
+    "AttentionUnet",
+    "BasicUNet",
+    "DynUNet",
+    "FlexibleUNet",
+    "HighResNet",
+    "MedNeXt",
+    "SegResNet",
+    "SwinUNETR",
+    "UNETR",
+    "UNet",
+    "VNet",
+)
+
+
+def _monai(
+    name: str,
+    parameters: dict[str, Any],
+    channels: int,
+    outputs: int | None,
+    size: tuple[int, ...],
+) -> nn.Module:
+    if name not in _MONAI:
+        raise UnknownNameError("monai network", name, _MONAI)
+    from monai.networks import nets
+
+    _refuse(f"monai:{name}", parameters, ("pretrained",))
+    arguments: dict[str, Any] = {
+        "spatial_dims": len(size),
+        "in_channels": channels,
+        "out_channels": outputs,
+    }
+    if name == "UNETR":
+        arguments["img_size"] = size
+    return _made(f"monai:{name}", getattr(nets, name), {**arguments, **parameters})
+
+
+def _ours(
+    name: str,
+    parameters: dict[str, Any],
+    channels: int,
+    outputs: int | None,
+    size: tuple[int, ...],
+) -> nn.Module:
+    arguments = {"axes": len(size), "channels": channels, "outputs": outputs, **parameters}
+    return _made(name, NETWORKS[name], arguments)
+
+
+def _refuse(builder: str, parameters: dict[str, Any], keys: tuple[str, ...]) -> None:
+    """Raise where a spec asks for what would be downloaded, or for a second output."""
+    for key in keys:
+        if parameters.get(key):
+            raise VictimError(
+                f"{builder}: expected no {key}, got {parameters[key]!r}: nothing is downloaded, "
+                "and there is one output; give the weights with weights='FILE.safetensors'"
+            )
+
+
+def _made(builder: str, make: Callable[..., nn.Module], arguments: dict[str, Any]) -> nn.Module:
+    try:
+        return make(**arguments)
+    except Exception as error:  # a library meets what a person wrote and may raise anything
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise VictimError(f"{builder}: {first}") from None
+
+
+_LIBRARIES: dict[str, Callable[..., nn.Module]] = {"smp": _smp, "monai": _monai}

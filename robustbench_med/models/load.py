@@ -13,6 +13,7 @@ from robustbench_med.cards import DatasetCard, ModelCard
 from robustbench_med.errors import SpecError, VictimError
 from robustbench_med.models import weights
 from robustbench_med.models.build import build
+from robustbench_med.models.sliding import Sliding, bare
 from robustbench_med.types import images_at_once
 from robustbench_med.victim import InputContract, Victim
 
@@ -46,7 +47,7 @@ def load_victim(name: str, data: DatasetCard, *, zoo: Path = ZOO) -> Loaded:
         return _timm(spec.parse(name), data)
     card: ModelCard = registry.find("models", name)
     victim = untrained(card, _trained_on(card, data))
-    found = weights.read(victim.module, zoo / card.weights, sha256=card.sha256)
+    found = weights.read(bare(victim.module), zoo / card.weights, sha256=card.sha256)
     return Loaded(victim, card, _digest(card.builder, card.mean, card.std, found))
 
 
@@ -74,9 +75,8 @@ def describe(name: str, data: DatasetCard) -> tuple[ModelCard, str]:
     """
     if name.startswith("timm:"):
         loaded = load_victim(name, data)
-        k = len(data.classes)
         x = torch.zeros(2, data.channels, *data.size)
-        loaded.victim.check(x, (1, k) if data.binary else (k,))
+        loaded.victim.check(x, data.outputs, masks=data.task == "segmentation")
         return loaded.card, loaded.sha256
     card: ModelCard = registry.find("models", name)
     _trained_on(card, data)
@@ -90,8 +90,10 @@ def untrained(card: ModelCard, data: DatasetCard) -> Victim:
         spec.parse(card.builder),
         channels=data.channels,
         outputs=len(data.classes),
-        size=data.size,
+        size=card.window or data.size,
     )
+    if card.window is not None:
+        module = Sliding(module, window=card.window, overlap=card.overlap)
     contract = _contract(data, card.mean, card.std)
     return Victim(module, contract, chunk=images_at_once(data.size))
 

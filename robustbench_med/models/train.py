@@ -1,4 +1,4 @@
-"""Training of the shipped zoo: one seeded recipe a card, on balanced cross-entropy."""
+"""Training of the shipped zoo: one seeded recipe a card, on balanced cross-entropy or on masks."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_med.cards import DatasetCard, Measured, ModelCard, Recipe, Task
+from robustbench_med.cards import DatasetCard, Measured, ModelCard, Recipe
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.errors import SpecError
 from robustbench_med.metrics.classification import Predictions, score
-from robustbench_med.models import weights
+from robustbench_med.models import masks, weights
+from robustbench_med.models.augment import augment, augment_masks
 from robustbench_med.models.load import untrained
 from robustbench_med.models.operating_point import youden
+from robustbench_med.models.sliding import bare
 from robustbench_med.objectives import make
 from robustbench_med.objectives.decide import decide, probabilities
-from robustbench_med.types import Batch, Truth
-from robustbench_med.victim import Victim, frozen
+from robustbench_med.types import Batch, Logits, Truth
+from robustbench_med.victim import Victim, frozen, images_at_once
 
 
 def train(
@@ -47,10 +49,10 @@ def train(
         raise SpecError(f"expected a card with a recipe, got {card.name}")
     with _seeded(card.recipe.seed):
         victim = untrained(card, data.card)
-        fit(victim, data.batch("train"), data.card, card.recipe, progress)
+        fit(victim, data.batch("train"), data.card, card.recipe, progress, window=card.window)
     out.mkdir(parents=True, exist_ok=True)
     name = f"{card.name}.safetensors"
-    sha256 = weights.write(victim.module, out / name)
+    sha256 = weights.write(bare(victim.module), out / name)
     found = card.model_copy(
         update={"weights": name, "sha256": sha256, "measured": measure(victim, data)}
     )
@@ -60,25 +62,35 @@ def train(
 
 def measure(victim: Victim, data: Dataset) -> Measured:
     """Return the victim's scores on the test split at its operating point, and its cost."""
+    masks_wanted = data.card.task == "segmentation"
     with frozen(victim.module):
-        val, test = data.batch("val"), data.batch("test")
-        victim = victim.at(youden(victim.logits(val.x), val.y, data.card))
-        logits = victim.logits(test.x)
-        cost = _gradient_ms(victim, test, data.card.task)
-    y, task = test.y.numpy(), data.card.task
-    found = score(
-        Predictions.of(y, decide(logits, task), probabilities(logits, task), data.card),
-        data.card,
-        clusters=None,
-        weights=np.ones((1, len(y))),
-    )
+        test = data.batch("test")
+        if not masks_wanted:
+            val = data.batch("val")
+            victim = victim.at(youden(victim.logits(val.x), val.y, data.card))
+        found = _dice(victim, test, data.card) if masks_wanted else _hits(victim, test, data.card)
+        cost = _gradient_ms(victim, test, data.card)
     return Measured(
         parameters=sum(p.numel() for p in victim.module.parameters()),
-        balanced_accuracy=round(found["balanced_accuracy"].value, 4),
-        accuracy=round(found["accuracy"].value, 4),
+        **{name: round(value, 4) for name, value in found.items()},
         gradient_ms=round(cost, 3),
         machine=f"{platform.machine()}, {torch.get_num_threads()} threads",
     )
+
+
+def _hits(victim: Victim, test: Batch, card: DatasetCard) -> dict[str, float]:
+    logits, y = victim.logits(test.x), test.y.numpy()
+    found = score(
+        Predictions.of(y, decide(logits, card.task), probabilities(logits, card.task), card),
+        card,
+        clusters=None,
+        weights=np.ones((1, len(y))),
+    )
+    return {name: found[name].value for name in ("balanced_accuracy", "accuracy")}
+
+
+def _dice(victim: Victim, test: Batch, card: DatasetCard) -> dict[str, float]:
+    return {"dice": masks.mean_dice(victim, test, card)}
 
 
 def fit(
@@ -87,8 +99,19 @@ def fit(
     card: DatasetCard,
     recipe: Recipe,
     progress: Callable[[float], None] = lambda _: None,
+    *,
+    window: tuple[int, ...] | None = None,
 ) -> None:
-    """Train the victim's module on a batch, in place, by the recipe, with torch's generator."""
+    """Train the victim's module on a batch, in place, by the recipe, with torch's generator.
+
+    Args:
+        victim: whose module is trained.
+        batch: images and truth to fit.
+        card: of the data.
+        recipe: how.
+        progress: called with the share done, 0..1.
+        window: of masks: train on random windows of this size.
+    """
     module = victim.module.train()
     rounds = math.ceil(len(batch) / recipe.batch)
     optimizer = torch.optim.AdamW(module.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
@@ -102,8 +125,12 @@ def fit(
                 schedule.step()
                 progress((epoch + 1) / recipe.epochs)
                 continue
-            logits = victim(augment(batch.x[rows], recipe)).logits
-            loss = _loss(logits, batch.y[rows], card, balance, recipe.label_smoothing)
+            x, y = batch.x[rows], batch.y[rows]
+            if card.task == "segmentation":
+                x, y = augment_masks(x, y, recipe, window=window)
+            else:
+                x = augment(x, recipe)
+            loss = _loss(victim(x).logits, y, card, balance, recipe.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -121,8 +148,10 @@ def _balance(y: Truth, card: DatasetCard) -> Float[Tensor, " k"]:
 
 
 def _loss(
-    logits: Float[Tensor, "b k"], y: Truth, card: DatasetCard, balance: Tensor, smoothing: float
+    logits: Logits, y: Truth, card: DatasetCard, balance: Tensor, smoothing: float
 ) -> Float[Tensor, ""]:
+    if card.task == "segmentation":
+        return masks.loss(logits, y)
     if card.task == "multi_label":
         known = (y >= 0).to(logits)
         truth = y.clamp_min(0).to(logits)
@@ -133,26 +162,6 @@ def _loss(
     return functional.cross_entropy(
         logits, y, weight=balance, ignore_index=-1, label_smoothing=smoothing
     )
-
-
-def augment(x: Float[Tensor, "b c h w"], recipe: Recipe) -> Float[Tensor, "b c h w"]:
-    """Return a randomly moved copy of each image, one resampling for all moves together."""
-    b = len(x)
-    angle = (torch.rand(b) - 0.5) * (0.35 if "rotate" in recipe.augment else 0)  # +-10 degrees
-    mirror = 1 - 2.0 * (torch.rand(b) < 0.5) if "flip" in recipe.augment else torch.ones(b)
-    side = torch.tensor(x.shape[:1:-1])  # w, h: the order of affine_grid
-    shift = (torch.rand(b, 2) - 0.5) * (0.1 if "shift" in recipe.augment else 0)  # of the side
-    shift = (shift * side).round() / side * 2  # whole pixels: a lesion of two must not be blurred
-    rotation = torch.stack(
-        [angle.cos() * mirror, -angle.sin(), angle.sin() * mirror, angle.cos()], 1
-    )
-    theta = torch.cat([rotation.view(b, 2, 2), shift[:, :, None]], 2)
-    grid = functional.affine_grid(theta, list(x.shape), align_corners=False)
-    moved = functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
-    if "contrast" in recipe.augment:
-        gain = 1 + (torch.rand(b, 1, 1, 1) - 0.5) * 0.3
-        moved = ((moved - 0.5) * gain + 0.5 + (torch.rand(b, 1, 1, 1) - 0.5) * 0.1).clamp(0, 1)
-    return moved
 
 
 @contextmanager
@@ -171,9 +180,9 @@ def _seeded(seed: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _gradient_ms(victim: Victim, batch: Batch, task: Task) -> float:
-    x = batch.x[:64].clone().requires_grad_(True)
-    objective = make("untargeted", task)
+def _gradient_ms(victim: Victim, batch: Batch, card: DatasetCard) -> float:
+    x = batch.x[: images_at_once(card.size)].clone().requires_grad_(True)
+    objective = make("untargeted", card.task, card=card)
     seconds = []
     for _ in range(4):
         start = time.perf_counter()

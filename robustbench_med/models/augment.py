@@ -1,0 +1,63 @@
+"""Augmentation: a randomly moved copy of each image, and of its mask with it; 2-D and 3-D."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from robustbench_med.cards import Recipe
+from robustbench_med.types import Images
+
+
+def augment(x: Images, recipe: Recipe) -> Images:
+    """Return a randomly moved copy of each image, one resampling for all moves together."""
+    grid = functional.affine_grid(_placed(x, recipe), list(x.shape), align_corners=False)
+    moved = functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    return _contrasted(moved, recipe)
+
+
+def augment_masks(
+    x: Images, y: Int[Tensor, "b *s"], recipe: Recipe, *, window: tuple[int, ...] | None = None
+) -> tuple[Images, Int[Tensor, "b *w"]]:
+    """Return each image and its mask moved alike, cut to one random window if one is given.
+
+    The image is resampled linearly and continued at its border; the mask by nearest neighbour, and
+    ignored (-1) beyond its border.
+    """
+    grid = functional.affine_grid(_placed(x, recipe), list(x.shape), align_corners=False)
+    for axis, (side, width) in enumerate(zip(x.shape[2:], window or (), strict=False), start=1):
+        grid = grid.narrow(axis, int(torch.randint(side - width + 1, ())), width)
+    moved = functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    ids = (y[:, None] + 1).to(x)  # 0 = ignored, which is also what lies outside
+    ids = functional.grid_sample(ids, grid, mode="nearest", align_corners=False)
+    return _contrasted(moved, recipe), ids[:, 0].round().long() - 1
+
+
+def _placed(x: Images, recipe: Recipe) -> Float[Tensor, "b axes axes1"]:
+    """Return what affine_grid takes: where each pixel of the copy comes from, in units of -1..1."""
+    b, axes = len(x), x.ndim - 2
+    angle = (torch.rand(b) - 0.5) * (0.35 if "rotate" in recipe.augment else 0)  # +-10 degrees
+    mirror = 1 - 2.0 * (torch.rand(b) < 0.5) if "flip" in recipe.augment else torch.ones(b)
+    side = torch.tensor(x.shape[:1:-1])  # w, h: the order of affine_grid
+    shift = (torch.rand(b, axes) - 0.5) * (0.1 if "shift" in recipe.augment else 0)  # of the side
+    shift = (shift * side).round() / side * 2  # whole pixels: a lesion of two must not be blurred
+    linear = torch.eye(axes).repeat(b, 1, 1)
+    rotation = torch.stack(
+        [angle.cos() * mirror, -angle.sin(), angle.sin() * mirror, angle.cos()], 1
+    )
+    linear[:, :2, :2] = rotation.view(b, 2, 2)  # of the last two axes
+    if "flips" in recipe.augment:
+        linear = linear * (1 - 2.0 * (torch.rand(b, 1, axes) < 0.5))
+    if "zoom" in recipe.augment:
+        linear = linear * (1 + (torch.rand(b, 1, 1) - 0.5) * 0.3)  # +-15 %
+    return torch.cat([linear, shift[:, :, None]], 2)
+
+
+def _contrasted(x: Images, recipe: Recipe) -> Images:
+    if "contrast" not in recipe.augment:
+        return x
+    one = (len(x), *[1] * (x.ndim - 1))
+    gain = 1 + (torch.rand(one) - 0.5) * 0.3
+    return ((x - 0.5) * gain + 0.5 + (torch.rand(one) - 0.5) * 0.1).clamp(0, 1)

@@ -1,0 +1,49 @@
+"""Training on masks: the loss that is climbed down, and the Dice that is measured."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from robustbench_med.cards import DatasetCard
+from robustbench_med.objectives.classification import two_sided
+from robustbench_med.objectives.segmentation import Damage, confusion, dice
+from robustbench_med.types import Batch, Logits, Output
+from robustbench_med.victim import Victim
+
+SMOOTH = 1.0  # pixels added to both counts of the soft Dice, so that an absent class is no 0/0
+
+
+def loss(logits: Logits, y: Int[Tensor, "b *s"]) -> Float[Tensor, ""]:
+    """Return cross-entropy plus one minus the soft Dice, over the pixels that count.
+
+    Args:
+        logits: `(b, k, *s)`; one logit is the pair (0, l).
+        y: class ids, -1 where a pixel does not count.
+
+    Source: the sum, with equal weights and the Dice of the whole batch, Isensee et al., Nature
+        Methods 18:203 (2021), methods; here the mean over the classes but the background.
+    """
+    logits = two_sided(logits).flatten(2)
+    y = y.flatten(1)
+    counted = (y >= 0).to(logits)[:, None]
+    log_p = logits.log_softmax(1)
+    truth = functional.one_hot(y.clamp_min(0), logits.shape[1]).movedim(-1, 1) * counted
+    p = log_p.exp() * counted
+    cross = -(truth * log_p).sum() / counted.sum().clamp_min(1)
+    both, sizes = (p * truth).sum((0, 2)), (p + truth).sum((0, 2))
+    soft = (2 * both + SMOOTH) / (sizes + SMOOTH)
+    return cross + 1 - soft[1:].mean()
+
+
+def mean_dice(victim: Victim, batch: Batch, card: DatasetCard) -> float:
+    """Return the mean over images of the mean Dice over the card's regions."""
+    objective = Damage(card)
+    found = [
+        dice(confusion(here), here.regions).mean(1)
+        for x, y in zip(batch.x.split(victim.chunk), batch.y.split(victim.chunk), strict=True)
+        for here in [objective.pixels(Output(victim.logits(x)), y)]
+    ]
+    return float(torch.cat(found).mean())
