@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import pandas as pd
@@ -11,6 +11,8 @@ from robustbench_med.bench.case import Case
 from robustbench_med.bench.record import Estimate, Stored
 from robustbench_med.cards import DatasetCard, ModelCard
 
+from .objective import channel_words, objective_words
+from .score import Score, score_of
 from .text import NORMS, THREATS, plain, radius
 
 Standing = Literal["ranked", "control", "flagged", "incomplete", "invalid"]
@@ -48,8 +50,8 @@ class Row:
     Attributes:
         runs: column of the board -> the record and samples behind it.
         stands: who stands; a row an image common to all runs, a column a rung (0 = clean).
-        accuracy: column -> accuracy at each radius of the ladder.
-        worst: worst-case accuracy at each radius of the ladder.
+        scores: column -> the board's score (accuracy, Dice) at each radius of the ladder.
+        worst: worst-case score at each radius of the ladder.
         ranks: place at each radius; None where the row is not ranked.
         reasons: why it is not ranked; empty where it is, and where the board ranks nobody.
         crosscheck: which attacks that know less were held against its own, in words; else empty.
@@ -62,7 +64,7 @@ class Row:
     stands: pd.DataFrame
     patients: int | None
     clean: Estimate
-    accuracy: dict[str, tuple[Estimate, ...]]
+    scores: dict[str, tuple[Estimate, ...]]
     worst: tuple[Estimate, ...]
     standing: Standing = "ranked"
     reasons: tuple[str, ...] = ()
@@ -84,8 +86,8 @@ class Row:
         return len(self.stands)
 
     def strongest(self, rung: int) -> str:
-        """Return the column of the attack that leaves least accuracy at `rung`; empty if none."""
-        return min(self.accuracy, key=lambda c: self.accuracy[c][rung].value, default="")
+        """Return the column of the attack that leaves the lowest score at `rung`; empty if none."""
+        return min(self.scores, key=lambda c: self.scores[c][rung].value, default="")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +102,12 @@ class Board:
     threat: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
+    channels: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def score(self) -> Score:
+        """What is counted of each image."""
+        return score_of(self.dataset, self.objective)
 
     @property
     def headline(self) -> int:
@@ -114,13 +122,20 @@ class Board:
     @property
     def key(self) -> tuple[object, ...]:
         """What boards of different threat models share where they can be read side by side."""
+        return (*self.family, tuple(sorted(self.channels.items())))
+
+    @property
+    def family(self) -> tuple[object, ...]:
+        """What boards share that differ in threat model and channels alone."""
         return (self.dataset.name, self.objective, self.norm, self.ladder, self.budget)
 
     @property
     def setting(self) -> str:
-        """Threat model, norm, objective and budget in words."""
+        """Threat model, norm, objective, channels and budget in words."""
         threat = THREATS.get(self.threat, self.threat)
-        parts = [threat, NORMS.get(self.norm, self.norm), plain(self.objective)]
+        parts = [threat, NORMS.get(self.norm, self.norm)]
+        parts.append(objective_words(self.objective, self.dataset))
+        parts += filter(None, [channel_words(self.channels, self.dataset)])
         if self.budget == "mean_norm":
             parts.append("relative to a training image's mean norm")
         return " · ".join(parts)

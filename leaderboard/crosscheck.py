@@ -17,7 +17,7 @@ from robustbench_med.bench.record import Record, Stored
 from robustbench_med.cards import AttackCard
 
 from .text import radius
-from .worst_case import correct_table, standing_images
+from .worst_case import lowest, standing_table
 
 ALLOWED = 1  # image a radius: one may be luck
 _KNOWS = {
@@ -48,7 +48,8 @@ def comparable(stored: Stored) -> tuple[object, ...]:
     """Return what two records must share so that one may be held against the other, by image."""
     case = stored.record.case
     victim = (case.victim, case.victim_sha256, case.defense, case.operating_point, case.draws)
-    return (case.dataset, case.data_sha256, case.split, case.objective, case.norm, *victim)
+    aim = (case.objective, case.norm, tuple(sorted(case.channels.items())))
+    return (case.dataset, case.data_sha256, case.split, *aim, *victim)
 
 
 def rivals(records: Iterable[Stored]) -> dict[tuple[object, ...], list[Stored]]:
@@ -77,7 +78,7 @@ def hidden_gradients(
     """
     worst: dict[str, tuple[Missed, str]] = {}
     for name, other in others.items():
-        broke = standing_images([correct_table(other)])
+        broke = lowest([standing_table(other)])
         missed = _most_missed(stands, broke, shared_rungs(record, other.record))
         threat = other.record.case.threat
         if missed.broken > max(ALLOWED, worst[threat][0].broken if threat in worst else 0):
@@ -109,14 +110,14 @@ def misled(runs: dict[str, Stored]) -> list[str]:
     iterative = [run for run in runs.values() if _many_steps(run.record.attack_card)]
     if not iterative:
         return []
-    stands = standing_images([correct_table(run) for run in iterative])
+    stands = lowest([standing_table(run) for run in iterative])
     reasons = []
     for column, run in runs.items():
         if not _single_step(run.record.attack_card):
             continue
         case = run.record.case
         every = [(rung, rung) for rung in range(len(case.ladder))]
-        missed = _most_missed(stands, standing_images([correct_table(run)]), every)
+        missed = _most_missed(stands, lowest([standing_table(run)]), every)
         if missed.broken > ALLOWED:
             reasons.append(
                 f"{missed.broken} of {missed.standing} images that stand at "

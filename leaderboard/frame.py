@@ -34,6 +34,7 @@ def _lines(board: Board, row: Row) -> list[dict[str, object]]:
         "threat": board.threat,
         "norm": board.norm,
         "budget": board.budget,
+        "channels": "+".join(f"{name}={share:g}" for name, share in board.channels.items()),
         "victim": row.model.name,
         "title": row.model.title,
         "family": row.model.family,
@@ -52,7 +53,7 @@ def _lines(board: Board, row: Row) -> list[dict[str, object]]:
         return head | cell | {"metric": metric, "value": e.value, "low": e.low, "high": e.high}
 
     levels = zip((0.0, *board.ladder), (row.clean, *row.worst), strict=True)
-    lines = [line(WORST, "", row.images, eps, "accuracy", e) for eps, e in levels]
+    lines = [line(WORST, "", row.images, eps, board.score.metric, e) for eps, e in levels]
     for column, run in row.runs.items():
         record = run.record
         for eps, metric, estimate in measured(record):

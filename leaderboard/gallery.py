@@ -1,14 +1,23 @@
-"""The pictures of a board (clean, perturbation, adversarial) as data URIs, under a size limit."""
+"""The pictures of a board as data URIs, under a size limit.
+
+Of labels: clean image, perturbation, attacked image. Of masks: the truth, what the model draws on
+the clean and on the attacked image, what the attacker wants drawn, and the perturbation.
+"""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from robustbench_med.bench.record import Example, Stored
+from robustbench_med import palette
+from robustbench_med.bench.record import Example, MaskExample, Stored
 
 from .board import Board, Row
+from .objective import called
+from .text import number, plain
 
 SHOWN = 6  # pictures a board, before its share of bytes
 PAGE_BYTES = 3_000_000  # of data URIs on a page; leaves 2 MB for tables and curves
@@ -16,21 +25,30 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _LARGEST = 400_000  # bytes of one picture file
 
 
+class Tile(NamedTuple):
+    """One image of a picture: its file or data URI, and what is said of it."""
+
+    uri: str
+    alt: str
+    says: str
+    tag: str = "span"
+    soft: bool = False
+
+
 @dataclass(frozen=True)
 class Picture:
-    """One example with its three images as data URIs."""
+    """One example with its images as data URIs."""
 
     victim: str
     column: str
     example: Example
-    clean: str
-    perturbation: str
-    adversarial: str
+    tiles: tuple[Tile, ...]
+    caption: str
 
     @property
     def size(self) -> int:
         """Characters the images take on the page."""
-        return len(self.clean) + len(self.perturbation) + len(self.adversarial)
+        return sum(len(tile.uri) for tile in self.tiles)
 
 
 def gallery(board: Board, *, budget: int) -> list[Picture]:
@@ -47,6 +65,25 @@ def gallery(board: Board, *, budget: int) -> list[Picture]:
         if len(found) == SHOWN:
             break
     return found
+
+
+def regions_shown(board: Board, pictures: Sequence[Picture]) -> list[tuple[str, str]]:
+    """Return the regions drawn over `pictures` and their colours; none where no mask is."""
+    if not any(picture.example.masks for picture in pictures):
+        return []
+    return [(called(name), palette.colour(i)) for i, name in enumerate(board.dataset.parts)]
+
+
+def shown(pictures: Sequence[Picture]) -> str:
+    """Return which images a picture has, in words."""
+    masks = [picture.example.masks for picture in pictures if picture.example.masks]
+    if not masks:
+        return "Clean image, perturbation (amplified around mid-grey), attacked image."
+    wanted = ", what the attacker wants" if any(mask.target for mask in masks) else ""
+    return (
+        "The truth, what the model draws on the clean image and on the attacked one"
+        f"{wanted}, and the perturbation (amplified around mid-grey)."
+    )
 
 
 def _in_turn(board: Board) -> list[tuple[Row, str, Example]]:
@@ -70,10 +107,52 @@ def _in_turn(board: Board) -> list[tuple[Row, str, Example]]:
 
 
 def _picture(row: Row, column: str, example: Example) -> Picture | None:
-    run = row.runs[column]
-    files = (example.clean, example.perturbation, example.adversarial)
-    uris = [_data_uri(run, file) for file in files]
-    return Picture(row.title, column, example, *uris) if all(uris) else None
+    """Return an example with its images read in; None where one cannot be."""
+    masks = example.masks
+    named = _of_labels(example) if masks is None else _of_masks(example, masks)
+    caption = f"truth {plain(example.truth)}" if masks is None else _dice(masks)
+    tiles = tuple(tile._replace(uri=_data_uri(row.runs[column], tile.uri)) for tile in named)
+    if not all(tile.uri for tile in tiles):
+        return None
+    return Picture(row.title, column, example, tiles, caption)
+
+
+def _of_labels(example: Example) -> list[Tile]:
+    clean, attacked = plain(example.clean_prediction), plain(example.adversarial_prediction)
+    factor = f"×{example.amplified:g}"
+    return [
+        Tile(example.clean, f"clean image, read as {clean}", clean),
+        Tile(example.perturbation, "perturbation, amplified", factor, soft=True),
+        Tile(example.adversarial, f"attacked image, read as {attacked}", attacked, "strong"),
+    ]
+
+
+def _of_masks(example: Example, masks: MaskExample) -> list[Tile]:
+    before, after = number(masks.dice_before, "unit"), number(masks.dice_after, "unit")
+    wanted = Tile(masks.target, "clean image with the mask the attacker wants", "wanted", soft=True)
+    return [
+        Tile(masks.truth, "clean image with its true mask", "truth", soft=True),
+        Tile(masks.before, f"clean image with the model's mask, Dice {before}", "clean"),
+        Tile(
+            masks.after, f"attacked image with the model's mask, Dice {after}", "attacked", "strong"
+        ),
+        *([wanted] if masks.target else []),
+        Tile(
+            example.perturbation,
+            "perturbation, amplified",
+            f"change ×{example.amplified:g}",
+            soft=True,
+        ),
+    ]
+
+
+def _dice(masks: MaskExample) -> str:
+    """Return the Dice before and after the attack, and what is shown."""
+    parts = [f"Dice {number(masks.dice_before, 'unit')} → {number(masks.dice_after, 'unit')}"]
+    if masks.target_before is not None and masks.target_after is not None:
+        before, after = (number(v, "unit") for v in (masks.target_before, masks.target_after))
+        parts.append(f"target Dice {before} → {after}")
+    return " · ".join(parts + ([plain(masks.view)] if masks.view else []))
 
 
 def _data_uri(run: Stored, file: str) -> str:

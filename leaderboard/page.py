@@ -10,12 +10,14 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from robustbench_med import palette
 from robustbench_med.bench.record import Estimate
 
 from . import text
 from .board import Board
 from .checks import check_rows, flag_words
 from .figures import colour, shape
+from .metrics import metric_notes, metric_rows
 from .table import place, write_text
 from .views import origin, views
 from .words import (
@@ -80,7 +82,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        METRICS=text.METRICS,
         attacker_words=attacker_words,
         audit_words=audit_words,
         budget_words=budget_words,
@@ -92,13 +93,17 @@ def _environment() -> Environment:
         distance_words=distance_words,
         flag_words=flag_words,
         ladder_words=ladder_words,
+        metric_notes=metric_notes,
+        metric_rows=metric_rows,
         parameter_words=parameter_words,
         place=place,
+        region_colour=palette.colour,
         shape=shape,
         spread_words=spread_words,
     )
     environment.filters.update(
         finite=math.isfinite,
+        first_upper=lambda words: words[:1].upper() + words[1:],
         heat=heat,
         https=text.https,
         interval=text.interval,
@@ -107,6 +112,7 @@ def _environment() -> Environment:
         percent_of=lambda share: f"{100 * share:.2f}",
         plain=text.plain,
         radius=text.radius,
+        scale=lambda kind: "{:g},{}".format(*text.SCALE[kind]),
     )
     return environment
 

@@ -1,10 +1,11 @@
 """Records to boards: who stands how well against the worst of all attacks. Pure.
 
-A board compares like with like: one dataset, objective, norm, ladder, budget and threat model. An
-image stands at a radius only if it is classified correctly when clean and under every attack of the
-board at that radius. A row is ranked only if every attack of the board ran on the board's images,
-validly, and nothing gives a reason to distrust it; every other row is shown below with its reasons.
-A board of controls ranks nobody: a control is no attack.
+A board compares like with like: one dataset, objective, norm, ladder, budget, threat model and set
+of channels. An image stands at a radius only if it is classified correctly when clean and under
+every attack of the board at that radius; of masks the lowest Dice of each image counts. A row is
+ranked only if every attack of the board ran on the board's images, validly, and nothing gives a
+reason to distrust it; every other row is shown below with its reasons. A board of controls ranks
+nobody: a control is no attack.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .checks import flag_words
 from .columns import columns_of, heading, titles_of
 from .crosscheck import comparable, hidden_gradients, misled, rivals, shared_rungs, summary
 from .text import THREATS, plain
-from .worst_case import correct_table, means, standing_images
+from .worst_case import lowest, means, score_table, standing_table
 
 _THREATS = list(THREATS)  # boards of one dataset stand in this order
 
@@ -33,7 +34,9 @@ def boards(records: list[Stored]) -> list[Board]:
     ordered = sorted(records, key=lambda s: s.record.case_id)
     for stored in ordered:
         case = stored.record.case
-        key = (case.dataset, case.objective, case.norm, case.ladder, case.budget, case.threat)
+        setting = (case.norm, case.ladder, case.budget, case.threat)
+        touched = tuple(sorted(case.channels.items()))
+        key = (case.dataset, case.objective, *setting, touched)
         groups.setdefault(key, []).append(stored)
     titles, others = titles_of(ordered), rivals(ordered)
     made = [_board(group, titles, others) for group in groups.values()]
@@ -48,8 +51,17 @@ def boards(records: list[Stored]) -> list[Board]:
             b.budget,
             b.objective,
             b.ladder,
+            channel_order(b),
         ),
     )
+
+
+def channel_order(board: Board) -> tuple[object, ...]:
+    """Return what sorts boards by channels: all of them first, then one, then several."""
+    names = board.dataset.channel_names
+    places = [names.index(name) if name in names else len(names) for name in board.channels]
+    shares = [-share for share in board.channels.values()]
+    return len(places), places, shares, list(board.channels)
 
 
 def _board(
@@ -70,6 +82,7 @@ def _board(
         threat=case.threat,
         columns=tuple(sorted(made_on)),
         rows=(),
+        channels=case.channels,
     )
     rows = []
     for key, runs in cells.items():
@@ -103,19 +116,19 @@ def _held_against(
 def _row(key: RowKey, runs: dict[str, Stored], ladder: tuple[float, ...]) -> Row:
     first = next(iter(runs.values())).record
     valid = {column: run for column, run in runs.items() if run.record.status == "ok"}
-    tables = {column: correct_table(run) for column, run in valid.items()}
-    stands = standing_images(list(tables.values()))
+    tables = {column: score_table(run) for column, run in valid.items()}
+    worst = lowest(list(tables.values()))
     undefined = (UNDEFINED,) * len(ladder)
-    whole = len(valid) == len(runs) and len(stands) > 0
-    average = means(stands, next(iter(valid.values()))) if whole else (UNDEFINED, *undefined)
+    whole = len(valid) == len(runs) and len(worst) > 0
+    average = means(worst, next(iter(valid.values()))) if whole else (UNDEFINED, *undefined)
     return Row(
         key=key,
         model=first.model_card,
         runs=runs,
-        stands=stands,
+        stands=lowest([standing_table(run) for run in valid.values()]),
         patients=first.patients,
         clean=average[0],
-        accuracy={column: means(tables[column], run)[1:] for column, run in valid.items()},
+        scores={column: means(tables[column], run)[1:] for column, run in valid.items()},
         worst=average[1:],
     )
 
@@ -152,6 +165,8 @@ def _judge(
         if _images_of(run) != reference:
             seen = f"{column}: scored on other images than the board ({record.n} seen)"
             reasons.append(("incomplete", seen))
+    if not row.images and all(run.record.status == "ok" for run in row.runs.values()):
+        reasons.append(("incomplete", "no image was attacked by every attack: nothing to score"))
     missing = [c for c in board.columns if c not in row.runs and c not in row.own]
     if missing:
         reasons.append(("incomplete", f"not run: {', '.join(missing)}"))

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from robustbench_med.bench.record import Estimate
 from robustbench_med.stats import UNDEFINED
 
 from .board import Board, Row
@@ -87,7 +88,9 @@ def matrix_key(matrix: Matrix) -> str:
         ("* trained on other data", any(model.other_data for model in matrix.surrogates)),
     ]
     parts = [text for text, used in marks if used]
-    return "; ".join(["attack success in % of the images right when clean", *parts])
+    return "; ".join(
+        [f"attack success in % of the images {matrix.board.score.right} when clean", *parts]
+    )
 
 
 def _cells(matrix: Matrix, field: str) -> list[object]:
@@ -114,7 +117,11 @@ def _success(matrix: Matrix, cell: Cell | None) -> str:
 def _terminal(board: Board, width: int) -> Table:
     notes = [f"{row.title}: {row.standing}. {'; '.join(row.reasons)}" for row in board.rows]
     kept = [note for note, row in zip(notes, board.rows, strict=True) if row.reasons]
-    lines = [facts(board), "accuracy in %, [95 % interval]", *(f"{DASH} {note}" for note in kept)]
+    lines = [
+        facts(board),
+        f"{board.score.key}, [95 % interval]",
+        *(f"{DASH} {note}" for note in kept),
+    ]
     if board.control:
         lines.append(CONTROL)
     table = Table(
@@ -131,15 +138,17 @@ def _terminal(board: Board, width: int) -> Table:
     table.add_column("#", justify="right")
     longest = max((len(row.title) for row in board.rows), default=0)
     table.add_column("victim", width=min(max(longest, 14), width // 3), overflow="fold")
-    for heading in ("worst case", "clean", *board.columns):
+    score = board.score
+    for heading in (score.worst, score.clean, *board.columns):
         table.add_column(Text(heading), justify="right", overflow="fold")
-    at, wide = board.headline, 54 + 15 * len(board.columns) <= width
+    cell = 3 + len(short(Estimate(value=0.5, low=0.25, high=0.75), score.kind))
+    at, wide = board.headline, 24 + cell * (2 + len(board.columns)) <= width
     for row in board.rows:
-        cells = [row.accuracy[c][at] if c in row.accuracy else UNDEFINED for c in board.columns]
-        attacks = [short(cell) if wide else number(cell.value) for cell in cells]
-        worst = Text(short(row.worst[at]), style="bold")
+        cells = [row.scores[c][at] if c in row.scores else UNDEFINED for c in board.columns]
+        attacks = [short(e, score.kind) if wide else number(e.value, score.kind) for e in cells]
+        worst = Text(short(row.worst[at], score.kind), style="bold")
         style = "dim" if row.reasons else None
-        texts = [worst, *map(Text, (short(row.clean), *attacks))]
+        texts = [worst, *map(Text, (short(row.clean, score.kind), *attacks))]
         table.add_row(place(row, at), Text(row.title), *texts, style=style)
     return table
 
@@ -164,12 +173,12 @@ def _markdown_matrix(matrix: Matrix) -> str:
 
 
 def _markdown(board: Board) -> str:
-    at = board.headline
+    at, score = board.headline, board.score
     heads = [
         "#",
         "victim",
-        f"worst case at {board.at}",
-        "clean",
+        f"{score.worst} at {board.at}",
+        score.clean,
         *board.columns,
         "attacks run",
         "note",
@@ -179,10 +188,11 @@ def _markdown(board: Board) -> str:
     lines += ["| " + " | ".join(map(_cell, heads)) + " |"]
     lines += ["|--:|---|" + "--:|" * (2 + len(board.columns)) + ":-:|---|"]
     for row in board.rows:
-        cells = [row.accuracy[c][at] if c in row.accuracy else UNDEFINED for c in board.columns]
+        cells = [row.scores[c][at] if c in row.scores else UNDEFINED for c in board.columns]
         note = f"{row.standing}: {'; '.join(row.reasons)}" if row.reasons else ""
         ran = f"{len(row.runs)}/{len(board.columns) - len(row.own)}"
-        texts = [row.title, short(row.worst[at]), short(row.clean), *map(short, cells), ran, note]
+        numbers = [short(e, score.kind) for e in (row.worst[at], row.clean, *cells)]
+        texts = [row.title, *numbers, ran, note]
         lines.append(f"| {place(row, at)} | " + " | ".join(map(_cell, texts)) + " |")
     return "\n".join(lines)
 

@@ -32,32 +32,23 @@ KNOWS = {
     "this size does without any aim, so nobody is ranked here. Where a control breaks images that "
     "an attack missed, the attack's own row is flagged.",
 }
-# metric of a record -> what a table calls it and how its value is written
-METRICS: dict[str, tuple[str, str]] = {
-    "accuracy": ("Accuracy, %", "percent"),
-    "balanced_accuracy": ("Balanced accuracy, %", "percent"),
-    "sensitivity": ("Sensitivity, %", "percent"),
-    "specificity": ("Specificity, %", "percent"),
-    "auc": ("AUC", "unit"),
-    "f1": ("F1", "unit"),
-    "attack_success": ("Attack success, %", "percent"),
-    "flips_to_normal": ("Flips disease → normal, %", "percent"),
-    "flips_to_disease": ("Flips normal → disease, %", "percent"),
-    "ssim": ("SSIM", "unit"),
-    "psnr": ("PSNR, dB", "plain"),
-    "l2": ("L2 used", "unit"),
-    "linf": ("L∞ used, /255", "grey"),
+# kind of a value -> what it is multiplied with, and its decimals
+SCALE = {
+    "percent": (100.0, 1),
+    "unit": (1.0, 3),
+    "fine": (1.0, 2),
+    "plain": (1.0, 1),
+    "grey": (255.0, 2),
 }
-_SCALE = {"percent": (100.0, 1), "unit": (1.0, 3), "plain": (1.0, 1), "grey": (255.0, 2)}
 
 
 def number(value: float, kind: str = "percent") -> str:
-    """Return `value` written as `kind` (a value of METRICS); a dash where it is undefined.
+    """Return `value` written as `kind` (a key of SCALE); a dash where it is undefined.
 
     >>> number(0.8725), number(float("nan")), number(0.5, "unit")
     ('87.2', '–', '0.500')
     """
-    factor, digits = _SCALE[kind]
+    factor, digits = SCALE[kind]
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     return DASH if math.isnan(value) else f"{value * factor:.{digits}f}"
@@ -74,17 +65,20 @@ def interval(estimate: Estimate, kind: str = "percent") -> str:
     return f"{number(estimate.low, kind)}–{number(estimate.high, kind)}"
 
 
-def short(estimate: Estimate) -> str:
+def short(estimate: Estimate, kind: str = "percent") -> str:
     """Return value and interval for a terminal or Markdown table.
 
-    >>> short(Estimate(value=0.5, low=0.251, high=0.749))
-    '50.0 [25–75]'
+    >>> half = Estimate(value=0.5, low=0.251, high=0.749)
+    >>> short(half), short(half, "unit")
+    ('50.0 [25–75]', '0.500 [0.25–0.75]')
     """
     if not math.isfinite(estimate.value):
         return DASH
-    bounds = (estimate.low, estimate.high)
-    inside = "–".join(f"{100 * bound:.0f}" for bound in bounds if math.isfinite(bound))
-    return f"{number(estimate.value)} [{inside}]" if inside else number(estimate.value)
+    factor, digits = SCALE[kind]
+    bounds = (bound for bound in (estimate.low, estimate.high) if math.isfinite(bound))
+    inside = "–".join(f"{factor * bound:.{digits - 1}f}" for bound in bounds)
+    value = number(estimate.value, kind)
+    return f"{value} [{inside}]" if inside else value
 
 
 def radius(eps: float, norm: str, budget: str = "absolute") -> str:

@@ -9,9 +9,13 @@ from markupsafe import Markup
 
 from . import text
 from .board import Board, Row
+from .channels import Bars, channel_bars, chart
 from .columns import titles_of
 from .figures import curves, drawn
-from .gallery import PAGE_BYTES, gallery
+from .gallery import PAGE_BYTES, gallery, regions_shown, shown
+from .metrics import shape_words, spacing_words
+from .objective import called, channel_label
+from .score import NOTHING
 from .table import facts, patients
 from .transfer import matrices
 from .words import commit_words
@@ -20,14 +24,21 @@ from .words import commit_words
 def views(made: list[Board]) -> list[list[dict[str, Any]]]:
     """Return what the page shows of each board, by dataset; a matrix is on its first board."""
     every = [run for board in made for row in board.rows for run in row.runs.values()]
-    titles, found = titles_of(every), matrices(made)
+    titles, found, channels = titles_of(every), matrices(made), channel_bars(made)
     share = PAGE_BYTES // max(len(made), 1)
     groups: dict[str, list[dict[str, Any]]] = {}
     for ident, board in _named(made):
         view = _view(board, ident, share) | {"titles": titles}
         view["matrices"] = [matrix for matrix in found if matrix.board is board]
+        own = [bars for bars in channels if bars.board is board]
+        view["bars"] = [(bars, _charts(bars, f"{ident}-bars-{i}")) for i, bars in enumerate(own)]
         groups.setdefault(board.dataset.name, []).append(view)
     return list(groups.values())
+
+
+def _charts(bars: Bars, ident: str) -> list[Markup]:
+    drawn = (chart(bars, group, f"{ident}-{i}") for i, group in enumerate(bars.groups))
+    return [Markup(svg) for svg in drawn]  # noqa: S704 - drawn by channels.py
 
 
 def _named(made: list[Board]) -> list[tuple[str, Board]]:
@@ -37,6 +48,7 @@ def _named(made: list[Board]) -> list[tuple[str, Board]]:
     for board in made:
         parts = [board.dataset.name, board.norm, board.threat, board.objective]
         parts += [board.budget] if board.budget != "absolute" else []
+        parts += [channel_label(board.channels)] if board.channels else []
         stem = re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
         ident = next(c for c in (stem, *(f"{stem}-{i}" for i in range(2, 9999))) if c not in taken)
         taken.add(ident)
@@ -44,8 +56,8 @@ def _named(made: list[Board]) -> list[tuple[str, Board]]:
     return named
 
 
-def _view(board: Board, ident: str, pictures: int) -> dict[str, Any]:
-    rows = drawn(board)
+def _view(board: Board, ident: str, share: int) -> dict[str, Any]:
+    rows, pictures = drawn(board), gallery(board, budget=share)
     best = next((row for row in board.rows if row.standing == "ranked"), None)
     return {
         "board": board,
@@ -62,19 +74,24 @@ def _view(board: Board, ident: str, pictures: int) -> dict[str, Any]:
         "unranked": any(row.standing not in ("ranked", "control") for row in rows),
         "svg": Markup(curves(board, ident)) if rows else "",  # noqa: S704 - drawn by figures.py
         "knows": text.KNOWS.get(board.threat, ""),
-        "pictures": gallery(board, budget=pictures),
+        "pictures": pictures,
+        "regions": regions_shown(board, pictures),
+        "shown": shown(pictures),
     }
 
 
 def _about(board: Board) -> list[tuple[str, str]]:
     """Return what all boards of a dataset have in common."""
     card = board.dataset
+    modality = ("Modality", f"{text.plain(card.modality)}, {shape_words(card)}")
+    if card.task == "segmentation":
+        word = "region" if len(card.parts) == 1 else "regions"
+        regions = (f"{len(card.parts)} {word}", ", ".join(map(called, card.parts)))
+        pixel = "voxel" if len(card.size) == 3 else "pixel"
+        return [modality, regions, (f"Size of a {pixel}", spacing_words(card))]
     classes = "findings" if card.task == "multi_label" else "classes"
-    shape = "×".join(map(str, card.size)) + (" grey" if card.channels == 1 else " RGB")
-    return [
-        ("Modality", f"{text.plain(card.modality)}, {shape}"),
-        (f"{len(card.classes)} {classes}", ", ".join(map(text.plain, card.classes))),
-    ]
+    named = (f"{len(card.classes)} {classes}", ", ".join(map(text.plain, card.classes)))
+    return [modality, named]
 
 
 def _facts(board: Board) -> list[tuple[str, str]]:
@@ -95,7 +112,15 @@ def origin(made: list[Board]) -> dict[str, Any]:
     rows: list[Row] = [row for board in made for row in board.rows]
     records = [run.record for row in rows for run in row.runs.values()]
     sources = [record.provenance for record in records]
+    scores = [board.score for board in made] or [NOTHING]
+
+    def each(words: list[str]) -> str:
+        return ", or ".join(dict.fromkeys(words))
+
     return {
+        "counted": each([score.counted for score in scores]),
+        "least": each([score.least for score in scores]),
+        "names": " or ".join(dict.fromkeys(score.name for score in scores)),
         "scope": ", ".join(
             f"{count} {word}{'' if count == 1 else 's'}"
             for word, count in {

@@ -162,7 +162,8 @@ def parameter_words(record: Record) -> str:
 def decision_words(record: Record) -> str:
     """Return how probabilities become a prediction."""
     if record.case.operating_point == "argmax" or not record.threshold:
-        return "the most probable class"
+        masks = record.dataset_card.task == "segmentation"
+        return "the most probable class" + (" of every pixel" if masks else "")
     values = ", ".join(f"{value:.3f}" for value in record.threshold)
     classes = record.dataset_card.classes
     called = classes[1] if len(record.threshold) == 1 else "each finding"

@@ -1,33 +1,56 @@
-"""Who stands against which attacks, image by image, and the mean of that with its interval."""
+"""What is left of each image under which attacks, and the mean of that with its interval."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from robustbench_med.bench.record import Estimate, Stored
 from robustbench_med.errors import ResultsError
-from robustbench_med.stats import cluster_mean
+from robustbench_med.stats import UNDEFINED, cluster_mean, percentile, resamples
+
+from .score import Score, score_of
 
 
-def correct_table(stored: Stored) -> pd.DataFrame:
-    """Return who stands: a row an image, a column a rung (0 = clean).
+def score_table(stored: Stored) -> pd.DataFrame:
+    """Return the score of each image: a row an image, a column a rung (0 = clean).
 
-    Untargeted: the images called right. Any other objective: of the images attacked, those on which
-    the attacker has not reached the goal.
+    Truth values where an image is right or wrong, numbers where it has a Dice; of the images
+    attacked alone where the objective has an aim of its own.
 
     Raises:
         ResultsError: the samples table lacks an (image, rung) pair or has one twice.
     """
+    score = _score(stored)
+    return _table(stored, score.values(stored.samples), attacked=score.attacked)
+
+
+def standing_table(stored: Stored) -> pd.DataFrame:
+    """Return who stands, right and not broken: a row an image, a column a rung (0 = clean).
+
+    Raises:
+        ResultsError: as `score_table`.
+    """
+    score = _score(stored)
+    return _table(stored, score.stands(stored.samples), attacked=score.attacked)
+
+
+def _score(stored: Stored) -> Score:
+    return score_of(stored.record.dataset_card, stored.record.case.objective)
+
+
+def _table(stored: Stored, values: NDArray[Any], *, attacked: bool) -> pd.DataFrame:
     levels = np.array((0.0, *stored.record.case.ladder))
-    eps = stored.samples["eps"].to_numpy(dtype=np.float64)
-    rung = np.abs(eps[:, None] - levels).argmin(axis=1)
     samples = stored.samples
+    eps = samples["eps"].to_numpy(dtype=np.float64)
+    rung = np.abs(eps[:, None] - levels).argmin(axis=1)
     owner, ids = pd.factorize(samples["sample"], sort=True)
-    table = np.zeros((len(ids), len(levels)), dtype=bool)
-    untargeted = stored.record.case.objective == "untargeted"
-    table[owner, rung] = samples["correct"] if untargeted else ~samples["broken"].astype(bool)
-    filled = np.zeros_like(table)
+    table = np.zeros((len(ids), len(levels)), dtype=values.dtype)
+    table[owner, rung] = values
+    filled = np.zeros(table.shape, dtype=bool)
     filled[owner, rung] = True
     if len(eps) != table.size or not filled.all():
         raise ResultsError(
@@ -35,32 +58,44 @@ def correct_table(stored: Stored) -> pd.DataFrame:
             f"{len(eps)} rows for {table.size} pairs: run that case again with --force"
         )
     found = pd.DataFrame(table, index=ids)
-    if untargeted:
+    if not attacked:
         return found
-    attacked = samples.groupby("sample")["attacked"].all()
-    return found[attacked.loc[ids].to_numpy(dtype=bool)]
+    kept = samples.groupby("sample")["attacked"].all()
+    return found[kept.loc[ids].to_numpy(dtype=bool)]
 
 
-def standing_images(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """Return which images stand in all `tables`: a row an image common to all, a column a rung.
+def lowest(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return the worst of each image over all `tables`: a row an image, a column a rung.
 
-    An image stands at a rung if it is correct there under every attack, and correct when clean.
+    Of the images common to all. The lowest value at that rung under every attack, and never above that of the clean image: of
+    truth values, whether it stands against all of them and was right when clean.
 
     Args:
-        tables: one `correct_table` an attack.
+        tables: one table an attack.
     """
     if not tables:
         return pd.DataFrame(dtype=bool)
     common = sorted(set.intersection(*(set(table.index) for table in tables)))
-    stands = np.logical_and.reduce([table.loc[common].to_numpy() for table in tables])
-    return pd.DataFrame(stands & stands[:, :1], index=common)
+    worst = np.minimum.reduce([table.loc[common].to_numpy() for table in tables])
+    return pd.DataFrame(np.minimum(worst, worst[:, :1]), index=common)
 
 
 def means(table: pd.DataFrame, run: Stored) -> tuple[Estimate, ...]:
-    """Return the mean of each column with its interval, by patient where `run` knows patients."""
+    """Return the mean of each column with its interval, by patient where `run` knows patients.
+
+    Shares have a Wilson interval, means of numbers the percentile bootstrap's, with the same
+    resamples at every rung.
+    """
+    values = table.to_numpy()
+    rungs = range(values.shape[1])
     clusters = None
     if run.record.patients is not None:
         owner = run.samples.drop_duplicates("sample").set_index("sample")["patient"]
         clusters = owner.loc[table.index].to_numpy(dtype=np.str_)
-    values = table.to_numpy(dtype=np.float64)
-    return tuple(cluster_mean(values[:, rung], clusters) for rung in range(values.shape[1]))
+    if values.dtype == np.bool_:
+        return tuple(cluster_mean(values[:, r].astype(np.float64), clusters) for r in rungs)
+    if not len(values):
+        return tuple(UNDEFINED for _ in rungs)
+    weights = resamples(len(values), clusters)
+    repeats = (weights @ values) / weights.sum(axis=1, keepdims=True)
+    return tuple(percentile(float(values[:, r].mean()), repeats[:, r]) for r in rungs)

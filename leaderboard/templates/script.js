@@ -3,6 +3,11 @@
   const DASH = "–";
   const all = (root, query) => [...root.querySelectorAll(query)];
   const percent = (share) => (100 * share).toFixed(1);
+  // how a board writes its score: factor and decimals
+  const written = (section) => {
+    const [factor, digits] = section.dataset.scale.split(",").map(Number);
+    return (value) => (factor * value).toFixed(digits);
+  };
 
   // value, low, high of a cell at a rung; undefined metrics are NaN
   const estimate = (cell, rung) => {
@@ -28,11 +33,11 @@
     show();
   }
 
-  function showRung(table, rung, label) {
+  function showRung(table, rung, label, write) {
     all(table, "td.worst, td.rung").forEach((cell) => {
       const [value, low, high] = estimate(cell, rung);
-      cell.querySelector(".v").textContent = Number.isNaN(value) ? DASH : percent(value);
-      cell.querySelector(".ci").textContent = Number.isNaN(low) ? "" : `${percent(low)}–${percent(high)}`;
+      cell.querySelector(".v").textContent = Number.isNaN(value) ? DASH : write(value);
+      cell.querySelector(".ci").textContent = Number.isNaN(low) ? "" : `${write(low)}–${write(high)}`;
       const fill = cell.querySelector(".fill"), span = cell.querySelector(".span");
       if (!fill || Number.isNaN(value)) return;
       fill.setAttribute("width", 100 * value);
@@ -132,7 +137,7 @@
     let column = "worst", up = false;
     const rung = () => Number(section.querySelector(".radius :checked").value);
     all(section, ".radius input").forEach((input) => input.addEventListener("change", () => {
-      showRung(table, rung(), input.dataset.label);
+      showRung(table, rung(), input.dataset.label, written(section));
       all(section, ".transfer").forEach((figure) => showTransfer(figure, rung(), input.dataset.label));
       sort(column, up, rung());
     }));

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import leaderboard
-from leaderboard.worst_case import correct_table, standing_images
+from leaderboard.worst_case import lowest, standing_table
 from robustbench_med.bench.record import Flag, Stored
 from robustbench_med.errors import ResultsError
 from robustbench_med.stats import wilson
@@ -32,14 +32,14 @@ def test_worst_case_is_taken_per_image(make_stored: Maker) -> None:
     row = only([bim, pgd]).rows[0]
     assert row.clean == wilson(4, 6)  # images 1, 2, 3, 4
     assert row.worst == tuple(wilson(k, 6) for k in (2, 1, 1, 1, 1))  # images 1 and 3, then 1
-    assert row.accuracy["BIM"] == tuple(wilson(k, 6) for k in (4, 4, 3, 3, 3))
+    assert row.scores["BIM"] == tuple(wilson(k, 6) for k in (4, 4, 3, 3, 3))
 
 
 def test_worst_case_joins_on_image_ids_not_on_order(make_stored: Maker) -> None:
     bim, pgd = make_stored([6, 1, 3], attack="bim"), make_stored([1, 6, 6], attack="pgd")
     shuffled = pgd._replace(samples=pgd.samples.sample(frac=1, random_state=3))
     straight, mixed = (
-        standing_images([correct_table(bim), correct_table(other)]) for other in (pgd, shuffled)
+        lowest([standing_table(bim), standing_table(other)]) for other in (pgd, shuffled)
     )
     pd.testing.assert_frame_equal(straight, mixed)
     assert straight[0].to_list() == [True] * 3
@@ -51,7 +51,7 @@ def test_an_image_wrong_when_clean_never_stands(make_stored: Maker) -> None:
     # a targeted attack may push an image onto its true class
     stored = make_stored([0, 6])
     lucky = stored.samples.assign(correct=stored.samples["correct"] | (stored.samples["eps"] > 0))
-    table = standing_images([correct_table(stored._replace(samples=lucky))])
+    table = lowest([standing_table(stored._replace(samples=lucky))])
     assert table.sum().to_list() == [1] * 6
 
 
@@ -60,7 +60,7 @@ def test_worst_case_is_never_above_any_attack(records: list[Stored]) -> None:
         for row in (row for row in board.rows if row.standing == "ranked"):
             for rung, worst in enumerate(row.worst):
                 assert worst.low <= worst.value <= worst.high
-                assert worst.value <= min(row.accuracy[c][rung].value for c in board.columns)
+                assert worst.value <= min(row.scores[c][rung].value for c in board.columns)
 
 
 def test_rows_are_ranked_by_the_middle_rung_and_ties_share_a_place(make_stored: Maker) -> None:
@@ -114,7 +114,7 @@ def test_an_invalid_record_never_gives_a_worst_case(make_stored: Maker) -> None:
     bad = make_stored([6, 6], record={"status": "invalid", "reason": "NaN"})
     row = only([ok, bad]).rows[0]
     assert all(worst.value != worst.value for worst in (row.clean, *row.worst))  # NaN
-    assert row.accuracy["BIM"][0].value == 1.0
+    assert row.scores["BIM"][0].value == 1.0
 
 
 def test_threat_models_and_ladders_have_their_own_boards(make_stored: Maker) -> None:

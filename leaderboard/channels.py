@@ -1,0 +1,154 @@
+"""Bars: what is left of a victim when an attacker may change one channel, or all of them.
+
+Boards that differ in channels alone are held side by side. Only attacks that ran on every one of
+them count, on the images they share: else the board with more attacks would look like the channel
+that hurts most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from robustbench_med.bench.record import Estimate, Stored
+
+from .board import Board, Row, RowKey
+from .figures import colour, drawn
+from .objective import channel_label
+from .svg import FAINT, INK, drawing, inline, plain_axes, stroke
+from .text import SCALE, number
+from .worst_case import lowest, means, score_table
+
+_LEAST = 2  # boards that are worth a comparison
+
+
+class Bar(NamedTuple):
+    """A worst case at the headline radius; `doubted` where its row has no rank."""
+
+    label: str
+    estimate: Estimate
+    doubted: bool = False
+
+
+class Group(NamedTuple):
+    """The bars of one victim, the clean one first; `place` is that of its curve."""
+
+    title: str
+    place: int
+    bars: tuple[Bar, ...]
+
+    def bar(self, label: str) -> Bar | None:
+        """Return the bar of a label; None where it was not run."""
+        return next((bar for bar in self.bars if bar.label == label), None)
+
+
+@dataclass(frozen=True, eq=False)
+class Bars:
+    """One chart a victim.
+
+    Attributes:
+        board: the first of the boards held side by side.
+        labels: what may change, bar by bar, the clean image first.
+        attacks: what the worst case is taken over.
+    """
+
+    board: Board
+    labels: tuple[str, ...]
+    attacks: tuple[str, ...]
+    groups: tuple[Group, ...]
+
+
+def channel_bars(made: list[Board]) -> list[Bars]:
+    """Return bars for the boards that differ in channels alone, in the order of the boards."""
+    families: dict[tuple[object, ...], list[Board]] = {}
+    for board in made:
+        families.setdefault((*board.family, board.threat), []).append(board)
+    found = [_bars(family) for family in families.values() if len(family) >= _LEAST]
+    return [bars for bars in found if bars is not None]
+
+
+def _bars(boards: list[Board]) -> Bars | None:
+    attacks = tuple(c for c in boards[0].columns if all(c in b.columns for b in boards))
+    # one channel after the other, then several, and at the end all of them
+    ordered = [b for b in boards if b.channels] + [b for b in boards if not b.channels]
+    labels = tuple(channel_label(board.channels) for board in ordered)
+    place = {row.key: i for i, row in enumerate(drawn(boards[0]))}
+    groups = [_group(key, ordered, labels, attacks, place[key]) for key in place]
+    kept = tuple(group for group in groups if len(group.bars) > _LEAST)
+    return Bars(boards[0], ("clean", *labels), attacks, kept) if kept else None
+
+
+def _group(
+    key: RowKey,
+    boards: list[Board],
+    labels: tuple[str, ...],
+    attacks: tuple[str, ...],
+    place: int,
+) -> Group:
+    rows = {
+        label: row
+        for label, board in zip(labels, boards, strict=True)
+        for row in board.rows
+        if row.key == key and _runs(row, attacks)
+    }
+    tables = {
+        label: lowest([score_table(run) for run in _runs(row, attacks)])
+        for label, row in rows.items()
+    }
+    shared = sorted(set.intersection(*(set(t.index) for t in tables.values())) if tables else ())
+    at = boards[0].headline
+    bars: list[Bar] = []
+    for label, row in rows.items():
+        average = means(tables[label].loc[shared], _runs(row, attacks)[0])
+        if not bars:
+            bars.append(Bar("clean", average[0]))
+        bars.append(Bar(label, average[at + 1], row.standing not in ("ranked", "control")))
+    return Group(next((row.title for row in rows.values()), ""), place, tuple(bars))
+
+
+def _runs(row: Row, attacks: tuple[str, ...]) -> list[Stored]:
+    """Return the records of `attacks` on a row; none unless all ran and are valid."""
+    runs = [row.runs[c] for c in attacks if c in row.runs]
+    whole = len(runs) == len(attacks) and all(run.record.status == "ok" for run in runs)
+    return runs if whole else []
+
+
+def chart(bars: Bars, group: Group, prefix: str) -> str:
+    """Return the bars of one victim with 95 % intervals as an `<svg>` element.
+
+    Args:
+        bars: the boards they are of.
+        group: the victim.
+        prefix: starts every id inside, so that ids stay unique on the page.
+    """
+    score = bars.board.score
+    full = SCALE[score.kind][0]
+    own = stroke(colour(group.place))
+    with drawing(prefix, max(2.9, 0.55 * len(group.bars)), 2.1) as figure:
+        axes = figure.add_axes((0.1, 0.2, 0.89, 0.76))
+        for x, bar in enumerate(group.bars):
+            e = bar.estimate
+            hue = FAINT if x == 0 else own
+            last = x == len(group.bars) - 1
+            axes.bar(
+                x,
+                full * e.value,
+                width=0.72,
+                facecolor="none" if bar.doubted else hue,
+                edgecolor=hue,
+                linewidth=1.2 if bar.doubted else 0,
+                alpha=1 if x == 0 or last or bar.doubted else 0.6,
+            )
+            axes.plot([x, x], [full * e.low, full * e.high], color=INK, linewidth=1.2)
+        values = [number(bar.estimate.value, score.kind) for bar in group.bars]
+        labels = [f"{bar.label}\n{value}" for bar, value in zip(group.bars, values, strict=True)]
+        axes.set_xticks(range(len(labels)), labels)
+        axes.set_xlim(-0.55, len(labels) - 0.45)
+        axes.set_ylim(0, 1.02 * full)
+        ticks = [0.0, 0.5 * full, full]
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        plain_axes(axes)
+        axes.tick_params(axis="x", length=0)
+        said = ", ".join(f"{b.label} {value}" for b, value in zip(group.bars, values, strict=True))
+        label = f"{group.title}, worst-case {score.name} at ε = {bars.board.at}: {said}"
+        return inline(figure, prefix=prefix, label=label)

@@ -1,0 +1,127 @@
+"""The metrics of a record as the rows of a table: what they are called and how they are written."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from robustbench_med.bench.record import Estimate, Record
+from robustbench_med.cards import DatasetCard
+from robustbench_med.metrics.segmentation import units
+
+from .objective import called
+from .text import plain
+
+_ATTACK = {
+    "attack_success": ("Attack success, %", "percent"),
+    "flips_to_normal": ("Flips disease → normal, %", "percent"),
+    "flips_to_disease": ("Flips normal → disease, %", "percent"),
+    "ssim": ("SSIM", "unit"),
+    "psnr": ("PSNR, dB", "plain"),
+    "l2": ("L2 used", "unit"),
+    "linf": ("L∞ used, /255", "grey"),
+}
+# metric of a record -> what a table calls it and how its value is written
+_LABELS: dict[str, tuple[str, str]] = {
+    "accuracy": ("Accuracy, %", "percent"),
+    "balanced_accuracy": ("Balanced accuracy, %", "percent"),
+    "sensitivity": ("Sensitivity, %", "percent"),
+    "specificity": ("Specificity, %", "percent"),
+    "auc": ("AUC", "unit"),
+    "f1": ("F1", "unit"),
+    **_ATTACK,
+}
+_FINE = {"ml": "fine", "mm": "plain", "px": "plain"}  # unit -> how a length or volume is written
+
+
+class MetricRow(NamedTuple):
+    """A metric at every radius.
+
+    Attributes:
+        region: place of the region it is of in the card's order; None: of the whole image.
+        cells: an estimate a rung; None where the record has none.
+    """
+
+    label: str
+    kind: str
+    region: int | None
+    cells: tuple[Estimate | None, ...]
+
+
+def metric_rows(record: Record) -> list[MetricRow]:
+    """Return the metrics a record has; of masks the Dice of every region last but the attack's."""
+    card = record.dataset_card
+    names = {name for rung in record.rungs for name in rung.metrics}
+    labels: list[tuple[str, str, str, int | None]] = [
+        (name, label, kind, None) for name, (label, kind) in _labels(card).items()
+    ]
+    if card.task == "segmentation" and len(card.parts) > 1:
+        after = next(i for i, (name, *_) in enumerate(labels) if name == "iou")
+        labels[after:after] = [
+            (f"dice[{part}]", called(part), "unit", place) for place, part in enumerate(card.parts)
+        ]
+    return [
+        MetricRow(label, kind, place, tuple(rung.metrics.get(name) for rung in record.rungs))
+        for name, label, kind, place in labels
+        if name in names
+    ]
+
+
+def _labels(card: DatasetCard) -> dict[str, tuple[str, str]]:
+    if card.task != "segmentation":
+        return _LABELS
+    unit = units(card.spacing, len(card.size))
+    length, volume = unit["hd95"], unit["volume_error"]
+    return {
+        "target_dice": ("Target Dice", "unit"),
+        "dice": ("Dice", "unit"),
+        "iou": ("IoU", "unit"),
+        "pixel_accuracy": ("Pixel accuracy, %", "percent"),
+        "hd95": (f"HD95, {length}", "plain"),
+        "nsd": (f"NSD at {card.tolerance:g} {length}", "unit"),
+        "volume_error": (f"Volume error, {volume}", _FINE.get(volume, "plain")),
+        "lesion_miss": ("Lesions missed, %", "percent"),
+        "false_alarm": ("False alarms, %", "percent"),
+        **_ATTACK,
+    }
+
+
+def metric_notes(record: Record) -> str:
+    """Return how masks are scored where a reader could think otherwise; empty for labels."""
+    card = record.dataset_card
+    if card.task != "segmentation":
+        return ""
+    three = len(card.size) == 3
+    success = "a Dice below 0.5 where the clean image has more"
+    if "target_dice" in record.rungs[0].metrics:
+        success = "a target Dice above 0.75"
+    return " ".join(
+        [
+            "Each the mean over regions, then over images.",
+            "A region empty in truth and in prediction is perfect (Dice, IoU, NSD 1; HD95 0), one "
+            "empty in only one of them as bad as can be (0; HD95 the image's diagonal).",
+            "Lesions missed are of the lesions there, false alarms of the regions that are not.",
+            f"Attack success: {success}.",
+            ""
+            if card.spacing
+            else f"The size of a {'voxel' if three else 'pixel'} is not known, so distances are in "
+            f"{'voxels' if three else 'pixels'} (px), not mm.",
+        ]
+    ).strip()
+
+
+def spacing_words(card: DatasetCard) -> str:
+    """Return the size of a pixel: "1 × 0.94 × 0.94 mm"."""
+    if card.spacing is None:
+        return "not known: distances are in pixels"
+    return " × ".join(f"{mm:.3g}" for mm in card.spacing) + " mm"
+
+
+def shape_words(card: DatasetCard) -> str:
+    """Return the size of an image and its channels: "64×64 grey", "64×64, 4 channels: T1, T2"."""
+    size = "×".join(map(str, card.size))
+    if card.channels == 1:
+        return f"{size} grey"
+    if card.channels == 3 and not card.channel_names:
+        return f"{size} RGB"
+    names = ", ".join(map(plain, card.channel_names))
+    return f"{size}, {card.channels} channels" + (f": {names}" if names else "")

@@ -1,0 +1,164 @@
+"""Score: what a board counts of each image, what that is called, and how it is written.
+
+The one place that knows accuracy from Dice: everything else asks the board for its score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robustbench_med.cards import DatasetCard
+
+from .objective import called, read, the
+
+Reader = Callable[[pd.DataFrame], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What is counted of each image: 1 is best, 0 worst.
+
+    Attributes:
+        metric: what the CSV calls it.
+        name: what a sentence calls it.
+        key: with what it means, above a table.
+        short: beside a number.
+        worst, clean: headings of columns.
+        axis: label of the axis of curves.
+        kind: how a value is written, see text.number.
+        counted, least: what a number is and what the worst case is, in the words at the top.
+        sound, right: images an attack can break: those a victim ..., those ... when clean.
+        values: reads it off a samples table, one a row; the mean of truth values is a share.
+        stands: reads who stands off a samples table: the attacker has not reached the goal.
+        attacked: whether only images attacked count.
+    """
+
+    metric: str
+    name: str
+    key: str
+    short: str
+    worst: str
+    clean: str
+    axis: str
+    kind: str
+    counted: str
+    least: str
+    sound: str
+    right: str
+    values: Reader
+    stands: Reader
+    attacked: bool = False
+
+
+def score_of(card: DatasetCard, objective: str) -> Score:
+    """Return the score of boards of a dataset and an objective."""
+    if card.task != "segmentation":
+        return _ACCURACY if objective == "untargeted" else _UNMOVED
+    aim = read(objective)
+    if aim.name == "targeted":
+        return _UNDRAWN
+    if aim.name == "region" and aim.parameters.get("name") in card.parts:
+        return _region(card, str(aim.parameters["name"]))
+    return _DICE
+
+
+def _correct(samples: pd.DataFrame) -> NDArray[Any]:
+    return samples["correct"].to_numpy(dtype=bool)
+
+
+def _unbroken(samples: pd.DataFrame) -> NDArray[Any]:
+    return ~samples["broken"].to_numpy(dtype=bool)
+
+
+def _held(samples: pd.DataFrame) -> NDArray[Any]:
+    found: NDArray[Any] = samples["attacked"].to_numpy(dtype=bool) & _unbroken(samples)
+    return found
+
+
+def _dice(samples: pd.DataFrame) -> NDArray[Any]:
+    return samples["correct"].to_numpy(dtype=np.float64)
+
+
+def _undrawn(samples: pd.DataFrame) -> NDArray[Any]:
+    found: NDArray[Any] = 1 - samples["target_dice"].to_numpy(dtype=np.float64)
+    return found
+
+
+def _region(card: DatasetCard, name: str) -> Score:
+    place = list(card.parts).index(name)
+    title = f"Dice of {the(called(name))}"
+
+    def values(samples: pd.DataFrame) -> NDArray[Any]:
+        return np.array([scores[place] for scores in samples["scores"]], dtype=np.float64)
+
+    return replace(
+        _DICE,
+        metric=f"dice[{name}]",
+        name=title,
+        key=f"{title}, from 0 to 1, mean over images",
+        short=title,
+        axis=f"worst-case {title}",
+        sound=f"draws {the(called(name))} of with a Dice of at least 0.5",
+        right=f"with a {title} of at least 0.5",
+        values=values,
+    )
+
+
+_ACCURACY = Score(
+    metric="accuracy",
+    name="accuracy",
+    key="accuracy in %",
+    short="%",
+    worst="worst case",
+    clean="clean",
+    axis="worst-case accuracy, %",
+    kind="percent",
+    counted="the share of images a model still classifies correctly",
+    least="only if it is right when clean and no attack on its board broke it",
+    sound="reads right",
+    right="right",
+    values=_correct,
+    stands=_correct,
+)
+NOTHING = _ACCURACY  # of a page without boards
+# any other objective on labels: of the images attacked, those on which the goal is not reached
+_UNMOVED = replace(_ACCURACY, values=_unbroken, stands=_unbroken, attacked=True)
+_DICE = Score(
+    metric="dice",
+    name="Dice",
+    key="Dice from 0 to 1, mean over regions and images",
+    short="Dice",
+    worst="worst-case Dice",
+    clean="clean Dice",
+    axis="worst-case Dice",
+    kind="unit",
+    counted="the mean Dice of what a segmenter still draws",
+    least="with its lowest Dice, clean or under any attack on its board",
+    sound="draws with a Dice of at least 0.5",
+    right="with a Dice of at least 0.5",
+    values=_dice,
+    stands=_held,
+)
+_UNDRAWN = replace(
+    _DICE,
+    metric="1-target_dice",
+    name="1 − target Dice",
+    key="1 − target Dice: how little is drawn of what the attacker wants, from 0 (all of it) to 1 "
+    "(nothing), mean over the images attacked",
+    short="1 − target Dice",
+    worst="worst case of 1 − target Dice",
+    clean="clean",
+    axis="worst case of 1 − target Dice",
+    counted="how little a segmenter draws of what the attacker wants (1 − target Dice)",
+    least="with the most that any attack on its board had it draw of the target",
+    sound="does not draw as the attacker wants by itself",
+    right="not drawn as the attacker wants",
+    values=_undrawn,
+    attacked=True,
+)

@@ -1,0 +1,97 @@
+"""matplotlib's figures as inline SVG that follows the colours of the page.
+
+Namespaces, inline styles and unused ids are taken out, because the page's Content-Security-Policy
+allows no inline style and ids must be unique on a page of many figures.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, FAINT = "#010203", "#040506"  # stand-ins, replaced by the page's variables
+
+
+def stroke(number: int) -> str:
+    """Return the stand-in of the page's variable --curve-`number`."""
+    return f"#0a0b{number:02x}"
+
+
+@contextmanager
+def drawing(prefix: str, width: float, height: float) -> Iterator[Figure]:
+    """Give an empty figure of a size in inches; draw it and call `inline` inside."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.hashsalt": prefix, "svg.fonttype": "none", "font.size": 10}):
+        figure = Figure(figsize=(width, height))
+        FigureCanvasSVG(figure)
+        yield figure
+
+
+def plain_axes(axes: Any) -> None:  # noqa: ANN401 - imported late
+    """Leave of the axes a grid of values and the line they stand on."""
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    axes.tick_params(color=FAINT, labelcolor=INK, length=3)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(FAINT)
+
+
+def inline(figure: Figure, *, prefix: str, label: str) -> str:
+    """Return `figure` as an `<svg>` element fit for HTML under a strict Content-Security-Policy.
+
+    Args:
+        figure: of `drawing`.
+        prefix: starts every id inside, so that ids stay unique on the page.
+        label: what a screen reader says.
+    """
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    svg = buffer.getvalue()
+    root = ElementTree.fromstring(svg)  # noqa: S314 - written by matplotlib a moment ago
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.rpartition("}")[2] in {"metadata", "style"}:
+                parent.remove(child)
+    referred = set(re.findall(r"#([\w-]+)", svg))
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        attributes = {k.rpartition("}")[2]: v for k, v in element.attrib.items()}
+        styles = [part.partition(":") for part in attributes.pop("style", "").split(";") if part]
+        attributes |= {name.strip(): value.strip() for name, _, value in styles}
+        _split_font(attributes)
+        ident = attributes.pop("id", "")
+        if re.fullmatch(r"(curve|band)-\d+", ident):
+            attributes["class"] = ident.replace("-", " n")
+        elif ident in referred:
+            attributes["id"] = f"{prefix}-{ident}"
+        if "href" in attributes:
+            attributes["href"] = f"#{prefix}-{attributes['href'].removeprefix('#')}"
+        element.attrib = {k: _repaint(v, prefix) for k, v in attributes.items()}
+    for size in ("width", "height", "version"):
+        root.attrib.pop(size, None)
+    root.attrib |= {"role": "img", "aria-label": label}
+    return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
+
+
+def _split_font(attributes: dict[str, str]) -> None:
+    # the `font` shorthand is no presentation attribute; the family comes from the page
+    font = attributes.pop("font", "")
+    if size := re.search(r"([\d.]+)px", font):
+        attributes["font-size"] = size[1]
+
+
+def _repaint(value: str, prefix: str) -> str:
+    value = value.replace(INK, "var(--muted)").replace(FAINT, "var(--line)")
+    value = re.sub(r"#0a0b(\d\d)", lambda m: f"var(--curve-{int(m[1], 16)})", value)
+    return value.replace("url(#", f"url(#{prefix}-")
