@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robustbench_med.types import Images, Logits
-from robustbench_med.victim import images_at_once
+from robustbench_med.types import Images, Logits, images_at_once
 
 
 class Sliding(nn.Module):

@@ -26,8 +26,8 @@ from robustbench_med.models.operating_point import youden
 from robustbench_med.models.sliding import bare
 from robustbench_med.objectives import make
 from robustbench_med.objectives.decide import decide, probabilities
-from robustbench_med.types import Batch, Logits, Truth
-from robustbench_med.victim import Victim, frozen, images_at_once
+from robustbench_med.types import Batch, Logits, Truth, images_at_once
+from robustbench_med.victim import Victim, frozen
 
 
 def train(
