@@ -118,7 +118,9 @@ def test_cards_say_synthetic_in_every_heading(name: str) -> None:
 
 
 def test_every_synthetic_card_is_tested_here() -> None:
-    assert {c.name for c in registry.load("datasets").values() if c.synthetic} == set(NAMES)
+    cards = registry.load("datasets").values()
+    mine = {c.name for c in cards if c.synthetic and c.task != "segmentation"}
+    assert mine == set(NAMES)  # those with masks: test_mask_phantoms.py
 
 
 @pytest.mark.parametrize("name", NAMES[:2])

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 Plane = NDArray[np.float64]
 Amount = float | Plane  # one for all, or one each
+Mask = NDArray[np.int16]  # class ids, as `Arrays` holds them; -1 = ignored
 
 SIZE = 64
 """Height and width of a stored image in pixels."""
@@ -47,10 +48,18 @@ def step(distance: Plane, soft: float) -> Plane:
 
 
 def ellipse(
-    centre: tuple[float, float], radii: tuple[float, float], *, soft: float, tilt: float = 0.0
+    centre: tuple[float, float],
+    radii: tuple[float, float],
+    *,
+    soft: float,
+    tilt: float = 0.0,
+    at: tuple[Plane, Plane] | None = None,
 ) -> Plane:
-    """Return the mask of an ellipse, tilted by `tilt` radians, with an edge `soft` wide."""
-    u, v = axes()
+    """Return the mask of an ellipse, tilted by `tilt` radians, with an edge `soft` wide.
+
+    `at` gives u and v of every pixel where they are not the canvas's: a bent anatomy.
+    """
+    u, v = axes() if at is None else at
     du, dv = u - centre[0], v - centre[1]
     cos, sin = np.cos(tilt), np.sin(tilt)
     reach = np.hypot((du * cos + dv * sin) / radii[0], (dv * cos - du * sin) / radii[1])
@@ -68,7 +77,7 @@ def blobs(centres: Plane, radii: Amount, heights: Amount = 1.0) -> Plane:
 
 
 @cache
-def _spread(spacing: float, side: int) -> Plane:
+def spread(spacing: float, side: int) -> Plane:
     """Return the `(side, m)` matrix that spreads m white values along an axis."""
     line = axes(side)[0].T
     knots = np.arange(-1.0 - 2.0 * spacing, 1.0 + 2.0 * spacing, spacing)
@@ -80,9 +89,9 @@ def _spread(spacing: float, side: int) -> Plane:
 
 def noise(rng: np.random.Generator, spacing: float, side: int = FINE) -> Plane:
     """Return Gaussian noise of unit variance whose features are about `spacing` wide."""
-    spread = _spread(spacing, side)
-    m = spread.shape[1]
-    return spread @ rng.standard_normal((m, m)) @ spread.T
+    matrix = spread(spacing, side)
+    m = matrix.shape[1]
+    return matrix @ rng.standard_normal((m, m)) @ matrix.T
 
 
 def walk(
@@ -175,3 +184,14 @@ def view(sheet: Plane, pose: Pose) -> Plane:
         sheet, matrix, offset, output_shape=(SIZE, SIZE), order=1, mode="reflect"
     )
     return seen
+
+
+def view_mask(layers: Plane, pose: Pose) -> Mask:
+    """Return the class ids `(SIZE, SIZE)` of soft layers `(k, FINE, FINE)` as seen.
+
+    Layer i is class i + 1. A pixel belongs to the last layer that covers half of it: a later layer
+    lies on top, so that nested structures are given from the outside in.
+    """
+    covered = np.moveaxis(view(layers, pose), -1, 0) > 0.5
+    ids = np.arange(1, len(layers) + 1, dtype=np.int16)[:, None, None]
+    return np.asarray((covered * ids).max(axis=0))

@@ -40,12 +40,12 @@ def _opacity_patient(rng: np.random.Generator, visits: int) -> cohort.Study:
     """Draw a patient whose opacity, if any, may have cleared at a visit."""
     thorax = draw_thorax(rng, draw_traits(rng, enlarged=rng.random() < 0.25))
     sick = rng.random() < 0.52
-    layer = _opacity(rng, thorax)
+    layer = opacity(rng, thorax)
     images, labels = [], []
     for _ in range(visits):
         shown = sick and rng.random() > 0.06
         strength = rng.uniform(0.85, 1.15) if shown else 0.0
-        images.append(_expose(rng, thorax.attenuation + strength * layer))
+        images.append(expose(rng, thorax.attenuation + strength * layer, draw_pose(rng)))
         labels.append(int(shown))
     return cohort.Study(images, labels)
 
@@ -55,7 +55,7 @@ def _findings_patient(rng: np.random.Generator, visits: int) -> cohort.Study:
     healthy = rng.random() < 0.15
     sick = (rng.random(4) < 0.48) & (not healthy)
     thorax = draw_thorax(rng, draw_traits(rng, enlarged=bool(sick[2])))
-    layers = {0: _opacity(rng, thorax), 1: _effusion(rng, thorax), 3: _nodule(rng, thorax)}
+    layers = {0: opacity(rng, thorax), 1: _effusion(rng, thorax), 3: _nodule(rng, thorax)}
     images: list[Plane] = []
     labels: list[tuple[int, ...]] = []
     for _ in range(visits):
@@ -65,12 +65,12 @@ def _findings_patient(rng: np.random.Generator, visits: int) -> cohort.Study:
         for place, layer in layers.items():
             if shown[place]:
                 attenuation += rng.uniform(0.85, 1.15) * layer
-        images.append(_expose(rng, attenuation))
+        images.append(expose(rng, attenuation, draw_pose(rng)))
         labels.append(tuple(int(value) for value in shown))
     return cohort.Study(images, labels)
 
 
-def _opacity(rng: np.random.Generator, thorax: Thorax) -> Plane:
+def opacity(rng: np.random.Generator, thorax: Thorax) -> Plane:
     """Return patchy air-space disease: a cloud of blobs in one lung, cut at its borders."""
     centre = _spot(rng, thorax)
     size = rng.uniform(0.115, 0.18)
@@ -112,14 +112,18 @@ def _nodule(rng: np.random.Generator, thorax: Thorax) -> Plane:
     return rng.uniform(0.42, 0.56) * disc * (0.25 + 0.75 * thorax.lung)
 
 
-def _expose(rng: np.random.Generator, attenuation: Plane) -> Plane:
-    """Return one radiograph of the chest: pose, exposure, noise, film curve, burnt-in marker."""
-    pose = canvas.Pose(
+def draw_pose(rng: np.random.Generator) -> canvas.Pose:
+    """Draw how a patient stands before the detector."""
+    return canvas.Pose(
         tilt=rng.normal(0.0, 0.035),
         reach=rng.uniform(0.80, 0.98),
         u=rng.normal(0.0, 0.05),
         v=rng.normal(0.0, 0.05),
     )
+
+
+def expose(rng: np.random.Generator, attenuation: Plane, pose: canvas.Pose) -> Plane:
+    """Return one radiograph of the chest: exposure, noise, film curve, burnt-in marker."""
     seen = canvas.view(attenuation, pose)
     # Fewer photons get through dense tissue: more quantum noise, blurred by the scintillator.
     grain = ndimage.gaussian_filter(rng.standard_normal(seen.shape), 0.45)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from robustbench_med.datasets.dataset import Arrays, SplitName
-from robustbench_med.datasets.phantoms.canvas import Plane
+from robustbench_med.datasets.phantoms.canvas import Mask, Plane
 
 COHORT_SEED = 20_240
 """Seed of every phantom patient; changing it, or any drawing code, makes a different dataset."""
@@ -30,12 +30,13 @@ class Study(NamedTuple):
     """What one patient contributes.
 
     Attributes:
-        images: one `(h, w)` or `(h, w, c)` image a visit, in grey levels, not yet rounded.
-        labels: one class id, or one 0/1 row of findings, a visit.
+        images: one `(h, w)`, `(h, w, c)` or `(d, h, w)` image a visit, in grey levels, not yet
+            rounded.
+        labels: one class id, one 0/1 row of findings, or one mask of class ids, a visit.
     """
 
     images: list[Plane]
-    labels: list[int] | list[tuple[int, ...]]
+    labels: list[int] | list[tuple[int, ...]] | list[Mask]
 
 
 DrawPatient = Callable[[np.random.Generator, int], Study]
@@ -51,11 +52,12 @@ def draw(card_name: str, sizes: Sizes, draw_patient: DrawPatient, split: SplitNa
         split: the split wanted.
 
     Returns:
-        uint8 images, int64 labels, ids such as `p0123-2` and patients such as `p0123`.
+        uint8 images, int64 labels (masks: int16), ids such as `p0123-2` and patients such as
+        `p0123`.
     """
     key = zlib.crc32(card_name.encode())
     images: list[Plane] = []
-    labels: list[int | tuple[int, ...]] = []
+    labels: list[int | tuple[int, ...] | Mask] = []
     ids: list[str] = []
     for patient in _patients(sizes, split):
         rng = np.random.default_rng([COHORT_SEED, key, patient])
@@ -66,6 +68,8 @@ def draw(card_name: str, sizes: Sizes, draw_patient: DrawPatient, split: SplitNa
         ids += [f"p{patient:04d}-{visit}" for visit in range(visits)]
     pixels = np.rint(np.clip(np.stack(images), 0.0, 255.0)).astype(np.uint8)
     patients = np.array([name.partition("-")[0] for name in ids])
+    if isinstance(labels[0], np.ndarray):
+        return Arrays(pixels, np.array(labels, dtype=np.int16), np.array(ids), patients)
     return Arrays(pixels, np.array(labels, dtype=np.int64), np.array(ids), patients)
 
 

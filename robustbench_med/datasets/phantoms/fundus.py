@@ -52,14 +52,15 @@ def draw_retinopathy(split: SplitName) -> Arrays:
 
 def _patient(rng: np.random.Generator, visits: int) -> cohort.Study:
     """Draw one eye of a patient; the disease keeps its grade over the visits."""
-    eye = _eye(rng)
+    eye = draw_eye(rng)
     grade = int(rng.choice(3, p=(0.38, 0.32, 0.30)))
-    sheet = _paint(eye, _lesions(rng, eye, grade))
-    return cohort.Study([_photograph(rng, sheet) for _ in range(visits)], [grade] * visits)
+    sheet = paint(eye, draw_lesions(rng, eye, grade))
+    images = [photograph(rng, sheet, draw_pose(rng)) for _ in range(visits)]
+    return cohort.Study(images, [grade] * visits)
 
 
-def _eye(rng: np.random.Generator) -> Eye:
-    """Draw a healthy eye, left or right."""
+def draw_eye(rng: np.random.Generator, *, calibre: float = 1.0, twigs: int = 5) -> Eye:
+    """Draw a healthy eye, left or right, with vessels this wide and so many twigs on each."""
     temporal = rng.choice((-1.0, 1.0))
     disc = (-temporal * rng.uniform(0.42, 0.54), rng.normal(0.0, 0.05))
     fovea = (disc[0] + temporal * rng.uniform(0.58, 0.66), disc[1] + rng.uniform(0.02, 0.10))
@@ -73,11 +74,18 @@ def _eye(rng: np.random.Generator) -> Eye:
     size = rng.uniform(0.135, 0.165)
     rim = canvas.ellipse(disc, (size * 0.92, size), soft=0.025)
     cup = canvas.ellipse(disc, (size * 0.45, size * 0.5), soft=0.05)
-    vessels = _vessels(rng, disc, temporal)
+    vessels = _vessels(rng, disc, temporal, calibre=calibre, per_trunk=twigs)
     return Eye(disc, fovea, tone, vessels, macula + choroid, 0.78 * rim + 0.22 * cup)
 
 
-def _vessels(rng: np.random.Generator, disc: tuple[float, float], temporal: float) -> Plane:
+def _vessels(
+    rng: np.random.Generator,
+    disc: tuple[float, float],
+    temporal: float,
+    *,
+    calibre: float,
+    per_trunk: int,
+) -> Plane:
     """Return the blood in the vessel tree: arcades around the macula and nasal branches."""
     # Directions for a disc on the left; they are mirrored for the other eye.
     headings = np.array([-1.45, -1.15, 1.45, 1.15, -2.45, 2.45, -1.95, 1.95])
@@ -90,17 +98,17 @@ def _vessels(rng: np.random.Generator, disc: tuple[float, float], temporal: floa
     trunks = canvas.walk(rng, starts, headings, length=1.5, bend=bends, wobble=0.45, steps=96)
     vein = np.array([1.0, 0.6, 0.6, 1.0, 0.7, 0.7, 0.5, 0.5])[:, None]
     taper = np.linspace(1.0, 0.35, 96)
-    starts, headings = canvas.sprout(rng, trunks, 5, spread=0.75)
+    starts, headings = canvas.sprout(rng, trunks, per_trunk, spread=0.75)
     twigs = canvas.walk(rng, starts, headings, length=0.55, bend=0.0, wobble=0.8, steps=40)
     starts, headings = canvas.sprout(rng, twigs, 1, spread=0.7)
     tips = canvas.walk(rng, starts, headings, length=0.32, bend=0.0, wobble=0.8, steps=24)
-    wide = canvas.trace(trunks, 0.95, vein * taper)
-    fine = canvas.trace(twigs, 0.8, 0.5 * np.linspace(1, 0.3, 40))
-    fine += canvas.trace(tips, 0.7, 0.3 * np.linspace(1, 0.3, 24))
+    wide = canvas.trace(trunks, 0.95 * calibre, vein * taper)
+    fine = canvas.trace(twigs, 0.8 * calibre, 0.5 * np.linspace(1, 0.3, 40))
+    fine += canvas.trace(tips, 0.7 * calibre, 0.3 * np.linspace(1, 0.3, 24))
     return 0.58 * np.minimum(wide, 1.1) + 0.48 * np.minimum(fine, 0.8)
 
 
-def _lesions(rng: np.random.Generator, eye: Eye, grade: int) -> Lesions:
+def draw_lesions(rng: np.random.Generator, eye: Eye, grade: int) -> Lesions:
     """Draw the lesions of a grade; their numbers overlap a little between grades.
 
     The 4-2-1 rule makes a retina severe when all quadrants bleed: here, by count and spread.
@@ -145,7 +153,7 @@ def _scatter(rng: np.random.Generator, eye: Eye, n: int) -> Plane:
     return np.asarray(np.array(eye.disc) + away / reach * np.maximum(reach, 0.22))
 
 
-def _paint(eye: Eye, lesions: Lesions) -> Plane:
+def paint(eye: Eye, lesions: Lesions) -> Plane:
     """Return the retina as `(3, h, w)` grey levels."""
     channels = []
     for c in range(3):
@@ -158,14 +166,18 @@ def _paint(eye: Eye, lesions: Lesions) -> Plane:
     return np.stack(channels)
 
 
-def _photograph(rng: np.random.Generator, sheet: Plane) -> Plane:
-    """Return one photograph: pose, focus, illumination, colour balance, noise, field of view."""
-    pose = canvas.Pose(
+def draw_pose(rng: np.random.Generator) -> canvas.Pose:
+    """Draw how an eye is seen: the patient never looks quite straight ahead."""
+    return canvas.Pose(
         tilt=rng.normal(0.0, 0.08),
         reach=rng.uniform(0.94, 1.02),
         u=rng.normal(0.0, 0.03),
         v=rng.normal(0.0, 0.03),
     )
+
+
+def photograph(rng: np.random.Generator, sheet: Plane, pose: canvas.Pose) -> Plane:
+    """Return one photograph: focus, illumination, colour balance, noise, field of view."""
     seen = canvas.view(sheet, pose)
     blur = max(0.0, rng.uniform(-0.35, 0.55))
     if blur > 0.15:

@@ -31,11 +31,13 @@ class Thorax(NamedTuple):
     Attributes:
         attenuation: summed along each ray; about 0 is air, 1 is dense bone on soft tissue.
         lung: where aerated lung is, 0 to 1.
+        heart: the heart's shadow with the vessels above it, 0 to 1.
         base: height (v) of the costophrenic angles, the lowest points of the lungs.
     """
 
     attenuation: Plane
     lung: Plane
+    heart: Plane
     base: float
 
 
@@ -70,7 +72,7 @@ def draw_thorax(rng: np.random.Generator, traits: Traits) -> Thorax:
     soft = _soft_tissue(rng, traits)
     attenuation = soft * traits.fat - 0.47 * aerated + 0.10 * heart
     attenuation += aerated * (vessels + texture) + _mediastinum(traits) + _bones(rng, traits)
-    return Thorax(attenuation, aerated, traits.base)
+    return Thorax(attenuation, aerated, heart, traits.base)
 
 
 def _lung(traits: Traits) -> Plane:
