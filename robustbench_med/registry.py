@@ -80,6 +80,15 @@ def find(kind: Kind, name: str) -> Any:  # noqa: ANN401 - the overloads of load 
     return cards[name]
 
 
+def is_own(victim: str) -> bool:
+    """Return whether a victim is the spec of a model of one's own, and no card's name.
+
+    >>> is_own("timm:resnet18(pretrained=True)"), is_own("segnet(weights='w')"), is_own("lungs_fcn")
+    (True, True, False)
+    """
+    return ":" in victim or "(" in victim
+
+
 def _peers() -> ModuleType:
     return importlib.import_module(f"{package('attacks')}.peers")
 

@@ -145,7 +145,7 @@ def _first_of_each(grids: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def dataset_of(victim: str) -> str | None:
     """Return the dataset a shipped victim was trained on; None for a model of the user's own."""
-    if victim == "*" or ":" in victim:
+    if victim == "*" or registry.is_own(victim):
         return None
     dataset: str = registry.find("models", victim).dataset
     return dataset

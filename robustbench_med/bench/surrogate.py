@@ -96,7 +96,7 @@ def load_surrogate(case: Case, data: DatasetCard, device: torch.device) -> Surro
 
 def trained_on(name: str, data: DatasetCard) -> DatasetCard:
     """Return the card of the data a surrogate was trained on; `data` for a model of one's own."""
-    if ":" in name:
+    if registry.is_own(name):
         return data
     card: ModelCard = registry.find("models", name)
     found: DatasetCard = registry.find("datasets", card.dataset)

@@ -1,12 +1,13 @@
-"""Victims by name: a card of the zoo, or any timm model with a weights file."""
+"""Victims by name: a card of the zoo, or any model that can be built, with a weights file."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from robustbench_med import registry, spec
 from robustbench_med.cards import DatasetCard, ModelCard
@@ -18,7 +19,7 @@ from robustbench_med.types import images_at_once
 from robustbench_med.victim import InputContract, Victim
 
 ZOO = registry.CORE / "models" / "zoo"
-_OURS = ("weights", "pretrained", "mean", "std")
+_OURS = ("weights", "pretrained", "mean", "std", "window", "overlap")
 
 
 class Loaded(NamedTuple):
@@ -34,21 +35,23 @@ def load_victim(name: str, data: DatasetCard, *, zoo: Path = ZOO) -> Loaded:
 
     Args:
         name: a card of the zoo, or `timm:NAME(weights='FILE.safetensors', mean=[..], std=[..],
-            ...)`, or `timm:NAME(pretrained=True)` for timm's own hub.
+            ...)`, or `timm:NAME(pretrained=True)` for timm's own hub; of masks
+            `smp:NAME(weights=...)`, `monai:NAME(weights=...)` or a network of `build`, with
+            `window=[..], overlap=0.25` where it reads an image window by window.
         data: says channels, size and classes.
         zoo: folder with the cards' weights.
 
     Raises:
-        UnknownNameError: no such card or timm model.
+        UnknownNameError: no such card, builder or model of a builder.
         ChecksumError: the weights are not those of the card.
         VictimError: the weights do not fit the architecture, or the model the data.
     """
-    if name.startswith("timm:"):
-        return _timm(spec.parse(name), data)
+    if registry.is_own(name):
+        return _own(spec.parse(name), data)
     card: ModelCard = registry.find("models", name)
     victim = untrained(card, _trained_on(card, data))
     found = weights.read(bare(victim.module), zoo / card.weights, sha256=card.sha256)
-    return Loaded(victim, card, _digest(card.builder, card.mean, card.std, found))
+    return Loaded(victim, card, _answers_of(card, found))
 
 
 def _trained_on(card: ModelCard, data: DatasetCard) -> DatasetCard:
@@ -73,7 +76,7 @@ def describe(name: str, data: DatasetCard) -> tuple[ModelCard, str]:
 
     A model of the zoo is not built: its file's checksum and its card say enough.
     """
-    if name.startswith("timm:"):
+    if registry.is_own(name):
         loaded = load_victim(name, data)
         x = torch.zeros(2, data.channels, *data.size)
         loaded.victim.check(x, data.outputs, masks=data.task == "segmentation")
@@ -81,7 +84,7 @@ def describe(name: str, data: DatasetCard) -> tuple[ModelCard, str]:
     card: ModelCard = registry.find("models", name)
     _trained_on(card, data)
     weights.content(ZOO / card.weights, sha256=card.sha256)
-    return card, _digest(card.builder, card.mean, card.std, card.sha256)
+    return card, _answers_of(card, card.sha256)
 
 
 def untrained(card: ModelCard, data: DatasetCard) -> Victim:
@@ -92,10 +95,8 @@ def untrained(card: ModelCard, data: DatasetCard) -> Victim:
         outputs=len(data.classes),
         size=card.window or data.size,
     )
-    if card.window is not None:
-        module = Sliding(module, window=card.window, overlap=card.overlap)
     contract = _contract(data, card.mean, card.std)
-    return Victim(module, contract, chunk=images_at_once(data.size))
+    return Victim(_slid(module, card), contract, chunk=images_at_once(data.size))
 
 
 def _contract(data: DatasetCard, mean: tuple[float, ...], std: tuple[float, ...]) -> InputContract:
@@ -111,22 +112,26 @@ def _contract(data: DatasetCard, mean: tuple[float, ...], std: tuple[float, ...]
     )
 
 
-def _timm(wanted: spec.Spec, data: DatasetCard) -> Loaded:
+def _own(wanted: spec.Spec, data: DatasetCard) -> Loaded:
     ours = {key: wanted.parameters[key] for key in _OURS if key in wanted.parameters}
     inner = {key: value for key, value in wanted.parameters.items() if key not in _OURS}
-    if not ours.get("weights") and not ours.get("pretrained"):
-        raise VictimError(f"expected weights='FILE.safetensors' or pretrained=True, got {wanted}")
+    library, _, name = wanted.name.rpartition(":")
+    pretrained = library.startswith("timm") and bool(ours.get("pretrained"))
+    if not ours.get("weights") and not pretrained:
+        way = " or pretrained=True" if library.startswith("timm") else ""
+        raise VictimError(f"expected weights='FILE.safetensors'{way}, got {wanted}")
     if not isinstance(ours.get("weights", ""), str):
         raise VictimError(f"expected weights='FILE.safetensors', got {ours['weights']!r}")
+    window, overlap = _window(ours, data)
     # a hub model keeps its own head: timm would put a random one in place of one of another width
-    outputs = None if ours.get("pretrained") else inner.pop("num_classes", len(data.classes))
+    outputs = None if pretrained else inner.pop("num_classes", len(data.classes))
     builder = spec.Spec(wanted.name, inner)
     module = build(
         builder,
         channels=data.channels,
         outputs=outputs,
-        size=data.size,
-        pretrained=bool(ours.get("pretrained")),
+        size=window or data.size,
+        pretrained=pretrained,
     )
     if ours.get("weights"):
         found = weights.read(module, Path(ours["weights"]))
@@ -137,25 +142,54 @@ def _timm(wanted: spec.Spec, data: DatasetCard) -> Loaded:
     std = _floats("std", ours.get("std") or default.get("std") or (1.0,))
     if data.channels == 1:  # timm folds RGB stems into one channel; their statistics fold alike
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-    victim = Victim(module, _contract(data, mean, std), chunk=images_at_once(data.size))
     card = ModelCard(
         name=str(wanted),
         title=wanted.name,
-        summary="A timm model with weights the user gave.",
-        family=wanted.name.removeprefix("timm:").partition("_")[0],
+        summary=f"A {library or wanted.name} model with weights the user gave.",
+        family=name.partition("_")[0].lower(),
         dataset=data.name,
         builder=str(builder),
         mean=mean,
         std=std,
+        window=window,
+        overlap=overlap,
         sha256=found,
     )
-    return Loaded(victim, card, _digest(str(builder), mean, std, found))
+    contract = _contract(data, mean, std)
+    victim = Victim(_slid(module, card), contract, chunk=images_at_once(data.size))
+    return Loaded(victim, card, _answers_of(card, found))
+
+
+def _slid(module: nn.Module, card: ModelCard) -> nn.Module:
+    if card.window is None:
+        return module
+    return Sliding(module, window=card.window, overlap=card.overlap)
+
+
+def _window(ours: dict[str, Any], data: DatasetCard) -> tuple[tuple[int, ...] | None, float]:
+    """Return the window and overlap a spec asks for; (None, 0.25) where it reads whole images."""
+    window, overlap = ours.get("window"), ours.get("overlap", 0.25)
+    if not isinstance(overlap, int | float) or not 0 <= overlap < 1:
+        raise SpecError(f"expected overlap in [0,1), got {overlap!r}")
+    if window is None:
+        return None, float(overlap)
+    sides = window if isinstance(window, list | tuple) else ()
+    fits = [isinstance(w, int) and 0 < w <= side for w, side in zip(sides, data.size, strict=False)]
+    if len(sides) != len(data.size) or not all(fits):
+        raise SpecError(f"expected window=[..] within {list(data.size)}, got {window!r}")
+    return tuple(sides), float(overlap)
 
 
 def _floats(name: str, values: object) -> tuple[float, ...]:
     if not isinstance(values, list | tuple) or not all(isinstance(v, int | float) for v in values):
         raise SpecError(f"expected {name}=[a number a channel], got {values!r}")
     return tuple(map(float, values))
+
+
+def _answers_of(card: ModelCard, weights_sha256: str) -> str:
+    """Return the hash of what makes a victim's answers."""
+    slides = () if card.window is None else (card.window, card.overlap)
+    return _digest(card.builder, card.mean, card.std, weights_sha256, *slides)
 
 
 def _digest(*parts: object) -> str:

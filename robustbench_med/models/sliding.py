@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import cast
+
+from torch import nn
 
 from robustbench_med.types import Images, Logits, images_at_once
 
@@ -40,7 +42,7 @@ class Sliding(nn.Module):
             overlap=self.overlap,
             mode="gaussian",
         )
-        return blended if isinstance(blended, Tensor) else blended[0]
+        return cast("Logits", blended)  # as the network returns one tensor
 
 
 def bare(module: nn.Module) -> nn.Module:
