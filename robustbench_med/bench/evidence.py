@@ -30,7 +30,7 @@ class Watch:
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        self.loss: list[Tensor] = []  # `(b,)` of each pass that is differentiated
+        self.climbed: list[Tensor] = []  # `(b,)` of each pass that is differentiated
         self.ever = torch.zeros(len(problem), dtype=torch.bool, device=problem.x.device)
         self.arrived = self.ever  # whose returned candidate lies at the radius
 
@@ -41,7 +41,9 @@ class Watch:
             here, seen = self._problem, Output(output.logits.detach())
             verdict = here.objective(seen, here.y)
             if z.requires_grad:
-                self.loss.append(verdict.loss)
+                # a mask's loss rises without end, by pixels long wrong; its harm does not
+                masks = seen.logits.ndim > 2
+                self.climbed.append(verdict.harm if masks else verdict.loss)
             size = here.ball.size(z.detach(), here.x)
             self.ever |= verdict.broken & (size <= here.ball.eps * (1 + 1e-5) + TOLERANCE)
         return output

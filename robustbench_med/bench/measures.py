@@ -72,7 +72,8 @@ def _probe(found: Evidence, name: str, parameters: dict[str, Any]) -> Measured |
         return None
     rows, problem = found.improvable(), found.problem
     radius = found.run.radii[found.headline]
-    known = found.ready.probes.setdefault((name, case.norm, radius, case.objective), {})
+    place = (name, case.norm, radius, case.objective, tuple(case.channels.items()))
+    known = found.ready.probes.setdefault(place, {})
     new = torch.tensor([r for r in rows.tolist() if r not in known], dtype=torch.int64)
     new = new.to(rows.device)
     if len(new):
@@ -127,7 +128,7 @@ def silent(found: Evidence) -> Measured | None:
 
 
 def rising(found: Evidence) -> Measured | None:
-    """Return how fast the loss rose in the last quarter of the steps, against its whole rise.
+    """Return how fast the loss (of masks, the harm) rose in the last quarter, to its whole rise.
 
     1 = as fast as on average: nothing has converged; 0 = not at all. Of several restarts or
     targets, the first: all take as many passes, since nobody leaves. Steps that together just
@@ -142,7 +143,7 @@ def rising(found: Evidence) -> Measured | None:
     if not bool(rows.any()):
         return None
     runs = int(given.get("restarts", 1)) * int(given.get("targets", 1))
-    seen = found.watched[0].loss
+    seen = found.watched[0].climbed
     losses = seen[: max(len(seen) // runs, 1)]
     if len(losses) < 4:
         return None
