@@ -158,9 +158,11 @@ def drawn(size: tuple[int, ...], n: int = 16) -> Dataset:
     y = torch.zeros(n, *size, dtype=torch.int16)
     for i in range(n):
         start = [int(torch.randint(0, s // 2, (), generator=generator)) for s in size]
-        place = tuple(slice(a, a + s // 3) for a, s in zip(start, size, strict=True))
-        x[(i, 0, *place)] += 0.5
-        y[(i, *place)] = 1
+        image, mask = x[i, 0], y[i]
+        for axis, (at, side) in enumerate(zip(start, size, strict=True)):
+            image, mask = image.narrow(axis, at, side // 3), mask.narrow(axis, at, side // 3)
+        image += 0.5
+        mask.fill_(1)
     y[:, -1] = -1
     return dataset_of(x, y, 2, task="segmentation", normal=None)
 

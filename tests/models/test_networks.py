@@ -11,8 +11,10 @@ from torch import nn
 
 from robustbench_med.errors import BenchError, UnknownNameError, VictimError
 from robustbench_med.models.build import build
+from robustbench_med.models.guide import bfloat16
 from robustbench_med.models.networks import FCN, SegNet, VNet
 from robustbench_med.spec import parse
+from robustbench_med.victim import InputContract, Victim
 
 ENCODER = "encoder_name='tu-resnet10t', channels=[8, 8, 16, 16], stem_width=8"
 SMALL_2D = (
@@ -69,6 +71,18 @@ def test_networks_in_3d(text: str) -> None:
     answers_at_every_pixel(built(text, (16, 24, 16)), (16, 24, 16))
 
 
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [(text, (32, 32)) for text in SMALL_2D if "BasicUNet" in text or ":" not in text]
+    + [(text, (16, 16, 16)) for text in SMALL_3D if "VNet" not in text],
+)
+def test_the_half_precision_guide_is_the_same_network(text: str, size: tuple[int, ...]) -> None:
+    victim = Victim(built(text, size).eval(), InputContract(channels=1, size=size))
+    x = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(0))
+    wanted, found = victim(x).logits, bfloat16(victim)(x).logits
+    assert (found - wanted).abs().max() < 0.05 * wanted.abs().max()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("side", [128, 256])
 @pytest.mark.parametrize("text", SMALL_2D)
@@ -109,12 +123,9 @@ def test_a_spec_may_ask_for_one_logit() -> None:
 
 def test_segnet_puts_a_maximum_back_where_it_was() -> None:
     net = SegNet(axes=2, channels=1, outputs=1, widths=(1,), convs=1)
-    for stage in (net.down[0], net.up[0]):
-        for i, part in enumerate(stage):
-            stage[i] = nn.Identity()  # only pooling, unpooling and the head are left
-            assert part is not None
-    nn.init.ones_(net.head.weight)
-    nn.init.zeros_(net.head.bias)
+    for side in (net.down, net.up):
+        side[0] = nn.Identity()  # only pooling, unpooling and the head are left
+    net.head.load_state_dict({"weight": torch.ones(1, 1, 1, 1), "bias": torch.zeros(1)})
     x = torch.rand(1, 1, 8, 8)
     found = net(x)
     blocks = x.unfold(2, 2, 2).unfold(3, 2, 2).amax((-1, -2))
@@ -132,8 +143,8 @@ def test_fcn_sums_the_scores_of_its_levels() -> None:
     for level in range(3):
         kept = {k: v.clone() for k, v in net.state_dict().items()}
         for other in {"0", "1", "2"} - {str(level)}:
-            nn.init.zeros_(net.scores[other].weight)
-            nn.init.zeros_(net.scores[other].bias)
+            for parameter in net.scores[other].parameters():
+                nn.init.zeros_(parameter)
         alone.append(net(x))
         net.load_state_dict(kept)
     torch.testing.assert_close(sum(alone), whole)
@@ -143,12 +154,12 @@ def test_fcn_sums_the_scores_of_its_levels() -> None:
 
 def test_vnet_stages_are_residual() -> None:
     net = VNet(axes=3, channels=1, outputs=2, width=2, convs=(1,))
-    for part in net.left[0].convs:
+    for part in net.left.modules():
         if isinstance(part, nn.Conv3d):
             nn.init.zeros_(part.weight)  # what is left is the input of the stage
     x = torch.rand(2, 1, 4, 4, 4)
-    entered = net.enter(x)
-    torch.testing.assert_close(net(x), net.head(net.left[0].act(entered)))
+    prelu = nn.PReLU(2)  # as fresh as the stage's own
+    torch.testing.assert_close(net(x), net.head(prelu(net.enter(x))))
 
 
 @pytest.mark.parametrize(
