@@ -20,7 +20,7 @@ def augment(x: Images, recipe: Recipe) -> Images:
 
 def augment_masks(
     x: Images, y: Int[Tensor, "b *s"], recipe: Recipe, *, window: tuple[int, ...] | None = None
-) -> tuple[Images, Int[Tensor, "b *w"]]:
+) -> tuple[Float[Tensor, "b c *w"], Int[Tensor, "b *w"]]:
     """Return each image and its mask moved alike, cut to one random window if one is given.
 
     The image is resampled linearly and continued at its border; the mask by nearest neighbour, and

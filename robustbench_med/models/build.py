@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -113,6 +114,9 @@ def _smp(
     if encoder not in smp.encoders.encoders and (encoder == inner or not timm.is_model(inner)):
         every = [*smp.encoders.encoders, *(f"tu-{one}" for one in timm.list_models())]
         raise UnknownNameError("smp encoder", str(encoder), _near(str(encoder), every))
+    unknown = set(parameters) - set(inspect.signature(known[name].__init__).parameters)
+    if unknown and encoder == inner:  # smp drops silently what only timm's encoders take
+        raise VictimError(f"smp:{name}: expected a parameter that it takes, got {min(unknown)!r}")
     arguments = {"in_channels": channels, "classes": outputs, **parameters}
     with warnings.catch_warnings():  # of its older names for timm's encoders
         warnings.filterwarnings("ignore", message="`timm-` encoders", category=DeprecationWarning)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -50,7 +51,7 @@ class FCN(nn.Module):
         axes: int,
         channels: int,
         outputs: int,
-        widths: tuple[int, ...] = (16, 32, 64, 96),
+        widths: Sequence[int] = (16, 32, 64, 96),
         convs: int = 2,
         stride: int = 2,
     ) -> None:
@@ -78,7 +79,7 @@ class FCN(nn.Module):
             total = finer + self._up(total, finer.shape[2:])
         return self._up(total, size)
 
-    def _up(self, scores: Logits, size: tuple[int, ...]) -> Logits:
+    def _up(self, scores: Logits, size: tuple[int, ...]) -> Float[Tensor, "b k *size"]:
         if scores.shape[2:] == size:
             return scores
         return functional.interpolate(scores, size, mode=_LINEAR[self.axes], align_corners=False)
@@ -104,7 +105,7 @@ class SegNet(nn.Module):
         axes: int,
         channels: int,
         outputs: int,
-        widths: tuple[int, ...] = (16, 32, 64),
+        widths: Sequence[int] = (16, 32, 64),
         convs: int = 2,
     ) -> None:
         super().__init__()
@@ -148,7 +149,9 @@ class _Residual(nn.Module):
         self.convs = nn.Sequential(*parts)
         self.act = nn.PReLU(width)
 
-    def forward(self, x: Images, kept: Images) -> Float[Tensor, "b w *s"]:
+    def forward(
+        self, x: Float[Tensor, "b before *s"], kept: Float[Tensor, "b #w *s"]
+    ) -> Float[Tensor, "b w *s"]:
         found: Tensor = self.act(self.convs(x) + kept)
         return found
 
@@ -176,7 +179,7 @@ class VNet(nn.Module):
         channels: int,
         outputs: int,
         width: int = 8,
-        convs: tuple[int, ...] = (1, 2, 2, 2),
+        convs: Sequence[int] = (1, 2, 2, 2),
         kernel: int = 3,
     ) -> None:
         super().__init__()

@@ -15,14 +15,15 @@ from robustbench_med.cards import DatasetCard
 
 
 def youden(
-    logits: Float[Tensor, "n k"], y: Int[Tensor, "n *k"], card: DatasetCard
+    logits: Float[Tensor, "n k *s"], y: Int[Tensor, "n *k"], card: DatasetCard
 ) -> Float[Tensor, " k"] | None:
     """Return the offset `(k,)` that puts the decision where sensitivity + specificity is largest.
 
     Args:
-        logits: of the validation images.
+        logits: of the validation images; of masks at every pixel.
         y: their class ids or findings.
-        card: two classes and findings have a threshold; three and more classes do not (None).
+        card: two classes and findings have a threshold; three and more classes and masks do not
+            (None).
 
     Source: Youden, Cancer 1950. The threshold lies half-way between the two neighbouring scores, in
         logits.
