@@ -159,7 +159,7 @@ def test_attacks_by_margins_refuse_masks(name: str) -> None:
 @pytest.mark.parametrize("name", ["fgsm", "bim", "pgd", "mi_fgsm", "apgd"])
 def test_losses_are_those_of_the_task(name: str) -> None:
     attack, masks, labels = registry.function("attacks", ATTACKS[name]), pose_masks(3), pose(3)
-    found = []
+    found: list[Tensor] = []
     for loss in LOSSES:
         z = attack(masks, rng=draws(N), loss=loss)
         assert (masks.probe(z).harm > masks.probe(masks.x).harm).float().mean() > 0.5
@@ -207,9 +207,7 @@ def test_candidates_do_not_depend_on_batch_size(name: str, size: int) -> None:
     minimal = ATTACKS[name].rungs == "distance"
     eps = torch.inf if minimal else 0.012 * RADII[ATTACKS[name].norms[0]] / 0.2
     objective = None if labels else Damage(mask_card(3, channels=3))
-    problem = problem_of(
-        victim, x, y, eps=eps, norm=ATTACKS[name].norms[0], objective=objective
-    )
+    problem = problem_of(victim, x, y, eps=eps, norm=ATTACKS[name].norms[0], objective=objective)
     whole = attack(problem, rng=draws(64))
     rows = torch.arange(64)
     some = rows.split(size)[:16]  # sixteen batches say enough, and batches of one take long
