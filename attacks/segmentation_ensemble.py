@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from robustbench_med.objectives.pixels import LOSSES, on_pixels
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
@@ -53,8 +51,8 @@ def segmentation_ensemble(problem: Problem, *, rng: Draws, steps: int = 300) -> 
 
 def _shrinking(problem: Problem, rng: Draws, steps: int) -> Images:
     """Return the candidates of APGD whose ball shrinks to the problem's."""
-    eps = torch.as_tensor(problem.ball.eps)
-    z, spent = problem.ball.at(eps * _SLOTS[0][0]).sample(problem.x, rng), 0
+    eps, spent = problem.ball.eps, 0
+    z = problem.ball.at(eps * _SLOTS[0][0]).sample(problem.x, rng)
     for radius, tenths in _SLOTS:
         share = steps * tenths // 10 if radius > 1 else steps - spent
         if share == 0:

@@ -71,7 +71,9 @@ class Victim:
         if self.draws > 1:
             rest = [self._answer(normal) for _ in range(self.draws - 1)]
             logits = torch.stack([logits, *rest]).mean(0)
-        return Output(logits if self.offset is None else logits + self.offset.to(logits))
+        if self.offset is None:
+            return Output(logits)
+        return Output(logits + self.offset.to(logits).view(-1, *[1] * (logits.ndim - 2)))
 
     def _answer(self, normal: Images) -> Logits:
         logits: Tensor = self.module(normal).float()

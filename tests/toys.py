@@ -9,7 +9,7 @@ from scipy.linalg import hadamard
 from torch import Tensor, nn
 
 from robustbench_med.ball import Ball
-from robustbench_med.cards import Norm
+from robustbench_med.cards import DatasetCard, Norm
 from robustbench_med.objectives import Objective
 from robustbench_med.objectives.classification import Untargeted
 from robustbench_med.problem import Problem
@@ -17,12 +17,16 @@ from robustbench_med.rng import Draws
 from robustbench_med.victim import InputContract, Victim
 
 # parameters of attacks whose defaults take long, enough for toys
-LIGHT: dict[str, dict[str, int]] = {
+LIGHT: dict[str, dict[str, float]] = {
     "apgd": {"steps": 30},
     "apgd_targeted": {"steps": 20, "targets": 3},
     "square": {"queries": 100},
     "fab": {"steps": 12},
     "worst_case": {"steps": 10, "queries": 20, "targets": 2},
+    "segpgd": {"steps": 20},
+    "cospgd": {"steps": 20},
+    "segmentation_ensemble": {"steps": 20},
+    "dag": {"steps": 60, "gamma": 2.0},
 }
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
 
@@ -52,6 +56,32 @@ class Small(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.head(self.features(x).flatten(2).mean(2))
+        return found
+
+
+class Pointwise(nn.Module):
+    """Logits `w x + b` at every pixel: each pixel is a linear victim of its own."""
+
+    def __init__(self, w: Tensor, b: Tensor) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(w), nn.Parameter(b)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("kc,bc...->bk...", self.w, x) + self.b.view(-1, *[1] * (x.ndim - 2))
+
+
+class SmallMasks(nn.Module):
+    """A convolutional network that answers at every pixel, for any number of axes."""
+
+    def __init__(self, channels: int, outputs: int, axes: int = 2) -> None:
+        super().__init__()
+        conv = (nn.Conv2d, nn.Conv3d)[axes - 2]
+        self.layers = nn.Sequential(
+            conv(channels, 8, 3, padding=1), nn.SiLU(), conv(8, outputs, 3, padding=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layers(x)
         return found
 
 
@@ -135,3 +165,68 @@ def problem_of(
 
 def draws(n: int | Iterable[str], seed: int = 0) -> Draws:
     return Draws.of(seed, [f"s{i}" for i in range(n)] if isinstance(n, int) else n)
+
+
+# --- masks ---------------------------------------------------------------------------------------
+
+
+def mask_card(
+    k: int = 2,
+    *,
+    channels: int = 1,
+    size: tuple[int, ...] = (8, 8),
+    regions: dict[str, tuple[int, ...]] | None = None,
+) -> DatasetCard:
+    """Return the card of masks of `k` classes; class 0 is the background."""
+    return DatasetCard(
+        name="toy_masks",
+        title="Toy masks",
+        modality="toy",
+        task="segmentation",
+        classes=("background", *(f"organ_{i}" for i in range(1, k))),
+        regions=regions or {},
+        channels=channels,
+        size=size,
+    )
+
+
+def pixel_victim(k: int = 2, *, size: tuple[int, ...] = (8, 8), scale: float = 10.0) -> Victim:
+    """Return a victim of masks that sees each pixel alone.
+
+    One output or two: of one channel, foreground where it is above 0.5. More: of `k` channels, the
+    class of the brightest.
+    """
+    if k > 2:
+        return victim_of(Pointwise(scale * torch.eye(k), torch.zeros(k)), channels=k, size=size)
+    w, b = torch.tensor([[-scale], [scale]]), torch.tensor([scale / 2, -scale / 2])
+    return victim_of(Pointwise(w[-k:] * (3 - k), b[-k:] * (3 - k)), size=size)
+
+
+def pixel_distances(victim: Victim, x: Tensor) -> Tensor:
+    """Return the L-inf distance at which each pixel of a pixel victim takes each class, exactly.
+
+    `(b, k, *s)`; 0 for the class it is called.
+    """
+    module = victim.module
+    assert isinstance(module, Pointwise)
+    w = module.w.detach()
+    logits = victim(x).logits.detach()
+    if len(w) == 1:
+        w, logits = torch.cat([0 * w, w]), torch.cat([0 * logits, logits], 1)
+    called = logits.argmax(1)
+    gap = logits.gather(1, called[:, None]) - logits
+    away = (w[None] - w[:, None]).abs().sum(2)[called].movedim(-1, 1)
+    return torch.where(gap == 0, 0.0, gap / away.clamp_min(1e-9))
+
+
+def small_mask_victim(k: int, *, channels: int = 1, side: int = 8, axes: int = 2) -> Victim:
+    with torch.random.fork_rng():
+        torch.manual_seed(k)
+        module = SmallMasks(channels, k, axes)
+    return victim_of(module, channels=channels, size=(side,) * axes)
+
+
+def masks_called(victim: Victim, x: Tensor) -> Tensor:
+    """Return the masks a victim calls, `(b, *s)`."""
+    logits = victim(x).logits.detach()
+    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)

@@ -130,11 +130,11 @@ class Masks(ABC):
         Raises:
             SpecError: always.
         """
-        raise SpecError("expected an attack or loss that needs no margins of classes, for masks")
+        raise _no_margins()
 
     def spread(self, output: Output, *, towards: bool = False) -> Tensor:  # noqa: ARG002
         """Raise, as `margins`."""
-        return self.margins(output, output.logits)
+        raise _no_margins()
 
     def applies(self, y: Int[Tensor, "b *s"]) -> Bool[Tensor, " b"]:
         """Return the images with at least one pixel that counts."""
@@ -143,6 +143,10 @@ class Masks(ABC):
     def take(self, rows: Rows) -> Masks:  # noqa: ARG002 - the same for every sample
         """Return the objective of the given rows: itself."""
         return self
+
+
+def _no_margins() -> SpecError:
+    return SpecError("expected an attack or loss that needs no margins of classes, for masks")
 
 
 class Damage(Masks):

@@ -15,8 +15,10 @@ from attacks.pgd import bim, pgd
 from robustbench_med import registry
 from robustbench_med.ball import Ball
 from robustbench_med.cards import Task
-from robustbench_med.errors import SpecError
+from robustbench_med.errors import BenchError, SpecError
 from robustbench_med.objectives import make
+from robustbench_med.objectives.pixels import LOSSES
+from robustbench_med.objectives.segmentation import Damage
 from robustbench_med.problem import Problem
 from tests.toys import (
     LIGHT,
@@ -24,7 +26,11 @@ from tests.toys import (
     draws,
     generic_victim,
     grey_images,
+    mask_card,
+    masks_called,
+    pixel_victim,
     problem_of,
+    small_mask_victim,
     small_victim,
     victim_of,
 )
@@ -41,6 +47,26 @@ TASKS: dict[str, dict[str, Any]] = {
     "target": {"k": 3, "objective": "targeted(target=2)"},
     "volume": {"k": 2, "axes": 3},
 }
+MASKS: dict[str, dict[str, Any]] = {
+    "masks": {"k": 3},
+    "masks of one logit": {"k": 1},
+    "masks in colour": {"k": 2, "channels": 3},
+    "volume of masks": {"k": 3, "axes": 3},
+    "masks with an ignored ring": {"k": 3, "ring": True},
+    "empty mask": {"k": 2, "empty": True},
+    "absent class": {"k": 4, "absent": True},
+    "one mask": {"k": 3, "n": 1},
+    "no masks": {"k": 3, "n": 0},
+    "one region": {"k": 4, "objective": "region(name='second')"},
+    "another mask": {"k": 3, "objective": "targeted(mask='shrink', label=1, by=1)"},
+    "no mask left": {"k": 2, "objective": "targeted(mask='empty', label=1)"},
+}
+RUNS = [
+    (name, task)
+    for name, task in itertools.product(ATTACKS, TASKS)
+    if TASKS[task].get("task", "single_label") in ATTACKS[name].tasks
+]
+MASKED = [name for name in ATTACKS if "segmentation" in ATTACKS[name].tasks]
 N = 6
 
 
@@ -66,7 +92,91 @@ def pose(
     return Problem(x[rows], y[rows], Ball("linf", 0.2), made, victim)
 
 
-@pytest.mark.parametrize(("name", "task"), list(itertools.product(ATTACKS, TASKS)))
+def pose_masks(
+    k: int,
+    *,
+    channels: int = 1,
+    axes: int = 2,
+    ring: bool = False,
+    empty: bool = False,
+    absent: bool = False,
+    n: int = N,
+    objective: str = "untargeted",
+) -> Problem:
+    """Return images whose truth is what the victim calls them."""
+    victim = small_mask_victim(k, channels=channels, axes=axes)
+    x = torch.rand(n, channels, *(8,) * axes, generator=torch.Generator().manual_seed(0))
+    x[:, :, :2], x[:, :, -1] = 0, 1
+    logits = victim(x).logits.detach()
+    if k > 1:  # by the operating point: each class is called somewhere
+        offset = -logits.flatten(2).mean((0, 2)) if n else torch.zeros(k)
+        offset[-1] -= 100.0 * absent
+        victim = victim.at(offset)
+    if empty:  # every pixel is called background, and near the foreground
+        victim, x = pixel_victim(2), 0.4 + 0.05 * x
+    y = masks_called(victim, x)
+    if ring:
+        y[:, 0], y[:, -1], y[:, :, 0], y[:, :, -1] = -1, -1, -1, -1
+    classes, regions = max(k, 2), {"all": tuple(range(1, k)), "second": (2,)} if k == 4 else None
+    card = mask_card(classes, channels=channels, size=(8,) * axes, regions=regions)
+    made = make(objective, "segmentation", card=card)
+    rows = made.applies(y).nonzero()[:, 0]
+    return Problem(x[rows], y[rows], Ball("linf", 0.2), made, victim)
+
+
+@pytest.mark.parametrize(("name", "task"), list(itertools.product(MASKED, MASKS)))
+def test_attack_on_masks_runs_and_stays_inside(name: str, task: str) -> None:
+    attack = partial(registry.function("attacks", ATTACKS[name]), **LIGHT.get(name, {}))
+    for norm in ATTACKS[name].norms:
+        problem = pose_masks(**MASKS[task])
+        problem = replace(problem, ball=Ball(norm, RADII[norm]))
+        assert len(problem) == MASKS[task].get("n", N)
+        before = problem.probe(problem.x).harm
+        z = attack(problem, rng=draws(len(problem)))
+        assert z.shape == problem.x.shape
+        assert not z.requires_grad
+        assert (problem.ball.size(z, problem.x) <= RADII[norm] * (1 + 1e-5) + 1e-6).all()
+        assert ((z >= 0) & (z <= 1)).all()
+        after = problem.probe(z)
+        if len(z) and ATTACKS[name].threat == "white_box":
+            assert (after.done | (after.harm > before)).float().mean() > 0.5  # it climbs
+
+
+@pytest.mark.parametrize("name", [n for n in MASKED if ATTACKS[n].tasks == ("segmentation",)])
+def test_attacks_on_masks_refuse_labels(name: str) -> None:
+    with pytest.raises(SpecError, match="expected masks, got images with labels"):
+        registry.function("attacks", ATTACKS[name])(pose(3), rng=draws(N))
+
+
+@pytest.mark.parametrize("name", [n for n in ATTACKS if n not in MASKED])
+def test_attacks_by_margins_refuse_masks(name: str) -> None:
+    problem = pose_masks(3)
+    # one that climbs the harm finds no slope in it
+    with pytest.raises(BenchError, match="needs no margins of classes, for masks|differentiably"):
+        registry.function("attacks", ATTACKS[name])(problem, rng=draws(len(problem)))
+
+
+@pytest.mark.parametrize("name", ["fgsm", "bim", "pgd", "mi_fgsm", "apgd"])
+def test_losses_are_those_of_the_task(name: str) -> None:
+    attack, masks, labels = registry.function("attacks", ATTACKS[name]), pose_masks(3), pose(3)
+    found: list[Tensor] = []
+    for loss in LOSSES:
+        z = attack(masks, rng=draws(N), loss=loss)
+        assert (masks.probe(z).harm > masks.probe(masks.x).harm).float().mean() > 0.5
+        if name != "fgsm":  # one sign of two losses can be the same
+            assert not any(torch.equal(z, other) for other in found)
+        found.append(z)
+    for loss in ("margin", "dlr"):
+        assert attack(labels, rng=draws(N), loss=loss).shape == labels.x.shape
+        with pytest.raises(SpecError, match=f"for masks, got '{loss}'"):
+            attack(masks, rng=draws(N), loss=loss)
+    with pytest.raises(SpecError, match="expected masks, got images with labels"):
+        attack(labels, rng=draws(N), loss="dice")
+    with pytest.raises(SpecError, match="expected loss in cross_entropy, masked, .*, got 'ce'"):
+        attack(labels, rng=draws(N), loss="ce")
+
+
+@pytest.mark.parametrize(("name", "task"), RUNS)
 def test_attack_runs_and_stays_inside(name: str, task: str) -> None:
     attack = partial(registry.function("attacks", ATTACKS[name]), **LIGHT.get(name, {}))
     for norm in ATTACKS[name].norms:
@@ -90,12 +200,14 @@ def test_attack_runs_and_stays_inside(name: str, task: str) -> None:
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_candidates_do_not_depend_on_batch_size(name: str, size: int) -> None:
     attack = partial(registry.function("attacks", ATTACKS[name]), **LIGHT.get(name, {}))
-    victim = generic_victim(3)
-    x = grey_images(64)
+    labels = "single_label" in ATTACKS[name].tasks
+    victim = generic_victim(3) if labels else pixel_victim(3)
+    x = grey_images(64, channels=1 if labels else 3)
     y = victim(x).logits.argmax(1)
     minimal = ATTACKS[name].rungs == "distance"
     eps = torch.inf if minimal else 0.012 * RADII[ATTACKS[name].norms[0]] / 0.2
-    problem = problem_of(victim, x, y, eps=eps, norm=ATTACKS[name].norms[0])
+    objective = None if labels else Damage(mask_card(3, channels=3))
+    problem = problem_of(victim, x, y, eps=eps, norm=ATTACKS[name].norms[0], objective=objective)
     whole = attack(problem, rng=draws(64))
     rows = torch.arange(64)
     some = rows.split(size)[:16]  # sixteen batches say enough, and batches of one take long
