@@ -20,6 +20,7 @@ from .text import SCALE, number
 from .worst_case import lowest, means, score_table
 
 _LEAST = 2  # boards that are worth a comparison
+_WIDEST = 10  # letters of a label below a bar; the table beside it has all
 
 
 class Bar(NamedTuple):
@@ -124,7 +125,11 @@ def chart(bars: Bars, group: Group, prefix: str) -> str:
     score = bars.board.score
     full = SCALE[score.kind][0]
     own = stroke(colour(group.place))
-    with drawing(prefix, max(2.9, 0.55 * len(group.bars)), 2.1) as figure:
+    names = [
+        b.label if len(b.label) <= _WIDEST else f"{b.label[: _WIDEST - 1]}…" for b in group.bars
+    ]
+    each = max(0.5, 0.08 * max(map(len, names)))  # inches a bar, so that labels do not touch
+    with drawing(prefix, 0.3 + each * len(names), 2.1) as figure:
         axes = figure.add_axes((0.1, 0.2, 0.89, 0.76))
         for x, bar in enumerate(group.bars):
             e = bar.estimate
@@ -141,7 +146,7 @@ def chart(bars: Bars, group: Group, prefix: str) -> str:
             )
             axes.plot([x, x], [full * e.low, full * e.high], color=INK, linewidth=1.2)
         values = [number(bar.estimate.value, score.kind) for bar in group.bars]
-        labels = [f"{bar.label}\n{value}" for bar, value in zip(group.bars, values, strict=True)]
+        labels = [f"{name}\n{value}" for name, value in zip(names, values, strict=True)]
         axes.set_xticks(range(len(labels)), labels)
         axes.set_xlim(-0.55, len(labels) - 0.45)
         axes.set_ylim(0, 1.02 * full)

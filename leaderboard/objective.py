@@ -59,8 +59,9 @@ def _draw(parameters: Mapping[str, Any], card: DatasetCard) -> str:
     if mask in _CHANGES:
         steps = f" by {plain(str(by))} px" if by is not None and mask != "empty" else ""
         return _CHANGES[mask].format(organ=organ) + steps
+    drawn = called(mask) + (" shape" if known and mask == card.classes[label] else "")
     height = f", {100 * size:.3g} % of the image high" if isinstance(size, int | float) else ""
-    return f"draw a {called(mask)} in place of {organ}{height}"
+    return f"draw a {drawn} in place of {organ}{height}"
 
 
 def channel_words(channels: Mapping[str, float], card: DatasetCard) -> str:
