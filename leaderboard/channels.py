@@ -15,7 +15,7 @@ from robustbench_med.bench.record import Estimate, Stored
 from .board import Board, Row, RowKey
 from .figures import colour, drawn
 from .objective import channel_label
-from .svg import FAINT, INK, drawing, inline, plain_axes, stroke
+from .svg import INK, drawing, inline, plain_axes, stroke
 from .text import SCALE, number
 from .worst_case import lowest, means, score_table
 
@@ -72,7 +72,7 @@ def _bars(boards: list[Board]) -> Bars | None:
     attacks = tuple(c for c in boards[0].columns if all(c in b.columns for b in boards))
     # one channel after the other, then several, and at the end all of them
     ordered = [b for b in boards if b.channels] + [b for b in boards if not b.channels]
-    labels = tuple(channel_label(board.channels) for board in ordered)
+    labels = tuple(channel_label(board.channels, board.dataset) for board in ordered)
     place = {row.key: i for i, row in enumerate(drawn(boards[0]))}
     groups = [_group(key, ordered, labels, attacks, place[key]) for key in place]
     kept = tuple(group for group in groups if len(group.bars) > _LEAST)
@@ -133,7 +133,7 @@ def chart(bars: Bars, group: Group, prefix: str) -> str:
         axes = figure.add_axes((0.1, 0.2, 0.89, 0.76))
         for x, bar in enumerate(group.bars):
             e = bar.estimate
-            hue = FAINT if x == 0 else own
+            hue = INK if x == 0 else own
             last = x == len(group.bars) - 1
             axes.bar(
                 x,
@@ -142,7 +142,7 @@ def chart(bars: Bars, group: Group, prefix: str) -> str:
                 facecolor="none" if bar.doubted else hue,
                 edgecolor=hue,
                 linewidth=1.2 if bar.doubted else 0,
-                alpha=1 if x == 0 or last or bar.doubted else 0.6,
+                alpha=0.35 if x == 0 else 1 if last or bar.doubted else 0.6,
             )
             axes.plot([x, x], [full * e.low, full * e.high], color=INK, linewidth=1.2)
         values = [number(bar.estimate.value, score.kind) for bar in group.bars]

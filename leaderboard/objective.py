@@ -82,8 +82,11 @@ def channel_words(channels: Mapping[str, float], card: DatasetCard) -> str:
     return ("every channel" if every else f"only {listed}") + at
 
 
-def channel_label(channels: Mapping[str, float]) -> str:
+def channel_label(channels: Mapping[str, float], card: DatasetCard) -> str:
     """Return the channels that may change as a short label: "T1ce", "T1 + T2", "T1 ×0.5"."""
+    shares = set(channels.values())
+    if set(channels) == set(card.channel_names) and len(shares) == 1 and shares != {1.0}:
+        return f"all ×{shares.pop():g}"
     each = (plain(n) + ("" if share == 1 else f" ×{share:g}") for n, share in channels.items())
     return " + ".join(each) or "all"
 

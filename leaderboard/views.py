@@ -48,7 +48,7 @@ def _named(made: list[Board]) -> list[tuple[str, Board]]:
     for board in made:
         parts = [board.dataset.name, board.norm, board.threat, board.objective]
         parts += [board.budget] if board.budget != "absolute" else []
-        parts += [channel_label(board.channels)] if board.channels else []
+        parts += [channel_label(board.channels, board.dataset)] if board.channels else []
         stem = re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
         ident = next(c for c in (stem, *(f"{stem}-{i}" for i in range(2, 9999))) if c not in taken)
         taken.add(ident)
