@@ -15,11 +15,12 @@ from robustbench_med.bench.record import Estimate, Stored
 from .board import Board, Row, RowKey
 from .figures import colour, drawn
 from .objective import channel_label
-from .svg import FAINT, INK, drawing, inline, plain_axes, stroke
+from .svg import INK, drawing, inline, plain_axes, stroke
 from .text import SCALE, number
 from .worst_case import lowest, means, score_table
 
 _LEAST = 2  # boards that are worth a comparison
+_WIDEST = 10  # letters of a label below a bar; the table beside it has all
 
 
 class Bar(NamedTuple):
@@ -71,7 +72,7 @@ def _bars(boards: list[Board]) -> Bars | None:
     attacks = tuple(c for c in boards[0].columns if all(c in b.columns for b in boards))
     # one channel after the other, then several, and at the end all of them
     ordered = [b for b in boards if b.channels] + [b for b in boards if not b.channels]
-    labels = tuple(channel_label(board.channels) for board in ordered)
+    labels = tuple(channel_label(board.channels, board.dataset) for board in ordered)
     place = {row.key: i for i, row in enumerate(drawn(boards[0]))}
     groups = [_group(key, ordered, labels, attacks, place[key]) for key in place]
     kept = tuple(group for group in groups if len(group.bars) > _LEAST)
@@ -124,11 +125,15 @@ def chart(bars: Bars, group: Group, prefix: str) -> str:
     score = bars.board.score
     full = SCALE[score.kind][0]
     own = stroke(colour(group.place))
-    with drawing(prefix, max(2.9, 0.55 * len(group.bars)), 2.1) as figure:
+    names = [
+        b.label if len(b.label) <= _WIDEST else f"{b.label[: _WIDEST - 1]}…" for b in group.bars
+    ]
+    each = max(0.5, 0.08 * max(map(len, names)))  # inches a bar, so that labels do not touch
+    with drawing(prefix, 0.3 + each * len(names), 2.1) as figure:
         axes = figure.add_axes((0.1, 0.2, 0.89, 0.76))
         for x, bar in enumerate(group.bars):
             e = bar.estimate
-            hue = FAINT if x == 0 else own
+            hue = INK if x == 0 else own
             last = x == len(group.bars) - 1
             axes.bar(
                 x,
@@ -137,11 +142,11 @@ def chart(bars: Bars, group: Group, prefix: str) -> str:
                 facecolor="none" if bar.doubted else hue,
                 edgecolor=hue,
                 linewidth=1.2 if bar.doubted else 0,
-                alpha=1 if x == 0 or last or bar.doubted else 0.6,
+                alpha=0.35 if x == 0 else 1 if last or bar.doubted else 0.6,
             )
             axes.plot([x, x], [full * e.low, full * e.high], color=INK, linewidth=1.2)
         values = [number(bar.estimate.value, score.kind) for bar in group.bars]
-        labels = [f"{bar.label}\n{value}" for bar, value in zip(group.bars, values, strict=True)]
+        labels = [f"{name}\n{value}" for name, value in zip(names, values, strict=True)]
         axes.set_xticks(range(len(labels)), labels)
         axes.set_xlim(-0.55, len(labels) - 0.45)
         axes.set_ylim(0, 1.02 * full)

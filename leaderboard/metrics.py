@@ -9,6 +9,7 @@ from robustbench_med.cards import DatasetCard
 from robustbench_med.metrics.segmentation import units
 
 from .objective import called
+from .score import score_of
 from .text import plain
 
 _ATTACK = {
@@ -91,8 +92,9 @@ def metric_notes(record: Record) -> str:
     if card.task != "segmentation":
         return ""
     three = len(card.size) == 3
-    success = "a Dice below 0.5 where the clean image has more"
-    if "target_dice" in record.rungs[0].metrics:
+    score = score_of(card, record.case.objective)
+    success = f"a {score.name} below 0.5 where the clean image has more"
+    if score.attacked:
         success = "a target Dice above 0.75"
     return " ".join(
         [

@@ -59,8 +59,9 @@ def _draw(parameters: Mapping[str, Any], card: DatasetCard) -> str:
     if mask in _CHANGES:
         steps = f" by {plain(str(by))} px" if by is not None and mask != "empty" else ""
         return _CHANGES[mask].format(organ=organ) + steps
+    drawn = called(mask) + (" shape" if known and mask == card.classes[label] else "")
     height = f", {100 * size:.3g} % of the image high" if isinstance(size, int | float) else ""
-    return f"draw a {called(mask)} in place of {organ}{height}"
+    return f"draw a {drawn} in place of {organ}{height}"
 
 
 def channel_words(channels: Mapping[str, float], card: DatasetCard) -> str:
@@ -81,8 +82,11 @@ def channel_words(channels: Mapping[str, float], card: DatasetCard) -> str:
     return ("every channel" if every else f"only {listed}") + at
 
 
-def channel_label(channels: Mapping[str, float]) -> str:
+def channel_label(channels: Mapping[str, float], card: DatasetCard) -> str:
     """Return the channels that may change as a short label: "T1ce", "T1 + T2", "T1 ×0.5"."""
+    shares = set(channels.values())
+    if set(channels) == set(card.channel_names) and len(shares) == 1 and shares != {1.0}:
+        return f"all ×{shares.pop():g}"
     each = (plain(n) + ("" if share == 1 else f" ×{share:g}") for n, share in channels.items())
     return " + ".join(each) or "all"
 

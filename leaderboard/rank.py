@@ -49,6 +49,7 @@ def boards(records: list[Stored]) -> list[Board]:
             b.norm != "linf",
             b.norm,
             b.budget,
+            b.objective != "untargeted",
             b.objective,
             b.ladder,
             channel_order(b),

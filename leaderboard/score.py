@@ -104,7 +104,7 @@ def _region(card: DatasetCard, name: str) -> Score:
         key=f"{title}, from 0 to 1, mean over images",
         short=title,
         axis=f"worst-case {title}",
-        sound=f"draws {the(called(name))} of with a Dice of at least 0.5",
+        sound=f"draws with a {title} of at least 0.5",
         right=f"with a {title} of at least 0.5",
         values=values,
     )

@@ -16,6 +16,7 @@ from robustbench_med.stats import UNDEFINED
 
 from .board import Board, Row
 from .frame import guard, long_frame
+from .objective import channel_words, objective_words
 from .text import DASH, THREATS, number, plain, radii, short
 from .transfer import Cell, Matrix, matrices
 
@@ -124,10 +125,11 @@ def _terminal(board: Board, width: int) -> Table:
     ]
     if board.control:
         lines.append(CONTROL)
+    own = objective_words(board.objective, board.dataset) if board.objective != "untargeted" else ""
+    told = filter(None, [THREATS[board.threat], own, channel_words(board.channels, board.dataset)])
     table = Table(
         title=Text(
-            f"{plain(board.dataset.heading)} at ε = {board.at}, {THREATS[board.threat]}",
-            style="bold",
+            f"{plain(board.dataset.heading)} at ε = {board.at}, {', '.join(told)}", style="bold"
         ),
         caption=Text("\n".join(lines)),
         title_justify="left",

@@ -15,7 +15,7 @@ from .figures import curves, drawn
 from .gallery import PAGE_BYTES, gallery, regions_shown, shown
 from .metrics import shape_words, spacing_words
 from .objective import called, channel_label
-from .score import NOTHING
+from .score import NOTHING, Score
 from .table import facts, patients
 from .transfer import matrices
 from .words import commit_words
@@ -48,7 +48,7 @@ def _named(made: list[Board]) -> list[tuple[str, Board]]:
     for board in made:
         parts = [board.dataset.name, board.norm, board.threat, board.objective]
         parts += [board.budget] if board.budget != "absolute" else []
-        parts += [channel_label(board.channels)] if board.channels else []
+        parts += [channel_label(board.channels, board.dataset)] if board.channels else []
         stem = re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
         ident = next(c for c in (stem, *(f"{stem}-{i}" for i in range(2, 9999))) if c not in taken)
         taken.add(ident)
@@ -107,20 +107,28 @@ def _facts(board: Board) -> list[tuple[str, str]]:
     ]
 
 
+def _leading(scores: list[Score]) -> list[Score]:
+    """Return the scores that the head of the page explains, shares first.
+
+    Those of an aim of its own are explained by their boards, unless the page has no other.
+    """
+    general = [score for score in scores if not score.attacked] or scores or [NOTHING]
+    found: dict[str, Score] = {}
+    for score in sorted(general, key=lambda score: score.kind):
+        found.setdefault(score.counted, score)
+    return list(found.values())
+
+
 def origin(made: list[Board]) -> dict[str, Any]:
     """Return where the records of the page come from."""
     rows: list[Row] = [row for board in made for row in board.rows]
     records = [run.record for row in rows for run in row.runs.values()]
     sources = [record.provenance for record in records]
-    scores = [board.score for board in made] or [NOTHING]
-
-    def each(words: list[str]) -> str:
-        return ", or ".join(dict.fromkeys(words))
-
+    scores = _leading([board.score for board in made])
     return {
-        "counted": each([score.counted for score in scores]),
-        "least": each([score.least for score in scores]),
-        "names": " or ".join(dict.fromkeys(score.name for score in scores)),
+        "counted": ", or ".join(score.counted for score in scores),
+        "least": ", or ".join(score.least for score in scores),
+        "names": " or ".join(score.name for score in scores),
         "scope": ", ".join(
             f"{count} {word}{'' if count == 1 else 's'}"
             for word, count in {

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from robustbench_med.bench.record import Provenance, Record
 
+from .objective import channel_words
 from .text import NORMS, interval, number, plain, radii, radius, unit
 
 _KNOWS = {
@@ -42,8 +43,10 @@ def attacker_words(record: Record, titles: Mapping[str, str]) -> str:
 
 
 def budget_words(record: Record) -> str:
-    """Return what the radii are counted in."""
+    """Return what the radii are counted in, and which channels may change."""
     case = record.case
+    touched = channel_words(case.channels, record.dataset_card)
+    end = f"; {touched}" if touched else ""
     norm = NORMS.get(case.norm, case.norm)
     if case.budget == "mean_norm":
         images = ", ".join(radius(eps, case.norm) for eps in record.radii)
@@ -51,10 +54,11 @@ def budget_words(record: Record) -> str:
             f"radii are ratios of the mean {norm} norm of a training image: "
             f"{radii(case.ladder, case.norm, case.budget)}"
             + (f", in image units {images}" if images else "")
+            + end
         )
     counted = {"linf": "grey levels of 255", "l0": "numbers of values (pixels times channels)"}
     what = counted.get(case.norm, "image units, where a value lies in [0, 1]")
-    return f"radii are {norm} distances in {what}: {radii(case.ladder, case.norm)}"
+    return f"radii are {norm} distances in {what}: {radii(case.ladder, case.norm)}{end}"
 
 
 def distance_words(record: Record) -> str:

@@ -67,9 +67,8 @@ def _table(stored: Stored, values: NDArray[Any], *, attacked: bool) -> pd.DataFr
 def lowest(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """Return the worst of each image over all `tables`: a row an image, a column a rung.
 
-    Of the images common to all. The lowest value at that rung under every attack, and never above
-    that of the clean image: of truth values, whether it stands against all of them and was right
-    when clean.
+    Of the images common to all: the lowest value at that rung under every attack, never above that
+    of the clean image. Of truth values: whether it stands against all and was right when clean.
 
     Args:
         tables: one table an attack.

@@ -36,6 +36,7 @@ from .planted import (
     rungs_of,
     samples_table,
 )
+from .planted_masks import mask_field
 
 
 @pytest.fixture(scope="session")
@@ -182,3 +183,16 @@ def suite(make_stored: Callable[..., Stored], tmp_path_factory: pytest.TempPathF
     """Return the page of every threat model."""
     folder = tmp_path_factory.mktemp("suite") / "quick"
     return leaderboard.publish(field(make_stored), folder, title="Robustness bench")
+
+
+@pytest.fixture(scope="session")
+def masks(make_stored: Callable[..., Stored]) -> list[Stored]:
+    """Return three segmenters of three datasets, and the classifiers of every threat model."""
+    return [*mask_field(make_stored), *field(make_stored)]
+
+
+@pytest.fixture(scope="session")
+def mask_suite(masks: list[Stored], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the page of segmenters and of classifiers under every threat model."""
+    folder = tmp_path_factory.mktemp("masks") / "quick"
+    return leaderboard.publish(masks, folder, title="Robustness bench")

@@ -64,6 +64,7 @@ CARDS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
     "fgsm": ("FGSM", "white_box", "ascend", ()),
     "bim": ("BIM", "white_box", "descend", ("steps",)),
     "pgd": ("PGD-40", "white_box", "descend", ("steps",)),
+    "segpgd": ("SegPGD", "white_box", "descend", ("steps",)),
     "fmn": ("FMN", "white_box", "distance", ("steps",)),
     "uap": ("UAP", "white_box", "universal", ()),
     "square": ("Square", "query", "descend", ("queries",)),

@@ -30,10 +30,10 @@ def published(records: list[Stored], tmp_path_factory: pytest.TempPathFactory) -
     return leaderboard.publish(records, folder, title="Robustness bench")
 
 
-@pytest.fixture(scope="module", params=["plain", "every threat"])
-def page(request: pytest.FixtureRequest, published: Path, suite: Path) -> str:
-    path = published if request.param == "plain" else suite
-    return path.read_text(encoding="utf-8")
+@pytest.fixture(scope="module", params=["plain", "every threat", "masks"])
+def page(request: pytest.FixtureRequest, published: Path, suite: Path, mask_suite: Path) -> str:
+    pages = {"plain": published, "every threat": suite, "masks": mask_suite}
+    return pages[request.param].read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
