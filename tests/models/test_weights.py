@@ -17,6 +17,7 @@ from robustbench_med.errors import BenchError, ChecksumError, UnknownNameError, 
 from robustbench_med.models import weights
 from robustbench_med.models.build import build
 from robustbench_med.models.load import ZOO, describe, load_victim
+from robustbench_med.models.sliding import Sliding
 from robustbench_med.models.train import measure
 from robustbench_med.spec import parse
 from tests.bench.toys import card_of, save_timm
@@ -149,6 +150,26 @@ def test_a_shipped_card_and_its_weights(name: str) -> None:
     loaded.victim.check(x, data.outputs, masks=data.task == "segmentation")
     parameters = sum(p.numel() for p in loaded.victim.module.parameters())
     assert parameters == card.measured.parameters
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_no_recipe_swaps_left_and_right_where_they_are_classes(name: str) -> None:
+    card: ModelCard = CARDS[name]
+    classes = registry.load("datasets")[card.dataset].classes
+    if any(side in one for one in classes for side in ("left", "right")):
+        assert card.recipe is not None
+        assert not {"flip", "flips"} & set(card.recipe.augment)
+
+
+def test_the_zoo_has_a_victim_of_one_logit_and_one_under_a_window() -> None:
+    data = registry.load("datasets")["phantom_vessels"]
+    victim = load_victim("vessels_fcn", data).victim
+    assert victim(torch.rand(2, 3, 64, 64)).logits.shape == (2, 1, 64, 64)
+    sliding = load_victim("hippocampus_unet", registry.load("datasets")["hippocampus_3d"]).victim
+    assert isinstance(sliding.module, Sliding)
+    window = CARDS["hippocampus_unet"].window
+    assert window is not None
+    assert sliding.module.window == window
 
 
 def reproduces(name: str, data: Path | None) -> None:
