@@ -59,10 +59,16 @@ def pictures_of(case: Case, ready: Prepared, run: Run, most: int) -> Pictures:
 
 
 def _of_masks(case: Case, ready: Prepared, run: Run, most: int) -> Pictures:
-    """Return pictures of the images most harmed at the headline radius, with their masks."""
+    """Return pictures of the images most harmed at the headline radius, with their masks.
+
+    Those with a region come first: a false alarm on an empty mask costs all its Dice, and shows
+    little.
+    """
     rung = (len(run.radii) - 1) // 2
     lost = run.rungs["harm"][rung] - run.rest["harm"]
-    shown = [row for row in lost.argsort(descending=True, stable=True).tolist() if lost[row] > 0]
+    empty = ~(run.problem.y > 0).flatten(1).any(1)
+    ranked = (lost - 2 * empty.to(lost)).argsort(descending=True, stable=True)
+    shown = [row for row in ranked.tolist() if lost[row] > 0]
     examples: list[Example] = []
     files: dict[str, bytes] = {}
     for i, row in enumerate(shown[:most]):

@@ -132,14 +132,14 @@ def check(arrays: Arrays, card: DatasetCard, split: str) -> Arrays:
         if low < 0 or high > 1:
             raise DataError(f"{where}: expected float images in [0,1], got {low:g}..{high:g}")
     shape = {"multi_label": (n, k), "segmentation": (n, *card.size)}.get(card.task, (n,))
-    what = "masks" if card.task == "segmentation" else "labels"
+    what, stored = ("masks", " or 255") if card.task == "segmentation" else ("labels", "")
     if arrays.labels.shape != shape:
         raise DataError(f"{where}: expected {what} of shape {shape}, got {arrays.labels.shape}")
     top = 1 if card.task == "multi_label" else k - 1
     least, most = int(arrays.labels.min()), int(arrays.labels.max())
     if least < UNLABELLED or most > top:
         raise DataError(
-            f"{where}: expected {what} in 0..{top} (-1 = unlabelled), got {least}..{most}"
+            f"{where}: expected {what} in 0..{top} (-1 = unlabelled{stored}), got {least}..{most}"
         )
     if len(np.unique(arrays.ids)) != n:
         raise DataError(
