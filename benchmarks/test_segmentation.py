@@ -38,7 +38,7 @@ def card(classes: int, side: int) -> DatasetCard:
 @pytest.fixture
 def victim(request: pytest.FixtureRequest) -> Iterator[Victim]:
     """Return an untrained U-Net of 8 to 32 channels."""
-    from monai.networks.nets import BasicUNet
+    from monai.networks.nets.basic_unet import BasicUNet
 
     classes, side = request.param
     torch.manual_seed(0)

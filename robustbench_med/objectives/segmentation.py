@@ -6,6 +6,7 @@ Pixels labelled -1 (outside a field of view, or 255 in a file) are neither climb
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -198,10 +199,14 @@ class OneRegion(Damage):
 
     def pixels(self, output: Output, y: Int[Tensor, "b *s"]) -> Pixels:
         """Return what each pixel says of two classes: outside and inside."""
-        logits, inside = two_sided(output.logits), self.inside.to(y.device)
-        pair = torch.stack([logits[:, side].amax(1) for side in (~inside, inside)], 1)
-        member = inside[y.clamp_min(0)].long()
-        called = inside[classes(logits)].long()  # on a tie, what the mask itself says
+        logits, inside = two_sided(output.logits), self.inside.long().to(y.device)
+        sides: tuple[list[Tensor], list[Tensor]] = [], []
+        for here, one in zip(self.inside.tolist(), logits.unbind(1), strict=True):
+            sides[here].append(one)
+        pair = torch.stack([reduce(torch.maximum, side) for side in sides], 1)
+        member = inside.index_select(0, y.flatten().clamp_min(0)).view(y.shape)
+        # on a tie, what the mask itself says
+        called = inside.index_select(0, classes(logits).flatten()).view(y.shape)
         only = torch.tensor([[False, True]])
         return self._pixels(pair, y, member, only, away=True, called=called)
 
