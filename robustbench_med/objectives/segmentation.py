@@ -6,6 +6,7 @@ Pixels labelled -1 (outside a field of view, or 255 in a file) are neither climb
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -47,25 +48,40 @@ class Pixels(NamedTuple):
     @property
     def cross_entropy(self) -> Float[Tensor, "b p"]:
         """The cross-entropy of the reference, by its log-odds: sure pixels have a gradient too."""
-        return functional.softplus(log_odds_against(self.logits, self.reference))
+        if self.logits.shape[1] > 2:
+            return functional.softplus(log_odds_against(self.logits, self.reference))
+        outside, inside = self.logits.unbind(1)  # the same of two, without a scatter
+        return functional.softplus((inside - outside) * (1 - 2 * self.reference))
 
     def mean(self, each: Float[Tensor, "b p"]) -> PerSample:
         """Return the mean of `each` over the pixels that count; 0 where none does."""
-        total = each.masked_fill(~self.counted, 0.0).sum(1)
-        return total / self.counted.sum(1).clamp_min(1)
+        return (each * self.counted).sum(1) / self.counted.sum(1).clamp_min(1)
 
     def gain(self, each: Float[Tensor, "b p"]) -> PerSample:
         """Return what the attacker climbs: the mean of a loss that pushes away, or minus it."""
         return self.mean(each) if self.away else -self.mean(each)
 
 
+def classes(logits: Float[Tensor, "b k *s"]) -> Int[Tensor, "b *s"]:
+    """Return the class of the largest logit; the first on a tie.
+
+    Class by class: `argmax` over an axis that is not the last takes as long as a small network.
+    """
+    logits = logits.detach()
+    largest, found = logits[:, 0], torch.zeros_like(logits[:, 0], dtype=torch.long)
+    for k in range(1, logits.shape[1]):
+        found = torch.maximum(found, (logits[:, k] > largest) * k)
+        largest = torch.maximum(largest, logits[:, k])
+    return found
+
+
 def confusion(here: Pixels) -> Float[Tensor, "b k k"]:
     """Return how many counted pixels of each reference class are called each class."""
     b, k, _ = here.logits.shape
-    cell = torch.where(here.counted, here.reference * k + here.called, k * k)  # last: not counted
-    cell = cell + torch.arange(b, device=cell.device)[:, None] * (k * k + 1)
-    count = torch.bincount(cell.flatten(), minlength=b * (k * k + 1)).view(b, k * k + 1)
-    return count[:, :-1].reshape(b, k, k).to(here.logits.dtype)
+    cell = here.reference * k + here.called + ~here.counted * k * k  # the latter to be dropped
+    cell = cell + torch.arange(b, device=cell.device)[:, None] * 2 * k * k
+    count = torch.bincount(cell.flatten(), minlength=b * 2 * k * k)
+    return count.view(b, 2, k, k)[:, 0].to(here.logits.dtype)
 
 
 def dice(table: Float[Tensor, "b k k"], regions: Bool[Tensor, "r k"]) -> Float[Tensor, "b r"]:
@@ -120,7 +136,7 @@ class Masks(ABC):
     ) -> Pixels:
         flat, counted = logits.flatten(2), (y >= 0).flatten(1)
         reference = reference.flatten(1).clamp_min(0)
-        called = flat.detach().argmax(1) if called is None else called.flatten(1)
+        called = classes(flat) if called is None else called.flatten(1)
         reached = ((called != reference) if away else (called == reference)) & counted
         return Pixels(flat, reference, counted, called, reached, away, regions.to(flat.device))
 
@@ -183,10 +199,14 @@ class OneRegion(Damage):
 
     def pixels(self, output: Output, y: Int[Tensor, "b *s"]) -> Pixels:
         """Return what each pixel says of two classes: outside and inside."""
-        logits, inside = two_sided(output.logits), self.inside.to(y.device)
-        pair = torch.stack([logits[:, side].amax(1) for side in (~inside, inside)], 1)
-        member = inside[y.clamp_min(0)].long()
-        called = inside[logits.detach().argmax(1)].long()  # on a tie, what the mask itself says
+        logits, inside = two_sided(output.logits), self.inside.long().to(y.device)
+        sides: tuple[list[Tensor], list[Tensor]] = [], []
+        for here, one in zip(self.inside.tolist(), logits.unbind(1), strict=True):
+            sides[here].append(one)
+        pair = torch.stack([reduce(torch.maximum, side) for side in sides], 1)
+        member = inside.index_select(0, y.flatten().clamp_min(0)).view(y.shape)
+        # on a tie, what the mask itself says
+        called = inside.index_select(0, classes(logits).flatten()).view(y.shape)
         only = torch.tensor([[False, True]])
         return self._pixels(pair, y, member, only, away=True, called=called)
 

@@ -19,7 +19,7 @@ from robustbench_med.errors import SpecError
 from robustbench_med.objectives.classification import Targeted
 from robustbench_med.problem import Problem
 from robustbench_med.universal import Additive, Universal
-from tests.attacks.test_tasks import TASKS, pose
+from tests.attacks.test_tasks import TASKS, pose, pose_masks
 from tests.toys import draws, generic_victim, grey_images, linear_victim, problem_of
 
 FITTED: dict[str, Any] = {"uap": uap, "uap_gradient": uap_gradient}
@@ -184,3 +184,31 @@ def test_fools_no_fewer_held_out_images_than_art() -> None:
     theirs = Additive(torch.from_numpy(peer.noise[0]).float())
     ours = uap(problem_of(victim, x, y, eps=0.02), rng=draws(40))
     assert share_done(ours, held_out) >= share_done(theirs, held_out)
+
+
+@pytest.mark.parametrize("name", ["uap_gradient", "patch"])
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"k": 3},
+        {"k": 1},
+        {"k": 3, "ring": True},
+        {"k": 3, "axes": 3},
+        {"k": 3, "objective": "targeted(mask='shrink', label=1, by=1)"},
+    ],
+)
+def test_masks(name: str, task: dict[str, Any]) -> None:
+    card = registry.load("attacks")[name]
+    assert "segmentation" in card.tasks
+    problem = replace(pose_masks(**task), ball=Ball(*(("l0", 27.0), ("linf", 0.2))[name[0] == "u"]))
+    fit = registry.function("attacks", card)
+    fitted = fit(problem, rng=draws(len(problem)), epochs=5)
+    z = fitted.apply(problem.x, problem.ball, draws(len(problem)))
+    assert ((z >= 0) & (z <= 1)).all()
+    verdict = problem.probe(z)
+    assert (verdict.loss > problem.probe(problem.x).loss).float().mean() > 0.5  # it climbs
+    if name == "uap_gradient":
+        other = fit(problem, rng=draws(len(problem)), epochs=5, loss="masked")
+        assert not torch.equal(other.pattern, fitted.pattern)
+        with pytest.raises(SpecError, match="for masks, got 'margin'"):
+            fit(problem, rng=draws(len(problem)), loss="margin")
