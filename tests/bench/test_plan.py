@@ -263,7 +263,7 @@ def test_ladders_that_are_wrong(ladder: tuple[float, ...], message: str) -> None
     [
         ({"attacks": ["pgdd"]}, UnknownNameError, "did you mean 'pgd'"),
         ({"attacks": ["pgd(stepz=3)"]}, SpecError, r"pgd: .* parameter \(steps, .*'stepz'"),
-        ({"attacks": ["fgsm(steps=3)"]}, SpecError, r"\(none\), got 'steps'"),
+        ({"attacks": ["fgsm(steps=3)"]}, SpecError, r"\(loss\), got 'steps'"),
         ({"attacks": ["pgd(steps='a')"]}, SpecError, "expected steps to be of type int, got 'a'"),
         ({"attacks": ["pgd(steps=2.5)"]}, SpecError, "of type int, got 2.5"),
         ({"attacks": ["pgd(reach=True)"]}, SpecError, "of type float, got True"),
