@@ -82,7 +82,7 @@ def uap(
             step = _minimal(problem.take(rows), v, margins[rows], ways)
             v = ball.bound(v + (1 + overshoot) * step.sum(0, keepdim=True))
     if len(problem):  # the steps seldom fill the ball: what lies on its surface may fool more
-        full = ball.eps * ball.steepest(best)
+        full = ball.full(best)
         done = problem.objective(problem.outputs(_added(problem, full)), problem.y).done
         if float(done.float().mean()) > most:
             best = full
@@ -139,7 +139,7 @@ def uap_gradient(
         return visited.ball.mask(_inward(g, z)), verdict
 
     def step(v: Pattern, g: Pattern, share: float) -> Pattern:
-        return ball.bound(v[None] + ball.eps * reach * share * ball.steepest(g[None]))[0]
+        return ball.bound(v[None] + reach * share * ball.full(g[None]))[0]
 
     start = problem.x.new_zeros(problem.x.shape[1:])
     return Additive(climb(problem, start, pull, step, rng, Pace(epochs, batch, momentum, clip)))

@@ -73,7 +73,11 @@ class Ball:
         """Return `z` moved by `share` times eps along the steepest direction of `g`, inside."""
         if isinstance(share, Tensor):
             share = _per_sample(share, x)
-        return self.project(z + self._radius(x) * share * self.steepest(g), x)
+        return self.project(z + share * self.full(g), x)
+
+    def full(self, g: Images) -> Images:
+        """Return the perturbation of norm eps along the steepest direction of `g`."""
+        return self._radius(g) * self.steepest(g)
 
     def sample(self, x: Images, rng: Draws) -> Images:
         """Return images drawn uniformly from the ball around `x`, then clipped to [0,1].

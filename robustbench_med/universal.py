@@ -81,8 +81,10 @@ class Additive:
             known = ", ".join(sorted(_DIRECTIONS))
             raise SpecError(f"expected a norm with a random control ({known}), got {ball.norm}")
         drawn = _DIRECTIONS[ball.norm](rng.fork("control"), tuple(self.pattern.shape))
-        unit = shared(ball).at(1.0).steepest(drawn.to(self.pattern))
-        return Additive(unit[0] * ball.size(self.pattern[None], torch.zeros_like(unit)))
+        own = shared(ball)
+        pattern = own.mask(self.pattern[None])
+        size = own.size(pattern, torch.zeros_like(pattern))
+        return Additive(own.at(size).full(drawn.to(pattern))[0])
 
 
 _DIRECTIONS: dict[str, Callable[[Draws, tuple[int, ...]], Tensor]] = {

@@ -34,6 +34,7 @@ FIELDS: dict[str, Any] = {
     "parameters": {"steps": 40, "reach": 2.5, "restarts": 1, "random_start": True},
     "objective": "untargeted",
     "guide": "float32",
+    "channels": {},
     "draws": 1,
     "threat": "white_box",
     "surrogate": None,
