@@ -43,6 +43,9 @@ class AttackCard(Card):
     effort: tuple[str, ...] = Field(
         default=(), description="parameters that buy strength: doubled to see whether it is enough"
     )
+    fixed_step: bool = Field(
+        default=False, description="whether its steps are of one length, whatever the radius"
+    )
     passes: str = Field(
         description="forward + backward passes an image costs at most: a sum of products"
     )

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from robustbench_med import registry
 from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import Audit
@@ -17,12 +18,13 @@ from robustbench_med.bench.score import TOLERANCE
 from robustbench_med.bench.walk import Run
 from robustbench_med.cards import AttackCard
 from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.segmentation import Damage
 from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws
-from robustbench_med.types import Images, Output, Rows, images_at_once
+from robustbench_med.types import Images, Output, Rows, Verdict, images_at_once
 
 SAMPLE = 12  # images that a check attacks again, at most
-MASKS = 6  # of masks, whose networks cost as many passes and each of them more
+MASKS = 4  # of masks, whose networks cost as many passes and each of them more
 NOTABLE = 0.05  # of Dice: less may be chance
 
 
@@ -33,6 +35,7 @@ class Watch:
         self._problem = problem
         self.climbed: list[Tensor] = []  # `(b,)` of each pass that is differentiated
         self.ever = torch.zeros(len(problem), dtype=torch.bool, device=problem.x.device)
+        self.worst = torch.full(self.ever.shape, -torch.inf, device=problem.x.device)  # harm
         self.arrived = self.ever  # whose returned candidate lies at the radius
 
     def __call__(self, z: Images) -> Output:
@@ -42,11 +45,13 @@ class Watch:
             here, seen = self._problem, Output(output.logits.detach())
             verdict = here.objective(seen, here.y)
             if z.requires_grad:
-                # a mask's loss rises without end, by pixels long wrong; its harm does not
-                masks = seen.logits.ndim > 2
-                self.climbed.append(verdict.harm if masks else verdict.loss)
+                # the loss of a spoiled mask rises without end, by pixels long wrong
+                endless = isinstance(here.objective, Damage)
+                self.climbed.append(verdict.harm if endless else verdict.loss)
             size = here.ball.size(z.detach(), here.x)
-            self.ever |= verdict.broken & (size <= here.ball.eps * (1 + 1e-5) + TOLERANCE)
+            inside = size <= here.ball.eps * (1 + 1e-5) + TOLERANCE
+            self.ever |= verdict.broken & inside
+            self.worst = torch.where(inside, self.worst.maximum(verdict.harm), self.worst)
         return output
 
 
@@ -117,10 +122,6 @@ class Evidence:
         """Whether harm has degrees: masks are spoiled more or less, labels right or wrong."""
         return self.planned.data.card.task == "segmentation"
 
-    def missed(self) -> Rows:
-        """Return a few of the images that stand at the headline radius."""
-        return self.some(~self.run.rungs["broken"][self.headline])
-
     def improvable(self) -> Rows:
         """Return a few of the images that more harm could be done to at the headline radius."""
         lost = "done" if self.graded else "broken"
@@ -133,22 +134,24 @@ class Evidence:
         return self.run.rungs["harm"][self.headline][rows] + NOTABLE
 
     @cached_property
-    def watched(self) -> tuple[Watch, Bool[Tensor, " b"]] | None:
+    def watched(self) -> tuple[Watch, Verdict] | None:
         """The attack run once more on images it missed, none of which may leave the batch.
 
-        What it saw, and on which of them it returned a success.
+        What it saw, and the verdict on what it returned.
         """
         if not self.iterative or not self.card.effort or self.card.rungs == "distance":
             return None
-        rows = self.missed()
+        rows = self.improvable()
         if len(rows) == 0:
             return None
         here = replace(self.problem.take(rows), chunk=len(rows), guide=None)
         watch = Watch(here)
         posed = replace(here, judge=watch, objective=Climb(here.objective, relentless=True))
-        z = self.run.attack(posed, self.rng.take(rows).fork("watched"))
+        attack = registry.function("attacks", self.card)  # not in shards: all rows are watched
+        draws = self.rng.take(rows).fork("watched")
+        z = attack(posed, rng=draws, **self.planned.case.parameters)
         watch.arrived = here.ball.size(z, here.x) >= 0.95 * torch.as_tensor(here.ball.eps)
-        return watch, here.probe(z).broken
+        return watch, here.probe(z)
 
 
 class Measured(NamedTuple):

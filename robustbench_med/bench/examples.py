@@ -69,16 +69,16 @@ def _of_masks(case: Case, ready: Prepared, run: Run, most: int) -> Pictures:
     empty = ~(run.problem.y > 0).flatten(1).any(1)
     ranked = (lost - 2 * empty.to(lost)).argsort(descending=True, stable=True)
     shown = [row for row in ranked.tolist() if lost[row] > 0]
+    shown = shown[:most]
+    rows = torch.tensor(shown, device=run.problem.x.device, dtype=torch.int64)
+    posed = replace(run.problem.take(rows), counter=Counter()).at(run.radii[rung])
+    with frozen(ready.victim.module), seeded(case.seed, case.id, "examples"):
+        z = run.attack(posed, at_rung(run.rng, run.radii[rung]).take(rows))
+        after = kept(posed.outputs(z).logits)
     examples: list[Example] = []
     files: dict[str, bytes] = {}
-    for i, row in enumerate(shown[:most]):
-        rows = torch.tensor([row], device=run.problem.x.device)
-        one = replace(run.problem.take(rows), counter=Counter()).at(run.radii[rung])
-        with frozen(ready.victim.module), seeded(case.seed, case.id, "examples", row):
-            z = run.attack(one, at_rung(run.rng, run.radii[rung]).take(rows))
-            after = kept(one.outputs(z).logits)
-        n = int(run.attacked.nonzero()[row, 0])
-        seen = overlay.Seen(one.x[0], z[0], one.y[0], ready.clean[n], after[0])
+    for i, n in enumerate(run.attacked.nonzero()[rows, 0].tolist()):
+        seen = overlay.Seen(posed.x[i], z[i], posed.y[i], ready.clean[n], after[i])
         shot = overlay.masks_of(case, ready.data.card, seen, f"example_{i}")
         example = Example(
             sample=str(ready.batch.ids[n]),
@@ -87,7 +87,7 @@ def _of_masks(case: Case, ready: Prepared, run: Run, most: int) -> Pictures:
             adversarial_prediction=f"Dice {shot.masks.dice_after:.2f}",
             eps=case.ladder[rung],
             masks=shot.masks,
-            **_three(seen.x[shot.view], z[0][shot.view], i, files),
+            **_three(seen.x[shot.view], seen.z[shot.view], i, files),
         )
         examples.append(example)
         files |= shot.files

@@ -96,11 +96,13 @@ def worst(
         rest: of the clean images: an attacker may leave an image as it is.
     """
     table, streams = Table(len(ladder), len(problem)), _streams(rng, ladder)
-    everyone, best = _every_row(problem), rest
+    # what was lost before the attack is not its doing
+    everyone, best = _every_row(problem), rest | {"broken": torch.zeros_like(rest["broken"])}
     for i, eps in enumerate(ladder):
         rows = everyone[~best["done"]]
         here = problem.at(eps).take(rows)
         columns = measure(here, attack(here, Draws(streams[i, rows])), depth)
+        columns["broken"] &= ~rest["broken"][rows]
         worse = columns["harm"] > best["harm"][rows]
         table.put(i, everyone, best)
         table.put(i, rows[worse], {name: value[worse] for name, value in columns.items()})

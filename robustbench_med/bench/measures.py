@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from robustbench_med.errors import SpecError
 
 QUERIES = 100  # of the black-box probe
 DRAWS = 10  # of the noise probe
+_FEW = 3  # masks below which the mean course of the harm is that of one image
 _JUST = 1.25  # radii that BIM's steps add up to; MI-FGSM's are 1
 
 
@@ -61,7 +63,7 @@ def noise(found: Evidence) -> Measured | None:
 
 def queries(found: Evidence) -> Measured | None:
     """Return how many missed images Square breaks."""
-    return _probe(found, "square", {"queries": QUERIES})
+    return _probe(found, "square", {"queries": QUERIES // 2 if found.graded else QUERIES})
 
 
 def _probe(found: Evidence, name: str, parameters: dict[str, Any]) -> Measured | None:
@@ -99,7 +101,7 @@ def shrinking(found: Evidence) -> Measured | None:
 
 def large_radius(found: Evidence) -> Measured | None:
     """Return the share of a few images that stand where almost any image lies in the ball."""
-    if not found.iterative:
+    if not found.iterative or found.card.fixed_step:
         return None
     everyone = torch.ones(
         len(found.run.problem), dtype=torch.bool, device=found.run.distance.device
@@ -109,6 +111,7 @@ def large_radius(found: Evidence) -> Measured | None:
         return _share(torch.isinf(found.run.distance[rows]))
     here = found.problem.take(rows)
     away = (here.x < 0.5).to(here.x)  # the farthest corner of the box; half way is enough
+    here = replace(here, ball=replace(here.ball, shares=None))  # whole radius for every channel
     here = here.at(Ball(found.planned.case.norm, 0.0).size(here.x + (away - here.x) * 0.75, here.x))
     z = found.run.attack(here, found.rng.take(rows).fork("large"))
     return _share(~here.probe(z).broken)
@@ -123,8 +126,11 @@ def silent(found: Evidence) -> Measured | None:
     # of a victim that answers at random, one lucky pass proves nothing
     if found.ready.randomized > 0 or found.watched is None:
         return None
-    watch, done = found.watched
-    return Measured(float((watch.ever & ~done).sum()), len(done))
+    watch, verdict = found.watched
+    kept_back = watch.ever & ~verdict.broken
+    if found.graded:
+        kept_back = watch.worst > verdict.harm + 1e-4
+    return Measured(float(kept_back.sum()), len(kept_back))
 
 
 def rising(found: Evidence) -> Measured | None:
@@ -145,7 +151,7 @@ def rising(found: Evidence) -> Measured | None:
     runs = int(given.get("restarts", 1)) * int(given.get("targets", 1))
     seen = found.watched[0].climbed
     losses = seen[: max(len(seen) // runs, 1)]
-    if len(losses) < 4:
+    if len(losses) < 4 or (found.graded and int(rows.sum()) < _FEW):
         return None
     best = torch.stack(losses).cummax(0).values[:, rows]
     last = len(best) - 1
@@ -160,7 +166,7 @@ def more_effort(found: Evidence) -> Measured | None:
     """Return how many images that stand break when every parameter of effort is doubled."""
     if not found.iterative or not found.card.effort:
         return None
-    rows = found.missed()
+    rows = found.improvable()
     given = found.planned.case.parameters
     doubled = {**given, **{name: given[name] * 2 for name in found.card.effort}}
     attack = sharded(registry.function("attacks", found.card), doubled)
@@ -171,7 +177,9 @@ def more_effort(found: Evidence) -> Measured | None:
     except SpecError:  # twice as much is more than the parameter allows
         return None
     near = here.ball.size(z, here.x) <= found.run.radii[found.headline]
-    return Measured(float((here.probe(z).broken & near).sum()), len(rows))
+    verdict = here.probe(z)
+    more = verdict.harm > found.to_beat(rows) if found.graded else verdict.broken
+    return Measured(float((more & near).sum()), len(rows))
 
 
 def below_control(found: Evidence) -> Measured | None:

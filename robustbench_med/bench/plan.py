@@ -169,6 +169,8 @@ def data_sha256(dataset: Dataset, grid: Grid) -> str:
     chosen_on_val = _operating_point(grid, card) == "youden"
     splits = {grid.split, "val"} if chosen_on_val else {grid.split}
     parts = [repr(contract)]
+    if card.channel_names:  # a case may name them
+        parts.append(repr(card.channel_names))
     if card.task == "segmentation":
         parts.append(repr((card.parts, card.spacing, card.tolerance)))
     for split in sorted(splits):

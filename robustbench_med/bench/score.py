@@ -44,23 +44,25 @@ def score(case: Case, ready: Prepared, run: Run) -> Scores:
         run: what was measured of those attacked.
     """
     attacked, clusters = run.attacked, ready.batch.patients
+    aimed = run.aimed
     weights = stats.resamples(len(ready.batch), clusters, seed=case.seed)
     tables, scored = [], []
     for i, eps in enumerate((0.0, *case.ladder)):
         columns = {name: value[i - 1] for name, value in run.rungs.items()} if i else None
-        told = tell(case, ready, _answers(ready, attacked, columns), attacked, weights)
-        table = _table(ready, attacked, columns, eps, told)
+        told = tell(case, ready, _answers(ready, attacked, columns), aimed, weights)
+        table = _table(ready, run, columns, eps, told)
         tables.append(table)
         scored.append(Rung(eps=eps, metrics=told.metrics | _of_attack(table, clusters, weights)))
     samples = pd.concat(tables, ignore_index=True)
     distance = _spread({"distance": run.distance}, "distance", attacked, np.nan)
+    distance = np.where(aimed.cpu().numpy(), distance, np.nan)
     samples["distance"] = np.tile(distance, len(tables))
     return Scores(
         samples,
         tuple(scored),
         _audit(case, ready, run),
         probability(ready.victim.offset, ready.data.card),
-        stats.median(distance[attacked.cpu().numpy()], weights[:, attacked.cpu().numpy()]),
+        stats.median(distance[aimed.cpu().numpy()], weights[:, aimed.cpu().numpy()]),
     )
 
 
@@ -74,20 +76,20 @@ def _answers(ready: Prepared, attacked: Bool[Tensor, " n"], columns: Columns | N
 
 def _table(
     ready: Prepared,
-    attacked: Bool[Tensor, " n"],
+    run: Run,
     columns: Columns | None,
     eps: float,
     told: Told,
 ) -> pd.DataFrame:
     """Return one row an image at one radius; the columns are documented at Stored."""
-    batch = ready.batch
+    batch, attacked = ready.batch, run.attacked
     return pd.DataFrame(
         {
             "sample": batch.ids,
             "patient": batch.patients if batch.patients is not None else [None] * len(batch),
             "eps": eps,
             **told.columns,
-            "attacked": attacked.cpu().numpy(),
+            "attacked": run.aimed.cpu().numpy(),
             "broken": _spread(columns, "broken", attacked, False),
             **{name: _spread(columns, name, attacked, np.nan) for name in _VISIBLE},
         }
@@ -146,7 +148,8 @@ def _audit(case: Case, ready: Prepared, run: Run) -> Audit:
     eps = rungs["size"].new_tensor(run.radii)[:, None]
     lowest, highest = rungs["lowest"], rungs["highest"]
     outside = (lowest < -TOLERANCE) | (highest > 1 + TOLERANCE)
-    over = (rungs["size"] > eps * (1 + 1e-5) + TOLERANCE) | outside
+    tolerance = TOLERANCE / min(case.channels.values(), default=1.0)  # sizes are in shares
+    over = (rungs["size"] > eps * (1 + 1e-5) + tolerance) | outside
     some = rungs["size"].shape[1] > 0
     undefined = float("nan")
     return Audit(
@@ -155,7 +158,7 @@ def _audit(case: Case, ready: Prepared, run: Run) -> Audit:
         lowest_pixel=float(lowest.min()) if some else undefined,
         highest_pixel=float(highest.max()) if some else undefined,
         over_budget=int(over.any(0).sum()),
-        tolerance=TOLERANCE,
+        tolerance=tolerance,
         bit_depth=ready.data.card.bit_depth,
         survives_rounding=stats.cluster_mean(survived.cpu().numpy().astype(float), owners),
     )

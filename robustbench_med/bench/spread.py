@@ -118,18 +118,22 @@ def _counts(made: Universal, whole: Problem, ready: Prepared, rng: Draws) -> _Co
     columns = measure(whole, made.apply(whole.x, whole.ball, rng), card.bit_depth)
     called, clean = (decide(found, card.task) for found in (columns["answer"], ready.clean))
     truth, masks = ready.batch.y.cpu().numpy(), card.task == "segmentation"
-    # as for the walk: labelled, and the goal not reached by the clean image
-    before = verdict_on(whole.objective, ready.clean, whole.y, len(card.classes)).done
+    # labelled, and the goal not reached by the clean image
+    before = verdict_on(whole.objective, ready.clean, whole.y, len(card.classes)).broken
     attacked = (whole.objective.applies(whole.y) & ~before).cpu().numpy()
 
-    def share(hit: NDArray[np.bool_], of: NDArray[np.bool_]) -> Estimate:
-        rows = hit.reshape(len(hit), -1)
-        each: NDArray[Any] = np.mean(rows, axis=1) if masks else np.any(rows, axis=1)
-        return stats.mean(each[of], None if owners is None else owners[of])
+    known = (truth >= 0).reshape(len(truth), -1)
 
-    everyone = np.ones(len(truth), dtype=np.bool_)
+    def each(hit: NDArray[np.bool_]) -> NDArray[Any]:
+        rows = hit.reshape(len(hit), -1)
+        found: NDArray[Any] = np.any(rows, axis=1)
+        if masks:
+            found = (rows & known).sum(axis=1) / known.sum(axis=1)
+        return found
+
+    success = columns["broken"].cpu().numpy()[attacked]
     return _Counts(
-        changed=share(called != clean, everyone),
-        wrong=share((called != truth) & (truth >= 0), everyone),
-        success=share(columns["broken"].cpu().numpy(), attacked),
+        changed=stats.mean(each(called != clean), owners),
+        wrong=stats.mean(each((called != truth) & (truth >= 0)), owners),
+        success=stats.mean(success, None if owners is None else owners[attacked]),
     )

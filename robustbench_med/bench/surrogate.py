@@ -72,15 +72,21 @@ class Surrogate:
 
 def crafted_alike(case: Case) -> tuple[object, ...]:
     """Return what two cases must have in common to share what was crafted on the surrogate."""
-    parameters = json.dumps(case.parameters, sort_keys=True)
-    attack = (case.attack, case.attack_version, parameters, case.norm, case.objective, case.budget)
     return (
         case.dataset,
         case.data_sha256,
         case.seed,
         case.surrogate,
         case.surrogate_sha256,
-    ) + attack
+        case.threat,
+        case.attack,
+        case.attack_version,
+        json.dumps(case.parameters, sort_keys=True),
+        case.norm,
+        json.dumps(case.channels, sort_keys=True),
+        case.objective,
+        case.budget,
+    )
 
 
 def load_surrogate(case: Case, data: DatasetCard, device: torch.device) -> Surrogate:

@@ -69,6 +69,17 @@ class Run(NamedTuple):
     fitted: Fitted | None = None
     minimal: bool = False
 
+    @property
+    def aimed(self) -> Bool[Tensor, " n"]:
+        """Which of the attacked images the clean image does not give the attacker for nothing.
+
+        Masks that are lost at rest are attacked all the same, for the worst case, but are no
+        success of the attack.
+        """
+        found = self.attacked.clone()
+        found[self.attacked] = ~self.rest["broken"]
+        return found
+
 
 def walk(planned: Planned, ready: Prepared) -> Run:
     """Attack every sample whose goal is not reached yet, at every radius of the ladder."""

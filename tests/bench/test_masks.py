@@ -22,10 +22,12 @@ from robustbench_med.bench.checks import checks_of
 from robustbench_med.bench.evidence import Evidence
 from robustbench_med.bench.examples import pictures_of
 from robustbench_med.bench.execute import execute
-from robustbench_med.bench.plan import Planned
+from robustbench_med.bench.plan import Planned, data_sha256
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import Flag
 from robustbench_med.bench.score import Scores, score
+from robustbench_med.bench.suite import Grid
+from robustbench_med.bench.surrogate import crafted_alike
 from robustbench_med.bench.walk import Run, walk
 from robustbench_med.cards import AttackCard
 from robustbench_med.errors import SpecError
@@ -348,3 +350,55 @@ def test_patients_widen_the_interval() -> None:
     narrow, wide = (scored(one)[1].rungs[1].metrics["dice"] for one in (alone, together))
     assert narrow.value == wide.value
     assert wide.high - wide.low > narrow.high - narrow.low > 0
+
+
+def test_a_mask_lost_at_rest_is_no_success_of_the_attack() -> None:
+    x = images()
+    y = (x[:, 0] > 0.5).long()
+    y[0] = 1 - y[0]  # Dice 0: nothing to attack
+    y[1, :, 3:] = 1 - y[1, :, 3:]  # below 1/2, not 0
+    run, scores = scored(ready_for(x, y))
+    assert run.attacked.tolist() == [False] + [True] * 5
+    assert run.aimed.tolist() == [False] * 2 + [True] * 4
+    rows = scores.samples[scores.samples["sample"] == "s001"]
+    assert not rows["attacked"].any()
+    assert not rows["broken"].any()
+    assert rows["distance"].isna().all()
+    assert rows["correct"].is_monotonic_decreasing
+    assert rows["correct"].iloc[-1] < rows["correct"].iloc[0] < 0.5
+    worst = least_dice(x, y, LADDER[1])[2:]
+    success = scores.rungs[2].metrics["attack_success"].value
+    assert success == pytest.approx(float((worst < 0.5).float().mean()))
+
+
+def test_a_universal_perturbation_is_not_counted_on_ignored_pixels() -> None:
+    x = images(12)
+    y = (x[:, 0] > 0.5).long()
+    y[:, :, 4:] = -1
+    ready = ready_for(x, y)
+    record = execute(
+        plan(ready, "uap_gradient", threat="universal", fit=12), lambda: ready, command=""
+    ).record
+    assert record.spread is not None
+    for rung, wrong in zip(record.rungs[1:], record.spread.rungs, strict=True):
+        right = rung.metrics["pixel_accuracy"].value
+        assert wrong.wrong.value == wrong.changed.value == pytest.approx(1 - right)
+
+
+def test_what_is_crafted_for_one_channel_is_not_used_for_another() -> None:
+    data = two_channels().data
+    one, other = (
+        plan(two_channels(), channels=channels).case for channels in ({"T1": 1.0}, {"FLAIR": 1.0})
+    )
+    assert crafted_alike(one) != crafted_alike(other)
+    swapped = replace(data, card=data.card.model_copy(update={"channel_names": ("FLAIR", "T1")}))
+    grid = Grid(datasets=("toy",), attacks=("pgd",), ladder=(0.1,))
+    assert data_sha256(data, grid) != data_sha256(swapped, grid)
+
+
+def test_a_small_share_of_the_radius_is_audited_in_its_own_rounding() -> None:
+    x = images(64, channels=2)
+    planned = plan(ready_for(x, channel_names=("T1", "FLAIR")), channels={"FLAIR": 0.01})
+    ready = ready_for(x, channel_names=("T1", "FLAIR"))
+    assert score(planned.case, ready, walk(planned, ready)).audit.over_budget == 0
+    assert flags_of(ready, channels={"FLAIR": 0.1}, ladder=(0.01, 0.02)) == []
