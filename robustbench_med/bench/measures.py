@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustbench_med import registry
 from robustbench_med.ball import Ball
-from robustbench_med.bench.evidence import Evidence, Measured
+from robustbench_med.bench.evidence import NOTABLE, Evidence, Measured
 from robustbench_med.bench.walk import sharded
 from robustbench_med.cards import AttackCard
 from robustbench_med.errors import SpecError
@@ -139,6 +139,7 @@ def rising(found: Evidence) -> Measured | None:
     1 = as fast as on average: nothing has converged; 0 = not at all. Of several restarts or
     targets, the first: all take as many passes, since nobody leaves. Steps that together just
     reach the radius, as BIM's and MI-FGSM's do, rise until they arrive: only who did not counts.
+    Of masks 0 where the last quarter cost no notable Dice: it falls by jumps.
     """
     if found.watched is None:
         return None
@@ -159,6 +160,8 @@ def rising(found: Evidence) -> Measured | None:
     total, late = (best[-1] - best[0]).sum(), (best[-1] - best[start]).sum()
     if float(total) <= 0:
         return None
+    if found.graded and float(late) < NOTABLE * best.shape[1]:
+        return Measured(0.0, best.shape[1])
     return Measured(float((late / (last - start)) / (total / last)), best.shape[1])
 
 
