@@ -23,13 +23,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from robustbench_med.datasets.dataset import (
-    IGNORED,
-    UNLABELLED,
-    Arrays,
-    SplitName,
-    mask_ids,
-)
+from robustbench_med.datasets.dataset import IGNORED, UNLABELLED, Arrays, SplitName, mask_ids
 from robustbench_med.errors import DataError
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -187,8 +181,7 @@ def axes_of(file: Npz, split: SplitName) -> tuple[tuple[int, ...], int]:
     The masks tell which axes are pixels; without masks, a fourth axis of at most 16 is channels.
 
     Raises:
-        DataError: as `image_header`, more channels than 16, or a masked volume whose last side is
-            that short that its masks must be colours or one-hot.
+        DataError: as `image_header`, more channels than 16, or masks that are colours or one-hot.
     """
     shape = image_header(file, split).shape[1:]
     key = f"{split}_masks"
@@ -234,11 +227,8 @@ def read_labels(file: Npz, split: SplitName) -> NDArray[np.int64]:
 def read_masks(file: Npz, split: SplitName) -> NDArray[np.int16]:
     """Return a split's masks `(n, *s)`: class ids, 255 or -1 = ignored, as outside the `*_fov`.
 
-    A last axis of one entry is dropped.
-
     Raises:
-        DataError: they are no integers, hold 255 and no class but 0, or a field of view of another
-            shape.
+        DataError: they are no integers, hold 0 and 255 alone, or a field of view of another shape.
     """
     key, fov = f"{split}_masks", f"{split}_fov"
     dtype, shape = file.header(key).dtype, _pixels(file, key)
