@@ -90,13 +90,16 @@ def _start(
     if ball.norm != "l0":
         raise SpecError(f"expected norm l0 (a number of values), got {ball.norm}")
     channels, *size = problem.x.shape[1:]
+    # what may not change costs nothing
+    allowed = channels if ball.channels is None else len(set(ball.channels))
     # rounding must not cost a pixel: the cube root of 125 is 4.99
-    pixels = min(float(ball.eps) / channels, math.prod(size))
+    pixels = min(float(ball.eps) / allowed, math.prod(size))
     side = math.floor(pixels ** (1 / len(size)) + 1e-9)
     side = min(side, *size)
     if side < 1:
         raise SpecError(
-            f"expected eps >= {channels} (one pixel of every channel), got {ball.eps:g}"
+            f"expected eps >= {allowed} (one pixel of every channel that may change), "
+            f"got {ball.eps:g}"
         )
     shape = (channels, *(side,) * len(size))
     first = rng.fork("start").take(torch.zeros(min(len(problem), 1), dtype=torch.long))

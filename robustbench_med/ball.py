@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -82,9 +83,13 @@ class Ball:
     def sample(self, x: Images, rng: Draws) -> Images:
         """Return images drawn uniformly from the ball around `x`, then clipped to [0,1].
 
-        L0: eps values, drawn uniformly, change by a uniform draw from [-1,1].
+        The ball is that of the values which may change. L0: eps of them, drawn uniformly, change by
+        a uniform draw from [-1,1].
         """
-        delta = _NORMS[self.norm].sample(rng, tuple(x.shape[1:]), self._radius(x))
+        allowed = None
+        if self.channels is not None or self.region is not None:
+            allowed = self.mask(torch.ones_like(x, dtype=torch.float32))
+        delta = _NORMS[self.norm].sample(rng, tuple(x.shape[1:]), self._radius(x), allowed)
         return (x + self.mask(delta.to(x.dtype))).clamp_(0, 1)
 
     def size(self, z: Images, x: Images) -> PerSample:
@@ -133,7 +138,7 @@ class Ball:
 class _Norm(NamedTuple):
     project: Callable[[Tensor, Tensor], Tensor]
     steepest: Callable[[Tensor], Tensor]
-    sample: Callable[[Draws, tuple[int, ...], Tensor], Tensor]
+    sample: Callable[[Draws, tuple[int, ...], Tensor, Tensor | None], Tensor]
     size: Callable[[Tensor], Tensor]
 
 
@@ -145,7 +150,7 @@ def _linf_project(delta: Tensor, eps: Tensor) -> Tensor:
     return torch.minimum(torch.maximum(delta, -eps), eps)
 
 
-def _linf_sample(rng: Draws, shape: tuple[int, ...], eps: Tensor) -> Tensor:
+def _linf_sample(rng: Draws, shape: tuple[int, ...], eps: Tensor, allowed: Tensor | None) -> Tensor:
     return (rng.uniform(*shape) * 2 - 1) * eps
 
 
@@ -160,10 +165,17 @@ def _l2_steepest(g: Tensor) -> Tensor:
     return g / _per_sample(g.flatten(1).norm(dim=1), g).clamp_min(_TINY)
 
 
-def _l2_sample(rng: Draws, shape: tuple[int, ...], eps: Tensor) -> Tensor:
+def _only(drawn: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor | int]:
+    """Return draws with 0 where no change is allowed, and how many others a sample has, >= 1."""
+    if allowed is None:
+        return drawn, max(math.prod(drawn.shape[1:]), 1)
+    return drawn * allowed, allowed.flatten(1).sum(1).clamp_min(1)
+
+
+def _l2_sample(rng: Draws, shape: tuple[int, ...], eps: Tensor, allowed: Tensor | None) -> Tensor:
     # a normal vector has a uniform direction; u^(1/d) makes the radius uniform in volume
-    direction = _l2_steepest(rng.fork("direction").normal(*shape))
-    d = direction[0].numel() if len(direction) else 1
+    normal, d = _only(rng.fork("direction").normal(*shape), allowed)
+    direction = _l2_steepest(normal)
     radius = _per_sample(rng.fork("radius").uniform(1)[:, 0] ** (1 / d), direction)
     return direction * radius * eps
 
@@ -188,13 +200,13 @@ def _l1_steepest(g: Tensor) -> Tensor:
     return torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign()).view_as(g)
 
 
-def _l1_sample(rng: Draws, shape: tuple[int, ...], eps: Tensor) -> Tensor:
+def _l1_sample(rng: Draws, shape: tuple[int, ...], eps: Tensor, allowed: Tensor | None) -> Tensor:
     # Laplace entries have a direction uniform on the L1 sphere; u^(1/d) as for L2
     u = rng.fork("direction").uniform(*shape).double() * 2 - 1
-    laplace = -u.sign() * torch.log1p(-u.abs())
+    laplace, d = _only(-u.sign() * torch.log1p(-u.abs()), allowed)
     flat = laplace.flatten(1)
     unit = (flat / flat.abs().sum(1, keepdim=True).clamp_min(_TINY)).view_as(laplace)
-    radius = rng.fork("radius").uniform(1)[:, 0].double() ** (1 / max(flat.shape[1], 1))
+    radius = rng.fork("radius").uniform(1)[:, 0].double() ** (1 / d)
     return (unit * _per_sample(radius, unit)).float() * eps
 
 
@@ -211,9 +223,10 @@ def _l0_project(delta: Tensor, eps: Tensor) -> Tensor:
     return (flat * _largest(flat.abs(), eps)).view_as(delta)
 
 
-def _l0_sample(rng: Draws, shape: tuple[int, ...], eps: Tensor) -> Tensor:
+def _l0_sample(rng: Draws, shape: tuple[int, ...], eps: Tensor, allowed: Tensor | None) -> Tensor:
     change = rng.fork("change").uniform(*shape) * 2 - 1
-    return change * _largest(rng.fork("place").uniform(*shape).flatten(1), eps).view_as(change)
+    place, _ = _only(rng.fork("place").uniform(*shape), allowed)  # 0 is the last place
+    return change * _largest(place.flatten(1), eps).view_as(change)
 
 
 _NORMS: dict[str, _Norm] = {

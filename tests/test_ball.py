@@ -64,6 +64,44 @@ def test_samples_fill_the_ball(norm: Norm, shape: tuple[int, ...]) -> None:
     assert torch.equal(ball.sample(x, draws(len(x))), ball.sample(x, draws(len(x))))
 
 
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+@pytest.mark.parametrize("where", ["channels", "region", "both"])
+def test_samples_fill_the_ball_of_the_values_that_may_change(norm: Norm, where: str) -> None:
+    x = torch.full((400, 4, 4, 6), 0.5)
+    region = torch.zeros(400, 1, 4, 6, dtype=torch.bool)
+    region[::2, :, 1:3, 1:4] = True  # 6 of 24 pixels of every other image, 1 of the rest
+    region[1::2, :, 0, 0] = True
+    channels = None if where == "region" else (2,)
+    ball = Ball(norm, 0.2, channels=channels, region=None if where == "channels" else region)
+    z = ball.sample(x, draws(400))
+    share = ball.size(z, x) / 0.2  # inf where what may not change did
+    assert (share <= 1 + 1e-4).all()
+    d = ball.mask(torch.ones_like(x)).flatten(1).sum(1)
+    # (|delta| / eps)^d is uniform in (0, 1), for each number d of values that may change
+    for count in d.unique():
+        uniform = (share[d == count] ** count).sort().values
+        steps = (torch.arange(len(uniform)) + 0.5) / len(uniform)
+        assert (uniform - steps).abs().max() < 1.63 / len(uniform) ** 0.5  # Kolmogorov, 1 %
+    assert not Ball(norm, 0.2, region=torch.zeros_like(region)).sample(x, draws(400)).ne(x).any()
+
+
+def test_l0_draws_eps_of_the_values_that_may_change() -> None:
+    x = torch.full((9, 4, 4, 6), 0.5)
+    for eps, changed in ((5.0, 5), (24.0, 24), (50.0, 24)):
+        ball = Ball("l0", eps, channels=(1,))
+        assert ball.size(ball.sample(x, draws(9)), x).tolist() == [changed] * 9
+
+
+@pytest.mark.parametrize(
+    ("norm", "total"),
+    [("linf", 61.733513), ("l2", 60.105743), ("l1", 60.01041), ("l0", 59.552765)],
+)
+def test_draws_where_all_may_change_stay_what_records_hold(norm: Norm, total: float) -> None:
+    x = torch.full((2, 3, 5, 4), 0.5)
+    z = Ball(norm, 3.0 if norm == "l0" else 0.2).sample(x, draws(2))
+    assert z.sum().item() == pytest.approx(total, abs=2e-5)
+
+
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2), ("l1", torch.inf)])
 def test_steepest_direction_reaches_the_dual_norm(norm: Norm, dual: float) -> None:
     g = torch.randn(5, 2, 6, 6, generator=torch.Generator().manual_seed(0))

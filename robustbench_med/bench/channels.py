@@ -31,11 +31,11 @@ def channels_of(text: str, card: DatasetCard, norm: Norm) -> dict[str, float]:
         return {}
     known, found = names_of(card), dict[str, float]()
     for part in text.split("+"):
-        name, _, share = (word.strip() for word in part.partition("="))
+        name, equals, share = (word.strip() for word in part.partition("="))
         if name not in known or name in found:
             twice = " once each" if name in found else ""
             raise SpecError(f"expected channels in {', '.join(known)}{twice}, got {text!r}")
-        found[name] = number(share) if share else 1.0
+        found[name] = number(share) if equals else 1.0
         if not 0 < found[name] <= 1:
             raise SpecError(f"expected a share of the radius in (0, 1], got {part.strip()!r}")
     if norm != "linf" and set(found.values()) != {1.0}:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SplitName = Literal["train", "val", "test"]
 UNLABELLED = -1
 IGNORED = 255  # the same in stored masks, whose class ids are bytes
+MAX_IDS = IGNORED  # classes that such bytes tell apart
 
 
 @dataclass(frozen=True)

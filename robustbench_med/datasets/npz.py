@@ -23,12 +23,13 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from robustbench_med.datasets.dataset import UNLABELLED, Arrays, SplitName, mask_ids
+from robustbench_med.datasets.dataset import IGNORED, UNLABELLED, Arrays, SplitName, mask_ids
 from robustbench_med.errors import DataError
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 MAX_BYTES = 16 * 2**30  # the largest official array, pathmnist_224's training images, has 12.6 GiB
 MAX_CHANNELS = 16  # a longer last axis is a volume's third side
+MIN_SIDE = 5  # of a masked volume: a shorter last axis is colours or one-hot classes
 DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
@@ -180,12 +181,18 @@ def axes_of(file: Npz, split: SplitName) -> tuple[tuple[int, ...], int]:
     The masks tell which axes are pixels; without masks, a fourth axis of at most 16 is channels.
 
     Raises:
-        DataError: as `image_header`, or more channels than 16.
+        DataError: as `image_header`, more channels than 16, or masks that are colours or one-hot.
     """
     shape = image_header(file, split).shape[1:]
     key = f"{split}_masks"
     if key in file.keys:
-        colour = len(shape) > len(file.header(key).shape) - 1
+        colour = len(shape) > len(_pixels(file, key)) - 1
+        if not colour and len(shape) == 3 and shape[-1] < MIN_SIDE:
+            raise DataError(
+                f"{file.path}: {key}: expected class ids of shape (n, h, w), got "
+                f"{file.header(key).shape} for images of shape {shape}; save one id a pixel, "
+                "neither one-hot nor colours"
+            )
     else:
         colour = len(shape) == 4 or (len(shape) == 3 and shape[2] <= MAX_CHANNELS)
     size, channels = (shape[:-1], shape[-1]) if colour else (shape, 1)
@@ -221,10 +228,10 @@ def read_masks(file: Npz, split: SplitName) -> NDArray[np.int16]:
     """Return a split's masks `(n, *s)`: class ids, 255 or -1 = ignored, as outside the `*_fov`.
 
     Raises:
-        DataError: they are no integers, or a field of view of another shape.
+        DataError: they are no integers, hold 0 and 255 alone, or a field of view of another shape.
     """
     key, fov = f"{split}_masks", f"{split}_fov"
-    shape, dtype = file.header(key)
+    dtype, shape = file.header(key).dtype, _pixels(file, key)
     if not np.can_cast(dtype, np.int64):
         raise DataError(
             f"{file.path}: {key}: expected class ids as integers, got {dtype}; save them as uint8"
@@ -233,15 +240,27 @@ def read_masks(file: Npz, split: SplitName) -> NDArray[np.int16]:
         raise DataError(
             f"{file.path}: {key}: expected shape (n, h, w) or (n, d, h, w), got {shape}"
         )
-    masks = mask_ids(file.array(key))
+    stored = file.array(key).reshape(shape)
+    masks = mask_ids(stored)
+    if (stored == IGNORED).any() and not (masks > 0).any():
+        raise DataError(
+            f"{file.path}: {key}: expected class ids, got only 0 and 255 in the masks: "
+            "255 = ignored; save the lesion as 1"
+        )
     if fov in file.keys:
-        seen = file.header(fov).shape
+        seen = _pixels(file, fov)
         if seen != shape:
             raise DataError(
                 f"{file.path}: {fov}: expected the shape of the masks {shape}, got {seen}"
             )
-        masks[file.array(fov) == 0] = UNLABELLED
+        masks[file.array(fov).reshape(shape) == 0] = UNLABELLED
     return masks
+
+
+def _pixels(file: Npz, key: str) -> tuple[int, ...]:
+    """Return the shape of masks without a last axis of one entry, as of one channel."""
+    shape = file.header(key).shape
+    return shape[:-1] if len(shape) in (4, 5) and shape[-1] == 1 else shape
 
 
 def _images(file: Npz, split: SplitName) -> NDArray[np.uint8] | NDArray[np.float32]:

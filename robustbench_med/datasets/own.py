@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustbench_med.cards import DatasetCard
+from robustbench_med.datasets.dataset import MAX_IDS
 from robustbench_med.datasets.npz import (
     MAX_BYTES,
     SPLITS,
@@ -33,31 +35,39 @@ def card_of(path: Path, *, cap: int = MAX_BYTES) -> DatasetCard:
 
     Class names come from `classes` in `info`, else they are "class 0", "class 1", ... up to the
     highest label; `normal` in `info` is the index of the healthy class. Labels of several columns
-    are findings, which may occur together. Masks make it a segmentation; there class 0 is the
-    background, and `info` may hold `regions` (name -> class ids), `spacing` (mm a pixel along each
-    axis) and `channels` (names).
+    are findings, which may occur together. Masks in any split make it a segmentation, whose every
+    split needs them; there class 0 is the background, and `info` may hold `regions` (name -> class
+    ids), `spacing` (mm a pixel along each axis) and `channels` (names).
 
     Args:
         path: a `.npz` file with MedMNIST keys.
         cap: bytes that one array may have.
 
     Raises:
-        DataError: the file cannot be read, holds no split, or has fewer than two classes.
+        DataError: the file cannot be read, holds no split, has fewer than two classes, or masks of
+            more than 255.
     """
     with opened(path, cap=cap) as file:
         splits = [split for split in SPLITS if f"{split}_images" in file.keys]
         if not splits:
             file.header("test_images")
+        masks = any(f"{split}_masks" in file.keys for split in splits)
+        for split in splits if masks else ():
+            file.header(f"{split}_masks")
         dtype = image_header(file, splits[-1]).dtype
         size, channels = axes_of(file, splits[-1])
         info = _info(file)
-        masks = f"{splits[-1]}_masks" in file.keys
         labels = [(read_masks if masks else read_labels)(file, split) for split in splits]
     several = not masks and any(found.ndim == 2 for found in labels)
     classes = _classes(path, info) or _numbered(path, labels)
     if len(classes) < 2:
         raise DataError(
             f"{path}: expected at least two classes, got {len(classes)}; name them in info"
+        )
+    if masks and len(classes) > MAX_IDS:
+        raise DataError(
+            f"{path}: expected at most {MAX_IDS} classes of masks (ids 0..{MAX_IDS - 1}; 255 = "
+            f"ignored), got {len(classes)}"
         )
     stored = dtype.kind == "u"
     return DatasetCard(
@@ -151,7 +161,11 @@ def _spacing(path: Path, info: dict[str, Any], axes: int) -> tuple[float, ...] |
     if spacing is None:
         return None
     fine = isinstance(spacing, list) and len(spacing) == axes
-    if not fine or not all(isinstance(mm, int | float) and mm > 0 for mm in spacing):
+    if not fine or not all(
+        # a comparison refuses NaN and Infinity, and an integer that no float holds
+        type(mm) in (int, float) and 0 < mm <= sys.float_info.max
+        for mm in spacing
+    ):
         raise DataError(
             f"{path}: info: expected spacing as {axes} numbers > 0 (mm a pixel), got {spacing!r}"
         )
@@ -165,7 +179,17 @@ def _channel_names(path: Path, info: dict[str, Any], channels: int) -> tuple[str
         raise DataError(
             f"{path}: info: expected channels as {channels} names, each another, got {names!r}"
         )
+    unfit = [name for name in names if not _choosable(name)]
+    if unfit:
+        raise DataError(
+            f"{path}: info: expected channel names that a case can choose: not empty, without '+', "
+            f"'=' and outer blanks, and not 'all'; got {unfit[0]!r}"
+        )
     return tuple(names)
+
+
+def _choosable(name: str) -> bool:
+    return name not in ("", "all") and name == name.strip() and not set(name) & set("+=")
 
 
 def _text(value: object) -> str:

@@ -10,13 +10,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustbench_med.cards import Task
+from robustbench_med.datasets.dataset import MAX_IDS
+from robustbench_med.errors import VictimError
 from robustbench_med.objectives import Objective
 from robustbench_med.objectives.classification import two_sided
 from robustbench_med.types import Logits, Output, Truth, Verdict, images_at_once
 
 
 def called(logits: Logits) -> UInt8[Tensor, "b *s"]:
-    """Return masks of class ids `(b, *s)`: argmax, the first on a tie."""
+    """Return masks of class ids `(b, *s)`: argmax, the first on a tie.
+
+    Raises:
+        VictimError: more classes than a byte tells apart from what is ignored, 255.
+    """
+    if logits.shape[1] > MAX_IDS:
+        raise VictimError(f"expected at most {MAX_IDS} classes of masks, got {logits.shape[1]}")
     return two_sided(logits).argmax(1).to(torch.uint8)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +24,12 @@ class Bright(nn.Module):
         mean = nn.functional.avg_pool2d(x.mean(1, keepdim=True), 3, 1)
         top = 10 * (mean.flatten(1).amax(1) - 0.8)
         return torch.stack([-top, top], 1)
+
+
+class Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        m = x.flatten(1).mean(1)
+        return torch.stack([-m, m], 1)
 
 
 def bright(n: int, seed: int, eps: float = 25.0, **more: Any) -> Problem:  # noqa: ANN401
@@ -76,16 +83,25 @@ def test_targeted_patch_reaches_its_class() -> None:
 def test_the_patch_is_the_largest_square_of_eps_values(
     shape: tuple[int, ...], eps: float, side: int
 ) -> None:
-    class Mean(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            m = x.flatten(1).mean(1)
-            return torch.stack([-m, m], 1)
-
     victim = victim_of(Mean(), channels=shape[0], size=shape[1:])
     x = torch.full((2, *shape), 0.5)
     problem = problem_of(victim, x, torch.tensor([1, 1]), eps=eps, norm="l0")
     found = patch(problem, rng=draws(2), epochs=1)
     assert found.pattern.shape == (shape[0], *(side,) * (len(shape) - 1))
+
+
+@pytest.mark.parametrize(("channels", "side"), [((1,), 5), ((0, 2), 3), (None, 2)])
+def test_channels_that_may_not_change_cost_the_patch_nothing(
+    channels: tuple[int, ...] | None, side: int
+) -> None:
+    victim = victim_of(Mean(), channels=4, size=(8, 8))
+    x = torch.full((2, 4, 8, 8), 0.5)
+    problem = problem_of(victim, x, torch.tensor([1, 1]), eps=25.0, norm="l0")
+    problem = replace(problem, ball=replace(problem.ball, channels=channels))
+    found = patch(problem, rng=draws(2), epochs=1, scale=[1.0, 1.0], rotation=0.0)
+    assert found.pattern.shape == (4, side, side)
+    z = found.apply(x, problem.ball, draws(2))
+    assert (problem.ball.size(z, x) == len(channels or range(4)) * side**2).all()
 
 
 @pytest.mark.parametrize(
@@ -105,7 +121,9 @@ def test_bad_parameters_are_refused(wrong: dict[str, Any], rule: str) -> None:
 
 
 def test_a_budget_of_no_pixel_and_another_norm_are_refused() -> None:
-    with pytest.raises(SpecError, match="expected eps >= 1 .one pixel of every channel., got 0.5"):
+    with pytest.raises(
+        SpecError, match="expected eps >= 1 .one pixel of every channel that may change., got 0.5"
+    ):
         patch(bright(2, seed=1, eps=0.5), rng=draws(2))
     victim = generic_victim(2)
     x = grey_images(2)

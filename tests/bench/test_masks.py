@@ -228,6 +228,7 @@ def test_names_of_channels() -> None:
         ("T1+T1", "linf", "once each"),
         ("T1=2", "linf", r"share of the radius in \(0, 1\], got 'T1=2'"),
         ("T1=x", "linf", "expected a number"),
+        ("T1=", "linf", "expected a number .* got ''"),
         ("T1=0.5", "l2", "expected norm linf"),
     ):
         with pytest.raises(SpecError, match=match):

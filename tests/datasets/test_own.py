@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from robustbench_med.datasets.load import load_dataset
+from robustbench_med.datasets.npz import read
 from robustbench_med.datasets.own import MAX_CLASSES, card_of
-from robustbench_med.errors import DataError
+from robustbench_med.errors import DataError, VictimError
+from robustbench_med.objectives.decide import called
 
 Save = Callable[..., Path]
 CARD_RULES: list[tuple[dict[str, Any], str]] = [
@@ -84,3 +88,90 @@ def test_what_a_file_says_of_itself_is_checked(
 ) -> None:
     with pytest.raises(DataError, match=message):
         card_of(save(**changed))
+
+
+SPLITS = ("train", "val", "test")
+
+
+def masked(save: Save, masks: np.ndarray[Any, Any], **changed: Any) -> Path:  # noqa: ANN401
+    """Save a file whose every split has these masks."""
+    every = {f"{split}_masks": masks for split in SPLITS}
+    return save(**{f"{split}_labels": None for split in SPLITS}, **(every | changed))
+
+
+def lesions(*tail: int, value: int = 1) -> np.ndarray[Any, Any]:
+    """Return masks `(4, 8, 6)` with a lesion of one class each, and further axes."""
+    masks = np.zeros((4, 8, 6, *tail), np.uint8)
+    masks[:, 2:5, 1:4] = value
+    return masks
+
+
+def test_masks_of_0_and_255_are_refused_in_named_and_own_files(save: Save) -> None:
+    rule = "expected class ids, got only 0 and 255 in the masks: 255 = ignored; save the lesion as"
+    path = masked(save, lesions(value=255), info='{"classes": ["background", "lesion"]}')
+    with pytest.raises(DataError, match=rule):
+        card_of(path)
+    with pytest.raises(DataError, match=f"val_masks: {rule}"):
+        read(path, "val", masks=True)
+    some = lesions()
+    some[:, 0] = 255
+    found = load_dataset(str(masked(save, some))).arrays("test").labels
+    assert np.unique(found).tolist() == [-1, 0, 1]
+
+
+def test_more_classes_than_a_byte_holds_are_refused_of_masks(save: Save) -> None:
+    names = [f"c{i}" for i in range(256)]
+    info = json.dumps({"classes": names[:255]})
+    assert len(card_of(masked(save, lesions(), info=info)).classes) == 255
+    for path in (
+        masked(save, lesions(), info=json.dumps({"classes": names})),
+        masked(save, lesions().astype(np.int64) * 256),
+    ):
+        with pytest.raises(DataError, match=r"expected at most 255 classes of masks .* got 25[67]"):
+            card_of(path)
+    with pytest.raises(VictimError, match="expected at most 255 classes of masks, got 256"):
+        called(torch.zeros(1, 256, 2, 2))
+    assert called(torch.eye(255)[-1].view(1, 255, 1, 1)).item() == 254
+
+
+@pytest.mark.parametrize("tail", [(), (1,), (3,)])
+def test_a_last_axis_of_one_entry_is_dropped_of_masks(save: Save, tail: tuple[int, ...]) -> None:
+    images = {f"{split}_images": np.zeros((4, 8, 6, *tail), np.uint8) for split in SPLITS}
+    seen = np.ones((4, 8, 6, 1), np.uint8)
+    seen[:, 0] = 0
+    data = load_dataset(str(masked(save, lesions(1), test_fov=seen, **images)))
+    assert (data.card.size, data.card.channels) == ((8, 6), 3 if tail == (3,) else 1)
+    wanted = lesions().astype(np.int16)
+    wanted[:, 0] = -1
+    assert np.array_equal(data.arrays("test").labels, wanted)
+    assert data.batch("test").x.shape[2:] == (8, 6)
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_one_hot_masks_do_not_make_a_volume_of_colour_images(save: Save, k: int) -> None:
+    images = {f"{split}_images": np.zeros((4, 8, 6, 3), np.uint8) for split in SPLITS}
+    with pytest.raises(DataError, match=r"expected class ids of shape \(n, h, w\), got \(4, 8, 6"):
+        card_of(masked(save, lesions(k), **images))
+    volumes = {f"{split}_images": np.zeros((4, 8, 6, 5), np.uint8) for split in SPLITS}
+    assert card_of(masked(save, lesions(5), **volumes)).size == (8, 6, 5)
+
+
+@pytest.mark.parametrize("mm", ["Infinity", "NaN", "true", "0", "1" + "0" * 400])
+def test_a_spacing_that_is_no_length_is_refused(save: Save, mm: str) -> None:
+    with pytest.raises(DataError, match="expected spacing as 2 numbers > 0"):
+        card_of(masked(save, lesions(), info=f'{{"spacing": [1, {mm}]}}'))
+    assert card_of(masked(save, lesions(), info='{"spacing": [1, 0.5]}')).spacing == (1.0, 0.5)
+
+
+@pytest.mark.parametrize("name", ["all", "T1+T2", "T1=", " T1", ""])
+def test_a_channel_name_that_no_case_can_choose_is_refused(save: Save, name: str) -> None:
+    images = {f"{split}_images": np.zeros((4, 8, 6, 2), np.uint8) for split in SPLITS}
+    with pytest.raises(DataError, match=f"expected channel names .* got {re.escape(repr(name))}"):
+        card_of(masked(save, lesions(), info=json.dumps({"channels": ["T2", name]}), **images))
+
+
+@pytest.mark.parametrize("lacking", SPLITS)
+def test_the_split_that_lacks_masks_is_named(save: Save, lacking: str) -> None:
+    path = masked(save, lesions(), **{f"{lacking}_masks": None})
+    with pytest.raises(DataError, match=f"expected the key '{lacking}_masks'"):
+        card_of(path)
