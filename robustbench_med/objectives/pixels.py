@@ -127,6 +127,10 @@ class PixelClimb:
         state = tuple(one[rows] for one in self.state)
         return replace(self, base=self.base.take(rows), state=state)
 
+    def posed(self, y: Int[Tensor, "b *s"]) -> PixelClimb:
+        """Return the objective bound to these truths."""
+        return replace(self, base=self.base.posed(y))
+
 
 def on_pixels(problem: Problem, loss: PixelLoss, *state: Tensor) -> Problem:
     """Return the problem with another loss on its pixels to climb.

@@ -6,6 +6,7 @@ Pixels labelled -1 (outside a field of view, or 255 in a file) are neither climb
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import copy
 from functools import reduce
 from typing import NamedTuple
 
@@ -160,6 +161,10 @@ class Masks(ABC):
         """Return the objective of the given rows: itself."""
         return self
 
+    def posed(self, y: Int[Tensor, "b *s"]) -> Masks:  # noqa: ARG002 - nothing to prepare
+        """Return the objective bound to these truths: itself."""
+        return self
+
 
 def _no_margins() -> SpecError:
     return SpecError("expected an attack or loss that needs no margins of classes, for masks")
@@ -230,12 +235,33 @@ class TargetMask(Masks):
         super().__init__(card)
         if not 0 < label < self.k:
             raise SpecError(f"expected label in 1..{self.k - 1}, got {label}")
-        shapes.check(mask, size=size, by=by)
+        shapes.check(mask, size=size, by=by, side=min(card.size))
         self.label, self._mask, self._size, self._by = label, mask, size, by
+        self._drawn: tuple[Tensor, Tensor] | None = None  # truth and target, a row an image
 
     def target(self, y: Int[Tensor, "b *s"]) -> Int[Tensor, "b *s"]:
-        """Return the mask wanted; -1 where the truth is."""
+        """Return the mask wanted; -1 where the truth is.
+
+        What `posed` drew is used for that truth alone: of another, the target is drawn here.
+        """
+        if self._drawn is not None and torch.equal(self._drawn[0], y):
+            return self._drawn[1]
         return shapes.replaced(y, self.label, self._mask, size=self._size, by=self._by)
+
+    def posed(self, y: Int[Tensor, "b *s"]) -> TargetMask:
+        """Return the objective with the targets of these truths drawn, once for all steps."""
+        return self._with((y, self.target(y)))
+
+    def take(self, rows: Rows) -> TargetMask:
+        """Return the objective of the given rows, with the targets drawn for them."""
+        if self._drawn is None:
+            return self
+        return self._with((self._drawn[0][rows], self._drawn[1][rows]))
+
+    def _with(self, drawn: tuple[Tensor, Tensor]) -> TargetMask:
+        found = copy(self)
+        found._drawn = drawn
+        return found
 
     def pixels(self, output: Output, y: Int[Tensor, "b *s"]) -> Pixels:
         """Return what each pixel says; the reference is the target, the region the class drawn."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from attacks.cospgd import cospgd
 from attacks.dag import dag
 from attacks.segmentation_ensemble import _MEMBERS, _shrinking, segmentation_ensemble
 from attacks.segpgd import segpgd
+from robustbench_med.bench.walk import sharded
 from robustbench_med.errors import SpecError
+from robustbench_med.objectives import shapes
 from robustbench_med.objectives.climb import Climb
 from robustbench_med.objectives.pixels import LOSSES, on_pixels
 from robustbench_med.objectives.segmentation import Damage, TargetMask
@@ -118,6 +121,27 @@ def test_segpgd_on_a_target_descends_with_the_weights_swapped() -> None:
     assert same(ours, worst(problem, plain(problem, scheduled_to_target, down))) > 0.995
     for weigh, sign in ((scheduled, down), (scheduled_to_target, up)):
         assert same(ours, worst(problem, plain(problem, weigh, sign))) < 0.9
+
+
+def test_a_walk_draws_a_target_once_a_shard_and_finds_what_it_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem, count = posed(target=True), [0]
+    direct = segpgd(problem, rng=draws(N), steps=STEPS)
+    tireless = replace(problem, objective=Climb(problem.objective, relentless=True))
+    beyond = segpgd(tireless, rng=draws(N), steps=STEPS)
+    draw = shapes.replaced
+
+    def counted(*args: Any, **named: Any) -> Tensor:  # noqa: ANN401
+        count[0] += 1
+        return draw(*args, **named)
+
+    monkeypatch.setattr(shapes, "replaced", counted)
+    monkeypatch.setattr("robustbench_med.bench.walk._SHARD_BYTES", 4 * 64 * 2)  # two images each
+    attack = sharded(segpgd, {"steps": STEPS})
+    assert torch.equal(attack(problem, draws(N)), direct)
+    assert torch.equal(attack(tireless, draws(N)), beyond)
+    assert count[0] == 2 * N // 2
 
 
 # --- CosPGD --------------------------------------------------------------------------------------
