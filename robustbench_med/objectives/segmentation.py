@@ -54,6 +54,16 @@ class Pixels(NamedTuple):
         outside, inside = self.logits.unbind(1)  # the same of two, without a scatter
         return functional.softplus((inside - outside) * (1 - 2 * self.reference))
 
+    @property
+    def active(self) -> Bool[Tensor, "b p"]:
+        """The counted pixels not yet as wanted; all that count where none of an image is left.
+
+        With every pixel wrong an image may not be done: its Dice stays above 0 while a region that
+        is absent is not called. Without the latter its gradient would be 0, and it could not go on.
+        """
+        left = self.counted & ~self.reached
+        return left | (self.counted & ~left.any(1, keepdim=True))
+
     def mean(self, each: Float[Tensor, "b p"]) -> PerSample:
         """Return the mean of `each` over the pixels that count; 0 where none does."""
         return (each * self.counted).sum(1) / self.counted.sum(1).clamp_min(1)
