@@ -38,8 +38,9 @@ def asma(
         gradient), as their beta = 1e-6 and tau = 1e-7 fit the logits of one victim; beta / tau is
         theirs; IoU is that of each image's class drawn; the mean over the classes is taken off the
         logits, so that one logit has two sides; each iterate is projected into the ball. Without a
-        target, the truth's logits of the pixels still right are lowered, and the multiplier grows
-        with what the regions' IoU has lost.
+        target, the truth's logits of the pixels still right are lowered (of all pixels where none
+        is right, see `Pixels.active`), and the multiplier grows with what the regions' IoU has
+        lost.
     """
     positive(steps=steps, tau=tau, beta=beta)
     search, z = Search(on_pixels(problem, adaptive)), problem.x
@@ -57,7 +58,7 @@ def adaptive(here: Pixels) -> PerSample:
     """Return how much is as wanted, in 0..1, with the gradient of the logits still to be moved."""
     centred = here.logits - here.logits.mean(1, keepdim=True)
     own = centred.gather(1, here.reference[:, None])[:, 0]
-    pull = (own * (here.counted & ~here.reached)).sum(1)
+    pull = (own * here.active).sum(1)
     overlap = dice(confusion(here), here.regions)
     iou = (overlap / (2 - overlap)).mean(1)
     reached, slope = (1 - iou, -pull) if here.away else (iou, pull)

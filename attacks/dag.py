@@ -28,8 +28,8 @@ def dag(problem: Problem, *, rng: Draws, steps: int = 200, gamma: float = 0.5) -
         gamma: the largest change of a value in a step, in grey levels of 255, > 0.
 
     Returns:
-        `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm, the one
-        at which no active pixel is left included.
+        `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm, the last
+        included.
 
     Raises:
         SpecError: a parameter is not positive, or the task is not one of masks.
@@ -42,14 +42,15 @@ def dag(problem: Problem, *, rng: Draws, steps: int = 200, gamma: float = 0.5) -
     Deviations: each iterate is projected into the ball: theirs has none, which is eps = inf; the
         permutation is a cyclic shift of the class ids; for a target the adversarial label is the
         target's and the logit lowered is that of the class called; the iterate with the most harm
-        is returned, not the last.
+        is returned, not the last; an image with no active pixel left that is not done goes on with
+        all its pixels (see `Pixels.active`), where theirs stops.
     """
     positive(steps=steps, gamma=gamma)
     lot = rng.fork("labels").uniform(1)[:, 0].to(problem.x)
     search, z = Search(on_pixels(problem, pull, lot)), problem.x
     for _ in range(steps):
         g, z = search.climb(z)
-        if search.finished or not bool(g.any()):  # no active pixel is left anywhere
+        if search.finished or not bool(g.any()):  # all are done, or no step would move any
             return search.best
         ball, x = search.open.ball, search.open.x
         g = ball.mask(g)
@@ -60,7 +61,7 @@ def dag(problem: Problem, *, rng: Draws, steps: int = 200, gamma: float = 0.5) -
 
 
 def pull(here: Pixels, lot: Float[Tensor, " b"]) -> PerSample:
-    """Return the logits of the adversarial labels minus those to be left, over active pixels.
+    """Return the logits of the adversarial labels minus those to be left, over `here.active`.
 
     Args:
         here: the pixels.
@@ -71,4 +72,4 @@ def pull(here: Pixels, lot: Float[Tensor, " b"]) -> PerSample:
     left = here.reference if here.away else here.called
     wanted = (here.reference + shift[:, None]) % k if here.away else here.reference
     rise = (here.logits.gather(1, wanted[:, None]) - here.logits.gather(1, left[:, None]))[:, 0]
-    return (rise * (here.counted & ~here.reached)).sum(1)
+    return (rise * here.active).sum(1)

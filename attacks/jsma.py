@@ -118,6 +118,9 @@ class _Toward:
     def take(self, rows: Rows) -> _Toward:
         return _Toward(self.base.take(rows), self.columns[rows])
 
+    def posed(self, y: Any) -> _Toward:  # noqa: ANN401
+        return _Toward(self.base.posed(y), self.columns)
+
 
 class _Moves(NamedTuple):
     """How a value may move: by `theta` at most, up, down or both."""

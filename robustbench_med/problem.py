@@ -200,6 +200,10 @@ class Problem:
             objective=self.objective.take(rows),
         )
 
+    def posed(self) -> Problem:
+        """Return the same problem with its objective bound to its truths, see Objective."""
+        return replace(self, objective=self.objective.posed(self.y))
+
     def at(self, eps: float | Float[Tensor, " b"]) -> Problem:
         """Return the same problem at another radius, or at one a sample."""
         return replace(self, ball=self.ball.at(eps))

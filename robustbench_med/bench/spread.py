@@ -76,7 +76,7 @@ def fit(
     applies = problem.objective.applies(train.y).nonzero()[:, 0]
     if len(applies) == 0:
         raise DataError("expected training images that the objective applies to, got none")
-    lesson = replace(problem, x=train.x[applies], y=train.y[applies])
+    lesson = replace(problem, x=train.x[applies], y=train.y[applies]).posed()
     device = train.x.device
     streams = Draws.of(seed, (str(train.ids[i]) for i in applies.tolist()), device=device)
     by_radius: dict[float, Universal] = {}

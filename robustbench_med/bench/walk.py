@@ -200,7 +200,9 @@ def sharded(function: Callable[..., Images], parameters: dict[str, Any]) -> Atta
         per_image = problem.x[0].numel() * problem.x.element_size()
         rows = torch.arange(len(problem), device=problem.x.device)
         shards = rows.split(max(1, _SHARD_BYTES // per_image))
-        found = [function(problem.take(s), rng=rng.take(s), **parameters) for s in shards]
-        return torch.cat(found)
+        # posed here and no earlier: the objective of a Run meets other truths too
+        return torch.cat(
+            [function(problem.take(s).posed(), rng=rng.take(s), **parameters) for s in shards]
+        )
 
     return attack

@@ -37,7 +37,8 @@ class Objective(Protocol):
     """What the attacker wants: turns an output and the truth into a verdict.
 
     `margins` are the ways to get there, `(b, m)`: the goal is reached where any is above 0; a way
-    that does not count is -inf. Harm is their maximum.
+    that does not count is -inf. Harm is their maximum. `posed` is the same goal with what it needs
+    of these truths prepared; `take` keeps that aligned, and other truths are still judged right.
     """
 
     def __call__(self, output: Output, y: Any) -> Verdict: ...  # noqa: ANN401, D102
@@ -49,6 +50,8 @@ class Objective(Protocol):
     def applies(self, y: Any) -> Tensor: ...  # noqa: ANN401, D102
 
     def take(self, rows: Rows) -> Objective: ...  # noqa: D102
+
+    def posed(self, y: Any) -> Objective: ...  # noqa: ANN401, D102
 
 
 def make(

@@ -74,6 +74,10 @@ class Untargeted:
         """Return the objective of the given rows: itself."""
         return self
 
+    def posed(self, y: Int[Tensor, " b"]) -> Untargeted:  # noqa: ARG002 - nothing to prepare
+        """Return the objective bound to these truths: itself."""
+        return self
+
     def applies(self, y: Int[Tensor, " b"]) -> Tensor:
         """Return which samples can be attacked, `(b,)` bool: those with a label."""
         return y >= 0

@@ -63,3 +63,7 @@ class Climb:
         """Return the objective of the given rows."""
         columns = None if self.columns is None else self.columns[rows]
         return replace(self, base=self.base.take(rows), columns=columns)
+
+    def posed(self, y: Any) -> Climb:  # noqa: ANN401
+        """Return the objective bound to these truths."""
+        return replace(self, base=self.base.posed(y))

@@ -46,6 +46,10 @@ class AnyFinding:
         """Return the objective of the given rows: itself."""
         return self
 
+    def posed(self, y: Int[Tensor, "b k"]) -> AnyFinding:  # noqa: ARG002 - nothing to prepare
+        """Return the objective bound to these truths: itself."""
+        return self
+
     def applies(self, y: Int[Tensor, "b k"]) -> Tensor:
         """Return the samples with at least one finding that counts, `(b,)` bool."""
         return self._counted(y).any(1)

@@ -27,9 +27,9 @@ def masked(here: Pixels) -> PerSample:
     """Return the cross-entropy of the pixels that are not yet as wanted.
 
     Source: L_MCE of Croce, Singh, Hein, ECCV 2024, section 3.4: pixels that are wrong already pull
-        no more.
+        no more. Deviation: in an image with no other pixel they all do, see `Pixels.active`.
     """
-    return here.gain(here.cross_entropy * ~here.reached)
+    return here.gain(here.cross_entropy * here.active)
 
 
 def balanced(here: Pixels) -> PerSample:
@@ -38,14 +38,15 @@ def balanced(here: Pixels) -> PerSample:
     A class weighs the inverse of its pixels: a lesion of few pixels as much as the background.
 
     Source: L_MCE-Bal of Croce, Singh, Hein, ECCV 2024, section 3.4. Deviation: the pixels of a
-        class are counted in the image, not in the training images: our Dice is an image's too.
+        class are counted in the image, not in the training images: our Dice is an image's too; in
+        an image with every pixel wrong they all pull, see `Pixels.active`.
     """
     k = here.logits.shape[1]
     here_is = here.reference[:, None] == torch.arange(k, device=here.reference.device)[:, None]
     count = (here_is & here.counted[:, None]).sum(2)
     weight = here.counted.sum(1, keepdim=True) / ((count > 0).sum(1, keepdim=True) * count)
     weight = weight.masked_fill(count == 0, 0.0).to(here.logits.dtype)
-    return here.gain(here.cross_entropy * ~here.reached * weight.gather(1, here.reference))
+    return here.gain(here.cross_entropy * here.active * weight.gather(1, here.reference))
 
 
 def soft_dice(here: Pixels) -> PerSample:
@@ -126,6 +127,10 @@ class PixelClimb:
         """Return the objective of the given rows."""
         state = tuple(one[rows] for one in self.state)
         return replace(self, base=self.base.take(rows), state=state)
+
+    def posed(self, y: Int[Tensor, "b *s"]) -> PixelClimb:
+        """Return the objective bound to these truths."""
+        return replace(self, base=self.base.posed(y))
 
 
 def on_pixels(problem: Problem, loss: PixelLoss, *state: Tensor) -> Problem:

@@ -6,6 +6,7 @@ Pixels labelled -1 (outside a field of view, or 255 in a file) are neither climb
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import copy
 from functools import reduce
 from typing import NamedTuple
 
@@ -52,6 +53,16 @@ class Pixels(NamedTuple):
             return functional.softplus(log_odds_against(self.logits, self.reference))
         outside, inside = self.logits.unbind(1)  # the same of two, without a scatter
         return functional.softplus((inside - outside) * (1 - 2 * self.reference))
+
+    @property
+    def active(self) -> Bool[Tensor, "b p"]:
+        """The counted pixels not yet as wanted; all that count where none of an image is left.
+
+        With every pixel wrong an image may not be done: its Dice stays above 0 while a region that
+        is absent is not called. Without the latter its gradient would be 0, and it could not go on.
+        """
+        left = self.counted & ~self.reached
+        return left | (self.counted & ~left.any(1, keepdim=True))
 
     def mean(self, each: Float[Tensor, "b p"]) -> PerSample:
         """Return the mean of `each` over the pixels that count; 0 where none does."""
@@ -160,6 +171,10 @@ class Masks(ABC):
         """Return the objective of the given rows: itself."""
         return self
 
+    def posed(self, y: Int[Tensor, "b *s"]) -> Masks:  # noqa: ARG002 - nothing to prepare
+        """Return the objective bound to these truths: itself."""
+        return self
+
 
 def _no_margins() -> SpecError:
     return SpecError("expected an attack or loss that needs no margins of classes, for masks")
@@ -230,12 +245,33 @@ class TargetMask(Masks):
         super().__init__(card)
         if not 0 < label < self.k:
             raise SpecError(f"expected label in 1..{self.k - 1}, got {label}")
-        shapes.check(mask, size=size, by=by)
+        shapes.check(mask, size=size, by=by, side=min(card.size))
         self.label, self._mask, self._size, self._by = label, mask, size, by
+        self._drawn: tuple[Tensor, Tensor] | None = None  # truth and target, a row an image
 
     def target(self, y: Int[Tensor, "b *s"]) -> Int[Tensor, "b *s"]:
-        """Return the mask wanted; -1 where the truth is."""
+        """Return the mask wanted; -1 where the truth is.
+
+        What `posed` drew is used for that truth alone: of another, the target is drawn here.
+        """
+        if self._drawn is not None and torch.equal(self._drawn[0], y):
+            return self._drawn[1]
         return shapes.replaced(y, self.label, self._mask, size=self._size, by=self._by)
+
+    def posed(self, y: Int[Tensor, "b *s"]) -> TargetMask:
+        """Return the objective with the targets of these truths drawn, once for all steps."""
+        return self._with((y, self.target(y)))
+
+    def take(self, rows: Rows) -> TargetMask:
+        """Return the objective of the given rows, with the targets drawn for them."""
+        if self._drawn is None:
+            return self
+        return self._with((self._drawn[0][rows], self._drawn[1][rows]))
+
+    def _with(self, drawn: tuple[Tensor, Tensor]) -> TargetMask:
+        found = copy(self)
+        found._drawn = drawn
+        return found
 
     def pixels(self, output: Output, y: Int[Tensor, "b *s"]) -> Pixels:
         """Return what each pixel says; the reference is the target, the region the class drawn."""

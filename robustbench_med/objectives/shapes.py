@@ -36,8 +36,8 @@ def replaced(
     return torch.where(y < 0, y, target)
 
 
-def check(mask: str, *, size: float, by: int) -> None:
-    """Raise SpecError unless such a mask can be drawn."""
+def check(mask: str, *, size: float, by: int, side: int) -> None:
+    """Raise SpecError unless such a mask can be drawn in an image of that smallest side."""
     if mask not in (*_SHAPES, *_MOVED):
         raise SpecError(f"expected mask in {', '.join((*_SHAPES, *_MOVED))}, got {mask!r}")
     if not 0 < size <= 1:
@@ -46,6 +46,8 @@ def check(mask: str, *, size: float, by: int) -> None:
         raise SpecError(f"expected by >= 1 pixels to {mask}, got {by}")
     if mask == "move" and by == 0:
         raise SpecError("expected by other than 0 pixels to move, got 0")
+    if mask in _MOVED and abs(by) >= side:
+        raise SpecError(f"expected by below {side} pixels, the smallest side, to {mask}, got {by}")
 
 
 def _places(organ: Organ, size: float) -> Places:
@@ -106,7 +108,14 @@ def _moved(mask: str, organ: Organ, by: int) -> Organ:
 
 
 def _dilated(organ: Organ, by: int) -> Organ:
-    """Return the organ grown by `by` pixels in every direction, diagonals included."""
-    pool = functional.max_pool2d if organ.ndim == 3 else functional.max_pool3d
-    grown: Tensor = pool(organ[:, None].float(), 2 * by + 1, stride=1, padding=by)
+    """Return the organ grown by `by` pixels in every direction, diagonals included.
+
+    One axis after another: the same of a box, in 3 (2 by + 1) looks a pixel and not (2 by + 1)^3.
+    """
+    axes = organ.ndim - 1
+    pool = functional.max_pool2d if axes == 2 else functional.max_pool3d
+    grown: Tensor = organ[:, None].float()
+    for axis in range(axes):
+        wide = [2 * by + 1 if a == axis else 1 for a in range(axes)]
+        grown = pool(grown, wide, stride=1, padding=[w // 2 for w in wide])
     return grown[:, 0] > 0

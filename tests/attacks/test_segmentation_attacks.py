@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from attacks.cospgd import cospgd
 from attacks.dag import dag
 from attacks.segmentation_ensemble import _MEMBERS, _shrinking, segmentation_ensemble
 from attacks.segpgd import segpgd
+from robustbench_med.bench.walk import sharded
 from robustbench_med.errors import SpecError
+from robustbench_med.objectives import shapes
 from robustbench_med.objectives.climb import Climb
 from robustbench_med.objectives.pixels import LOSSES, on_pixels
 from robustbench_med.objectives.segmentation import Damage, TargetMask
@@ -120,6 +123,27 @@ def test_segpgd_on_a_target_descends_with_the_weights_swapped() -> None:
         assert same(ours, worst(problem, plain(problem, weigh, sign))) < 0.9
 
 
+def test_a_walk_draws_a_target_once_a_shard_and_finds_what_it_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem, count = posed(target=True), [0]
+    direct = segpgd(problem, rng=draws(N), steps=STEPS)
+    tireless = replace(problem, objective=Climb(problem.objective, relentless=True))
+    beyond = segpgd(tireless, rng=draws(N), steps=STEPS)
+    draw = shapes.replaced
+
+    def counted(*args: Any, **named: Any) -> Tensor:  # noqa: ANN401
+        count[0] += 1
+        return draw(*args, **named)
+
+    monkeypatch.setattr(shapes, "replaced", counted)
+    monkeypatch.setattr("robustbench_med.bench.walk._SHARD_BYTES", 4 * 64 * 2)  # two images each
+    attack = sharded(segpgd, {"steps": STEPS})
+    assert torch.equal(attack(problem, draws(N)), direct)
+    assert torch.equal(attack(tireless, draws(N)), beyond)
+    assert count[0] == 2 * N // 2
+
+
 # --- CosPGD --------------------------------------------------------------------------------------
 
 
@@ -176,8 +200,23 @@ def test_dag_returns_what_it_found_on_full_success_and_stops() -> None:
     assert (masks_called(victim, z) != y).all()  # not the clean images
     assert problem.counter.backward <= 4 * 9  # 0.05 is 6.4 steps of 2 / 255 away, not 200
     tireless = replace(problem, objective=Climb(objective, relentless=True))
-    assert (masks_called(victim, dag(tireless, rng=draws(4), gamma=2.0)) != y).all()
-    assert problem.counter.backward <= 8 * 9  # nor then: nothing is active
+    spent = problem.counter.backward
+    assert (masks_called(victim, dag(tireless, rng=draws(4), gamma=2.0, steps=12)) != y).all()
+    assert problem.counter.backward <= spent + 4 * 12  # the steps bound what is never done
+
+
+@pytest.mark.parametrize("attack", [dag, asma, segmentation_ensemble])
+def test_an_image_that_is_wrong_but_not_done_goes_on(attack: Callable[..., Tensor]) -> None:
+    """Organ 2 is absent and not called: a Dice of 1 that only calling it takes away."""
+    victim, y = pixel_victim(3), torch.zeros(2, 8, 8, dtype=torch.long)
+    x = torch.tensor([0.4, 0.5, 0.45]).view(1, 3, 1, 1).expand(2, 3, 8, 8).contiguous()
+    objective = Damage(mask_card(3, channels=3))
+    problem = problem_of(victim, x, y, eps=0.1, objective=objective)
+    assert (masks_called(victim, x) == 1).all()
+    assert not problem.probe(x).done.any()
+    z = attack(problem, rng=draws(2), steps=20)
+    assert problem.counter.zero == 0
+    assert (problem.ball.size(z, x) <= 0.1 + 1e-6).all()
 
 
 def test_dag_draws_every_wrong_class_and_never_the_truth() -> None:

@@ -135,6 +135,24 @@ def test_a_step_along_the_gradient_of_a_loss_does_harm(name: str) -> None:
         assert ((change > 0) if before.away else (change < 0)).all()
 
 
+@pytest.mark.parametrize("name", ["masked", "balanced", "dag", "asma"])
+def test_an_image_wholly_wrong_is_climbed_with_all_its_pixels(name: str) -> None:
+    """Class 2 is absent and not called, so the image is not done; its neighbour has 5 to go."""
+    y = torch.zeros(2, 4, 5, dtype=torch.long)
+    y[:, 0], y[:, 3, 3:] = 1, -1
+    called = torch.where(y < 0, 2, 1 - y)
+    called[1, 1] = 0  # five pixels that are right
+    logits = 3.0 * functional.one_hot(called, 3).movedim(-1, 1).float()
+    leaf = logits.requires_grad_(True)
+    goal = Damage(mask_card(3, size=(4, 5)))
+    assert not goal(Output(logits), y).done.any()
+    (g,) = torch.autograd.grad(PixelClimb(goal, ALL[name])(Output(leaf), y).loss.sum(), leaf)
+    pulled = g.abs().sum(1) > 0
+    assert torch.equal(pulled[0], y[0] >= 0)
+    assert torch.equal(pulled[1], (y[1] >= 0) & (called[1] == y[1]))
+    assert (g.gather(1, y.clamp_min(0)[:, None])[:, 0][pulled] < 0).all()  # away from the truth
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_an_image_is_climbed_as_if_alone_and_without_nan(name: str) -> None:
     logits, y = drawn(3, (6, 7))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,8 @@ from torch.nn import functional
 
 from robustbench_med.cards import DatasetCard
 from robustbench_med.errors import SpecError
+from robustbench_med.objectives import shapes
+from robustbench_med.objectives.pixels import LOSSES, PixelClimb
 from robustbench_med.objectives.segmentation import (
     Damage,
     Masks,
@@ -200,6 +204,34 @@ def test_a_target_is_reached_by_drawing_it() -> None:
     (g,) = torch.autograd.grad(objective(Output(leaf), y).loss.sum(), leaf)
     toward = g.gather(1, target.clamp_min(0)[:, None])[:, 0]
     assert (toward[y >= 0] > 0).all()  # climbing raises the target's logit
+
+
+def test_a_target_is_drawn_once_for_the_truths_it_was_posed_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits, y = drawn(3, (9, 9))
+    fresh = TargetMask(mask_card(3, size=(9, 9)), mask="disc", label=1)
+    wanted = fresh.target(y)
+    count, draw = [0], shapes.replaced
+
+    def counted(*args: Any, **named: Any) -> Tensor:  # noqa: ANN401
+        count[0] += 1
+        return draw(*args, **named)
+
+    monkeypatch.setattr(shapes, "replaced", counted)
+    posed = PixelClimb(fresh, LOSSES["masked"]).posed(y)
+    rows = torch.tensor([3, 1])
+    some = posed.take(rows)
+    assert isinstance(some.base, TargetMask)
+    assert torch.equal(some.base.target(y[rows]), wanted[rows])
+    for objective, of in ((posed, slice(None)), (some, rows)):
+        verdict = objective(Output(logits[of]), y[of])
+        assert torch.equal(verdict.harm, fresh(Output(logits[of]), y[of]).harm)
+    assert count[0] == 3  # posed, and the two by `fresh`
+    for other in (y[rows.flip(0)], y[:1], y[rows] * 0):  # truths of others are drawn anew
+        assert torch.equal(some.base.target(other), draw(other, 1, "disc"))
+    assert fresh.take(rows) is fresh
+    assert torch.equal(fresh.target(y), wanted)  # what is posed is another
 
 
 def test_harm_of_an_empty_target_rises_as_the_organ_fades() -> None:

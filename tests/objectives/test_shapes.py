@@ -43,6 +43,20 @@ def test_shrink_grow_move_and_empty_are_exact(axes: int) -> None:
     assert area(replaced(y, 1, "grow", by=20)) == y.numel()
 
 
+@pytest.mark.parametrize("size", [(9, 13), (6, 9, 7)])
+@pytest.mark.parametrize("by", [1, 3, 8])
+def test_an_organ_grows_by_every_pixel_near_it(size: tuple[int, ...], by: int) -> None:
+    y = (torch.rand(2, *size, generator=torch.Generator().manual_seed(by)) < 0.02).long()
+    places = torch.stack(torch.meshgrid(*map(torch.arange, size), indexing="ij"), -1)
+    places = places.view(-1, 1, len(size))
+    near = (places - places.view(1, -1, len(size))).abs().amax(-1) <= by
+    for i in range(2):
+        expected = (near & (y[i].flatten() == 1)).any(1).view(size)
+        assert torch.equal(replaced(y, 1, "grow", by=by)[i] == 1, expected)
+        expected = (near <= (y[i].flatten() == 0)).all(1).view(size)
+        assert torch.equal(replaced(1 - y, 1, "shrink", by=by)[i] == 1, expected)
+
+
 def test_what_meets_the_border_neither_wraps_nor_shrinks_there() -> None:
     y = square(low=10, high=15)
     moved = replaced(y, 1, "move", by=3)
@@ -133,11 +147,16 @@ def test_other_classes_and_ignored_pixels_stay(mask: str) -> None:
         ("shrink", 0.4, 0, "expected by >= 1 pixels to shrink, got 0"),
         ("grow", 0.4, -1, "expected by >= 1 pixels to grow, got -1"),
         ("move", 0.4, 0, "expected by other than 0 pixels to move, got 0"),
+        ("move", 0.4, 10**22, "expected by below 9 pixels, the smallest side, to move, got 1000"),
+        ("move", 0.4, -9, "expected by below 9 pixels, the smallest side, to move, got -9"),
+        ("grow", 0.4, 9, "expected by below 9 pixels, the smallest side, to grow, got 9"),
+        ("shrink", 0.4, 9, "expected by below 9 pixels, the smallest side, to shrink, got 9"),
     ],
 )
 def test_a_shape_that_cannot_be_drawn_is_refused(
     mask: str, size: float, by: int, message: str
 ) -> None:
     with pytest.raises(SpecError, match=message):
-        check(mask, size=size, by=by)
-    check("heart", size=0.4, by=3)
+        check(mask, size=size, by=by, side=9)
+    check("heart", size=0.4, by=10, side=9)  # `by` is none of a heart's
+    check("move", size=0.4, by=-8, side=9)
