@@ -15,6 +15,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _one_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep a run to its own process: plants are in that one."""
+    monkeypatch.setenv("ROBUSTBENCH_MED_JOBS", "1")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Return the folder of real images, or skip with the reason."""

@@ -18,7 +18,6 @@ from robustbench_med.bench.score import TOLERANCE
 from robustbench_med.bench.walk import Run
 from robustbench_med.cards import AttackCard
 from robustbench_med.objectives.climb import Climb
-from robustbench_med.objectives.segmentation import Damage
 from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images, Output, Rows, Verdict, images_at_once
@@ -45,9 +44,7 @@ class Watch:
             here, seen = self._problem, Output(output.logits.detach())
             verdict = here.objective(seen, here.y)
             if z.requires_grad:
-                # the loss of a spoiled mask rises without end, by pixels long wrong
-                endless = isinstance(here.objective, Damage)
-                self.climbed.append(verdict.harm if endless else verdict.loss)
+                self.climbed.append(verdict.loss)
             size = here.ball.size(z.detach(), here.x)
             inside = size <= here.ball.eps * (1 + 1e-5) + TOLERANCE
             self.ever |= verdict.broken & inside

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from robustbench_med import registry
 from robustbench_med.ball import Ball
-from robustbench_med.bench.evidence import NOTABLE, Evidence, Measured
+from robustbench_med.bench.evidence import Evidence, Measured
 from robustbench_med.bench.walk import sharded
 from robustbench_med.cards import AttackCard
 from robustbench_med.errors import SpecError
 
 QUERIES = 100  # of the black-box probe
 DRAWS = 10  # of the noise probe
-_FEW = 3  # masks below which the mean course of the harm is that of one image
 _JUST = 1.25  # radii that BIM's steps add up to; MI-FGSM's are 1
 
 
@@ -134,14 +133,15 @@ def silent(found: Evidence) -> Measured | None:
 
 
 def rising(found: Evidence) -> Measured | None:
-    """Return how fast the loss (of masks, the harm) rose in the last quarter, to its whole rise.
+    """Return how fast the loss rose in the last quarter, to its whole rise; not of masks.
 
     1 = as fast as on average: nothing has converged; 0 = not at all. Of several restarts or
     targets, the first: all take as many passes, since nobody leaves. Steps that together just
     reach the radius, as BIM's and MI-FGSM's do, rise until they arrive: only who did not counts.
-    Of masks 0 where the last quarter cost no notable Dice: it falls by jumps.
+    Of masks the loss rises without end, by pixels long wrong, and the harm by jumps: what more
+    steps would cost them is asked by `more_effort`.
     """
-    if found.watched is None:
+    if found.watched is None or found.graded:
         return None
     given = found.planned.case.parameters
     rows = torch.ones_like(found.watched[0].arrived)
@@ -152,7 +152,7 @@ def rising(found: Evidence) -> Measured | None:
     runs = int(given.get("restarts", 1)) * int(given.get("targets", 1))
     seen = found.watched[0].climbed
     losses = seen[: max(len(seen) // runs, 1)]
-    if len(losses) < 4 or (found.graded and int(rows.sum()) < _FEW):
+    if len(losses) < 4:
         return None
     best = torch.stack(losses).cummax(0).values[:, rows]
     last = len(best) - 1
@@ -160,8 +160,6 @@ def rising(found: Evidence) -> Measured | None:
     total, late = (best[-1] - best[0]).sum(), (best[-1] - best[start]).sum()
     if float(total) <= 0:
         return None
-    if found.graded and float(late) < NOTABLE * best.shape[1]:
-        return Measured(0.0, best.shape[1])
     return Measured(float((late / (last - start)) / (total / last)), best.shape[1])
 
 

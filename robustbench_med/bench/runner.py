@@ -1,14 +1,19 @@
-"""Runner: the cases of a plan, one by one; a broken case costs itself only."""
+"""Runner: the cases of a plan, one by one or several at a time; a broken case costs itself only."""
 
 from __future__ import annotations
 
 import logging
+import os
 import traceback
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rich.progress import (
     BarColumn,
     Progress,
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _log = logging.getLogger(__name__)
+_MOST = 4  # processes chosen unasked: each holds torch, a victim and its images
+_WORTH = 15.0  # seconds of attacks below which starting processes costs more than it saves
 
 
 def run_cases(
@@ -39,6 +46,7 @@ def run_cases(
     force: bool = False,
     examples: int = 4,
     device: str = "auto",
+    jobs: int | None = 1,
 ) -> list[tuple[str, str]]:
     """Run the cases that `folder` has no record of; return (label, reason) of those that failed.
 
@@ -50,6 +58,8 @@ def run_cases(
         force: compute finished cases too and replace their records.
         examples: pictures a case, at most.
         device: "cpu", "cuda", "cuda:1", or "auto".
+        jobs: processes that share the cores; None = as many as pay on this machine. What has a
+            victim in common runs in one of them.
 
     Raises:
         SpecError: no such device.
@@ -64,36 +74,109 @@ def run_cases(
             markup=False,
             soft_wrap=True,
         )
+    work = _Work(folder, command, force, examples, where)
+    shares = _shares(waiting)
+    if jobs is None:
+        jobs = _worthwhile(waiting, where)
+    jobs = max(min(jobs, len(shares)), 1)
     failed: list[tuple[str, str]] = []
-    ready = _Shared(where)
-    weights = [one.seconds or 1.0 for one in waiting]
     with _progress(console) as bar:
-        task = bar.add_task("", total=sum(weights))
-        for one, weight in zip(waiting, weights, strict=True):
-            bar.update(task, description=one.case.label)
-            try:
-                outcome = execute(
-                    one,
-                    lambda one=one: ready.of(one),  # type: ignore[misc]
-                    command=f"{command} --case {one.case.id} --force",
-                    examples=examples,
-                    device=str(where),
-                )
-            except BenchError as error:
-                failed.append((one.case.label, str(error)))
-            except (
-                Exception
-            ) as error:  # a model is foreign code: it may raise anything, and costs one case
-                _log.debug("%s", traceback.format_exc())
-                last = traceback.extract_tb(error.__traceback__)[-1]
-                reason = (
-                    f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
-                )
-                failed.append((one.case.label, reason))
-            else:
-                store.write(folder, *outcome, replace=force)
-            bar.advance(task, weight)
+        task = bar.add_task("", total=sum(map(_seconds, waiting)))
+        ran = _one_by_one(waiting, work) if jobs == 1 else _at_once(shares, work, jobs)
+        for cases, reasons in ran:
+            failed += reasons
+            bar.update(task, description=cases[-1].case.label)
+            bar.advance(task, sum(map(_seconds, cases)))
     return failed
+
+
+_Ran = tuple[
+    list[Planned], list[tuple[str, str]]
+]  # cases, and (label, reason) of those that failed
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What it takes to run a case and keep its record, in this process or another."""
+
+    folder: Path
+    command: str
+    force: bool
+    examples: int
+    device: torch.device
+
+    def run(self, one: Planned, ready: _Shared) -> list[tuple[str, str]]:
+        """Run a case and write its record; return its label and the reason if it failed."""
+        try:
+            outcome = execute(
+                one,
+                lambda: ready.of(one),
+                command=f"{self.command} --case {one.case.id} --force",
+                examples=self.examples,
+                device=str(self.device),
+            )
+        except BenchError as error:
+            return [(one.case.label, str(error))]
+        except (
+            Exception
+        ) as error:  # a model is foreign code: it may raise anything, and costs one case
+            _log.debug("%s", traceback.format_exc())
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+            return [(one.case.label, reason)]
+        store.write(self.folder, *outcome, replace=self.force)
+        return []
+
+
+def _one_by_one(waiting: list[Planned], work: _Work) -> Iterator[_Ran]:
+    ready = _Shared(work.device)
+    for one in waiting:
+        yield [one], work.run(one, ready)
+
+
+def _at_once(shares: list[list[Planned]], work: _Work, jobs: int) -> Iterator[_Ran]:
+    """Run the shares in `jobs` processes, the longest first; a process that dies ends the rest."""
+    threads = max((os.cpu_count() or 1) // jobs, 1)
+    longest = sorted(shares, key=lambda cases: -sum(map(_seconds, cases)))
+    left = dict(enumerate(longest))
+    try:
+        with parallel_config(backend="loky", inner_max_num_threads=threads):
+            # arrays travel whole: those mapped from a file are read-only, which torch warns of
+            pool = Parallel(n_jobs=jobs, return_as="generator_unordered", max_nbytes=None)
+            asked = [delayed(_share)(*share, work, threads) for share in left.items()]
+            for place, reasons in pool(asked):
+                yield left.pop(place), reasons
+    except TerminatedWorkerError:
+        reason = "a process died, perhaps for want of memory: run again with --jobs 1"
+        for cases in left.values():
+            lost = [one for one in cases if not store.finished(work.folder, one.case.id)]
+            yield cases, [(one.case.label, reason) for one in lost]
+
+
+def _share(
+    place: int, cases: list[Planned], work: _Work, threads: int
+) -> tuple[int, list[tuple[str, str]]]:
+    torch.set_num_threads(threads)
+    return place, [failed for _, reasons in _one_by_one(cases, work) for failed in reasons]
+
+
+def _shares(waiting: list[Planned]) -> list[list[Planned]]:
+    """Return the cases in groups that share a victim, or the candidates of a surrogate."""
+    groups: defaultdict[tuple[object, ...], list[Planned]] = defaultdict(list)
+    for one in waiting:
+        alike = one.case.surrogate is not None
+        groups[crafted_alike(one.case) if alike else shared_by(one.case)].append(one)
+    return list(groups.values())
+
+
+def _worthwhile(waiting: list[Planned], device: torch.device) -> int:
+    if device.type != "cpu" or sum(map(_seconds, waiting)) < _WORTH:
+        return 1
+    return min(os.cpu_count() or 1, _MOST)
+
+
+def _seconds(one: Planned) -> float:
+    return one.seconds or 1.0
 
 
 class _Shared:

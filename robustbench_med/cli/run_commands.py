@@ -52,6 +52,16 @@ def run(
         int, typer.Option("--examples", min=0, help="Pictures of a case for the gallery.")
     ] = 4,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            min=1,
+            envvar="ROBUSTBENCH_MED_JOBS",
+            help="Victims attacked at once, in processes that share the cores; by default as many "
+            "as pay on this machine.",
+        ),
+    ] = None,
 ) -> None:
     """Attack the victims of a suite, score them, and write tables and the leaderboard page.
 
@@ -75,6 +85,7 @@ def run(
         force=force,
         examples=examples,
         device=device,
+        jobs=jobs,
     )
     failed += _publish(folder, chosen.title, console, only={one.case.id for one in planned})
     _not_scored([*((one.label, str(one.error)) for one in broken), *failed], console)

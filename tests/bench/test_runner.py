@@ -1,0 +1,70 @@
+"""The runner with several processes: the same records, and a process that dies costs its cases."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from robustbench_med.bench import store
+from robustbench_med.bench.plan import Planned, plan
+from robustbench_med.bench.runner import run_cases
+from robustbench_med.bench.suite import Suite
+from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
+
+pytestmark = pytest.mark.slow  # each starts processes that import torch
+
+
+def planned_of_three() -> list[Planned]:
+    grid = {"victims": ["fundus_resnet", "fundus_densenet"], "attacks": ["fgsm", "pgd(steps=3)"]}
+    moved = {"victims": ["fundus_resnet"], "surrogates": ["fundus_densenet"], "attacks": ["fgsm"]}
+    rest = {"datasets": ["phantom_fundus"], "norm": "linf", "ladder": ["2/255", "4/255"], "n": 6}
+    suite = {"name": "three", "title": "Three", "summary": "", "source": ""}
+    grids = [grid | rest, moved | rest]
+    planned, broken = plan(Suite.model_validate(suite | {"seed": 0, "grids": grids}))
+    assert not broken
+    assert len(planned) == 5
+    return planned
+
+
+def run(planned: list[Planned], folder: Path, jobs: int) -> list[tuple[str, str]]:
+    folder.mkdir()
+    quiet = Console(quiet=True)
+    return run_cases(planned, folder, console=quiet, command="run", examples=0, jobs=jobs)
+
+
+def test_several_processes_write_the_records_that_one_writes(tmp_path: Path) -> None:
+    planned = planned_of_three()
+    assert run(planned, tmp_path / "one", 1) == []
+    assert run(planned, tmp_path / "three", 3) == []
+    alone, shared = (store.read_all(tmp_path / name)[0] for name in ("one", "three"))
+    assert len(alone) == len(planned)
+    fields = {"case_id", "rungs", "radii", "distance", "audit", "checks", "flags"}
+    numbers = [
+        sorted(one.record.model_dump_json(include=fields) for one in both)
+        for both in (alone, shared)
+    ]
+    assert numbers[0] == numbers[1]
+
+
+def dies_elsewhere(here: int, split: SplitName) -> Arrays:
+    if os.getpid() != here:
+        os._exit(9)
+    raise AssertionError(f"{split} is read in the other process")
+
+
+def test_a_process_that_dies_is_told_and_what_was_finished_is_kept(tmp_path: Path) -> None:
+    reader = partial(dies_elsewhere, os.getpid())
+    good = [one for one in planned_of_three() if one.case.victim == "fundus_resnet"][:2]
+    bad = [one for one in planned_of_three() if one.case.victim == "fundus_densenet"]
+    bad = [one._replace(data=Dataset(one.data.card, reader)) for one in bad]
+    folder = tmp_path / "died"
+    failed = run([*good, *bad], folder, 2)
+    kept = {one.record.case_id for one in store.read_all(folder)[0]}
+    told = dict(failed)
+    assert all("a process died" in told[one.case.label] for one in bad), told
+    assert len(kept) + len(failed) == 4
+    assert run(good, tmp_path / "again", 1) == []
