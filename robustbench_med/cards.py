@@ -55,7 +55,18 @@ class DefenseCard(Card):
     """A defense: which function wraps or retrains a victim."""
 
     function: str = Field(description="module:function inside defenses/")
-    version: int
+    version: int = Field(
+        description="protocol version: a change of results raises it, and case ids"
+    )
+    kind: Literal["training", "transform", "detector", "smoothing"] = Field(
+        description="training retrains a victim, the others wrap it"
+    )
+    tasks: tuple[Task, ...] = Field(default=TASKS, description="what it can be used on")
+    parameters: dict[str, Any] = Field(default_factory=dict, description="names and defaults")
+    positive: tuple[str, ...] = Field(default=(), description="parameters that must be > 0")
+    fitted: bool = Field(
+        default=False, description="whether it is fitted on training and validation images"
+    )
 
 
 class DatasetCard(Card):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -12,7 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustbench_med.errors import InvalidOutputError, VictimError
-from robustbench_med.types import Images, Logits, Output
+from robustbench_med.types import Images, Logits, Output, PerSample
+
+Transform = Callable[[Images], Images]  # images in [0,1] to images in [0,1]
+Guard = Callable[[Images, Logits], PerSample]  # images in [0,1], and the victim's logits of them
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Victim:
         chunk: images forwarded at a time.
         draws: forward passes whose logits are averaged: a randomised victim is attacked and judged
             in expectation (EOT: Athalye, Engstrom, Ilyas, Kwok, ICML 2018).
+        before: what a defense does to an image first; random ones draw from torch's generator.
+        guard: a detector: how suspicious each image is, above 0 where it is rejected.
     """
 
     module: nn.Module
@@ -60,24 +65,49 @@ class Victim:
     offset: Float[Tensor, " k"] | None = None
     chunk: int = 64
     draws: int = 1
+    before: Transform | None = None
+    guard: Guard | None = None
 
     def __call__(self, x: Images) -> Output:
-        """Return logits `(b, k)`, or `(b, k, *s)`, for images in [0,1]."""
+        """Return logits `(b, k)`, or `(b, k, *s)`, for images in [0,1]; suspicion with a guard."""
+        logits = self._answer(x)
+        if self.draws > 1:
+            rest = [self._answer(x) for _ in range(self.draws - 1)]
+            logits = torch.stack([logits, *rest]).mean(0)
+        if self.offset is not None:
+            logits = logits + self.offset.to(logits).view(-1, *[1] * (logits.ndim - 2))
+        return Output(logits, None if self.guard is None else self.guard(x, logits))
+
+    def normalised(self, x: Images) -> Images:
+        """Return what the module is shown of images in [0,1]."""
         c = self.contract
         shape = (1, -1, *[1] * len(c.size))
         mean, std = x.new_tensor(c.mean).view(shape), x.new_tensor(c.std).view(shape)
-        normal = (x - mean) / std
-        logits = self._answer(normal)
-        if self.draws > 1:
-            rest = [self._answer(normal) for _ in range(self.draws - 1)]
-            logits = torch.stack([logits, *rest]).mean(0)
-        if self.offset is None:
-            return Output(logits)
-        return Output(logits + self.offset.to(logits).view(-1, *[1] * (logits.ndim - 2)))
+        return (x if self.before is None else self.before(x)).sub(mean).div(std)
 
-    def _answer(self, normal: Images) -> Logits:
-        logits: Tensor = self.module(normal).float()
+    def _answer(self, x: Images) -> Logits:
+        logits: Tensor = self.module(self.normalised(x)).float()
         return _as_logits(logits) if self.contract.returns == "probabilities" else logits
+
+    def outputs(self, x: Images) -> Output:
+        """Return logits and suspicion of any number of images, without gradient.
+
+        Raises:
+            InvalidOutputError: a logit or suspicion is NaN or Inf.
+        """
+        with torch.no_grad():
+            parts = [self(part) for part in x.split(self.chunk)]
+        suspicion = [part.suspicion for part in parts if part.suspicion is not None]
+        found = Output(
+            torch.cat([part.logits for part in parts]), torch.cat(suspicion) if suspicion else None
+        )
+        for value in found:
+            if value is not None and not torch.isfinite(value).all():
+                bad = int((~torch.isfinite(value)).reshape(len(x), -1).any(1).sum())
+                raise InvalidOutputError(
+                    f"expected finite logits, got NaN or Inf on {bad} of {len(x)} images"
+                )
+        return found
 
     def logits(self, x: Images) -> Logits:
         """Return the logits of any number of images, without gradient, chunk by chunk.
@@ -85,14 +115,7 @@ class Victim:
         Raises:
             InvalidOutputError: a logit is NaN or Inf.
         """
-        with torch.no_grad():
-            found = torch.cat([self(part).logits for part in x.split(self.chunk)])
-        if not torch.isfinite(found).all():
-            bad = int((~torch.isfinite(found)).flatten(1).any(1).sum())
-            raise InvalidOutputError(
-                f"expected finite logits, got NaN or Inf on {bad} of {len(x)} images"
-            )
-        return found
+        return self.outputs(x).logits
 
     def at(self, offset: Float[Tensor, " k"] | None) -> Victim:
         """Return the victim at another operating point."""
