@@ -12,6 +12,7 @@ from robustbench_med.bench.provenance import provenance
 from robustbench_med.bench.record import Cost, Example, Record
 from robustbench_med.bench.score import Scores
 from robustbench_med.bench.walk import Run
+from robustbench_med.bench.wrapped import wrapping_of
 from robustbench_med.cards import AttackCard
 
 
@@ -53,6 +54,7 @@ def valid(
             backward=run.counter.backward,
             seconds=round(run.seconds, 3),
             peak_memory_mib=peak_mib(device),
+            slower=None if ready.slower is None else round(ready.slower, 2),
         ),
         flags=flags,
         checks=checks,
@@ -61,6 +63,7 @@ def valid(
         dataset_card=planned.data.card,
         model_card=ready.card,
         attack_card=card,
+        defense_card=wrapping_of(planned.case.defense).card,
         provenance=provenance(started=started, command=command, device=str(device)),
     )
 
@@ -77,5 +80,6 @@ def invalid(planned: Planned, *, reason: str, started: str, command: str, device
         dataset_card=planned.data.card,
         model_card=planned.model,
         attack_card=registry.find("attacks", planned.case.attack),
+        defense_card=wrapping_of(planned.case.defense).card,
         provenance=provenance(started=started, command=command, device=device),
     )

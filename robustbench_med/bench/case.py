@@ -26,7 +26,13 @@ class Case(BaseModel):
     victim: str
     victim_sha256: str = Field(description="of the card that builds it and of its weights")
     operating_point: Literal["youden", "argmax"] = "youden"
-    defense: str = "none"
+    defense: str = Field(
+        default="none", description="spec of what wraps the victim, all parameters stated"
+    )
+    defense_version: int = 0
+    knowledge: Literal["adaptive", "oblivious"] = Field(
+        default="adaptive", description="whether the attacker knows of the defense"
+    )
     attack: str = Field(description="registry name")
     attack_version: int
     parameters: dict[str, Any] = Field(
@@ -72,4 +78,6 @@ class Case(BaseModel):
     def label(self) -> str:
         """Short human name of the case."""
         own = "" if self.surrogate is None else f" from {self.surrogate}"
-        return f"{self.dataset} · {self.victim} · {self.attack}{own}"
+        behind = "" if self.defense == "none" else f" behind {self.defense}"
+        blind = ", oblivious" if self.knowledge == "oblivious" else ""
+        return f"{self.dataset} · {self.victim}{behind} · {self.attack}{own}{blind}"

@@ -11,7 +11,7 @@ import torch
 from robustbench_med import registry, spec
 from robustbench_med.ball import Ball
 from robustbench_med.bench.suite import Grid
-from robustbench_med.cards import AttackCard, DatasetCard, Norm
+from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard, Norm
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives import Objective
 from robustbench_med.problem import Problem
@@ -40,6 +40,26 @@ def attack_of(text: str, grid: Grid) -> Chosen:
     name, given = spec.parse(text)
     card: AttackCard = registry.find("attacks", name)
     ladder = _radii(name, given.pop("eps", None), grid)
+    parameters = checked_parameters(card, given)
+    if grid.norm not in card.norms:
+        raise SpecError(f"{name}: expected norm in {', '.join(card.norms)}, got {grid.norm!r}")
+    if grid.surrogates and card.threat != "white_box":
+        raise SpecError(f"{name}: expected an attack by gradients with surrogates, got {name!r}")
+    if grid.surrogates and card.rungs == "universal":
+        raise SpecError(f"{name}: expected an attack on single images with surrogates")
+    if grid.split == "train" and card.rungs == "universal":
+        raise SpecError(f"{name}: expected other images than it is fitted on, got split 'train'")
+    trains = card.rungs == "universal" or grid.budget == "mean_norm"
+    return Chosen(card, parameters, ladder, trains)
+
+
+def checked_parameters(card: AttackCard | DefenseCard, given: dict[str, Any]) -> dict[str, Any]:
+    """Return all parameters of an attack or defense, those given over the defaults.
+
+    Raises:
+        SpecError: one that it does not have, or a value it cannot take.
+    """
+    name = card.name
     for key in given:
         if key not in card.parameters:
             known = ", ".join(card.parameters) or "none"
@@ -51,20 +71,11 @@ def attack_of(text: str, grid: Grid) -> Chosen:
             raise SpecError(f"{name}: expected {key} > 0, got {given[key]!r}")
         if isinstance(given[key], float) and not math.isfinite(given[key]):
             raise SpecError(f"{name}: expected a finite {key}, got {given[key]!r}")
-    if grid.norm not in card.norms:
-        raise SpecError(f"{name}: expected norm in {', '.join(card.norms)}, got {grid.norm!r}")
-    if grid.surrogates and card.threat != "white_box":
-        raise SpecError(f"{name}: expected an attack by gradients with surrogates, got {name!r}")
-    if grid.surrogates and card.rungs == "universal":
-        raise SpecError(f"{name}: expected an attack on single images with surrogates")
-    if grid.split == "train" and card.rungs == "universal":
-        raise SpecError(f"{name}: expected other images than it is fitted on, got split 'train'")
-    parameters: dict[str, Any] = {**card.parameters, **given}
+    parameters = {**card.parameters, **given}
     for key, default in card.parameters.items():
         if isinstance(default, float):  # a whole number will do
             parameters[key] = float(parameters[key])
-    trains = card.rungs == "universal" or grid.budget == "mean_norm"
-    return Chosen(card, parameters, ladder, trains)
+    return parameters
 
 
 def _alike(value: object, default: object) -> bool:

@@ -12,7 +12,7 @@ from robustbench_med.errors import InvalidOutputError
 from robustbench_med.metrics.perturbation import psnr, ssim
 from robustbench_med.objectives.decide import kept
 from robustbench_med.problem import Problem
-from robustbench_med.types import Images, Rows, Verdict
+from robustbench_med.types import Images, Output, Rows, Verdict
 
 Columns = dict[str, Tensor]  # what was measured of every sample, a tensor a name
 
@@ -23,7 +23,7 @@ def measure(problem: Problem, z: Images, depth: int) -> Columns:
     Raises:
         InvalidOutputError: the judge returned NaN or Inf.
     """
-    answer, verdict = _judged(problem, z)
+    answer, suspicion, verdict = _judged(problem, z)
     x, broken = problem.x, verdict.broken
     rounded = torch.zeros_like(broken)
     rows = broken.nonzero()[:, 0]
@@ -44,18 +44,19 @@ def measure(problem: Problem, z: Images, depth: int) -> Columns:
         "highest": z.flatten(1).amax(1),
         "ssim": _of_broken(ssim, z, x, rows, problem.chunk),
         "psnr": _of_broken(psnr, z, x, rows, problem.chunk),
+        **suspicion,
     }
 
 
-def at_rest(problem: Problem, answer: Tensor, verdict: Verdict) -> Columns:
-    """Return the columns of the clean images, from what the judge said of them.
+def at_rest(problem: Problem, answer: Output, verdict: Verdict) -> Columns:
+    """Return the columns of the clean images, from what is kept of the judge's answer to them.
 
     `size` 0; `ssim` and `psnr` NaN; nothing was rounded.
     """
     x = problem.x.flatten(1)
     nothing, undefined = torch.zeros_like(x[:, 0]), torch.full_like(x[:, 0], torch.nan)
     return {
-        "answer": answer,
+        "answer": answer.logits,
         "harm": verdict.harm,
         "done": verdict.done,
         "broken": verdict.broken,
@@ -67,11 +68,14 @@ def at_rest(problem: Problem, answer: Tensor, verdict: Verdict) -> Columns:
         "highest": x.amax(1),
         "ssim": undefined,
         "psnr": undefined,
+        **({} if answer.suspicion is None else {"suspicion": answer.suspicion}),
     }
 
 
-def _judged(problem: Problem, z: Images) -> tuple[Tensor, Verdict]:
-    """Return what is kept of the judge's answers to `z`, and its verdict, a chunk at a time.
+def _judged(problem: Problem, z: Images) -> tuple[Tensor, Columns, Verdict]:
+    """Return what is kept of the judge's answers to `z`, the suspicion, and the verdict.
+
+    A chunk at a time; no suspicion where nothing guards the victim.
 
     Raises:
         InvalidOutputError: the judge returned NaN or Inf.
@@ -82,9 +86,11 @@ def _judged(problem: Problem, z: Images) -> tuple[Tensor, Verdict]:
         output = part.outputs(z[rows])
         if not torch.isfinite(output.logits).all():
             raise InvalidOutputError("expected finite logits, got NaN or Inf on an attacked image")
-        found.append((kept(output.logits), *part.objective(output, part.y)))
-    answer, *verdict = map(torch.cat, zip(*found, strict=True))
-    return answer, Verdict(*verdict)
+        guarded = output.suspicion is not None
+        seen = output.suspicion if guarded else output.logits.flatten(1)[:, 0]
+        found.append((kept(output.logits), seen, *part.objective(output, part.y)))
+    answer, seen, *verdict = map(torch.cat, zip(*found, strict=True))
+    return answer, {"suspicion": seen} if guarded else {}, Verdict(*verdict)
 
 
 def _of_broken(

@@ -84,7 +84,9 @@ class Evidence:
     @property
     def white_box(self) -> bool:
         """Whether the attack had the victim's gradients for every image."""
-        return self.planned.case.threat == "white_box" and self.card.rungs != "universal"
+        case = self.planned.case
+        knows = case.threat == "white_box" and case.knowledge == "adaptive"
+        return knows and self.card.rungs != "universal"
 
     @property
     def iterative(self) -> bool:

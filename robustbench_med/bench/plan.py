@@ -13,6 +13,7 @@ from robustbench_med.bench.channels import channels_of
 from robustbench_med.bench.chosen import Chosen, attack_of, passes, try_out
 from robustbench_med.bench.suite import Grid, Suite
 from robustbench_med.bench.surrogate import trained_on
+from robustbench_med.bench.wrapped import Wrapping, wrapping_of
 from robustbench_med.cards import AttackCard, DatasetCard, ModelCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.datasets.load import load_dataset
@@ -59,9 +60,11 @@ def plan(suite: Suite, *, data: Path | None = None) -> tuple[list[Planned], list
         for name in grid.datasets:
             try:
                 dataset = load_dataset(name, data=data)
-                sha256 = data_sha256(dataset, grid)
-                train = train_sha256(dataset, grid, attacks)
-            except UnknownNameError:
+                shields = _shields(grid, dataset.card)
+                fitted = any(one.wrapping.fitted for one in shields)
+                sha256 = data_sha256(dataset, grid, fitted=fitted)
+                train = train_sha256(dataset, attacks, shields)
+            except (UnknownNameError, SpecError):
                 raise
             except BenchError as error:
                 broken.append(Broken(name, error))
@@ -85,14 +88,56 @@ def plan(suite: Suite, *, data: Path | None = None) -> tuple[list[Planned], list
                             f"{victim}: expected a surrogate other than the victim, got none"
                         )
                     broken += [one for one in found if isinstance(one, Broken)]
-                for one, attack, channels in itertools.product(owned, attacks, allowed):
-                    rest = {"data_sha256": sha256, "channels": channels, **one}
-                    rest["train_sha256"] = train if attack.trains else ""
+                every = itertools.product(owned, attacks, allowed, shields)
+                for one, attack, channels, shield in every:
+                    if not shield.allows(attack.card, transferred=bool(one)):
+                        continue
+                    rest = {"data_sha256": sha256, "channels": channels, **one, **shield.fields}
+                    trains = attack.trains or shield.wrapping.fitted
+                    rest["train_sha256"] = train if trains else ""
                     rest["operating_point"] = _operating_point(grid, dataset.card)
                     case = _case(suite, grid, name, victim, digest, attack, rest)
                     seconds = estimate(case, dataset, model)
                     planned.setdefault(case.id, Planned(case, dataset, model, seconds))
     return list(planned.values()), broken
+
+
+class _Shield(NamedTuple):
+    """What a victim is wrapped in, and whether the attacker knows."""
+
+    wrapping: Wrapping
+    knowledge: str
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """Those of a case."""
+        card = self.wrapping.card
+        if card is None:
+            return {}
+        return {
+            "defense": self.wrapping.text,
+            "defense_version": card.version,
+            "knowledge": self.knowledge,
+        }
+
+    def allows(self, attack: AttackCard, *, transferred: bool) -> bool:
+        """Whether an attack can be run so: only one by gradients can overlook a defense."""
+        by_gradients = attack.threat == "white_box" and attack.rungs != "universal"
+        return self.knowledge == "adaptive" or (by_gradients and not transferred)
+
+
+def _shields(grid: Grid, card: DatasetCard) -> list[_Shield]:
+    """Return the defenses of a grid, each with what the attacker may know; alone, nothing to know.
+
+    Raises:
+        UnknownNameError, SpecError: a defense that cannot be put on a victim of such data.
+    """
+    found = []
+    for text in grid.defenses:
+        wrapping = wrapping_of(text, card)
+        known = ("adaptive",) if wrapping.card is None else grid.knowledge
+        found += [_Shield(wrapping, one) for one in known]
+    return found
 
 
 def _surrogates(grid: Grid, dataset: Dataset, victim: str) -> list[dict[str, object] | Broken]:
@@ -144,30 +189,32 @@ def victims_of(grid: Grid, dataset: Dataset) -> list[str]:
     return list(dict.fromkeys(named))
 
 
-def train_sha256(dataset: Dataset, grid: Grid, attacks: list[Chosen]) -> str:
-    """Return the hash of the training split, where an attack of the grid needs it.
+def train_sha256(dataset: Dataset, attacks: list[Chosen], shields: list[_Shield]) -> str:
+    """Return the hash of the training split, where an attack or a defense needs it.
 
     Raises:
         DataError: it does, and there is none.
     """
-    if not any(one.trains for one in attacks):
+    wanted_by = [str(one.card.name) for one in attacks if one.trains]
+    wanted_by += [one.wrapping.text for one in shields if one.wrapping.fitted]
+    if not wanted_by:
         return ""
     try:
         return dataset.arrays("train").fingerprint()
     except DataError:
-        names = ", ".join(one.card.name for one in attacks if one.trains)
+        names = ", ".join(dict.fromkeys(wanted_by))
         raise DataError(
             f"{dataset.card.name}: expected a training split for {names}, got none: add "
             "train_images and train_labels"
         ) from None
 
 
-def data_sha256(dataset: Dataset, grid: Grid) -> str:
+def data_sha256(dataset: Dataset, grid: Grid, *, fitted: bool = False) -> str:
     """Return the hash of what a score depends on: contract, split attacked, and validation."""
     card = dataset.card
     contract = (card.task, card.classes, card.normal, card.channels, card.size, card.bit_depth)
     chosen_on_val = _operating_point(grid, card) == "youden"
-    splits = {grid.split, "val"} if chosen_on_val else {grid.split}
+    splits = {grid.split, "val"} if chosen_on_val or fitted else {grid.split}
     parts = [repr(contract)]
     if card.channel_names:  # a case may name them
         parts.append(repr(card.channel_names))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.surrogate import Surrogate
+from robustbench_med.bench.wrapped import at, put_on, wrapping_of
 from robustbench_med.cards import ModelCard
 from robustbench_med.datasets.dataset import Dataset
+from robustbench_med.defense import Defended
 from robustbench_med.errors import ChecksumError
 from robustbench_med.models.load import load_victim
 from robustbench_med.models.operating_point import youden
@@ -28,14 +31,19 @@ class Prepared:
 
     Attributes:
         batch: the images attacked, on the device.
-        victim: at its operating point.
+        victim: what is deployed, behind its defense, at its operating point.
         card: of the victim.
         data: the dataset the images are of.
         clean: `(n, k)` logits on `batch`, offset included; of masks the classes called, `(n, *s)`
             uint8.
         probabilities: whether the module answers probabilities where logits are expected.
         randomized: share of the images whose logits differ when asked a second time.
-        surrogate: the model attacked in its place, where the case names one.
+        surrogate: the model attacked in its place, where the case names one or the attacker does
+            not know of the defense.
+        guide: the differentiable view of a defended victim; None = the victim itself.
+        bare: the victim without its defense, at its operating point.
+        suspicion: `(n,)` of the clean images, where a detector guards the victim.
+        slower: time of a forward pass with the defense over one without.
         probes: what simple attacks do to this victim (robustbench_med/bench/probes.py), kept for
             all cases on it.
     """
@@ -48,6 +56,10 @@ class Prepared:
     probabilities: bool
     randomized: float = 0.0
     surrogate: Surrogate | None = None
+    guide: Victim | None = None
+    bare: Victim | None = None
+    suspicion: Float[Tensor, " n"] | None = None
+    slower: float | None = None
     probes: dict[object, Any] = field(default_factory=dict)
 
 
@@ -58,6 +70,8 @@ def shared_by(case: Case) -> tuple[object, ...]:
         case.victim_sha256,
         case.operating_point,
         case.draws,
+        case.defense,
+        case.defense_version,
     )
 
 
@@ -78,13 +92,12 @@ def prepare(case: Case, data: Dataset, device: torch.device) -> Prepared:
     victim.module.to(device)
     victim.check(batch.x, data.card.outputs, masks=data.card.task == "segmentation")
     with frozen(victim.module), seeded(*shared_by(case), "prepare"):
-        if case.operating_point == "youden":
-            val = data.batch("val").to(device)
-            logits = victim.logits(val.x).cpu()
-            victim = victim.at(youden(logits, val.y.cpu(), data.card))
-        clean, again = (_answers(victim, batch.x) for _ in range(2))
+        bare, defended = _defended(victim, case, data, device)
+        victim = defended.judge
+        (clean, suspicion), (again, _) = (_answers(victim, batch.x) for _ in range(2))
         masks = data.card.task == "segmentation"
         shown = victim.logits(batch.x[: victim.chunk]) if masks else clean
+        slower = None if case.defense == "none" else _slower(victim, bare, batch.x)
     raw = shown if victim.offset is None else shown - victim.offset.to(shown)
     return Prepared(
         batch,
@@ -94,8 +107,55 @@ def prepare(case: Case, data: Dataset, device: torch.device) -> Prepared:
         clean,
         probabilities=looks_like_probabilities(raw),
         randomized=float((again != clean).flatten(1).any(1).float().mean()),
+        guide=defended.guide,
+        bare=bare,
+        suspicion=suspicion,
+        slower=slower,
     )
 
 
-def _answers(victim: Victim, x: Images) -> Tensor:
-    return torch.cat([kept(victim.logits(part)) for part in x.split(victim.chunk)])
+def _defended(
+    victim: Victim, case: Case, data: Dataset, device: torch.device
+) -> tuple[Victim, Defended]:
+    """Return the victim alone and behind the case's defense, each at its operating point.
+
+    What a transform does to the images moves the threshold; a detector is fitted to the decision.
+    """
+    bare = _deployed(victim, case, data, device)
+    guards = wrapping_of(case.defense).guards
+    defended = put_on(bare if guards else victim, case, data, device)
+    if case.defense == "none" or guards:
+        return bare, defended
+    return bare, at(defended, _deployed(defended.judge, case, data, device).offset)
+
+
+def _deployed(victim: Victim, case: Case, data: Dataset, device: torch.device) -> Victim:
+    if case.operating_point != "youden":
+        return victim
+    val = data.batch("val").to(device)
+    logits = victim.logits(val.x).cpu()
+    return victim.at(youden(logits, val.y.cpu(), data.card))
+
+
+def _answers(victim: Victim, x: Images) -> tuple[Tensor, Tensor | None]:
+    """Return what is kept of the victim's answers, and how suspicious the images are."""
+    parts = [victim.outputs(part) for part in x.split(victim.chunk)]
+    suspicion = [part.suspicion for part in parts if part.suspicion is not None]
+    answer = torch.cat([kept(part.logits) for part in parts])
+    return answer, torch.cat(suspicion) if suspicion else None
+
+
+def _slower(victim: Victim, bare: Victim, x: Images) -> float:
+    """Return the time of a pass with the defense over one without, the better of three each."""
+    some = x[: victim.chunk]
+    seconds = []
+    for one in (victim, bare):
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            one.outputs(some)
+            if some.device.type == "cuda":
+                torch.cuda.synchronize(some.device)
+            times.append(time.perf_counter() - start)
+        seconds.append(min(times))
+    return seconds[0] / seconds[1]

@@ -8,7 +8,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from robustbench_med.bench.case import Case
-from robustbench_med.cards import AttackCard, DatasetCard, ModelCard
+from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard, ModelCard
 
 SCHEMA = 1
 
@@ -111,6 +111,9 @@ class Cost(_Frozen):
     backward: int = Field(description="images back-propagated")
     seconds: float
     peak_memory_mib: float
+    slower: float | None = Field(
+        default=None, description="time of a forward pass with the defense over one without"
+    )
 
 
 class Check(_Frozen):
@@ -210,6 +213,7 @@ class Record(_Frozen):
     dataset_card: DatasetCard
     model_card: ModelCard
     attack_card: AttackCard
+    defense_card: DefenseCard | None = None
     provenance: Provenance
 
 
@@ -232,6 +236,9 @@ class Stored(NamedTuple):
         distance: smallest perturbation found that broke the image, in the case's norm, the same in
             every row of an image; inf where none did, NaN where not attacked.
         ssim, psnr: how visible it is, NaN where not broken.
+
+    Behind a detector also `suspicion` and `rejected`: whether it is above 0. There an image that is
+    attacked counts as correct where it is rejected, and a clean one only where it is not.
     """
 
     record: Record

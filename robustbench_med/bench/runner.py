@@ -26,7 +26,7 @@ from robustbench_med.bench import store
 from robustbench_med.bench.execute import execute
 from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared, prepare, shared_by
-from robustbench_med.bench.surrogate import Surrogate, crafted_alike, load_surrogate
+from robustbench_med.bench.surrogate import Surrogate, blind, crafted_alike, load_surrogate
 from robustbench_med.errors import BenchError, InvalidOutputError, SpecError
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _shares(waiting: list[Planned]) -> list[list[Planned]]:
     """Return the cases in groups that share a victim, or the candidates of a surrogate."""
     groups: defaultdict[tuple[object, ...], list[Planned]] = defaultdict(list)
     for one in waiting:
-        alike = one.case.surrogate is not None
+        alike = one.case.surrogate is not None or blind(one.case)
         groups[crafted_alike(one.case) if alike else shared_by(one.case)].append(one)
     return list(groups.values())
 
@@ -191,13 +191,17 @@ class _Shared:
 
     def of(self, one: Planned) -> Prepared:
         ready = self._prepared(one)
-        if one.case.surrogate is None:
+        if one.case.surrogate is None and not blind(one.case):
             return ready
         if one.case.dataset != self._dataset:  # candidates of another dataset are of no more use
             self._dataset, self._surrogates = one.case.dataset, {}
         key = crafted_alike(one.case)
         if key not in self._surrogates:
-            self._surrogates[key] = load_surrogate(one.case, one.data.card, self._device)
+            if blind(one.case) and ready.bare is not None:
+                own = Surrogate(ready.bare, one.data.card, one.case.threat)
+            else:
+                own = load_surrogate(one.case, one.data.card, self._device)
+            self._surrogates[key] = own
         return replace(ready, surrogate=self._surrogates[key])
 
     def _prepared(self, one: Planned) -> Prepared:

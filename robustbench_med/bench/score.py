@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -52,7 +52,11 @@ def score(case: Case, ready: Prepared, run: Run) -> Scores:
         told = tell(case, ready, _answers(ready, attacked, columns), aimed, weights)
         table = _table(ready, run, columns, eps, told)
         tables.append(table)
-        scored.append(Rung(eps=eps, metrics=told.metrics | _of_attack(table, clusters, weights)))
+        metrics = told.metrics | _of_attack(table, clusters, weights)
+        if ready.suspicion is not None:
+            right = table["correct"].to_numpy(dtype=float)
+            metrics["accuracy"] = stats.cluster_mean(right, clusters)
+        scored.append(Rung(eps=eps, metrics=metrics))
     samples = pd.concat(tables, ignore_index=True)
     distance = _spread({"distance": run.distance}, "distance", attacked, np.nan)
     distance = np.where(aimed.cpu().numpy(), distance, np.nan)
@@ -92,8 +96,26 @@ def _table(
             "attacked": run.aimed.cpu().numpy(),
             "broken": _spread(columns, "broken", attacked, False),
             **{name: _spread(columns, name, attacked, np.nan) for name in _VISIBLE},
+            **_guarded(ready, run, columns, told),
         }
     )
+
+
+def _guarded(ready: Prepared, run: Run, columns: Columns | None, told: Told) -> dict[str, Any]:
+    """Return the columns that a detector adds or changes; none without one.
+
+    An image counts as right where it is called right and, when clean, is not rejected. Rejecting an
+    attacked one is no mistake: nobody acts on what it is called.
+    """
+    if ready.suspicion is None:
+        return {}
+    suspicion = ready.suspicion.cpu().numpy().copy()
+    accepted, attacked = suspicion <= 0, run.attacked.cpu().numpy()
+    right = told.columns["correct"] & accepted
+    if columns is not None:
+        suspicion[attacked] = columns["suspicion"].cpu().numpy()
+        right |= attacked & (suspicion > 0)
+    return {"suspicion": suspicion, "rejected": suspicion > 0, "correct": right}
 
 
 def _spread(

@@ -25,6 +25,15 @@ class Grid(BaseModel):
     victims: tuple[str, ...] = Field(
         default=("*",), min_length=1, description='"*" = every shipped victim of the dataset'
     )
+    defenses: tuple[str, ...] = Field(
+        default=("none",), min_length=1, description="what the victims are wrapped in, a case each"
+    )
+    knowledge: tuple[Literal["adaptive", "oblivious"], ...] = Field(
+        default=("adaptive",),
+        min_length=1,
+        description="of the attacker: adaptive knows the defense, oblivious attacks the victim "
+        "without it; a case each",
+    )
     attacks: tuple[str, ...] = Field(min_length=1)
     norm: Norm = "linf"
     channels: tuple[str, ...] = Field(

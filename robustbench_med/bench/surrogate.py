@@ -86,7 +86,13 @@ def crafted_alike(case: Case) -> tuple[object, ...]:
         json.dumps(case.channels, sort_keys=True),
         case.objective,
         case.budget,
+        *((case.victim, case.victim_sha256, case.operating_point) if blind(case) else ()),
     )
+
+
+def blind(case: Case) -> bool:
+    """Whether the attacker climbs the victim without its defense, of which he does not know."""
+    return case.knowledge == "oblivious"
 
 
 def load_surrogate(case: Case, data: DatasetCard, device: torch.device) -> Surrogate:

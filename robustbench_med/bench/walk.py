@@ -27,9 +27,10 @@ from robustbench_med.cards import AttackCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.models.guide import bfloat16
 from robustbench_med.objectives.decide import verdict_on
+from robustbench_med.objectives.evasion import Undetected
 from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws, seeded
-from robustbench_med.types import Images, Verdict
+from robustbench_med.types import Images, Output, Verdict
 from robustbench_med.victim import frozen
 
 # of images handed to an attack at once: JSMA and DeepFool hold thirty times as much beside them
@@ -88,8 +89,12 @@ def walk(planned: Planned, ready: Prepared) -> Run:
     reset_peak(batch.x.device)
     card = planned.data.card
     objective = objectives.make(case.objective, card.task, card=card)
-    before = verdict_on(objective, ready.clean, batch.y, len(card.classes))
+    if ready.victim.guard is not None:
+        objective = Undetected(objective)
+    before = verdict_on(objective, ready.clean, batch.y, len(card.classes), ready.suspicion)
     attacked = objective.applies(batch.y) & ~before.done
+    if ready.suspicion is not None:  # what is rejected when clean is lost already
+        attacked &= ready.suspicion <= 0
     before = Verdict(*(value[attacked] for value in before))
     rows = attacked.nonzero()[:, 0]
     radii = _radii(case, planned.data)
@@ -99,7 +104,7 @@ def walk(planned: Planned, ready: Prepared) -> Run:
         ball=ball_of(case, card, radii[0]),
         objective=objective,
         judge=ready.victim,
-        guide=bfloat16(ready.victim) if case.guide == "bfloat16" else None,
+        guide=bfloat16(ready.guide or ready.victim) if case.guide == "bfloat16" else ready.guide,
         counter=Counter(forward=2 * len(batch)),  # the clean images are asked twice
         chunk=ready.victim.chunk,
     )
@@ -112,7 +117,8 @@ def walk(planned: Planned, ready: Prepared) -> Run:
         for module in modules:
             held.enter_context(frozen(module))
         held.enter_context(seeded(case.seed, case.id, "walk"))
-        rest = at_rest(problem, ready.clean[attacked], before)
+        suspicion = None if ready.suspicion is None else ready.suspicion[attacked]
+        rest = at_rest(problem, Output(ready.clean[attacked], suspicion), before)
         run = _rungs(planned, ready, problem, everyone, radii, attacked, rest)
     return run._replace(seconds=time.perf_counter() - clock)
 

@@ -35,6 +35,20 @@ Attacks = Annotated[
     list[str] | None,
     typer.Option("--attack", help="This attack instead, e.g. 'pgd(steps=40)'; repeatable."),
 ]
+Defenses = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--defense",
+        help="Wrap the victims, e.g. 'jpeg(quality=50)'; none; repeatable: a case each.",
+    ),
+]
+Knowledge = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--knowledge",
+        help="adaptive: the attacker knows the defense; oblivious: not; repeatable: a case each.",
+    ),
+]
 Eps = Annotated[
     str | None, typer.Option("--eps", help="Radii in [0,1] units, e.g. '1/255,2/255,4/255'.")
 ]
@@ -89,6 +103,8 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the suite.")]
 _GRID = {
     "dataset": "datasets",
     "victim": "victims",
+    "defense": "defenses",
+    "knowledge": "knowledge",
     "attack": "attacks",
     "eps": "ladder",
     "norm": "norm",

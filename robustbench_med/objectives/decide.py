@@ -14,7 +14,7 @@ from robustbench_med.datasets.dataset import MAX_IDS
 from robustbench_med.errors import VictimError
 from robustbench_med.objectives import Objective
 from robustbench_med.objectives.classification import two_sided
-from robustbench_med.types import Logits, Output, Truth, Verdict, images_at_once
+from robustbench_med.types import Logits, Output, PerSample, Truth, Verdict, images_at_once
 
 
 def called(logits: Logits) -> UInt8[Tensor, "b *s"]:
@@ -33,7 +33,9 @@ def kept(logits: Logits) -> Float[Tensor, "b k"] | UInt8[Tensor, "b *s"]:
     return logits if logits.ndim == 2 else called(logits)
 
 
-def verdict_on(objective: Objective, answer: Tensor, y: Truth, k: int) -> Verdict:
+def verdict_on(
+    objective: Objective, answer: Tensor, y: Truth, k: int, suspicion: PerSample | None = None
+) -> Verdict:
     """Return the verdict on answers that were kept, without a pass through the victim.
 
     Args:
@@ -41,9 +43,10 @@ def verdict_on(objective: Objective, answer: Tensor, y: Truth, k: int) -> Verdic
         answer: `(n, k)` logits or `(n, *s)` masks of class ids.
         y: the truth.
         k: number of classes.
+        suspicion: of each image, where a detector guards the victim.
     """
     if answer.dtype != torch.uint8:
-        return objective(Output(answer), y)
+        return objective(Output(answer, suspicion), y)
     at_once = images_at_once(tuple(answer.shape[1:]))
     parts = []
     for rows in torch.arange(len(answer), device=answer.device).split(at_once):

@@ -1,0 +1,117 @@
+"""Wrapped: a defense as a suite asks for it, checked before anything runs, and put on a victim."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from robustbench_med import objectives, registry, spec
+from robustbench_med.ball import Ball
+from robustbench_med.bench.case import Case
+from robustbench_med.bench.chosen import checked_parameters
+from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard
+from robustbench_med.datasets.dataset import Dataset
+from robustbench_med.defense import Defended, Fitting
+from robustbench_med.errors import SpecError
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.types import Batch, Images
+from robustbench_med.victim import Victim
+
+# what detectors that learn from examples are shown: PGD on the undefended victim. Fixed, so that
+# one detector stands behind every attack and radius of a board; 2/255 is the radius boards rank by
+FITTED_ON = {"steps": 10}
+FITTED_EPS = 2 / 255
+
+
+class Wrapping(NamedTuple):
+    """A defense with all its parameters; no card where a victim stands alone."""
+
+    card: DefenseCard | None = None
+    parameters: dict[str, Any] = {}  # noqa: RUF012 - never written to
+
+    @property
+    def text(self) -> str:
+        """Its spec, every parameter stated."""
+        return "none" if self.card is None else str(spec.Spec(self.card.name, self.parameters))
+
+    @property
+    def guards(self) -> bool:
+        """Whether it is a detector: it leaves what the victim is shown as it is."""
+        return self.card is not None and self.card.kind == "detector"
+
+    @property
+    def fitted(self) -> bool:
+        """Whether training and validation images take part."""
+        return self.card is not None and self.card.fitted
+
+
+def wrapping_of(text: str, data: DatasetCard | None = None) -> Wrapping:
+    """Return the defense of a spec; "none" is none.
+
+    Raises:
+        UnknownNameError: no such defense.
+        SpecError: it retrains a victim, is not for the task of `data`, or does not take its
+            parameters.
+    """
+    name, given = spec.parse(text)
+    if name == "none" and not given:
+        return Wrapping()
+    card: DefenseCard = registry.find("defenses", name)
+    if card.kind == "training":
+        raise SpecError(
+            f"{name}: expected a defense that wraps a victim, got one that retrains it: run "
+            f"`train CARD --defense {name}`, and attack what it wrote"
+        )
+    if data is not None and data.task not in card.tasks:
+        known = " or ".join(card.tasks)
+        raise SpecError(f"{name}: expected {known} data, got {data.task} ({data.name})")
+    return Wrapping(card, checked_parameters(card, given))
+
+
+@dataclass(frozen=True)
+class _Attacked:
+    """Crafts the examples that detectors learn from."""
+
+    victim: Victim
+    card: DatasetCard
+    seed: int
+
+    def __call__(self, batch: Batch) -> Images:
+        attack: AttackCard = registry.find("attacks", "pgd")
+        problem = Problem(
+            batch.x,
+            batch.y,
+            Ball("linf", FITTED_EPS),
+            objectives.make("untargeted", self.card.task, card=self.card),
+            judge=self.victim,
+            chunk=self.victim.chunk,
+        )
+        rng = Draws.of(self.seed, map(str, batch.ids), device=batch.x.device).fork("fitting")
+        found: Images = registry.function("attacks", attack)(
+            problem, rng=rng, **{**attack.parameters, **FITTED_ON}
+        )
+        return found
+
+
+def put_on(victim: Victim, case: Case, data: Dataset, device: torch.device) -> Defended:
+    """Return the victim behind the defense of a case, fitted where it learns."""
+    wrapping = wrapping_of(case.defense)
+    if wrapping.card is None:
+        return Defended(victim)
+    extra = {}
+    if wrapping.fitted:
+        train, val = (data.batch(split).to(device) for split in ("train", "val"))
+        attacked = _Attacked(victim, data.card, case.seed)
+        extra["fitting"] = Fitting(train, val, data.card, case.seed, attacked)
+    function = registry.function("defenses", wrapping.card)
+    found: Defended = function(victim, **extra, **wrapping.parameters)
+    return found
+
+
+def at(defended: Defended, offset: Any) -> Defended:  # noqa: ANN401 - a tensor or none
+    """Return the defended victim, judge and guide alike, at another operating point."""
+    guide = None if defended.guide is None else defended.guide.at(offset)
+    return replace(defended, judge=defended.judge.at(offset), guide=guide)
