@@ -1,0 +1,219 @@
+"""Randomised smoothing: averaging over Gaussian noise, and the certificate of the vote under it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robustbench_med.defense import Defended
+from robustbench_med.errors import SpecError
+from robustbench_med.rng import Draws
+from robustbench_med.types import Images, PerSample, Truth
+from robustbench_med.victim import Victim, frozen
+
+from .wrap import above, whole, wrapped
+
+ABSTAIN = -1
+_TOGETHER = 8  # noisy copies of an image drawn at a time; results do not depend on the batch
+
+
+class Certified(NamedTuple):
+    """What is certified of each image.
+
+    Attributes:
+        label: `(b,)` the class of the vote, -1 where it abstains.
+        radius: `(b,)` L2, in [0,1] image units: no image nearer has another class; 0 where it
+            abstains.
+    """
+
+    label: Int[Tensor, " b"]
+    radius: PerSample
+
+
+def smoothing(victim: Victim, *, sigma: float = 0.25, draws: int = 16) -> Defended:
+    """Return the victim averaged over Gaussian noise on the image.
+
+    What is deployed is the mean of the logits; it is attacked and judged in expectation, with fresh
+    noise at every pass. The certificate of `certify` is about the vote under noise, not about this
+    mean, and holds for the undefended victim's vote only.
+
+    Args:
+        victim: undefended, best trained on such noise (`gaussian_noise`).
+        sigma: of the noise in [0,1] image units, > 0; noisy images are not clipped to [0,1].
+        draws: passes whose logits are averaged, >= 1.
+
+    Returns:
+        The guide is the judge: its gradient is that of the mean.
+
+    Raises:
+        SpecError: a parameter is out of range.
+
+    Source: Cohen, Rosenfeld, Kolter, ICML 2019, section 3; the attack in expectation is SmoothAdv's
+        (Salman et al., NeurIPS 2019, section 2.2). Deviation: logits are averaged, theirs takes
+        the vote, which has no gradient, and Salman et al. the mean of the probabilities.
+    """
+    above("sigma", sigma)
+    whole("draws", draws, 1)
+
+    def noisy(x: Images) -> Images:
+        return x + sigma * torch.randn_like(x)
+
+    return wrapped(victim, noisy, draws=draws)
+
+
+def gaussian_noise(
+    victim: Victim,
+    x: Images,
+    y: Truth,
+    *,
+    loss: Any,  # noqa: ANN401 - of the task: logits and truth to a number
+    attack: object = None,
+    sigma: float = 0.25,
+) -> Tensor:
+    """Return the loss on images with Gaussian noise: how a victim to be smoothed is trained.
+
+    Args:
+        victim: in training.
+        x: images.
+        y: their truth.
+        loss: of logits and truth.
+        attack: unused; every training defense is called alike.
+        sigma: of the noise in [0,1] image units, > 0; the one to be smoothed with.
+
+    Raises:
+        SpecError: sigma is not positive.
+
+    Source: Cohen, Rosenfeld, Kolter, ICML 2019, section 3.3.
+    """
+    above("sigma", sigma)
+    found: Tensor = loss(victim(x + sigma * torch.randn_like(x)).logits, y)
+    return found
+
+
+def certify(
+    victim: Victim,
+    x: Images,
+    *,
+    rng: Draws,
+    sigma: float,
+    n0: int = 100,
+    n: int = 1000,
+    alpha: float = 0.001,
+) -> Certified:
+    """Return the class of the vote under noise, and the radius in which it cannot change.
+
+    Args:
+        victim: undefended, of one label an image; at its operating point.
+        x: images.
+        rng: one stream a sample.
+        sigma: of the noise in [0,1] image units, > 0.
+        n0: noisy copies that choose the class, >= 1.
+        n: noisy copies that bound its share, >= 1.
+        alpha: chance that an image's certificate is wrong, in (0,1).
+
+    Raises:
+        SpecError: a parameter is out of range, or the victim's answers are masks.
+        InvalidOutputError: a logit is NaN or Inf.
+
+    Source: Cohen, Rosenfeld, Kolter, ICML 2019, section 3.2.2, CERTIFY; the bound is that of
+        Clopper and Pearson 1934, through statsmodels.
+    """
+    from scipy.stats import norm
+    from statsmodels.stats.proportion import proportion_confint
+
+    _checked(sigma=sigma, alpha=alpha, n0=n0, n=n)
+    label = votes(victim, x, rng=rng.fork("choose"), sigma=sigma, n=n0).argmax(1)
+    counts = votes(victim, x, rng=rng.fork("bound"), sigma=sigma, n=n)
+    successes = np.take_along_axis(counts, label[:, None], 1)[:, 0]
+    # one-sided at alpha is the lower end of the two-sided interval at twice that
+    share = proportion_confint(successes, n, alpha=2 * alpha, method="beta")[0]
+    sure = share > 0.5
+    radius = np.where(sure, sigma * norm.ppf(np.where(sure, share, 0.5)), 0.0)
+    return Certified(
+        torch.from_numpy(np.where(sure, label, ABSTAIN)).to(x.device),
+        torch.from_numpy(radius).to(x),
+    )
+
+
+def predict(
+    victim: Victim, x: Images, *, rng: Draws, sigma: float, n: int = 1000, alpha: float = 0.001
+) -> Int[Tensor, " b"]:
+    """Return the class of the vote under noise, `(b,)`; -1 where it is too close to call.
+
+    Args:
+        victim: as for `certify`.
+        x: images.
+        rng: one stream a sample.
+        sigma: of the noise in [0,1] image units, > 0.
+        n: noisy copies, >= 1.
+        alpha: chance that a class returned is not that of the vote over all noise, in (0,1).
+
+    Raises:
+        SpecError: a parameter is out of range, or the victim's answers are masks.
+        InvalidOutputError: a logit is NaN or Inf.
+
+    Source: Cohen, Rosenfeld, Kolter, ICML 2019, section 3.2.1, PREDICT (two-sided binomial test of
+        the two leading classes; Hung and Fithian 2019).
+    """
+    from scipy.stats import binom
+
+    _checked(sigma=sigma, alpha=alpha, n=n)
+    counts = votes(victim, x, rng=rng, sigma=sigma, n=n)
+    second, first = np.sort(counts, 1)[:, -2:].T
+    p = np.minimum(1.0, 2 * binom.sf(first - 1, first + second, 0.5))
+    return torch.from_numpy(np.where(p <= alpha, counts.argmax(1), ABSTAIN)).to(x.device)
+
+
+def votes(victim: Victim, x: Images, *, rng: Draws, sigma: float, n: int) -> NDArray[np.int64]:
+    """Return how often each class was called of `n` noisy copies of each image, `(b, k)`."""
+    found: list[Tensor] = []
+    rows = torch.arange(len(x), device=x.device)
+    with frozen(victim.module):
+        for part in rows.split(max(1, victim.chunk // _TOGETHER)):
+            keyed, clean = rng.take(part), x[part][:, None]
+            total: Tensor | int = 0
+            for start in range(0, n, _TOGETHER):
+                noise = keyed.fork(start).normal(_TOGETHER, *x.shape[1:])
+                noisy = clean + sigma * noise[:, : n - start]
+                called = _called(victim.logits(noisy.flatten(0, 1)))
+                total = total + called.view(*noisy.shape[:2], -1).sum(1)
+            found.append(torch.as_tensor(total))
+    counted: NDArray[np.int64] = torch.cat(found).cpu().numpy()
+    return counted
+
+
+def _called(logits: Tensor) -> Int[Tensor, "b k"]:
+    """Return 1 for the class called of each image, 0 for the others."""
+    if logits.ndim != 2:
+        raise SpecError("expected one label an image for smoothing, got masks")
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], 1)
+    return torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1])
+
+
+def certified_accuracy(
+    certified: Certified, y: Int[Tensor, " b"], radii: list[float]
+) -> Float[Tensor, " r"]:
+    """Return the share of labelled images certified as correct at each radius; NaN without any.
+
+    >>> certified = Certified(torch.tensor([1, -1, 0]), torch.tensor([0.5, 0.0, 0.2]))
+    >>> certified_accuracy(certified, torch.tensor([1, 1, 1]), [0.0, 0.5, 1.0]).tolist()
+    [0.3333333432674408, 0.3333333432674408, 0.0]
+    """
+    labelled = y >= 0
+    right = (certified.label == y)[labelled]
+    reached = certified.radius[labelled, None] >= torch.as_tensor(radii).to(certified.radius)
+    return (reached & right[:, None]).float().mean(0)
+
+
+def _checked(*, sigma: float, alpha: float, **counts: int) -> None:
+    above("sigma", sigma)
+    if not 0 < alpha < 1:
+        raise SpecError(f"expected alpha in (0,1), got {alpha}")
+    for name, value in counts.items():
+        whole(name, value, 1)

@@ -1,0 +1,79 @@
+"""What wrapping defenses share: composing transforms, seeing through them, checking values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from robustbench_med.defense import Defended
+from robustbench_med.errors import SpecError
+from robustbench_med.types import Images
+from robustbench_med.victim import Transform, Victim
+
+
+def wrapped(
+    victim: Victim, transform: Transform, *, view: Transform | None = None, draws: int = 1
+) -> Defended:
+    """Return the victim behind a transform; what the victim already does first comes after it.
+
+    Args:
+        victim: its own `before` is kept.
+        transform: what is deployed.
+        view: the transform as an adaptive attacker differentiates it; None = as it is.
+        draws: passes averaged at least: more than 1 where the transform is random.
+    """
+    victim = replace(victim, draws=max(draws, victim.draws))
+    judge = replace(victim, before=_then(transform, victim.before))
+    guide = None if view is None else replace(victim, before=_then(view, victim.before))
+    return Defended(judge, guide)
+
+
+def _then(first: Transform, second: Transform | None) -> Transform:
+    if second is None:
+        return first
+    after = second  # bound here: narrowing does not reach into a nested function
+
+    def both(x: Images) -> Images:
+        return after(first(x))
+
+    return both
+
+
+def through(transform: Transform) -> Transform:
+    """Return a transform that is itself on the way forward, the identity on the way back.
+
+    Source: BPDA with the identity for the backward pass, Athalye, Carlini, Wagner, ICML 2018,
+        section 4.1.
+    """
+
+    def view(x: Images) -> Images:
+        with torch.no_grad():
+            moved = transform(x) - x
+        return x + moved
+
+    return view
+
+
+def whole(name: str, value: object, low: int, high: int | None = None) -> int:
+    """Return `value` if it is a whole number from `low` to `high`.
+
+    Raises:
+        SpecError: it is not.
+    """
+    fits = isinstance(value, int) and not isinstance(value, bool) and value >= low
+    if not fits or (high is not None and value > high):  # type: ignore[operator]
+        wanted = f">= {low}" if high is None else f"in {low}..{high}"
+        raise SpecError(f"expected {name} {wanted}, got {value!r}")
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def above(name: str, value: float, low: float = 0.0) -> float:
+    """Return `value` if it is a finite number above `low`.
+
+    Raises:
+        SpecError: it is not.
+    """
+    if not low < value < float("inf"):
+        raise SpecError(f"expected {name} > {low:g}, got {value}")
+    return value
