@@ -14,6 +14,8 @@ from robustbench_med.types import Output, PerSample, Rows, Verdict
 if TYPE_CHECKING:
     from robustbench_med.objectives import Objective
 
+Climbed = Literal["joint", "selective", "goal", "suspicion"]
+
 
 @dataclass(frozen=True)
 class Undetected:
@@ -32,7 +34,7 @@ class Undetected:
     """
 
     base: Objective
-    climb: Literal["joint", "selective", "goal", "suspicion"] = "joint"
+    climb: Climbed = "joint"
     weight: float = 1.0
 
     def __call__(self, output: Output, y: Any) -> Verdict:  # noqa: ANN401 - truth of any task
@@ -70,5 +72,6 @@ class Undetected:
     @staticmethod
     def _calm(output: Output) -> PerSample:
         if output.suspicion is None:  # of a view without the detector, all images pass
-            return torch.full_like(output.logits.flatten(1)[:, 0], torch.inf)
+            first = output.logits.flatten(1)[:, 0]
+            return torch.inf + 0 * first  # with a slope of 0, so that it can be climbed
         return -output.suspicion

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.evasion import Climbed, Undetected
 from robustbench_med.objectives.segmentation import Masks, Pixels
 from robustbench_med.types import Output, PerSample, Rows, Verdict
 
@@ -156,21 +157,33 @@ def climbing(problem: Problem, loss: str) -> Problem:
     Args:
         problem: of any task.
         loss: of labels and findings "cross_entropy" (the objective's own), "margin" or "dlr" (see
-            Climb); of masks a name in LOSSES.
+            Climb); of masks a name in LOSSES; past a detector "joint", "selective", "goal" or
+            "suspicion" (see Undetected).
 
     Raises:
-        SpecError: no such loss for the problem's task.
+        SpecError: no such loss for the problem's task, or no detector to pass.
     """
     if loss == "cross_entropy":
         return problem
+    for climb in get_args(Climbed):
+        if loss == climb:
+            return _past_detector(problem, climb)
     if loss in LOSSES:
         return on_pixels(problem, LOSSES[loss])
     if loss not in _MARGINS:
-        known = ", ".join([*LOSSES, *_MARGINS])
+        known = ", ".join([*LOSSES, *_MARGINS, *get_args(Climbed)])
         raise SpecError(f"expected loss in {known}, got {loss!r}")
     if isinstance(_goal(problem)[0], Masks):
         raise SpecError(f"expected loss in {', '.join(LOSSES)} for masks, got {loss!r}")
     return replace(problem, objective=Climb(problem.objective, _MARGINS[loss]))
+
+
+def _past_detector(problem: Problem, climb: Climbed) -> Problem:
+    objective, relentless = _goal(problem)
+    if not isinstance(objective, Undetected):
+        raise SpecError(f"expected a victim with a detector for loss {climb!r}, got one without")
+    posed: Objective = replace(objective, climb=climb)
+    return replace(problem, objective=Climb(posed, relentless=True) if relentless else posed)
 
 
 def _goal(problem: Problem) -> tuple[Objective, bool]:

@@ -1,0 +1,1 @@
+"""Detectors: suspicions fitted on training images, thresholds from clean validation."""

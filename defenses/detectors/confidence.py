@@ -1,0 +1,34 @@
+"""Confidence: the answer itself is a detector; what the victim is not sure of goes to a person."""
+
+from __future__ import annotations
+
+from robustbench_med.defense import Defended, Fitting, guarded
+from robustbench_med.objectives.classification import log_odds_against, two_sided
+from robustbench_med.types import Images, Logits, PerSample
+from robustbench_med.victim import Victim
+
+
+def confidence(victim: Victim, *, fitting: Fitting, fpr: float = 0.05) -> Defended:
+    """Return the victim with a reject option: images it is least sure of are rejected.
+
+    Costs no further forward pass.
+
+    Args:
+        victim: undefended.
+        fitting: its validation images give the threshold; nothing else is fitted.
+        fpr: share of clean validation images rejected, in (0,1).
+
+    Source: Hendrycks, Gimpel, "A baseline for detecting misclassified and out-of-distribution
+        examples in neural networks", ICLR 2017, section 2: maximum softmax probability. Deviation:
+        as log-odds, a monotone map of it that keeps a gradient where it rounds to 1; of findings,
+        the least sure one.
+    """
+    findings = fitting.card.task == "multi_label"
+
+    def score(x: Images, logits: Logits) -> PerSample:  # noqa: ARG001 - a guard's signature
+        if findings:
+            return -logits.abs().amin(1)
+        both = two_sided(logits)
+        return log_odds_against(both, both.detach().argmax(1))
+
+    return guarded(victim, score, fitting=fitting, fpr=fpr)

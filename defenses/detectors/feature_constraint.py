@@ -1,0 +1,90 @@
+"""Feature constraint: an attacker's own view of clean features, whatever detector is deployed."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from robustbench_med.defense import Fitting, guarded
+from robustbench_med.types import Images, Logits, PerSample
+from robustbench_med.victim import Victim
+
+from .examples import called, chosen
+from .features import Features, read_all, reader
+from .fits import numbers
+
+
+class Mixture(NamedTuple):
+    """Gaussian mixtures of one layer, one a class, each with a variance a feature."""
+
+    weights: Float[Tensor, "k m"]
+    means: Float[Tensor, "k m d"]
+    variances: Float[Tensor, "k m d"]
+
+
+def feature_constraint(
+    victim: Victim, *, fitting: Fitting, fpr: float = 0.05, components: int = 2, fit: int = 512
+) -> Victim:
+    """Return a guide whose suspicion is how unlike clean features of its class an image's are.
+
+    An attack that climbs it is the hierarchical feature constraint: it knows no detector, and hides
+    from any that reads features. Use it in the place of a detector's own guide; the judge stays.
+
+    Args:
+        victim: undefended.
+        fitting: its training images give the mixtures, validation the level to stay under.
+        fpr: share of clean validation images above that level, in (0,1).
+        components: Gaussians a class and layer.
+        fit: training images used at most.
+
+    Raises:
+        DataError: too few training images of a class.
+
+    Source: Yao, He, Lin, Zhou, "A hierarchical feature constraint to camouflage medical adversarial
+        attacks", MICCAI 2021, section 2: log-likelihood under Gaussian mixtures of the target
+        class's clean features, summed over layers (cited from memory). Deviations: the class is the
+        one the candidate is called, so that untargeted goals are served; each layer counts per
+        feature, or the widest would decide alone; variances are diagonal.
+    """
+    read = reader(victim)
+    batch, y = chosen(fitting, fit, wanted_by="feature_constraint")
+    found = read_all(victim, read, batch.x)
+    layers = [mixtures(one, y, components=components, seed=fitting.seed) for one in found]
+
+    def score(x: Images, logits: Logits) -> PerSample:
+        mine = called(logits, fitting)
+        each = [
+            log_likelihood(one, mine, layer) / one.shape[1]
+            for one, layer in zip(read(x), layers, strict=True)
+        ]
+        return -torch.stack(each).sum(0)
+
+    return guarded(victim, score, fitting=fitting, fpr=fpr).judge
+
+
+def mixtures(found: Features, y: Int[Tensor, " b"], *, components: int, seed: int) -> Mixture:
+    """Return the mixtures of the classes 0..K-1 on one layer."""
+    from sklearn.mixture import GaussianMixture
+
+    floor = 1e-3 * float(found.var(0).mean()) + 1e-12
+    parts: list[tuple[Tensor, ...]] = []
+    for k in range(int(y.max()) + 1):
+        rows = numbers(found[y == k])
+        fitted = GaussianMixture(
+            min(components, len(rows)), covariance_type="diag", reg_covar=floor, random_state=seed
+        ).fit(rows)
+        values = (fitted.weights_, fitted.means_, fitted.covariances_)
+        parts.append(tuple(found.new_tensor(one) for one in values))
+    return Mixture(*(torch.stack(each) for each in zip(*parts, strict=True)))
+
+
+def log_likelihood(found: Features, mine: Int[Tensor, " b"], layer: Mixture) -> PerSample:
+    """Return the log-likelihood under the mixture of each image's class, in nats."""
+    weights, means, variances = (one[mine] for one in layer)
+    away = ((found[:, None] - means).square() / variances).sum(2)
+    norm = variances.log().sum(2) + found.shape[1] * math.log(2 * math.pi)
+    return (weights.log() - (away + norm) / 2).logsumexp(1)

@@ -1,0 +1,81 @@
+"""Quantised features: a support vector machine on coarse codes of the penultimate features."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robustbench_med.defense import Defended, Fitting, guarded
+from robustbench_med.errors import SpecError
+from robustbench_med.types import Images, Logits, PerSample
+from robustbench_med.victim import Victim
+
+from .examples import chosen, examples
+from .features import Features, reader
+from .fits import labelled, svm
+
+
+def quantised_features(
+    victim: Victim, *, fitting: Fitting, fpr: float = 0.05, levels: int = 4, fit: int = 512
+) -> Defended:
+    """Return the victim behind an RBF support vector machine on quantised penultimate features.
+
+    Args:
+        victim: undefended.
+        fitting: its training images are shown to the machine clean, noisy and attacked.
+        fpr: share of clean validation images rejected, in (0,1).
+        levels: codes a feature takes, >= 2.
+        fit: training images used at most.
+
+    Raises:
+        SpecError: fewer than two levels.
+        DataError: too few training images of a class.
+
+    Source: Lu, Issaranon, Forsyth, "SafetyNet: detecting and rejecting adversarial examples
+        robustly", ICCV 2017, section 3: discrete codes of late ReLU answers, RBF-SVM; "QFeat" of Ma
+        et al., Pattern Recognition 2021 (both cited from memory). Deviations: the codes are of the
+        pooled features; levels are cut at quantiles of clean training features. The guide's codes
+        are the judge's, with the slope of a smooth staircase.
+    """
+    from sklearn.svm import SVC
+
+    if levels < 2:
+        raise SpecError(f"expected levels >= 2, got {levels}")
+    read = reader(victim, stages=False)
+    batch, _ = chosen(fitting, fit, wanted_by="quantised_features")
+    seen = [one[-1] for one in examples(victim, read, batch, fitting)]
+    cuts = cuts_of(seen[0], levels=levels)
+    codes = [quantised(one, cuts) for one in seen]
+    machine = SVC(kernel="rbf", class_weight="balanced").fit(*labelled(codes[:2], codes[2]))
+    decide = svm(machine, batch.x)
+
+    def judge(x: Images, logits: Logits) -> PerSample:  # noqa: ARG001 - a guard's signature
+        return decide(quantised(read(x)[-1], cuts))
+
+    def guide(x: Images, logits: Logits) -> PerSample:  # noqa: ARG001
+        return decide(sloped(read(x)[-1], cuts))
+
+    return guarded(victim, judge, fitting=fitting, fpr=fpr, guide=guide)
+
+
+def cuts_of(clean: Features, *, levels: int) -> Float[Tensor, "levels_1 d"]:
+    """Return where features are cut: at equal shares of the clean images."""
+    shares = torch.arange(1, levels, device=clean.device).to(clean) / levels
+    return torch.quantile(clean, shares, dim=0)
+
+
+def quantised(found: Features, cuts: Float[Tensor, "levels_1 d"]) -> Features:
+    """Return codes in [0,1]: the share of the cuts that a feature is above; without gradient."""
+    return (found.detach()[:, None] > cuts).to(found).mean(1)
+
+
+def sloped(found: Features, cuts: Float[Tensor, "levels_1 d"]) -> Features:
+    """Return the same codes, with the gradient of sigmoids in the place of the steps.
+
+    Source: straight-through estimator, Bengio, Leonard, Courville, 2013; BPDA, Athalye et al.,
+        ICML 2018.
+    """
+    width = ((cuts[-1] - cuts[0]) / len(cuts)).clamp_min(1e-3 * cuts.abs().mean() + 1e-6)
+    smooth = torch.sigmoid((found[:, None] - cuts) / width).mean(1)
+    return quantised(found, cuts) + smooth - smooth.detach()
