@@ -55,7 +55,9 @@ class Row:
         ranks: place at each radius; None where the row is not ranked.
         reasons: why it is not ranked; empty where it is, and where the board ranks nobody.
         crosscheck: which attacks that know less were held against its own, in words; else empty.
-        own: columns of attacks made on this very model: on a board of surrogates it has none.
+        own: columns that this row cannot have: on a board of surrogates attacks made on this very
+            model, and those of an oblivious attacker where there is no defense to overlook.
+        shield: the defense in words; empty where there is none.
     """
 
     key: RowKey
@@ -71,13 +73,12 @@ class Row:
     ranks: tuple[int | None, ...] = ()
     own: frozenset[str] = frozenset()
     crosscheck: str = ""
+    shield: str = ""
 
     @property
     def title(self) -> str:
         """The model in words, with its defense and its judge where they are not the plain ones."""
-        title = plain(self.model.title)
-        if self.key.defense != "none":
-            title += f" + {plain(self.key.defense)}"
+        title = " + ".join(filter(None, [plain(self.model.title), self.shield]))
         return title if self.key.draws == 1 else f"{title}, mean of {self.key.draws} passes"
 
     @property

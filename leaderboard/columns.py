@@ -28,6 +28,8 @@ def heading(stored: Stored, titles: Mapping[str, str]) -> str:
         titles: registry name -> title, of models known by name.
     """
     title, surrogate = plain(stored.record.attack_card.title), stored.record.case.surrogate
+    if stored.record.case.knowledge == "oblivious":
+        return f"{title}, oblivious"
     if surrogate is None:
         return title
     return f"{title} from {plain(titles.get(surrogate, surrogate))}"
@@ -36,7 +38,9 @@ def heading(stored: Stored, titles: Mapping[str, str]) -> str:
 def columns_of(group: list[Stored], titles: Mapping[str, str]) -> list[str]:
     """Return the column of each record: its heading, and what tells two settings apart."""
     settings = [_setting(stored) for stored in group]
-    attacks = [(s.record.case.attack, s.record.case.surrogate) for s in group]
+    attacks = [
+        (s.record.case.attack, s.record.case.surrogate, s.record.case.knowledge) for s in group
+    ]
     heads = [heading(stored, titles) for stored in group]
     names = []
     for attack, head, own in zip(attacks, heads, settings, strict=True):
@@ -44,7 +48,7 @@ def columns_of(group: list[Stored], titles: Mapping[str, str]) -> list[str]:
         keys = [k for k in own if any(peer.get(k) != own[k] for peer in peers)]
         parts = [plain(f"{k}={own[k]}") for k in keys]
         if any(h == head and a != attack for a, h in zip(attacks, heads, strict=True)):
-            parts.insert(0, plain(" ".join(filter(None, attack))))
+            parts.insert(0, plain(" ".join(filter(None, attack[:2]))))
         names.append(f"{head} ({', '.join(parts)})" if parts else head)
     return names
 

@@ -22,6 +22,7 @@ from .board import ORDER, Board, Row, RowKey, Standing
 from .checks import flag_words
 from .columns import columns_of, heading, titles_of
 from .crosscheck import comparable, hidden_gradients, misled, rivals, shared_rungs, summary
+from .shield import shield_words
 from .text import THREATS, plain
 from .worst_case import lowest, means, score_table, standing_table
 
@@ -86,9 +87,11 @@ def _board(
         channels=case.channels,
     )
     rows = []
+    blind = {name for name, s in zip(names, group, strict=True) if is_oblivious(s)}
     for key, runs in cells.items():
         row = _row(key, {c: runs[c] for c in board.columns if c in runs}, case.ladder)
-        rows.append(replace(row, own=frozenset(c for c in made_on if made_on[c] == key.victim)))
+        own = {c for c in made_on if made_on[c] == key.victim}
+        rows.append(replace(row, own=frozenset(own | (blind if key.defense == "none" else set()))))
     reference = _common_images(rows)
     judged = []
     for row in rows:
@@ -104,7 +107,7 @@ def _held_against(
     row: Row, titles: dict[str, str], others: dict[tuple[object, ...], list[Stored]]
 ) -> tuple[Row, list[str]]:
     """Return a white-box row with its cross-check, and why its attacks can be distrusted."""
-    valid = {c: run for c, run in row.runs.items() if run.record.status == "ok"}
+    valid = {c: run for c, run in knowing(row.runs).items() if run.record.status == "ok"}
     if all(run.record.attack_card.rungs == "universal" for run in valid.values()):
         return row, []  # one perturbation for all images need not beat what is made for each
     first = next(iter(valid.values()))
@@ -118,7 +121,8 @@ def _row(key: RowKey, runs: dict[str, Stored], ladder: tuple[float, ...]) -> Row
     first = next(iter(runs.values())).record
     valid = {column: run for column, run in runs.items() if run.record.status == "ok"}
     tables = {column: score_table(run) for column, run in valid.items()}
-    worst = lowest(list(tables.values()))
+    counted = knowing(valid)
+    worst = lowest([tables[column] for column in counted])
     undefined = (UNDEFINED,) * len(ladder)
     whole = len(valid) == len(runs) and len(worst) > 0
     average = means(worst, next(iter(valid.values()))) if whole else (UNDEFINED, *undefined)
@@ -126,12 +130,23 @@ def _row(key: RowKey, runs: dict[str, Stored], ladder: tuple[float, ...]) -> Row
         key=key,
         model=first.model_card,
         runs=runs,
-        stands=lowest([standing_table(run) for run in valid.values()]),
+        stands=lowest([standing_table(run) for run in counted.values()]),
         patients=first.patients,
         clean=average[0],
         scores={column: means(tables[column], run)[1:] for column, run in valid.items()},
         worst=average[1:],
+        shield=shield_words(first),
     )
+
+
+def is_oblivious(stored: Stored) -> bool:
+    """Whether the attacker did not know of the defense: shown, and never ranked by."""
+    return stored.record.case.knowledge == "oblivious"
+
+
+def knowing(runs: dict[str, Stored]) -> dict[str, Stored]:
+    """Return the runs of attackers who know what they attack."""
+    return {column: run for column, run in runs.items() if not is_oblivious(run)}
 
 
 def _images_of(run: Stored) -> tuple[str, str, frozenset[str]]:
@@ -168,6 +183,8 @@ def _judge(
             reasons.append(("incomplete", seen))
     if not row.images and all(run.record.status == "ok" for run in row.runs.values()):
         reasons.append(("incomplete", "no image was attacked by every attack: nothing to score"))
+    if not knowing(row.runs):
+        reasons.append(("incomplete", "attacked only as if it had no defense"))
     missing = [c for c in board.columns if c not in row.runs and c not in row.own]
     if missing:
         reasons.append(("incomplete", f"not run: {', '.join(missing)}"))

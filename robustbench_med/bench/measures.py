@@ -102,6 +102,8 @@ def large_radius(found: Evidence) -> Measured | None:
     """Return the share of a few images that stand where almost any image lies in the ball."""
     if not found.iterative or found.card.fixed_step:
         return None
+    if found.ready.suspicion is not None:  # the farther from a clean image, the more suspicious
+        return None
     everyone = torch.ones(
         len(found.run.problem), dtype=torch.bool, device=found.run.distance.device
     )
