@@ -34,7 +34,9 @@ def feature_squeezing(
     Source: Xu, Evans, Qi, "Feature squeezing: detecting adversarial examples in deep neural
         networks", NDSS 2018, section 5: maximum over squeezers of the L1 distance of the softmax;
         5 bits and a 2 x 2 median are theirs for ImageNet (cited from memory). Deviations: no
-        non-local means; of findings, sigmoids. The guide goes straight through the squeezers.
+        non-local means; of findings, sigmoids. The guide goes straight through the rounding, and
+        has the slope of the squeezed images' cross-entropy under what the image is called: the
+        distance of two probabilities that are both 0 or 1 has none.
     """
     if bits < 1:
         raise SpecError(f"expected bits >= 1, got {bits}")
@@ -45,21 +47,32 @@ def feature_squeezing(
 
     def judge(x: Images, logits: Logits) -> PerSample:
         shown = _probabilities(logits, findings=findings)
-        each = [
-            _probabilities(victim(squeeze(x)).logits, findings=findings) for squeeze in squeezers
-        ]
+        each = [_probabilities(victim(one(x)).logits, findings=findings) for one in squeezers]
         return torch.stack([(one - shown).abs().sum(1) for one in each]).amax(0)
 
     def guide(x: Images, logits: Logits) -> PerSample:
+        rounded = x + (squeezers[0](x) - x).detach()
+        views = [victim(z).logits for z in (rounded, squeezers[1](x))]
         shown = _probabilities(logits, findings=findings)
-        each = []
-        for squeeze in squeezers:
-            with torch.no_grad():
-                moved = squeeze(x) - x
-            each.append(_probabilities(victim(x + moved).logits, findings=findings))
-        return torch.stack([(one - shown).abs().sum(1) for one in each]).amax(0)
+        each = [_probabilities(one, findings=findings) for one in views]
+        apart = torch.stack([(one - shown).abs().sum(1) for one in each]).amax(0).detach()
+        slope = torch.stack(
+            [disagreement(one, logits, findings=findings) for one in (*views, logits)]
+        ).sum(0)
+        return apart + slope - slope.detach()
 
     return guarded(victim, judge, fitting=fitting, fpr=fpr, guide=guide)
+
+
+def disagreement(view: Logits, logits: Logits, *, findings: bool) -> PerSample:
+    """Return the cross-entropy of a view's logits under what `logits` call the image, `(b,)`."""
+    if findings:
+        called = (logits.detach() > 0).to(view)
+        losses: Tensor = functional.binary_cross_entropy_with_logits(view, called, reduction="none")
+        return losses.sum(1)
+    mine = two_sided(logits.detach()).argmax(1)
+    found: Tensor = functional.cross_entropy(two_sided(view), mine, reduction="none")
+    return found
 
 
 def fewer_bits(x: Images, bits: int) -> Images:

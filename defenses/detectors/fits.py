@@ -65,7 +65,7 @@ def squared(a: Float[Tensor, "b d"], b: Float[Tensor, "n d"]) -> Float[Tensor, "
 
 
 def surrogate(
-    rows: Float[Tensor, "n d"], answers: PerSample, *, seed: int, steps: int = 400, width: int = 64
+    rows: Float[Tensor, "n d"], answers: PerSample, *, seed: int, steps: int = 250, width: int = 64
 ) -> Score:
     """Return a small network that answers nearly as a detector without gradients does.
 

@@ -130,6 +130,7 @@ def _areas(scores: Floats, truth: NDArray[np.bool_], weights: Floats) -> Floats:
 
 def _tprs(scores: Floats, truth: NDArray[np.bool_], level: float, weights: Floats) -> Floats:
     fpr, tpr = _curve(scores, truth, weights)
-    found: Floats = np.where(fpr <= level + 1e-12, tpr, 0.0).max(axis=1, keepdims=True)[:, 0]
+    allowed: Floats = np.where(fpr <= level + 1e-12, tpr, 0.0)
+    found: Floats = np.sort(allowed, axis=1)[:, -1]
     found[np.isnan(fpr[:, 0]) | np.isnan(tpr[:, 0])] = np.nan
     return found
