@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from robustbench_med.defense import Defended
 from robustbench_med.errors import SpecError
 from robustbench_med.rng import Draws
-from robustbench_med.types import Images, PerSample, Truth
+from robustbench_med.types import Images, Logits, PerSample, Truth
 from robustbench_med.victim import Victim, frozen
 
 from .wrap import above, whole, wrapped
@@ -71,8 +72,8 @@ def gaussian_noise(
     x: Images,
     y: Truth,
     *,
-    loss: Any,  # noqa: ANN401 - of the task: logits and truth to a number
-    attack: object = None,
+    loss: Callable[[Logits, Truth], Tensor],
+    attack: Callable[..., Images] | None = None,
     sigma: float = 0.25,
 ) -> Tensor:
     """Return the loss on images with Gaussian noise: how a victim to be smoothed is trained.
@@ -91,8 +92,7 @@ def gaussian_noise(
     Source: Cohen, Rosenfeld, Kolter, ICML 2019, section 3.3.
     """
     above("sigma", sigma)
-    found: Tensor = loss(victim(x + sigma * torch.randn_like(x)).logits, y)
-    return found
+    return loss(victim(x + sigma * torch.randn_like(x)).logits, y)
 
 
 def certify(
