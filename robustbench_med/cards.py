@@ -56,6 +56,12 @@ class DefenseCard(Card):
 
     function: str = Field(description="module:function inside defenses/")
     version: int
+    kind: Literal["training", "transform", "detector", "smoothing"] = Field(
+        description="what it does to a victim: retrains it, wraps its input, guards it, votes"
+    )
+    tasks: tuple[Task, ...] = Field(default=TASKS, description="what it can be put on")
+    parameters: dict[str, Any] = Field(default_factory=dict, description="names and defaults")
+    positive: tuple[str, ...] = Field(default=(), description="parameters that must be > 0")
 
 
 class DatasetCard(Card):
@@ -131,6 +137,17 @@ class Recipe(BaseModel):
         default=(), description="flip: left-right; flips: along every axis"
     )
     seed: int = 0
+    defense: str = Field(
+        default="", description="spec of the defense trained with, e.g. pgd_at(eps=4/255)"
+    )
+    start: str = Field(default="", description="shipped victim whose weights it starts from")
+    ema: float = Field(
+        default=0, ge=0, lt=1, description="decay of the moving average of weights; 0 = off"
+    )
+    patience: int = Field(
+        default=0, ge=0, description="epochs without better robust validation before it stops"
+    )
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class Measured(BaseModel):
@@ -173,3 +190,6 @@ class ModelCard(Card):
     weights: str = Field(default="", description="safetensors file beside the card")
     sha256: str = Field(default="", description="checksum of the weights, checked at every load")
     measured: Measured | None = None
+    undefended: str = Field(
+        default="", description="victim of the same architecture without the defense"
+    )
