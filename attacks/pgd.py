@@ -88,6 +88,39 @@ def pgd(
     return search.best
 
 
+def pgd_last(
+    problem: Problem, *, rng: Draws, steps: int = 10, reach: float = 2.5, random_start: bool = True
+) -> Images:
+    """Return the last candidates of projected gradient ascent, after all its steps.
+
+    No sample stops before, no iterate is judged: steps forward and backward passes and none more.
+    Adversarial training crafts so; to score a victim, `pgd` is the stronger.
+
+    Args:
+        problem: the batch attacked; its objective's own loss is climbed.
+        rng: one stream a sample.
+        steps: gradient steps, >= 1.
+        reach: length of all steps together in units of eps, > 0.
+        random_start: start uniformly in the ball instead of at the clean image.
+
+    Returns:
+        `(b, c, *s)` candidates in the ball.
+
+    Raises:
+        SpecError: a parameter is not positive.
+
+    Source: Madry et al., ICLR 2018, section 2.1, equation of x^{t+1}.
+    """
+    for name, value in {"steps": steps, "reach": reach}.items():
+        if not value > 0:
+            raise SpecError(f"expected {name} > 0, got {value}")
+    z = problem.ball.sample(problem.x, rng) if random_start else problem.x
+    for _ in range(steps):
+        g, _ = problem.gradient(z)
+        z = problem.ball.step(z, g, problem.x, reach / steps)
+    return z
+
+
 def _ascend(search: Search, start: Draws | None, *, steps: int, share: float) -> None:
     z = search.open.x
     if start is not None:

@@ -142,6 +142,17 @@ class Recipe(BaseModel):
         default=(), description="flip: left-right; flips: along every axis"
     )
     seed: int = 0
+    defense: str = Field(
+        default="", description="spec of the defense trained with, e.g. pgd_at(eps=4/255)"
+    )
+    start: str = Field(default="", description="shipped victim whose weights it starts from")
+    ema: float = Field(
+        default=0, ge=0, lt=1, description="decay of the moving average of weights; 0 = off"
+    )
+    patience: int = Field(
+        default=0, ge=0, description="epochs without better robust validation before it stops"
+    )
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class Measured(BaseModel):
@@ -184,3 +195,6 @@ class ModelCard(Card):
     weights: str = Field(default="", description="safetensors file beside the card")
     sha256: str = Field(default="", description="checksum of the weights, checked at every load")
     measured: Measured | None = None
+    undefended: str = Field(
+        default="", description="victim of the same architecture without the defense"
+    )

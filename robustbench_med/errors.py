@@ -56,3 +56,11 @@ class ResultsError(BenchError):
 
 class InvalidOutputError(BenchError):
     """A model that returned NaN or Inf: its case becomes `invalid`, never a score."""
+
+
+class CheckpointError(BenchError):
+    """A checkpoint that cannot be read, or of another card, recipe or data."""
+
+
+class DivergedError(BenchError):
+    """A training whose loss or weights became NaN or Inf."""

@@ -35,6 +35,8 @@ class Rung(_Frozen):
 
     Metrics: accuracy, balanced_accuracy, sensitivity, specificity, auc, f1 (victim);
         attack_success,
+    behind a detector also auroc, tpr_at_1, tpr_at_5, caught, false_alarms (a 1,000 studies; see
+        metrics/detection.py);
     flips_to_normal, flips_to_disease (attack); ssim, psnr (dB), l2, linf (perturbation, mean over
     attacked).
     """

@@ -13,6 +13,7 @@ from torch import Tensor
 from robustbench_med import stats
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.columns import Columns
+from robustbench_med.bench.detect import of_guard
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import Audit, Estimate, Rung
 from robustbench_med.bench.told import Told, tell
@@ -56,6 +57,7 @@ def score(case: Case, ready: Prepared, run: Run) -> Scores:
         if ready.suspicion is not None:
             right = table["correct"].to_numpy(dtype=float)
             metrics["accuracy"] = stats.cluster_mean(right, clusters)
+            metrics |= of_guard(table, ready.suspicion.cpu().numpy(), told.wrong, seed=case.seed)
         scored.append(Rung(eps=eps, metrics=metrics))
     samples = pd.concat(tables, ignore_index=True)
     distance = _spread({"distance": run.distance}, "distance", attacked, np.nan)

@@ -25,6 +25,11 @@ class Told(NamedTuple):
     columns: dict[str, Any]
     metrics: dict[str, Estimate]
 
+    @property
+    def wrong(self) -> NDArray[np.bool_]:
+        """Which images are called wrong, rejected or not; of labels and findings."""
+        return ~np.asarray(self.columns["correct"], dtype=np.bool_)
+
 
 def tell(
     case: Case,

@@ -21,8 +21,18 @@ def train(
     out: Annotated[Path, typer.Option("--out", help="Folder for the weights and the card.")] = Path(
         "results/local/zoo"
     ),
+    defense: Annotated[
+        str | None,
+        typer.Option("--defense", help="Train with it, e.g. 'pgd_at(eps=4/255)': list defenses."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, help="Epochs instead of the recipe's.")
+    ] = None,
 ) -> None:
-    """Train a model of the zoo by the recipe in its card, seeded, and write weights and card."""
+    """Train a model of the zoo by the recipe in its card, seeded, and write weights and card.
+
+    Stopped, it goes on from its last epoch when called again, to the same weights.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -33,11 +43,16 @@ def train(
     from robustbench_med.models import train as training
 
     console = Console()
-    shipped: ModelCard = registry.find("models", card)
+    wanted: ModelCard = registry.find("models", card)
+    if defense is not None:
+        wanted = training.defended(wanted, defense)
+    if epochs is not None:
+        wanted = training.shortened(wanted, epochs)
+    training.check(wanted)
     check_writable(out)
-    dataset = load_dataset(shipped.dataset, data=data)
+    dataset = load_dataset(wanted.dataset, data=data)
     bar = Progress(
-        TextColumn(f"{card} on {shipped.dataset}", markup=False),
+        TextColumn(f"{wanted.name} on {wanted.dataset}", markup=False),
         BarColumn(24),
         TextColumn("{task.percentage:>3.0f} %  left"),
         TimeRemainingColumn(),
@@ -47,16 +62,27 @@ def train(
     with bar:
         task = bar.add_task("", total=1.0)
         made = training.train(
-            shipped, dataset, out, progress=lambda share: bar.update(task, completed=share)
+            wanted,
+            dataset,
+            out,
+            progress=lambda share: bar.update(task, completed=share),
+            tell=lambda line: bar.console.print(
+                line, highlight=False, markup=False, soft_wrap=True
+            ),
         )
     if made.measured is None:
         raise RuntimeError("train returned a card without measurements")
     name, value = made.measured.headline
     console.print(
         f"{out / made.weights}: {name} {value:.3f}, "
-        f"sha256 {made.sha256[:12]}..., "
-        + ("the shipped weights" if made.sha256 == shipped.sha256 else "not the shipped bytes"),
+        f"sha256 {made.sha256[:12]}...{_beside(made.sha256, wanted.sha256)}",
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
+
+
+def _beside(found: str, shipped: str) -> str:
+    if not shipped:
+        return ""
+    return ", the shipped weights" if found == shipped else ", not the shipped bytes"

@@ -83,9 +83,7 @@ def test_bit_depth_is_numpys_rounding() -> None:
 def test_the_median_and_its_guide_are_scipys(size: int, shape: tuple[int, ...]) -> None:
     x = pictures(*shape)
     victim = small_victim(2, channels=shape[1], axes=len(shape) - 2)
-    expected = ndimage.median_filter(
-        x.numpy(), (1, 1, *[size] * (len(shape) - 2)), mode="reflect"
-    )
+    expected = ndimage.median_filter(x.numpy(), (1, 1, *[size] * (len(shape) - 2)), mode="reflect")
     defended = median_filter(victim, size=size)
     np.testing.assert_array_equal(before(defended, x), expected)
     np.testing.assert_array_equal(seen(defended, x), expected)
@@ -170,8 +168,7 @@ def test_jpeg_is_pillows(channels: int, quality: int) -> None:
 def test_jpeg_loses_more_at_lower_quality() -> None:
     x = pictures(4, 3, 32, 32)
     low, high = (
-        (before(jpeg(small_victim(2, channels=3), quality=q), x) - x).abs().mean()
-        for q in (10, 95)
+        (before(jpeg(small_victim(2, channels=3), quality=q), x) - x).abs().mean() for q in (10, 95)
     )
     assert low > 2 * high > 0
 
@@ -370,7 +367,7 @@ def test_a_card_names_its_function_and_its_defaults(name: str) -> None:
     assert ("segmentation" in card.tasks) == (name != "random_resize_pad")
 
 
-# --- attacked --------------------------------------------------------------------------------------
+# --- attacked ---
 
 
 class Attacked:

@@ -1,0 +1,202 @@
+"""Adversarial training: the loss to descend on one batch, by PGD-AT, TRADES, MART and others.
+
+Every function is called alike, by `robustbench_med/models/fit.py`: it gets the victim in train mode
+(normal gradients), the batch, the recipe's own `loss` of logits and truth, and an `attack` to craft
+with. It returns a scalar to descend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robustbench_med.ball import Ball
+from robustbench_med.cards import Norm
+from robustbench_med.errors import SpecError
+from robustbench_med.types import Images, Logits, Truth
+from robustbench_med.victim import Victim, frozen
+
+from .crafting import Attack, crafted
+from .losses import boost, divergence, doubt, label_divergence
+from .weight_perturbation import perturbed
+
+Loss = Callable[[Logits, Truth], Tensor]
+
+
+def pgd_at(
+    victim: Victim,
+    x: Images,
+    y: Truth,
+    *,
+    loss: Loss,
+    attack: Attack,
+    eps: float = 4 / 255,
+    steps: int = 7,
+    step: float = 0.25,
+    norm: Norm = "linf",
+    awp: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Return the loss on images crafted to raise it.
+
+    Args:
+        victim: in train mode.
+        x: images of a batch.
+        y: their truth.
+        loss: of logits and truth.
+        attack: crafts, e.g. `attacks.pgd.pgd_last`.
+        eps: radius in [0,1] units, > 0.
+        steps: of the attack, >= 1.
+        step: length of one, as a share of eps, > 0.
+        norm: "linf" or "l2".
+        awp: see `weight_perturbation.perturbed`; 0 = off.
+
+    Source: Madry et al., ICLR 2018, equation 2.1; 7 steps of 2/255 at 8/255, section 5. All steps
+        are taken, on the loss, by every image: an image already misclassified climbs on.
+    """
+    z = crafted(
+        victim, x, y, lambda o: loss(o, y), attack, Ball(norm, eps), steps=steps, reach=steps * step
+    )
+    return perturbed(victim, lambda v: loss(v(z).logits, y), _share(awp=awp))
+
+
+def fast_at(
+    victim: Victim,
+    x: Images,
+    y: Truth,
+    *,
+    loss: Loss,
+    attack: Attack,
+    eps: float = 4 / 255,
+    steps: int = 1,
+    step: float = 1.25,
+    norm: Norm = "linf",
+    awp: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Return the loss on images crafted in one long step from a uniformly random start.
+
+    Args: as of `pgd_at`.
+
+    Source: Wong, Rice, Kolter, ICLR 2020, algorithm 3, alpha = 1.25 eps (section 4.1). Its
+        catastrophic overfitting shows in the robust validation: give the recipe a patience.
+    """
+    return pgd_at(
+        victim, x, y, loss=loss, attack=attack, eps=eps, steps=steps, step=step, norm=norm, awp=awp
+    )
+
+
+def trades(
+    victim: Victim,
+    x: Images,
+    y: Truth,
+    *,
+    loss: Loss,
+    attack: Attack,
+    eps: float = 4 / 255,
+    steps: int = 10,
+    step: float = 0.25,
+    norm: Norm = "linf",
+    beta: float = 6.0,
+    awp: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Return the clean loss plus beta times the divergence of the answers in the ball.
+
+    Args: as of `pgd_at`, and
+        beta: weight of the divergence (1 / lambda of the paper), > 0.
+
+    Source: Zhang et al., ICML 2019, equation 5 and algorithm 1, with KL(clean || perturbed) as in
+        the authors' code; 10 steps, beta 6. Deviation: the climb starts uniformly in the ball, not
+        from a normal draw of deviation 0.001.
+    """
+    with frozen(victim.module), torch.no_grad():
+        clean = victim(x).logits
+    z = crafted(
+        victim,
+        x,
+        y,
+        lambda o: divergence(clean, o, y),
+        attack,
+        Ball(norm, eps),
+        steps=steps,
+        reach=steps * step,
+    )
+
+    def descended(v: Victim) -> Tensor:
+        here = v(x).logits
+        return loss(here, y) + beta * divergence(here, v(z).logits, y)
+
+    return perturbed(victim, descended, _share(awp=awp))
+
+
+def mart(
+    victim: Victim,
+    x: Images,
+    y: Truth,
+    *,
+    loss: Loss,
+    attack: Attack,
+    eps: float = 4 / 255,
+    steps: int = 10,
+    step: float = 0.25,
+    norm: Norm = "linf",
+    beta: float = 5.0,
+    awp: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Return the boosted loss on crafted images plus beta times a weighted divergence.
+
+    Args: as of `pgd_at`, one label an image, and
+        beta: weight of the divergence (lambda of the paper), > 0.
+
+    Source: Wang et al., ICLR 2020, equation 11; lambda 5 (section 4). The cross-entropy of its
+        first term is the recipe's own `loss`, so that classes are balanced as in every other
+        recipe; an unlabelled image does not count.
+    """
+    z = crafted(
+        victim, x, y, lambda o: loss(o, y), attack, Ball(norm, eps), steps=steps, reach=steps * step
+    )
+    labelled = (y >= 0).float()
+    truth = y.clamp_min(0)
+
+    def descended(v: Victim) -> Tensor:
+        here, there = v(x).logits, v(z).logits
+        each = boost(there, truth) + beta * label_divergence(here, there) * doubt(here, truth)
+        return loss(there, y) + (each * labelled).sum() / labelled.sum().clamp_min(1)
+
+    return perturbed(victim, descended, _share(awp=awp))
+
+
+def universal_at(
+    victim: Victim,
+    x: Images,
+    y: Truth,
+    *,
+    loss: Loss,
+    attack: Attack,
+    eps: float = 4 / 255,
+    norm: Norm = "linf",
+    share: float = 0.5,
+    awp: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Return the loss on a batch of which a drawn share carries a universal perturbation.
+
+    Args: as of `pgd_at`, and
+        attack: adds the perturbation last fitted on the training images.
+        share: of the images that carry it, in [0, 1].
+
+    Source: Hirano, Minagawa, Takemoto, BMC Medical Imaging 21:9, 2021, methods (from memory):
+        perturbations fitted on half of the training images, added to a random half, refitted
+        after every few epochs. Deviation: only the last perturbation fitted is added.
+    """
+    z = crafted(victim, x, y, lambda o: loss(o, y), attack, Ball(norm, eps))
+    carries = torch.rand(len(x), device=x.device) < _share(share=share)
+    z = torch.where(carries.view(-1, *[1] * (x.ndim - 1)), z, x)
+    return perturbed(victim, lambda v: loss(v(z).logits, y), _share(awp=awp))
+
+
+def _share(**parameter: float) -> float:
+    ((name, value),) = parameter.items()
+    if not 0 <= value <= 1:
+        raise SpecError(f"expected {name} in [0, 1], got {value}")
+    return value

@@ -1,0 +1,88 @@
+"""Crafting: the images that a victim in training is shown, made by an attack that is handed in.
+
+While images are crafted the network is in eval mode with its parameters' gradients off: batch norm
+keeps its statistics and dropout rests, so that what is attacked is the network as deployed. The
+authors of TRADES and MART do so in their code; Madry et al. and Wong et al. crafted in train
+mode, which is the deviation of `pgd_at` and `fast_at` (Pang et al., ICLR 2021, section 3.4, find
+eval mode the better or equal choice; cited from memory).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from robustbench_med.ball import Ball
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.types import Images, Logits, Output, Rows, Truth, Verdict
+from robustbench_med.victim import Victim, frozen
+
+Attack = Callable[..., Images]
+
+
+class Climbed:
+    """The objective of training: a loss of the batch is climbed, and nothing is ever done.
+
+    The loss is a mean over the batch; the gradient of each image is its own all the same, but for
+    the Dice of masks, which is the batch's.
+    """
+
+    def __init__(self, loss: Callable[[Logits], Tensor]) -> None:
+        self.loss = loss
+
+    def __call__(self, output: Output, y: Truth) -> Verdict:
+        """Return the verdict: every image has its part in the loss as loss and harm."""
+        value = self.loss(output.logits)
+        each = (value / len(y)).expand(len(y))
+        return Verdict(each, each, torch.zeros_like(each, dtype=torch.bool))
+
+    def margins(self, output: Output, y: Truth) -> Float[Tensor, "b m"]:
+        """Return the loss as the only way."""
+        return self(output, y).harm[:, None]
+
+    def spread(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:  # noqa: ARG002
+        """Return 1: a loss of training has no scale to divide by."""
+        return output.logits.new_ones(len(output.logits))
+
+    def applies(self, y: Truth) -> Tensor:
+        """Return that every image can be climbed."""
+        return torch.ones(len(y), dtype=torch.bool, device=y.device)
+
+    def take(self, rows: Rows) -> Climbed:  # noqa: ARG002 - a batch is climbed as one
+        """Return the objective itself."""
+        return self
+
+    def posed(self, y: Truth) -> Climbed:  # noqa: ARG002 - bound to its truths already
+        """Return the objective itself."""
+        return self
+
+
+def crafted(
+    victim: Victim,
+    x: Images,
+    y: Truth,
+    climbed: Callable[[Logits], Tensor],
+    attack: Attack,
+    ball: Ball,
+    **effort: Any,  # noqa: ANN401 - of any attack
+) -> Images:
+    """Return candidates in the ball, crafted against the network in eval mode, without gradient.
+
+    Args:
+        victim: whose modes and gradients are restored after.
+        x: images of a batch.
+        y: their truth.
+        climbed: the loss of logits that is climbed.
+        attack: takes a problem, `rng` and the effort.
+        ball: the allowed perturbation.
+        effort: parameters of the attack.
+    """
+    rng = Draws(torch.randint(-(2**62), 2**62, (len(x),)).to(x.device))
+    with frozen(victim.module):
+        problem = Problem(x, y, ball, Climbed(climbed), victim, chunk=len(x))
+        return attack(problem, rng=rng, **effort).detach()

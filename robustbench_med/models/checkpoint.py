@@ -1,0 +1,139 @@
+"""Checkpoint: all that a training needs to go on as if it had never been stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from robustbench_med.errors import CheckpointError
+
+_KEY = "training"  # of the file's JSON
+
+
+class Saved(NamedTuple):
+    """Where checkpoints go, and whose they are: a hash of card, recipe and data."""
+
+    path: Path
+    fingerprint: str
+
+
+@dataclass
+class State:
+    """A training between two epochs.
+
+    Attributes:
+        module: trained.
+        optimizer, schedule: of the module.
+        ema: moving average of the module; None = off.
+        pattern: universal perturbation last fitted, if any.
+        best: weights with the best validation so far, where a patience asks for them.
+        score: their score.
+        stale: epochs since.
+        epoch: epochs done.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    ema: AveragedModel | None = None
+    pattern: Tensor | None = None
+    best: dict[str, Tensor] | None = None
+    score: float = -1.0
+    stale: int = 0
+    epoch: int = 0
+
+
+def write(saved: Saved, state: State) -> None:
+    """Write the state and torch's generator to one file, whole or not at all.
+
+    One safetensors file: tensors under prefixed names, the rest as JSON in its header.
+    """
+    tensors = {f"module.{key}": value for key, value in state.module.state_dict().items()}
+    if state.ema is not None:
+        tensors |= {f"ema.{key}": value for key, value in state.ema.state_dict().items()}
+    tensors |= {f"best.{key}": value for key, value in (state.best or {}).items()}
+    if state.pattern is not None:
+        tensors["pattern"] = state.pattern
+    optimizer = state.optimizer.state_dict()
+    for i, values in optimizer["state"].items():
+        tensors |= {f"optimizer.{i}.{key}": value for key, value in values.items()}
+    tensors["rng"] = torch.get_rng_state()
+    rest = {
+        "fingerprint": saved.fingerprint,
+        "epoch": state.epoch,
+        "score": state.score,
+        "stale": state.stale,
+        "groups": optimizer["param_groups"],
+        "schedule": state.schedule.state_dict(),
+    }
+    temporary = saved.path.with_name(f".{saved.path.name}.{os.getpid()}.tmp")
+    try:
+        copies = {key: value.detach().contiguous().clone() for key, value in tensors.items()}
+        save_file(copies, temporary, metadata={_KEY: json.dumps(rest)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(saved.path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def restore(saved: Saved, state: State) -> bool:
+    """Put a checkpoint into a fresh state and torch's generator; return whether there was one.
+
+    Raises:
+        CheckpointError: damaged, or of another card, recipe or data.
+    """
+    if not saved.path.is_file():
+        return False
+    try:
+        with safe_open(saved.path, framework="pt") as file:
+            rest: dict[str, Any] = json.loads((file.metadata() or {})[_KEY])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
+        fingerprint = rest["fingerprint"]
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"expected a readable checkpoint, got {saved.path} ({type(error).__name__}): remove it "
+            "to train from the start"
+        ) from None
+    if fingerprint != saved.fingerprint:
+        raise CheckpointError(
+            f"expected a checkpoint of this card, recipe and data, got {saved.path} of another "
+            "training: remove it, or write elsewhere with --out DIR"
+        )
+    _fill(state, tensors, rest)
+    torch.set_rng_state(tensors["rng"])
+    return True
+
+
+def _fill(state: State, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
+    state.module.load_state_dict(_below("module.", tensors))
+    if state.ema is not None:
+        state.ema.load_state_dict(_below("ema.", tensors))
+    state.best = _below("best.", tensors) or None
+    state.pattern = tensors.get("pattern")
+    slots: dict[int, dict[str, Tensor]] = {}
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    for key, value in _below("optimizer.", tensors).items():
+        i, _, name = key.partition(".")
+        own = parameters[int(i)]
+        # in the layout of its parameter: another layout may round the same sums differently
+        laid = torch.empty_like(own).copy_(value) if value.shape == own.shape else value
+        slots.setdefault(int(i), {})[name] = laid.detach()
+    state.optimizer.load_state_dict({"state": slots, "param_groups": rest["groups"]})
+    state.schedule.load_state_dict(rest["schedule"])
+    state.epoch, state.score, state.stale = rest["epoch"], rest["score"], rest["stale"]
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+    }

@@ -1,0 +1,87 @@
+"""Watch: what a victim in training scores on validation, clean and attacked."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from robustbench_med import registry
+from robustbench_med.cards import DatasetCard
+from robustbench_med.metrics.classification import Predictions, score
+from robustbench_med.models import masks
+from robustbench_med.models.hardening import Hardening
+from robustbench_med.objectives import make
+from robustbench_med.objectives.decide import decide, probabilities
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.types import Batch
+from robustbench_med.universal import Additive
+from robustbench_med.victim import Victim, frozen
+
+STEPS = 10  # of PGD: quick, and no more than a watch; the board attacks in earnest
+IMAGES = 200  # of validation, at most
+
+
+class Seen(NamedTuple):
+    """Scores of one epoch; robust is None without a radius to train for."""
+
+    metric: str
+    clean: float
+    robust: float | None
+
+    @property
+    def kept(self) -> float:
+        """The score that early stopping watches."""
+        return self.clean if self.robust is None else self.robust
+
+    def __str__(self) -> str:
+        robust = "" if self.robust is None else f", robust {self.robust:.3f}"
+        return f"validation {self.metric} clean {self.clean:.3f}{robust}"
+
+
+def watch(
+    victim: Victim, val: Batch, card: DatasetCard, hard: Hardening | None, pattern: Tensor | None
+) -> Seen:
+    """Return the victim's scores on validation images, and those under the attack trained for.
+
+    The attack is PGD-10 at the training radius; of universal training, the pattern last fitted.
+
+    Args:
+        victim: in any mode; restored after.
+        val: validation images.
+        card: of the data.
+        hard: the defense trained with, if any.
+        pattern: universal perturbation last fitted, if any.
+    """
+    metric = "Dice" if card.task == "segmentation" else "balanced accuracy"
+    key = metric.replace(" ", "_").lower()
+    with frozen(victim.module):
+        clean = scores(victim, val, card)[key]
+        if hard is None or hard.ball is None:
+            return Seen(metric, clean, None)
+        rng = Draws.of(0, map(str, val.ids))
+        if pattern is not None:
+            z = Additive(pattern).apply(val.x, hard.ball, rng)
+        else:
+            objective = make("untargeted", card.task, card=card).posed(val.y)
+            problem = Problem(val.x, val.y, hard.ball, objective, victim, chunk=victim.chunk)
+            pgd = registry.function("attacks", registry.find("attacks", "pgd"))
+            z = pgd(problem, rng=rng, steps=STEPS)
+        attacked = Batch(z, val.y, val.ids, val.patients)
+        return Seen(metric, clean, scores(victim, attacked, card)[key])
+
+
+def scores(victim: Victim, batch: Batch, card: DatasetCard) -> dict[str, float]:
+    """Return the victim's mean Dice on masks, else balanced accuracy and accuracy."""
+    if card.task == "segmentation":
+        return {"dice": masks.mean_dice(victim, batch, card)}
+    logits, y = victim.logits(batch.x), batch.y.numpy()
+    found = score(
+        Predictions.of(y, decide(logits, card.task), probabilities(logits, card.task), card),
+        card,
+        clusters=None,
+        weights=np.ones((1, len(y))),
+    )
+    return {name: found[name].value for name in ("balanced_accuracy", "accuracy")}
