@@ -15,7 +15,7 @@ from robustbench_med.metrics.detection import STUDIES, detection, split_twins
 
 def of_guard(
     table: pd.DataFrame,
-    clean: NDArray[np.floating],
+    clean: NDArray[np.float64],
     wrong: Bool[NDArray[np.bool_], " n"],
     *,
     seed: int,

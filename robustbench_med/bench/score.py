@@ -57,7 +57,9 @@ def score(case: Case, ready: Prepared, run: Run) -> Scores:
         if ready.suspicion is not None:
             right = table["correct"].to_numpy(dtype=float)
             metrics["accuracy"] = stats.cluster_mean(right, clusters)
-            metrics |= of_guard(table, ready.suspicion.cpu().numpy(), told.wrong, seed=case.seed)
+            metrics |= of_guard(
+                table, ready.suspicion.double().cpu().numpy(), told.wrong, seed=case.seed
+            )
         scored.append(Rung(eps=eps, metrics=metrics))
     samples = pd.concat(tables, ignore_index=True)
     distance = _spread({"distance": run.distance}, "distance", attacked, np.nan)
