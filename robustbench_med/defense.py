@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from robustbench_med.cards import DatasetCard
+from robustbench_med.rng import Draws
 from robustbench_med.types import Batch, Images, Logits, PerSample
 from robustbench_med.victim import Guard, Victim, frozen
+
+
+class Certified(NamedTuple):
+    """What is proved of each image.
+
+    Attributes:
+        label: `(b,)` the class called, -1 where it abstains.
+        radius: `(b,)` L2, in [0,1] image units: no image nearer has another class; 0 where it
+            abstains.
+    """
+
+    label: Int[Tensor, " b"]
+    radius: PerSample
 
 
 @dataclass(frozen=True)
@@ -20,10 +36,13 @@ class Defended:
     Attributes:
         judge: what is deployed; it alone decides success.
         guide: the differentiable view that an adaptive attacker climbs; None = the judge itself.
+        certify: proves what it can of images, where the defense can; one stream of draws a sample.
+            Of the victim that was handed in, at its operating point there.
     """
 
     judge: Victim
     guide: Victim | None = None
+    certify: Callable[[Victim, Images, Draws], Certified] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +96,7 @@ def guarded(
     return Defended(judge, None if guide is None else replace(victim, guard=folded(guide)))
 
 
-def threshold_of(scores: Float[torch.Tensor, " n"], *, fpr: float) -> tuple[float, float]:
+def threshold_of(scores: Float[Tensor, " n"], *, fpr: float) -> tuple[float, float]:
     """Return the threshold that a share `fpr` of the scores exceeds, at most, and their spread.
 
     The smallest such score: where scores are tied, fewer are rejected than asked for.

@@ -10,7 +10,7 @@ from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.provenance import provenance
 from robustbench_med.bench.record import Cost, Example, Record
-from robustbench_med.bench.score import Scores
+from robustbench_med.bench.score import Scores, certificate
 from robustbench_med.bench.walk import Run
 from robustbench_med.bench.wrapped import wrapping_of
 from robustbench_med.cards import AttackCard
@@ -47,6 +47,7 @@ def valid(
         radii=run.radii,
         distance=scores.distance if card.rungs == "distance" else None,
         spread=None if run.fitted is None else run.fitted.counts,
+        certificate=certificate(ready),
         audit=scores.audit,
         ladder_audit=run.ladder,
         cost=Cost(

@@ -15,12 +15,12 @@ from robustbench_med.bench.surrogate import Surrogate
 from robustbench_med.bench.wrapped import at, put_on, wrapping_of
 from robustbench_med.cards import ModelCard
 from robustbench_med.datasets.dataset import Dataset
-from robustbench_med.defense import Defended
+from robustbench_med.defense import Certified, Defended
 from robustbench_med.errors import ChecksumError
 from robustbench_med.models.load import load_victim
 from robustbench_med.models.operating_point import youden
 from robustbench_med.objectives.decide import kept
-from robustbench_med.rng import seeded
+from robustbench_med.rng import Draws, seeded
 from robustbench_med.types import Batch, Images
 from robustbench_med.victim import Victim, frozen, looks_like_probabilities
 
@@ -43,6 +43,7 @@ class Prepared:
         guide: the differentiable view of a defended victim; None = the victim itself.
         bare: the victim without its defense, at its operating point.
         suspicion: `(n,)` of the clean images, where a detector guards the victim.
+        certified: what the defense proves of the clean images, where it can.
         slower: time of a forward pass with the defense over one without.
         probes: what simple attacks do to this victim (robustbench_med/bench/probes.py), kept for
             all cases on it.
@@ -59,6 +60,7 @@ class Prepared:
     guide: Victim | None = None
     bare: Victim | None = None
     suspicion: Float[Tensor, " n"] | None = None
+    certified: Certified | None = None
     slower: float | None = None
     probes: dict[object, Any] = field(default_factory=dict)
 
@@ -97,6 +99,10 @@ def prepare(case: Case, data: Dataset, device: torch.device) -> Prepared:
         (clean, suspicion), (again, _) = (_answers(victim, batch.x) for _ in range(2))
         masks = data.card.task == "segmentation"
         shown = victim.logits(batch.x[: victim.chunk]) if masks else clean
+        certified = None
+        if defended.certify is not None:
+            draws = Draws.of(case.seed, map(str, batch.ids), device=device).fork("certify")
+            certified = defended.certify(bare, batch.x, draws)
         slower = None if case.defense == "none" else _slower(victim, bare, batch.x)
     raw = shown if victim.offset is None else shown - victim.offset.to(shown)
     return Prepared(
@@ -110,6 +116,7 @@ def prepare(case: Case, data: Dataset, device: torch.device) -> Prepared:
         guide=defended.guide,
         bare=bare,
         suspicion=suspicion,
+        certified=certified,
         slower=slower,
     )
 

@@ -106,6 +106,16 @@ class LadderAudit(_Frozen):
     )
 
 
+class Certificate(_Frozen):
+    """What a defense proves of the clean images, whatever an attack finds."""
+
+    radii: tuple[float, ...] = Field(description="L2 in [0,1] image units, rising from 0")
+    correct: tuple[Estimate, ...] = Field(
+        description="share of all images called right, with no other class in that radius"
+    )
+    abstained: Estimate
+
+
 class Cost(_Frozen):
     """What the attack cost. Counted, not estimated."""
 
@@ -205,6 +215,7 @@ class Record(_Frozen):
         default=None, description="median distance of the images attacked; inf where half stand"
     )
     spread: Spread | None = None
+    certificate: Certificate | None = None
     audit: Audit | None = None
     ladder_audit: LadderAudit | None = None
     cost: Cost | None = None

@@ -15,13 +15,16 @@ from robustbench_med.bench.case import Case
 from robustbench_med.bench.columns import Columns
 from robustbench_med.bench.detect import of_guard
 from robustbench_med.bench.prepare import Prepared
-from robustbench_med.bench.record import Audit, Estimate, Rung
+from robustbench_med.bench.record import Audit, Certificate, Estimate, Rung
 from robustbench_med.bench.told import Told, tell
 from robustbench_med.bench.walk import Run
 from robustbench_med.models.operating_point import probability
 
 TOLERANCE = 1e-6  # of a radius in [0,1] units: float32 rounding of x + delta near 1 is 6e-8
 _VISIBLE = ("ssim", "psnr", "l2", "linf")
+
+
+_CERTIFIED = 16  # radii of the curve above 0, evenly spread up to the largest certified
 
 
 class Scores(NamedTuple):
@@ -71,6 +74,22 @@ def score(case: Case, ready: Prepared, run: Run) -> Scores:
         _audit(case, ready, run),
         probability(ready.victim.offset, ready.data.card),
         stats.median(distance[aimed.cpu().numpy()], weights[:, aimed.cpu().numpy()]),
+    )
+
+
+def certificate(ready: Prepared) -> Certificate | None:
+    """Return the curve of what is certified as right, by patients; None of other defenses."""
+    if ready.certified is None:
+        return None
+    radius, clusters = ready.certified.radius.cpu().numpy(), ready.batch.patients
+    right = (ready.certified.label == ready.batch.y).cpu().numpy()
+    radii = np.linspace(0.0, max(float(radius.max(initial=0.0)), 1e-6), _CERTIFIED + 1)
+    shares = [stats.cluster_mean((right & (radius >= r)).astype(float), clusters) for r in radii]
+    abstained = (ready.certified.label < 0).cpu().numpy()
+    return Certificate(
+        radii=tuple(radii.tolist()),
+        correct=tuple(shares),
+        abstained=stats.cluster_mean(abstained.astype(float), clusters),
     )
 
 

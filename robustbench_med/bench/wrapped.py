@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from robustbench_med import objectives, registry, spec
 from robustbench_med.ball import Ball
@@ -18,7 +19,7 @@ from robustbench_med.errors import SpecError
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Batch, Images
-from robustbench_med.victim import Victim
+from robustbench_med.victim import InputContract, Victim
 
 # what detectors that learn from examples are shown: PGD on the undefended victim. Fixed, so that
 # one detector stands behind every attack and radius of a board; 2/255 is the radius boards rank by
@@ -68,7 +69,16 @@ def wrapping_of(text: str, data: DatasetCard | None = None) -> Wrapping:
     if data is not None and data.task not in card.tasks:
         known = " or ".join(card.tasks)
         raise SpecError(f"{name}: expected {known} data, got {data.task} ({data.name})")
-    return Wrapping(card, checked_parameters(card, given))
+    parameters = checked_parameters(card, given)
+    if not 0 < parameters.get("fpr", 0.5) < 1:
+        raise SpecError(f"{name}: expected fpr in (0,1), got {parameters['fpr']!r}")
+    if data is not None and not card.fitted:  # put on nothing, so that a refusal costs no case
+        contract = InputContract(data.channels, data.size)
+        try:
+            registry.function("defenses", card)(Victim(nn.Identity(), contract), **parameters)
+        except SpecError as error:
+            raise SpecError(f"{name}: {error}") from None
+    return Wrapping(card, parameters)
 
 
 @dataclass(frozen=True)

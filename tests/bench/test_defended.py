@@ -1,0 +1,196 @@
+"""Defended victims in the bench: cases, who knows what, what is attacked, and what counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from robustbench_med.bench import score, walk
+from robustbench_med.bench.plan import Planned, plan
+from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.suite import Suite
+from robustbench_med.bench.surrogate import Surrogate, crafted_alike
+from robustbench_med.bench.wrapped import wrapping_of
+from robustbench_med.datasets.dataset import Dataset
+from robustbench_med.defense import Certified, Fitting, guarded, threshold_of
+from robustbench_med.errors import SpecError
+from robustbench_med.types import Batch, Images, Logits
+from tests.bench.toys import dataset_of, planned_of, prepared_of
+from tests.toys import Linear, victim_of
+
+
+def planned_with(**fields: Any) -> list[Planned]:  # noqa: ANN401
+    grid = {
+        "datasets": ["phantom_fundus"],
+        "victims": ["fundus_resnet"],
+        "attacks": ["pgd(steps=2)"],
+        "ladder": ["2/255"],
+        "n": 4,
+    }
+    values = {"name": "s", "title": "S", "seed": 0, "grids": [{**grid, **fields}]}
+    planned, broken = plan(Suite.model_validate(values))
+    assert not broken
+    return planned
+
+
+def test_a_defense_is_a_case_for_each_attacker() -> None:
+    planned = planned_with(
+        defenses=["none", "bit_depth", "mahalanobis"],
+        knowledge=["adaptive", "oblivious"],
+        attacks=["pgd(steps=2)", "square(queries=5)"],
+    )
+    found = [(p.case.defense.split("(")[0], p.case.knowledge, p.case.attack) for p in planned]
+    both = [("adaptive", "pgd"), ("adaptive", "square"), ("oblivious", "pgd")]
+    alone = [("none", "adaptive", "pgd"), ("none", "adaptive", "square")]
+    wrapped = [(name, *rest) for name in ("bit_depth", "mahalanobis") for rest in both]
+    assert sorted(found) == sorted(alone + wrapped)
+    assert len({p.case.id for p in planned}) == len(planned)
+    assert planned[0].case.defense == "none"
+    assert {p.case.defense for p in planned if "bit" in p.case.defense} == {"bit_depth(bits=4)"}
+
+
+def test_only_a_fitted_defense_hangs_on_the_training_images() -> None:
+    planned = planned_with(defenses=["bit_depth", "mahalanobis"])
+    assert [bool(p.case.train_sha256) for p in planned] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pgd_at", "wraps a victim, got one that retrains it: run `train CARD --defense pgd_at`"),
+        ("bit_depth(bit=3)", r"expected a known parameter \(bits\), got 'bit'"),
+        ("bit_depth(bits=9)", "bit_depth: expected bits in 1..8, got 9"),
+        ("jpeg(quality='a')", "expected quality to be of type int"),
+        ("mahalanobis(fpr=1.5)", r"expected fpr in \(0,1\), got 1.5"),
+        ("nothing", "expected a known defense, got 'nothing'"),
+    ],
+)
+def test_a_defense_that_cannot_be_put_on_is_told_before_any_work(text: str, message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        planned_with(defenses=[text])
+
+
+def test_a_defense_says_which_tasks_it_takes() -> None:
+    with pytest.raises(SpecError, match="expected single_label or multi_label data, got segment"):
+        planned_with(
+            datasets=["phantom_vessels"], victims=["vessels_fcn"], defenses=["mahalanobis"]
+        )
+
+
+def test_no_defense_is_spelled_none() -> None:
+    assert wrapping_of("none").text == "none"
+
+
+def test_the_threshold_rejects_no_more_than_its_share() -> None:
+    scores = torch.randn(997, generator=torch.Generator().manual_seed(0))
+    for fpr in (0.01, 0.05, 0.5):
+        threshold, _ = threshold_of(scores, fpr=fpr)
+        rejected = float((scores > threshold).float().mean())
+        assert fpr - 1 / 997 < rejected <= fpr
+    assert threshold_of(torch.zeros(20), fpr=0.05)[0] == 0.0  # ties: nobody is rejected
+
+
+# --- a linear victim on two pixels: both decide, the second is what a detector looks at ---
+
+
+def suspect(x: Images, _: Logits) -> Tensor:
+    """Suspicious as the second pixel."""
+    return x.flatten(1)[:, 1]
+
+
+EPS = 0.25
+
+
+def posed() -> tuple[Dataset, Prepared]:
+    """Return images of class 0, of which the first three are rejected when clean."""
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.rand(24, 2, generator=generator) * 0.1 + torch.tensor([0.5, 0.25])
+    pixels[:3, 1] = 0.4
+    x = pixels.view(24, 1, 1, 2)
+    w, b = torch.tensor([[0.0, 0.0], [20.0, 20.0]]), torch.tensor([0.0, -20.0])
+    victim = victim_of(Linear(w, b), size=(1, 2))
+    data = dataset_of(x, torch.zeros(24, dtype=torch.int64), 2)
+    bare = prepared_of(victim, data)
+    batch = data.batch("test")
+    val = Batch(batch.x[3:], batch.y[3:], batch.ids[3:], None)
+    fitting = Fitting(val, val, data.card, 0, attacked=lambda b: b.x)
+    judge = guarded(victim, suspect, fitting=fitting, fpr=0.05).judge
+    seen = judge.outputs(batch.x).suspicion
+    return data, replace(bare, victim=judge, bare=victim, suspicion=seen)
+
+
+def walked(knowledge: str) -> tuple[Planned, Prepared, walk.Run]:
+    data, ready = posed()
+    planned = planned_of(data, "pgd", knowledge=knowledge, defense="d", ladder=(EPS,))
+    if knowledge == "oblivious":
+        assert ready.bare is not None
+        ready = replace(ready, surrogate=Surrogate(ready.bare, data.card, "white_box"))
+    return planned, ready, walk.walk(planned, ready)
+
+
+def test_what_is_rejected_when_clean_is_lost_and_not_attacked() -> None:
+    planned, ready, run = walked("adaptive")
+    assert ready.suspicion is not None
+    rejected = ready.suspicion > 0
+    assert rejected[:3].all()
+    assert int(rejected.sum()) == 4  # and the one of 21 that the threshold gives up
+    assert not run.attacked[rejected].any()
+    assert run.attacked[~rejected].all()
+    samples = score.score(planned.case, ready, run).samples
+    clean = samples[samples["eps"] == 0]
+    np.testing.assert_array_equal(clean["correct"], ~rejected.numpy())
+    np.testing.assert_array_equal(clean["rejected"], rejected.numpy())
+
+
+def test_who_does_not_know_the_detector_is_caught_and_who_knows_it_is_not() -> None:
+    _, _, blind = walked("oblivious")
+    _, _, knowing = walked("adaptive")
+    assert (blind.rungs["suspicion"] > 0).all()  # the sign of the gradient raises both pixels
+    assert not blind.rungs["broken"].any()
+    assert knowing.rungs["broken"].all()
+    assert (knowing.rungs["suspicion"] <= 0).all()
+
+
+def test_a_caught_image_counts_as_right_though_it_is_called_wrong() -> None:
+    planned, ready, run = walked("oblivious")
+    found = score.score(planned.case, ready, run)
+    attacked = found.samples[(found.samples["eps"] > 0) & found.samples["attacked"]]
+    assert (attacked["prediction"] == 1).all()
+    assert attacked["rejected"].all()
+    assert attacked["correct"].all()
+    metrics = found.rungs[1].metrics
+    assert metrics["accuracy"].value == pytest.approx(20 / 24)
+    assert metrics["attack_success"].value == 0
+    assert metrics["auroc"].value > 0.9
+    assert metrics["caught"].value == 1
+    assert metrics["false_alarms"].value == pytest.approx(1000 * 4 / 24)
+
+
+def test_candidates_of_an_oblivious_attacker_are_shared_by_the_defenses_of_one_victim() -> None:
+    data, _ = posed()
+    one, other, trained_anew = (
+        planned_of(data, "pgd", knowledge="oblivious", defense=text, victim_sha256=weights).case
+        for text, weights in (("d", "1" * 64), ("e", "1" * 64), ("d", "2" * 64))
+    )
+    assert crafted_alike(one) == crafted_alike(other)
+    assert crafted_alike(one) != crafted_alike(trained_anew)
+
+
+def test_the_curve_of_a_certificate() -> None:
+    data, ready = posed()
+    label = torch.zeros(24, dtype=torch.int64)
+    label[:6], label[6:12] = -1, 1
+    radius = torch.where(label < 0, 0.0, torch.linspace(0.5, 1.0, 24))
+    found = score.certificate(replace(ready, certified=Certified(label, radius)))
+    assert found is not None
+    assert found.radii[0] == 0
+    assert found.radii[-1] == 1
+    assert found.abstained.value == 0.25
+    assert found.correct[0].value == 0.5
+    assert found.correct[-1].value == pytest.approx(1 / 24)
+    assert score.certificate(ready) is None
