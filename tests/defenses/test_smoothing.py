@@ -53,6 +53,7 @@ def at_distance(d: Tensor) -> Tensor:
     return moved
 
 
+@pytest.mark.slow
 def test_a_linear_victims_radius_is_bounded_by_its_distance_and_nearly_reached() -> None:
     victim, x = linear_victim(2), grey_images(16)
     y = victim(x).logits.argmax(1)
@@ -108,6 +109,7 @@ def test_the_operating_point_moves_the_certificate() -> None:
     assert 0.05 < float(found.radius[0]) <= 0.1 < 0.2 < float(found.radius[1]) <= 0.3
 
 
+@pytest.mark.slow
 def test_a_certificate_is_wrong_no_more_often_than_alpha_and_not_much_less() -> None:
     alpha = 0.1
     d, b = 0.2, 800
