@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,11 +11,8 @@ import pytest
 import torch
 from scipy import ndimage
 from skimage.restoration import denoise_tv_chambolle
-from torch import Tensor
-from torchvision.io import decode_jpeg, encode_jpeg
 
-from attacks.pgd import pgd
-from defenses.jpeg import jpeg, recoded, stored, tables_of
+from defenses.jpeg import jpeg
 from defenses.transforms import (
     bit_depth,
     denoise,
@@ -26,18 +22,13 @@ from defenses.transforms import (
     total_variation,
 )
 from robustbench_med import registry
-from robustbench_med.ball import Ball
-from robustbench_med.datasets.load import load_dataset
 from robustbench_med.defense import Defended
 from robustbench_med.errors import SpecError
-from robustbench_med.models.load import load_victim
-from robustbench_med.objectives.classification import Untargeted
-from robustbench_med.objectives.climb import Climb
-from robustbench_med.problem import Problem
-from robustbench_med.rng import Draws, seeded
+from robustbench_med.rng import seeded
 from robustbench_med.types import Images
-from robustbench_med.victim import InputContract, Victim, frozen
-from tests.toys import Linear, draws, small_mask_victim, small_victim, victim_of
+from robustbench_med.victim import InputContract, Victim
+from tests.defenses.toys import before, pictures, seen
+from tests.toys import small_mask_victim, small_victim
 
 WRAPS: list[Callable[..., Defended]] = [
     bit_depth,
@@ -46,28 +37,6 @@ WRAPS: list[Callable[..., Defended]] = [
     total_variation,
     random_resize_pad,
 ]
-
-
-def pictures(*shape: int, seed: int = 0) -> Tensor:
-    """Return smooth images with some noise, exact 0 and 1 among their values."""
-    generator = np.random.default_rng(seed)
-    axes = range(2, len(shape))
-    noise = generator.random(shape)
-    smooth = ndimage.gaussian_filter(noise, [0, 0, *[2 for _ in axes]], mode="wrap")
-    smooth = (smooth - smooth.min()) / (smooth.max() - smooth.min())
-    return torch.from_numpy(np.clip(1.2 * smooth - 0.1 + 0.05 * noise, 0, 1)).float()
-
-
-def before(defended: Defended, x: Images) -> Images:
-    assert defended.judge.before is not None
-    return defended.judge.before(x)
-
-
-def seen(defended: Defended, x: Images) -> Images:
-    """Return an image as the guide sees it."""
-    transform = (defended.guide or defended.judge).before
-    assert transform is not None
-    return transform(x)
 
 
 def test_bit_depth_is_numpys_rounding() -> None:
@@ -148,66 +117,6 @@ def test_total_variation_by_default_is_nearer_to_the_minimum_than_scikit_images(
     exact = reference(eps=1e-10, max_num_iter=5000)
     ours = before(total_variation(small_victim(2)), x).numpy()
     assert np.square(ours - exact).mean() < np.square(reference() - exact).mean()
-
-
-def by_torchvision(x: Images, quality: int) -> Images:
-    """Return images as torchvision writes and reads them."""
-    grey = (x * 255).round().to(torch.uint8)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The image decoding and encoding")
-        files = encode_jpeg(list(grey), quality=quality)
-        return torch.stack(decode_jpeg(files)).float() / 255
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("quality", [10, 75, 95])
-def test_jpeg_is_torchvisions(channels: int, quality: int) -> None:
-    x = pictures(2, channels, 21, 32)
-    found = before(jpeg(small_victim(2, channels=channels), quality=quality), x)
-    assert found.shape == x.shape
-    assert float((found - by_torchvision(x, quality)).abs().max()) <= 2.5 / 255
-
-
-def test_jpeg_loses_more_at_lower_quality() -> None:
-    x = pictures(4, 3, 32, 32)
-    low, high = (
-        (before(jpeg(small_victim(2, channels=3), quality=q), x) - x).abs().mean() for q in (10, 95)
-    )
-    assert low > 2 * high > 0
-
-
-@pytest.mark.parametrize("quality", [10, 75])
-def test_the_jpeg_of_the_guide_is_the_codecs_where_it_rounds(quality: int) -> None:
-    """Of what the codec changes, the view misses little; of colour, its filter of chroma."""
-    tables = tables_of(quality)
-    for channels, worst in {1: 0.15, 3: 0.5}.items():
-        x = (pictures(2, channels, 21, 32) * 255).round() / 255
-        coded = stored(x, quality=quality)
-        found = recoded(x, tables, rounding=torch.round)
-        lost = float((coded - x).abs().mean())
-        assert float((found - coded).abs().mean()) < worst * lost
-
-
-def test_jpeg_codes_slices_and_modalities_as_grey_images_of_their_own() -> None:
-    x = pictures(2, 4, 16, 16)
-    found = before(jpeg(small_victim(2, channels=4)), x)
-    for c in range(4):
-        torch.testing.assert_close(found[:, c : c + 1], by_torchvision(x[:, c : c + 1], 75))
-    volume = pictures(2, 1, 5, 16, 16)
-    found = before(jpeg(small_victim(2, axes=3)), volume)
-    for d in range(5):
-        torch.testing.assert_close(found[:, :, d], by_torchvision(volume[:, :, d], 75))
-
-
-def test_jpeg_takes_three_named_modalities_for_grey_images() -> None:
-    x = pictures(2, 3, 16, 16)
-    plain = small_victim(2, channels=3)
-    named = replace(plain, contract=replace(plain.contract, names=("T1", "T2", "FLAIR")))
-    colour = replace(plain, contract=replace(plain.contract, names=("red", "green", "blue")))
-    grey = before(jpeg(named), x)
-    torch.testing.assert_close(grey[:, 1:2], by_torchvision(x[:, 1:2], 75))
-    torch.testing.assert_close(before(jpeg(colour), x), before(jpeg(plain), x))
-    assert not torch.equal(grey, before(jpeg(plain), x))
 
 
 def test_resize_and_pad_keeps_the_size_and_draws_for_each_image() -> None:
@@ -366,81 +275,3 @@ def test_a_card_names_its_function_and_its_defaults(name: str) -> None:
     assert card.kind == "transform"
     assert function.__kwdefaults__ == card.parameters
     assert ("segmentation" in card.tasks) == (name != "random_resize_pad")
-
-
-# --- attacked -------------------------------------------------------------------------------------
-
-
-class Attacked:
-    """PGD-20 on fundus phantoms, by an attacker who climbs one victim or another."""
-
-    def __init__(self) -> None:
-        data = load_dataset("phantom_fundus")
-        self.victim = load_victim("fundus_resnet", data.card).victim
-        self.batch = data.batch("test", n=24)
-
-    def share(self, judge: Victim, guide: Victim | None, eps: float) -> float:
-        """Return the accuracy that the judge keeps where the guide is climbed."""
-        x, y, ids = self.batch.x, self.batch.y, self.batch.ids
-        problem = Problem(x, y, Ball("linf", eps), Untargeted(), judge, guide=guide)
-        with seeded("attacked"), frozen(self.victim.module):
-            z = pgd(problem, rng=Draws.of(0, ids), steps=20)
-            return float((judge(z).logits.argmax(1) == y).float().mean())
-
-
-@pytest.fixture(scope="module")
-def attacked() -> Attacked:
-    return Attacked()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("wrap", "parameters", "eps", "naive", "kept"),
-    [
-        (bit_depth, {"bits": 4}, 1, "judge", 0.1),
-        (jpeg, {"quality": 75}, 1, "judge", 0.2),
-        (jpeg, {"quality": 25}, 2, "judge", 0.2),
-        # these have a gradient of their own: naive is who does not know of them
-        (median_filter, {"size": 3}, 2, "oblivious", 0.1),
-        (total_variation, {"weight": 0.03}, 4, "oblivious", 0.1),
-    ],
-)
-def test_bpda_beats_the_naive_attack(
-    attacked: Attacked,
-    wrap: Callable[..., Defended],
-    parameters: dict[str, Any],
-    eps: float,
-    naive: str,
-    kept: float,
-) -> None:
-    defended = wrap(attacked.victim, **parameters)
-    fool = defended.judge if naive == "judge" else attacked.victim
-    blind = attacked.share(defended.judge, fool, eps / 255)
-    seeing = attacked.share(defended.judge, defended.guide, eps / 255)
-    assert seeing <= kept
-    assert blind >= seeing + 0.25
-
-
-def test_eot_beats_one_fixed_draw() -> None:
-    """The attack spends all its steps: one that stops at the first lucky draw is no test."""
-    g = torch.Generator().manual_seed(0)
-    w = torch.randn(2, 256, generator=g)  # of mean 0, or brightness alone would decide
-    victim = victim_of(Linear(w - w.mean(1, keepdim=True), torch.zeros(2)), size=(16, 16))
-    x = 0.2 + 0.6 * torch.rand(64, 1, 16, 16, generator=g)
-    defended = random_resize_pad(victim, smallest=0.8, draws=16)
-
-    def fixed(x: Images) -> Images:
-        with seeded("one draw"):
-            return resize_pad(x, smallest=0.8)
-
-    fair = replace(defended.judge, draws=256)
-    with seeded("truth"):
-        y = fair(x).logits.argmax(1)
-    kept = {}
-    for name, guide in {"one": replace(victim, before=fixed), "eot": None}.items():
-        goal = Climb(Untargeted(), relentless=True)
-        problem = Problem(x, y, Ball("linf", 0.02), goal, defended.judge, guide=guide)
-        with seeded("attacked"):
-            z = pgd(problem, rng=draws(64), steps=10)
-            kept[name] = float((fair(z).logits.argmax(1) == y).float().mean())
-    assert kept["eot"] <= kept["one"] - 0.15
