@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,7 +23,7 @@ _LUMA = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0
 
 
 def jpeg(victim: Victim, *, quality: int = 75) -> Defended:
-    """Return the victim behind lossy compression by the real codec (libjpeg, by torchvision).
+    """Return the victim behind lossy compression by the real codec (libjpeg, by Pillow).
 
     Three channels that no name tells apart from red, green and blue are a colour image, its chroma
     at half resolution. Any other channels, and the slices of a volume, are grey images of their
@@ -63,12 +65,22 @@ def _planes(x: Images) -> Tensor:
 
 
 def stored(x: Tensor, *, quality: int) -> Tensor:
-    """Return images `(n, 1 or 3, h, w)` in [0,1] as they are read from their files."""
-    from torchvision.io import decode_jpeg, encode_jpeg
+    """Return images `(n, 1 or 3, h, w)` in [0,1] as they are read from their files, one by one.
 
-    grey = (x.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-    files = encode_jpeg(list(grey), quality=quality)  # torchvision takes a list of images
-    return torch.stack(decode_jpeg(files)).float().div(255)
+    By Pillow: torchvision's codec takes lists, but is deprecated since 0.29.
+    """
+    grey = x.detach().clamp(0, 1).mul(255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
+    grey = grey[..., 0] if x.shape[1] == 1 else grey
+    read = torch.from_numpy(np.stack([_read(image, quality) for image in grey]))
+    return (read[:, None] if x.shape[1] == 1 else read.movedim(-1, 1)).float().div(255)
+
+
+def _read(image: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
 
 
 def tables_of(quality: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,32 +11,20 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustbench_med.defense import Defended
+from robustbench_med.defense import ABSTAIN, Certified, Defended
 from robustbench_med.errors import SpecError
 from robustbench_med.rng import Draws
-from robustbench_med.types import Images, Logits, PerSample, Truth
+from robustbench_med.types import Images, Logits, Truth
 from robustbench_med.victim import Victim, frozen
 
 from .wrap import above, whole, wrapped
 
-ABSTAIN = -1
 _TOGETHER = 8  # noisy copies of an image drawn at a time; results do not depend on the batch
 
 
-class Certified(NamedTuple):
-    """What is certified of each image.
-
-    Attributes:
-        label: `(b,)` the class of the vote, -1 where it abstains.
-        radius: `(b,)` L2, in [0,1] image units: no image nearer has another class; 0 where it
-            abstains.
-    """
-
-    label: Int[Tensor, " b"]
-    radius: PerSample
-
-
-def smoothing(victim: Victim, *, sigma: float = 0.25, draws: int = 16) -> Defended:
+def smoothing(
+    victim: Victim, *, sigma: float = 0.25, draws: int = 16, n: int = 1000, alpha: float = 0.001
+) -> Defended:
     """Return the victim averaged over Gaussian noise on the image.
 
     What is deployed is the mean of the logits; it is attacked and judged in expectation, with fresh
@@ -47,6 +35,8 @@ def smoothing(victim: Victim, *, sigma: float = 0.25, draws: int = 16) -> Defend
         victim: undefended, best trained on such noise (`gaussian_noise`).
         sigma: of the noise in [0,1] image units, > 0; noisy images are not clipped to [0,1].
         draws: passes whose logits are averaged, >= 1.
+        n: noisy copies that bound a class's share in the certificate, see `certify`.
+        alpha: chance that an image's certificate is wrong.
 
     Returns:
         The guide is the judge: its gradient is that of the mean.
@@ -60,11 +50,15 @@ def smoothing(victim: Victim, *, sigma: float = 0.25, draws: int = 16) -> Defend
     """
     above("sigma", sigma)
     whole("draws", draws, 1)
+    _checked(sigma=sigma, alpha=alpha, n=n)
 
     def noisy(x: Images) -> Images:
         return x + sigma * torch.randn_like(x)
 
-    return wrapped(victim, noisy, draws=draws)
+    def proved(bare: Victim, images: Images, rng: Draws) -> Certified:
+        return certify(bare, images, rng=rng, sigma=sigma, n=n, alpha=alpha)
+
+    return replace(wrapped(victim, noisy, draws=draws), certify=proved)
 
 
 def gaussian_noise(

@@ -184,7 +184,7 @@ def random_resize_pad(victim: Victim, *, smallest: float = 0.9, draws: int = 8) 
     Source: Xie et al., "Mitigating adversarial effects through randomization", ICLR 2018, section
         3. Deviations: theirs enlarges 299 pixels to 299..330 and pads to 331; the contract's size
         is fixed here, so the same ratios shrink it. Bilinear where theirs takes the nearest pixel.
-        Theirs averages 1 draw, or 30 "for the ensemble".
+        Theirs takes 1 draw. An attack that stops at the first success stops at a lucky draw.
     """
     if not 0 < smallest < 1:
         raise SpecError(f"expected smallest in (0,1), got {smallest}")

@@ -15,6 +15,8 @@ from robustbench_med.rng import Draws
 from robustbench_med.types import Batch, Images, Logits, PerSample
 from robustbench_med.victim import Guard, Victim, frozen
 
+ABSTAIN = -1
+
 
 class Certified(NamedTuple):
     """What is proved of each image.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from robustbench_med.bench.surrogate import transferred
 from robustbench_med.cards import AttackCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.models.guide import bfloat16
+from robustbench_med.objectives.climb import Climb
 from robustbench_med.objectives.decide import verdict_on
 from robustbench_med.objectives.evasion import Undetected
 from robustbench_med.problem import Counter, Problem
@@ -137,6 +139,8 @@ def _rungs(
     card: AttackCard = registry.find("attacks", case.attack)
     function = registry.function("attacks", card)
     attack = sharded(function, case.parameters)
+    if ready.victim.draws > 1 and card.rungs in ("ascend", "descend"):
+        attack = relentless(attack)
     if ready.surrogate is not None:
         attack = transferred(attack, ready.surrogate, relentless=card.rungs != "distance")
     rng = everyone.take(attacked.nonzero()[:, 0])
@@ -195,6 +199,19 @@ def _radii(case: Case, data: Dataset) -> tuple[float, ...]:
     x = data.batch("train").x
     unit = float(Ball(case.norm, 0.0).size(x, torch.zeros_like(x)).mean())
     return tuple(eps * unit for eps in case.ladder)
+
+
+def relentless(attack: Attack) -> Attack:
+    """Return the attack that spends all its steps on every sample.
+
+    Of a victim that answers at random, the first success may be a lucky draw: on one behind random
+    resizing PGD-20 left 62 % standing when it stopped there, and 12 % when it climbed on.
+    """
+
+    def climbed(problem: Problem, rng: Draws) -> Images:
+        return attack(replace(problem, objective=Climb(problem.objective, relentless=True)), rng)
+
+    return climbed
 
 
 def sharded(function: Callable[..., Images], parameters: dict[str, Any]) -> Attack:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,13 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from scipy import ndimage
 from skimage.restoration import denoise_tv_chambolle
-from torch import Tensor
 
-from attacks.pgd import pgd
-from defenses.jpeg import jpeg, recoded, stored, tables_of
+from defenses.jpeg import jpeg
 from defenses.transforms import (
     bit_depth,
     denoise,
@@ -26,16 +22,12 @@ from defenses.transforms import (
     total_variation,
 )
 from robustbench_med import registry
-from robustbench_med.ball import Ball
-from robustbench_med.datasets.load import load_dataset
 from robustbench_med.defense import Defended
 from robustbench_med.errors import SpecError
-from robustbench_med.models.load import load_victim
-from robustbench_med.objectives.classification import Untargeted
-from robustbench_med.problem import Problem
-from robustbench_med.rng import Draws, seeded
+from robustbench_med.rng import seeded
 from robustbench_med.types import Images
-from robustbench_med.victim import InputContract, Victim, frozen
+from robustbench_med.victim import InputContract, Victim
+from tests.defenses.pictures import before, pictures, seen
 from tests.toys import small_mask_victim, small_victim
 
 WRAPS: list[Callable[..., Defended]] = [
@@ -45,28 +37,6 @@ WRAPS: list[Callable[..., Defended]] = [
     total_variation,
     random_resize_pad,
 ]
-
-
-def pictures(*shape: int, seed: int = 0) -> Tensor:
-    """Return smooth images with some noise, exact 0 and 1 among their values."""
-    generator = np.random.default_rng(seed)
-    axes = range(2, len(shape))
-    noise = generator.random(shape)
-    smooth = ndimage.gaussian_filter(noise, [0, 0, *[2 for _ in axes]], mode="wrap")
-    smooth = (smooth - smooth.min()) / (smooth.max() - smooth.min())
-    return torch.from_numpy(np.clip(1.2 * smooth - 0.1 + 0.05 * noise, 0, 1)).float()
-
-
-def before(defended: Defended, x: Images) -> Images:
-    assert defended.judge.before is not None
-    return defended.judge.before(x)
-
-
-def seen(defended: Defended, x: Images) -> Images:
-    """Return an image as the guide sees it."""
-    transform = (defended.guide or defended.judge).before
-    assert transform is not None
-    return transform(x)
 
 
 def test_bit_depth_is_numpys_rounding() -> None:
@@ -105,13 +75,15 @@ def test_total_variation_is_the_minimum_that_scikit_image_finds(
 ) -> None:
     x = pictures(*shape)
     expected = [
-        denoise_tv_chambolle(
+        denoise_tv_chambolle(  # type: ignore[no-untyped-call]
             one.double().numpy(), weight=weight, eps=1e-10, max_num_iter=20000, channel_axis=0
         )
         for one in x
     ]
     found = denoise(x.double(), weight=weight, steps=600)
-    np.testing.assert_allclose(found, np.stack(expected), atol=2e-3)
+    away = np.abs(found.numpy() - np.stack(expected))
+    assert away.max() < 5e-3
+    assert np.sqrt(np.square(away).mean()) < 5e-4
     assert np.abs(np.stack(expected) - x.numpy()).max() > 0.05
 
 
@@ -122,7 +94,7 @@ def variation(x: Images) -> float:
 def test_total_variation_falls_with_the_weight_and_the_mean_stays() -> None:
     x = pictures(2, 3, 16, 16)
     victim = small_victim(2, channels=3)
-    found = [before(total_variation(victim, weight=w, steps=100), x) for w in (0.01, 0.03, 0.1)]
+    found = [before(total_variation(victim, weight=w, steps=100), x) for w in (0.01, 0.03, 0.3)]
     sizes = [variation(one) for one in [x, *found]]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < 0.5 * sizes[0]
@@ -135,78 +107,16 @@ def test_total_variation_by_default_is_nearer_to_the_minimum_than_scikit_images(
 
     def reference(**how: float) -> np.ndarray[Any, Any]:
         one = [
-            denoise_tv_chambolle(i.double().numpy(), weight=0.03, channel_axis=0, **how) for i in x
+            denoise_tv_chambolle(  # type: ignore[no-untyped-call]
+                i.double().numpy(), weight=0.03, channel_axis=0, **how
+            )
+            for i in x
         ]
         return np.stack(one)
 
     exact = reference(eps=1e-10, max_num_iter=5000)
     ours = before(total_variation(small_victim(2)), x).numpy()
     assert np.square(ours - exact).mean() < np.square(reference() - exact).mean()
-
-
-def by_pillow(x: Images, quality: int) -> Images:
-    """Return images as Pillow writes and reads them."""
-    found = []
-    for one in (x * 255).round().to(torch.uint8).numpy():
-        file = io.BytesIO()
-        picture = Image.fromarray(one[0] if len(one) == 1 else np.moveaxis(one, 0, -1))
-        picture.save(file, "JPEG", quality=quality)
-        read = np.asarray(Image.open(file))
-        found.append(read[None] if read.ndim == 2 else np.moveaxis(read, -1, 0))
-    return torch.from_numpy(np.stack(found)).float() / 255
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("quality", [10, 75, 95])
-def test_jpeg_is_pillows(channels: int, quality: int) -> None:
-    x = pictures(2, channels, 21, 32)
-    found = before(jpeg(small_victim(2, channels=channels), quality=quality), x)
-    assert found.shape == x.shape
-    assert float((found - by_pillow(x, quality)).abs().max()) <= 2.5 / 255
-
-
-def test_jpeg_loses_more_at_lower_quality() -> None:
-    x = pictures(4, 3, 32, 32)
-    low, high = (
-        (before(jpeg(small_victim(2, channels=3), quality=q), x) - x).abs().mean() for q in (10, 95)
-    )
-    assert low > 2 * high > 0
-
-
-@pytest.mark.parametrize("quality", [10, 75])
-def test_the_jpeg_of_the_guide_is_the_codecs_where_it_rounds(quality: int) -> None:
-    """Grey within 2 levels of the codec; of colour its own interpolation of chroma is left out."""
-    tables = tables_of(quality)
-    for x, worst, mean in [
-        (pictures(2, 1, 21, 32), 2.0, 0.5),
-        (pictures(2, 3, 21, 32), 25.0, 2.0),
-    ]:
-        found = recoded(x, tables, rounding=torch.round)
-        away = 255 * (found - stored(x, quality=quality)).abs()
-        assert float(away.max()) <= worst
-        assert float(away.mean()) <= mean
-
-
-def test_jpeg_codes_slices_and_modalities_as_grey_images_of_their_own() -> None:
-    x = pictures(2, 4, 16, 16)
-    found = before(jpeg(small_victim(2, channels=4)), x)
-    for c in range(4):
-        torch.testing.assert_close(found[:, c : c + 1], by_pillow(x[:, c : c + 1], 75))
-    volume = pictures(2, 1, 5, 16, 16)
-    found = before(jpeg(small_victim(2, axes=3)), volume)
-    for d in range(5):
-        torch.testing.assert_close(found[:, :, d], by_pillow(volume[:, :, d], 75))
-
-
-def test_jpeg_takes_three_named_modalities_for_grey_images() -> None:
-    x = pictures(2, 3, 16, 16)
-    plain = small_victim(2, channels=3)
-    named = replace(plain, contract=replace(plain.contract, names=("T1", "T2", "FLAIR")))
-    colour = replace(plain, contract=replace(plain.contract, names=("red", "green", "blue")))
-    grey = before(jpeg(named), x)
-    torch.testing.assert_close(grey[:, 1:2], by_pillow(x[:, 1:2], 75))
-    torch.testing.assert_close(before(jpeg(colour), x), before(jpeg(plain), x))
-    assert not torch.equal(grey, before(jpeg(plain), x))
 
 
 def test_resize_and_pad_keeps_the_size_and_draws_for_each_image() -> None:
@@ -299,8 +209,8 @@ def test_the_guide_of_bit_depth_has_the_victims_gradient_at_the_rounded_image() 
 
 @pytest.mark.parametrize("wrap", [median_filter, total_variation])
 def test_a_gradient_that_is_real_is_the_slope(wrap: Callable[..., Defended]) -> None:
-    x = pictures(1, 1, 8, 8).double()
-    defended = wrap(small_victim(2))
+    x = 0.2 + 0.5 * torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    defended = wrap(small_victim(2))  # no two values are equal, so that a rank has a slope
     direction = pictures(1, 1, 8, 8, seed=5).double() - 0.5
     weights = pictures(1, 1, 8, 8, seed=6).double()
     leaf = x.clone().requires_grad_(True)
@@ -365,71 +275,3 @@ def test_a_card_names_its_function_and_its_defaults(name: str) -> None:
     assert card.kind == "transform"
     assert function.__kwdefaults__ == card.parameters
     assert ("segmentation" in card.tasks) == (name != "random_resize_pad")
-
-
-# --- attacked ---
-
-
-class Attacked:
-    """PGD-20 on correctly classified fundus phantoms, in different minds of the attacker."""
-
-    def __init__(self) -> None:
-        data = load_dataset("phantom_fundus")
-        self.victim = load_victim("fundus_resnet", data.card).victim
-        self.batch = data.batch("test", n=12)
-
-    def share(self, judge: Victim, guide: Victim | None, eps: float, *, draws: int = 1) -> float:
-        """Return the accuracy that the judge keeps where the guide is climbed."""
-        x, y, ids = self.batch.x, self.batch.y, self.batch.ids
-        problem = Problem(x, y, Ball("linf", eps), Untargeted(), judge, guide=guide)
-        with seeded("attacked"), frozen(self.victim.module):
-            z = pgd(problem, rng=Draws.of(0, ids), steps=20)
-            fair = replace(judge, draws=max(draws, judge.draws))
-            return float((fair(z).logits.argmax(1) == y).float().mean())
-
-
-@pytest.fixture(scope="module")
-def attacked() -> Attacked:
-    return Attacked()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("wrap", "parameters", "eps", "naive", "kept"),
-    [
-        (bit_depth, {"bits": 4}, 1, "judge", 0.1),
-        (jpeg, {"quality": 75}, 1, "judge", 0.2),
-        (jpeg, {"quality": 25}, 2, "judge", 0.2),
-        # these have a gradient of their own: naive is who does not know of them
-        (median_filter, {"size": 3}, 2, "oblivious", 0.1),
-        (total_variation, {"weight": 0.03}, 4, "oblivious", 0.1),
-    ],
-)
-def test_bpda_beats_the_naive_attack(
-    attacked: Attacked,
-    wrap: Callable[..., Defended],
-    parameters: dict[str, Any],
-    eps: float,
-    naive: str,
-    kept: float,
-) -> None:
-    defended = wrap(attacked.victim, **parameters)
-    fool = defended.judge if naive == "judge" else attacked.victim
-    blind = attacked.share(defended.judge, fool, eps / 255)
-    seeing = attacked.share(defended.judge, defended.guide, eps / 255)
-    assert seeing <= kept
-    assert blind >= seeing + 0.3
-
-
-@pytest.mark.slow
-def test_eot_beats_one_fixed_draw(attacked: Attacked) -> None:
-    defended = random_resize_pad(attacked.victim, smallest=0.8)
-
-    def fixed(x: Images) -> Images:
-        with seeded("one draw"):
-            return resize_pad(x, smallest=0.8)
-
-    once = replace(attacked.victim, before=fixed)
-    blind = attacked.share(defended.judge, once, 2 / 255, draws=32)
-    seeing = attacked.share(defended.judge, None, 2 / 255, draws=32)
-    assert blind >= seeing + 0.3
