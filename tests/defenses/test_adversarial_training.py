@@ -343,7 +343,8 @@ def test_a_linear_victim_becomes_robust() -> None:
     robust, clean = {}, {}
     for name in ("standard", "pgd_at"):
         victim = Victim(
-            Linear(torch.zeros(2, 25), torch.zeros(2)), InputContract(channels=1, size=(5, 5), mean=(0.5,))
+            Linear(torch.zeros(2, 25), torch.zeros(2)),
+            InputContract(channels=1, size=(5, 5), mean=(0.5,)),
         )
         optimizer = torch.optim.Adam(victim.module.parameters(), 0.3)
         torch.manual_seed(0)
