@@ -51,7 +51,7 @@ def posed(task: str, *, b: int = 5, channels: int = 1) -> tuple[Victim, Tensor, 
     loss, network, k = TASKS[task]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = network(channels, k)  # type: ignore[call-arg]
+        module = network(channels, k)
         for part in module.modules():
             if isinstance(part, nn.Conv2d | nn.Linear):
                 part.weight.data.mul_(4)
@@ -142,7 +142,8 @@ def test_crafting_leaves_the_network_as_it_was(function: Callable[..., Tensor], 
     """Only the passes that are descended reach the batch norm; modes and gradients come back."""
     victim, x, y, loss = posed("single_label")
     module = victim.module
-    part = module.features[1]  # type: ignore[index,union-attr]
+    assert isinstance(module, Small)
+    part = module.features[1]
     part.eval()
     modes = [one.training for one in module.modules()]
     before = {key: value.clone() for key, value in module.state_dict().items()}
