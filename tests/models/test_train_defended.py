@@ -1,0 +1,227 @@
+"""Training with a defense: every task and method runs, and mistakes are one line each."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from robustbench_med import registry
+from robustbench_med.cards import ModelCard, Recipe, Task
+from robustbench_med.datasets.dataset import Dataset
+from robustbench_med.errors import SpecError, UnknownNameError, VictimError
+from robustbench_med.models import fit as fitting
+from robustbench_med.models import train as training
+from robustbench_med.models import weights
+from robustbench_med.models.hardening import hardening
+from robustbench_med.models.load import ZOO, untrained
+from robustbench_med.models.train import train
+from robustbench_med.models.watch import Seen
+from tests.bench.toys import dataset_of
+
+RECIPE = Recipe(epochs=1, batch=8, augment=("flip",))
+BUILDERS: dict[Task, str] = {
+    "single_label": "vgg(cfg=[8, 'M'], mlp_ratio=0.01)",
+    "multi_label": "vgg(cfg=[8, 'M'], mlp_ratio=0.01)",
+    "segmentation": "segnet(widths=(4, 8))",
+}
+
+
+def card(task: Task = "single_label", **changed: Any) -> ModelCard:  # noqa: ANN401
+    recipe = RECIPE.model_copy(update=changed)
+    values = {"name": "toy", "title": "Toy", "family": "vgg", "dataset": "toy"}
+    return ModelCard.model_validate({**values, "builder": BUILDERS[task], "recipe": recipe})
+
+
+def data(task: Task = "single_label", *, n: int = 24) -> Dataset:
+    x = torch.rand(n, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 0.5
+    y = torch.arange(n) % 2
+    x[y == 1, :, 4:8, 4:8] += 0.5
+    if task == "multi_label":
+        y = torch.stack([y, 1 - y], 1)
+        y[0, 0] = -1
+    if task == "segmentation":
+        y = (x[:, 0] > 0.5).long()
+    return dataset_of(x, y, 2, task=task)
+
+
+METHODS = ["pgd_at", "trades", "mart", "fast_at", "universal_at"]
+QUICK = {"pgd_at": "steps=2", "trades": "steps=2", "mart": "steps=2"}
+
+
+@pytest.mark.parametrize("task", BUILDERS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_every_task_it_takes(tmp_path: Path, method: str, task: Task) -> None:
+    if task not in registry.load("defenses")[method].tasks:
+        pytest.skip(f"{method} does not take {task}")
+    spec = f"{method}({QUICK.get(method, 'eps=0.02')})"
+    plain = train(card(task), data(task), tmp_path / "plain")
+    lines: list[str] = []
+    one = train(card(task, defense=spec), data(task), tmp_path / "one", tell=lines.append)
+    two = train(card(task, defense=spec), data(task), tmp_path / "two")
+    assert one.sha256 == two.sha256 != plain.sha256
+    (line,) = lines
+    metric = "Dice" if task == "segmentation" else "balanced accuracy"
+    assert line.startswith("epoch 1/1: loss ")
+    assert f"validation {metric} clean 0." in line or f"validation {metric} clean 1." in line
+    assert ", robust " in line
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {"toy.safetensors", "toy.json"}
+
+
+def test_mixed_precision_trains_other_but_like_weights(tmp_path: Path) -> None:
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        made = train(card(defense="fast_at", precision=precision), data(), tmp_path / precision)
+        victim = untrained(made, data().card)
+        weights.read(victim.module, tmp_path / precision / made.weights, sha256=made.sha256)
+        found[precision] = torch.cat([p.detach().flatten() for p in victim.module.parameters()])
+    assert not torch.equal(found["float32"], found["bfloat16"])
+    torch.testing.assert_close(found["float32"], found["bfloat16"], atol=0.02, rtol=0.1)
+
+
+def test_an_average_without_memory_is_the_weights(tmp_path: Path) -> None:
+    tensors = {}
+    for ema in (0.0, 1e-9, 0.9):
+        made = train(card(ema=ema, epochs=2), data(), tmp_path / str(ema))
+        victim = untrained(made, data().card)
+        weights.read(victim.module, tmp_path / str(ema) / made.weights)
+        tensors[ema] = torch.cat([p.detach().flatten() for p in victim.module.parameters()])
+    torch.testing.assert_close(tensors[1e-9], tensors[0.0], atol=1e-6, rtol=1e-5)
+    assert float((tensors[0.9] - tensors[0.0]).abs().max()) > 1e-3
+
+
+def test_it_stops_after_the_patience_and_keeps_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.5, 0.7, 0.6, 0.7, 0.9])
+    kept = []
+
+    def watch(victim: Any, *_: Any) -> Seen:  # noqa: ANN401
+        kept.append(weights.fingerprint(victim.module))
+        return Seen("balanced accuracy", 1.0, next(scores))
+
+    monkeypatch.setattr(fitting, "watch", watch)
+    made = train(card(epochs=8, patience=2, defense="fast_at"), data(), tmp_path)
+    assert len(kept) == 4  # an equal score is no better one
+    victim = untrained(made, data().card)
+    weights.read(victim.module, tmp_path / made.weights)
+    assert weights.fingerprint(victim.module) == kept[1]
+
+
+def test_a_patience_without_a_defense_watches_the_clean_score(tmp_path: Path) -> None:
+    lines: list[str] = []
+    train(card(epochs=3, patience=1), data(), tmp_path, tell=lines.append)
+    assert lines
+    assert not any("robust" in line for line in lines)
+
+
+def test_it_starts_from_the_weights_of_a_shipped_victim() -> None:
+    shipped = registry.load("models")["chest_resnet"]
+    found = registry.load("datasets")[shipped.dataset]
+    x = torch.rand(4, found.channels, *found.size)
+    few = dataset_of(x, torch.arange(4) % 2, 2)
+    recipe = Recipe(epochs=1, batch=4, lr=1e-9, weight_decay=0, start="chest_resnet")
+    own = shipped.model_copy(update={"recipe": recipe, "name": "toy"})
+
+    def near(out: Path, start: str) -> float:
+        made = train(
+            own.model_copy(update={"recipe": recipe.model_copy(update={"start": start})}), few, out
+        )
+        a, b = untrained(made, few.card).module, untrained(made, few.card).module
+        weights.read(a, out / made.weights)
+        weights.read(b, ZOO / shipped.weights)
+        pairs = zip(a.parameters(), b.parameters(), strict=True)
+        return max(float((p - q).detach().abs().max()) for p, q in pairs)
+
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        assert near(Path(folder) / "a", "chest_resnet") < 1e-5
+        assert near(Path(folder) / "b", "") > 1e-2
+        with pytest.raises(VictimError, match="expected the weights of this architecture"):
+            near(Path(folder) / "c", "chest_vgg")
+
+
+REFUSED = {
+    "pgd_at(reach=2)": r"pgd_at: expected a known parameter \(eps, .*\), got 'reach'",
+    "pgd_at(steps=2.5)": "pgd_at: expected steps to be of type int, got 2.5",
+    "pgd_at(eps=1e999)": "pgd_at: expected a finite eps, got inf",
+    "pgd_at(eps=0)": "pgd_at: expected eps > 0, got 0.0",
+    "pgd_at(norm='l1')": "pgd_at: expected an attack in l1 on single_label, got pgd_last",
+    "pgd_at(attack='segpgd')": "pgd_at: expected an attack in linf on single_label, got segpgd",
+    "pgd_at(attack='uap')": "pgd_at: expected an attack on single images, got uap",
+    "universal_at(attack='pgd')": "universal_at: expected a universal attack, got pgd",
+}
+
+
+@pytest.mark.parametrize("spec", REFUSED)
+def test_a_defense_that_cannot_be_is_refused(spec: str) -> None:
+    with pytest.raises(SpecError, match=REFUSED[spec]):
+        hardening(spec, data().card)
+
+
+def test_a_defense_of_another_task_names_those_it_takes() -> None:
+    with pytest.raises(SpecError, match="mart: expected single_label data, got multi_label"):
+        hardening("mart", data("multi_label").card)
+    with pytest.raises(SpecError, match="expected a victim that trains on whole images"):
+        hardening("universal_at", data("segmentation").card, windowed=True)
+    with pytest.raises(UnknownNameError, match="expected a known defense, got 'pgd_ta'"):
+        hardening("pgd_ta", data().card)
+
+
+def test_a_defense_that_does_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = registry._load("defenses")
+    other = cards["pgd_at"].model_copy(update={"kind": "transform"})
+    monkeypatch.setitem(cards, "pgd_at", other)
+    with pytest.raises(SpecError, match="expected a defense that trains, got one of kind transf"):
+        hardening("pgd_at", data().card)
+
+
+def test_another_attack_takes_of_the_effort_what_it_knows(tmp_path: Path) -> None:
+    made = train(card(defense="pgd_at(steps=3, attack='apgd')"), data(), tmp_path)
+    assert made.measured is not None
+
+
+def test_the_card_of_a_defended_victim(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = registry._load("models")
+    plain = cards["chest_resnet"]
+    found = training.defended(plain, "trades(eps=2/255)")
+    assert found.name == "chest_resnet_trades"
+    assert found.undefended == "chest_resnet"
+    assert found.title == "ResNet, TRADES"
+    assert found.recipe is not None
+    assert found.recipe.defense == "trades(eps=0.00784313725490196)"
+    assert (found.weights, found.sha256, found.measured) == ("", "", None)
+    own = Recipe(epochs=3, defense="trades(eps=0.01, beta=2.0)", start="chest_resnet")
+    shipped = found.model_copy(update={"recipe": own, "sha256": "abc"})
+    monkeypatch.setitem(cards, "chest_resnet_trades", shipped)
+    assert training.defended(plain, "trades(beta=2.0)") == shipped
+    changed = training.defended(plain, "trades(beta=4.0)").recipe
+    assert changed is not None
+    assert changed.defense == "trades(eps=0.01, beta=4.0)"
+    assert changed.epochs == 3
+    assert training.shortened(shipped, 7).recipe == own.model_copy(update={"epochs": 7})
+    bare = plain.model_copy(update={"recipe": None})
+    assert training.shortened(bare, 7) == bare
+    for refuse in (training.check, lambda one: training.defended(one, "pgd_at")):
+        with pytest.raises(SpecError, match="expected a card with a recipe, got chest_resnet"):
+            refuse(bare)
+
+
+@pytest.mark.slow
+def test_the_command_refuses_before_it_loads_data(tmp_path: Path) -> None:
+    words = ["train", "chest_findings_resnet", "--defense", "mart", "--out", str(tmp_path / "zoo")]
+    said = subprocess.run(
+        [sys.executable, "-m", "robustbench_med", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert said.returncode == 2
+    (line,) = said.stderr.strip().splitlines()
+    assert "mart: expected single_label data, got multi_label" in line
+    assert not (tmp_path / "zoo").exists()
