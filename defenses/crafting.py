@@ -2,15 +2,9 @@
 
 While images are crafted the network is in eval mode with its parameters' gradients off: batch norm
 keeps its statistics and dropout rests, so that what is attacked is the network as deployed. The
-<<<<<<< HEAD
-authors of TRADES and MART do so in their code; Madry et al. and Wong et al. crafted in train
-mode, which is the deviation of `pgd_at` and `fast_at` (Pang et al., ICLR 2021, section 3.4, find
-eval mode the better or equal choice; cited from memory).
-=======
 authors of TRADES and MART do so in their code; Madry et al. and Wong et al. crafted in train mode,
 which is the deviation of `pgd_at` and `fast_at` (Pang et al., ICLR 2021, section 3.4, find eval
 mode the better or equal choice; cited from memory).
->>>>>>> training
 """
 
 from __future__ import annotations
