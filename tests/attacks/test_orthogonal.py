@@ -37,7 +37,8 @@ def guarded(*, overlap: float, eps: float = 0.05, bar: float = 0.1) -> Problem:
 
     def guard(z: Tensor, logits: Tensor) -> Tensor:  # noqa: ARG001
         own = torch.cdist(z.detach().flatten(1), x.flatten(1)).argmin(1)
-        return (z - x[own]).flatten(1) @ seen - bar
+        found: Tensor = (z - x[own]).flatten(1) @ seen - bar
+        return found
 
     judge = replace(victim, guard=guard)
     y = torch.zeros(N, dtype=torch.long)
