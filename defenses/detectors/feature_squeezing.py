@@ -78,8 +78,8 @@ def disagreement(view: Logits, logits: Logits, *, findings: bool) -> PerSample:
 def fewer_bits(x: Images, bits: int) -> Images:
     """Return images with `2**bits` grey levels.
 
-    >>> fewer_bits(torch.tensor([0.2, 0.6]), 1)
-    tensor([0., 1.])
+    >>> fewer_bits(torch.tensor([[[0.2, 0.6]]]), 1)
+    tensor([[[0., 1.]]])
     """
     top = 2**bits - 1
     found: Images = (x * top).round() / top
@@ -98,5 +98,5 @@ def median(x: Images, window: int) -> Images:
     return found
 
 
-def _probabilities(logits: Logits, *, findings: bool) -> Float[Tensor, "b k"]:
+def _probabilities(logits: Logits, *, findings: bool) -> Float[Tensor, "b classes"]:
     return logits.sigmoid() if findings else two_sided(logits).softmax(1)

@@ -124,7 +124,7 @@ def _curve(scores: Floats, truth: NDArray[np.bool_], weights: Floats) -> tuple[F
 
 def _areas(scores: Floats, truth: NDArray[np.bool_], weights: Floats) -> Floats:
     fpr, tpr = (np.pad(rate, ((0, 0), (1, 0))) for rate in _curve(scores, truth, weights))
-    found: Floats = np.trapezoid(tpr, fpr, axis=1)
+    found: Floats = (np.diff(fpr, axis=1) * (tpr[:, 1:] + tpr[:, :-1]) / 2).sum(1)
     return found
 
 
@@ -132,5 +132,5 @@ def _tprs(scores: Floats, truth: NDArray[np.bool_], level: float, weights: Float
     fpr, tpr = _curve(scores, truth, weights)
     allowed: Floats = np.where(fpr <= level + 1e-12, tpr, 0.0)
     found: Floats = np.sort(allowed, axis=1)[:, -1]
-    found[np.isnan(fpr[:, 0]) | np.isnan(tpr[:, 0])] = np.nan
-    return found
+    undefined = np.isnan(fpr[:, 0]) | np.isnan(tpr[:, 0])
+    return np.where(undefined, np.nan, found)

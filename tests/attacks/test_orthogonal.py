@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks.orthogonal import apart, orthogonal_pgd
+from attacks.apgd import apgd
+from attacks.orthogonal import SPARE, apart, orthogonal_pgd
 from attacks.pgd import pgd
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.classification import Untargeted
@@ -37,7 +38,8 @@ def guarded(*, overlap: float, eps: float = 0.05, bar: float = 0.1) -> Problem:
 
     def guard(z: Tensor, logits: Tensor) -> Tensor:  # noqa: ARG001
         own = torch.cdist(z.detach().flatten(1), x.flatten(1)).argmin(1)
-        return (z - x[own]).flatten(1) @ seen - bar
+        found: Tensor = (z - x[own]).flatten(1) @ seen - bar
+        return found
 
     judge = replace(victim, guard=guard)
     y = torch.zeros(N, dtype=torch.long)
@@ -52,11 +54,11 @@ def oblivious(problem: Problem) -> Tensor:
     return pgd(blind, rng=draws(len(problem)), random_start=False)
 
 
-@pytest.mark.parametrize("orthogonal", [True, False])
-def test_without_a_detector_it_is_pgd(orthogonal: bool) -> None:
+@pytest.mark.parametrize("spare", SPARE)
+def test_without_a_detector_it_is_pgd(spare: str) -> None:
     problem = guarded(overlap=0.5)
     plain = replace(problem, objective=Untargeted())
-    ours = orthogonal_pgd(plain, rng=draws(N), steps=5, restarts=2, orthogonal=orthogonal)
+    ours = orthogonal_pgd(plain, rng=draws(N), steps=5, restarts=2, spare=spare)
     assert torch.equal(ours, pgd(plain, rng=draws(N), steps=5, restarts=2))
 
 
@@ -70,12 +72,12 @@ def test_a_view_without_the_detector_is_climbed_as_pgd_climbs_it() -> None:
 
 def test_selective_is_pgd_on_that_loss() -> None:
     problem = guarded(overlap=0.5, eps=0.15)
-    ours = orthogonal_pgd(problem, rng=draws(N), steps=7, orthogonal=False)
+    ours = orthogonal_pgd(problem, rng=draws(N), steps=7, spare="neither")
     assert torch.equal(ours, pgd(problem, rng=draws(N), steps=7, loss="selective"))
 
 
-@pytest.mark.parametrize("orthogonal", [True, False])
-def test_it_passes_a_detector_that_catches_an_oblivious_attack(orthogonal: bool) -> None:
+@pytest.mark.parametrize("spare", SPARE)
+def test_it_passes_a_detector_that_catches_an_oblivious_attack(spare: str) -> None:
     # 0.1 along the goal's slope is wanted, at most 0.02 along the detector's: the straight way has
     # 0.07 of it, a way of length 0.122 does both
     problem = guarded(overlap=0.7, eps=0.2, bar=0.02)
@@ -86,7 +88,7 @@ def test_it_passes_a_detector_that_catches_an_oblivious_attack(orthogonal: bool)
     z = oblivious(problem)
     assert blind.probe(z).done.all()
     assert not problem.probe(z).done.any()
-    found = orthogonal_pgd(problem, rng=draws(N), steps=100, orthogonal=orthogonal)
+    found = orthogonal_pgd(problem, rng=draws(N), steps=100, spare=spare)
     assert problem.probe(found).done.float().mean() > 0.9
     assert (problem.ball.size(found, problem.x) <= 0.2 * (1 + 1e-5)).all()
 
@@ -100,7 +102,9 @@ def test_steps_are_orthogonal_to_the_other_gradient() -> None:
         found: Output = problem.judge(z)
         return found
 
-    orthogonal_pgd(replace(problem, guide=watched), rng=draws(N), steps=4, random_start=False)
+    orthogonal_pgd(
+        replace(problem, guide=watched), rng=draws(N), steps=4, random_start=False, spare="both"
+    )
     before, after = path[0], path[2]  # each step asks twice at the same place
     assert torch.equal(path[0], path[1])
     levels = [problem.judge(z).suspicion for z in (before, after)]
@@ -116,6 +120,11 @@ def test_apart_is_orthogonal_and_keeps_what_is_parallel() -> None:
     torch.testing.assert_close((left * other).flatten(1).sum(1), torch.zeros(5), atol=1e-5, rtol=0)
     torch.testing.assert_close(apart(g, -3 * g), g)
     torch.testing.assert_close(apart(g, torch.zeros_like(g)), g)
+    along = (g * other).flatten(1).sum(1)
+    kept = apart(g, other, against=True)
+    assert {bool(one) for one in along > 0} == {True, False}
+    torch.testing.assert_close(kept[along > 0], g[along > 0])
+    torch.testing.assert_close(kept[along < 0], left[along < 0])
 
 
 def test_two_passes_a_step_are_counted() -> None:
@@ -135,3 +144,15 @@ def test_a_relentless_goal_is_still_past_a_detector() -> None:
 def test_bad_parameters_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(SpecError, match=f"expected {next(iter(wrong))} > 0, got"):
         orthogonal_pgd(guarded(overlap=0.5), rng=draws(N), **wrong)  # type: ignore[arg-type]
+
+
+def test_an_unknown_word_for_what_is_spared_is_refused() -> None:
+    with pytest.raises(SpecError, match="expected spare in goal, both, neither, got 'all'"):
+        orthogonal_pgd(guarded(overlap=0.5), rng=draws(N), spare="all")
+
+
+@pytest.mark.parametrize("loss", ["joint", "selective"])
+def test_pgd_and_apgd_climb_the_losses_past_a_detector(loss: str) -> None:
+    problem = guarded(overlap=0.7, eps=0.2, bar=0.02)
+    for z in (pgd(problem, rng=draws(N), loss=loss), apgd(problem, rng=draws(N), loss=loss)):
+        assert problem.probe(z).done.float().mean() > 0.9

@@ -13,6 +13,7 @@ import torch
 from scipy import ndimage, stats
 from torch import Tensor, nn
 
+from attacks.pgd import pgd
 from defenses.detectors.examples import bank_and_rows, chosen, noisy_images
 from defenses.detectors.feature_constraint import feature_constraint, log_likelihood, mixtures
 from defenses.detectors.feature_squeezing import median
@@ -23,13 +24,20 @@ from defenses.detectors.lid import dimension
 from defenses.detectors.mahalanobis import distance, gaussians
 from defenses.detectors.quantised_features import cuts_of, quantised, sloped
 from robustbench_med import registry
-from robustbench_med.defense import Defended
+from robustbench_med.ball import Ball
+from robustbench_med.datasets.load import load_dataset
+from robustbench_med.defense import Defended, Fitting
 from robustbench_med.errors import DataError, SpecError, VictimError
+from robustbench_med.metrics.detection import detection, split_twins
 from robustbench_med.models.load import load_victim
-from robustbench_med.types import Images, PerSample
+from robustbench_med.objectives.classification import Untargeted
+from robustbench_med.objectives.evasion import Undetected
+from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.types import Batch, Images, PerSample
 from robustbench_med.victim import Victim, frozen
 from tests.defenses.toys import gaussian_images, toy_batch, toy_fitting, toy_victim
-from tests.toys import Small, linear_victim, small_victim, victim_of
+from tests.toys import Small, draws, linear_victim, small_victim, victim_of
 
 CARDS = {n: card for n, card in registry.load("defenses").items() if card.kind == "detector"}
 LIGHT: dict[str, dict[str, Any]] = {"deep_features": {"trees": 10}, "lid": {"k": 8}}
@@ -351,7 +359,7 @@ def test_penultimate_features_are_what_the_classifier_reads(name: str) -> None:
         assert all(one.ndim == 2 and len(one) == 3 for one in found)
         head = victim.module.get_submodule(layers.head)
         torch.testing.assert_close(head(found[-1]), victim(x).logits)
-        (g,) = torch.autograd.grad(sum(one.sum() for one in found), leaf)
+        (g,) = torch.autograd.grad(torch.cat(found, 1).sum(), leaf)
     assert (g != 0).flatten(1).any(1).all()
 
 
@@ -359,7 +367,8 @@ def test_stages_are_means_over_places() -> None:
     victim = small_victim(2)
     x = gaussian_images(3, seed=0)
     layers = layers_of(victim.module)
-    assert layers == (("features.0", "features.3"), "head.1")
+    assert layers.stages == ("features.0", "features.3")
+    assert layers.head == "head.1"
     first = activations(victim, x, layers)[0]
     module = victim.module
     assert isinstance(module, Small)
@@ -410,7 +419,7 @@ def test_hooks_are_removed_after_a_failed_pass() -> None:
 def test_bad_parameters_are_refused() -> None:
     victim = toy_victim(2)
     fitting = toy_fitting(victim)
-    rows = [
+    rows: list[tuple[str, dict[str, Any], str]] = [
         ("kernel_density", {"bandwidth": -1.0}, "expected bandwidth >= 0, got -1"),
         ("kernel_density", {"fit": 0}, "expected fit > 0, got 0"),
         ("quantised_features", {"levels": 1}, "expected levels >= 2, got 1"),
@@ -459,3 +468,70 @@ def test_feature_constraint_is_a_guide_of_features() -> None:
     clean, odd = gaussian_images(40, seed=3), torch.rand(40, 1, 8, 8)
     assert float((suspicion(guide, clean) > 0).float().mean()) < 0.25
     assert suspicion(guide, odd).mean() > suspicion(guide, clean).mean() + 1
+
+
+# --- a shipped victim ----------------------------------------------------------------------------
+
+SEPARATES = {"lid": 0.75}  # area under the curve of PGD at 4/255; the others 0.85
+RADIUS = 4 / 255
+
+
+@pytest.fixture(scope="module")
+def chest() -> tuple[Victim, Fitting, Problem, Images]:
+    """Return a victim, what detectors are fitted on, a problem without one, and clean images."""
+    data = load_dataset("phantom_chest")
+    victim = load_victim("chest_resnet", data.card).victim
+
+    def attacked(batch: Batch) -> Images:
+        posed = Problem(batch.x, batch.y, Ball("linf", RADIUS), Untargeted(), victim)
+        return pgd(posed, rng=Draws.of(0, map(str, batch.ids)), steps=10)
+
+    fitting = Fitting(data.batch("train"), data.batch("val"), data.card, 0, attacked)
+    test = data.batch("test", n=160, seed=0)
+    rows, clean = split_twins(test.ids, test.patients)
+    x, y = test.x[rows], test.y[rows]
+    right = (victim.logits(x).argmax(1) == y).nonzero()[:40, 0]
+    return (
+        victim,
+        fitting,
+        Problem(x[right], y[right], Ball("linf", RADIUS), Untargeted(), victim),
+        test.x[clean],
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CARDS)
+def test_who_knows_the_detector_gets_past_it(
+    name: str, chest: tuple[Victim, Fitting, Problem, Images]
+) -> None:
+    victim, fitting, problem, clean = chest
+    make: Callable[..., Defended] = registry.function("defenses", CARDS[name])
+    found = make(victim, fitting=fitting)
+    rng = draws(len(problem))
+    with frozen(victim.module):
+        blind = pgd(problem, rng=rng)
+        scores = [suspicion(found.judge, x).double().numpy() for x in (clean, blind)]
+        assert detection(*scores)["auroc"].value > SEPARATES.get(name, 0.85)
+        adaptive = replace(
+            problem, judge=found.judge, guide=found.guide, objective=Undetected(Untargeted())
+        )
+        z = pgd(adaptive, rng=rng, loss="selective")
+        assert (problem.ball.size(z, problem.x) <= RADIUS * (1 + 1e-5)).all()
+        oblivious = float(adaptive.probe(blind).done.float().mean())
+        known = float(adaptive.probe(z).done.float().mean())
+    assert known > oblivious + 0.2
+
+
+@pytest.mark.slow
+def test_features_that_follow_clean_ones_get_past_a_detector_never_seen(
+    chest: tuple[Victim, Fitting, Problem, Images],
+) -> None:
+    victim, fitting, problem, _ = chest
+    judge = registry.function("defenses", CARDS["kernel_density"])(victim, fitting=fitting).judge
+    guide = feature_constraint(victim, fitting=fitting)
+    posed = replace(problem, judge=judge, guide=guide, objective=Undetected(Untargeted()))
+    rng = draws(len(problem))
+    with frozen(victim.module):
+        blind = posed.probe(pgd(problem, rng=rng)).done.float().mean()
+        hidden = posed.probe(pgd(posed, rng=rng, loss="joint")).done.float().mean()
+    assert hidden > blind + 0.2
