@@ -11,10 +11,11 @@ from torch import Tensor
 
 from robustbench_med.defense import Defended
 from robustbench_med.errors import SpecError
+from robustbench_med.models.guide import through
 from robustbench_med.types import Images
 from robustbench_med.victim import Victim
 
-from .wrap import above, through, whole, wrapped
+from .wrap import above, whole, wrapped
 
 
 def bit_depth(victim: Victim, *, bits: int = 4) -> Defended:
@@ -33,13 +34,23 @@ def bit_depth(victim: Victim, *, bits: int = 4) -> Defended:
     Source: Xu, Evans, Qi, "Feature squeezing", NDSS 2018, section III-A: multiplied by 2^i - 1,
         rounded, divided.
     """
-    top = 2 ** whole("bits", bits, 1, 8) - 1
+    whole("bits", bits, 1, 8)
 
     def squeezed(x: Images) -> Images:
-        found: Images = (x * top).round() / top
-        return found
+        return fewer_bits(x, bits)
 
     return wrapped(victim, squeezed, view=through(squeezed))
+
+
+def fewer_bits(x: Images, bits: int) -> Images:
+    """Return images with `2**bits` grey levels.
+
+    >>> fewer_bits(torch.tensor([[[0.2, 0.6]]]), 1)
+    tensor([[[0., 1.]]])
+    """
+    top = 2**bits - 1
+    found: Images = (x * top).round() / top
+    return found
 
 
 def median_filter(victim: Victim, *, size: int = 3) -> Defended:
@@ -65,13 +76,18 @@ def median_filter(victim: Victim, *, size: int = 3) -> Defended:
     whole("size", size, 2, 2 * min(victim.contract.size))
 
     def smoothed(x: Images) -> Images:
-        return _median(_windows(x, size))
+        return median(x, size)
 
     def view(x: Images) -> Images:
         windows = torch.stack(_windows(x, size), -1)
         return windows.kthvalue(windows.shape[-1] // 2 + 1).values
 
     return wrapped(victim, smoothed, view=view)
+
+
+def median(x: Images, size: int) -> Images:
+    """Return the median of a window around each pixel, borders mirrored, channels alone."""
+    return _median(_windows(x, size))
 
 
 def _windows(x: Images, size: int) -> list[Tensor]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from robustbench_med.defense import Defended
 from robustbench_med.errors import SpecError
 from robustbench_med.types import Images
@@ -38,21 +36,6 @@ def _then(first: Transform, second: Transform | None) -> Transform:
         return after(first(x))
 
     return both
-
-
-def through(transform: Transform) -> Transform:
-    """Return a transform that is itself on the way forward, the identity on the way back.
-
-    Source: BPDA with the identity for the backward pass, Athalye, Carlini, Wagner, ICML 2018,
-        section 4.1.
-    """
-
-    def view(x: Images) -> Images:
-        with torch.no_grad():
-            moved = transform(x) - x
-        return x + moved
-
-    return view
 
 
 def whole(name: str, value: object, low: int, high: int | None = None) -> int:

@@ -13,6 +13,8 @@ from robustbench_med.objectives.classification import two_sided
 from robustbench_med.types import Images, Logits, PerSample
 from robustbench_med.victim import Transform, Victim
 
+from ..transforms import fewer_bits, median
+
 
 def feature_squeezing(
     victim: Victim, *, fitting: Fitting, fpr: float = 0.05, bits: int = 5, window: int = 2
@@ -72,29 +74,6 @@ def disagreement(view: Logits, logits: Logits, *, findings: bool) -> PerSample:
         return losses.sum(1)
     mine = two_sided(logits.detach()).argmax(1)
     found: Tensor = functional.cross_entropy(two_sided(view), mine, reduction="none")
-    return found
-
-
-def fewer_bits(x: Images, bits: int) -> Images:
-    """Return images with `2**bits` grey levels.
-
-    >>> fewer_bits(torch.tensor([[[0.2, 0.6]]]), 1)
-    tensor([[[0., 1.]]])
-    """
-    top = 2**bits - 1
-    found: Images = (x * top).round() / top
-    return found
-
-
-def median(x: Images, window: int) -> Images:
-    """Return the median of a window around each pixel, borders reflected, channels alone."""
-    axes = x.ndim - 2
-    before, after = window // 2, (window - 1) // 2
-    wide: Tensor = functional.pad(x, (before, after) * axes, mode="reflect")
-    for axis in range(2, x.ndim):
-        wide = wide.unfold(axis, window, 1)
-    values = wide.flatten(x.ndim).sort(dim=-1).values
-    found: Images = values[..., values.shape[-1] // 2]  # as scipy: the upper of the middle two
     return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -15,7 +14,7 @@ from torch.fx.proxy import TraceError
 
 from robustbench_med.problem import Model
 from robustbench_med.types import Images, Output
-from robustbench_med.victim import InputContract, Victim
+from robustbench_med.victim import InputContract, Transform, Victim
 
 
 class _Half(nn.Module):
@@ -64,7 +63,7 @@ def _fused(module: nn.Module, contract: InputContract) -> nn.Module:
     return module
 
 
-def straight_through(transform: Callable[[Images], Images], model: Model) -> Model:
+def straight_through(transform: Transform, model: Model) -> Model:
     """Return a guide that transforms on the way forward and is the identity on the way back.
 
     For victims that transform their input in a way without useful gradients: rounding, median
@@ -78,10 +77,23 @@ def straight_through(transform: Callable[[Images], Images], model: Model) -> Mod
     Source: BPDA with the identity for the backward pass, Athalye, Carlini, Wagner, ICML 2018,
         section 4.1.
     """
+    view = through(transform)
 
     def guide(x: Images) -> Output:
-        with torch.no_grad():
-            moved = transform(x) - x
-        return model(x + moved)
+        return model(view(x))
 
     return guide
+
+
+def through(transform: Transform) -> Transform:
+    """Return a transform that is itself on the way forward, the identity on the way back.
+
+    Source: as of `straight_through`.
+    """
+
+    def view(x: Images) -> Images:
+        with torch.no_grad():
+            moved = transform(x) - x
+        return x + moved
+
+    return view

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage, stats
+from scipy import stats
 from torch import Tensor, nn
 
 from attacks.pgd import pgd
 from defenses.detectors.examples import bank_and_rows, chosen, noisy_images
 from defenses.detectors.feature_constraint import feature_constraint, log_likelihood, mixtures
-from defenses.detectors.feature_squeezing import median
 from defenses.detectors.features import activations, layers_of
 from defenses.detectors.fits import logistic, surrogate, svm
 from defenses.detectors.kernel_density import log_density
@@ -308,15 +307,6 @@ def test_mixtures_are_scikit_learns() -> None:
         theirs = fitted.fit(rows).score_samples(rows)
         ours = log_likelihood(found[y == k], y[y == k], layer)
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("window", [2, 3])
-@pytest.mark.parametrize("axes", [2, 3])
-def test_median_is_scipys(window: int, axes: int) -> None:
-    x = gaussian_images(2, seed=0, channels=2, axes=axes)
-    size = (1, 1, *(window,) * axes)
-    theirs = ndimage.median_filter(x.numpy(), size=size, mode="mirror")
-    np.testing.assert_array_equal(median(x, window), theirs)
 
 
 def test_codes_of_the_guide_are_the_judges_and_have_a_slope() -> None:
