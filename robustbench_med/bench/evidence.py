@@ -38,13 +38,19 @@ class Watch:
         self.arrived = self.ever  # whose returned candidate lies at the radius
 
     def __call__(self, z: Images) -> Output:
-        """Return the judge's output on `z`, and remember its verdict."""
-        output = self._problem.judge(z)
+        """Return the output on `z`, and remember its verdict.
+
+        The guide's where the attack climbs it; its word of a success counts for nothing.
+        """
+        guided = z.requires_grad and self._problem.guide is not None
+        output = (self._problem.guide if guided else self._problem.judge)(z)  # type: ignore[misc]
         if len(z) == len(self._problem):
             here, seen = self._problem, Output(output.logits.detach())
             verdict = here.objective(seen, here.y)
             if z.requires_grad:
                 self.climbed.append(verdict.loss)
+            if guided:
+                return output
             size = here.ball.size(z.detach(), here.x)
             inside = size <= here.ball.eps * (1 + 1e-5) + TOLERANCE
             self.ever |= verdict.broken & inside
@@ -143,9 +149,12 @@ class Evidence:
         rows = self.improvable()
         if len(rows) == 0:
             return None
-        here = replace(self.problem.take(rows), chunk=len(rows), guide=None)
+        here = replace(self.problem.take(rows), chunk=len(rows))
         watch = Watch(here)
-        posed = replace(here, judge=watch, objective=Climb(here.objective, relentless=True))
+        guide = None if here.guide is None else watch
+        posed = replace(
+            here, judge=watch, guide=guide, objective=Climb(here.objective, relentless=True)
+        )
         attack = registry.function("attacks", self.card)  # not in shards: all rows are watched
         draws = self.rng.take(rows).fork("watched")
         z = attack(posed, rng=draws, **self.planned.case.parameters)

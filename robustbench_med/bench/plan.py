@@ -179,9 +179,18 @@ def _surrogates(grid: Grid, dataset: Dataset, victim: str) -> list[dict[str, obj
 
 
 def victims_of(grid: Grid, dataset: Dataset) -> list[str]:
-    """Return the victims a grid names; "*" stands for every shipped victim of the dataset."""
-    shipped = [c.name for c in registry.load("models").values() if c.dataset == dataset.card.name]
-    named = [v for name in grid.victims for v in (shipped if name == "*" else [name])]
+    """Return the victims a grid names, in the order of their names where one stands for several.
+
+    "*" stands for every shipped victim of the dataset that no defense retrained, "defended" for
+    those retrained, each beside the one it was made from.
+    """
+    shipped = [c for c in registry.load("models").values() if c.dataset == dataset.card.name]
+    retrained = [c for c in shipped if c.undefended]
+    several = {
+        "*": [c.name for c in shipped if not c.undefended],
+        "defended": sorted({v for c in retrained for v in (c.undefended, c.name)}),
+    }
+    named = [v for name in grid.victims for v in several.get(name, [name])]
     if not named:
         raise SpecError(
             f"expected a victim for {dataset.card.name}, got none shipped: name one with --victim"

@@ -31,7 +31,10 @@ def git_state() -> tuple[str, bool]:
         return done.stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "-uno"))
+        changed = git(
+            "status", "--porcelain", "-uno", "--", ".", ":!results"
+        )  # records are no code
+        return git("rev-parse", "HEAD"), bool(changed)
     except (OSError, subprocess.SubprocessError):
         return "", False
 

@@ -23,7 +23,10 @@ class Grid(BaseModel):
 
     datasets: tuple[str, ...] = Field(min_length=1)
     victims: tuple[str, ...] = Field(
-        default=("*",), min_length=1, description='"*" = every shipped victim of the dataset'
+        default=("*",),
+        min_length=1,
+        description='"*" = every shipped victim of the dataset, "defended" = those that a defense '
+        "retrained, each beside the one it was made from",
     )
     defenses: tuple[str, ...] = Field(
         default=("none",), min_length=1, description="what the victims are wrapped in, a case each"
@@ -154,7 +157,7 @@ def _first_of_each(grids: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def dataset_of(victim: str) -> str | None:
     """Return the dataset a shipped victim was trained on; None for a model of the user's own."""
-    if victim == "*" or registry.is_own(victim):
+    if victim in ("*", "defended") or registry.is_own(victim):
         return None
     dataset: str = registry.find("models", victim).dataset
     return dataset

@@ -17,6 +17,7 @@ from robustbench_med.errors import ChecksumError
 from robustbench_med.models.load import load_victim
 from robustbench_med.objectives.climb import Climb
 from robustbench_med.objectives.decide import decide
+from robustbench_med.objectives.evasion import Undetected
 from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images, Output
@@ -61,6 +62,8 @@ class Surrogate:
         surrogate itself says of the clean image.
         """
         own = replace(problem, judge=self, guide=None, counter=self.counter)
+        if isinstance(own.objective, Undetected):  # of the victim's detector he knows nothing
+            own = replace(own, objective=own.objective.base)
         if self.threat == "no_box":
             said = decide(own.outputs(own.x).logits, self.data.task)
             y = torch.from_numpy(said).to(problem.y)

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustbench_med import registry
 from robustbench_med.bench import score, walk
+from robustbench_med.bench.evidence import Evidence
 from robustbench_med.bench.plan import Planned, plan
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.suite import Suite
@@ -19,6 +21,9 @@ from robustbench_med.bench.wrapped import wrapping_of
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.defense import Certified, Fitting, guarded, threshold_of
 from robustbench_med.errors import SpecError
+from robustbench_med.models.guide import through
+from robustbench_med.objectives.classification import Untargeted
+from robustbench_med.objectives.evasion import Undetected
 from robustbench_med.types import Batch, Images, Logits
 from tests.bench.toys import dataset_of, planned_of, prepared_of
 from tests.toys import Linear, victim_of
@@ -154,6 +159,31 @@ def test_who_does_not_know_the_detector_is_caught_and_who_knows_it_is_not() -> N
     assert not blind.rungs["broken"].any()
     assert knowing.rungs["broken"].all()
     assert (knowing.rungs["suspicion"] <= 0).all()
+
+
+def test_an_oblivious_attacker_wants_what_he_wants_of_the_bare_victim() -> None:
+    _, ready, run = walked("oblivious")
+    assert ready.surrogate is not None
+    seen = ready.surrogate.pose(run.problem, relentless=False)
+    assert isinstance(run.problem.objective, Undetected)
+    assert isinstance(seen.objective, Untargeted)
+
+
+def test_a_watched_attack_climbs_the_guide_and_is_judged_by_the_judge() -> None:
+    data, ready = posed()
+    assert ready.bare is not None
+    judge = replace(ready.bare, before=lambda x: (x * 4).round() / 4)  # no slope anywhere
+    view = replace(ready.bare, before=through(judge.before or torch.round))
+    planned = planned_of(data, "pgd", parameters={"steps": 5}, ladder=(0.05,))
+    ready = replace(prepared_of(judge, data), guide=view)
+    run = walk.walk(planned, ready)
+    audit = score.score(planned.case, ready, run).audit
+    found = Evidence(planned, ready, run, audit, registry.find("attacks", "pgd"))
+    assert found.watched is not None
+    watch, verdict = found.watched
+    assert run.counter.zero == 0
+    assert watch.climbed[-1].mean() > watch.climbed[0].mean()
+    assert not (watch.ever & ~verdict.broken).any()
 
 
 def test_a_caught_image_counts_as_right_though_it_is_called_wrong() -> None:
