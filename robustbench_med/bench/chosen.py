@@ -11,9 +11,10 @@ import torch
 from robustbench_med import registry, spec
 from robustbench_med.ball import Ball
 from robustbench_med.bench.suite import Grid
-from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard, Norm
+from robustbench_med.cards import AttackCard, DatasetCard, Norm
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives import Objective
+from robustbench_med.parameters import complete
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Output
@@ -40,7 +41,7 @@ def attack_of(text: str, grid: Grid) -> Chosen:
     name, given = spec.parse(text)
     card: AttackCard = registry.find("attacks", name)
     ladder = _radii(name, given.pop("eps", None), grid)
-    parameters = checked_parameters(card, given)
+    parameters = complete(card, given)
     if grid.norm not in card.norms:
         raise SpecError(f"{name}: expected norm in {', '.join(card.norms)}, got {grid.norm!r}")
     if grid.surrogates and card.threat != "white_box":
@@ -51,37 +52,6 @@ def attack_of(text: str, grid: Grid) -> Chosen:
         raise SpecError(f"{name}: expected other images than it is fitted on, got split 'train'")
     trains = card.rungs == "universal" or grid.budget == "mean_norm"
     return Chosen(card, parameters, ladder, trains)
-
-
-def checked_parameters(card: AttackCard | DefenseCard, given: dict[str, Any]) -> dict[str, Any]:
-    """Return all parameters of an attack or defense, those given over the defaults.
-
-    Raises:
-        SpecError: one that it does not have, or a value it cannot take.
-    """
-    name = card.name
-    for key in given:
-        if key not in card.parameters:
-            known = ", ".join(card.parameters) or "none"
-            raise SpecError(f"{name}: expected a known parameter ({known}), got {key!r}")
-        if not _alike(given[key], card.parameters[key]):
-            kind = type(card.parameters[key]).__name__
-            raise SpecError(f"{name}: expected {key} to be of type {kind}, got {given[key]!r}")
-        if key in card.positive and not given[key] > 0:
-            raise SpecError(f"{name}: expected {key} > 0, got {given[key]!r}")
-        if isinstance(given[key], float) and not math.isfinite(given[key]):
-            raise SpecError(f"{name}: expected a finite {key}, got {given[key]!r}")
-    parameters = {**card.parameters, **given}
-    for key, default in card.parameters.items():
-        if isinstance(default, float):  # a whole number will do
-            parameters[key] = float(parameters[key])
-    return parameters
-
-
-def _alike(value: object, default: object) -> bool:
-    if isinstance(default, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is type(default)
 
 
 def try_out(chosen: Chosen, data: DatasetCard, objective: Objective, norm: Norm) -> None:

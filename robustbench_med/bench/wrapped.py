@@ -11,11 +11,11 @@ from torch import nn
 from robustbench_med import objectives, registry, spec
 from robustbench_med.ball import Ball
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.chosen import checked_parameters
 from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.defense import Defended, Fitting
 from robustbench_med.errors import SpecError
+from robustbench_med.parameters import complete
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Batch, Images
@@ -69,7 +69,7 @@ def wrapping_of(text: str, data: DatasetCard | None = None) -> Wrapping:
     if data is not None and data.task not in card.tasks:
         known = " or ".join(card.tasks)
         raise SpecError(f"{name}: expected {known} data, got {data.task} ({data.name})")
-    parameters = checked_parameters(card, given)
+    parameters = complete(card, given)
     if not 0 < parameters.get("fpr", 0.5) < 1:
         raise SpecError(f"{name}: expected fpr in (0,1), got {parameters['fpr']!r}")
     if data is not None and not card.fitted:  # put on nothing, so that a refusal costs no case

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from robustbench_med.ball import Ball
 from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard, Norm
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives import make
+from robustbench_med.parameters import complete
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Batch, Images, Logits, Truth
@@ -24,7 +24,7 @@ Loss = Callable[[Logits, Truth], Tensor]
 _OURS = ("attack", "every", "images")  # parameters of a card that are the core's to follow
 
 
-class Fitting(NamedTuple):
+class Refit(NamedTuple):
     """How a universal perturbation is fitted on training images, and how often."""
 
     attack: AttackCard
@@ -46,7 +46,7 @@ class Hardening(NamedTuple):
     card: DefenseCard
     parameters: dict[str, Any]
     crafts: AttackCard | None
-    fitting: Fitting | None
+    fitting: Refit | None
 
     @property
     def ball(self) -> Ball | None:
@@ -119,9 +119,7 @@ def hardening(text: str, data: DatasetCard, *, windowed: bool = False) -> Harden
     if data.task not in card.tasks:
         known = " or ".join(card.tasks)
         raise SpecError(f"{name}: expected {known} data, got {data.task} ({data.name})")
-    parameters = {**card.parameters, **given}
-    for key, value in given.items():
-        parameters[key] = _checked(card, key, value)
+    parameters = complete(card, given)
     norm: Norm = parameters.get("norm", "linf")
     crafts = registry.find("attacks", parameters["attack"]) if "attack" in parameters else None
     if crafts is not None and (norm not in crafts.norms or data.task not in crafts.tasks):
@@ -133,29 +131,11 @@ def hardening(text: str, data: DatasetCard, *, windowed: bool = False) -> Harden
     if crafts is not None and ball is not None and "every" in parameters:
         if windowed:
             raise SpecError(f"{name}: expected a victim that trains on whole images, got windows")
-        fitting = Fitting(crafts, ball, parameters["every"], parameters["images"])
+        fitting = Refit(crafts, ball, parameters["every"], parameters["images"])
     return Hardening(card, parameters, crafts, fitting)
 
 
-def _checked(card: DefenseCard, key: str, value: object) -> object:
-    """Return the value of a parameter as the card's default is typed."""
-    if key not in card.parameters:
-        known = ", ".join(card.parameters) or "none"
-        raise SpecError(f"{card.name}: expected a known parameter ({known}), got {key!r}")
-    default = card.parameters[key]
-    if isinstance(default, float) and type(value) is int:
-        value = float(value)
-    if type(value) is not type(default):
-        kind = type(default).__name__
-        raise SpecError(f"{card.name}: expected {key} to be of type {kind}, got {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise SpecError(f"{card.name}: expected a finite {key}, got {value!r}")
-    if key in card.positive and not value > 0:  # type: ignore[operator]
-        raise SpecError(f"{card.name}: expected {key} > 0, got {value!r}")
-    return value
-
-
-def fitted(fitting: Fitting, victim: Victim, batch: Batch, card: DatasetCard) -> Tensor:
+def fitted(fitting: Refit, victim: Victim, batch: Batch, card: DatasetCard) -> Tensor:
     """Return a universal perturbation `(c, *s)` fitted on a draw of the training images."""
     rows = torch.randperm(len(batch))[: fitting.images]
     objective = make("untargeted", card.task, card=card)
