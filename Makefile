@@ -36,11 +36,12 @@ zoo: $(STAMP)  ## train every shipped model again, two at a time (DATA=folder of
 	  $(BIN)/python -m robustbench_med train {} --out robustbench_med/models/zoo --data $(DATA)
 
 results: $(STAMP)  ## make the committed records again (DATA=folder of real images)
-	rm -rf results/quick results/medmnist results/attacks results/segmentation
+	rm -rf results/quick results/medmnist results/attacks results/segmentation results/defenses
 	$(BIN)/python -m robustbench_med run quick --results results --examples 2
 	$(BIN)/python -m robustbench_med run attacks --results results --examples 1
 	$(BIN)/python -m robustbench_med run medmnist --results results --examples 0 --data $(DATA)
 	$(BIN)/python -m robustbench_med run segmentation --results results --examples 0 --data $(DATA)
+	$(BIN)/python -m robustbench_med run defenses --results results --examples 0 --data $(DATA)
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
