@@ -39,6 +39,7 @@ SCALE = {
     "fine": (1.0, 2),
     "plain": (1.0, 1),
     "grey": (255.0, 2),
+    "count": (1.0, 0),
 }
 
 
@@ -76,7 +77,7 @@ def short(estimate: Estimate, kind: str = "percent") -> str:
         return DASH
     factor, digits = SCALE[kind]
     bounds = (bound for bound in (estimate.low, estimate.high) if math.isfinite(bound))
-    inside = "–".join(f"{factor * bound:.{digits - 1}f}" for bound in bounds)
+    inside = "–".join(f"{factor * bound:.{max(digits - 1, 0)}f}" for bound in bounds)
     value = number(estimate.value, kind)
     return f"{value} [{inside}]" if inside else value
 
