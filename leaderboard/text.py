@@ -32,6 +32,10 @@ KNOWS = {
     "this size does without any aim, so nobody is ranked here. Where a control breaks images that "
     "an attack missed, the attack's own row is flagged.",
 }
+BLIND = (
+    "An oblivious attacker overlooks the defense and aims at the model without it: shown beside, "
+    "never ranked by."
+)
 # kind of a value -> what it is multiplied with, and its decimals
 SCALE = {
     "percent": (100.0, 1),

@@ -90,6 +90,7 @@ def _view(board: Board, ident: str, share: int) -> dict[str, Any]:
     price = prices(board)
     names, marks = _defenses(board, price)
     runs = [(c, run) for row in board.rows for c, run in row.runs.items()]
+    blind = {column for column, run in runs if is_oblivious(run)}
     best = next((row for row in board.rows if row.standing == "ranked"), None)
     return {
         "board": board,
@@ -105,11 +106,13 @@ def _view(board: Board, ident: str, share: int) -> dict[str, Any]:
         "curve": {row: place for place, row in enumerate(rows)},
         "unranked": any(row.standing not in ("ranked", "control") for row in rows),
         "svg": Markup(curves(board, ident)) if rows else "",  # noqa: S704 - drawn by figures.py
-        "knows": text.KNOWS.get(board.threat, ""),
+        "knows": " ".join(
+            filter(None, [text.KNOWS.get(board.threat, ""), text.BLIND if blind else ""])
+        ),
         "prices": price,
         "defenses": names,
         "marks": marks,
-        "blind": {column for column, run in runs if is_oblivious(run)},
+        "blind": blind,
         "detectors": detectors(board),
         "rule": RULE if has_detectors(board) else "",
         "pictures": pictures,
