@@ -83,8 +83,7 @@ def _price(row: Row, board: Board) -> Price:
 
 def _attacks(row: Row) -> set[str]:
     """Return the columns that a row's worst case is of."""
-    valid = {c: run.record for c, run in row.runs.items() if run.record.status == "ok"}
-    return {c for c, record in valid.items() if record.case.knowledge != "oblivious"}
+    return {c for c, run in row.runs.items() if run.record.status == "ok"} - row.oblivious
 
 
 def _undefended(row: Row, board: Board) -> Row | None:

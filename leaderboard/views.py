@@ -18,7 +18,6 @@ from .gallery import PAGE_BYTES, gallery, regions_shown, shown
 from .metrics import shape_words, spacing_words
 from .objective import called, channel_label
 from .price import defense_names, prices
-from .rank import is_oblivious
 from .score import NOTHING, Score
 from .table import facts, patients
 from .transfer import matrices
@@ -89,8 +88,6 @@ def _view(board: Board, ident: str, share: int) -> dict[str, Any]:
     rows, pictures = drawn(board), gallery(board, budget=share)
     price = prices(board)
     names, marks = _defenses(board, price)
-    runs = [(c, run) for row in board.rows for c, run in row.runs.items()]
-    blind = {column for column, run in runs if is_oblivious(run)}
     best = next((row for row in board.rows if row.standing == "ranked"), None)
     return {
         "board": board,
@@ -107,12 +104,11 @@ def _view(board: Board, ident: str, share: int) -> dict[str, Any]:
         "unranked": any(row.standing not in ("ranked", "control") for row in rows),
         "svg": Markup(curves(board, ident)) if rows else "",  # noqa: S704 - drawn by figures.py
         "knows": " ".join(
-            filter(None, [text.KNOWS.get(board.threat, ""), text.BLIND if blind else ""])
+            filter(None, [text.KNOWS.get(board.threat, ""), text.BLIND if board.oblivious else ""])
         ),
         "prices": price,
         "defenses": names,
         "marks": marks,
-        "blind": blind,
         "detectors": detectors(board),
         "rule": RULE if has_detectors(board) else "",
         "pictures": pictures,

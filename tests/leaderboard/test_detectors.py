@@ -98,7 +98,7 @@ def test_a_guarded_page_says_the_rule_and_what_positives_are(
     for words in (
         "Positives are attacked images that are called wrong, of one half of the patients",
         "negatives are clean images of the other half",
-        "frozen on clean validation images",
+        "a threshold frozen on validation at the stated false-positive rate",
         "PGD-40, oblivious → PGD-40; frozen at 5 % FPR",
     ):
         assert words in shields_page

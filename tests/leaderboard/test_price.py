@@ -146,6 +146,22 @@ def test_dice_is_counted_in_dice(make_stored: Maker) -> None:
     assert change(price.worst[0], board.score.kind) == "+0.30"
 
 
+def test_the_clean_score_of_images_attacked_alone_is_not_compared(make_stored: Maker) -> None:
+    aim = {"objective": "targeted(label=1)"}
+    records = [make_stored(BARE, case=aim), wrapped(make_stored, WRAPPED, JPEG, case=aim)]
+    _, _, price = one(records)
+    assert math.isnan(price.clean)
+    assert price.worst[2] == pytest.approx(6 / 9 - 3 / 10)  # of the images right when clean
+
+
+def test_the_attack_shown_first_is_one_that_ranks(make_stored: Maker) -> None:
+    blind = wrapped(make_stored, [1] * 10, JPEG, knowledge="oblivious")
+    _, row, _ = one([wrapped(make_stored, WRAPPED, JPEG), blind])
+    assert row.scores["PGD-40, oblivious"][2].value == 0
+    assert row.strongest(2) == "PGD-40"
+    assert one([blind])[1].strongest(2) == "PGD-40, oblivious"
+
+
 def _dice(clean: float, after: float) -> np.ndarray[Any, Any]:
     found = np.full((4, 6, 3), after)
     found[:, 0] = clean

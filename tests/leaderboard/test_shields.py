@@ -62,7 +62,7 @@ def test_the_price_stands_under_the_name(page: str) -> None:
         assert "<span>clean −10.0,</span>" in body
         assert 'data-changes="+10.0|+20.0|+30.0|+30.0|+30.0">+30.0</span></span> points' in body
         assert f'<small class="price">{cost}</small>' in body
-        assert "<dt>Compared with</dt><dd>ResNet-18 narrow, the same images" in body
+        assert "<dt>Compared with</dt><dd>ResNet-18 narrow, on the same images" in body
 
 
 def test_an_undefended_row_has_no_oblivious_attack_to_miss(page: str) -> None:
