@@ -87,8 +87,21 @@ class Row:
         return len(self.stands)
 
     def strongest(self, rung: int) -> str:
-        """Return the column of the attack that leaves the lowest score at `rung`; empty if none."""
-        return min(self.scores, key=lambda c: self.scores[c][rung].value, default="")
+        """Return the column of the attack that leaves the lowest score at `rung`; empty if none.
+
+        An oblivious one only where there is no other: it never ranks.
+        """
+
+        def order(column: str) -> tuple[bool, float]:
+            return column in self.oblivious, self.scores[column][rung].value
+
+        return min(self.scores, key=order, default="")
+
+    @property
+    def oblivious(self) -> frozenset[str]:
+        """Columns whose attacker did not know of the defense."""
+        cases = {column: run.record.case for column, run in self.runs.items()}
+        return frozenset(c for c, case in cases.items() if case.knowledge == "oblivious")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +127,11 @@ class Board:
     def headline(self) -> int:
         """Index of the radius that ranks the board: the middle rung (the lower of two)."""
         return (len(self.ladder) - 1) // 2
+
+    @property
+    def oblivious(self) -> frozenset[str]:
+        """Columns of attackers who do not know of the defenses they meet."""
+        return frozenset[str]().union(*(row.oblivious for row in self.rows))
 
     @property
     def control(self) -> bool:

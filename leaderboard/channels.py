@@ -69,7 +69,8 @@ def channel_bars(made: list[Board]) -> list[Bars]:
 
 
 def _bars(boards: list[Board]) -> Bars | None:
-    attacks = tuple(c for c in boards[0].columns if all(c in b.columns for b in boards))
+    shared = (c for c in boards[0].columns if all(c in b.columns for b in boards))
+    attacks = tuple(c for c in shared if c not in boards[0].oblivious)
     # one channel after the other, then several, and at the end all of them
     ordered = [b for b in boards if b.channels] + [b for b in boards if not b.channels]
     labels = tuple(channel_label(board.channels, board.dataset) for board in ordered)

@@ -9,6 +9,7 @@ import pandas as pd
 from robustbench_med.bench.record import Estimate, Record
 
 from .board import Board, Row
+from .price import Price, prices, trained_with
 
 WORST = "worst_case"
 _SPREAD = {  # column of the CSV -> field
@@ -21,12 +22,14 @@ _SPREAD = {  # column of the CSV -> field
 
 def long_frame(made: list[Board]) -> pd.DataFrame:
     """Return everything in long format: a row a (board, victim, attack, radius, metric)."""
-    return pd.DataFrame(
-        [line for board in made for row in board.rows for line in _lines(board, row)]
-    )
+    lines = []
+    for board in made:
+        found = prices(board)
+        lines += [line for row in board.rows for line in _lines(board, row, found.get(row))]
+    return pd.DataFrame(lines)
 
 
-def _lines(board: Board, row: Row) -> list[dict[str, object]]:
+def _lines(board: Board, row: Row, price: Price | None) -> list[dict[str, object]]:
     head: dict[str, object] = {
         "dataset": board.dataset.name,
         "synthetic": board.dataset.synthetic,
@@ -39,6 +42,9 @@ def _lines(board: Board, row: Row) -> list[dict[str, object]]:
         "title": row.model.title,
         "family": row.model.family,
         "defense": row.key.defense,
+        "trained_with": str(trained_with(row)),
+        "clean_change": price.clean if price else math.nan,
+        "slower": price.slower if price else None,
         "victim_sha256": row.key.weights,
         "draws": row.key.draws,
         "standing": row.standing,
@@ -47,17 +53,20 @@ def _lines(board: Board, row: Row) -> list[dict[str, object]]:
     }
 
     def line(
-        attack: str, case: str, n: int, eps: float, metric: str, e: Estimate
+        attack: str, knows: str, case: str, n: int, eps: float, metric: str, e: Estimate
     ) -> dict[str, object]:
-        cell = {"attack": attack, "case_id": case, "n": n, "patients": row.patients, "eps": eps}
+        cell = {"attack": attack, "knowledge": knows, "case_id": case, "n": n}
+        cell |= {"patients": row.patients, "eps": eps}
         return head | cell | {"metric": metric, "value": e.value, "low": e.low, "high": e.high}
 
     levels = zip((0.0, *board.ladder), (row.clean, *row.worst), strict=True)
-    lines = [line(WORST, "", row.images, eps, board.score.metric, e) for eps, e in levels]
+    lines = [
+        line(WORST, "adaptive", "", row.images, eps, board.score.metric, e) for eps, e in levels
+    ]
     for column, run in row.runs.items():
-        record = run.record
+        record, knows = run.record, run.record.case.knowledge
         for eps, metric, estimate in measured(record):
-            lines.append(line(column, record.case_id, record.n, eps, metric, estimate))
+            lines.append(line(column, knows, record.case_id, record.n, eps, metric, estimate))
     return lines
 
 

@@ -8,12 +8,15 @@ from robustbench_med.bench.record import Estimate, Record
 from robustbench_med.cards import DatasetCard
 from robustbench_med.metrics.segmentation import units
 
+from .detectors import COLUMNS
 from .objective import called
 from .score import score_of
 from .text import plain
 
 _ATTACK = {
     "attack_success": ("Attack success, %", "percent"),
+    **{name: (f"Detector: {label}", kind) for name, (label, kind) in COLUMNS.items()},
+    "false_alarms": ("Detector: false alarms per 1,000", "count"),
     "flips_to_normal": ("Flips disease → normal, %", "percent"),
     "flips_to_disease": ("Flips normal → disease, %", "percent"),
     "ssim": ("SSIM", "unit"),

@@ -18,6 +18,8 @@ from .board import Board
 from .checks import check_rows, flag_words
 from .figures import colour, shape
 from .metrics import metric_notes, metric_rows
+from .price import change, counted
+from .shield import defense_words
 from .table import place, write_text
 from .views import origin, views
 from .words import (
@@ -85,11 +87,14 @@ def _environment() -> Environment:
         attacker_words=attacker_words,
         audit_words=audit_words,
         budget_words=budget_words,
+        change=change,
         check_rows=check_rows,
         colour=colour,
         commit_words=commit_words,
         cost_words=cost_words,
+        counted=counted,
         decision_words=decision_words,
+        defense_words=defense_words,
         distance_words=distance_words,
         flag_words=flag_words,
         ladder_words=ladder_words,

@@ -17,6 +17,7 @@ from robustbench_med.stats import UNDEFINED
 from .board import Board, Row
 from .frame import guard, long_frame
 from .objective import channel_words, objective_words
+from .price import Price, change, counted, prices, times, trained_with
 from .text import DASH, THREATS, number, plain, radii, short
 from .transfer import Cell, Matrix, matrices
 
@@ -175,28 +176,43 @@ def _markdown_matrix(matrix: Matrix) -> str:
 
 
 def _markdown(board: Board) -> str:
-    at, score = board.headline, board.score
+    at, score, found = board.headline, board.score, prices(board)
     heads = [
         "#",
         "victim",
         f"{score.worst} at {board.at}",
         score.clean,
         *board.columns,
+        *(["defense", "knowledge", "clean change", "time a pass"] if found else []),
         "attacks run",
         "note",
     ]
     lines = [f"## {_cell(board.dataset.heading)}", "", _cell(facts(board)), ""]
     lines += [f"{CONTROL.capitalize()}.", ""] if board.control else []
     lines += ["| " + " | ".join(map(_cell, heads)) + " |"]
-    lines += ["|--:|---|" + "--:|" * (2 + len(board.columns)) + ":-:|---|"]
+    extra = "---|---|--:|--:|" if found else ""
+    lines += ["|--:|---|" + "--:|" * (2 + len(board.columns)) + extra + ":-:|---|"]
     for row in board.rows:
         cells = [row.scores[c][at] if c in row.scores else UNDEFINED for c in board.columns]
         note = f"{row.standing}: {'; '.join(row.reasons)}" if row.reasons else ""
         ran = f"{len(row.runs)}/{len(board.columns) - len(row.own)}"
         numbers = [short(e, score.kind) for e in (row.worst[at], row.clean, *cells)]
-        texts = [row.title, *numbers, ran, note]
+        texts = [row.title, *numbers, *(_defense(board, row, found) if found else []), ran, note]
         lines.append(f"| {place(row, at)} | " + " | ".join(map(_cell, texts)) + " |")
     return "\n".join(lines)
+
+
+def _defense(board: Board, row: Row, found: dict[Row, Price]) -> list[str]:
+    """Return the cells of a row on its defense: specs, knowledge, clean change, time of a pass."""
+    if row not in found:
+        return ["none", DASH, DASH, DASH]
+    price, wrapped = found[row], row.key.defense
+    specs = [str(trained_with(row)), wrapped if wrapped != "none" else ""]
+    knows = sorted({run.record.case.knowledge for run in row.runs.values()})
+    moved = change(price.clean, board.score.kind)
+    moved = moved if moved == DASH else f"{moved} {counted(board)}"
+    slower = DASH if price.slower is None else times(price.slower)
+    return [" + ".join(filter(None, specs)), " and ".join(knows), moved, slower]
 
 
 def _cell(text: str) -> str:

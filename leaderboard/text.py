@@ -32,6 +32,10 @@ KNOWS = {
     "this size does without any aim, so nobody is ranked here. Where a control breaks images that "
     "an attack missed, the attack's own row is flagged.",
 }
+BLIND = (
+    "An oblivious attacker overlooks the defense and aims at the model without it: shown beside, "
+    "never ranked by."
+)
 # kind of a value -> what it is multiplied with, and its decimals
 SCALE = {
     "percent": (100.0, 1),
@@ -39,6 +43,7 @@ SCALE = {
     "fine": (1.0, 2),
     "plain": (1.0, 1),
     "grey": (255.0, 2),
+    "count": (1.0, 0),
 }
 
 
@@ -76,7 +81,7 @@ def short(estimate: Estimate, kind: str = "percent") -> str:
         return DASH
     factor, digits = SCALE[kind]
     bounds = (bound for bound in (estimate.low, estimate.high) if math.isfinite(bound))
-    inside = "–".join(f"{factor * bound:.{digits - 1}f}" for bound in bounds)
+    inside = "–".join(f"{factor * bound:.{max(digits - 1, 0)}f}" for bound in bounds)
     value = number(estimate.value, kind)
     return f"{value} [{inside}]" if inside else value
 

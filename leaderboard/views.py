@@ -8,13 +8,16 @@ from typing import Any
 from markupsafe import Markup
 
 from . import text
-from .board import Board, Row
+from .board import Board, Row, RowKey
+from .certified import certified, certified_curves, certified_words
 from .channels import Bars, channel_bars, chart
 from .columns import titles_of
+from .detectors import RULE, detectors, has_detectors
 from .figures import curves, drawn
 from .gallery import PAGE_BYTES, gallery, regions_shown, shown
 from .metrics import shape_words, spacing_words
 from .objective import called, channel_label
+from .price import defense_names, prices
 from .score import NOTHING, Score
 from .table import facts, patients
 from .transfer import matrices
@@ -27,11 +30,13 @@ def views(made: list[Board]) -> list[list[dict[str, Any]]]:
     titles, found, channels = titles_of(every), matrices(made), channel_bars(made)
     share = PAGE_BYTES // max(len(made), 1)
     groups: dict[str, list[dict[str, Any]]] = {}
+    proved: set[tuple[str, RowKey]] = set()
     for ident, board in _named(made):
         view = _view(board, ident, share) | {"titles": titles}
         view["matrices"] = [matrix for matrix in found if matrix.board is board]
         own = [bars for bars in channels if bars.board is board]
         view["bars"] = [(bars, _charts(bars, f"{ident}-bars-{i}")) for i, bars in enumerate(own)]
+        view["certified"] = _certified(board, ident, proved)
         groups.setdefault(board.dataset.name, []).append(view)
     return list(groups.values())
 
@@ -39,6 +44,29 @@ def views(made: list[Board]) -> list[list[dict[str, Any]]]:
 def _charts(bars: Bars, ident: str) -> list[Markup]:
     drawn = (chart(bars, group, f"{ident}-{i}") for i, group in enumerate(bars.groups))
     return [Markup(svg) for svg in drawn]  # noqa: S704 - drawn by channels.py
+
+
+def _certified(board: Board, ident: str, proved: set[tuple[str, RowKey]]) -> dict[str, Any]:
+    """Return the figure of certificates, on the first board that shows all of its rows.
+
+    A certificate is of the clean images and whatever attack: other boards would only repeat it.
+    """
+    found = certified(board)
+    keys = {(board.dataset.name, row.key) for row in found}
+    if keys <= proved:
+        return {}
+    proved |= keys
+    svg = Markup(certified_curves(board, f"{ident}-certified"))  # noqa: S704 - drawn by certified.py
+    rows = [(place, row.title, certified_words(row)) for row, place in found.items()]
+    return {"svg": svg, "rows": rows}
+
+
+def _defenses(board: Board, price: dict[Row, Any]) -> tuple[list[str], dict[Row, list[str]]]:
+    """Return the defenses of a board by name, and what the filter calls each row."""
+    own = {row: defense_names(row, price[row].against) for row in price}
+    names = sorted({name for each in own.values() for name in each})
+    marks = {row: ["defended", *(f"d{names.index(n)}" for n in own[row])] for row in own}
+    return names, {row: marks.get(row, ["undefended"]) for row in board.rows}
 
 
 def _named(made: list[Board]) -> list[tuple[str, Board]]:
@@ -58,6 +86,8 @@ def _named(made: list[Board]) -> list[tuple[str, Board]]:
 
 def _view(board: Board, ident: str, share: int) -> dict[str, Any]:
     rows, pictures = drawn(board), gallery(board, budget=share)
+    price = prices(board)
+    names, marks = _defenses(board, price)
     best = next((row for row in board.rows if row.standing == "ranked"), None)
     return {
         "board": board,
@@ -73,7 +103,14 @@ def _view(board: Board, ident: str, share: int) -> dict[str, Any]:
         "curve": {row: place for place, row in enumerate(rows)},
         "unranked": any(row.standing not in ("ranked", "control") for row in rows),
         "svg": Markup(curves(board, ident)) if rows else "",  # noqa: S704 - drawn by figures.py
-        "knows": text.KNOWS.get(board.threat, ""),
+        "knows": " ".join(
+            filter(None, [text.KNOWS.get(board.threat, ""), text.BLIND if board.oblivious else ""])
+        ),
+        "prices": price,
+        "defenses": names,
+        "marks": marks,
+        "detectors": detectors(board),
+        "rule": RULE if has_detectors(board) else "",
         "pictures": pictures,
         "regions": regions_shown(board, pictures),
         "shown": shown(pictures),
@@ -142,5 +179,6 @@ def origin(made: list[Board]) -> dict[str, Any]:
         "versions": sorted({p.version for p in sources}),
         "torch": sorted({p.torch for p in sources}),
         "commits": sorted({commit_words(p) for p in sources if p.git_commit}),
+        "rule": RULE if any(map(has_detectors, made)) else "",
         "synthetic": any(board.dataset.synthetic for board in made),
     }

@@ -34,6 +34,8 @@ def attacker_words(record: Record, titles: Mapping[str, str]) -> str:
             f"made on {model}, a model trained on {'other' if other else 'the same'} data "
             f"({'no box' if other else 'transfer'}); the victim is only asked at the end"
         )
+    if case.knowledge == "oblivious":
+        who += ", but not of the defense (oblivious): aims at the model without it"
     if case.draws > 1:
         who += (
             f"; attack and verdict average {case.draws} passes of a model that answers at random "

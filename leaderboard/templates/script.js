@@ -44,6 +44,7 @@
       span.setAttribute("x", 100 * low);
       span.setAttribute("width", 100 * (high - low));
     });
+    all(table, ".change").forEach((span) => { span.textContent = span.dataset.changes.split("|")[rung]; });
     all(table, ".rank").forEach((cell) => {
       if (cell.dataset.ranks) cell.textContent = cell.dataset.ranks.split(",")[rung] || DASH;
     });
@@ -93,12 +94,14 @@
 
   function filters(board, table) {
     const find = board.querySelector(".find"), family = board.querySelector(".family");
+    const defense = board.querySelector(".defense"); // only where a victim is defended
     const count = board.querySelector(".count"), bodies = all(table, "tbody[data-place]");
     const apply = () => {
       const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
       bodies.forEach((body) => {
         const named = words.every((word) => body.dataset.search.includes(word));
-        body.hidden = !(named && (!family.value || family.value === body.dataset.family));
+        const shielded = !defense?.value || body.dataset.defense.split(" ").includes(defense.value);
+        body.hidden = !(named && shielded && (!family.value || family.value === body.dataset.family));
       });
       const shown = bodies.filter((body) => !body.hidden).length;
       const total = `${bodies.length} victim${bodies.length === 1 ? "" : "s"}`;
@@ -106,6 +109,7 @@
     };
     find.addEventListener("input", apply);
     family.addEventListener("change", apply);
+    defense?.addEventListener("change", apply);
     apply();
   }
 
@@ -117,18 +121,17 @@
   }
 
   function highlight(board, table) {
-    const figure = board.querySelector(".curves");
-    if (!figure) return;
-    const light = (place, on) => {
+    const figures = all(board, ".curves");
+    const light = (place, on) => figures.forEach((figure) => {
       figure.classList.toggle("focus", on && figure.querySelector(`.curve.n${place}`) !== null);
       all(figure, ".on").forEach((g) => g.classList.remove("on"));
       if (on) all(figure, `:is(.curve, .band).n${place}`).forEach((g) => g.classList.add("on"));
-    };
+    });
     const watch = (element, place) => {
       element.addEventListener("mouseenter", () => light(place, true));
       element.addEventListener("mouseleave", () => light(place, false));
     };
-    all(figure, "[data-curve]").forEach((item) => watch(item, item.dataset.curve));
+    figures.flatMap((figure) => all(figure, "[data-curve]")).forEach((item) => watch(item, item.dataset.curve));
     all(table, "tbody[data-curve]").forEach((body) => watch(body, body.dataset.curve));
   }
 

@@ -37,6 +37,7 @@ from .planted import (
     samples_table,
 )
 from .planted_masks import mask_field
+from .planted_shields import shield_field
 
 
 @pytest.fixture(scope="session")
@@ -196,3 +197,10 @@ def mask_suite(masks: list[Stored], tmp_path_factory: pytest.TempPathFactory) ->
     """Return the page of segmenters and of classifiers under every threat model."""
     folder = tmp_path_factory.mktemp("masks") / "quick"
     return leaderboard.publish(masks, folder, title="Robustness bench")
+
+
+@pytest.fixture(scope="session")
+def shields(make_stored: Callable[..., Stored], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the page of a bare victim, and of it wrapped, guarded, smoothed and retrained."""
+    folder = tmp_path_factory.mktemp("shields") / "quick"
+    return leaderboard.publish(shield_field(make_stored), folder, title="Robustness bench")

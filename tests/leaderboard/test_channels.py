@@ -57,6 +57,21 @@ def test_only_attacks_that_ran_on_every_board_count(make_stored: Maker) -> None:
     assert channel_bars(leaderboard.boards(records[1:])) == []  # no attack in common
 
 
+def test_an_oblivious_attack_takes_no_victim_off_the_bars(make_stored: Maker) -> None:
+    made = []
+    for left, channel in ((0.5, ""), (0.7, "T1")):
+        jpeg = {"defense": "jpeg(quality=75)"}
+        made += [stored(make_stored, left, channel), stored(make_stored, left, channel, case=jpeg)]
+        unaware = {**jpeg, "knowledge": "oblivious"}
+        made.append(stored(make_stored, 0.0, channel, case=unaware))
+    bars = only(made)
+    assert bars.attacks == ("PGD-40",)
+    assert len(bars.groups) == 2
+    for group in bars.groups:
+        values = [bar.estimate.value for bar in group.bars]
+        assert values == pytest.approx([0.8, 0.56, 0.4])
+
+
 def test_bars_take_the_images_that_all_boards_share(make_stored: Maker) -> None:
     whole, part = stored(make_stored, 0.5), stored(make_stored, 1.0, "T1")
     fewer = part._replace(samples=part.samples[part.samples["sample"] != "s000"])

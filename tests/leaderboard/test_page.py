@@ -30,9 +30,11 @@ def published(records: list[Stored], tmp_path_factory: pytest.TempPathFactory) -
     return leaderboard.publish(records, folder, title="Robustness bench")
 
 
-@pytest.fixture(scope="module", params=["plain", "every threat", "masks"])
-def page(request: pytest.FixtureRequest, published: Path, suite: Path, mask_suite: Path) -> str:
-    pages = {"plain": published, "every threat": suite, "masks": mask_suite}
+@pytest.fixture(scope="module", params=["plain", "every threat", "masks", "shields"])
+def page(
+    request: pytest.FixtureRequest, published: Path, suite: Path, mask_suite: Path, shields: Path
+) -> str:
+    pages = {"plain": published, "every threat": suite, "masks": mask_suite, "shields": shields}
     return pages[request.param].read_text(encoding="utf-8")
 
 

@@ -1,0 +1,121 @@
+"""Detectors of a board: how well each tells attacked images from clean ones, and at what cost."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from robustbench_med.bench.record import Estimate, Record
+from robustbench_med.errors import SpecError
+from robustbench_med.spec import parse
+from robustbench_med.stats import UNDEFINED
+
+from .board import Board, Row
+from .text import plain
+
+RULE = (
+    "An image counts as right if it is called right and, when clean, not rejected; an attacked "
+    "image that is rejected counts as right."
+)
+# metric of a rung -> heading and how it is written
+COLUMNS = {
+    "auroc": ("AUROC", "unit"),
+    "tpr_at_1": ("TPR at 1 % FPR, %", "percent"),
+    "tpr_at_5": ("TPR at 5 % FPR, %", "percent"),
+    "caught": ("Caught, %", "percent"),
+}
+
+
+class Found(NamedTuple):
+    """A metric by an attacker who overlooks the detector and by one who knows it; None: not run."""
+
+    label: str
+    kind: str
+    oblivious: Estimate | None
+    adaptive: Estimate | None
+
+
+class Detector(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        row: the row of the board.
+        attacks: the attacks least favourable to it, in words.
+        found: a metric a column of COLUMNS.
+        rate: the false-positive rate its threshold was frozen at, in words; empty where unknown.
+        alarms: clean images rejected in 1,000 studies.
+    """
+
+    row: Row
+    attacks: str
+    rate: str
+    found: tuple[Found, ...]
+    alarms: Estimate
+
+    @property
+    def doubted(self) -> bool:
+        """Whether its row has no rank, so that its numbers are not to be trusted."""
+        return self.row.standing not in ("ranked", "control")
+
+
+def guarded(record: Record) -> bool:
+    """Whether a detector stands before the victim of a record."""
+    card = record.defense_card
+    known = card is not None and card.kind == "detector"
+    return known or any("auroc" in rung.metrics for rung in record.rungs)
+
+
+def has_detectors(board: Board) -> bool:
+    """Whether any row of a board is guarded by a detector."""
+    return any(guarded(run.record) for row in board.rows for run in row.runs.values())
+
+
+def detectors(board: Board) -> list[Detector]:
+    """Return the guarded rows of a board, in its order, at the headline radius.
+
+    Of several attacks the one least favourable to the detector counts: the lowest AUROC, for all
+    columns of its row alike; of equal ones that which is caught less often.
+    """
+    made = (_detector(row, board.headline) for row in board.rows)
+    return [detector for detector in made if detector is not None]
+
+
+def _detector(row: Row, rung: int) -> Detector | None:
+    hardest: dict[str, tuple[str, dict[str, Estimate]]] = {}
+    for column, run in row.runs.items():
+        record = run.record
+        if record.status != "ok" or not guarded(record) or len(record.rungs) < rung + 2:
+            continue
+        metrics, knowledge = record.rungs[rung + 1].metrics, record.case.knowledge
+        if knowledge not in hardest or _ease(metrics) < _ease(hardest[knowledge][1]):
+            hardest[knowledge] = column, metrics
+    if not hardest:
+        return None
+    blind, knowing = hardest.get("oblivious"), hardest.get("adaptive")
+    found = tuple(
+        Found(label, kind, _metric(blind, name), _metric(knowing, name))
+        for name, (label, kind) in COLUMNS.items()
+    )
+    alarms = _metric(knowing or blind, "false_alarms")
+    # a column of an oblivious attack says so itself, an adaptive one is called by its attack
+    said = [plain(one[0]) for one in (blind, knowing) if one]
+    return Detector(row, " → ".join(said), _rate(row), found, alarms or UNDEFINED)
+
+
+def _rate(row: Row) -> str:
+    """Return the stated false-positive rate of a row's detector: "frozen at 5 % FPR"."""
+    try:
+        fpr = parse(row.key.defense).parameters.get("fpr")
+    except SpecError:
+        return ""
+    return f"frozen at {100 * fpr:.3g} % FPR" if isinstance(fpr, float) else ""
+
+
+def _ease(metrics: dict[str, Estimate]) -> tuple[float, float]:
+    values = (metrics.get(name, UNDEFINED).value for name in ("auroc", "caught"))
+    first, second = (math.inf if math.isnan(value) else value for value in values)
+    return first, second
+
+
+def _metric(one: tuple[str, dict[str, Estimate]] | None, name: str) -> Estimate | None:
+    return None if one is None else one[1].get(name, UNDEFINED)

@@ -1,0 +1,162 @@
+"""Price: what a defense changes against the same victim without it, and what it costs.
+
+Nothing is guessed: without the undefended victim on the same board, of the same images, there is no
+change; where the two met different attacks, none of the worst case.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+from typing import NamedTuple
+
+from robustbench_med.errors import SpecError
+from robustbench_med.spec import Spec, parse
+
+from .board import Board, Row
+from .text import DASH, plain
+
+# defense -> passes of the loss itself, beside one a crafting step: TRADES and MART ask for the
+# answers to the clean images too
+_OWN = {"pgd_at": 1, "fast_at": 1, "trades": 2, "mart": 2}
+
+
+class Price(NamedTuple):
+    """What a defense changes and costs.
+
+    Attributes:
+        against: the row of the undefended victim; None where the board has none.
+        clean: change of the clean score; NaN where unknown.
+        worst: change of the worst case at each radius of the ladder; NaN where unknown.
+        slower: time of a pass over one without the defense; None where not measured.
+        training: what the training cost in words; empty where nothing was retrained.
+    """
+
+    against: Row | None
+    clean: float
+    worst: tuple[float, ...]
+    slower: float | None
+    training: str
+
+    @property
+    def cost(self) -> str:
+        """The cost in words."""
+        ratio = "" if self.slower is None else f"{times(self.slower)} the time a pass"
+        return ", ".join(filter(None, [ratio, self.training]))
+
+
+def prices(board: Board) -> dict[Row, Price]:
+    """Return the price of every defended row, wrapped or retrained."""
+    return {row: _price(row, board) for row in board.rows if defended(row)}
+
+
+def defended(row: Row) -> bool:
+    """Whether the victim of a row is wrapped or retrained."""
+    return row.key.defense != "none" or retrained(row)
+
+
+def retrained(row: Row) -> bool:
+    """Whether the victim of a row is another one trained with a defense."""
+    return bool(row.model.undefended) and row.model.undefended != row.key.victim
+
+
+def trained_with(row: Row) -> Spec:
+    """Return the defense that a victim was trained with, taken apart; else one without a name."""
+    recipe = row.model.recipe
+    try:
+        return parse(recipe.defense) if recipe and recipe.defense else Spec("", {})
+    except SpecError:
+        return Spec("", {})
+
+
+def _price(row: Row, board: Board) -> Price:
+    base = _undefended(row, board)
+    clean, worst = math.nan, (math.nan,) * len(board.ladder)
+    if base is not None:
+        # of images attacked alone the clean score says nothing: the victims differ in which
+        clean = math.nan if board.score.attacked else row.clean.value - base.clean.value
+        if _attacks(row) == _attacks(base):
+            pairs = zip(row.worst, base.worst, strict=True)
+            worst = tuple(own.value - other.value for own, other in pairs)
+    return Price(base, clean, worst, _slower(row), training_words(row))
+
+
+def _attacks(row: Row) -> set[str]:
+    """Return the columns that a row's worst case is of."""
+    return {c for c, run in row.runs.items() if run.record.status == "ok"} - row.oblivious
+
+
+def _undefended(row: Row, board: Board) -> Row | None:
+    """Return the row without the defense: of the victim retrained from, else of the bare victim."""
+
+    def alike(other: Row) -> bool:
+        key = other.key
+        same = key.images == row.key.images and key.operating_point == row.key.operating_point
+        return same and key.defense == "none" and other is not row
+
+    def nearest(rows: list[Row]) -> Row | None:
+        return min(rows, key=lambda other: other.key.draws != row.key.draws, default=None)
+
+    found = nearest([r for r in board.rows if alike(r) and r.key.victim == row.model.undefended])
+    if found is None and row.key.defense != "none":
+        own = row.key.victim, row.key.weights
+        bare = [r for r in board.rows if alike(r) and (r.key.victim, r.key.weights) == own]
+        found = nearest(bare)
+    return found
+
+
+def _slower(row: Row) -> float | None:
+    costs = [run.record.cost for run in row.runs.values() if run.record.cost is not None]
+    ratios = [cost.slower for cost in costs if cost.slower is not None]
+    ratios = [ratio for ratio in ratios if math.isfinite(ratio)]
+    return median(ratios) if ratios else None
+
+
+def training_words(row: Row) -> str:
+    """Return what a retrained victim cost: "24 epochs, 8 passes an image instead of 1"."""
+    recipe = row.model.recipe
+    if recipe is None or not retrained(row):
+        return ""
+    name, given = trained_with(row)
+    epochs = f"trained {recipe.epochs} epoch{'' if recipe.epochs == 1 else 's'}"
+    steps = given.get("steps")
+    if name not in _OWN or not isinstance(steps, int):
+        return epochs
+    passes = steps + _OWN[name] * (2 if given.get("awp") else 1)
+    return f"{epochs}, {passes} passes an image instead of 1"
+
+
+def change(value: float, kind: str) -> str:
+    """Return a change with its sign: of shares in points, of a Dice with two decimals.
+
+    >>> change(-0.0312, "percent"), change(0.214, "unit"), change(-0.0001, "percent")
+    ('−3.1', '+0.21', '±0.0')
+    """
+    if not math.isfinite(value):
+        return DASH
+    text = f"{100 * value:+.1f}" if kind == "percent" else f"{value:+.2f}"
+    return f"±{text[1:]}" if not float(text) else text.replace("-", "−")
+
+
+def times(ratio: float) -> str:
+    """Return a ratio of times."""
+    return f"{ratio:.1f} ×"
+
+
+def counted(board: Board) -> str:
+    """Return what a change on a board is counted in."""
+    return "points" if board.score.kind == "percent" else "Dice"
+
+
+def defense_names(row: Row, against: Row | None) -> list[str]:
+    """Return the defenses of a row as a menu lists them, without their parameters."""
+    names = []
+    if retrained(row):
+        title = plain(row.model.title)
+        stem = f"{plain(against.model.title)}, " if against else title
+        short = title.removeprefix(stem) if title.startswith(stem) else ""
+        names.append(short or trained_with(row).name or "retrained")
+    if row.key.defense != "none":
+        card = next(iter(row.runs.values())).record.defense_card
+        names.append(plain(card.title if card else row.key.defense.partition("(")[0]))
+    return names
