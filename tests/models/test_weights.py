@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from robustbench_med import registry
+from robustbench_med import registry, spec
 from robustbench_med.cards import ModelCard
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.errors import BenchError, ChecksumError, UnknownNameError, VictimError
@@ -114,7 +114,8 @@ def test_the_zoo_has_every_family_and_every_real_set() -> None:
     }
     segmenters: dict[str, set[str]] = {}
     for card in CARDS.values():
-        if registry.load("datasets")[card.dataset].task == "segmentation":
+        masks = registry.load("datasets")[card.dataset].task == "segmentation"
+        if masks and not card.undefended:
             segmenters.setdefault(card.dataset, set()).add(card.name)
     assert {name: len(found) for name, found in segmenters.items()} == {
         "phantom_brain": 3,
@@ -126,7 +127,7 @@ def test_the_zoo_has_every_family_and_every_real_set() -> None:
         "dsb2018_nuclei_128": 2,
         "hippocampus_3d": 2,
     }
-    assert sum((ZOO / card.weights).stat().st_size for card in CARDS.values()) <= 48e6
+    assert sum((ZOO / card.weights).stat().st_size for card in CARDS.values()) <= 72e6
     assert {path.stem for path in ZOO.glob("*.safetensors")} == set(CARDS)
 
 
@@ -139,7 +140,7 @@ def test_a_shipped_card_and_its_weights(name: str) -> None:
     assert card.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert card.recipe is not None
     assert card.measured is not None
-    assert card.measured.headline[1] >= 0.75
+    assert card.measured.headline[1] >= (0.65 if card.undefended else 0.75)
     assert card.measured.gradient_ms > 0
     assert card.source
     data = registry.load("datasets")[card.dataset]
@@ -159,6 +160,19 @@ def test_no_recipe_swaps_left_and_right_where_they_are_classes(name: str) -> Non
     if any(side in one for one in classes for side in ("left", "right")):
         assert card.recipe is not None
         assert not {"flip", "flips"} & set(card.recipe.augment)
+
+
+def test_a_retrained_victim_is_its_forebear_but_for_the_weights() -> None:
+    retrained = [card for card in CARDS.values() if card.undefended]
+    assert retrained
+    for card in retrained:
+        before = CARDS[card.undefended]
+        for what in ("family", "dataset", "builder", "mean", "std", "window", "overlap"):
+            assert getattr(card, what) == getattr(before, what)
+        assert card.recipe is not None
+        defense = spec.parse(card.recipe.defense).name
+        assert card.name == f"{card.undefended}_{defense}"
+        assert card.sha256 != before.sha256
 
 
 def test_the_zoo_has_a_victim_of_one_logit_and_one_under_a_window() -> None:
