@@ -56,7 +56,7 @@ class Row:
         reasons: why it is not ranked; empty where it is, and where the board ranks nobody.
         crosscheck: which attacks that know less were held against its own, in words; else empty.
         own: columns that this row cannot have: on a board of surrogates attacks made on this very
-            model, and those of an oblivious attacker where there is no defense to overlook.
+            model, and those of an attacker who mistakes the defense where there is none.
         shield: the defense in words; empty where there is none.
     """
 

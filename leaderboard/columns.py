@@ -28,11 +28,21 @@ def heading(stored: Stored, titles: Mapping[str, str]) -> str:
         titles: registry name -> title, of models known by name.
     """
     title, surrogate = plain(stored.record.attack_card.title), stored.record.case.surrogate
-    if stored.record.case.knowledge == "oblivious":
-        return f"{title}, oblivious"
+    knowledge = stored.record.case.knowledge
+    if knowledge != "adaptive":
+        return plain(f"{title}, {knowledge_words(knowledge)}")
     if surrogate is None:
         return title
     return f"{title} from {plain(titles.get(surrogate, surrogate))}"
+
+
+def knowledge_words(knowledge: str) -> str:
+    """Return what an attacker knows of a defense, in a heading.
+
+    >>> knowledge_words("oblivious"), knowledge_words("lid(k=20)")
+    ('oblivious', 'evading lid')
+    """
+    return knowledge if knowledge == "oblivious" else f"evading {knowledge.partition('(')[0]}"
 
 
 def columns_of(group: list[Stored], titles: Mapping[str, str]) -> list[str]:

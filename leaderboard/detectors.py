@@ -86,7 +86,8 @@ def _detector(row: Row, rung: int) -> Detector | None:
         record = run.record
         if record.status != "ok" or not guarded(record) or len(record.rungs) < rung + 2:
             continue
-        metrics, knowledge = record.rungs[rung + 1].metrics, record.case.knowledge
+        metrics = record.rungs[rung + 1].metrics
+        knowledge = "oblivious" if record.case.knowledge == "oblivious" else "adaptive"
         if knowledge not in hardest or _ease(metrics) < _ease(hardest[knowledge][1]):
             hardest[knowledge] = column, metrics
     if not hardest:

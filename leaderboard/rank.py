@@ -87,11 +87,16 @@ def _board(
         channels=case.channels,
     )
     rows = []
-    blind = {name for name, s in zip(names, group, strict=True) if is_oblivious(s)}
+    # columns that a victim without a defense cannot have
+    shielded = {
+        name for name, s in zip(names, group, strict=True) if s.record.case.knowledge != "adaptive"
+    }
     for key, runs in cells.items():
         row = _row(key, {c: runs[c] for c in board.columns if c in runs}, case.ladder)
         own = {c for c in made_on if made_on[c] == key.victim}
-        rows.append(replace(row, own=frozenset(own | (blind if key.defense == "none" else set()))))
+        rows.append(
+            replace(row, own=frozenset(own | (shielded if key.defense == "none" else set())))
+        )
     reference = _common_images(rows)
     judged = []
     for row in rows:

@@ -9,9 +9,15 @@ from robustbench_med.bench.record import Record
 from robustbench_med.errors import SpecError
 
 from .board import Row
+from .columns import knowledge_words
 from .price import retrained, trained_with, training_words
 from .text import plain, radius
 
+_INSTEAD = "not known, another detector evaded in its place"
+_KNOWN = {
+    "adaptive": "known to the attacker (adaptive)",
+    "oblivious": "not known (oblivious, never ranks)",
+}
 _KINDS = {
     "training": "retrains the victim",
     "transform": "changes the image before the victim sees it",
@@ -71,11 +77,10 @@ def _short(key: str, value: object, norm: str) -> str:
 
 def _knowledge(row: Row) -> str:
     """Return which attackers know of the defense."""
-    known: list[str] = []
-    blind: list[str] = []
+    known: dict[str, list[str]] = {}
     for column, run in row.runs.items():
-        oblivious = run.record.case.knowledge == "oblivious"
-        (blind if oblivious else known).append(column.replace(", oblivious", ""))
-    told = [f"known to the attacker (adaptive): {', '.join(known)}"] if known else []
-    told += [f"not known (oblivious, never ranks): {', '.join(blind)}"] if blind else []
-    return "; ".join(told)
+        knowledge = run.record.case.knowledge
+        attack = column.replace(f", {knowledge_words(knowledge)}", "")
+        known.setdefault(_KNOWN.get(knowledge, _INSTEAD), []).append(attack)
+    order = sorted(known, key=[*_KNOWN.values(), _INSTEAD].index)
+    return "; ".join(f"{words}: {', '.join(known[words])}" for words in order)

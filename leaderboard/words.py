@@ -36,6 +36,8 @@ def attacker_words(record: Record, titles: Mapping[str, str]) -> str:
         )
     if case.knowledge == "oblivious":
         who += ", but not of the defense (oblivious): aims at the model without it"
+    if case.rival:
+        who += f", but not which detector guards it: evades {plain(case.rival)} instead"
     if case.draws > 1:
         who += (
             f"; attack and verdict average {case.draws} passes of a model that answers at random "

@@ -30,8 +30,9 @@ class Case(BaseModel):
         default="none", description="spec of what wraps the victim, all parameters stated"
     )
     defense_version: int = 0
-    knowledge: Literal["adaptive", "oblivious"] = Field(
-        default="adaptive", description="whether the attacker knows of the defense"
+    knowledge: str = Field(
+        default="adaptive",
+        description="of the defense: adaptive, oblivious, or the detector evaded in its place",
     )
     attack: str = Field(description="registry name")
     attack_version: int
@@ -75,9 +76,14 @@ class Case(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
+    def rival(self) -> str:
+        """Spec of the detector that the attacker evades in the place of the one deployed."""
+        return "" if self.knowledge in ("adaptive", "oblivious") else self.knowledge
+
+    @property
     def label(self) -> str:
         """Short human name of the case."""
         own = "" if self.surrogate is None else f" from {self.surrogate}"
         behind = "" if self.defense == "none" else f" behind {self.defense}"
-        blind = ", oblivious" if self.knowledge == "oblivious" else ""
+        blind = "" if self.knowledge == "adaptive" else f", {self.knowledge}"
         return f"{self.dataset} · {self.victim}{behind} · {self.attack}{own}{blind}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import itertools
 from pathlib import Path
@@ -13,7 +14,7 @@ from robustbench_med.bench.channels import channels_of
 from robustbench_med.bench.chosen import Chosen, attack_of, passes, try_out
 from robustbench_med.bench.suite import Grid, Suite
 from robustbench_med.bench.surrogate import trained_on
-from robustbench_med.bench.wrapped import Wrapping, wrapping_of
+from robustbench_med.bench.wrapped import Shield, shields_of
 from robustbench_med.cards import AttackCard, DatasetCard, ModelCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.datasets.load import load_dataset
@@ -60,7 +61,7 @@ def plan(suite: Suite, *, data: Path | None = None) -> tuple[list[Planned], list
         for name in grid.datasets:
             try:
                 dataset = load_dataset(name, data=data)
-                shields = _shields(grid, dataset.card)
+                shields = shields_of(grid, dataset.card)
                 fitted = any(one.wrapping.fitted for one in shields)
                 sha256 = data_sha256(dataset, grid, fitted=fitted)
                 train = train_sha256(dataset, attacks, shields)
@@ -100,44 +101,6 @@ def plan(suite: Suite, *, data: Path | None = None) -> tuple[list[Planned], list
                     seconds = estimate(case, dataset, model)
                     planned.setdefault(case.id, Planned(case, dataset, model, seconds))
     return list(planned.values()), broken
-
-
-class _Shield(NamedTuple):
-    """What a victim is wrapped in, and whether the attacker knows."""
-
-    wrapping: Wrapping
-    knowledge: str
-
-    @property
-    def fields(self) -> dict[str, object]:
-        """Those of a case."""
-        card = self.wrapping.card
-        if card is None:
-            return {}
-        return {
-            "defense": self.wrapping.text,
-            "defense_version": card.version,
-            "knowledge": self.knowledge,
-        }
-
-    def allows(self, attack: AttackCard, *, transferred: bool) -> bool:
-        """Whether an attack can be run so: only one by gradients can overlook a defense."""
-        by_gradients = attack.threat == "white_box" and attack.rungs != "universal"
-        return self.knowledge == "adaptive" or (by_gradients and not transferred)
-
-
-def _shields(grid: Grid, card: DatasetCard) -> list[_Shield]:
-    """Return the defenses of a grid, each with what the attacker may know; alone, nothing to know.
-
-    Raises:
-        UnknownNameError, SpecError: a defense that cannot be put on a victim of such data.
-    """
-    found = []
-    for text in grid.defenses:
-        wrapping = wrapping_of(text, card)
-        known = ("adaptive",) if wrapping.card is None else grid.knowledge
-        found += [_Shield(wrapping, one) for one in known]
-    return found
 
 
 def _surrogates(grid: Grid, dataset: Dataset, victim: str) -> list[dict[str, object] | Broken]:
@@ -181,16 +144,18 @@ def _surrogates(grid: Grid, dataset: Dataset, victim: str) -> list[dict[str, obj
 def victims_of(grid: Grid, dataset: Dataset) -> list[str]:
     """Return the victims a grid names, in the order of their names where one stands for several.
 
-    "*" stands for every shipped victim of the dataset that no defense retrained, "defended" for
-    those retrained, each beside the one it was made from.
+    A pattern ("*", "*_resnet") stands for the shipped victims of the dataset that no defense
+    retrained, "defended" for those retrained, each beside the one it was made from.
     """
     shipped = [c for c in registry.load("models").values() if c.dataset == dataset.card.name]
     retrained = [c for c in shipped if c.undefended]
-    several = {
-        "*": [c.name for c in shipped if not c.undefended],
-        "defended": sorted({v for c in retrained for v in (c.undefended, c.name)}),
-    }
-    named = [v for name in grid.victims for v in several.get(name, [name])]
+    plain = [c.name for c in shipped if not c.undefended]
+    defended = sorted({v for c in retrained for v in (c.undefended, c.name)})
+    named: list[str] = []
+    for name in grid.victims:
+        pattern = "*" in name and not registry.is_own(name)
+        several = fnmatch.filter(plain, name) if pattern else [name]
+        named += defended if name == "defended" else several
     if not named:
         raise SpecError(
             f"expected a victim for {dataset.card.name}, got none shipped: name one with --victim"
@@ -198,7 +163,7 @@ def victims_of(grid: Grid, dataset: Dataset) -> list[str]:
     return list(dict.fromkeys(named))
 
 
-def train_sha256(dataset: Dataset, attacks: list[Chosen], shields: list[_Shield]) -> str:
+def train_sha256(dataset: Dataset, attacks: list[Chosen], shields: list[Shield]) -> str:
     """Return the hash of the training split, where an attack or a defense needs it.
 
     Raises:

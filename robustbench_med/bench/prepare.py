@@ -74,6 +74,7 @@ def shared_by(case: Case) -> tuple[object, ...]:
         case.draws,
         case.defense,
         case.defense_version,
+        case.rival,
     )
 
 
@@ -130,7 +131,10 @@ def _defended(
     """
     bare = _deployed(victim, case, data, device)
     guards = wrapping_of(case.defense).guards
-    defended = put_on(bare if guards else victim, case, data, device)
+    defended = put_on(bare if guards else victim, case.defense, case, data, device)
+    if case.rival:
+        other = put_on(bare, case.rival, case, data, device)
+        defended = replace(defended, guide=other.guide or other.judge)
     if case.defense == "none" or guards:
         return bare, defended
     return bare, at(defended, _deployed(defended.judge, case, data, device).offset)

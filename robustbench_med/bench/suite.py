@@ -25,17 +25,18 @@ class Grid(BaseModel):
     victims: tuple[str, ...] = Field(
         default=("*",),
         min_length=1,
-        description='"*" = every shipped victim of the dataset, "defended" = those that a defense '
+        description='a pattern ("*", "*_resnet") = the shipped victims of the dataset of such a '
+        'name, "defended" = those that a defense '
         "retrained, each beside the one it was made from",
     )
     defenses: tuple[str, ...] = Field(
         default=("none",), min_length=1, description="what the victims are wrapped in, a case each"
     )
-    knowledge: tuple[Literal["adaptive", "oblivious"], ...] = Field(
+    knowledge: tuple[str, ...] = Field(
         default=("adaptive",),
         min_length=1,
         description="of the attacker: adaptive knows the defense, oblivious attacks the victim "
-        "without it; a case each",
+        "without it; the name of a detector: evades that one, whatever is deployed; a case each",
     )
     attacks: tuple[str, ...] = Field(min_length=1)
     norm: Norm = "linf"

@@ -11,10 +11,11 @@ from torch import nn
 from robustbench_med import objectives, registry, spec
 from robustbench_med.ball import Ball
 from robustbench_med.bench.case import Case
+from robustbench_med.bench.suite import Grid
 from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.defense import Defended, Fitting
-from robustbench_med.errors import SpecError
+from robustbench_med.errors import SpecError, UnknownNameError
 from robustbench_med.parameters import complete
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
@@ -81,6 +82,63 @@ def wrapping_of(text: str, data: DatasetCard | None = None) -> Wrapping:
     return Wrapping(card, parameters)
 
 
+class Shield(NamedTuple):
+    """What a victim is wrapped in, and what the attacker knows of it."""
+
+    wrapping: Wrapping
+    knowledge: str
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """Those of a case."""
+        card = self.wrapping.card
+        if card is None:
+            return {}
+        return {
+            "defense": self.wrapping.text,
+            "defense_version": card.version,
+            "knowledge": self.knowledge,
+        }
+
+    def allows(self, attack: AttackCard, *, transferred: bool) -> bool:
+        """Whether an attack can be run so: only one by gradients can mistake a defense."""
+        by_gradients = attack.threat == "white_box" and attack.rungs != "universal"
+        return self.knowledge == "adaptive" or (by_gradients and not transferred)
+
+
+def shields_of(grid: Grid, card: DatasetCard) -> list[Shield]:
+    """Return the defenses of a grid, each with what the attacker may know; alone, nothing to know.
+
+    Raises:
+        UnknownNameError, SpecError: a defense that cannot be put on a victim of such data.
+    """
+    found = []
+    for text in grid.defenses:
+        wrapping = wrapping_of(text, card)
+        known = ("adaptive",) if wrapping.card is None else grid.knowledge
+        found += [Shield(wrapping, _known(one, wrapping, card)) for one in known]
+    return found
+
+
+def _known(text: str, wrapping: Wrapping, card: DatasetCard) -> str:
+    """Return what the attacker knows, the parameters of a detector evaded instead all stated.
+
+    Raises:
+        UnknownNameError, SpecError: neither adaptive nor oblivious nor a detector, or there is none
+            in whose place it could be evaded.
+    """
+    if text in ("adaptive", "oblivious"):
+        return text
+    wanted = "expected knowledge adaptive, oblivious, or a detector evaded in the place of another"
+    try:
+        rival = wrapping_of(text, card)
+    except UnknownNameError:
+        raise SpecError(f"{wanted}, got {text!r}") from None
+    if not (rival.guards and wrapping.guards):
+        raise SpecError(f"{wanted}, got {text!r} before {wrapping.text}")
+    return rival.text
+
+
 @dataclass(frozen=True)
 class _Attacked:
     """Crafts the examples that detectors learn from."""
@@ -106,9 +164,11 @@ class _Attacked:
         return found
 
 
-def put_on(victim: Victim, case: Case, data: Dataset, device: torch.device) -> Defended:
-    """Return the victim behind the defense of a case, fitted where it learns."""
-    wrapping = wrapping_of(case.defense)
+def put_on(
+    victim: Victim, defense: str, case: Case, data: Dataset, device: torch.device
+) -> Defended:
+    """Return the victim behind a defense, fitted where it learns on the data of a case."""
+    wrapping = wrapping_of(defense)
     if wrapping.card is None:
         return Defended(victim)
     extra = {}

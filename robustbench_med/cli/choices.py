@@ -46,7 +46,8 @@ Knowledge = Annotated[
     list[str] | None,
     typer.Option(
         "--knowledge",
-        help="adaptive: the attacker knows the defense; oblivious: not; repeatable: a case each.",
+        help="adaptive: the attacker knows the defense; oblivious: not; the name of a detector: "
+        "evades that one instead; repeatable: a case each.",
     ),
 ]
 Eps = Annotated[

@@ -14,7 +14,7 @@ from robustbench_med import registry
 from robustbench_med.bench import score, walk
 from robustbench_med.bench.evidence import Evidence
 from robustbench_med.bench.plan import Planned, plan
-from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.prepare import Prepared, prepare
 from robustbench_med.bench.suite import Suite
 from robustbench_med.bench.surrogate import Surrogate, crafted_alike
 from robustbench_med.bench.wrapped import wrapping_of
@@ -25,6 +25,7 @@ from robustbench_med.models.guide import through
 from robustbench_med.objectives.classification import Untargeted
 from robustbench_med.objectives.evasion import Undetected
 from robustbench_med.types import Batch, Images, Logits
+from robustbench_med.victim import frozen
 from tests.bench.toys import dataset_of, planned_of, prepared_of
 from tests.toys import Linear, victim_of
 
@@ -57,6 +58,37 @@ def test_a_defense_is_a_case_for_each_attacker() -> None:
     assert len({p.case.id for p in planned}) == len(planned)
     assert planned[0].case.defense == "none"
     assert {p.case.defense for p in planned if "bit" in p.case.defense} == {"bit_depth(bits=4)"}
+
+
+def test_another_detector_is_evaded_in_the_place_of_the_one_deployed() -> None:
+    fields: dict[str, Any] = {"defenses": ["lid"], "attacks": ["pgd(steps=2)", "square(queries=5)"]}
+    (planned,) = planned_with(knowledge=["feature_mixture"], **fields)
+    assert planned.case.rival == "feature_mixture(fpr=0.05, components=2, fit=512)"
+    (usual,) = planned_with(**{**fields, "attacks": ["pgd(steps=2)"]})
+    mixture = planned_with(defenses=["feature_mixture"], attacks=["pgd(steps=2)"])[0]
+    cpu = torch.device("cpu")
+    ready = prepare(planned.case, planned.data, cpu)
+    plain, own = (prepare(one.case, one.data, cpu) for one in (usual, mixture))
+    assert ready.guide is not None
+    # the judge is the detector deployed
+    torch.testing.assert_close(ready.suspicion, plain.suspicion, rtol=0, atol=0)
+    with frozen(ready.guide.module):
+        seen = ready.guide.outputs(ready.batch.x).suspicion
+    assert seen is not None
+    torch.testing.assert_close(seen, own.suspicion)
+
+
+@pytest.mark.parametrize(
+    ("defense", "knowledge", "got"),
+    [
+        ("lid", "both", "got 'both'"),
+        ("lid", "jpeg", r"got 'jpeg' before lid\("),
+        ("jpeg", "lid", r"got 'lid' before jpeg\(quality=75\)"),
+    ],
+)
+def test_knowledge_that_nobody_can_have(defense: str, knowledge: str, got: str) -> None:
+    with pytest.raises(SpecError, match=f"expected knowledge adaptive, oblivious, .*{got}"):
+        planned_with(defenses=[defense], knowledge=[knowledge])
 
 
 def test_only_a_fitted_defense_hangs_on_the_training_images() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from attacks.pgd import pgd
 from defenses.detectors.examples import bank_and_rows, chosen, noisy_images
-from defenses.detectors.feature_constraint import feature_constraint, log_likelihood, mixtures
+from defenses.detectors.feature_mixture import feature_mixture, log_likelihood, mixtures
 from defenses.detectors.features import activations, layers_of
 from defenses.detectors.fits import logistic, surrogate, svm
 from defenses.detectors.kernel_density import log_density
@@ -452,9 +452,9 @@ def test_networks_without_a_linear_classifier_are_refused() -> None:
         activations(victim, gaussian_images(1, seed=0), layers_of(victim.module))
 
 
-def test_feature_constraint_is_a_guide_of_features() -> None:
+def test_feature_mixture_is_calm_on_clean_features() -> None:
     victim = toy_victim(2)
-    guide = feature_constraint(victim, fitting=toy_fitting(victim))
+    guide = feature_mixture(victim, fitting=toy_fitting(victim)).judge
     clean, odd = gaussian_images(40, seed=3), torch.rand(40, 1, 8, 8)
     assert float((suspicion(guide, clean) > 0).float().mean()) < 0.25
     assert suspicion(guide, odd).mean() > suspicion(guide, clean).mean() + 1
@@ -518,7 +518,7 @@ def test_features_that_follow_clean_ones_get_past_a_detector_never_seen(
 ) -> None:
     victim, fitting, problem, _ = chest
     judge = registry.function("defenses", CARDS["kernel_density"])(victim, fitting=fitting).judge
-    guide = feature_constraint(victim, fitting=fitting)
+    guide = feature_mixture(victim, fitting=fitting).judge
     posed = replace(problem, judge=judge, guide=guide, objective=Undetected(Untargeted()))
     rng = draws(len(problem))
     with frozen(victim.module):

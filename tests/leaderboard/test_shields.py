@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 import leaderboard
+from leaderboard.shield import defense_words
 from leaderboard.table import markdown
 from leaderboard.words import attacker_words
 from robustbench_med.bench.record import Stored
@@ -87,6 +88,19 @@ def test_an_oblivious_attacker_is_not_said_to_know_all(make_stored: Maker) -> No
     blind = wrapped(make_stored, WRAPPED, JPEG, knowledge="oblivious").record
     assert "but not of the defense (oblivious)" in attacker_words(blind, {})
     assert "oblivious" not in attacker_words(wrapped(make_stored, WRAPPED, JPEG).record, {})
+
+
+def test_an_attacker_of_another_detector_is_called_that_and_ranks(make_stored: Maker) -> None:
+    rival = "feature_mixture(fpr=0.05, components=2, fit=512)"
+    guided = wrapped(make_stored, WRAPPED, GUARD, knowledge=rival)
+    assert f"evades {rival} instead" in attacker_words(guided.record, {})
+    (board,) = leaderboard.boards([wrapped(make_stored, WRAPPED, GUARD), guided])
+    (row,) = board.rows
+    assert not row.oblivious
+    (column,) = (c for c, run in row.runs.items() if run.record.case.rival)
+    assert column.endswith(", evading feature_mixture")
+    words = dict(defense_words(row))["Knowledge"]
+    assert words.endswith(f"another detector evaded in its place: {column.split(',')[0]}")
 
 
 def test_hostile_defenses_stay_text(make_stored: Maker, tmp_path: Path) -> None:

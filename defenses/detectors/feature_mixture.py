@@ -1,4 +1,4 @@
-"""Feature constraint: an attacker's own view of clean features, whatever detector is deployed."""
+"""Feature mixture: how unlikely features are under Gaussian mixtures of each class's clean ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from robustbench_med.defense import Fitting, guarded
+from robustbench_med.defense import Defended, Fitting, guarded
 from robustbench_med.types import Images, Logits, PerSample
 from robustbench_med.victim import Victim
 
@@ -26,18 +26,18 @@ class Mixture(NamedTuple):
     variances: Float[Tensor, "k m d"]
 
 
-def feature_constraint(
+def feature_mixture(
     victim: Victim, *, fitting: Fitting, fpr: float = 0.05, components: int = 2, fit: int = 512
-) -> Victim:
-    """Return a guide whose suspicion is how unlike clean features of its class an image's are.
+) -> Defended:
+    """Return the victim behind mixtures of the clean features of all layers.
 
-    An attack that climbs it is the hierarchical feature constraint: it knows no detector, and hides
-    from any that reads features. Use it in the place of a detector's own guide; the judge stays.
+    An attacker who evades it in the place of the detector deployed, which he need not know, makes
+    the attack of the hierarchical feature constraint: `knowledge = "feature_mixture"`.
 
     Args:
         victim: undefended.
-        fitting: its training images give the mixtures, validation the level to stay under.
-        fpr: share of clean validation images above that level, in (0,1).
+        fitting: its training images give the mixtures.
+        fpr: share of clean validation images rejected, in (0,1).
         components: Gaussians a class and layer.
         fit: training images used at most.
 
@@ -51,7 +51,7 @@ def feature_constraint(
         feature, or the widest would decide alone; variances are diagonal.
     """
     read = reader(victim)
-    batch, y = chosen(fitting, fit, wanted_by="feature_constraint")
+    batch, y = chosen(fitting, fit, wanted_by="feature_mixture")
     found = read_all(victim, read, batch.x)
     layers = [mixtures(one, y, components=components, seed=fitting.seed) for one in found]
 
@@ -63,7 +63,7 @@ def feature_constraint(
         ]
         return -torch.stack(each).sum(0)
 
-    return guarded(victim, score, fitting=fitting, fpr=fpr).judge
+    return guarded(victim, score, fitting=fitting, fpr=fpr)
 
 
 def mixtures(found: Features, y: Int[Tensor, " b"], *, components: int, seed: int) -> Mixture:
