@@ -11,15 +11,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeVar, overload
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from robustbench_med.cards import AttackCard, Card, DatasetCard, DefenseCard, ModelCard
+from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard, ModelCard
 from robustbench_med.datasets.cards import load_cards
 from robustbench_med.errors import SpecError, UnknownNameError
 
 Kind = Literal["attacks", "defenses", "datasets", "models"]
 CORE = Path(__file__).parent
-C = TypeVar("C", bound=Card)
+C = TypeVar("C", bound=BaseModel)
 
 
 @cache

@@ -28,6 +28,20 @@ def train(
     epochs: Annotated[
         int | None, typer.Option("--epochs", min=1, help="Epochs instead of the recipe's.")
     ] = None,
+    start: Annotated[
+        str | None, typer.Option("--start", help="Shipped victim whose weights it starts from.")
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option("--ema", help="Decay of a moving average of the weights, e.g. 0.95; 0 = off."),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option("--patience", help="Stop after so many epochs of no better validation."),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="float32, or bfloat16: mixed precision.")
+    ] = None,
 ) -> None:
     """Train a model of the zoo by the recipe in its card, seeded, and write weights and card.
 
@@ -46,8 +60,9 @@ def train(
     wanted: ModelCard = registry.find("models", card)
     if defense is not None:
         wanted = training.defended(wanted, defense)
-    if epochs is not None:
-        wanted = training.shortened(wanted, epochs)
+    changes = {"epochs": epochs, "start": start, "ema": ema}
+    changes |= {"patience": patience, "precision": precision}
+    wanted = training.adjusted(wanted, {k: v for k, v in changes.items() if v is not None})
     training.check(wanted)
     check_writable(out)
     dataset = load_dataset(wanted.dataset, data=data)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -122,11 +122,16 @@ def defended(card: ModelCard, text: str) -> ModelCard:
     )
 
 
-def shortened(card: ModelCard, epochs: int) -> ModelCard:
-    """Return the card with another number of epochs; without a recipe, the card itself."""
-    if card.recipe is None:
+def adjusted(card: ModelCard, changes: Mapping[str, object]) -> ModelCard:
+    """Return the card with other fields of its recipe; without a recipe, the card itself.
+
+    Raises:
+        SpecError: a value is out of its range.
+    """
+    if card.recipe is None or not changes:
         return card
-    return card.model_copy(update={"recipe": card.recipe.model_copy(update={"epochs": epochs})})
+    recipe = registry.validate(Recipe, {**card.recipe.model_dump(), **changes}, card.name)
+    return card.model_copy(update={"recipe": recipe})
 
 
 def check(card: ModelCard) -> None:
@@ -136,6 +141,8 @@ def check(card: ModelCard) -> None:
     """
     if card.recipe is None:
         raise SpecError(f"expected a card with a recipe, got {card.name}")
+    if card.recipe.start:
+        registry.find("models", card.recipe.start)
     if card.recipe.defense:
         data: DatasetCard = registry.find("datasets", card.dataset)
         hardening(card.recipe.defense, data, windowed=card.window is not None)

@@ -14,7 +14,7 @@ import torch
 from robustbench_med import registry
 from robustbench_med.cards import ModelCard, Recipe, Task
 from robustbench_med.datasets.dataset import Dataset
-from robustbench_med.errors import SpecError, UnknownNameError, VictimError
+from robustbench_med.errors import BenchError, SpecError, UnknownNameError, VictimError
 from robustbench_med.models import fit as fitting
 from robustbench_med.models import train as training
 from robustbench_med.models import weights
@@ -194,6 +194,19 @@ def test_another_attack_takes_of_the_effort_what_it_knows(tmp_path: Path) -> Non
     assert made.measured is not None
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ema": 1.5}, "chest_resnet: ema: Input should be less than 1, got 1.5"),
+        ({"precision": "half"}, "precision: Input should be 'float32' or 'bfloat16', got 'half'"),
+        ({"start": "nobody"}, "expected a known model, got 'nobody'"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(BenchError, match=message):
+        training.check(training.adjusted(registry.load("models")["chest_resnet"], changes))
+
+
 def test_the_card_of_a_defended_victim(monkeypatch: pytest.MonkeyPatch) -> None:
     cards = registry._load("models")
     plain = cards["chest_resnet"]
@@ -213,9 +226,9 @@ def test_the_card_of_a_defended_victim(monkeypatch: pytest.MonkeyPatch) -> None:
     assert changed is not None
     assert changed.defense == "trades(eps=0.01, beta=4.0)"
     assert changed.epochs == 3
-    assert training.shortened(shipped, 7).recipe == own.model_copy(update={"epochs": 7})
+    assert training.adjusted(shipped, {"epochs": 7}).recipe == own.model_copy(update={"epochs": 7})
     bare = plain.model_copy(update={"recipe": None})
-    assert training.shortened(bare, 7) == bare
+    assert training.adjusted(bare, {"epochs": 7}) == bare
     for refuse in (training.check, lambda one: training.defended(one, "pgd_at")):
         with pytest.raises(SpecError, match="expected a card with a recipe, got chest_resnet"):
             refuse(bare)
