@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
 from pathlib import Path
+from statistics import fmean
 
 from rich import box
 from rich.table import Table
@@ -22,6 +24,7 @@ from .text import DASH, THREATS, number, plain, radii, short
 from .transfer import Cell, Matrix, matrices
 
 CONTROL = "a control is no attack: nobody is ranked"
+_NARROW = 12  # characters of a column that shows no interval
 
 
 def place(row: Row, rung: int) -> str:
@@ -46,6 +49,8 @@ def patients(board: Board) -> str:
 
 def terminal_tables(made: list[Board], *, width: int = 100) -> list[Table]:
     """Return a table a board; attacks have their intervals where `width` characters hold them.
+
+    Where it does not even hold all attacks, those that harm most: the page has all.
 
     After the board that a transfer matrix stands on, the matrix.
     """
@@ -119,8 +124,14 @@ def _success(matrix: Matrix, cell: Cell | None) -> str:
 def _terminal(board: Board, width: int) -> Table:
     notes = [f"{row.title}: {row.standing}. {'; '.join(row.reasons)}" for row in board.rows]
     kept = [note for note, row in zip(notes, board.rows, strict=True) if row.reasons]
+    score, longest = board.score, max((len(row.title) for row in board.rows), default=0)
+    name = min(max(longest, 14), width // 3)
+    cell = 3 + len(short(Estimate(value=0.5, low=0.25, high=0.75), score.kind))
+    columns = _harmful(board, max((width - name - 6 - 2 * cell) // _NARROW, 3))
+    left = len(board.columns) - len(columns)
     lines = [
         facts(board),
+        *([f"{left} more column{'s' if left > 1 else ''} on the page"] if left else []),
         f"{board.score.key}, [95 % interval]",
         *(f"{DASH} {note}" for note in kept),
     ]
@@ -139,21 +150,35 @@ def _terminal(board: Board, width: int) -> Table:
         pad_edge=False,
     )
     table.add_column("#", justify="right")
-    longest = max((len(row.title) for row in board.rows), default=0)
-    table.add_column("victim", width=min(max(longest, 14), width // 3), overflow="fold")
-    score = board.score
-    for heading in (score.worst, score.clean, *board.columns):
+    table.add_column("victim", width=name, overflow="fold")
+    for heading in (score.worst, score.clean, *columns):
         table.add_column(Text(heading), justify="right", overflow="fold")
-    cell = 3 + len(short(Estimate(value=0.5, low=0.25, high=0.75), score.kind))
-    at, wide = board.headline, 24 + cell * (2 + len(board.columns)) <= width
+    at, wide = board.headline, 24 + cell * (2 + len(columns)) <= width
     for row in board.rows:
-        cells = [row.scores[c][at] if c in row.scores else UNDEFINED for c in board.columns]
+        cells = [row.scores[c][at] if c in row.scores else UNDEFINED for c in columns]
         attacks = [short(e, score.kind) if wide else number(e.value, score.kind) for e in cells]
         worst = Text(short(row.worst[at], score.kind), style="bold")
         style = "dim" if row.reasons else None
         texts = [worst, *map(Text, (short(row.clean, score.kind), *attacks))]
         table.add_row(place(row, at), Text(row.title), *texts, style=style)
     return table
+
+
+def _harmful(board: Board, most: int) -> tuple[str, ...]:
+    """Return at most so many columns, in their order: those that leave the lowest scores.
+
+    Oblivious ones last: they never rank.
+    """
+    if len(board.columns) <= most:
+        return board.columns
+
+    def order(column: str) -> tuple[bool, float]:
+        found = [row.scores[column] for row in board.rows if column in row.scores]
+        values = [v for each in found if math.isfinite(v := each[board.headline].value)]
+        return column in board.oblivious, fmean(values) if values else math.inf
+
+    kept = sorted(board.columns, key=order)[:most]
+    return tuple(column for column in board.columns if column in kept)
 
 
 def markdown(made: list[Board], *, title: str) -> str:

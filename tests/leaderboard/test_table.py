@@ -134,3 +134,19 @@ def test_undefined_is_a_dash_and_only_https_is_a_link() -> None:
     assert (number(float("nan")), number(float("inf"), "plain")) == ("–", "∞")
     for url in ("http://a.org", "https://u@a.org", "https:///x", "https://a b", "https://[", "//a"):
         assert https(url) == ""
+
+
+def test_a_narrow_terminal_shows_the_attacks_that_harm_most(make_stored: Maker) -> None:
+    settings = [
+        make_stored([steps] * 20, case={"parameters": {"steps": steps, "step": 0.25}})
+        for steps in range(1, 5)
+    ]
+    blind = make_stored([0] * 20, case={"defense": "d", "knowledge": "oblivious"})
+    made = leaderboard.boards([*settings, blind])
+    (narrow,), (wide,) = (leaderboard.terminal_tables(made, width=w) for w in (70, 400))
+    assert [str(c.header) for c in narrow.columns[4:]] == [
+        f"PGD-40 (steps={steps})" for steps in (1, 2, 3)
+    ]
+    assert "2 more columns on the page" in str(narrow.caption)
+    assert len(wide.columns) == 4 + 5
+    assert "more column" not in str(wide.caption)
