@@ -26,6 +26,7 @@ _KNOWS = {
     "transfer": "which was made on another model",
     "no_box": "which was made on a model trained on other data",
     "control": "which is no attack at all",
+    "oblivious": "which does not know of the defense",
 }
 
 
@@ -80,7 +81,7 @@ def hidden_gradients(
     for name, other in others.items():
         broke = lowest([standing_table(other)])
         missed = _most_missed(stands, broke, shared_rungs(record, other.record))
-        threat = other.record.case.threat
+        threat = _kind(other.record)
         if missed.broken > max(ALLOWED, worst[threat][0].broken if threat in worst else 0):
             worst[threat] = missed, name
     return [
@@ -90,6 +91,11 @@ def hidden_gradients(
         "allowed): those attacks were misled by hidden gradients, or too weak"
         for threat, (missed, rival) in sorted(worst.items(), key=lambda item: -item[1][0].broken)
     ]
+
+
+def _kind(record: Record) -> str:
+    blind = record.case.knowledge == "oblivious"
+    return "oblivious" if blind else record.case.threat
 
 
 def summary(names: Iterable[str], *, beaten: bool) -> str:

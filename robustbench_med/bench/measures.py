@@ -28,7 +28,7 @@ def probabilities(found: Evidence) -> Measured:
 
 def randomized(found: Evidence) -> Measured | None:
     """Return the share of images answered differently when asked twice."""
-    if found.planned.case.draws > 1:
+    if found.ready.victim.draws > 1:  # asked for by the case, or the defense's own
         return None  # attacked and judged in expectation
     return Measured(found.ready.randomized, len(found.ready.batch))
 
@@ -124,8 +124,9 @@ def _share(hit: Bool[Tensor, " rows"]) -> Measured | None:
 
 def silent(found: Evidence) -> Measured | None:
     """Return how many images the attack passed a success of and returned none."""
-    # of a victim that answers at random, one lucky pass proves nothing
-    if found.ready.randomized > 0 or found.watched is None:
+    # of a victim that answers at random, one lucky pass proves nothing; and where nobody is ever
+    # done, harm in the eyes of a defense's guide is held against harm in those of the judge
+    if found.ready.randomized > 0 or found.ready.guide is not None or found.watched is None:
         return None
     watch, verdict = found.watched
     kept_back = watch.ever & ~verdict.broken

@@ -182,7 +182,7 @@ def test_an_honest_victim_is_not_flagged(attack: str) -> None:
 def test_expectation_over_draws_takes_the_flag_of_a_randomised_victim_away() -> None:
     victim = trained(Resizing)
     once = {flag.name for flag in record_of(victim).flags}
-    drawn = record_of(replace(victim, draws=16), draws=16)
+    drawn = record_of(replace(victim, draws=16))  # a defense's own draws
     assert "randomized" in once
     assert "randomized" not in {check.name for check in drawn.checks}
 

@@ -12,6 +12,7 @@ from robustbench_med.bench.record import Stored
 
 from .field import field
 from .planted import LADDER, VICTIMS
+from .planted_shields import JPEG, wrapped
 
 Maker = Callable[..., Stored]
 WHITE = [6, 6, 6, 6, 2, 0]  # the rung at which each image falls; 6 = never, 0 = wrong when clean
@@ -54,6 +55,22 @@ def test_an_attacker_who_knows_less_and_wins_flags_the_row(
     one = white_row([white, make_stored([6, 1, 6, 6, 2, 0], attack=attack, **given)]).rows[0]
     assert one.standing == "ranked"
     assert one.crosscheck.endswith("none breaks more than 1 image that stands here")
+
+
+def test_an_oblivious_attacker_who_beats_those_who_know_the_defense_flags_the_row(
+    make_stored: Maker,
+) -> None:
+    def board_of(blind: list[int]) -> leaderboard.Board:
+        known = wrapped(make_stored, WHITE, JPEG)
+        return white_row([known, wrapped(make_stored, blind, JPEG, knowledge="oblivious")])
+
+    (two,) = board_of([6, 3, 4, 6, 6, 0]).rows
+    assert two.standing == "flagged"
+    (reason,) = two.reasons
+    assert "fall to PGD-40, oblivious, which does not know of the defense" in reason
+    assert two.worst == board_of([6] * 6).rows[0].worst  # told, never counted
+    (one,) = board_of([6, 1, 6, 6, 2, 0]).rows
+    assert one.standing == "ranked"
 
 
 def test_no_rival_is_said_too(make_stored: Maker) -> None:
