@@ -82,8 +82,9 @@ def _price(row: Row, board: Board) -> Price:
 
 
 def _attacks(row: Row) -> set[str]:
-    """Return the columns that a row's worst case is of."""
-    return {c for c, run in row.runs.items() if run.record.status == "ok"} - row.oblivious
+    """Return the columns that a row's worst case is of, but those no bare victim can have."""
+    cases = {c: run.record.case for c, run in row.runs.items() if run.record.status == "ok"}
+    return {c for c, case in cases.items() if case.knowledge == "adaptive"}
 
 
 def _undefended(row: Row, board: Board) -> Row | None:
@@ -119,6 +120,8 @@ def training_words(row: Row) -> str:
         return ""
     name, given = trained_with(row)
     epochs = f"trained {recipe.epochs} epoch{'' if recipe.epochs == 1 else 's'}"
+    if recipe.start not in ("", row.model.undefended):
+        epochs += f" after {plain(recipe.start)}"
     steps = given.get("steps")
     if name not in _OWN or not isinstance(steps, int):
         return epochs

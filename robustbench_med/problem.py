@@ -153,8 +153,9 @@ class Problem:
         """Return the guide's verdict on `z` with the judge's where the guide claims success.
 
         A guide may be coarse; without one of its own, the guide is the judge and nothing is done.
+        Nobody is done who climbs relentlessly: there the goal reached is the claim.
         """
-        claimed = verdict.done.nonzero()[:, 0]
+        claimed = verdict.broken.nonzero()[:, 0]
         if self.guide is None or len(claimed) == 0:
             return verdict
         judged = self.take(claimed).probe(z[claimed])

@@ -45,7 +45,9 @@ class Watch:
         guided = z.requires_grad and self._problem.guide is not None
         output = (self._problem.guide if guided else self._problem.judge)(z)  # type: ignore[misc]
         if len(z) == len(self._problem):
-            here, seen = self._problem, Output(output.logits.detach())
+            here, seen = self._problem, output._replace(logits=output.logits.detach())
+            if seen.suspicion is not None:
+                seen = seen._replace(suspicion=seen.suspicion.detach())
             verdict = here.objective(seen, here.y)
             if z.requires_grad:
                 self.climbed.append(verdict.loss)

@@ -23,7 +23,8 @@ the most harmful of what was found at this radius, at the smaller ones, and of t
 worst case of each image, never better at a larger radius.
 
 A fifth way, `separately`, is for attackers who cannot tell which radius worked: there nothing is
-carried. In the others, a sample broken at one rung counts as broken above it, by the same image.
+carried; and for guarded victims, whose suspicion at each radius is of interest itself. In the
+others, a sample broken at one rung counts as broken above it, by the same image.
 """
 
 from __future__ import annotations
@@ -63,17 +64,26 @@ def ascend(
 
 
 def separately(
-    problem: Problem, attack: Attack, rng: Draws, ladder: Sequence[float], depth: int
+    problem: Problem,
+    attack: Attack,
+    rng: Draws,
+    ladder: Sequence[float],
+    depth: int,
+    *,
+    carry: bool = False,
 ) -> Columns:
-    """Return the columns of all rungs, each attacked for itself and none carried upward.
+    """Return the columns of all rungs, each attacked for itself.
 
-    For attackers who cannot know which radius worked: those of a surrogate, of one perturbation for
-    all images.
+    None is carried upward by attackers who cannot know which radius worked: those of a surrogate,
+    of one perturbation for all images. With `carry`, an image that stands at a radius and broke at
+    a smaller one counts as broken, by that image.
     """
     table, rows = Table(len(ladder), len(problem)), _every_row(problem)
     for i, eps in enumerate(ladder):
         here = problem.at(eps)
         table.put(i, rows, measure(here, attack(here, at_rung(rng, eps)), depth))
+    if carry:
+        table.carry()
     return table.columns
 
 

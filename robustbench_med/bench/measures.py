@@ -12,7 +12,7 @@ from torch import Tensor
 from robustbench_med import registry
 from robustbench_med.ball import Ball
 from robustbench_med.bench.evidence import Evidence, Measured
-from robustbench_med.bench.walk import sharded
+from robustbench_med.bench.walk import climbs_on, relentless, sharded
 from robustbench_med.cards import AttackCard
 from robustbench_med.errors import SpecError
 
@@ -90,7 +90,7 @@ def shrinking(found: Evidence) -> Measured | None:
     """Return how many images broken below the largest radius are not, attacked afresh there."""
     if not found.iterative or found.card.rungs == "distance" or len(found.run.radii) < 2:
         return None
-    if found.planned.case.draws > 1:  # near the boundary the victim's own noise decides
+    if found.ready.victim.draws > 1:  # near the boundary the victim's own noise decides
         return None
     rows = found.some(found.run.rungs["broken"][:-1].any(0))
     here = found.problem.take(rows).at(found.run.radii[-1])
@@ -124,9 +124,8 @@ def _share(hit: Bool[Tensor, " rows"]) -> Measured | None:
 
 def silent(found: Evidence) -> Measured | None:
     """Return how many images the attack passed a success of and returned none."""
-    # of a victim that answers at random, one lucky pass proves nothing; and where nobody is ever
-    # done, harm in the eyes of a defense's guide is held against harm in those of the judge
-    if found.ready.randomized > 0 or found.ready.guide is not None or found.watched is None:
+    # of a victim that answers at random, one lucky pass proves nothing
+    if found.ready.randomized > 0 or found.watched is None:
         return None
     watch, verdict = found.watched
     kept_back = watch.ever & ~verdict.broken
@@ -174,6 +173,8 @@ def more_effort(found: Evidence) -> Measured | None:
     given = found.planned.case.parameters
     doubled = {**given, **{name: given[name] * 2 for name in found.card.effort}}
     attack = sharded(registry.function("attacks", found.card), doubled)
+    if climbs_on(found.card, found.ready):
+        attack = relentless(attack)
     here = found.problem.take(rows)
     posed = here.at(torch.inf) if found.card.rungs == "distance" else here
     try:

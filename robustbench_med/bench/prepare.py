@@ -6,11 +6,13 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from robustbench_med.bench.case import Case
+from robustbench_med.bench.detect import Rest
 from robustbench_med.bench.surrogate import Surrogate
 from robustbench_med.bench.wrapped import at, put_on, wrapping_of
 from robustbench_med.cards import ModelCard
@@ -23,6 +25,8 @@ from robustbench_med.objectives.decide import kept
 from robustbench_med.rng import Draws, seeded
 from robustbench_med.types import Batch, Images
 from robustbench_med.victim import Victim, frozen, looks_like_probabilities
+
+_RESTING = 512  # clean images that are not attacked and a detector is tried on, at most
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Prepared:
         guide: the differentiable view of a defended victim; None = the victim itself.
         bare: the victim without its defense, at its operating point.
         suspicion: `(n,)` of the clean images, where a detector guards the victim.
+        rest: the other clean images of the split, where a detector guards the victim.
         certified: what the defense proves of the clean images, where it can.
         slower: time of a forward pass with the defense over one without.
         probes: what simple attacks do to this victim (robustbench_med/bench/probes.py), kept for
@@ -60,6 +65,7 @@ class Prepared:
     guide: Victim | None = None
     bare: Victim | None = None
     suspicion: Float[Tensor, " n"] | None = None
+    rest: Rest | None = None
     certified: Certified | None = None
     slower: float | None = None
     probes: dict[object, Any] = field(default_factory=dict)
@@ -74,7 +80,6 @@ def shared_by(case: Case) -> tuple[object, ...]:
         case.draws,
         case.defense,
         case.defense_version,
-        case.rival,
     )
 
 
@@ -100,6 +105,7 @@ def prepare(case: Case, data: Dataset, device: torch.device) -> Prepared:
         (clean, suspicion), (again, _) = (_answers(victim, batch.x) for _ in range(2))
         masks = data.card.task == "segmentation"
         shown = victim.logits(batch.x[: victim.chunk]) if masks else clean
+        rest = None if suspicion is None else _rest(victim, case, data, batch)
         certified = None
         if defended.certify is not None:
             draws = Draws.of(case.seed, map(str, batch.ids), device=device).fork("certify")
@@ -117,6 +123,7 @@ def prepare(case: Case, data: Dataset, device: torch.device) -> Prepared:
         guide=defended.guide,
         bare=bare,
         suspicion=suspicion,
+        rest=rest,
         certified=certified,
         slower=slower,
     )
@@ -132,12 +139,20 @@ def _defended(
     bare = _deployed(victim, case, data, device)
     guards = wrapping_of(case.defense).guards
     defended = put_on(bare if guards else victim, case.defense, case, data, device)
-    if case.rival:
-        other = put_on(bare, case.rival, case, data, device)
-        defended = replace(defended, guide=other.guide or other.judge)
     if case.defense == "none" or guards:
         return bare, defended
     return bare, at(defended, _deployed(defended.judge, case, data, device).offset)
+
+
+def mistaken(ready: Prepared, case: Case) -> Victim:
+    """Return the victim as an attacker sees it who mistakes its defense for none or another."""
+    if ready.bare is None:
+        raise RuntimeError("expected a prepared victim without its defense")
+    if not case.rival:
+        return ready.bare
+    with frozen(ready.bare.module), seeded(*shared_by(case), case.rival):
+        found = put_on(ready.bare, case.rival, case, ready.data, ready.batch.x.device)
+    return found.guide or found.judge
 
 
 def _deployed(victim: Victim, case: Case, data: Dataset, device: torch.device) -> Victim:
@@ -154,6 +169,19 @@ def _answers(victim: Victim, x: Images) -> tuple[Tensor, Tensor | None]:
     suspicion = [part.suspicion for part in parts if part.suspicion is not None]
     answer = torch.cat([kept(part.logits) for part in parts])
     return answer, torch.cat(suspicion) if suspicion else None
+
+
+def _rest(victim: Victim, case: Case, data: Dataset, batch: Batch) -> Rest | None:
+    """Return what a detector says of clean images of the split that are not attacked."""
+    every = data.batch(case.split, n=len(batch) + _RESTING, seed=case.seed)
+    rows = (~np.isin(every.ids, batch.ids)).nonzero()[0]
+    if len(rows) == 0:
+        return None
+    _, suspicion = _answers(victim, every.x[torch.from_numpy(rows)].to(batch.x.device))
+    if suspicion is None:
+        raise RuntimeError("expected a guarded victim")
+    patients = None if every.patients is None else every.patients[rows]
+    return Rest(suspicion.double().cpu().numpy(), patients)
 
 
 def _slower(victim: Victim, bare: Victim, x: Images) -> float:

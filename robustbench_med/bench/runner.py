@@ -25,7 +25,7 @@ from rich.progress import (
 from robustbench_med.bench import store
 from robustbench_med.bench.execute import execute
 from robustbench_med.bench.plan import Planned
-from robustbench_med.bench.prepare import Prepared, prepare, shared_by
+from robustbench_med.bench.prepare import Prepared, mistaken, prepare, shared_by
 from robustbench_med.bench.surrogate import Surrogate, blind, crafted_alike, load_surrogate
 from robustbench_med.errors import BenchError, InvalidOutputError, SpecError
 
@@ -197,8 +197,8 @@ class _Shared:
             self._dataset, self._surrogates = one.case.dataset, {}
         key = crafted_alike(one.case)
         if key not in self._surrogates:
-            if blind(one.case) and ready.bare is not None:
-                own = Surrogate(ready.bare, one.data.card, one.case.threat)
+            if blind(one.case):
+                own = Surrogate(mistaken(ready, one.case), one.data.card, one.case.threat)
             else:
                 own = load_surrogate(one.case, one.data.card, self._device)
             self._surrogates[key] = own

@@ -24,6 +24,7 @@ TOLERANCE = 1e-6  # of a radius in [0,1] units: float32 rounding of x + delta ne
 _VISIBLE = ("ssim", "psnr", "l2", "linf")
 
 
+_REJECTED_OR_NOT = ("attack_success", *_VISIBLE)
 _CERTIFIED = 16  # radii of the curve above 0, evenly spread up to the largest certified
 
 
@@ -59,9 +60,17 @@ def score(case: Case, ready: Prepared, run: Run) -> Scores:
         metrics = told.metrics | _of_attack(table, clusters, weights)
         if ready.suspicion is not None:
             right = table["correct"].to_numpy(dtype=float)
+            # the others are of calls, rejected or not: beside an accuracy that counts rejections
+            # they would contradict it
+            metrics = {name: e for name, e in metrics.items() if name in _REJECTED_OR_NOT}
             metrics["accuracy"] = stats.cluster_mean(right, clusters)
             metrics |= of_guard(
-                table, ready.suspicion.double().cpu().numpy(), told.wrong, seed=case.seed
+                table,
+                ready.suspicion.double().cpu().numpy(),
+                told.wrong,
+                rest=ready.rest,
+                nearest=run.minimal and case.knowledge == "adaptive",
+                seed=case.seed,
             )
         scored.append(Rung(eps=eps, metrics=metrics))
     samples = pd.concat(tables, ignore_index=True)

@@ -63,7 +63,9 @@ class Surrogate:
         """
         own = replace(problem, judge=self, guide=None, counter=self.counter)
         if isinstance(own.objective, Undetected):  # of the victim's detector he knows nothing
-            own = replace(own, objective=own.objective.base)
+            guarded = self.victim.guard is not None  # by one of the attacker's own
+            evades = replace(own.objective, climb="both")
+            own = replace(own, objective=evades if guarded else own.objective.base)
         if self.threat == "no_box":
             said = decide(own.outputs(own.x).logits, self.data.task)
             y = torch.from_numpy(said).to(problem.y)
@@ -90,12 +92,13 @@ def crafted_alike(case: Case) -> tuple[object, ...]:
         case.objective,
         case.budget,
         *((case.victim, case.victim_sha256, case.operating_point) if blind(case) else ()),
+        case.rival,
     )
 
 
 def blind(case: Case) -> bool:
-    """Whether the attacker climbs the victim without its defense, of which he does not know."""
-    return case.knowledge == "oblivious"
+    """Whether the attacker climbs the victim without its defense, or behind another detector."""
+    return case.knowledge != "adaptive"
 
 
 def load_surrogate(case: Case, data: DatasetCard, device: torch.device) -> Surrogate:

@@ -139,7 +139,7 @@ def _rungs(
     card: AttackCard = registry.find("attacks", case.attack)
     function = registry.function("attacks", card)
     attack = sharded(function, case.parameters)
-    if ready.victim.draws > 1 and card.rungs in ("ascend", "descend"):
+    if climbs_on(card, ready):
         attack = relentless(attack)
     if ready.surrogate is not None:
         attack = transferred(attack, ready.surrogate, relentless=card.rungs != "distance")
@@ -165,6 +165,8 @@ def _rungs(
         rungs, distance = by_distance(problem, attack, rng, radii, depth, rest)
     elif ready.surrogate is not None:
         rungs = separately(problem, attack, rng, radii, depth)
+    elif ready.victim.guard is not None:
+        rungs = separately(problem, attack, rng, radii, depth, carry=True)
     elif card.rungs == "descend":
         guess = card.threat == "white_box"  # others never see a gradient
         rungs, audit = descend(problem, attack, rng, radii, depth, guess=guess)
@@ -201,12 +203,20 @@ def _radii(case: Case, data: Dataset) -> tuple[float, ...]:
     return tuple(eps * unit for eps in case.ladder)
 
 
-def relentless(attack: Attack) -> Attack:
-    """Return the attack that spends all its steps on every sample.
+def climbs_on(card: AttackCard, ready: Prepared) -> bool:
+    """Whether an attack spends all its steps on this victim, every sample at every radius.
 
     Of a victim that answers at random, the first success may be a lucky draw: on one behind random
-    resizing PGD-20 left 62 % standing when it stopped there, and 12 % when it climbed on.
+    resizing PGD-20 left 62 % standing when it stopped there, and 12 % when it climbed on. Of a
+    guarded one, a search that ends just below the threshold leaves images that a lower threshold
+    would catch: AUROC 0.92 where 80 of 87 were broken, and 0.50 when it climbed on.
     """
+    changes = ready.victim.draws > 1 or ready.victim.guard is not None
+    return changes and card.rungs in ("ascend", "descend")
+
+
+def relentless(attack: Attack) -> Attack:
+    """Return the attack that spends all its steps on every sample."""
 
     def climbed(problem: Problem, rng: Draws) -> Images:
         return attack(replace(problem, objective=Climb(problem.objective, relentless=True)), rng)

@@ -14,6 +14,7 @@ from robustbench_med.bench.case import Case
 from robustbench_med.bench.suite import Grid
 from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard
 from robustbench_med.datasets.dataset import Dataset
+from robustbench_med.datasets.twins import has_twin
 from robustbench_med.defense import Defended, Fitting
 from robustbench_med.errors import SpecError, UnknownNameError
 from robustbench_med.parameters import complete
@@ -22,8 +23,9 @@ from robustbench_med.rng import Draws
 from robustbench_med.types import Batch, Images
 from robustbench_med.victim import InputContract, Victim
 
-# what detectors that learn from examples are shown: PGD on the undefended victim. Fixed, so that
-# one detector stands behind every attack and radius of a board; 2/255 is the radius boards rank by
+# what detectors that learn from examples are shown: all steps of PGD on the undefended victim, as
+# in Ma et al. 2021. Fixed, so that one detector stands behind every attack and radius of a board;
+# 2/255 is the radius boards rank by
 FITTED_ON = {"steps": 10}
 FITTED_EPS = 2 / 255
 
@@ -148,7 +150,7 @@ class _Attacked:
     seed: int
 
     def __call__(self, batch: Batch) -> Images:
-        attack: AttackCard = registry.find("attacks", "pgd")
+        attack: AttackCard = registry.find("attacks", "pgd_last")
         problem = Problem(
             batch.x,
             batch.y,
@@ -174,11 +176,21 @@ def put_on(
     extra = {}
     if wrapping.fitted:
         train, val = (data.batch(split).to(device) for split in ("train", "val"))
+        train = _without_twins(train, val, data.batch(case.split).to(device))
         attacked = _Attacked(victim, data.card, case.seed)
         extra["fitting"] = Fitting(train, val, data.card, case.seed, attacked)
     function = registry.function("defenses", wrapping.card)
     found: Defended = function(victim, **extra, **wrapping.parameters)
     return found
+
+
+def _without_twins(train: Batch, *others: Batch) -> Batch:
+    """Return the training images without near-duplicates of others, where no patients are known."""
+    if train.patients is not None:
+        return train
+    twin = torch.stack([has_twin(train.x, other.x) for other in others]).any(0)
+    rows = (~twin).nonzero()[:, 0]
+    return replace(train, x=train.x[rows], y=train.y[rows], ids=train.ids[rows.cpu().numpy()])
 
 
 def at(defended: Defended, offset: Any) -> Defended:  # noqa: ANN401 - a tensor or none

@@ -32,7 +32,7 @@ def detection(
     `auroc`; `tpr_at_1` and `tpr_at_5`, the share of the attacked found where at most 1 % or 5 % of
     these clean images are rejected (a threshold of hindsight); at the frozen threshold, `caught`,
     the share of the attacked rejected, and `false_alarms`, clean images rejected in 1,000 studies.
-    NaN where a side is empty.
+    NaN where a side is empty, and of a rate that is finer than one of these clean images.
 
     >>> found = detection(np.arange(100.0), np.arange(50.0, 150.0), threshold=94.0)
     >>> found["auroc"].value, found["tpr_at_5"].value, found["false_alarms"].value
@@ -105,7 +105,7 @@ def _auroc(scores: Floats, truth: NDArray[np.bool_]) -> float:
 
 
 def _tpr(scores: Floats, truth: NDArray[np.bool_], level: float) -> float:
-    if truth.all() or not truth.any():
+    if truth.all() or not truth.any() or (~truth).sum() * level < 1:
         return float("nan")
     fpr, tpr, _ = sk.roc_curve(truth, scores, drop_intermediate=False)
     return float(tpr[fpr <= level + 1e-12].max())

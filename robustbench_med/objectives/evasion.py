@@ -14,7 +14,7 @@ from robustbench_med.types import Output, PerSample, Rows, Verdict
 if TYPE_CHECKING:
     from robustbench_med.objectives import Objective
 
-Climbed = Literal["joint", "selective", "goal", "suspicion"]
+Climbed = Literal["joint", "selective", "goal", "suspicion", "both"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Undetected:
         climb: what the loss is. "joint": the goal's loss, less `weight` times the suspicion above
             0. "selective": the goal's loss until the goal is reached, from there the suspicion's
             negative (Bryniarski et al., ICLR 2022, section 4.1). "goal" and "suspicion": one of
-            them alone.
+            them alone. "both": the goal's loss less the suspicion, below 0 too: who does not know
+            the detector cannot know what is enough.
         weight: of the suspicion in the joint loss.
     """
 
@@ -45,6 +46,7 @@ class Undetected:
             "selective": lambda: torch.where(goal.broken, calm, goal.loss),
             "goal": lambda: goal.loss,
             "suspicion": lambda: calm,
+            "both": lambda: goal.loss + self.weight * calm,
         }
         passed = calm >= 0
         return Verdict(losses[self.climb](), goal.harm.minimum(calm), goal.done & passed)

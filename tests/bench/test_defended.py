@@ -10,12 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustbench_med import registry
+from attacks.pgd import pgd
+from robustbench_med import registry, spec
+from robustbench_med.ball import Ball
 from robustbench_med.bench import score, walk
-from robustbench_med.bench.evidence import Evidence
+from robustbench_med.bench.case import Case
+from robustbench_med.bench.detect import Rest
+from robustbench_med.bench.evidence import Evidence, Watch
 from robustbench_med.bench.plan import Planned, plan
-from robustbench_med.bench.prepare import Prepared, prepare
-from robustbench_med.bench.suite import Suite
+from robustbench_med.bench.prepare import Prepared, mistaken, prepare
+from robustbench_med.bench.suite import Suite, find_suite
 from robustbench_med.bench.surrogate import Surrogate, crafted_alike
 from robustbench_med.bench.wrapped import wrapping_of
 from robustbench_med.datasets.dataset import Dataset
@@ -24,6 +28,7 @@ from robustbench_med.errors import SpecError
 from robustbench_med.models.guide import through
 from robustbench_med.objectives.classification import Untargeted
 from robustbench_med.objectives.evasion import Undetected
+from robustbench_med.problem import Problem
 from robustbench_med.types import Batch, Images, Logits
 from robustbench_med.victim import frozen
 from tests.bench.toys import dataset_of, planned_of, prepared_of
@@ -64,18 +69,28 @@ def test_another_detector_is_evaded_in_the_place_of_the_one_deployed() -> None:
     fields: dict[str, Any] = {"defenses": ["lid"], "attacks": ["pgd(steps=2)", "square(queries=5)"]}
     (planned,) = planned_with(knowledge=["feature_mixture"], **fields)
     assert planned.case.rival == "feature_mixture(fpr=0.05, components=2, fit=512)"
-    (usual,) = planned_with(**{**fields, "attacks": ["pgd(steps=2)"]})
     mixture = planned_with(defenses=["feature_mixture"], attacks=["pgd(steps=2)"])[0]
     cpu = torch.device("cpu")
-    ready = prepare(planned.case, planned.data, cpu)
-    plain, own = (prepare(one.case, one.data, cpu) for one in (usual, mixture))
-    assert ready.guide is not None
-    # the judge is the detector deployed
-    torch.testing.assert_close(ready.suspicion, plain.suspicion, rtol=0, atol=0)
-    with frozen(ready.guide.module):
-        seen = ready.guide.outputs(ready.batch.x).suspicion
-    assert seen is not None
-    torch.testing.assert_close(seen, own.suspicion)
+    ready, own = (prepare(one.case, one.data, cpu) for one in (planned, mixture))
+    seen = mistaken(ready, planned.case)
+    assert ready.surrogate is None
+    assert ready.bare is not None
+    assert mistaken(ready, usual_case(planned, "oblivious")) is ready.bare
+    with frozen(seen.module):
+        found = seen.outputs(ready.batch.x).suspicion
+    torch.testing.assert_close(found, own.suspicion)
+    goal = Undetected(Untargeted())
+    posed = Surrogate(seen, planned.data.card, "white_box").pose(
+        Problem(ready.batch.x, ready.batch.y, Ball("linf", EPS), goal, ready.victim),
+        relentless=False,
+    )
+    assert posed.judge is not ready.victim  # the detector deployed is asked nothing
+    assert isinstance(posed.objective, Undetected)
+    assert (posed.objective.base, posed.objective.climb) == (goal.base, "both")
+
+
+def usual_case(planned: Planned, knowledge: str) -> Case:
+    return planned.case.model_copy(update={"knowledge": knowledge})
 
 
 @pytest.mark.parametrize(
@@ -161,9 +176,11 @@ def posed() -> tuple[Dataset, Prepared]:
     return data, replace(bare, victim=judge, bare=victim, suspicion=seen)
 
 
-def walked(knowledge: str) -> tuple[Planned, Prepared, walk.Run]:
+def walked(knowledge: str, **parameters: Any) -> tuple[Planned, Prepared, walk.Run]:  # noqa: ANN401
     data, ready = posed()
-    planned = planned_of(data, "pgd", knowledge=knowledge, defense="d", ladder=(EPS,))
+    planned = planned_of(
+        data, "pgd", knowledge=knowledge, defense="d", ladder=(EPS,), parameters=parameters
+    )
     if knowledge == "oblivious":
         assert ready.bare is not None
         ready = replace(ready, surrogate=Surrogate(ready.bare, data.card, "white_box"))
@@ -191,6 +208,72 @@ def test_who_does_not_know_the_detector_is_caught_and_who_knows_it_is_not() -> N
     assert not blind.rungs["broken"].any()
     assert knowing.rungs["broken"].all()
     assert (knowing.rungs["suspicion"] <= 0).all()
+
+
+def test_who_knows_the_detector_goes_on_where_it_lets_him_pass() -> None:
+    """The search that stops ends at the threshold, which 95 % of clean images lie below."""
+    planned, ready, blind = walked("oblivious")
+    _, _, knowing = walked("adaptive", loss="selective")
+    stopped = pgd(knowing.problem.posed(), rng=knowing.rng, loss="selective")
+    calm = knowing.problem.outputs(stopped).suspicion
+    assert calm is not None
+    assert knowing.rungs["suspicion"].mean() < calm.mean() - 0.1
+    areas = [
+        score.score(planned.case, ready, run).rungs[1].metrics["auroc"].value
+        for run in (knowing, blind)
+    ]
+    assert areas[0] < areas[1] - 0.2
+
+
+def test_an_image_that_is_rejected_is_no_success_passed_over() -> None:
+    _, ready, run = walked("adaptive")
+    watch = Watch(run.problem)
+    x = run.problem.x
+    high = x + torch.tensor([0.0, EPS])  # called wrong, and suspicious
+    assert (run.problem.judge(high).logits.argmax(1) == 1).all()
+    watch(high)
+    assert not watch.ever.any()
+    low = x + torch.tensor([EPS, 0.0])
+    watch(low)
+    assert watch.ever.all()
+
+
+def test_clean_images_that_nobody_attacked_are_told_from_all_that_were() -> None:
+    planned, ready, run = walked("oblivious")
+    rest = Rest(np.linspace(-1, -0.5, 120), None)
+    halves = score.score(planned.case, ready, run).rungs[1].metrics
+    whole = score.score(planned.case, replace(ready, rest=rest), run).rungs[1].metrics
+    assert whole["positives"].value == 20
+    assert halves["positives"].value < 20
+    assert np.isnan(halves["tpr_at_1"].value)
+    assert whole["tpr_at_1"].value == 1
+    assert whole["false_alarms"].value == pytest.approx(1000 * 4 / 144)
+    few = replace(ready, rest=Rest(rest.suspicion[:10], None))
+    assert score.score(planned.case, few, run).rungs[1].metrics["positives"] == halves["positives"]
+
+
+def test_no_metric_stands_beside_an_accuracy_that_counts_rejections_and_does_not() -> None:
+    planned, ready, run = walked("oblivious")
+    names = set(score.score(planned.case, ready, run).rungs[1].metrics)
+    assert (
+        "balanced_accuracy"
+        in score.score(planned.case, replace(ready, suspicion=None), run).rungs[1].metrics
+    )
+    assert not {name for name in names if "balanced" in name or name.startswith("flip")}
+
+
+def test_every_board_of_detectors_has_attacks_that_do_not_only_climb_both_losses_at_once() -> None:
+    """Joint PGD breaks no image behind feature squeezing where the others break 20 of 35."""
+    grids = find_suite("defenses").grids
+    boards: dict[tuple[str, str], set[str]] = {}
+    for grid in grids:
+        for text in grid.defenses:
+            if grid.norm == "linf" and "adaptive" in grid.knowledge and wrapping_of(text).guards:
+                for name in grid.datasets:
+                    attacks = {spec.parse(attack).name for attack in grid.attacks}
+                    boards.setdefault((name, text), set()).update(attacks)
+    assert len(boards) == 3 * 4 + 4
+    assert all({"pgd", "apgd", "orthogonal_pgd"} <= attacks for attacks in boards.values())
 
 
 def test_an_oblivious_attacker_wants_what_he_wants_of_the_bare_victim() -> None:

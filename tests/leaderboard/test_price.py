@@ -221,3 +221,20 @@ def test_the_defense_in_words(make_stored: Maker) -> None:
 def test_a_defense_without_a_card_is_told_as_it_was_asked_for(make_stored: Maker) -> None:
     (board,) = leaderboard.boards([make_stored(BARE, case={"defense": "a (b\x1b[2J"})])
     assert dict(defense_words(board.rows[0]))["Defense"] == "a (b[2J"
+
+
+def test_what_was_trained_on_before_is_told(make_stored: Maker) -> None:
+    card = retrained_card("trades(steps=5)")
+    assert card.recipe is not None
+    for start, words in (("resnet_pgd_at", " after resnet_pgd_at"), (VICTIMS[0][0], ""), ("", "")):
+        model = card.model_copy(update={"recipe": card.recipe.model_copy(update={"start": start})})
+        stored = make_stored(BARE, victim=RETRAINED, record={"model_card": model})
+        (board,) = leaderboard.boards([stored])
+        said = training_words(board.rows[0])
+        assert said == f"trained 24 epochs{words}, 7 passes an image instead of 1"
+
+
+def test_an_attack_that_no_bare_victim_meets_takes_no_price_away(make_stored: Maker) -> None:
+    rival = wrapped(make_stored, WRAPPED, GUARD, knowledge="feature_mixture(fit=512)")
+    _, _, price = one([make_stored(BARE), wrapped(make_stored, WRAPPED, GUARD), rival])
+    assert price.worst[0] == pytest.approx(0.1)

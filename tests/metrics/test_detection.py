@@ -98,3 +98,10 @@ def test_without_patients_each_image_is_its_own() -> None:
     assert (len(first), len(second)) == (1, 2)
     with pytest.raises(DataError, match="expected at least two patients to split, got 1"):
         split_twins(np.array(["a", "b"]), np.array(["p", "p"]))
+
+
+def test_a_rate_finer_than_one_clean_image_is_undefined() -> None:
+    attacked = np.full(10, 2.0)
+    found = [detection(np.linspace(0, 1, n), attacked) for n in (19, 20, 99, 100)]
+    assert [np.isnan(one["tpr_at_5"].value) for one in found] == [True, False, False, False]
+    assert [np.isnan(one["tpr_at_1"].value) for one in found] == [True, True, True, False]
