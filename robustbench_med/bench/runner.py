@@ -209,7 +209,7 @@ class _Shared:
         if key != self._key or self._value is None:
             self._value = None
             try:
-                self._value = prepare(one.case, one.data, self._device)
+                self._value = prepare(one.case, one.data, self._device, own=one.own)
             except InvalidOutputError as error:
                 self._value = error
             self._key = key
