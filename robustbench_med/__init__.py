@@ -10,11 +10,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robustbench_med.api import attack, defend, evaluate, load_model, run_suite
-    from robustbench_med.datasets.load import load_dataset
+    from robustbench_med.api import (
+        Attacked,
+        Evaluation,
+        Model,
+        SuiteRun,
+        attack,
+        defend,
+        evaluate,
+        load_dataset,
+        load_model,
+        run_suite,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["attack", "defend", "evaluate", "load_dataset", "load_model", "run_suite"]
+__all__ = [
+    "Attacked",
+    "Evaluation",
+    "Model",
+    "SuiteRun",
+    "attack",
+    "defend",
+    "evaluate",
+    "load_dataset",
+    "load_model",
+    "run_suite",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the face has of that name

@@ -6,23 +6,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from robustbench_med import registry
-from robustbench_med.bench.plan import Broken, Planned, plan
-from robustbench_med.bench.suite import Suite
+from robustbench_med.bench.runner import device_of
 from robustbench_med.cards import DatasetCard, ModelCard
-from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
+from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.datasets.load import load_dataset
-from robustbench_med.errors import DataError, SpecError, VictimError
+from robustbench_med.errors import SpecError, VictimError
 from robustbench_med.models.load import Loaded, load_victim, of_module
 from robustbench_med.models.sliding import bare
 from robustbench_med.models.weights import fingerprint
-from robustbench_med.types import Batch, Images, Output
+from robustbench_med.types import Images, Output
 from robustbench_med.victim import InputContract, Victim, frozen
 
 
@@ -50,22 +46,13 @@ class Model:
     plain: Victim | None = None
 
     def __call__(self, x: Images) -> Output:
-        """Return the victim's output for images in [0,1]."""
-        return self.victim(x)
+        """Return the victim's output for images in [0,1], in eval mode."""
+        with frozen(self.victim.module):
+            return self.victim(x)
 
 
+Data = str | Path | Dataset
 Subject = str | Path | nn.Module | Model  # what a function of the face takes for a model
-
-
-def dataset_of(data: str | Path | Dataset, *, folder: Path | None = None) -> tuple[str, Dataset]:
-    """Return a dataset and the name that records call it by.
-
-    Raises:
-        UnknownNameError, DataError, ChecksumError: as `load_dataset`.
-    """
-    if isinstance(data, Dataset):
-        return data.card.name, data
-    return str(data), load_dataset(str(data), data=folder)
 
 
 def victim_of(
@@ -106,26 +93,6 @@ def victim_of(
     return model.name, None
 
 
-def cases_of(
-    suite: Suite, dataset: Dataset, own: Loaded | None, *, folder: Path | None = None
-) -> list[Planned]:
-    """Return the cases of a suite on one dataset and one victim.
-
-    Raises:
-        BenchError: whatever keeps one of them from running.
-    """
-    name = suite.grids[0].datasets[0]
-    victims = {} if own is None else {own.card.name: own}
-    planned, broken = plan(suite, data=folder, datasets={name: dataset}, victims=victims)
-    _refuse(broken)
-    return planned
-
-
-def _refuse(broken: list[Broken]) -> None:
-    for one in broken:
-        raise one.error
-
-
 @contextmanager
 def in_place(model: Subject) -> Iterator[None]:
     """Bring a module that was handed in back to the device it is on."""
@@ -141,64 +108,66 @@ def in_place(model: Subject) -> Iterator[None]:
             module.to(device)
 
 
-def as_dataset(batch: Batch, model: Subject) -> Dataset:
-    """Return a batch as a dataset whose test split it is.
+def named(data: Data, *, folder: str | Path | None = None) -> tuple[str, Dataset]:
+    """Return a dataset and the name that records call it by.
 
     Raises:
-        SpecError: a model by a spec of one's own: nothing says how many classes there are.
+        UnknownNameError, DataError, ChecksumError: as `load_dataset`.
     """
-    card = _card_of(batch, model)
-    images = batch.x.cpu().numpy()
-    images = images[:, 0] if card.channels == 1 else np.moveaxis(images, 1, -1).copy()
-    kind = np.int16 if card.task == "segmentation" else np.int64
-    labels: NDArray[Any] = batch.y.cpu().numpy().astype(kind)
-    arrays = Arrays(
-        images.astype(np.float32),
-        labels,
-        np.asarray(batch.ids, dtype=np.str_),
-        None if batch.patients is None else np.asarray(batch.patients, dtype=np.str_),
-    )
-
-    def read(split: SplitName) -> Arrays:
-        if split != "test":
-            raise DataError(f"{card.name} ({split}): expected a split, got a batch alone")
-        return arrays
-
-    return Dataset(card, read)
+    if isinstance(data, Dataset):
+        return data.card.name, data
+    return str(data), load_dataset(data, data=folder)
 
 
-def _card_of(batch: Batch, model: Subject) -> DatasetCard:
-    if isinstance(model, Model):
-        model = model.name if model.name in registry.load("models") else model
-    if isinstance(model, str | Path):
-        if registry.is_own(str(model)):
-            raise SpecError(
-                f"expected a dataset or a loaded model with a batch, got {model}: pass "
-                "load_model(..., dataset=...)"
-            )
-        card: ModelCard = registry.find("models", str(model))
-        found: DatasetCard = registry.find("datasets", card.dataset)
-        return found
-    size = tuple(batch.x.shape[2:])
-    masks = batch.y.ndim > 1 and tuple(batch.y.shape[1:]) == size
-    return DatasetCard(
-        name="batch",
-        title="A batch",
-        modality="not stated",
-        task="segmentation" if masks else "multi_label" if batch.y.ndim > 1 else "single_label",
-        classes=tuple(f"class {i}" for i in range(max(_outputs(model, batch), 2))),
-        channels=batch.x.shape[1],
-        size=size,
-        bit_depth=16,
-    )
+def load_model(
+    model: str | Path | nn.Module,
+    *,
+    dataset: Data | None = None,
+    folder: str | Path | None = None,
+    name: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    contract: InputContract | None = None,
+    device: str = "cpu",
+) -> Model:
+    """Return a model ready for images in [0,1].
 
+    Args:
+        model: a name that `list models` prints, a spec as `--victim` takes it
+            ("timm:resnet18(weights='w.safetensors')", "model.py:make(width=8)", which executes that
+            file), or a torch module.
+        dataset: what it is for: a name, an `.npz` file or a Dataset; says channels, size and
+            classes of a model of one's own. A shipped model has its own.
+        folder: with the files of named datasets.
+        name: what records call a module; its class unless given.
+        mean: what a module is normalised with, a number a channel, in [0,1] units; unless given it
+            is shown the images as they are.
+        std: likewise.
+        contract: of a module, in place of the one made of `dataset`, `mean` and `std`.
+        device: "cpu", "cuda", "cuda:1", or "auto".
 
-def _outputs(model: nn.Module | Model, batch: Batch) -> int:
-    victim = model.victim if isinstance(model, Model) else _as_victim(model, batch)
-    with frozen(victim.module):
-        parameter = next(victim.module.parameters(), batch.x)
-        return int(victim.logits(batch.x[:2].to(parameter.device)).shape[1])
-
-
-def _as_victim(module: nn.Module, batch: Batch) -> Victim:
-    return Victim(module, InputContract(batch.x.shape[1], tuple(batch.x.shape[2:])))
+    Raises:
+        UnknownNameError, VictimError, ChecksumError, DataError: there is none, or it does not fit.
+        SpecError: a model of one's own without a dataset.
+    """
+    where = device_of(device)
+    shipped = isinstance(model, str) and not registry.is_own(model)
+    if shipped and dataset is None:
+        card = registry.find("datasets", registry.find("models", str(model)).dataset)
+    elif dataset is None:
+        raise SpecError(
+            "expected dataset=... with a model of your own, got none: it says channels, size and "
+            "classes"
+        )
+    else:
+        card = named(dataset, folder=folder)[1].card
+    if isinstance(model, nn.Module):
+        loaded = of_module(model, card, name=name, mean=mean, std=std, contract=contract)
+    elif contract is not None:
+        raise SpecError(f"expected a contract with a torch module alone, got one with {model}")
+    else:
+        victim_of(model, card, name=name, mean=mean, std=std)  # refuses what is a module's alone
+        loaded = load_victim(str(model), card)
+        loaded.victim.module.eval()
+    loaded.victim.module.to(where)
+    return Model(loaded.card.name, loaded.card, loaded.sha256, loaded.victim)
