@@ -15,8 +15,8 @@ from robustbench_med import registry
 from robustbench_med.asked import asked
 from robustbench_med.bench.columns import KEPT
 from robustbench_med.bench.plan import Planned
-from robustbench_med.bench.prepare import Prepared, prepare
-from robustbench_med.bench.runner import device_of
+from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.runner import Shared, device_of
 from robustbench_med.bench.walk import walk
 from robustbench_med.cards import DatasetCard, ModelCard, Norm
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
@@ -113,8 +113,7 @@ def attack(
         if len(planned) != 1 or len(planned[0].case.ladder) != 1:
             radii = sum(len(one.case.ladder) for one in planned)
             raise SpecError(f"expected one radius, got {radii}: evaluate takes several")
-        ready = prepare(planned[0].case, planned[0].data, device_of(device), own=planned[0].own)
-        return _attacked(planned[0], ready)
+        return _attacked(planned[0], Shared(device_of(device)).of(planned[0]))
 
 
 def _attacked(planned: Planned, ready: Prepared) -> Attacked:
