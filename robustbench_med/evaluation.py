@@ -78,7 +78,7 @@ class Evaluation:
         Raises:
             SpecError: another radius.
         """
-        known = (0.0, *self.radii)
+        eps, known = float(eps), (0.0, *self.radii)
         if not any(math.isclose(eps, one, rel_tol=1e-6, abs_tol=1e-12) for one in known):
             listed = ", ".join(f"{one:g}" for one in known)
             raise SpecError(f"expected a radius asked for ({listed}), got {eps:g}")

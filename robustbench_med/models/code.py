@@ -106,13 +106,17 @@ def identity(module: nn.Module) -> str:
 
 
 def _source(kind: type) -> str:
-    """Return the source of a class; the bytes of its forward where it was typed in, not read."""
+    """Return the source of a class; what its methods compute where it was typed in, not read."""
     try:
         home = inspect.getsourcefile(kind) or ""
         return "" if home.startswith(_PACKAGED) else inspect.getsource(kind)
     except (OSError, TypeError):
-        code = getattr(getattr(kind, "forward", None), "__code__", None)
-        return "" if code is None else f"{code.co_code.hex()} {code.co_names} {code.co_varnames}"
+        codes = [one.__code__ for one in vars(kind).values() if inspect.isfunction(one)]
+        return "\n".join(
+            f"{code.co_name} {code.co_code.hex()} {code.co_names} {code.co_varnames} "
+            f"{[one for one in code.co_consts if not inspect.iscode(one)]}"
+            for code in codes
+        )
 
 
 def _taken(
