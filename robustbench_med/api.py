@@ -72,7 +72,7 @@ def defend(
         dataset: a detector is fitted on its training and validation images.
         folder: with the files of named datasets.
         seed: of what is random in fitting.
-        device: "cpu", "cuda", "cuda:1", or "auto".
+        device: "cpu", "cuda", "cuda:1", or "auto"; where the model lies from then on.
 
     Raises:
         SpecError: no defense, one that retrains a model (the message names the command), or one

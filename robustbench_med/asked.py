@@ -64,6 +64,9 @@ class Asked:
         planned, broken = plan(suite, datasets={called: dataset}, victims=victims)
         for one in broken:
             raise one.error
+        if not planned:
+            known, got = self.fields["knowledge"][0], ", ".join(self.attacks)
+            raise SpecError(f"expected an attack by gradients with knowledge {known}, got {got}")
         if len({one.case.victim for one in planned}) != 1:
             raise SpecError(f"expected one model, got {victim!r}, which stands for several")
         return planned

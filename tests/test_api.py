@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -352,6 +352,12 @@ def test_records_tell_weights_code_and_statistics_apart(mine: str) -> None:
     moved = net_of()
     moved.norm.register_buffer("running_mean", torch.ones(4))
     others.append(hash_of(moved))
+    warm = net_of()
+    warm.temperature = 2.0  # type: ignore[assignment]
+    others.append(hash_of(warm))
+    hidden = net_of()
+    hidden.register_buffer("scale", torch.ones(1), persistent=False)
+    others.append(hash_of(hidden))
     typed: dict[str, Any] = {"Net": Net}  # classes typed in have no file to read
     for code in ("x + 1", "x - 1", "x + 2"):
         exec(  # noqa: S102
@@ -508,6 +514,11 @@ def test_what_a_factory_makes_is_hashed(mine: str, factory: Path) -> None:
         ),
         ("nets/model.py:make(weights='gone')", VictimError, "expected a weights file at gone"),
         ("nets/model.py:make(4)", SpecError, "expected keyword parameters only"),
+        (
+            "nets/model.py",
+            VictimError,
+            "expected FILE.py:FACTORY, a function that makes a model, got",
+        ),
         ("nets/model.py:", SpecError, "expected name or name"),
         (
             "nets/wrong.py:make",
@@ -700,4 +711,32 @@ def test_cards_are_read_without_their_data() -> None:
     x = torch.rand(2, 3, 64, 64)
     assert model(x).logits.shape[0] == 2
     assert math.isfinite(float(model(x).logits.sum()))
-    json.dumps(model.sha256)
+    batch = Batch(x, torch.tensor([0, 1]), np.array(["a", "b"]))
+    left = rm.attack(model, batch, "fgsm", eps="8/255")
+    assert torch.equal(left.z, rm.attack("fundus_resnet", batch, "fgsm", eps="8/255").z)
+
+
+@pytest.mark.slow
+def test_another_process_finds_the_same_hash(mine: str, factory: Path) -> None:
+    text = f"{factory}:make"
+    code = (
+        f"import robustbench_med as rm; print(rm.load_model({text!r}, dataset='mine.npz').sha256)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONHASHSEED": "7"},
+    )
+    assert done.stdout.strip() == rm.load_model(text, dataset=mine).sha256
+    Path("elsewhere").mkdir()
+    for path in factory.parent.glob("*.py"):
+        (Path("elsewhere") / path.name).write_bytes(path.read_bytes())
+    moved = rm.load_model("elsewhere/model.py:make", dataset=mine)
+    assert moved.sha256 == done.stdout.strip()
+
+
+def test_an_attacker_who_does_not_know_the_defense_needs_gradients(mine: str) -> None:
+    with pytest.raises(SpecError, match="by gradients with knowledge oblivious, got square"):
+        rm.evaluate(net_of(), mine, "square", eps=EPS, defense="bit_depth", knowledge="oblivious")

@@ -45,11 +45,17 @@ class Made(NamedTuple):
 def factory_of(text: str) -> Factory | None:
     """Return the factory that a victim's spec names; None where it is of another form.
 
+    Raises:
+        VictimError: a file without a function.
+        SpecError: no name or name(key=value, ...) after the file.
+
     >>> factory_of("models/net.py:make(width=8)").wanted.parameters
     {'width': 8}
     >>> factory_of("timm:resnet18(pretrained=True)") is None
     True
     """
+    if text.endswith(".py"):
+        raise VictimError(f"expected FILE.py:FACTORY, a function that makes a model, got {text!r}")
     found = _FORM.fullmatch(text)
     if found is None or re.match(r"\w+(:[^(]*)?\(", text):  # a ".py:" among some spec's parameters
         return None
@@ -94,15 +100,36 @@ def made(factory: Factory, ours: tuple[str, ...]) -> Made:
 def identity(module: nn.Module) -> str:
     """Return the SHA-256 of a module's weights and of what can be seen of its code.
 
-    Seen are its structure as it prints, and the source of every class in it that no installed
-    package brings. Not seen are plain attributes that are not printed.
+    Seen are its structure as it prints, plain numbers and texts among its attributes, and the
+    source of every class in it that no installed package brings. Not seen are functions that those
+    classes call.
     """
+    digest = hashlib.sha256(fingerprint(module).encode())
     printed = re.sub(r" at 0x[0-9a-f]+", "", repr(module))  # where it lies in memory
-    digest = hashlib.sha256(f"{fingerprint(module)}\n{printed}".encode())
+    digest.update(f"\n{printed}".encode())
+    stated = module.state_dict().keys()
+    for name, buffer in module.named_buffers():
+        if name not in stated:  # one that is not saved
+            digest.update(f"\n{name} {buffer.tolist()}".encode())
+    for name, part in module.named_modules():
+        plain = {key: one for key, one in sorted(vars(part).items()) if _plain(key, one)}
+        digest.update(f"\n{name} {plain}".encode())
     kinds = {type(part) for part in module.modules()}
-    for kind in sorted(kinds, key=lambda one: (one.__module__, one.__qualname__)):
-        digest.update(f"\n{kind.__module__}.{kind.__qualname__}\n{_source(kind)}".encode())
+    digest.update("\n".join(sorted(map(_written, kinds))).encode())
     return digest.hexdigest()
+
+
+def _plain(key: str, value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_plain(key, one) for one in value)
+    scalar = isinstance(value, bool | int | float | str | None)
+    return scalar and key != "training" and not key.startswith("_")
+
+
+def _written(kind: type) -> str:
+    """Return the name of a class with its source; of a package's, with where it comes from."""
+    source = _source(kind)
+    return f"{kind.__qualname__}\n{source}" if source else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _source(kind: type) -> str:
