@@ -175,6 +175,8 @@ def test_the_worst_case_is_taken_image_by_image(mine: str) -> None:
 
 def test_an_interval_counts_patients_and_not_images(mine: str) -> None:
     found = rm.evaluate(net_of(), mine, "fgsm", eps=2 / 255)
+    same = rm.evaluate(net_of(), mine, "fgsm", eps=[2 / 255])
+    assert numbers(same.records) == numbers(found.records)
     alone = save_npz(Path("alone.npz"), n=16, test_patients=None)
     assert found.records[0].record.patients == 8
     other = rm.evaluate(net_of(), alone, "fgsm", eps=2 / 255)
@@ -493,7 +495,20 @@ def test_what_a_factory_makes_is_hashed(mine: str, factory: Path) -> None:
     hashes.add(hash_of(text))
     factory.write_text(FACTORY.replace(".relu()", ".tanh()"))
     hashes.add(hash_of(text))
-    assert len(hashes) == 5
+    factory.write_text(FACTORY)
+    assert hash_of(text) == first
+    beside = factory.parent / "beside.py"
+    os.utime(beside, (0, 0))  # a compiled copy is told by its time
+    beside.write_text(
+        "from torch import nn\nclass Twice(nn.Linear):\n    def forward(self, x):\n"
+        "        return 2 * super().forward(x)\n"
+        "def head(width):\n    return Twice(16 * width, 2)\n"
+    )
+    hashes.add(hash_of(text))
+    beside.write_text(beside.read_text().replace("2 *", "3 *") + "# longer\n")
+    hashes.add(hash_of(text))
+    assert len(hashes) == 7
+    assert "beside" not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -565,6 +580,10 @@ def test_the_command_line_takes_a_factory(
     assert found.records[0].record.case == stored.record.case
     assert numbers(found.records) == numbers([stored])
     capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["robustbench_med", "run", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "FILE.py:FACTORY(...), which executes" in " ".join(capsys.readouterr().out.split())
     monkeypatch.setattr(sys, "argv", [*words, "--model", f"{factory}:raises"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
