@@ -166,6 +166,9 @@ def test_the_worst_case_is_taken_image_by_image(mine: str) -> None:
     assert len(found.samples) == sum(map(len, tables))
     assert set(found.samples["attack"]) == {"fgsm", "pgd", "noise"}
     assert found.flags == tuple(flag for one in found.records for flag in one.record.flags)
+    said = f"at {8 / 255:.5f} {found.accuracy:.3f} ({found.interval.low:.3f} to"
+    assert repr(found).startswith(f"<Evaluation of module:Net on {mine}: clean {found.clean:.3f}")
+    assert f"under fgsm, pgd, noise {said}" in repr(found)
     for eps in (3 / 255, 1.0, -1.0):
         with pytest.raises(SpecError, match=r"expected a radius asked for \(0, 0.00392157, .* got"):
             found.at(eps)

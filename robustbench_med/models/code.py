@@ -18,7 +18,7 @@ from torch import nn
 
 from robustbench_med import spec
 from robustbench_med.errors import VictimError
-from robustbench_med.models.weights import fingerprint
+from robustbench_med.models.weights import bytes_of, fingerprint
 from robustbench_med.rng import seeded
 
 _PREFIX = "_own_"
@@ -111,7 +111,7 @@ def identity(module: nn.Module) -> str:
     stated = module.state_dict().keys()
     for name, buffer in module.named_buffers():
         if name not in stated:  # one that is not saved
-            digest.update(f"\n{name} {buffer.tolist()}".encode())
+            digest.update(f"\n{name}\n".encode() + bytes_of(buffer))
     for name, part in module.named_modules():
         plain = {key: one for key, one in sorted(vars(part).items()) if _plain(key, one)}
         digest.update(f"\n{name} {plain}".encode())
