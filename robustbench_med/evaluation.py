@@ -32,9 +32,10 @@ class Evaluation:
     def __repr__(self) -> str:
         case, worst = self.records[0].record.case, self.interval
         names = ", ".join(dict.fromkeys(one.record.case.attack for one in self.records))
+        score = f"{worst.value:.3f} ({worst.low:.3f} to {worst.high:.3f})"
         return (
             f"<Evaluation of {case.victim} on {case.dataset}: clean {self.clean:.3f}, "
-            f"under {names} at {self.radii[-1]:.5f} {worst.value:.3f} ({worst.low:.3f} to {worst.high:.3f}), "
+            f"under {names} at {self.radii[-1]:.5f} {score}, "
             f"{len(self.flags)} flags>"
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,24 @@ def test_a_shipped_model_has_the_record_that_a_suite_gives_it(tmp_path: Path) ->
         rm.load_model("fundus_resnet"), data, attacks, eps=EPS, n=6, seed=3, results=tmp_path
     )
     assert lines(again.records) == lines(expected)
+
+
+def test_committed_records_are_read_and_agree_with_their_board(tmp_path: Path) -> None:
+    attacks = ["fgsm", "pgd(steps=20)", "deepfool"]
+    ladder = ["0.5/255", "1/255", "2/255", "4/255", "8/255"]
+    for path in (CHECKOUT / "results" / "quick").iterdir():
+        shutil.copytree(path, tmp_path / path.name)
+    before = {path: path.stat().st_mtime for path in tmp_path.glob("*/record.json")}
+    found = rm.evaluate(
+        "fundus_resnet", "phantom_fundus", attacks, eps=ladder, n=64, results=tmp_path
+    )
+    assert {path: path.stat().st_mtime for path in tmp_path.glob("*/record.json")} == before
+    pages: Any = registry.module("leaderboard")
+    (board,) = pages.boards(found.records)
+    (row,) = board.rows
+    assert [found.at(eps) for eps in found.radii] == list(row.worst)
+    assert found.clean_interval == row.clean
+    assert found.accuracy < found.at(0.5 / 255).value
 
 
 def test_the_worst_case_is_taken_image_by_image(mine: str) -> None:
