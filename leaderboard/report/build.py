@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from robustbench_med.bench.record import Record, Stored
@@ -12,7 +13,7 @@ from ..text import https, plain
 from .chosen import Chosen, choose, references, single
 from .clauses import CLAUSES, STATEMENT
 from .criteria import Given
-from .document import Data, Model, Report, Software
+from .document import Data, Model, Report, Software, Use
 from .evidence import evidence
 from .judge import judge
 from .residual import limits
@@ -71,10 +72,10 @@ def _command(victim: str, criteria: Given | None) -> str:
     return shlex.join([*words, *(["--criteria", criteria.file] if criteria else [])])
 
 
-def _grouped(runs: list[Record], key: str) -> dict[str, list[Record]]:
+def _grouped(runs: list[Record], key: Callable[[Record], str]) -> dict[str, list[Record]]:
     groups: dict[str, list[Record]] = {}
     for record in runs:
-        groups.setdefault(_KEYS[key](record), []).append(record)
+        groups.setdefault(key(record), []).append(record)
     return groups
 
 
@@ -82,15 +83,14 @@ def _ids(records: list[Record]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(record.case_id for record in records))
 
 
-_KEYS = {
-    "model": lambda r: r.case.victim_sha256,
-    "data": lambda r: "\n".join(
-        (r.case.dataset, r.case.data_sha256, r.case.train_sha256, r.case.split, str(r.n))
-    ),
-    "software": lambda r: r.provenance.model_copy(
-        update={"started": "", "command": ""}
-    ).model_dump_json(),
-}
+def _data_key(record: Record) -> str:
+    case = record.case
+    return json.dumps([case.data_sha256, case.train_sha256, case.split, record.n])
+
+
+def _software_key(record: Record) -> str:
+    same = {"started": "", "command": ""}
+    return record.provenance.model_copy(update=same).model_dump_json()
 
 
 def _models(chosen: list[Chosen]) -> tuple[Model, ...]:
@@ -100,7 +100,7 @@ def _models(chosen: list[Chosen]) -> tuple[Model, ...]:
     for one in chosen:
         shields[one.row.key.weights] += [one.row.shield] if one.row.shield else []
     found = []
-    for weights, records in _grouped(runs, "model").items():
+    for weights, records in _grouped(runs, lambda r: r.case.victim_sha256).items():
         card = records[0].model_card
         measured = card.measured
         name, value = measured.headline if measured else ("", 0.0)
@@ -129,8 +129,8 @@ def _models(chosen: list[Chosen]) -> tuple[Model, ...]:
 
 def _data(runs: list[Record]) -> tuple[Data, ...]:
     found = []
-    for records in _grouped(runs, "data").values():
-        record, card = records[0], records[0].dataset_card
+    for records in _grouped(runs, lambda r: r.case.dataset).values():
+        card = records[0].dataset_card
         found.append(
             Data(
                 name=plain(card.name),
@@ -143,20 +143,27 @@ def _data(runs: list[Record]) -> tuple[Data, ...]:
                 licence=plain(card.licence),
                 url=https(card.url),
                 notes=tuple(map(plain, card.notes)),
-                data_sha256=record.case.data_sha256,
-                train_sha256=record.case.train_sha256,
-                split=record.case.split,
-                n=record.n,
-                patients=record.patients,
-                records=_ids(records),
+                uses=tuple(map(_use, _grouped(records, _data_key).values())),
             )
         )
     return tuple(found)
 
 
+def _use(records: list[Record]) -> Use:
+    case = records[0].case
+    return Use(
+        data_sha256=case.data_sha256,
+        train_sha256=case.train_sha256,
+        split=case.split,
+        n=records[0].n,
+        patients=records[0].patients,
+        records=_ids(records),
+    )
+
+
 def _software(runs: list[Record]) -> tuple[Software, ...]:
     found = []
-    for records in _grouped(runs, "software").values():
+    for records in _grouped(runs, _software_key).values():
         made = records[0].provenance
         times = sorted(record.provenance.started for record in records)
         found.append(

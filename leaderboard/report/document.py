@@ -201,6 +201,17 @@ class Model(Part):
     records: tuple[str, ...]
 
 
+class Use(Part):
+    """Images of a dataset that records were made from."""
+
+    data_sha256: str = Field(description="of the validation split and the split attacked")
+    train_sha256: str
+    split: str
+    n: int
+    patients: int | None = Field(description="None: images treated as independent")
+    records: tuple[str, ...]
+
+
 class Data(Part):
     """Data that the model was tested on."""
 
@@ -214,12 +225,7 @@ class Data(Part):
     licence: str
     url: str
     notes: tuple[str, ...]
-    data_sha256: str
-    train_sha256: str
-    split: str
-    n: int
-    patients: int | None
-    records: tuple[str, ...]
+    uses: tuple[Use, ...]
 
 
 class Software(Part):

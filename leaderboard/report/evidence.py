@@ -90,10 +90,13 @@ def _attacks(one: Chosen, eps: tuple[float, ...]) -> tuple[Line, ...]:
 
 
 def _told(one: Chosen) -> list[Kept]:
-    """Return the recalls that a table shows: of two classes sensitivity and specificity alone."""
-    found = recalls(one.row, one.board.dataset)
-    binary = one.board.dataset.binary and len(found) > len(one.board.dataset.classes)
-    return found[:2] if binary else found
+    """Return the recalls that a table shows: none that sensitivity or specificity says already."""
+    card, found = one.board.dataset, recalls(one.row, one.board.dataset)
+    if card.task == "multi_label" or card.normal is None:
+        return found
+    if card.binary:
+        return found[:2]
+    return [kept for kept in found if kept.name != f"recall[{card.classes[card.normal]}]"]
 
 
 def _line(kept: Kept, one: Chosen, eps: tuple[float, ...], kind: str = "percent") -> Line:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from robustbench_med.bench.record import Estimate
 
-from ..text import THREATS, plain, radius
+from ..text import NORMS, THREATS, plain, radius
 from .calls import directed_flips, recalls, region_dice, valid_runs
 from .chosen import Chosen
 from .criteria import METRICS, Criterion, Given
@@ -74,12 +74,13 @@ def words(criterion: Criterion) -> str:
     }.get(criterion.attack, f"under {criterion.attack}")
     if criterion.attack != "clean":
         against += f" at ε = {radius(criterion.radius, criterion.norm)}"
-        against += f" ({THREATS[criterion.threat]}, {criterion.norm})"
+        against += f" ({THREATS[criterion.threat]}, {NORMS[criterion.norm]})"
     way = "at least" if criterion.higher else "at most"
     behind = "" if criterion.defense == "none" else f", behind {criterion.defense}"
     where = f", {criterion.dataset}" if criterion.dataset else ", every dataset"
     head = f"{criterion.name}: " if criterion.name else ""
-    limit = f"{criterion.limit:g}"
+    percent = METRICS[criterion.base][1] == "percent"
+    limit = f"{criterion.limit:g}" + (f" ({100 * criterion.limit:g} %)" if percent else "")
     return plain(f"{head}{criterion.metric} {way} {limit} {against}{where}{behind}")
 
 

@@ -67,11 +67,8 @@ def limits(chosen: list[Chosen], lines: list[str]) -> tuple[str, ...]:
     found = []
     if synthetic:
         found.append(
-            f"Synthetic data: {', '.join(synthetic)} are drawn phantoms, not patients. They compare "
-            "attacks and models; they say nothing about a clinic."
-            if len(synthetic) > 1
-            else f"Synthetic data: {synthetic[0]} is drawn, not acquired from patients. It compares "
-            "attacks and models; it says nothing about a clinic."
+            f"Synthetic data: {', '.join(synthetic)}. Drawn phantoms, not patients: they compare "
+            "attacks and models, and say nothing about a clinic."
         )
     for card in cards.values():
         mine = [one for one in chosen if one.board.dataset.name == card.name]

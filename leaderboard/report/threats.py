@@ -80,10 +80,12 @@ def not_tested(chosen: list[Chosen]) -> tuple[str, ...]:
     """Return the threat models that were not tested, in words."""
     threats = {one.board.threat for one in chosen}
     norms = {one.board.norm for one in chosen}
-    missing = [THREATS[t] for t in THREATS if t not in threats]
+    missing = [THREATS[t] for t in THREATS if t not in threats and t != "control"]
     lines = []
     if missing:
         lines.append(f"Attackers: {'; '.join(missing)}.")
+    if "control" not in threats:
+        lines.append("No control: what noise of the same size does without any aim.")
     if left := [name for norm, name in NORMS.items() if norm not in norms]:
         lines.append(f"Changes measured in {', '.join(left)}.")
     if all(one.board.objective == "untargeted" for one in chosen):
