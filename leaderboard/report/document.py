@@ -120,6 +120,7 @@ class Evidence(Part):
     weights: str = Field(description="SHA-256 of the card that builds the victim and its weights")
     metric: str
     score: str = Field(description="what is counted of each image, in words")
+    counted: str = Field(description="when an image counts in the worst case")
     standing: str
     doubts: tuple[str, ...] = Field(description="why the figures should be distrusted")
     crosscheck: str

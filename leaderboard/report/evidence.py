@@ -43,6 +43,7 @@ def evidence(one: Chosen) -> Evidence:
         weights=row.key.weights,
         metric=board.score.metric,
         score=board.score.key,
+        counted=board.score.least,
         standing=row.standing,
         doubts=row.reasons,
         crosscheck=row.crosscheck,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from markupsafe import Markup
@@ -36,7 +37,7 @@ def render(document: Report, chosen: list[Chosen]) -> str:
         ]
     )
     made = environment()
-    made.filters.update(served=served, stamp=stamp)
+    made.filters.update(served=served, spans=spans, stamp=stamp)
     numbers = {reference.case_id: reference.number for reference in document.records}
     return made.get_template("report.html.j2").render(
         document=document,
@@ -83,6 +84,31 @@ def served(clauses: tuple[Clause, ...]) -> list[tuple[str, str]]:
         words = f"{clause.clause} ({clause.subject})"
         found.setdefault(SHORT[clause.framework], []).append(words)
     return [(framework, "; ".join(words)) for framework, words in found.items()]
+
+
+def spans(ids: Iterable[str], numbers: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return records as (first, last) of each run of neighbours, so that twelve take no line.
+
+    Fewer than four in a row stand alone.
+
+    Args:
+        ids: case ids.
+        numbers: case id -> "R1", "R2", ...
+
+    >>> spans("abcdf", {"a": "R1", "b": "R2", "c": "R3", "d": "R4", "f": "R6"})
+    [('a', 'd'), ('f', 'f')]
+    """
+    ordered = sorted(set(ids), key=lambda one: int(numbers[one][1:]))
+    runs: list[list[str]] = []
+    for one in ordered:
+        if runs and int(numbers[one][1:]) == int(numbers[runs[-1][-1]][1:]) + 1:
+            runs[-1].append(one)
+        else:
+            runs.append([one])
+    found = []
+    for run in runs:
+        found += [(run[0], run[-1])] if len(run) > 3 else [(one, one) for one in run]
+    return found
 
 
 def stamp(time: str) -> str:
