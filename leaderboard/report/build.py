@@ -17,7 +17,7 @@ from .document import Data, Model, Report, Software, Use
 from .evidence import evidence
 from .judge import judge
 from .residual import limits
-from .threats import not_tested, tested
+from .threats import not_tested, threat_models
 
 
 def build(
@@ -56,7 +56,7 @@ def build(
         models=_models(chosen),
         data=_data(runs),
         software=_software(runs),
-        tested=tested(chosen),
+        tested=threat_models(chosen),
         not_tested=not_tested(chosen),
         criteria=None if criteria is None else judge(criteria, chosen),
         boards=tuple(evidence(one) for one in chosen),

@@ -20,7 +20,7 @@ _ACT = {
     "15(1)": "accuracy, robustness and cybersecurity",
     "15(3)": "levels of accuracy and their metrics, to be declared",
     "15(4)": "robustness to errors, faults and inconsistencies",
-    "15(5)": "cybersecurity: adversarial examples (model evasion), data poisoning",
+    "15(5)": "cybersecurity: adversarial examples (model evasion) alone",
     "Annex IV(2)(g)": "validation and testing procedures, data and metrics",
 }
 _FDA = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from robustbench_med.bench.record import Estimate, Record, Stored
 
@@ -153,7 +154,12 @@ def _written(record: Record) -> dict[str, tuple[str, str]]:
 
 
 def hardest(
-    runs: list[Stored], metric: str, rung: int, *, higher: bool
+    runs: list[Stored],
+    metric: str,
+    rung: int,
+    *,
+    higher: bool,
+    end: Literal["low", "value", "high"] = "value",
 ) -> tuple[Estimate, Stored] | None:
     """Return the least favourable value of a metric of records, and its record.
 
@@ -162,6 +168,7 @@ def hardest(
         metric: as records name it.
         rung: 0 = clean.
         higher: whether higher is better.
+        end: what is compared: the value, or an end of its interval.
 
     Returns:
         None where no record has it, or it is undefined in all.
@@ -176,7 +183,7 @@ def hardest(
     if not found:
         return None
     pick = min if higher else max
-    return pick(found, key=lambda pair: pair[0].value)
+    return pick(found, key=lambda pair: pair[0].model_dump()[end])
 
 
 def _detectors(one: Chosen) -> tuple[DetectorLine, ...]:

@@ -51,6 +51,9 @@ def _time(stamp: str) -> str:
 
 def _judged(number: str, criterion: Criterion, chosen: list[Chosen]) -> Judged:
     fits = [one for one in chosen if _fits(criterion, one)]
+    if criterion.attack == "clean":  # the same on every board of these images
+        fits = list({(one.board.dataset.name, one.row.key): one for one in fits[::-1]}.values())
+        fits.reverse()
     outcomes = [_outcome(criterion, one) for one in fits] or [_untested(criterion, chosen)]
     verdicts = [outcome.verdict for outcome in outcomes]
     stated = criterion.model_dump(exclude_unset=True)
@@ -90,10 +93,10 @@ def _fits(criterion: Criterion, one: Chosen) -> bool:
         return False
     if one.row.key.defense != criterion.defense or board.channels:
         return False
+    if criterion.attack == "clean":
+        return board.objective == criterion.objective
     setting = (board.objective, board.threat, board.norm)
     same = setting == (criterion.objective, criterion.threat, criterion.norm)
-    if criterion.attack == "clean":
-        return same
     named = criterion.attack == "worst_case" or bool(_under(criterion, one).runs)
     return same and board.budget == "absolute" and _rung(criterion, one) is not None and named
 
@@ -142,7 +145,7 @@ def _outcome(criterion: Criterion, one: Chosen) -> Outcome:
     found = _measured(criterion, one, _rung(criterion, one) or 0)
     doubts = () if one.row.standing in ("ranked", "control") else one.row.reasons
     estimate = found.estimate
-    if estimate is None or math.isnan(judged := getattr(estimate, criterion.judged_on)):
+    if estimate is None or math.isnan(judged := _end(criterion, estimate)):
         why = found.why or f"{criterion.metric} is undefined here"
         return Outcome(
             heading=plain(one.board.dataset.heading),
@@ -164,6 +167,13 @@ def _outcome(criterion: Criterion, one: Chosen) -> Outcome:
     )
 
 
+def _end(criterion: Criterion, estimate: Estimate) -> float:
+    """Return the number of an estimate that a criterion judges."""
+    return {"low": estimate.low, "value": estimate.value, "high": estimate.high}[
+        criterion.judged_on
+    ]
+
+
 def _measured(criterion: Criterion, one: Chosen, rung: int) -> Found:
     """Return the estimate of a criterion's metric on a board, image by image where that is kept."""
     narrowed = _under(criterion, one)
@@ -177,7 +187,7 @@ def _measured(criterion: Criterion, one: Chosen, rung: int) -> Found:
         if narrowed is one:
             return Found(every[rung], ids)
         columns = [one.row.scores[column][rung - 1] for column in narrowed.runs]
-        return Found(min(columns, key=lambda estimate: estimate.value), ids)
+        return Found(min(columns, key=lambda estimate: _end(criterion, estimate)), ids)
     kept = {
         found.name: found
         for made in (recalls, directed_flips, region_dice)
@@ -185,7 +195,7 @@ def _measured(criterion: Criterion, one: Chosen, rung: int) -> Found:
     }
     if metric in kept and not (rung == 0 and metric.startswith("flips")):
         return Found(kept[metric].estimates[rung], ids)
-    worst = hardest(runs, metric, rung, higher=criterion.higher)
+    worst = hardest(runs, metric, rung, higher=criterion.higher, end=criterion.judged_on)
     if worst is None:
         return Found(None, ids, f"the records hold no {metric} of {plain(card.title)}")
     return Found(worst[0], (worst[1].record.case_id,))

@@ -15,7 +15,8 @@ _MAY = {
     "l0": "change at most {radii} values of the image (pixels times channels), by any amount",
 }
 _NEVER = (
-    "Poisoning of training data, of pre-trained parts or of labels, and back doors.",
+    "Poisoning of training data, of pre-trained parts or of labels, and back doors (named in "
+    "EU AI Act Art. 15(5) beside evasion).",
     "Theft of the model, inference of training data and other attacks on confidentiality.",
     "Attacks on the software, the network, the image files or their headers around the model.",
     "Changes made before the image is acquired (objects, patches on the patient, the scanner's "
@@ -26,7 +27,7 @@ _NEVER = (
 )
 
 
-def tested(chosen: list[Chosen]) -> tuple[Tested, ...]:
+def threat_models(chosen: list[Chosen]) -> tuple[Tested, ...]:
     """Return the threat models that were tested, each once."""
     groups: dict[tuple[str, str, str], list[Chosen]] = {}
     for one in chosen:
