@@ -1,4 +1,14 @@
-"""Acceptance criteria as a person writes them in TOML before a run."""
+"""Acceptance criteria as a person writes them in TOML before a run.
+
+[[criteria]]
+name = "Plan 4.2"            # optional, as are dataset, threat, norm, objective, defense, reason
+dataset = "pneumoniamnist"
+attack = "worst_case"        # of all attacks run; "clean": none; else the name of one
+eps = "2/255"
+metric = "sensitivity"       # METRICS; dice[lesion] of a region, recall[severe] of a class
+at_least = 0.70              # or at_most, where lower is better
+basis = "low"                # the default: the unfavourable end of the 95 % interval; or "value"
+"""
 
 from __future__ import annotations
 

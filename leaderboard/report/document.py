@@ -121,6 +121,7 @@ class Evidence(Part):
     metric: str
     score: str = Field(description="what is counted of each image, in words")
     counted: str = Field(description="when an image counts in the worst case")
+    rule: str = Field(description="what counts as right behind a detector; empty without one")
     standing: str
     doubts: tuple[str, ...] = Field(description="why the figures should be distrusted")
     crosscheck: str

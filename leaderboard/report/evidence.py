@@ -7,7 +7,7 @@ from typing import Literal
 
 from robustbench_med.bench.record import Estimate, Record, Stored
 
-from ..detectors import COLUMNS, guarded
+from ..detectors import COLUMNS, RULE, guarded, has_detectors
 from ..metrics import metric_rows
 from ..text import plain, radius
 from ..words import decision_words
@@ -45,6 +45,7 @@ def evidence(one: Chosen) -> Evidence:
         metric=board.score.metric,
         score=board.score.key,
         counted=board.score.least,
+        rule=RULE if has_detectors(board) else "",
         standing=row.standing,
         doubts=row.reasons,
         crosscheck=row.crosscheck,

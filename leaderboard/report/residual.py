@@ -59,6 +59,25 @@ def remaining(one: Chosen) -> Remaining | None:
     )
 
 
+def _sample(title: str, mine: list[Chosen]) -> str:
+    """Return how many images the boards of a dataset have, and what they could have seen."""
+    images = sorted({one.row.images for one in mine if one.row.images})
+    largest = max((one.row.patients or one.row.images for one in mine), default=0)
+    units = "patients" if any(one.row.patients is not None for one in mine) else "images"
+    least = least_changes(largest)
+    seen = (
+        f"a change of fewer than {round(least * largest)} of {largest} {units} "
+        f"({100 * least:.1f} %) cannot be told from chance"
+        if math.isfinite(least)
+        else f"{largest} {units} are too few to tell any change from chance"
+    )
+    return (
+        f"Sample of {title}: {' / '.join(map(str, images)) or 'no'} images, "
+        f"{patients(mine[0].board)}; {seen} (exact McNemar test at 5 %). Intervals cover the "
+        "drawing of images (by patient where patients are known), not the training of the model."
+    )
+
+
 def limits(chosen: list[Chosen], lines: list[str]) -> tuple[str, ...]:
     """Return what the figures cannot say, the gravest first; `lines` are told at the end."""
     cards = {one.board.dataset.name: one.board.dataset for one in chosen}
@@ -72,12 +91,7 @@ def limits(chosen: list[Chosen], lines: list[str]) -> tuple[str, ...]:
         )
     for card in cards.values():
         mine = [one for one in chosen if one.board.dataset.name == card.name]
-        images = sorted({one.row.images for one in mine if one.row.images})
-        found.append(
-            f"Sample of {plain(card.title)}: {' / '.join(map(str, images)) or 'no'} images, "
-            f"{patients(mine[0].board)}. Intervals cover the drawing of images (by patient where "
-            "patients are known), not the training of the model."
-        )
+        found.append(_sample(plain(card.title), mine))
         found += [f"{plain(card.title)}: {plain(note)}" for note in card.notes]
     if any(record.patients is None for record in runs):
         found.append(

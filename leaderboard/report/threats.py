@@ -70,6 +70,8 @@ def _may(one: Chosen) -> str:
 
 
 def _wants(one: Chosen) -> str:
+    if one.board.control:
+        return "none"
     aim = objective_words(one.board.objective, one.board.dataset)
     if aim == "untargeted":
         masks = one.board.dataset.task == "segmentation"

@@ -299,6 +299,22 @@ def test_flags_and_missing_pictures_are_said(make_stored: Maker, tmp_path: Path)
     assert "B1</a> (flagged, 2 reasons)" in html
 
 
+def test_what_could_not_be_scored_is_shown_as_such(make_stored: Maker, tmp_path: Path) -> None:
+    broken = {"status": "invalid", "reason": "3 images gave NaN logits", "rungs": ()}
+    invalid = make_stored([6] * N, record=broken | {"audit": None, "cost": None})
+    written = made([invalid], tmp_path)
+    (board,) = written.document.boards
+    assert (board.standing, board.calls, board.flips, board.remaining) == ("invalid", (), (), None)
+    html = page(written)
+    assert "3 images gave NaN logits" in html
+    assert "no valid record of an attacker" in html
+    assert "<svg" not in html
+    blind = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.9, 0.8), knowledge="oblivious")
+    written = made([blind], tmp_path)
+    assert written.document.boards[0].doubts == ("attacked only as if it had no defense",)
+    assert "an attacked image that is rejected counts as right" in page(written)
+
+
 def test_records_on_the_disk_are_hashed(make_stored: Maker, tmp_path: Path) -> None:
     stored = make_stored([6] * N)
     home = store.write(tmp_path, stored.record, stored.samples, {})
@@ -328,3 +344,34 @@ def test_the_report_prints(make_stored: Maker, tmp_path: Path) -> None:
     assert pdf.read_bytes()[:5] == b"%PDF-"
     assert pdf.stat().st_size > 20_000
     assert b"/MediaBox [0 0 594.95996 841.91998]" in pdf.read_bytes()  # A4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium (apt install chromium)")
+@pytest.mark.parametrize("width", [1400, 420])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_report_is_accessible_and_asks_for_nothing(
+    make_stored: Maker, tmp_path: Path, criteria: Path, width: int, scheme: str
+) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    axe = Path(pytest.importorskip("axe_playwright_python").__file__).with_name("axe.min.js")
+    guard = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.7, 0.1))
+    given = read_criteria(criteria)
+    written = made([*pair(make_stored, pictures=1), guard], tmp_path, criteria=given)
+    asked: list[str] = []
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        shown = browser.new_page(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True
+        )
+        shown.on("request", lambda request: asked.append(request.url))
+        shown.goto(written.html.as_uri())
+        shown.evaluate(axe.read_text(encoding="utf-8"))
+        violations = shown.evaluate("axe.run()")["violations"]
+        wide = shown.evaluate("document.documentElement.scrollWidth")
+        browser.close()
+    assert [violation["id"] for violation in violations] == []
+    assert wide <= width + 2
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []

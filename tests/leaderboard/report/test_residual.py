@@ -65,7 +65,8 @@ def test_limits_say_what_the_data_are(make_stored: Maker) -> None:
     dirty = PROVENANCE.model_copy(update={"git_dirty": True, "git_commit": ""})
     said = " ".join(limits(choose(pair(make_stored), VICTIM), ["a last line"]))
     assert "Synthetic data: Chest X-ray. Drawn phantoms, not patients" in said
-    assert "20 images, images treated as independent" in said
+    assert "20 images, images treated as independent; a change of fewer than 6 of 20 " in said
+    assert "(30.0 %) cannot be told from chance" in said
     assert "No radius above the largest tried was tested (8/255)" in said
     assert said.endswith("a last line")
     assert "checkout with changes" not in said
@@ -74,7 +75,9 @@ def test_limits_say_what_the_data_are(make_stored: Maker) -> None:
     said = " ".join(limits(choose(real, VICTIM), []))
     assert "Synthetic" not in said
     assert "PneumoniaMNIST: one image a child" in said
-    assert "6 patients" in said
+    assert "6 patients; a change of fewer than 6 of 6 patients" in said
+    few = " ".join(limits(choose([make_stored([6] * 5)], VICTIM), []))
+    assert "5 images are too few to tell any change from chance" in few
     assert "images are treated as independent" not in said
     assert "checkout with changes that no commit holds" in said
     assert "do not state the commit" in said
