@@ -57,6 +57,15 @@ def test_flips_count_each_direction_of_the_images_right_when_clean(make_stored: 
     assert hidden.estimates[2].high == pytest.approx(high)
 
 
+def test_an_image_wrong_when_clean_does_not_flip_though_it_is_attacked(make_stored: Maker) -> None:
+    """A targeted attack works on images called wrong as well."""
+    stored = make_stored([0, 0, 1, 1, 6, 6], case={"objective": "targeted(target=0)"})
+    samples = stored.samples.assign(attacked=True)
+    board, row = only([stored._replace(samples=samples)])
+    found = named(directed_flips(row, board.dataset))
+    assert [(kept.n, kept.counts[1]) for kept in found.values()] == [(2, 1), (2, 1)]
+
+
 def test_known_patients_widen_the_interval(make_stored: Maker) -> None:
     found = []
     for patients in (False, True):

@@ -118,6 +118,7 @@ def test_what_was_tested_is_not_listed_as_missing(make_stored: Maker) -> None:
     ):
         assert words in alone
     assert "white box" not in alone
+    assert "control: no attack" not in alone  # a control is no attacker
     more = [*pair(make_stored), make_stored([6] * N, attack="square")]
     more += [make_stored([6] * N, attack="noise"), make_stored([6] * N, case={"norm": "l2"})]
     more += [make_stored([6] * N, case={"objective": "targeted(target=1)"})]
