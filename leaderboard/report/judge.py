@@ -51,9 +51,8 @@ def _time(stamp: str) -> str:
 
 def _judged(number: str, criterion: Criterion, chosen: list[Chosen]) -> Judged:
     fits = [one for one in chosen if _fits(criterion, one)]
-    if criterion.attack == "clean":  # the same on every board of these images
-        fits = list({(one.board.dataset.name, one.row.key): one for one in fits[::-1]}.values())
-        fits.reverse()
+    if criterion.attack == "clean":
+        fits = _largest(fits)
     outcomes = [_outcome(criterion, one) for one in fits] or [_untested(criterion, chosen)]
     verdicts = [outcome.verdict for outcome in outcomes]
     stated = criterion.model_dump(exclude_unset=True)
@@ -67,6 +66,16 @@ def _judged(number: str, criterion: Criterion, chosen: list[Chosen]) -> Judged:
         doubted=any(outcome.doubts for outcome in outcomes),
         outcomes=tuple(outcomes),
     )
+
+
+def _largest(fits: list[Chosen]) -> list[Chosen]:
+    """Return of boards with the same clean images, or some of them, the one with the most."""
+    kept: dict[tuple[object, ...], Chosen] = {}
+    for one in fits:
+        key = (one.board.dataset.name, *one.row.key._replace(n=None))
+        if key not in kept or one.row.images > kept[key].row.images:
+            kept[key] = one
+    return list(kept.values())
 
 
 def words(criterion: Criterion) -> str:

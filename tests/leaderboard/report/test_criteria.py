@@ -238,7 +238,12 @@ def test_a_criterion_is_met_only_on_every_board_it_fits(make_stored: Maker, tmp_
     assert found.verdict == "not met"
     clean = 'metric = "accuracy"\nat_least = 0.5\nattack = "clean"'
     blurred = make_stored([6] * N, attack="square")
-    assert len(judged([*pair(make_stored), blurred], tmp_path, clean).outcomes) == 1
+    fewer = make_stored([6] * 6, attack="square", case={"n": 6})
+    (outcome,) = judged([fewer, *pair(make_stored), blurred], tmp_path, clean).outcomes
+    assert outcome.estimate is not None
+    assert outcome.estimate.value in (19 / N, 1.0)
+    (alone,) = judged([*pair(make_stored), fewer], tmp_path, clean).outcomes
+    assert alone.judged == pytest.approx(wilson(19, N)[0])  # of all images, not of six
 
 
 @pytest.mark.parametrize(("second", "after"), [(1, True), (0, False), (-1, False)])
