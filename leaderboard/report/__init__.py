@@ -63,7 +63,7 @@ def file_name(victim: str) -> str:
     """Return a victim as part of a file name; one that cannot be has a hash of it at its end.
 
     >>> file_name("lungs_fcn"), file_name("timm:resnet18(pretrained=True)")
-    ('lungs_fcn', 'timm-resnet18-pretrained-True-85f3c0a1')
+    ('lungs_fcn', 'timm-resnet18-pretrained-True-9a6f71ad')
     """
     plain = re.sub(r"[^A-Za-z0-9_.]+", "-", victim).strip("-.")[:80]
     if plain == victim:

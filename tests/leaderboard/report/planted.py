@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from html import unescape
+from pathlib import Path
 from typing import Any
 
+from leaderboard.report import Written, write_report
 from robustbench_med.bench.record import Stored
 
 Maker = Callable[..., Stored]
 N = 20  # images, of 7 patients; even ones are healthy, odd ones diseased
 LAST = 6  # falls at no rung
 VICTIM = "resnet_narrow"
+TABLE = """
+[[criteria]]
+metric = "accuracy"
+at_least = 0.1
+eps = "2/255"
+reason = "<script>alert(1)</script>"
+[[criteria]]
+name = "4.2"
+metric = "sensitivity"
+at_least = 0.99
+eps = "2/255"
+[[criteria]]
+metric = "auc"
+attack = "gone"
+at_least = 0.5
+eps = "2/255"
+"""
 
 
 def falls(**rungs: int) -> list[int]:
@@ -41,3 +62,26 @@ def wilson(k: int, n: int) -> tuple[float, float]:
     z = 1.959963984540054
     middle, half = k + z * z / 2, z * (k * (n - k) / n + z * z / 4) ** 0.5
     return (middle - half) / (n + z * z), (middle + half) / (n + z * z)
+
+
+def made(records: list[Stored], out: Path, victim: str = VICTIM, **given: Any) -> Written:  # noqa: ANN401
+    """Write the report of a victim."""
+    return write_report(
+        records, victim=victim, base=Path(records[0].folder).parent, out=out, **given
+    )
+
+
+def page(written: Written) -> str:
+    """Return the HTML."""
+    return written.html.read_text(encoding="utf-8")
+
+
+def rows(html: str, table: str) -> list[list[str]]:
+    """Return the cells of a table of the report, each the text of its parts."""
+    inside = html[html.index(f'id="{table}"') :]
+    inside = inside[inside.index("<tbody>") : inside.index("</tbody>")]
+    found = []
+    for row in re.findall(r"<tr.*?</tr>", inside, flags=re.DOTALL):
+        cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, flags=re.DOTALL)
+        found.append([unescape(re.sub(r"<[^>]+>", " ", cell)).strip() for cell in cells])
+    return found
