@@ -14,6 +14,7 @@ from robustbench_med.bench.record import Stored
 from .board import Board, Row
 from .page import write_page
 from .rank import boards
+from .report import read_criteria, write_report
 from .table import terminal_tables, write_tables
 
 __all__ = [
@@ -21,9 +22,11 @@ __all__ = [
     "Row",
     "boards",
     "publish",
+    "read_criteria",
     "show",
     "terminal_tables",
     "write_page",
+    "write_report",
     "write_tables",
 ]
 

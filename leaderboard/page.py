@@ -53,14 +53,14 @@ def render(made: list[Board], *, title: str, suite: str) -> str:
         [
             "default-src 'none'",
             "img-src data:",
-            f"style-src {_hash(style)}",
-            f"script-src {_hash(start)} {_hash(script)}",
+            f"style-src {policy_hash(style)}",
+            f"script-src {policy_hash(start)} {policy_hash(script)}",
             "base-uri 'none'",
             "form-action 'none'",
         ]
     )
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             title=text.plain(title) or "Leaderboard",
@@ -75,15 +75,16 @@ def render(made: list[Board], *, title: str, suite: str) -> str:
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return what renders our templates: every value is escaped, whatever the file is called."""
+    made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(
+    made.globals.update(
         attacker_words=attacker_words,
         audit_words=audit_words,
         budget_words=budget_words,
@@ -106,7 +107,7 @@ def _environment() -> Environment:
         shape=shape,
         spread_words=spread_words,
     )
-    environment.filters.update(
+    made.filters.update(
         finite=math.isfinite,
         first_upper=lambda words: words[:1].upper() + words[1:],
         heat=heat,
@@ -119,10 +120,11 @@ def _environment() -> Environment:
         radius=text.radius,
         scale=lambda kind: "{:g},{}".format(*text.SCALE[kind]),
     )
-    return environment
+    return made
 
 
-def _hash(content: str) -> str:
+def policy_hash(content: str) -> str:
+    """Return what a Content-Security-Policy calls an inline script or style."""
     digest = hashlib.sha256(content.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 

@@ -25,7 +25,7 @@ def score_table(stored: Stored) -> pd.DataFrame:
         ResultsError: the samples table lacks an (image, rung) pair or has one twice.
     """
     score = _score(stored)
-    return _table(stored, score.values(stored.samples), attacked=score.attacked)
+    return image_table(stored, score.values(stored.samples), attacked=score.attacked)
 
 
 def standing_table(stored: Stored) -> pd.DataFrame:
@@ -35,14 +35,24 @@ def standing_table(stored: Stored) -> pd.DataFrame:
         ResultsError: as `score_table`.
     """
     score = _score(stored)
-    return _table(stored, score.stands(stored.samples), attacked=score.attacked)
+    return image_table(stored, score.stands(stored.samples), attacked=score.attacked)
 
 
 def _score(stored: Stored) -> Score:
     return score_of(stored.record.dataset_card, stored.record.case.objective)
 
 
-def _table(stored: Stored, values: NDArray[Any], *, attacked: bool) -> pd.DataFrame:
+def image_table(stored: Stored, values: NDArray[Any], *, attacked: bool = False) -> pd.DataFrame:
+    """Return `values`, one a row of the samples table, as a row an image and a column a rung.
+
+    Args:
+        stored: the record the samples are of.
+        values: `(rows,)` in the order of the samples table.
+        attacked: whether only images attacked at every rung are kept.
+
+    Raises:
+        ResultsError: as `score_table`.
+    """
     levels = np.array((0.0, *stored.record.case.ladder))
     samples = stored.samples
     eps = samples["eps"].to_numpy(dtype=np.float64)

@@ -1,0 +1,177 @@
+"""Build: records of one model to the document of its report. Pure but for the files it hashes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from robustbench_med.bench.record import Record, Stored
+
+from ..text import https, plain
+from .chosen import Chosen, choose, references, single
+from .clauses import CLAUSES, STATEMENT
+from .criteria import Given
+from .document import Data, Model, Report, Software, Use
+from .evidence import evidence
+from .judge import judge
+from .residual import limits
+from .threats import not_tested, threat_models
+
+
+def build(
+    records: Iterable[Stored],
+    *,
+    victim: str,
+    base: Path,
+    criteria: Given | None = None,
+    unreadable: Iterable[str] = (),
+) -> tuple[Report, list[Chosen]]:
+    """Return the document of a victim and the boards it is made of; same records, same document.
+
+    Args:
+        records: all of a folder: boards of other models say which attacks this one did not meet.
+        victim: registry name or spec, as records state it.
+        base: folder that paths of records are given below.
+        criteria: given beforehand.
+        unreadable: a line a record that could not be read.
+
+    Raises:
+        ResultsError: no record.
+        UnknownNameError: none of that victim.
+    """
+    kept, lines = single(records)
+    chosen = choose(kept, victim)
+    runs = [run.record for one in chosen for run in one.runs.values()]
+    damaged = list(unreadable)
+    if damaged:
+        count = f"{len(damaged)} record{'' if len(damaged) == 1 else 's'}"
+        lines.append(f"{count} in the folder could not be read and may be of this model.")
+    document = Report(
+        victim=victim,
+        title=plain(chosen[0].row.model.title),
+        statement=STATEMENT,
+        clauses=CLAUSES,
+        models=_models(chosen),
+        data=_data(runs),
+        software=_software(runs),
+        tested=threat_models(chosen),
+        not_tested=not_tested(chosen),
+        criteria=None if criteria is None else judge(criteria, chosen),
+        boards=tuple(evidence(one) for one in chosen),
+        limits=limits(chosen, lines),
+        command=_command(victim, criteria),
+        records=tuple(references(chosen, base).values()),
+    )
+    return document, chosen
+
+
+def _command(victim: str, criteria: Given | None) -> str:
+    words = ["python", "-m", "robustbench_med", "report", "--victim", victim, "FOLDER"]
+    return shlex.join([*words, *(["--criteria", criteria.file] if criteria else [])])
+
+
+def _grouped(runs: list[Record], key: Callable[[Record], str]) -> dict[str, list[Record]]:
+    groups: dict[str, list[Record]] = {}
+    for record in runs:
+        groups.setdefault(key(record), []).append(record)
+    return groups
+
+
+def _ids(records: list[Record]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(record.case_id for record in records))
+
+
+def _data_key(record: Record) -> str:
+    case = record.case
+    return json.dumps([case.data_sha256, case.train_sha256, case.split, record.n])
+
+
+def _software_key(record: Record) -> str:
+    same = {"started": "", "command": ""}
+    return record.provenance.model_copy(update=same).model_dump_json()
+
+
+def _models(chosen: list[Chosen]) -> tuple[Model, ...]:
+    """Return each state of the weights that records were made from."""
+    runs = [run.record for one in chosen for run in one.runs.values()]
+    shields = {one.row.key.weights: list[str]() for one in chosen}
+    for one in chosen:
+        shields[one.row.key.weights] += [one.row.shield] if one.row.shield else []
+    found = []
+    for weights, records in _grouped(runs, lambda r: r.case.victim_sha256).items():
+        card = records[0].model_card
+        measured = card.measured
+        name, value = measured.headline if measured else ("", 0.0)
+        trained = (
+            f", trained with {card.recipe.defense}" if card.recipe and card.recipe.defense else ""
+        )
+        found.append(
+            Model(
+                name=plain(card.name),
+                title=plain(card.title),
+                summary=plain(card.summary),
+                family=plain(card.family),
+                builder=plain(card.builder),
+                parameters=measured.parameters if measured else None,
+                source=plain(card.source),
+                training_data=plain(card.dataset + trained),
+                stated=f"{name} {value:.3f}" if measured else "",
+                weights_sha256=plain(card.sha256),
+                victim_sha256=weights,
+                defenses=tuple(dict.fromkeys(shields[weights])),
+                records=_ids(records),
+            )
+        )
+    return tuple(found)
+
+
+def _data(runs: list[Record]) -> tuple[Data, ...]:
+    found = []
+    for records in _grouped(runs, lambda r: r.case.dataset).values():
+        card = records[0].dataset_card
+        found.append(
+            Data(
+                name=plain(card.name),
+                heading=plain(card.heading),
+                summary=plain(card.summary),
+                modality=plain(card.modality),
+                classes=tuple(map(plain, card.classes)),
+                synthetic=card.synthetic,
+                source=plain(card.source),
+                licence=plain(card.licence),
+                url=https(card.url),
+                notes=tuple(map(plain, card.notes)),
+                uses=tuple(map(_use, _grouped(records, _data_key).values())),
+            )
+        )
+    return tuple(found)
+
+
+def _use(records: list[Record]) -> Use:
+    case = records[0].case
+    return Use(
+        data_sha256=case.data_sha256,
+        train_sha256=case.train_sha256,
+        split=case.split,
+        n=records[0].n,
+        patients=records[0].patients,
+        records=_ids(records),
+    )
+
+
+def _software(runs: list[Record]) -> tuple[Software, ...]:
+    found = []
+    for records in _grouped(runs, _software_key).values():
+        made = records[0].provenance
+        times = sorted(record.provenance.started for record in records)
+        found.append(
+            Software(
+                **made.model_dump(exclude={"started", "command"}),
+                first=times[0],
+                last=times[-1],
+                records=_ids(records),
+            )
+        )
+    return tuple(found)

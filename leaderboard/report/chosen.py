@@ -1,0 +1,122 @@
+"""Chosen: the boards of one model, and the records behind them by number."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from robustbench_med.bench.record import Stored
+from robustbench_med.errors import ResultsError, UnknownNameError
+
+from ..board import Board, Row
+from ..checks import check_rows, flag_words
+from ..rank import boards
+from ..text import plain
+from ..words import audit_words, cost_words
+from .document import Reference
+
+
+class Chosen(NamedTuple):
+    """A board cut down to one row of the model; `anchor` is unique in the report."""
+
+    board: Board
+    row: Row
+    anchor: str
+
+    @property
+    def runs(self) -> dict[str, Stored]:
+        """Column -> record."""
+        return self.row.runs
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Case ids of all its records."""
+        return tuple(run.record.case_id for run in self.row.runs.values())
+
+
+def single(records: Iterable[Stored]) -> tuple[list[Stored], list[str]]:
+    """Return each case once, of those in several folders the first, and a line on each other."""
+    kept: dict[str, Stored] = {}
+    lines = []
+    for stored in sorted(records, key=lambda s: s.folder):
+        case_id = stored.record.case_id
+        first = kept.setdefault(case_id, stored)
+        if first is not stored:
+            same = first.record == stored.record
+            found = "the same record" if same else "another record of the same case"
+            lines.append(f"{found} as {case_id} lies in a second folder and is not used")
+    return list(kept.values()), lines
+
+
+def choose(records: list[Stored], victim: str) -> list[Chosen]:
+    """Return every board of `victim`, in the order of the leaderboard, a row each.
+
+    Boards are made of all records, so that a row knows which attacks others met and it did not.
+
+    Raises:
+        ResultsError: there is no record.
+        UnknownNameError: none of that victim; lists those there are.
+    """
+    if not records:
+        raise ResultsError("expected records to report on, got none: run a suite first")
+    names = {stored.record.case.victim for stored in records}
+    if victim not in names:
+        raise UnknownNameError("victim with records", victim, names)
+    rows = [
+        (board, row) for board in boards(records) for row in board.rows if row.key.victim == victim
+    ]
+    return [
+        Chosen(replace(board, rows=(row,)), row, f"board-{place}")
+        for place, (board, row) in enumerate(rows, 1)
+    ]
+
+
+def references(chosen: list[Chosen], base: Path) -> dict[str, Reference]:
+    """Return the records of the boards by case id, numbered in their order.
+
+    Args:
+        chosen: the boards.
+        base: folder that paths are given below.
+    """
+    found: dict[str, Reference] = {}
+    for one in chosen:
+        for column, run in one.runs.items():
+            number = f"R{len(found) + 1}"
+            found.setdefault(run.record.case_id, _reference(number, column, run, base))
+    return found
+
+
+def _reference(number: str, column: str, run: Stored, base: Path) -> Reference:
+    record, made = run.record, run.record.provenance
+    home = Path(run.folder)
+    checked = check_rows(record)
+    return Reference(
+        number=number,
+        case_id=record.case_id,
+        path=Path(os.path.relpath(home / "record.json", base)).as_posix(),
+        record_sha256=sha256(home / "record.json"),
+        samples_sha256=sha256(home / "samples.parquet"),
+        dataset=record.case.dataset,
+        column=column,
+        threat=record.case.threat,
+        n=record.n,
+        status=record.status,
+        started=made.started,
+        version=made.version,
+        git_commit=made.git_commit,
+        git_dirty=made.git_dirty,
+        command=plain(made.command),
+        flags=tuple(flag_words(record, flag) for flag in record.flags),
+        passed=sum(not row.raised for row in checked),
+        audit=tuple(audit_words(record)),
+        cost=cost_words(record),
+    )
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file; empty where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

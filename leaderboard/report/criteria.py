@@ -1,0 +1,203 @@
+"""Acceptance criteria as a person writes them in TOML before a run.
+
+[[criteria]]
+name = "Plan 4.2"            # optional, as are dataset, threat, norm, objective, defense, reason
+dataset = "pneumoniamnist"
+attack = "worst_case"        # of all attacks run; "clean": none; else the name of one
+eps = "2/255"
+metric = "sensitivity"       # METRICS; dice[lesion] of a region, recall[severe] of a class
+at_least = 0.70              # or at_most, where lower is better
+basis = "low"                # the default: the unfavourable end of the 95 % interval; or "value"
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from robustbench_med import registry
+from robustbench_med.cards import Norm, Threat
+from robustbench_med.errors import SpecError, UnknownNameError
+from robustbench_med.spec import number
+
+_PARTS = ("dice", "iou", "hd95", "nsd", "volume_error", "lesion_miss", "false_alarm")
+# metric -> whether higher is better, how it is written, and the largest limit that makes sense
+METRICS: dict[str, tuple[bool, str, float]] = {
+    "accuracy": (True, "percent", 1),
+    "balanced_accuracy": (True, "percent", 1),
+    "sensitivity": (True, "percent", 1),
+    "specificity": (True, "percent", 1),
+    "recall": (True, "percent", 1),
+    "auc": (True, "unit", 1),
+    "f1": (True, "unit", 1),
+    "attack_success": (False, "percent", 1),
+    "flips_to_normal": (False, "percent", 1),
+    "flips_to_disease": (False, "percent", 1),
+    "dice": (True, "unit", 1),
+    "iou": (True, "unit", 1),
+    "pixel_accuracy": (True, "percent", 1),
+    "nsd": (True, "unit", 1),
+    "hd95": (False, "plain", float("inf")),
+    "volume_error": (False, "fine", float("inf")),
+    "lesion_miss": (False, "percent", 1),
+    "false_alarm": (False, "percent", 1),
+    "target_dice": (False, "unit", 1),
+    "auroc": (True, "unit", 1),
+    "tpr_at_1": (True, "percent", 1),
+    "tpr_at_5": (True, "percent", 1),
+    "caught": (True, "percent", 1),
+    "false_alarms": (False, "count", 1000),
+}
+
+
+class Criterion(BaseModel):
+    """One acceptance criterion: a metric, under which attack, and its limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: str = Field(default="", description="what the plan calls it")
+    dataset: str = Field(default="", description="registry name; empty: all of the model")
+    attack: str = Field(
+        default="worst_case", description="worst_case: of all attacks run; clean: none; or a name"
+    )
+    eps: str | float | None = Field(default=None, description="radius, e.g. '2/255'; not of clean")
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+    basis: Literal["low", "value", "high"] | None = Field(
+        default=None, description="which end of the 95 % interval is judged"
+    )
+    threat: Threat = "white_box"
+    norm: Norm = "linf"
+    objective: str = "untargeted"
+    defense: str = "none"
+    reason: str = Field(default="", description="why this limit")
+
+    @property
+    def higher(self) -> bool:
+        """Whether higher is better."""
+        return METRICS[self.base][0]
+
+    @property
+    def base(self) -> str:
+        """The metric without its region or class."""
+        return self.metric.partition("[")[0]
+
+    @property
+    def limit(self) -> float:
+        """The limit itself."""
+        limit = self.at_least if self.at_least is not None else self.at_most
+        assert limit is not None  # noqa: S101 - checked by `read_criteria`
+        return limit
+
+    @property
+    def judged_on(self) -> Literal["low", "value", "high"]:
+        """The end of the interval that is judged: the unfavourable one unless the file says so."""
+        return self.basis or ("low" if self.higher else "high")
+
+    @property
+    def radius(self) -> float:
+        """The radius in the units of the ladder; 0 of the clean image."""
+        return 0.0 if self.eps is None else number(self.eps)
+
+
+class Given(NamedTuple):
+    """A file of criteria.
+
+    Attributes:
+        file: its name.
+        sha256: of its bytes.
+        modified: UTC, ISO 8601, whole seconds.
+        criteria: in its order.
+        command: the path as given.
+    """
+
+    file: str
+    sha256: str
+    modified: str
+    criteria: tuple[Criterion, ...]
+    command: str = ""
+
+
+def read_criteria(path: Path) -> Given:
+    """Return the criteria in a TOML file.
+
+    Raises:
+        SpecError: it cannot be read, is no TOML, or a criterion is wrong: an unknown key or metric,
+            a value of a wrong type, no limit or two, a limit outside of the metric's range.
+    """
+    try:
+        content = path.read_bytes()
+        tables = tomllib.loads(content.decode())
+    except OSError as error:
+        raise SpecError(f"expected criteria in {path}, got: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"expected TOML in {path}, got: {error}") from None
+    if set(tables) != {"criteria"} or not _tables(tables["criteria"]):
+        listed = ", ".join(tables) or "nothing"
+        raise SpecError(f"expected [[criteria]] tables alone in {path}, got {listed}")
+    found = tuple(
+        _criterion(table, f"{path}, criterion {place}")
+        for place, table in enumerate(tables["criteria"], 1)
+    )
+    modified = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+    digest = hashlib.sha256(content).hexdigest()
+    return Given(path.name, digest, modified, found, str(path))
+
+
+def _tables(value: Any) -> bool:  # noqa: ANN401 - whatever the file holds
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+
+
+def _criterion(table: dict[str, Any], where: str) -> Criterion:
+    for key in table:
+        if key not in Criterion.model_fields:
+            raise SpecError(f"{where}: {UnknownNameError('key', key, Criterion.model_fields)}")
+    criterion = registry.validate(Criterion, table, where)
+    if criterion.base not in METRICS:
+        raise SpecError(f"{where}: {UnknownNameError('metric', criterion.metric, METRICS)}")
+    for problem in _problems(criterion):
+        raise SpecError(f"{where}: {problem}")
+    return criterion
+
+
+def _problems(c: Criterion) -> list[str]:
+    higher, _, most = METRICS[c.base]
+    found = []
+    part = re.fullmatch(r"\w+(\[.+\])?", c.metric)
+    if part is None or (part[1] is None) != (c.base != "recall") and c.base not in _PARTS:
+        form = "recall[CLASS]" if c.base == "recall" else c.base
+        found.append(f"expected metric {form}, got {c.metric!r}")
+    if (c.at_least is None) == (c.at_most is None):
+        found.append("expected one of at_least and at_most, got both or none")
+        return found
+    key, other = ("at_least", "at_most") if higher else ("at_most", "at_least")
+    if (c.at_least is not None) != higher:
+        better = "higher" if higher else "lower"
+        found.append(f"expected {key} with {c.metric} ({better} is better), got {other}")
+    if not 0 <= c.limit <= most:
+        found.append(f"expected {key} in [0, {most:g}] with {c.metric}, got {c.limit:g}")
+    if c.basis not in (None, "value", "low" if higher else "high"):
+        end = "low" if higher else "high"
+        found.append(f"expected basis {end!r} or 'value' with {key}, got {c.basis!r}")
+    return found + _radius_problems(c)
+
+
+def _radius_problems(c: Criterion) -> list[str]:
+    if (c.eps is None) != (c.attack == "clean"):
+        return [
+            "expected eps with every attack but 'clean', got "
+            + ("none" if c.eps is None else "one")
+        ]
+    if c.eps is None:
+        return []
+    try:
+        return [] if c.radius > 0 else [f"expected eps > 0, got {c.eps!r}"]
+    except SpecError as error:
+        return [f"eps: {error}"]

@@ -1,0 +1,211 @@
+"""Evidence: what the records say of the model on one board, as a part of the document."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from robustbench_med.bench.record import Estimate, Record, Stored
+
+from ..detectors import COLUMNS, RULE, guarded, has_detectors
+from ..metrics import metric_rows
+from ..text import plain, radius
+from ..words import decision_words
+from .calls import Kept, directed_flips, recalls, region_dice, valid_runs
+from .chosen import Chosen
+from .document import Cell, DetectorLine, Evidence, Line
+from .residual import remaining
+
+_OF_MASKS = {"volume_error": False, "lesion_miss": False, "hd95": False}  # higher is worse
+_ALARMS = "false_alarms"
+
+
+def evidence(one: Chosen) -> Evidence:
+    """Return what is known of the model on one board."""
+    board, row, card = one.board, one.row, one.board.dataset
+    first = next(iter(row.runs.values())).record
+    eps = (0.0, *board.ladder)
+    labels = ("clean", *(radius(e, board.norm, board.budget) for e in board.ladder))
+    return Evidence(
+        anchor=one.anchor,
+        dataset=card.name,
+        heading=plain(card.heading),
+        setting=board.setting,
+        threat=board.threat,
+        norm=board.norm,
+        budget=board.budget,
+        objective=board.objective,
+        channels=board.channels,
+        ladder=board.ladder,
+        labels=labels,
+        headline=board.headline,
+        defense=row.shield,
+        defense_spec=row.key.defense,
+        weights=row.key.weights,
+        metric=board.score.metric,
+        score=board.score.key,
+        counted=board.score.least,
+        rule=RULE if has_detectors(board) else "",
+        standing=row.standing,
+        doubts=row.reasons,
+        crosscheck=row.crosscheck,
+        images=row.images,
+        patients=row.patients,
+        worst=_worst(one, eps),
+        attacks=_attacks(one, eps),
+        calls=tuple(_line(kept, one, eps) for kept in _told(one)),
+        flips=tuple(_line(kept, one, eps) for kept in directed_flips(row, card)),
+        regions=() if board.score.attacked else (*_regions(one, eps), *_mask_metrics(one, eps)),
+        detectors=_detectors(one),
+        remaining=remaining(one),
+        decision=decision_words(first),
+        records=one.ids,
+    )
+
+
+def counted(one: Chosen) -> tuple[str, ...]:
+    """Return the case ids that the worst case is taken over."""
+    return tuple(run.record.case_id for run in valid_runs(one.row))
+
+
+def _worst(one: Chosen, eps: tuple[float, ...]) -> Line:
+    row, ids = one.row, counted(one) or one.ids
+    cells = [Cell(eps=0.0, estimate=row.clean, records=ids)]
+    for rung, estimate in enumerate(row.worst):
+        by = row.strongest(rung) if math.isfinite(estimate.value) else ""
+        cells.append(Cell(eps=eps[rung + 1], estimate=estimate, records=ids, by=by))
+    score = one.board.score
+    title = "Worst case of all attacks, image by image"
+    return Line(name="worst_case", title=title, kind=score.kind, n=row.images, cells=tuple(cells))
+
+
+def _attacks(one: Chosen, eps: tuple[float, ...]) -> tuple[Line, ...]:
+    lines = []
+    for column, estimates in one.row.scores.items():
+        run = one.runs[column].record
+        cells = tuple(
+            Cell(eps=e, estimate=estimate, records=(run.case_id,))
+            for e, estimate in zip(eps[1:], estimates, strict=True)
+        )
+        kind = one.board.score.kind
+        lines.append(Line(name=run.case.attack, title=column, kind=kind, n=run.n, cells=cells))
+    return tuple(lines)
+
+
+def _told(one: Chosen) -> list[Kept]:
+    """Return the recalls that a table shows: none that sensitivity or specificity says already."""
+    card, found = one.board.dataset, recalls(one.row, one.board.dataset)
+    if card.task == "multi_label" or card.normal is None:
+        return found
+    if card.binary:
+        return found[:2]
+    return [kept for kept in found if kept.name != f"recall[{card.classes[card.normal]}]"]
+
+
+def _line(kept: Kept, one: Chosen, eps: tuple[float, ...], kind: str = "percent") -> Line:
+    ids = counted(one)
+    counts: tuple[int | None, ...] = kept.counts if kind == "percent" else (None,) * len(eps)
+    cells = tuple(
+        Cell(eps=e, estimate=estimate, records=ids, count=count)
+        for e, estimate, count in zip(eps, kept.estimates, counts, strict=True)
+    )
+    return Line(name=kept.name, title=kept.title, kind=kind, n=kept.n, cells=cells)
+
+
+def _regions(one: Chosen, eps: tuple[float, ...]) -> list[Line]:
+    return [_line(kept, one, eps, "unit") for kept in region_dice(one.row, one.board.dataset)]
+
+
+def _mask_metrics(one: Chosen, eps: tuple[float, ...]) -> list[Line]:
+    """Return metrics of masks that no image-by-image worst case is kept of."""
+    runs = valid_runs(one.row)
+    if not runs or one.board.dataset.task != "segmentation":
+        return []
+    named = _written(runs[0].record)
+    lines = []
+    for name, higher in _OF_MASKS.items():
+        if name not in named:
+            continue
+        label, kind = named[name]
+        found = [hardest(runs, name, rung, higher=higher) for rung in range(len(eps))]
+        cells = tuple(
+            Cell(eps=e, estimate=cell[0], records=(cell[1].record.case_id,), by=_by(one, cell[1]))
+            for e, cell in zip(eps, found, strict=True)
+            if cell is not None
+        )
+        if len(cells) == len(eps):
+            lines.append(Line(name=name, title=label, kind=kind, n=runs[0].record.n, cells=cells))
+    return lines
+
+
+def _by(one: Chosen, run: Stored) -> str:
+    return next(column for column, other in one.runs.items() if other is run)
+
+
+def _written(record: Record) -> dict[str, tuple[str, str]]:
+    """Return what a table calls a metric of masks and how its value is written."""
+    shown = {row.label: row.kind for row in metric_rows(record)}
+    starts = {"volume_error": "Volume error", "lesion_miss": "Lesions missed", "hd95": "HD95"}
+    return {
+        name: (label, kind)
+        for name, start in starts.items()
+        for label, kind in shown.items()
+        if label.startswith(start)
+    }
+
+
+def hardest(
+    runs: list[Stored],
+    metric: str,
+    rung: int,
+    *,
+    higher: bool,
+    end: Literal["low", "value", "high"] = "value",
+) -> tuple[Estimate, Stored] | None:
+    """Return the least favourable value of a metric of records, and its record.
+
+    Args:
+        runs: the records.
+        metric: as records name it.
+        rung: 0 = clean.
+        higher: whether higher is better.
+        end: what is compared: the value, or an end of its interval.
+
+    Returns:
+        None where no record has it, or it is undefined in all.
+    """
+    found = [
+        (estimate, run)
+        for run in runs
+        if rung < len(run.record.rungs)
+        and (estimate := run.record.rungs[rung].metrics.get(metric)) is not None
+        and not math.isnan(estimate.value)
+    ]
+    if not found:
+        return None
+    pick = min if higher else max
+    return pick(found, key=lambda pair: pair[0].model_dump()[end])
+
+
+def _detectors(one: Chosen) -> tuple[DetectorLine, ...]:
+    """Return what the detector catches of each attack at the headline radius."""
+    rung = one.board.headline + 1
+    lines = []
+    for column, run in one.runs.items():
+        record = run.record
+        if record.status != "ok" or not guarded(record) or rung >= len(record.rungs):
+            continue
+        metrics = record.rungs[rung].metrics
+        kept = {n: metrics[n] for n in (*COLUMNS, _ALARMS) if n in metrics}
+        blind = record.case.knowledge == "oblivious"
+        lines.append(
+            DetectorLine(
+                name=one.row.shield,
+                knowledge="oblivious" if blind else "adaptive",
+                attack=column,
+                eps=one.board.ladder[one.board.headline],
+                metrics=kept,
+                records=(record.case_id,),
+            )
+        )
+    return tuple(lines)

@@ -1,0 +1,110 @@
+"""Residual risk and limits: what remains, and what these numbers could not have seen."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from robustbench_med.stats import miss_bound, wilson
+
+from ..table import patients
+from ..text import plain, radius
+from .calls import valid_runs
+from .chosen import Chosen
+from .document import Remaining
+
+ALPHA = 0.05
+
+
+def least_changes(n: int) -> float:
+    """Return the smallest share of `n` units that an exact McNemar test could tell from no change.
+
+    All changes in one direction, two-sided at 5 %: 2 · 0.5^k <= 0.05, so k = 6; NaN below 6 units.
+    Source: McNemar 1947, exact binomial form.
+
+    >>> least_changes(60), least_changes(5)
+    (0.1, nan)
+    """
+    k = math.ceil(1 - math.log2(ALPHA))
+    return k / n if n >= k else float("nan")
+
+
+def remaining(one: Chosen) -> Remaining | None:
+    """Return what is left of the risk at the smallest radius; None where nothing was scored.
+
+    Counted by patient where patients are known: one of whose images is right when clean and broken
+    by any attack.
+    """
+    row, runs = one.row, valid_runs(one.row)
+    if not runs or not row.images or one.board.control:
+        return None
+    sound = row.stands[0].to_numpy(dtype=bool)
+    broken = sound & ~row.stands[1].to_numpy(dtype=bool)
+    by_patient = row.patients is not None
+    owner = row.stands.index.to_series()
+    if by_patient:
+        table = runs[0].samples.drop_duplicates("sample").set_index("sample")
+        owner = table["patient"].loc[row.stands.index]
+    units = pd.Series(broken).groupby(owner.to_numpy()).any()
+    changed, of = int(units.sum()), len(units)
+    return Remaining(
+        eps=one.board.ladder[0],
+        units="patients" if by_patient else "images",
+        changed=changed,
+        of=of,
+        share=wilson(changed, of),
+        least_seen=least_changes(of),
+        possible=miss_bound(of),
+    )
+
+
+def _sample(title: str, mine: list[Chosen]) -> str:
+    """Return how many images the boards of a dataset have, and what they could have seen."""
+    images = sorted({one.row.images for one in mine if one.row.images})
+    largest = max((one.row.patients or one.row.images for one in mine), default=0)
+    units = "patients" if any(one.row.patients is not None for one in mine) else "images"
+    least = least_changes(largest)
+    seen = (
+        f"a change of fewer than {round(least * largest)} of {largest} {units} "
+        f"({100 * least:.1f} %) cannot be told from chance"
+        if math.isfinite(least)
+        else f"{largest} {units} are too few to tell any change from chance"
+    )
+    return (
+        f"Sample of {title}: {' / '.join(map(str, images)) or 'no'} images, "
+        f"{patients(mine[0].board)}; {seen} (exact McNemar test at 5 %). Intervals cover the "
+        "drawing of images (by patient where patients are known), not the training of the model."
+    )
+
+
+def limits(chosen: list[Chosen], lines: list[str]) -> tuple[str, ...]:
+    """Return what the figures cannot say, the gravest first; `lines` are told at the end."""
+    cards = {one.board.dataset.name: one.board.dataset for one in chosen}
+    synthetic = [plain(card.title) for card in cards.values() if card.synthetic]
+    runs = [run.record for one in chosen for run in one.runs.values()]
+    found = []
+    if synthetic:
+        found.append(
+            f"Synthetic data: {', '.join(synthetic)}. Drawn phantoms, not patients: they compare "
+            "attacks and models, and say nothing about a clinic."
+        )
+    for card in cards.values():
+        mine = [one for one in chosen if one.board.dataset.name == card.name]
+        found.append(_sample(plain(card.title), mine))
+        found += [f"{plain(card.title)}: {plain(note)}" for note in card.notes]
+    if any(record.patients is None for record in runs):
+        found.append(
+            "Where patients are not known, images are treated as independent. If several are of "
+            "one patient, intervals are too narrow."
+        )
+    largest = sorted({radius(r.case.ladder[-1], r.case.norm, r.case.budget) for r in runs})
+    found.append(f"No radius above the largest tried was tested ({', '.join(largest)}).")
+    found.append("Robustness under attack is an upper bound: an attack that fails proves nothing.")
+    if any(record.provenance.git_dirty for record in runs):
+        found.append(
+            "Some records were made from a checkout with changes that no commit holds (marked +)."
+        )
+    if any(not record.provenance.git_commit for record in runs):
+        found.append("Some records do not state the commit they were made from.")
+    return (*found, *map(plain, lines))

@@ -1,0 +1,155 @@
+"""Recalls and flips under all attacks: closed forms, and the records' own metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from leaderboard.board import Board, Row
+from leaderboard.rank import boards
+from leaderboard.report.calls import Kept, directed_flips, recalls, region_dice
+from robustbench_med.bench import store
+from robustbench_med.bench.record import Stored
+from tests.leaderboard.planted import DATASETS
+from tests.leaderboard.planted_masks import BRAIN, make_masks
+from tests.leaderboard.planted_shields import GUARD, WRAPPED, detecting, wrapped
+
+from .planted import SENSITIVITY, SPECIFICITY, N, pair, wilson
+
+Maker = Callable[..., Stored]
+RESULTS = Path(__file__).parents[3] / "results"
+
+
+def only(records: list[Stored]) -> tuple[Board, Row]:
+    (board,) = boards(records)
+    (row,) = board.rows
+    return board, row
+
+
+def named(found: list[Kept]) -> dict[str, Kept]:
+    return {kept.name: kept for kept in found}
+
+
+def test_an_image_is_found_only_if_every_attack_leaves_it(make_stored: Maker) -> None:
+    board, row = only(pair(make_stored))
+    found = named(recalls(row, board.dataset))
+    assert found["sensitivity"].counts == SENSITIVITY
+    assert found["specificity"].counts == SPECIFICITY
+    assert found["recall[opacity]"].estimates == found["sensitivity"].estimates
+    for count, estimate in zip(SENSITIVITY, found["sensitivity"].estimates, strict=True):
+        assert estimate.value == pytest.approx(count / 10)
+        low, high = wilson(count, 10)
+        assert [estimate.low, estimate.high] == pytest.approx([low, high])
+
+
+def test_flips_count_each_direction_of_the_images_right_when_clean(make_stored: Maker) -> None:
+    board, row = only(pair(make_stored))
+    found = named(directed_flips(row, board.dataset))
+    hidden, planted = found["flips_to_normal"], found["flips_to_disease"]
+    assert (hidden.n, hidden.counts) == (10, (0, 2, 3, 3, 3, 3))
+    assert (planted.n, planted.counts) == (9, (0, 0, 0, 2, 2, 2))  # image 0 was wrong before
+    low, high = wilson(3, 10)
+    assert hidden.estimates[2].value == pytest.approx(0.3)
+    assert hidden.estimates[2].low == pytest.approx(low)
+    assert hidden.estimates[2].high == pytest.approx(high)
+
+
+def test_an_image_wrong_when_clean_does_not_flip_though_it_is_attacked(make_stored: Maker) -> None:
+    """A targeted attack works on images called wrong as well."""
+    stored = make_stored([0, 0, 1, 1, 6, 6], case={"objective": "targeted(target=0)"})
+    samples = stored.samples.assign(attacked=True)
+    board, row = only([stored._replace(samples=samples)])
+    found = named(directed_flips(row, board.dataset))
+    assert [(kept.n, kept.counts[1]) for kept in found.values()] == [(2, 1), (2, 1)]
+
+
+def test_known_patients_widen_the_interval(make_stored: Maker) -> None:
+    found = []
+    for patients in (False, True):
+        board, row = only(pair(make_stored, patients=patients))
+        found.append(named(recalls(row, board.dataset))["sensitivity"].estimates[2])
+    assert found[0].value == found[1].value
+    assert found[1].high - found[1].low > found[0].high - found[0].low
+
+
+def test_findings_have_recalls_and_flips_each(make_stored: Maker) -> None:
+    card = DATASETS[1].model_copy(
+        update={"task": "multi_label", "classes": ("nodule", "effusion"), "normal": None}
+    )
+    stored = make_stored([6] * N, dataset=card)
+    samples = stored.samples.copy()
+    place = samples["sample"].str[1:].astype(int)
+    rung = samples.groupby("sample").cumcount()
+    truth = [[int(i < 10), 0] for i in place]
+    # the nodule of images 0 and 1 is hidden from rung 1 on, an effusion planted into image 2
+    called = [
+        [t[0] if not (i < 2 and r) else 0, int(i == 2 and r > 1)]
+        for t, i, r in zip(truth, place, rung, strict=True)
+    ]
+    samples["truth"], samples["prediction"] = truth, called
+    board, row = only([stored._replace(samples=samples)])
+    every = named(recalls(row, board.dataset))
+    assert every["recall[nodule]"].counts == (10, 8, 8, 8, 8, 8)
+    assert every["recall[effusion]"].n == 0
+    assert np.isnan(every["recall[effusion]"].estimates[0].value)
+    turned = named(directed_flips(row, board.dataset))
+    assert (turned["flips_to_normal"].n, turned["flips_to_normal"].counts[1]) == (10, 2)
+    assert (turned["flips_to_disease"].n, turned["flips_to_disease"].counts[2]) == (N, 1)
+
+
+def test_without_a_healthy_class_there_is_neither(make_stored: Maker) -> None:
+    card = DATASETS[1].model_copy(update={"normal": None})
+    board, row = only(pair(make_stored, dataset=card))
+    assert [kept.name for kept in recalls(row, board.dataset)] == [
+        "recall[clear]",
+        "recall[opacity]",
+    ]
+    assert directed_flips(row, board.dataset) == []
+
+
+def test_an_oblivious_attacker_does_not_count(make_stored: Maker) -> None:
+    known = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.7, 0.1))
+    blind = wrapped(make_stored, [1] * 10, GUARD, record=detecting(0.9, 0.8), knowledge="oblivious")
+    board, row = only([known, blind])
+    alone, first = only([known])
+    assert recalls(row, board.dataset) == recalls(first, alone.dataset)
+    board, row = only([blind])
+    assert recalls(row, board.dataset) == []
+    assert directed_flips(row, board.dataset) == []
+
+
+def test_the_dice_of_a_region_is_the_lowest_of_each_image(make_stored: Maker) -> None:
+    one, other = np.full((2, 3, 3), 0.9), np.full((2, 3, 3), 0.9)
+    one[0, 1:, 0], other[1, 1:, 0], other[:, 2, 2] = 0.5, 0.3, 0.1
+    records = [
+        make_masks(make_stored, one, attack="pgd"),
+        make_masks(make_stored, other, attack="segpgd"),
+    ]
+    board, row = only(records)
+    found = named(region_dice(row, board.dataset))
+    assert list(found) == [f"dice[{name}]" for name in BRAIN.parts]
+    values = [estimate.value for estimate in found["dice[whole tumour]"].estimates]
+    assert values == pytest.approx([0.9, 0.4, 0.4])
+    assert found["dice[enhancing tumour]"].estimates[2].value == pytest.approx(0.1)
+    assert recalls(row, board.dataset) == directed_flips(row, board.dataset) == []
+
+
+@pytest.mark.slow
+def test_a_single_record_gives_its_own_metrics() -> None:
+    """Of one attack the worst case is the record's own metric, made by other code from logits."""
+    compared = 0
+    for stored in store.read_all(RESULTS / "attacks")[0]:
+        if stored.record.dataset_card.task == "segmentation":
+            continue
+        board, row = only([stored])
+        for kept in recalls(row, board.dataset) + directed_flips(row, board.dataset):
+            for estimate, rung in zip(kept.estimates, stored.record.rungs, strict=True):
+                if kept.name in rung.metrics:
+                    own = rung.metrics[kept.name]
+                    both = np.array([[estimate.value, estimate.low], [own.value, own.low]])
+                    np.testing.assert_allclose(both[0], both[1], atol=1e-12)
+                    compared += 1
+    assert compared > 400

@@ -1,0 +1,204 @@
+"""The report: numbers, pointers, bytes; HTML and JSON say the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from leaderboard.report import read_criteria, write_report
+from leaderboard.report.document import Report
+from leaderboard.text import interval, number
+from robustbench_med.bench import store
+from robustbench_med.bench.record import Stored
+from robustbench_med.errors import ResultsError, UnknownNameError
+from tests.leaderboard.field import QUERIES, raised
+from tests.leaderboard.planted import VICTIMS
+from tests.leaderboard.planted_masks import make_masks
+from tests.leaderboard.planted_shields import GUARD, WRAPPED, detecting, wrapped
+
+from .planted import ACCURACY, SENSITIVITY, VICTIM, N, made, page, pair, rows
+
+Maker = Callable[..., Stored]
+
+
+def test_html_and_json_hold_the_same_numbers(make_stored: Maker, tmp_path: Path) -> None:
+    written = made(pair(make_stored), tmp_path)
+    held = json.loads(written.json.read_text())
+    board = held["boards"][0]
+    worst, *attacks = rows(page(written), "board-1-worst")
+    assert [round(c["estimate"]["value"] * N) for c in board["worst"]["cells"]] == list(ACCURACY)
+    lines = [board["worst"], *board["attacks"], *board["calls"], *board["flips"]]
+    shown = [worst, *attacks, *rows(page(written), "board-1-calls")]
+    assert len(lines) == len(shown) == 3 + 4
+    document = Report.model_validate(held)
+    every = document.boards[0]
+    own = [every.worst, *every.attacks, *every.calls, *every.flips]
+    for row, line in zip(shown, own, strict=True):
+        assert line.title in row[0]
+        cells = row[1:-1] if len(line.cells) == len(row) - 2 else row[2:-1]
+        for text, cell in zip(cells, line.cells, strict=True):
+            assert text.split()[0] == number(cell.estimate.value, line.kind)
+            assert text.split()[-1] == interval(cell.estimate, line.kind)
+            if cell.count is not None:
+                assert f"{cell.count} of {line.n}" in text
+    sensitivity = next(line for line in every.calls if line.name == "sensitivity")
+    assert tuple(cell.count for cell in sensitivity.cells) == SENSITIVITY
+
+
+def test_every_figure_points_at_a_record(make_stored: Maker, tmp_path: Path) -> None:
+    records = pair(make_stored, pictures=2)
+    written = made(records, tmp_path)
+    html, document = page(written), written.document
+    ids = {stored.record.case_id for stored in records}
+    assert {reference.case_id for reference in document.records} == ids
+    assert [reference.number for reference in document.records] == ["R1", "R2"]
+    for reference in document.records:
+        assert f'id="record-{reference.case_id}"' in html
+        assert reference.path == f"{reference.case_id}/record.json"
+    for board in document.boards:
+        for line in (board.worst, *board.attacks, *board.calls, *board.flips):
+            for cell in line.cells:
+                assert cell.records
+                assert set(cell.records) <= ids
+    for table in ("board-1-worst", "board-1-calls"):
+        assert all(re.search(r"R\d", row[-1]) for row in rows(html, table))
+    captions = re.findall(r'<p class="soft">truth.*?</p>', html)
+    assert len(captions) == 4
+    assert all("#record-" in caption for caption in captions)
+
+
+def test_the_same_records_give_the_same_bytes(
+    make_stored: Maker, tmp_path: Path, criteria: Path
+) -> None:
+    records = [*pair(make_stored, pictures=1), make_stored([6, 1] * 10, victim=VICTIMS[1])]
+    given = read_criteria(criteria)
+    first = made(records, tmp_path / "a", criteria=given)
+    second = made(records[::-1], tmp_path / "b", criteria=given)
+    assert first.html.read_bytes() == second.html.read_bytes()
+    assert first.json.read_bytes() == second.json.read_bytes()
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "report-resnet_narrow.html",
+        "report-resnet_narrow.json",
+    ]
+
+
+def test_the_json_is_standard_and_states_its_schema(make_stored: Maker, tmp_path: Path) -> None:
+    written = made(pair(make_stored), tmp_path)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    held = json.loads(written.json.read_text(), parse_constant=refuse)
+    assert (held["format"], held["schema_version"]) == ("robustbench_med.report", 1)
+    again = Report.model_validate_json(written.json.read_text())
+    assert again.model_dump_json() == written.document.model_dump_json()
+
+
+def test_verdicts_are_counted_at_the_top(
+    make_stored: Maker, tmp_path: Path, criteria: Path
+) -> None:
+    given = read_criteria(criteria)
+    html = page(made(pair(make_stored), tmp_path, criteria=given))
+    tally = re.sub(r"<[^>]+>|\s+", " ", html[html.index('class="tally"') :].split("</p>")[0])
+    assert re.findall(r"(met|not met|not tested)\s+(\d)", tally) == [
+        ("met", "1"),
+        ("not met", "1"),
+        ("not tested", "1"),
+    ]
+    assert given.sha256 in html
+    assert "Written after the results" not in html
+    assert "C2 not met: 4.2: sensitivity at least 0.99 (99 %)" in html
+    os.utime(criteria, (4e9, 4e9))
+    html = page(made(pair(make_stored), tmp_path, criteria=read_criteria(criteria)))
+    assert "Written after the results" in html
+    assert "No acceptance criteria were given" in page(made(pair(make_stored), tmp_path))
+
+
+def test_detectors_show_both_kinds_of_attacker(make_stored: Maker, tmp_path: Path) -> None:
+    known = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.7, 0.1))
+    blind = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.9, 0.8), knowledge="oblivious")
+    written = made([known, blind], tmp_path)
+    lines = {line.knowledge: line for line in written.document.boards[0].detectors}
+    assert lines["adaptive"].metrics["auroc"].value == pytest.approx(0.7)
+    assert lines["oblivious"].metrics["caught"].value == pytest.approx(0.8)
+    assert lines["adaptive"].metrics["false_alarms"].value == pytest.approx(40)
+    html = page(written)
+    assert "0.700" in html
+    assert "behind Mahalanobis" in html
+    assert "No detector stood before the model" not in html
+    assert "No detector stood before the model" in page(made(pair(make_stored), tmp_path))
+
+
+def test_masks_have_regions_and_pictures(make_stored: Maker, tmp_path: Path) -> None:
+    records = [
+        make_masks(make_stored, [[0.9, 0.8, 0.7]] * 6, attack="pgd", pictures=2, patients=True),
+        make_masks(make_stored, [[0.9, 0.6, 0.7]] * 6, attack="segpgd"),
+    ]
+    written = made(records, tmp_path, victim="unet_narrow")
+    (board,) = written.document.boards
+    lines = {line.name: line for line in board.regions}
+    assert [c.estimate.value for c in lines["dice[tumour core]"].cells] == pytest.approx(
+        [0.9, 0.6, 0.7]
+    )
+    at = lines["volume_error"].cells[1]
+    assert at.estimate.value == pytest.approx(8.125 * 0.4)
+    assert (at.by, at.records) == ("SegPGD", (records[1].record.case_id,))
+    assert lines["lesion_miss"].cells[2].estimate.value == pytest.approx(0.15)
+    assert board.calls == board.flips == ()
+    html = page(written)
+    assert "Lesions missed, %" in html
+    assert "whole tumour" in html
+    assert html.count('class="picture"') == 2
+
+
+def test_flags_and_missing_pictures_are_said(make_stored: Maker, tmp_path: Path) -> None:
+    flagged = make_stored([6] * N, attack="pgd", record=raised(QUERIES), over_budget=2)
+    written = made([flagged], tmp_path, unreadable=["expected a readable record in x, got: y"])
+    html = page(written)
+    assert "measured 3 of 12 images, allowed 1" in html
+    assert "2 images exceed their radius" in html
+    assert "No pictures are stored with these records" in html
+    assert "1 record in the folder could not be read" in html
+    assert "B1</a> (flagged, 2 reasons)" in html
+
+
+def test_what_could_not_be_scored_is_shown_as_such(make_stored: Maker, tmp_path: Path) -> None:
+    broken = {"status": "invalid", "reason": "3 images gave NaN logits", "rungs": ()}
+    invalid = make_stored([6] * N, record=broken | {"audit": None, "cost": None})
+    written = made([invalid], tmp_path)
+    (board,) = written.document.boards
+    assert (board.standing, board.calls, board.flips, board.remaining) == ("invalid", (), (), None)
+    html = page(written)
+    assert "3 images gave NaN logits" in html
+    assert "no valid record of an attacker" in html
+    assert "<svg" not in html
+    blind = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.9, 0.8), knowledge="oblivious")
+    written = made([blind], tmp_path)
+    assert "attacked only as if it had no defense" in written.document.boards[0].doubts
+    assert "an attacked image that is rejected counts as right" in page(written)
+
+
+def test_records_on_the_disk_are_hashed(make_stored: Maker, tmp_path: Path) -> None:
+    stored = make_stored([6] * N)
+    home = store.write(tmp_path, stored.record, stored.samples, {})
+    (reference,) = made([store.read(home)], tmp_path).document.records
+    for name, found in (
+        ("record.json", reference.record_sha256),
+        ("samples.parquet", reference.samples_sha256),
+    ):
+        assert found == hashlib.sha256((home / name).read_bytes()).hexdigest()
+
+
+def test_a_victim_without_records_lists_those_there_are(make_stored: Maker, tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="expected a known victim with records, got 'res'"):
+        made(pair(make_stored), tmp_path, victim="res")
+    with pytest.raises(UnknownNameError, match="known: resnet_narrow"):
+        made(pair(make_stored), tmp_path, victim="res")
+    with pytest.raises(ResultsError, match="expected records to report on, got none"):
+        write_report([], victim=VICTIM, base=tmp_path, out=tmp_path)

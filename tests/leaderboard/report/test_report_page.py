@@ -1,0 +1,144 @@
+"""The page of a report: escaped, without script, accessible, fit for paper."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from leaderboard.report import file_name, read_criteria
+from leaderboard.report.clauses import CLAUSES, SHORT
+from robustbench_med.bench.record import Stored
+from tests.leaderboard.browser import Tags, chromium
+from tests.leaderboard.field import QUERIES, raised
+from tests.leaderboard.planted import HOSTILE
+from tests.leaderboard.planted_shields import GUARD, WRAPPED, detecting, wrapped
+
+from .planted import TABLE, made, page, pair
+
+Maker = Callable[..., Stored]
+EVIL = '"><img src=x onerror=alert(1)>' + HOSTILE
+
+
+def test_hostile_names_stay_text(make_stored: Maker, tmp_path: Path, criteria: Path) -> None:
+    provenance = make_stored([6]).record.provenance
+    hostile = {name: EVIL for name in ("version", "git_commit", "platform", "command", "started")}
+    records = []
+    for stored in pair(make_stored, victim=(EVIL, EVIL, EVIL), pictures=1):
+        record = stored.record
+        cards = {
+            "dataset_card": record.dataset_card.model_copy(
+                update={
+                    "title": EVIL,
+                    "summary": EVIL,
+                    "classes": (EVIL, "b"),
+                    "url": "javascript:alert(1)",
+                    "notes": (EVIL,),
+                    "licence": EVIL,
+                    "modality": EVIL,
+                }
+            ),
+            "attack_card": record.attack_card.model_copy(update={"title": EVIL + record.case_id}),
+            "provenance": provenance.model_copy(update=hostile),
+        }
+        flagged = raised(QUERIES.model_copy(update={"meaning": EVIL, "name": EVIL}))
+        records.append(stored._replace(record=record.model_copy(update=cards | flagged)))
+    criteria.write_text(TABLE.replace('name = "4.2"', f"name = '{EVIL}'"))
+    renamed = criteria.rename(criteria.with_name("<script>alert(1).toml"))
+    given = read_criteria(renamed)
+    html = page(made(records, tmp_path / "out", victim=EVIL, criteria=given, unreadable=[EVIL]))
+    assert "<script" not in html
+    assert "<img src=x" not in html
+    assert "javascript:" not in html
+    assert EVIL.replace("<", "&lt;").replace(">", "&gt;").replace('"', "&#34;") in html
+    for tag, attributes in Tags(html).tags:
+        assert not any(key.startswith("on") for key in attributes)
+        assert tag != "img" or attributes["src"].startswith("data:image/png;base64,")
+    assert [path.name for path in (tmp_path / "out").glob("*.html")] == [
+        f"report-{file_name(EVIL)}.html"
+    ]
+
+
+def test_the_page_runs_nothing_and_loads_nothing(make_stored: Maker, tmp_path: Path) -> None:
+    html = page(made(pair(make_stored, pictures=1), tmp_path))
+    tags = Tags(html).tags
+    (policy,) = [a["content"] for _, a in tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "script-src" not in policy
+    assert "unsafe" not in policy
+    assert "http://" not in html
+    assert {tag for tag, _ in tags} & {"script", "link", "iframe", "form", "object"} == set()
+    assert not any("style" in attributes for _, attributes in tags)
+
+
+def test_sections_name_clauses_as_evidence_alone(make_stored: Maker, tmp_path: Path) -> None:
+    html = page(made(pair(make_stored), tmp_path))
+    headings = re.findall(r'<h2 id="(\w+)"><span class="secno">', html)
+    assert set(headings) == set(CLAUSES)
+    assert html.count('<p class="serves"><strong>Evidence for</strong>') == len(CLAUSES)
+    for framework in SHORT:
+        assert framework in html
+    text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", html, flags=re.DOTALL).lower()
+    assert "complian" not in text
+    assert "certified" not in text
+    assert "not a statement of conformity" in text
+    assert "named for orientation" in text
+    named = {(c.framework, c.clause) for clauses in CLAUSES.values() for c in clauses}
+    assert {clause for framework, clause in named if framework == "ISO 14971:2019"} == {
+        f"clause {number}" for number in ("4.4", "4.5", "5", "6", "7", "8")
+    }
+
+
+def test_ids_are_unique_and_references_resolve(make_stored: Maker, tmp_path: Path) -> None:
+    tags = Tags(page(made(pair(make_stored), tmp_path))).tags
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for tag, attributes in tags:
+        for key in ("href", "aria-labelledby"):
+            if key in attributes and not attributes[key].startswith("https://"):
+                assert attributes[key].removeprefix("#") in ids, (tag, attributes)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium (apt install chromium)")
+def test_the_report_prints(make_stored: Maker, tmp_path: Path) -> None:
+    written = made(pair(make_stored, pictures=1), tmp_path)
+    pdf = tmp_path / "report.pdf"
+    chromium("--no-pdf-header-footer", f"--print-to-pdf={pdf}", written.html.as_uri())
+    assert pdf.read_bytes()[:5] == b"%PDF-"
+    assert pdf.stat().st_size > 20_000
+    assert b"/MediaBox [0 0 594.95996 841.91998]" in pdf.read_bytes()  # A4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium (apt install chromium)")
+@pytest.mark.parametrize("width", [1400, 420])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_report_is_accessible_and_asks_for_nothing(
+    make_stored: Maker, tmp_path: Path, criteria: Path, width: int, scheme: str
+) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    axe = Path(pytest.importorskip("axe_playwright_python").__file__).with_name("axe.min.js")
+    guard = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.7, 0.1))
+    given = read_criteria(criteria)
+    written = made([*pair(make_stored, pictures=1), guard], tmp_path, criteria=given)
+    asked: list[str] = []
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        shown = browser.new_page(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True
+        )
+        shown.on("request", lambda request: asked.append(request.url))
+        shown.goto(written.html.as_uri())
+        shown.evaluate(axe.read_text(encoding="utf-8"))
+        violations = shown.evaluate("axe.run()")["violations"]
+        wide = shown.evaluate("document.documentElement.scrollWidth")
+        browser.close()
+    assert [violation["id"] for violation in violations] == []
+    assert wide <= width + 2
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
