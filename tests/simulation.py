@@ -1,14 +1,12 @@
-"""How often 95 % intervals hold the truth, by simulation: `python -m tests.simulation`.
+"""How often 95 % intervals hold the truth, by simulation: `python -m tests.simulation` prints it.
 
 Each scenario draws data whose true value is known and asks the function that records use for its
-interval. Patients are drawn as studies have them: `SIZES` images each, outcomes of one patient
-alike.
+interval. Images of one patient are alike: `icc` is the correlation of two of them.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -127,17 +125,96 @@ def metric(
     return Scenario(f"{name} {truth:.2f}, K={len(prior)}, {count} patients", truth, interval, 500)
 
 
-def dice(mean: float, *, count: int, spread: float, icc: float = 0.5, per: int = 3) -> Scenario:
-    """Mean Dice of images, by patient: beta-distributed, two levels of spread."""
+def dice(mean: float, *, count: int, spread: float, icc: float = 0.5, per: int = 1) -> Scenario:
+    """Mean Dice of images, beta-distributed: `spread` is the standard deviation of an image's."""
     total = mean * (1 - mean) / spread**2 - 1
-    between = total / icc + (1 / icc - 1)  # so that the images of a patient correlate by icc
+    between = (total + 1) / icc - 1  # of a patient's own mean: a share `icc` of the variance
+    within = (total + 1 - icc) / (1 - icc) - 1  # of an image about it, so that variances add up
 
     def interval(rng: Rng) -> Estimate:
         owner = np.repeat(np.arange(count), per)
         own = rng.beta(mean * between, (1 - mean) * between, count)[owner]
-        inner = between / (1 - icc)
-        values = rng.beta(own * inner, (1 - own) * inner) if icc < 1 else own
+        values = rng.beta(own * within, (1 - own) * within)
         weights = stats.resamples(len(owner), owner.astype(np.str_), seed=int(rng.integers(2**31)))
         return stats.bootstrap(float(values.mean()), lambda w: (w @ values) / w.sum(1), weights)
 
-    return Scenario(f"Dice {mean}, {count} patients", mean, interval, 1000)
+    return Scenario(f"Dice {mean} ± {spread}, {count} patients", mean, interval, 1000)
+
+
+def difference(first: float, second: float, *, count: int, alike: float) -> Scenario:
+    """Difference of the accuracies of two victims on the same images, 1 to 3 a patient.
+
+    Args:
+        first: accuracy of one.
+        second: of the other.
+        count: patients.
+        alike: correlation of the latent difficulty of an image for the two.
+    """
+    cuts = scipy_stats.norm.ppf([first, second])
+
+    def interval(rng: Rng) -> Estimate:
+        owner = patients(rng, count, (1, 2, 3))
+        own = rng.normal(size=count)[owner] * np.sqrt(alike / 2)
+        image = rng.normal(size=len(owner)) * np.sqrt(alike / 2)
+        noise = rng.normal(size=(2, len(owner))) * np.sqrt(1 - alike)
+        right = (own + image + noise < cuts[:, None]).astype(float)
+        values = right[0] - right[1]
+        weights = stats.resamples(len(owner), owner.astype(np.str_), seed=int(rng.integers(2**31)))
+        return stats.bootstrap(
+            float(values.mean()), lambda w: (w @ values) / w.sum(1), weights, bounds=(-1.0, 1.0)
+        )
+
+    name = f"difference {first - second:.1f}, {count} patients"
+    return Scenario(name, first - second, interval, 1000)
+
+
+def median(*, count: int) -> Scenario:
+    """Median of distances, exponential, one image a patient."""
+
+    def interval(rng: Rng) -> Estimate:
+        weights = stats.resamples(count, None, seed=int(rng.integers(2**31)))
+        return stats.median(rng.exponential(size=count), weights)
+
+    return Scenario(f"median distance, {count} images", float(np.log(2)), interval, 1000)
+
+
+SHARES = (0.05, 0.3, 0.5, 0.9, 0.98)
+CLUSTERED = tuple(
+    shares(p, count=count, icc=icc, sizes=tuple(range(1, 9)))
+    for count in (12, 40, 100)
+    for icc in (0.0, 0.3, 0.7)
+    for p in SHARES
+)
+MASKS = tuple(
+    dice(mean, count=count, spread=spread)
+    for count in (4, 6, 12, 53)
+    for mean, spread in ((0.1, 0.1), (0.5, 0.2), (0.8, 0.1), (0.95, 0.03), (0.97, 0.06))
+)
+# the cohorts of the committed records: 53 patients with 64 images, 120 images; and a small one
+METRICS = tuple(
+    metric(name, prior=prior, skill=skill, count=count, sizes=sizes)
+    for name in ("balanced_accuracy", "auc")
+    for count, sizes in ((21, (2, 3, 4)), (53, (1, 1, 1, 1, 2)), (120, (1,)))
+    for prior in ((0.5, 0.5), (0.4, 0.3, 0.3))
+    for skill in (-2.0, 0.5, 1.5, 3.0)
+)
+PAIRED = tuple(
+    difference(first, second, count=count, alike=alike)
+    for count in (30, 100)
+    for first, second in ((0.5, 0.5), (0.8, 0.6), (0.95, 0.85))
+    for alike in (0.3, 0.8)
+)
+MEDIANS = tuple(median(count=count) for count in (12, 30, 80))
+
+
+def main() -> None:
+    """Print the coverage of every scenario, tab-separated."""
+    for n in (30, 100, 300):
+        for p in SHARES:
+            print(f"share {p}, {n} images\t{wilson_coverage(p, n):.3f}", flush=True)
+    for scenario in (*CLUSTERED, *MASKS, *METRICS, *PAIRED, *MEDIANS):
+        print(f"{scenario.name}\t{coverage(scenario):.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
