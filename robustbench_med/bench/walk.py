@@ -84,8 +84,11 @@ class Run(NamedTuple):
         return found
 
 
-def walk(planned: Planned, ready: Prepared) -> Run:
-    """Attack every sample whose goal is not reached yet, at every radius of the ladder."""
+def walk(planned: Planned, ready: Prepared, *, keeps: bool = False) -> Run:
+    """Attack every sample whose goal is not reached yet, at every radius of the ladder.
+
+    With `keeps`, the columns of every rung hold the candidates too.
+    """
     clock = time.perf_counter()
     case, batch = planned.case, ready.batch
     reset_peak(batch.x.device)
@@ -109,6 +112,7 @@ def walk(planned: Planned, ready: Prepared) -> Run:
         guide=bfloat16(ready.guide or ready.victim) if case.guide == "bfloat16" else ready.guide,
         counter=Counter(forward=2 * len(batch)),  # the clean images are asked twice
         chunk=ready.victim.chunk,
+        keeps=keeps,
     )
     # keyed by what the attack does, not by the case's id: a victim trained anew meets the same
     # draws
