@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).parent
 GENERATED = HERE / "_build" / "generated"
@@ -28,6 +26,7 @@ nitpicky = True
 # autodoc names every annotation as a reference; those of other packages have no page here
 nitpick_ignore_regex = [("py:.*", ".*")]
 default_role = "code"  # `x` in a docstring is code
+napoleon_attr_annotations = False  # a shape such as "b c *s" is no reST
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
@@ -56,19 +55,6 @@ def commands() -> str:
         check=True,
     ).stdout
     return written[written.index("**Usage**") :]  # the page has a heading of its own
-
-
-def escape(*event: Any) -> None:  # noqa: ANN401 - whatever Sphinx hands over
-    """Escape stars: in our docstrings `(b, c, *s)` is a shape and no emphasis."""
-    lines = event[-1]
-    for i, line in enumerate(lines):
-        if not line.lstrip().startswith((">>>", "...")):
-            lines[i] = re.sub(r"(`[^`]*`)|\*", lambda m: m[1] or r"\*", line)
-
-
-def setup(app: Any) -> None:  # noqa: ANN401 - Sphinx is no dependency of the type checker
-    """Hook in before napoleon reads a docstring."""
-    app.connect("autodoc-process-docstring", escape, priority=400)
 
 
 GENERATED.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ def test_mean_dice_of_several_images_a_patient() -> None:
 @pytest.mark.parametrize("prior", [(0.5, 0.5), (0.4, 0.3, 0.3)])
 @pytest.mark.parametrize("skill", [-2.0, 1.5, 3.0])
 def test_balanced_accuracy_and_auc(prior: tuple[float, ...], skill: float) -> None:
-    """The cohort of the shipped phantoms: 53 patients, 1 or 2 images each; from near 0 to near 1."""
+    """The cohort of the shipped phantoms: 53 patients of 1 or 2 images; from near 0 to near 1."""
     one = simulation.metrics(prior=prior, skill=skill, count=53, sizes=(1, 1, 1, 1, 2))
     for name, held in coverage(one, runs=150).items():
         assert 0.90 < held <= 0.995, name
