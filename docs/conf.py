@@ -31,6 +31,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 
+highlight_language = "none"  # of blocks that name none: commands
 html_theme = "furo"
 html_title = "robustbench_med"
 html_show_copyright = False
