@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class SuiteRun:
         folder: where the records lie.
     """
 
-    records: list[Stored]
+    records: list[Stored] = field(repr=False)
     not_scored: list[tuple[str, str]]
     folder: Path
 

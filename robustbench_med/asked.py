@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,8 @@ def asked(
             raise SpecError(f"expected one defense, got {defense} before {model.defense}")
         defense = model.defense
     radii: Any = eps.split(",") if isinstance(eps, str) else eps
-    ladder = () if radii is None else tuple(radii) if isinstance(radii, Sequence) else (radii,)
+    several = not isinstance(radii, str) and isinstance(radii, Iterable)  # arrays are no Sequence
+    ladder = () if radii is None else tuple(radii) if several else (radii,)
     chosen = {"ladder": ladder, "defenses": (defense,), "knowledge": (knowledge,)}
     specs = (attacks,) if isinstance(attacks, str) else tuple(attacks)
     return Asked(model, data, specs, seed, {**chosen, **fields})

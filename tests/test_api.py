@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,24 @@ def test_a_shipped_model_has_the_record_that_a_suite_gives_it(tmp_path: Path) ->
     assert lines(again.records) == lines(expected)
 
 
+def test_committed_records_are_read_and_agree_with_their_board(tmp_path: Path) -> None:
+    attacks = ["fgsm", "pgd(steps=20)", "deepfool"]
+    ladder = ["0.5/255", "1/255", "2/255", "4/255", "8/255"]
+    for path in (CHECKOUT / "results" / "quick").iterdir():
+        shutil.copytree(path, tmp_path / path.name)
+    before = {path: path.stat().st_mtime for path in tmp_path.glob("*/record.json")}
+    found = rm.evaluate(
+        "fundus_resnet", "phantom_fundus", attacks, eps=ladder, n=64, results=tmp_path
+    )
+    assert {path: path.stat().st_mtime for path in tmp_path.glob("*/record.json")} == before
+    pages: Any = registry.module("leaderboard")
+    (board,) = pages.boards(found.records)
+    (row,) = board.rows
+    assert [found.at(eps) for eps in found.radii] == list(row.worst)
+    assert found.clean_interval == row.clean
+    assert found.accuracy < found.at(0.5 / 255).value
+
+
 def test_the_worst_case_is_taken_image_by_image(mine: str) -> None:
     net = net_of()
     specs = ["fgsm(eps=1/255)", "pgd(steps=5, eps=[1/255, 4/255])", "noise(eps=8/255)"]
@@ -166,6 +185,9 @@ def test_the_worst_case_is_taken_image_by_image(mine: str) -> None:
     assert len(found.samples) == sum(map(len, tables))
     assert set(found.samples["attack"]) == {"fgsm", "pgd", "noise"}
     assert found.flags == tuple(flag for one in found.records for flag in one.record.flags)
+    said = f"at {8 / 255:.5f} {found.accuracy:.3f} ({found.interval.low:.3f} to"
+    assert repr(found).startswith(f"<Evaluation of module:Net on {mine}: clean {found.clean:.3f}")
+    assert f"under fgsm, pgd, noise {said}" in repr(found)
     for eps in (3 / 255, 1.0, -1.0):
         with pytest.raises(SpecError, match=r"expected a radius asked for \(0, 0.00392157, .* got"):
             found.at(eps)
@@ -175,6 +197,8 @@ def test_the_worst_case_is_taken_image_by_image(mine: str) -> None:
 
 def test_an_interval_counts_patients_and_not_images(mine: str) -> None:
     found = rm.evaluate(net_of(), mine, "fgsm", eps=2 / 255)
+    same = rm.evaluate(net_of(), mine, "fgsm", eps=[2 / 255])
+    assert numbers(same.records) == numbers(found.records)
     alone = save_npz(Path("alone.npz"), n=16, test_patients=None)
     assert found.records[0].record.patients == 8
     other = rm.evaluate(net_of(), alone, "fgsm", eps=2 / 255)
@@ -493,7 +517,20 @@ def test_what_a_factory_makes_is_hashed(mine: str, factory: Path) -> None:
     hashes.add(hash_of(text))
     factory.write_text(FACTORY.replace(".relu()", ".tanh()"))
     hashes.add(hash_of(text))
-    assert len(hashes) == 5
+    factory.write_text(FACTORY)
+    assert hash_of(text) == first
+    beside = factory.parent / "beside.py"
+    os.utime(beside, (0, 0))  # a compiled copy is told by its time
+    beside.write_text(
+        "from torch import nn\nclass Twice(nn.Linear):\n    def forward(self, x):\n"
+        "        return 2 * super().forward(x)\n"
+        "def head(width):\n    return Twice(16 * width, 2)\n"
+    )
+    hashes.add(hash_of(text))
+    beside.write_text(beside.read_text().replace("2 *", "3 *") + "# longer\n")
+    hashes.add(hash_of(text))
+    assert len(hashes) == 7
+    assert "beside" not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -565,6 +602,10 @@ def test_the_command_line_takes_a_factory(
     assert found.records[0].record.case == stored.record.case
     assert numbers(found.records) == numbers([stored])
     capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["robustbench_med", "run", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "FILE.py:FACTORY(...), which executes" in " ".join(capsys.readouterr().out.split())
     monkeypatch.setattr(sys, "argv", [*words, "--model", f"{factory}:raises"])
     with pytest.raises(SystemExit) as ended:
         cli.main()

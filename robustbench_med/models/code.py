@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib
 import inspect
 import re
 import site
@@ -18,9 +18,10 @@ from torch import nn
 
 from robustbench_med import spec
 from robustbench_med.errors import VictimError
-from robustbench_med.models.weights import fingerprint
+from robustbench_med.models.weights import bytes_of, fingerprint
 from robustbench_med.rng import seeded
 
+_PREFIX = "_own_"
 _FORM = re.compile(r"(.+?\.py):(.*)", re.DOTALL)
 _PACKAGED = tuple(
     str(Path(one)) for one in (*site.getsitepackages(), str(Path(spec.__file__).parent))
@@ -87,12 +88,12 @@ def made(factory: Factory, ours: tuple[str, ...]) -> Made:
         theirs = _taken(function, parameters, ours)
         with seeded("factory", name):
             module = _run(where, lambda: function(**theirs))
-    if not isinstance(module, nn.Module):
-        raise VictimError(
-            f"{where}: expected a factory that returns a torch nn.Module, got "
-            f"{type(module).__name__}"
-        )
-    parts = (hashlib.sha256(content).hexdigest(), identity(module))
+        if not isinstance(module, nn.Module):
+            raise VictimError(
+                f"{where}: expected a factory that returns a torch nn.Module, got "
+                f"{type(module).__name__}"
+            )
+        parts = (hashlib.sha256(content).hexdigest(), identity(module))
     rest = {key: value for key, value in parameters.items() if key not in theirs}
     return Made(module, hashlib.sha256("\n".join(parts).encode()).hexdigest(), rest)
 
@@ -110,7 +111,7 @@ def identity(module: nn.Module) -> str:
     stated = module.state_dict().keys()
     for name, buffer in module.named_buffers():
         if name not in stated:  # one that is not saved
-            digest.update(f"\n{name} {buffer.tolist()}".encode())
+            digest.update(f"\n{name}\n".encode() + bytes_of(buffer))
     for name, part in module.named_modules():
         plain = {key: one for key, one in sorted(vars(part).items()) if _plain(key, one)}
         digest.update(f"\n{name} {plain}".encode())
@@ -157,16 +158,13 @@ def _taken(
 
 
 def _executed(path: Path, content: bytes) -> ModuleType:
-    """Return the file as a module, executed now."""
-    name = f"_own_{hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:16]}"
-    found = importlib.util.spec_from_file_location(name, path)
-    if found is None or found.loader is None:  # a name that ends in .py always has a loader
-        raise VictimError(f"expected a Python file at {path}, got one that has no loader")
-    module = importlib.util.module_from_spec(found)
+    """Return the file as a module, executed now: the bytes that were hashed, no compiled copy."""
+    name = f"{_PREFIX}{hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:16]}"
+    module = ModuleType(name)
+    module.__file__ = str(path.resolve())
     sys.modules[name] = module  # the source of its classes is looked up there
-    loader = found.loader
     try:
-        _run(str(path), lambda: loader.exec_module(module))
+        _run(str(path), lambda: exec(compile(content, str(path), "exec"), vars(module)))  # noqa: S102
     except VictimError:
         del sys.modules[name]
         raise
@@ -185,10 +183,19 @@ def _run(where: str, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever
 
 @contextmanager
 def _beside(path: Path) -> Iterator[None]:
-    """Let a file import those beside it, as it can where it is run by itself."""
-    before = list(sys.path)
-    sys.path.insert(0, str(path.resolve().parent))
+    """Let a file import those beside it, as it can where it is run by itself.
+
+    They are forgotten after: one that was edited is read anew, and another project's file of the
+    same name is not taken for it.
+    """
+    home, before, known = str(path.resolve().parent), list(sys.path), set(sys.modules)
+    sys.path.insert(0, home)
+    importlib.invalidate_caches()
     try:
         yield
     finally:
         sys.path[:] = before
+        for name in set(sys.modules) - known:
+            file = getattr(sys.modules[name], "__file__", None) or ""
+            if Path(file).is_relative_to(home) and not name.startswith(_PREFIX):
+                del sys.modules[name]
