@@ -119,7 +119,7 @@ def metrics(
     card = _card(len(prior))
     truths = _truths(prior, skill)
     titles = {
-        name: f"{name} {truth:.2f}, {len(prior)} classes, {count} patients"
+        name: f"{name} {truth:.3f}, {len(prior)} classes, {count} patients"
         for name, truth in truths.items()
     }
 
