@@ -30,7 +30,7 @@ def test_shares_of_independent_images(n: int) -> None:
 @pytest.mark.parametrize("icc", [0.0, 0.3, 0.7])
 @pytest.mark.parametrize("count", [12, 40, 100])
 def test_shares_by_patient(count: int, icc: float) -> None:
-    held = []
+    held: list[float] = []
     for p in simulation.SHARES:
         one = simulation.shares(p, count=count, icc=icc, sizes=tuple(range(1, 9)))
         held += coverage(one, runs=500).values()
