@@ -48,11 +48,15 @@ def _one(name: str, truth: float, interval: Callable[[Rng], Estimate], runs: int
     return Scenario({name: truth}, lambda rng: {name: interval(rng)}, runs)
 
 
+@cache
+def _every(n: int) -> list[Estimate]:
+    return [stats.wilson(k, n) for k in range(n + 1)]
+
+
 def wilson_coverage(p: float, n: int) -> float:
     """Return the exact coverage of the interval of a share: a sum over all outcomes."""
-    outcomes = np.arange(n + 1)
-    held = [(e := stats.wilson(int(k), n)).low <= p <= e.high for k in outcomes]
-    return float(scipy_stats.binom.pmf(outcomes, n, p)[held].sum())
+    held = [one.low <= p <= one.high for one in _every(n)]
+    return float(scipy_stats.binom.pmf(np.arange(n + 1), n, p)[held].sum())
 
 
 def patients(rng: Rng, count: int, sizes: tuple[int, ...]) -> NDArray[np.int64]:
