@@ -30,7 +30,7 @@ optimality: $(DEV)  ## how near the least distance each minimum-norm attack come
 	$(BIN)/python -m benchmarks.optimality
 
 docs: $(DOCS)  ## build the docs into docs/_build/html; a warning is an error
-	$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -q -n -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
 	@echo docs/_build/html/index.html
 
 wheel: $(DEV)  ## build the wheel and run it from another folder in a fresh environment
