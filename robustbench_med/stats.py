@@ -91,8 +91,8 @@ def interval(
 
     Wilson's interval at the number of independent images that would spread as much, with the t
     quantile of `patients - 1` degrees of freedom. The percentile interval would be too narrow for
-    few patients, and a point where all images are right. A value that no resample moves counts as
-    a share of `patients` independent images; one patient says nothing. Without an upper bound: the
+    few patients, and a point where all images are right. A value that no resample moves, or at a bound,
+    counts as a share of `patients` independent images; one patient says nothing. Without an upper bound: the
     t interval.
 
     Args:
@@ -118,7 +118,7 @@ def interval(
     share = min(max((value - low) / (high - low), 0.0), 1.0)
     spread = variance / (high - low) ** 2
     binomial = share * (1 - share)
-    images = binomial / spread if spread > _TINY else float(patients)
+    images = binomial / spread if min(binomial, spread) > _TINY else float(patients)
     least, most = _score_bounds(share, images, quantile)
     return Estimate(
         value=value,

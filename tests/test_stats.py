@@ -106,6 +106,13 @@ def test_a_value_that_no_resample_moves_is_no_point(value: float) -> None:
     assert found.high == pytest.approx(min(middle + half, 1.0))
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_value_at_a_bound_that_resamples_leave_is_no_error(value: float) -> None:
+    """As the share found at 1 % false alarms may be: 0, and more in some resamples."""
+    found = stats.interval(value, np.array([value, 0.5]), patients=20)
+    assert found == stats.interval(value, np.full(2, value), patients=20)
+
+
 def test_one_patient_leaves_everything_open() -> None:
     found = stats.interval(0.9, np.full(9, 0.9), patients=1)
     assert (found.low, found.high) == (0.0, 1.0)
