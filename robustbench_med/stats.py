@@ -91,9 +91,9 @@ def interval(
 
     Wilson's interval at the number of independent images that would spread as much, with the t
     quantile of `patients - 1` degrees of freedom. The percentile interval would be too narrow for
-    few patients, and a point where all images are right. A value that no resample moves, or at a bound,
-    counts as a share of `patients` independent images; one patient says nothing. Without an upper bound: the
-    t interval.
+    few patients, and a point where all images are right. A value at a bound, or one that no
+    resample moves, counts as a share of `patients` independent images; one patient says nothing.
+    Without an upper bound: the t interval.
 
     Args:
         value: the metric on all images.
