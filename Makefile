@@ -4,8 +4,9 @@ DATA ?= ../shared/data
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEV := .venv/.installed-dev
+DOCS := .venv/.installed-docs
 
-.PHONY: run test check slow wheel zoo results bench optimality clean
+.PHONY: run test check slow docs wheel zoo results bench optimality clean
 
 run: $(STAMP)  ## install, run the default suite, print the tables, say where the page is
 	$(BIN)/python -m robustbench_med run quick
@@ -27,6 +28,10 @@ bench: $(DEV)  ## compare with the peers; ratios, minutes
 
 optimality: $(DEV)  ## how near the least distance each minimum-norm attack comes; writes docs/optimality.md
 	$(BIN)/python -m benchmarks.optimality
+
+docs: $(DOCS)  ## build the docs into docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx -q -n -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 wheel: $(DEV)  ## build the wheel and run it from another folder in a fresh environment
 	bash .ci/wheel
@@ -53,5 +58,10 @@ $(DEV): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,peers]"
 	touch $@ $(STAMP)
 
+$(DOCS): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	touch $@ $(STAMP)
+
 clean:
-	rm -rf .venv results/local dist
+	rm -rf .venv results/local dist docs/_build

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from robustbench_med.bench.record import Estimate, Stored
 from robustbench_med.errors import ResultsError
-from robustbench_med.stats import UNDEFINED, cluster_mean, percentile, resamples
+from robustbench_med.stats import UNDEFINED, cluster_mean, interval, patients_of, resamples
 
 from .score import Score, score_of
 
@@ -93,8 +93,8 @@ def lowest(tables: list[pd.DataFrame]) -> pd.DataFrame:
 def means(table: pd.DataFrame, run: Stored) -> tuple[Estimate, ...]:
     """Return the mean of each column with its interval, by patient where `run` knows patients.
 
-    Shares have a Wilson interval, means of numbers the percentile bootstrap's, with the same
-    resamples at every rung.
+    Shares have a Wilson interval, means of numbers that of their bootstrap, with the same resamples
+    at every rung.
     """
     values = table.to_numpy()
     rungs = range(values.shape[1])
@@ -108,4 +108,7 @@ def means(table: pd.DataFrame, run: Stored) -> tuple[Estimate, ...]:
         return tuple(UNDEFINED for _ in rungs)
     weights = resamples(len(values), clusters)
     repeats = (weights @ values) / weights.sum(axis=1, keepdims=True)
-    return tuple(percentile(float(values[:, r].mean()), repeats[:, r]) for r in rungs)
+    owners = patients_of(weights)
+    return tuple(
+        interval(float(values[:, r].mean()), repeats[:, r], patients=owners) for r in rungs
+    )

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import stats as scipy_stats
+from scipy.optimize import brentq
 from statsmodels.stats.proportion import proportion_confint
 
 from robustbench_med import stats
@@ -66,13 +68,71 @@ def test_resamples_of_no_images_are_empty() -> None:
     assert stats.resamples(0, None, replicates=5).shape == (5, 0)
 
 
-def test_percentile_leaves_nan_out_and_holds_its_value() -> None:
-    repeats = np.append(np.linspace(0, 1, 1001), [np.nan, np.inf])
-    found = stats.percentile(0.5, repeats)
-    assert (found.low, found.high) == pytest.approx((0.025, 0.975))
-    assert stats.percentile(1.5, repeats).high == 1.5
-    assert math.isnan(stats.percentile(float("nan"), repeats).low)
-    assert math.isnan(stats.percentile(0.5, np.array([np.nan])).value)
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.0, 1.0)])
+@pytest.mark.parametrize(("value", "patients"), [(0.7, 5), (0.97, 12), (0.02, 60)])
+def test_an_interval_solves_the_equation_of_the_score(
+    value: float, patients: int, bounds: tuple[float, float]
+) -> None:
+    """Its ends are the values that lie t standard errors, taken there, from the one measured."""
+    repeats = value + np.array([-0.03, 0.03, np.nan, np.inf])
+    found = stats.interval(value, repeats, patients=patients, bounds=bounds)
+    low, high = bounds
+    variance = 0.03**2 * patients / (patients - 1)
+    images = (value - low) * (high - value) / variance
+    t = float(scipy_stats.t.ppf(0.975, patients - 1))
+
+    def beyond(p: float) -> float:
+        return (p - value) ** 2 - t**2 * (p - low) * (high - p) / images
+
+    assert found.low == pytest.approx(brentq(beyond, low, value))
+    assert found.high == pytest.approx(brentq(beyond, value, high))
+
+
+def test_without_an_upper_bound_it_is_the_t_interval() -> None:
+    repeats = np.array([24.0, 26.0])
+    found = stats.interval(25.0, repeats, patients=11, bounds=(0.0, np.inf))
+    half = float(scipy_stats.t.ppf(0.975, 10)) * math.sqrt(1.1)
+    assert (found.low, found.high) == pytest.approx((25 - half, 25 + half))
+    assert stats.interval(0.5, repeats, patients=3, bounds=(0.0, np.inf)).low == 0.0
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_a_value_that_no_resample_moves_is_no_point(value: float) -> None:
+    found = stats.interval(value, np.full(9, value), patients=20)
+    t = float(scipy_stats.t.ppf(0.975, 19))
+    middle = (value + t * t / 40) / (1 + t * t / 20)
+    half = t * math.sqrt(value * (1 - value) / 20 + t * t / 1600) / (1 + t * t / 20)
+    assert found.low == pytest.approx(max(middle - half, 0.0), abs=1e-12)
+    assert found.high == pytest.approx(min(middle + half, 1.0))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_value_at_a_bound_that_resamples_leave_is_no_error(value: float) -> None:
+    """As the share found at 1 % false alarms may be: 0, and more in some resamples."""
+    found = stats.interval(value, np.array([value, 0.5]), patients=20)
+    assert found == stats.interval(value, np.full(2, value), patients=20)
+
+
+def test_one_patient_leaves_everything_open() -> None:
+    found = stats.interval(0.9, np.full(9, 0.9), patients=1)
+    assert (found.low, found.high) == (0.0, 1.0)
+
+
+def test_of_nothing_an_interval_is_undefined() -> None:
+    assert math.isnan(stats.interval(float("nan"), np.ones(3), patients=5).low)
+    assert math.isnan(stats.interval(0.5, np.array([np.nan]), patients=5).value)
+
+
+def test_patients_are_counted_by_how_they_are_drawn() -> None:
+    owners = np.array(["b", "a", "b", "c", "a", "b"])
+    weights = stats.resamples(6, owners, replicates=200)
+    assert stats.patients_of(weights) == 3
+    assert stats.patients_of(weights, np.array([1, 0, 1, 1, 0, 0], dtype=bool)) == 2
+    assert stats.patients_of(stats.resamples(300, None)) == 300
+    found = stats.bootstrap(
+        0.5, lambda w: w[:, 0] / w.sum(1), weights, among=np.array([1, 0, 0, 0, 0, 1], dtype=bool)
+    )
+    assert (found.low, found.high) == (0.0, 1.0)  # both images are of one patient
 
 
 def _coverage(truth: float, draw: object, runs: int) -> float:
@@ -132,8 +192,13 @@ def test_design_effect() -> None:
     owners = np.repeat([f"p{i}" for i in range(20)], 4)
     same = np.repeat(np.tile([0.0, 1.0], 10), 4)
     assert stats.design_effect(same, owners) == pytest.approx(4 * 20 / 19)
-    against = np.tile([0.0, 1.0], 40)  # half of every patient: less than by chance, floored at 1
-    assert stats.design_effect(against, owners) == 1.0
+    against = np.tile([0.0, 1.0], 40)  # half of every patient: less than by chance
+    assert stats.design_effect(against, owners) == pytest.approx((20**2 + 4) / (20**2 + 1))
+    # a single image of a single patient says next to nothing of the others: half of "all alike"
+    alone = np.zeros(80)
+    alone[0] = 1
+    residual = 20 / 19 * (19 * 0.05**2 + 0.95**2) / (80 * (1 / 80) * (79 / 80))
+    assert stats.design_effect(alone, owners) == pytest.approx((residual + 4) / 2)
 
 
 def test_the_median_of_distances_may_be_infinite() -> None:

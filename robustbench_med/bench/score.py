@@ -21,7 +21,12 @@ from robustbench_med.bench.walk import Run
 from robustbench_med.models.operating_point import probability
 
 TOLERANCE = 1e-6  # of a radius in [0,1] units: float32 rounding of x + delta near 1 is 6e-8
-_VISIBLE = ("ssim", "psnr", "l2", "linf")
+_VISIBLE = {  # and the bounds of each
+    "ssim": (-1.0, 1.0),
+    "psnr": (0.0, np.inf),
+    "l2": (0.0, np.inf),
+    "linf": (0.0, np.inf),
+}
 
 
 _REJECTED_OR_NOT = ("attack_success", *_VISIBLE)
@@ -170,13 +175,18 @@ def _of_attack(
     attacked, broken = table["attacked"].to_numpy(), table["broken"].to_numpy()
     owners = None if clusters is None else clusters[attacked]
     metrics = {"attack_success": stats.cluster_mean(broken[attacked].astype(float), owners)}
-    for name in _VISIBLE:  # of the images that broke: what a person would have had to notice
+    for (
+        name,
+        bounds,
+    ) in _VISIBLE.items():  # of the images that broke: what a person would have had to notice
         values = np.where(broken, table[name].to_numpy(dtype=float), np.nan)
-        metrics[name] = _mean(values, weights)
+        metrics[name] = _mean(values, weights, bounds)
     return metrics
 
 
-def _mean(values: NDArray[np.float64], weights: NDArray[np.float64]) -> Estimate:
+def _mean(
+    values: NDArray[np.float64], weights: NDArray[np.float64], bounds: tuple[float, float]
+) -> Estimate:
     """Return the mean over the images where `values` is finite, with its bootstrap interval."""
     kept = np.isfinite(values)
     if not kept.any():
@@ -185,6 +195,8 @@ def _mean(values: NDArray[np.float64], weights: NDArray[np.float64]) -> Estimate
         float(values[kept].mean()),
         lambda w: (w[:, kept] @ values[kept]) / w[:, kept].sum(1),
         weights,
+        among=kept,
+        bounds=bounds,
     )
 
 

@@ -16,6 +16,7 @@ from robustbench_med.metrics import surface
 Parts = Mapping[str, tuple[int, ...]]
 
 _WHOLE = "pixel_accuracy"  # of the image, not of a region
+_UNBOUNDED = ("hd95", "volume_error")
 _ML = 1000.0  # mm³
 
 
@@ -94,7 +95,7 @@ def score_masks(
     parts: Parts,
     weights: Float64[np.ndarray, "replicates n"],
 ) -> dict[str, Estimate]:
-    """Return the mean of each metric over images, with 95 % percentile bootstrap intervals.
+    """Return the mean of each metric over images, with 95 % bootstrap intervals.
 
     Args:
         found: from `of_masks`.
@@ -120,7 +121,13 @@ def score_masks(
     means = _ratio(filled.sum(0), known.sum(0), empty=np.nan)
     repeats = _ratio(weights @ filled, weights @ known, empty=np.nan)
     return {
-        name: stats.percentile(float(means[j]), repeats[:, j]) for j, name in enumerate(columns)
+        name: stats.interval(
+            float(means[j]),
+            repeats[:, j],
+            patients=stats.patients_of(weights, known[:, j]),
+            bounds=(0.0, np.inf if name.startswith(_UNBOUNDED) else 1.0),
+        )
+        for j, name in enumerate(columns)
     }
 
 

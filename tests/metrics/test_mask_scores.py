@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from robustbench_med import stats
 from robustbench_med.metrics.segmentation import Parts, of_masks, score_masks
@@ -29,8 +30,10 @@ def test_a_score_is_the_mean_over_images_of_the_mean_over_regions() -> None:
     assert values == pytest.approx(expected, nan_ok=True)
     assert list(score)[:4] == list(found)
     assert score["false_alarm"] == stats.UNDEFINED
-    # resamples without the only lesions are left out, not counted as 0
-    assert (score["lesion_miss[b]"].low, score["lesion_miss[b]"].high) == (0.5, 1.0)
+    # resamples without the only lesions are left out, not counted as 0; two images are two patients
+    w = stats.resamples(3, None)[:, [0, 2]]
+    repeats = (w @ [0.5, 1.0])[w.any(1)] / w.sum(1)[w.any(1)]
+    assert score["lesion_miss[b]"] == stats.interval(0.75, repeats, patients=2)
 
 
 def test_intervals_are_those_of_the_resampled_means() -> None:
@@ -42,8 +45,10 @@ def test_intervals_are_those_of_the_resampled_means() -> None:
     score = score_masks({"hd95": values}, parts=PARTS, weights=weights)
     for name, column in {"hd95[a]": values[:, 0], "hd95[b]": values[:, 1]}.items():
         drawn = [np.nanmean(np.repeat(column, w.astype(int))) for w in weights]
-        expected = np.quantile(drawn, [0.025, 0.975])
-        assert (score[name].low, score[name].high) == pytest.approx(tuple(expected))
+        count = int(np.isfinite(column).sum())
+        half = scipy_stats.t.ppf(0.975, count - 1) * np.std(drawn) * np.sqrt(count / (count - 1))
+        found = score[name].value - score[name].low, score[name].high - score[name].value
+        assert found == pytest.approx((half, half))
 
 
 def test_intervals_widen_where_patients_repeat() -> None:

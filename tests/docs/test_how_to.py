@@ -1,0 +1,149 @@
+"""What the how-to pages tell a person to add works as written, in a copy of the checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from robustbench_med.problem import Problem
+from robustbench_med.search import Nearest, Search
+from tests.docs.pages import CHECKOUT, blocks, source
+from tests.toys import clear_images, distance, linear_victim, problem_of
+
+PAGES = ("add_an_attack.md", "add_a_defense.md", "add_a_model.md", "add_a_dataset.md")
+LINES = 30
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Return a copy of the code, its weights linked."""
+    for folder in ("robustbench_med", "attacks", "defenses", "leaderboard"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")
+        shutil.copytree(CHECKOUT / folder, tmp_path / folder, ignore=ignored)
+    zoo = Path("robustbench_med/models/zoo")
+    for weights in (CHECKOUT / zoo).glob("*.safetensors"):
+        (tmp_path / zoo / weights.name).symlink_to(weights)
+    return tmp_path
+
+
+def run(words: list[str], folder: Path) -> str:
+    assert words[0] == "python", f"expected a command of Python, got {words}"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "ROBUSTBENCH_MED_JOBS": "1", "COLUMNS": "200"}
+    env |= {"ROBUSTBENCH_MED_CACHE": str(folder / "cache"), "PYTHONPATH": str(folder)}
+    done = subprocess.run(
+        [sys.executable, *words[1:]], cwd=folder, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def follow(page: str, folder: Path) -> str:
+    """Do all that a page says in its order; return what the last command printed."""
+    said = ""
+    for block in blocks(page):
+        if block.path:
+            path = folder / block.path
+            before = path.read_text() + "\n" if path.suffix == ".toml" else ""
+            assert before or not path.exists(), f"{page} writes over {block.path}"
+            path.write_text(before + block.text)
+        for words in block.commands:
+            said = run(words, folder)
+    return said
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    found = (folder / "results" / "local" / "quick").glob("*/record.json")
+    return [json.loads(path.read_text()) for path in found]
+
+
+@pytest.mark.slow
+def test_an_attack_as_the_page_says(copy: Path) -> None:
+    follow("add_an_attack.md", copy)
+    (record,) = records(copy)
+    assert record["case"]["attack"] == "brightness"
+    assert record["status"] == "ok"
+    assert record["audit"]["over_budget"] == 0
+    assert record["audit"]["largest"] == pytest.approx([2 / 255, 8 / 255], rel=1e-4)
+    assert "Brightness" in run(["python", "-m", "robustbench_med", "list", "attacks"], copy)
+
+
+@pytest.mark.slow
+def test_a_defense_as_the_page_says(copy: Path) -> None:
+    said = follow("add_a_defense.md", copy)
+    made = {(r["case"].get("defense", "none"), r["case"].get("knowledge")) for r in records(copy)}
+    assert {defense for defense, _ in made} == {"none", "invert"}
+    assert len(made) == 3
+    assert "Negative" in said
+
+
+@pytest.mark.slow
+def test_a_model_as_the_page_says(copy: Path) -> None:
+    follow("add_a_model.md", copy)
+    victims = {r["case"]["victim"] for r in records(copy)}
+    assert victims == {"timm:resnet10t(weights='mine.safetensors')", "chest_small"}
+    card = json.loads((copy / "robustbench_med/models/zoo/chest_small.json").read_text())
+    assert len(card["sha256"]) == 64
+    assert card["measured"]["balanced_accuracy"] > 0.4
+
+
+@pytest.mark.slow
+def test_a_dataset_as_the_page_says(copy: Path) -> None:
+    said = follow("add_a_dataset.md", copy)
+    assert "phantom_discs" in said
+    code = """
+    from robustbench_med.datasets.load import load_dataset
+    batch = load_dataset("phantom_discs").batch("test")
+    means = [float(batch.x[batch.y == k, :, 32, 32].mean()) for k in (0, 1)]
+    print(*batch.x.shape, len(set(batch.patients)), means[0] < 0.4 < means[1])
+    """
+    assert run(["python", "-c", textwrap.dedent(code)], copy).split() == [
+        "48", "1", "64", "64", "16", "True",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_an_addition_is_short_and_every_block_is_run(page: str) -> None:
+    found = blocks(page)
+    assert sum(bool(block.commands) for block in found) >= 1
+    code = [block.text.splitlines() for block in found if block.language == "python"]
+    assert code
+    assert all(len(lines) <= LINES for lines in code), f"{page}: expected at most {LINES} lines"
+    for block in found:
+        ways = bool(block.path) + bool(block.commands) + (block.text in fragments())
+        assert ways == 1, f"{page}: nobody runs\n{block.text}"
+    fences = [line for line in source(page).splitlines() if line.startswith("```")]
+    assert 2 * len(found) == len(fences)  # none escaped the pattern
+
+
+def fragments() -> list[str]:
+    """Return the blocks of the page on attacks that show the inside of a function."""
+    found = blocks("add_an_attack.md")
+    return [b.text for b in found if b.language == "python" and not b.path]
+
+
+def test_the_fragments_of_attacks_run() -> None:
+    """In a function of their own, on a problem whose answer is known."""
+    search, nearest = fragments()
+    victim = linear_victim()
+    x = clear_images(victim, 6)
+    y = victim(x).logits.argmax(1)
+    problem: Problem = problem_of(
+        victim, x, y, eps=float(1.05 * distance(victim, x, y, "linf").max())
+    )
+    names: dict[str, Any] = {"Search": Search, "Nearest": Nearest}
+    body = textwrap.indent(search, "    ")
+    exec(f"def climbing(problem, steps):\n{body}", names)  # noqa: S102 - the page's own code
+    z = names["climbing"](problem, 5)
+    assert bool(problem.probe(z).broken.all())
+    body = textwrap.indent(nearest, "    ")
+    exec(f"def nearest(problem, z):\n{body}", names)  # noqa: S102 - the page's own code
+    assert torch.equal(names["nearest"](problem, z), z)
