@@ -130,12 +130,13 @@ def _defended(
     What a transform does to the images moves the threshold; a detector is fitted to the decision.
     """
     bare = _deployed(victim, case, data, device)
-    guards = wrapping_of(case.defense).guards
-    defended = put_on(bare if guards else victim, case.defense, case, data, device)
+    wrapping = wrapping_of(case.defense)
+    moves = wrapping.card is not None and not wrapping.guards
+    defended = put_on(victim if moves else bare, case.defense, case, data, device)
     if case.rival:
         other = put_on(bare, case.rival, case, data, device)
         defended = replace(defended, guide=other.guide or other.judge)
-    if case.defense == "none" or guards:
+    if not moves:
         return bare, defended
     return bare, at(defended, _deployed(defended.judge, case, data, device).offset)
 
