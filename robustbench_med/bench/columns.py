@@ -45,6 +45,7 @@ def measure(problem: Problem, z: Images, depth: int) -> Columns:
         "ssim": _of_broken(ssim, z, x, rows, problem.chunk),
         "psnr": _of_broken(psnr, z, x, rows, problem.chunk),
         **suspicion,
+        **({"image": z} if problem.keep else {}),
     }
 
 
@@ -69,6 +70,7 @@ def at_rest(problem: Problem, answer: Output, verdict: Verdict) -> Columns:
         "ssim": undefined,
         "psnr": undefined,
         **({} if answer.suspicion is None else {"suspicion": answer.suspicion}),
+        **({"image": problem.x} if problem.keep else {}),
     }
 
 

@@ -22,6 +22,7 @@ from robustbench_med.bench.memory import reset_peak
 from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import LadderAudit
+from robustbench_med.bench.saved import Saved
 from robustbench_med.bench.spread import Fitted, fit
 from robustbench_med.bench.surrogate import transferred
 from robustbench_med.cards import AttackCard
@@ -84,8 +85,17 @@ class Run(NamedTuple):
         return found
 
 
-def walk(planned: Planned, ready: Prepared) -> Run:
-    """Attack every sample whose goal is not reached yet, at every radius of the ladder."""
+def walk(
+    planned: Planned, ready: Prepared, *, keep: bool = False, saved: Saved | None = None
+) -> Run:
+    """Attack every sample whose goal is not reached yet, at every radius of the ladder.
+
+    Args:
+        planned: the case and its data.
+        ready: its victim and images.
+        keep: keep every candidate, as the column `image`.
+        saved: judge these images and attack nothing.
+    """
     clock = time.perf_counter()
     case, batch = planned.case, ready.batch
     reset_peak(batch.x.device)
@@ -109,6 +119,7 @@ def walk(planned: Planned, ready: Prepared) -> Run:
         guide=bfloat16(ready.guide or ready.victim) if case.guide == "bfloat16" else ready.guide,
         counter=Counter(forward=2 * len(batch)),  # the clean images are asked twice
         chunk=ready.victim.chunk,
+        keep=keep,
     )
     # keyed by what the attack does, not by the case's id: a victim trained anew meets the same
     # draws
@@ -121,7 +132,10 @@ def walk(planned: Planned, ready: Prepared) -> Run:
         held.enter_context(seeded(case.seed, case.id, "walk"))
         suspicion = None if ready.suspicion is None else ready.suspicion[attacked]
         rest = at_rest(problem, Output(ready.clean[attacked], suspicion), before)
-        run = _rungs(planned, ready, problem, everyone, radii, attacked, rest)
+        if saved is None:
+            run = _rungs(planned, ready, problem, everyone, radii, attacked, rest)
+        else:
+            run = _judged(planned, problem, everyone, radii, attacked, rest, saved)
     return run._replace(seconds=time.perf_counter() - clock)
 
 
@@ -184,6 +198,37 @@ def _rungs(
         rest=rest,
         fitted=fitted,
         minimal=distance is not None,
+    )
+
+
+def _judged(
+    planned: Planned,
+    problem: Problem,
+    everyone: Draws,
+    radii: tuple[float, ...],
+    attacked: Bool[Tensor, " n"],
+    rest: Columns,
+    saved: Saved,
+) -> Run:
+    """Return the run of images that were attacked before."""
+
+    def untouched(problem: Problem, rng: Draws) -> Images:
+        return problem.x
+
+    rungs = saved.columns(problem, radii, planned.data.card.bit_depth, rest)
+    rng = everyone.take(attacked.nonzero()[:, 0])
+    return Run(
+        problem=problem,
+        attack=untouched,
+        rng=rng,
+        radii=radii,
+        attacked=attacked,
+        rungs=rungs,
+        distance=first_size(rungs),
+        ladder=None,
+        counter=problem.counter,
+        seconds=0.0,
+        rest=rest,
     )
 
 
