@@ -28,6 +28,7 @@ HEADLINE = (
 )
 _SHOWN = ("attack_success", "dice")  # what saved images show whatever the objective
 _DECIDED = (*_SHOWN, "accuracy", "balanced_accuracy", "sensitivity", "specificity")
+_GREY = 16  # radii up to so many grey levels are written in them
 _EXACT = 1e-6  # of a metric that is a function of outcomes
 _SCORED = 0.01  # of the AUC, which ranks float32 scores: other machines round them otherwise
 
@@ -181,6 +182,6 @@ def _eps(eps: float) -> str:
     >>> _eps(2 / 255), _eps(0.3)
     ('2/255', '0.3')
     """
-    levels = eps * 255
-    near = round(levels * 2) / 2
-    return f"{near:g}/255" if eps and abs(levels - near) < 1e-6 else f"{eps:g}"
+    levels = round(eps * 255 * 2) / 2
+    grey = 0 < levels <= _GREY and abs(eps * 255 - levels) < _EXACT
+    return f"{levels:g}/255" if grey else f"{eps:g}"

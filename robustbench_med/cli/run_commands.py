@@ -94,7 +94,7 @@ def run(
         command=choices.command_of(ctx.params),
         force=force,
         examples=examples,
-        images=save_images,
+        images=save_images or chosen.save_images,
         device=device,
         jobs=jobs,
     )
