@@ -53,7 +53,7 @@ class Problem:
         guide: the differentiable view the attacker climbs; the judge itself unless given.
         counter: shared by every problem taken from this one.
         chunk: images per forward pass; results do not depend on it.
-        keep: whether the bench keeps every candidate beside what it measures of it.
+        keeps: whether what is measured of candidates keeps the candidates themselves.
     """
 
     x: Images
@@ -64,7 +64,7 @@ class Problem:
     guide: Model | None = None
     counter: Counter = field(default_factory=Counter)
     chunk: int = 64
-    keep: bool = False
+    keeps: bool = False
 
     def __len__(self) -> int:
         return len(self.x)

@@ -14,6 +14,7 @@ from robustbench_med.bench.score import Scores, certificate
 from robustbench_med.bench.walk import Run
 from robustbench_med.bench.wrapped import wrapping_of
 from robustbench_med.cards import AttackCard
+from robustbench_med.models.code import factory_of
 
 
 def valid(
@@ -30,7 +31,9 @@ def valid(
     patients = ready.batch.patients
     notes = [] if patients is not None else ["images treated as independent"]
     if ready.card.name not in registry.load("models"):
-        notes.append("model and weights are the user's own: no card vouches for them")
+        coded = factory_of(ready.card.name) or ready.card.name.startswith("module:")
+        what = "model, code and weights" if coded else "model and weights"
+        notes.append(f"{what} are the user's own: no card vouches for them")
     if planned.data.card.task == "segmentation" and planned.data.card.spacing is None:
         notes.append("spacing unknown: distances and sizes are in pixels, not in mm")
     device = ready.batch.x.device

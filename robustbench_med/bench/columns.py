@@ -15,6 +15,7 @@ from robustbench_med.problem import Problem
 from robustbench_med.types import Images, Output, Rows, Verdict
 
 Columns = dict[str, Tensor]  # what was measured of every sample, a tensor a name
+KEPT = "z"  # the column of the candidates, where a problem keeps them
 
 
 def measure(problem: Problem, z: Images, depth: int) -> Columns:
@@ -45,7 +46,7 @@ def measure(problem: Problem, z: Images, depth: int) -> Columns:
         "ssim": _of_broken(ssim, z, x, rows, problem.chunk),
         "psnr": _of_broken(psnr, z, x, rows, problem.chunk),
         **suspicion,
-        **({"image": z} if problem.keep else {}),
+        **({KEPT: z} if problem.keeps else {}),
     }
 
 
@@ -70,7 +71,7 @@ def at_rest(problem: Problem, answer: Output, verdict: Verdict) -> Columns:
         "ssim": undefined,
         "psnr": undefined,
         **({} if answer.suspicion is None else {"suspicion": answer.suspicion}),
-        **({"image": problem.x} if problem.keep else {}),
+        **({KEPT: problem.x} if problem.keeps else {}),
     }
 
 

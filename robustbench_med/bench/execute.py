@@ -52,7 +52,7 @@ def execute(
     started = now()
     try:
         ready = prepare()
-        run = walk(planned, ready, keep=images)
+        run = walk(planned, ready, keeps=images)
     except InvalidOutputError as error:
         record = assemble.invalid(
             planned, reason=str(error), started=started, command=command, device=device

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from robustbench_med.errors import (
     UnknownNameError,
     VictimError,
 )
-from robustbench_med.models.load import describe
+from robustbench_med.models.load import Loaded, describe
 
 _RUNS = {"descend": 1.5, "distance": 1.0}  # full runs of an attack a ladder costs; else one a rung
 
@@ -38,6 +39,7 @@ class Planned(NamedTuple):
     data: Dataset
     model: ModelCard
     seconds: float | None  # at most, from the victim's card; None where the card does not know
+    own: Loaded | None = None  # a victim handed in from Python, which no name can load
 
 
 class Broken(NamedTuple):
@@ -47,20 +49,33 @@ class Broken(NamedTuple):
     error: BenchError
 
 
-def plan(suite: Suite, *, data: Path | None = None) -> tuple[list[Planned], list[Broken]]:
+def plan(
+    suite: Suite,
+    *,
+    data: Path | None = None,
+    datasets: Mapping[str, Dataset] | None = None,
+    victims: Mapping[str, Loaded] | None = None,
+) -> tuple[list[Planned], list[Broken]]:
     """Return the cases of a suite in the order they run, and what cannot run.
+
+    Args:
+        suite: declares them.
+        data: folder with the files of named datasets.
+        datasets: loaded before, by the names that the suite calls them.
+        victims: models handed in from Python, by the names that the suite calls them.
 
     Raises:
         UnknownNameError, SpecError: a name, parameter, objective or ladder that is wrong: nothing
             is run.
     """
+    held = {} if victims is None else victims
     planned: dict[str, Planned] = {}
     broken: list[Broken] = []
     for grid in suite.grids:
         attacks = [attack_of(text, grid) for text in grid.attacks]
         for name in grid.datasets:
             try:
-                dataset = load_dataset(name, data=data)
+                dataset = (datasets or {}).get(name) or load_dataset(name, data=data)
                 shields = shields_of(grid, dataset.card)
                 fitted = any(one.wrapping.fitted for one in shields)
                 sha256 = data_sha256(dataset, grid, fitted=fitted)
@@ -76,7 +91,8 @@ def plan(suite: Suite, *, data: Path | None = None) -> tuple[list[Planned], list
             allowed = [channels_of(text, dataset.card, grid.norm) for text in grid.channels]
             for victim in victims_of(grid, dataset):
                 try:
-                    model, digest = describe(victim, dataset.card)
+                    own = held.get(victim)
+                    model, digest = own[1:] if own else describe(victim, dataset.card)
                 except (VictimError, ChecksumError) as error:
                     broken.append(Broken(f"{name} · {victim}", error))
                     continue
@@ -99,7 +115,7 @@ def plan(suite: Suite, *, data: Path | None = None) -> tuple[list[Planned], list
                     rest["operating_point"] = _operating_point(grid, dataset.card)
                     case = _case(suite, grid, name, victim, digest, attack, rest)
                     seconds = estimate(case, dataset, model)
-                    planned.setdefault(case.id, Planned(case, dataset, model, seconds))
+                    planned.setdefault(case.id, Planned(case, dataset, model, seconds, own))
     return list(planned.values()), broken
 
 

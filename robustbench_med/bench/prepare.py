@@ -17,7 +17,7 @@ from robustbench_med.cards import ModelCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.defense import Certified, Defended
 from robustbench_med.errors import ChecksumError
-from robustbench_med.models.load import load_victim
+from robustbench_med.models.load import Loaded, load_victim
 from robustbench_med.models.operating_point import youden
 from robustbench_med.objectives.decide import kept
 from robustbench_med.rng import Draws, seeded
@@ -78,14 +78,22 @@ def shared_by(case: Case) -> tuple[object, ...]:
     )
 
 
-def prepare(case: Case, data: Dataset, device: torch.device) -> Prepared:
+def prepare(
+    case: Case, data: Dataset, device: torch.device, *, own: Loaded | None = None
+) -> Prepared:
     """Load the victim, choose its operating point on validation, and forward the clean images.
+
+    Args:
+        case: says what is prepared.
+        data: holds the images.
+        device: where everything is computed.
+        own: the victim, where it was handed in from Python.
 
     Raises:
         ChecksumError, VictimError: the victim cannot be loaded or does not fit the data.
         InvalidOutputError: it returns NaN or Inf on clean images.
     """
-    loaded = load_victim(case.victim, data.card)
+    loaded = own or load_victim(case.victim, data.card)
     if loaded.sha256 != case.victim_sha256:
         raise ChecksumError(
             f"{case.victim}: expected the weights the plan saw, got others: run again"

@@ -111,7 +111,7 @@ class _Work:
     images: bool
     device: torch.device
 
-    def run(self, one: Planned, ready: _Shared) -> list[tuple[str, str]]:
+    def run(self, one: Planned, ready: Shared) -> list[tuple[str, str]]:
         """Run a case and write its record; return its label and the reason if it failed."""
         try:
             outcome = execute(
@@ -136,7 +136,7 @@ class _Work:
 
 
 def _one_by_one(waiting: list[Planned], work: _Work) -> Iterator[_Ran]:
-    ready = _Shared(work.device)
+    ready = Shared(work.device)
     for one in waiting:
         yield [one], work.run(one, ready)
 
@@ -200,7 +200,7 @@ def _seconds(one: Planned) -> float:
     return one.seconds or 1.0
 
 
-class _Shared:
+class Shared:
     """The last prepared victim, which cases in a row share as they do its failure; surrogates."""
 
     def __init__(self, device: torch.device) -> None:
@@ -211,6 +211,7 @@ class _Shared:
         self._surrogates: dict[tuple[object, ...], Surrogate] = {}
 
     def of(self, one: Planned) -> Prepared:
+        """Return what a case is run on, prepared now unless it was for the last one."""
         ready = self._prepared(one)
         if one.case.surrogate is None and not blind(one.case):
             return ready
@@ -230,7 +231,7 @@ class _Shared:
         if key != self._key or self._value is None:
             self._value = None
             try:
-                self._value = prepare(one.case, one.data, self._device)
+                self._value = prepare(one.case, one.data, self._device, own=one.own)
             except InvalidOutputError as error:
                 self._value = error
             self._key = key
@@ -241,7 +242,7 @@ class _Shared:
 
 def prepared(one: Planned, device: torch.device) -> Prepared:
     """Return the victim, images and surrogate of a single case."""
-    return _Shared(device).of(one)
+    return Shared(device).of(one)
 
 
 def device_of(name: str) -> torch.device:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from robustbench_med.bench.columns import Columns, Table, measure
+from robustbench_med.bench.columns import KEPT, Columns, Table, measure
 from robustbench_med.bench.record import Images as Entry
 from robustbench_med.errors import ResultsError
 from robustbench_med.problem import Problem
@@ -89,11 +89,11 @@ def saved_of(columns: Columns, x: Tensor, *, masks: bool) -> Saved:
     """Return the images worth saving of a case whose candidates were kept.
 
     Args:
-        columns: of all rungs, with the candidates as `image`, `(r, b, c, *s)`.
+        columns: of all rungs, with the candidates, `(r, b, c, *s)`.
         x: `(b, c, *s)` clean images of the samples attacked.
         masks: whether the victim calls masks.
     """
-    z = columns["image"]
+    z = columns[KEPT]
     wanted: Bool[Tensor, "r b"] = columns["broken"]
     if masks:
         wanted = (z != x[None]).flatten(2).any(2)

@@ -86,14 +86,14 @@ class Run(NamedTuple):
 
 
 def walk(
-    planned: Planned, ready: Prepared, *, keep: bool = False, saved: Saved | None = None
+    planned: Planned, ready: Prepared, *, keeps: bool = False, saved: Saved | None = None
 ) -> Run:
     """Attack every sample whose goal is not reached yet, at every radius of the ladder.
 
     Args:
         planned: the case and its data.
         ready: its victim and images.
-        keep: keep every candidate, as the column `image`.
+        keeps: whether the columns of every rung hold the candidates too.
         saved: judge these images and attack nothing.
     """
     clock = time.perf_counter()
@@ -119,7 +119,7 @@ def walk(
         guide=bfloat16(ready.guide or ready.victim) if case.guide == "bfloat16" else ready.guide,
         counter=Counter(forward=2 * len(batch)),  # the clean images are asked twice
         chunk=ready.victim.chunk,
-        keep=keep,
+        keeps=keeps,
     )
     # keyed by what the attack does, not by the case's id: a victim trained anew meets the same
     # draws

@@ -27,8 +27,10 @@ Victims = Annotated[
     list[str] | None,
     typer.Option(
         "--victim",
+        "--model",
         help="This victim instead, or timm:NAME(weights='FILE.safetensors'), of masks "
-        "smp:NAME(...) or monai:NAME(...); repeatable.",
+        "smp:NAME(...) or monai:NAME(...), or FILE.py:FACTORY(...), which executes your file; "
+        "repeatable.",
     ),
 ]
 Attacks = Annotated[

@@ -19,7 +19,7 @@ from robustbench_med.errors import DataError
 FOLDER = "ROBUSTBENCH_MED_DATA"
 
 
-def load_dataset(name: str, *, data: Path | None = None) -> Dataset:
+def load_dataset(name: str | Path, *, data: str | Path | None = None) -> Dataset:
     """Return a dataset; its images are read or drawn when a split is first asked for.
 
     A file that a card names is looked for in `data`, in the folder named by ROBUSTBENCH_MED_DATA
@@ -35,6 +35,7 @@ def load_dataset(name: str, *, data: Path | None = None) -> Dataset:
         DataError: a missing or damaged file; the message says how to get it.
         ChecksumError: a file that is not the one its card states.
     """
+    name, data = str(name), None if data is None else Path(data)
     if name.endswith(".npz") or (name not in registry.load("datasets") and Path(name).exists()):
         path = Path(name).expanduser()
         own = card_of(path)

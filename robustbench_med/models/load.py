@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import nn
 from robustbench_med import registry, spec
 from robustbench_med.cards import DatasetCard, ModelCard
 from robustbench_med.errors import SpecError, VictimError
-from robustbench_med.models import weights
+from robustbench_med.models import code, weights
 from robustbench_med.models.build import build
 from robustbench_med.models.sliding import Sliding, bare
 from robustbench_med.types import images_at_once
@@ -37,7 +38,8 @@ def load_victim(name: str, data: DatasetCard, *, zoo: Path = ZOO) -> Loaded:
         name: a card of the zoo, or `timm:NAME(weights='FILE.safetensors', mean=[..], std=[..],
             ...)`, or `timm:NAME(pretrained=True)` for timm's own hub; of masks
             `smp:NAME(weights=...)`, `monai:NAME(weights=...)` or a network of `build`, with
-            `window=[..], overlap=0.25` where it reads an image window by window.
+            `window=[..], overlap=0.25` where it reads an image window by window; or
+            `FILE.py:FACTORY(...)`, which executes that file.
         data: says channels, size and classes.
         zoo: folder with the cards' weights.
 
@@ -47,7 +49,8 @@ def load_victim(name: str, data: DatasetCard, *, zoo: Path = ZOO) -> Loaded:
         VictimError: the weights do not fit the architecture, or the model the data.
     """
     if registry.is_own(name):
-        return _own(spec.parse(name), data)
+        factory = code.factory_of(name)
+        return _own(spec.parse(name), data) if factory is None else _of_factory(name, factory, data)
     card: ModelCard = registry.find("models", name)
     victim = untrained(card, _trained_on(card, data))
     found = weights.read(bare(victim.module), zoo / card.weights, sha256=card.sha256)
@@ -138,10 +141,7 @@ def _own(wanted: spec.Spec, data: DatasetCard) -> Loaded:
     else:
         found = weights.fingerprint(module)
     default = getattr(module, "pretrained_cfg", {})
-    mean = _floats("mean", ours.get("mean") or default.get("mean") or (0.0,))
-    std = _floats("std", ours.get("std") or default.get("std") or (1.0,))
-    if data.channels == 1:  # timm folds RGB stems into one channel; their statistics fold alike
-        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    mean, std = _statistics(ours, default, data)
     card = ModelCard(
         name=str(wanted),
         title=wanted.name,
@@ -158,6 +158,94 @@ def _own(wanted: spec.Spec, data: DatasetCard) -> Loaded:
     contract = _contract(data, mean, std)
     victim = Victim(_slid(module, card), contract, chunk=images_at_once(data.size))
     return Loaded(victim, card, _answers_of(card, found))
+
+
+def _of_factory(name: str, factory: code.Factory, data: DatasetCard) -> Loaded:
+    made = code.made(factory, _OURS)
+    ours, sha256 = made.rest, made.sha256
+    for key in ours.keys() & {"pretrained"}:
+        raise SpecError(f"{name}: expected a parameter that the factory takes, got {key!r}")
+    if not isinstance(ours.get("weights", ""), str):
+        raise VictimError(f"expected weights='FILE.safetensors', got {ours['weights']!r}")
+    if ours.get("weights"):
+        sha256 = _digest(sha256, weights.read(made.module, Path(ours["weights"])))
+    window, overlap = _window(ours, data)
+    mean, std = _statistics(ours, {}, data)
+    card = ModelCard(
+        name=name,
+        title=f"{factory.path.name}:{factory.wanted.name}",
+        summary="A model that the user's own code makes.",
+        family=factory.wanted.name.lower(),
+        dataset=data.name,
+        builder=str(factory.wanted),
+        mean=mean,
+        std=std,
+        window=window,
+        overlap=overlap,
+        sha256=sha256,
+    )
+    contract = _contract(data, mean, std)
+    victim = Victim(_slid(made.module, card), contract, chunk=images_at_once(data.size))
+    return Loaded(victim, card, _answers_of(card, sha256))
+
+
+def of_module(
+    module: nn.Module,
+    data: DatasetCard,
+    *,
+    name: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    contract: InputContract | None = None,
+) -> Loaded:
+    """Return a module handed in from Python as a victim for the images of `data`.
+
+    Args:
+        module: takes images in [0,1], unless `mean` and `std` say what else it is shown.
+        data: says channels, size and classes, and so the contract.
+        name: what records call it; its class unless given.
+        mean: a number a channel, or one for all, in [0,1] units.
+        std: likewise.
+        contract: in place of the one made of `data`, `mean` and `std`.
+
+    Raises:
+        SpecError: `mean` or `std` are no numbers, or not one a channel.
+        VictimError: it does not read such images or answers another number of logits.
+    """
+    if contract is None:
+        given = {"mean": mean, "std": std}
+        ours = {key: value for key, value in given.items() if value is not None}
+        contract = _contract(data, *_statistics(ours, {}, data))
+    title = name or type(module).__name__
+    found = code.identity(module)
+    card = ModelCard(
+        name=f"module:{title}",
+        title=title,
+        summary="A model handed in from Python.",
+        family=type(module).__name__.lower(),
+        dataset=data.name,
+        builder=f"module:{type(module).__qualname__}",
+        mean=contract.mean,
+        std=contract.std,
+        sha256=found,
+    )
+    victim = Victim(module, contract, chunk=images_at_once(data.size))
+    parameter = next(module.parameters(), None)
+    device = None if parameter is None else parameter.device
+    x = torch.zeros(2, data.channels, *data.size, device=device)
+    victim.check(x, data.outputs, masks=data.task == "segmentation")
+    return Loaded(victim, card, _digest(_answers_of(card, found), contract.returns))
+
+
+def _statistics(
+    ours: Mapping[str, Any], default: Mapping[str, Any], data: DatasetCard
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std: those given, else the architecture's, else those of [0,1] images."""
+    mean = _floats("mean", ours.get("mean") or default.get("mean") or (0.0,))
+    std = _floats("std", ours.get("std") or default.get("std") or (1.0,))
+    if data.channels == 1:  # timm folds RGB stems into one channel; their statistics fold alike
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    return mean, std
 
 
 def _slid(module: nn.Module, card: ModelCard) -> nn.Module:

@@ -1,0 +1,196 @@
+"""Attacked: the images of a dataset or a batch after one attack at one radius."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robustbench_med import registry
+from robustbench_med.asked import asked
+from robustbench_med.bench.columns import KEPT
+from robustbench_med.bench.plan import Planned
+from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.runner import Shared, device_of
+from robustbench_med.bench.walk import walk
+from robustbench_med.cards import DatasetCard, ModelCard, Norm
+from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
+from robustbench_med.errors import DataError, SpecError
+from robustbench_med.subject import Data, Model, Subject, in_place
+from robustbench_med.types import Batch, Images, Truth
+from robustbench_med.victim import InputContract, Victim, frozen
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What an attack left of a batch, on the CPU.
+
+    Attributes:
+        x: `(b, c, *s)` clean images in [0,1].
+        z: `(b, c, *s)` the images after the attack; the clean one where it was not attacked.
+        y: their truth, see Batch.
+        ids: `(b,)` sample ids.
+        attacked: `(b,)` the goal was not reached by the clean image already.
+        broken: `(b,)` the goal is reached on `z`, at the victim's operating point.
+        clean: `(b, k)` logits of `x`, operating point included; of masks the classes called.
+        answer: the same of `z`.
+    """
+
+    x: Images
+    z: Images
+    y: Truth
+    ids: NDArray[np.character]
+    attacked: Bool[Tensor, " b"]
+    broken: Bool[Tensor, " b"]
+    clean: Tensor
+    answer: Tensor
+
+
+def attack(
+    model: Subject,
+    data: Data | Batch,
+    spec: str,
+    *,
+    eps: float | str | None = None,
+    norm: Norm = "linf",
+    objective: str = "untargeted",
+    n: int | None = None,
+    split: SplitName = "test",
+    seed: int = 0,
+    defense: str = "none",
+    knowledge: str = "adaptive",
+    device: str = "auto",
+    folder: str | Path | None = None,
+    **grid: object,
+) -> Attacked:
+    """Return the images of a dataset or a batch after an attack, and what broke.
+
+    They are those that a record with the same choices and this one radius is scored on.
+
+    Args:
+        model: a name, a spec, a torch module, or what `load_model` or `defend` returned.
+        data: a name, an `.npz` file, a Dataset, or a Batch, whose victim decides by argmax.
+        spec: of the attack, e.g. "pgd(steps=40)" or "pgd(eps=2/255)".
+        eps: the radius, where the spec names none.
+        norm: "linf", "l2", "l1" or "l0".
+        objective: what the attacker wants.
+        n: images drawn from the split; None = all.
+        split: of the dataset.
+        seed: of everything random.
+        defense: wraps the model.
+        knowledge: of the defense, see `evaluate`.
+        device: "cpu", "cuda", "cuda:1", or "auto".
+        folder: with the files of named datasets.
+        grid: as in `evaluate`.
+
+    Raises:
+        BenchError: a choice that is wrong, or a model that does not fit the data.
+    """
+    if isinstance(data, Batch):
+        data = as_dataset(data, model)
+        grid = {"operating_point": "argmax"} | grid
+    wanted = asked(
+        model,
+        data,
+        spec,
+        eps=eps,
+        seed=seed,
+        defense=defense,
+        knowledge=knowledge,
+        norm=norm,
+        objective=objective,
+        n=n,
+        split=split,
+        **grid,
+    )
+    with in_place(model):
+        planned = wanted.planned(folder=folder)
+        if len(planned) != 1 or len(planned[0].case.ladder) != 1:
+            radii = sum(len(one.case.ladder) for one in planned)
+            raise SpecError(f"expected one radius, got {radii}: evaluate takes several")
+        return _attacked(planned[0], Shared(device_of(device)).of(planned[0]))
+
+
+def _attacked(planned: Planned, ready: Prepared) -> Attacked:
+    run = walk(planned, ready, keeps=True)
+    z, answer, broken = ready.batch.x.clone(), ready.clean.clone(), run.aimed
+    z[run.attacked], answer[run.attacked] = run.rungs[KEPT][-1], run.rungs["answer"][-1]
+    broken[run.attacked] &= run.rungs["broken"][-1]
+    return Attacked(
+        x=ready.batch.x.cpu(),
+        z=z.cpu(),
+        y=ready.batch.y.cpu(),
+        ids=ready.batch.ids,
+        attacked=run.aimed.cpu(),
+        broken=broken.cpu(),
+        clean=ready.clean.cpu(),
+        answer=answer.cpu(),
+    )
+
+
+def as_dataset(batch: Batch, model: Subject) -> Dataset:
+    """Return a batch as a dataset whose test split it is.
+
+    Raises:
+        SpecError: a model by a spec of one's own: nothing says how many classes there are.
+    """
+    card = _card_of(batch, model)
+    images = batch.x.cpu().numpy()
+    images = images[:, 0] if card.channels == 1 else np.moveaxis(images, 1, -1).copy()
+    kind = np.int16 if card.task == "segmentation" else np.int64
+    labels: NDArray[Any] = batch.y.cpu().numpy().astype(kind)
+    arrays = Arrays(
+        images.astype(np.float32),
+        labels,
+        np.asarray(batch.ids, dtype=np.str_),
+        None if batch.patients is None else np.asarray(batch.patients, dtype=np.str_),
+    )
+
+    def read(split: SplitName) -> Arrays:
+        if split != "test":
+            raise DataError(f"{card.name} ({split}): expected a split, got a batch alone")
+        return arrays
+
+    return Dataset(card, read)
+
+
+def _card_of(batch: Batch, model: Subject) -> DatasetCard:
+    if isinstance(model, Model):
+        model = model.name if model.name in registry.load("models") else model
+    if isinstance(model, str | Path):
+        if registry.is_own(str(model)):
+            raise SpecError(
+                f"expected a dataset or a loaded model with a batch, got {model}: pass "
+                "load_model(..., dataset=...)"
+            )
+        card: ModelCard = registry.find("models", str(model))
+        found: DatasetCard = registry.find("datasets", card.dataset)
+        return found
+    size = tuple(batch.x.shape[2:])
+    masks = batch.y.ndim > 1 and tuple(batch.y.shape[1:]) == size
+    return DatasetCard(
+        name="batch",
+        title="A batch",
+        modality="not stated",
+        task="segmentation" if masks else "multi_label" if batch.y.ndim > 1 else "single_label",
+        classes=tuple(f"class {i}" for i in range(max(_outputs(model, batch), 2))),
+        channels=batch.x.shape[1],
+        size=size,
+        bit_depth=16,
+    )
+
+
+def _outputs(model: nn.Module | Model, batch: Batch) -> int:
+    victim = model.victim if isinstance(model, Model) else _as_victim(model, batch)
+    with frozen(victim.module):
+        parameter = next(victim.module.parameters(), batch.x)
+        return int(victim.logits(batch.x[:2].to(parameter.device)).shape[1])
+
+
+def _as_victim(module: nn.Module, batch: Batch) -> Victim:
+    return Victim(module, InputContract(batch.x.shape[1], tuple(batch.x.shape[2:])))
