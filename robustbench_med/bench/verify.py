@@ -129,7 +129,7 @@ def compare(
                 low, high = want.value - slack, want.value + slack
             if not (low <= got <= high or np.isnan(want.value) and np.isnan(got)):
                 lines.append(
-                    f"{name} at eps {_eps(recorded.eps)}: recorded {want.value:.3f} "
+                    f"{name} at eps {written(recorded.eps)}: recorded {want.value:.3f} "
                     f"[{want.low:.3f}, {want.high:.3f}], recomputed {got:.3f}"
                 )
     word: Literal["match", "within interval"] = "within interval" if differing else "match"
@@ -170,16 +170,16 @@ def _contradictions(stored: Stored) -> list[str]:
             want = rung.metrics.get(name)
             if want is not None and not np.isclose(want.value, mean, atol=_EXACT, equal_nan=True):
                 lines.append(
-                    f"{name} at eps {_eps(rung.eps)}: the record says {want.value:.3f}, its own "
+                    f"{name} at eps {written(rung.eps)}: the record says {want.value:.3f}, its own "
                     f"samples {mean:.3f}"
                 )
     return lines
 
 
-def _eps(eps: float) -> str:
+def written(eps: float) -> str:
     """Return a radius as a person writes it.
 
-    >>> _eps(2 / 255), _eps(0.3)
+    >>> written(2 / 255), written(0.3)
     ('2/255', '0.3')
     """
     levels = round(eps * 255 * 2) / 2
