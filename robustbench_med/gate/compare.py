@@ -147,7 +147,7 @@ def _power(drop: Drop, noun: str) -> list[str]:
     if np.isnan(drop.smallest):
         lines.append(f"no {noun} is sure to be seen on {drop.n} images: take more")
         return lines
-    half = f"; one half as large needs about {4 * drop.n}" if drop.n else ""
+    half = "" if drop.half is None else f"; one of {drop.smallest / 2:.3f} takes {drop.half}"
     lines.append(
         f"the smallest {noun} that {drop.n} images show with 80 % power is {drop.smallest:.3f}{half}"
     )

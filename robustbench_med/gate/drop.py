@@ -42,6 +42,7 @@ class Drop(NamedTuple):
         needed: images that show a drop of this size with 80 % power; None where there is no drop.
         smallest: smallest drop that `n` images show with 80 % power; NaN where not even losing
             every image would, or nothing is known of the spread.
+        half: images that show a drop half as large as the smallest; None where that is not known.
     """
 
     before: float
@@ -53,6 +54,7 @@ class Drop(NamedTuple):
     p: float
     needed: int | None
     smallest: float
+    half: int | None = None
 
     @property
     def size(self) -> float:
@@ -116,6 +118,7 @@ def drop_of(
         p=p,
         needed=needed(size) if size > 0 else None,
         smallest=smallest,
+        half=needed(smallest / 2) if smallest > 0 else None,
     )
 
 

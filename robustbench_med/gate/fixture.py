@@ -134,7 +134,7 @@ class Robustness:
         """
         __tracebackhide__ = True
         found = _asked(lambda: self._compared(Path(record), model, data, attacks, at, settings))
-        if found and not found.holds:
+        if not found.holds:
             pytest.fail(
                 f"{found.message}\nrecord: {record} (rewrite it with --robustness-update)",
                 pytrace=False,

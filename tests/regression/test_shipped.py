@@ -16,10 +16,10 @@ RECORDS = Path(__file__).parents[2] / "results"
 
 QUICK = {
     "fundus_resnet fgsm": "43d794f4ebe70346",
-    "dermoscopy_resnet deepfool": "d6fbaa133d993950",
-    "chest_resnet pgd": "50db4fbea51235ee",
+    "chest_resnet deepfool": "692f47af013cc6ce",
 }
 SLOW = {
+    "chest_resnet pgd": "50db4fbea51235ee",
     "chest_vit deepfool": "24e9b10d219cb3e6",
     "chest_findings_resnet pgd": "bfd44479dd2dbd3a",
     "fundus_densenet square": "479b42841233affa",
