@@ -84,10 +84,6 @@ def drop_of(
     groups = len(np.unique(owner))
     lost, gained = int((fell > 0).sum()), int((fell < 0).sum())
     binary = bool(np.isin(before, (0, 1)).all() and np.isin(now, (0, 1)).all())
-    if binary and groups == len(fell):
-        p = mcnemar(lost, gained)
-    else:
-        p = flipped(np.bincount(owner, weights=fell), seed=seed)
     size = float(fell.mean()) if len(fell) else 0.0
     needed: Callable[[float], int | None]
     if binary:
@@ -115,11 +111,30 @@ def drop_of(
         gained=gained,
         n=len(fell),
         patients=groups,
-        p=p,
+        p=p_of(before, now, patients, seed=seed),
         needed=needed(size) if size > 0 else None,
         smallest=smallest,
         half=needed(smallest / 2) if smallest > 0 else None,
     )
+
+
+def p_of(
+    before: Floats, now: Floats, patients: NDArray[np.character] | None = None, *, seed: int = 0
+) -> float:
+    """Return the probability of such a drop or a larger one, were nothing changed.
+
+    Args:
+        before: `(n,)` scores in the record: 0/1, or Dice in [0,1].
+        now: `(n,)` scores now.
+        patients: `(n,)` whose they are; None = images are independent.
+        seed: of the flips, where there are too many to count them all.
+    """
+    fell = np.asarray(before, dtype=np.float64) - np.asarray(now, dtype=np.float64)
+    owner = np.arange(len(fell)) if patients is None else np.unique(patients, return_inverse=True)[1]
+    single = len(np.unique(owner)) == len(fell)
+    if single and np.isin(fell, (-1, 0, 1)).all():
+        return mcnemar(int((fell > 0).sum()), int((fell < 0).sum()))
+    return flipped(np.bincount(owner, weights=fell), seed=seed)
 
 
 def mcnemar(lost: int, gained: int) -> float:
