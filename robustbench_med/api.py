@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class SuiteRun:
         folder: where the records lie.
     """
 
-    records: list[Stored]
+    records: list[Stored] = field(repr=False)
     not_scored: list[tuple[str, str]]
     folder: Path
 
@@ -72,7 +72,7 @@ def defend(
         dataset: a detector is fitted on its training and validation images.
         folder: with the files of named datasets.
         seed: of what is random in fitting.
-        device: "cpu", "cuda", "cuda:1", or "auto".
+        device: "cpu", "cuda", "cuda:1", or "auto"; where the model lies from then on.
 
     Raises:
         SpecError: no defense, one that retrains a model (the message names the command), or one

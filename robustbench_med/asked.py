@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,9 @@ class Asked:
         planned, broken = plan(suite, datasets={called: dataset}, victims=victims)
         for one in broken:
             raise one.error
+        if not planned:
+            known, got = self.fields["knowledge"][0], ", ".join(self.attacks)
+            raise SpecError(f"expected an attack by gradients with knowledge {known}, got {got}")
         if len({one.case.victim for one in planned}) != 1:
             raise SpecError(f"expected one model, got {victim!r}, which stands for several")
         return planned
@@ -108,7 +111,8 @@ def asked(
             raise SpecError(f"expected one defense, got {defense} before {model.defense}")
         defense = model.defense
     radii: Any = eps.split(",") if isinstance(eps, str) else eps
-    ladder = () if radii is None else tuple(radii) if isinstance(radii, Sequence) else (radii,)
+    several = not isinstance(radii, str) and isinstance(radii, Iterable)  # arrays are no Sequence
+    ladder = () if radii is None else tuple(radii) if several else (radii,)
     chosen = {"ladder": ladder, "defenses": (defense,), "knowledge": (knowledge,)}
     specs = (attacks,) if isinstance(attacks, str) else tuple(attacks)
     return Asked(model, data, specs, seed, {**chosen, **fields})

@@ -73,7 +73,8 @@ def attack(
     They are those that a record with the same choices and this one radius is scored on.
 
     Args:
-        model: a name, a spec, a torch module, or what `load_model` or `defend` returned.
+        model: a name, a spec, a torch module that is shown images in [0,1] as they are, or what
+            `load_model` or `defend` returned.
         data: a name, an `.npz` file, a Dataset, or a Batch, whose victim decides by argmax.
         spec: of the attack, e.g. "pgd(steps=40)" or "pgd(eps=2/255)".
         eps: the radius, where the spec names none.

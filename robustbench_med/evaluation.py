@@ -15,7 +15,7 @@ from robustbench_med.bench.record import Estimate, Flag, Stored
 from robustbench_med.errors import SpecError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """What one model still does under one or several attacks.
 
@@ -28,6 +28,16 @@ class Evaluation:
     """
 
     records: list[Stored]
+
+    def __repr__(self) -> str:
+        case, worst = self.records[0].record.case, self.interval
+        names = ", ".join(dict.fromkeys(one.record.case.attack for one in self.records))
+        score = f"{worst.value:.3f} ({worst.low:.3f} to {worst.high:.3f})"
+        return (
+            f"<Evaluation of {case.victim} on {case.dataset}: clean {self.clean:.3f}, "
+            f"under {names} at {self.radii[-1]:.5f} {score}, "
+            f"{len(self.flags)} flags>"
+        )
 
     @cached_property
     def radii(self) -> tuple[float, ...]:
@@ -78,7 +88,7 @@ class Evaluation:
         Raises:
             SpecError: another radius.
         """
-        known = (0.0, *self.radii)
+        eps, known = float(eps), (0.0, *self.radii)
         if not any(math.isclose(eps, one, rel_tol=1e-6, abs_tol=1e-12) for one in known):
             listed = ", ".join(f"{one:g}" for one in known)
             raise SpecError(f"expected a radius asked for ({listed}), got {eps:g}")

@@ -86,7 +86,7 @@ def is_own(victim: str) -> bool:
     >>> is_own("timm:resnet18(pretrained=True)"), is_own("segnet(weights='w')"), is_own("lungs_fcn")
     (True, True, False)
     """
-    return ":" in victim or "(" in victim
+    return ":" in victim or "(" in victim or victim.endswith(".py")
 
 
 def _peers() -> ModuleType:

@@ -128,7 +128,7 @@ def load_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     contract: InputContract | None = None,
-    device: str = "cpu",
+    device: str | None = None,
 ) -> Model:
     """Return a model ready for images in [0,1].
 
@@ -144,13 +144,12 @@ def load_model(
             is shown the images as they are.
         std: likewise.
         contract: of a module, in place of the one made of `dataset`, `mean` and `std`.
-        device: "cpu", "cuda", "cuda:1", or "auto".
+        device: "cpu", "cuda", "cuda:1", or "auto"; None = the CPU, and a module stays where it is.
 
     Raises:
         UnknownNameError, VictimError, ChecksumError, DataError: there is none, or it does not fit.
         SpecError: a model of one's own without a dataset.
     """
-    where = device_of(device)
     shipped = isinstance(model, str) and not registry.is_own(model)
     if shipped and dataset is None:
         card = registry.find("datasets", registry.find("models", str(model)).dataset)
@@ -169,5 +168,6 @@ def load_model(
         victim_of(model, card, name=name, mean=mean, std=std)  # refuses what is a module's alone
         loaded = load_victim(str(model), card)
         loaded.victim.module.eval()
-    loaded.victim.module.to(where)
+    if device is not None:
+        loaded.victim.module.to(device_of(device))
     return Model(loaded.card.name, loaded.card, loaded.sha256, loaded.victim)

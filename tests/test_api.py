@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,10 +118,11 @@ def test_the_face_is_what_it_says() -> None:
 # --- evaluate ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_shipped_model_has_the_record_that_a_suite_gives_it(tmp_path: Path) -> None:
     attacks = ("fgsm", PGD)
-    grid = {"datasets": ["phantom_fundus"], "victims": ["fundus_resnet"], "attacks": attacks}
-    grid |= {"ladder": ["1/255", "2/255"], "n": 6}
+    grid: dict[str, Any] = {"datasets": ["phantom_fundus"], "victims": ["fundus_resnet"]}
+    grid |= {"attacks": attacks, "ladder": ["1/255", "2/255"], "n": 6}
     suite = Suite.model_validate({"name": "s", "title": "S", "seed": 3, "grids": [grid]})
     planned, _ = plan(suite)
     run_cases(planned, tmp_path, console=Console(quiet=True), command="run", examples=0)
@@ -137,6 +139,24 @@ def test_a_shipped_model_has_the_record_that_a_suite_gives_it(tmp_path: Path) ->
         rm.load_model("fundus_resnet"), data, attacks, eps=EPS, n=6, seed=3, results=tmp_path
     )
     assert lines(again.records) == lines(expected)
+
+
+def test_committed_records_are_read_and_agree_with_their_board(tmp_path: Path) -> None:
+    attacks = ["fgsm", "pgd(steps=20)", "deepfool"]
+    ladder = ["0.5/255", "1/255", "2/255", "4/255", "8/255"]
+    for path in (CHECKOUT / "results" / "quick").iterdir():
+        shutil.copytree(path, tmp_path / path.name)
+    before = {path: path.stat().st_mtime for path in tmp_path.glob("*/record.json")}
+    found = rm.evaluate(
+        "fundus_resnet", "phantom_fundus", attacks, eps=ladder, n=64, results=tmp_path
+    )
+    assert {path: path.stat().st_mtime for path in tmp_path.glob("*/record.json")} == before
+    pages: Any = registry.module("leaderboard")
+    (board,) = pages.boards(found.records)
+    (row,) = board.rows
+    assert [found.at(eps) for eps in found.radii] == list(row.worst)
+    assert found.clean_interval == row.clean
+    assert found.accuracy < found.at(0.5 / 255).value
 
 
 def test_the_worst_case_is_taken_image_by_image(mine: str) -> None:
@@ -165,6 +185,9 @@ def test_the_worst_case_is_taken_image_by_image(mine: str) -> None:
     assert len(found.samples) == sum(map(len, tables))
     assert set(found.samples["attack"]) == {"fgsm", "pgd", "noise"}
     assert found.flags == tuple(flag for one in found.records for flag in one.record.flags)
+    said = f"at {8 / 255:.5f} {found.accuracy:.3f} ({found.interval.low:.3f} to"
+    assert repr(found).startswith(f"<Evaluation of module:Net on {mine}: clean {found.clean:.3f}")
+    assert f"under fgsm, pgd, noise {said}" in repr(found)
     for eps in (3 / 255, 1.0, -1.0):
         with pytest.raises(SpecError, match=r"expected a radius asked for \(0, 0.00392157, .* got"):
             found.at(eps)
@@ -174,6 +197,8 @@ def test_the_worst_case_is_taken_image_by_image(mine: str) -> None:
 
 def test_an_interval_counts_patients_and_not_images(mine: str) -> None:
     found = rm.evaluate(net_of(), mine, "fgsm", eps=2 / 255)
+    same = rm.evaluate(net_of(), mine, "fgsm", eps=[2 / 255])
+    assert numbers(same.records) == numbers(found.records)
     alone = save_npz(Path("alone.npz"), n=16, test_patients=None)
     assert found.records[0].record.patients == 8
     other = rm.evaluate(net_of(), alone, "fgsm", eps=2 / 255)
@@ -262,7 +287,8 @@ def test_a_run_says_how_to_repeat_it(mine: str, monkeypatch: pytest.MonkeyPatch)
 def test_mistakes_cost_one_line(
     mine: str, changed: dict[str, Any], kind: type[BenchError] | None, message: str
 ) -> None:
-    asked = {"model": net_of(), "data": mine, "attacks": PGD, "eps": EPS} | changed
+    asked: dict[str, Any] = {"model": net_of(), "data": mine, "attacks": PGD, "eps": EPS}
+    asked |= changed
     if kind is None:
         assert rm.evaluate(**asked).radii == (2.0,)
         return
@@ -295,6 +321,7 @@ def test_a_model_that_cannot_be_scored_has_no_score(mine: str) -> None:
 # --- modules of one's own ------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # timm is imported
 def test_a_module_is_the_model_that_its_spec_names(mine: str) -> None:
     import timm
 
@@ -347,10 +374,16 @@ def test_records_tell_weights_code_and_statistics_apart(mine: str) -> None:
         hash_of(one, std=[2.0]),
     ]
     moved = net_of()
-    moved.norm.running_mean += 1  # type: ignore[operator]
+    moved.norm.register_buffer("running_mean", torch.ones(4))
     others.append(hash_of(moved))
+    warm = net_of()
+    warm.temperature = 2.0  # type: ignore[assignment]
+    others.append(hash_of(warm))
+    hidden = net_of()
+    hidden.register_buffer("scale", torch.ones(1), persistent=False)
+    others.append(hash_of(hidden))
     typed: dict[str, Any] = {"Net": Net}  # classes typed in have no file to read
-    for code in ("x + 1", "x - 1"):
+    for code in ("x + 1", "x - 1", "x + 2"):
         exec(  # noqa: S102
             f"class Typed(Net):\n def forward(self, x): return Net.forward(self, {code})", typed
         )
@@ -484,7 +517,20 @@ def test_what_a_factory_makes_is_hashed(mine: str, factory: Path) -> None:
     hashes.add(hash_of(text))
     factory.write_text(FACTORY.replace(".relu()", ".tanh()"))
     hashes.add(hash_of(text))
-    assert len(hashes) == 5
+    factory.write_text(FACTORY)
+    assert hash_of(text) == first
+    beside = factory.parent / "beside.py"
+    os.utime(beside, (0, 0))  # a compiled copy is told by its time
+    beside.write_text(
+        "from torch import nn\nclass Twice(nn.Linear):\n    def forward(self, x):\n"
+        "        return 2 * super().forward(x)\n"
+        "def head(width):\n    return Twice(16 * width, 2)\n"
+    )
+    hashes.add(hash_of(text))
+    beside.write_text(beside.read_text().replace("2 *", "3 *") + "# longer\n")
+    hashes.add(hash_of(text))
+    assert len(hashes) == 7
+    assert "beside" not in sys.modules
 
 
 @pytest.mark.parametrize(
@@ -505,6 +551,11 @@ def test_what_a_factory_makes_is_hashed(mine: str, factory: Path) -> None:
         ),
         ("nets/model.py:make(weights='gone')", VictimError, "expected a weights file at gone"),
         ("nets/model.py:make(4)", SpecError, "expected keyword parameters only"),
+        (
+            "nets/model.py",
+            VictimError,
+            "expected FILE.py:FACTORY, a function that makes a model, got",
+        ),
         ("nets/model.py:", SpecError, "expected name or name"),
         (
             "nets/wrong.py:make",
@@ -551,6 +602,10 @@ def test_the_command_line_takes_a_factory(
     assert found.records[0].record.case == stored.record.case
     assert numbers(found.records) == numbers([stored])
     capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["robustbench_med", "run", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "FILE.py:FACTORY(...), which executes" in " ".join(capsys.readouterr().out.split())
     monkeypatch.setattr(sys, "argv", [*words, "--model", f"{factory}:raises"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -697,4 +752,32 @@ def test_cards_are_read_without_their_data() -> None:
     x = torch.rand(2, 3, 64, 64)
     assert model(x).logits.shape[0] == 2
     assert math.isfinite(float(model(x).logits.sum()))
-    json.dumps(model.sha256)
+    batch = Batch(x, torch.tensor([0, 1]), np.array(["a", "b"]))
+    left = rm.attack(model, batch, "fgsm", eps="8/255")
+    assert torch.equal(left.z, rm.attack("fundus_resnet", batch, "fgsm", eps="8/255").z)
+
+
+@pytest.mark.slow
+def test_another_process_finds_the_same_hash(mine: str, factory: Path) -> None:
+    text = f"{factory}:make"
+    code = (
+        f"import robustbench_med as rm; print(rm.load_model({text!r}, dataset='mine.npz').sha256)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONHASHSEED": "7"},
+    )
+    assert done.stdout.strip() == rm.load_model(text, dataset=mine).sha256
+    Path("elsewhere").mkdir()
+    for path in factory.parent.glob("*.py"):
+        (Path("elsewhere") / path.name).write_bytes(path.read_bytes())
+    moved = rm.load_model("elsewhere/model.py:make", dataset=mine)
+    assert moved.sha256 == done.stdout.strip()
+
+
+def test_an_attacker_who_does_not_know_the_defense_needs_gradients(mine: str) -> None:
+    with pytest.raises(SpecError, match="by gradients with knowledge oblivious, got square"):
+        rm.evaluate(net_of(), mine, "square", eps=EPS, defense="bit_depth", knowledge="oblivious")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib
 import inspect
 import re
 import site
@@ -18,9 +18,10 @@ from torch import nn
 
 from robustbench_med import spec
 from robustbench_med.errors import VictimError
-from robustbench_med.models.weights import fingerprint
+from robustbench_med.models.weights import bytes_of, fingerprint
 from robustbench_med.rng import seeded
 
+_PREFIX = "_own_"
 _FORM = re.compile(r"(.+?\.py):(.*)", re.DOTALL)
 _PACKAGED = tuple(
     str(Path(one)) for one in (*site.getsitepackages(), str(Path(spec.__file__).parent))
@@ -45,11 +46,17 @@ class Made(NamedTuple):
 def factory_of(text: str) -> Factory | None:
     """Return the factory that a victim's spec names; None where it is of another form.
 
+    Raises:
+        VictimError: a file without a function.
+        SpecError: no name or name(key=value, ...) after the file.
+
     >>> factory_of("models/net.py:make(width=8)").wanted.parameters
     {'width': 8}
     >>> factory_of("timm:resnet18(pretrained=True)") is None
     True
     """
+    if text.endswith(".py"):
+        raise VictimError(f"expected FILE.py:FACTORY, a function that makes a model, got {text!r}")
     found = _FORM.fullmatch(text)
     if found is None or re.match(r"\w+(:[^(]*)?\(", text):  # a ".py:" among some spec's parameters
         return None
@@ -81,12 +88,12 @@ def made(factory: Factory, ours: tuple[str, ...]) -> Made:
         theirs = _taken(function, parameters, ours)
         with seeded("factory", name):
             module = _run(where, lambda: function(**theirs))
-    if not isinstance(module, nn.Module):
-        raise VictimError(
-            f"{where}: expected a factory that returns a torch nn.Module, got "
-            f"{type(module).__name__}"
-        )
-    parts = (hashlib.sha256(content).hexdigest(), identity(module))
+        if not isinstance(module, nn.Module):
+            raise VictimError(
+                f"{where}: expected a factory that returns a torch nn.Module, got "
+                f"{type(module).__name__}"
+            )
+        parts = (hashlib.sha256(content).hexdigest(), identity(module))
     rest = {key: value for key, value in parameters.items() if key not in theirs}
     return Made(module, hashlib.sha256("\n".join(parts).encode()).hexdigest(), rest)
 
@@ -94,25 +101,50 @@ def made(factory: Factory, ours: tuple[str, ...]) -> Made:
 def identity(module: nn.Module) -> str:
     """Return the SHA-256 of a module's weights and of what can be seen of its code.
 
-    Seen are its structure as it prints, and the source of every class in it that no installed
-    package brings. Not seen are plain attributes that are not printed.
+    Seen are its structure as it prints, plain numbers and texts among its attributes, and the
+    source of every class in it that no installed package brings. Not seen are functions that those
+    classes call.
     """
+    digest = hashlib.sha256(fingerprint(module).encode())
     printed = re.sub(r" at 0x[0-9a-f]+", "", repr(module))  # where it lies in memory
-    digest = hashlib.sha256(f"{fingerprint(module)}\n{printed}".encode())
+    digest.update(f"\n{printed}".encode())
+    stated = module.state_dict().keys()
+    for name, buffer in module.named_buffers():
+        if name not in stated:  # one that is not saved
+            digest.update(f"\n{name}\n".encode() + bytes_of(buffer))
+    for name, part in module.named_modules():
+        plain = {key: one for key, one in sorted(vars(part).items()) if _plain(key, one)}
+        digest.update(f"\n{name} {plain}".encode())
     kinds = {type(part) for part in module.modules()}
-    for kind in sorted(kinds, key=lambda one: (one.__module__, one.__qualname__)):
-        digest.update(f"\n{kind.__module__}.{kind.__qualname__}\n{_source(kind)}".encode())
+    digest.update("\n".join(sorted(map(_written, kinds))).encode())
     return digest.hexdigest()
 
 
+def _plain(key: str, value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_plain(key, one) for one in value)
+    scalar = isinstance(value, bool | int | float | str | None)
+    return scalar and key != "training" and not key.startswith("_")
+
+
+def _written(kind: type) -> str:
+    """Return the name of a class with its source; of a package's, with where it comes from."""
+    source = _source(kind)
+    return f"{kind.__qualname__}\n{source}" if source else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def _source(kind: type) -> str:
-    """Return the source of a class; the bytes of its forward where it was typed in, not read."""
+    """Return the source of a class; what its methods compute where it was typed in, not read."""
     try:
         home = inspect.getsourcefile(kind) or ""
         return "" if home.startswith(_PACKAGED) else inspect.getsource(kind)
     except (OSError, TypeError):
-        code = getattr(getattr(kind, "forward", None), "__code__", None)
-        return "" if code is None else f"{code.co_code.hex()} {code.co_names} {code.co_varnames}"
+        codes = [one.__code__ for one in vars(kind).values() if inspect.isfunction(one)]
+        return "\n".join(
+            f"{code.co_name} {code.co_code.hex()} {code.co_names} {code.co_varnames} "
+            f"{[one for one in code.co_consts if not inspect.iscode(one)]}"
+            for code in codes
+        )
 
 
 def _taken(
@@ -126,16 +158,13 @@ def _taken(
 
 
 def _executed(path: Path, content: bytes) -> ModuleType:
-    """Return the file as a module, executed now."""
-    name = f"_own_{hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:16]}"
-    found = importlib.util.spec_from_file_location(name, path)
-    if found is None or found.loader is None:  # a name that ends in .py always has a loader
-        raise VictimError(f"expected a Python file at {path}, got one that has no loader")
-    module = importlib.util.module_from_spec(found)
+    """Return the file as a module, executed now: the bytes that were hashed, no compiled copy."""
+    name = f"{_PREFIX}{hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:16]}"
+    module = ModuleType(name)
+    module.__file__ = str(path.resolve())
     sys.modules[name] = module  # the source of its classes is looked up there
-    loader = found.loader
     try:
-        _run(str(path), lambda: loader.exec_module(module))
+        _run(str(path), lambda: exec(compile(content, str(path), "exec"), vars(module)))  # noqa: S102
     except VictimError:
         del sys.modules[name]
         raise
@@ -154,10 +183,19 @@ def _run(where: str, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever
 
 @contextmanager
 def _beside(path: Path) -> Iterator[None]:
-    """Let a file import those beside it, as it can where it is run by itself."""
-    before = list(sys.path)
-    sys.path.insert(0, str(path.resolve().parent))
+    """Let a file import those beside it, as it can where it is run by itself.
+
+    They are forgotten after: one that was edited is read anew, and another project's file of the
+    same name is not taken for it.
+    """
+    home, before, known = str(path.resolve().parent), list(sys.path), set(sys.modules)
+    sys.path.insert(0, home)
+    importlib.invalidate_caches()
     try:
         yield
     finally:
         sys.path[:] = before
+        for name in set(sys.modules) - known:
+            file = getattr(sys.modules[name], "__file__", None) or ""
+            if Path(file).is_relative_to(home) and not name.startswith(_PREFIX):
+                del sys.modules[name]

@@ -77,7 +77,10 @@ def fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
         digest.update(key.encode())
-        digest.update(
-            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        )
+        digest.update(bytes_of(value))
     return digest.hexdigest()
+
+
+def bytes_of(value: torch.Tensor) -> bytes:
+    """Return the bytes of a tensor's values."""
+    return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
