@@ -6,6 +6,4 @@ Not by the option --jaxtyping-packages: pytest imports our own plugin, and with 
 
 from jaxtyping import install_import_hook
 
-install_import_hook(
-    ["robustbench_med", "attacks", "defenses", "leaderboard"], "beartype.beartype"
-)
+install_import_hook(["robustbench_med", "attacks", "defenses", "leaderboard"], "beartype.beartype")

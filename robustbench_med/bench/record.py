@@ -147,7 +147,7 @@ class Flag(_Frozen):
 
 
 class Images(_Frozen):
-    """Adversarial images saved beside the record (bench/saved.py): `verify --images` judges them."""
+    """Adversarial images saved beside the record; `verify --images` judges them."""
 
     file: str = Field(description="safetensors beside record.json: images, and whose they are")
     kept: int = Field(description="distinct images in it")

@@ -45,9 +45,7 @@ class Saved(NamedTuple):
     @property
     def entry(self) -> Entry:
         """What the record says of them."""
-        return Entry(
-            file=FILE, kept=len(self.images), sha256=hashlib.sha256(self.file).hexdigest()
-        )
+        return Entry(file=FILE, kept=len(self.images), sha256=hashlib.sha256(self.file).hexdigest())
 
     def columns(
         self, problem: Problem, radii: tuple[float, ...], depth: int, rest: Columns

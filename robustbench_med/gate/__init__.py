@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "robustness(**settings): measures a model under attack; every test with the fixture of "
-        "this name carries it; settings are defaults of its calls, e.g. n=64, norm='l2', level=0.01",
+        "this name carries it; settings are defaults of its calls, e.g. n=64, norm='l2'",
     )
 
 

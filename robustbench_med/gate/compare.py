@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,6 @@ from robustbench_med.bench.verify import written
 from robustbench_med.errors import ResultsError, SpecError
 from robustbench_med.gate.drop import LEVEL, Drop, drop_of, holm
 
-Fails = Literal["drop", "rise", "either"]
 _WAYS: dict[str, tuple[int, ...]] = {"drop": (1,), "rise": (-1,), "either": (1, -1)}
 _CALLED = {1: "dropped", -1: "rose"}
 
@@ -58,7 +57,7 @@ def compare(
     now: Stored,
     *,
     level: float = LEVEL,
-    fails: Fails = "drop",
+    fails: str = "drop",
     eps: float | None = None,
 ) -> Comparison:
     """Return whether the scores of `now` are those of the record, but for what chance explains.
@@ -69,7 +68,7 @@ def compare(
         recorded: the record.
         now: the same case, measured now.
         level: share of unchanged models that fail, at most.
-        fails: at a drop (the model is weaker), a rise (the attack is), or either.
+        fails: at a "drop" (the model is weaker), a "rise" (the attack is), or "either".
         eps: the only radius to test, in image units.
 
     Raises:
@@ -97,9 +96,7 @@ def compare(
     rows = zip(tests, drops, corrected, strict=True)
     changes = [Change(*test, drop, p) for test, drop, p in rows]
     worst = min(changes, key=lambda one: (one.p, one.drop.p, -one.drop.size))
-    same = all(
-        np.allclose(_scores(before, one), _scores(after, one)) for one in (0.0, *radii)
-    )
+    same = all(np.allclose(_scores(before, one), _scores(after, one)) for one in (0.0, *radii))
     text = _message(recorded, worst, len(tests))
     return Comparison(worst.p > level, worst, same, text)
 
@@ -112,8 +109,8 @@ def _scores(samples: pd.DataFrame, eps: float) -> NDArray[np.float64]:
 def _drop(before: pd.DataFrame, after: pd.DataFrame, eps: float, way: int, level: float) -> Drop:
     owners = before.loc[before["eps"] == eps, "patient"]
     patients = None if owners.isna().any() else owners.to_numpy(str)
-    scores = (_scores(before, eps), _scores(after, eps))
-    return drop_of(*scores[::way], patients, level=level)
+    first, second = (_scores(before, eps), _scores(after, eps))[::way]
+    return drop_of(first, second, patients, level=level)
 
 
 def _message(recorded: Stored, change: Change, tests: int) -> str:
@@ -149,6 +146,7 @@ def _power(drop: Drop, noun: str) -> list[str]:
         return lines
     half = "" if drop.half is None else f"; one of {drop.smallest / 2:.3f} takes {drop.half}"
     lines.append(
-        f"the smallest {noun} that {drop.n} images show with 80 % power is {drop.smallest:.3f}{half}"
+        f"the smallest {noun} that {drop.n} images show with 80 % power is "
+        f"{drop.smallest:.3f}{half}"
     )
     return lines

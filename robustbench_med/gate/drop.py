@@ -80,7 +80,9 @@ def drop_of(
         seed: of the flips, where there are too many to count them all.
     """
     fell = np.asarray(before, dtype=np.float64) - np.asarray(now, dtype=np.float64)
-    owner = np.arange(len(fell)) if patients is None else np.unique(patients, return_inverse=True)[1]
+    owner = (
+        np.arange(len(fell)) if patients is None else np.unique(patients, return_inverse=True)[1]
+    )
     groups = len(np.unique(owner))
     lost, gained = int((fell > 0).sum()), int((fell < 0).sum())
     binary = bool(np.isin(before, (0, 1)).all() and np.isin(now, (0, 1)).all())
@@ -130,11 +132,13 @@ def p_of(
         seed: of the flips, where there are too many to count them all.
     """
     fell = np.asarray(before, dtype=np.float64) - np.asarray(now, dtype=np.float64)
-    owner = np.arange(len(fell)) if patients is None else np.unique(patients, return_inverse=True)[1]
+    owner = (
+        np.arange(len(fell)) if patients is None else np.unique(patients, return_inverse=True)[1]
+    )
     single = len(np.unique(owner)) == len(fell)
     if single and np.isin(fell, (-1, 0, 1)).all():
         return mcnemar(int((fell > 0).sum()), int((fell < 0).sum()))
-    return flipped(np.bincount(owner, weights=fell), seed=seed)
+    return flipped(np.bincount(owner, weights=fell).astype(np.float64), seed=seed)
 
 
 def mcnemar(lost: int, gained: int) -> float:
@@ -196,8 +200,8 @@ def mcnemar_images(lost: float, gained: float, *, level: float = LEVEL) -> int |
     if guess > _MOST:
         return None
     if guess > 20_000:
-        return math.ceil(guess)
-    low, high = 1, max(2, math.ceil(1.2 * guess) + 40)
+        return int(math.ceil(guess))
+    low, high = 1, int(1.2 * guess) + 40
     while low < high:  # the exact power climbs with n but for the steps of a discrete test
         middle = (low + high) // 2
         if mcnemar_power(middle, lost, gained, level=level) >= POWER:

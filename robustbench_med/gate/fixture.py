@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -115,7 +115,7 @@ class Robustness:
         record: str | Path,
         model: Subject | None = None,
         data: Data | None = None,
-        attacks: str | None = None,
+        attacks: str | Sequence[str] | None = None,
         *,
         at: float | None = None,
         **settings: Any,  # noqa: ANN401 - those of robustbench_med.evaluate, level and fails
@@ -133,7 +133,9 @@ class Robustness:
                 models that fail; `fails` = "drop", or "rise", or "either".
         """
         __tracebackhide__ = True
-        found = _asked(lambda: self._compared(Path(record), model, data, attacks, at, settings))
+        found: Comparison = _asked(
+            lambda: self._compared(Path(record), model, data, attacks, at, settings)
+        )
         if not found.holds:
             pytest.fail(
                 f"{found.message}\nrecord: {record} (rewrite it with --robustness-update)",
@@ -146,7 +148,7 @@ class Robustness:
         place: Path,
         model: Subject | None,
         data: Data | None,
-        attacks: str | None,
+        attacks: str | Sequence[str] | None,
         at: float | None,
         settings: dict[str, Any],
     ) -> Comparison:
@@ -159,23 +161,29 @@ class Robustness:
                 f"expected a record in {place}, got none: {way}run pytest --robustness-update to "
                 "write it"
             )
-        if model is not None:
-            if data is None or attacks is None:
-                raise SpecError("expected model, data and attacks together, or none of them")
-            found = self._evaluate(model, data, attacks, settings).records
-            if len(found) != 1:
-                raise SpecError(f"expected one attack a record, got {len(found)}")
-            now = found[0]
-        else:
-            assert before is not None
+        if model is None and before is not None:
             now = self._again(before.record.case)
-        if self.update and (before is None or not _same(before, now)):
-            written = rewrite(place, now)
-            self.tell(f"wrote {written}")
+        else:
+            now = self._asked_for(model, data, attacks, settings)
+        if before is None or (self.update and not _same(before, now)):
+            self.tell(f"wrote {rewrite(place, now)}")
             before = now
-        assert before is not None
         _check(before.record.case, now.record.case)
         return compare(before, now, eps=at, **how)
+
+    def _asked_for(
+        self,
+        model: Subject | None,
+        data: Data | None,
+        attacks: str | Sequence[str] | None,
+        settings: dict[str, Any],
+    ) -> Stored:
+        if model is None or data is None or attacks is None:
+            raise SpecError("expected model, data and attacks together, or none of them")
+        found = self._evaluate(model, data, attacks, settings).records
+        if len(found) != 1:
+            raise SpecError(f"expected one attack a record, got {len(found)}")
+        return found[0]
 
     def _evaluate(
         self, model: Subject, data: Data, attacks: str | Sequence[str], settings: dict[str, Any]
@@ -222,9 +230,5 @@ def _asked(ask: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever was asked 
     try:
         return ask()
     except BenchError as error:
-        _fail(str(error))
-
-
-def _fail(line: str) -> NoReturn:
-    __tracebackhide__ = True
-    pytest.fail(line, pytrace=False)
+        line = str(error)
+    pytest.fail(line, pytrace=False)  # out here, or pytest prints the error beside it

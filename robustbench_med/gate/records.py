@@ -23,7 +23,9 @@ def recorded(place: Path) -> Stored | None:
         place = place.parent
     if (place / "record.json").exists():
         return store.read(place.resolve())
-    found = [one.parent for one in place.glob("*/record.json") if not one.parent.name.startswith(".")]
+    found = [
+        one.parent for one in place.glob("*/record.json") if not one.parent.name.startswith(".")
+    ]
     if len(found) > 1:
         raise ResultsError(f"expected one record in {place}, got {len(found)}: name one of them")
     return store.read(found[0].resolve()) if found else None

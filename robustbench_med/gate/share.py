@@ -43,7 +43,7 @@ class Share(float):
         gap = abs(wanted - float(self))
         half = (m.high - m.low) / 2
         if m.low <= wanted <= m.high and gap > 0 and half > 0:
-            n = math.ceil(m.n * (half / gap) ** 2)
+            n = math.ceil(m.n * (half / gap) ** 2 - 1e-6)
             lines.append(
                 f"{wanted:g} lies inside: the sample cannot tell them apart; it would take about "
                 f"{n} images"

@@ -33,7 +33,9 @@ def table(scores: NDArray[np.float64]) -> Stored:
                 "correct": row,
             }
         )
-        for eps, row in zip((0.0, *LADDER), np.vstack([np.ones(scores.shape[1]), scores]), strict=True)
+        for eps, row in zip(
+            (0.0, *LADDER), np.vstack([np.ones(scores.shape[1]), scores]), strict=True
+        )
     ]
     return Stored(READ.record, pd.concat(parts, ignore_index=True), "")
 
@@ -79,13 +81,17 @@ def test_a_drop_too_small_for_the_sample_holds_and_a_single_radius_sees_more() -
 
 def test_other_images_and_wrong_choices_are_refused() -> None:
     fewer = table(ones()[:, :-1])
-    with pytest.raises(ResultsError, match=r"expected the 80 images of the record, got others \(79"):
+    with pytest.raises(
+        ResultsError, match=r"expected the 80 images of the record, got others \(79"
+    ):
         compare(table(ones()), fewer)
     with pytest.raises(SpecError, match="expected fails in drop, rise, either, got 'up'"):
-        compare(READ, READ, fails="up")  # type: ignore[arg-type]
+        compare(READ, READ, fails="up")
     with pytest.raises(SpecError, match=r"expected level in \(0,1\), got 2.0"):
         compare(READ, READ, level=2.0)
-    with pytest.raises(SpecError, match=r"expected eps in the ladder of the record \(0.5/255, 1/255"):
+    with pytest.raises(
+        SpecError, match=r"expected eps in the ladder of the record \(0.5/255, 1/255"
+    ):
         compare(READ, READ, eps=0.3)
 
 

@@ -91,10 +91,10 @@ def test_images_needed_have_the_power_and_one_fewer_has_not() -> None:
 
 
 def test_the_smallest_drop_is_where_the_power_is_reached() -> None:
-    found = mcnemar_smallest(64, 0.03)
+    found = mcnemar_smallest(64.0, 0.03)
     assert mcnemar_power(64, found + 0.03, 0.03) == pytest.approx(POWER, abs=1e-6)
-    assert math.isnan(mcnemar_smallest(4, 0.0))  # 4 of 4 lost: p = 1/16
-    assert not math.isnan(mcnemar_smallest(5, 0.0))
+    assert math.isnan(mcnemar_smallest(4.0, 0.0))  # 4 of 4 lost: p = 1/16
+    assert not math.isnan(mcnemar_smallest(5.0, 0.0))
     assert mcnemar_power(5, 0.0, 0.0) == 0.0
 
 
@@ -136,7 +136,7 @@ def test_four_patients_can_show_no_drop() -> None:
 def test_nothing_changed_and_nothing_there() -> None:
     same = drop_of(np.ones(30), np.ones(30))
     assert (same.p, same.needed, same.size) == (1.0, None, 0.0)
-    assert same.smallest == pytest.approx(mcnemar_smallest(30, 0.0))
+    assert same.smallest == pytest.approx(mcnemar_smallest(30.0, 0.0))
     empty = drop_of(np.zeros(0), np.zeros(0))
     assert empty.p == 1.0
     assert math.isnan(empty.before)

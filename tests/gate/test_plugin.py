@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import robustbench_med.gate.fixture  # noqa: F401 - loaded before pytester, which unloads the new
 from robustbench_med import stats
 from robustbench_med.bench import store
 from robustbench_med.gate.drop import mcnemar
@@ -37,7 +36,7 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
 
 def run(project: pytest.Pytester, plugin: Plugin, body: str, *args: str) -> pytest.RunResult:
     project.makepyfile(test_mine=HEAD + body)
-    return project.runpytest_inprocess(*plugin, "-p", "no:cacheprovider", *args)
+    return project.runpytest_subprocess(*plugin, "-p", "no:cacheprovider", *args)
 
 
 HOLDS = """
@@ -46,6 +45,7 @@ def test_holds(robustness):
 """
 
 
+@pytest.mark.slow
 def test_a_threshold_passes_or_fails_with_what_the_sample_says(
     project: pytest.Pytester, plugin: Plugin
 ) -> None:
@@ -75,6 +75,7 @@ def test_masks(robustness):
     )
 
 
+@pytest.mark.slow
 def test_a_wrong_spec_fails_with_one_line(project: pytest.Pytester, plugin: Plugin) -> None:
     body = """
 def test_typo(robustness):
@@ -98,9 +99,8 @@ def test_direction(robustness):
     assert "fixture.py" not in text
 
 
-def test_update_writes_the_record_that_then_holds(
-    project: pytest.Pytester, plugin: Plugin
-) -> None:
+@pytest.mark.slow
+def test_update_writes_the_record_that_then_holds(project: pytest.Pytester, plugin: Plugin) -> None:
     first = run(project, plugin, HOLDS)
     first.assert_outcomes(failed=1)
     first.stdout.fnmatch_lines(["*run pytest --robustness-update to write it*"])
@@ -125,6 +125,7 @@ def weaken(path: Path) -> None:
     save_file(tensors, path)
 
 
+@pytest.mark.slow
 def test_a_weaker_model_fails_with_what_was_lost_and_can_be_recorded(
     project: pytest.Pytester, plugin: Plugin
 ) -> None:
@@ -159,6 +160,7 @@ def _stand_all(folder: Path) -> int:
     return stored.record.n
 
 
+@pytest.mark.slow
 def test_another_question_than_the_record_answers_is_refused(
     project: pytest.Pytester, plugin: Plugin
 ) -> None:
@@ -174,7 +176,7 @@ def test_radius(robustness):
     robustness.holds("records/mine", MODEL, "mine.npz", SPEC, at=0.5)
 
 def test_level(robustness):
-    robustness.holds("records/mine", MODEL, "mine.npz", SPEC, level=5)
+    robustness.holds("records/mine", MODEL, "mine.npz", SPEC, level=5.0)
 
 def test_direction(robustness):
     robustness.holds("records/mine", MODEL, "mine.npz", SPEC, fails="up")
@@ -194,12 +196,13 @@ def test_one_radius(robustness):
     assert "pgd takes other parameters than the record's: expected {'loss'" in text
     assert "n is not that of the record: expected None, got 20: pytest --robustness-update" in text
     assert "expected eps in the ladder of the record (0.000784314, 8/255), got 0.5" in text
-    assert "expected level in (0,1), got 5" in text
+    assert "expected level in (0,1), got 5.0" in text
     assert "expected fails in drop, rise, either, got 'up'" in text
     assert "expected one attack a record, got 2" in text
     assert "expected model, data and attacks together, or none of them" in text
 
 
+@pytest.mark.slow
 def test_the_marker_sets_defaults_and_selects(project: pytest.Pytester, plugin: Plugin) -> None:
     body = """
 @pytest.mark.robustness(n=8, seed=3)
@@ -220,6 +223,7 @@ def test_other():
     result.assert_outcomes(passed=2, deselected=1)
 
 
+@pytest.mark.slow
 def test_a_case_is_measured_once_a_session(project: pytest.Pytester, plugin: Plugin) -> None:
     body = """
 import os
@@ -235,11 +239,11 @@ def test_twice(robustness, monkeypatch):
 
 
 @pytest.mark.slow
-def test_workers_of_xdist_share_what_they_measure(
-    project: pytest.Pytester, plugin: Plugin
-) -> None:
+def test_workers_of_xdist_share_what_they_measure(project: pytest.Pytester, plugin: Plugin) -> None:
     run(project, plugin, HOLDS, "--robustness-update").assert_outcomes(passed=1)
-    body = HEAD + """
+    body = (
+        HEAD
+        + """
 @pytest.mark.parametrize("i", range(4))
 def test_holds(robustness, i):
     assert robustness.holds("records/mine", MODEL, "mine.npz", SPEC).identical
@@ -249,6 +253,7 @@ def test_holds(robustness, i):
 def test_update_tells(robustness):
     robustness.holds("records/other", MODEL, "mine.npz", "fgsm(eps=1/255)")
 """
+    )
     project.makepyfile(test_mine=body)
     result = project.runpytest_subprocess(*plugin, "-n", "2", "--robustness-update")
     result.assert_outcomes(passed=5)
@@ -272,7 +277,7 @@ def test_the_plugin_brings_in_nothing_heavy() -> None:
     assert done.stdout.strip() == "[] ['robustbench_med', 'robustbench_med.gate']"
 
 
-@pytest.mark.parametrize("call", [lambda: stats.wilson(1.5, 3), lambda: mcnemar("a", 0)])
-def test_types_are_checked_in_this_suite_though_pytest_loads_the_plugin(call: Any) -> None:  # noqa: ANN401
+@pytest.mark.parametrize("function", [stats.wilson, mcnemar])
+def test_types_are_checked_in_this_suite_though_pytest_loads_the_plugin(function: Any) -> None:  # noqa: ANN401
     with pytest.raises(Exception, match="(?i)type-check"):
-        call()
+        function(0.5, 3)

@@ -39,13 +39,11 @@ def noisy(name: str, data: DatasetCard) -> Loaded:
     with torch.no_grad():
         for weights in loaded.victim.module.parameters():
             drawn = torch.randn(weights.shape, generator=generator)
-            weights += NOISE * weights.std(correction=0) * drawn
+            weights.add_(NOISE * weights.std(correction=0) * drawn)
     return loaded
 
 
-def test_noise_in_the_weights_fails(
-    planted: Robustness, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_noise_in_the_weights_fails(planted: Robustness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "load_victim", noisy)
     with pytest.raises(pytest.fail.Exception, match="accuracy at eps .* dropped from"):
         planted.holds(DEEPFOOL, fails="either")
