@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,11 +27,28 @@ SPEC = "pgd(eps=[0.2/255, 8/255], steps=3)"
 """
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a model and its images.
+
+    Made, and a record read, before any pytester: that unloads what was loaded while it lived, and
+    libraries that are loaded twice (triton) end the process.
+    """
+    folder = tmp_path_factory.mktemp("files")
+    save_npz(folder / "mine.npz", n=24)
+    save_timm(folder / "w.safetensors")
+    store.read(next((ROOT / "results" / "quick").glob("*/record.json")).parent)
+    return folder
+
+
 @pytest.fixture
-def project(pytester: pytest.Pytester) -> pytest.Pytester:
-    """Return a project with a model, its images, and torch on one thread."""
-    save_npz(pytester.path / "mine.npz", n=24)
-    save_timm(pytester.path / "w.safetensors")
+def project(
+    files: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> pytest.Pytester:
+    """Return a project of somebody else with that model and those images."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # this checkout, wherever the environment points
+    for path in files.iterdir():
+        shutil.copy(path, pytester.path)
     return pytester
 
 
