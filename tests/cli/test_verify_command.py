@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import typer
+import typer.core
 from typer.testing import CliRunner
 
 from robustbench_med import cli
@@ -64,7 +66,11 @@ def test_records_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
     assert "expected a record in" in line
 
 
-def test_a_run_that_saves_images_is_verified_from_them(tmp_path: Path) -> None:
+def test_a_run_that_saves_images_is_verified_from_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # typer hands commands a plain click context; the type checker of the tests wants what they name
+    monkeypatch.setattr(typer.core.TyperCommand, "context_class", typer.Context)
     npz, spec = save_npz(tmp_path / "mine.npz"), save_timm(tmp_path / "w.safetensors")
     grid = ["--dataset", str(npz), "--victim", spec, "--attack", "fgsm", "--eps", "2/255"]
     rest = ["--results", str(tmp_path / "results"), "--examples", "0", "--save-images"]
