@@ -7,3 +7,5 @@ Not by the option --jaxtyping-packages: pytest imports our own plugin, and with 
 from jaxtyping import install_import_hook
 
 install_import_hook(["robustbench_med", "attacks", "defenses", "leaderboard"], "beartype.beartype")
+
+pytest_plugins = ["pytester"]  # for tests/gate; pytest takes this line in no other conftest

@@ -72,13 +72,16 @@ def compare(
         eps: the only radius to test, in image units.
 
     Raises:
-        ResultsError: the images are not the same.
+        ResultsError: the images are not the same, or the model gave no usable answer.
         SpecError: no such radius or direction.
     """
     if fails not in _WAYS:
         raise SpecError(f"expected fails in {', '.join(_WAYS)}, got {fails!r}")
     if not 0 < level < 1:
         raise SpecError(f"expected level in (0,1), got {level!r}")
+    for one in (recorded.record, now.record):
+        if one.status == "invalid":
+            raise ResultsError(f"expected a case that was scored, got an invalid one: {one.reason}")
     before, after = recorded.samples, now.samples
     if list(before["sample"]) != list(after["sample"]):
         raise ResultsError(

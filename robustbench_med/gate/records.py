@@ -7,6 +7,7 @@ from pathlib import Path
 
 from robustbench_med.bench import store
 from robustbench_med.bench.record import Stored
+from robustbench_med.bench.spread import PATTERNS
 from robustbench_med.errors import ResultsError
 
 
@@ -42,8 +43,10 @@ def rewrite(place: Path, stored: Stored) -> Path:
     before = recorded(place)
     home = place.parent if (place / "record.json").exists() else place
     store.check_writable(home)
-    record = stored.record.model_copy(update={"examples": ()})
-    written = store.write(home, record, stored.samples, {}, replace=True)
+    record = stored.record.model_copy(update={"examples": ()})  # they may show real patients
+    patterns = Path(stored.folder) / PATTERNS
+    files = {PATTERNS: patterns.read_bytes()} if patterns.exists() else {}
+    written = store.write(home, record, stored.samples, files, replace=True)
     if before is not None and Path(before.folder) != written.resolve():
         shutil.rmtree(before.folder)
     return written

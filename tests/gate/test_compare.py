@@ -85,6 +85,11 @@ def test_other_images_and_wrong_choices_are_refused() -> None:
         ResultsError, match=r"expected the 80 images of the record, got others \(79"
     ):
         compare(table(ones()), fewer)
+    poisoned = READ.record.model_copy(update={"status": "invalid", "reason": "NaN"})
+    with pytest.raises(
+        ResultsError, match="expected a case that was scored, got an invalid one: N"
+    ):
+        compare(READ, READ._replace(record=poisoned))
     with pytest.raises(SpecError, match="expected fails in drop, rise, either, got 'up'"):
         compare(READ, READ, fails="up")
     with pytest.raises(SpecError, match=r"expected level in \(0,1\), got 2.0"):
