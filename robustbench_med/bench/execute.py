@@ -13,6 +13,7 @@ from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.provenance import now
 from robustbench_med.bench.record import Record
+from robustbench_med.bench.saved import FILE, saved_of
 from robustbench_med.bench.spread import PATTERNS
 from robustbench_med.bench.walk import walk
 from robustbench_med.errors import InvalidOutputError
@@ -32,6 +33,7 @@ def execute(
     *,
     command: str,
     examples: int = 4,
+    images: bool = False,
     device: str = "cpu",
 ) -> Outcome:
     """Run one case and return its record, samples table and example pictures.
@@ -42,6 +44,7 @@ def execute(
             them.
         command: reproduces the case; goes into the provenance.
         examples: pictures for the gallery, at most.
+        images: save the adversarial images too.
         device: what the record of an invalid case says it ran on.
 
     A model that returns NaN or Inf makes the record `invalid`; other errors are the caller's.
@@ -49,7 +52,7 @@ def execute(
     started = now()
     try:
         ready = prepare()
-        run = walk(planned, ready)
+        run = walk(planned, ready, keeps=images)
     except InvalidOutputError as error:
         record = assemble.invalid(
             planned, reason=str(error), started=started, command=command, device=device
@@ -63,4 +66,9 @@ def execute(
     files = dict(pictures.files)
     if run.fitted is not None:
         files[PATTERNS] = run.fitted.file
+    if images:
+        masks = planned.data.card.task == "segmentation"
+        found = saved_of(run.rungs, run.problem.x, masks=masks)
+        record = record.model_copy(update={"images": found.entry})
+        files[FILE] = found.file
     return Outcome(record, scores.samples, files)

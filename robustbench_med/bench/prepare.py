@@ -145,9 +145,10 @@ def _defended(
     What a transform does to the images moves the threshold; a detector is fitted to the decision.
     """
     bare = _deployed(victim, case, data, device)
-    guards = wrapping_of(case.defense).guards
-    defended = put_on(bare if guards else victim, case.defense, case, data, device)
-    if case.defense == "none" or guards:
+    wrapping = wrapping_of(case.defense)
+    moves = wrapping.card is not None and not wrapping.guards
+    defended = put_on(victim if moves else bare, case.defense, case, data, device)
+    if not moves:
         return bare, defended
     return bare, at(defended, _deployed(defended.judge, case, data, device).offset)
 

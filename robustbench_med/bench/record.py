@@ -146,6 +146,14 @@ class Flag(_Frozen):
     threshold: float
 
 
+class Images(_Frozen):
+    """Adversarial images saved beside the record; `verify --images` judges them."""
+
+    file: str = Field(description="safetensors beside record.json: images, and whose they are")
+    kept: int = Field(description="distinct images in it")
+    sha256: str
+
+
 class MaskExample(_Frozen):
     """The masks of a picture: images with masks drawn over them in the colours of `palette`."""
 
@@ -223,6 +231,7 @@ class Record(_Frozen):
     checks: tuple[Check, ...] = Field(default=(), description="all that was checked, raised or not")
     notes: tuple[str, ...] = ()
     examples: tuple[Example, ...] = ()
+    images: Images | None = Field(default=None, description="where the run saved them")
     dataset_card: DatasetCard
     model_card: ModelCard
     attack_card: AttackCard

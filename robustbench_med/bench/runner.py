@@ -22,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from robustbench_med import registry
 from robustbench_med.bench import store
 from robustbench_med.bench.execute import execute
 from robustbench_med.bench.plan import Planned
@@ -45,6 +46,7 @@ def run_cases(
     command: str,
     force: bool = False,
     examples: int = 4,
+    images: bool = False,
     device: str = "auto",
     jobs: int | None = 1,
 ) -> list[tuple[str, str]]:
@@ -57,15 +59,18 @@ def run_cases(
         command: runs the suite again; goes into the provenance with the case's id.
         force: compute finished cases too and replace their records.
         examples: pictures a case, at most.
+        images: save the adversarial images beside each record.
         device: "cpu", "cuda", "cuda:1", or "auto".
         jobs: processes that share the cores; None = as many as pay on this machine. What has a
             victim in common runs in one of them.
 
     Raises:
-        SpecError: no such device.
+        SpecError: no such device; images of real data to be saved where they would be committed.
         ResultsError: the folder cannot be written any more.
     """
     where = device_of(device)
+    if images:
+        _check_private(planned, folder)
     waiting = [one for one in planned if force or not store.finished(folder, one.case.id)]
     if len(waiting) < len(planned):
         console.print(
@@ -74,7 +79,7 @@ def run_cases(
             markup=False,
             soft_wrap=True,
         )
-    work = _Work(folder, command, force, examples, where)
+    work = _Work(folder, command, force, examples, images, where)
     shares = _shares(waiting)
     if jobs is None:
         jobs = _worthwhile(waiting, where)
@@ -103,6 +108,7 @@ class _Work:
     command: str
     force: bool
     examples: int
+    images: bool
     device: torch.device
 
     def run(self, one: Planned, ready: Shared) -> list[tuple[str, str]]:
@@ -113,6 +119,7 @@ class _Work:
                 lambda: ready.of(one),
                 command=f"{self.command} --case {one.case.id} --force",
                 examples=self.examples,
+                images=self.images,
                 device=str(self.device),
             )
         except BenchError as error:
@@ -169,6 +176,20 @@ def _shares(waiting: list[Planned]) -> list[list[Planned]]:
     return list(groups.values())
 
 
+def _check_private(planned: list[Planned], folder: Path) -> None:
+    """Raise SpecError where images of real data would be saved among the committed records."""
+    committed = registry.CORE.parent / "results"
+    home = folder.resolve()
+    if not home.is_relative_to(committed) or home.is_relative_to(committed / "local"):
+        return
+    for one in planned:
+        if not one.data.card.synthetic:
+            raise SpecError(
+                f"{one.case.dataset}: expected synthetic images for --save-images into {folder}, "
+                "got real ones, which are never committed: choose another folder with --results DIR"
+            )
+
+
 def _worthwhile(waiting: list[Planned], device: torch.device) -> int:
     if device.type != "cpu" or sum(map(_seconds, waiting)) < _WORTH:
         return 1
@@ -217,6 +238,11 @@ class Shared:
         if isinstance(self._value, InvalidOutputError):
             raise self._value
         return self._value
+
+
+def prepared(one: Planned, device: torch.device) -> Prepared:
+    """Return the victim, images and surrogate of a single case."""
+    return Shared(device).of(one)
 
 
 def device_of(name: str) -> torch.device:

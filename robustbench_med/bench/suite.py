@@ -73,6 +73,9 @@ class Suite(Card):
     """A named set of grids; its card is itself."""
 
     seed: int = 0
+    save_images: bool = Field(
+        default=False, description="save the adversarial images beside each record"
+    )
     grids: tuple[Grid, ...] = Field(min_length=1)
 
 

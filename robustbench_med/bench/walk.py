@@ -22,6 +22,7 @@ from robustbench_med.bench.memory import reset_peak
 from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import LadderAudit
+from robustbench_med.bench.saved import Saved
 from robustbench_med.bench.spread import Fitted, fit
 from robustbench_med.bench.surrogate import transferred
 from robustbench_med.cards import AttackCard
@@ -84,10 +85,16 @@ class Run(NamedTuple):
         return found
 
 
-def walk(planned: Planned, ready: Prepared, *, keeps: bool = False) -> Run:
+def walk(
+    planned: Planned, ready: Prepared, *, keeps: bool = False, saved: Saved | None = None
+) -> Run:
     """Attack every sample whose goal is not reached yet, at every radius of the ladder.
 
-    With `keeps`, the columns of every rung hold the candidates too.
+    Args:
+        planned: the case and its data.
+        ready: its victim and images.
+        keeps: whether the columns of every rung hold the candidates too.
+        saved: judge these images and attack nothing.
     """
     clock = time.perf_counter()
     case, batch = planned.case, ready.batch
@@ -125,7 +132,10 @@ def walk(planned: Planned, ready: Prepared, *, keeps: bool = False) -> Run:
         held.enter_context(seeded(case.seed, case.id, "walk"))
         suspicion = None if ready.suspicion is None else ready.suspicion[attacked]
         rest = at_rest(problem, Output(ready.clean[attacked], suspicion), before)
-        run = _rungs(planned, ready, problem, everyone, radii, attacked, rest)
+        if saved is None:
+            run = _rungs(planned, ready, problem, everyone, radii, attacked, rest)
+        else:
+            run = _judged(planned, problem, everyone, radii, attacked, rest, saved)
     return run._replace(seconds=time.perf_counter() - clock)
 
 
@@ -190,6 +200,37 @@ def _rungs(
         rest=rest,
         fitted=fitted,
         minimal=distance is not None,
+    )
+
+
+def _judged(
+    planned: Planned,
+    problem: Problem,
+    everyone: Draws,
+    radii: tuple[float, ...],
+    attacked: Bool[Tensor, " n"],
+    rest: Columns,
+    saved: Saved,
+) -> Run:
+    """Return the run of images that were attacked before."""
+
+    def untouched(problem: Problem, rng: Draws) -> Images:
+        return problem.x
+
+    rungs = saved.columns(problem, radii, planned.data.card.bit_depth, rest)
+    rng = everyone.take(attacked.nonzero()[:, 0])
+    return Run(
+        problem=problem,
+        attack=untouched,
+        rng=rng,
+        radii=radii,
+        attacked=attacked,
+        rungs=rungs,
+        distance=first_size(rungs),
+        ladder=None,
+        counter=problem.counter,
+        seconds=0.0,
+        rest=rest,
     )
 
 

@@ -6,7 +6,13 @@ import sys
 
 import typer
 
-from robustbench_med.cli import inspect_commands, report_command, run_commands, train_command
+from robustbench_med.cli import (
+    inspect_commands,
+    report_command,
+    run_commands,
+    train_command,
+    verify_command,
+)
 from robustbench_med.errors import BenchError
 
 app = typer.Typer(
@@ -17,7 +23,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (run_commands, report_command, inspect_commands, train_command):
+for commands in (
+    run_commands,
+    report_command,
+    verify_command,
+    inspect_commands,
+    train_command,
+):
     commands.register(app)
 
 

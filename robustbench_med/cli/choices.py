@@ -142,4 +142,6 @@ def command_of(choices: Mapping[str, Any]) -> str:
         flag = f"-{key}" if len(key) == 1 else f"--{key.replace('_', '-')}"
         for one in value if isinstance(value, list | tuple) else [value]:
             words += [] if one is None else [flag, str(one)]
+    if choices.get("save_images"):
+        words.append("--save-images")
     return shlex.join(words)

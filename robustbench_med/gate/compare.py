@@ -1,0 +1,155 @@
+"""Compare: two records of the same images, rung by rung, in the words of a failed test."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robustbench_med.bench.record import Stored
+from robustbench_med.bench.verify import written
+from robustbench_med.errors import ResultsError, SpecError
+from robustbench_med.gate.drop import LEVEL, Drop, drop_of, holm
+
+_WAYS: dict[str, tuple[int, ...]] = {"drop": (1,), "rise": (-1,), "either": (1, -1)}
+_CALLED = {1: "dropped", -1: "rose"}
+
+
+class Change(NamedTuple):
+    """What became of the score at one radius, in one direction.
+
+    Attributes:
+        eps: the radius.
+        way: 1 = the score is watched for a drop, -1 for a rise.
+        drop: of the score, or of its negative.
+        p: corrected for the number of radii and directions watched.
+    """
+
+    eps: float
+    way: int
+    drop: Drop
+    p: float
+
+
+class Comparison(NamedTuple):
+    """Whether a model holds what its record says.
+
+    Attributes:
+        holds: no change is statistically real.
+        worst: the change with the smallest p.
+        identical: every image has the outcome it had.
+        message: what a failed test says.
+    """
+
+    holds: bool
+    worst: Change
+    identical: bool
+    message: str
+
+    def __bool__(self) -> bool:
+        return self.holds
+
+
+def compare(
+    recorded: Stored,
+    now: Stored,
+    *,
+    level: float = LEVEL,
+    fails: str = "drop",
+    eps: float | None = None,
+) -> Comparison:
+    """Return whether the scores of `now` are those of the record, but for what chance explains.
+
+    Every radius of the ladder is tested, and Holm's correction keeps the level over all of them.
+
+    Args:
+        recorded: the record.
+        now: the same case, measured now.
+        level: share of unchanged models that fail, at most.
+        fails: at a "drop" (the model is weaker), a "rise" (the attack is), or "either".
+        eps: the only radius to test, in image units.
+
+    Raises:
+        ResultsError: the images are not the same, or the model gave no usable answer.
+        SpecError: no such radius or direction.
+    """
+    if fails not in _WAYS:
+        raise SpecError(f"expected fails in {', '.join(_WAYS)}, got {fails!r}")
+    if not 0 < level < 1:
+        raise SpecError(f"expected level in (0,1), got {level!r}")
+    for one in (recorded.record, now.record):
+        if one.status == "invalid":
+            raise ResultsError(f"expected a case that was scored, got an invalid one: {one.reason}")
+    before, after = recorded.samples, now.samples
+    if list(before["sample"]) != list(after["sample"]):
+        raise ResultsError(
+            f"expected the {before['sample'].nunique()} images of the record, got others "
+            f"({after['sample'].nunique()})"
+        )
+    ladder = recorded.record.case.ladder
+    radii = [one for one in ladder if eps is None or np.isclose(one, eps, rtol=1e-6)]
+    if not radii:
+        listed = ", ".join(map(written, ladder))
+        raise SpecError(f"expected eps in the ladder of the record ({listed}), got {eps!r}")
+    tests = [(one, way) for one in radii for way in _WAYS[fails]]
+    drops = [_drop(before, after, one, way, level / len(tests)) for one, way in tests]
+    corrected = holm([one.p for one in drops])
+    rows = zip(tests, drops, corrected, strict=True)
+    changes = [Change(*test, drop, p) for test, drop, p in rows]
+    worst = min(changes, key=lambda one: (one.p, one.drop.p, -one.drop.size))
+    same = all(np.allclose(_scores(before, one), _scores(after, one)) for one in (0.0, *radii))
+    text = _message(recorded, worst, len(tests))
+    return Comparison(worst.p > level, worst, same, text)
+
+
+def _scores(samples: pd.DataFrame, eps: float) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = samples.loc[samples["eps"] == eps, "correct"].to_numpy(float)
+    return found
+
+
+def _drop(before: pd.DataFrame, after: pd.DataFrame, eps: float, way: int, level: float) -> Drop:
+    owners = before.loc[before["eps"] == eps, "patient"]
+    patients = None if owners.isna().any() else owners.to_numpy(str)
+    first, second = (_scores(before, eps), _scores(after, eps))[::way]
+    return drop_of(first, second, patients, level=level)
+
+
+def _message(recorded: Stored, change: Change, tests: int) -> str:
+    record, drop = recorded.record, change.drop
+    masks = record.dataset_card.task == "segmentation"
+    score = "Dice" if masks else "accuracy"
+    was, is_ = (drop.before, drop.now)[:: change.way]
+    lost, gained = (drop.lost, drop.gained)[:: change.way]
+    owned = f" of {drop.patients} patients" if drop.patients < drop.n else ""
+    over = f", corrected for {tests} tests" if tests > 1 else ""
+    exact = not masks and drop.patients == drop.n
+    test = "exact McNemar, one-sided" if exact else "signs flipped by patient, one-sided"
+    lines = [
+        f"{score} at eps {written(change.eps)} {_CALLED[change.way]} from {was:.3f} to {is_:.3f} "
+        f"on {drop.n} images{owned}: {record.case.label}",
+        f"{lost} images lost, {gained} gained: p = {change.p:.2g} ({test}{over})",
+    ]
+    if change.way < 0:
+        lines.append("a score that rises means an attack that got weaker, or a model stronger")
+    lines += _power(drop, _CALLED[change.way].replace("dropped", "drop").replace("rose", "rise"))
+    return "\n".join(lines)
+
+
+def _power(drop: Drop, noun: str) -> list[str]:
+    """Return what the sample could show, a line each."""
+    lines = []
+    if drop.needed is not None:
+        lines.append(
+            f"a {noun} of {drop.size:.3f} takes {drop.needed} images to be seen with 80 % power"
+        )
+    if np.isnan(drop.smallest):
+        lines.append(f"no {noun} is sure to be seen on {drop.n} images: take more")
+        return lines
+    half = "" if drop.half is None else f"; one of {drop.smallest / 2:.3f} takes {drop.half}"
+    lines.append(
+        f"the smallest {noun} that {drop.n} images show with 80 % power is "
+        f"{drop.smallest:.3f}{half}"
+    )
+    return lines

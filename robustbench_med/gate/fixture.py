@@ -1,0 +1,234 @@
+"""The fixture: what a test calls to measure a model, and to hold it to its record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from robustbench_med.api import evaluate
+from robustbench_med.bench import store
+from robustbench_med.bench.case import Case
+from robustbench_med.bench.record import Estimate, Stored
+from robustbench_med.bench.rerun import changed, replan
+from robustbench_med.bench.runner import run_cases
+from robustbench_med.errors import BenchError, ResultsError, SpecError
+from robustbench_med.evaluation import Evaluation
+from robustbench_med.gate.compare import Comparison, compare
+from robustbench_med.gate.records import recorded, rewrite
+from robustbench_med.gate.share import Share
+from robustbench_med.subject import Data, Subject
+
+# a record is held against what may have got weaker: models, and attacks and defenses anew
+_MAY_CHANGE = (
+    "victim",
+    "victim_sha256",
+    "surrogate_sha256",
+    "attack_version",
+    "defense_version",
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model does under attack: an Evaluation whose numbers know their intervals.
+
+    Attributes:
+        evaluation: everything else there is to know.
+    """
+
+    evaluation: Evaluation
+
+    @property
+    def accuracy(self) -> Share:
+        """The worst-case accuracy at the largest radius."""
+        _ = _asked(lambda: self.evaluation.accuracy)
+        return self._share(self.evaluation.interval)
+
+    @property
+    def dice(self) -> Share:
+        """The worst-case Dice at the largest radius."""
+        _ = _asked(lambda: self.evaluation.dice)
+        return self._share(self.evaluation.interval)
+
+    @property
+    def clean(self) -> Share:
+        """The accuracy or Dice without an attack."""
+        return self._share(self.evaluation.clean_interval)
+
+    @property
+    def interval(self) -> Estimate:
+        """The worst-case score at the largest radius with its 95 % interval."""
+        return self.evaluation.interval
+
+    @property
+    def records(self) -> list[Stored]:
+        """A record an attack."""
+        return self.evaluation.records
+
+    def at(self, eps: float | int) -> Share:
+        """Return the worst-case score at one of the radii asked for; 0 is clean."""
+        return self._share(_asked(lambda: self.evaluation.at(eps)))
+
+    def _share(self, estimate: Estimate) -> Share:
+        return Share.of(estimate, self.records[0].record.n)
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Measures models under attack, and holds them to their records.
+
+    Attributes:
+        cache: records of this session by case id, shared by all tests and workers.
+        settings: defaults of the calls, from the marker.
+        data: folder with the files of real datasets.
+        update: write what is measured as the record.
+        tell: puts a line into the summary of the session.
+    """
+
+    cache: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+    data: Path | None = None
+    update: bool = False
+    tell: Callable[[str], None] = print
+
+    def __call__(
+        self,
+        model: Subject,
+        data: Data,
+        attacks: str | Sequence[str] = "worst_case",
+        **settings: Any,  # noqa: ANN401 - those of robustbench_med.evaluate
+    ) -> Measured:
+        """Return what a model does under attack; arguments as of `robustbench_med.evaluate`.
+
+        A case measured before in this session is not computed again.
+        """
+        __tracebackhide__ = True
+        return Measured(_asked(lambda: self._evaluate(model, data, attacks, settings)))
+
+    def holds(
+        self,
+        record: str | Path,
+        model: Subject | None = None,
+        data: Data | None = None,
+        attacks: str | Sequence[str] | None = None,
+        *,
+        at: float | None = None,
+        **settings: Any,  # noqa: ANN401 - those of robustbench_med.evaluate, level and fails
+    ) -> Comparison:
+        """Fail the test where a model is weaker than its record, by more than chance explains.
+
+        Args:
+            record: a record's folder, or a folder that holds (or will hold) a single one.
+            model: as of `robustbench_med.evaluate`; without one the record's own case is run
+                again, with the weights, attacks and data that are here now.
+            data: likewise.
+            attacks: one spec.
+            at: the only radius to test, in image units; None = every radius of the ladder.
+            settings: as of `robustbench_med.evaluate`; `level` = 0.05, the share of unchanged
+                models that fail; `fails` = "drop", or "rise", or "either".
+        """
+        __tracebackhide__ = True
+        found: Comparison = _asked(
+            lambda: self._compared(Path(record), model, data, attacks, at, settings)
+        )
+        if not found.holds:
+            pytest.fail(
+                f"{found.message}\nrecord: {record} (rewrite it with --robustness-update)",
+                pytrace=False,
+            )
+        return found
+
+    def _compared(
+        self,
+        place: Path,
+        model: Subject | None,
+        data: Data | None,
+        attacks: str | Sequence[str] | None,
+        at: float | None,
+        settings: dict[str, Any],
+    ) -> Comparison:
+        chosen = self.settings | settings
+        how = {key: chosen[key] for key in ("level", "fails") if key in chosen}
+        before = recorded(place)
+        if before is None and (model is None or not self.update):
+            way = "name model, data and attacks, and " if model is None else ""
+            raise ResultsError(
+                f"expected a record in {place}, got none: {way}run pytest --robustness-update to "
+                "write it"
+            )
+        if model is None and before is not None:
+            now = self._again(before.record.case)
+        else:
+            now = self._asked_for(model, data, attacks, settings)
+        if before is None or (self.update and not _same(before, now)):
+            self.tell(f"wrote {rewrite(place, now)}")
+            before = now
+        _check(before.record.case, now.record.case)
+        return compare(before, now, eps=at, **how)
+
+    def _asked_for(
+        self,
+        model: Subject | None,
+        data: Data | None,
+        attacks: str | Sequence[str] | None,
+        settings: dict[str, Any],
+    ) -> Stored:
+        if model is None or data is None or attacks is None:
+            raise SpecError("expected model, data and attacks together, or none of them")
+        found = self._evaluate(model, data, attacks, settings).records
+        if len(found) != 1:
+            raise SpecError(f"expected one attack a record, got {len(found)}")
+        return found[0]
+
+    def _evaluate(
+        self, model: Subject, data: Data, attacks: str | Sequence[str], settings: dict[str, Any]
+    ) -> Evaluation:
+        chosen = {
+            key: value
+            for key, value in (self.settings | settings).items()
+            if key not in ("level", "fails")
+        }
+        return evaluate(
+            model, data, attacks, **{"folder": self.data, "results": self.cache} | chosen
+        )
+
+    def _again(self, case: Case) -> Stored:
+        planned = replan(case, data=self.data)
+        store.check_writable(self.cache)
+        failed = run_cases(
+            [planned],
+            self.cache,
+            console=Console(quiet=True),
+            command=f"python -m robustbench_med verify {case.id}",
+            examples=0,
+        )
+        if failed:
+            raise BenchError("not scored: {}: {}".format(*failed[0]))
+        return store.read(self.cache / planned.case.id)
+
+
+def _same(before: Stored, now: Stored) -> bool:
+    return before.record.case == now.record.case and compare(before, now).identical
+
+
+def _check(before: Case, now: Case) -> None:
+    """Raise ResultsError unless two cases differ in nothing but what a gate watches."""
+    alike = {name: getattr(before, name) for name in _MAY_CHANGE}
+    lines = changed(before, now.model_copy(update=alike))
+    if lines:
+        raise ResultsError(f"{lines[0]}: pytest --robustness-update writes the record anew")
+
+
+def _asked(ask: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever was asked for
+    """Return the answer; a mistake in what was asked fails the test with one line."""
+    __tracebackhide__ = True
+    try:
+        return ask()
+    except BenchError as error:
+        line = str(error)
+    pytest.fail(line, pytrace=False)  # out here, or pytest prints the error beside it

@@ -1,0 +1,93 @@
+"""`verify` on the command line: one claim, one word, and its exit code."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import typer
+import typer.core
+from typer.testing import CliRunner
+
+from robustbench_med import cli
+from robustbench_med.bench import verify as verifying
+from robustbench_med.bench.verify import Finding
+from robustbench_med.cli.verify_command import record_folder
+from robustbench_med.errors import ResultsError
+from tests.bench.toys import save_npz, save_timm
+
+COMMITTED = Path(__file__).parents[2] / "results"
+CASE = "692f47af013cc6ce"
+
+
+def run(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, list(words))
+    if isinstance(result.exception, Exception) and not isinstance(result.exception, SystemExit):
+        return 2, str(result.exception)
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize(
+    ("finding", "code", "said"),
+    [
+        (Finding("match", 0, 64), 0, "match: all 64 samples as recorded"),
+        (Finding("within interval", 2, 64), 0, "within interval: 2 of 64 samples differ"),
+        (Finding("mismatch", 9, 64, ("accuracy fell",)), 1, "accuracy fell"),
+        (Finding("mismatch", lines=("other weights",)), 1, "mismatch, by running"),
+    ],
+)
+def test_the_word_and_the_exit_code(
+    finding: Finding, code: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "verify", lambda stored, **rest: finding)
+    found, output = run("verify", CASE, "--results", str(COMMITTED))
+    assert found == code
+    assert said in output
+    assert "phantom_chest · chest_resnet · deepfool" in output
+
+
+def test_a_record_is_named_by_folder_file_or_id() -> None:
+    home = COMMITTED / "quick" / CASE
+    for named in (str(home), str(home / "record.json"), CASE):
+        assert record_folder(named, COMMITTED) == home.resolve()
+
+
+def test_records_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="expected a record's folder, its record.json, or a cas"):
+        record_folder("0123", COMMITTED)
+    for suite in ("a", "b"):
+        shutil.copytree(COMMITTED / "quick" / CASE, tmp_path / suite / CASE)
+    with pytest.raises(ResultsError, match="expected one record .*, got several: name one of"):
+        record_folder(CASE, tmp_path)
+    code, line = run("verify", str(tmp_path / "a"))
+    assert code == 2
+    assert "expected a record in" in line
+
+
+def test_a_run_that_saves_images_is_verified_from_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # typer hands commands a plain click context; the type checker of the tests wants what they name
+    monkeypatch.setattr(typer.core.TyperCommand, "context_class", typer.Context)
+    npz, spec = save_npz(tmp_path / "mine.npz"), save_timm(tmp_path / "w.safetensors")
+    grid = ["--dataset", str(npz), "--victim", spec, "--attack", "fgsm", "--eps", "2/255"]
+    rest = ["--results", str(tmp_path / "results"), "--examples", "0", "--save-images"]
+    code, output = run("run", "quick", *grid, *rest)
+    assert code == 0, output
+    (path,) = (tmp_path / "results").rglob("record.json")
+    assert "--save-images" in json.loads(path.read_text())["provenance"]["command"]
+    assert (path.parent / "images.safetensors").exists()
+    code, output = run("verify", str(path), "--images")
+    assert code == 0
+    assert "match: all 12 samples as recorded, from the saved images" in output
+    assert "not that others stand" in output
+    suite = tmp_path / "own.toml"
+    suite.write_text(
+        f'title = "Own"\nsave_images = true\n[[grids]]\ndatasets = ["{npz}"]\n'
+        f'victims = ["{spec}"]\nattacks = ["fgsm"]\nladder = ["1/255"]\n'
+    )
+    code, output = run("run", str(suite), "--results", str(tmp_path / "own"), "--examples", "0")
+    assert code == 0, output
+    assert len(list((tmp_path / "own").rglob("images.safetensors"))) == 1

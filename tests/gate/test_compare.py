@@ -1,0 +1,143 @@
+"""Comparisons of two records: which radius fails, in which direction, at which rate."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+
+from robustbench_med.bench import store
+from robustbench_med.bench.record import Estimate, Stored
+from robustbench_med.errors import ResultsError, SpecError
+from robustbench_med.gate.compare import compare
+from robustbench_med.gate.records import recorded, rewrite
+from robustbench_med.gate.share import Share
+from tests.regression.test_shipped import QUICK, RECORDS
+
+READ = store.read(RECORDS / "quick" / QUICK["chest_resnet deepfool"])
+LADDER = READ.record.case.ladder
+N = 80
+
+
+def table(scores: NDArray[np.float64]) -> Stored:
+    """Return a record of `(r, n)` scores, r = the rungs of the ladder, clean left as right."""
+    parts = [
+        pd.DataFrame(
+            {
+                "sample": [f"s{i}" for i in range(scores.shape[1])],
+                "patient": None,
+                "eps": eps,
+                "correct": row,
+            }
+        )
+        for eps, row in zip(
+            (0.0, *LADDER), np.vstack([np.ones(scores.shape[1]), scores]), strict=True
+        )
+    ]
+    return Stored(READ.record, pd.concat(parts, ignore_index=True), "")
+
+
+def ones() -> NDArray[np.float64]:
+    return np.ones((len(LADDER), N))
+
+
+def test_the_same_record_holds() -> None:
+    found = compare(READ, READ, fails="either")
+    assert found
+    assert found.identical
+    assert found.worst.p == 1.0
+
+
+@pytest.mark.parametrize("rung", range(len(LADDER)))
+def test_a_drop_at_any_radius_is_found_and_named(rung: int) -> None:
+    scores = ones()
+    scores[rung, :9] = 0
+    found = compare(table(ones()), table(scores))
+    assert not found
+    assert found.worst.eps == LADDER[rung]
+    assert found.worst.p == pytest.approx(5 * 0.5**9)
+    assert "9 images lost, 0 gained" in found.message
+    assert "exact McNemar, one-sided, corrected for 5 tests" in found.message
+    back = compare(table(scores), table(ones()))
+    assert back
+    assert not compare(table(scores), table(ones()), fails="rise")
+    either = compare(table(scores), table(ones()), fails="either")
+    assert "rose from 0.887 to 1.000" in either.message
+    assert "0 images lost, 9 gained" in either.message
+    assert either.worst.p == pytest.approx(10 * 0.5**9)
+
+
+def test_a_drop_too_small_for_the_sample_holds_and_a_single_radius_sees_more() -> None:
+    scores = ones()
+    scores[2, :6] = 0
+    assert compare(table(ones()), table(scores)).holds
+    assert not compare(table(ones()), table(scores), eps=LADDER[2]).holds
+    assert compare(table(ones()), table(scores), eps=LADDER[2], level=0.01).holds
+    assert compare(table(ones()), table(scores), eps=LADDER[1]).holds
+
+
+def test_other_images_and_wrong_choices_are_refused() -> None:
+    fewer = table(ones()[:, :-1])
+    with pytest.raises(
+        ResultsError, match=r"expected the 80 images of the record, got others \(79"
+    ):
+        compare(table(ones()), fewer)
+    poisoned = READ.record.model_copy(update={"status": "invalid", "reason": "NaN"})
+    with pytest.raises(
+        ResultsError, match="expected a case that was scored, got an invalid one: N"
+    ):
+        compare(READ, READ._replace(record=poisoned))
+    with pytest.raises(SpecError, match="expected fails in drop, rise, either, got 'up'"):
+        compare(READ, READ, fails="up")
+    with pytest.raises(SpecError, match=r"expected level in \(0,1\), got 2.0"):
+        compare(READ, READ, level=2.0)
+    with pytest.raises(
+        SpecError, match=r"expected eps in the ladder of the record \(0.5/255, 1/255"
+    ):
+        compare(READ, READ, eps=0.3)
+
+
+@pytest.mark.slow
+def test_the_level_is_kept_over_all_radii() -> None:
+    rng = np.random.default_rng(0)
+    alarms, trials = 0, 150
+    for _ in range(trials):
+        hard = rng.normal(0, 2, N)
+        before, now = (
+            (rng.normal(0, 1, (len(LADDER), N)) + hard < 1).astype(float) for _ in range(2)
+        )
+        alarms += not compare(table(before), table(now))
+    assert alarms / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
+
+
+def test_a_share_explains_how_sure_it_is() -> None:
+    near = Share.of(Estimate(value=0.66, low=0.54, high=0.76), 64)
+    assert repr(near) == "0.660 [0.540, 0.760]"
+    assert near.explain(0.70) == [
+        "measured on 64 images, 95 % interval 0.540 to 0.760",
+        "0.7 lies inside: the sample cannot tell them apart; it would take about 484 images",
+    ]
+    assert "no accident" in near.explain(0.9)[1]
+    assert near.explain(0.66) == ["measured on 64 images, 95 % interval 0.540 to 0.760"]
+
+
+def test_records_are_found_in_their_folder_or_above_it(tmp_path: object) -> None:
+    from pathlib import Path
+
+    place = Path(str(tmp_path)) / "mine"
+    assert recorded(place) is None
+    home = rewrite(place, READ)
+    assert home.parent == place
+    for named in (place, home, home / "record.json"):
+        found = recorded(named)
+        assert found is not None
+        assert found.record.case_id == READ.record.case_id
+    other = store.read(RECORDS / "quick" / QUICK["fundus_resnet fgsm"])
+    assert rewrite(home, other).parent == place
+    assert [path.name for path in place.iterdir()] == [other.record.case_id]
+    store.write(place, READ.record, READ.samples, {})
+    with pytest.raises(ResultsError, match="expected one record in .*mine, got 2: name one"):
+        recorded(place)

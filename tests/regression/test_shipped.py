@@ -1,0 +1,42 @@
+"""The shipped models and attacks held to their committed records.
+
+A score that drops means a model that got weaker; one that rises, an attack that did. A change that
+is meant comes with new records: `make results`, or one by one with --robustness-update.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from robustbench_med.gate.fixture import Robustness
+
+RECORDS = Path(__file__).parents[2] / "results"
+
+QUICK = {
+    "fundus_resnet fgsm": "43d794f4ebe70346",
+    "chest_resnet deepfool": "692f47af013cc6ce",
+}
+SLOW = {
+    "chest_resnet pgd": "50db4fbea51235ee",
+    "chest_vit deepfool": "24e9b10d219cb3e6",
+    "chest_findings_resnet pgd": "bfd44479dd2dbd3a",
+    "fundus_densenet square": "479b42841233affa",
+    "fundus_resnet uap_gradient": "140f214af751faa8",
+    "dermoscopy_inception mi_fgsm from dermoscopy_resnet": "aebe170e3d114e41",
+    "brain_unet segpgd": "31a8f2e26d325a73",
+    "organs_unet apgd": "19b083c929d56699",
+    "volume_unet segpgd": "4568dc908c9c42d8",
+}
+
+
+@pytest.mark.parametrize("case", QUICK.values(), ids=QUICK)
+def test_holds_its_record(case: str, robustness: Robustness) -> None:
+    robustness.holds(RECORDS / "quick" / case, fails="either")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOW.values(), ids=SLOW)
+def test_holds_its_record_too(case: str, robustness: Robustness) -> None:
+    robustness.holds(RECORDS / "quick" / case, fails="either")
