@@ -4,8 +4,8 @@ A board compares like with like: one dataset, objective, norm, ladder, budget, t
 of channels. An image stands at a radius only if it is classified correctly when clean and under
 every attack of the board at that radius; of masks the lowest Dice of each image counts. A row is
 ranked only if every attack of the board ran on the board's images, validly, and nothing gives a
-reason to distrust it; every other row is shown below with its reasons. A board of controls ranks
-nobody: a control is no attack.
+reason to distrust it; every other row is shown below with its reasons. Rows that their images do
+not tell apart share a place (see ties). A board of controls ranks nobody: a control is no attack.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import numpy as np
 from robustbench_med.bench.record import Stored
 from robustbench_med.stats import UNDEFINED
 
-from .board import ORDER, Board, Row, RowKey, Standing
+from .board import ORDER, Board, Row, RowKey, Standing, Versus
 from .checks import flag_words
 from .columns import columns_of, heading, titles_of
 from .crosscheck import comparable, hidden_gradients, misled, rivals, shared_rungs, summary
 from .shield import shield_words
 from .text import THREATS, plain
-from .worst_case import lowest, means, score_table, standing_table
+from .ties import Pairs, Scored, pairs, places
+from .worst_case import lowest, means, patients_of, score_table, standing_table
 
 _THREATS = list(THREATS)  # boards of one dataset stand in this order
 
@@ -136,6 +137,7 @@ def _row(key: RowKey, runs: dict[str, Stored], ladder: tuple[float, ...]) -> Row
         model=first.model_card,
         runs=runs,
         stands=lowest([standing_table(run) for run in counted.values()]),
+        left=Scored(worst, patients_of(worst, next(iter(counted.values()))) if counted else None),
         patients=first.patients,
         clean=average[0],
         scores={column: means(tables[column], run)[1:] for column, run in valid.items()},
@@ -200,15 +202,29 @@ def _judge(
 
 
 def _ranked(rows: list[Row], rungs: int) -> list[Row]:
-    """Return the rows with their place at each rung; equal worst cases share a place."""
-    worst = np.array([[e.value for e in row.worst] for row in rows if row.standing == "ranked"])
+    """Return the rows with their place at each rung; who is not told apart shares one."""
+    ranked = [row for row in rows if row.standing == "ranked"]
+    found = pairs([row.left for row in ranked])
+    worst = np.array([[e.value for e in row.worst] for row in ranked]).T
+    # column 0 of what is left is the clean image, which ranks nobody
+    found = Pairs(found.gain[1:], found.p[1:])
+    placed = places(worst, found) if ranked else np.zeros((rungs, 0), dtype=np.intp)
+    own = {id(row): i for i, row in enumerate(ranked)}
 
-    def place(row: Row, rung: int) -> int | None:
-        if row.standing != "ranked":
-            return None
-        return 1 + int((worst[:, rung] > row.worst[rung].value).sum())
+    def judged(row: Row) -> Row:
+        if id(row) not in own:
+            return replace(row, ranks=(None,) * rungs, sharing=(0,) * rungs)
+        i = own[id(row)]
+        versus = tuple(
+            Versus(other.title, tuple(found.gain[:, i, j]), tuple(found.p[:, i, j]))
+            for j, other in enumerate(ranked)
+            if j != i
+        )
+        ranks = tuple(int(place) for place in placed[:, i])
+        sharing = tuple(int(n) for n in (placed == placed[:, i : i + 1]).sum(axis=1))
+        return replace(row, ranks=ranks, sharing=sharing, versus=versus)
 
-    return [replace(row, ranks=tuple(place(row, r) for r in range(rungs))) for row in rows]
+    return [judged(row) for row in rows]
 
 
 def _order(row: Row, headline: int) -> tuple[int, float, float, str]:

@@ -28,9 +28,9 @@ _NARROW = 12  # characters of a column that shows no interval
 
 
 def place(row: Row, rung: int) -> str:
-    """Return the row's place as text; a dash where it is not ranked."""
+    """Return the row's place as text, "1=" where it is shared; a dash where it is not ranked."""
     rank = row.ranks[rung]
-    return DASH if rank is None else str(rank)
+    return DASH if rank is None else f"{rank}{'=' if row.sharing[rung] > 1 else ''}"
 
 
 def facts(board: Board) -> str:

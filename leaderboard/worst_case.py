@@ -88,10 +88,7 @@ def means(table: pd.DataFrame, run: Stored) -> tuple[Estimate, ...]:
     """
     values = table.to_numpy()
     rungs = range(values.shape[1])
-    clusters = None
-    if run.record.patients is not None:
-        owner = run.samples.drop_duplicates("sample").set_index("sample")["patient"]
-        clusters = owner.loc[table.index].to_numpy(dtype=np.str_)
+    clusters = patients_of(table, run)
     if values.dtype == np.bool_:
         return tuple(cluster_mean(values[:, r].astype(np.float64), clusters) for r in rungs)
     if not len(values):
@@ -99,3 +96,11 @@ def means(table: pd.DataFrame, run: Stored) -> tuple[Estimate, ...]:
     weights = resamples(len(values), clusters)
     repeats = (weights @ values) / weights.sum(axis=1, keepdims=True)
     return tuple(percentile(float(values[:, r].mean()), repeats[:, r]) for r in rungs)
+
+
+def patients_of(table: pd.DataFrame, run: Stored) -> NDArray[np.character] | None:
+    """Return the patient of each image of `table`; None where `run` does not know them."""
+    if run.record.patients is None:
+        return None
+    owner = run.samples.drop_duplicates("sample").set_index("sample")["patient"]
+    return owner.loc[table.index].to_numpy(dtype=np.str_)
