@@ -104,3 +104,9 @@ def patients_of(table: pd.DataFrame, run: Stored) -> NDArray[np.character] | Non
         return None
     owner = run.samples.drop_duplicates("sample").set_index("sample")["patient"]
     return owner.loc[table.index].to_numpy(dtype=np.str_)
+
+
+def region_table(stored: Stored, place: int) -> pd.DataFrame:
+    """Return the Dice of the region at `place` of the card: a row an image, a column a rung."""
+    values = np.array([scores[place] for scores in stored.samples["scores"]], dtype=np.float64)
+    return _table(stored, values, attacked=False)
