@@ -46,10 +46,7 @@ def views(made: list[Board]) -> list[list[dict[str, Any]]]:
         own = [bars for bars in channels if bars.board is board]
         view["bars"] = [(bars, _charts(bars, f"{ident}-bars-{i}")) for i, bars in enumerate(own)]
         marks = {row: [f"d{defenses.index(n)}" for n in view["shields"][row]] for row in board.rows}
-        view["marks"] = {
-            row: ["defended", *found] if (found := marks[row]) else ["undefended"]
-            for row in board.rows
-        }
+        view["marks"] = {row: ["defended", *m] if m else ["undefended"] for row, m in marks.items()}
         view["certified"] = _certified(board, ident, proved)
         groups.setdefault(board.dataset.name, []).append(view)
     return list(groups.values())
