@@ -136,7 +136,9 @@ def _of_labels(example: Example) -> list[Tile]:
             "strong",
             side="attacked",
         ),
-        Tile(example.perturbation, f"perturbation, amplified {factor}", f"change {factor}", soft=True),
+        Tile(
+            example.perturbation, f"perturbation, amplified {factor}", f"change {factor}", soft=True
+        ),
     ]
 
 

@@ -115,9 +115,7 @@ def _spread(mean: NDArray[np.float64]) -> tuple[tuple[str, tuple[str, ...]], ...
     )
 
 
-def _hardest(
-    board: Board, mean: NDArray[np.float64], images: NDArray[np.intp]
-) -> tuple[str, ...]:
+def _hardest(board: Board, mean: NDArray[np.float64], images: NDArray[np.intp]) -> tuple[str, ...]:
     kind = board.score.kind
     clean, left = mean[:, 0], mean[:, board.headline + 1]
     order = [i for i in np.argsort(left - clean, kind="stable")[:_HARDEST] if left[i] < clean[i]]

@@ -158,7 +158,7 @@ def knowing(runs: dict[str, Stored]) -> dict[str, Stored]:
 
 def _images_of(run: Stored) -> tuple[str, str, frozenset[str]]:
     case = run.record.case
-    return case.data_sha256, case.split, frozenset(run.samples["sample"].astype(str))
+    return case.data_sha256, case.split, frozenset(map(str, run.samples["sample"].unique()))
 
 
 def _common_images(rows: list[Row]) -> tuple[str, str, frozenset[str]] | None:

@@ -248,7 +248,9 @@ def _cell(text: str) -> str:
 def write_tables(made: list[Board], folder: Path, *, title: str) -> tuple[Path, Path]:
     """Write `leaderboard.csv` and `leaderboard.md` into `folder` and return their paths."""
     frame = long_frame(made)
-    text = frame.map(guard).to_csv(index=False, lineterminator="\n")
+    for name in frame.select_dtypes(exclude="number"):  # few values, many lines
+        frame[name] = frame[name].map({value: guard(value) for value in frame[name].unique()})
+    text = frame.to_csv(index=False, lineterminator="\n")
     return (
         write_text(folder / "leaderboard.csv", text),
         write_text(folder / "leaderboard.md", markdown(made, title=title)),

@@ -24,7 +24,6 @@ from .table import facts, patients
 from .transfer import matrices
 from .words import commit_words
 
-
 TASKS = {
     "single_label": "classification",
     "multi_label": "findings",
@@ -171,7 +170,11 @@ def lead_words(board: Board, best: Row | None) -> str:
     tied = best.sharing[board.headline] - 1
     if not tied:
         return "ahead of the other" + ("" if len(ranked) == 2 else f" {len(ranked) - 1}")
-    return f"tied with {tied} of {len(ranked) - 1} others" if len(ranked) > 2 else "tied with the other"
+    return (
+        f"tied with {tied} of {len(ranked) - 1} others"
+        if len(ranked) > 2
+        else "tied with the other"
+    )
 
 
 def _about(board: Board) -> list[tuple[str, str]]:

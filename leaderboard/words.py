@@ -184,7 +184,11 @@ def decision_words(record: Record) -> str:
 
 def versus_words(row: Row, rung: int) -> list[str]:
     """Return which other rows this one is told apart from at a radius, with the p values."""
-    heads = {1: "significantly better than", 0: "not told apart from", -1: "significantly worse than"}
+    heads = {
+        1: "significantly better than",
+        0: "not told apart from",
+        -1: "significantly worse than",
+    }
     said = []
     for sign, head in heads.items():
         found = [v for v in row.versus if v.told(rung) == sign]

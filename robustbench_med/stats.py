@@ -7,6 +7,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,10 +154,16 @@ def design_effect(values: NDArray[np.float64], clusters: NDArray[np.character]) 
     return max(1.0, float(groups / (groups - 1) * (residual**2).sum() / binomial))
 
 
+@cache
+def _t_quantile(freedom: int) -> float:
+    """Return the t quantile of the level; kept, because a board asks for the same one often."""
+    return float(scipy_stats.t.ppf((1 + LEVEL) / 2, freedom))
+
+
 def _wilson_real(share: float, n: float, *, groups: NDArray[np.character]) -> Estimate:
     # the t quantile with (patients - 1) degrees of freedom pays for the estimated design effect
     freedom = max(len(np.unique(groups)) - 1, 1)
-    z = float(scipy_stats.t.ppf((1 + LEVEL) / 2, freedom))
+    z = _t_quantile(freedom)
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return Estimate(

@@ -139,7 +139,13 @@
 
   function drills(table) {
     all(table, ".open").forEach((button) => button.addEventListener("click", () => {
-      const shown = document.getElementById(button.getAttribute("aria-controls")).classList.toggle("shown");
+      const drill = document.getElementById(button.getAttribute("aria-controls"));
+      const source = drill.querySelector("script");
+      if (source) { // kept as text until it is asked for: most of a page is in here
+        drill.querySelector(".panel").innerHTML = source.textContent;
+        source.remove();
+      }
+      const shown = drill.classList.toggle("shown");
       button.setAttribute("aria-expanded", String(shown));
       const link = shown ? button.closest("tbody").id : button.closest(".board").id;
       history.replaceState(null, "", `#${link}`);
@@ -264,7 +270,9 @@
   const clear = filters();
   addEventListener("hashchange", () => follow(clear));
   follow(clear);
-  all(document, ".copy").forEach((button) => button.addEventListener("click", async () => {
+  document.addEventListener("click", async ({ target }) => {
+    const button = target.closest(".copy");
+    if (!button) return;
     const code = button.previousElementSibling;
     try {
       await navigator.clipboard.writeText(code.textContent);
@@ -273,5 +281,5 @@
       getSelection().selectAllChildren(code);
       button.textContent = "Selected";
     }
-  }));
+  });
 })();

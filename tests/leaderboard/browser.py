@@ -22,7 +22,7 @@ _OWN = ("file:", "data:", "blob:")
 
 
 class Tags(HTMLParser):
-    """Collects every tag with its attributes, and the ids."""
+    """Collects every tag with its attributes, also those a script element holds as text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -32,6 +32,11 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Keep the tag."""
         self.tags.append((tag, {key: value or "" for key, value in attrs}))
+
+    def handle_data(self, data: str) -> None:
+        """Look into what the script unfolds where a row is opened."""
+        if self.tags and self.tags[-1] == ("script", {"type": "text/html"}):
+            self.tags += Tags(data).tags
 
 
 @contextmanager
@@ -65,9 +70,7 @@ def opened(chromium: Browser, path: Path, anchor: str = "", **options: Any) -> I
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda message: wrong.append(message.text))
     page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-    page.on(
-        "request", lambda one: None if one.url.startswith(_OWN) else wrong.append(one.url)
-    )
+    page.on("request", lambda one: None if one.url.startswith(_OWN) else wrong.append(one.url))
     page.goto(path.as_uri() + anchor)
     yield page
     # asked again without the sandbox of a listener: what a payload would have set

@@ -17,7 +17,7 @@ from leaderboard.gallery import SHOWN, gallery
 from leaderboard.page import TEMPLATES
 from robustbench_med.bench.record import Check, Flag, LadderAudit, Spread, Stored
 
-from .browser import Tags, chromium
+from .browser import Tags
 from .field import spread
 
 Maker = Callable[..., Stored]
@@ -208,14 +208,3 @@ def test_gallery_keeps_to_its_budget_and_its_folder(make_stored: Maker) -> None:
 @pytest.mark.skipif(not shutil.which("node"), reason="needs node to check the script's syntax")
 def test_the_script_is_valid() -> None:
     subprocess.run(["node", "--check", str(TEMPLATES / "script.js")], check=True)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium (apt install chromium)")
-def test_the_page_works_in_a_browser(published: Path, tmp_path: Path) -> None:
-    dom = chromium("--dump-dom", published.as_uri()).stdout
-    assert re.search(r'class="count soft" role="status">4 victims<', dom)  # the script ran
-    assert '<html lang="en" class="js"' in dom
-    shot = tmp_path / "page.png"
-    chromium(f"--screenshot={shot}", "--window-size=1400,2400", published.as_uri())
-    assert shot.stat().st_size > 50_000
