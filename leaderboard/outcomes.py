@@ -34,7 +34,7 @@ class Patients(NamedTuple):
         hardest: the patients who lose most at the headline radius, in words.
     """
 
-    count: int
+    total: int
     rows: tuple[tuple[str, tuple[str, ...]], ...]
     hardest: tuple[str, ...]
 

@@ -110,7 +110,8 @@ def patients_of(table: pd.DataFrame, run: Stored) -> NDArray[np.character] | Non
     place, ids = pd.factorize(run.samples["sample"])
     owner = np.empty(len(ids), dtype=object)
     owner[place] = run.samples["patient"].to_numpy(dtype=object)
-    return owner[pd.Index(ids).get_indexer(table.index)].astype(np.str_)
+    found: NDArray[np.character] = owner[pd.Index(ids).get_indexer(table.index)].astype(np.str_)
+    return found
 
 
 def region_table(stored: Stored, place: int) -> pd.DataFrame:

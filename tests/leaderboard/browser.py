@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Dialog, Page
 
 CHROMIUM = shutil.which("chromium")
 WHY = "needs Debian's Chromium to open the page: apt-get install chromium"
@@ -64,16 +64,21 @@ def opened(chromium: Browser, path: Path, anchor: str = "", **options: Any) -> I
         options: of the context, such as `color_scheme` and `viewport`.
     """
     wrong: list[str] = []
+
+    def dismissed(dialog: Dialog) -> None:
+        wrong.append(dialog.message)
+        dialog.dismiss()
+
     context = chromium.new_context(**({"viewport": {"width": 1400, "height": 1000}} | options))
     page = context.new_page()
     page.set_default_timeout(20_000)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda message: wrong.append(message.text))
-    page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+    page.on("dialog", dismissed)
     page.on("request", lambda one: None if one.url.startswith(_OWN) else wrong.append(one.url))
     page.goto(path.as_uri() + anchor)
     yield page
-    # asked again without the sandbox of a listener: what a payload would have set
+    # what a payload would have set
     assert page.evaluate("window.hacked") is None
     context.close()
     assert wrong == []

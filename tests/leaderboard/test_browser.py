@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
 Maker = Callable[..., Stored]
-pytestmark = [pytest.mark.slow, needs_chromium]
+pytestmark = needs_chromium
 FUNDUS = "#phantom-fundus-linf-white-box-untargeted"
 BRAIN = "#phantom-brain-linf-white-box-untargeted"
 
@@ -142,6 +142,7 @@ def test_filters_choose_boards_and_rows(field: Page) -> None:
     assert not field.locator(BRAIN).is_visible()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("choice", "left"), [("undefended", 1), ("defended", 4), ("d0", 1), ("", 5)]
 )
@@ -211,7 +212,10 @@ def test_a_deep_link_opens_its_row_whatever_is_filtered(
 def test_the_slider_moves_between_clean_and_attacked(field: Page, board: str) -> None:
     slide = field.locator(f"{board} .slide").first
     attacked = field.locator(f"{board} .pair .attacked img").first
-    cut = lambda: attacked.evaluate("img => getComputedStyle(img).clipPath")  # noqa: E731
+
+    def cut() -> str:
+        return str(attacked.evaluate("img => getComputedStyle(img).clipPath"))
+
     assert cut() == "inset(0px 0px 0px 50%)"
     slide.focus()
     field.keyboard.press("ArrowRight")
@@ -225,6 +229,7 @@ def test_the_slider_moves_between_clean_and_attacked(field: Page, board: str) ->
     assert re.search(r"change ×\d+", field.locator(f"{board} .picture").first.inner_text())
 
 
+@pytest.mark.slow
 def test_the_matrix_follows_the_radius(chromium: Browser, suite: Path) -> None:
     with opened(chromium, suite) as page:
         board = page.locator("#phantom-fundus-linf-transfer-untargeted")
@@ -241,6 +246,7 @@ def test_the_matrix_follows_the_radius(chromium: Browser, suite: Path) -> None:
             assert (cell.get_attribute("title") or "").count("95 % interval") == 1
 
 
+@pytest.mark.slow
 def test_another_radius_is_written_as_the_board_writes_its_score(field: Page) -> None:
     board = field.locator(BRAIN)
     board.locator(".radius label").last.click()
@@ -298,15 +304,16 @@ def test_bibtex_is_copied(field: Page) -> None:
     assert "@software{robustbench_med," in field.locator("footer pre").inner_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 420])
 @pytest.mark.parametrize("which", ["mask_suite", "shields"])
 def test_axe_finds_nothing_serious(
     chromium: Browser,
     which: str,
-    theme: Any,
+    theme: Literal["light", "dark"],
     width: int,
-    request: pytest.FixtureRequest,  # noqa: ANN401
+    request: pytest.FixtureRequest,
 ) -> None:
     path: Path = request.getfixturevalue(which)
     size = {"width": width, "height": 900}
@@ -320,6 +327,7 @@ def test_axe_finds_nothing_serious(
         assert wider <= 0  # only tables scroll sideways
 
 
+@pytest.mark.slow
 def test_axe_is_awake(field: Page) -> None:
     field.evaluate(
         "document.querySelector('#find').closest('label').replaceWith(document.querySelector('#find'))"
@@ -328,6 +336,7 @@ def test_axe_is_awake(field: Page) -> None:
     assert any(line.startswith("label (critical)") for line in violations(field))
 
 
+@pytest.mark.slow
 def test_the_theme_is_switched(field: Page) -> None:
     button = field.locator("#theme")
     before = button.inner_text()
@@ -336,6 +345,7 @@ def test_the_theme_is_switched(field: Page) -> None:
     assert violations(field) == []
 
 
+@pytest.mark.slow
 def test_print_shows_every_board_and_no_control(field: Page) -> None:
     field.locator("#task").select_option("segmentation")
     field.locator(f"{BRAIN} .open").first.click()
@@ -362,6 +372,7 @@ def poisoned(value: Any) -> Any:  # noqa: ANN401
     return EVIL if isinstance(value, str) else value
 
 
+@pytest.mark.slow
 def test_a_payload_in_every_field_executes_nothing(
     chromium: Browser, make_stored: Maker, tmp_path: Path
 ) -> None:
@@ -399,6 +410,7 @@ def test_a_payload_in_every_field_executes_nothing(
         page.wait_for_timeout(200)
 
 
+@pytest.mark.slow
 def test_without_scripts_all_boards_can_be_read(chromium: Browser, mask_suite: Path) -> None:
     context = chromium.new_context(java_script_enabled=False)
     page = context.new_page()
