@@ -305,9 +305,14 @@ def test_bibtex_is_copied(field: Page) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1400, 420])
-@pytest.mark.parametrize("which", ["mask_suite", "shields"])
+@pytest.mark.parametrize(
+    ("which", "width", "theme"),
+    [
+        ("mask_suite", 1400, "dark"),
+        ("mask_suite", 420, "light"),
+        *(("shields", width, theme) for width in (1400, 420) for theme in ("light", "dark")),
+    ],
+)
 def test_axe_finds_nothing_serious(
     chromium: Browser,
     which: str,
@@ -328,21 +333,21 @@ def test_axe_finds_nothing_serious(
 
 
 @pytest.mark.slow
-def test_axe_is_awake(field: Page) -> None:
-    field.evaluate(
+def test_axe_is_awake(shielded: Page) -> None:
+    shielded.evaluate(
         "document.querySelector('#find').closest('label').replaceWith(document.querySelector('#find'))"
     )
-    field.evaluate("document.querySelector('#find').removeAttribute('placeholder')")
-    assert any(line.startswith("label (critical)") for line in violations(field))
+    shielded.evaluate("document.querySelector('#find').removeAttribute('placeholder')")
+    assert any(line.startswith("label (critical)") for line in violations(shielded))
 
 
 @pytest.mark.slow
-def test_the_theme_is_switched(field: Page) -> None:
-    button = field.locator("#theme")
+def test_the_theme_is_switched(shielded: Page) -> None:
+    button = shielded.locator("#theme")
     before = button.inner_text()
     button.click()
     assert button.inner_text() != before
-    assert violations(field) == []
+    assert violations(shielded) == []
 
 
 @pytest.mark.slow
@@ -364,7 +369,7 @@ EVIL = '"><img src=x onerror="window.hacked=1;alert(1)"><script>window.hacked=1;
 
 def poisoned(value: Any) -> Any:  # noqa: ANN401
     """Return cards and records with the payload in every text field that may be any text."""
-    fixed = {"name", "task", "threat", "rungs", "case_id", "status", "norm", "kind", "function"}
+    fixed = {"task", "tasks", "norms", "threat", "rungs", "augment", "precision"}
     if isinstance(value, dict):
         return {k: v if k in fixed else poisoned(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
