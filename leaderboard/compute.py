@@ -21,6 +21,7 @@ from .text import SCALE, plain
 
 _MARKERS = "os^"
 _LEAST = 2  # rows that are worth a figure
+_TICKS = 3
 
 
 class Compute(NamedTuple):
@@ -116,8 +117,11 @@ def _axes(axes: object, costs: list[float], full: float) -> None:
     low, high = min(costs) / 1.4, max(costs) * 1.4
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    steps = [m * 10.0**e for e in range(-4, 7) for m in (1, 2, 5)]
-    ticks = [tick for tick in steps if low <= tick <= high]
+    ticks: list[float] = []
+    for mantissas in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):  # the finer where few fit
+        if len(ticks) < _TICKS:
+            steps = [m * 10.0**e for e in range(-4, 7) for m in mantissas]
+            ticks = [tick for tick in steps if low <= tick <= high]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_ylim(-0.03 * full, 1.03 * full)
