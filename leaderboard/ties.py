@@ -78,12 +78,12 @@ def pairs(rows: Sequence[Scored]) -> Pairs:
         difference, owner = _difference(rows[i], rows[j])
         if len(difference):
             gain[:, i, j] = difference.mean(axis=0)
-            key = len(difference) if owner is None else owner.tobytes()
+            key: object = len(difference) if owner is None else owner.tobytes()
             owners[key] = owner
             alike.setdefault(key, []).append((i, j, difference))
-    for key, found in alike.items():  # those of the same patients meet the same signs
+    for whose, found in alike.items():  # those of the same patients meet the same signs
         every = np.hstack([difference for _, _, difference in found])
-        values = paired_p(every, owners[key], draws=max(DRAWS, _RESOLUTION * len(couples)))
+        values = paired_p(every, owners[whose], draws=max(DRAWS, _RESOLUTION * len(couples)))
         for (i, j, _), own in zip(found, values.reshape(-1, rungs), strict=True):
             p[:, i, j] = own
     above, below = np.triu_indices(k, 1)
@@ -108,12 +108,9 @@ def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _difference(one: Scored, other: Scored) -> tuple[NDArray[np.float64], NDArray[np.intp] | None]:
     """Return the differences on shared images `(n, rungs)` and whose they are: None if nobody's."""
-    if one.left.index.equals(other.left.index):
-        mine, yours, kept = one.left.to_numpy(), other.left.to_numpy(), slice(None)
-    else:
-        place = one.left.index.get_indexer(other.left.index)
-        mine, yours = one.left.to_numpy()[place[place >= 0]], other.left.to_numpy()[place >= 0]
-        kept = place[place >= 0]
+    place = one.left.index.get_indexer(other.left.index)
+    kept = place[place >= 0]
+    mine, yours = one.left.to_numpy()[kept], other.left.to_numpy()[place >= 0]
     difference = mine.astype(np.float64) - yours.astype(np.float64)
     if one.patients is None:
         return difference, None

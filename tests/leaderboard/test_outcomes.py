@@ -1,4 +1,4 @@
-"""Outcomes by class, region and patient; what a row is held against; cost; BibTeX; what is embedded."""
+"""Outcomes by class, region and patient; rows held against each other; cost; BibTeX; embedded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import leaderboard
@@ -40,7 +41,7 @@ def test_classes_are_counted_in_the_worst_case(make_stored: Maker) -> None:
 
 def test_an_image_of_two_findings_counts_for_both(make_stored: Maker) -> None:
     stored = make_stored([6, 1])
-    truth = [[1, 1]] * 6 + [[0, 1]] * 6
+    truth = pd.Series([[1, 1]] * 6 + [[0, 1]] * 6)
     card = stored.record.dataset_card.model_copy(update={"task": "multi_label"})
     record = stored.record.model_copy(update={"dataset_card": card})
     board = only([stored._replace(record=record, samples=stored.samples.assign(truth=truth))])

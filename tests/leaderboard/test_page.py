@@ -15,6 +15,7 @@ import pytest
 import leaderboard
 from leaderboard.gallery import SHOWN, gallery
 from leaderboard.page import TEMPLATES
+from robustbench_med.bench import store
 from robustbench_med.bench.record import Check, Flag, LadderAudit, Spread, Stored
 
 from .browser import Tags
@@ -208,3 +209,19 @@ def test_gallery_keeps_to_its_budget_and_its_folder(make_stored: Maker) -> None:
 @pytest.mark.skipif(not shutil.which("node"), reason="needs node to check the script's syntax")
 def test_the_script_is_valid() -> None:
     subprocess.run(["node", "--check", str(TEMPLATES / "script.js")], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["quick", "attacks", "medmnist", "segmentation"])
+def test_the_committed_records_make_a_page_of_at_most_5_mb(suite: str, tmp_path: Path) -> None:
+    records, broken = store.read_all(Path(__file__).parents[2] / "results" / suite)
+    assert records
+    assert not broken
+    path = leaderboard.publish(records, tmp_path / suite, title=suite)
+    assert path.stat().st_size <= 5_000_000
+    text = path.read_text(encoding="utf-8")
+    synthetic = {
+        one.record.dataset_card.title for one in records if one.record.dataset_card.synthetic
+    }
+    for title in synthetic:
+        assert f"<h2>{title} (synthetic phantom)</h2>" in text
