@@ -14,6 +14,7 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 
 from robustbench_med.bench.record import Stored
 from robustbench_med.stats import UNDEFINED
@@ -25,7 +26,14 @@ from .crosscheck import comparable, hidden_gradients, misled, rivals, shared_run
 from .shield import shield_words
 from .text import THREATS, plain
 from .ties import Pairs, Scored, pairs, places
-from .worst_case import lowest, means, patients_of, score_table, standing_table
+from .worst_case import (
+    lowest,
+    means,
+    patients_of,
+    score_table,
+    score_table_stands,
+    standing_table,
+)
 
 _THREATS = list(THREATS)  # boards of one dataset stand in this order
 
@@ -136,7 +144,7 @@ def _row(key: RowKey, runs: dict[str, Stored], ladder: tuple[float, ...]) -> Row
         key=key,
         model=first.model_card,
         runs=runs,
-        stands=lowest([standing_table(run) for run in counted.values()]),
+        stands=_stands(counted, worst),
         left=Scored(worst, patients_of(worst, next(iter(counted.values()))) if counted else None),
         patients=first.patients,
         clean=average[0],
@@ -144,6 +152,13 @@ def _row(key: RowKey, runs: dict[str, Stored], ladder: tuple[float, ...]) -> Row
         worst=average[1:],
         shield=shield_words(first),
     )
+
+
+def _stands(runs: dict[str, Stored], worst: pd.DataFrame) -> pd.DataFrame:
+    """Return who stands against all `runs`; what they have left says so where it is yes or no."""
+    if all(score_table_stands(run) for run in runs.values()):
+        return worst
+    return lowest([standing_table(run) for run in runs.values()])
 
 
 def is_oblivious(stored: Stored) -> bool:

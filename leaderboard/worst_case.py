@@ -38,6 +38,12 @@ def standing_table(stored: Stored) -> pd.DataFrame:
     return _table(stored, score.stands(stored.samples), attacked=score.attacked)
 
 
+def score_table_stands(stored: Stored) -> bool:
+    """Whether the score table is the standing table: an image is right or wrong."""
+    score = _score(stored)
+    return score.values is score.stands
+
+
 def _score(stored: Stored) -> Score:
     return score_of(stored.record.dataset_card, stored.record.case.objective)
 
