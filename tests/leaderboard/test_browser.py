@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 import leaderboard
+from robustbench_med.bench import store
 from robustbench_med.bench.record import Check, Flag, Stored
 
 from .browser import browser, needs_chromium, opened, violations
@@ -424,3 +425,27 @@ def test_without_scripts_all_boards_can_be_read(chromium: Browser, mask_suite: P
     assert not page.locator(".filters").is_visible()
     assert page.locator(f"{FUNDUS} .drill").first.is_visible()
     context.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", "=+-@")
+def test_no_cell_of_the_csv_is_a_formula(
+    chromium: Browser, make_stored: Maker, tmp_path: Path, first: str
+) -> None:
+    title = f'{first}HYPERLINK("x", "y")'
+    path = leaderboard.publish([make_stored([6, 1], victim=("m", title, "f"))], tmp_path, title="t")
+    with opened(chromium, path) as page:
+        lines = list(csv.DictReader(io.StringIO(saved(page, "csv"))))
+        assert {line["title"] for line in lines} == {f"'{title}"}
+        assert json.loads(saved(page, "json"))["boards"][0]["rows"][0]["title"] == title
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["quick", "segmentation"])
+def test_axe_finds_nothing_serious_on_committed_records(
+    chromium: Browser, tmp_path: Path, suite: str
+) -> None:
+    records, _ = store.read_all(Path(__file__).parents[2] / "results" / suite)
+    path = leaderboard.publish(records, tmp_path, title=suite)
+    with opened(chromium, path) as page:
+        assert violations(page) == []
