@@ -96,3 +96,11 @@ def violations(page: Page) -> list[str]:
         for one in found["violations"]
         if one["impact"] in ("serious", "critical")
     ]
+
+
+def saved(page: Page, kind: str) -> str:
+    """Return the text of the CSV or JSON that the page gives to download."""
+    with page.expect_download() as waiting:
+        page.locator(f"[data-save='{kind}']").click()
+    assert waiting.value.suggested_filename == f"leaderboard-boards.{kind}"
+    return Path(waiting.value.path()).read_text(encoding="utf-8")
