@@ -14,6 +14,7 @@ from robustbench_med.cards import DatasetCard, ModelCard
 from .objective import channel_words, objective_words
 from .score import Score, score_of
 from .text import NORMS, THREATS, plain, radius
+from .ties import ALPHA, Scored
 
 Standing = Literal["ranked", "control", "flagged", "incomplete", "invalid"]
 ORDER: tuple[Standing, ...] = ("ranked", "control", "flagged", "incomplete", "invalid")
@@ -43,6 +44,26 @@ class RowKey(NamedTuple):
         return self.data, self.split, self.n
 
 
+class Versus(NamedTuple):
+    """A ranked row held against another one of its board, at each radius of the ladder.
+
+    Attributes:
+        title: of the other one.
+        gain: how much more this row has left, mean over the images of both.
+        p: that the two are alike, Holm-corrected over the pairs of the board.
+    """
+
+    title: str
+    gain: tuple[float, ...]
+    p: tuple[float, ...]
+
+    def told(self, rung: int) -> int:
+        """Return 1 where this row does significantly better, -1 worse, 0 if not told apart."""
+        if not self.p[rung] <= ALPHA or not self.gain[rung]:
+            return 0
+        return 1 if self.gain[rung] > 0 else -1
+
+
 @dataclass(frozen=True, eq=False)
 class Row:
     """One victim (with its defense) on a board.
@@ -52,7 +73,11 @@ class Row:
         stands: who stands; a row an image common to all runs, a column a rung (0 = clean).
         scores: column -> the board's score (accuracy, Dice) at each radius of the ladder.
         worst: worst-case score at each radius of the ladder.
-        ranks: place at each radius; None where the row is not ranked.
+        left: what each image has left in the worst case, and its patient.
+        ranks: place at each radius; None where the row is not ranked. Rows that their images do
+            not tell apart share one, see ties.
+        sharing: how many rows have that place at each radius; 0 where the row is not ranked.
+        versus: the other ranked rows of the board, held against this one.
         reasons: why it is not ranked; empty where it is, and where the board ranks nobody.
         crosscheck: which attacks that know less were held against its own, in words; else empty.
         own: columns that this row cannot have: on a board of surrogates attacks made on this very
@@ -64,6 +89,7 @@ class Row:
     model: ModelCard
     runs: dict[str, Stored]
     stands: pd.DataFrame
+    left: Scored
     patients: int | None
     clean: Estimate
     scores: dict[str, tuple[Estimate, ...]]
@@ -71,6 +97,8 @@ class Row:
     standing: Standing = "ranked"
     reasons: tuple[str, ...] = ()
     ranks: tuple[int | None, ...] = ()
+    sharing: tuple[int, ...] = ()
+    versus: tuple[Versus, ...] = ()
     own: frozenset[str] = frozenset()
     crosscheck: str = ""
     shield: str = ""

@@ -50,6 +50,7 @@ def _lines(board: Board, row: Row, price: Price | None) -> list[dict[str, object
         "standing": row.standing,
         "reasons": "; ".join(row.reasons),
         "rank": row.ranks[board.headline],
+        "sharing": row.sharing[board.headline],
     }
 
     def line(

@@ -1,6 +1,6 @@
 """The pictures of a board as data URIs, under a size limit.
 
-Of labels: clean image, perturbation, attacked image. Of masks: the truth, what the model draws on
+Of labels: clean image, attacked image, perturbation. Of masks: the truth, what the model draws on
 the clean and on the attacked image, what the attacker wants drawn, and the perturbation.
 """
 
@@ -26,13 +26,17 @@ _LARGEST = 400_000  # bytes of one picture file
 
 
 class Tile(NamedTuple):
-    """One image of a picture: its file or data URI, and what is said of it."""
+    """One image of a picture: its file or data URI, and what is said of it.
+
+    Two follow each other that a slider lays over one another: their `side` is clean and attacked.
+    """
 
     uri: str
     alt: str
     says: str
     tag: str = "span"
     soft: bool = False
+    side: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,14 @@ def shown(pictures: Sequence[Picture]) -> str:
     """Return which images a picture has, in words."""
     masks = [picture.example.masks for picture in pictures if picture.example.masks]
     if not masks:
-        return "Clean image, perturbation (amplified around mid-grey), attacked image."
+        return (
+            "Slide between the clean and the attacked image; beside them the perturbation, "
+            "amplified around mid-grey by the factor given."
+        )
     wanted = ", what the attacker wants" if any(mask.target for mask in masks) else ""
     return (
-        "The truth, what the model draws on the clean image and on the attacked one"
-        f"{wanted}, and the perturbation (amplified around mid-grey)."
+        "The truth; what the model draws, with a slider between the clean and the attacked image"
+        f"{wanted}; and the perturbation, amplified around mid-grey by the factor given."
     )
 
 
@@ -121,9 +128,17 @@ def _of_labels(example: Example) -> list[Tile]:
     clean, attacked = plain(example.clean_prediction), plain(example.adversarial_prediction)
     factor = f"×{example.amplified:g}"
     return [
-        Tile(example.clean, f"clean image, read as {clean}", clean),
-        Tile(example.perturbation, "perturbation, amplified", factor, soft=True),
-        Tile(example.adversarial, f"attacked image, read as {attacked}", attacked, "strong"),
+        Tile(example.clean, f"clean image, read as {clean}", clean, side="clean"),
+        Tile(
+            example.adversarial,
+            f"attacked image, read as {attacked}",
+            attacked,
+            "strong",
+            side="attacked",
+        ),
+        Tile(
+            example.perturbation, f"perturbation, amplified {factor}", f"change {factor}", soft=True
+        ),
     ]
 
 
@@ -132,14 +147,20 @@ def _of_masks(example: Example, masks: MaskExample) -> list[Tile]:
     wanted = Tile(masks.target, "clean image with the mask the attacker wants", "wanted", soft=True)
     return [
         Tile(masks.truth, "clean image with its true mask", "truth", soft=True),
-        Tile(masks.before, f"clean image with the model's mask, Dice {before}", "clean"),
         Tile(
-            masks.after, f"attacked image with the model's mask, Dice {after}", "attacked", "strong"
+            masks.before, f"clean image with the model's mask, Dice {before}", "clean", side="clean"
+        ),
+        Tile(
+            masks.after,
+            f"attacked image with the model's mask, Dice {after}",
+            "attacked",
+            "strong",
+            side="attacked",
         ),
         *([wanted] if masks.target else []),
         Tile(
             example.perturbation,
-            "perturbation, amplified",
+            f"perturbation, amplified ×{example.amplified:g}",
             f"change ×{example.amplified:g}",
             soft=True,
         ),

@@ -16,12 +16,15 @@ from robustbench_med.bench.record import Estimate
 from . import text
 from .board import Board
 from .checks import check_rows, flag_words
+from .cite import bibtex
+from .embedded import embedded
 from .figures import colour, shape
 from .metrics import metric_notes, metric_rows
+from .outcomes import by_class, by_patient
 from .price import change, counted
 from .shield import defense_words
 from .table import place, write_text
-from .views import origin, views
+from .views import choices, named, origin, views
 from .words import (
     attacker_words,
     audit_words,
@@ -33,6 +36,7 @@ from .words import (
     ladder_words,
     parameter_words,
     spread_words,
+    versus_words,
 )
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -70,7 +74,10 @@ def render(made: list[Board], *, title: str, suite: str) -> str:
             style=Markup(style),  # noqa: S704
             script=Markup(script),  # noqa: S704
             groups=views(made),
-            origin=origin(made),
+            origin=(source := origin(made)),
+            choices=choices(made),
+            data=embedded(named(made)),
+            bibtex=bibtex(made, versions=source["versions"]),
         )
     )
 
@@ -88,6 +95,8 @@ def environment() -> Environment:
         attacker_words=attacker_words,
         audit_words=audit_words,
         budget_words=budget_words,
+        by_class=by_class,
+        by_patient=by_patient,
         change=change,
         check_rows=check_rows,
         colour=colour,
@@ -106,6 +115,7 @@ def environment() -> Environment:
         region_colour=palette.colour,
         shape=shape,
         spread_words=spread_words,
+        versus_words=versus_words,
     )
     made.filters.update(
         finite=math.isfinite,

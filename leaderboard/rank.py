@@ -4,8 +4,8 @@ A board compares like with like: one dataset, objective, norm, ladder, budget, t
 of channels. An image stands at a radius only if it is classified correctly when clean and under
 every attack of the board at that radius; of masks the lowest Dice of each image counts. A row is
 ranked only if every attack of the board ran on the board's images, validly, and nothing gives a
-reason to distrust it; every other row is shown below with its reasons. A board of controls ranks
-nobody: a control is no attack.
+reason to distrust it; every other row is shown below with its reasons. Rows that their images do
+not tell apart share a place (see ties). A board of controls ranks nobody: a control is no attack.
 """
 
 from __future__ import annotations
@@ -14,17 +14,26 @@ from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 
 from robustbench_med.bench.record import Stored
 from robustbench_med.stats import UNDEFINED
 
-from .board import ORDER, Board, Row, RowKey, Standing
+from .board import ORDER, Board, Row, RowKey, Standing, Versus
 from .checks import flag_words
 from .columns import columns_of, heading, titles_of
 from .crosscheck import comparable, hidden_gradients, misled, rivals, shared_rungs, summary
 from .shield import shield_words
 from .text import THREATS, plain
-from .worst_case import lowest, means, score_table, standing_table
+from .ties import Pairs, Scored, pairs, places
+from .worst_case import (
+    lowest,
+    means,
+    owners_of,
+    score_table,
+    score_table_stands,
+    standing_table,
+)
 
 _THREATS = list(THREATS)  # boards of one dataset stand in this order
 
@@ -139,13 +148,21 @@ def _row(key: RowKey, runs: dict[str, Stored], ladder: tuple[float, ...]) -> Row
         key=key,
         model=first.model_card,
         runs=runs,
-        stands=lowest([standing_table(run) for run in counted.values()]),
+        stands=_stands(counted, worst),
+        left=Scored(worst, owners_of(worst, next(iter(counted.values()))) if counted else None),
         patients=first.patients,
         clean=average[0],
         scores={column: means(tables[column], run)[1:] for column, run in valid.items()},
         worst=average[1:],
         shield=shield_words(first),
     )
+
+
+def _stands(runs: dict[str, Stored], worst: pd.DataFrame) -> pd.DataFrame:
+    """Return who stands against all `runs`; what they have left says so where it is yes or no."""
+    if all(score_table_stands(run) for run in runs.values()):
+        return worst
+    return lowest([standing_table(run) for run in runs.values()])
 
 
 def is_oblivious(stored: Stored) -> bool:
@@ -160,7 +177,7 @@ def knowing(runs: dict[str, Stored]) -> dict[str, Stored]:
 
 def _images_of(run: Stored) -> tuple[str, str, frozenset[str]]:
     case = run.record.case
-    return case.data_sha256, case.split, frozenset(run.samples["sample"].astype(str))
+    return case.data_sha256, case.split, frozenset(map(str, run.samples["sample"].unique()))
 
 
 def _common_images(rows: list[Row]) -> tuple[str, str, frozenset[str]] | None:
@@ -204,15 +221,29 @@ def _judge(
 
 
 def _ranked(rows: list[Row], rungs: int) -> list[Row]:
-    """Return the rows with their place at each rung; equal worst cases share a place."""
-    worst = np.array([[e.value for e in row.worst] for row in rows if row.standing == "ranked"])
+    """Return the rows with their place at each rung; who is not told apart shares one."""
+    ranked = [row for row in rows if row.standing == "ranked"]
+    found = pairs([row.left for row in ranked])
+    worst = np.array([[e.value for e in row.worst] for row in ranked]).T
+    # column 0 of what is left is the clean image, which ranks nobody
+    found = Pairs(found.gain[1:], found.p[1:])
+    placed = places(worst, found) if ranked else np.zeros((rungs, 0), dtype=np.intp)
+    own = {id(row): i for i, row in enumerate(ranked)}
 
-    def place(row: Row, rung: int) -> int | None:
-        if row.standing != "ranked":
-            return None
-        return 1 + int((worst[:, rung] > row.worst[rung].value).sum())
+    def judged(row: Row) -> Row:
+        if id(row) not in own:
+            return replace(row, ranks=(None,) * rungs, sharing=(0,) * rungs)
+        i = own[id(row)]
+        versus = tuple(
+            Versus(other.title, tuple(found.gain[:, i, j]), tuple(found.p[:, i, j]))
+            for j, other in enumerate(ranked)
+            if j != i
+        )
+        ranks = tuple(int(place) for place in placed[:, i])
+        sharing = tuple(int(n) for n in (placed == placed[:, i : i + 1]).sum(axis=1))
+        return replace(row, ranks=ranks, sharing=sharing, versus=versus)
 
-    return [replace(row, ranks=tuple(place(row, r) for r in range(rungs))) for row in rows]
+    return [judged(row) for row in rows]
 
 
 def _order(row: Row, headline: int) -> tuple[int, float, float, str]:

@@ -28,9 +28,9 @@ _NARROW = 12  # characters of a column that shows no interval
 
 
 def place(row: Row, rung: int) -> str:
-    """Return the row's place as text; a dash where it is not ranked."""
+    """Return the row's place as text, "1=" where it is shared; a dash where it is not ranked."""
     rank = row.ranks[rung]
-    return DASH if rank is None else str(rank)
+    return DASH if rank is None else f"{rank}{'=' if row.sharing[rung] > 1 else ''}"
 
 
 def facts(board: Board) -> str:
@@ -248,7 +248,9 @@ def _cell(text: str) -> str:
 def write_tables(made: list[Board], folder: Path, *, title: str) -> tuple[Path, Path]:
     """Write `leaderboard.csv` and `leaderboard.md` into `folder` and return their paths."""
     frame = long_frame(made)
-    text = frame.map(guard).to_csv(index=False, lineterminator="\n")
+    for name in frame.select_dtypes(exclude="number"):  # few values, many lines
+        frame[name] = frame[name].map({value: guard(value) for value in frame[name].unique()})
+    text = frame.to_csv(index=False, lineterminator="\n")
     return (
         write_text(folder / "leaderboard.csv", text),
         write_text(folder / "leaderboard.md", markdown(made, title=title)),

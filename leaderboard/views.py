@@ -12,6 +12,7 @@ from .board import Board, Row, RowKey
 from .certified import certified, certified_curves, certified_words
 from .channels import Bars, channel_bars, chart
 from .columns import titles_of
+from .compute import compute, compute_chart
 from .detectors import RULE, detectors, has_detectors
 from .figures import curves, drawn
 from .gallery import PAGE_BYTES, gallery, regions_shown, shown
@@ -23,6 +24,12 @@ from .table import facts, patients
 from .transfer import matrices
 from .words import commit_words
 
+TASKS = {
+    "single_label": "classification",
+    "multi_label": "findings",
+    "segmentation": "segmentation",
+}
+
 
 def views(made: list[Board]) -> list[list[dict[str, Any]]]:
     """Return what the page shows of each board, by dataset; a matrix is on its first board."""
@@ -30,12 +37,15 @@ def views(made: list[Board]) -> list[list[dict[str, Any]]]:
     titles, found, channels = titles_of(every), matrices(made), channel_bars(made)
     share = PAGE_BYTES // max(len(made), 1)
     groups: dict[str, list[dict[str, Any]]] = {}
+    defenses = _defenses(made)
     proved: set[tuple[str, RowKey]] = set()
-    for ident, board in _named(made):
+    for ident, board in named(made):
         view = _view(board, ident, share) | {"titles": titles}
         view["matrices"] = [matrix for matrix in found if matrix.board is board]
         own = [bars for bars in channels if bars.board is board]
         view["bars"] = [(bars, _charts(bars, f"{ident}-bars-{i}")) for i, bars in enumerate(own)]
+        marks = {row: [f"d{defenses.index(n)}" for n in view["shields"][row]] for row in board.rows}
+        view["marks"] = {row: ["defended", *m] if m else ["undefended"] for row, m in marks.items()}
         view["certified"] = _certified(board, ident, proved)
         groups.setdefault(board.dataset.name, []).append(view)
     return list(groups.values())
@@ -61,15 +71,27 @@ def _certified(board: Board, ident: str, proved: set[tuple[str, RowKey]]) -> dic
     return {"svg": svg, "rows": rows}
 
 
-def _defenses(board: Board, price: dict[Row, Any]) -> tuple[list[str], dict[Row, list[str]]]:
-    """Return the defenses of a board by name, and what the filter calls each row."""
-    own = {row: defense_names(row, price[row].against) for row in price}
-    names = sorted({name for each in own.values() for name in each})
-    marks = {row: ["defended", *(f"d{names.index(n)}" for n in own[row])] for row in own}
-    return names, {row: marks.get(row, ["undefended"]) for row in board.rows}
+def _defenses(made: list[Board]) -> list[str]:
+    """Return the defenses of a page by name: what the filter lists."""
+    found: set[str] = set()
+    for board in made:
+        for row, price in prices(board).items():
+            found.update(defense_names(row, price.against))
+    return sorted(found)
 
 
-def _named(made: list[Board]) -> list[tuple[str, Board]]:
+def choices(made: list[Board]) -> dict[str, list[str]]:
+    """Return what the filters of the page list; a filter of one choice is none."""
+    rows = [row for board in made for row in board.rows]
+    return {
+        "tasks": sorted({TASKS[board.dataset.task] for board in made}),
+        "modalities": sorted({text.plain(board.dataset.modality) for board in made}),
+        "families": sorted({text.plain(row.model.family) for row in rows}),
+        "defenses": _defenses(made),
+    }
+
+
+def named(made: list[Board]) -> list[tuple[str, Board]]:
     """Return each board with the anchor that deep links use; unique on the page."""
     taken: set[str] = set()
     named = []
@@ -86,35 +108,73 @@ def _named(made: list[Board]) -> list[tuple[str, Board]]:
 
 def _view(board: Board, ident: str, share: int) -> dict[str, Any]:
     rows, pictures = drawn(board), gallery(board, budget=share)
-    price = prices(board)
-    names, marks = _defenses(board, price)
+    price, costs = prices(board), compute(board)
     best = next((row for row in board.rows if row.standing == "ranked"), None)
     return {
         "board": board,
         "id": ident,
+        "ids": _row_ids(board, ident),
+        "task": TASKS[board.dataset.task],
         "best": best,
+        "lead": lead_words(board, best),
         "about": _about(board),
         "facts": _facts(board),
         "summary": facts(board),
-        "families": sorted({text.plain(row.model.family) for row in board.rows}),
         "radii": [text.radius(eps, board.norm, board.budget) for eps in board.ladder],
         "unit": text.unit(board.norm, board.budget),
         "legend": rows,
         "curve": {row: place for place, row in enumerate(rows)},
         "unranked": any(row.standing not in ("ranked", "control") for row in rows),
         "svg": Markup(curves(board, ident)) if rows else "",  # noqa: S704 - drawn by figures.py
+        "costs": costs,
+        "cost_svg": Markup(  # noqa: S704 - drawn by compute.py
+            compute_chart(board, costs, f"{ident}-cost") if costs else ""
+        ),
         "knows": " ".join(
             filter(None, [text.KNOWS.get(board.threat, ""), text.BLIND if board.oblivious else ""])
         ),
         "prices": price,
-        "defenses": names,
-        "marks": marks,
+        "shields": {
+            row: defense_names(row, price[row].against) if row in price else []
+            for row in board.rows
+        },
         "detectors": detectors(board),
         "rule": RULE if has_detectors(board) else "",
         "pictures": pictures,
         "regions": regions_shown(board, pictures),
         "shown": shown(pictures),
     }
+
+
+def _row_ids(board: Board, ident: str) -> dict[Row, str]:
+    """Return the anchor of each row: the same whatever its place, so that links stay right."""
+    found: dict[Row, str] = {}
+    for row in board.rows:
+        parts = [row.model.name, row.key.defense if row.key.defense != "none" else ""]
+        parts += [f"{row.key.draws}-passes"] if row.key.draws > 1 else []
+        slug = re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
+        stem = f"{ident}--{slug or 'row'}"
+        found[row] = next(
+            c for c in (stem, *(f"{stem}-{i}" for i in range(2, 9999))) if c not in found.values()
+        )
+    return found
+
+
+def lead_words(board: Board, best: Row | None) -> str:
+    """Return how sure it is that the best row is the best: alone, tied, or the only one ranked."""
+    ranked = [row for row in board.rows if row.standing == "ranked"]
+    if best is None:
+        return "controls rank nobody" if board.control else "no row is ranked"
+    if len(ranked) == 1:
+        return "the only one ranked"
+    tied = best.sharing[board.headline] - 1
+    if not tied:
+        return "ahead of the other" + ("" if len(ranked) == 2 else f" {len(ranked) - 1}")
+    return (
+        f"tied with {tied} of {len(ranked) - 1} others"
+        if len(ranked) > 2
+        else "tied with the other"
+    )
 
 
 def _about(board: Board) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from robustbench_med.bench.record import Provenance, Record
 
+from .board import Row
 from .objective import channel_words
 from .text import NORMS, interval, number, plain, radii, radius, unit
 
@@ -179,3 +180,22 @@ def decision_words(record: Record) -> str:
         f"{plain(called)} called above a probability of {values} (Youden's index on validation, "
         "then frozen)"
     )
+
+
+def versus_words(row: Row, rung: int) -> list[str]:
+    """Return which other rows this one is told apart from at a radius, with the p values."""
+    heads = {
+        1: "significantly better than",
+        0: "not told apart from",
+        -1: "significantly worse than",
+    }
+    said = []
+    for sign, head in heads.items():
+        found = [v for v in row.versus if v.told(rung) == sign]
+        each = (f"{v.title} ({_p(v.p[rung])})" for v in found)
+        said += [f"{head} {', '.join(each)}"] if found else []
+    return said
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"

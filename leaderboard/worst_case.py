@@ -38,6 +38,12 @@ def standing_table(stored: Stored) -> pd.DataFrame:
     return image_table(stored, score.stands(stored.samples), attacked=score.attacked)
 
 
+def score_table_stands(stored: Stored) -> bool:
+    """Whether the score table is the standing table: an image is right or wrong."""
+    score = _score(stored)
+    return score.values is score.stands
+
+
 def _score(stored: Stored) -> Score:
     return score_of(stored.record.dataset_card, stored.record.case.objective)
 
@@ -85,8 +91,13 @@ def lowest(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """
     if not tables:
         return pd.DataFrame(dtype=bool)
-    common = sorted(set.intersection(*(set(table.index) for table in tables)))
-    worst = np.minimum.reduce([table.loc[common].to_numpy() for table in tables])
+    first = tables[0].index
+    if all(table.index.equals(first) for table in tables):  # as good as always, and much quicker
+        common, kept = first, tables
+    else:
+        common = pd.Index(sorted(set.intersection(*(set(table.index) for table in tables))))
+        kept = [table.loc[common] for table in tables]
+    worst = np.minimum.reduce([table.to_numpy() for table in kept])
     return pd.DataFrame(np.minimum(worst, worst[:, :1]), index=common)
 
 
@@ -98,17 +109,31 @@ def means(table: pd.DataFrame, run: Stored) -> tuple[Estimate, ...]:
     """
     values = table.to_numpy()
     rungs = range(values.shape[1])
-    clusters = None
-    if run.record.patients is not None:
-        owner = run.samples.drop_duplicates("sample").set_index("sample")["patient"]
-        clusters = owner.loc[table.index].to_numpy(dtype=np.str_)
+    clusters = owners_of(table, run)
     if values.dtype == np.bool_:
         return tuple(cluster_mean(values[:, r].astype(np.float64), clusters) for r in rungs)
     if not len(values):
         return tuple(UNDEFINED for _ in rungs)
     weights = resamples(len(values), clusters)
     repeats = (weights @ values) / weights.sum(axis=1, keepdims=True)
-    owners = patients_of(weights)
+    patients = patients_of(weights)
     return tuple(
-        interval(float(values[:, r].mean()), repeats[:, r], patients=owners) for r in rungs
+        interval(float(values[:, r].mean()), repeats[:, r], patients=patients) for r in rungs
     )
+
+
+def owners_of(table: pd.DataFrame, run: Stored) -> NDArray[np.character] | None:
+    """Return the patient of each image of `table`; None where `run` does not know them."""
+    if run.record.patients is None:
+        return None
+    place, ids = pd.factorize(run.samples["sample"])
+    owner = np.empty(len(ids), dtype=object)
+    owner[place] = run.samples["patient"].to_numpy(dtype=object)
+    found: NDArray[np.character] = owner[pd.Index(ids).get_indexer(table.index)].astype(np.str_)
+    return found
+
+
+def region_table(stored: Stored, place: int) -> pd.DataFrame:
+    """Return the Dice of the region at `place` of the card: a row an image, a column a rung."""
+    values = np.array([scores[place] for scores in stored.samples["scores"]], dtype=np.float64)
+    return image_table(stored, values, attacked=False)

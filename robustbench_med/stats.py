@@ -9,6 +9,7 @@ the intervals hold the truth.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +112,7 @@ def interval(
     if patients < 2:
         return Estimate(value=value, low=low, high=high)
     variance = float(kept.var()) * patients / (patients - 1)
-    quantile = float(scipy_stats.t.ppf((1 + LEVEL) / 2, patients - 1))
+    quantile = _t_quantile(patients - 1)
     if not np.isfinite(high):
         half = quantile * float(np.sqrt(variance))
         return Estimate(value=value, low=max(value - half, low), high=value + half)
@@ -203,7 +204,7 @@ def cluster_mean(
     if clusters is None or n == 0:
         return wilson(successes, n)
     freedom = max(len(np.unique(clusters)) - 1, 1)
-    quantile = float(scipy_stats.t.ppf((1 + LEVEL) / 2, freedom))
+    quantile = _t_quantile(freedom)
     share = successes / n
     low, high = _score_bounds(share, n / design_effect(values, clusters), quantile)
     return Estimate(value=share, low=min(low, share), high=max(high, share))
@@ -234,6 +235,12 @@ def design_effect(values: NDArray[np.float64], clusters: NDArray[np.character]) 
     residual = right - mean * sizes
     found = max(1.0, float(groups / (groups - 1) * (residual**2).sum() / binomial))
     return (rarer**2 * found + max(alike, found)) / (rarer**2 + 1)
+
+
+@cache
+def _t_quantile(freedom: int) -> float:
+    """Return the t quantile of the level; kept, because a board asks for the same one often."""
+    return float(scipy_stats.t.ppf((1 + LEVEL) / 2, freedom))
 
 
 def _score_bounds(share: float, n: float, quantile: float) -> tuple[float, float]:

@@ -46,7 +46,8 @@
     });
     all(table, ".change").forEach((span) => { span.textContent = span.dataset.changes.split("|")[rung]; });
     all(table, ".rank").forEach((cell) => {
-      if (cell.dataset.ranks) cell.textContent = cell.dataset.ranks.split(",")[rung] || DASH;
+      const place = cell.dataset.ranks.split(",")[rung];
+      if (place !== undefined) cell.textContent = place ? place + (cell.dataset.sharing.split(",")[rung] > 1 ? "=" : "") : DASH;
     });
     table.querySelector(".eps").textContent = label;
   }
@@ -92,31 +93,125 @@
     };
   }
 
-  function filters(board, table) {
-    const find = board.querySelector(".find"), family = board.querySelector(".family");
-    const defense = board.querySelector(".defense"); // only where a victim is defended
-    const count = board.querySelector(".count"), bodies = all(table, "tbody[data-place]");
+  // one bar for the page: task and modality choose datasets, the rest rows
+  function filters() {
+    const bar = document.querySelector(".filters");
+    if (!bar) return () => {};
+    const groups = all(document, ".group").map((group) => [group, all(group, ".board").map((section) =>
+      [section, all(section, "tbody[data-place]"), document.querySelector(`[data-board="${section.id}"]`)])]);
+    const inputs = all(bar, "input, select"), reset = document.getElementById("reset");
+    const value = (id) => document.getElementById(id)?.value || "";
+    const leave = (element, out) => element?.classList.toggle("filtered", out);
+    const count = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
     const apply = () => {
-      const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
-      bodies.forEach((body) => {
-        const named = words.every((word) => body.dataset.search.includes(word));
-        const shielded = !defense?.value || body.dataset.defense.split(" ").includes(defense.value);
-        body.hidden = !(named && shielded && (!family.value || family.value === body.dataset.family));
+      const words = value("find").toLowerCase().split(/\s+/).filter(Boolean);
+      const [task, modality, family, defense] = ["task", "modality", "family", "defense"].map(value);
+      const fits = (row) => words.every((word) => row.search.includes(word))
+        && (!family || family === row.family) && (!defense || row.defense.split(" ").includes(defense));
+      let boards = 0, rows = 0, total = 0, sections = 0;
+      groups.forEach(([group, own]) => {
+        const chosen = (!task || task === group.dataset.task) && (!modality || modality === group.dataset.modality);
+        let left = 0;
+        own.forEach(([section, bodies, line]) => {
+          const shown = bodies.filter((body) => { const yes = chosen && fits(body.dataset); leave(body, !yes); return yes; }).length;
+          leave(section, !shown);
+          leave(line, !shown);
+          left += shown > 0;
+          rows += shown;
+          total += bodies.length;
+        });
+        leave(group, !left);
+        leave(document.querySelector(`[data-group="${own[0][0].id}"]`), !left);
+        boards += left;
+        sections += own.length;
       });
-      const shown = bodies.filter((body) => !body.hidden).length;
-      const total = `${bodies.length} victim${bodies.length === 1 ? "" : "s"}`;
-      count.textContent = shown === bodies.length ? total : `${shown} of ${total}`;
+      const every = count(sections, "board") + ", " + count(total, "row");
+      bar.querySelector(".count").textContent = rows === total ? every
+        : rows ? `${boards} of ${count(sections, "board")}, ${rows} of ${count(total, "row")}` : "nothing fits these filters";
+      reset.hidden = inputs.every((input) => !input.value);
     };
-    find.addEventListener("input", apply);
-    family.addEventListener("change", apply);
-    defense?.addEventListener("change", apply);
+    const clear = () => { inputs.forEach((input) => { input.value = ""; }); apply(); };
+    inputs.forEach((input) => input.addEventListener("input", apply));
+    reset.addEventListener("click", () => { clear(); inputs[0].focus(); });
     apply();
+    return clear;
   }
 
   function drills(table) {
     all(table, ".open").forEach((button) => button.addEventListener("click", () => {
-      const shown = document.getElementById(button.getAttribute("aria-controls")).classList.toggle("shown");
+      const drill = document.getElementById(button.getAttribute("aria-controls"));
+      const source = drill.querySelector("script");
+      if (source) { // kept as text until it is asked for: most of a page is in here
+        drill.querySelector(".panel").innerHTML = source.textContent;
+        source.remove();
+      }
+      const shown = drill.classList.toggle("shown");
       button.setAttribute("aria-expanded", String(shown));
+      const link = shown ? button.closest("tbody").id : button.closest(".board").id;
+      history.replaceState(null, "", `#${link}`);
+    }));
+  }
+
+  // a link to a row opens it, whatever the filters hide
+  function follow(clear) {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!target) return;
+    if (target.closest(".filtered")) clear();
+    const button = target.matches("tbody") && target.querySelector(".open");
+    if (button && button.getAttribute("aria-expanded") === "false") button.click();
+    target.scrollIntoView();
+    button?.focus?.({ preventScroll: true });
+  }
+
+  function slides() {
+    all(document, ".slide").forEach((slide) => {
+      const pair = slide.closest(".pair");
+      const move = () => {
+        pair.style.setProperty("--at", `${slide.value}%`);
+        slide.setAttribute("aria-valuetext", `${slide.value} % clean, ${100 - slide.value} % attacked`);
+      };
+      slide.addEventListener("input", move);
+      move();
+    });
+  }
+
+  // a cell that a spreadsheet could run as a formula gets an apostrophe
+  function field(value) {
+    if (value === null || value === undefined) return "";
+    if (typeof value !== "string") return String(value);
+    const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
+    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  }
+
+  function csv(data) {
+    const same = ["board", "dataset", "synthetic", "task", "modality", "objective", "threat", "norm", "budget", "metric"];
+    const own = ["victim", "title", "family", "defense", "weights_sha256", "standing", "images", "patients"];
+    const lines = [[...same, "channels", ...own, "reasons", "attack", "eps", "rank", "sharing", "value", "low", "high"]];
+    data.boards.forEach((board) => board.rows.forEach((row) => {
+      const channels = Object.entries(board.channels).map(([name, share]) => `${name}=${share}`).join("+");
+      const head = [...same.map((key) => board[key]), channels, ...own.map((key) => row[key]), row.reasons.join("; ")];
+      lines.push([...head, "none", 0, null, null, ...row.clean]);
+      board.radii.forEach((eps, i) => {
+        lines.push([...head, "worst_case", eps, row.ranks[i], row.sharing[i] || null, ...row.worst_case[i]]);
+        Object.entries(row.attacks).forEach(([attack, found]) => lines.push([...head, attack, eps, null, null, ...found[i]]));
+      });
+    }));
+    return lines.map((line) => line.map(field).join(",") + "\n").join("");
+  }
+
+  function downloads() {
+    const kinds = {
+      csv: ["text/csv", csv],
+      json: ["application/json", (data) => JSON.stringify(data, null, 1)],
+    };
+    all(document, "[data-save]").forEach((button) => button.addEventListener("click", () => {
+      const [type, write] = kinds[button.dataset.save];
+      const text = write(JSON.parse(document.getElementById("data").textContent));
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([text], { type }));
+      link.download = `leaderboard-boards.${button.dataset.save}`;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 1000);
     }));
   }
 
@@ -154,7 +249,6 @@
     all(section, ".columns input").forEach((box) => box.addEventListener("change", () => {
       all(table, `[data-col="${box.value}"]`).forEach((cell) => { cell.hidden = !box.checked; });
     }));
-    filters(section, table);
     drills(table);
     highlight(section, table);
     // browsers keep the choice of a reloaded page: show what the control says
@@ -171,7 +265,14 @@
 
   theme(document.getElementById("theme"));
   all(document, ".board").forEach(board);
-  all(document, ".copy").forEach((button) => button.addEventListener("click", async () => {
+  slides();
+  downloads();
+  const clear = filters();
+  addEventListener("hashchange", () => follow(clear));
+  follow(clear);
+  document.addEventListener("click", async ({ target }) => {
+    const button = target.closest(".copy");
+    if (!button) return;
     const code = button.previousElementSibling;
     try {
       await navigator.clipboard.writeText(code.textContent);
@@ -180,5 +281,5 @@
       getSelection().selectAllChildren(code);
       button.textContent = "Selected";
     }
-  }));
+  });
 })();

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from robustbench_med.bench.record import (
 )
 from robustbench_med.cards import AttackCard, DatasetCard
 
+from .browser import browser, opened
 from .field import field
 from .planted import (
     ATTACKS,
@@ -38,6 +39,9 @@ from .planted import (
 )
 from .planted_masks import mask_field
 from .planted_shields import shield_field
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 
 @pytest.fixture(scope="session")
@@ -204,3 +208,24 @@ def shields(make_stored: Callable[..., Stored], tmp_path_factory: pytest.TempPat
     """Return the page of a bare victim, and of it wrapped, guarded, smoothed and retrained."""
     folder = tmp_path_factory.mktemp("shields") / "quick"
     return leaderboard.publish(shield_field(make_stored), folder, title="Robustness bench")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """Give a headless Chromium."""
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture
+def field_page(chromium: Browser, mask_suite: Path) -> Iterator[Page]:
+    """Give the page of segmenters and classifiers under every threat model."""
+    with opened(chromium, mask_suite) as page:
+        yield page
+
+
+@pytest.fixture
+def shielded(chromium: Browser, shields: Path) -> Iterator[Page]:
+    """Give the page of defended victims."""
+    with opened(chromium, shields) as page:
+        yield page

@@ -91,7 +91,7 @@ def test_segmenters_are_ranked_by_worst_dice_and_flagged_ones_are_not(make_store
     board = only([*two(UNET, 0.0), *two(ATTENTION, 0.1), *flagged])
     assert [(row.key.victim, row.standing, row.ranks[1]) for row in board.rows] == [
         ("attention_unet", "ranked", 1),
-        ("unet_narrow", "ranked", 2),
+        ("unet_narrow", "ranked", 1),  # so few images do not tell them apart
         ("deeplab_narrow", "flagged", None),
     ]
     assert board.score.worst == "worst-case Dice"

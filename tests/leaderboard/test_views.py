@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import leaderboard
 from robustbench_med.bench.record import Stored
 
-from .browser import Tags, chromium
+from .browser import Tags
 
 Maker = Callable[..., Stored]
 
@@ -80,29 +79,3 @@ def test_a_relative_budget_is_written_in_percent(make_stored: Maker, tmp_path: P
     assert "{2, 4} %" in page
     assert "relative to a training image&#39;s mean norm" in page
     assert "in image units 0.31, 0.62" in page
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium (apt install chromium)")
-def test_the_matrix_follows_the_radius(suite: Path, tmp_path: Path) -> None:
-    text = suite.read_text(encoding="utf-8")
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
-    board = "#phantom-fundus-linf-transfer-untargeted"
-    click = f"document.querySelector('{board} .radius input[value=\"4\"]').click()"
-    path = tmp_path / "page.html"
-    path.write_text(text.replace("</body>", f"<script>{click}</script></body>"), encoding="utf-8")
-    dom = chromium("--dump-dom", path.as_uri()).stdout
-    matrix = dom[
-        dom.index('class="transfer"') : dom.index("</figure>", dom.index('class="transfer"'))
-    ]
-    assert '<span class="eps">8/255</span>' in matrix
-    cells = [a for t, a in Tags(matrix).tags if t == "td" and "data-e" in a]
-    shown = re.findall(r'class="v">([\d.]+)<', matrix)
-    assert len(shown) == len(cells) == 16
-    for cell, text in zip(cells, shown, strict=True):
-        value = float(cell["data-e"].split(";")[4].split(",")[0])
-        assert float(text) == pytest.approx(100 * value, abs=0.06)
-        assert [c for c in cell["class"].split() if c.startswith("heat")] == [
-            f"heat{int(10 * value + 0.5)}"
-        ]
-        assert cell["title"].count("95 % interval") == 1

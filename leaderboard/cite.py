@@ -1,0 +1,81 @@
+"""BibTeX of the bench, and of the source of each attack and defense as its card names it.
+
+A card's source is a short reference ("Madry et al., ICLR 2018, section 2.1"), not an entry: what is
+not in it is not made up. So the title is the attack's, and the reference stands whole in
+`howpublished`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from robustbench_med.cards import Card
+
+from .board import Board
+from .text import plain
+
+_SPECIAL = {"\\": "\\textbackslash{}", "{": "\\{", "}": "\\}"} | {c: f"\\{c}" for c in "&%$#_"}
+
+
+def bibtex(made: list[Board], *, versions: Iterable[str]) -> str:
+    """Return an entry for the bench and one for each attack and defense with a source.
+
+    Args:
+        made: boards; their records carry the cards.
+        versions: of the bench, that made the records.
+    """
+    cards: dict[str, Card] = {}
+    for board in made:
+        for row in board.rows:
+            for run in row.runs.values():
+                for card in (run.record.attack_card, run.record.defense_card):
+                    if card is not None and re.search(r"\b(19|20)\d\d\b", card.source):
+                        cards.setdefault(card.name, card)
+    bench = {
+        "title": "robustbench_med: a robustness bench for medical image models",
+        "author": "{The robustbench_med developers}",
+        "note": f"version {_text(', '.join(versions))}" if versions else "",
+    }
+    entries = [_entry("software", "robustbench_med", bench)]
+    entries += [_source(cards[name]) for name in sorted(cards)]
+    return "\n\n".join(entries)
+
+
+def _source(card: Card) -> str:
+    year = re.search(r"\b(19|20)\d\d\b", card.source)
+    fields = {
+        "title": _text(card.title),
+        "author": _authors(card.source),
+        "year": year[0] if year else "",
+        "howpublished": _text(card.source),
+    }
+    return _entry("misc", card.name, fields)
+
+
+def _authors(source: str) -> str:
+    """Return the names before the venue as BibTeX writes them; empty where they are not plain.
+
+    >>> _authors("Croce, Hein, ICML 2020, section 3"), _authors("Madry et al., ICLR 2018")
+    ('Croce and Hein', 'Madry and others')
+    >>> _authors("after AutoAttack: Croce, ECCV 2020")
+    ''
+    """
+    head = source.split(";")[0].replace(" & ", ", ")
+    parts = [part.strip() for part in head.split(",")]
+    place = next((i for i, part in enumerate(parts) if re.search(r"\d", part)), 0)
+    names = parts[:place]
+    if names and re.search(r"[A-Z]{2}|Journal|Imaging|Recognition", names[-1]):
+        names.pop()  # a venue whose year comes later
+    if not names or not all(re.fullmatch(r"[A-Z][\w' -]*( et al\.)?", name) for name in names):
+        return ""
+    return _text(" and ".join(names).replace(" et al.", " and others"))
+
+
+def _entry(kind: str, key: str, fields: dict[str, str]) -> str:
+    lines = [f"  {name} = {{{value}}}," for name, value in fields.items() if value]
+    return "\n".join([f"@{kind}{{{re.sub(r'[^A-Za-z0-9_:-]', '_', key)},", *lines, "}"])
+
+
+def _text(words: str) -> str:
+    return "".join(_SPECIAL.get(c, c) for c in plain(words))

@@ -1,0 +1,127 @@
+"""Outcomes: what the worst case leaves of each class or region, and of each patient."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robustbench_med.bench.record import Estimate, Stored
+
+from .board import Board, Row
+from .objective import called
+from .text import number, plain
+from .worst_case import lowest, means, region_table
+
+_HARDEST = 5  # patients named one by one
+
+
+class Outcome(NamedTuple):
+    """A class or region: how many images it is on, and what is left clean and at each radius."""
+
+    label: str
+    images: int
+    cells: tuple[Estimate, ...]
+
+
+class Patients(NamedTuple):
+    """What is left of patients.
+
+    Attributes:
+        rows: what is counted, and its text clean and at each radius.
+        hardest: the patients who lose most at the headline radius, in words.
+    """
+
+    total: int
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
+    hardest: tuple[str, ...]
+
+
+def _counted(row: Row) -> list[Stored]:
+    runs = {c: run for c, run in row.runs.items() if c not in row.oblivious}
+    return [run for run in runs.values() if run.record.status == "ok"]
+
+
+def by_class(board: Board, row: Row) -> list[Outcome]:
+    """Return what is left of each class, finding or region in the worst case.
+
+    Of labels, the images of each class (of findings: the images that have it; one may be in
+    several rows). Of masks, the lowest Dice of each region over the attacks, image by image.
+    """
+    runs = _counted(row)
+    if not runs or not row.images:
+        return []
+    if board.dataset.task == "segmentation":
+        if board.score.attacked:
+            return []
+        return [
+            _outcome(called(name), lowest([region_table(run, place) for run in runs]), runs[0])
+            for place, name in enumerate(board.dataset.parts)
+        ]
+    truth = runs[0].samples.drop_duplicates("sample").set_index("sample")["truth"]
+    own = truth.loc[row.left.left.index]
+    found = []
+    for place, name in enumerate(board.dataset.classes):
+        has = np.array([_has(value, place) for value in own], dtype=bool)
+        if has.any():
+            found.append(_outcome(plain(name), row.left.left[has], runs[0]))
+    return found
+
+
+def _has(truth: Any, place: int) -> bool:  # noqa: ANN401 - a class id, or a list of findings
+    return bool(truth[place]) if isinstance(truth, list | np.ndarray) else int(truth) == place
+
+
+def _outcome(label: str, table: pd.DataFrame, run: Stored) -> Outcome:
+    return Outcome(label, len(table), means(table, run))
+
+
+def by_patient(board: Board, row: Row) -> Patients | None:
+    """Return what is left of each patient; None where patients are not known, or tell no more.
+
+    They tell no more than the images do where those are right or wrong and nobody has two.
+    """
+    left, owner = row.left
+    shares = board.score.kind == "percent"
+    if owner is None or not len(left):
+        return None
+    names, own = np.unique(owner, return_inverse=True)
+    if shares and len(names) == len(left):
+        return None
+    images = np.bincount(own)
+    sums = np.zeros((len(names), left.shape[1]))
+    np.add.at(sums, own, left.to_numpy(dtype=np.float64))
+    mean = sums / images[:, None]
+    rows = _counts(mean) if shares else _spread(mean)
+    return Patients(len(names), rows, _hardest(board, mean, images))
+
+
+def _counts(mean: NDArray[np.float64]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    kinds = {
+        "every image right": mean == 1,
+        "some images right": (mean > 0) & (mean < 1),
+        "no image right": mean == 0,
+    }
+    return tuple((name, tuple(map(str, hit.sum(axis=0)))) for name, hit in kinds.items())
+
+
+def _spread(mean: NDArray[np.float64]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    levels = {"worst patient": 0.0, "median": 0.5, "best patient": 1.0}
+    return tuple(
+        (name, tuple(number(v, "unit") for v in np.quantile(mean, q, axis=0)))
+        for name, q in levels.items()
+    )
+
+
+def _hardest(board: Board, mean: NDArray[np.float64], images: NDArray[np.intp]) -> tuple[str, ...]:
+    kind = board.score.kind
+    clean, left = mean[:, 0], mean[:, board.headline + 1]
+    order = [i for i in np.argsort(left - clean, kind="stable")[:_HARDEST] if left[i] < clean[i]]
+    end = " %" if kind == "percent" else ""
+    return tuple(
+        f"no. {i + 1} ({images[i]} image{'' if images[i] == 1 else 's'}): "
+        f"{number(clean[i], kind)} → {number(left[i], kind)}{end}"
+        for i in order
+    )

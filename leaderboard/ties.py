@@ -1,0 +1,184 @@
+"""Ties: which rows of a board their images tell apart, and who therefore shares a place.
+
+Every pair of ranked rows is tested at every radius on the images both saw. Where an image is right
+or wrong and no patient repeats: McNemar's exact test. Where patients repeat, and of Dice: the
+paired bootstrap by patient, as the wild cluster bootstrap with signs: under the null the sign of
+each patient's summed difference is drawn anew. The percentile bootstrap would split ties too often
+at the 10 to 50 patients a board has (tests/leaderboard/test_ties.py measures both); with one image
+a patient and 0/1 scores the signs give McNemar's test. P values are Holm-corrected over all pairs
+of the board at that radius.
+
+Rows share a place unless a line can be drawn between them: every row above it does significantly
+better than every row below. So a pair that is not told apart always shares a place, and a split is
+never weaker than its weakest pair.
+
+Source: McNemar, Psychometrika 12, 1947 (exact, two-sided binomial); Cameron, Gelbach, Miller,
+Review of Economics and Statistics 90, 2008, section III.B (Rademacher signs, null imposed); Holm,
+Scandinavian Journal of Statistics 6, 1979.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+ALPHA = 0.05
+DRAWS = 9_999  # of the signs
+_RESOLUTION = 100  # draws a pair, at least: the first step of Holm asks for p <= 0.05 over pairs
+_CHUNK = 2_000  # draws held at once
+_HAIR = 1e-9  # sums of floats that are equal on paper
+
+
+class Scored(NamedTuple):
+    """What a row has left of its images.
+
+    Attributes:
+        left: a row an image, a column a rung; truth values, or numbers such as a Dice.
+        patients: patient of each image, in the order of `left`; None where not known.
+    """
+
+    left: pd.DataFrame
+    patients: NDArray[np.character] | None
+
+
+class Pairs(NamedTuple):
+    """Every two rows of a board compared, at every rung.
+
+    Attributes:
+        gain: `(rungs, k, k)`; how much more the first of two has left, mean over shared images.
+        p: `(rungs, k, k)`; two-sided p value, Holm-corrected over the pairs of the rung; 1 on the
+            diagonal and where nothing is shared.
+    """
+
+    gain: NDArray[np.float64]
+    p: NDArray[np.float64]
+
+    @property
+    def beats(self) -> NDArray[np.bool_]:
+        """Whether the first of two does significantly better."""
+        found: NDArray[np.bool_] = (self.p <= ALPHA) & (self.gain > 0)
+        return found
+
+
+def pairs(rows: Sequence[Scored]) -> Pairs:
+    """Return every two of `rows` compared at every rung; see the module for the tests."""
+    k = len(rows)
+    rungs = rows[0].left.shape[1] if rows else 0
+    gain, p = np.zeros((rungs, k, k)), np.ones((rungs, k, k))
+    couples = list(combinations(range(k), 2))
+    alike: dict[object, list[tuple[int, int, NDArray[np.float64]]]] = {}
+    owners: dict[object, NDArray[np.intp] | None] = {}
+    for i, j in couples:
+        difference, owner = _difference(rows[i], rows[j])
+        if len(difference):
+            gain[:, i, j] = difference.mean(axis=0)
+            key: object = len(difference) if owner is None else owner.tobytes()
+            owners[key] = owner
+            alike.setdefault(key, []).append((i, j, difference))
+    for whose, found in alike.items():  # those of the same patients meet the same signs
+        every = np.hstack([difference for _, _, difference in found])
+        values = paired_p(every, owners[whose], draws=max(DRAWS, _RESOLUTION * len(couples)))
+        for (i, j, _), own in zip(found, values.reshape(-1, rungs), strict=True):
+            p[:, i, j] = own
+    above, below = np.triu_indices(k, 1)
+    p[:, above, below] = holm(p[:, above, below])
+    return Pairs(gain - gain.transpose(0, 2, 1), np.minimum(p, p.transpose(0, 2, 1)))
+
+
+def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return p values `(..., pairs)` corrected for testing all pairs.
+
+    Our own four lines: statsmodels' `multipletests` collects garbage at every call, 0.15 s a board.
+
+    >>> holm(np.array([0.01, 0.04, 0.02]))
+    array([0.03, 0.04, 0.04])
+    """
+    order, count = np.argsort(p, axis=-1), p.shape[-1]
+    raised = np.take_along_axis(p, order, -1) * np.arange(count, 0, -1)
+    corrected = np.empty_like(p)
+    np.put_along_axis(corrected, order, np.maximum.accumulate(raised, axis=-1), -1)
+    return np.minimum(corrected, 1.0)
+
+
+def _difference(one: Scored, other: Scored) -> tuple[NDArray[np.float64], NDArray[np.intp] | None]:
+    """Return the differences on shared images `(n, rungs)` and whose they are: None if nobody's."""
+    place = one.left.index.get_indexer(other.left.index)
+    kept = place[place >= 0]
+    mine, yours = one.left.to_numpy()[kept], other.left.to_numpy()[place >= 0]
+    difference = mine.astype(np.float64) - yours.astype(np.float64)
+    if one.patients is None:
+        return difference, None
+    owner = np.unique(one.patients[kept], return_inverse=True)[1]
+    return difference, owner
+
+
+def paired_p(
+    difference: NDArray[np.float64], owner: NDArray[np.intp] | None, *, draws: int = DRAWS
+) -> NDArray[np.float64]:
+    """Return the two-sided p value of no difference in the mean, at each rung.
+
+    Args:
+        difference: of paired images, `(n, rungs)`; -1, 0 or 1 where images are right or wrong.
+        owner: patient of each image, 0, 1, ...; None: each image stands for itself.
+        draws: of the bootstrap; exact where all signs of the patients are fewer.
+
+    >>> paired_p(np.array([[1.0]] * 6 + [[0.0]] * 9), None)
+    array([0.03125])
+    """
+    known = owner is not None
+    groups = int(owner.max()) + 1 if owner is not None and len(owner) else len(difference)
+    if np.isin(difference, (-1.0, 0.0, 1.0)).all() and (not known or groups == len(difference)):
+        return _mcnemar(difference)
+    sums = difference
+    if owner is not None:
+        sums = np.zeros((groups, difference.shape[1]))
+        np.add.at(sums, owner, difference)
+    return _signs(sums, draws)
+
+
+def _mcnemar(difference: NDArray[np.float64]) -> NDArray[np.float64]:
+    won, lost = (difference > 0).sum(axis=0), (difference < 0).sum(axis=0)
+    tail = binom.cdf(np.minimum(won, lost), won + lost, 0.5)
+    return np.minimum(2 * np.asarray(tail, dtype=np.float64), 1.0)
+
+
+def _signs(sums: NDArray[np.float64], draws: int) -> NDArray[np.float64]:
+    """Return the share of sign patterns whose sum is as far from 0 as the one observed."""
+    patients = len(sums)
+    seen = np.abs(sums.sum(axis=0)) - _HAIR
+    if 2 ** (patients - 1) <= draws:  # all patterns; the other half mirrors them
+        numbers = np.arange(2 ** max(patients - 1, 0))[:, None]
+        bits = 2.0 * ((numbers >> np.arange(patients)) & 1) - 1
+        return np.asarray((np.abs(bits @ sums) >= seen).mean(axis=0), dtype=np.float64)
+    rng, far = np.random.default_rng(0), np.ones(sums.shape[1])  # the observed one counts too
+    for start in range(0, draws, _CHUNK):
+        count = min(_CHUNK, draws - start)
+        bits = 2.0 * rng.integers(0, 2, (count, patients), dtype=np.int8) - 1
+        far += (np.abs(bits @ sums) >= seen).sum(axis=0)
+    return far / (draws + 1)
+
+
+def places(worst: NDArray[np.float64], found: Pairs) -> NDArray[np.intp]:
+    """Return the place of each row at each rung, `(rungs, k)`: 1, 1, 3 where two share the first.
+
+    Args:
+        worst: what each row has left, `(rungs, k)`; rows are ordered by it.
+        found: of the same rows.
+    """
+    rungs, k = worst.shape
+    placed = np.zeros((rungs, k), dtype=np.intp)
+    for rung in range(rungs):
+        order = np.argsort(-worst[rung], kind="stable")
+        beats = found.beats[rung][np.ix_(order, order)]
+        first = 0
+        for position in range(k):
+            if position and beats[:position, position:].all():
+                first = position
+            placed[rung, order[position]] = first + 1
+    return placed
