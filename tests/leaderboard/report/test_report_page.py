@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from leaderboard.report import file_name, read_criteria
 from leaderboard.report.clauses import CLAUSES, SHORT
 from robustbench_med.bench.record import Stored
-from tests.leaderboard.browser import Tags, chromium
+from tests.leaderboard.browser import Tags, needs_chromium, opened, violations
 from tests.leaderboard.field import QUERIES, raised
 from tests.leaderboard.planted import HOSTILE
 from tests.leaderboard.planted_shields import GUARD, WRAPPED, detecting, wrapped
 
 from .planted import TABLE, made, page, pair
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 Maker = Callable[..., Stored]
 EVIL = '"><img src=x onerror=alert(1)>' + HOSTILE
@@ -103,42 +106,31 @@ def test_ids_are_unique_and_references_resolve(make_stored: Maker, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium (apt install chromium)")
-def test_the_report_prints(make_stored: Maker, tmp_path: Path) -> None:
+@needs_chromium
+def test_the_report_prints(chromium: Browser, make_stored: Maker, tmp_path: Path) -> None:
     written = made(pair(make_stored, pictures=1), tmp_path)
-    pdf = tmp_path / "report.pdf"
-    chromium("--no-pdf-header-footer", f"--print-to-pdf={pdf}", written.html.as_uri())
-    assert pdf.read_bytes()[:5] == b"%PDF-"
-    assert pdf.stat().st_size > 20_000
-    assert b"/MediaBox [0 0 594.95996 841.91998]" in pdf.read_bytes()  # A4
+    with opened(chromium, written.html) as shown:
+        pdf = shown.pdf(prefer_css_page_size=True)
+    assert len(pdf) > 20_000
+    assert re.search(rb"/MediaBox \[0 0 59[45][.\d]* 84[12][.\d]*\]", pdf)  # A4
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium (apt install chromium)")
+@needs_chromium
 @pytest.mark.parametrize("width", [1400, 420])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_report_is_accessible_and_asks_for_nothing(
-    make_stored: Maker, tmp_path: Path, criteria: Path, width: int, scheme: str
+    chromium: Browser,
+    make_stored: Maker,
+    tmp_path: Path,
+    criteria: Path,
+    width: int,
+    scheme: str,
 ) -> None:
-    playwright = pytest.importorskip("playwright.sync_api")
-    axe = Path(pytest.importorskip("axe_playwright_python").__file__).with_name("axe.min.js")
     guard = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.7, 0.1))
     given = read_criteria(criteria)
     written = made([*pair(make_stored, pictures=1), guard], tmp_path, criteria=given)
-    asked: list[str] = []
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
-        )
-        shown = browser.new_page(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True
-        )
-        shown.on("request", lambda request: asked.append(request.url))
-        shown.goto(written.html.as_uri())
-        shown.evaluate(axe.read_text(encoding="utf-8"))
-        violations = shown.evaluate("axe.run()")["violations"]
-        wide = shown.evaluate("document.documentElement.scrollWidth")
-        browser.close()
-    assert [violation["id"] for violation in violations] == []
-    assert wide <= width + 2
-    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    look: dict[str, Any] = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme}
+    with opened(chromium, written.html, bypass_csp=True, **look) as shown:
+        assert violations(shown) == []
+        assert shown.evaluate("document.documentElement.scrollWidth") <= width + 2
