@@ -144,7 +144,7 @@ def test_a_shipped_model_has_the_record_that_a_suite_gives_it(tmp_path: Path) ->
 def test_committed_records_are_read_and_agree_with_their_board(tmp_path: Path) -> None:
     attacks = ["fgsm", "pgd(steps=20)", "deepfool"]
     ladder = ["0.5/255", "1/255", "2/255", "4/255", "8/255"]
-    for path in (CHECKOUT / "results" / "quick").iterdir():
+    for path in {one.parent for one in CHECKOUT.glob("results/quick/*/record.json")}:
         shutil.copytree(path, tmp_path / path.name)
     before = {path: path.stat().st_mtime for path in tmp_path.glob("*/record.json")}
     found = rm.evaluate(

@@ -85,8 +85,8 @@ def of_guard(
 
 
 def _apart(
-    owners: NDArray[np.str_] | None, rest: Rest | None
-) -> tuple[NDArray[np.float64], NDArray[np.str_] | None] | None:
+    owners: NDArray[np.character] | None, rest: Rest | None
+) -> tuple[NDArray[np.float64], NDArray[np.character] | None] | None:
     """Return the suspicion of clean images of other patients, and whose; None where too few."""
     if rest is None:
         return None
