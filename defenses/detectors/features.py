@@ -15,7 +15,7 @@ from robustbench_med.errors import VictimError
 from robustbench_med.types import Images
 from robustbench_med.victim import Victim, frozen
 
-Features = Float[Tensor, "b d"]
+Features = Float[Tensor, "b _"]  # of layers of other widths in one list
 Reader = Callable[[Images], list[Features]]
 _SPREAD = 4  # layers read of a network that names no stages: as many as a ResNet has
 
