@@ -28,6 +28,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from robustbench_med.stats import holm
+
 ALPHA = 0.05
 DRAWS = 9_999  # of the signs
 _RESOLUTION = 100  # draws a pair, at least: the first step of Holm asks for p <= 0.05 over pairs
@@ -89,21 +91,6 @@ def pairs(rows: Sequence[Scored]) -> Pairs:
     above, below = np.triu_indices(k, 1)
     p[:, above, below] = holm(p[:, above, below])
     return Pairs(gain - gain.transpose(0, 2, 1), np.minimum(p, p.transpose(0, 2, 1)))
-
-
-def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return p values `(..., pairs)` corrected for testing all pairs.
-
-    Our own four lines: statsmodels' `multipletests` collects garbage at every call, 0.15 s a board.
-
-    >>> holm(np.array([0.01, 0.04, 0.02]))
-    array([0.03, 0.04, 0.04])
-    """
-    order, count = np.argsort(p, axis=-1), p.shape[-1]
-    raised = np.take_along_axis(p, order, -1) * np.arange(count, 0, -1)
-    corrected = np.empty_like(p)
-    np.put_along_axis(corrected, order, np.maximum.accumulate(raised, axis=-1), -1)
-    return np.minimum(corrected, 1.0)
 
 
 def _difference(one: Scored, other: Scored) -> tuple[NDArray[np.float64], NDArray[np.intp] | None]:

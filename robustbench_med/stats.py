@@ -249,3 +249,19 @@ def _score_bounds(share: float, n: float, quantile: float) -> tuple[float, float
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return float(max(middle - half, 0.0)), float(min(middle + half, 1.0))
+
+
+def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return p values `(..., tests)` corrected for the number of tests by Holm's steps.
+
+    Our own four lines: statsmodels' `multipletests` collects garbage at every call, 0.15 s a board.
+    Source: Holm, Scandinavian Journal of Statistics 6, 1979.
+
+    >>> holm(np.array([0.01, 0.04, 0.02]))
+    array([0.03, 0.04, 0.04])
+    """
+    order, count = np.argsort(p, axis=-1), p.shape[-1]
+    raised = np.take_along_axis(p, order, -1) * np.arange(count, 0, -1)
+    corrected = np.empty_like(p)
+    np.put_along_axis(corrected, order, np.maximum.accumulate(raised, axis=-1), -1)
+    return np.minimum(corrected, 1.0)

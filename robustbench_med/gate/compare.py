@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from robustbench_med.bench.record import Stored
 from robustbench_med.bench.verify import written
 from robustbench_med.errors import ResultsError, SpecError
-from robustbench_med.gate.drop import LEVEL, Drop, drop_of, holm
+from robustbench_med.gate.drop import LEVEL, Drop, drop_of
+from robustbench_med.stats import holm
 
 _WAYS: dict[str, tuple[int, ...]] = {"drop": (1,), "rise": (-1,), "either": (1, -1)}
 _CALLED = {1: "dropped", -1: "rose"}
@@ -95,7 +96,7 @@ def compare(
         raise SpecError(f"expected eps in the ladder of the record ({listed}), got {eps!r}")
     tests = [(one, way) for one in radii for way in _WAYS[fails]]
     drops = [_drop(before, after, one, way, level / len(tests)) for one, way in tests]
-    corrected = holm([one.p for one in drops])
+    corrected = holm(np.array([one.p for one in drops])).tolist()
     rows = zip(tests, drops, corrected, strict=True)
     changes = [Change(*test, drop, p) for test, drop, p in rows]
     worst = min(changes, key=lambda one: (one.p, one.drop.p, -one.drop.size))

@@ -226,16 +226,6 @@ def mcnemar_smallest(n: float, gained: float, *, level: float = LEVEL) -> float:
     return high
 
 
-def holm(p: list[float]) -> list[float]:
-    """Return the p values corrected for their number by Holm's steps.
-
-    Source: Holm, Scandinavian Journal of Statistics 1979, through statsmodels.
-    """
-    from statsmodels.stats.multitest import multipletests
-
-    return [float(one) for one in multipletests(p, method="holm")[1]] if p else []
-
-
 def _spread(fell: Floats, owner: NDArray[np.int64]) -> float:
     """Return the standard error of the mean difference, by patients."""
     groups = int(owner.max(initial=-1)) + 1

@@ -16,13 +16,13 @@ from robustbench_med.gate.drop import (
     POWER,
     drop_of,
     flipped,
-    holm,
     mcnemar,
     mcnemar_images,
     mcnemar_power,
     mcnemar_smallest,
     p_of,
 )
+from robustbench_med.stats import holm
 
 TRIALS = 1500
 MARGIN = 3 * math.sqrt(LEVEL * (1 - LEVEL) / TRIALS)
@@ -145,8 +145,8 @@ def test_nothing_changed_and_nothing_there() -> None:
 
 def test_holm_by_hand() -> None:
     # 0.01 * 3, 0.02 * 2, 0.04 * 1: rising
-    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
-    assert holm([]) == []
+    assert holm(np.array([0.04, 0.01, 0.02])) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm(np.array([])).tolist() == []
 
 
 def unchanged(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

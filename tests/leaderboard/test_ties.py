@@ -12,7 +12,8 @@ from scipy.stats import binomtest
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from leaderboard.ties import ALPHA, Scored, holm, paired_p, pairs, places
+from leaderboard.ties import ALPHA, Scored, paired_p, pairs, places
+from robustbench_med.stats import holm
 
 Values = NDArray[Any]
 
