@@ -18,7 +18,7 @@ from robustbench_med.cli.verify_command import record_folder
 from robustbench_med.errors import ResultsError
 from tests.bench.toys import save_npz, save_timm
 
-COMMITTED = Path(__file__).parents[2] / "results"
+COMMITTED = Path(__file__).parents[2] / "results" / "quick"  # above it `make run` puts its own
 CASE = "692f47af013cc6ce"
 
 
@@ -49,7 +49,7 @@ def test_the_word_and_the_exit_code(
 
 
 def test_a_record_is_named_by_folder_file_or_id() -> None:
-    home = COMMITTED / "quick" / CASE
+    home = COMMITTED / CASE
     for named in (str(home), str(home / "record.json"), CASE):
         assert record_folder(named, COMMITTED) == home.resolve()
 
@@ -58,7 +58,7 @@ def test_records_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="expected a record's folder, its record.json, or a cas"):
         record_folder("0123", COMMITTED)
     for suite in ("a", "b"):
-        shutil.copytree(COMMITTED / "quick" / CASE, tmp_path / suite / CASE)
+        shutil.copytree(COMMITTED / CASE, tmp_path / suite / CASE)
     with pytest.raises(ResultsError, match="expected one record .*, got several: name one of"):
         record_folder(CASE, tmp_path)
     code, line = run("verify", str(tmp_path / "a"))
