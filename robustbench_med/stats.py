@@ -68,24 +68,40 @@ def resamples(
     return drawn[:, owner].astype(np.float64)
 
 
-def patients_of(weights: NDArray[np.float64], among: NDArray[np.bool_] | None = None) -> int:
-    """Return how many patients the resamples draw, of those with an image `among` the counted.
+def patients_of(weights: NDArray[np.float64], among: NDArray[np.bool_] | None = None) -> float:
+    """Return how many equally large patients the resamples are worth, see `equal_patients`.
 
     Images of one patient are drawn equally often in every resample, those of two are not.
 
-    >>> patients_of(resamples(4, np.array(["a", "b", "a", "c"])))
-    3
+    Args:
+        weights: `(replicates, n)` from `resamples`.
+        among: `(n,)` which images are counted; None = all.
+
+    >>> round(patients_of(resamples(4, np.array(["a", "b", "a", "c"]))), 2)
+    2.67
     """
     drawn = weights if among is None else weights[:, among]
     keys = np.random.default_rng(0).random(len(drawn))
-    return len(np.unique((keys @ drawn).round(6)))
+    return equal_patients(np.unique((keys @ drawn).round(6), return_counts=True)[1])
+
+
+def equal_patients(sizes: NDArray[np.int64]) -> float:
+    """Return how many equally large patients those of `sizes` images are worth: n² over Σ size².
+
+    A patient with half of all images says nothing of how patients differ, however many others
+    there are. Source: Kish, Survey Sampling 1965 (as the effective size of weighted samples).
+
+    >>> equal_patients(np.array([3, 3, 3])), equal_patients(np.array([9, 1]))
+    (3.0, 1.2195121951219512)
+    """
+    return float(sizes.sum() ** 2 / (sizes**2).sum()) if len(sizes) else 0.0
 
 
 def interval(
     value: float,
     repeats: NDArray[np.float64],
     *,
-    patients: int,
+    patients: float | int,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Estimate:
     """Return `value` with its 95 % interval from its spread over resamples of patients.
@@ -99,7 +115,7 @@ def interval(
     Args:
         value: the metric on all images.
         repeats: `(replicates,)` the metric on each resample; NaN is left out.
-        patients: how many there are.
+        patients: how many equally large ones there are.
         bounds: the least and the largest value that the metric can have.
 
     Source: Korn and Graubard 1998, eq. 3 (effective sample size, t quantile), with the spread of
@@ -109,7 +125,7 @@ def interval(
     if not np.isfinite(value) or len(kept) == 0:
         return UNDEFINED
     low, high = bounds
-    if patients < 2:
+    if patients <= 1:
         return Estimate(value=value, low=low, high=high)
     variance = float(kept.var()) * patients / (patients - 1)
     quantile = _t_quantile(patients - 1)
@@ -194,18 +210,19 @@ def cluster_mean(
 ) -> Estimate:
     """Return the mean of 0/1 values with its 95 % interval.
 
-    Wilson where `clusters` is None. Else Wilson at the effective sample size: the bootstrap by
-    patient collapses to a point where all patients agree, the score interval does not. The t
-    quantile with (patients - 1) degrees of freedom pays for the estimated design effect (Korn &
-    Graubard 1998).
+    Wilson where `clusters` is None; all of [0,1] for a single patient. Else Wilson at the effective
+    sample size: the bootstrap by patient collapses to a point where all patients agree, the score
+    interval does not. The t quantile with (patients - 1) degrees of freedom pays for the estimated
+    design effect (Korn & Graubard 1998), patients counted as equally large ones.
     """
     n = len(values)
     successes = int(np.sum(values))
     if clusters is None or n == 0:
         return wilson(successes, n)
-    freedom = max(len(np.unique(clusters)) - 1, 1)
-    quantile = _t_quantile(freedom)
-    share = successes / n
+    share, patients = successes / n, equal_patients(np.unique(clusters, return_counts=True)[1])
+    if patients <= 1:
+        return Estimate(value=share, low=0.0, high=1.0)
+    quantile = _t_quantile(patients - 1)
     low, high = _score_bounds(share, n / design_effect(values, clusters), quantile)
     return Estimate(value=share, low=min(low, share), high=max(high, share))
 
@@ -224,11 +241,9 @@ def design_effect(values: NDArray[np.float64], clusters: NDArray[np.character]) 
     owner = np.unique(clusters, return_inverse=True)[1]
     sizes = np.bincount(owner)
     right = np.bincount(owner, weights=values)
-    groups, mean = len(sizes), values.mean()
+    groups, mean = equal_patients(sizes), values.mean()
     alike = float((sizes**2).sum() / n)
     binomial = mean * (1 - mean) * n
-    if groups < 2 and binomial > 0:
-        return 1.0
     rarer = int(min((right > 0).sum(), (right < sizes).sum()))
     if rarer == 0:
         return alike
@@ -238,9 +253,12 @@ def design_effect(values: NDArray[np.float64], clusters: NDArray[np.character]) 
 
 
 @cache
-def _t_quantile(freedom: int) -> float:
-    """Return the t quantile of the level; kept, because a board asks for the same one often."""
-    return float(scipy_stats.t.ppf((1 + LEVEL) / 2, freedom))
+def _t_quantile(freedom: float | int) -> float:
+    """Return the t quantile of the level; kept, because a board asks for the same one often.
+
+    Less than one degree of freedom counts as one: its quantile, 12.7, leaves nearly all open.
+    """
+    return float(scipy_stats.t.ppf((1 + LEVEL) / 2, max(freedom, 1)))
 
 
 def _score_bounds(share: float, n: float, quantile: float) -> tuple[float, float]:

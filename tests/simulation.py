@@ -65,16 +65,30 @@ def patients(rng: Rng, count: int, sizes: tuple[int, ...]) -> NDArray[np.int64]:
 
 
 def shares(p: float, *, count: int, icc: float, sizes: tuple[int, ...]) -> Scenario:
+    """Right or wrong, patients with one of `sizes` images each."""
+    name = f"share {p}, {count} patients, icc {icc}"
+    return _shares(name, p, icc, lambda rng: patients(rng, count, sizes))
+
+
+def unequal(p: float, *, name: str, icc: float, sizes: tuple[int, ...]) -> Scenario:
+    """Right or wrong, a patient of each of `sizes`."""
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    return _shares(f"share {p}, {name}, icc {icc}", p, icc, lambda rng: owner)
+
+
+def _shares(
+    name: str, p: float, icc: float, owners: Callable[[Rng], NDArray[np.int64]]
+) -> Scenario:
     """Right or wrong, beta-binomial: `icc` is the correlation of two images of a patient."""
 
     def interval(rng: Rng) -> Estimate:
-        owner = patients(rng, count, sizes)
+        owner = owners(rng)
         total = 1 / icc - 1 if icc else 1e9
-        each = rng.beta(p * total, (1 - p) * total, count)
+        each = rng.beta(p * total, (1 - p) * total, owner.max() + 1)
         right = rng.random(len(owner)) < each[owner]
         return stats.cluster_mean(right.astype(float), owner.astype(np.str_))
 
-    return _one(f"share {p}, {count} patients, icc {icc}", p, interval, 2000)
+    return _one(name, p, interval, 2000)
 
 
 CARD = {"name": "d", "title": "d", "modality": "m", "channels": 1, "size": (8, 8)}
@@ -156,33 +170,6 @@ def dice(mean: float, *, count: int, spread: float, icc: float = 0.5, per: int =
     return _one(f"Dice {mean} ± {spread}, {count} patients", mean, interval, 1000)
 
 
-def difference(first: float, second: float, *, count: int, alike: float) -> Scenario:
-    """Difference of the accuracies of two victims on the same images, 1 to 3 a patient.
-
-    Args:
-        first: accuracy of one.
-        second: of the other.
-        count: patients.
-        alike: correlation of the latent difficulty of an image for the two.
-    """
-    cuts = scipy_stats.norm.ppf([first, second])
-
-    def interval(rng: Rng) -> Estimate:
-        owner = patients(rng, count, (1, 2, 3))
-        own = rng.normal(size=count)[owner] * np.sqrt(alike / 2)
-        image = rng.normal(size=len(owner)) * np.sqrt(alike / 2)
-        noise = rng.normal(size=(2, len(owner))) * np.sqrt(1 - alike)
-        right = (own + image + noise < cuts[:, None]).astype(float)
-        values = right[0] - right[1]
-        weights = stats.resamples(len(owner), owner.astype(np.str_), seed=int(rng.integers(2**31)))
-        return stats.bootstrap(
-            float(values.mean()), lambda w: (w @ values) / w.sum(1), weights, bounds=(-1.0, 1.0)
-        )
-
-    name = f"difference {first - second:.1f}, {count} patients"
-    return _one(name, first - second, interval, 1000)
-
-
 def median(*, count: int) -> Scenario:
     """Median of distances, exponential, one image a patient."""
 
@@ -212,11 +199,15 @@ METRICS = tuple(
     for prior in ((0.5, 0.5), (0.4, 0.3, 0.3))
     for skill in (-2.0, 0.5, 1.5, 3.0)
 )
-PAIRED = tuple(
-    difference(first, second, count=count, alike=alike)
-    for count in (30, 100)
-    for first, second in ((0.5, 0.5), (0.8, 0.6), (0.95, 0.85))
-    for alike in (0.3, 0.8)
+UNEQUAL = tuple(
+    unequal(p, name=name, icc=icc, sizes=sizes)
+    for name, sizes in {
+        "30 patients, one with half of the images": (29,) + (1,) * 29,
+        "10 patients, one with 100 of 118 images": (100,) + (2,) * 9,
+        "30 patients of 1 to 120 images": tuple(round(120 ** (i / 29)) for i in range(30)),
+    }.items()
+    for icc in (0.0, 0.3, 0.7)
+    for p in SHARES
 )
 MEDIANS = tuple(median(count=count) for count in (12, 30, 80))
 
@@ -226,7 +217,7 @@ def main() -> None:
     for n in (30, 100, 300):
         for p in SHARES:
             print(f"share {p}, {n} images\t{wilson_coverage(p, n):.3f}", flush=True)
-    for scenario in (*CLUSTERED, *MASKS, *METRICS, *PAIRED, *MEDIANS):
+    for scenario in (*CLUSTERED, *UNEQUAL, *MASKS, *METRICS, *MEDIANS):
         for name, held in coverage(scenario).items():
             print(f"{name}\t{held:.3f}", flush=True)
 

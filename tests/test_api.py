@@ -382,6 +382,22 @@ def test_records_tell_weights_code_and_statistics_apart(mine: str) -> None:
     hidden = net_of()
     hidden.register_buffer("scale", torch.ones(1), persistent=False)
     others.append(hash_of(hidden))
+    for value in (
+        torch.ones(1),
+        {"a": torch.zeros(1)},
+        np.ones(2),
+        [np.zeros(2)],
+        {1, 2},
+        range(3),
+    ):
+        odd = net_of()
+        odd._odd = value  # type: ignore[assignment]
+        assert hash_of(odd) == hash_of(odd)
+        others.append(hash_of(odd))
+    for seed in (2, 3):
+        outside = net_of()
+        outside.__dict__["kept"] = [net_of(seed=seed), outside]  # torch does not know of it
+        others.append(hash_of(outside))
     typed: dict[str, Any] = {"Net": Net}  # classes typed in have no file to read
     for code in ("x + 1", "x - 1", "x + 2"):
         exec(  # noqa: S102

@@ -126,9 +126,10 @@ def test_of_nothing_an_interval_is_undefined() -> None:
 def test_patients_are_counted_by_how_they_are_drawn() -> None:
     owners = np.array(["b", "a", "b", "c", "a", "b"])
     weights = stats.resamples(6, owners, replicates=200)
-    assert stats.patients_of(weights) == 3
-    assert stats.patients_of(weights, np.array([1, 0, 1, 1, 0, 0], dtype=bool)) == 2
-    assert stats.patients_of(stats.resamples(300, None)) == 300
+    assert stats.patients_of(weights) == pytest.approx(6**2 / (3**2 + 2**2 + 1))
+    two = np.array([1, 0, 1, 1, 0, 0], dtype=bool)
+    assert stats.patients_of(weights, two) == pytest.approx(3**2 / (2**2 + 1))
+    assert stats.patients_of(stats.resamples(300, None)) == pytest.approx(300)
     found = stats.bootstrap(
         0.5, lambda w: w[:, 0] / w.sum(1), weights, among=np.array([1, 0, 0, 0, 0, 1], dtype=bool)
     )
@@ -183,8 +184,14 @@ def test_patients_who_all_agree_do_not_make_a_point(value: float) -> None:
     assert 0 <= found.low <= found.high <= 1
 
 
-def test_one_patient_says_little() -> None:
-    found = stats.cluster_mean(np.array([1.0, 0.0, 1.0, 1.0]), np.full(4, "p"))
+def test_one_patient_says_nothing() -> None:
+    found = stats.cluster_mean(np.repeat([0.0, 1.0], 500), np.full(1000, "p"))
+    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
+
+
+def test_one_patient_with_nearly_all_images_says_little() -> None:
+    values = np.r_[np.repeat([0.0, 1.0], 500), np.ones(5), np.zeros(5)]
+    found = stats.cluster_mean(values, np.r_[np.full(1000, "p"), np.arange(10).astype(str)])
     assert found.high - found.low > 0.9
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -74,6 +75,11 @@ class Case(BaseModel):
         stated = self.model_dump(mode="json", exclude_defaults=True)
         text = json.dumps(stated, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def drawn_by(self) -> str:
+        """What draws are keyed by: the dataset's name; of one's own file not where it lies."""
+        return Path(self.dataset).stem
 
     @property
     def rival(self) -> str:

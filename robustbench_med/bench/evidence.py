@@ -113,7 +113,7 @@ class Evidence:
         case, ids = self.planned.case, self.ready.batch.ids
         rows = self.run.attacked.nonzero()[:, 0]
         names = (str(ids[i]) for i in rows.tolist())
-        return Draws.of(case.seed, names, device=rows.device).fork(case.dataset, "checks")
+        return Draws.of(case.seed, names, device=rows.device).fork(case.drawn_by, "checks")
 
     def some(self, chosen: Bool[Tensor, " b"]) -> Rows:
         """Return a few of the chosen images, the same ones for every attack on this victim."""

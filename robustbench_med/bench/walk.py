@@ -124,7 +124,7 @@ def walk(
     # keyed by what the attack does, not by the case's id: a victim trained anew meets the same
     # draws
     everyone = Draws.of(case.seed, map(str, batch.ids), device=batch.x.device)
-    everyone = everyone.fork(case.dataset, case.attack)
+    everyone = everyone.fork(case.drawn_by, case.attack)
     modules = [ready.victim.module] + ([ready.surrogate.victim.module] if ready.surrogate else [])
     with ExitStack() as held:
         for module in modules:

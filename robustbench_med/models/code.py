@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import nn
 
 from robustbench_med import spec
@@ -23,6 +25,7 @@ from robustbench_med.rng import seeded
 
 _PREFIX = "_own_"
 _FORM = re.compile(r"(.+?\.py):(.*)", re.DOTALL)
+_TORCHS = vars(nn.Module()).keys()  # what every module has
 _PACKAGED = tuple(
     str(Path(one)) for one in (*site.getsitepackages(), str(Path(spec.__file__).parent))
 )
@@ -101,30 +104,53 @@ def made(factory: Factory, ours: tuple[str, ...]) -> Made:
 def identity(module: nn.Module) -> str:
     """Return the SHA-256 of a module's weights and of what can be seen of its code.
 
-    Seen are its structure as it prints, plain numbers and texts among its attributes, and the
-    source of every class in it that no installed package brings. Not seen are functions that those
-    classes call.
+    Seen are its structure as it prints, its attributes (numbers, texts, tensors and collections of
+    them; anything else as it prints), and the source of every class in it that no installed package
+    brings. Not seen are functions that those classes call.
     """
+    return _identity(module, ())
+
+
+def _identity(module: nn.Module, inside: tuple[int, ...]) -> str:
+    inside = (*inside, id(module))
     digest = hashlib.sha256(fingerprint(module).encode())
-    printed = re.sub(r" at 0x[0-9a-f]+", "", repr(module))  # where it lies in memory
-    digest.update(f"\n{printed}".encode())
+    digest.update(f"\n{_printed(module)}".encode())
     stated = module.state_dict().keys()
     for name, buffer in module.named_buffers():
         if name not in stated:  # one that is not saved
             digest.update(f"\n{name}\n".encode() + bytes_of(buffer))
     for name, part in module.named_modules():
-        plain = {key: one for key, one in sorted(vars(part).items()) if _plain(key, one)}
-        digest.update(f"\n{name} {plain}".encode())
+        own = {key: value for key, value in sorted(vars(part).items()) if key not in _TORCHS}
+        digest.update(f"\n{name}\n".encode())
+        digest.update(_seen(own, inside))
     kinds = {type(part) for part in module.modules()}
     digest.update("\n".join(sorted(map(_written, kinds))).encode())
     return digest.hexdigest()
 
 
-def _plain(key: str, value: object) -> bool:
+def _seen(value: object, inside: tuple[int, ...]) -> bytes:
+    """Return what can be seen of an attribute; `inside` is what holds it, by address."""
+    if id(value) in inside:
+        return b"itself"
+    inside = (*inside, id(value))
+    if isinstance(value, torch.Tensor):
+        value = value if value.layout == torch.strided else value.to_dense()
+        return f"{value.dtype} {tuple(value.shape)} ".encode() + bytes_of(value)
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape} ".encode() + value.tobytes()
+    if isinstance(value, nn.Module):  # one in a plain list, which torch does not know of
+        return _identity(value, inside).encode()
+    if isinstance(value, set | frozenset):
+        return b", ".join(sorted(_seen(one, inside) for one in value))
+    if isinstance(value, dict):
+        value = list(value.items())
     if isinstance(value, tuple | list):
-        return all(_plain(key, one) for one in value)
-    scalar = isinstance(value, bool | int | float | str | None)
-    return scalar and key != "training" and not key.startswith("_")
+        return b"[" + b", ".join(_seen(one, inside) for one in value) + b"]"
+    return _printed(value).encode()
+
+
+def _printed(value: object) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # where it lies in memory
 
 
 def _written(kind: type) -> str:
