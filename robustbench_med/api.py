@@ -231,6 +231,7 @@ def run_suite(
         console=Console(quiet=True),
         command=python(f"run_suite({str(suite)!r}{inside})"),
         force=force,
+        images=chosen.save_images,
         device=device,
         jobs=jobs,
     )

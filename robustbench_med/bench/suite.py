@@ -114,7 +114,8 @@ def narrowed(suite: Suite, given: dict[str, Any], seed: int | None) -> Suite:
     """Return the suite with fields of its grids replaced, e.g. `{"n": 20}`.
 
     A suite whose datasets are replaced keeps one grid, its first, on those datasets; where they are
-    not its own it is called "custom", so that their records do not mix with the suite's. One whose
+    not its own it is called "custom", so that their records do not mix with the suite's, and saves
+    no images. One whose
     victims are replaced keeps the grids of datasets they were trained on. One whose attacks or
     surrogates are replaced runs them once on each dataset.
 
@@ -127,7 +128,8 @@ def narrowed(suite: Suite, given: dict[str, Any], seed: int | None) -> Suite:
     if "datasets" in given:
         grids = grids[:1]
         if not set(given["datasets"]) <= shipped:
-            suite = suite.model_copy(update={"name": "custom", "title": "Own selection"})
+            own = {"name": "custom", "title": "Own selection", "save_images": False}
+            suite = suite.model_copy(update=own)  # its images may be of patients
     elif "victims" in given:
         trained = {dataset_of(victim) for victim in given["victims"]} - {None}
         for grid in grids:

@@ -216,6 +216,7 @@ def test_narrowing_to_a_dataset_or_a_victim() -> None:
     assert [grid.datasets for grid in one.grids] == [("phantom_fundus",)]
     assert one.name == "quick"
     own = narrowed(suite, {"datasets": ["mine.npz"]}, None)
+    assert (suite.save_images, one.save_images, own.save_images) == (True, True, False)
     assert own.name == "custom"  # its records do not mix with the suite's
     victim = narrowed(suite, {"victims": ["chest_resnet"]}, None)
     assert [grid.datasets for grid in victim.grids] == [("phantom_chest",)]
