@@ -59,7 +59,7 @@ class Asked:
         victim, own = victim_of(self.model, dataset.card, name=name, mean=mean, std=std)
         asked = {"datasets": [called], "victims": [victim], "attacks": self.attacks, **self.fields}
         values = {"name": "asked", "title": "Asked", "seed": self.seed, "grids": [asked]}
-        suite = registry.validate(Suite, values, "asked")
+        suite = registry.validate(Suite, values, "arguments")
         victims = {} if own is None else {victim: own}
         planned, broken = plan(suite, datasets={called: dataset}, victims=victims)
         for one in broken:

@@ -19,6 +19,15 @@ from robustbench_med.types import Channels, Images, PerSample, Rows
 _TINY = 1e-12
 
 
+def check_image_units(eps: float) -> None:
+    """Raise SpecError where a radius of single values is larger than from black to white."""
+    if eps > 1:
+        raise SpecError(
+            f"expected eps <= 1 (0 is black, 1 is white), got {eps:g}: {eps:g} grey levels are "
+            f"{eps:g}/255"
+        )
+
+
 @dataclass(frozen=True)
 class Ball:
     """Images within `eps` of the clean ones, in [0,1], changed only where allowed.

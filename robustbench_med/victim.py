@@ -149,7 +149,8 @@ class Victim:
             each = " at every pixel" if masks else ""
             raise VictimError(
                 f"expected {wanted} logits{each} for this data, got outputs "
-                f"{tuple(found.shape[1:])}: choose a victim trained for these classes"
+                f"{tuple(found.shape[1:])}: choose a victim trained for these classes, or look at "
+                f"the {'masks' if masks else 'labels'}, which say how many there are"
             )
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from robustbench_med import registry, spec
-from robustbench_med.ball import Ball
+from robustbench_med.ball import Ball, check_image_units
 from robustbench_med.bench.suite import Grid
 from robustbench_med.cards import AttackCard, DatasetCard, Norm
 from robustbench_med.errors import SpecError
@@ -99,6 +99,8 @@ def _radii(name: str, eps: object, grid: Grid) -> tuple[float, ...]:
         raise SpecError(f"{name}: expected at least one eps, got none")
     ladder = tuple(spec.number(value) for value in values)
     check_ladder(ladder)
+    if grid.norm == "linf" and grid.budget == "absolute":
+        check_image_units(ladder[-1])
     return ladder
 
 

@@ -99,7 +99,8 @@ class Evidence:
     @property
     def iterative(self) -> bool:
         """Whether it is a white-box attack of more than one step."""
-        return self.white_box and self.card.passes != "1"
+        one_step = self.card.rungs == "ascend" and not self.card.effort
+        return self.white_box and not one_step
 
     @property
     def counter(self) -> Counter:

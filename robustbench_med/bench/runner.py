@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import traceback
 from collections import defaultdict
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _log = logging.getLogger(__name__)
+_SILENCE = 30  # seconds without a line, in a log
 _MOST = 4  # processes chosen unasked: each holds torch, a victim and its images
 _WORTH = 15.0  # seconds of attacks below which starting processes costs more than it saves
 
@@ -88,8 +90,14 @@ def run_cases(
     with _progress(console) as bar:
         task = bar.add_task("", total=sum(map(_seconds, waiting)))
         ran = _one_by_one(waiting, work) if jobs == 1 else _at_once(shares, work, jobs)
+        done, told = 0, time.monotonic()
         for cases, reasons in ran:
             failed += reasons
+            done += len(cases)
+            if not console.is_terminal and time.monotonic() - told > _SILENCE:  # no bar is shown
+                line = f"{done} of {len(waiting)} cases done"
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+                told = time.monotonic()
             bar.update(task, description=cases[-1].case.label)
             bar.advance(task, sum(map(_seconds, cases)))
     return failed

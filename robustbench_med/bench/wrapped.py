@@ -117,8 +117,8 @@ def shields_of(grid: Grid, card: DatasetCard) -> list[Shield]:
     found = []
     for text in grid.defenses:
         wrapping = wrapping_of(text, card)
-        known = ("adaptive",) if wrapping.card is None else grid.knowledge
-        found += [Shield(wrapping, _known(one, wrapping, card)) for one in known]
+        known = [_known(one, wrapping, card) for one in grid.knowledge]
+        found += [Shield(wrapping, one) for one in (known if wrapping.card else ["adaptive"])]
     return found
 
 

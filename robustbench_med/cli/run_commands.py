@@ -134,8 +134,9 @@ def plan_command(
     console = Console()
     planned, broken = _plan(chosen, data, console)
     table = Table(title=f"{chosen.title}: {len(planned)} cases", title_justify="left")
-    for heading in ("case", "dataset", "victim", "attack", "at most", ""):
-        table.add_column(heading, justify="right" if heading == "at most" else "left")
+    for heading in ("case", "dataset", "victim", "attack", "at most", "state"):
+        right, id_ = heading == "at most", heading == "case"
+        table.add_column(heading, justify="right" if right else "left", no_wrap=id_ or right)
     for one in planned:
         seconds = "?" if one.seconds is None else f"{one.seconds:.1f} s"
         done = "finished" if store.finished(results / chosen.name, one.case.id) else ""
@@ -176,13 +177,17 @@ def _plan(suite: Suite, data: Path | None, console: Console) -> tuple[list[Plann
 
 
 def _only(planned: list[Planned], ids: list[str]) -> list[Planned]:
-    unknown = set(ids) - {one.case.id for one in planned}
+    known = [one.case.id for one in planned]
+    meant = {text: [one for one in known if text and one.startswith(text)] for text in ids}
+    unknown = {text for text, found in meant.items() if len(set(found)) != 1}
     if unknown:
         raise SpecError(
-            f"expected case ids of this plan, got {', '.join(sorted(unknown))}: `plan` prints "
-            "them; an id changes with weights, data and parameters"
+            f"expected ids of single cases of this plan, or their first digits, got "
+            f"{', '.join(sorted(unknown))}: `plan` prints them; an id changes with weights, data "
+            "and parameters"
         )
-    return [one for one in planned if one.case.id in ids]
+    wanted = {found[0] for found in meant.values()}
+    return [one for one in planned if one.case.id in wanted]
 
 
 def _not_scored(lines: list[tuple[str, str]], console: Console) -> None:

@@ -55,8 +55,8 @@ def download(
     except (OSError, http.client.HTTPException) as error:
         reason = str(getattr(error, "reason", error)) or type(error).__name__
         raise DataError(
-            f"{card.name}: expected to download {card.url}, got: {' '.join(reason.split())}; "
-            f"{_way_out(card)}"
+            f"{card.name}: expected {card.file} in the folder of --data or from {card.url}, got: "
+            f"{' '.join(reason.split())}; {_way_out(card)}"
         ) from None
 
 

@@ -29,7 +29,7 @@ from robustbench_med.errors import DataError
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 MAX_BYTES = 16 * 2**30  # the largest official array, pathmnist_224's training images, has 12.6 GiB
 MAX_CHANNELS = 16  # a longer last axis is a volume's third side
-MIN_SIDE = 5  # of a masked volume: a shorter last axis is colours or one-hot classes
+MIN_SIDE = 5  # of a volume: a shorter axis is colours or one-hot classes
 DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
@@ -181,7 +181,8 @@ def axes_of(file: Npz, split: SplitName) -> tuple[tuple[int, ...], int]:
     The masks tell which axes are pixels; without masks, a fourth axis of at most 16 is channels.
 
     Raises:
-        DataError: as `image_header`, more channels than 16, or masks that are colours or one-hot.
+        DataError: as `image_header`, channels first or more than 16, or masks that are colours or
+            one-hot.
     """
     shape = image_header(file, split).shape[1:]
     key = f"{split}_masks"
@@ -195,6 +196,11 @@ def axes_of(file: Npz, split: SplitName) -> tuple[tuple[int, ...], int]:
             )
     else:
         colour = len(shape) == 4 or (len(shape) == 3 and shape[2] <= MAX_CHANNELS)
+        if not colour and len(shape) == 3 and shape[0] < MIN_SIDE:
+            raise DataError(
+                f"{file.path}: {split}_images: expected channels last, got {shape} for an image; "
+                "move them with numpy.moveaxis(images, 1, -1)"
+            )
     size, channels = (shape[:-1], shape[-1]) if colour else (shape, 1)
     if channels > MAX_CHANNELS or len(size) not in (2, 3):
         raise DataError(

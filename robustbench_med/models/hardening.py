@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustbench_med import registry, spec
-from robustbench_med.ball import Ball
+from robustbench_med.ball import Ball, check_image_units
 from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard, Norm
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives import make
@@ -96,7 +96,10 @@ def _adding(pattern: Tensor) -> Callable[..., Images]:
 def _ball(parameters: dict[str, Any]) -> Ball | None:
     if "eps" not in parameters:
         return None
-    return Ball(parameters.get("norm", "linf"), parameters["eps"])
+    norm, eps = parameters.get("norm", "linf"), parameters["eps"]
+    if norm == "linf":
+        check_image_units(eps)
+    return Ball(norm, eps)
 
 
 def hardening(text: str, data: DatasetCard, *, windowed: bool = False) -> Hardening:

@@ -210,6 +210,24 @@ def flags_of_planted(
     return {check.name: check for check in checks}
 
 
+def test_an_attack_of_one_step_is_not_asked_about_its_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def darker(problem: Problem, *, rng: Draws) -> Images:
+        return problem.ball.step(problem.x, -torch.ones_like(problem.x), problem.x, 1.0)
+
+    plant(monkeypatch, darker)
+    card = registry.find("attacks", "planted")
+    assert card.rungs == "ascend"
+    card = card.model_copy(update={"passes": "2"})  # two looks at the victim, and no step
+    ready = ready_of(trained(Honest))
+    planned = planned_of(ready.data, "planted", ladder=LADDER)
+    run = walk(planned, ready)
+    audit = score(planned.case, ready, run).audit
+    checks, _ = checks_of(Evidence(planned, ready, run, audit, card))
+    assert "one_step_beats_iterative" not in {one.name for one in checks}
+
+
 def _steps(problem: Problem, steps: int, share: float) -> list[Images]:
     z, seen = problem.x, []
     for _ in range(steps):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from robustbench_med.bench import store
+import robustbench_med as rm
+from robustbench_med.bench import runner, store
 from robustbench_med.bench.plan import Planned, plan
 from robustbench_med.bench.runner import run_cases
 from robustbench_med.bench.suite import Suite
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
+from tests.bench.toys import save_npz, save_timm
 
 pytestmark = pytest.mark.slow  # each starts processes that import torch
 
@@ -48,6 +52,24 @@ def test_several_processes_write_the_records_that_one_writes(tmp_path: Path) -> 
         for both in (alone, shared)
     ]
     assert numbers[0] == numbers[1]
+
+
+def test_a_log_is_told_how_far_a_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_SILENCE", -1)
+    planned, told = planned_of_three(), StringIO()
+    console = Console(file=told, force_terminal=False)
+    assert run_cases(planned, tmp_path, console=console, command="run", examples=0, jobs=1) == []
+    lines = [f"{i} of {len(planned)} cases done" for i in range(1, len(planned) + 1)]
+    assert [line for line in told.getvalue().splitlines() if "done" in line] == lines
+
+
+def test_validation_of_one_class_is_noted(tmp_path: Path) -> None:
+    spec = save_timm(tmp_path / "w.safetensors")
+    both = save_npz(tmp_path / "both.npz")
+    one = save_npz(tmp_path / "one.npz", val_labels=np.zeros((12, 1), np.int64))
+    for npz in (both, one):
+        found = rm.evaluate(spec, str(npz), "fgsm", eps="2/255").records[0].record
+        assert any("validation holds one class only" in n for n in found.notes) == (npz == one)
 
 
 def dies_elsewhere(here: int, split: SplitName) -> Arrays:

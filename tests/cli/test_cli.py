@@ -102,6 +102,8 @@ QUICK = ("run", "quick", "--attack", "fgsm", "--eps", "2/255", "--results", "r")
         ((*QUICK, "--attack", "pgdd"), ("expected a known attack, got 'pgdd'", "'pgd'", "fgsm")),
         ((*QUICK, "--attack", "pgd(stepz=1)"), ("got 'stepz'", "steps")),
         ((*QUICK, "--eps", "-1/255"), ("expected eps >= 0, got -0.00392157",)),
+        ((*QUICK, "--eps", "8"), ("expected eps <= 1", "8 grey levels are 8/255")),
+        ((*QUICK, "--knowledge", "adaptve"), ("expected knowledge adaptive", "'adaptve'")),
         ((*QUICK, "--eps", "abc"), ("'abc'",)),
         ((*QUICK, "--eps", "1e999", "--victim", "chest_resnet"), ("expected",)),
         ((*QUICK, "--eps", "2/255,1/255"), ("rising eps",)),
@@ -111,7 +113,7 @@ QUICK = ("run", "quick", "--attack", "fgsm", "--eps", "2/255", "--results", "r")
         ((*QUICK, "--victim", "timm:resnet18"), ("weights='FILE.safetensors'",)),
         ((*QUICK, "--victim", "timm:resnt18(weights='w')"), ("timm model", "resnet18")),
         ((*QUICK, "--device", "tpu9"), ("expected a device of this machine",)),
-        ((*QUICK, "--case", "0" * 16), ("expected case ids of this plan", "`plan`")),
+        ((*QUICK, "--case", "0" * 16), ("expected ids of single cases of this plan", "`plan`")),
         (("run", "medmnist", "--data", "gone"), ("--data to be a folder", "nothing there")),
         (("show", "chest_resnt"), ("did you mean 'chest_resnet'",)),
         (("train", "chest_resnt"), ("did you mean 'chest_resnet'",)),
@@ -294,6 +296,7 @@ def test_plan_prints_cases_and_an_estimate_and_computes_nothing(
     assert "chest_resnet" in said.out
     assert re.search(r"\d+ s at most, by the gradient times", said.out)
     assert not (tmp_path / "results").exists()
+    assert re.search(r"\b[0-9a-f]{16}\b", said.out)  # whole, however narrow the terminal
 
 
 def _spawn(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:

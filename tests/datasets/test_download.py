@@ -144,7 +144,9 @@ def test_a_redirect_off_https_is_refused(
 
 def test_redirects_without_end_are_refused(server: Server, save: Save, card_for: Describe) -> None:
     loop = card_for(save(), url=f"{server.url}/to/?")
-    with pytest.raises(DataError, match="expected to download .* got: "):
+    with pytest.raises(
+        DataError, match="expected toy.npz in the folder of --data or from .* got: "
+    ):
         download(loop, context=server.context)
     assert left_behind() == []
 
@@ -225,7 +227,10 @@ def test_a_cache_that_cannot_be_written(
 ) -> None:
     (tmp_path / "taken").write_text("a file")
     monkeypatch.setenv("ROBUSTBENCH_MED_CACHE", str(tmp_path / "taken"))
-    with pytest.raises(DataError, match="expected to download .* got: .*fetch toy.npz by hand"):
+    with pytest.raises(
+        DataError,
+        match="expected toy.npz in the folder of --data or from .* got: .*fetch toy.npz by hand",
+    ):
         download(served(save()), context=server.context)
 
 

@@ -52,6 +52,11 @@ def test_card_of_a_file_with_info(save: Save) -> None:
     assert (card.channels, card.size, card.bit_depth) == (3, (5, 7), 16)
 
 
+def test_channels_first_are_refused(save: Save) -> None:
+    with pytest.raises(DataError, match=r"expected channels last, got \(3, 28, 28\) for an image"):
+        card_of(save(test_images=np.zeros((4, 3, 28, 28), np.uint8)))
+
+
 def test_card_of_findings(save: Save) -> None:
     columns = {f"{split}_labels": np.eye(4, dtype=np.uint8) for split in ("train", "val", "test")}
     dataset = load_dataset(str(save(**columns)))

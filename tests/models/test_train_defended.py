@@ -158,6 +158,7 @@ REFUSED = {
     "pgd_at(reach=2)": r"pgd_at: expected a known parameter \(eps, .*\), got 'reach'",
     "pgd_at(steps=2.5)": "pgd_at: expected steps to be of type int, got 2.5",
     "pgd_at(eps=1e999)": "pgd_at: expected a finite eps, got inf",
+    "pgd_at(eps=2)": r"expected eps <= 1 .*, got 2: 2 grey levels are 2/255",
     "pgd_at(eps=0)": "pgd_at: expected eps > 0, got 0",
     "pgd_at(norm='l1')": "pgd_at: expected an attack in l1 on single_label, got pgd_last",
     "pgd_at(attack='segpgd')": "pgd_at: expected an attack in linf on single_label, got segpgd",
