@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from robustbench_med.bench.case import Case
 from robustbench_med.bench.record import Stored
 from robustbench_med.cards import DatasetCard
 
@@ -119,28 +120,40 @@ def untested(missing: list[Need], runs: list[Stored]) -> str:
     wanted = [spell(goal[0], dict(goal[1])) for goal in (need.goals[0] for need in missing)]
     said = "; ".join(need.words for need in missing)
     first = (
-        "no attack aims at it: an attacker who wants any wrong call stops at the first he finds, "
+        "no attack aims at it: one who wants any wrong call stops at the first he finds, "
         if any(goal_of(run.record.case.objective) == _ANY for run in runs)
         else "no attack aims at it, "
     )
     how = "; ".join(command(runs, objective) for objective in wanted)
-    return f"{first}and no record is of one who wants {said} ({', '.join(wanted)}). Run: {how}"
+    return (
+        f"{first}and no record is of an attacker who wants {said} ({', '.join(wanted)}). Run: {how}"
+    )
 
 
 def command(runs: list[Stored], objective: str) -> str:
-    """Return the command that makes the like of a run with another objective."""
-    run = next((r for r in runs if r.record.attack_card.effort), runs[0])
+    """Return the command that makes the like of a run, by steps if there is one, for another goal."""
+    laddered = [r for r in runs if r.record.attack_card.rungs == "descend"]
+    run = next((r for r in laddered if r.record.attack_card.effort), (*laddered, *runs)[0])
     case, made = run.record.case, _suite(run.record.provenance.command)
     words = [*made, "--dataset", case.dataset, "--victim", case.victim]
     words += ["--attack", spell(case.attack, _stated(run)), "--norm", case.norm]
-    words += ["--eps", ",".join(_radius(e, case.norm) for e in case.ladder)]
-    words += [] if case.defense == "none" else ["--defense", case.defense]
-    words += [] if case.n is None else ["-n", str(case.n)]
+    words += ["--eps", ",".join(_radius(e, case) for e in case.ladder)]
+    other = {
+        "--budget": (case.budget, "absolute"),
+        "--defense": (case.defense, "none"),
+        "--surrogate": (case.surrogate, None),
+        "--operating-point": (case.operating_point, "youden"),
+        "--draws": (case.draws, 1),
+        "-n": (case.n, None),
+    }
+    for flag, (value, default) in other.items():
+        words += [] if value == default else [flag, str(value)]
     return plain(shlex.join([*words, "--objective", objective]))
 
 
-def _radius(eps: float, norm: str) -> str:
-    return f"{eps * 255:.6g}/255" if norm == "linf" else f"{eps:.6g}"
+def _radius(eps: float, case: Case) -> str:
+    grey = case.norm == "linf" and case.budget == "absolute"
+    return f"{eps * 255:.6g}/255" if grey else f"{eps:.6g}"
 
 
 def _stated(run: Stored) -> dict[str, object]:
