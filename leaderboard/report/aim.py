@@ -131,7 +131,7 @@ def untested(missing: list[Need], runs: list[Stored]) -> str:
 
 
 def command(runs: list[Stored], objective: str) -> str:
-    """Return the command that makes the like of a run, by steps if there is one, for another goal."""
+    """Return the command that makes the like of a run for another goal: of one by steps, if any."""
     laddered = [r for r in runs if r.record.attack_card.rungs == "descend"]
     run = next((r for r in laddered if r.record.attack_card.effort), (*laddered, *runs)[0])
     case, made = run.record.case, _suite(run.record.provenance.command)

@@ -204,5 +204,6 @@ def _radius_problems(c: Criterion) -> list[str]:
     if radius <= 0:
         return [f"expected eps > 0, got {c.eps!r}"]
     if c.norm == "linf" and radius > 1:
-        return [f"expected eps <= 1 with linf (white is 1), got {c.eps!r}: perhaps '{c.eps}/255'"]
+        grey = "" if "/" in str(c.eps) else f": perhaps '{radius:g}/255'"
+        return [f"expected eps <= 1 with linf (white is 1), got {radius:g}{grey}"]
     return []

@@ -82,7 +82,8 @@ def counted(one: Chosen) -> tuple[str, ...]:
 
 def _worst(one: Chosen, eps: tuple[float, ...]) -> Line:
     row, ids = one.row, counted(one) or one.ids
-    cells = [Cell(eps=0.0, estimate=row.clean, records=ids)]
+    clean = Cell(eps=0.0, estimate=row.clean, records=ids)
+    cells = [clean] if one.board.score.clean else []  # empty: it is 1 by construction
     for rung, estimate in enumerate(row.worst):
         by = row.strongest(rung) if math.isfinite(estimate.value) else ""
         cells.append(Cell(eps=eps[rung + 1], estimate=estimate, records=ids, by=by))

@@ -134,10 +134,12 @@ def valid_runs(row: Row) -> list[Stored]:
 
 def alike(case: Case) -> tuple[object, ...]:
     """Return what runs share whose images may be held together: all but attack, goal and ladder."""
-    judged = (case.victim_sha256, case.operating_point, case.draws, case.defense)
+    judged = (case.victim_sha256, case.operating_point, case.draws)
+    bare = case.defense == "none"  # then training images are those of an attack or a budget
+    shield = (case.defense, case.defense_version, "" if bare else case.train_sha256)
     touched = tuple(sorted(case.channels.items()))
     change = (case.threat, case.norm, case.budget, touched)
-    return (case.dataset, case.data_sha256, case.split, *judged, *change)
+    return (case.dataset, case.data_sha256, case.split, *judged, *shield, *change)
 
 
 def pools(runs: list[Stored], levels: tuple[float, ...], *, largest: bool = False) -> list[Pool]:

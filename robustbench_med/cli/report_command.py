@@ -75,7 +75,8 @@ def _records(folder: Path) -> tuple[list[Stored], list[str]]:
     from robustbench_med.bench import store
 
     folders = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
-    folders = [one for one in folders if any(one.glob("*/record.json"))]
+    files = ("*/record.json", "*/samples.parquet")  # either may be lost
+    folders = [one for one in folders if any(any(one.glob(file)) for file in files)]
     if not folders:
         raise ResultsError(f"expected records below {folder}, got none: run a suite first")
     read = [store.read_all(one) for one in folders]
