@@ -83,6 +83,8 @@ def _of_findings(base: str, part: str, card: DatasetCard) -> list[Need]:
         places = [j for j, name in enumerate(card.classes) if name == part]
     else:
         places = list(range(len(card.classes))) if base in _OF_FINDINGS else []
+    if base == "accuracy":
+        return [Need((_ANY,), "any wrong call")]
     alone = (_ANY,) if len(card.classes) == 1 else ()
     return [
         Need(
@@ -119,14 +121,12 @@ def untested(missing: list[Need], runs: list[Stored]) -> str:
     """
     wanted = [spell(goal[0], dict(goal[1])) for goal in (need.goals[0] for need in missing)]
     said = "; ".join(need.words for need in missing)
-    first = (
-        "no attack aims at it: one who wants any wrong call stops at the first he finds, "
-        if any(goal_of(run.record.case.objective) == _ANY for run in runs)
-        else "no attack aims at it, "
-    )
+    lax = any(goal_of(run.record.case.objective) == _ANY for run in runs)
+    stops = ": one who wants any wrong call stops at the first he finds" if lax else ""
     how = "; ".join(command(runs, objective) for objective in wanted)
     return (
-        f"{first}and no record is of an attacker who wants {said} ({', '.join(wanted)}). Run: {how}"
+        f"no attack aims at it{stops}, and no record of all these images and radii is of an "
+        f"attacker who wants {said} ({', '.join(wanted)}). Run: {how}"
     )
 
 

@@ -122,7 +122,8 @@ def _line(kept: Kept, pool: Pool, kind: str = "percent") -> Line:
         Cell(eps=e, estimate=estimate, records=pool.ids, count=count)
         for e, estimate, count in zip(pool.levels, kept.estimates, counts, strict=True)
     )
-    aimed = kind != "percent" or not lacking(kept.name, pool.card, list(pool.runs))
+    lax = kind == "percent" and pool.home.record.case.threat != "control"
+    aimed = not lax or not lacking(kept.name, pool.card, pool.covering())
     return Line(name=kept.name, title=kept.title, kind=kind, n=kept.n, cells=cells, aimed=aimed)
 
 
@@ -130,9 +131,8 @@ def _unaimed(one: Chosen, pool: Pool | None, names: list[str]) -> tuple[str, ...
     """Return why some of the calls named are no worst case; empty where all are."""
     if pool is None or one.board.control:
         return ()
-    runs = list(pool.runs)
-    missing = [need for name in names for need in lacking(name, pool.card, runs)]
-    return (untested(list(dict.fromkeys(missing)), runs),) if missing else ()
+    missing = [need for name in names for need in lacking(name, pool.card, pool.covering())]
+    return (untested(list(dict.fromkeys(missing)), list(pool.runs)),) if missing else ()
 
 
 def _regions(pool: Pool) -> list[Line]:

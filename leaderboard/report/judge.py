@@ -15,7 +15,7 @@ from .aim import goal_of
 from .chosen import Chosen
 from .criteria import METRICS, Criterion, Given
 from .document import Criteria, Judged, Outcome, Verdict
-from .measure import judged_end, measured, over_goals
+from .measure import judged_end, measured, of_records, over_goals
 from .pool import Pool, alike, pools, rung_of
 
 ROUNDING = 1e-9  # a share equal to its limit meets it, whatever the last bit says
@@ -87,7 +87,8 @@ def words(criterion: Criterion, chosen: Iterable[Chosen] = (), *, single: bool =
         chosen: boards of the model: their data say what an objective is called.
         single: whether a worst case is that of the worst single attack, not of each image.
     """
-    worst = "the worst single attack" if single else "the worst case of all attacks"
+    alone = single or of_records(criterion)
+    worst = "the worst single attack" if alone else "the worst case of all attacks"
     against = {"clean": "on clean images", "worst_case": f"under {worst}"}.get(
         criterion.attack, f"under {criterion.attack}"
     )

@@ -19,7 +19,8 @@ from .evidence import hardest
 from .pool import Pool, images_of
 
 _OF_ATTACKS = ("attack_success", "flips_to_normal", "flips_to_disease")  # nothing when clean
-_CALLS = ("sensitivity", "specificity", "recall", "balanced_accuracy", "f1")
+_CALLS = ("accuracy", "sensitivity", "specificity", "recall", "balanced_accuracy", "f1")
+_OF_IMAGES = (*_CALLS, *_OF_ATTACKS, "dice", "iou", "target_dice", "auc")
 _NO_WORST_CASE = (
     "an attack stops once the decision flips, so that the AUC it leaves is no worst case: "
     "no record can test this (name one attack to judge what it leaves, or use sensitivity and "
@@ -50,7 +51,14 @@ def over_goals(criterion: Criterion, card: DatasetCard) -> bool:
         return True
     if card.task == "segmentation":
         return "[" in criterion.metric
+    if criterion.base == "accuracy":  # of another objective it is refused, see below
+        return goal_of(criterion.objective)[0] == "untargeted"
     return criterion.base in (*_CALLS, "flips_to_normal", "flips_to_disease")
+
+
+def of_records(criterion: Criterion) -> bool:
+    """Whether a metric is kept of whole records alone: there is a worst single attack."""
+    return criterion.base not in _OF_IMAGES
 
 
 def measured(criterion: Criterion, pool: Pool) -> Found:

@@ -88,6 +88,8 @@ def _verdicts(criteria: Any, console: Console) -> None:  # noqa: ANN401 - of the
         doubted = " (doubted)" if one.doubted else ""
         line = f"{one.number} {one.verdict}{doubted}: {one.words}"
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+        for why in dict.fromkeys(outcome.why for outcome in one.outcomes if outcome.why):
+            console.print(f"   {why}", highlight=False, soft_wrap=True, markup=False)
     if criteria.written_after:
         line = f"{criteria.file} is younger than the first record: written after the results"
         console.print(line, highlight=False, soft_wrap=True, markup=False)

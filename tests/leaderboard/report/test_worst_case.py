@@ -12,6 +12,7 @@ import pytest
 from leaderboard.report.chosen import choose
 from leaderboard.report.criteria import read_criteria
 from leaderboard.report.document import Judged
+from leaderboard.report.evidence import evidence
 from leaderboard.report.judge import judge
 from leaderboard.report.shares import balanced_accuracy, f1, of_findings, success
 from robustbench_med.bench import store
@@ -144,6 +145,9 @@ def test_what_only_records_hold_is_called_the_worst_single_attack(
     hd95 = judged(records, tmp_path, f'metric = "hd95"\nat_most = 90.0\n{eps}', "unet_narrow")
     assert "under the worst single attack at ε = 1/255" in hd95.words
     assert hd95.outcomes[0].single
+    absent = judged(records, tmp_path, 'metric = "nsd"\nat_least = 0.1\neps = 1.0', "unet_narrow")
+    assert absent.verdict == "not tested"
+    assert "under the worst single attack at" in absent.words
     iou = judged(records, tmp_path, f'metric = "iou"\nat_least = 0.3\n{eps}', "unet_narrow")
     assert "under the worst case of all attacks at ε = 1/255" in iou.words
     assert iou.verdict == "not met"
@@ -223,6 +227,42 @@ def test_another_grade_is_no_missed_disease(make_stored: Maker, tmp_path: Path) 
     assert (
         judged([lax], tmp_path, sensitivity.replace("sensitivity", "specificity")).verdict == "met"
     )
+
+
+def test_an_aim_at_other_radii_or_images_is_none(make_stored: Maker, tmp_path: Path) -> None:
+    lax = graded(make_stored, 1)
+    table = f'metric = "sensitivity"\nat_least = 0.6\n{EPS}'
+    for other in (
+        graded(make_stored, 0, case=TARGETED, ladder=LADDER[:2]),
+        graded(make_stored, 0, case=TARGETED | {"threat": "query"}),
+        graded(make_stored, 0, case=TARGETED | {"data_sha256": "f" * 64}),
+    ):
+        found = judged([lax, other], tmp_path, table)
+        told = [o for o in found.outcomes if lax.record.case_id in o.records]
+        assert [outcome.verdict for outcome in told] == ["not tested"]
+    # on the board, too, it is one only where it is of every radius shown
+    chosen = choose([lax, graded(make_stored, 0, case=TARGETED, ladder=LADDER[:2])], VICTIM)
+    told_ = {one.board.objective: evidence(one, chosen) for one in chosen}
+    assert told_["untargeted"].unaimed
+    assert not told_["targeted(target=0)"].unaimed
+
+
+def test_accuracy_is_of_every_wrong_call(make_stored: Maker, tmp_path: Path) -> None:
+    """An attack on one call breaks what those on any call missed; alone it is no worst case."""
+    table = f'metric = "accuracy"\nat_least = 0.6\n{EPS}'
+    lax, aimed = graded(make_stored, 0, rung=5), graded(make_stored, 0, case=TARGETED)
+    assert judged([lax], tmp_path, table).verdict == "met"
+    assert judged([lax, aimed], tmp_path, table).verdict == "not met"
+    alone = judged([aimed], tmp_path, table)
+    assert alone.verdict == "not tested"
+    assert "attacker who wants any wrong call (untargeted)" in alone.outcomes[0].why
+
+
+def test_a_control_has_no_aim_to_lack(make_stored: Maker) -> None:
+    chosen = choose([graded(make_stored, 1, attack="noise")], VICTIM)
+    found = evidence(chosen[0], chosen)
+    assert found.unaimed == ()
+    assert all(line.aimed for line in (*found.calls, *found.flips))
 
 
 def test_recalls_of_findings_need_an_attack_on_each(make_stored: Maker, tmp_path: Path) -> None:
