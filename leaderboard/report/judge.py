@@ -237,11 +237,13 @@ def _outcomes(criterion: Criterion, group: _Group) -> list[Outcome]:
 
 def _outcome(criterion: Criterion, group: _Group, pool: Pool) -> Outcome:
     found = measured(criterion, pool)
-    boards = [one for one in group.boards if set(one.ids) & set(pool.ids)]
+    home = [one for one in group.boards if pool.home.record.case_id in one.ids]
+    rest = [one for one in group.boards if one not in home]
     if criterion.attack == "clean":  # flags of attacks are none of the clean images
-        boards = [one for one in boards if pool.home.record.case_id in one.ids] + [
-            one for one in group.boards if one.row.standing == "invalid"
-        ]
+        rest = [one for one in rest if one.row.standing == "invalid"]
+    else:
+        rest = [one for one in rest if set(one.ids) & set(pool.ids)]
+    boards = home + rest
     outcome = Outcome(
         heading=plain(pool.card.heading),
         anchor=boards[0].anchor,

@@ -204,7 +204,7 @@ def test_calls_that_no_attack_aims_at_are_said_to_be_no_worst_case(
     assert len(board.unaimed) == 1
     html = page(written)
     assert html.count("no attack aims at it: no worst case") == 2
-    assert "Not all of this is a worst case" in html
+    assert "The rows marked are no worst case" in html
     assert "--objective &#39;targeted(target=0)&#39;" in html
     records = [graded(make_stored, 1), graded(make_stored, 0, case=TARGETED)]
     written = made(records, tmp_path / "b")

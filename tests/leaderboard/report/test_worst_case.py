@@ -392,6 +392,23 @@ def test_clean_images_have_no_attack_to_judge(make_stored: Maker, tmp_path: Path
         assert f"{metric} is of an attack" in found.outcomes[0].why
 
 
+def test_clean_images_are_judged_whatever_an_attack_was_flagged_for(
+    make_stored: Maker, tmp_path: Path
+) -> None:
+    table = 'metric = "accuracy"\nat_least = 0.5\nattack = "clean"'
+    flag = Flag(name="zero_gradients", meaning="blind", measured=0.4, threshold=0.1)
+    flagged = make_stored([LAST] * 6, case={"n": 6}, record={"flags": (flag,)})
+    whole = make_stored([LAST] * N, attack="bim", ladder=LADDER[:2])
+    found = judged([whole, flagged], tmp_path, table)
+    assert (found.verdict, found.doubted) == ("met", False)
+    assert [outcome.images for outcome in found.outcomes] == [N]
+    broken = {"status": "invalid", "reason": "NaN logits", "rungs": (), "audit": None}
+    invalid = make_stored([LAST] * N, ladder=LADDER[2:], record=broken)
+    found = judged([whole, invalid], tmp_path, table)
+    assert (found.verdict, found.doubted) == ("met", True)
+    assert "NaN logits" in found.outcomes[0].doubts[0]
+
+
 def test_what_could_not_be_read_doubts_every_verdict(make_stored: Maker, tmp_path: Path) -> None:
     for metric in ("accuracy", "auc"):
         table = f'metric = "{metric}"\nat_least = 0.1\n{EPS}'
