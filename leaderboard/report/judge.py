@@ -250,12 +250,12 @@ def _outcome(criterion: Criterion, group: _Group, pool: Pool) -> Outcome:
         verdict="not tested",
         images=len(pool.images),
         single=found.single,
-        doubts=(*_doubts(boards), *found.doubts),
+        doubts=(*_doubts(boards), *map(plain, found.doubts)),
         records=found.records or pool.ids,
     )
     estimate = found.estimate
     if estimate is None or math.isnan(judged := judged_end(criterion, estimate)):
-        why = found.why or f"{criterion.metric} is undefined here"
+        why = plain(found.why or f"{criterion.metric} is undefined here")
         return outcome.model_copy(update={"why": why})
     held = judged - criterion.limit if criterion.higher else criterion.limit - judged
     verdict: Verdict = "met" if held >= -ROUNDING else "not met"

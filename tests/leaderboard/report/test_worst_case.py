@@ -417,6 +417,18 @@ def test_what_could_not_be_read_doubts_every_verdict(make_stored: Maker, tmp_pat
         assert found.outcomes[0].doubts[0] == "1 record lost"
 
 
+def test_why_something_is_not_tested_drives_no_terminal(make_stored: Maker, tmp_path: Path) -> None:
+    table = 'metric = "recall[\\u001b[2Jx]"\nat_least = 0.5\neps = "2/255"'
+    found = judged(pair(make_stored), tmp_path, table)
+    assert found.outcomes[0].why == "the records hold no recall[[2Jx] of Chest X-ray"
+    command = "python -m robustbench_med run quick --data '\x1b[2J' --case 1"
+    made = pair(make_stored)[0].record.provenance.model_copy(update={"command": command})
+    lax = graded(make_stored, 1, record={"provenance": made})
+    found = judged([lax], tmp_path, f'metric = "sensitivity"\nat_least = 0.6\n{EPS}')
+    assert "Run: python -m robustbench_med run quick --data" in found.outcomes[0].why
+    assert "\x1b" not in found.outcomes[0].why
+
+
 @pytest.mark.parametrize("eps", ["1.5/255", "3/255", "0.3/255", "16/255"])
 def test_a_radius_off_the_ladder_is_not_tested(
     make_stored: Maker, tmp_path: Path, eps: str
