@@ -113,7 +113,7 @@ def misled(runs: dict[str, Stored]) -> list[str]:
     Args:
         runs: column -> valid record, all of one white-box row.
     """
-    iterative = [run for run in runs.values() if _many_steps(run.record.attack_card)]
+    iterative = [run for run in runs.values() if many_steps(run.record.attack_card)]
     if not iterative:
         return []
     stands = lowest([standing_table(run) for run in iterative])
@@ -138,7 +138,8 @@ def _single_step(card: AttackCard) -> bool:
     return card.rungs == "ascend" and not card.effort
 
 
-def _many_steps(card: AttackCard) -> bool:
+def many_steps(card: AttackCard) -> bool:
+    """Whether an attack on single images takes more than one step."""
     return not _single_step(card) and card.rungs != "universal"
 
 

@@ -44,10 +44,9 @@ def build(
     kept, lines = single(records)
     chosen = choose(kept, victim)
     runs = [run.record for one in chosen for run in one.runs.values()]
-    damaged = list(unreadable)
-    if damaged:
-        count = f"{len(damaged)} record{'' if len(damaged) == 1 else 's'}"
-        lines.append(f"{count} in the folder could not be read and may be of this model.")
+    damaged = tuple(map(plain, unreadable))
+    doubts = (_damaged(len(damaged)),) if damaged else ()
+    lines += doubts
     document = Report(
         victim=victim,
         title=plain(chosen[0].row.model.title),
@@ -58,18 +57,26 @@ def build(
         software=_software(runs),
         tested=threat_models(chosen),
         not_tested=not_tested(chosen),
-        criteria=None if criteria is None else judge(criteria, chosen),
-        boards=tuple(evidence(one) for one in chosen),
+        criteria=None if criteria is None else judge(criteria, chosen, doubts),
+        boards=tuple(evidence(one, chosen) for one in chosen),
         limits=limits(chosen, lines),
-        command=_command(victim, criteria),
+        unreadable=damaged,
+        command=_command(victim, base, criteria),
         records=tuple(references(chosen, base).values()),
     )
     return document, chosen
 
 
-def _command(victim: str, criteria: Given | None) -> str:
-    words = ["python", "-m", "robustbench_med", "report", "--victim", victim, "FOLDER"]
-    return shlex.join([*words, *(["--criteria", criteria.file] if criteria else [])])
+def _damaged(count: int) -> str:
+    many = "1 record" if count == 1 else f"{count} records"
+    return f"{many} in the folder could not be read and may be of this model"
+
+
+def _command(victim: str, base: Path, criteria: Given | None) -> str:
+    """Return the command that makes the report again from where it was called."""
+    words = ["python", "-m", "robustbench_med", "report", "--victim", victim, str(base)]
+    made = shlex.join([*words, *(["--criteria", criteria.command] if criteria else [])])
+    return made if made.isprintable() else plain(made)
 
 
 def _grouped(runs: list[Record], key: Callable[[Record], str]) -> dict[str, list[Record]]:

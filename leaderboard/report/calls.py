@@ -7,6 +7,7 @@ not counted here, as it is not in the metrics of a record.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,14 +15,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustbench_med.bench.record import Estimate, Stored
-from robustbench_med.cards import DatasetCard
 
-from ..board import Row
 from ..objective import called
-from ..rank import knowing
-from ..worst_case import image_table, lowest, means
+from ..worst_case import lowest
+from .pool import Bools, Pool
 
-Bools = NDArray[np.bool_]
 Event = Callable[[NDArray[Any]], Bools]  # of predictions, one a row of the samples table
 
 
@@ -43,144 +41,148 @@ class Kept(NamedTuple):
     counts: tuple[int, ...]
 
 
-def valid_runs(row: Row) -> list[Stored]:
-    """Return the runs that a worst case is taken over; none where one of all is invalid."""
-    if any(run.record.status != "ok" for run in row.runs.values()):
-        return []
-    return list(knowing(row.runs).values())
-
-
-def recalls(row: Row, card: DatasetCard) -> list[Kept]:
+def recalls(pool: Pool) -> list[Kept]:
     """Return sensitivity and specificity, and the recall of each class or finding; of masks none.
 
     An image counts as found only if it is called so when clean and under every attack.
     """
-    runs = valid_runs(row)
-    if not runs or card.task == "segmentation":
+    card = pool.card
+    if card.task == "segmentation":
         return []
     if card.task == "multi_label":
         return [
-            _recall(runs, f"recall[{name}]", f"Recall of {called(name)}", _is(1), _is(1), j)
+            _recall(pool, f"recall[{name}]", f"Recall of {called(name)}", is_(1), is_(1), j)
             for j, name in enumerate(card.classes)
         ]
     found, healthy = [], card.normal
     if healthy is not None:
         ill = "Sensitivity (disease called diseased)"
         well = "Specificity (healthy called healthy)"
-        found.append(_recall(runs, "sensitivity", ill, _other(healthy), _other(healthy)))
-        found.append(_recall(runs, "specificity", well, _is(healthy), _is(healthy)))
+        found.append(_recall(pool, "sensitivity", ill, other(healthy), other(healthy)))
+        found.append(_recall(pool, "specificity", well, is_(healthy), is_(healthy)))
     return found + [
-        _recall(runs, f"recall[{name}]", f"Recall of {called(name)}", _is(k), _is(k))
+        _recall(pool, f"recall[{name}]", f"Recall of {called(name)}", is_(k), is_(k))
         for k, name in enumerate(card.classes)
     ]
 
 
-def _is(value: int) -> Event:
+def is_(value: int) -> Event:
+    """Return whether a call is `value`."""
     return lambda found: found == value
 
 
-def _other(value: int) -> Event:
+def other(value: int) -> Event:
+    """Return whether a call is another one than `value`."""
     return lambda found: (found != value) & (found >= 0)  # -1: unlabelled
 
 
-def _recall(
-    runs: list[Stored], name: str, title: str, among: Event, event: Event, column: int | None = None
-) -> Kept:
-    worst = lowest([image_table(run, event(_values(run, "prediction", column))) for run in runs])
-    there = image_table(runs[0], among(_values(runs[0], "truth", column)))[0]
-    return _kept(name, title, worst[there.loc[worst.index].to_numpy(dtype=bool)], runs[0])
+def held(
+    pool: Pool, among: Event, event: Event, column: int | None = None
+) -> tuple[Bools, pd.DataFrame]:
+    """Return which images count, `(images,)`, and of all whether a call holds under every attack.
+
+    Args:
+        pool: the runs.
+        among: of truths: those counted.
+        event: of calls: what must hold.
+        column: the finding; None of a single label.
+    """
+    worst = pool.worst(lambda run: event(values(run, "prediction", column)))
+    there = pool.clean(lambda run: among(values(run, "truth", column)))
+    return there.astype(bool), worst
 
 
-def _values(run: Stored, field: str, column: int | None) -> NDArray[Any]:
-    values = run.samples[field]
+def values(run: Stored, field: str, column: int | None) -> NDArray[Any]:
+    """Return truths or predictions of a run, one a row of its samples; of findings one column."""
+    found = run.samples[field]
     if column is None:
-        return values.to_numpy(dtype=np.int64)
-    return np.array([one[column] for one in values], dtype=np.int64)
+        return found.to_numpy(dtype=np.int64)
+    return np.array([one[column] for one in found], dtype=np.int64)
 
 
-def _kept(name: str, title: str, table: pd.DataFrame, run: Stored, *, lost: bool = False) -> Kept:
-    estimates = means(table, run)
-    held = table.to_numpy(dtype=bool).sum(0)
-    counts = len(table) - held if lost else held
+def _recall(
+    pool: Pool, name: str, title: str, among: Event, event: Event, column: int | None = None
+) -> Kept:
+    there, worst = held(pool, among, event, column)
+    return kept(name, title, worst[there], pool)
+
+
+def kept(name: str, title: str, table: pd.DataFrame, pool: Pool, *, lost: bool = False) -> Kept:
+    """Return the share of a table that is true at each level, or with `lost` that is not."""
+    estimates = pool.means(table)
+    count = table.to_numpy(dtype=bool).sum(0)
+    counts = len(table) - count if lost else count
     if lost:
-        estimates = tuple(
-            Estimate(value=1 - e.value, low=1 - e.high, high=1 - e.low) for e in estimates
-        )
+        estimates = tuple(map(rest, estimates))
     return Kept(name, title, len(table), estimates, tuple(int(count) for count in counts))
 
 
-def directed_flips(row: Row, card: DatasetCard) -> list[Kept]:
+def rest(e: Estimate) -> Estimate:
+    """Return 1 less an estimate."""
+    return Estimate(value=1 - e.value, low=1 - e.high, high=1 - e.low)
+
+
+def directed_flips(pool: Pool) -> list[Kept]:
     """Return how many images flip from disease to healthy, and how many the other way.
 
-    Of the images called right when clean, under any attack of the row. For findings: images in
+    Of the images called right when clean, under any attack of the pool. For findings: images in
     which a finding rightly called present is hidden, or one rightly called absent is planted. None
     for masks, and where the card names no healthy class.
     """
-    runs = valid_runs(row)
+    card = pool.card
     findings = card.task == "multi_label"
-    if not runs or card.task == "segmentation" or (card.normal is None and not findings):
+    if card.task == "segmentation" or (card.normal is None and not findings):
         return []
     if findings:
         sides = (
             ("flips_to_normal", "A finding hidden (present → absent)", 1),
             ("flips_to_disease", "A finding planted (absent → present)", 0),
         )
-        return [_findings(runs, card, *side) for side in sides]
+        return [_findings(pool, *side) for side in sides]
     healthy = card.normal or 0
     return [
-        _turned(runs, "flips_to_normal", "Disease → healthy", _other(healthy), _is(healthy)),
-        _turned(runs, "flips_to_disease", "Healthy → disease", _is(healthy), _other(healthy)),
+        _turned(pool, "flips_to_normal", "Disease → healthy", other(healthy), is_(healthy)),
+        _turned(pool, "flips_to_disease", "Healthy → disease", is_(healthy), other(healthy)),
     ]
 
 
-def _turned(runs: list[Stored], name: str, title: str, among: Event, turned: Event) -> Kept:
-    truth, clean = (_values(runs[0], field, None) for field in ("truth", "prediction"))
-    eligible = image_table(runs[0], among(truth) & (clean == truth) & _attacked(runs[0]))[0]
-    worst = lowest([image_table(run, ~turned(_values(run, "prediction", None))) for run in runs])
-    kept = worst[eligible.loc[worst.index].to_numpy(dtype=bool)]
-    return _kept(name, title, kept, runs[0], lost=True)
+def _turned(pool: Pool, name: str, title: str, among: Event, turned: Event) -> Kept:
+    truth, before = (
+        pool.clean(partial(values, field=field, column=None)) for field in ("truth", "prediction")
+    )
+    eligible = among(truth) & (before == truth) & pool.attacked
+    worst = pool.worst(lambda run: ~turned(values(run, "prediction", None)))
+    return kept(name, title, worst[eligible], pool, lost=True)
 
 
-def _attacked(run: Stored) -> Bools:
-    found: Bools = run.samples["attacked"].to_numpy(dtype=bool)
-    return found
-
-
-def _findings(runs: list[Stored], card: DatasetCard, name: str, title: str, there: int) -> Kept:
+def _findings(pool: Pool, name: str, title: str, there: int) -> Kept:
     """Return the flips of findings whose truth is `there`; one is enough for an image to count."""
-    held, eligible = [], None
-    for run in runs:
-        stands, right = None, None
-        for j in range(len(card.classes)):
-            as_is = image_table(run, _values(run, "prediction", j) == there)
-            known = image_table(run, _values(run, "truth", j) == there)
-            before = known[[0]].to_numpy(dtype=bool) & as_is[[0]].to_numpy(dtype=bool)
-            kept = as_is | ~before
-            stands = kept if stands is None else stands & kept
-            right = before if right is None else right | before
-        assert stands is not None and right is not None  # noqa: S101, PT018 - a card has classes
-        attacked = image_table(run, _attacked(run))[0].to_numpy(dtype=bool)
-        held.append(stands)
-        eligible = pd.Series(right[:, 0] & attacked, index=stands.index)
-    assert eligible is not None  # noqa: S101 - there are runs
-    worst = lowest(held)
-    kept = worst[eligible.loc[worst.index].to_numpy(dtype=bool)]
-    return _kept(name, title, kept, runs[0], lost=True)
+    stands, right = [], np.zeros(len(pool.images), dtype=bool)
+    for j in range(len(pool.card.classes)):
+        truth, call = (
+            pool.clean(partial(values, field=field, column=j)) for field in ("truth", "prediction")
+        )
+        before = (truth == there) & (call == there)
+        _, worst = held(pool, is_(there), is_(there), j)
+        stands.append(worst | ~before[:, None])
+        right |= before
+    worst = lowest(stands)
+    return kept(name, title, worst[right & pool.attacked], pool, lost=True)
 
 
-def region_dice(row: Row, card: DatasetCard) -> list[Kept]:
+def region_dice(pool: Pool) -> list[Kept]:
     """Return the Dice of each region under the worst of all attacks, image by image."""
-    runs = valid_runs(row)
-    if not runs or card.task != "segmentation":
+    if pool.card.task != "segmentation":
         return []
     found = []
-    for j, name in enumerate(card.parts):
-        tables = [
-            image_table(run, np.array([s[j] for s in run.samples["scores"]], dtype=np.float64))
-            for run in runs
-        ]
-        worst = lowest(tables)
+    for j, name in enumerate(pool.card.parts):
+        worst = pool.worst(partial(region, place=j))
         zero = (0,) * worst.shape[1]
         title = f"Dice of {called(name)}"
-        found.append(Kept(f"dice[{name}]", title, len(worst), means(worst, runs[0]), zero))
+        found.append(Kept(f"dice[{name}]", title, len(worst), pool.means(worst), zero))
     return found
+
+
+def region(run: Stored, place: int) -> NDArray[np.float64]:
+    """Return the Dice of a region, one a row of the samples."""
+    return np.array([dice[place] for dice in run.samples["scores"]], dtype=np.float64)

@@ -115,14 +115,14 @@ class Given(NamedTuple):
         sha256: of its bytes.
         modified: UTC, ISO 8601, whole seconds.
         criteria: in its order.
-        command: the path as given.
+        command: the path as a command was given it.
     """
 
     file: str
     sha256: str
     modified: str
     criteria: tuple[Criterion, ...]
-    command: str = ""
+    command: str
 
 
 def read_criteria(path: Path) -> Given:
@@ -198,6 +198,12 @@ def _radius_problems(c: Criterion) -> list[str]:
     if c.eps is None:
         return []
     try:
-        return [] if c.radius > 0 else [f"expected eps > 0, got {c.eps!r}"]
+        radius = c.radius
     except SpecError as error:
         return [f"eps: {error}"]
+    if radius <= 0:
+        return [f"expected eps > 0, got {c.eps!r}"]
+    if c.norm == "linf" and radius > 1:
+        grey = "" if "/" in str(c.eps) else f": perhaps '{radius:g}/255'"
+        return [f"expected eps <= 1 with linf (white is 1), got {radius:g}{grey}"]
+    return []

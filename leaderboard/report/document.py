@@ -70,6 +70,9 @@ class Line(Part):
     kind: str = Field(description="how it is written: percent, unit, fine, plain, count")
     n: int = Field(description="images it is taken over")
     cells: tuple[Cell, ...]
+    aimed: bool = Field(
+        default=True, description="whether some attack aimed at it; else it is no worst case"
+    )
 
 
 class DetectorLine(Part):
@@ -131,6 +134,9 @@ class Evidence(Part):
     attacks: tuple[Line, ...]
     calls: tuple[Line, ...] = Field(description="recalls under the worst case, by frozen threshold")
     flips: tuple[Line, ...]
+    unaimed: tuple[str, ...] = Field(
+        default=(), description="which of them no attack aimed at, and the command that would"
+    )
     regions: tuple[Line, ...] = Field(description="of masks")
     detectors: tuple[DetectorLine, ...]
     remaining: Remaining | None
@@ -147,6 +153,10 @@ class Outcome(Part):
     judged: float | None = Field(default=None, description="the number held against the limit")
     estimate: Estimate | None = None
     why: str = Field(default="", description="why it was not tested")
+    images: int | None = Field(default=None, description="images it is judged on")
+    single: bool = Field(
+        default=False, description="whether it is the worst single attack, not image by image"
+    )
     doubts: tuple[str, ...] = ()
     records: tuple[str, ...] = ()
 
@@ -263,5 +273,8 @@ class Report(Part):
     criteria: Criteria | None
     boards: tuple[Evidence, ...]
     limits: tuple[str, ...]
+    unreadable: tuple[str, ...] = Field(
+        default=(), description="records of the folder that could not be read, whosever they are"
+    )
     command: str = Field(description="makes this report again")
     records: tuple[Reference, ...]

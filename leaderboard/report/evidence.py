@@ -11,18 +11,27 @@ from ..detectors import COLUMNS, RULE, guarded, has_detectors
 from ..metrics import metric_rows
 from ..text import plain, radius
 from ..words import decision_words
-from .calls import Kept, directed_flips, recalls, region_dice, valid_runs
+from .aim import lacking, untested
+from .calls import Kept, directed_flips, recalls, region_dice
 from .chosen import Chosen
 from .document import Cell, DetectorLine, Evidence, Line
+from .pool import Pool, board_pool, rung_of, valid_runs
 from .residual import remaining
 
 _OF_MASKS = {"volume_error": False, "lesion_miss": False, "hd95": False}  # higher is worse
 _ALARMS = "false_alarms"
 
 
-def evidence(one: Chosen) -> Evidence:
-    """Return what is known of the model on one board."""
+def evidence(one: Chosen, chosen: list[Chosen]) -> Evidence:
+    """Return what is known of the model on one board.
+
+    Args:
+        one: the board.
+        chosen: all boards of the model: calls are taken over all goals of the attackers.
+    """
     board, row, card = one.board, one.row, one.board.dataset
+    pool = board_pool(one, chosen)
+    calls, flips = (_told(pool), directed_flips(pool)) if pool else ([], [])
     first = next(iter(row.runs.values())).record
     eps = (0.0, *board.ladder)
     labels = ("clean", *(radius(e, board.norm, board.budget) for e in board.ladder))
@@ -53,9 +62,12 @@ def evidence(one: Chosen) -> Evidence:
         patients=row.patients,
         worst=_worst(one, eps),
         attacks=_attacks(one, eps),
-        calls=tuple(_line(kept, one, eps) for kept in _told(one)),
-        flips=tuple(_line(kept, one, eps) for kept in directed_flips(row, card)),
-        regions=() if board.score.attacked else (*_regions(one, eps), *_mask_metrics(one, eps)),
+        calls=tuple(_line(kept, pool) for kept in calls if pool),
+        flips=tuple(_line(kept, pool) for kept in flips if pool),
+        unaimed=_unaimed(one, pool, [kept.name for kept in (*calls, *flips)]),
+        regions=()
+        if board.score.attacked or not pool
+        else (*_regions(pool), *_mask_metrics(one, eps)),
         detectors=_detectors(one),
         remaining=remaining(one),
         decision=decision_words(first),
@@ -70,7 +82,8 @@ def counted(one: Chosen) -> tuple[str, ...]:
 
 def _worst(one: Chosen, eps: tuple[float, ...]) -> Line:
     row, ids = one.row, counted(one) or one.ids
-    cells = [Cell(eps=0.0, estimate=row.clean, records=ids)]
+    clean = Cell(eps=0.0, estimate=row.clean, records=ids)
+    cells = [clean] if one.board.score.clean else []  # empty: it is 1 by construction
     for rung, estimate in enumerate(row.worst):
         by = row.strongest(rung) if math.isfinite(estimate.value) else ""
         cells.append(Cell(eps=eps[rung + 1], estimate=estimate, records=ids, by=by))
@@ -92,9 +105,9 @@ def _attacks(one: Chosen, eps: tuple[float, ...]) -> tuple[Line, ...]:
     return tuple(lines)
 
 
-def _told(one: Chosen) -> list[Kept]:
+def _told(pool: Pool) -> list[Kept]:
     """Return the recalls that a table shows: none that sensitivity or specificity says already."""
-    card, found = one.board.dataset, recalls(one.row, one.board.dataset)
+    card, found = pool.card, recalls(pool)
     if card.task == "multi_label" or card.normal is None:
         return found
     if card.binary:
@@ -102,18 +115,28 @@ def _told(one: Chosen) -> list[Kept]:
     return [kept for kept in found if kept.name != f"recall[{card.classes[card.normal]}]"]
 
 
-def _line(kept: Kept, one: Chosen, eps: tuple[float, ...], kind: str = "percent") -> Line:
-    ids = counted(one)
-    counts: tuple[int | None, ...] = kept.counts if kind == "percent" else (None,) * len(eps)
+def _line(kept: Kept, pool: Pool, kind: str = "percent") -> Line:
+    none = (None,) * len(pool.levels)
+    counts: tuple[int | None, ...] = kept.counts if kind == "percent" else none
     cells = tuple(
-        Cell(eps=e, estimate=estimate, records=ids, count=count)
-        for e, estimate, count in zip(eps, kept.estimates, counts, strict=True)
+        Cell(eps=e, estimate=estimate, records=pool.ids, count=count)
+        for e, estimate, count in zip(pool.levels, kept.estimates, counts, strict=True)
     )
-    return Line(name=kept.name, title=kept.title, kind=kind, n=kept.n, cells=cells)
+    lax = kind == "percent" and pool.home.record.case.threat != "control"
+    aimed = not lax or not lacking(kept.name, pool.card, pool.covering())
+    return Line(name=kept.name, title=kept.title, kind=kind, n=kept.n, cells=cells, aimed=aimed)
 
 
-def _regions(one: Chosen, eps: tuple[float, ...]) -> list[Line]:
-    return [_line(kept, one, eps, "unit") for kept in region_dice(one.row, one.board.dataset)]
+def _unaimed(one: Chosen, pool: Pool | None, names: list[str]) -> tuple[str, ...]:
+    """Return why some of the calls named are no worst case; empty where all are."""
+    if pool is None or one.board.control:
+        return ()
+    missing = [need for name in names for need in lacking(name, pool.card, pool.covering())]
+    return (untested(list(dict.fromkeys(missing)), list(pool.runs)),) if missing else ()
+
+
+def _regions(pool: Pool) -> list[Line]:
+    return [_line(kept, pool, "unit") for kept in region_dice(pool)]
 
 
 def _mask_metrics(one: Chosen, eps: tuple[float, ...]) -> list[Line]:
@@ -127,7 +150,7 @@ def _mask_metrics(one: Chosen, eps: tuple[float, ...]) -> list[Line]:
         if name not in named:
             continue
         label, kind = named[name]
-        found = [hardest(runs, name, rung, higher=higher) for rung in range(len(eps))]
+        found = [hardest(runs, name, e, higher=higher) for e in eps]
         cells = tuple(
             Cell(eps=e, estimate=cell[0], records=(cell[1].record.case_id,), by=_by(one, cell[1]))
             for e, cell in zip(eps, found, strict=True)
@@ -157,7 +180,7 @@ def _written(record: Record) -> dict[str, tuple[str, str]]:
 def hardest(
     runs: list[Stored],
     metric: str,
-    rung: int,
+    eps: float,
     *,
     higher: bool,
     end: Literal["low", "value", "high"] = "value",
@@ -167,7 +190,7 @@ def hardest(
     Args:
         runs: the records.
         metric: as records name it.
-        rung: 0 = clean.
+        eps: the radius, on whatever rung of theirs; 0 = clean.
         higher: whether higher is better.
         end: what is compared: the value, or an end of its interval.
 
@@ -177,7 +200,8 @@ def hardest(
     found = [
         (estimate, run)
         for run in runs
-        if rung < len(run.record.rungs)
+        if (rung := rung_of(eps, (0.0, *run.record.case.ladder))) is not None
+        and rung < len(run.record.rungs)
         and (estimate := run.record.rungs[rung].metrics.get(metric)) is not None
         and not math.isnan(estimate.value)
     ]

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from robustbench_med.bench.record import Estimate
+from robustbench_med.bench.case import Case
+from robustbench_med.bench.record import Stored
 
+from ..objective import objective_words
 from ..text import NORMS, THREATS, plain, radius
-from .calls import directed_flips, recalls, region_dice, valid_runs
+from .aim import goal_of
 from .chosen import Chosen
 from .criteria import METRICS, Criterion, Given
 from .document import Criteria, Judged, Outcome, Verdict
-from .evidence import hardest
+from .measure import judged_end, measured, of_records, over_goals
+from .pool import Pool, alike, pools, rung_of
 
 ROUNDING = 1e-9  # a share equal to its limit meets it, whatever the last bit says
 _GRAVEST: tuple[Verdict, ...] = ("not met", "not tested", "met")
+_FINE = ("ranked", "control")
 
 
-class Found(NamedTuple):
-    """What a criterion is judged on; `why` says why there is nothing."""
+class _Group(NamedTuple):
+    """Boards of a model that a criterion fits and whose images may be held together."""
 
-    estimate: Estimate | None
-    records: tuple[str, ...] = ()
-    why: str = ""
+    boards: list[Chosen]
+    runs: list[Stored]
 
 
-def judge(given: Given, chosen: list[Chosen]) -> Criteria:
-    """Return every criterion with its verdict, and whether the file is older than the records."""
+def judge(given: Given, chosen: list[Chosen], doubts: tuple[str, ...] = ()) -> Criteria:
+    """Return every criterion with its verdict, and whether the file is older than the records.
+
+    Args:
+        given: the file.
+        chosen: all boards of the model.
+        doubts: on whatever is judged: records that could not be read.
+    """
     started = [run.record.provenance.started for one in chosen for run in one.runs.values()]
     first = min(started)
     return Criteria(
@@ -38,7 +47,7 @@ def judge(given: Given, chosen: list[Chosen]) -> Criteria:
         first_record=first,
         written_after=_time(given.modified) > _time(first),
         judged=tuple(
-            _judged(f"C{place}", criterion, chosen)
+            _judged(f"C{place}", criterion, chosen, doubts)
             for place, criterion in enumerate(given.criteria, 1)
         ),
     )
@@ -49,16 +58,18 @@ def _time(stamp: str) -> str:
     return stamp.replace("Z", "+00:00")
 
 
-def _judged(number: str, criterion: Criterion, chosen: list[Chosen]) -> Judged:
-    fits = [one for one in chosen if _fits(criterion, one)]
-    if criterion.attack == "clean":
-        fits = _largest(fits)
-    outcomes = [_outcome(criterion, one) for one in fits] or [_untested(criterion, chosen)]
+def _judged(
+    number: str, criterion: Criterion, chosen: list[Chosen], doubts: tuple[str, ...]
+) -> Judged:
+    groups = _groups(criterion, chosen)
+    outcomes = [outcome for group in groups for outcome in _outcomes(criterion, group)]
+    outcomes += _untested(criterion, chosen, groups)
+    outcomes = [one.model_copy(update={"doubts": (*doubts, *one.doubts)}) for one in outcomes]
     verdicts = [outcome.verdict for outcome in outcomes]
     stated = criterion.model_dump(exclude_unset=True)
     return Judged(
         number=number,
-        words=words(criterion),
+        words=words(criterion, chosen, single=any(outcome.single for outcome in outcomes)),
         stated={key: value for key, value in stated.items() if value is not None},
         basis=criterion.judged_on,
         kind=METRICS[criterion.base][1],
@@ -68,25 +79,23 @@ def _judged(number: str, criterion: Criterion, chosen: list[Chosen]) -> Judged:
     )
 
 
-def _largest(fits: list[Chosen]) -> list[Chosen]:
-    """Return of boards with the same clean images, or some of them, the one with the most."""
-    kept: dict[tuple[object, ...], Chosen] = {}
-    for one in fits:
-        key = (one.board.dataset.name, *one.row.key._replace(n=None))
-        if key not in kept or one.row.images > kept[key].row.images:
-            kept[key] = one
-    return list(kept.values())
+def words(criterion: Criterion, chosen: Iterable[Chosen] = (), *, single: bool = False) -> str:
+    """Return a criterion in words.
 
-
-def words(criterion: Criterion) -> str:
-    """Return a criterion in words."""
-    against = {
-        "clean": "on clean images",
-        "worst_case": "under the worst case of all attacks",
-    }.get(criterion.attack, f"under {criterion.attack}")
+    Args:
+        criterion: as read.
+        chosen: boards of the model: their data say what an objective is called.
+        single: whether a worst case is that of the worst single attack, not of each image.
+    """
+    alone = single or of_records(criterion)
+    worst = "the worst single attack" if alone else "the worst case of all attacks"
+    against = {"clean": "on clean images", "worst_case": f"under {worst}"}.get(
+        criterion.attack, f"under {criterion.attack}"
+    )
     if criterion.attack != "clean":
         against += f" at ε = {radius(criterion.radius, criterion.norm)}"
-        against += f" ({THREATS[criterion.threat]}, {NORMS[criterion.norm]})"
+        aim = _aim(criterion, chosen)
+        against += f" ({THREATS[criterion.threat]}, {NORMS[criterion.norm]}, {aim})"
     way = "at least" if criterion.higher else "at most"
     behind = "" if criterion.defense == "none" else f", behind {criterion.defense}"
     where = f", {criterion.dataset}" if criterion.dataset else ", every dataset"
@@ -96,28 +105,99 @@ def words(criterion: Criterion) -> str:
     return plain(f"{head}{criterion.metric} {way} {limit} {against}{where}{behind}")
 
 
+def _aim(criterion: Criterion, chosen: Iterable[Chosen]) -> str:
+    """Return what the attackers want in words."""
+    cards = {
+        one.board.dataset.name: one.board.dataset
+        for one in chosen
+        if criterion.dataset in ("", one.board.dataset.name)
+    }
+    if any(over_goals(criterion, card) for card in cards.values()):
+        return "every objective"
+    names = {objective_words(criterion.objective, card) for card in cards.values()}
+    return names.pop() if len(names) == 1 else criterion.objective
+
+
+def _groups(criterion: Criterion, chosen: list[Chosen]) -> list[_Group]:
+    """Return the boards a criterion fits, together where their images may be held together."""
+    found: dict[tuple[object, ...], _Group] = {}
+    for one in chosen:
+        if not _fits(criterion, one):
+            continue
+        case = next(iter(one.runs.values())).record.case
+        group = found.setdefault(_key(criterion, case), _Group([], []))
+        group.boards.append(one)
+        group.runs.extend(_under(criterion, one))
+    wanted = goal_of(criterion.objective)
+    return [
+        group
+        for group in found.values()
+        if criterion.objective == "untargeted"
+        or criterion.attack == "clean"
+        or any(goal_of(one.board.objective) == wanted for one in group.boards)
+    ]
+
+
+def _key(criterion: Criterion, case: Case) -> tuple[object, ...]:
+    if criterion.attack != "clean":
+        return alike(case)
+    same = {"threat": "white_box", "norm": "linf", "budget": "absolute", "channels": {}}
+    return alike(case.model_copy(update=same))
+
+
 def _fits(criterion: Criterion, one: Chosen) -> bool:
     board = one.board
     if criterion.dataset and board.dataset.name != criterion.dataset:
         return False
-    if one.row.key.defense != criterion.defense or board.channels:
+    if one.row.key.defense != criterion.defense:
         return False
     if criterion.attack == "clean":
-        return board.objective == criterion.objective
-    setting = (board.objective, board.threat, board.norm)
-    same = setting == (criterion.objective, criterion.threat, criterion.norm)
-    named = criterion.attack == "worst_case" or bool(_under(criterion, one).runs)
-    return same and board.budget == "absolute" and _rung(criterion, one) is not None and named
+        return True
+    if board.channels or (board.threat, board.norm) != (criterion.threat, criterion.norm):
+        return False
+    same = goal_of(board.objective) == goal_of(criterion.objective)
+    goal = same or over_goals(criterion, board.dataset)
+    named = criterion.attack == "worst_case" or bool(_under(criterion, one))
+    there = rung_of(criterion.radius, board.ladder) is not None
+    return goal and board.budget == "absolute" and there and named
 
 
-def _rung(criterion: Criterion, one: Chosen) -> int | None:
-    """Return the rung of the criterion's radius, 0 = clean; None where it is not on the ladder."""
-    levels = (0.0, *one.board.ladder)
-    same = (i for i, e in enumerate(levels) if math.isclose(e, criterion.radius, rel_tol=1e-6))
-    return next(same, None)
+def _under(criterion: Criterion, one: Chosen) -> list[Stored]:
+    """Return the runs of a board that a criterion is about, valid or not.
+
+    The attacker knows the defense; clean images are the same to each of them.
+    """
+    return [
+        run
+        for column, run in one.runs.items()
+        if criterion.attack == "clean"
+        or (
+            column not in one.row.oblivious
+            and criterion.attack in ("worst_case", run.record.case.attack)
+        )
+    ]
 
 
-def _untested(criterion: Criterion, chosen: list[Chosen]) -> Outcome:
+def _untested(criterion: Criterion, chosen: list[Chosen], groups: list[_Group]) -> list[Outcome]:
+    """Return an outcome for each data and weights of the model that no board fits."""
+    fitting = {_state(one) for group in groups for one in group.boards}
+    mine = [one for one in chosen if criterion.dataset in ("", one.board.dataset.name)]
+    states: dict[tuple[str, str], list[Chosen]] = {}
+    for one in mine:
+        states.setdefault(_state(one), []).append(one)
+    found = [
+        _not_run(plain(boards[0].board.dataset.heading), boards)
+        for state, boards in states.items()
+        if state not in fitting
+    ]
+    return found if mine else [_not_run(plain(criterion.dataset), chosen)]
+
+
+def _state(one: Chosen) -> tuple[str, str]:
+    return one.board.dataset.name, one.row.key.weights
+
+
+def _not_run(heading: str, chosen: list[Chosen]) -> Outcome:
     there = dict.fromkeys(
         f"{one.board.dataset.name}, {one.board.setting}, behind {one.row.key.defense}, "
         f"ε {radius(one.board.ladder[0], one.board.norm)} to "
@@ -127,84 +207,61 @@ def _untested(criterion: Criterion, chosen: list[Chosen]) -> Outcome:
     why = "no record of this dataset, attack, radius, threat model, norm, objective and defense"
     first = next(iter(there))
     more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-    return Outcome(
-        heading=plain(criterion.dataset) or "every dataset",
-        verdict="not tested",
-        why=plain(f"{why}; there is {first}{more}"),
-    )
+    why = plain(f"{why}; there is {first}{more}")
+    return Outcome(heading=heading, verdict="not tested", why=why)
 
 
 def _attacks(one: Chosen) -> list[str]:
     return list(dict.fromkeys(run.record.case.attack for run in one.runs.values()))
 
 
-def _under(criterion: Criterion, one: Chosen) -> Chosen:
-    """Return the board with only the runs of the attack named; its attacker knows the defense."""
-    if criterion.attack in ("worst_case", "clean"):
-        return one
-    runs = {
-        column: run
-        for column, run in one.runs.items()
-        if run.record.case.attack == criterion.attack and column not in one.row.oblivious
-    }
-    return one._replace(row=replace(one.row, runs=runs))
+def _outcomes(criterion: Criterion, group: _Group) -> list[Outcome]:
+    """Return an outcome for each set of images of a group."""
+    valid = [run for run in group.runs if run.record.status == "ok"]
+    clean = criterion.attack == "clean"
+    if not valid or (len(valid) < len(group.runs) and not clean):
+        first = group.boards[0]
+        return [
+            Outcome(
+                heading=plain(first.board.dataset.heading),
+                anchor=first.anchor,
+                verdict="not tested",
+                why="a record of it is invalid, or its attacker was oblivious",
+                doubts=_doubts(group.boards),
+                records=tuple(i for one in group.boards for i in one.ids),
+            )
+        ]
+    levels = (0.0,) if clean else (0.0, criterion.radius)
+    return [_outcome(criterion, group, pool) for pool in pools(valid, levels, largest=clean)]
 
 
-def _outcome(criterion: Criterion, one: Chosen) -> Outcome:
-    found = _measured(criterion, one, _rung(criterion, one) or 0)
-    doubts = () if one.row.standing in ("ranked", "control") else one.row.reasons
-    estimate = found.estimate
-    if estimate is None or math.isnan(judged := _end(criterion, estimate)):
-        why = found.why or f"{criterion.metric} is undefined here"
-        return Outcome(
-            heading=plain(one.board.dataset.heading),
-            anchor=one.anchor,
-            verdict="not tested",
-            why=why,
-            doubts=doubts,
-            records=found.records or one.ids,
-        )
-    held = judged - criterion.limit if criterion.higher else criterion.limit - judged
-    return Outcome(
-        heading=plain(one.board.dataset.heading),
-        anchor=one.anchor,
-        verdict="met" if held >= -ROUNDING else "not met",
-        judged=judged,
-        estimate=estimate,
-        doubts=doubts,
-        records=found.records,
+def _outcome(criterion: Criterion, group: _Group, pool: Pool) -> Outcome:
+    found = measured(criterion, pool)
+    home = [one for one in group.boards if pool.home.record.case_id in one.ids]
+    rest = [one for one in group.boards if one not in home]
+    if criterion.attack == "clean":  # flags of attacks are none of the clean images
+        rest = [one for one in rest if one.row.standing == "invalid"]
+    else:
+        rest = [one for one in rest if set(one.ids) & set(pool.ids)]
+    boards = home + rest
+    outcome = Outcome(
+        heading=plain(pool.card.heading),
+        anchor=boards[0].anchor,
+        verdict="not tested",
+        images=len(pool.images),
+        single=found.single,
+        doubts=(*_doubts(boards), *map(plain, found.doubts)),
+        records=found.records or pool.ids,
     )
+    estimate = found.estimate
+    if estimate is None or math.isnan(judged := judged_end(criterion, estimate)):
+        why = plain(found.why or f"{criterion.metric} is undefined here")
+        return outcome.model_copy(update={"why": why})
+    held = judged - criterion.limit if criterion.higher else criterion.limit - judged
+    verdict: Verdict = "met" if held >= -ROUNDING else "not met"
+    return outcome.model_copy(update={"verdict": verdict, "judged": judged, "estimate": estimate})
 
 
-def _end(criterion: Criterion, estimate: Estimate) -> float:
-    """Return the number of an estimate that a criterion judges."""
-    return {"low": estimate.low, "value": estimate.value, "high": estimate.high}[
-        criterion.judged_on
-    ]
-
-
-def _measured(criterion: Criterion, one: Chosen, rung: int) -> Found:
-    """Return the estimate of a criterion's metric on a board, image by image where that is kept."""
-    narrowed = _under(criterion, one)
-    runs = valid_runs(narrowed.row)
-    ids = tuple(run.record.case_id for run in runs)
-    if not runs:
-        return Found(None, one.ids, "a record of it is invalid, or its attacker was oblivious")
-    card, metric = one.board.dataset, criterion.metric
-    if metric == one.board.score.metric:
-        every = (one.row.clean, *one.row.worst)
-        if narrowed is one:
-            return Found(every[rung], ids)
-        columns = [one.row.scores[column][rung - 1] for column in narrowed.runs]
-        return Found(min(columns, key=lambda estimate: _end(criterion, estimate)), ids)
-    kept = {
-        found.name: found
-        for made in (recalls, directed_flips, region_dice)
-        for found in made(narrowed.row, card)
-    }
-    if metric in kept and not (rung == 0 and metric.startswith("flips")):
-        return Found(kept[metric].estimates[rung], ids)
-    worst = hardest(runs, metric, rung, higher=criterion.higher, end=criterion.judged_on)
-    if worst is None:
-        return Found(None, ids, f"the records hold no {metric} of {plain(card.title)}")
-    return Found(worst[0], (worst[1].record.case_id,))
+def _doubts(boards: list[Chosen]) -> tuple[str, ...]:
+    reasons = [r for one in boards if one.row.standing not in _FINE for r in one.row.reasons]
+    return tuple(dict.fromkeys(reasons))

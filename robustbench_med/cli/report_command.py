@@ -75,7 +75,8 @@ def _records(folder: Path) -> tuple[list[Stored], list[str]]:
     from robustbench_med.bench import store
 
     folders = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
-    folders = [one for one in folders if any(one.glob("*/record.json"))]
+    files = ("*/record.json", "*/samples.parquet")  # either may be lost
+    folders = [one for one in folders if any(any(one.glob(file)) for file in files)]
     if not folders:
         raise ResultsError(f"expected records below {folder}, got none: run a suite first")
     read = [store.read_all(one) for one in folders]
@@ -87,6 +88,8 @@ def _verdicts(criteria: Any, console: Console) -> None:  # noqa: ANN401 - of the
         doubted = " (doubted)" if one.doubted else ""
         line = f"{one.number} {one.verdict}{doubted}: {one.words}"
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+        for why in dict.fromkeys(outcome.why for outcome in one.outcomes if outcome.why):
+            console.print(f"   {why}", highlight=False, soft_wrap=True, markup=False)
     if criteria.written_after:
         line = f"{criteria.file} is younger than the first record: written after the results"
         console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -115,3 +116,31 @@ def test_a_damaged_record_is_named_and_costs_exit_code_1(call: Called, folder: P
     assert f"not read: expected a readable record in {damaged.parent}" in call.out
     page = (folder / f"report-{VICTIM}.html").read_text()
     assert "1 record in the folder could not be read" in page
+
+
+def test_a_damaged_record_does_not_make_a_model_look_stronger(call: Called, folder: Path) -> None:
+    """What is met without it is doubted, on the terminal and in both files."""
+    path = Path("plan.toml")
+    path.write_text(GOOD)
+    assert call("--victim", VICTIM, folder, "--criteria", path) == 0
+    assert "C1 met: " in call.out
+    damaged = sorted((folder / "quick").iterdir())[0] / "record.json"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    assert call("--victim", VICTIM, folder, "--criteria", path) == 1
+    assert "C1 met (doubted): " in call.out
+    held = json.loads((folder / f"report-{VICTIM}.json").read_text())
+    assert str(damaged.parent) in held["unreadable"][0]
+    assert held["criteria"]["judged"][0]["doubted"]
+
+
+def test_the_command_in_a_report_makes_it_again(call: Called, folder: Path) -> None:
+    path = Path("it's a plan.toml")
+    path.write_text(GOOD)
+    assert call("--victim", VICTIM, folder, "--criteria", path) == 0
+    made = folder / f"report-{VICTIM}.json"
+    first = made.read_bytes()
+    made.unlink()
+    words = shlex.split(json.loads(first)["command"])
+    assert words[:4] == ["python", "-m", "robustbench_med", "report"]
+    assert call(*words[4:]) == 0
+    assert made.read_bytes() == first

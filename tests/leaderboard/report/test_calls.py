@@ -8,25 +8,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leaderboard.board import Board, Row
-from leaderboard.rank import boards
 from leaderboard.report.calls import Kept, directed_flips, recalls, region_dice
+from leaderboard.report.chosen import choose
+from leaderboard.report.pool import Pool, board_pool
 from robustbench_med.bench import store
 from robustbench_med.bench.record import Stored
 from tests.leaderboard.planted import DATASETS
 from tests.leaderboard.planted_masks import BRAIN, make_masks
 from tests.leaderboard.planted_shields import GUARD, WRAPPED, detecting, wrapped
 
-from .planted import SENSITIVITY, SPECIFICITY, N, pair, wilson
+from .planted import SENSITIVITY, SPECIFICITY, VICTIM, N, pair, wilson
 
 Maker = Callable[..., Stored]
 RESULTS = Path(__file__).parents[3] / "results"
 
 
-def only(records: list[Stored]) -> tuple[Board, Row]:
-    (board,) = boards(records)
-    (row,) = board.rows
-    return board, row
+def only(records: list[Stored]) -> Pool:
+    """Return the runs of the one board that records make."""
+    chosen = choose(records, records[0].record.case.victim)
+    found = board_pool(chosen[0], chosen)
+    assert found is not None
+    return found
 
 
 def named(found: list[Kept]) -> dict[str, Kept]:
@@ -34,8 +36,8 @@ def named(found: list[Kept]) -> dict[str, Kept]:
 
 
 def test_an_image_is_found_only_if_every_attack_leaves_it(make_stored: Maker) -> None:
-    board, row = only(pair(make_stored))
-    found = named(recalls(row, board.dataset))
+    pool = only(pair(make_stored))
+    found = named(recalls(pool))
     assert found["sensitivity"].counts == SENSITIVITY
     assert found["specificity"].counts == SPECIFICITY
     assert found["recall[opacity]"].estimates == found["sensitivity"].estimates
@@ -46,8 +48,8 @@ def test_an_image_is_found_only_if_every_attack_leaves_it(make_stored: Maker) ->
 
 
 def test_flips_count_each_direction_of_the_images_right_when_clean(make_stored: Maker) -> None:
-    board, row = only(pair(make_stored))
-    found = named(directed_flips(row, board.dataset))
+    pool = only(pair(make_stored))
+    found = named(directed_flips(pool))
     hidden, planted = found["flips_to_normal"], found["flips_to_disease"]
     assert (hidden.n, hidden.counts) == (10, (0, 2, 3, 3, 3, 3))
     assert (planted.n, planted.counts) == (9, (0, 0, 0, 2, 2, 2))  # image 0 was wrong before
@@ -61,16 +63,16 @@ def test_an_image_wrong_when_clean_does_not_flip_though_it_is_attacked(make_stor
     """A targeted attack works on images called wrong as well."""
     stored = make_stored([0, 0, 1, 1, 6, 6], case={"objective": "targeted(target=0)"})
     samples = stored.samples.assign(attacked=True)
-    board, row = only([stored._replace(samples=samples)])
-    found = named(directed_flips(row, board.dataset))
+    pool = only([stored._replace(samples=samples)])
+    found = named(directed_flips(pool))
     assert [(kept.n, kept.counts[1]) for kept in found.values()] == [(2, 1), (2, 1)]
 
 
 def test_known_patients_widen_the_interval(make_stored: Maker) -> None:
     found = []
     for patients in (False, True):
-        board, row = only(pair(make_stored, patients=patients))
-        found.append(named(recalls(row, board.dataset))["sensitivity"].estimates[2])
+        pool = only(pair(make_stored, patients=patients))
+        found.append(named(recalls(pool))["sensitivity"].estimates[2])
     assert found[0].value == found[1].value
     assert found[1].high - found[1].low > found[0].high - found[0].low
 
@@ -90,35 +92,34 @@ def test_findings_have_recalls_and_flips_each(make_stored: Maker) -> None:
         for t, i, r in zip(truth, place, rung, strict=True)
     ]
     samples["truth"], samples["prediction"] = truth, called
-    board, row = only([stored._replace(samples=samples)])
-    every = named(recalls(row, board.dataset))
+    pool = only([stored._replace(samples=samples)])
+    every = named(recalls(pool))
     assert every["recall[nodule]"].counts == (10, 8, 8, 8, 8, 8)
     assert every["recall[effusion]"].n == 0
     assert np.isnan(every["recall[effusion]"].estimates[0].value)
-    turned = named(directed_flips(row, board.dataset))
+    turned = named(directed_flips(pool))
     assert (turned["flips_to_normal"].n, turned["flips_to_normal"].counts[1]) == (10, 2)
     assert (turned["flips_to_disease"].n, turned["flips_to_disease"].counts[2]) == (N, 1)
 
 
 def test_without_a_healthy_class_there_is_neither(make_stored: Maker) -> None:
     card = DATASETS[1].model_copy(update={"normal": None})
-    board, row = only(pair(make_stored, dataset=card))
-    assert [kept.name for kept in recalls(row, board.dataset)] == [
+    pool = only(pair(make_stored, dataset=card))
+    assert [kept.name for kept in recalls(pool)] == [
         "recall[clear]",
         "recall[opacity]",
     ]
-    assert directed_flips(row, board.dataset) == []
+    assert directed_flips(pool) == []
 
 
 def test_an_oblivious_attacker_does_not_count(make_stored: Maker) -> None:
     known = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.7, 0.1))
     blind = wrapped(make_stored, [1] * 10, GUARD, record=detecting(0.9, 0.8), knowledge="oblivious")
-    board, row = only([known, blind])
-    alone, first = only([known])
-    assert recalls(row, board.dataset) == recalls(first, alone.dataset)
-    board, row = only([blind])
-    assert recalls(row, board.dataset) == []
-    assert directed_flips(row, board.dataset) == []
+    pool = only([known, blind])
+    first = only([known])
+    assert recalls(pool) == recalls(first)
+    chosen = choose([blind], VICTIM)
+    assert board_pool(chosen[0], chosen) is None
 
 
 def test_the_dice_of_a_region_is_the_lowest_of_each_image(make_stored: Maker) -> None:
@@ -128,13 +129,13 @@ def test_the_dice_of_a_region_is_the_lowest_of_each_image(make_stored: Maker) ->
         make_masks(make_stored, one, attack="pgd"),
         make_masks(make_stored, other, attack="segpgd"),
     ]
-    board, row = only(records)
-    found = named(region_dice(row, board.dataset))
+    pool = only(records)
+    found = named(region_dice(pool))
     assert list(found) == [f"dice[{name}]" for name in BRAIN.parts]
     values = [estimate.value for estimate in found["dice[whole tumour]"].estimates]
     assert values == pytest.approx([0.9, 0.4, 0.4])
     assert found["dice[enhancing tumour]"].estimates[2].value == pytest.approx(0.1)
-    assert recalls(row, board.dataset) == directed_flips(row, board.dataset) == []
+    assert recalls(pool) == directed_flips(pool) == []
 
 
 @pytest.mark.slow
@@ -144,8 +145,8 @@ def test_a_single_record_gives_its_own_metrics() -> None:
     for stored in store.read_all(RESULTS / "attacks")[0]:
         if stored.record.dataset_card.task == "segmentation":
             continue
-        board, row = only([stored])
-        for kept in recalls(row, board.dataset) + directed_flips(row, board.dataset):
+        pool = only([stored])
+        for kept in recalls(pool) + directed_flips(pool):
             for estimate, rung in zip(kept.estimates, stored.record.rungs, strict=True):
                 if kept.name in rung.metrics:
                     own = rung.metrics[kept.name]

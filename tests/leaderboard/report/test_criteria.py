@@ -56,6 +56,8 @@ def judged(records: list[Stored], folder: Path, table: str, victim: str = VICTIM
         (GOOD.replace('eps = "2/255"', ""), "expected eps with every attack but 'clean', got none"),
         (GOOD.replace("2/255", "two"), "eps: expected a number such as 0.01 or 2/255, got 'two'"),
         (GOOD.replace("2/255", "0"), "expected eps > 0, got '0'"),
+        (GOOD.replace('"2/255"', "2"), "expected eps <= 1 with linf (white is 1), got 2: perhaps"),
+        (GOOD + "images = 100", "criterion 1: expected a known key, got 'images'"),
         (GOOD + 'norm = "l7"', "norm: Input should be"),
         (GOOD + 'threat = "magic"', "threat: Input should be"),
         ('at_least = 0.5\neps = "2/255"', "metric: Field required"),

@@ -6,23 +6,28 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from leaderboard.board import Board
 from leaderboard.report import read_criteria, write_report
 from leaderboard.report.document import Report
+from leaderboard.score import score_of
 from leaderboard.text import interval, number
 from robustbench_med.bench import store
 from robustbench_med.bench.record import Stored
 from robustbench_med.errors import ResultsError, UnknownNameError
 from tests.leaderboard.field import QUERIES, raised
-from tests.leaderboard.planted import VICTIMS
+from tests.leaderboard.planted import DATASETS, VICTIMS
 from tests.leaderboard.planted_masks import make_masks
 from tests.leaderboard.planted_shields import GUARD, WRAPPED, detecting, wrapped
 
-from .planted import ACCURACY, SENSITIVITY, VICTIM, N, made, page, pair, rows
+from .planted import ACCURACY, SENSITIVITY, TABLE, VICTIM, N, made, page, pair, rows
+from .test_worst_case import TARGETED, graded
 
 Maker = Callable[..., Stored]
 
@@ -164,8 +169,77 @@ def test_flags_and_missing_pictures_are_said(make_stored: Maker, tmp_path: Path)
     assert "measured 3 of 12 images, allowed 1" in html
     assert "2 images exceed their radius" in html
     assert "No pictures are stored with these records" in html
-    assert "1 record in the folder could not be read" in html
+    assert "1 record in the folder could not be read.</strong>" in html
+    assert html.index("expected a readable record in x, got: y") < html.index('id="identity"')
+    held = json.loads(written.json.read_text())
+    assert held["unreadable"] == ["expected a readable record in x, got: y"]
     assert "B1</a> (flagged, 2 reasons)" in html
+
+
+def test_what_could_not_be_read_doubts_every_verdict(
+    make_stored: Maker, tmp_path: Path, criteria: Path
+) -> None:
+    """The record lost may be of the attack that breaks most."""
+    given = read_criteria(criteria)
+    whole = made(pair(make_stored), tmp_path, criteria=given)
+    assert whole.document.criteria is not None
+    assert not any(one.doubted for one in whole.document.criteria.judged)
+    assert whole.document.unreadable == ()
+    assert "no doubt raised" in page(whole)
+    written = made(pair(make_stored), tmp_path, criteria=given, unreadable=["x", "y"])
+    assert written.document.criteria is not None
+    assert all(one.doubted for one in written.document.criteria.judged)
+    html = page(written)
+    assert "2 records in the folder could not be read and may be of this model" in html
+    assert "no doubt raised" not in html
+
+
+def test_calls_that_no_attack_aims_at_are_said_to_be_no_worst_case(
+    make_stored: Maker, tmp_path: Path
+) -> None:
+    written = made([graded(make_stored, 1)], tmp_path / "a")
+    (board,) = written.document.boards
+    aimed = {line.name: line.aimed for line in (*board.calls, *board.flips)}
+    assert [name for name, held in aimed.items() if not held] == ["sensitivity", "flips_to_normal"]
+    assert len(board.unaimed) == 1
+    html = page(written)
+    assert html.count("no attack aims at it: no worst case") == 2
+    assert "The rows marked are no worst case" in html
+    assert "--objective &#39;targeted(target=0)&#39;" in html
+    records = [graded(make_stored, 1), graded(make_stored, 0, case=TARGETED)]
+    written = made(records, tmp_path / "b")
+    for board in written.document.boards:  # both hold what either attack lowers
+        assert board.unaimed == ()
+        lines = {line.name: line for line in board.calls}
+        assert lines["sensitivity"].cells[1].estimate.value == 0
+        assert set(lines["sensitivity"].cells[1].records) == {r.record.case_id for r in records}
+    assert "no attack aims at it" not in page(written)
+
+
+def test_a_clean_score_that_is_1_by_construction_is_left_out(
+    make_stored: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = replace(score_of(DATASETS[1], "untargeted"), clean="")
+    monkeypatch.setattr(Board, "score", property(lambda _: scored))
+    written = made(pair(make_stored), tmp_path)
+    (board,) = written.document.boards
+    assert [cell.eps for cell in board.worst.cells] == list(board.ladder)
+    (row,) = [row for row in rows(page(written), "board-1-worst") if "Worst case" in row[0]]
+    assert row[1] == "–"
+    worst = f"{100 * ACCURACY[board.headline + 1] / N:.1f}"
+    glance = page(written).split('class="metrics evidence glance"')[1].split("</table>")[0]
+    assert f'<span class="v">{worst}</span>' in glance
+
+
+def test_the_report_is_made_again_by_its_command(make_stored: Maker, tmp_path: Path) -> None:
+    base, path = tmp_path / "my records", tmp_path / "it's a plan.toml"
+    base.mkdir()
+    path.write_text(TABLE)
+    records = [store.read(store.write(base, s.record, s.samples, {})) for s in pair(make_stored)]
+    given = read_criteria(path)
+    command = made(records, tmp_path, criteria=given).document.command
+    words = ["report", "--victim", VICTIM, str(base), "--criteria", str(path)]
+    assert shlex.split(command) == ["python", "-m", "robustbench_med", *words]
 
 
 def test_what_could_not_be_scored_is_shown_as_such(make_stored: Maker, tmp_path: Path) -> None:

@@ -1,0 +1,176 @@
+"""Aim: which goals an attacker must have had before a share of calls is a worst case. Pure.
+
+An untargeted attack stops at any wrong call. With two classes that is the other one; with more it
+is usually another grade, and of findings another finding, so that a sensitivity left standing says
+nothing: no attack tried to lower it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from robustbench_med.bench.case import Case
+from robustbench_med.bench.record import Stored
+from robustbench_med.cards import DatasetCard
+
+from ..objective import called, read
+from ..text import plain
+
+Goal = tuple[str, tuple[tuple[str, object], ...]]
+_ANY: Goal = ("untargeted", ())
+_MISSED = ("sensitivity", "flips_to_normal")  # disease called healthy
+_OF_FINDINGS = (
+    "sensitivity",
+    "specificity",
+    "flips_to_normal",
+    "flips_to_disease",
+    "balanced_accuracy",
+    "f1",
+)
+
+
+class Need(NamedTuple):
+    """Goals one of which an attacker must have had; the first is the one to run."""
+
+    goals: tuple[Goal, ...]
+    words: str
+
+
+def goal_of(objective: str) -> Goal:
+    """Return an objective in a form that spaces and the order of parameters do not change."""
+    aim = read(objective)
+    return (aim.name or objective, tuple(sorted(aim.parameters.items())))
+
+
+def spell(name: str, parameters: Mapping[str, object]) -> str:
+    """Return a spec as a command line takes it.
+
+    >>> spell("targeted", {"target": 0}), spell("untargeted", {})
+    ('targeted(target=0)', 'untargeted')
+    """
+    told = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
+    return f"{name}({told})" if told else name
+
+
+def needs(metric: str, card: DatasetCard) -> list[Need]:
+    """Return what must have been tried for a share of calls; empty where any goal will do."""
+    base, _, part = metric.partition("[")
+    part = part.removesuffix("]")
+    if card.task == "multi_label":
+        return _of_findings(base, part, card)
+    if card.task == "segmentation":
+        return _of_masks(base, part, card)
+    if base in _MISSED and card.normal is not None:
+        toward = _targeted(card.normal)
+        name = called(card.classes[card.normal])
+        goals = (_ANY, toward) if card.binary else (toward,)
+        return [Need(goals, f"a wrong call of “{name}”")]
+    if base in ("specificity", "flips_to_disease") and card.binary and card.normal is not None:
+        return [Need((_ANY, _targeted(1 - card.normal)), "any wrong call")]
+    if base == "recall" and card.binary and part in card.classes:
+        return [Need((_ANY, _targeted(1 - card.classes.index(part))), "any wrong call")]
+    return [Need((_ANY,), "any wrong call")]
+
+
+def _targeted(k: int) -> Goal:
+    return ("targeted", (("target", k),))
+
+
+def _of_findings(base: str, part: str, card: DatasetCard) -> list[Need]:
+    if base == "recall":
+        places = [j for j, name in enumerate(card.classes) if name == part]
+    else:
+        places = list(range(len(card.classes))) if base in _OF_FINDINGS else []
+    if base == "accuracy":
+        return [Need((_ANY,), "any wrong call")]
+    alone = (_ANY,) if len(card.classes) == 1 else ()
+    return [
+        Need(
+            (("finding", (("index", j),)), *alone),
+            f"“{called(card.classes[j])}” called wrong",
+        )
+        for j in places
+    ]
+
+
+def _of_masks(base: str, part: str, card: DatasetCard) -> list[Need]:
+    if part not in card.parts or base not in ("dice", "iou"):
+        return []
+    alone = (_ANY,) if len(card.parts) == 1 else ()
+    return [Need((("region", (("name", part),)), *alone), f"“{called(part)}” spoilt")]
+
+
+def toward(need: Need, runs: Iterable[Stored]) -> list[Stored]:
+    """Return the runs whose attacker had one of the goals needed."""
+    return [run for run in runs if goal_of(run.record.case.objective) in need.goals]
+
+
+def lacking(metric: str, card: DatasetCard, runs: list[Stored]) -> list[Need]:
+    """Return the needs of a metric that no run meets."""
+    return [need for need in needs(metric, card) if not toward(need, runs)]
+
+
+def untested(missing: list[Need], runs: list[Stored]) -> str:
+    """Return why a share is no worst case, and the command that would make it one.
+
+    Args:
+        missing: of `lacking`; at least one.
+        runs: those there are; the command is made like theirs.
+    """
+    wanted = [spell(goal[0], dict(goal[1])) for goal in (need.goals[0] for need in missing)]
+    said = "; ".join(need.words for need in missing)
+    lax = any(goal_of(run.record.case.objective) == _ANY for run in runs)
+    stops = ": one who wants any wrong call stops at the first he finds" if lax else ""
+    how = "; ".join(command(runs, objective) for objective in wanted)
+    return (
+        f"no attack aims at it{stops}, and no record of all these images and radii is of an "
+        f"attacker who wants {said} ({', '.join(wanted)}). Run: {how}"
+    )
+
+
+def command(runs: list[Stored], objective: str) -> str:
+    """Return the command that makes the like of a run for another goal: of one by steps, if any."""
+    laddered = [r for r in runs if r.record.attack_card.rungs == "descend"]
+    run = next((r for r in laddered if r.record.attack_card.effort), (*laddered, *runs)[0])
+    case, made = run.record.case, _suite(run.record.provenance.command)
+    words = [*made, "--dataset", case.dataset, "--victim", case.victim]
+    words += ["--attack", spell(case.attack, _stated(run)), "--norm", case.norm]
+    words += ["--eps", ",".join(_radius(e, case) for e in case.ladder)]
+    other = {
+        "--budget": (case.budget, "absolute"),
+        "--defense": (case.defense, "none"),
+        "--surrogate": (case.surrogate, None),
+        "--operating-point": (case.operating_point, "youden"),
+        "--draws": (case.draws, 1),
+        "-n": (case.n, None),
+    }
+    for flag, (value, default) in other.items():
+        words += [] if value == default else [flag, str(value)]
+    return plain(shlex.join([*words, "--objective", objective]))
+
+
+def _radius(eps: float, case: Case) -> str:
+    grey = case.norm == "linf" and case.budget == "absolute"
+    return f"{eps * 255:.6g}/255" if grey else f"{eps:.6g}"
+
+
+def _stated(run: Stored) -> dict[str, object]:
+    """Return the parameters of a run that are not the defaults of its card."""
+    case, card = run.record.case, run.record.attack_card
+    return {k: v for k, v in case.parameters.items() if v != card.parameters.get(k)}
+
+
+def _suite(made: str) -> list[str]:
+    """Return the start of a command that made a record: the suite, and where its data lies."""
+    start = ["python", "-m", "robustbench_med", "run"]
+    try:
+        words = shlex.split(made)
+    except ValueError:
+        words = []
+    if words[: len(start)] != start:
+        return start
+    suite = [word for word in words[len(start) : len(start) + 1] if not word.startswith("-")]
+    data = words.index("--data") if "--data" in words[:-1] else None
+    return [*start, *suite, *([] if data is None else words[data : data + 2])]

@@ -1,0 +1,187 @@
+"""Pool: what runs of one model leave of the same images, over boards, ladders and objectives. Pure.
+
+A worst case of all attacks must not depend on how runs were split over boards: two attacks on two
+ladders that share a radius, or after two goals, act on the same images. At each image counts the
+worst of all runs that tried it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robustbench_med.bench.case import Case
+from robustbench_med.bench.record import Estimate, Stored
+from robustbench_med.cards import DatasetCard
+
+from ..board import Row
+from ..rank import knowing
+from ..worst_case import image_table, lowest, means, owners_of
+from .chosen import Chosen
+
+Bools = NDArray[np.bool_]
+Reader = Callable[[Stored], NDArray[Any]]  # of a run: a value a row of its samples table
+
+
+class Pool(NamedTuple):
+    """Runs of one model on the same images.
+
+    Attributes:
+        runs: valid ones, of attackers who know what they attack; the first saw all the images.
+        images: the worst case is taken over these; a run that did not try one leaves it as it is.
+        levels: radii, 0 (the clean image) first; a run counts at those on its ladder.
+    """
+
+    runs: tuple[Stored, ...]
+    images: pd.Index[Any]
+    levels: tuple[float, ...]
+
+    @property
+    def home(self) -> Stored:
+        """A run that saw all the images."""
+        return self.runs[0]
+
+    @property
+    def card(self) -> DatasetCard:
+        """Of the data."""
+        return self.home.record.dataset_card
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Case ids."""
+        return tuple(run.record.case_id for run in self.runs)
+
+    @property
+    def owners(self) -> NDArray[np.character] | None:
+        """The patient of each image; None where they are not known."""
+        return owners_of(pd.DataFrame(index=self.images), self.home)
+
+    def fit(self, run: Stored, table: pd.DataFrame) -> pd.DataFrame:
+        """Return a table of a run on the pool's images and radii; 1, the best, where not tried."""
+        own = (0.0, *run.record.case.ladder)
+        found = np.ones((len(self.images), len(self.levels)), dtype=table.to_numpy().dtype)
+        at = self.images.get_indexer(table.index)
+        values = table.to_numpy()
+        for column, level in enumerate(self.levels):
+            if (rung := rung_of(level, own)) is not None:
+                found[at[at >= 0], column] = values[at >= 0, rung]
+        return pd.DataFrame(found, index=self.images)
+
+    def worst(self, values: Reader) -> pd.DataFrame:
+        """Return the lowest value of each image over the runs: a row an image, a column a level."""
+        tables = [self.fit(run, image_table(run, values(run))) for run in self.runs]
+        return lowest(tables)
+
+    def clean(self, values: Reader) -> NDArray[Any]:
+        """Return what the clean row of each image says, `(images,)`."""
+        table = image_table(self.home, values(self.home))
+        found: NDArray[Any] = table[0].loc[self.images].to_numpy()
+        return found
+
+    @property
+    def attacked(self) -> Bools:
+        """Which images some run attacked, `(images,)`."""
+        every = [self.fit(run, ~image_table(run, _attacked(run)))[0] for run in self.runs]
+        found: Bools = ~np.logical_and.reduce([one.to_numpy(dtype=bool) for one in every])
+        return found
+
+    def means(self, table: pd.DataFrame) -> tuple[Estimate, ...]:
+        """Return the mean of each column with its interval."""
+        return means(table, self.home)
+
+    def covering(self) -> list[Stored]:
+        """Return the runs that tried every image at every level."""
+        return [
+            run
+            for run in self.runs
+            if self.images.isin(images_of(run)).all()
+            and all(rung_of(e, (0.0, *run.record.case.ladder)) is not None for e in self.levels)
+        ]
+
+
+def _attacked(run: Stored) -> Bools:
+    found: Bools = run.samples["attacked"].to_numpy(dtype=bool)
+    return found
+
+
+def rung_of(eps: float, levels: Iterable[float]) -> int | None:
+    """Return the place of a radius; None where it is not there.
+
+    >>> rung_of(2 / 255, (0.0, 1 / 255, 2 / 255)), rung_of(0.5, (0.0,))
+    (2, None)
+    """
+    same = (i for i, e in enumerate(levels) if math.isclose(e, eps, rel_tol=1e-6))
+    return next(same, None)
+
+
+def images_of(run: Stored) -> pd.Index[Any]:
+    """Return the images of a run, sorted."""
+    found: pd.Index[Any] = pd.Index(pd.factorize(run.samples["sample"], sort=True)[1])
+    return found
+
+
+def valid_runs(row: Row) -> list[Stored]:
+    """Return the runs that a worst case is taken over; none where one of all is invalid."""
+    if any(run.record.status != "ok" for run in row.runs.values()):
+        return []
+    return list(knowing(row.runs).values())
+
+
+def alike(case: Case) -> tuple[object, ...]:
+    """Return what runs share whose images may be held together: all but attack, goal and ladder."""
+    judged = (case.victim_sha256, case.operating_point, case.draws)
+    bare = case.defense == "none"  # then training images are those of an attack or a budget
+    shield = (case.defense, case.defense_version, "" if bare else case.train_sha256)
+    touched = tuple(sorted(case.channels.items()))
+    change = (case.threat, case.norm, case.budget, touched)
+    return (case.dataset, case.data_sha256, case.split, *judged, *shield, *change)
+
+
+def pools(runs: list[Stored], levels: tuple[float, ...], *, largest: bool = False) -> list[Pool]:
+    """Return a pool for each set of images among runs that are `alike`.
+
+    Args:
+        runs: valid ones.
+        levels: radii, 0 first.
+        largest: leave out sets that lie in another one.
+    """
+    sets: dict[tuple[str, ...], list[Stored]] = {}
+    for run in runs:
+        sets.setdefault(tuple(map(str, images_of(run))), []).append(run)
+    found = []
+    for images, own in sets.items():
+        if largest and any(set(images) < set(other) for other in sets):
+            continue
+        index = images_of(own[0])
+        rest = [r for r in runs if r not in own and index.isin(images_of(r)).any()]
+        found.append(Pool((*own, *rest), index, levels))
+    return found
+
+
+def board_pool(one: Chosen, chosen: Iterable[Chosen]) -> Pool | None:
+    """Return the runs of a board and those of other goals on its images; None where it has none.
+
+    Args:
+        one: the board.
+        chosen: all boards of the model.
+    """
+    own = valid_runs(one.row)
+    if not own:
+        return None
+    images = images_of(own[0])
+    for run in own[1:]:
+        images = images[images.isin(images_of(run))]
+    key = alike(own[0].record.case)
+    others = [
+        run
+        for other in chosen
+        if other.anchor != one.anchor
+        for run in valid_runs(other.row)
+        if alike(run.record.case) == key and images.isin(images_of(run)).any()
+    ]
+    return Pool((*own, *others), images, (0.0, *one.board.ladder))

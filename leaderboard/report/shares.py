@@ -1,0 +1,142 @@
+"""Shares: scores of all calls under the worst of all attacks, image by image. Pure.
+
+Each image is taken as called by the attack that does it most harm, one class or finding at a time;
+the score is that of these calls. Metrics that no image has a value of (AUC, distances between
+contours) are not here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robustbench_med import stats
+from robustbench_med.bench.record import Estimate, Stored
+
+from .calls import held, is_, kept, region, rest
+from .pool import Bools, Pool
+
+Floats = NDArray[np.float64]
+_Score = Callable[[Floats, int], Floats]  # of weights, an entry a row of them, at a level
+
+
+def accuracy(pool: Pool) -> tuple[Estimate, ...]:
+    """Return the share of images right when clean and under every attack; of masks, the Dice."""
+    masks = pool.card.task == "segmentation"
+    dtype = np.float64 if masks else np.bool_
+    worst = pool.worst(lambda run: run.samples["correct"].to_numpy(dtype=dtype))
+    return pool.means(worst)
+
+
+def success(pool: Pool) -> tuple[Estimate, ...]:
+    """Return the share of the images attacked that any attack broke."""
+    stands = pool.worst(lambda run: ~run.samples["broken"].to_numpy(dtype=bool))
+    return kept("attack_success", "", stands[pool.attacked], pool, lost=True).estimates
+
+
+def target_dice(pool: Pool) -> tuple[Estimate, ...]:
+    """Return how much any attack had drawn of its target, mean over the images attacked."""
+    left = pool.worst(lambda run: 1 - run.samples["target_dice"].to_numpy(dtype=np.float64))
+    return tuple(map(rest, pool.means(left[pool.attacked])))
+
+
+def dice(pool: Pool, place: int) -> tuple[Estimate, ...]:
+    """Return the worst Dice of a region."""
+    return pool.means(pool.worst(lambda run: region(run, place)))
+
+
+def iou(pool: Pool, place: int | None = None) -> tuple[Estimate, ...]:
+    """Return the worst IoU of a region, or the mean over regions; of one mask it is d / (2 - d)."""
+    parts = range(len(pool.card.parts)) if place is None else (place,)
+
+    def read(run: Stored) -> Floats:
+        dice = np.stack([region(run, j) for j in parts])
+        found: Floats = (dice / (2 - dice)).mean(0)
+        return found
+
+    return pool.means(pool.worst(read))
+
+
+def balanced_accuracy(pool: Pool) -> tuple[Estimate, ...]:
+    """Return the mean over classes of their worst-case recalls; of findings also over absence."""
+    card = pool.card
+    if card.task == "multi_label":
+        return _mean(pool, [held(pool, is_(v), is_(v), j) for j in _all(pool) for v in (1, 0)])
+    sides = [held(pool, is_(k), is_(k)) for k in _all(pool)]
+    return _mean(pool, [side for side in sides if side[0].any()])
+
+
+def of_findings(pool: Pool, there: int) -> tuple[Estimate, ...]:
+    """Return the mean over findings of the recall of presence (1) or absence (0)."""
+    return _mean(pool, [held(pool, is_(there), is_(there), j) for j in _all(pool)])
+
+
+def _all(pool: Pool) -> range:
+    return range(len(pool.card.classes))
+
+
+def _mean(pool: Pool, sides: list[tuple[Bools, pd.DataFrame]]) -> tuple[Estimate, ...]:
+    among = np.logical_or.reduce([there for there, _ in sides]) if sides else np.zeros(0, bool)
+    if not among.any():
+        return tuple(stats.UNDEFINED for _ in pool.levels)
+    weights = stats.resamples(len(pool.images), pool.owners)
+    some = pool.card.task == "single_label"  # a class that a resample missed is left out
+
+    def shares(w: Floats, column: int) -> Floats:
+        each = [
+            (w @ (there & worst[column].to_numpy(dtype=bool))) / (w @ there)
+            for there, worst in sides
+        ]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            found: Floats = np.nanmean(each, axis=0) if some else np.mean(each, axis=0)
+        return found
+
+    return _levels(pool, shares, weights, among)
+
+
+def f1(pool: Pool) -> tuple[Estimate, ...]:
+    """Return F1 where each image is called as harms it most; of two classes, or mean of findings.
+
+    F1 rises with each case found and falls with each false alarm, so the worst call of each image
+    is the worst for the score.
+    """
+    card = pool.card
+    if card.task == "multi_label":
+        columns = [
+            (held(pool, is_(1), is_(1), j), held(pool, is_(0), is_(0), j)) for j in _all(pool)
+        ]
+    else:
+        ill = 1 - (card.normal or 0)
+        columns = [(held(pool, is_(ill), is_(ill)), held(pool, is_(1 - ill), is_(1 - ill)))]
+
+    def scores(w: Floats, column: int) -> Floats:
+        each = []
+        for (there, found), (absent, quiet) in columns:
+            hit = there & found[column].to_numpy(dtype=bool)
+            alarm = absent & ~quiet[column].to_numpy(dtype=bool)
+            score = 2 * (w @ hit) / (w @ there + w @ hit + w @ alarm)
+            each.append(np.where(w @ there > 0, score, np.nan))
+        found_: Floats = np.mean(each, axis=0)
+        return found_
+
+    weights = stats.resamples(len(pool.images), pool.owners)
+    among = np.logical_or.reduce([one[0] | other[0] for one, other in columns])
+    return _levels(pool, scores, weights, among)
+
+
+def _levels(pool: Pool, score: _Score, weights: Floats, among: Bools) -> tuple[Estimate, ...]:
+    """Return a score of weighted images at each level with its interval over patients."""
+    once = np.ones((1, len(pool.images)))
+    found = []
+    for column in range(len(pool.levels)):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            value = float(score(once, column)[0])
+            repeats = score(weights, column)
+        patients = stats.patients_of(weights, among)
+        found.append(stats.interval(value, repeats, patients=patients))
+    return tuple(found)
