@@ -306,7 +306,9 @@ def _invalid(record: Record, planned: Planned, device: str) -> Finding:
     except InvalidOutputError as error:  # where it is not caught: while drawing pictures
         return Finding("match", lines=(str(error),))
     if again.status == "invalid":
-        return Finding("match", lines=(again.reason,))
+        other = (name for name in _CARDS if getattr(record, name) != getattr(again, name))
+        lines = [f"{name} is not that of the case" for name in other]
+        return Finding("mismatch" if lines else "match", lines=(*lines, again.reason))
     return Finding("mismatch", lines=(f"recorded as invalid ({record.reason}), and it ran",))
 
 
