@@ -80,7 +80,7 @@ def contradictions(stored: Stored) -> list[str]:
         ResultsError: a column of another kind than its name says.
     """
     try:
-        return [*_metrics(stored), *_rest(stored)]
+        return [*_metrics(stored), *_right(stored), *_rest(stored)]
     except (TypeError, ValueError, IndexError) as error:
         first = str(error).splitlines()[0]
         raise ResultsError(
@@ -97,6 +97,21 @@ def _metrics(stored: Stored) -> Iterator[str]:
                     f"{plain(name)} at eps {written(rung.eps)}: the record says {shown(claimed)}, "
                     f"its own samples {shown(found)}"
                 )
+
+
+def _right(stored: Stored) -> Iterator[str]:
+    """Yield a line where `correct` is not what the other columns say; not behind a detector."""
+    table = stored.samples
+    if stored.record.dataset_card.task == "segmentation":
+        said, of = [float(np.mean(one)) for one in table["scores"]], "the mean of scores"
+    elif "suspicion" in table.columns:
+        return
+    else:
+        truth, called = (np.array(list(table[name])) for name in ("truth", "prediction"))
+        found = (called == truth) | (truth < 0)
+        said, of = list(found.all(1) if found.ndim == 2 else found), "whether prediction is truth"
+    if not all(map(same, said, table["correct"])):
+        yield f"correct of the samples is not {of}"
 
 
 def _rest(stored: Stored) -> Iterator[str]:

@@ -134,8 +134,8 @@ def compare(stored: Stored, claim: _Claim, own: list[str]) -> Finding:
         return Finding("mismatch", lines=_few([*own, "the samples are not those of the record"]))
     other = _other(stored.samples, claim)
     differing = int(stored.samples.loc[other, "sample"].nunique())
-    lines = [*own, *_fixed(record, claim), *_columns(stored, claim, other)]
-    lines += _metrics(record, claim, outcomes=differing > 0)
+    lines = [*own, *_fixed(record, claim), *_metrics(record, claim, outcomes=differing > 0)]
+    lines += _columns(stored, claim, other)
     if not differing:
         kept = _entries(record, claim.loose)
         lines += differences(kept, claim.loose, rtol=_NEAR["rtol"])
@@ -283,9 +283,7 @@ def _metrics(record: Record, claim: _Claim, *, outcomes: bool) -> Iterator[str]:
             if not same(tuple(want), tuple(got), **near) and not (
                 outcomes and _alike(name, want, got)
             ):
-                yield (
-                    f"{plain(name)} {where}: recorded {shown(want)}, recomputed {shown(got)}"
-                )
+                yield (f"{plain(name)} {where}: recorded {shown(want)}, recomputed {shown(got)}")
 
 
 def _alike(name: str, want: Estimate, got: Estimate) -> bool:

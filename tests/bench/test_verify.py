@@ -46,7 +46,7 @@ def made(folder: Path, *, images: bool = True, **changed: Any) -> Stored:  # noq
         "victims": [save_timm(folder / "mine.safetensors")],
         "attacks": ["pgd(steps=5)"],
         "norm": "linf",
-        "ladder": ["0.02/255", "0.1/255", "8/255"],
+        "ladder": ["0.02/255", "0.6/255", "8/255"],
     }
     planned, broken = plan(suite_of(**grid | changed))
     assert not broken, broken
@@ -147,7 +147,7 @@ def test_an_image_is_saved_once_at_the_lowest_radius_it_breaks(kept: Stored) -> 
 def test_one_other_outcome_lies_within_the_interval(kept: Stored) -> None:
     def stand(samples: pd.DataFrame) -> None:
         share = samples.groupby("eps")["broken"].mean()
-        middle = samples["eps"] == (share - 0.4).abs().idxmin()
+        middle = samples["eps"] == (share - 0.15).abs().idxmin()
         row = samples.index[samples["broken"] & middle][0]
         samples.loc[row, ["broken", "correct"]] = [False, True]
         samples["prediction"] = samples["prediction"].mask(samples.index == row, samples["truth"])
@@ -163,7 +163,8 @@ def test_one_other_outcome_lies_within_the_interval(kept: Stored) -> None:
 
 def test_a_claim_that_is_too_good_is_a_mismatch_with_both_values(kept: Stored) -> None:
     def stand(samples: pd.DataFrame) -> None:
-        samples.loc[samples["eps"] > 0, "correct"] = samples["truth"] == samples["truth"]
+        samples.loc[samples["eps"] > 0, "correct"] = True
+        samples.loc[samples["eps"] > 0, "prediction"] = samples["truth"]
         samples.loc[samples["eps"] > 0, "broken"] = False
 
     for images in (False, True):
@@ -212,7 +213,7 @@ def _set(name: str, value: object) -> Callable[[pd.DataFrame], None]:
 
 
 def _swapped(samples: pd.DataFrame) -> None:
-    samples["eps"] = samples["eps"].replace({1e-4: 1e-4, 8 / 255: 0.1 / 255, 0.1 / 255: 8 / 255})
+    samples["eps"] = samples["eps"].replace({8 / 255: 0.6 / 255, 0.6 / 255: 8 / 255})
 
 
 SAMPLES = {  # a column each, and whether saved images show it
@@ -322,11 +323,9 @@ def edited_alone(stored: Stored, name: str, value: object) -> Stored:
     return stored._replace(samples=samples)
 
 
-def test_a_record_that_names_code_is_refused_unless_asked_for(
-    kept: Stored, tmp_path: Path
-) -> None:
+def test_a_record_that_names_code_is_refused_unless_asked_for(kept: Stored, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
-    (tmp_path / "net.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    (tmp_path / "net.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
     for field in ("victim", "surrogate"):
         case = kept.record.case.model_copy(update={field: f"{tmp_path}/net.py:make"})
         foreign = kept._replace(record=kept.record.model_copy(update={"case": case}))
@@ -346,7 +345,9 @@ def test_a_metric_edited_alone_contradicts_its_samples(kept: Stored) -> None:
     record = kept.record.model_copy(update={"rungs": (*kept.record.rungs[:-1], rung)})
     found = verify(Stored(record, kept.samples, kept.folder))
     assert found.word == "mismatch"
-    assert any("the record says 0.990, its own samples" in line for line in found.lines)
+    assert any(
+        "the record says 0.990 [0.000, 1.000], its own samples" in line for line in found.lines
+    )
 
 
 def test_other_weights_and_other_images_are_said_plainly(tmp_path: Path) -> None:
@@ -471,5 +472,14 @@ def test_an_invalid_record_matches_where_the_case_is_invalid_still(tmp_path: Pat
     poisoned = again.case.model_copy(
         update={"victim_sha256": replan(again.case).case.victim_sha256}
     )
-    record = again.model_copy(update={"case": poisoned, "case_id": poisoned.id})
+    card = replan(again.case).model
+    record = again.model_copy(update={"case": poisoned, "case_id": poisoned.id, "model_card": card})
     assert verify(Stored(record, stored.samples, stored.folder)).word == "match"
+    other = card.model_copy(update={"title": "Better"})
+    lying = Stored(record.model_copy(update={"model_card": other}), stored.samples, stored.folder)
+    assert verify(lying).lines[0] == "model_card is not that of the case"
+
+
+def test_correct_is_what_prediction_says(kept: Stored) -> None:
+    found = contradictions(edited_alone(kept, "correct", True))
+    assert found == ["correct of the samples is not whether prediction is truth"]
