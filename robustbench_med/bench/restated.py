@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pandas.api.types import is_numeric_dtype
 
 from robustbench_med import stats
 from robustbench_med.bench.differ import line, plain, same, written
@@ -36,6 +37,7 @@ _COLUMNS = (  # of every samples table, see Stored
     "ssim",
     "psnr",
 )
+_NUMBERS = ("eps", "correct", "l2", "linf", "distance", "ssim", "psnr")
 _OF_IMAGES = ("sample", "patient", "truth", "attacked", "distance")  # the same at every radius
 
 
@@ -45,6 +47,11 @@ def misshapen(stored: Stored) -> list[str]:
     missing = [name for name in _COLUMNS if name not in table.columns]
     if missing:
         return [f"the samples have no column {', '.join(missing)}"]
+    wrong = [name for name in _NUMBERS if not is_numeric_dtype(table[name])]
+    wrong += [name for name in ("attacked", "broken") if table[name].dtype != np.bool_]
+    wrong += [] if all(isinstance(one, str) for one in table["sample"]) else ["sample"]
+    if wrong:
+        return [f"the samples have a column of another kind than its name says: {wrong[0]}"]
     ladder = (0.0, *record.case.ladder)
     lines = []
     if [rung.eps for rung in record.rungs] != list(ladder):
@@ -71,7 +78,7 @@ def misshapen(stored: Stored) -> list[str]:
 
 
 def contradictions(stored: Stored) -> list[str]:
-    """Return where a scored record says something else than its own samples and checks, a line each.
+    """Return where a scored record contradicts its own samples and checks, a line each.
 
     Args:
         stored: of which `misshapen` says nothing.

@@ -40,8 +40,8 @@ class Drop(NamedTuple):
         n: images.
         patients: of them; `n` where images are independent.
         p: probability of such a drop or a larger one, were nothing changed.
-        needed: images that show a drop of this size with 80 % power; None where there is no drop, or
-            so few patients that none could be shown.
+        needed: images that show a drop of this size with 80 % power; None where there is no drop,
+            or so few patients that none could be shown.
         smallest: smallest drop that `n` images show with 80 % power; NaN where not even losing
             every image would, or nothing is known of the spread.
         half: images that show a drop half as large as the smallest; None where that is not known.

@@ -245,10 +245,10 @@ def _moved(before: Case, now: Case) -> Case:
     names = {}
     if _own_data(before.dataset) and _own_data(now.dataset):
         names["dataset"] = before.dataset
-    for field in ("victim", "surrogate"):
-        pair = [getattr(one, field) for one in (before, now)]
+    for role in ("victim", "surrogate"):
+        pair = [getattr(one, role) for one in (before, now)]
         if all(name is not None and registry.is_own(name) for name in pair):
-            names[field] = pair[0]
+            names[role] = pair[0]
     return now.model_copy(update=names)
 
 

@@ -311,6 +311,9 @@ def test_a_foreign_table_is_a_mismatch_or_one_line(kept: Stored) -> None:
     assert found.lines == ("the samples have no column broken",)
     found = verify(kept._replace(samples=kept.samples.iloc[:-1]))
     assert found.lines == ("the samples have 95 rows, expected 24 x 4 radii",)
+    for name in ("eps", "broken", "attacked", "sample", "distance"):
+        found = verify(edited_alone(kept, name, [["x"]] * len(kept.samples)))
+        assert found.lines[0].endswith(f"of another kind than its name says: {name}")
     without = kept.record.model_copy(update={"audit": None})
     assert "an audit and a cost" in verify(kept._replace(record=without)).lines[0]
     with pytest.raises(ResultsError, match="expected a samples table that can be scored in"):
