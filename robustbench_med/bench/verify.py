@@ -10,33 +10,22 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robustbench_med import registry
-from robustbench_med.bench import saved, score
+from robustbench_med.bench.claim import CARDS, FOUND, Claim, entries, of_images, of_rerun
 from robustbench_med.bench.differ import EXACT, differences, line, plain, same, written
-from robustbench_med.bench.execute import Outcome
 from robustbench_med.bench.plan import Planned
-from robustbench_med.bench.record import Estimate, Record, Rung, Stored
+from robustbench_med.bench.record import Estimate, Record, Stored
 from robustbench_med.bench.rerun import changed, replan, run_again
 from robustbench_med.bench.restated import contradictions, misshapen, shown
-from robustbench_med.bench.runner import device_of, prepared
-from robustbench_med.bench.surrogate import blind
-from robustbench_med.bench.walk import walk
-from robustbench_med.bench.wrapped import wrapping_of
 from robustbench_med.errors import ChecksumError, InvalidOutputError
 
 _MOST = 12  # lines that say what differs
 _OUTCOMES = ("broken", "correct", "prediction", "rejected")
 _FIXED = ("truth", "patient", "attacked")  # of an image, whatever the outcome
 _MEASURED = ("scores", "suspicion", "target_dice", "l2", "linf", "distance", "ssim", "psnr")
-_CARDS = ("dataset_card", "model_card", "attack_card", "defense_card")
-_BUDGET = ("norm", "over_budget", "tolerance", "bit_depth")  # of the audit
 # of every image: what an attack arrives at, where float32 sums are rounded otherwise
 _NEAR = {"rtol": 0.02, "atol": 1e-6}
 _SCORED = {"rtol": 0.0, "atol": 0.01}  # of what is made of scores, or of ranks among them
 _SCORES = ("scores", "suspicion", "auc", "auroc", "tpr_at_1", "tpr_at_5", "caught")
-_FOUND = ("ssim", "psnr", "l2", "linf")  # metrics that are means of what was measured
-_SHOWN = ("attack_success", *_FOUND)  # what saved images show whatever the objective
-_DECIDED = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1")
 
 
 class Finding(NamedTuple):
@@ -54,34 +43,6 @@ class Finding(NamedTuple):
     differing: int = 0
     samples: int = 0
     lines: tuple[str, ...] = ()
-
-
-class _Claim(NamedTuple):
-    """What was recomputed of a record.
-
-    Attributes:
-        samples: the table.
-        rungs: the metrics.
-        fixed: entries of the record that no machine changes.
-        loose: entries that are other where outcomes are.
-        saved: whether it comes of saved images: nothing is known of samples that stand.
-        masks: whether the victim calls masks.
-        decided: whether a sample that stands is called as its clean image.
-    """
-
-    samples: pd.DataFrame
-    rungs: tuple[Rung, ...]
-    fixed: dict[str, Any]
-    loose: dict[str, Any]
-    saved: bool = False
-    masks: bool = False
-    decided: bool = True
-
-    def shows(self, metric: str, eps: float) -> bool:
-        """Whether a metric at a radius can be recomputed."""
-        if not self.saved or self.masks or eps == 0:
-            return True
-        return metric in _SHOWN or (self.decided and metric in _DECIDED)
 
 
 def verify(
@@ -120,14 +81,14 @@ def verify(
         return Finding("mismatch", lines=_few(lines))
     own = contradictions(stored)
     if images:
-        return compare(stored, _from_images(stored, planned, device), own)
+        return compare(stored, of_images(stored, planned, device), own)
     again = run_again(planned, device=device)
     if again.record.status == "invalid":
         return Finding("mismatch", lines=(f"the case is invalid now: {again.record.reason}",))
-    return compare(stored, _from_rerun(again), own)
+    return compare(stored, of_rerun(again), own)
 
 
-def compare(stored: Stored, claim: _Claim, own: list[str]) -> Finding:
+def compare(stored: Stored, claim: Claim, own: list[str]) -> Finding:
     """Return whether what was recomputed is what a record says; `own` are its contradictions."""
     record, n = stored.record, stored.record.n
     if list(stored.samples["sample"]) != list(claim.samples["sample"]):
@@ -137,69 +98,15 @@ def compare(stored: Stored, claim: _Claim, own: list[str]) -> Finding:
     lines = [*own, *_fixed(record, claim), *_metrics(record, claim, outcomes=differing > 0)]
     lines += _columns(stored, claim, other)
     if not differing:
-        kept = _entries(record, claim.loose)
+        kept = entries(record, claim.loose)
         lines += differences(kept, claim.loose, rtol=_NEAR["rtol"])
     word: Literal["match", "within interval"] = "within interval" if differing else "match"
     return Finding("mismatch" if lines else word, differing, n, _few(lines))
 
 
-def _from_rerun(again: Outcome) -> _Claim:
-    record = again.record
-    whole = record.model_dump()
-    loose = {name: whole[name] for name in ("distance", "spread", "certificate", "ladder_audit")}
-    loose |= {"flags": whole["flags"], "checks": whole["checks"]}
-    loose["audit"] = {k: v for k, v in (whole["audit"] or {}).items() if k not in _BUDGET}
-    case = record.case
-    if case.surrogate is None and not blind(case):  # else victims share what was crafted, and paid
-        loose["cost"] = {name: whole["cost"][name] for name in ("forward", "backward")}
-    fixed = {name: whole[name] for name in ("schema_version", "n", "patients", "notes", *_CARDS)}
-    fixed |= {name: whole[name] for name in ("threshold", "radii", "status", "reason")}
-    fixed["audit"] = {name: whole["audit"][name] for name in _BUDGET}
-    fixed["checks"] = [(one["name"], one["threshold"]) for one in whole["checks"]]
-    return _Claim(again.samples, record.rungs, fixed, loose)
-
-
-def _from_images(stored: Stored, planned: Planned, device: str) -> _Claim:
-    """Return what the saved images show; what was asked of the attack itself is not asked again."""
-    case, card = stored.record.case, planned.data.card
-    kept = saved.read(Path(stored.folder), stored.record.images)
-    ready = prepared(planned, device_of(device))
-    run = walk(planned, ready, saved=kept)
-    found = score.score(case, ready, run)
-    patients = ready.batch.patients
-    audit = found.audit.model_dump()
-    defense = wrapping_of(case.defense).card
-    fixed = {
-        "n": len(ready.batch),
-        "patients": None if patients is None else len(set(patients.tolist())),
-        "threshold": found.threshold,
-        "radii": run.radii,
-        "audit": {name: audit[name] for name in _BUDGET},
-        "dataset_card": card.model_dump(),
-        "model_card": ready.card.model_dump(),
-        "attack_card": registry.find("attacks", case.attack).model_dump(),
-        "defense_card": None if defense is None else defense.model_dump(),
-    }
-    loose = {"audit": {"survives_rounding": audit["survives_rounding"]}}
-    whole = case.objective == "untargeted"
-    masks = card.task == "segmentation"
-    return _Claim(found.samples, found.rungs, fixed, loose, True, masks, whole)
-
-
-def _entries(record: Record, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Return those entries of a record that were recomputed."""
-    whole = record.model_dump()
-    found = {}
-    for name, value in wanted.items():
-        found[name] = whole[name]
-        if name in ("audit", "cost"):  # of which a part was
-            found[name] = {key: one for key, one in whole[name].items() if key in value}
-    return found
-
-
-def _fixed(record: Record, claim: _Claim) -> Iterator[str]:
+def _fixed(record: Record, claim: Claim) -> Iterator[str]:
     """Yield where entries differ that no machine changes."""
-    kept = _entries(record, claim.fixed)
+    kept = entries(record, claim.fixed)
     if "checks" in kept:
         kept["checks"] = [(one["name"], one["threshold"]) for one in kept["checks"]]
     for name, value in claim.fixed.items():
@@ -215,7 +122,7 @@ def _fixed(record: Record, claim: _Claim) -> Iterator[str]:
         yield f"{claim.fixed['audit']['over_budget']} images lie outside their ball"
 
 
-def _other(before: pd.DataFrame, claim: _Claim) -> NDArray[np.bool_]:
+def _other(before: pd.DataFrame, claim: Claim) -> NDArray[np.bool_]:
     """Return which rows have another outcome."""
     names: tuple[str, ...] = _OUTCOMES
     if claim.saved:
@@ -228,7 +135,7 @@ def _other(before: pd.DataFrame, claim: _Claim) -> NDArray[np.bool_]:
     return other
 
 
-def _columns(stored: Stored, claim: _Claim, other: NDArray[np.bool_]) -> Iterator[str]:
+def _columns(stored: Stored, claim: Claim, other: NDArray[np.bool_]) -> Iterator[str]:
     """Yield a line for every column whose values are not those recomputed, where they are known."""
     before, after = stored.samples, claim.samples
     if set(before.columns) != set(after.columns):
@@ -269,7 +176,7 @@ def _value(value: Any) -> object:  # noqa: ANN401 - of any column
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
-def _metrics(record: Record, claim: _Claim, *, outcomes: bool) -> Iterator[str]:
+def _metrics(record: Record, claim: Claim, *, outcomes: bool) -> Iterator[str]:
     """Yield the metrics that are not as recorded: beyond chance, where outcomes differ."""
     for recorded, again in zip(record.rungs, claim.rungs, strict=True):
         where = f"at eps {written(recorded.eps)}"
@@ -279,7 +186,7 @@ def _metrics(record: Record, claim: _Claim, *, outcomes: bool) -> Iterator[str]:
             got = again.metrics.get(name)
             if got is None or not claim.shows(name, recorded.eps):
                 continue
-            near = _SCORED if name in _SCORES else _NEAR if name in _FOUND else {}
+            near = _SCORED if name in _SCORES else _NEAR if name in FOUND else {}
             if not same(tuple(want), tuple(got), **near) and not (
                 outcomes and _alike(name, want, got)
             ):
@@ -293,7 +200,7 @@ def _alike(name: str, want: Estimate, got: Estimate) -> bool:
     """
     if np.isnan(want.value) or np.isnan(got.value):  # of no image in one, and of some in the other
         both = bool(np.isnan(want.value) and np.isnan(got.value))
-        return both or name in _FOUND or name.startswith("flips")
+        return both or name in FOUND or name.startswith("flips")
     pairs = ((want, got), (got, want))
     return all(b.low - EXACT <= a.value <= b.high + EXACT for a, b in pairs)
 
@@ -304,7 +211,7 @@ def _invalid(record: Record, planned: Planned, device: str) -> Finding:
     except InvalidOutputError as error:  # where it is not caught: while drawing pictures
         return Finding("match", lines=(str(error),))
     if again.status == "invalid":
-        other = (name for name in _CARDS if getattr(record, name) != getattr(again, name))
+        other = (name for name in CARDS if getattr(record, name) != getattr(again, name))
         lines = [f"{name} is not that of the case" for name in other]
         return Finding("mismatch" if lines else "match", lines=(*lines, again.reason))
     return Finding("mismatch", lines=(f"recorded as invalid ({record.reason}), and it ran",))
