@@ -111,8 +111,9 @@ def _fixed(record: Record, claim: Claim) -> Iterator[str]:
         kept["checks"] = [(one["name"], one["threshold"]) for one in kept["checks"]]
     for name, value in claim.fixed.items():
         if name == "checks":
+            was, now = ([one for one, _ in part] for part in (kept[name], value))
             if kept[name] != value:
-                yield line("checks", *([one for one, _ in part] for part in (kept[name], value)))
+                yield line("checks", was, now)
         elif name == "threshold":  # chosen among scores
             yield from differences({name: kept[name]}, {name: value}, atol=1e-3)
         else:
