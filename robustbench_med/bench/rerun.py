@@ -10,6 +10,7 @@ from robustbench_med.bench.plan import Planned, plan
 from robustbench_med.bench.runner import device_of, prepared
 from robustbench_med.bench.suite import Grid, Suite
 from robustbench_med.errors import SpecError
+from robustbench_med.models.code import factory_of
 from robustbench_med.spec import Spec
 
 # fields of a case that may differ from the record's once it is planned again, in words
@@ -25,16 +26,24 @@ _WORDS = {
 }
 
 
-def replan(case: Case, *, data: Path | None = None) -> Planned:
+def replan(case: Case, *, data: Path | None = None, code: bool = False) -> Planned:
     """Return a case planned again: the same choices, what they stand for here and now.
 
     Args:
         case: of a record.
         data: folder with the files of real datasets.
+        code: execute the Python file that the case names as its victim or surrogate, if any.
 
     Raises:
+        SpecError: it names one, and `code` is not given: a record is foreign.
         BenchError: its victim, attack or data cannot be had.
     """
+    for name in (case.victim, case.surrogate):
+        if not code and name is not None and factory_of(name):
+            raise SpecError(
+                f"expected a record that runs no code of its own, got one that executes {name!r}: "
+                "read that file, and pass --run-code if you trust it"
+            )
     suite = Suite(name="again", title="Again", seed=case.seed, grids=(_grid_of(case),))
     planned, broken = plan(suite, data=data)
     if broken:
@@ -50,7 +59,7 @@ def run_again(planned: Planned, *, images: bool = False, device: str = "cpu") ->
     return execute(
         planned,
         lambda: prepared(planned, where),
-        command=f"python -m robustbench_med verify {planned.case.id}",
+        command="",  # written nowhere
         examples=0,
         images=images,
         device=str(where),

@@ -130,6 +130,17 @@ def read(folder: Path, entry: Entry | None) -> Saved:
         )
     try:
         tensors = load(content)
-        return Saved(tensors["images"], tensors["which"])
+        images, which = tensors["images"], tensors["which"]
     except (SafetensorError, KeyError, ValueError) as error:
         raise ResultsError(f"expected images and which in {path}, got: {error}") from None
+    if images.dtype != torch.float32 or which.dtype != torch.int32 or which.ndim != 2:
+        raise ResultsError(
+            f"expected images of float32 and which of int32 by rung and sample in {path}, got "
+            f"{images.dtype} and {which.dtype} of shape {tuple(which.shape)}"
+        )
+    if which.numel() and not -1 <= int(which.min()) <= int(which.max()) < len(images):
+        raise ResultsError(
+            f"expected which in -1..{len(images) - 1} in {path}, got {int(which.min())}.."
+            f"{int(which.max())}"
+        )
+    return Saved(images, which)

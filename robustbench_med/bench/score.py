@@ -62,7 +62,7 @@ def score(case: Case, ready: Prepared, run: Run) -> Scores:
         told = tell(case, ready, _answers(ready, attacked, columns), aimed, weights)
         table = _table(ready, run, columns, eps, told)
         tables.append(table)
-        metrics = told.metrics | _of_attack(table, clusters, weights)
+        metrics = told.metrics | of_attack(table, clusters, weights)
         if ready.suspicion is not None:
             right = table["correct"].to_numpy(dtype=float)
             # the others are of calls, rejected or not: beside an accuracy that counts rejections
@@ -166,7 +166,7 @@ def _spread(
     return spread
 
 
-def _of_attack(
+def of_attack(
     table: pd.DataFrame,
     clusters: NDArray[np.character] | None,
     weights: NDArray[np.float64],

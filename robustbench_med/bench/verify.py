@@ -2,46 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from robustbench_med.bench import saved, score
+from robustbench_med.bench.claim import CARDS, FOUND, Claim, entries, of_images, of_rerun
+from robustbench_med.bench.differ import EXACT, differences, line, plain, same, written
 from robustbench_med.bench.plan import Planned
-from robustbench_med.bench.record import Audit, Record, Rung, Stored
+from robustbench_med.bench.record import Estimate, Record, Stored
 from robustbench_med.bench.rerun import changed, replan, run_again
-from robustbench_med.bench.runner import device_of, prepared
-from robustbench_med.bench.walk import walk
+from robustbench_med.bench.restated import contradictions, misshapen, shown
 from robustbench_med.errors import ChecksumError, InvalidOutputError
 
-# what a record claims; how visible a perturbation is, and regions one by one, are details of it
-HEADLINE = (
-    "accuracy",
-    "balanced_accuracy",
-    "sensitivity",
-    "specificity",
-    "auc",
-    "attack_success",
-    "dice",
-)
-_SHOWN = ("attack_success", "dice")  # what saved images show whatever the objective
-_DECIDED = (*_SHOWN, "accuracy", "balanced_accuracy", "sensitivity", "specificity")
-_GREY = 16  # radii up to so many grey levels are written in them
-_EXACT = 1e-6  # of a metric that is a function of outcomes
-_SCORED = 0.01  # of the AUC, which ranks float32 scores: other machines round them otherwise
+_MOST = 12  # lines that say what differs
+_OUTCOMES = ("broken", "correct", "prediction", "rejected")
+_FIXED = ("truth", "patient", "attacked")  # of an image, whatever the outcome
+_MEASURED = ("scores", "suspicion", "target_dice", "l2", "linf", "distance", "ssim", "psnr")
+# of every image: what an attack arrives at, where float32 sums are rounded otherwise
+_NEAR = {"rtol": 0.02, "atol": 1e-6}
+_SCORED = {"rtol": 0.0, "atol": 0.01}  # of what is made of scores, or of ranks among them
+_SCORES = ("scores", "suspicion", "auc", "auroc", "tpr_at_1", "tpr_at_5", "caught")
 
 
 class Finding(NamedTuple):
     """What recomputing a record found.
 
     Attributes:
-        word: match (every outcome is the record's), within interval (outcomes differ, and every
-            headline metric lies in the record's 95 % interval) or mismatch.
+        word: match (all is as recorded), within interval (outcomes differ, and every metric lies in
+            the 95 % interval recomputed, as what is recomputed does in the record's) or mismatch.
         differing: samples whose outcome is another at any radius.
         samples: how many there are.
-        lines: why, a reason each.
+        lines: why, a reason each, a dozen at most.
     """
 
     word: Literal["match", "within interval", "mismatch"]
@@ -50,16 +45,13 @@ class Finding(NamedTuple):
     lines: tuple[str, ...] = ()
 
 
-class _Claim(NamedTuple):
-    """Outcomes and the metrics made of them."""
-
-    samples: pd.DataFrame
-    rungs: tuple[Rung, ...]
-    audit: Audit | None
-
-
 def verify(
-    stored: Stored, *, data: Path | None = None, images: bool = False, device: str = "cpu"
+    stored: Stored,
+    *,
+    data: Path | None = None,
+    images: bool = False,
+    device: str = "cpu",
+    code: bool = False,
 ) -> Finding:
     """Recompute a record by running its case again, or from the images saved beside it.
 
@@ -71,69 +63,147 @@ def verify(
         images: judge the saved images and attack nothing. That checks every image said to be
             broken, its ball, and the counts; not that the others stand.
         device: as `run`.
+        code: execute the Python file that the case names, if it names one.
 
     Raises:
         BenchError: the case cannot be run here, or there are no such images.
     """
     record = stored.record
     try:
-        planned = replan(record.case, data=data)
+        planned = replan(record.case, data=data, code=code)
     except ChecksumError as error:
         return Finding("mismatch", lines=(str(error),))
     if lines := changed(record.case, planned.case):
-        return Finding("mismatch", lines=tuple(lines))
+        return Finding("mismatch", lines=_few(lines))
     if record.status == "invalid":
         return _invalid(record, planned, device)
-    if not images:
-        again = run_again(planned, device=device)
-        if again.record.status == "invalid":
-            return Finding("mismatch", lines=(f"the case is invalid now: {again.record.reason}",))
-        claim = _Claim(again.samples, again.record.rungs, again.record.audit)
-        return compare(stored, claim)
-    kept = saved.read(Path(stored.folder), record.images)
-    ready = prepared(planned, device_of(device))
-    found = score.score(record.case, ready, walk(planned, ready, saved=kept))
-    whole = record.case.objective == "untargeted"
-    return compare(
-        stored,
-        _Claim(found.samples, found.rungs, found.audit),
-        metrics=_DECIDED if whole else _SHOWN,
-        outcomes=("broken", "correct") if whole else ("broken",),
-    )
+    if lines := misshapen(stored):
+        return Finding("mismatch", lines=_few(lines))
+    own = contradictions(stored)
+    if images:
+        return compare(stored, of_images(stored, planned, device), own)
+    again = run_again(planned, device=device)
+    if again.record.status == "invalid":
+        return Finding("mismatch", lines=(f"the case is invalid now: {again.record.reason}",))
+    return compare(stored, of_rerun(again), own)
 
 
-def compare(
-    stored: Stored,
-    claim: _Claim,
-    *,
-    metrics: tuple[str, ...] = HEADLINE,
-    outcomes: tuple[str, ...] = ("broken", "correct", "prediction"),
-) -> Finding:
-    """Return whether recomputed outcomes and metrics are those of a record."""
-    record = stored.record
-    lines = _contradictions(stored)
+def compare(stored: Stored, claim: Claim, own: list[str]) -> Finding:
+    """Return whether what was recomputed is what a record says; `own` are its contradictions."""
+    record, n = stored.record, stored.record.n
     if list(stored.samples["sample"]) != list(claim.samples["sample"]):
-        return Finding("mismatch", lines=(*lines, "the samples are not those of the record"))
-    differing = _differing(stored.samples, claim.samples, outcomes)
-    n = stored.samples["sample"].nunique()
-    if claim.audit is not None and claim.audit.over_budget:
-        lines.append(f"{claim.audit.over_budget} images lie outside their ball")
-    for recorded, again in zip(record.rungs, claim.rungs, strict=True):
-        for name in metrics:
-            if name not in recorded.metrics:
-                continue
-            want, got = recorded.metrics[name], again.metrics[name].value
-            slack = _SCORED if name == "auc" else _EXACT
-            low, high = want.low - slack, want.high + slack
-            if not differing:  # then the metric is the same, or it was not made of these outcomes
-                low, high = want.value - slack, want.value + slack
-            if not (low <= got <= high or np.isnan(want.value) and np.isnan(got)):
-                lines.append(
-                    f"{name} at eps {written(recorded.eps)}: recorded {want.value:.3f} "
-                    f"[{want.low:.3f}, {want.high:.3f}], recomputed {got:.3f}"
-                )
+        return Finding("mismatch", lines=_few([*own, "the samples are not those of the record"]))
+    other = _other(stored.samples, claim)
+    differing = int(stored.samples.loc[other, "sample"].nunique())
+    lines = [*own, *_fixed(record, claim), *_metrics(record, claim, outcomes=differing > 0)]
+    lines += _columns(stored, claim, other)
+    if not differing:
+        kept = entries(record, claim.loose)
+        lines += differences(kept, claim.loose, rtol=_NEAR["rtol"])
     word: Literal["match", "within interval"] = "within interval" if differing else "match"
-    return Finding("mismatch" if lines else word, differing, n, tuple(lines))
+    return Finding("mismatch" if lines else word, differing, n, _few(lines))
+
+
+def _fixed(record: Record, claim: Claim) -> Iterator[str]:
+    """Yield where entries differ that no machine changes."""
+    kept = entries(record, claim.fixed)
+    if "checks" in kept:
+        kept["checks"] = [(one["name"], one["threshold"]) for one in kept["checks"]]
+    for name, value in claim.fixed.items():
+        if name == "checks":
+            was, now = ([one for one, _ in part] for part in (kept[name], value))
+            if kept[name] != value:
+                yield line("checks", was, now)
+        elif name == "threshold":  # chosen among scores
+            yield from differences({name: kept[name]}, {name: value}, atol=1e-3)
+        else:
+            near = 1e-4 if name == "radii" else 0.0
+            yield from differences({name: kept[name]}, {name: value}, rtol=near, atol=0.0)
+    if claim.fixed["audit"]["over_budget"]:
+        yield f"{claim.fixed['audit']['over_budget']} images lie outside their ball"
+
+
+def _other(before: pd.DataFrame, claim: Claim) -> NDArray[np.bool_]:
+    """Return which rows have another outcome."""
+    names: tuple[str, ...] = _OUTCOMES
+    if claim.saved:
+        names = ("broken", "correct") if claim.decided else ("broken",)
+    other = np.zeros(len(before), dtype=np.bool_)
+    for name in names:
+        if name in before and name in claim.samples:
+            pairs = zip(before[name], claim.samples[name], strict=True)
+            other |= np.array([not same(*pair) for pair in pairs], dtype=np.bool_)
+    return other
+
+
+def _columns(stored: Stored, claim: Claim, other: NDArray[np.bool_]) -> Iterator[str]:
+    """Yield a line for every column whose values are not those recomputed, where they are known."""
+    before, after = stored.samples, claim.samples
+    if set(before.columns) != set(after.columns):
+        yield line("columns of the samples", sorted(before.columns), sorted(after.columns))
+    clean = (before["eps"] == 0).to_numpy()
+    lost, found = before["broken"].to_numpy(bool), after["broken"].to_numpy(bool)
+    if claim.saved and (surplus := before.loc[found & ~lost, "sample"].nunique()):
+        yield f"the saved images break {surplus} samples said to stand"
+    strays = before["sample"].isin(before.loc[other, "sample"]).to_numpy()
+    everywhere = np.ones(len(before), dtype=np.bool_)
+    if claim.saved and not claim.masks:  # of an image that stands nothing was saved
+        known = clean | (lost & found)
+    else:
+        known = everywhere if claim.saved or not other.any() else clean & ~strays
+    for name in (*_FIXED, *_MEASURED, *_OUTCOMES):
+        if name not in before or name not in after or (name in _OUTCOMES and not claim.saved):
+            continue
+        rows = known & ~other if name in _OUTCOMES else known
+        if name in _FIXED:
+            rows = everywhere if name != "attacked" else ~strays
+        elif name == "distance" and claim.saved:  # of what broke within the ladder
+            rows = lost & found
+        yield from _column(name, before[rows], after[rows])
+
+
+def _column(name: str, before: pd.DataFrame, after: pd.DataFrame) -> Iterator[str]:
+    near = {} if name in (*_FIXED, *_OUTCOMES) else _SCORED if name in _SCORES else _NEAR
+    pairs = zip(before[name], after[name], strict=True)
+    differ = np.array([not same(*pair, **near) for pair in pairs], dtype=np.bool_)
+    if differ.any():
+        first, again = before[differ].iloc[0], after[differ].iloc[0]
+        where = f"{name} of {before.loc[differ, 'sample'].nunique()} samples, such as "
+        where += f"{plain(str(first['sample']))} at eps {written(float(first['eps']))}"
+        yield line(where, _value(first[name]), _value(again[name]))
+
+
+def _value(value: Any) -> object:  # noqa: ANN401 - of any column
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _metrics(record: Record, claim: Claim, *, outcomes: bool) -> Iterator[str]:
+    """Yield the metrics that are not as recorded: beyond chance, where outcomes differ."""
+    for recorded, again in zip(record.rungs, claim.rungs, strict=True):
+        where = f"at eps {written(recorded.eps)}"
+        if recorded.metrics.keys() != again.metrics.keys():
+            yield line(f"metrics {where}", sorted(recorded.metrics), sorted(again.metrics))
+        for name, want in recorded.metrics.items():
+            got = again.metrics.get(name)
+            if got is None or not claim.shows(name, recorded.eps):
+                continue
+            near = _SCORED if name in _SCORES else _NEAR if name in FOUND else {}
+            if not same(tuple(want), tuple(got), **near) and not (
+                outcomes and _alike(name, want, got)
+            ):
+                yield (f"{plain(name)} {where}: recorded {shown(want)}, recomputed {shown(got)}")
+
+
+def _alike(name: str, want: Estimate, got: Estimate) -> bool:
+    """Whether each of two estimates lies in the interval of the other.
+
+    The recorded interval alone would be the word of who wrote it.
+    """
+    if np.isnan(want.value) or np.isnan(got.value):  # of no image in one, and of some in the other
+        both = bool(np.isnan(want.value) and np.isnan(got.value))
+        return both or name in FOUND or name.startswith("flips")
+    pairs = ((want, got), (got, want))
+    return all(b.low - EXACT <= a.value <= b.high + EXACT for a, b in pairs)
 
 
 def _invalid(record: Record, planned: Planned, device: str) -> Finding:
@@ -142,46 +212,12 @@ def _invalid(record: Record, planned: Planned, device: str) -> Finding:
     except InvalidOutputError as error:  # where it is not caught: while drawing pictures
         return Finding("match", lines=(str(error),))
     if again.status == "invalid":
-        return Finding("match", lines=(again.reason,))
+        other = (name for name in CARDS if getattr(record, name) != getattr(again, name))
+        lines = [f"{name} is not that of the case" for name in other]
+        return Finding("mismatch" if lines else "match", lines=(*lines, again.reason))
     return Finding("mismatch", lines=(f"recorded as invalid ({record.reason}), and it ran",))
 
 
-def _differing(before: pd.DataFrame, after: pd.DataFrame, outcomes: tuple[str, ...]) -> int:
-    """Return how many samples have another outcome at any radius."""
-    other = np.zeros(len(before), dtype=bool)
-    for name in outcomes:
-        pairs = zip(before[name], after[name], strict=True)
-        other |= np.array([not np.allclose(a, b, atol=_EXACT, equal_nan=True) for a, b in pairs])
-    return int(before.loc[other, "sample"].nunique())
-
-
-def _contradictions(stored: Stored) -> list[str]:
-    """Return where the metrics of a record are not the means of its own samples table."""
-    lines = []
-    table = stored.samples
-    for i, rung in enumerate(stored.record.rungs):
-        rows = table.iloc[i * stored.record.n : (i + 1) * stored.record.n]
-        means = {
-            "accuracy": rows["correct"].mean(),
-            "dice": rows["correct"].mean(),
-            "attack_success": rows.loc[rows["attacked"], "broken"].mean(),
-        }
-        for name, mean in means.items():
-            want = rung.metrics.get(name)
-            if want is not None and not np.isclose(want.value, mean, atol=_EXACT, equal_nan=True):
-                lines.append(
-                    f"{name} at eps {written(rung.eps)}: the record says {want.value:.3f}, its own "
-                    f"samples {mean:.3f}"
-                )
-    return lines
-
-
-def written(eps: float) -> str:
-    """Return a radius as a person writes it.
-
-    >>> written(2 / 255), written(0.3)
-    ('2/255', '0.3')
-    """
-    levels = round(eps * 255 * 2) / 2
-    grey = 0 < levels <= _GREY and abs(eps * 255 - levels) < _EXACT
-    return f"{levels:g}/255" if grey else f"{eps:g}"
+def _few(lines: list[str]) -> tuple[str, ...]:
+    rest = len(lines) - _MOST
+    return tuple(lines if rest <= 0 else [*lines[: _MOST - 1], f"and {rest + 1} more"])

@@ -35,19 +35,30 @@ def verify(
             "--images", help="Judge the images that `run --save-images` kept; attack nothing."
         ),
     ] = False,
+    run_code: Annotated[
+        bool,
+        typer.Option(
+            "--run-code",
+            help="Execute the Python file that the record names as its model (FILE.py:FACTORY); "
+            "without it such a record is refused.",
+        ),
+    ] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
     """Recompute a record: match, within interval, or mismatch (exit code 1).
 
     Its case is run again, with the weights, data and versions it names; or, with --images, the
-    adversarial images beside it are judged.
+    adversarial images beside it are judged. All it says is compared, but where and when it was
+    made.
     """
     from robustbench_med.bench import store
     from robustbench_med.bench.verify import verify as recompute
 
     home = record_folder(record, results)
     stored = store.read(home)
-    finding = recompute(stored, data=data, images=images, device=device)
+    finding = recompute(stored, data=data, images=images, device=device, code=run_code)
+    if home.name == record:  # its id: say which was found
+        typer.echo(f"record: {home}")
     how = "from the saved images" if images else "by running the case again"
     typer.echo(f"{stored.record.case_id}  {stored.record.case.label}")
     typer.echo(f"{_verdict(finding)}, {how}")
@@ -62,6 +73,8 @@ def verify(
 def record_folder(record: str, results: Path) -> Path:
     """Return the folder of a record named by folder, file, or case id.
 
+    Of an id that lies in `results/local` too, where `run` writes, the committed record is taken.
+
     Raises:
         ResultsError: there is none, or the id lies in several folders.
     """
@@ -71,6 +84,8 @@ def record_folder(record: str, results: Path) -> Path:
     if path.is_dir():
         return path.resolve()
     found = sorted(results.rglob(f"{path.name}/record.json")) if path.name == record else []
+    local = results / choices.LOCAL.name
+    found = [one for one in found if not one.is_relative_to(local)] or found
     if len(found) == 1:
         return found[0].parent.resolve()
     if found:

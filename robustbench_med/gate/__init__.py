@@ -22,7 +22,7 @@ import pytest
 if TYPE_CHECKING:
     from robustbench_med.gate.fixture import Robustness
 
-_PROPERTY = "robustness"  # of a test's report: what it has to say though it passed
+_PROPERTY = "robustness"  # of a test's report: what it did beside
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -93,9 +93,10 @@ def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the gate wrote and what passed without being tested."""
-    reports = terminalreporter.getreports("passed")
-    lines = [line for one in reports for line in _lines(one.user_properties)]
+    """Print what the gate wrote, whatever became of the test."""
+    reports = (one for several in terminalreporter.stats.values() for one in several)
+    told = [one for one in reports if getattr(one, "when", "") == "call"]  # not what cleans up
+    lines = [line for one in told for line in _lines(one.user_properties)]
     if lines:
         terminalreporter.write_sep("-", "robustness")
         for line in lines:

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from robustbench_med.bench.differ import written
 from robustbench_med.bench.record import Stored
-from robustbench_med.bench.verify import written
 from robustbench_med.errors import ResultsError, SpecError
-from robustbench_med.gate.drop import LEVEL, Drop, drop_of
+from robustbench_med.gate.drop import LEVEL, Drop, drop_of, fewest, p_of
 from robustbench_med.stats import holm
 
 _WAYS: dict[str, tuple[int, ...]] = {"drop": (1,), "rise": (-1,), "either": (1, -1)}
@@ -63,23 +63,22 @@ def compare(
 ) -> Comparison:
     """Return whether the scores of `now` are those of the record, but for what chance explains.
 
-    Every radius of the ladder is tested, and Holm's correction keeps the level over all of them.
+    Clean and every radius of the ladder are tested, and Holm's correction keeps the level over all
+    of them.
 
     Args:
         recorded: the record.
         now: the same case, measured now.
         level: share of unchanged models that fail, at most.
         fails: at a "drop" (the model is weaker), a "rise" (the attack is), or "either".
-        eps: the only radius to test, in image units.
+        eps: the only radius to test, in image units; 0 = clean.
 
     Raises:
-        ResultsError: the images are not the same, or the model gave no usable answer.
-        SpecError: no such radius or direction.
+        ResultsError: the images are not the same, the model gave no usable answer, or no outcome
+            whatever could fail.
+        SpecError: no such radius, level or direction.
     """
-    if fails not in _WAYS:
-        raise SpecError(f"expected fails in {', '.join(_WAYS)}, got {fails!r}")
-    if not 0 < level < 1:
-        raise SpecError(f"expected level in (0,1), got {level!r}")
+    check_choices(level=level, fails=fails)
     for one in (recorded.record, now.record):
         if one.status == "invalid":
             raise ResultsError(f"expected a case that was scored, got an invalid one: {one.reason}")
@@ -89,20 +88,84 @@ def compare(
             f"expected the {before['sample'].nunique()} images of the record, got others "
             f"({after['sample'].nunique()})"
         )
-    ladder = recorded.record.case.ladder
+    ladder = (0.0, *recorded.record.case.ladder)
     radii = [one for one in ladder if eps is None or np.isclose(one, eps, rtol=1e-6)]
     if not radii:
         listed = ", ".join(map(written, ladder))
         raise SpecError(f"expected eps in the ladder of the record ({listed}), got {eps!r}")
     tests = [(one, way) for one in radii for way in _WAYS[fails]]
+    _check_able(before, tests, radii, level, fails)
     drops = [_drop(before, after, one, way, level / len(tests)) for one, way in tests]
     corrected = holm(np.array([one.p for one in drops])).tolist()
     rows = zip(tests, drops, corrected, strict=True)
     changes = [Change(*test, drop, p) for test, drop, p in rows]
     worst = min(changes, key=lambda one: (one.p, one.drop.p, -one.drop.size))
-    same = all(np.allclose(_scores(before, one), _scores(after, one)) for one in (0.0, *radii))
     text = _message(recorded, worst, len(tests))
-    return Comparison(worst.p > level, worst, same, text)
+    return Comparison(worst.p > level, worst, identical(recorded, now), text)
+
+
+def identical(recorded: Stored, now: Stored) -> bool:
+    """Return whether every image has the score it had, clean and at every radius."""
+    before, after = recorded.samples, now.samples
+    ladder = (0.0, *recorded.record.case.ladder)
+    return list(before["sample"]) == list(after["sample"]) and all(
+        np.allclose(_scores(before, one), _scores(after, one)) for one in ladder
+    )
+
+
+def check_choices(*, level: float = LEVEL, fails: str = "drop") -> None:
+    """Raise SpecError where there is no such level or direction."""
+    if fails not in _WAYS:
+        raise SpecError(f"expected fails in {', '.join(_WAYS)}, got {fails!r}")
+    if not isinstance(level, int | float) or not 0 < level < 1:
+        raise SpecError(f"expected level in (0,1), got {level!r}")
+
+
+def _check_able(
+    before: pd.DataFrame,
+    tests: list[tuple[float, int]],
+    radii: list[float],
+    level: float,
+    fails: str,
+) -> None:
+    """Raise ResultsError where not even the worst outcome would fail: every score lost, or gained.
+
+    A comparison that nothing can fail passes for ever and says nothing.
+    """
+    worst = np.array([_at_worst(before, *test) for test in tests])
+    if holm(worst).min() <= level:
+        return
+    owners = before.loc[before["eps"] == 0, "patient"]
+    owned = not owners.isna().any()
+    count = owners.nunique() if owned else len(owners)
+    noun = "patient" if owned else "image"
+    outcome = {"drop": "lost", "rise": "gained", "either": "lost or gained"}[fails]
+    narrower = []
+    if len(_WAYS[fails]) > 1 and holm(worst[::2]).min() <= level:
+        narrower.append("fails='drop'")
+    able = [eps for eps in radii if min(_p_at(worst, tests, eps)) * len(_WAYS[fails]) <= level]
+    if len(radii) > 1 and able:
+        said = written(able[0])
+        narrower.append(f"at={said if '/' in said else repr(able[0])}")
+    less = f", or ask less: {' or '.join(narrower)}" if narrower else ""
+    enough = fewest(level / len(tests))
+    more = f"take {enough} {noun}s or more" if enough > count else f"take other {noun}s"
+    raise ResultsError(
+        f"expected a comparison that some outcome fails, got {count} {noun}s where every score "
+        f"{outcome} has p = {holm(worst).min():.2g}, above the level {level:g} ({len(tests)} "
+        f"tests): {more}{less}"
+    )
+
+
+def _p_at(worst: NDArray[np.float64], tests: list[tuple[float, int]], eps: float) -> list[float]:
+    return [float(p) for p, (one, _) in zip(worst, tests, strict=True) if one == eps]
+
+
+def _at_worst(before: pd.DataFrame, eps: float, way: int) -> float:
+    """Return p of the worst outcome: every score at a radius lost, or, of a rise, gained."""
+    scores = _scores(before, eps)
+    found = (scores, np.zeros_like(scores)) if way > 0 else (np.ones_like(scores), scores)
+    return p_of(*found, _owners(before, eps))
 
 
 def _scores(samples: pd.DataFrame, eps: float) -> NDArray[np.float64]:
@@ -111,10 +174,14 @@ def _scores(samples: pd.DataFrame, eps: float) -> NDArray[np.float64]:
 
 
 def _drop(before: pd.DataFrame, after: pd.DataFrame, eps: float, way: int, level: float) -> Drop:
-    owners = before.loc[before["eps"] == eps, "patient"]
-    patients = None if owners.isna().any() else owners.to_numpy(str)
     first, second = (_scores(before, eps), _scores(after, eps))[::way]
-    return drop_of(first, second, patients, level=level)
+    return drop_of(first, second, _owners(before, eps), level=level)
+
+
+def _owners(samples: pd.DataFrame, eps: float) -> NDArray[np.character] | None:
+    """Return whose the images are; None where they are treated as independent."""
+    owners = samples.loc[samples["eps"] == eps, "patient"]
+    return None if owners.isna().any() else owners.to_numpy(str)
 
 
 def _message(recorded: Stored, change: Change, tests: int) -> str:
@@ -128,7 +195,7 @@ def _message(recorded: Stored, change: Change, tests: int) -> str:
     exact = not masks and drop.patients == drop.n
     test = "exact McNemar, one-sided" if exact else "signs flipped by patient, one-sided"
     lines = [
-        f"{score} at eps {written(change.eps)} {_CALLED[change.way]} from {was:.3f} to {is_:.3f} "
+        f"{score} {_where(change.eps)} {_CALLED[change.way]} from {was:.3f} to {is_:.3f} "
         f"on {drop.n} images{owned}: {record.case.label}",
         f"{lost} images lost, {gained} gained: p = {change.p:.2g} ({test}{over})",
     ]
@@ -136,6 +203,10 @@ def _message(recorded: Stored, change: Change, tests: int) -> str:
         lines.append("a score that rises means an attack that got weaker, or a model stronger")
     lines += _power(drop, _CALLED[change.way].replace("dropped", "drop").replace("rose", "rise"))
     return "\n".join(lines)
+
+
+def _where(eps: float) -> str:
+    return f"at eps {written(eps)}" if eps else "without an attack"
 
 
 def _power(drop: Drop, noun: str) -> list[str]:

@@ -6,7 +6,8 @@ patient's difference are exchangeable, so all ways to flip them are counted. Whe
 one image that is right or wrong, that is McNemar's test to the digit. A bootstrap of few patients
 calls too many drops real; this one keeps its level whatever their number.
 
-Source: McNemar, Psychometrika 1947; Fisher, The Design of Experiments 1935, section 21 (signs).
+Source: McNemar, Psychometrika 1947; Fisher, The Design of Experiments 1935, section 21 (signs);
+Guenther, The American Statistician 1981 (how many, where the spread is estimated).
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Drop(NamedTuple):
         n: images.
         patients: of them; `n` where images are independent.
         p: probability of such a drop or a larger one, were nothing changed.
-        needed: images that show a drop of this size with 80 % power; None where there is no drop.
+        needed: images that show a drop of this size with 80 % power; None where there is no drop,
+            or so few patients that none could be shown.
         smallest: smallest drop that `n` images show with 80 % power; NaN where not even losing
             every image would, or nothing is known of the spread.
         half: images that show a drop half as large as the smallest; None where that is not known.
@@ -87,25 +89,35 @@ def drop_of(
     lost, gained = int((fell > 0).sum()), int((fell < 0).sum())
     binary = bool(np.isin(before, (0, 1)).all() and np.isin(now, (0, 1)).all())
     size = float(fell.mean()) if len(fell) else 0.0
-    needed: Callable[[float], int | None]
+    able = 0.5**groups <= level  # else not even losing every image is called a drop
+    least = math.ceil(fewest(level) * len(fell) / groups) if groups else 0
+    counted: Callable[[float], float | None]
     if binary:
         inflated = _design_effect(fell, owner)
         back = gained / len(fell) if len(fell) else 0.0
 
-        def needed(drop: float) -> int | None:
+        def counted(drop: float) -> float | None:
             n = mcnemar_images(drop + back, back, level=level)
-            return None if n is None else math.ceil(n * inflated)
+            return None if n is None else n * inflated
 
-        smallest = mcnemar_smallest(len(fell) / inflated, back, level=level)
+        smallest = mcnemar_smallest(len(fell) / inflated, back, level=level) if able else math.nan
     else:
-        spread = _spread(fell, owner)
-        quantiles = scipy_stats.norm.ppf([1 - level, POWER]).sum()
+        spread = _spread(fell, owner) * math.sqrt(groups)  # of one patient's share in the mean
+        a, b = scipy_stats.norm.ppf([1 - level, POWER])
+        few = a**2 / 2  # patients more, since the spread is not known: Guenther 1981
 
-        def needed(drop: float) -> int | None:
-            return math.ceil(len(fell) * (quantiles * spread / drop) ** 2) if drop > 0 else None
+        def counted(drop: float) -> float | None:
+            patients = ((a + b) * spread / drop) ** 2 + few if drop > 0 else math.inf
+            images = patients * len(fell) / groups
+            return images if images <= _MOST else None
 
-        able = 0.5**groups <= level and spread > 0
-        smallest = float(quantiles * spread) if able else math.nan
+        able = able and spread > 0 and groups > few
+        smallest = float((a + b) * spread / math.sqrt(groups - few)) if able else math.nan
+
+    def needed(drop: float) -> int | None:
+        n = counted(drop) if able else None
+        return None if n is None else max(math.ceil(n), least)
+
     return Drop(
         before=float(np.mean(before)) if len(fell) else math.nan,
         now=float(np.mean(now)) if len(fell) else math.nan,
@@ -141,6 +153,15 @@ def p_of(
     return flipped(np.bincount(owner, weights=fell).astype(np.float64), seed=seed)
 
 
+def fewest(level: float) -> int:
+    """Return the fewest patients that can show anything: all of them, one way, by chance.
+
+    >>> fewest(0.05), fewest(0.01)
+    (5, 7)
+    """
+    return max(math.ceil(math.log2(1 / level) - 1e-9), 1)
+
+
 def mcnemar(lost: int, gained: int) -> float:
     """Return the one-sided exact p of so many lost or more, of those that changed.
 
@@ -158,6 +179,8 @@ def flipped(fell: Floats, *, seed: int = 0) -> float:
     """
     fell = fell[np.abs(fell) > 1e-12]
     total = fell.sum() - 1e-9  # sums of the same numbers in another order are the same sum
+    if (fell > 0).all():  # no other way is as large
+        return float(0.5 ** len(fell))
     if len(fell) <= _ALL_FLIPS:
         bits = np.arange(2 ** len(fell))[:, None] >> np.arange(len(fell)) & 1
         return float(((1 - 2 * bits) @ fell >= total).mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from robustbench_med import registry
 from robustbench_med.api import evaluate
 from robustbench_med.bench import store
 from robustbench_med.bench.case import Case
@@ -18,8 +20,8 @@ from robustbench_med.bench.rerun import changed, replan
 from robustbench_med.bench.runner import run_cases
 from robustbench_med.errors import BenchError, ResultsError, SpecError
 from robustbench_med.evaluation import Evaluation
-from robustbench_med.gate.compare import Comparison, compare
-from robustbench_med.gate.records import recorded, rewrite
+from robustbench_med.gate.compare import Comparison, check_choices, compare, identical
+from robustbench_med.gate.records import AGAIN, home_of, locked, recorded, rewrite
 from robustbench_med.gate.share import Share
 from robustbench_med.subject import Data, Subject
 
@@ -128,7 +130,8 @@ class Robustness:
                 again, with the weights, attacks and data that are here now.
             data: likewise.
             attacks: one spec.
-            at: the only radius to test, in image units; None = every radius of the ladder.
+            at: the only radius to test, in image units, 0 = clean; None = clean and every radius
+                of the ladder.
             settings: as of `robustbench_med.evaluate`; `level` = 0.05, the share of unchanged
                 models that fail; `fails` = "drop", or "rise", or "either".
         """
@@ -154,7 +157,10 @@ class Robustness:
     ) -> Comparison:
         chosen = self.settings | settings
         how = {key: chosen[key] for key in ("level", "fails") if key in chosen}
-        before = recorded(place)
+        check_choices(**how)
+        home = home_of(place)
+        with locked(home) if self.update else nullcontext():
+            before = recorded(place)
         if before is None and (model is None or not self.update):
             way = "name model, data and attacks, and " if model is None else ""
             raise ResultsError(
@@ -165,9 +171,16 @@ class Robustness:
             now = self._again(before.record.case)
         else:
             now = self._asked_for(model, data, attacks, settings)
-        if before is None or (self.update and not _same(before, now)):
-            self.tell(f"wrote {rewrite(place, now)}")
-            before = now
+        if self.update:
+            compare(now, now, eps=at, **how)  # a record that nothing could be held to is not kept
+            with locked(home):  # another worker may have written it since
+                before = recorded(place) or recorded(home / now.record.case_id)
+                if before is None or not _same(before, now):
+                    written = rewrite(home, now, None if before is None else Path(before.folder))
+                    self.tell(f"wrote {written}")
+                    before = now
+        if before is None:
+            raise ResultsError(f"expected a record in {place}, got none: another process took it")
         _check(before.record.case, now.record.case)
         return compare(before, now, eps=at, **how)
 
@@ -198,13 +211,13 @@ class Robustness:
         )
 
     def _again(self, case: Case) -> Stored:
-        planned = replan(case, data=self.data)
+        planned = replan(case, data=self.data, code=True)  # the test names the record itself
         store.check_writable(self.cache)
         failed = run_cases(
             [planned],
             self.cache,
             console=Console(quiet=True),
-            command=f"python -m robustbench_med verify {case.id}",
+            command=AGAIN,
             examples=0,
         )
         if failed:
@@ -213,15 +226,34 @@ class Robustness:
 
 
 def _same(before: Stored, now: Stored) -> bool:
-    return before.record.case == now.record.case and compare(before, now).identical
+    """Whether a record would say the same, wherever its files lie."""
+    changes = changed(before.record.case, _moved(before.record.case, now.record.case))
+    scored = before.record.status == "ok"
+    return scored and not changes and identical(before, now)
 
 
 def _check(before: Case, now: Case) -> None:
     """Raise ResultsError unless two cases differ in nothing but what a gate watches."""
     alike = {name: getattr(before, name) for name in _MAY_CHANGE}
-    lines = changed(before, now.model_copy(update=alike))
+    lines = changed(before, _moved(before, now).model_copy(update=alike))
     if lines:
         raise ResultsError(f"{lines[0]}: pytest --robustness-update writes the record anew")
+
+
+def _moved(before: Case, now: Case) -> Case:
+    """Return a case with the names of its own files as a record has them: paths, not content."""
+    names = {}
+    if _own_data(before.dataset) and _own_data(now.dataset):
+        names["dataset"] = before.dataset
+    for role in ("victim", "surrogate"):
+        pair = [getattr(one, role) for one in (before, now)]
+        if all(name is not None and registry.is_own(name) for name in pair):
+            names[role] = pair[0]
+    return now.model_copy(update=names)
+
+
+def _own_data(name: str) -> bool:
+    return name not in registry.load("datasets")
 
 
 def _asked(ask: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever was asked for

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shlex
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock
+
+from robustbench_med import registry
 from robustbench_med.bench import store
-from robustbench_med.bench.record import Stored
+from robustbench_med.bench.record import Record, Stored
 from robustbench_med.bench.spread import PATTERNS
 from robustbench_med.errors import ResultsError
+from robustbench_med.models.code import factory_of
+
+AGAIN = "again"  # the command of a record that was run again and has no place yet
 
 
 def recorded(place: Path) -> Stored | None:
@@ -32,21 +44,58 @@ def recorded(place: Path) -> Stored | None:
     return store.read(found[0].resolve()) if found else None
 
 
-def rewrite(place: Path, stored: Stored) -> Path:
-    """Write a record in place of the one there, and return its folder; atomically.
+def home_of(place: Path) -> Path:
+    """Return the folder that a place's record lies in, or will lie in.
 
     A record's folder is called by the id of its case, which changes with the weights: where the
-    place is such a folder, the new one lies beside where it was.
+    place is such a folder, a new one lies beside where it was.
     """
     if place.name == "record.json":
         place = place.parent
-    before = recorded(place)
-    home = place.parent if (place / "record.json").exists() else place
+    return place.parent if (place / "record.json").exists() else place
+
+
+@contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """Keep other processes from records in a folder: workers of pytest-xdist, or another pytest."""
+    folder = Path(tempfile.gettempdir()) / f"robustbench_med-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    name = hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]
+    with FileLock(folder / f"{name}.lock"):
+        yield
+
+
+def rewrite(home: Path, stored: Stored, before: Path | None = None) -> Path:
+    """Write a record into a folder, in place of the one before, and return where; atomically.
+
+    Args:
+        home: from `home_of`.
+        stored: what to write; its example pictures are left out, for they may show real patients.
+        before: folder of the record that it takes the place of.
+    """
     store.check_writable(home)
-    record = stored.record.model_copy(update={"examples": ()})  # they may show real patients
+    record = stored.record.model_copy(update={"examples": (), "images": None})
+    if record.provenance.command.startswith(AGAIN):
+        command = _command(record, home)
+        told = record.provenance.model_copy(update={"command": command})
+        record = record.model_copy(update={"provenance": told})
     patterns = Path(stored.folder) / PATTERNS
     files = {PATTERNS: patterns.read_bytes()} if patterns.exists() else {}
     written = store.write(home, record, stored.samples, files, replace=True)
-    if before is not None and Path(before.folder) != written.resolve():
-        shutil.rmtree(before.folder)
+    if before is not None and before.resolve() != written.resolve():
+        shutil.rmtree(before, ignore_errors=True)
     return written
+
+
+def _command(record: Record, home: Path) -> str:
+    """Return the command that runs the case of a record again: it names the record itself."""
+    folder = home / record.case_id
+    with suppress(ValueError):
+        folder = folder.resolve().relative_to(Path.cwd())
+    words = ["python", "-m", "robustbench_med", "verify", folder.as_posix()]
+    case = record.case
+    if any(name is not None and factory_of(name) for name in (case.victim, case.surrogate)):
+        words.append("--run-code")
+    if case.dataset in registry.load("datasets") and not record.dataset_card.synthetic:
+        words += ["--data", "DIR"]
+    return shlex.join(words)

@@ -66,6 +66,37 @@ def test_records_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
     assert "expected a record in" in line
 
 
+def test_the_committed_record_is_taken_before_that_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "results"
+    for suite in ("quick", "local/quick"):
+        shutil.copytree(COMMITTED / CASE, results / suite / CASE)
+    assert record_folder(CASE, results) == (results / "quick" / CASE).resolve()
+    assert record_folder(CASE, results / "local") == (results / "local" / "quick" / CASE).resolve()
+    monkeypatch.setattr(verifying, "verify", lambda stored, **rest: Finding("match", 0, 64))
+    code, output = run("verify", CASE, "--results", str(results))
+    assert code == 0
+    assert f"record: {results}/quick/{CASE}" in output.replace("\n", "")
+    shutil.rmtree(results / "quick")
+    code, output = run("verify", CASE, "--results", str(results))
+    assert f"record: {results}/local/quick/{CASE}" in output.replace("\n", "")
+
+
+def test_code_is_run_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def look(stored: object, *, code: bool, **rest: object) -> Finding:
+        asked.append(code)
+        return Finding("match", 0, 64)
+
+    monkeypatch.setattr(verifying, "verify", look)
+    for words in ((), ("--run-code",)):
+        assert run("verify", CASE, "--results", str(COMMITTED), *words)[0] == 0
+    assert asked == [False, True]
+    assert "--run-code" in run("verify", "--help")[1]
+
+
 def test_a_run_that_saves_images_is_verified_from_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

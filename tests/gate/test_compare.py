@@ -13,7 +13,7 @@ from robustbench_med.bench import store
 from robustbench_med.bench.record import Estimate, Stored
 from robustbench_med.errors import ResultsError, SpecError
 from robustbench_med.gate.compare import compare
-from robustbench_med.gate.records import recorded, rewrite
+from robustbench_med.gate.records import home_of, recorded, rewrite
 from robustbench_med.gate.share import Share
 from tests.regression.test_shipped import QUICK, RECORDS
 
@@ -58,16 +58,16 @@ def test_a_drop_at_any_radius_is_found_and_named(rung: int) -> None:
     found = compare(table(ones()), table(scores))
     assert not found
     assert found.worst.eps == LADDER[rung]
-    assert found.worst.p == pytest.approx(5 * 0.5**9)
+    assert found.worst.p == pytest.approx(6 * 0.5**9)
     assert "9 images lost, 0 gained" in found.message
-    assert "exact McNemar, one-sided, corrected for 5 tests" in found.message
+    assert "exact McNemar, one-sided, corrected for 6 tests" in found.message
     back = compare(table(scores), table(ones()))
     assert back
     assert not compare(table(scores), table(ones()), fails="rise")
     either = compare(table(scores), table(ones()), fails="either")
     assert "rose from 0.887 to 1.000" in either.message
     assert "0 images lost, 9 gained" in either.message
-    assert either.worst.p == pytest.approx(10 * 0.5**9)
+    assert either.worst.p == pytest.approx(12 * 0.5**9)
 
 
 def test_a_drop_too_small_for_the_sample_holds_and_a_single_radius_sees_more() -> None:
@@ -77,6 +77,54 @@ def test_a_drop_too_small_for_the_sample_holds_and_a_single_radius_sees_more() -
     assert not compare(table(ones()), table(scores), eps=LADDER[2]).holds
     assert compare(table(ones()), table(scores), eps=LADDER[2], level=0.01).holds
     assert compare(table(ones()), table(scores), eps=LADDER[1]).holds
+
+
+def test_a_model_that_got_weaker_without_an_attack_is_found() -> None:
+    now = table(ones())
+    now.samples.loc[now.samples["eps"] == 0, "correct"] = np.r_[np.zeros(50), np.ones(N - 50)]
+    for eps in (None, 0.0):
+        found = compare(table(ones()), now, eps=eps)
+        assert not found
+        assert found.worst.eps == 0
+        assert not found.identical
+    assert "accuracy without an attack dropped from 1.000 to 0.375 on 80 images" in found.message
+    assert compare(table(ones()), now, eps=LADDER[0])
+
+
+def few(n: int, *, patients: int | None = None) -> Stored:
+    """Return a record of so few images that all scores lost might be chance."""
+    found = table(np.ones((len(LADDER), n)))
+    if patients is not None:
+        found.samples["patient"] = [
+            f"p{int(one[1:]) % patients}" for one in found.samples["sample"]
+        ]
+    return found
+
+
+def test_a_comparison_that_nothing_fails_is_refused_with_what_would_do() -> None:
+    with pytest.raises(ResultsError) as refused:
+        compare(few(6), few(6))
+    assert str(refused.value) == (
+        "expected a comparison that some outcome fails, got 6 images where every score lost has "
+        "p = 0.094, above the level 0.05 (6 tests): take 7 images or more, or ask less: at=0.0"
+    )
+    assert compare(few(6), few(6), eps=0.0)
+    assert compare(few(7), few(7))
+    with pytest.raises(ResultsError, match=r"take 8 images or more, or ask less: fails='drop' or"):
+        compare(few(7), few(7), fails="either")
+    with pytest.raises(ResultsError, match=r"got 4 patients where .* p = 0.38, .* take 7 patients"):
+        compare(few(40, patients=4), few(40, patients=4))
+    with pytest.raises(
+        ResultsError, match=r"got 4 patients .* \(1 tests\): take 5 patients or more$"
+    ):
+        compare(few(40, patients=4), few(40, patients=4), eps=LADDER[0])
+    assert compare(few(40, patients=7), few(40, patients=7))
+    # of a record where all is right already no rise can be seen, whatever its size
+    with pytest.raises(ResultsError, match="every score gained has p = 1, .*: take other images$"):
+        compare(table(ones()), table(ones()), fails="rise")
+    lost = few(6)._replace(samples=few(6).samples.assign(correct=0.0))
+    with pytest.raises(ResultsError, match="expected a comparison that some outcome fails"):
+        compare(few(6), lost)
 
 
 def test_other_images_and_wrong_choices_are_refused() -> None:
@@ -95,7 +143,7 @@ def test_other_images_and_wrong_choices_are_refused() -> None:
     with pytest.raises(SpecError, match=r"expected level in \(0,1\), got 2.0"):
         compare(READ, READ, level=2.0)
     with pytest.raises(
-        SpecError, match=r"expected eps in the ladder of the record \(0.5/255, 1/255"
+        SpecError, match=r"expected eps in the ladder of the record \(0, 0.5/255, 1/255"
     ):
         compare(READ, READ, eps=0.3)
 
@@ -136,7 +184,8 @@ def test_records_are_found_in_their_folder_or_above_it(tmp_path: object) -> None
         assert found is not None
         assert found.record.case_id == READ.record.case_id
     other = store.read(RECORDS / "quick" / QUICK["fundus_resnet fgsm"])
-    assert rewrite(home, other).parent == place
+    assert home_of(home) == home_of(home / "record.json") == home_of(place) == place
+    assert rewrite(home_of(home), other, home).parent == place
     assert [path.name for path in place.iterdir()] == [other.record.case_id]
     store.write(place, READ.record, READ.samples, {})
     with pytest.raises(ResultsError, match="expected one record in .*mine, got 2: name one"):

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 from statsmodels.stats.contingency_tables import mcnemar as reference
-from statsmodels.stats.power import normal_power
+from statsmodels.stats.power import TTestPower
 
 from robustbench_med.gate.drop import (
     LEVEL,
     POWER,
     drop_of,
+    fewest,
     flipped,
     mcnemar,
     mcnemar_images,
@@ -25,6 +26,7 @@ from robustbench_med.gate.drop import (
 from robustbench_med.stats import holm
 
 TRIALS = 1500
+t_power = TTestPower()
 MARGIN = 3 * math.sqrt(LEVEL * (1 - LEVEL) / TRIALS)
 
 
@@ -98,17 +100,66 @@ def test_the_smallest_drop_is_where_the_power_is_reached() -> None:
     assert mcnemar_power(5, 0.0, 0.0) == 0.0
 
 
-def test_dice_needs_what_the_normal_test_of_statsmodels_needs() -> None:
+def test_dice_needs_about_what_the_t_test_of_statsmodels_needs() -> None:
     rng = np.random.default_rng(0)
     before = rng.uniform(0.5, 1, 40)
     now = before - rng.normal(0.03, 0.1, 40)
     found = drop_of(before, now)
-    spread = float(np.std(before - now, ddof=1))
+    effect = found.size / float(np.std(before - now, ddof=1))
     assert found.needed is not None
-    assert normal_power(found.size / spread, found.needed, LEVEL, "larger") >= POWER
-    assert normal_power(found.size / spread, found.needed - 1, LEVEL, "larger") < POWER
-    assert normal_power(found.smallest / spread, 40, LEVEL, "larger") == pytest.approx(POWER)
-    assert found.half == pytest.approx(4 * 40, abs=1)
+    assert found.needed == pytest.approx(
+        t_power.solve_power(effect, None, LEVEL, POWER, "larger"), abs=1
+    )
+    smallest = found.smallest / float(np.std(before - now, ddof=1))
+    assert t_power.power(smallest, 40, LEVEL, alternative="larger") == pytest.approx(
+        POWER, abs=0.01
+    )
+    assert found.half == pytest.approx(4 * 40 - 4, abs=1)
+
+
+def test_no_number_of_images_is_named_below_what_can_show_anything() -> None:
+    """A drop that is sure takes as many patients as a coin takes throws to be believed."""
+    before = np.full(20, 0.9)
+    now = before - np.linspace(0.55, 0.56, 20)
+    for level in (0.05, 0.05 / 6):
+        found = drop_of(before, now, level=level)
+        assert found.needed == fewest(level)
+        owned = drop_of(before, now, np.repeat(np.arange(10), 2).astype(str), level=level)
+        assert owned.needed == 2 * fewest(level)
+    assert [fewest(level) for level in (0.5, 0.05, 1 / 32, 0.01)] == [1, 5, 5, 7]
+    binary = drop_of(*pairs(40, 40, 0), np.repeat(np.arange(20), 2).astype(str))
+    assert binary.needed is not None
+    assert binary.needed >= 10
+
+
+@pytest.mark.parametrize("kind", ["binary", "dice"])
+def test_so_few_patients_that_nothing_shows_are_said_to_show_nothing(kind: str) -> None:
+    owners = np.repeat(np.arange(4), 10).astype(str)
+    before = np.ones(40)
+    lost = np.zeros(40) if kind == "binary" else np.linspace(0.1, 0.4, 40)
+    found = drop_of(before, lost, owners)
+    assert found.p == 1 / 16
+    assert math.isnan(found.smallest)
+    assert (found.needed, found.half) == (None, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("patients", "effect"), [(8, 2.0), (12, 0.9), (20, 0.5)])
+def test_the_patients_named_for_dice_have_about_the_power(patients: int, effect: float) -> None:
+    rng = np.random.default_rng(4)
+    for level in (LEVEL, LEVEL / 6):
+        fell = rng.normal(0, 1, patients)
+        fell = (fell - fell.mean()) / fell.std(ddof=1) + effect
+        found = drop_of(0.9 + np.zeros(patients), 0.9 - 0.05 * fell, level=level)
+        assert found.needed is not None
+        assert found.needed >= fewest(level)
+        nothing = np.zeros(found.needed)
+        drawn = rng.normal(effect, 1, (400, found.needed))
+        power = np.mean([p_of(nothing, -one) <= level for one in drawn])
+        assert power == pytest.approx(POWER, abs=0.08) or power > POWER
+        fewer = np.mean([p_of(nothing[1:], -one[1:]) <= level for one in drawn])
+        if found.needed > fewest(level):
+            assert fewer < POWER + 0.08
 
 
 def test_patients_count_where_images_hang_together() -> None:

@@ -136,6 +136,94 @@ def test_update_writes_the_record_that_then_holds(project: pytest.Pytester, plug
     run(project, plugin, rerun).assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
+def test_nothing_is_written_that_would_not_hold(project: pytest.Pytester, plugin: Plugin) -> None:
+    body = (
+        HOLDS
+        + """
+def test_radius(robustness):
+    robustness.holds("records/radius", MODEL, "mine.npz", SPEC, at=0.5)
+
+def test_direction(robustness):
+    robustness.holds("records/direction", MODEL, "mine.npz", SPEC, fails="up")
+
+def test_few(robustness):
+    robustness.holds("records/few", MODEL, "mine.npz", SPEC, n=2)
+
+def test_wrote_and_failed(robustness):
+    robustness.holds("records/other", MODEL, "mine.npz", "fgsm(eps=1/255)", fails="drop")
+    assert False
+"""
+    )
+    result = run(project, plugin, body, "--robustness-update")
+    result.assert_outcomes(passed=1, failed=4)
+    result.stdout.fnmatch_lines(["wrote records*mine*", "wrote records*other*"])
+    written = {path.name for path in (project.path / "records").iterdir()}
+    assert written == {"mine", "other"}
+    (path,) = (project.path / "records" / "mine").glob("*/record.json")
+    before = path.read_bytes()
+    break_it(project.path / "w.safetensors")
+    again = "\ndef test_again(robustness):\n    robustness.holds('records/mine')\n"
+    for lines in (HOLDS, again):
+        result = run(project, plugin, lines, "--robustness-update")
+        result.assert_outcomes(failed=1)
+        assert "NaN" in result.stdout.str()
+        assert "wrote" not in result.stdout.str()
+        assert path.read_bytes() == before
+
+
+def break_it(path: Path) -> None:
+    """Make the model of a file answer NaN."""
+    tensors = load_file(path)
+    tensors["fc.bias"] = torch.full_like(tensors["fc.bias"], torch.nan)
+    save_file(tensors, path)
+
+
+@pytest.mark.slow
+def test_a_record_of_own_files_holds_in_another_checkout(
+    project: pytest.Pytester, plugin: Plugin
+) -> None:
+    body = """
+from pathlib import Path
+HERE = Path(__file__).parent
+MODEL = f"timm:test_resnet(weights='{HERE}/w.safetensors')"
+
+def test_holds(robustness):
+    robustness.holds(HERE / "records" / "mine", MODEL, HERE / "mine.npz", SPEC)
+"""
+    run(project, plugin, body, "--robustness-update").assert_outcomes(passed=1)
+    there = project.path / "elsewhere"
+    there.mkdir()
+    for name in ("records", "mine.npz", "w.safetensors", "test_mine.py"):
+        (project.path / name).rename(there / name)
+    (path,) = there.glob("records/mine/*/record.json")
+    before = path.read_bytes()
+    for option in ((), ("--robustness-update",)):
+        result = project.runpytest_subprocess(*plugin, "-p", "no:cacheprovider", there, *option)
+        result.assert_outcomes(passed=1)
+    assert path.read_bytes() == before
+    shutil.copy(there / "mine.npz", project.path / "mine.npz")
+    save_npz(there / "mine.npz", n=22)
+    result = project.runpytest_subprocess(*plugin, "-p", "no:cacheprovider", there)
+    result.assert_outcomes(failed=1)
+    assert "mine.npz are not those of the record" in result.stdout.str()
+
+
+@pytest.mark.slow
+def test_a_record_written_anew_says_how_to_run_it(project: pytest.Pytester, plugin: Plugin) -> None:
+    run(project, plugin, HOLDS, "--robustness-update").assert_outcomes(passed=1)
+    weaken(project.path / "w.safetensors")
+    again = "\ndef test_again(robustness):\n    robustness.holds('records/mine')\n"
+    result = run(project, plugin, again, "--robustness-update")
+    result.assert_outcomes(passed=1)
+    (path,) = (project.path / "records" / "mine").glob("*/record.json")
+    command = store.read(path.parent).record.provenance.command
+    assert command == f"python -m robustbench_med verify records/mine/{path.parent.name}"
+    said = project.run(sys.executable, *command.split()[1:])
+    assert said.ret == 0
+    said.stdout.fnmatch_lines(["match: all 24 samples as recorded, by running the case again"])
+
+
 def weaken(path: Path) -> None:
     """Make the model of a file wrong on many images."""
     tensors = load_file(path)
@@ -213,7 +301,7 @@ def test_one_radius(robustness):
     text = result.stdout.str()
     assert "pgd takes other parameters than the record's: expected {'steps': 3" in text
     assert "n is not that of the record: expected None, got 20: pytest --robustness-update" in text
-    assert "expected eps in the ladder of the record (0.000784314, 8/255), got 0.5" in text
+    assert "expected eps in the ladder of the record (0, 0.000784314, 8/255), got 0.5" in text
     assert "expected level in (0,1), got 5.0" in text
     assert "expected fails in drop, rise, either, got 'up'" in text
     assert "expected one attack a record, got 2" in text
@@ -265,14 +353,16 @@ def test_workers_of_xdist_share_what_they_measure(project: pytest.Pytester, plug
 def test_holds(robustness, i):
     assert robustness.holds("records/mine", MODEL, "mine.npz", SPEC).identical
 
-def test_update_tells(robustness):
+@pytest.mark.parametrize("i", range(6))
+def test_update_tells(robustness, i):
     robustness.holds("records/other", MODEL, "mine.npz", "fgsm(eps=1/255)")
 """
     )
     project.makepyfile(test_mine=body)
     result = project.runpytest_subprocess(*plugin, "-n", "2", "--robustness-update")
-    result.assert_outcomes(passed=5)
-    result.stdout.fnmatch_lines(["wrote records*other*"])
+    result.assert_outcomes(passed=10)
+    assert result.stdout.str().count("wrote records") == 1
+    (other,) = (project.path / "records" / "other").iterdir()  # nothing half-written beside it
     cache = project.path / "runpytest-1" / "robustness"  # of the session, not of a worker
     assert len([path for path in cache.iterdir() if not path.name.startswith(".")]) == 2
     assert not list(cache.parent.glob("popen-*/robustness"))

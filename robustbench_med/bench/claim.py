@@ -1,0 +1,107 @@
+"""Claim: what a record should say, made anew by a rerun or from its saved images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from robustbench_med import registry
+from robustbench_med.bench import saved, score
+from robustbench_med.bench.execute import Outcome
+from robustbench_med.bench.plan import Planned
+from robustbench_med.bench.record import Record, Rung, Stored
+from robustbench_med.bench.runner import device_of, prepared
+from robustbench_med.bench.surrogate import blind
+from robustbench_med.bench.walk import walk
+from robustbench_med.bench.wrapped import wrapping_of
+
+CARDS = ("dataset_card", "model_card", "attack_card", "defense_card")
+_BUDGET = ("norm", "over_budget", "tolerance", "bit_depth")  # of the audit: no outcome moves them
+FOUND = ("ssim", "psnr", "l2", "linf")  # metrics that are means of what was measured
+_SHOWN = ("attack_success", *FOUND)  # what saved images show whatever the objective
+_DECIDED = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1")
+
+
+class Claim(NamedTuple):
+    """What was recomputed of a record.
+
+    Attributes:
+        samples: the table.
+        rungs: the metrics.
+        fixed: entries of the record that no machine changes.
+        loose: entries that are other where outcomes are.
+        saved: whether it comes of saved images: nothing is known of samples that stand.
+        masks: whether the victim calls masks.
+        decided: whether a sample that stands is called as its clean image.
+    """
+
+    samples: pd.DataFrame
+    rungs: tuple[Rung, ...]
+    fixed: dict[str, Any]
+    loose: dict[str, Any]
+    saved: bool = False
+    masks: bool = False
+    decided: bool = True
+
+    def shows(self, metric: str, eps: float) -> bool:
+        """Whether a metric at a radius can be recomputed."""
+        if not self.saved or self.masks or eps == 0:
+            return True
+        return metric in _SHOWN or (self.decided and metric in _DECIDED)
+
+
+def of_rerun(again: Outcome) -> Claim:
+    """Return all that a case says when it is run again, but when and where that was."""
+    record = again.record
+    whole = record.model_dump()
+    loose = {name: whole[name] for name in ("distance", "spread", "certificate", "ladder_audit")}
+    loose |= {"flags": whole["flags"], "checks": whole["checks"]}
+    loose["audit"] = {k: v for k, v in (whole["audit"] or {}).items() if k not in _BUDGET}
+    case = record.case
+    if case.surrogate is None and not blind(case):  # else victims share what was crafted, and paid
+        loose["cost"] = {name: whole["cost"][name] for name in ("forward", "backward")}
+    fixed = {name: whole[name] for name in ("schema_version", "n", "patients", "notes", *CARDS)}
+    fixed |= {name: whole[name] for name in ("threshold", "radii", "status", "reason")}
+    fixed["audit"] = {name: whole["audit"][name] for name in _BUDGET}
+    fixed["checks"] = [(one["name"], one["threshold"]) for one in whole["checks"]]
+    return Claim(again.samples, record.rungs, fixed, loose)
+
+
+def of_images(stored: Stored, planned: Planned, device: str) -> Claim:
+    """Return what the saved images show; what was asked of the attack itself is not asked again."""
+    case, card = stored.record.case, planned.data.card
+    kept = saved.read(Path(stored.folder), stored.record.images)
+    ready = prepared(planned, device_of(device))
+    run = walk(planned, ready, saved=kept)
+    found = score.score(case, ready, run)
+    patients = ready.batch.patients
+    audit = found.audit.model_dump()
+    defense = wrapping_of(case.defense).card
+    fixed = {
+        "n": len(ready.batch),
+        "patients": None if patients is None else len(set(patients.tolist())),
+        "threshold": found.threshold,
+        "radii": run.radii,
+        "audit": {name: audit[name] for name in _BUDGET},
+        "dataset_card": card.model_dump(),
+        "model_card": ready.card.model_dump(),
+        "attack_card": registry.find("attacks", case.attack).model_dump(),
+        "defense_card": None if defense is None else defense.model_dump(),
+    }
+    loose = {"audit": {"survives_rounding": audit["survives_rounding"]}}
+    whole = case.objective == "untargeted"
+    masks = card.task == "segmentation"
+    return Claim(found.samples, found.rungs, fixed, loose, True, masks, whole)
+
+
+def entries(record: Record, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Return those entries of a record that were recomputed."""
+    whole = record.model_dump()
+    found = {}
+    for name, value in wanted.items():
+        found[name] = whole[name]
+        if name in ("audit", "cost"):  # of which a part was
+            found[name] = {key: one for key, one in whole[name].items() if key in value}
+    return found

@@ -1,0 +1,92 @@
+"""Differ: where two values of a record differ, in lines a person reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+_GREY = 16  # radii up to so many grey levels are written in them
+_LONGEST = 60  # characters of a value that a line shows
+_NUMBERS = (int, float, np.number, np.bool_)
+_SEVERAL = (list, tuple, np.ndarray)
+EXACT = 1e-6  # relative and absolute: rounding of the same sum on another machine
+
+
+def same(before: object, after: object, *, rtol: float = EXACT, atol: float = EXACT) -> bool:
+    """Return whether two values are the same, numbers but for a tolerance; NaN is NaN.
+
+    >>> same((0.1, float("nan")), [0.1 + 1e-9, float("nan")]), same("a", 1), same(1.0, 2.0)
+    (True, False, False)
+    """
+    if isinstance(before, _NUMBERS) and isinstance(after, _NUMBERS):
+        one, other = float(before), float(after)
+        undefined = math.isnan(one) and math.isnan(other)
+        return undefined or math.isclose(one, other, rel_tol=rtol, abs_tol=atol)
+    if isinstance(before, str) and isinstance(after, str):  # numpy's among them
+        return str(before) == str(after)
+    if isinstance(before, _SEVERAL) and isinstance(after, _SEVERAL):
+        pairs = zip(before, after, strict=False)
+        return len(before) == len(after) and all(same(*p, rtol=rtol, atol=atol) for p in pairs)
+    return type(before) is type(after) and bool(before == after)
+
+
+def differences(
+    before: object, after: object, path: str = "", *, rtol: float = EXACT, atol: float = EXACT
+) -> Iterator[str]:
+    """Yield a line for every leaf of two nested values that differs, named by its place."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for key in dict.fromkeys([*before, *after]):
+            place = f"{path}.{plain(str(key))}" if path else plain(str(key))
+            if key not in before or key not in after:
+                yield line(place, before.get(key), after.get(key))
+            else:
+                yield from differences(before[key], after[key], place, rtol=rtol, atol=atol)
+    elif (
+        isinstance(before, _SEVERAL)
+        and isinstance(after, _SEVERAL)
+        and len(before) == len(after)
+        and any(isinstance(one, Mapping) for one in before)  # else it is shown whole
+    ):
+        for i, pair in enumerate(zip(before, after, strict=True)):
+            yield from differences(*pair, f"{path}[{i}]", rtol=rtol, atol=atol)
+    elif not same(before, after, rtol=rtol, atol=atol):
+        yield line(path, before, after)
+
+
+def line(name: str, before: object, after: object, whose: str = "recomputed") -> str:
+    """Return a line that names a difference.
+
+    >>> line("audit.over_budget", 5, 0)
+    'audit.over_budget: recorded 5, recomputed 0'
+    """
+    return f"{name}: recorded {_short(before)}, {whose} {_short(after)}"
+
+
+def plain(text: str) -> str:
+    r"""Return a foreign text such that it prints as one line and nothing more.
+
+    >>> plain("dice[lesion]"), plain("\x1b[2J")
+    ('dice[lesion]', "'\\x1b[2J'")
+    """
+    return text if text.isprintable() else ascii(text)
+
+
+def written(eps: float) -> str:
+    """Return a radius as a person writes it.
+
+    >>> written(2 / 255), written(0.3)
+    ('2/255', '0.3')
+    """
+    levels = round(eps * 255 * 2) / 2 if np.isfinite(eps) else 0
+    grey = 0 < levels <= _GREY and abs(eps * 255 - levels) < EXACT
+    return f"{levels:g}/255" if grey else f"{eps:g}"
+
+
+def _short(value: Any) -> str:  # noqa: ANN401 - any leaf of a record
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = "none" if value is None else repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
