@@ -207,7 +207,8 @@ def test_the_recorded_interval_is_not_its_own_judge(kept: Stored) -> None:
 
 def _set(name: str, value: object) -> Callable[[pd.DataFrame], None]:
     def change(samples: pd.DataFrame) -> None:
-        samples[name] = value(samples[name]) if callable(value) else value
+        changed: Any = value(samples[name]) if callable(value) else value
+        samples[name] = changed
 
     return change
 
@@ -320,7 +321,7 @@ def test_a_foreign_table_is_a_mismatch_or_one_line(kept: Stored) -> None:
         verify(edited_alone(kept, "scores", "many"))
 
 
-def edited_alone(stored: Stored, name: str, value: object) -> Stored:
+def edited_alone(stored: Stored, name: str, value: Any) -> Stored:  # noqa: ANN401 - any column
     samples = stored.samples.copy()
     samples[name] = value
     return stored._replace(samples=samples)
@@ -433,7 +434,11 @@ def test_images_that_are_missing_damaged_or_of_another_case_are_refused(tmp_path
     with pytest.raises(ResultsError, match=r"expected images of .* at 3 radii, got .* at 1"):
         verify(other, images=True)
     for which, got in ((999, "999"), (-2, "-2")):
-        beyond = _with_images(stored, lambda t, to=which: t["which"].fill_(to))
+
+        def move(tensors: dict[str, torch.Tensor], to: int = which) -> None:
+            tensors["which"].fill_(to)
+
+        beyond = _with_images(stored, move)
         with pytest.raises(ResultsError, match=rf"expected which in -1\.\..* got {got}\.\.{got}"):
             verify(beyond, images=True)
     flat = _with_images(stored, lambda t: t.update(which=t["which"].float()))
