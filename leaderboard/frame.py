@@ -60,9 +60,10 @@ def _lines(board: Board, row: Row, price: Price | None) -> list[dict[str, object
         cell |= {"patients": row.patients, "eps": eps}
         return head | cell | {"metric": metric, "value": e.value, "low": e.low, "high": e.high}
 
-    levels = zip((0.0, *board.ladder), (row.clean, *row.worst), strict=True)
+    levels = list(zip((0.0, *board.ladder), (row.clean, *row.worst), strict=True))
     lines = [
-        line(WORST, "adaptive", "", row.images, eps, board.score.metric, e) for eps, e in levels
+        line(WORST, "adaptive", "", row.images, eps, board.score.metric, e)
+        for eps, e in levels[0 if board.score.clean else 1 :]
     ]
     for column, run in row.runs.items():
         record, knows = run.record, run.record.case.knowledge

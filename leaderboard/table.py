@@ -151,7 +151,8 @@ def _terminal(board: Board, width: int) -> Table:
     )
     table.add_column("#", justify="right")
     table.add_column("victim", width=name, overflow="fold")
-    for heading in (score.worst, score.clean, *columns):
+    clean = [score.clean] if score.clean else []
+    for heading in (score.worst, *clean, *columns):
         table.add_column(Text(heading), justify="right", overflow="fold")
     at, wide = board.headline, 24 + cell * (2 + len(columns)) <= width
     for row in board.rows:
@@ -159,7 +160,8 @@ def _terminal(board: Board, width: int) -> Table:
         attacks = [short(e, score.kind) if wide else number(e.value, score.kind) for e in cells]
         worst = Text(short(row.worst[at], score.kind), style="bold")
         style = "dim" if row.reasons else None
-        texts = [worst, *map(Text, (short(row.clean, score.kind), *attacks))]
+        own = [short(row.clean, score.kind)] if clean else []
+        texts = [worst, *map(Text, (*own, *attacks))]
         table.add_row(place(row, at), Text(row.title), *texts, style=style)
     return table
 
@@ -206,7 +208,7 @@ def _markdown(board: Board) -> str:
         "#",
         "victim",
         f"{score.worst} at {board.at}",
-        score.clean,
+        *([score.clean] if score.clean else []),
         *board.columns,
         *(["defense", "knowledge", "clean change", "time a pass"] if found else []),
         "attacks run",
@@ -216,12 +218,14 @@ def _markdown(board: Board) -> str:
     lines += [f"{CONTROL.capitalize()}.", ""] if board.control else []
     lines += ["| " + " | ".join(map(_cell, heads)) + " |"]
     extra = "---|---|--:|--:|" if found else ""
-    lines += ["|--:|---|" + "--:|" * (2 + len(board.columns)) + extra + ":-:|---|"]
+    averages = 1 + bool(score.clean)
+    lines += ["|--:|---|" + "--:|" * (averages + len(board.columns)) + extra + ":-:|---|"]
     for row in board.rows:
         cells = [row.scores[c][at] if c in row.scores else UNDEFINED for c in board.columns]
         note = f"{row.standing}: {'; '.join(row.reasons)}" if row.reasons else ""
         ran = f"{len(row.runs)}/{len(board.columns) - len(row.own)}"
-        numbers = [short(e, score.kind) for e in (row.worst[at], row.clean, *cells)]
+        first = (row.worst[at], row.clean)[:averages]
+        numbers = [short(e, score.kind) for e in (*first, *cells)]
         texts = [row.title, *numbers, *(_defense(board, row, found) if found else []), ran, note]
         lines.append(f"| {place(row, at)} | " + " | ".join(map(_cell, texts)) + " |")
     return "\n".join(lines)

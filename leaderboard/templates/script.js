@@ -190,7 +190,7 @@
     data.boards.forEach((board) => board.rows.forEach((row) => {
       const channels = Object.entries(board.channels).map(([name, share]) => `${name}=${share}`).join("+");
       const head = [...same.map((key) => board[key]), channels, ...own.map((key) => row[key]), row.reasons.join("; ")];
-      lines.push([...head, "none", 0, null, null, ...row.clean]);
+      if (row.clean) lines.push([...head, "none", 0, null, null, ...row.clean]);
       board.radii.forEach((eps, i) => {
         lines.push([...head, "worst_case", eps, row.ranks[i], row.sharing[i] || null, ...row.worst_case[i]]);
         Object.entries(row.attacks).forEach(([attack, found]) => lines.push([...head, attack, eps, null, null, ...found[i]]));
