@@ -33,7 +33,7 @@ class Bar(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The bars of one victim, the clean one first where it is scored; `place` is that of its curve."""
+    """The bars of one victim, the clean one first if scored; `place` is that of its curve."""
 
     title: str
     place: int

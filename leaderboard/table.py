@@ -137,8 +137,9 @@ def _terminal(board: Board, width: int) -> Table:
     ]
     if board.control:
         lines.append(CONTROL)
-    own = objective_words(board.objective, board.dataset) if board.objective != "untargeted" else ""
-    told = filter(None, [THREATS[board.threat], own, channel_words(board.channels, board.dataset)])
+    aim = objective_words(board.objective, board.dataset) if board.objective != "untargeted" else ""
+    touched = channel_words(board.channels, board.dataset)
+    told = filter(None, [THREATS[board.threat], aim, touched, board.drawn])
     table = Table(
         title=Text(
             f"{plain(board.dataset.heading)} at ε = {board.at}, {', '.join(told)}", style="bold"

@@ -184,8 +184,8 @@
   }
 
   function csv(data) {
-    const same = ["board", "dataset", "synthetic", "task", "modality", "objective", "threat", "norm", "budget", "metric"];
-    const own = ["victim", "title", "family", "defense", "weights_sha256", "standing", "images", "patients"];
+    const same = ["board", "dataset", "synthetic", "task", "modality", "objective", "threat", "norm", "budget", "drawn", "metric"];
+    const own = ["victim", "title", "family", "defense", "defense_version", "operating_point", "weights_sha256", "standing", "images", "patients"];
     const lines = [[...same, "channels", ...own, "reasons", "attack", "eps", "rank", "sharing", "value", "low", "high"]];
     data.boards.forEach((board) => board.rows.forEach((row) => {
       const channels = Object.entries(board.channels).map(([name, share]) => `${name}=${share}`).join("+");
