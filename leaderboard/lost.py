@@ -11,6 +11,11 @@ from typing import NamedTuple
 from robustbench_med.bench.case import Case
 from robustbench_med.cards import AttackCard, DefenseCard
 
+MEANS = (
+    "The worst case of a model is taken over the attacks that were scored: where one is missing, "
+    "it may be too high."
+)
+
 
 class Lost(NamedTuple):
     """A case without a usable record.

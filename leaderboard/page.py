@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -19,6 +20,7 @@ from .checks import check_rows, flag_words
 from .cite import bibtex
 from .embedded import embedded
 from .figures import colour, shape
+from .lost import MEANS, Lost
 from .metrics import metric_notes, metric_rows
 from .outcomes import by_class, by_patient
 from .price import change, counted
@@ -42,13 +44,14 @@ from .words import (
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_page(made: list[Board], folder: Path, *, title: str) -> Path:
+def write_page(made: list[Board], folder: Path, *, title: str, lost: Sequence[Lost] = ()) -> Path:
     """Write `leaderboard.html` into `folder` in one step and return its path."""
-    return write_text(folder / "leaderboard.html", render(made, title=title, suite=folder.name))
+    text = render(made, title=title, suite=folder.name, lost=lost)
+    return write_text(folder / "leaderboard.html", text)
 
 
-def render(made: list[Board], *, title: str, suite: str) -> str:
-    """Return the page of `made`; the same boards give the same text."""
+def render(made: list[Board], *, title: str, suite: str, lost: Sequence[Lost] = ()) -> str:
+    """Return the page of `made`, which names what is `lost`; the same boards give the same text."""
     style, script = (
         (TEMPLATES / file).read_text(encoding="utf-8") for file in ("style.css", "script.js")
     )
@@ -73,6 +76,8 @@ def render(made: list[Board], *, title: str, suite: str) -> str:
             start=Markup(start),  # noqa: S704 - our own files, hashed in the policy
             style=Markup(style),  # noqa: S704
             script=Markup(script),  # noqa: S704
+            lost=lost,
+            means=MEANS,
             groups=views(made),
             origin=(source := origin(made)),
             choices=choices(made),

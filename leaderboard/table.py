@@ -6,6 +6,7 @@ import math
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -18,6 +19,7 @@ from robustbench_med.stats import UNDEFINED
 
 from .board import Board, Row
 from .frame import guard, long_frame
+from .lost import MEANS, Lost
 from .objective import channel_words, objective_words
 from .price import Price, change, counted, prices, times, trained_with
 from .text import DASH, THREATS, number, plain, radii, short
@@ -184,9 +186,12 @@ def _harmful(board: Board, most: int) -> tuple[str, ...]:
     return tuple(column for column in board.columns if column in kept)
 
 
-def markdown(made: list[Board], *, title: str) -> str:
+def markdown(made: list[Board], *, title: str, lost: Sequence[Lost] = ()) -> str:
     """Return every board, and its transfer matrices, as Markdown tables; names are escaped."""
     found, parts = matrices(made), [f"# {_cell(title)}"]
+    if lost:
+        parts.append(f"**Not scored: {len(lost)}.** {MEANS}")
+        parts.append("\n".join(f"- {_cell(one.label)}: {_cell(one.reason)}" for one in lost))
     for board in made:
         parts.append(_markdown(board))
         parts += [_markdown_matrix(matrix) for matrix in found if matrix.board is board]
@@ -250,7 +255,9 @@ def _cell(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", escaped)
 
 
-def write_tables(made: list[Board], folder: Path, *, title: str) -> tuple[Path, Path]:
+def write_tables(
+    made: list[Board], folder: Path, *, title: str, lost: Sequence[Lost] = ()
+) -> tuple[Path, Path]:
     """Write `leaderboard.csv` and `leaderboard.md` into `folder` and return their paths."""
     frame = long_frame(made)
     for name in frame.select_dtypes(exclude="number"):  # few values, many lines
@@ -258,7 +265,7 @@ def write_tables(made: list[Board], folder: Path, *, title: str) -> tuple[Path, 
     text = frame.to_csv(index=False, lineterminator="\n")
     return (
         write_text(folder / "leaderboard.csv", text),
-        write_text(folder / "leaderboard.md", markdown(made, title=title)),
+        write_text(folder / "leaderboard.md", markdown(made, title=title, lost=lost)),
     )
 
 

@@ -17,7 +17,7 @@ from .planted import PROVENANCE, VICTIMS
 from .planted_shields import GUARD, WRAPPED, card, wrapped
 
 Maker = Callable[..., Stored]
-_, OTHER, *_ = VICTIMS
+OTHER = VICTIMS[1]
 
 
 def runs(made: list[leaderboard.Board]) -> list[str]:
@@ -43,7 +43,12 @@ PAIRS: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ("weights", {}, {"victim_sha256": "a" * 64}, {"victim_sha256": "b" * 64}),
     ("seed of the attack", {}, {"parameters": {"seed": 1}}, {"parameters": {"seed": 2}}),
     # nothing a heading tells apart: the same to eight digits, and one that equals the other
-    ("digits", {"surrogate": "s"}, *({"surrogate_sha256": "a" * 60 + e * 4} for e in "bc")),
+    (
+        "digits",
+        {"surrogate": "s"},
+        {"surrogate_sha256": "a" * 60 + "b" * 4},
+        {"surrogate_sha256": "a" * 60 + "c" * 4},
+    ),
     ("one and true", {}, {"parameters": {"steps": 1}}, {"parameters": {"steps": True}}),
 ]
 
@@ -83,7 +88,7 @@ def test_a_detector_fitted_on_other_images_is_another_row(make_stored: Maker) ->
     fitted = {"defense_card": learned}
     records = []
     for digit in "ab":
-        own = {"case": {"train_sha256": digit * 64}, "record": fitted}
+        own: dict[str, Any] = {"case": {"train_sha256": digit * 64}, "record": fitted}
         records.append(wrapped(make_stored, WRAPPED, GUARD, **own))
         # what an attack is fitted on beside it does not make a third row
         records.append(wrapped(make_stored, WRAPPED, GUARD, attack="uap", **own))
