@@ -6,7 +6,7 @@ from typing import Any
 
 from .board import Board, Row
 from .svg import INK, drawing, inline, plain_axes, stroke
-from .text import NORMS, SCALE, unit
+from .text import NORMS, SCALE, plain, unit
 
 COLOURS = 8  # --curve-1 ... --curve-8 in style.css; chosen to differ for colour-blind readers
 _MARKERS = "os^"
@@ -57,7 +57,7 @@ def curves(board: Board, prefix: str) -> str:
             band = axes.fill_between(x, low, high, color=colour_, alpha=0.11, linewidth=0)
             band.set_gid(f"band-{place}")
         _axes(axes, board, x)
-        label = f"Worst-case {board.score.name} against radius on {board.dataset.heading}"
+        label = f"Worst-case {board.score.name} against radius on {plain(board.dataset.heading)}"
         return inline(figure, prefix=prefix, label=f"{label}, {board.setting}")
 
 

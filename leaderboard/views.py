@@ -237,9 +237,9 @@ def origin(made: list[Board]) -> dict[str, Any]:
                 "case": len(records),
             }.items()
         ),
-        "date": max((p.started for p in sources), default="")[:10],
-        "versions": sorted({p.version for p in sources}),
-        "torch": sorted({p.torch for p in sources}),
+        "date": text.plain(max((p.started for p in sources), default="")[:10]),
+        "versions": sorted({text.plain(p.version) for p in sources}),
+        "torch": sorted({text.plain(p.torch) for p in sources}),
         "commits": sorted({commit_words(p) for p in sources if p.git_commit}),
         "rule": RULE if any(map(has_detectors, made)) else "",
         "synthetic": any(board.dataset.synthetic for board in made),
