@@ -227,7 +227,7 @@ class Board:
     def family(self) -> tuple[object, ...]:
         """What boards share that differ in threat model and channels alone."""
         setting = (self.dataset.name, self.objective, self.norm, self.ladder, self.budget)
-        return (*setting, self.images)
+        return (*setting, self.images if self.drawn else None)
 
     @property
     def setting(self) -> str:
