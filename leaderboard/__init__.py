@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.console import Console
 from robustbench_med.bench.record import Stored
 
 from .board import Board, Row
+from .lost import Lost
 from .page import write_page
 from .rank import boards
 from .report import read_criteria, write_report
@@ -19,6 +21,7 @@ from .table import terminal_tables, write_tables
 
 __all__ = [
     "Board",
+    "Lost",
     "Row",
     "boards",
     "publish",
@@ -31,24 +34,25 @@ __all__ = [
 ]
 
 
-def publish(records: list[Stored], folder: Path, *, title: str) -> Path:
+def publish(records: list[Stored], folder: Path, *, title: str, lost: Sequence[Lost] = ()) -> Path:
     """Write `leaderboard.html`, `.csv` and `.md` into `folder`, each in one step.
 
     Args:
         records: what to compare; boards are made of those that may be compared.
         folder: usually the folder the records lie in; its name is called the suite.
         title: heading of the page.
+        lost: cases without a usable record; the page names them, and their rows are incomplete.
 
     Returns:
         The path of the page.
     """
-    made = boards(records)
-    write_tables(made, folder, title=title)
-    return write_page(made, folder, title=title)
+    made = boards(records, lost)
+    write_tables(made, folder, title=title, lost=lost)
+    return write_page(made, folder, title=title, lost=lost)
 
 
-def show(records: list[Stored], console: Console) -> None:
+def show(records: list[Stored], console: Console, *, lost: Sequence[Lost] = ()) -> None:
     """Print a table a board to `console`."""
-    for table in terminal_tables(boards(records), width=console.width):
+    for table in terminal_tables(boards(records, lost), width=console.width):
         console.print(table)
         console.print()

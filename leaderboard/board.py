@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import pandas as pd
 
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.record import Estimate, Stored
-from robustbench_med.cards import DatasetCard, ModelCard
+from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard, ModelCard
 
+from .columns import Asked
+from .images import Images
 from .objective import channel_words, objective_words
 from .score import Score, score_of
 from .text import NORMS, THREATS, plain, radius
@@ -31,12 +34,22 @@ class RowKey(NamedTuple):
     data: str
     split: str
     n: int | None
+    defense_version: int = 0
+    train: str = ""
 
     @classmethod
-    def of(cls, case: Case) -> RowKey:
-        """Return the row a case belongs to."""
+    def of(cls, case: Case, attack: AttackCard, defense: DefenseCard | None) -> RowKey:
+        """Return the row a case belongs to.
+
+        Training images make a row another one where the defense was fitted on them, not where only
+        the attack was.
+        """
         judged = (case.victim_sha256, case.operating_point, case.draws)
-        return cls(case.victim, case.defense, *judged, case.data_sha256, case.split, case.n)
+        seen = (case.data_sha256, case.split, case.n)
+        fitted = defense is not None and defense.fitted
+        only_attack = Asked(case, attack).trains and not fitted
+        train = "" if only_attack else case.train_sha256
+        return cls(case.victim, case.defense, *judged, *seen, case.defense_version, train)
 
     @property
     def images(self) -> tuple[str, str, int | None]:
@@ -83,6 +96,7 @@ class Row:
         own: columns that this row cannot have: on a board of surrogates attacks made on this very
             model, and those of an attacker who mistakes the defense where there is none.
         shield: the defense in words; empty where there is none.
+        apart: what tells the row from others of its board that are called the same; else empty.
     """
 
     key: RowKey
@@ -102,12 +116,14 @@ class Row:
     own: frozenset[str] = frozenset()
     crosscheck: str = ""
     shield: str = ""
+    apart: str = ""
 
     @property
     def title(self) -> str:
         """The model in words, with its defense and its judge where they are not the plain ones."""
         title = " + ".join(filter(None, [plain(self.model.title), self.shield]))
-        return title if self.key.draws == 1 else f"{title}, mean of {self.key.draws} passes"
+        title = title if self.key.draws == 1 else f"{title}, mean of {self.key.draws} passes"
+        return f"{title} ({self.apart})" if self.apart else title
 
     @property
     def images(self) -> int:
@@ -132,9 +148,43 @@ class Row:
         return frozenset(c for c, case in cases.items() if case.knowledge == "oblivious")
 
 
+# field of the key -> what a title calls it where it tells two rows apart; the defense is in titles
+_APART = {
+    "victim": "{}",
+    "operating_point": "operating point {}",
+    "weights": "weights {:.8}",
+    "defense": "{}",
+    "defense_version": "defense version {}",
+    "train": "fitted on {:.8}",
+    "data": "data {:.8}",
+    "split": "{} split",
+    "n": "n = {}",
+}
+
+
+def told_apart(rows: list[Row]) -> list[Row]:
+    """Return the rows of a board, those called the same with what they differ in."""
+    common = Counter(row.title for row in rows)
+    found = []
+    for row in rows:
+        alike = [other.key for other in rows if other.title == row.title]
+        words = [
+            plain(form.format(getattr(row.key, name)))
+            for name, form in _APART.items()
+            if len({getattr(key, name) for key in alike}) > 1
+        ]
+        found.append(replace(row, apart=", ".join(words)) if common[row.title] > 1 else row)
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class Board:
-    """Rows that may be compared, best worst case at the headline radius first."""
+    """Rows that may be compared, best worst case at the headline radius first.
+
+    Attributes:
+        images: what most of its records saw; None where none is valid.
+        drawn: which images these are, in words, where other boards of the same setting have others.
+    """
 
     dataset: DatasetCard
     objective: str
@@ -145,6 +195,8 @@ class Board:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     channels: dict[str, float] = field(default_factory=dict)
+    images: Images | None = None
+    drawn: str = ""
 
     @property
     def score(self) -> Score:
@@ -174,17 +226,19 @@ class Board:
     @property
     def family(self) -> tuple[object, ...]:
         """What boards share that differ in threat model and channels alone."""
-        return (self.dataset.name, self.objective, self.norm, self.ladder, self.budget)
+        setting = (self.dataset.name, self.objective, self.norm, self.ladder, self.budget)
+        return (*setting, self.images if self.drawn else None)
 
     @property
     def setting(self) -> str:
-        """Threat model, norm, objective, channels and budget in words."""
+        """Threat model, norm, objective, channels, budget and images in words."""
         threat = THREATS.get(self.threat, self.threat)
         parts = [threat, NORMS.get(self.norm, self.norm)]
         parts.append(objective_words(self.objective, self.dataset))
         parts += filter(None, [channel_words(self.channels, self.dataset)])
         if self.budget == "mean_norm":
             parts.append("relative to a training image's mean norm")
+        parts += filter(None, [self.drawn])
         return " · ".join(parts)
 
     @property

@@ -20,6 +20,7 @@ from .text import SCALE, number
 from .worst_case import lowest, means, score_table
 
 _LEAST = 2  # boards that are worth a comparison
+_CLEAN = "clean"
 _WIDEST = 10  # letters of a label below a bar; the table beside it has all
 
 
@@ -32,7 +33,7 @@ class Bar(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The bars of one victim, the clean one first; `place` is that of its curve."""
+    """The bars of one victim, the clean one first if scored; `place` is that of its curve."""
 
     title: str
     place: int
@@ -49,7 +50,7 @@ class Bars:
 
     Attributes:
         board: the first of the boards held side by side.
-        labels: what may change, bar by bar, the clean image first.
+        labels: what may change, bar by bar, the clean image first where it is scored.
         attacks: what the worst case is taken over.
     """
 
@@ -76,8 +77,9 @@ def _bars(boards: list[Board]) -> Bars | None:
     labels = tuple(channel_label(board.channels, board.dataset) for board in ordered)
     place = {row.key: i for i, row in enumerate(drawn(boards[0]))}
     groups = [_group(key, ordered, labels, attacks, place[key]) for key in place]
-    kept = tuple(group for group in groups if len(group.bars) > _LEAST)
-    return Bars(boards[0], ("clean", *labels), attacks, kept) if kept else None
+    kept = tuple(group for group in groups if _compared(group) >= _LEAST)
+    clean = (_CLEAN,) if boards[0].score.clean else ()
+    return Bars(boards[0], (*clean, *labels), attacks, kept) if kept else None
 
 
 def _group(
@@ -102,10 +104,14 @@ def _group(
     bars: list[Bar] = []
     for label, row in rows.items():
         average = means(tables[label].loc[shared], _runs(row, attacks)[0])
-        if not bars:
-            bars.append(Bar("clean", average[0]))
+        if not bars and boards[0].score.clean:
+            bars.append(Bar(_CLEAN, average[0]))
         bars.append(Bar(label, average[at + 1], row.standing not in ("ranked", "control")))
     return Group(next((row.title for row in rows.values()), ""), place, tuple(bars))
+
+
+def _compared(group: Group) -> int:
+    return sum(bar.label != _CLEAN for bar in group.bars)
 
 
 def _runs(row: Row, attacks: tuple[str, ...]) -> list[Stored]:
@@ -134,7 +140,8 @@ def chart(bars: Bars, group: Group, prefix: str) -> str:
         axes = figure.add_axes((0.1, 0.2, 0.89, 0.76))
         for x, bar in enumerate(group.bars):
             e = bar.estimate
-            hue = INK if x == 0 else own
+            clean = bar.label == _CLEAN
+            hue = INK if clean else own
             last = x == len(group.bars) - 1
             axes.bar(
                 x,
@@ -143,7 +150,7 @@ def chart(bars: Bars, group: Group, prefix: str) -> str:
                 facecolor="none" if bar.doubted else hue,
                 edgecolor=hue,
                 linewidth=1.2 if bar.doubted else 0,
-                alpha=0.35 if x == 0 else 1 if last or bar.doubted else 0.6,
+                alpha=0.35 if clean else 1 if last or bar.doubted else 0.6,
             )
             axes.plot([x, x], [full * e.low, full * e.high], color=INK, linewidth=1.2)
         values = [number(bar.estimate.value, score.kind) for bar in group.bars]

@@ -17,12 +17,26 @@ def _images(value: float, of: int | None) -> str:
     return f"{count} image{'' if one else 's'}"
 
 
-def _share(value: float, of: int | None) -> str:  # noqa: ARG001 - one table, one signature
+def _share(value: float, of: int | None) -> str:
+    """Return a share of so many images: 100 % of 1 image is not 100 % of 90."""
+    return _percent(value) if of is None else f"{_percent(value)} of {_all(of)}"
+
+
+def _rise(value: float, of: int | None) -> str:
+    """Return a mean over so many images that is no share of them."""
+    return _percent(value) if of is None else f"{_percent(value)} on {_all(of)}"
+
+
+def _percent(value: float) -> str:
     percent = 100 * value
     return f"{percent:.0f} %" if percent >= 10 or percent == round(percent) else f"{percent:.2g} %"
 
 
-def _answer(value: float, of: int | None) -> str:  # noqa: ARG001
+def _all(of: int) -> str:
+    return f"{of:,} image{'' if of == 1 else 's'}"
+
+
+def _answer(value: float, of: int | None) -> str:  # noqa: ARG001 - one table, one signature
     return "yes" if value else "no"
 
 
@@ -41,7 +55,7 @@ CHECKS: dict[str, tuple[str, _Write]] = {
     "randomized": ("Images the model answers differently when asked twice", _share),
     "over_budget": ("Images changed by more than the radius allows", _images),
     "nonfinite_gradients": ("Gradients that were not a number or infinite", _count),
-    "zero_gradients": ("Gradients that were zero everywhere: the attack was blind", _share),
+    "zero_gradients": ("Gradients that were zero everywhere: the attack was blind", _rise),
     "one_step_beats_iterative": ("Missed images that a single step breaks", _images),
     "noise_beats_attack": ("Missed images that random noise breaks", _images),
     "black_box_beats_white_box": ("Missed images that an attack by queries breaks", _images),
@@ -52,7 +66,7 @@ CHECKS: dict[str, tuple[str, _Write]] = {
     ),
     "not_converged": (
         "Rise of the loss in the last quarter of the steps, against the average",
-        _share,
+        _rise,
     ),
     "silent_success": ("Successes that the attack passed and did not return", _images),
     "more_effort_breaks_more": ("Missed images that break at twice the effort", _images),
@@ -104,7 +118,7 @@ def flag_words(record: Record, flag: Flag) -> str:
     allowed = _written(write, flag.threshold, None)
     if write is _images:
         allowed = _count(flag.threshold, None)
-    elif write is _share and flag.threshold > 0:
+    elif write in (_share, _rise) and flag.threshold > 0:
         allowed = f"up to {allowed}"
     meaning = plain(flag.meaning).rstrip(".") or _spelled(flag.name)
     return f"{meaning} (measured {measured}, allowed {allowed})"

@@ -15,7 +15,11 @@ from robustbench_med.cards import Card
 from .board import Board
 from .text import plain
 
-_SPECIAL = {"\\": "\\textbackslash{}", "{": "\\{", "}": "\\}"} | {c: f"\\{c}" for c in "&%$#_"}
+_SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+}
 
 
 def bibtex(made: list[Board], *, versions: Iterable[str]) -> str:
@@ -58,6 +62,8 @@ def _authors(source: str) -> str:
 
     >>> _authors("Croce, Hein, ICML 2020, section 3"), _authors("Madry et al., ICLR 2018")
     ('Croce and Hein', 'Madry and others')
+    >>> _authors("Ozbulak, Van Messem, MICCAI 2019")
+    'Ozbulak and {Van Messem}'
     >>> _authors("after AutoAttack: Croce, ECCV 2020")
     ''
     """
@@ -69,7 +75,10 @@ def _authors(source: str) -> str:
         names.pop()  # a venue whose year comes later
     if not names or not all(re.fullmatch(r"[A-Z][\w' -]*( et al\.)?", name) for name in names):
         return ""
-    return _text(" and ".join(names).replace(" et al.", " and others"))
+    found = [name.removesuffix(" et al.") for name in names]
+    # surnames only: braces keep one of two words whole
+    found = [f"{{{_text(name)}}}" if " " in name else _text(name) for name in found]
+    return " and ".join([*found, *(["others"] if names[-1].endswith(" et al.") else [])])
 
 
 def _entry(kind: str, key: str, fields: dict[str, str]) -> str:

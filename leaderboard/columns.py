@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from robustbench_med.bench.case import Case
 from robustbench_med.bench.record import Stored
+from robustbench_med.cards import AttackCard
+from robustbench_med.errors import SpecError
+from robustbench_med.spec import parse
 
 from .text import plain
+
+
+class Asked(NamedTuple):
+    """An attack as a case asks for it."""
+
+    case: Case
+    attack: AttackCard
+
+    @classmethod
+    def of(cls, stored: Stored) -> Asked:
+        """Return what the case of a record asked for."""
+        return cls(stored.record.case, stored.record.attack_card)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the attack, or what its radii are counted in, takes training images."""
+        return self.attack.rungs == "universal" or self.case.budget == "mean_norm"
 
 
 def titles_of(records: list[Stored]) -> dict[str, str]:
@@ -27,8 +48,12 @@ def heading(stored: Stored, titles: Mapping[str, str]) -> str:
         stored: the record.
         titles: registry name -> title, of models known by name.
     """
-    title, surrogate = plain(stored.record.attack_card.title), stored.record.case.surrogate
-    knowledge = stored.record.case.knowledge
+    return _heading(Asked.of(stored), titles)
+
+
+def _heading(asked: Asked, titles: Mapping[str, str]) -> str:
+    title, surrogate = plain(asked.attack.title), asked.case.surrogate
+    knowledge = asked.case.knowledge
     if knowledge != "adaptive":
         return plain(f"{title}, {knowledge_words(knowledge)}")
     if surrogate is None:
@@ -47,11 +72,14 @@ def knowledge_words(knowledge: str) -> str:
 
 def columns_of(group: list[Stored], titles: Mapping[str, str]) -> list[str]:
     """Return the column of each record: its heading, and what tells two settings apart."""
-    settings = [_setting(stored) for stored in group]
-    attacks = [
-        (s.record.case.attack, s.record.case.surrogate, s.record.case.knowledge) for s in group
-    ]
-    heads = [heading(stored, titles) for stored in group]
+    return named([Asked.of(stored) for stored in group], titles)
+
+
+def named(group: list[Asked], titles: Mapping[str, str]) -> list[str]:
+    """Return the column of each attack asked for, as `columns_of`."""
+    settings = [_setting(asked) for asked in group]
+    attacks = [(a.case.attack, a.case.surrogate, _rival(a.case)[0]) for a in group]
+    heads = [_heading(asked, titles) for asked in group]
     names = []
     for attack, head, own in zip(attacks, heads, settings, strict=True):
         peers = [p for p, a in zip(settings, attacks, strict=True) if a == attack]
@@ -63,13 +91,27 @@ def columns_of(group: list[Stored], titles: Mapping[str, str]) -> list[str]:
     return names
 
 
-def _setting(stored: Stored) -> dict[str, Any]:
-    case = stored.record.case
-    return {
-        **case.parameters,
+def _rival(case: Case) -> tuple[str, dict[str, Any]]:
+    """Return what an attacker knows of the defense: one word, and its parameters."""
+    if not case.rival:
+        return case.knowledge, {}
+    try:
+        return parse(case.rival)
+    except SpecError:
+        return case.rival, {}
+
+
+def _setting(asked: Asked) -> dict[str, Any]:
+    case = asked.case
+    name, evaded = _rival(case)
+    own = {
         "guide": case.guide,
         "seed": case.seed,
         "v": case.attack_version,
         "fit": case.fit,
         "weights": case.surrogate_sha256[:8],
+        "train": case.train_sha256[:8] if asked.trains else "",
     }
+    # a parameter of the attack may be called as one of ours: then both are kept
+    stated = {f"attack {k}" if k in own else k: v for k, v in case.parameters.items()}
+    return stated | {f"{name} {key}": value for key, value in evaded.items()} | own

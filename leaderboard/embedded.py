@@ -40,19 +40,22 @@ def _board(ident: str, board: Board) -> dict[str, Any]:
         "norm": board.norm,
         "budget": board.budget,
         "channels": board.channels,
+        "drawn": board.drawn,
         "metric": board.score.metric,
         "radii": list(board.ladder),
         "headline": board.headline,
-        "rows": [_row(row) for row in board.rows],
+        "rows": [_row(row, clean=bool(board.score.clean)) for row in board.rows],
     }
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _row(row: Row, *, clean: bool) -> dict[str, Any]:
     return {
         "victim": row.model.name,
         "title": row.title,
         "family": row.model.family,
         "defense": row.key.defense,
+        "defense_version": row.key.defense_version,
+        "operating_point": row.key.operating_point,
         "weights_sha256": row.key.weights,
         "standing": row.standing,
         "reasons": list(row.reasons),
@@ -60,7 +63,7 @@ def _row(row: Row) -> dict[str, Any]:
         "sharing": list(row.sharing),
         "images": row.images,
         "patients": row.patients,
-        "clean": _estimate(row.clean),
+        "clean": _estimate(row.clean) if clean else None,
         "worst_case": [_estimate(e) for e in row.worst],
         "attacks": {c: [_estimate(e) for e in found] for c, found in row.scores.items()},
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 from .board import Board, Row
 from .svg import INK, drawing, inline, plain_axes, stroke
-from .text import NORMS, SCALE, unit
+from .text import NORMS, SCALE, plain, unit
 
 COLOURS = 8  # --curve-1 ... --curve-8 in style.css; chosen to differ for colour-blind readers
 _MARKERS = "os^"
@@ -38,9 +38,10 @@ def curves(board: Board, prefix: str) -> str:
     with drawing(prefix, 6.6, 3.7) as figure:
         axes = figure.add_axes((0.085, 0.125, 0.885, 0.86))
         grey, full = _scale(board), SCALE[board.score.kind][0]
-        x = [0.0, *(eps * grey for eps in board.ladder)]
+        start = 0 if board.score.clean else 1
+        x = [0.0, *(eps * grey for eps in board.ladder)][start:]
         for place, row in enumerate(drawn(board)):
-            estimates = (row.clean, *row.worst)
+            estimates = (row.clean, *row.worst)[start:]
             colour_ = stroke(colour(place))
             axes.plot(
                 x,
@@ -56,7 +57,7 @@ def curves(board: Board, prefix: str) -> str:
             band = axes.fill_between(x, low, high, color=colour_, alpha=0.11, linewidth=0)
             band.set_gid(f"band-{place}")
         _axes(axes, board, x)
-        label = f"Worst-case {board.score.name} against radius on {board.dataset.heading}"
+        label = f"Worst-case {board.score.name} against radius on {plain(board.dataset.heading)}"
         return inline(figure, prefix=prefix, label=f"{label}, {board.setting}")
 
 
@@ -68,9 +69,11 @@ def _scale(board: Board) -> float:
 
 
 def _axes(axes: Any, board: Board, x: list[float]) -> None:  # noqa: ANN401 - imported late
-    axes.axvline(x[board.headline + 1], color=INK, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
-    if len(x) > 2 and x[-1] / x[1] >= 12:  # low radii would be crushed on a linear axis
-        axes.set_xscale("asinh", linear_width=x[2])
+    at = x[board.headline - len(board.ladder)]  # the clean image may be left out
+    axes.axvline(at, color=INK, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
+    radii = [value for value in x if value > 0]
+    if len(radii) > 1 and radii[-1] / radii[0] >= 12:  # low ones would be crushed on a linear axis
+        axes.set_xscale("asinh", linear_width=radii[1])
     axes.set_xticks(x, [f"{value:.3g}" for value in x])
     axes.minorticks_off()
     axes.set_xlim(0, x[-1] * 1.02)

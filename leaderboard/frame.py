@@ -42,6 +42,10 @@ def _lines(board: Board, row: Row, price: Price | None) -> list[dict[str, object
         "title": row.model.title,
         "family": row.model.family,
         "defense": row.key.defense,
+        "defense_version": row.key.defense_version,
+        "operating_point": row.key.operating_point,
+        "fitted_on": row.key.train,
+        "images": board.drawn,
         "trained_with": str(trained_with(row)),
         "clean_change": price.clean if price else math.nan,
         "slower": price.slower if price else None,
@@ -49,21 +53,33 @@ def _lines(board: Board, row: Row, price: Price | None) -> list[dict[str, object
         "draws": row.key.draws,
         "standing": row.standing,
         "reasons": "; ".join(row.reasons),
-        "rank": row.ranks[board.headline],
-        "sharing": row.sharing[board.headline],
     }
 
     def line(
-        attack: str, knows: str, case: str, n: int, eps: float, metric: str, e: Estimate
+        attack: str,
+        knows: str,
+        case: str,
+        n: int,
+        eps: float,
+        metric: str,
+        e: Estimate,
+        place: tuple[int | None, int | None] = (None, None),
     ) -> dict[str, object]:
-        cell = {"attack": attack, "knowledge": knows, "case_id": case, "n": n}
-        cell |= {"patients": row.patients, "eps": eps}
+        cell: dict[str, object] = {
+            "rank": place[0],
+            "sharing": place[1],
+            "attack": attack,
+            "knowledge": knows,
+        }
+        cell |= {"case_id": case, "n": n, "patients": row.patients, "eps": eps}
         return head | cell | {"metric": metric, "value": e.value, "low": e.low, "high": e.high}
 
-    levels = zip((0.0, *board.ladder), (row.clean, *row.worst), strict=True)
-    lines = [
-        line(WORST, "adaptive", "", row.images, eps, board.score.metric, e) for eps, e in levels
-    ]
+    lines = []
+    if board.score.clean:
+        lines.append(line(WORST, "adaptive", "", row.images, 0.0, board.score.metric, row.clean))
+    for rung, (eps, e) in enumerate(zip(board.ladder, row.worst, strict=True)):
+        place = row.ranks[rung], row.sharing[rung] or None  # ranked by the worst case alone
+        lines.append(line(WORST, "adaptive", "", row.images, eps, board.score.metric, e, place))
     for column, run in row.runs.items():
         record, knows = run.record, run.record.case.knowledge
         for eps, metric, estimate in measured(record):

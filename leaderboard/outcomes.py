@@ -94,15 +94,16 @@ def by_patient(board: Board, row: Row) -> Patients | None:
     sums = np.zeros((len(names), left.shape[1]))
     np.add.at(sums, own, left.to_numpy(dtype=np.float64))
     mean = sums / images[:, None]
-    rows = _counts(mean) if shares else _spread(mean)
-    return Patients(len(names), rows, _hardest(board, mean, images))
+    rows = _counts(mean, "stands" if board.score.attacked else "right") if shares else _spread(mean)
+    whole = [(label, cells if board.score.clean else cells[1:]) for label, cells in rows]
+    return Patients(len(names), tuple(whole), _hardest(board, mean, images))
 
 
-def _counts(mean: NDArray[np.float64]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def _counts(mean: NDArray[np.float64], word: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
     kinds = {
-        "every image right": mean == 1,
-        "some images right": (mean > 0) & (mean < 1),
-        "no image right": mean == 0,
+        f"every image {word}": mean == 1,
+        f"some images {word.removesuffix('s')}": (mean > 0) & (mean < 1),
+        f"no image {word}": mean == 0,
     }
     return tuple((name, tuple(map(str, hit.sum(axis=0)))) for name, hit in kinds.items())
 
@@ -122,6 +123,6 @@ def _hardest(board: Board, mean: NDArray[np.float64], images: NDArray[np.intp]) 
     end = " %" if kind == "percent" else ""
     return tuple(
         f"no. {i + 1} ({images[i]} image{'' if images[i] == 1 else 's'}): "
-        f"{number(clean[i], kind)} → {number(left[i], kind)}{end}"
+        f"{f'{number(clean[i], kind)} → ' if board.score.clean else ''}{number(left[i], kind)}{end}"
         for i in order
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -19,6 +20,7 @@ from .checks import check_rows, flag_words
 from .cite import bibtex
 from .embedded import embedded
 from .figures import colour, shape
+from .lost import MEANS, Lost
 from .metrics import metric_notes, metric_rows
 from .outcomes import by_class, by_patient
 from .price import change, counted
@@ -42,13 +44,14 @@ from .words import (
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_page(made: list[Board], folder: Path, *, title: str) -> Path:
+def write_page(made: list[Board], folder: Path, *, title: str, lost: Sequence[Lost] = ()) -> Path:
     """Write `leaderboard.html` into `folder` in one step and return its path."""
-    return write_text(folder / "leaderboard.html", render(made, title=title, suite=folder.name))
+    html = render(made, title=title, suite=folder.name, lost=lost)
+    return write_text(folder / "leaderboard.html", html)
 
 
-def render(made: list[Board], *, title: str, suite: str) -> str:
-    """Return the page of `made`; the same boards give the same text."""
+def render(made: list[Board], *, title: str, suite: str, lost: Sequence[Lost] = ()) -> str:
+    """Return the page of `made`, which names what is `lost`; the same boards give the same text."""
     style, script = (
         (TEMPLATES / file).read_text(encoding="utf-8") for file in ("style.css", "script.js")
     )
@@ -68,11 +71,13 @@ def render(made: list[Board], *, title: str, suite: str) -> str:
         .get_template("page.html.j2")
         .render(
             title=text.plain(title) or "Leaderboard",
-            suite=suite,
+            suite=text.plain(suite),
             policy=policy,
             start=Markup(start),  # noqa: S704 - our own files, hashed in the policy
             style=Markup(style),  # noqa: S704
             script=Markup(script),  # noqa: S704
+            lost=lost,
+            means=MEANS,
             groups=views(made),
             origin=(source := origin(made)),
             choices=choices(made),
@@ -128,7 +133,7 @@ def environment() -> Environment:
         percent_of=lambda share: f"{100 * share:.2f}",
         plain=text.plain,
         radius=text.radius,
-        scale=lambda kind: "{:g},{}".format(*text.SCALE[kind]),
+        scale=lambda kind: f"{text.SCALE[kind][0]:g}",
     )
     return made
 
@@ -139,20 +144,29 @@ def policy_hash(content: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def packed(estimates: tuple[Estimate, ...]) -> str:
-    """Return estimates as the script reads them: `value,low,high;...`, empty where undefined.
+def packed(estimates: tuple[Estimate, ...], kind: str = "percent") -> str:
+    """Return estimates as the script shows them: `value,low,high;...`, empty where undefined.
 
-    >>> packed((Estimate(value=0.5, low=0.25, high=1.0),))
-    '0.5,0.25,1'
+    Written here, so that the script rounds nothing: it would round halves the other way.
+
+    >>> packed((Estimate(value=0.5625, low=0.25, high=1.0),)), f"{56.25:.1f}"
+    ('56.2,25.0,100.0', '56.2')
     """
     rows = ((e.value, e.low, e.high) for e in estimates)
-    return ";".join(",".join(f"{v:.4g}" if math.isfinite(v) else "" for v in row) for row in rows)
+    written = (
+        ",".join(text.number(v, kind) if math.isfinite(v) else "" for v in row) for row in rows
+    )
+    return ";".join(written)
 
 
 def heat(share: float) -> str:
     """Return the class of the background of a share, in steps of a tenth; empty where undefined.
 
+    Of the number that is shown, which is all the script knows.
+
     >>> heat(0.0), heat(0.47), heat(1.0)
     ('heat0', 'heat5', 'heat10')
     """
-    return f"heat{math.floor(10 * share + 0.5)}" if math.isfinite(share) else ""
+    if not math.isfinite(share):
+        return ""
+    return f"heat{math.floor(float(text.number(share)) / 10 + 0.5)}"

@@ -1,28 +1,33 @@
 """Records to boards: who stands how well against the worst of all attacks. Pure.
 
-A board compares like with like: one dataset, objective, norm, ladder, budget, threat model and set
-of channels. An image stands at a radius only if it is classified correctly when clean and under
-every attack of the board at that radius; of masks the lowest Dice of each image counts. A row is
-ranked only if every attack of the board ran on the board's images, validly, and nothing gives a
-reason to distrust it; every other row is shown below with its reasons. Rows that their images do
-not tell apart share a place (see ties). A board of controls ranks nobody: a control is no attack.
+A board compares like with like: one dataset, objective, norm, ladder, budget, threat model, set of
+channels and set of images. An image stands at a radius only if it is classified correctly when
+clean and under every attack of the board at that radius; of masks the lowest Dice of each image
+counts. A row is ranked only if every attack of the board ran on its images, validly, and nothing
+gives a reason to distrust it; every other row is shown below with its reasons. Rows that their
+images do not tell apart share a place (see ties). A board of controls ranks nobody: a control is no
+attack.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
+from robustbench_med.bench.case import Case
 from robustbench_med.bench.record import Stored
 from robustbench_med.stats import UNDEFINED
 
-from .board import ORDER, Board, Row, RowKey, Standing, Versus
+from .board import ORDER, Board, Row, RowKey, Standing, Versus, told_apart
 from .checks import flag_words
-from .columns import columns_of, heading, titles_of
+from .columns import heading, titles_of
 from .crosscheck import comparable, hidden_gradients, misled, rivals, shared_rungs, summary
+from .grid import grid_of
+from .images import by_images, common_images, draw_of, image_words, images_of
+from .lost import Lost
 from .shield import shield_words
 from .text import THREATS, plain
 from .ties import Pairs, Scored, pairs, places
@@ -38,18 +43,30 @@ from .worst_case import (
 _THREATS = list(THREATS)  # boards of one dataset stand in this order
 
 
-def boards(records: list[Stored]) -> list[Board]:
-    """Return every board the records make, whatever their order: real images before phantoms."""
+def boards(records: list[Stored], lost: Sequence[Lost] = ()) -> list[Board]:
+    """Return every board the records make, whatever their order: real images before phantoms.
+
+    Args:
+        records: a case counts once, however often it is in them.
+        lost: cases without a record; whose row lacks one is incomplete.
+    """
     groups: dict[tuple[object, ...], list[Stored]] = {}
-    ordered = sorted(records, key=lambda s: s.record.case_id)
+    once = {s.record.case_id: s for s in sorted(records, key=lambda s: s.folder)}
+    ordered = [once[case_id] for case_id in sorted(once)]
     for stored in ordered:
-        case = stored.record.case
-        setting = (case.norm, case.ladder, case.budget, case.threat)
-        touched = tuple(sorted(case.channels.items()))
-        key = (case.dataset, case.objective, *setting, touched)
-        groups.setdefault(key, []).append(stored)
+        groups.setdefault(_setting(stored.record.case), []).append(stored)
     titles, others = titles_of(ordered), rivals(ordered)
-    made = [_board(group, titles, others) for group in groups.values()]
+    made = []
+    for setting, group in groups.items():
+        parts = by_images(group)
+        for part, drawn in zip(parts, image_words(parts), strict=True):
+            draws = {draw_of(stored.record.case) for stored in part}
+            mine = [
+                one
+                for one in lost
+                if one.case and _setting(one.case) == setting and draw_of(one.case) in draws
+            ]
+            made.append(replace(_board(part, mine, titles, others), drawn=drawn))
     return sorted(
         made,
         key=lambda b: (
@@ -67,6 +84,12 @@ def boards(records: list[Stored]) -> list[Board]:
     )
 
 
+def _setting(case: Case) -> tuple[object, ...]:
+    """Return what the cases of a board share, but for the images."""
+    setting = (case.norm, case.ladder, case.budget, case.threat)
+    return (case.dataset, case.objective, *setting, tuple(sorted(case.channels.items())))
+
+
 def channel_order(board: Board) -> tuple[object, ...]:
     """Return what sorts boards by channels: all of them first, then one, then several."""
     names = board.dataset.channel_names
@@ -76,13 +99,12 @@ def channel_order(board: Board) -> tuple[object, ...]:
 
 
 def _board(
-    group: list[Stored], titles: dict[str, str], others: dict[tuple[object, ...], list[Stored]]
+    group: list[Stored],
+    lost: list[Lost],
+    titles: dict[str, str],
+    others: dict[tuple[object, ...], list[Stored]],
 ) -> Board:
-    names = columns_of(group, titles)
-    made_on = {name: s.record.case.surrogate for name, s in zip(names, group, strict=True)}
-    cells: dict[RowKey, dict[str, Stored]] = {}
-    for stored, column in zip(group, names, strict=True):
-        cells.setdefault(RowKey.of(stored.record.case), {})[column] = stored
+    grid = grid_of(group, lost, titles)
     case = group[0].record.case
     board = Board(
         dataset=group[0].record.dataset_card,
@@ -91,28 +113,26 @@ def _board(
         ladder=case.ladder,
         budget=case.budget,
         threat=case.threat,
-        columns=tuple(sorted(made_on)),
+        columns=tuple(sorted(grid.asked)),
         rows=(),
         channels=case.channels,
+        images=common_images(group),
     )
     rows = []
     # columns that a victim without a defense cannot have
-    shielded = {
-        name for name, s in zip(names, group, strict=True) if s.record.case.knowledge != "adaptive"
-    }
-    for key, runs in cells.items():
+    shielded = {c for c, asked in grid.asked.items() if asked.case.knowledge != "adaptive"}
+    for key, runs in grid.cells.items():
         row = _row(key, {c: runs[c] for c in board.columns if c in runs}, case.ladder)
-        own = {c for c in made_on if made_on[c] == key.victim}
+        own = {c for c, asked in grid.asked.items() if asked.case.surrogate == key.victim}
         rows.append(
             replace(row, own=frozenset(own | (shielded if key.defense == "none" else set())))
         )
-    reference = _common_images(rows)
     judged = []
-    for row in rows:
+    for row in told_apart(rows):
         doubts: list[str] = []
         if board.threat == "white_box":
             row, doubts = _held_against(row, titles, others)
-        judged.append(_judge(row, board, reference, doubts))
+        judged.append(_judge(row, board, grid.lost.get(row.key, []), doubts))
     ranked = _ranked(judged, len(board.ladder))
     return replace(board, rows=tuple(sorted(ranked, key=lambda row: _order(row, board.headline))))
 
@@ -175,24 +195,7 @@ def knowing(runs: dict[str, Stored]) -> dict[str, Stored]:
     return {column: run for column, run in runs.items() if not is_oblivious(run)}
 
 
-def _images_of(run: Stored) -> tuple[str, str, frozenset[str]]:
-    case = run.record.case
-    return case.data_sha256, case.split, frozenset(map(str, run.samples["sample"].unique()))
-
-
-def _common_images(rows: list[Row]) -> tuple[str, str, frozenset[str]] | None:
-    """Return the images most runs of the board saw; the larger set where two are as common."""
-    runs = [run for row in rows for run in row.runs.values() if run.record.status == "ok"]
-    counted = Counter(_images_of(run) for run in runs)
-    return max(counted, key=lambda k: (counted[k], len(k[2]), k[:2]), default=None)
-
-
-def _judge(
-    row: Row,
-    board: Board,
-    reference: tuple[str, str, frozenset[str]] | None,
-    doubts: list[str],
-) -> Row:
+def _judge(row: Row, board: Board, lost: list[str], doubts: list[str]) -> Row:
     """Return the row with its standing and every reason for it, the gravest first."""
     reasons: list[tuple[Standing, str]] = [("flagged", doubt) for doubt in doubts]
     for column, run in row.runs.items():
@@ -204,14 +207,16 @@ def _judge(
         over = record.audit.over_budget if record.audit else 0
         if over and not any(flag.name == "over_budget" for flag in record.flags):
             reasons.append(("flagged", f"{column}: {over} images over their budget"))
-        if _images_of(run) != reference:
+        if images_of(run) != board.images:
             seen = f"{column}: scored on other images than the board ({record.n} seen)"
             reasons.append(("incomplete", seen))
     if not row.images and all(run.record.status == "ok" for run in row.runs.values()):
         reasons.append(("incomplete", "no image was attacked by every attack: nothing to score"))
     if not knowing(row.runs):
         reasons.append(("incomplete", "attacked only as if it had no defense"))
-    missing = [c for c in board.columns if c not in row.runs and c not in row.own]
+    if lost:
+        reasons.append(("incomplete", f"failed or not readable: {', '.join(sorted(lost))}"))
+    missing = [c for c in board.columns if c not in {*row.runs, *row.own, *lost}]
     if missing:
         reasons.append(("incomplete", f"not run: {', '.join(missing)}"))
     reasons.sort(key=lambda pair: -ORDER.index(pair[0]))

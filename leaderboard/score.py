@@ -29,7 +29,8 @@ class Score:
         name: what a sentence calls it.
         key: with what it means, above a table.
         short: beside a number.
-        worst, clean: headings of columns.
+        worst, clean: headings of columns; `clean` is empty where the clean score is 1 by
+            construction and so no finding: it is shown nowhere.
         axis: label of the axis of curves.
         kind: how a value is written, see text.number.
         counted, least: what a number is and what the worst case is, in the words at the top.
@@ -127,8 +128,23 @@ _ACCURACY = Score(
     stands=_correct,
 )
 NOTHING = _ACCURACY  # of a page without boards
-# any other objective on labels: of the images attacked, those on which the goal is not reached
-_UNMOVED = replace(_ACCURACY, values=_unbroken, stands=_unbroken, attacked=True)
+# any other objective on labels: of the images attacked, those on which the goal is not reached;
+# only images on which it is not reached when clean are attacked
+_UNMOVED = replace(
+    _ACCURACY,
+    metric="1-attack_success",
+    name="share of goals not reached",
+    key="goal not reached, % of the images attacked",
+    clean="",
+    axis="worst case: goal not reached, %",
+    counted="the share of the images attacked on which the attacker does not reach the goal",
+    least="only if no attack on its board reached the goal on it",
+    sound="does not answer as the attacker wants when clean",
+    right="not answered as the attacker wants",
+    values=_unbroken,
+    stands=_unbroken,
+    attacked=True,
+)
 _DICE = Score(
     metric="dice",
     name="Dice",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,11 @@ def drawing(prefix: str, width: float, height: float) -> Iterator[Figure]:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({"svg.hashsalt": prefix, "svg.fonttype": "none", "font.size": 10}):
+    size: dict[Any, Any] = {"font.size": 10, "text.parse_math": False}  # a name may hold a "$"
+    salted = {"svg.hashsalt": prefix, "svg.fonttype": "none"}
+    with mpl.rc_context(size | salted), warnings.catch_warnings():
+        # the reader's browser draws the letters: those our font lacks are only measured too narrow
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure = Figure(figsize=(width, height))
         FigureCanvasSVG(figure)
         yield figure

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -18,6 +19,7 @@ from robustbench_med.stats import UNDEFINED
 
 from .board import Board, Row
 from .frame import guard, long_frame
+from .lost import MEANS, Lost
 from .objective import channel_words, objective_words
 from .price import Price, change, counted, prices, times, trained_with
 from .text import DASH, THREATS, number, plain, radii, short
@@ -137,8 +139,9 @@ def _terminal(board: Board, width: int) -> Table:
     ]
     if board.control:
         lines.append(CONTROL)
-    own = objective_words(board.objective, board.dataset) if board.objective != "untargeted" else ""
-    told = filter(None, [THREATS[board.threat], own, channel_words(board.channels, board.dataset)])
+    aim = objective_words(board.objective, board.dataset) if board.objective != "untargeted" else ""
+    touched = channel_words(board.channels, board.dataset)
+    told = filter(None, [THREATS[board.threat], aim, touched, board.drawn])
     table = Table(
         title=Text(
             f"{plain(board.dataset.heading)} at ε = {board.at}, {', '.join(told)}", style="bold"
@@ -151,7 +154,8 @@ def _terminal(board: Board, width: int) -> Table:
     )
     table.add_column("#", justify="right")
     table.add_column("victim", width=name, overflow="fold")
-    for heading in (score.worst, score.clean, *columns):
+    clean = [score.clean] if score.clean else []
+    for heading in (score.worst, *clean, *columns):
         table.add_column(Text(heading), justify="right", overflow="fold")
     at, wide = board.headline, 24 + cell * (2 + len(columns)) <= width
     for row in board.rows:
@@ -159,7 +163,8 @@ def _terminal(board: Board, width: int) -> Table:
         attacks = [short(e, score.kind) if wide else number(e.value, score.kind) for e in cells]
         worst = Text(short(row.worst[at], score.kind), style="bold")
         style = "dim" if row.reasons else None
-        texts = [worst, *map(Text, (short(row.clean, score.kind), *attacks))]
+        own = [short(row.clean, score.kind)] if clean else []
+        texts = [worst, *map(Text, (*own, *attacks))]
         table.add_row(place(row, at), Text(row.title), *texts, style=style)
     return table
 
@@ -181,9 +186,12 @@ def _harmful(board: Board, most: int) -> tuple[str, ...]:
     return tuple(column for column in board.columns if column in kept)
 
 
-def markdown(made: list[Board], *, title: str) -> str:
+def markdown(made: list[Board], *, title: str, lost: Sequence[Lost] = ()) -> str:
     """Return every board, and its transfer matrices, as Markdown tables; names are escaped."""
     found, parts = matrices(made), [f"# {_cell(title)}"]
+    if lost:
+        parts.append(f"**Not scored: {len(lost)}.** {MEANS}")
+        parts.append("\n".join(f"- {_cell(one.label)}: {_cell(one.reason)}" for one in lost))
     for board in made:
         parts.append(_markdown(board))
         parts += [_markdown_matrix(matrix) for matrix in found if matrix.board is board]
@@ -206,7 +214,7 @@ def _markdown(board: Board) -> str:
         "#",
         "victim",
         f"{score.worst} at {board.at}",
-        score.clean,
+        *([score.clean] if score.clean else []),
         *board.columns,
         *(["defense", "knowledge", "clean change", "time a pass"] if found else []),
         "attacks run",
@@ -216,12 +224,14 @@ def _markdown(board: Board) -> str:
     lines += [f"{CONTROL.capitalize()}.", ""] if board.control else []
     lines += ["| " + " | ".join(map(_cell, heads)) + " |"]
     extra = "---|---|--:|--:|" if found else ""
-    lines += ["|--:|---|" + "--:|" * (2 + len(board.columns)) + extra + ":-:|---|"]
+    averages = 1 + bool(score.clean)
+    lines += ["|--:|---|" + "--:|" * (averages + len(board.columns)) + extra + ":-:|---|"]
     for row in board.rows:
         cells = [row.scores[c][at] if c in row.scores else UNDEFINED for c in board.columns]
         note = f"{row.standing}: {'; '.join(row.reasons)}" if row.reasons else ""
         ran = f"{len(row.runs)}/{len(board.columns) - len(row.own)}"
-        numbers = [short(e, score.kind) for e in (row.worst[at], row.clean, *cells)]
+        first = (row.worst[at], row.clean)[:averages]
+        numbers = [short(e, score.kind) for e in (*first, *cells)]
         texts = [row.title, *numbers, *(_defense(board, row, found) if found else []), ran, note]
         lines.append(f"| {place(row, at)} | " + " | ".join(map(_cell, texts)) + " |")
     return "\n".join(lines)
@@ -245,7 +255,9 @@ def _cell(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", escaped)
 
 
-def write_tables(made: list[Board], folder: Path, *, title: str) -> tuple[Path, Path]:
+def write_tables(
+    made: list[Board], folder: Path, *, title: str, lost: Sequence[Lost] = ()
+) -> tuple[Path, Path]:
     """Write `leaderboard.csv` and `leaderboard.md` into `folder` and return their paths."""
     frame = long_frame(made)
     for name in frame.select_dtypes(exclude="number"):  # few values, many lines
@@ -253,7 +265,7 @@ def write_tables(made: list[Board], folder: Path, *, title: str) -> tuple[Path, 
     text = frame.to_csv(index=False, lineterminator="\n")
     return (
         write_text(folder / "leaderboard.csv", text),
-        write_text(folder / "leaderboard.md", markdown(made, title=title)),
+        write_text(folder / "leaderboard.md", markdown(made, title=title, lost=lost)),
     )
 
 

@@ -16,7 +16,7 @@ from robustbench_med.bench.record import Estimate, Stored
 from robustbench_med.stats import UNDEFINED
 
 from .board import Board, Row
-from .columns import columns_of, titles_of
+from .columns import Asked, columns_of, titles_of
 from .text import plain
 
 SURROGATES = ("transfer", "no_box")
@@ -89,7 +89,8 @@ def matrices(made: list[Board]) -> list[Matrix]:
 def _setting(stored: Stored) -> tuple[object, ...]:
     case = stored.record.case
     parameters = json.dumps(case.parameters, sort_keys=True)
-    return (case.attack, case.attack_version, parameters, case.guide, case.seed)
+    train = case.train_sha256 if Asked.of(stored).trains else ""
+    return (case.attack, case.attack_version, parameters, case.guide, case.seed, train)
 
 
 def _attack(entry: _Entry, others: list[_Entry]) -> str:

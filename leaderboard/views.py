@@ -99,6 +99,7 @@ def named(made: list[Board]) -> list[tuple[str, Board]]:
         parts = [board.dataset.name, board.norm, board.threat, board.objective]
         parts += [board.budget] if board.budget != "absolute" else []
         parts += [channel_label(board.channels, board.dataset)] if board.channels else []
+        parts += [board.drawn] if board.drawn else []
         stem = re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
         ident = next(c for c in (stem, *(f"{stem}-{i}" for i in range(2, 9999))) if c not in taken)
         taken.add(ident)
@@ -152,6 +153,7 @@ def _row_ids(board: Board, ident: str) -> dict[Row, str]:
     for row in board.rows:
         parts = [row.model.name, row.key.defense if row.key.defense != "none" else ""]
         parts += [f"{row.key.draws}-passes"] if row.key.draws > 1 else []
+        parts += [row.apart] if row.apart else []
         slug = re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
         stem = f"{ident}--{slug or 'row'}"
         found[row] = next(
@@ -235,9 +237,9 @@ def origin(made: list[Board]) -> dict[str, Any]:
                 "case": len(records),
             }.items()
         ),
-        "date": max((p.started for p in sources), default="")[:10],
-        "versions": sorted({p.version for p in sources}),
-        "torch": sorted({p.torch for p in sources}),
+        "date": text.plain(max((p.started for p in sources), default="")[:10]),
+        "versions": sorted({text.plain(p.version) for p in sources}),
+        "torch": sorted({text.plain(p.torch) for p in sources}),
         "commits": sorted({commit_words(p) for p in sources if p.git_commit}),
         "rule": RULE if any(map(has_detectors, made)) else "",
         "synthetic": any(board.dataset.synthetic for board in made),

@@ -160,7 +160,7 @@ def cost_words(record: Record) -> str:
 
 def commit_words(provenance: Provenance) -> str:
     """Return the commit, marked `+` where files had changed; empty outside a checkout."""
-    return provenance.git_commit[:10] + ("+" if provenance.git_dirty else "")
+    return plain(provenance.git_commit[:10]) + ("+" if provenance.git_dirty else "")
 
 
 def parameter_words(record: Record) -> str:

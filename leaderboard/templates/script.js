@@ -2,19 +2,14 @@
 (() => {
   const DASH = "–";
   const all = (root, query) => [...root.querySelectorAll(query)];
-  const percent = (share) => (100 * share).toFixed(1);
-  // how a board writes its score: factor and decimals
-  const written = (section) => {
-    const [factor, digits] = section.dataset.scale.split(",").map(Number);
-    return (value) => (factor * value).toFixed(digits);
-  };
 
-  // value, low, high of a cell at a rung; undefined metrics are NaN
+  // value, low, high of a cell at a rung, as they are written; empty where undefined
   const estimate = (cell, rung) => {
     const rungs = (cell.dataset.e || "").split(";");
-    const texts = (rungs[Math.min(rung, rungs.length - 1)] || "").split(",");
-    return [0, 1, 2].map((i) => (texts[i] ? Number(texts[i]) : NaN));
+    const [value = "", low = "", high = ""] = (rungs[Math.min(rung, rungs.length - 1)] || "").split(",");
+    return [value, low, high];
   };
+  const bounds = (low, high) => (low && high ? `${low}–${high}` : "");
 
   function theme(button) {
     const root = document.documentElement;
@@ -33,16 +28,16 @@
     show();
   }
 
-  function showRung(table, rung, label, write) {
+  function showRung(table, rung, label, full) {
     all(table, "td.worst, td.rung").forEach((cell) => {
       const [value, low, high] = estimate(cell, rung);
-      cell.querySelector(".v").textContent = Number.isNaN(value) ? DASH : write(value);
-      cell.querySelector(".ci").textContent = Number.isNaN(low) ? "" : `${write(low)}–${write(high)}`;
+      cell.querySelector(".v").textContent = value || DASH;
+      cell.querySelector(".ci").textContent = bounds(low, high);
       const fill = cell.querySelector(".fill"), span = cell.querySelector(".span");
-      if (!fill || Number.isNaN(value)) return;
-      fill.setAttribute("width", 100 * value);
-      span.setAttribute("x", 100 * low);
-      span.setAttribute("width", 100 * (high - low));
+      if (!fill || !value) return;
+      fill.setAttribute("width", (100 * value) / full);
+      span.setAttribute("x", (100 * low) / full);
+      span.setAttribute("width", (100 * (high - low)) / full);
     });
     all(table, ".change").forEach((span) => { span.textContent = span.dataset.changes.split("|")[rung]; });
     all(table, ".rank").forEach((cell) => {
@@ -56,13 +51,13 @@
   function showTransfer(figure, rung, label) {
     all(figure, ".cell").forEach((cell) => {
       const [value, low, high] = estimate(cell, rung);
-      const bounds = Number.isNaN(low) ? "" : `${percent(low)}–${percent(high)}`;
-      cell.querySelector(".v").textContent = Number.isNaN(value) ? DASH : percent(value);
-      cell.querySelector(".ci").textContent = bounds;
+      const told = bounds(low, high);
+      cell.querySelector(".v").textContent = value || DASH;
+      cell.querySelector(".ci").textContent = told;
       cell.title = cell.title.replace(/^95 % interval [^,]*, /, "");
-      if (bounds) cell.title = `95 % interval ${bounds}, ${cell.title}`;
+      if (told) cell.title = `95 % interval ${told}, ${cell.title}`;
       cell.className = cell.className.replace(/\bheat\d+/, "");
-      if (!Number.isNaN(value)) cell.classList.add(`heat${Math.floor(10 * value + 0.5)}`);
+      if (value) cell.classList.add(`heat${Math.floor(value / 10 + 0.5)}`);
     });
     figure.querySelector(".eps").textContent = label;
   }
@@ -74,7 +69,7 @@
       const cell = body.querySelector(`.main [data-col="${column}"]`);
       if (column === "victim") return cell.querySelector(".open").textContent.trim().toLowerCase();
       if (column === "rank") return Number((cell.dataset.ranks || "").split(",")[rung]) || NaN;
-      return estimate(cell, rung)[0];
+      return parseFloat(estimate(cell, rung)[0]);
     };
     return (column, up, rung) => {
       const rows = bodies.map((body) => [body, key(body, column, rung)]);
@@ -184,13 +179,13 @@
   }
 
   function csv(data) {
-    const same = ["board", "dataset", "synthetic", "task", "modality", "objective", "threat", "norm", "budget", "metric"];
-    const own = ["victim", "title", "family", "defense", "weights_sha256", "standing", "images", "patients"];
+    const same = ["board", "dataset", "synthetic", "task", "modality", "objective", "threat", "norm", "budget", "drawn", "metric"];
+    const own = ["victim", "title", "family", "defense", "defense_version", "operating_point", "weights_sha256", "standing", "images", "patients"];
     const lines = [[...same, "channels", ...own, "reasons", "attack", "eps", "rank", "sharing", "value", "low", "high"]];
     data.boards.forEach((board) => board.rows.forEach((row) => {
       const channels = Object.entries(board.channels).map(([name, share]) => `${name}=${share}`).join("+");
       const head = [...same.map((key) => board[key]), channels, ...own.map((key) => row[key]), row.reasons.join("; ")];
-      lines.push([...head, "none", 0, null, null, ...row.clean]);
+      if (row.clean) lines.push([...head, "none", 0, null, null, ...row.clean]);
       board.radii.forEach((eps, i) => {
         lines.push([...head, "worst_case", eps, row.ranks[i], row.sharing[i] || null, ...row.worst_case[i]]);
         Object.entries(row.attacks).forEach(([attack, found]) => lines.push([...head, attack, eps, null, null, ...found[i]]));
@@ -235,7 +230,7 @@
     let column = "worst", up = false;
     const rung = () => Number(section.querySelector(".radius :checked").value);
     all(section, ".radius input").forEach((input) => input.addEventListener("change", () => {
-      showRung(table, rung(), input.dataset.label, written(section));
+      showRung(table, rung(), input.dataset.label, Number(section.dataset.scale));
       all(section, ".transfer").forEach((figure) => showTransfer(figure, rung(), input.dataset.label));
       sort(column, up, rung());
     }));

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Container, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from pydantic import ValidationError
@@ -16,6 +17,17 @@ from pydantic import ValidationError
 from robustbench_med.bench.record import Record, Stored
 from robustbench_med.errors import ResultsError
 
+_COLUMNS = (
+    "sample",
+    "patient",
+    "truth",
+    "prediction",
+    "eps",
+    "scores",
+    "correct",
+    "attacked",
+    "broken",
+)  # of a samples table, see Stored
 _STALE = 3600.0  # s after which a half-written folder is taken for one whose writer was killed
 
 
@@ -94,10 +106,10 @@ def read(home: Path) -> Stored:
     """Return the record in the folder `home`.
 
     Raises:
-        ResultsError: no record, or one that cannot be read.
+        ResultsError: no record, or one that cannot be read, or lacks samples.
     """
     try:
-        record = Record.model_validate_json((home / "record.json").read_text())
+        record = _record(home)
         samples = pd.read_parquet(home / "samples.parquet")
     except FileNotFoundError as error:
         raise ResultsError(
@@ -108,18 +120,75 @@ def read(home: Path) -> Stored:
         raise ResultsError(f"expected a readable record in {home}, got: {first}") from None
     if record.case_id != record.case.id or record.case_id != home.name:
         raise ResultsError(f"expected case {record.case.id} in {home}, got {record.case_id}")
+    if lacks := _lacks(record, samples):
+        raise ResultsError(f"expected a readable record in {home}, got {lacks}")
     return Stored(record, samples, str(home))
+
+
+def _record(home: Path) -> Record:
+    return Record.model_validate_json((home / "record.json").read_text())
+
+
+def _lacks(record: Record, samples: pd.DataFrame) -> str:
+    """Return what is wrong with a samples table; empty where nothing is.
+
+    A table that lacks images would leave the others looking as if they were all.
+    """
+    if record.status != "ok":
+        return ""
+    masks = record.dataset_card.task == "segmentation"
+    drawn = masks and record.case.objective.startswith("targeted")
+    missing = [c for c in (*_COLUMNS, *(["target_dice"] if drawn else [])) if c not in samples]
+    if missing:
+        return f"samples without {', '.join(missing)}"
+    levels = {0.0, *record.case.ladder}
+    pairs = samples[["sample", "eps"]].drop_duplicates()
+    whole = len(pairs) == len(samples) == record.n * len(levels)
+    if not whole or samples["sample"].nunique() != record.n or set(samples["eps"]) != levels:
+        return f"{len(samples)} rows of samples for {record.n} images at {len(levels)} radii"
+    return ""
 
 
 def read_all(folder: Path, *, only: Container[str] | None = None) -> tuple[list[Stored], list[str]]:
     """Return the records in `folder` (of `only` those cases), and a line a bad one."""
-    found, broken = [], []
-    for path in sorted(folder.glob("*/record.json")):
-        name = path.parent.name
-        if name.startswith(".") or (only is not None and name not in only):
+    found, damaged = read_each(folder, only=only)
+    return found, [one.line for one in damaged]
+
+
+class Damaged(NamedTuple):
+    """A folder whose record is of no use.
+
+    Attributes:
+        home: the folder.
+        line: what is wrong with it.
+        record: what was to be scored, where that can still be read.
+    """
+
+    home: Path
+    line: str
+    record: Record | None
+
+
+def read_each(
+    folder: Path, *, only: Container[str] | None = None
+) -> tuple[list[Stored], list[Damaged]]:
+    """Return the records in `folder` (of `only` those cases), and the damaged ones."""
+    found, damaged = [], []
+    files = (*folder.glob("*/record.json"), *folder.glob("*/samples.parquet"))
+    for home in sorted({path.parent for path in files}):
+        if home.name.startswith(".") or (only is not None and home.name not in only):
             continue
         try:
-            found.append(read(path.parent))
+            found.append(read(home))
         except ResultsError as error:
-            broken.append(str(error))
-    return found, broken
+            damaged.append(Damaged(home, str(error), _asked(home)))
+    return found, damaged
+
+
+def _asked(home: Path) -> Record | None:
+    """Return the record of a damaged folder where its own file is whole."""
+    try:
+        record = _record(home)
+    except (ValueError, OSError):
+        return None
+    return record if record.case_id == record.case.id else None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from robustbench_med.bench.plan import Broken, Planned
+    from robustbench_med.bench.store import Damaged
     from robustbench_med.bench.suite import Suite
 
 
@@ -98,8 +99,9 @@ def run(
         device=device,
         jobs=jobs,
     )
-    failed += _publish(folder, chosen.title, console, only={one.case.id for one in planned})
-    _not_scored([*((one.label, str(one.error)) for one in broken), *failed], console)
+    refused = [(one.label, str(one.error)) for one in broken]
+    lost = [*refused, *failed]
+    _not_scored(lost + _publish(folder, chosen.title, console, planned=planned, lost=lost), console)
 
 
 def plan_command(
@@ -199,20 +201,71 @@ def _not_scored(lines: list[tuple[str, str]], console: Console) -> None:
 
 
 def _publish(
-    folder: Path, title: str, console: Console, *, only: set[str] | None = None
+    folder: Path,
+    title: str,
+    console: Console,
+    *,
+    planned: list[Planned] | None = None,
+    lost: list[tuple[str, str]] | None = None,
 ) -> list[tuple[str, str]]:
-    """Write and print the boards of `folder` (of `only` those cases); return the unreadable."""
+    """Write and print the boards of `folder`; return its unreadable records.
+
+    Args:
+        folder: of the records.
+        title: of the page.
+        console: shows the tables.
+        planned: only these cases.
+        lost: (label, reason) of what has no record; the page says so.
+    """
     from robustbench_med import registry
     from robustbench_med.bench import store
 
     pages: Any = registry.module("leaderboard")
-    stored, unreadable = store.read_all(folder, only=only)
-    if stored:
-        pages.show(stored, console)
+    only = None if planned is None else {one.case.id for one in planned}
+    stored, damaged = store.read_each(folder, only=only)
+    gone = [
+        *_gone(pages, {one.record.case_id for one in stored}, planned or [], lost or []),
+        *(_damaged(pages, one) for one in damaged),
+    ]
+    if stored or damaged:
+        pages.show(stored, console, lost=gone)
         try:
-            page = pages.publish(stored, folder, title=title)
+            page = pages.publish(stored, folder, title=title, lost=gone)
         except OSError as error:
             raise ResultsError(f"expected to write into {folder}, got: {error.strerror}") from None
         line = f"\nleaderboard: {page}"
         console.print(line, highlight=False, soft_wrap=True, markup=False)
-    return [("record", line) for line in unreadable]
+    return [("record", one.line) for one in damaged]
+
+
+def _gone(
+    pages: Any,  # noqa: ANN401 - of the leaderboard
+    finished: set[str],
+    planned: list[Planned],
+    lost: list[tuple[str, str]],
+) -> list[Any]:
+    """Return what failed as the page takes it; a case whose older record stands is none."""
+    from robustbench_med import registry, spec
+
+    reasons, found = dict(lost), []
+    for one in planned:
+        case = one.case
+        if case.label not in reasons or case.id in finished:
+            continue
+        shield = spec.parse(case.defense).name
+        cards = (
+            registry.find("attacks", case.attack),
+            None if shield == "none" else registry.find("defenses", shield),
+        )
+        found.append(pages.Lost(case.label, reasons[case.label], case, *cards))
+    known = {one.case.label for one in planned}
+    return [*found, *(pages.Lost(label, reason) for label, reason in lost if label not in known)]
+
+
+def _damaged(pages: Any, one: Damaged) -> Any:  # noqa: ANN401 - of the leaderboard
+    label, reason = one.home.name, one.line.replace(str(one.home), one.home.name)
+    record = one.record
+    if record is None:
+        return pages.Lost(label, reason)
+    cards = record.attack_card, record.defense_card
+    return pages.Lost(f"{record.case.label} ({label})", reason, record.case, *cards)

@@ -161,6 +161,55 @@ def test_what_cannot_be_read_is_left_out_with_a_line(
     assert "\n" not in broken[0]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.drop(columns=["correct", "eps"]), "got samples without eps, correct"),
+        (lambda table: table.iloc[1:], "rows of samples for 8 images at"),
+        (
+            lambda table: table[table["sample"] != table["sample"][0]],
+            "rows of samples for 8 images",
+        ),
+        (
+            lambda table: pd.concat([table.iloc[1:], table.iloc[1:2]]),
+            "rows of samples for 8 images",
+        ),
+        (lambda table: table.assign(eps=table["eps"] * 2), "rows of samples for 8 images at"),
+        (lambda table: table.iloc[:0], "got 0 rows of samples for 8 images"),
+    ],
+)
+def test_a_table_that_lacks_columns_or_rows_is_damaged(
+    outcome: Any,  # noqa: ANN401
+    tmp_path: Path,
+    change: Any,  # noqa: ANN401
+    message: str,
+) -> None:
+    home = store.write(tmp_path, *outcome)
+    change(outcome.samples).to_parquet(home / "samples.parquet", index=False)
+    with pytest.raises(ResultsError, match=message):
+        store.read(home)
+    assert not store.finished(tmp_path, outcome.record.case_id)
+    _, (damaged,) = store.read_each(tmp_path)
+    assert damaged.home == home
+    assert damaged.record is not None
+    assert damaged.record.case == outcome.record.case  # it says what is missing
+
+
+def test_a_folder_that_lost_its_record_is_damaged(outcome: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    home = store.write(tmp_path, *outcome)
+    (home / "record.json").unlink()
+    found, (damaged,) = store.read_each(tmp_path)
+    assert not found
+    assert "got no record.json" in damaged.line
+    assert damaged.record is None
+
+
+def test_an_invalid_record_has_no_samples(outcome: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    broken = again(outcome.record, status="invalid", reason="NaN", rungs=())
+    home = store.write(tmp_path, broken, pd.DataFrame(), {})
+    assert store.read(home).record.reason == "NaN"
+
+
 def test_no_record_at_all(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="got no record.json"):
         store.read(tmp_path)

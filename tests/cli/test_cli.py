@@ -463,7 +463,41 @@ def test_a_victim_that_raises_costs_its_own_cases_only(
     assert "Traceback" not in said.out + said.err
     assert said.out.count("not scored: ") == 2
     assert "KeyError: 'a bug of the model' (test_cli.py:" in said.out
-    assert {one.record.case.victim for one in records(tmp_path).values()} == {good}
+    kept = records(tmp_path)
+    assert {one.record.case.victim for one in kept.values()} == {good}
+    page = (Path(kept["pgd"].folder).parent / "leaderboard.html").read_text()
+    assert "2 cases not scored." in page
+    assert "KeyError: &#39;a bug of the model&#39;" in page
+
+
+def test_a_case_that_fails_alone_of_its_row_leaves_it_incomplete(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = execute
+
+    def but_pgd(planned: Any, *rest: Any, **options: Any) -> Any:  # noqa: ANN401
+        if planned.case.attack == "pgd":
+            raise RuntimeError("out of <memory>")
+        return real(planned, *rest, **options)
+
+    words = own(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "execute", but_pgd)
+        said = call(*words)
+    assert said.code == 1
+    (stored,) = records(tmp_path).values()
+    assert "incomplete" in said.out
+    page = (Path(stored.folder).parent / "leaderboard.html").read_text()
+    assert "1 case not scored." in page
+    assert "RuntimeError: out of &lt;memory&gt;" in page
+    assert "failed or not readable: PGD" in page
+    # and once it has run, nothing is missing: nor where it fails again and its record stands
+    assert call(*words).code == 0
+    monkeypatch.setattr(runner, "execute", but_pgd)
+    assert call(*words, "--force").code == 1
+    page = (Path(stored.folder).parent / "leaderboard.html").read_text()
+    assert "not scored" not in page
+    assert "incomplete" not in page.partition("<tbody data-place")[2].partition("</tbody>")[0]
 
 
 def test_a_missing_file_costs_its_own_dataset_only(call: Call, tmp_path: Path) -> None:
@@ -488,7 +522,17 @@ def test_an_unreadable_record_is_left_out_with_a_line(call: Call, tmp_path: Path
     said = call("leaderboard", home.parent)
     assert said.code == 1  # the page is there, and incomplete
     assert "expected a readable record in" in said.out
-    assert (home.parent / "leaderboard.html").is_file()
+    page = (home.parent / "leaderboard.html").read_text()
+    assert "1 case not scored." in page
+    assert f"expected a readable record in {home.name}" in page  # no folder of this machine
+    assert "failed or not readable: PGD" in page
+    # where nothing can be read, the page does not keep its old numbers
+    for other in home.parent.glob("*/record.json"):
+        other.write_text("{")
+    assert call("leaderboard", home.parent).code == 1
+    page = (home.parent / "leaderboard.html").read_text()
+    assert "2 cases not scored." in page
+    assert "<table" not in page
 
 
 def test_stopping_by_hand_keeps_what_is_finished(

@@ -221,4 +221,4 @@ def test_the_drill_says_which_channels_may_change(make_stored: Maker) -> None:
 def test_objectives_on_labels_keep_their_spec(make_stored: Maker) -> None:
     stored = make_stored([6, 1], case={"objective": "targeted(target=1)"})
     assert only([stored]).setting == "white box · L∞ · targeted(target=1)"
-    assert only([stored]).score.name == "accuracy"
+    assert only([stored]).score.name == "share of goals not reached"

@@ -91,7 +91,6 @@ def test_rows_are_ranked_by_the_middle_rung_and_ties_share_a_place(make_stored: 
             "incomplete",
             "PGD-40: scored on other images than the board (2 seen)",
         ),
-        ({"case": {"split": "val"}}, "incomplete", "PGD-40: scored on other images"),
         ({"attack": "bim"}, "incomplete", "not run: PGD-40"),
     ],
 )

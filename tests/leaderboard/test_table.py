@@ -66,7 +66,24 @@ def test_csv_holds_every_metric_and_the_worst_case(records: list[Stored], tmp_pa
     )
     assert {"auc", "psnr", "attack_success"} <= set(frame["metric"])
     assert frame.query("metric == 'flips_to_disease'")["value"].isna().all()
-    assert frame["rank"].isna().sum() == frame["standing"].ne("ranked").sum()
+    # a place is one of the worst case, at one radius: nothing else has it
+    placed = (
+        (frame["attack"] == "worst_case") & (frame["eps"] > 0) & (frame["standing"] == "ranked")
+    )
+    assert frame["rank"].notna().equals(placed)
+    assert frame["sharing"].notna().equals(placed)
+
+
+def test_csv_has_the_place_of_each_radius(make_stored: Maker) -> None:
+    weak = make_stored([6] * 10 + [1] * 10, victim=VICTIMS[0])  # better at 8/255
+    strong = make_stored([5] * 20, victim=VICTIMS[1])  # better at 2/255
+    (board,) = leaderboard.boards([weak, strong])
+    frame = leaderboard.frame.long_frame([board])
+    for row in board.rows:
+        own = frame[(frame["attack"] == "worst_case") & (frame["victim"] == row.model.name)]
+        assert own["rank"].to_list()[1:] == list(row.ranks)
+        assert own["sharing"].to_list()[1:] == list(row.sharing)
+    assert len({row.ranks for row in board.rows for _ in row.ranks}) == 2
 
 
 def test_csv_holds_distances_counts_and_what_was_attacked(

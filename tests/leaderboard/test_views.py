@@ -65,7 +65,7 @@ def test_the_matrix_is_a_table_with_headings_and_steps_of_heat(suite_page: str) 
     assert len(cells) == 16  # three by three, all three on the fourth, no box on all four
     for cell in cells:
         share = float(cell["data-e"].split(";")[2].split(",")[0])
-        assert f"heat{int(10 * share + 0.5)}" in cell["class"].split()
+        assert f"heat{int(share / 10 + 0.5)}" in cell["class"].split()
         assert re.match(r"95 % interval [\d.]+–[\d.]+, \d+ images attacked", cell["title"])
     assert sum("own" in cell["class"].split() for cell in cells) == 3
 

@@ -1,0 +1,58 @@
+"""Names that a figure, a heading or a provenance could trip over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import leaderboard
+from leaderboard.channels import channel_bars, chart
+from leaderboard.figures import curves
+from robustbench_med.bench.record import Stored
+
+from .planted import DATASETS, PROVENANCE
+from .planted_masks import BRAIN, make_masks
+
+Maker = Callable[..., Stored]
+PGD = [[0.9, 0.6, 0.4, 0.2], [0.8, 0.7, 0.6, 0.5]]
+
+
+@pytest.mark.parametrize("name", ["$\\frac{$", "a$b$c", "脑肿瘤", "ورم"])
+def test_a_region_may_be_called_anything(make_stored: Maker, name: str) -> None:
+    stored = make_masks(make_stored, PGD)
+    card = BRAIN.model_copy(update={"regions": {name: (1, 2, 3)}, "classes": BRAIN.classes})
+    case = stored.record.case.model_copy(update={"objective": f"region(name={name!r})"})
+    record = stored.record.model_copy(update={"dataset_card": card, "case": case})
+    (board,) = leaderboard.boards([stored._replace(record=record)])
+    assert name in board.score.axis
+    drawn = curves(board, "a")
+    assert name in drawn
+    assert drawn.count("<path") > 0
+
+
+@pytest.mark.parametrize("name", ["$T1$", "断层"])
+def test_a_channel_may_be_called_anything(make_stored: Maker, name: str) -> None:
+    shares = [{}, {name: 1.0}, {"T2": 1.0}]
+    made = leaderboard.boards([make_stored([6, 1], case={"channels": c}) for c in shares])
+    (bars,) = channel_bars(made)
+    assert name in chart(bars, bars.groups[0], "a")
+
+
+def test_nothing_turns_the_text_of_a_page_around(make_stored: Maker, tmp_path: Path) -> None:
+    turn = "\u202eevil\x07"
+    fields = PROVENANCE.model_dump()
+    texts = {k: f"{turn}{v}" for k, v in fields.items() if isinstance(v, str)}
+    source = PROVENANCE.model_copy(update=texts)
+    card = DATASETS[1].model_copy(update={"title": f"{turn}Chest"})
+    stored = make_stored([6, 1], dataset=card, record={"provenance": source})
+    model = stored.record.model_card.model_copy(update={"sha256": turn})
+    record = stored.record.model_copy(update={"model_card": model})
+    page = leaderboard.publish([stored._replace(record=record)], tmp_path, title=turn)
+    text = page.read_text(encoding="utf-8")
+    body = text.partition('<script type="application/json"')[0]
+    assert "evil" in body
+    assert "\u202e" not in body
+    assert "\x07" not in body
+    assert "\u202e" not in text  # the download writes it as \\u202e
