@@ -185,7 +185,7 @@ def universal_at(
         attack: adds the perturbation last fitted on the training images.
         share: of the images that carry it, in [0, 1].
 
-    Source: Hirano, Minagawa, Takemoto, BMC Medical Imaging 21:9, 2021, methods (from memory):
+    Source: Hirano, Minagi, Takemoto, BMC Medical Imaging 21:9, 2021, methods (from memory):
         perturbations fitted on half of the training images, added to a random half, refitted
         after every few epochs. Deviation: only the last perturbation fitted is added.
     """

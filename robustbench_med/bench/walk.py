@@ -237,7 +237,7 @@ def _judged(
 def _radii(case: Case, data: Dataset) -> tuple[float, ...]:
     """Return the ladder in image units.
 
-    Source of the ratio budget: Hirano, Minagawa, Takemoto, BMC Medical Imaging 2021, "Universal
+    Source of the ratio budget: Hirano, Minagi, Takemoto, BMC Medical Imaging 2021, "Universal
     adversarial perturbations": zeta is the ratio of the perturbation's norm to the mean norm of the
     images of the dataset; here of its training split.
     """
