@@ -78,17 +78,20 @@ def regions_shown(board: Board, pictures: Sequence[Picture]) -> list[tuple[str, 
     return [(called(name), palette.colour(i)) for i, name in enumerate(board.dataset.parts)]
 
 
-def shown(pictures: Sequence[Picture]) -> str:
-    """Return which images a picture has, in words."""
+def shown(pictures: Sequence[Picture], *, slides: bool = True) -> str:
+    """Return which images a picture has, in words; `slides`: a script lays one over another."""
     masks = [picture.example.masks for picture in pictures if picture.example.masks]
     if not masks:
-        return (
-            "Slide between the clean and the attacked image; beside them the perturbation, "
-            "amplified around mid-grey by the factor given."
+        both = (
+            "Slide between the clean and the attacked image; beside them"
+            if slides
+            else "The clean image, the attacked one, and"
         )
+        return f"{both} the perturbation, amplified around mid-grey by the factor given."
     wanted = ", what the attacker wants" if any(mask.target for mask in masks) else ""
+    between = ", with a slider between" if slides else " on"
     return (
-        "The truth; what the model draws, with a slider between the clean and the attacked image"
+        f"The truth; what the model draws{between} the clean and the attacked image"
         f"{wanted}; and the perturbation, amplified around mid-grey by the factor given."
     )
 

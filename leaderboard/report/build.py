@@ -111,9 +111,10 @@ def _models(chosen: list[Chosen]) -> tuple[Model, ...]:
         card = records[0].model_card
         measured = card.measured
         name, value = measured.headline if measured else ("", 0.0)
-        trained = (
-            f", trained with {card.recipe.defense}" if card.recipe and card.recipe.defense else ""
-        )
+        trained = f"not stated; it answers for the classes of {card.dataset}"
+        if card.recipe is not None:
+            hardened = card.recipe.defense
+            trained = card.dataset + (f", trained with {hardened}" if hardened else "")
         found.append(
             Model(
                 name=plain(card.name),
@@ -123,7 +124,7 @@ def _models(chosen: list[Chosen]) -> tuple[Model, ...]:
                 builder=plain(card.builder),
                 parameters=measured.parameters if measured else None,
                 source=plain(card.source),
-                training_data=plain(card.dataset + trained),
+                training_data=plain(trained),
                 stated=f"{name} {value:.3f}" if measured else "",
                 weights_sha256=plain(card.sha256),
                 victim_sha256=weights,

@@ -70,7 +70,7 @@ def _galleries(chosen: list[Chosen]) -> list[dict[str, Any]]:
                     "anchor": one.anchor,
                     "pictures": [(p, one.runs[p.column].record.case_id) for p in pictures],
                     "regions": regions_shown(one.board, pictures),
-                    "shown": shown(pictures),
+                    "shown": shown(pictures, slides=False),
                     "board": one.board,
                 }
             )

@@ -11,6 +11,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
@@ -149,6 +150,25 @@ def _lacks(record: Record, samples: pd.DataFrame) -> str:
     return ""
 
 
+def _contradicts(stored: Stored) -> str:
+    """Return where the scores of a record are not the means of its own samples; empty if nowhere.
+
+    What costs nothing to see before a page is made of them; `verify` compares all there is.
+    """
+    if stored.record.status != "ok":
+        return ""
+    for rung, (eps, rows) in zip(
+        stored.record.rungs, stored.samples.groupby("eps", sort=True), strict=True
+    ):
+        right = rows["correct"].mean()
+        broken = rows.loc[rows["attacked"], "broken"].mean()
+        for name, mean in {"accuracy": right, "dice": right, "attack_success": broken}.items():
+            said = rung.metrics.get(name)
+            if said is not None and not np.isclose(said.value, mean, atol=1e-6, equal_nan=True):
+                return f"{name} {said.value:.3f} at eps {eps:g}, of samples that say {mean:.3f}"
+    return ""
+
+
 def read_all(folder: Path, *, only: Container[str] | None = None) -> tuple[list[Stored], list[str]]:
     """Return the records in `folder` (of `only` those cases), and a line a bad one."""
     found, damaged = read_each(folder, only=only)
@@ -179,7 +199,10 @@ def read_each(
         if home.name.startswith(".") or (only is not None and home.name not in only):
             continue
         try:
-            found.append(read(home))
+            stored = read(home)
+            if said := _contradicts(stored):
+                raise ResultsError(f"expected a readable record in {home}, got {said}")
+            found.append(stored)
         except ResultsError as error:
             damaged.append(Damaged(home, str(error), _asked(home)))
     return found, damaged

@@ -88,6 +88,12 @@ def _verdicts(criteria: Any, console: Console) -> None:  # noqa: ANN401 - of the
         doubted = " (doubted)" if one.doubted else ""
         line = f"{one.number} {one.verdict}{doubted}: {one.words}"
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+        measured = [o for o in one.outcomes if o.judged is not None and o.estimate is not None]
+        for o in measured:
+            found = f"   {o.heading}: {o.estimate.value:.3f}"
+            if one.basis != "value":
+                found += f", {one.basis} end of its interval {o.judged:.3f}"
+            console.print(found, highlight=False, soft_wrap=True, markup=False)
         for why in dict.fromkeys(outcome.why for outcome in one.outcomes if outcome.why):
             console.print(f"   {why}", highlight=False, soft_wrap=True, markup=False)
     if criteria.written_after:

@@ -60,7 +60,7 @@ def judged(records: list[Stored], folder: Path, table: str, victim: str = VICTIM
         (GOOD + "images = 100", "criterion 1: expected a known key, got 'images'"),
         (GOOD + 'norm = "l7"', "norm: Input should be"),
         (GOOD + 'threat = "magic"', "threat: Input should be"),
-        ('at_least = 0.5\neps = "2/255"', "metric: Field required"),
+        ('at_least = 0.5\neps = "2/255"', "expected metric, got none"),
         (GOOD.replace("accuracy", "accuracy[lung]"), "expected metric accuracy, got 'accuracy["),
         (GOOD.replace("accuracy", "recall"), "expected metric recall[CLASS], got 'recall'"),
         (GOOD.replace("accuracy", "dice[x"), "expected metric dice, got 'dice[x'"),

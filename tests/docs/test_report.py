@@ -1,0 +1,34 @@
+"""The page on the report: its criteria can be judged, and no metric is left out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from leaderboard.report.criteria import METRICS, Criterion, read_criteria
+from robustbench_med import cli
+from tests.docs.pages import CHECKOUT
+
+PAGE = (CHECKOUT / "docs" / "report.md").read_text()
+
+
+def test_the_criteria_of_the_page_are_judged(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    file = tmp_path / "criteria.toml"
+    file.write_text(block)
+    assert len(read_criteria(file).criteria) == 2
+    words = ["report", "--victim", "fundus_resnet", str(CHECKOUT / "results" / "quick")]
+    done = CliRunner().invoke(cli.app, [*words, "--criteria", str(file), "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    lines = [line for line in done.output.splitlines() if re.match(r"C\d", line)]
+    assert [line.split(":")[0] for line in lines] == ["C1 met", "C2 not met"]
+    assert "low end of its interval" in done.output
+    assert (tmp_path / "report-fundus_resnet.html").stat().st_size > 10_000
+
+
+def test_the_page_names_every_key_and_metric() -> None:
+    named = set(re.findall(r"`(\w+)(?:\[\w+\])?`", PAGE))
+    assert set(METRICS) <= named
+    assert set(Criterion.model_fields) <= named
