@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from robustbench_med import registry
 from robustbench_med.bench.checks import checks_of
 from robustbench_med.bench.evidence import Evidence
@@ -36,7 +34,7 @@ def valid(
         coded = factory_of(ready.card.name) or ready.card.name.startswith("module:")
         what = "model, code and weights" if coded else "model and weights"
         notes.append(f"{what} are the user's own: no card vouches for them")
-    if _undecided(planned):
+    if ready.undecided:
         notes.append(
             "validation holds one class only: no operating point could be chosen, the model's own "
             "decision counts"
@@ -94,14 +92,3 @@ def invalid(planned: Planned, *, reason: str, started: str, command: str, device
         defense_card=wrapping_of(planned.case.defense).card,
         provenance=provenance(started=started, command=command, device=device),
     )
-
-
-def _undecided(planned: Planned) -> bool:
-    """Return whether validation could tell no operating point, of any finding."""
-    card = planned.data.card
-    chosen = card.binary or card.task == "multi_label"
-    if planned.case.operating_point != "youden" or not chosen:
-        return False
-    labels = planned.data.arrays("val").labels
-    columns = labels.reshape(len(labels), -1).T
-    return any(len(np.unique(one[one >= 0])) < 2 for one in columns)

@@ -38,6 +38,13 @@ def youden(
     return torch.tensor([0.0, -_threshold(logits[:, 1] - logits[:, 0], y)], dtype=logits.dtype)
 
 
+def one_class(y: Int[Tensor, "n *k"], card: DatasetCard) -> bool:
+    """Return whether labels are of one class only where a threshold between two is wanted."""
+    if not card.binary and card.task != "multi_label":
+        return False
+    return any(len(column[column >= 0].unique()) < 2 for column in y.reshape(len(y), -1).T)
+
+
 def _threshold(scores: Float[Tensor, " n"], y: Int[Tensor, " n"]) -> float:
     """Return the score above which class 1 is called; 0 where validation has only one class."""
     from sklearn.metrics import roc_curve

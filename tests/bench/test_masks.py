@@ -271,7 +271,8 @@ def test_an_attack_weaker_than_one_step_is_flagged(monkeypatch: pytest.MonkeyPat
 
     name = plant(monkeypatch, lazy)
     card: AttackCard = registry.find("attacks", name)
-    many = card.model_copy(update={"passes": "steps", "parameters": {"steps": 2}})
+    own = {"passes": "steps", "parameters": {"steps": 2}, "effort": ("steps",)}
+    many = card.model_copy(update=own)
     monkeypatch.setitem(registry._load("attacks"), name, many)
     assert "one_step_beats_iterative" in flags_of(ready_for(images(16)), name)
     assert "one_step_beats_iterative" not in flags_of(ready_for(images(16)))
