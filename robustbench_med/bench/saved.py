@@ -121,7 +121,10 @@ def read(folder: Path, entry: Entry | None) -> Saved:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ResultsError(f"expected saved images at {path}, got: {error.strerror}") from None
+        raise ResultsError(
+            f"expected saved images at {path}, got: {error.strerror}; leave out --images to rerun "
+            "the case"
+        ) from None
     found = hashlib.sha256(content).hexdigest()
     if found != entry.sha256:
         raise ResultsError(

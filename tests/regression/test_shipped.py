@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from robustbench_med.bench import store
+from robustbench_med.bench.verify import verify
 from robustbench_med.gate.fixture import Robustness
 
 RECORDS = Path(__file__).parents[2] / "results"
@@ -27,13 +29,19 @@ SLOW = {
     "dermoscopy_inception mi_fgsm from dermoscopy_resnet": "aebe170e3d114e41",
     "brain_unet segpgd": "31a8f2e26d325a73",
     "organs_unet apgd": "19b083c929d56699",
-    "volume_unet segpgd": "4568dc908c9c42d8",
+    "volume_unet segpgd": "ae07f486cd7e5771",
 }
 
 
 @pytest.mark.parametrize("case", QUICK.values(), ids=QUICK)
 def test_holds_its_record(case: str, robustness: Robustness) -> None:
     robustness.holds(RECORDS / "quick" / case, fails="either")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["59d8f62d3c2bcc99", "24e9b10d219cb3e6", "19b083c929d56699"])
+def test_saved_images_still_break_what_they_broke(case: str) -> None:
+    assert verify(store.read(RECORDS / "quick" / case), images=True).word == "match"
 
 
 @pytest.mark.slow
