@@ -119,11 +119,15 @@ def audit_words(record: Record) -> list[str]:
     rounding = audit.survives_rounding
     bounds = interval(rounding)
     norm = NORMS.get(audit.norm, audit.norm)
+    still = f"Still adversarial after rounding to {audit.bit_depth} bits: "
+    if math.isnan(rounding.value):
+        still += "nothing was broken."
+    else:
+        still += f"{number(rounding.value)} %" + (f" ({bounds})." if bounds else ".")
     return [
         f"Largest {norm} perturbation at each radius: {used}; {verdict}.",
         f"Attacked pixels lie in [{audit.lowest_pixel:.3f}, {audit.highest_pixel:.3f}].",
-        f"Still adversarial after rounding to {audit.bit_depth} bits: {number(rounding.value)} %"
-        + (f" ({bounds})." if bounds else "."),
+        still,
     ]
 
 

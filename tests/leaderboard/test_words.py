@@ -9,8 +9,15 @@ from typing import Any
 import pytest
 
 from leaderboard.text import radii, radius, unit
-from leaderboard.words import attacker_words, budget_words, distance_words, spread_words
+from leaderboard.words import (
+    attacker_words,
+    audit_words,
+    budget_words,
+    distance_words,
+    spread_words,
+)
 from robustbench_med.bench.record import Estimate, Stored
+from robustbench_med.stats import UNDEFINED
 
 from .field import distance, spread
 from .planted import LADDER, VICTIMS
@@ -118,3 +125,12 @@ def test_a_universal_perturbation_says_where_it_comes_from(make_stored: Maker) -
     single = make_stored([6], attack="uap", record={"spread": spread(LADDER[:1])}).record
     assert "(tensor rung_0)" in spread_words(single)
     assert spread_words(make_stored([6]).record) == ""
+
+
+def test_rounding_of_nothing_is_said_in_words(make_stored: Maker) -> None:
+    record = make_stored().record
+    assert "rounding to 8 bits: 98.1 % (95.0–99.4)." in audit_words(record)[-1]
+    assert record.audit is not None
+    nothing = record.audit.model_copy(update={"survives_rounding": UNDEFINED})
+    bare = record.model_copy(update={"audit": nothing})
+    assert audit_words(bare)[-1].endswith("rounding to 8 bits: nothing was broken.")
