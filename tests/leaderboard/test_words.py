@@ -128,7 +128,7 @@ def test_a_universal_perturbation_says_where_it_comes_from(make_stored: Maker) -
 
 
 def test_rounding_of_nothing_is_said_in_words(make_stored: Maker) -> None:
-    record = make_stored().record
+    record = make_stored([6]).record
     assert "rounding to 8 bits: 98.1 % (95.0–99.4)." in audit_words(record)[-1]
     assert record.audit is not None
     nothing = record.audit.model_copy(update={"survives_rounding": UNDEFINED})
