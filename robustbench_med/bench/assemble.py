@@ -36,8 +36,8 @@ def valid(
         notes.append(f"{what} are the user's own: no card vouches for them")
     if ready.undecided:
         notes.append(
-            "validation holds one class only: no operating point could be chosen, the model's own "
-            "decision counts"
+            f"no operating point for {', '.join(ready.undecided)}: validation holds one value of "
+            "it; the model's own decision counts"
         )
     if planned.data.card.task == "segmentation" and planned.data.card.spacing is None:
         notes.append("spacing unknown: distances and sizes are in pixels, not in mm")

@@ -20,7 +20,7 @@ from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.defense import Certified, Defended
 from robustbench_med.errors import ChecksumError
 from robustbench_med.models.load import Loaded, load_victim
-from robustbench_med.models.operating_point import one_class, youden
+from robustbench_med.models.operating_point import undecided, youden
 from robustbench_med.objectives.decide import kept
 from robustbench_med.rng import Draws, seeded
 from robustbench_med.types import Batch, Images
@@ -50,7 +50,7 @@ class Prepared:
         rest: the other clean images of the split, where a detector guards the victim.
         certified: what the defense proves of the clean images, where it can.
         slower: time of a forward pass with the defense over one without.
-        undecided: whether validation held one class only, so that no threshold could be chosen.
+        undecided: classes or findings that validation could choose no threshold of.
         probes: what simple attacks do to this victim (robustbench_med/bench/probes.py), kept for
             all cases on it.
     """
@@ -69,7 +69,7 @@ class Prepared:
     rest: Rest | None = None
     certified: Certified | None = None
     slower: float | None = None
-    undecided: bool = False
+    undecided: tuple[str, ...] = ()
     probes: dict[object, Any] = field(default_factory=dict)
 
 
@@ -136,7 +136,9 @@ def prepare(
         rest=rest,
         certified=certified,
         slower=slower,
-        undecided=case.operating_point == "youden" and one_class(data.batch("val").y, data.card),
+        undecided=undecided(data.batch("val").y, data.card)
+        if case.operating_point == "youden"
+        else (),
     )
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 from pydantic import ValidationError
 
 from robustbench_med.bench.record import Record, Stored
@@ -145,6 +146,10 @@ def _lacks(record: Record, samples: pd.DataFrame) -> str:
     levels = {0.0, *record.case.ladder}
     pairs = samples[["sample", "eps"]].drop_duplicates()
     whole = len(pairs) == len(samples) == record.n * len(levels)
+    if [rung.eps for rung in record.rungs] != [0.0, *record.case.ladder]:
+        return f"scores at {len(record.rungs)} radii, not at those of its case"
+    if not all(is_numeric_dtype(samples[name]) for name in ("correct", "broken", "attacked")):
+        return "samples whose correct, broken or attacked are no numbers"
     if not whole or samples["sample"].nunique() != record.n or set(samples["eps"]) != levels:
         return f"{len(samples)} rows of samples for {record.n} images at {len(levels)} radii"
     return ""
@@ -201,7 +206,10 @@ def read_each(
         try:
             stored = read(home)
             if said := _contradicts(stored):
-                raise ResultsError(f"expected a readable record in {home}, got {said}")
+                raise ResultsError(
+                    f"expected a record that its own samples bear out in {home}, got {said}; run "
+                    "that case again with --force"
+                )
             found.append(stored)
         except ResultsError as error:
             damaged.append(Damaged(home, str(error), _asked(home)))

@@ -12,6 +12,7 @@ from robustbench_med.bench.differ import written
 from robustbench_med.bench.record import Stored
 from robustbench_med.errors import ResultsError, SpecError
 from robustbench_med.gate.drop import LEVEL, Drop, drop_of, fewest, p_of
+from robustbench_med.spec import number
 from robustbench_med.stats import holm
 
 _WAYS: dict[str, tuple[int, ...]] = {"drop": (1,), "rise": (-1,), "either": (1, -1)}
@@ -59,7 +60,7 @@ def compare(
     *,
     level: float = LEVEL,
     fails: str = "drop",
-    eps: float | None = None,
+    eps: float | str | None = None,
 ) -> Comparison:
     """Return whether the scores of `now` are those of the record, but for what chance explains.
 
@@ -71,7 +72,7 @@ def compare(
         now: the same case, measured now.
         level: share of unchanged models that fail, at most.
         fails: at a "drop" (the model is weaker), a "rise" (the attack is), or "either".
-        eps: the only radius to test, in image units; 0 = clean.
+        eps: the only radius to test, in image units or as "2/255"; 0 = clean.
 
     Raises:
         ResultsError: the images are not the same, the model gave no usable answer, or no outcome
@@ -89,7 +90,8 @@ def compare(
             f"({after['sample'].nunique()})"
         )
     ladder = (0.0, *recorded.record.case.ladder)
-    radii = [one for one in ladder if eps is None or np.isclose(one, eps, rtol=1e-6)]
+    wanted = None if eps is None else number(eps)
+    radii = [one for one in ladder if wanted is None or np.isclose(one, wanted, rtol=1e-6)]
     if not radii:
         listed = ", ".join(map(written, ladder))
         raise SpecError(f"expected eps in the ladder of the record ({listed}), got {eps!r}")
@@ -149,7 +151,9 @@ def _check_able(
         narrower.append(f"at={said if '/' in said else repr(able[0])}")
     less = f", or ask less: {' or '.join(narrower)}" if narrower else ""
     enough = fewest(level / len(tests))
-    more = f"take {enough} {noun}s or more" if enough > count else f"take other {noun}s"
+    more = f"take {enough} {noun}s or more"
+    if enough <= count:  # but most of them have nothing to lose, or to gain
+        more = f"take more {noun}s, or a radius at which more of them can change"
     raise ResultsError(
         f"expected a comparison that some outcome fails, got {count} {noun}s where every score "
         f"{outcome} has p = {holm(worst).min():.2g}, above the level {level:g} ({len(tests)} "

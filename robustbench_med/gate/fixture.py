@@ -119,7 +119,7 @@ class Robustness:
         data: Data | None = None,
         attacks: str | Sequence[str] | None = None,
         *,
-        at: float | None = None,
+        at: float | str | None = None,
         **settings: Any,  # noqa: ANN401 - those of robustbench_med.evaluate, level and fails
     ) -> Comparison:
         """Fail the test where a model is weaker than its record, by more than chance explains.
@@ -152,7 +152,7 @@ class Robustness:
         model: Subject | None,
         data: Data | None,
         attacks: str | Sequence[str] | None,
-        at: float | None,
+        at: float | str | None,
         settings: dict[str, Any],
     ) -> Comparison:
         chosen = self.settings | settings
@@ -177,7 +177,10 @@ class Robustness:
                 before = recorded(place) or recorded(home / now.record.case_id)
                 if before is None or not _same(before, now):
                     written = rewrite(home, now, None if before is None else Path(before.folder))
-                    self.tell(f"wrote {written}")
+                    named = place.parent if place.name == "record.json" else place
+                    moved = home != named and named.name != written.name
+                    hint = ": its id is new, name it so in the test" if moved else ""
+                    self.tell(f"wrote {written}{hint}")
                     before = now
         if before is None:
             raise ResultsError(f"expected a record in {place}, got none: another process took it")

@@ -38,11 +38,17 @@ def youden(
     return torch.tensor([0.0, -_threshold(logits[:, 1] - logits[:, 0], y)], dtype=logits.dtype)
 
 
-def one_class(y: Int[Tensor, "n *k"], card: DatasetCard) -> bool:
-    """Return whether labels are of one class only where a threshold between two is wanted."""
+def undecided(y: Int[Tensor, "n *k"], card: DatasetCard) -> tuple[str, ...]:
+    """Return the class or the findings that labels hold one value of: no threshold parts them."""
     if not card.binary and card.task != "multi_label":
-        return False
-    return any(len(column[column >= 0].unique()) < 2 for column in y.reshape(len(y), -1).T)
+        return ()
+    names = card.classes if card.task == "multi_label" else card.classes[1:]
+    columns = y.reshape(len(y), -1).T
+    return tuple(
+        name
+        for name, column in zip(names, columns, strict=True)
+        if len(column[column >= 0].unique()) < 2
+    )
 
 
 def _threshold(scores: Float[Tensor, " n"], y: Int[Tensor, " n"]) -> float:

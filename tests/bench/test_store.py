@@ -195,6 +195,37 @@ def test_a_table_that_lacks_columns_or_rows_is_damaged(
     assert damaged.record.case == outcome.record.case  # it says what is missing
 
 
+@pytest.mark.parametrize("last", [None, 0.9])
+def test_a_record_of_other_radii_than_its_case_is_damaged(
+    outcome: Any,  # noqa: ANN401
+    tmp_path: Path,
+    last: float | None,
+) -> None:
+    rungs = outcome.record.rungs[:-1]
+    if last is not None:
+        rungs = (*rungs, outcome.record.rungs[-1].model_copy(update={"eps": last}))
+    store.write(tmp_path, outcome.record.model_copy(update={"rungs": rungs}), *outcome[1:])
+    found, (damaged,) = store.read_each(tmp_path)
+    assert not found
+    assert "not at those of its case" in damaged.line
+
+
+def test_a_record_that_its_samples_do_not_bear_out_is_damaged(
+    outcome: Any,  # noqa: ANN401
+    tmp_path: Path,
+) -> None:
+    right = outcome.samples.assign(correct=1.0, broken=False)
+    home = store.write(tmp_path, outcome.record, right, {})
+    assert store.read(home).record.case == outcome.record.case  # it can be read, and verified
+    found, (damaged,) = store.read_each(tmp_path)
+    assert not found
+    assert "expected a record that its own samples bear out" in damaged.line
+    assert "of samples that say 1.000; run that case again with --force" in damaged.line
+    odd = outcome.samples.assign(correct="yes")
+    store.write(tmp_path, outcome.record, odd, {}, replace=True)
+    assert "are no numbers" in store.read_each(tmp_path)[1][0].line
+
+
 def test_a_folder_that_lost_its_record_is_damaged(outcome: Any, tmp_path: Path) -> None:  # noqa: ANN401
     home = store.write(tmp_path, *outcome)
     (home / "record.json").unlink()

@@ -27,6 +27,7 @@ from robustbench_med.bench.suite import Suite
 from robustbench_med.bench.verify import verify
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.errors import ResultsError, SpecError, VictimError
+from robustbench_med.stats import wilson
 from tests.bench.toys import save_npz, save_timm
 
 COMMITTED = Path(__file__).parents[2] / "results" / "quick"
@@ -144,21 +145,53 @@ def test_an_image_is_saved_once_at_the_lowest_radius_it_breaks(kept: Stored) -> 
     assert bool(((which[1:] == which[:-1]) | (which[:-1] < 0)).all())
 
 
-def test_one_other_outcome_lies_within_the_interval(kept: Stored) -> None:
-    def stand(samples: pd.DataFrame) -> None:
-        share = samples.groupby("eps")["broken"].mean()
-        middle = samples["eps"] == (share - 0.15).abs().idxmin()
-        row = samples.index[samples["broken"] & middle][0]
-        samples.loc[row, ["broken", "correct"]] = [False, True]
-        samples["prediction"] = samples["prediction"].mask(samples.index == row, samples["truth"])
-        samples.loc[row, ["ssim", "psnr"]] = np.nan
+def one_stands(samples: pd.DataFrame) -> None:
+    """Say of one broken image that it stands."""
+    share = samples.groupby("eps")["broken"].mean()
+    middle = samples["eps"] == (share - 0.15).abs().idxmin()
+    row = samples.index[samples["broken"] & middle][0]
+    samples.loc[row, ["broken", "correct"]] = [False, True]
+    samples["prediction"] = samples["prediction"].mask(samples.index == row, samples["truth"])
+    samples.loc[row, ["ssim", "psnr"]] = np.nan
 
-    found = verify(edited(kept, stand))
+
+def test_one_other_outcome_lies_within_the_interval(kept: Stored) -> None:
+    found = verify(edited(kept, one_stands))
     assert found.lines == ()
     assert (found.word, found.differing) == ("within interval", 1)
-    found = verify(edited(kept, stand), images=True)  # the image that breaks it lies beside
+    found = verify(edited(kept, one_stands), images=True)  # the image that breaks it lies beside
     assert found.lines == ("the saved images break 1 samples said to stand",)
     assert found.word == "mismatch"
+
+
+def test_one_other_outcome_excuses_no_flag_and_no_effort(
+    kept: Stored, rerun: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *rest = rerun.record.checks
+    raised = first.model_copy(update={"measured": first.threshold + 5})
+    assert rerun.record.cost is not None
+    spent = {"forward": 3 * rerun.record.cost.forward}
+    record = rerun.record.model_copy(
+        update={
+            "checks": (raised, *rest),
+            "cost": rerun.record.cost.model_copy(update=spent),
+        }
+    )
+    monkeypatch.setattr(verifying, "run_again", lambda *_, **__: rerun._replace(record=record))
+    found = verify(edited(kept, one_stands))
+    assert (found.word, found.differing) == ("mismatch", 1)
+    assert f"flag {first.name}: recorded none" in found.lines[0]
+    assert "cost.forward" in found.lines[1]
+
+
+def test_one_image_of_a_small_class_parts_no_record_from_its_rerun() -> None:
+    none, one, three = (wilson(k, 15) for k in (0, 1, 3))
+    assert not one.low <= none.value  # so its interval alone would refuse it
+    assert verifying._alike("flips_to_normal", none, one, 1 / 15, 1)
+    assert not verifying._alike("flips_to_normal", none, three, 1 / 15, 3)
+    few, more, many = (Estimate(value=v, low=v, high=v) for v in (43.0, 44.0, 46.0))
+    assert verifying._alike("positives", few, more, 0.1, 1)
+    assert not verifying._alike("positives", few, many, 0.1, 1)
 
 
 def test_a_claim_that_is_too_good_is_a_mismatch_with_both_values(kept: Stored) -> None:

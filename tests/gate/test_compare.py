@@ -120,7 +120,9 @@ def test_a_comparison_that_nothing_fails_is_refused_with_what_would_do() -> None
         compare(few(40, patients=4), few(40, patients=4), eps=LADDER[0])
     assert compare(few(40, patients=7), few(40, patients=7))
     # of a record where all is right already no rise can be seen, whatever its size
-    with pytest.raises(ResultsError, match="every score gained has p = 1, .*: take other images$"):
+    with pytest.raises(
+        ResultsError, match="every score gained has p = 1, .*: take more images, or a radius"
+    ):
         compare(table(ones()), table(ones()), fails="rise")
     lost = few(6)._replace(samples=few(6).samples.assign(correct=0.0))
     with pytest.raises(ResultsError, match="expected a comparison that some outcome fails"):
@@ -190,3 +192,13 @@ def test_records_are_found_in_their_folder_or_above_it(tmp_path: object) -> None
     store.write(place, READ.record, READ.samples, {})
     with pytest.raises(ResultsError, match="expected one record in .*mine, got 2: name one"):
         recorded(place)
+
+
+def test_a_radius_may_be_written_as_a_quotient() -> None:
+    scores = ones()
+    scores[-1, :9] = 0
+    text = f"{round(255 * LADDER[-1], 3):g}/255"
+    assert not compare(table(ones()), table(scores), eps=text)
+    assert compare(table(ones()), table(scores), eps=0.0)
+    with pytest.raises(SpecError, match="expected a number"):
+        compare(table(ones()), table(scores), eps="much")
