@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import platformdirs
 
 from robustbench_med.cards import DatasetCard
+from robustbench_med.datasets.archive import MAX_BYTES
 from robustbench_med.datasets.checksum import CHUNK, Digests, compare
-from robustbench_med.datasets.npz import MAX_BYTES
 from robustbench_med.errors import DataError
 
 CACHE = "ROBUSTBENCH_MED_CACHE"

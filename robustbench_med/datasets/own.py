@@ -13,17 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustbench_med.cards import DatasetCard
+from robustbench_med.datasets.archive import MAX_BYTES, Npz, opened
 from robustbench_med.datasets.dataset import MAX_IDS
-from robustbench_med.datasets.npz import (
-    MAX_BYTES,
-    SPLITS,
-    Npz,
-    axes_of,
-    image_header,
-    opened,
-    read_labels,
-    read_masks,
-)
+from robustbench_med.datasets.npz import SPLITS, axes_of, image_header, read_labels, read_masks
 from robustbench_med.errors import DataError
 
 MAX_INFO = 2**20  # bytes; the longest seen has 3 kB

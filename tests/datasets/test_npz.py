@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from robustbench_med.datasets.archive import Npz, opened
 from robustbench_med.datasets.load import load_dataset
-from robustbench_med.datasets.npz import Npz, opened, read
+from robustbench_med.datasets.npz import read
 from robustbench_med.datasets.own import card_of
 from robustbench_med.errors import DataError
 

@@ -1,0 +1,142 @@
+"""Reading one array of an `.npz` file after another; nothing it says is believed unchecked.
+
+Headers are read before arrays, and no array is read that is larger than the cap, holds Python
+objects, or is not as long as its header says.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from robustbench_med.errors import DataError
+
+MAX_BYTES = 16 * 2**30  # the largest official array, pathmnist_224's training images, has 12.6 GiB
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    tokenize.TokenError,  # numpy's reader of odd headers
+    struct.error,
+    EOFError,
+    ValueError,
+    RecursionError,
+    NotImplementedError,  # an unknown compression
+    RuntimeError,  # an encrypted member
+)
+
+
+class Header(NamedTuple):
+    """What an array says of itself before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+class Npz:
+    """An open `.npz` file whose arrays are read one by one."""
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile, cap: int) -> None:
+        self.path = path
+        self.keys = {name.removesuffix(".npy") for name in archive.namelist()}
+        self._archive = archive
+        self._cap = cap
+
+    def header(self, key: str) -> Header:
+        """Return shape and dtype of an array.
+
+        Raises:
+            DataError: no such key, an object array, more bytes than the cap or than the file holds.
+        """
+        if key not in self.keys:
+            held_keys = ", ".join(sorted(self.keys)) or "none"
+            raise DataError(
+                f"{self.path}: expected the key {key!r}, got {held_keys[:500]}; "
+                "save images and labels under the MedMNIST keys"
+            )
+        with damage(self.path, key), self._archive.open(f"{key}.npy") as stream:
+            version = npy.read_magic(stream)
+            reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = reader(stream)
+            held = self._archive.getinfo(f"{key}.npy").file_size - stream.tell()
+        if dtype.hasobject:
+            raise DataError(
+                f"{self.path}: {key}: expected numbers or text, got Python objects (a pickle), "
+                "which can run code and are never read; save plain arrays"
+            )
+        wanted = math.prod(shape) * dtype.itemsize
+        if wanted > self._cap or held > self._cap:
+            raise DataError(
+                f"{self.path}: {key}: expected at most {self._cap} bytes, got {max(wanted, held)}; "
+                "split the file"
+            )
+        if min(shape, default=0) < 0 or wanted != held:
+            raise DataError(
+                f"{self.path}: {key}: expected {wanted} bytes as its header says, got {held}; "
+                "the file is damaged: fetch it again"
+            )
+        return Header(tuple(map(int, shape)), dtype)
+
+    def array(self, key: str) -> NDArray[Any]:
+        """Return an array, read to its last byte so that the archive's checksum of it is compared.
+
+        Raises:
+            DataError: as `header`, or the bytes are damaged.
+        """
+        self.header(key)
+        with damage(self.path, key), self._archive.open(f"{key}.npy") as stream:
+            found: NDArray[Any] = npy.read_array(stream, allow_pickle=False)
+        return found
+
+
+@contextmanager
+def opened(path: Path, *, cap: int = MAX_BYTES) -> Iterator[Npz]:
+    """Give an open `.npz` file.
+
+    Args:
+        path: the file.
+        cap: bytes that one array may have.
+
+    Raises:
+        DataError: the file is missing, a folder, or no zip archive.
+    """
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "nothing there"
+        raise DataError(f"{path}: expected a .npz file, got {found}; check the path")
+    with damage(path, "archive"):
+        archive = zipfile.ZipFile(path)
+    with archive:
+        yield Npz(path, archive, cap)
+
+
+@contextmanager
+def damage(path: Path, what: str) -> Iterator[None]:
+    """Turn what a damaged file raises into a line.
+
+    Args:
+        path: the file.
+        what: the array, or what else was read.
+
+    Raises:
+        DataError: a reader found damage.
+    """
+    try:
+        yield
+    except DAMAGED as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{path}: {what}: expected a sound .npz file, got: {reason[:200]}; the file is damaged "
+            "or no .npz: fetch it again or save it with numpy.savez_compressed"
+        ) from None
