@@ -213,14 +213,14 @@ def cluster_mean(
     Wilson where `clusters` is None; all of [0,1] for a single patient. Else Wilson at the effective
     sample size: the bootstrap by patient collapses to a point where all patients agree, the score
     interval does not. The t quantile with (patients - 1) degrees of freedom pays for the estimated
-    design effect (Korn & Graubard 1998), patients counted as equally large ones.
+    design effect (Korn & Graubard 1998).
     """
     n = len(values)
     successes = int(np.sum(values))
     if clusters is None or n == 0:
         return wilson(successes, n)
-    share, patients = successes / n, equal_patients(np.unique(clusters, return_counts=True)[1])
-    if patients <= 1:
+    share, patients = successes / n, len(np.unique(clusters))
+    if patients == 1:
         return Estimate(value=share, low=0.0, high=1.0)
     quantile = _t_quantile(patients - 1)
     low, high = _score_bounds(share, n / design_effect(values, clusters), quantile)
@@ -232,8 +232,9 @@ def design_effect(values: NDArray[np.float64], clusters: NDArray[np.character]) 
 
     The cluster-robust variance over the binomial one. Few patients with the rarer outcome say
     little of how alike the images of a patient are: with `k` of them, the design effect of images
-    that are all alike counts for 1 / (k² + 1). Without that the intervals of shares near 0 and 1
-    hold the truth in 89 %.
+    that are all alike counts for 1 / k². Without that the intervals of shares near 0 and 1
+    hold the truth in 89 %. Patients count as equally large ones: if one of those `k` has most of
+    the images, there is hardly more than one.
 
     Source: Korn and Graubard, Survey Methodology 1998; the weight is ours, set by simulation.
     """
@@ -241,15 +242,15 @@ def design_effect(values: NDArray[np.float64], clusters: NDArray[np.character]) 
     owner = np.unique(clusters, return_inverse=True)[1]
     sizes = np.bincount(owner)
     right = np.bincount(owner, weights=values)
-    groups, mean = equal_patients(sizes), values.mean()
+    groups, mean = len(sizes), values.mean()
     alike = float((sizes**2).sum() / n)
     binomial = mean * (1 - mean) * n
-    rarer = int(min((right > 0).sum(), (right < sizes).sum()))
+    rarer = min(equal_patients(sizes[having]) for having in (right > 0, right < sizes))
     if rarer == 0:
         return alike
     residual = right - mean * sizes
     found = max(1.0, float(groups / (groups - 1) * (residual**2).sum() / binomial))
-    return (rarer**2 * found + max(alike, found)) / (rarer**2 + 1)
+    return found + max(alike - found, 0.0) / rarer**2
 
 
 @cache

@@ -200,12 +200,20 @@ def test_design_effect() -> None:
     same = np.repeat(np.tile([0.0, 1.0], 10), 4)
     assert stats.design_effect(same, owners) == pytest.approx(4 * 20 / 19)
     against = np.tile([0.0, 1.0], 40)  # half of every patient: less than by chance
-    assert stats.design_effect(against, owners) == pytest.approx((20**2 + 4) / (20**2 + 1))
-    # a single image of a single patient says next to nothing of the others: half of "all alike"
+    assert stats.design_effect(against, owners) == pytest.approx(1 + 3 / 20**2)
+    # a single patient says nothing of how alike the images of the others are: all alike
     alone = np.zeros(80)
     alone[0] = 1
-    residual = 20 / 19 * (19 * 0.05**2 + 0.95**2) / (80 * (1 / 80) * (79 / 80))
-    assert stats.design_effect(alone, owners) == pytest.approx((residual + 4) / 2)
+    assert stats.design_effect(alone, owners) == pytest.approx(4)
+    # with the rarer outcome: a patient of 8 images and one of 2, together worth 100 / 68
+    sizes = np.repeat([8, 2], [10, 10])
+    owners, values = np.repeat(np.arange(20).astype(str), sizes), np.zeros(100)
+    values[[0, 99]] = 1
+    alike, residuals = (10 * 64 + 10 * 4) / 100, 0.02 * sizes - np.eye(20)[[0, 19]].sum(0)
+    found = 20 / 19 * (residuals**2).sum() / (0.02 * 0.98 * 100)
+    assert stats.design_effect(values, owners) == pytest.approx(
+        found + (alike - found) * (68 / 100) ** 2
+    )
 
 
 def test_the_median_of_distances_may_be_infinite() -> None:
