@@ -182,8 +182,7 @@ class Robustness:
                     hint = ": its id is new, name it so in the test" if moved else ""
                     self.tell(f"wrote {written}{hint}")
                     before = now
-        if before is None:
-            raise ResultsError(f"expected a record in {place}, got none: another process took it")
+        assert before is not None  # noqa: S101 - without an update refused above, else written
         _check(before.record.case, now.record.case)
         return compare(before, now, eps=at, **how)
 
