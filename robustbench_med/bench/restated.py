@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pandas.api.types import is_numeric_dtype
 
 from robustbench_med import stats
+from robustbench_med.bench import store
 from robustbench_med.bench.differ import line, plain, same, written
 from robustbench_med.bench.record import Estimate, Record, Stored
 from robustbench_med.bench.score import of_attack
@@ -21,22 +22,7 @@ from robustbench_med.errors import ResultsError
 from robustbench_med.metrics.classification import Predictions, flips, score
 from robustbench_med.metrics.segmentation import score_masks
 
-_COLUMNS = (  # of every samples table, see Stored
-    "sample",
-    "patient",
-    "truth",
-    "prediction",
-    "eps",
-    "scores",
-    "correct",
-    "attacked",
-    "broken",
-    "l2",
-    "linf",
-    "distance",
-    "ssim",
-    "psnr",
-)
+_COLUMNS = (*store.COLUMNS, "l2", "linf", "distance", "ssim", "psnr")
 _NUMBERS = ("eps", "correct", "l2", "linf", "distance", "ssim", "psnr")
 _OF_IMAGES = ("sample", "patient", "truth", "attacked", "distance")  # the same at every radius
 

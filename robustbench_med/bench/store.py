@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from robustbench_med.bench.record import Record, Stored
 from robustbench_med.errors import ResultsError
 
-_COLUMNS = (
+COLUMNS = (
     "sample",
     "patient",
     "truth",
@@ -31,7 +31,7 @@ _COLUMNS = (
     "correct",
     "attacked",
     "broken",
-)  # of a samples table, see Stored
+)  # of every samples table, see Stored
 _SCORED = ("correct", "broken", "attacked")
 _HAIR = 1e-6
 _STALE = 3600.0  # s after which a half-written folder is taken for one whose writer was killed
@@ -151,7 +151,7 @@ def _lacks(record: Record, samples: pd.DataFrame) -> str:
         return ""
     masks = record.dataset_card.task == "segmentation"
     drawn = masks and record.case.objective.startswith("targeted")
-    missing = [c for c in (*_COLUMNS, *(["target_dice"] if drawn else [])) if c not in samples]
+    missing = [c for c in (*COLUMNS, *(["target_dice"] if drawn else [])) if c not in samples]
     if missing:
         return f"samples without {', '.join(missing)}"
     levels = (0.0, *record.case.ladder)
@@ -159,9 +159,11 @@ def _lacks(record: Record, samples: pd.DataFrame) -> str:
         return f"scores at {len(record.rungs)} radii, not at those of its case"
     if not all(is_numeric_dtype(samples[name]) for name in ("eps", *_SCORED)):
         return "samples whose eps, correct, broken or attacked are no numbers"
-    found = samples["eps"].to_numpy(float)
-    whole = np.array_equal(np.sort(found), np.repeat(sorted(levels), record.n))
-    images = [set(row) for row in _by_rung(samples, "sample", len(levels))] if whole else []
+    order = _rising(samples)
+    found = samples["eps"].to_numpy(float)[order]
+    whole = np.array_equal(found, np.repeat(sorted(levels), record.n))
+    ids = samples["sample"].to_numpy()[order]
+    images = [set(row) for row in ids.reshape(len(levels), -1)] if whole else []
     if not whole or any(len(one) != record.n or one != images[0] for one in images):
         return f"{len(samples)} rows of samples for {record.n} images at {len(levels)} radii"
     return ""
@@ -174,8 +176,10 @@ def _contradicts(stored: Stored) -> str:
     """
     if stored.record.status != "ok":
         return ""
-    rungs = stored.record.rungs
-    columns = (_by_rung(stored.samples, name, len(rungs)).astype(float) for name in _SCORED)
+    rungs, order = stored.record.rungs, _rising(stored.samples)
+    columns = (
+        stored.samples[name].to_numpy(float)[order].reshape(len(rungs), -1) for name in _SCORED
+    )
     for rung, right, broken, attacked in zip(rungs, *columns, strict=True):
         score = _mean(right)
         means = {"accuracy": score, "dice": score, "attack_success": _mean(broken[attacked > 0])}
@@ -197,11 +201,9 @@ def _alike(said: float, mean: float) -> bool:
     return (np.isnan(said) and np.isnan(mean)) or abs(said - mean) <= _HAIR
 
 
-def _by_rung(samples: pd.DataFrame, column: str, rungs: int) -> NDArray[Any]:
-    """Return a column as `(r, n)`, radii rising. pandas would take ten times as long."""
-    order = np.argsort(samples["eps"].to_numpy(float), kind="stable")
-    found: NDArray[Any] = samples[column].to_numpy()[order].reshape(rungs, -1)
-    return found
+def _rising(samples: pd.DataFrame) -> NDArray[np.intp]:
+    """Return the order of rows by radius. pandas would take ten times as long to sort a table."""
+    return np.argsort(samples["eps"].to_numpy(float), kind="stable")
 
 
 def read_all(folder: Path, *, only: Container[str] | None = None) -> tuple[list[Stored], list[str]]:
