@@ -16,7 +16,7 @@ from .aim import goal_of, lacking, needs, toward, untested
 from .calls import directed_flips, recalls
 from .criteria import Criterion
 from .evidence import hardest
-from .pool import Pool, images_of
+from .pool import Pool, image_ids
 
 _OF_ATTACKS = ("attack_success", "flips_to_normal", "flips_to_disease")  # nothing when clean
 _CALLS = ("accuracy", "sensitivity", "specificity", "recall", "balanced_accuracy", "f1")
@@ -74,7 +74,7 @@ def measured(criterion: Criterion, pool: Pool) -> Found:
         if found is not None:
             return Found(found[-1], pool.ids, doubts=doubts)
     # a record's own metric is of all its images
-    runs = [run for run in pool.covering() if len(images_of(run)) == len(pool.images)]
+    runs = [run for run in pool.covering() if len(image_ids(run)) == len(pool.images)]
     worst = hardest(
         runs, criterion.metric, pool.levels[-1], higher=criterion.higher, end=criterion.judged_on
     )

@@ -99,7 +99,7 @@ class Pool(NamedTuple):
         return [
             run
             for run in self.runs
-            if self.images.isin(images_of(run)).all()
+            if self.images.isin(image_ids(run)).all()
             and all(rung_of(e, (0.0, *run.record.case.ladder)) is not None for e in self.levels)
         ]
 
@@ -119,7 +119,7 @@ def rung_of(eps: float, levels: Iterable[float]) -> int | None:
     return next(same, None)
 
 
-def images_of(run: Stored) -> pd.Index[Any]:
+def image_ids(run: Stored) -> pd.Index[Any]:
     """Return the images of a run, sorted."""
     found: pd.Index[Any] = pd.Index(pd.factorize(run.samples["sample"], sort=True)[1])
     return found
@@ -152,13 +152,13 @@ def pools(runs: list[Stored], levels: tuple[float, ...], *, largest: bool = Fals
     """
     sets: dict[tuple[str, ...], list[Stored]] = {}
     for run in runs:
-        sets.setdefault(tuple(map(str, images_of(run))), []).append(run)
+        sets.setdefault(tuple(map(str, image_ids(run))), []).append(run)
     found = []
     for images, own in sets.items():
         if largest and any(set(images) < set(other) for other in sets):
             continue
-        index = images_of(own[0])
-        rest = [r for r in runs if r not in own and index.isin(images_of(r)).any()]
+        index = image_ids(own[0])
+        rest = [r for r in runs if r not in own and index.isin(image_ids(r)).any()]
         found.append(Pool((*own, *rest), index, levels))
     return found
 
@@ -173,15 +173,15 @@ def board_pool(one: Chosen, chosen: Iterable[Chosen]) -> Pool | None:
     own = valid_runs(one.row)
     if not own:
         return None
-    images = images_of(own[0])
+    images = image_ids(own[0])
     for run in own[1:]:
-        images = images[images.isin(images_of(run))]
+        images = images[images.isin(image_ids(run))]
     key = alike(own[0].record.case)
     others = [
         run
         for other in chosen
         if other.anchor != one.anchor
         for run in valid_runs(other.row)
-        if alike(run.record.case) == key and images.isin(images_of(run)).any()
+        if alike(run.record.case) == key and images.isin(image_ids(run)).any()
     ]
     return Pool((*own, *others), images, (0.0, *one.board.ladder))
