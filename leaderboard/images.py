@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from robustbench_med.bench.case import Case
@@ -34,10 +34,23 @@ def images_of(run: Stored) -> Images:
     return Images(case.data_sha256, case.split, frozenset(map(str, run.samples["sample"].unique())))
 
 
-def common_images(runs: Iterable[Stored]) -> Images | None:
-    """Return the images most valid runs saw; the larger set where two are as common."""
-    counted = Counter(images_of(run) for run in runs if run.record.status == "ok")
-    return max(counted, key=lambda k: (counted[k], len(k.ids), k[:2]), default=None)
+class Part(NamedTuple):
+    """Records that saw one set of images.
+
+    Attributes:
+        runs: in the order of their case ids.
+        images: what most valid runs saw, the larger set where two are as common; None without one.
+        strays: ids of the valid cases that saw others.
+    """
+
+    runs: list[Stored]
+    images: Images | None
+    strays: frozenset[str]
+
+    @property
+    def size(self) -> int:
+        """Number of images."""
+        return 0 if self.images is None else len(self.images.ids)
 
 
 def draw_of(case: Case) -> Draw:
@@ -45,57 +58,61 @@ def draw_of(case: Case) -> Draw:
     return case.data_sha256, case.split, case.n, case.seed
 
 
-def by_images(group: list[Stored]) -> list[list[Stored]]:
+def by_images(group: list[Stored]) -> list[Part]:
     """Return the records in parts of which each saw one set of images, the largest set first.
 
     Draws that give the same images make one part ("all" and a number beyond what there is). One
     that has only invalid records stands alone.
     """
+    seen = {run.record.case_id: images_of(run) for run in group if run.record.status == "ok"}
     draws: dict[Draw, list[Stored]] = {}
     for stored in group:
         draws.setdefault(draw_of(stored.record.case), []).append(stored)
-    parts: dict[object, list[Stored]] = {}
+    sets: dict[object, list[Stored]] = {}
     for draw, runs in draws.items():
-        parts.setdefault(common_images(runs) or draw, []).extend(runs)
-    ordered = [sorted(part, key=lambda s: s.record.case_id) for part in parts.values()]
-    return sorted(ordered, key=lambda part: (-_size(part), part[0].record.case_id))
+        sets.setdefault(_part(runs, seen).images or draw, []).extend(runs)
+    parts = [_part(runs, seen) for runs in sets.values()]
+    return sorted(parts, key=lambda part: (-part.size, part.runs[0].record.case_id))
 
 
-def image_words(parts: list[list[Stored]]) -> list[str]:
+def _part(runs: list[Stored], seen: Mapping[str, Images]) -> Part:
+    ordered = sorted(runs, key=lambda run: run.record.case_id)
+    found = {i: seen[i] for run in ordered if (i := run.record.case_id) in seen}
+    counted = Counter(found.values())
+    images = max(counted, key=lambda k: (counted[k], len(k.ids), k[:2]), default=None)
+    return Part(ordered, images, frozenset(i for i, own in found.items() if own != images))
+
+
+def image_words(parts: list[Part]) -> list[str]:
     """Return what tells each part of `by_images` from the others; empty where there is one.
 
     E.g. "90 images of suite quick", "90 images of suite quick, seed 1".
     """
     if len(parts) == 1:
         return [""]
-    told: list[list[str]] = [[f"{_size(part)} images{_suite(part)}"] for part in parts]
+    told: list[list[str]] = [[f"{part.size} images{_suite(part.runs)}"] for part in parts]
     for more in (_splits, _seeds, _data):
         common = Counter(map(tuple, told))
         told = [
-            [*words, more(part)] if common[tuple(words)] > 1 else words
+            [*words, more(part.runs[0].record.case)] if common[tuple(words)] > 1 else words
             for words, part in zip(told, parts, strict=True)
         ]
     return [", ".join(words) for words in told]
 
 
-def _size(part: list[Stored]) -> int:
-    seen = common_images(part)
-    return 0 if seen is None else len(seen.ids)
-
-
-def _suite(part: list[Stored]) -> str:
-    found = (re.search(r"\brun (\w[\w.-]*)", s.record.provenance.command) for s in part)
+def _suite(runs: list[Stored]) -> str:
+    found = (re.search(r"\brun (\w[\w.-]*)", s.record.provenance.command) for s in runs)
     names = {plain(match[1]) for match in found if match}
     return f" of suite {names.pop()}" if len(names) == 1 else ""
 
 
-def _splits(part: list[Stored]) -> str:
-    return f"{part[0].record.case.split} split"
+def _splits(case: Case) -> str:
+    return f"{case.split} split"
 
 
-def _seeds(part: list[Stored]) -> str:
-    return f"seed {part[0].record.case.seed}"
+def _seeds(case: Case) -> str:
+    return f"seed {case.seed}"
 
 
-def _data(part: list[Stored]) -> str:
-    return f"data {part[0].record.case.data_sha256[:8]}"
+def _data(case: Case) -> str:
+    return f"data {case.data_sha256[:8]}"

@@ -26,7 +26,7 @@ from .checks import flag_words
 from .columns import heading, titles_of
 from .crosscheck import comparable, hidden_gradients, misled, rivals, shared_rungs, summary
 from .grid import grid_of
-from .images import by_images, common_images, draw_of, image_words, images_of
+from .images import Part, by_images, draw_of, image_words
 from .lost import Lost
 from .shield import shield_words
 from .text import THREATS, plain
@@ -60,7 +60,7 @@ def boards(records: list[Stored], lost: Sequence[Lost] = ()) -> list[Board]:
     for setting, group in groups.items():
         parts = by_images(group)
         for part, drawn in zip(parts, image_words(parts), strict=True):
-            draws = {draw_of(stored.record.case) for stored in part}
+            draws = {draw_of(stored.record.case) for stored in part.runs}
             mine = [
                 one
                 for one in lost
@@ -99,15 +99,15 @@ def channel_order(board: Board) -> tuple[object, ...]:
 
 
 def _board(
-    group: list[Stored],
+    part: Part,
     lost: list[Lost],
     titles: dict[str, str],
     others: dict[tuple[object, ...], list[Stored]],
 ) -> Board:
-    grid = grid_of(group, lost, titles)
-    case = group[0].record.case
+    grid = grid_of(part.runs, lost, titles)
+    case = part.runs[0].record.case
     board = Board(
-        dataset=group[0].record.dataset_card,
+        dataset=part.runs[0].record.dataset_card,
         objective=case.objective,
         norm=case.norm,
         ladder=case.ladder,
@@ -116,7 +116,7 @@ def _board(
         columns=tuple(sorted(grid.asked)),
         rows=(),
         channels=case.channels,
-        images=common_images(group),
+        images=part.images,
     )
     rows = []
     # columns that a victim without a defense cannot have
@@ -132,7 +132,7 @@ def _board(
         doubts: list[str] = []
         if board.threat == "white_box":
             row, doubts = _held_against(row, titles, others)
-        judged.append(_judge(row, board, grid.lost.get(row.key, []), doubts))
+        judged.append(_judge(row, board, grid.lost.get(row.key, []), doubts, part.strays))
     ranked = _ranked(judged, len(board.ladder))
     return replace(board, rows=tuple(sorted(ranked, key=lambda row: _order(row, board.headline))))
 
@@ -195,7 +195,9 @@ def knowing(runs: dict[str, Stored]) -> dict[str, Stored]:
     return {column: run for column, run in runs.items() if not is_oblivious(run)}
 
 
-def _judge(row: Row, board: Board, lost: list[str], doubts: list[str]) -> Row:
+def _judge(
+    row: Row, board: Board, lost: list[str], doubts: list[str], strays: frozenset[str]
+) -> Row:
     """Return the row with its standing and every reason for it, the gravest first."""
     reasons: list[tuple[Standing, str]] = [("flagged", doubt) for doubt in doubts]
     for column, run in row.runs.items():
@@ -207,7 +209,7 @@ def _judge(row: Row, board: Board, lost: list[str], doubts: list[str]) -> Row:
         over = record.audit.over_budget if record.audit else 0
         if over and not any(flag.name == "over_budget" for flag in record.flags):
             reasons.append(("flagged", f"{column}: {over} images over their budget"))
-        if images_of(run) != board.images:
+        if record.case_id in strays:
             seen = f"{column}: scored on other images than the board ({record.n} seen)"
             reasons.append(("incomplete", seen))
     if not row.images and all(run.record.status == "ok" for run in row.runs.values()):
