@@ -87,9 +87,9 @@ def test_balanced_accuracy_and_auc(prior: tuple[float, ...], skill: float) -> No
     [(29,) + (1,) * 29, (100,) + (2,) * 9, tuple(round(120 ** (i / 29)) for i in range(30))],
 )
 def test_patients_of_very_unequal_size(sizes: tuple[int, ...], p: float) -> None:
-    """With (patients - 1) degrees of freedom 0.38 to 0.85 of them would hold the truth."""
+    """Were each patient with the rarer outcome counted as one, it would be 0.34 to 0.86."""
     (held,) = coverage(simulation.unequal(p, name="", icc=0.5, sizes=sizes), runs=500).values()
-    assert held > 0.87
+    assert held > 0.88
 
 
 def test_the_percentile_interval_is_seen_to_fail() -> None:
