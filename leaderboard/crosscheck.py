@@ -114,13 +114,12 @@ def misled(runs: dict[str, Stored]) -> list[str]:
         runs: column -> valid record, all of one white-box row.
     """
     iterative = [run for run in runs.values() if many_steps(run.record.attack_card)]
-    if not iterative:
+    hasty = {column: run for column, run in runs.items() if _single_step(run.record.attack_card)}
+    if not iterative or not hasty:
         return []
     stands = lowest([standing_table(run) for run in iterative])
     reasons = []
-    for column, run in runs.items():
-        if not _single_step(run.record.attack_card):
-            continue
+    for column, run in hasty.items():
         case = run.record.case
         every = [(rung, rung) for rung in range(len(case.ladder))]
         missed = _most_missed(stands, lowest([standing_table(run)]), every)

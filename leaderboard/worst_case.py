@@ -126,9 +126,8 @@ def owners_of(table: pd.DataFrame, run: Stored) -> NDArray[np.character] | None:
     """Return the patient of each image of `table`; None where `run` does not know them."""
     if run.record.patients is None:
         return None
-    place, ids = pd.factorize(run.samples["sample"])
-    owner = np.empty(len(ids), dtype=object)
-    owner[place] = run.samples["patient"].to_numpy(dtype=object)
+    clean = run.samples["eps"].to_numpy(dtype=np.float64) == 0.0  # a row an image
+    ids, owner = run.samples["sample"][clean], run.samples["patient"][clean].to_numpy(dtype=object)
     found: NDArray[np.character] = owner[pd.Index(ids).get_indexer(table.index)].astype(np.str_)
     return found
 

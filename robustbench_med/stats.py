@@ -200,14 +200,12 @@ def mean(
     """
     numbers = np.asarray(values, dtype=np.float64)
     if np.isin(numbers, (0.0, 1.0)).all():
-        return cluster_mean(numbers, clusters, seed=seed)
+        return cluster_mean(numbers, clusters)
     weights = resamples(len(numbers), clusters, seed=seed)
     return bootstrap(float(numbers.mean()), lambda w: (w @ numbers) / w.sum(1), weights)
 
 
-def cluster_mean(
-    values: NDArray[np.float64], clusters: NDArray[np.character] | None, *, seed: int = 0
-) -> Estimate:
+def cluster_mean(values: NDArray[np.float64], clusters: NDArray[np.character] | None) -> Estimate:
     """Return the mean of 0/1 values with its 95 % interval.
 
     Wilson where `clusters` is None; all of [0,1] for a single patient. Else Wilson at the effective
@@ -219,15 +217,17 @@ def cluster_mean(
     successes = int(np.sum(values))
     if clusters is None or n == 0:
         return wilson(successes, n)
-    share, patients = successes / n, len(np.unique(clusters))
-    if patients == 1:
+    owner, share = np.unique(clusters, return_inverse=True)[1], successes / n
+    sizes = np.bincount(owner)
+    if len(sizes) == 1:
         return Estimate(value=share, low=0.0, high=1.0)
-    quantile = _t_quantile(patients - 1)
-    low, high = _score_bounds(share, n / design_effect(values, clusters), quantile)
+    right = np.bincount(owner, weights=values).astype(np.float64)
+    effect = design_effect(right, sizes)
+    low, high = _score_bounds(share, n / effect, _t_quantile(len(sizes) - 1))
     return Estimate(value=share, low=min(low, share), high=max(high, share))
 
 
-def design_effect(values: NDArray[np.float64], clusters: NDArray[np.character]) -> float:
+def design_effect(right: NDArray[np.float64], sizes: NDArray[np.int64]) -> float:
     """Return how many times clustering inflates the variance of the mean of 0/1 values, at least 1.
 
     The cluster-robust variance over the binomial one. Few patients with the rarer outcome say
@@ -236,13 +236,14 @@ def design_effect(values: NDArray[np.float64], clusters: NDArray[np.character]) 
     hold the truth in 89 %. Patients count as equally large ones: if one of those `k` has most of
     the images, there is hardly more than one.
 
+    Args:
+        right: `(patients,)` the sum of a patient's values, two patients or more.
+        sizes: `(patients,)` how many images each has.
+
     Source: Korn and Graubard, Survey Methodology 1998; the weight is ours, set by simulation.
     """
-    n = len(values)
-    owner = np.unique(clusters, return_inverse=True)[1]
-    sizes = np.bincount(owner)
-    right = np.bincount(owner, weights=values)
-    groups, mean = len(sizes), values.mean()
+    n, groups = sizes.sum(), len(sizes)
+    mean = right.sum() / n
     alike = float((sizes**2).sum() / n)
     binomial = mean * (1 - mean) * n
     rarer = min(equal_patients(sizes[having]) for having in (right > 0, right < sizes))

@@ -196,22 +196,19 @@ def test_one_patient_with_nearly_all_images_says_little() -> None:
 
 
 def test_design_effect() -> None:
-    owners = np.repeat([f"p{i}" for i in range(20)], 4)
-    same = np.repeat(np.tile([0.0, 1.0], 10), 4)
-    assert stats.design_effect(same, owners) == pytest.approx(4 * 20 / 19)
-    against = np.tile([0.0, 1.0], 40)  # half of every patient: less than by chance
-    assert stats.design_effect(against, owners) == pytest.approx(1 + 3 / 20**2)
+    sizes = np.full(20, 4)
+    same = np.tile([0.0, 4.0], 10)
+    assert stats.design_effect(same, sizes) == pytest.approx(4 * 20 / 19)
+    against = np.full(20, 2.0)  # half of every patient: less than by chance
+    assert stats.design_effect(against, sizes) == pytest.approx(1 + 3 / 20**2)
     # a single patient says nothing of how alike the images of the others are: all alike
-    alone = np.zeros(80)
-    alone[0] = 1
-    assert stats.design_effect(alone, owners) == pytest.approx(4)
+    alone = np.eye(20)[0]
+    assert stats.design_effect(alone, sizes) == pytest.approx(4)
     # with the rarer outcome: a patient of 8 images and one of 2, together worth 100 / 68
-    sizes = np.repeat([8, 2], [10, 10])
-    owners, values = np.repeat(np.arange(20).astype(str), sizes), np.zeros(100)
-    values[[0, 99]] = 1
-    alike, residuals = (10 * 64 + 10 * 4) / 100, 0.02 * sizes - np.eye(20)[[0, 19]].sum(0)
-    found = 20 / 19 * (residuals**2).sum() / (0.02 * 0.98 * 100)
-    assert stats.design_effect(values, owners) == pytest.approx(
+    sizes, right = np.repeat([8, 2], 10), np.eye(20)[[0, 19]].sum(0)
+    alike = (10 * 64 + 10 * 4) / 100
+    found = 20 / 19 * ((right - 0.02 * sizes) ** 2).sum() / (0.02 * 0.98 * 100)
+    assert stats.design_effect(right, sizes) == pytest.approx(
         found + (alike - found) * (68 / 100) ** 2
     )
 
