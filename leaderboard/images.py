@@ -28,7 +28,7 @@ class Images(NamedTuple):
 Draw = tuple[str, str, int | None, int]
 
 
-def images_of(run: Stored) -> Images:
+def _images_of(run: Stored) -> Images:
     """Return the images a record saw."""
     case = run.record.case
     return Images(case.data_sha256, case.split, frozenset(map(str, run.samples["sample"].unique())))
@@ -64,7 +64,7 @@ def by_images(group: list[Stored]) -> list[Part]:
     Draws that give the same images make one part ("all" and a number beyond what there is). One
     that has only invalid records stands alone.
     """
-    seen = {run.record.case_id: images_of(run) for run in group if run.record.status == "ok"}
+    seen = {run.record.case_id: _images_of(run) for run in group if run.record.status == "ok"}
     draws: dict[Draw, list[Stored]] = {}
     for stored in group:
         draws.setdefault(draw_of(stored.record.case), []).append(stored)
