@@ -80,16 +80,26 @@ def test_balanced_accuracy_and_auc(prior: tuple[float, ...], skill: float) -> No
         assert 0.90 < held <= 0.995, name
 
 
+ONE_LARGE = [(29,) + (1,) * 29, (100,) + (2,) * 9]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("p", [0.3, 0.5, 0.9])
-@pytest.mark.parametrize(
-    "sizes",
-    [(29,) + (1,) * 29, (100,) + (2,) * 9, tuple(round(120 ** (i / 29)) for i in range(30))],
-)
+@pytest.mark.parametrize("sizes", [*ONE_LARGE, tuple(round(120 ** (i / 29)) for i in range(30))])
 def test_patients_of_very_unequal_size(sizes: tuple[int, ...], p: float) -> None:
-    """Were each patient with the rarer outcome counted as one, it would be 0.34 to 0.86."""
     (held,) = coverage(simulation.unequal(p, name="", icc=0.5, sizes=sizes), runs=500).values()
     assert held > 0.88
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", ONE_LARGE)
+def test_counting_a_large_patient_as_one_of_many_is_seen(
+    sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planted fault: each patient with the rarer outcome counts as one, whatever its size."""
+    monkeypatch.setattr(stats, "equal_patients", lambda sizes: float(len(sizes)))
+    (held,) = coverage(simulation.unequal(0.5, name="", icc=0.5, sizes=sizes), runs=500).values()
+    assert held < 0.88
 
 
 def test_the_percentile_interval_is_seen_to_fail() -> None:
