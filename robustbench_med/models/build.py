@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -118,9 +117,7 @@ def _smp(
     if unknown and encoder == inner:  # smp drops silently what only timm's encoders take
         raise VictimError(f"smp:{name}: expected a parameter that it takes, got {min(unknown)!r}")
     arguments = {"in_channels": channels, "classes": outputs, **parameters}
-    with warnings.catch_warnings():  # of its older names for timm's encoders
-        warnings.filterwarnings("ignore", message="`timm-` encoders", category=DeprecationWarning)
-        return _made(f"smp:{name}", known[name], {"encoder_weights": None, **arguments})
+    return _made(f"smp:{name}", known[name], {"encoder_weights": None, **arguments})
 
 
 _MONAI = (
