@@ -7,14 +7,13 @@ import os
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from joblib import Parallel, delayed, parallel_config
-from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rich.progress import (
     BarColumn,
     Progress,
@@ -24,7 +23,7 @@ from rich.progress import (
 )
 
 from robustbench_med import registry
-from robustbench_med.bench import store
+from robustbench_med.bench import store, workers
 from robustbench_med.bench.execute import execute
 from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared, mistaken, prepare, shared_by
@@ -85,11 +84,11 @@ def run_cases(
     shares = _shares(waiting)
     if jobs is None:
         jobs = _worthwhile(waiting, where)
-    jobs = max(min(jobs, len(shares)), 1)
+    jobs = max(min(jobs, len(shares)), 1) if workers.can_start() else 1
     failed: list[tuple[str, str]] = []
-    with _progress(console) as bar:
+    ran = _one_by_one(waiting, work) if jobs == 1 else _at_once(shares, work, jobs)
+    with closing(ran), _progress(console) as bar:
         task = bar.add_task("", total=sum(map(_seconds, waiting)))
-        ran = _one_by_one(waiting, work) if jobs == 1 else _at_once(shares, work, jobs)
         done, told = 0, time.monotonic()
         for cases, reasons in ran:
             failed += reasons
@@ -143,25 +142,24 @@ class _Work:
         return []
 
 
-def _one_by_one(waiting: list[Planned], work: _Work) -> Iterator[_Ran]:
+def _one_by_one(waiting: list[Planned], work: _Work) -> Generator[_Ran, None, None]:
     ready = Shared(work.device)
     for one in waiting:
         yield [one], work.run(one, ready)
 
 
-def _at_once(shares: list[list[Planned]], work: _Work, jobs: int) -> Iterator[_Ran]:
+def _at_once(shares: list[list[Planned]], work: _Work, jobs: int) -> Generator[_Ran, None, None]:
     """Run the shares in `jobs` processes, the longest first; a process that dies ends the rest."""
     threads = max((os.cpu_count() or 1) // jobs, 1)
     longest = sorted(shares, key=lambda cases: -sum(map(_seconds, cases)))
     left = dict(enumerate(longest))
+    arguments = [(*share, work, threads) for share in left.items()]
+    ran = workers.map_unordered(_share, arguments, jobs=jobs, threads=threads)
     try:
-        with parallel_config(backend="loky", inner_max_num_threads=threads):
-            # arrays travel whole: those mapped from a file are read-only, which torch warns of
-            pool = Parallel(n_jobs=jobs, return_as="generator_unordered", max_nbytes=None)
-            asked = [delayed(_share)(*share, work, threads) for share in left.items()]
-            for place, reasons in pool(asked):
+        with closing(ran):
+            for place, reasons in ran:
                 yield left.pop(place), reasons
-    except TerminatedWorkerError:
+    except workers.WorkerDiedError:
         reason = "a process died, perhaps for want of memory: run again with --jobs 1"
         for cases in left.values():
             lost = [one for one in cases if not store.finished(work.folder, one.case.id)]
