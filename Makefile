@@ -5,6 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEV := .venv/.installed-dev
 DOCS := .venv/.installed-docs
+INSTALLING := Installing into .venv, once: up to 4 minutes, most of them for torch (2 GB). pip says how far it is:
 
 .PHONY: run test check slow docs wheel zoo results bench optimality clean
 
@@ -34,7 +35,7 @@ docs: $(DOCS)  ## build the docs into docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -q -n -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
 	@echo docs/_build/html/index.html
 
-wheel: $(DEV)  ## build the wheel and run it from another folder in a fresh environment
+wheel: $(DEV)  ## build dist/*.whl and run it from another folder in a fresh environment
 	bash .ci/wheel
 
 zoo: $(STAMP)  ## train every shipped model again, two at a time (DATA=folder of real images)
@@ -51,17 +52,20 @@ results: $(STAMP)  ## make the committed records again (DATA=folder of real imag
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@echo "$(INSTALLING)"
+	$(BIN)/python -m pip install --disable-pip-version-check -e .
 	touch $@
 
 $(DEV): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,peers]"
+	@echo "$(INSTALLING)"
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[dev,peers]"
 	touch $@ $(STAMP)
 
 $(DOCS): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	@echo "$(INSTALLING)"
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[docs]"
 	touch $@ $(STAMP)
 
 clean:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from robustbench_med import __version__
 from robustbench_med.cli import (
     inspect_commands,
     report_command,
     run_commands,
+    stopping,
     train_command,
     verify_command,
 )
@@ -31,22 +34,47 @@ for commands in (
     train_command,
 ):
     commands.register(app)
+for info in app.registered_commands:  # whole sentences, where click would cut them at its width
+    if info.callback is not None and info.callback.__doc__:
+        info.short_help = info.callback.__doc__.splitlines()[0]
 
 
-INTERRUPTED = 130
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(f"robustbench_med {__version__}")
+        raise typer.Exit
+    return wanted
 
-INTERRUPTED = 130
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Take the options that belong to no command."""
+
+
+INTERRUPTED = 130  # typer's answer to Ctrl-C
 
 
 def main() -> None:
     """Run the command line; a person's mistake costs one line and exit code 2."""
+    stopping.listen()
     try:
         app()
     except BenchError as error:
         print(f"robustbench_med: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except stopping.Stopped as stopped:
+        stopping.kill_children()
+        stopping.say()
+        raise SystemExit(stopped.code) from None
     except SystemExit as stop:
-        if stop.code == INTERRUPTED:  # typer's answer to Ctrl-C
-            kept = "stopped; finished cases are kept, run again to go on"
-            print(f"robustbench_med: {kept}", file=sys.stderr)
+        if stop.code == INTERRUPTED:
+            stopping.kill_children()
+            stopping.say()
         raise
