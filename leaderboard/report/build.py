@@ -11,7 +11,7 @@ from robustbench_med.bench.record import Record, Stored
 
 from ..text import https, plain
 from .chosen import Chosen, choose, references, single
-from .clauses import CLAUSES, STATEMENT
+from .clauses import CLAUSES, FRAMEWORKS, STATEMENT
 from .criteria import Given
 from .document import Data, Model, Report, Software, Use
 from .evidence import evidence
@@ -51,6 +51,7 @@ def build(
         victim=victim,
         title=plain(chosen[0].row.model.title),
         statement=STATEMENT,
+        frameworks=FRAMEWORKS,
         clauses=CLAUSES,
         models=_models(chosen),
         data=_data(runs),

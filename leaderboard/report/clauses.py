@@ -1,74 +1,113 @@
-"""Clauses that the sections of a report serve: evidence for them, never a claim to meet them."""
+"""Clauses that the sections of a report serve: evidence for them, never a claim to meet them.
+
+`FRAMEWORKS` is the one place that says which edition is cited and what of it was read, and when.
+Whoever changes a clause reads the text again and changes the date.
+"""
 
 from __future__ import annotations
 
-from .document import Clause
+from .document import Clause, Framework
 
-AI_ACT = "EU AI Act (Regulation (EU) 2024/1689)"
-FDA = (
-    "FDA guidance “Cybersecurity in Medical Devices: Quality System Considerations and Content "
-    "of Premarket Submissions” (2023, updated 2025)"
+CHECKED = "2026-11-30"
+AI_ACT, FDA, ISO = "EU AI Act", "FDA cybersecurity guidance", "ISO 14971:2019"
+
+FRAMEWORKS: tuple[Framework, ...] = (
+    Framework(
+        name=AI_ACT,
+        edition="Regulation (EU) 2024/1689 of 13 June 2024, amended by Regulation (EU) 2026/1744 "
+        "(OJ L, 24 July 2026)",
+        url="https://eur-lex.europa.eu/eli/reg/2024/1689/oj",
+        checked=CHECKED,
+        read=True,
+        basis="each clause was compared with public copies of the text of 2024. Of the amendment "
+        "summaries alone were read: they list no change of these clauses, and say that the "
+        "requirements for high-risk AI in products such as medical devices apply from 2 August "
+        "2028",
+    ),
+    Framework(
+        name=FDA,
+        edition="Cybersecurity in Medical Devices: Quality Management System Considerations and "
+        "Content of Premarket Submissions, final guidance of 3 February 2026 (in place of that of "
+        "27 June 2025)",
+        url="https://www.fda.gov/media/119933/download",
+        checked=CHECKED,
+        read=True,
+        basis="each section was compared with a public transcript of this edition; a guidance "
+        "recommends, it does not require",
+    ),
+    Framework(
+        name=ISO,
+        edition="ISO 14971:2019, third edition, December 2019",
+        url="https://www.iso.org/standard/72704.html",
+        checked=CHECKED,
+        read=False,
+        basis="the text is sold and was not read: numbers and titles of the clauses are those that "
+        "public summaries give",
+    ),
 )
-ISO = "ISO 14971:2019"
-SHORT = {AI_ACT: "EU AI Act", FDA: "FDA cybersecurity guidance", ISO: ISO}
 
-_ACT = {
-    "9(2)(a)": "identification and analysis of known and reasonably foreseeable risks",
-    "9(5)": "residual risk",
-    "9(6)": "testing that finds the risk management measures",
-    "9(8)": "testing against metrics and thresholds defined beforehand",
-    "15(1)": "accuracy, robustness and cybersecurity",
-    "15(3)": "levels of accuracy and their metrics, to be declared",
-    "15(4)": "robustness to errors, faults and inconsistencies",
-    "15(5)": "cybersecurity: adversarial examples (model evasion) alone",
-    "Annex IV(2)(g)": "validation and testing procedures, data and metrics",
-}
-_FDA = {
-    "Threat modeling": "threats to the device and how they were chosen",
-    "Cybersecurity risk assessment": "what an exploited weakness does",
-    "Cybersecurity testing": "whether controls work, and what breaks them",
-    "Labeling": "risks that users must know",
-}
-_ISO = {
-    "4.4": "risk management plan: criteria for risk acceptability",
-    "4.5": "risk management file: traceability",
-    "5": "risk analysis",
-    "6": "risk evaluation",
-    "7": "risk control",
-    "8": "evaluation of overall residual risk",
+_SUBJECTS: dict[str, dict[str, str]] = {
+    AI_ACT: {
+        "Art. 9(2)(a)": "known and reasonably foreseeable risks, identified and analysed",
+        "Art. 9(5)": "residual risk",
+        "Art. 9(6)": "testing, to find the most appropriate risk management measures",
+        "Art. 9(8)": "testing against metrics and thresholds defined beforehand",
+        "Art. 13(3)(b)(ii)": "accuracy, robustness and cybersecurity that can be expected, and "
+        "what may lower them",
+        "Art. 15(1)": "an appropriate level of accuracy, robustness and cybersecurity",
+        "Art. 15(3)": "levels of accuracy and their metrics, to be declared",
+        "Art. 15(5)": "cybersecurity: of the attacks named there, adversarial examples (model "
+        "evasion) alone",
+        "Annex IV(2)(g)": "validation and testing procedures, data, metrics and logs",
+    },
+    FDA: {
+        "V.A.1": "threat modeling",
+        "V.A.2": "cybersecurity risk assessment, acceptance criteria, residual risks",
+        "V.C": "cybersecurity testing",
+        "VI.A": "labeling: what users must know of risks",
+    },
+    ISO: {
+        "clause 4.4": "risk management plan, with criteria for risk acceptability",
+        "clause 4.5": "risk management file",
+        "clause 5": "risk analysis",
+        "clause 6": "risk evaluation",
+        "clause 7": "risk control",
+        "clause 8": "evaluation of overall residual risk",
+    },
 }
 
 
-def _of(act: str = "", fda: str = "", iso: str = "") -> tuple[Clause, ...]:
-    """Return the clauses named, each list separated by `;`."""
-    found = []
-    for framework, subjects, listed in ((AI_ACT, _ACT, act), (FDA, _FDA, fda), (ISO, _ISO, iso)):
-        for name in filter(None, listed.split("; ")):
-            prefix = "Art. " if framework == AI_ACT and name[0].isdigit() else ""
-            prefix = "clause " if framework == ISO else prefix
-            found.append(Clause(framework=framework, clause=prefix + name, subject=subjects[name]))
+def _of(*names: str) -> tuple[Clause, ...]:
+    """Return clauses by name, those of one framework together; a name that is unknown fails."""
+    found = [
+        Clause(framework=framework, clause=name, subject=subjects[name])
+        for framework, subjects in _SUBJECTS.items()
+        for name in names
+        if name in subjects
+    ]
+    assert len(found) == len(names), names  # noqa: S101 - names are our own
     return tuple(found)
 
 
 CLAUSES: dict[str, tuple[Clause, ...]] = {
-    "identity": _of("Annex IV(2)(g)", "", "4.5"),
-    "threats": _of("9(2)(a); 15(5)", "Threat modeling", "5"),
-    "criteria": _of("9(8)", "Cybersecurity testing", "4.4; 6"),
-    "worst": _of("15(1); 15(3); 15(5)", "Cybersecurity testing", "5; 7"),
-    "calls": _of("15(1); 15(3); 15(5)", "Cybersecurity risk assessment", "5"),
-    "gallery": _of("9(2)(a); 15(5)", "Cybersecurity testing", "5"),
-    "detectors": _of("15(5)", "Cybersecurity testing", "7"),
-    "flags": _of("9(6); 15(4)", "Cybersecurity testing", "7"),
-    "residual": _of("9(5)", "Cybersecurity risk assessment; Labeling", "8"),
-    "limits": _of("9(5); 15(3)", "Labeling", "8"),
-    "reproduction": _of("Annex IV(2)(g)", "Cybersecurity testing", "4.5"),
+    "identity": _of("Annex IV(2)(g)", "clause 4.5"),
+    "threats": _of("Art. 9(2)(a)", "Art. 15(5)", "V.A.1", "clause 5"),
+    "criteria": _of("Art. 9(8)", "V.A.2", "clause 4.4", "clause 6"),
+    "worst": _of("Art. 15(1)", "Art. 15(3)", "Art. 15(5)", "V.C", "clause 5"),
+    "calls": _of("Art. 15(1)", "Art. 15(3)", "Art. 15(5)", "V.A.2", "clause 5"),
+    "gallery": _of("Art. 9(2)(a)", "Art. 15(5)", "V.C", "clause 5"),
+    "detectors": _of("Art. 9(6)", "Art. 15(5)", "V.C", "clause 7"),
+    "flags": _of("Annex IV(2)(g)", "V.C", "clause 4.5"),
+    "residual": _of("Art. 9(5)", "V.A.2", "clause 8"),
+    "limits": _of("Art. 13(3)(b)(ii)", "VI.A", "clause 8"),
+    "reproduction": _of("Annex IV(2)(g)", "V.C", "clause 4.5"),
 }
 STATEMENT = (
     "This is evidence on how one model holds up against changes of its input that are made to "
     "mislead it, collected from the records of a test bench. It is not a statement of conformity, "
     "no clinical claim and no proof of security: what stands here fell to none of the attacks "
     "that were run, and a stronger one may break it. Each section names clauses that its content "
-    "may serve as evidence for; they are named for orientation, from the editions given, and the "
-    "assessor decides on them and on the edition in force. The report covers attacks on the input "
-    "(evasion) alone; what was not tested is listed."
+    "may serve as evidence for; they are named for orientation, and the assessor decides on them "
+    "and on the edition in force. The report covers attacks on the input (evasion) alone; what "
+    "was not tested is listed."
 )

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from robustbench_med.bench.record import Estimate
 
 SCHEMA = "robustbench_med.report"
-VERSION = 1
+VERSION = 2
 
 Verdict = Literal["met", "not met", "not tested"]
 
@@ -20,10 +20,21 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
+class Framework(Part):
+    """A law, guidance or standard that clauses are cited from: which edition, and what was read."""
+
+    name: str = Field(description="what clauses call it")
+    edition: str
+    url: str
+    checked: str = Field(description="day on which the clauses were last checked, ISO 8601")
+    read: bool = Field(description="whether the clauses were compared with the text itself")
+    basis: str = Field(description="what they were compared with, in words")
+
+
 class Clause(Part):
     """A clause that a section is evidence for; for orientation, and no claim to meet it."""
 
-    framework: str
+    framework: str = Field(description="name of a framework")
     clause: str
     subject: str
 
@@ -264,6 +275,7 @@ class Report(Part):
     victim: str
     title: str
     statement: str
+    frameworks: tuple[Framework, ...] = Field(description="what clauses are cited from")
     clauses: dict[str, tuple[Clause, ...]] = Field(description="section -> clauses it serves")
     models: tuple[Model, ...]
     data: tuple[Data, ...]

@@ -13,7 +13,6 @@ from ..figures import curves
 from ..gallery import PAGE_BYTES, gallery, regions_shown, shown
 from ..page import TEMPLATES, environment, policy_hash
 from .chosen import Chosen
-from .clauses import SHORT
 from .document import Clause, Report
 
 
@@ -82,7 +81,7 @@ def served(clauses: tuple[Clause, ...]) -> list[tuple[str, str]]:
     found: dict[str, list[str]] = {}
     for clause in clauses:
         words = f"{clause.clause} ({clause.subject})"
-        found.setdefault(SHORT[clause.framework], []).append(words)
+        found.setdefault(clause.framework, []).append(words)
     return [(framework, "; ".join(words)) for framework, words in found.items()]
 
 

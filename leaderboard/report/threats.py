@@ -15,9 +15,10 @@ _MAY = {
     "l0": "change at most {radii} values of the image (pixels times channels), by any amount",
 }
 _NEVER = (
-    "Poisoning of training data, of pre-trained parts or of labels, and back doors (named in "
-    "EU AI Act Art. 15(5) beside evasion).",
-    "Theft of the model, inference of training data and other attacks on confidentiality.",
+    "Poisoning of training data and of pre-trained parts (both named in EU AI Act Art. 15(5), as "
+    "evasion is), wrong labels and back doors.",
+    "Theft of the model, inference of training data and other attacks on confidentiality (named "
+    "there too).",
     "Attacks on the software, the network, the image files or their headers around the model.",
     "Changes made before the image is acquired (objects, patches on the patient, the scanner's "
     "settings), and changes that are no pixel-wise noise (rotation, deformation, generated "

@@ -100,7 +100,7 @@ def test_the_json_is_standard_and_states_its_schema(make_stored: Maker, tmp_path
         raise AssertionError(constant)
 
     held = json.loads(written.json.read_text(), parse_constant=refuse)
-    assert (held["format"], held["schema_version"]) == ("robustbench_med.report", 1)
+    assert (held["format"], held["schema_version"]) == ("robustbench_med.report", 2)
     again = Report.model_validate_json(written.json.read_text())
     assert again.model_dump_json() == written.document.model_dump_json()
 
@@ -227,7 +227,7 @@ def test_a_clean_score_that_is_1_by_construction_is_left_out(
     (row,) = [row for row in rows(page(written), "board-1-worst") if "Worst case" in row[0]]
     assert row[1] == "–"
     worst = f"{100 * ACCURACY[board.headline + 1] / N:.1f}"
-    glance = page(written).split('class="metrics evidence glance"')[1].split("</table>")[0]
+    glance = page(written).split('class="metrics evidence overview"')[1].split("</table>")[0]
     assert f'<span class="v">{worst}</span>' in glance
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from datetime import date
+from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from leaderboard.report import file_name, read_criteria
-from leaderboard.report.clauses import CLAUSES, SHORT
+from leaderboard.report.clauses import CLAUSES, FRAMEWORKS
 from robustbench_med.bench.record import Stored
 from tests.leaderboard.browser import Tags, needs_chromium, opened, violations
 from tests.leaderboard.field import QUERIES, raised
@@ -82,17 +84,39 @@ def test_sections_name_clauses_as_evidence_alone(make_stored: Maker, tmp_path: P
     headings = re.findall(r'<h2 id="(\w+)"><span class="secno">', html)
     assert set(headings) == set(CLAUSES)
     assert html.count('<p class="serves"><strong>Evidence for</strong>') == len(CLAUSES)
-    for framework in SHORT:
-        assert framework in html
     text = re.sub(r"<style>.*?</style>|<[^>]+>", " ", html, flags=re.DOTALL).lower()
     assert "complian" not in text
     assert "certified" not in text
     assert "not a statement of conformity" in text
     assert "named for orientation" in text
+
+
+def test_every_clause_is_of_an_edition_that_says_what_was_read_and_when(
+    make_stored: Maker, tmp_path: Path
+) -> None:
+    written = made(pair(make_stored), tmp_path)
+    html, text = page(written), unescape(re.sub(r"<[^>]+>", "", page(written)))
+    editions = {one.name: one for one in written.document.frameworks}
+    assert list(editions) == [one.name for one in FRAMEWORKS]
     named = {(c.framework, c.clause) for clauses in CLAUSES.values() for c in clauses}
-    assert {clause for framework, clause in named if framework == "ISO 14971:2019"} == {
-        f"clause {number}" for number in ("4.4", "4.5", "5", "6", "7", "8")
-    }
+    assert {framework for framework, _ in named} == set(editions)
+    for one in editions.values():
+        assert date.fromisoformat(one.checked) >= date(2026, 11, 30)
+        assert one.url.startswith("https://")
+        said = "Checked" if one.read else "Not checked against the text"
+        assert f"{one.name}: {one.edition}. {said}, as of {one.checked}: {one.basis}." in text
+        assert f'href="{one.url}"' in html
+    # a standard that is sold was not read, and the page says so
+    assert not editions["ISO 14971:2019"].read
+
+
+def test_the_guidance_cited_is_the_one_in_force() -> None:
+    (fda,) = [one for one in FRAMEWORKS if one.name.startswith("FDA")]
+    assert "Quality Management System Considerations" in fda.edition
+    assert "3 February 2026" in fda.edition
+    assert "2023" not in fda.edition
+    (act,) = [one for one in FRAMEWORKS if one.name == "EU AI Act"]
+    assert "amended by Regulation (EU) 2026/1744" in act.edition
 
 
 def test_ids_are_unique_and_references_resolve(make_stored: Maker, tmp_path: Path) -> None:
