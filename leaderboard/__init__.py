@@ -16,7 +16,7 @@ from .board import Board, Row
 from .lost import Lost
 from .page import write_page
 from .rank import boards
-from .report import read_criteria, write_report
+from .report import read_criteria, unjudged, write_report, write_reports
 from .table import terminal_tables, write_tables
 
 __all__ = [
@@ -28,8 +28,10 @@ __all__ = [
     "read_criteria",
     "show",
     "terminal_tables",
+    "unjudged",
     "write_page",
     "write_report",
+    "write_reports",
     "write_tables",
 ]
 

@@ -87,7 +87,7 @@ def short(estimate: Estimate, kind: str = "percent") -> str:
 
 
 def radius(eps: float, norm: str, budget: str = "absolute") -> str:
-    """Return a radius as people quote it: L∞ in grey levels of 255, a ratio in percent.
+    """Return a radius as people quote it: L∞ in parts of 255, a ratio in percent.
 
     >>> radius(2 / 255, "linf"), radius(0.5, "l2"), radius(0.02, "l2", "mean_norm")
     ('2/255', '0.5', '2 %')

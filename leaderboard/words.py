@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from robustbench_med.bench.record import Provenance, Record
 
 from .board import Row
+from .native import linf_words
 from .objective import channel_words
 from .text import NORMS, interval, number, plain, radii, radius, unit
 
@@ -61,7 +62,9 @@ def budget_words(record: Record) -> str:
             + (f", in image units {images}" if images else "")
             + end
         )
-    counted = {"linf": "grey levels of 255", "l0": "numbers of values (pixels times channels)"}
+    if case.norm == "linf":
+        return f"radii are {norm} distances, {linf_words(case.ladder, record.dataset_card)}{end}"
+    counted = {"l0": "numbers of values (pixels times channels)"}
     what = counted.get(case.norm, "image units, where a value lies in [0, 1]")
     return f"radii are {norm} distances in {what}: {radii(case.ladder, case.norm)}{end}"
 

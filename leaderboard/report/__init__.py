@@ -1,22 +1,34 @@
-"""Report: evidence on one model, for an assessor: one HTML file and one JSON."""
+"""Report: evidence on one model, for an assessor: one HTML file and one JSON a model."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from robustbench_med.bench.record import Stored
 
+from ..lost import Lost
 from ..table import write_text
-from .build import build
+from .build import Source, build
 from .criteria import Given, read_criteria
 from .document import Report
 from .render import render
+from .suggestions import unjudged
 
-__all__ = ["Given", "Report", "Written", "build", "read_criteria", "render", "write_report"]
+__all__ = [
+    "Given",
+    "Report",
+    "Written",
+    "build",
+    "read_criteria",
+    "render",
+    "unjudged",
+    "write_report",
+    "write_reports",
+]
 
 
 class Written(NamedTuple):
@@ -34,25 +46,57 @@ def write_report(
     base: Path,
     out: Path,
     criteria: Given | None = None,
-    unreadable: Iterable[str] = (),
+    unreadable: Iterable[Lost | str] = (),
 ) -> Written:
     """Write `report-VICTIM.html` and `.json` into `out`, each in one step.
 
     Args:
         records: all of `base`; of every model.
-        victim: the model reported on.
+        victim: the model reported on, by the name that records state or by its title.
         base: folder the records lie in; paths are given below it.
         out: where the files go.
         criteria: acceptance criteria given beforehand.
-        unreadable: a line a record that could not be read.
+        unreadable: each record that could not be read, or a line on it where no more is known.
 
     Raises:
-        ResultsError: no record.
+        ResultsError: no record, or none of that victim that can be read.
         UnknownNameError: none of that victim.
     """
-    document, chosen = build(
-        records, victim=victim, base=base, criteria=criteria, unreadable=unreadable
-    )
+    source = Source.of(records, unreadable)
+    return _write(source, source.find(victim), base, out, criteria)
+
+
+def write_reports(
+    records: Iterable[Stored],
+    *,
+    victims: Iterable[str] = (),
+    base: Path,
+    out: Path,
+    criteria: Given | None = None,
+    unreadable: Iterable[Lost | str] = (),
+) -> Iterator[Written]:
+    """Write a report of each model, and yield each once its files are there.
+
+    Args:
+        records: all of `base`.
+        victims: by name or title; every model with a record, in the order of names, unless given.
+        base: folder the records lie in.
+        out: where the files go.
+        criteria: acceptance criteria given beforehand, held against each model.
+        unreadable: as of `write_report`.
+
+    Raises:
+        ResultsError, UnknownNameError: as of `write_report`, before the first file is written.
+    """
+    source = Source.of(records, unreadable)
+    named = list(dict.fromkeys(source.find(one) for one in victims))
+    if not named and not source.records:
+        source.find("")
+    return (_write(source, one, base, out, criteria) for one in named or source.victims)
+
+
+def _write(source: Source, victim: str, base: Path, out: Path, criteria: Given | None) -> Written:
+    document, chosen = source.document(victim, base=base, criteria=criteria)
     stem = f"report-{file_name(victim)}"
     page = write_text(out / f"{stem}.html", render(document, chosen))
     data = write_text(out / f"{stem}.json", document.model_dump_json(indent=1) + "\n")

@@ -6,11 +6,17 @@ import json
 import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from robustbench_med.bench.record import Record, Stored
 
+from ..board import Board
+from ..lost import Lost
+from ..metrics import spacing_words
+from ..native import range_words
+from ..rank import boards
 from ..text import https, plain
-from .chosen import Chosen, choose, references, single
+from .chosen import Chosen, find_victim, references, rows_of, single, victims
 from .clauses import CLAUSES, FRAMEWORKS, STATEMENT
 from .criteria import Given
 from .document import Data, Model, Report, Software, Use
@@ -26,46 +32,88 @@ def build(
     victim: str,
     base: Path,
     criteria: Given | None = None,
-    unreadable: Iterable[str] = (),
+    unreadable: Iterable[Lost | str] = (),
 ) -> tuple[Report, list[Chosen]]:
     """Return the document of a victim and the boards it is made of; same records, same document.
 
     Args:
         records: all of a folder: boards of other models say which attacks this one did not meet.
-        victim: registry name or spec, as records state it.
+        victim: registry name or spec, as records state it, or a title that no other model has.
         base: folder that paths of records are given below.
         criteria: given beforehand.
-        unreadable: a line a record that could not be read.
+        unreadable: each record that could not be read, or a line on it where no more is known.
 
     Raises:
-        ResultsError: no record.
+        ResultsError: no record, or none of that victim that can be read.
         UnknownNameError: none of that victim.
     """
-    kept, lines = single(records)
-    chosen = choose(kept, victim)
-    runs = [run.record for one in chosen for run in one.runs.values()]
-    damaged = tuple(map(plain, unreadable))
-    doubts = (_damaged(len(damaged)),) if damaged else ()
-    lines += doubts
-    document = Report(
-        victim=victim,
-        title=plain(chosen[0].row.model.title),
-        statement=STATEMENT,
-        frameworks=FRAMEWORKS,
-        clauses=CLAUSES,
-        models=_models(chosen),
-        data=_data(runs),
-        software=_software(runs),
-        tested=threat_models(chosen),
-        not_tested=not_tested(chosen),
-        criteria=None if criteria is None else judge(criteria, chosen, doubts),
-        boards=tuple(evidence(one, chosen) for one in chosen),
-        limits=limits(chosen, lines),
-        unreadable=damaged,
-        command=_command(victim, base, criteria),
-        records=tuple(references(chosen, base).values()),
-    )
-    return document, chosen
+    source = Source.of(records, unreadable)
+    return source.document(source.find(victim), base=base, criteria=criteria)
+
+
+class Source(NamedTuple):
+    """What reports are made of: the records of a folder, held once for all its models.
+
+    Attributes:
+        records: each case once.
+        boards: of all models.
+        lines: what was not used, and why.
+        lost: records that could not be read.
+    """
+
+    records: list[Stored]
+    boards: list[Board]
+    lines: list[str]
+    lost: list[Lost]
+
+    @classmethod
+    def of(cls, records: Iterable[Stored], unreadable: Iterable[Lost | str] = ()) -> Source:
+        """Return the source made of the records of a folder; arguments as of `build`."""
+        kept, lines = single(records)
+        lost = [one if isinstance(one, Lost) else Lost("", one) for one in unreadable]
+        read = {stored.record.case_id for stored in kept}
+        missing = [one for one in lost if one.case is not None and one.case.id not in read]
+        return cls(kept, boards(kept, missing) if kept else [], lines, lost)
+
+    @property
+    def victims(self) -> dict[str, str]:
+        """The models there are, name -> title."""
+        return victims(self.records)
+
+    def find(self, asked: str) -> str:
+        """Return the name of a model asked for by name or title; see `find_victim`."""
+        return find_victim(self.records, asked, self.lost)
+
+    def document(
+        self, victim: str, *, base: Path, criteria: Given | None = None
+    ) -> tuple[Report, list[Chosen]]:
+        """Return the document of a victim that `find` returned, and its boards."""
+        chosen = rows_of(self.boards, victim)
+        runs = [run.record for one in chosen for run in one.runs.values()]
+        # a record that is known to be of another model says nothing of this one
+        damaged = tuple(
+            plain(one.reason) for one in self.lost if one.case is None or one.case.victim == victim
+        )
+        doubts = (_damaged(len(damaged)),) if damaged else ()
+        document = Report(
+            victim=victim,
+            title=plain(chosen[0].row.model.title),
+            statement=STATEMENT,
+            frameworks=FRAMEWORKS,
+            clauses=CLAUSES,
+            models=_models(chosen),
+            data=_data(runs),
+            software=_software(runs),
+            tested=threat_models(chosen),
+            not_tested=not_tested(chosen),
+            criteria=None if criteria is None else judge(criteria, chosen, doubts),
+            boards=tuple(evidence(one, chosen) for one in chosen),
+            limits=limits(chosen, [*self.lines, *doubts]),
+            unreadable=damaged,
+            command=_command(victim, base, criteria),
+            records=tuple(references(chosen, base).values()),
+        )
+        return document, chosen
 
 
 def _damaged(count: int) -> str:
@@ -147,6 +195,9 @@ def _data(runs: list[Record]) -> tuple[Data, ...]:
                 summary=plain(card.summary),
                 modality=plain(card.modality),
                 classes=tuple(map(plain, card.classes)),
+                native_range=range_words(card),
+                bit_depth=card.bit_depth,
+                pixel=spacing_words(card),
                 synthetic=card.synthetic,
                 source=plain(card.source),
                 licence=plain(card.licence),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from robustbench_med.errors import ResultsError, UnknownNameError
 
 from ..board import Board, Row
 from ..checks import check_rows, flag_words
+from ..lost import Lost
 from ..rank import boards
 from ..text import plain
 from ..words import audit_words, cost_words
@@ -61,18 +62,66 @@ def choose(records: list[Stored], victim: str) -> list[Chosen]:
         ResultsError: there is no record.
         UnknownNameError: none of that victim; lists those there are.
     """
-    if not records:
-        raise ResultsError("expected records to report on, got none: run a suite first")
-    names = {stored.record.case.victim for stored in records}
-    if victim not in names:
-        raise UnknownNameError("victim with records", victim, names)
-    rows = [
-        (board, row) for board in boards(records) for row in board.rows if row.key.victim == victim
-    ]
+    return rows_of(boards(records), find_victim(records, victim))
+
+
+def rows_of(made: list[Board], victim: str) -> list[Chosen]:
+    """Return the boards that have a row of `victim`, cut down to it; a board for each row."""
+    rows = [(board, row) for board in made for row in board.rows if row.key.victim == victim]
     return [
         Chosen(replace(board, rows=(row,)), row, f"board-{place}")
         for place, (board, row) in enumerate(rows, 1)
     ]
+
+
+def victims(records: Iterable[Stored]) -> dict[str, str]:
+    """Return the models that records are of, in the order of their names: name -> title."""
+    found = {one.record.case.victim: one.record.model_card.title for one in records}
+    return dict(sorted(found.items()))
+
+
+def find_victim(records: list[Stored], asked: str, lost: Sequence[Lost] = ()) -> str:
+    """Return the name that records state of the model asked for by name or by title.
+
+    Args:
+        records: those that could be read.
+        asked: a name as records state it, or the title that pages show where one model has it.
+        lost: records that could not be read: a model may have no other.
+
+    Raises:
+        ResultsError: there is no record, the model has none that can be read, or a title is that of
+            several models.
+        UnknownNameError: no record is of it; lists the models there are.
+    """
+    known = victims(records)
+    if asked in known:
+        return asked
+    own = [one for one in lost if one.case is not None and one.case.victim == asked]
+    if own or (lost and not records):
+        of = f" of {asked!r}" if own else ""
+        raise ResultsError(
+            f"expected a record{of} that can be read, got none: {lost_words(own or lost)}"
+        )
+    if not records:
+        raise ResultsError("expected records to report on, got none: run a suite first")
+    named = [name for name, title in known.items() if plain(title).lower() == asked.lower()]
+    if len(named) > 1:
+        raise ResultsError(
+            f"expected the name of one model, got {asked!r}, the title of {len(named)}: "
+            f"{', '.join(named)}"
+        )
+    if named:
+        return named[0]
+    error = UnknownNameError("victim with records", asked, known)
+    if lost:
+        error.args = (f"{error}; {lost_words(lost)}",)
+    raise error
+
+
+def lost_words(lost: Sequence[Lost]) -> str:
+    """Return which records cannot be read and why: the first, and how many there are."""
+    more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+    return f"{len(lost)} cannot be read: {lost[0].reason}{more}"
 
 
 def references(chosen: list[Chosen], base: Path) -> dict[str, Reference]:

@@ -1,7 +1,8 @@
 """Acceptance criteria as a person writes them in TOML before a run.
 
 [[criteria]]
-name = "Plan 4.2"            # optional, as are dataset, threat, norm, objective, defense, reason
+name = "Plan 4.2"            # optional, as are all but metric, eps and the limit
+victim = "pneumonia_resnet"  # every model reported on, where left out
 dataset = "pneumoniamnist"
 attack = "worst_case"        # of all attacks run; "clean": none; else the name of one
 eps = "2/255"
@@ -62,6 +63,7 @@ class Criterion(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     name: str = Field(default="", description="what the plan calls it")
+    victim: str = Field(default="", description="as records name it; empty: every model")
     dataset: str = Field(default="", description="registry name; empty: all of the model")
     attack: str = Field(
         default="worst_case", description="worst_case: of all attacks run; clean: none; or a name"

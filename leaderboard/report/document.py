@@ -128,6 +128,9 @@ class Evidence(Part):
     channels: dict[str, float]
     ladder: tuple[float, ...]
     labels: tuple[str, ...] = Field(description="the ladder in words, the clean image first")
+    native: tuple[str, ...] = Field(
+        description="of each label the radius in the units of the data; empty where not stated"
+    )
     headline: int = Field(description="place of the headline radius on the ladder, from 0")
     defense: str
     defense_spec: str
@@ -163,6 +166,7 @@ class Outcome(Part):
     verdict: Verdict
     judged: float | None = Field(default=None, description="the number held against the limit")
     estimate: Estimate | None = None
+    unit: str = Field(default="", description="of both; empty of shares and scores from 0 to 1")
     why: str = Field(default="", description="why it was not tested")
     images: int | None = Field(default=None, description="images it is judged on")
     single: bool = Field(
@@ -194,6 +198,7 @@ class Criteria(Part):
     first_record: str = Field(description="start of the earliest record, UTC, ISO 8601")
     written_after: bool = Field(description="whether the file is younger than the first record")
     judged: tuple[Judged, ...]
+    others: int = Field(default=0, description="criteria of the file that are of other models")
 
 
 class Tested(Part):
@@ -243,6 +248,9 @@ class Data(Part):
     summary: str
     modality: str
     classes: tuple[str, ...]
+    native_range: str = Field(description="what the values 0 and 1 of an image stand for")
+    bit_depth: int = Field(description="bits a stored pixel has")
+    pixel: str = Field(description="size of a pixel, or that it is not known")
     synthetic: bool
     source: str
     licence: str

@@ -9,6 +9,7 @@ from robustbench_med.bench.record import Estimate, Record, Stored
 
 from ..detectors import COLUMNS, RULE, guarded, has_detectors
 from ..metrics import metric_rows
+from ..native import native_radius
 from ..text import plain, radius
 from ..words import decision_words
 from .aim import lacking, untested
@@ -47,6 +48,7 @@ def evidence(one: Chosen, chosen: list[Chosen]) -> Evidence:
         channels=board.channels,
         ladder=board.ladder,
         labels=labels,
+        native=("", *(native_radius(e, card, board.norm, board.budget) for e in board.ladder)),
         headline=board.headline,
         defense=row.shield,
         defense_spec=row.key.defense,

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.record import Stored
+from robustbench_med.cards import DatasetCard
 
+from ..native import metric_unit
 from ..objective import objective_words
-from ..text import NORMS, THREATS, plain, radius
+from ..text import NORMS, THREATS, plain, radii, radius
 from .aim import goal_of
 from .chosen import Chosen
 from .criteria import METRICS, Criterion, Given
 from .document import Criteria, Judged, Outcome, Verdict
 from .measure import judged_end, measured, of_records, over_goals
 from .pool import Pool, alike, pools, rung_of
+from .suggestions import unknown_names, unknown_part
 
 ROUNDING = 1e-9  # a share equal to its limit meets it, whatever the last bit says
 _GRAVEST: tuple[Verdict, ...] = ("not met", "not tested", "met")
@@ -31,7 +34,9 @@ class _Group(NamedTuple):
 
 
 def judge(given: Given, chosen: list[Chosen], doubts: tuple[str, ...] = ()) -> Criteria:
-    """Return every criterion with its verdict, and whether the file is older than the records.
+    """Return the criteria of a model with their verdicts, and whether the file is older than it.
+
+    A criterion keeps the number of its place in the file; those of other models are counted.
 
     Args:
         given: the file.
@@ -39,17 +44,16 @@ def judge(given: Given, chosen: list[Chosen], doubts: tuple[str, ...] = ()) -> C
         doubts: on whatever is judged: records that could not be read.
     """
     started = [run.record.provenance.started for one in chosen for run in one.runs.values()]
-    first = min(started)
+    first, victim = min(started), chosen[0].row.key.victim
+    own = [one for one in enumerate(given.criteria, 1) if one[1].victim in ("", victim)]
     return Criteria(
         file=plain(given.file),
         sha256=given.sha256,
         modified=given.modified,
         first_record=first,
         written_after=_time(given.modified) > _time(first),
-        judged=tuple(
-            _judged(f"C{place}", criterion, chosen, doubts)
-            for place, criterion in enumerate(given.criteria, 1)
-        ),
+        judged=tuple(_judged(f"C{place}", one, chosen, doubts) for place, one in own),
+        others=len(given.criteria) - len(own),
     )
 
 
@@ -79,7 +83,7 @@ def _judged(
     )
 
 
-def words(criterion: Criterion, chosen: Iterable[Chosen] = (), *, single: bool = False) -> str:
+def words(criterion: Criterion, chosen: Sequence[Chosen] = (), *, single: bool = False) -> str:
     """Return a criterion in words.
 
     Args:
@@ -102,20 +106,41 @@ def words(criterion: Criterion, chosen: Iterable[Chosen] = (), *, single: bool =
     head = f"{criterion.name}: " if criterion.name else ""
     percent = METRICS[criterion.base][1] == "percent"
     limit = f"{criterion.limit:g}" + (f" ({100 * criterion.limit:g} %)" if percent else "")
+    limit += _limit_unit(criterion, chosen)
     return plain(f"{head}{criterion.metric} {way} {limit} {against}{where}{behind}")
+
+
+def _cards(criterion: Criterion, chosen: Iterable[Chosen]) -> list[DatasetCard]:
+    """Return the cards of the data that a criterion is about."""
+    cards = {one.board.dataset.name: one.board.dataset for one in chosen}
+    return [card for name, card in cards.items() if criterion.dataset in ("", name)]
 
 
 def _aim(criterion: Criterion, chosen: Iterable[Chosen]) -> str:
     """Return what the attackers want in words."""
-    cards = {
-        one.board.dataset.name: one.board.dataset
-        for one in chosen
-        if criterion.dataset in ("", one.board.dataset.name)
-    }
-    if any(over_goals(criterion, card) for card in cards.values()):
+    cards = _cards(criterion, chosen)
+    if any(over_goals(criterion, card) for card in cards):
         return "every objective"
-    names = {objective_words(criterion.objective, card) for card in cards.values()}
+    names = {objective_words(criterion.objective, card) for card in cards}
     return names.pop() if len(names) == 1 else criterion.objective
+
+
+def _limit_unit(criterion: Criterion, chosen: Iterable[Chosen]) -> str:
+    """Return what a limit is counted in, with a space before it; empty of shares and scores.
+
+    A length is in mm where the size of a pixel is known and in pixels where not, so that one limit
+    may mean two things: then both are named.
+    """
+    found = dict.fromkeys(_unit(criterion, card) for card in _cards(criterion, chosen))
+    named = [unit for unit in found if unit]
+    if len(named) > 1:
+        return f" (in the unit of each dataset: {', '.join(named)})"
+    return f" {named[0]}" if named else ""
+
+
+def _unit(criterion: Criterion, card: DatasetCard) -> str:
+    alarms = criterion.base == "false_alarms"
+    return "per 1,000" if alarms else metric_unit(criterion.metric, card)
 
 
 def _groups(criterion: Criterion, chosen: list[Chosen]) -> list[_Group]:
@@ -185,26 +210,33 @@ def _untested(criterion: Criterion, chosen: list[Chosen], groups: list[_Group]) 
     states: dict[tuple[str, str], list[Chosen]] = {}
     for one in mine:
         states.setdefault(_state(one), []).append(one)
+    names = unknown_names(criterion, chosen)
     found = [
-        _not_run(plain(boards[0].board.dataset.heading), boards)
+        _not_run(
+            plain(boards[0].board.dataset.heading),
+            boards,
+            names or unknown_part(criterion.metric, boards[0].board.dataset),
+        )
         for state, boards in states.items()
         if state not in fitting
     ]
-    return found if mine else [_not_run(plain(criterion.dataset), chosen)]
+    return found if mine else [_not_run(plain(criterion.dataset), chosen, names)]
 
 
 def _state(one: Chosen) -> tuple[str, str]:
     return one.board.dataset.name, one.row.key.weights
 
 
-def _not_run(heading: str, chosen: list[Chosen]) -> Outcome:
+def _not_run(heading: str, chosen: list[Chosen], names: str) -> Outcome:
     there = dict.fromkeys(
         f"{one.board.dataset.name}, {one.board.setting}, behind {one.row.key.defense}, "
-        f"ε {radius(one.board.ladder[0], one.board.norm)} to "
-        f"{radius(one.board.ladder[-1], one.board.norm)}: {', '.join(_attacks(one))}"
+        f"ε {radii(one.board.ladder, one.board.norm, one.board.budget)}: "
+        f"{', '.join(_attacks(one))}"
         for one in chosen
     )
-    why = "no record of this dataset, attack, radius, threat model, norm, objective and defense"
+    why = names or (
+        "no record of this dataset, attack, radius, threat model, norm, objective and defense"
+    )
     first = next(iter(there))
     more = f" and {len(there) - 1} more" if len(there) > 1 else ""
     why = plain(f"{why}; there is {first}{more}")
@@ -250,6 +282,7 @@ def _outcome(criterion: Criterion, group: _Group, pool: Pool) -> Outcome:
         verdict="not tested",
         images=len(pool.images),
         single=found.single,
+        unit=_unit(criterion, pool.card),
         doubts=(*_doubts(boards), *map(plain, found.doubts)),
         records=found.records or pool.ids,
     )

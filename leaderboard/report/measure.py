@@ -17,6 +17,7 @@ from .calls import directed_flips, recalls
 from .criteria import Criterion
 from .evidence import hardest
 from .pool import Pool, image_ids
+from .suggestions import unknown_part
 
 _OF_ATTACKS = ("attack_success", "flips_to_normal", "flips_to_disease")  # nothing when clean
 _CALLS = ("accuracy", "sensitivity", "specificity", "recall", "balanced_accuracy", "f1")
@@ -79,9 +80,8 @@ def measured(criterion: Criterion, pool: Pool) -> Found:
         runs, criterion.metric, pool.levels[-1], higher=criterion.higher, end=criterion.judged_on
     )
     if worst is None:
-        return Found(
-            None, pool.ids, f"the records hold no {criterion.metric} of {plain(card.title)}"
-        )
+        lacks = f"the records hold no {criterion.metric} of {plain(card.title)}"
+        return Found(None, pool.ids, unknown_part(criterion.metric, card) or lacks)
     if criterion.base == "auc" and not clean:
         doubts = (*doubts, "the attack stops once the decision flips: no worst case for the AUC")
     return Found(worst[0], (worst[1].record.case_id,), "", doubts, single=not clean)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+from ..native import linf_words
 from ..objective import channel_words, objective_words
 from ..rank import knowing
 from ..text import BLIND, KNOWS, NORMS, THREATS, radii
@@ -9,7 +12,7 @@ from .chosen import Chosen
 from .document import Tested
 
 _MAY = {
-    "linf": "change every value of the image by at most {radii} grey levels",
+    "linf": "change every value of the image by at most {radii}",
     "l2": "change the image by at most {radii} in L2 (root of the sum of squares, image units)",
     "l1": "change the image by at most {radii} in L1 (sum of changes, image units)",
     "l0": "change at most {radii} values of the image (pixels times channels), by any amount",
@@ -59,13 +62,12 @@ def _may(one: Chosen) -> str:
     board = one.board
     if board.budget == "mean_norm":
         norm = NORMS.get(board.norm, board.norm)
-        listed = radii(board.ladder, board.norm, board.budget)
+        listed = re.sub("[{}]", "", radii(board.ladder, board.norm, board.budget))
         may = f"change the image by at most {listed} of a training image's mean {norm} norm"
+    elif board.norm == "linf":
+        may = _MAY[board.norm].format(radii=linf_words(board.ladder, board.dataset))
     else:
-        listed = radii(board.ladder, board.norm)
-        listed = listed.removesuffix("/255").strip("{}")
-        may = _MAY[board.norm].format(radii=listed)
-        may += " of 255" if board.norm == "linf" else ""
+        may = _MAY[board.norm].format(radii=radii(board.ladder, board.norm).strip("{}"))
     touched = channel_words(board.channels, board.dataset)
     return f"{may}; {touched}" if touched else may
 

@@ -214,7 +214,8 @@ def test_objectives_in_words(objective: str, words: str) -> None:
 def test_the_drill_says_which_channels_may_change(make_stored: Maker) -> None:
     record = make_masks(make_stored, PGD, channels={"T1ce": 0.5}).record
     assert budget_words(record) == (
-        "radii are L∞ distances in grey levels of 255: {1, 2, 4}/255; only T1ce at half the radius"
+        "radii are L∞ distances, 1, 2, 4 grey levels (1, 2, 4 parts in 255 of the range, grey "
+        "level 0..255); only T1ce at half the radius"
     )
 
 

@@ -60,7 +60,8 @@ def test_ratios_name_the_norm_they_are_of(make_stored: Maker) -> None:
         "0.62"
     )
     assert budget_words(make_stored([6]).record) == (
-        "radii are L∞ distances in grey levels of 255: {0.5, 1, 2, 4, 8}/255"
+        "radii are L∞ distances, 0.5, 1, 2, 4, 8 grey levels (0.5, 1, 2, 4, 8 parts in 255 of the "
+        "range, grey level 0..255)"
     )
 
 

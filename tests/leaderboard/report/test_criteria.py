@@ -14,10 +14,11 @@ from leaderboard.report.criteria import METRICS, Given, read_criteria
 from leaderboard.report.document import Judged
 from leaderboard.report.judge import judge
 from robustbench_med.bench.record import Flag, Stored
+from robustbench_med.cards import DatasetCard
 from robustbench_med.errors import SpecError
-from tests.leaderboard.planted_masks import make_masks
+from tests.leaderboard.planted_masks import BRAIN, CHEST, make_masks
 
-from .planted import ACCURACY, VICTIM, N, pair, wilson
+from .planted import ACCURACY, VICTIM, N, made, page, pair, wilson
 
 Maker = Callable[..., Stored]
 GOOD = 'metric = "accuracy"\nat_least = 0.5\neps = "2/255"\n'
@@ -202,7 +203,12 @@ def test_what_was_not_run_is_not_tested(make_stored: Maker, tmp_path: Path, chan
     kept = [line for line in GOOD.splitlines() if not line.startswith(key)]
     found = judged(pair(make_stored), tmp_path, "\n".join([*kept, changed]))
     assert found.verdict == "not tested"
-    assert "no record of this dataset, attack, radius" in found.outcomes[0].why
+    (key, _, value) = changed.split(maxsplit=2)
+    named = {"dataset": "elsewhere", "attack": "apgd", "defense": "jpeg(quality=75)"}
+    why = "no record of this dataset, attack, radius"
+    if key in named:
+        why = f"no record is of {key} {named[key]!r}"
+    assert why in found.outcomes[0].why, value
     assert "there is phantom_cxr, white box" in found.outcomes[0].why
 
 
@@ -265,3 +271,51 @@ def test_every_metric_of_a_record_can_be_judged(make_stored: Maker) -> None:
     masks = make_masks(make_stored, [[0.9, 0.8]] * 4).record
     every = labels | {name.partition("[")[0] for rung in masks.rungs for name in rung.metrics}
     assert every - {"psnr", "ssim", "linf", "l2"} <= set(METRICS)
+
+
+def of_masks(make: Maker, card: DatasetCard) -> Stored:
+    return make_masks(make, [[0.9, 0.8, 0.7]] * 6, attack="pgd", dataset=card)
+
+
+@pytest.mark.parametrize(
+    ("metric", "way", "spacing", "unit"),
+    [
+        ("hd95", "at_most", (1.5, 1.5), "mm"),
+        ("hd95", "at_most", None, "px"),
+        ("hd95[tumour core]", "at_most", None, "px"),
+        ("volume_error", "at_most", (1.5, 1.5), "mm²"),
+        ("volume_error", "at_most", None, "px"),
+        ("dice", "at_least", (1.5, 1.5), ""),
+    ],
+)
+def test_a_length_is_judged_with_its_unit(
+    make_stored: Maker,
+    tmp_path: Path,
+    metric: str,
+    way: str,
+    spacing: tuple[float, float] | None,
+    unit: str,
+) -> None:
+    card = BRAIN.model_copy(update={"spacing": spacing})
+    table = f'metric = "{metric}"\n{way} = 0.5\neps = "1/255"\n'
+    found = judged([of_masks(make_stored, card)], tmp_path, table, "unet_narrow")
+    assert f"{metric} {way.replace('_', ' ')} 0.5{' ' + unit if unit else ''} under" in found.words
+    assert found.outcomes[0].unit == unit
+
+
+def test_one_limit_of_two_units_names_both(make_stored: Maker, tmp_path: Path) -> None:
+    known = BRAIN.model_copy(update={"spacing": (1.5, 1.5)})
+    records = [
+        of_masks(make_stored, known),
+        of_masks(make_stored, CHEST.model_copy(update={"spacing": None})),
+    ]
+    table = 'metric = "hd95"\nat_most = 30.0\neps = "1/255"\n'
+    found = judged(records, tmp_path, table, "unet_narrow")
+    assert "at most 30 (in the unit of each dataset: px, mm)" in found.words
+    assert sorted(outcome.unit for outcome in found.outcomes) == ["mm", "px"]
+    path = tmp_path / "criteria.toml"
+    done = made(records, tmp_path, victim="unet_narrow", criteria=read_criteria(path))
+    html = page(done)
+    for outcome in found.outcomes:
+        assert outcome.estimate is not None
+        assert f"{outcome.estimate.value:.1f} {outcome.unit}<small>" in html

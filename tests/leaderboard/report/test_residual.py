@@ -20,6 +20,8 @@ from tests.leaderboard.planted_shields import GUARD, WRAPPED, detecting, wrapped
 from .planted import VICTIM, N, falls, pair, wilson
 
 Maker = Callable[..., Stored]
+CT = DATASETS[1].model_copy(update={"native_range": "HU -160..240"})
+MRI = DATASETS[1].model_copy(update={"native_range": "0 to the 99th percentile of a volume"})
 
 
 @pytest.mark.parametrize("n", [6, 7, 64, 1000])
@@ -86,13 +88,15 @@ def test_limits_say_what_the_data_are(make_stored: Maker) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({}, "change every value of the image by at most 0.5, 1, 2, 4, 8 grey levels of 255"),
+        ({}, "change every value of the image by at most 0.5, 1, 2, 4, 8 grey levels (0.5, 1, "),
+        ({"dataset": CT}, "by at most 0.784, 1.57, 3.14, 6.27, 12.5 HU (0.5, 1, 2, 4, 8 parts in "),
+        ({"dataset": MRI}, "at most 0.5, 1, 2, 4, 8 parts in 255 of the range (0 to the 99th per"),
         ({"case": {"norm": "l2"}, "ladder": (0.5, 1.0)}, "by at most 0.5, 1 in L2"),
         ({"case": {"norm": "l1"}, "ladder": (4.0,)}, "by at most 4 in L1"),
         ({"case": {"norm": "l0"}, "ladder": (16.0,)}, "change at most 16 values of the image"),
         (
             {"case": {"norm": "l2", "budget": "mean_norm"}, "ladder": (0.02,)},
-            "by at most {2} % of a training image's mean L2 norm",
+            "by at most 2 % of a training image's mean L2 norm",
         ),
     ],
 )

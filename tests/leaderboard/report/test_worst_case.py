@@ -420,7 +420,7 @@ def test_what_could_not_be_read_doubts_every_verdict(make_stored: Maker, tmp_pat
 def test_why_something_is_not_tested_drives_no_terminal(make_stored: Maker, tmp_path: Path) -> None:
     table = 'metric = "recall[\\u001b[2Jx]"\nat_least = 0.5\neps = "2/255"'
     found = judged(pair(make_stored), tmp_path, table)
-    assert found.outcomes[0].why == "the records hold no recall[[2Jx] of Chest X-ray"
+    assert found.outcomes[0].why == ("Chest X-ray has no class '[2Jx'; it has clear, opacity")
     command = "python -m robustbench_med run quick --data '\x1b[2J' --case 1"
     made = pair(make_stored)[0].record.provenance.model_copy(update={"command": command})
     lax = graded(make_stored, 1, record={"provenance": made})
