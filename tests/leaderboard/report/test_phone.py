@@ -38,7 +38,8 @@ _CELLS = """
       const head = heads[at] && shown(heads[at]) ? heads[at].innerText
         : before === "none" ? "" : before.slice(1, -1);
       const box = cell.getBoundingClientRect();
-      return { table: place, row: line, column: at, head: cell.tagName === "TH" ? "" : head,
+      return { table: place, row: line, column: at,
+               head: cell.tagName === "TH" ? "" : head.replace(/\\s+/g, " ").trim(),
                text: shown(cell) ? cell.innerText.replace(/\\s+/g, " ").trim() : "",
                left: box.left, right: box.right };
     });
