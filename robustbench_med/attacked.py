@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from robustbench_med import registry
 from robustbench_med.asked import asked
+from robustbench_med.batches import checked, is_batch
 from robustbench_med.bench.columns import KEPT
 from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.runner import Shared, device_of
 from robustbench_med.bench.walk import walk
-from robustbench_med.cards import DatasetCard, ModelCard, Norm
+from robustbench_med.cards import DatasetCard, ModelCard, Norm, Task
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
-from robustbench_med.errors import DataError, SpecError
+from robustbench_med.datasets.foreign import refused
+from robustbench_med.errors import MissingSplitError, SpecError
 from robustbench_med.subject import Data, Model, Subject, in_place
 from robustbench_med.types import Batch, Images, Truth
 from robustbench_med.victim import InputContract, Victim, frozen
@@ -53,7 +55,7 @@ class Attacked:
 
 def attack(
     model: Subject,
-    data: Data | Batch,
+    data: Data | Batch | tuple[Tensor, Tensor],
     spec: str,
     *,
     eps: float | str | None = None,
@@ -75,7 +77,8 @@ def attack(
     Args:
         model: a name, a spec, a torch module that is shown images in [0,1] as they are, or what
             `load_model` or `defend` returned.
-        data: a name, an `.npz` file, a Dataset, or a Batch, whose victim decides by argmax.
+        data: a name, an `.npz` file, a Dataset, or a Batch, whose victim decides by argmax; a pair
+            of images and labels is a Batch.
         spec: of the attack, e.g. "pgd(steps=40)" or "pgd(eps=2/255)".
         eps: the radius, where the spec names none.
         norm: "linf", "l2", "l1" or "l0".
@@ -92,9 +95,11 @@ def attack(
     Raises:
         BenchError: a choice that is wrong, or a model that does not fit the data.
     """
-    if isinstance(data, Batch):
-        data = as_dataset(data, model)
+    if isinstance(data, Batch | tuple | list) and is_batch(data):
+        data = as_dataset(checked(data, task=_task_of(model)), model)
         grid = {"operating_point": "argmax"} | grid
+    if isinstance(data, Batch | tuple):
+        raise refused(data)
     wanted = asked(
         model,
         data,
@@ -154,10 +159,20 @@ def as_dataset(batch: Batch, model: Subject) -> Dataset:
 
     def read(split: SplitName) -> Arrays:
         if split != "test":
-            raise DataError(f"{card.name} ({split}): expected a split, got a batch alone")
+            raise MissingSplitError(f"{card.name} ({split}): expected a split, got a batch alone")
         return arrays
 
     return Dataset(card, read)
+
+
+def _task_of(model: Subject) -> Task | None:
+    """Return the task of a shipped model's data; None of another model."""
+    name = model.name if isinstance(model, Model) else model
+    cards = registry.load("models")
+    if not isinstance(name, str) or name not in cards:
+        return None
+    card: DatasetCard = registry.find("datasets", cards[name].dataset)
+    return card.task
 
 
 def _card_of(batch: Batch, model: Subject) -> DatasetCard:

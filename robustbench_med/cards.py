@@ -84,6 +84,11 @@ class DatasetCard(Card):
     normal: int | None = Field(
         default=None, description="index of the healthy class; None where there is none"
     )
+    absent: tuple[str, ...] = Field(
+        default=(),
+        description="classes or findings that the split scored holds nowhere: they count in no "
+        "mean; a region that it holds nowhere is not in `regions`",
+    )
     channels: int = Field(ge=1)
     channel_names: tuple[str, ...] = Field(default=(), description="e.g. T1, FLAIR")
     size: tuple[int, ...] = Field(description="[depth,] height, width in pixels")

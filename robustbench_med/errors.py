@@ -42,6 +42,10 @@ class DataError(BenchError):
     """Images or labels that break the data contract, or a data file that is missing or damaged."""
 
 
+class MissingSplitError(DataError):
+    """A split that the data does not have at all; any defect of one it has is a DataError."""
+
+
 class ChecksumError(BenchError):
     """A file whose checksum is not the one its card states."""
 

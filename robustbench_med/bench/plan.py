@@ -17,12 +17,13 @@ from robustbench_med.bench.suite import Grid, Suite
 from robustbench_med.bench.surrogate import trained_on
 from robustbench_med.bench.wrapped import Shield, shields_of
 from robustbench_med.cards import AttackCard, DatasetCard, ModelCard
-from robustbench_med.datasets.dataset import Dataset
+from robustbench_med.datasets.dataset import Dataset, SplitName
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.errors import (
     BenchError,
     ChecksumError,
     DataError,
+    MissingSplitError,
     SpecError,
     UnknownNameError,
     VictimError,
@@ -78,6 +79,7 @@ def plan(
                 dataset = (datasets or {}).get(name) or load_dataset(name, data=data)
                 shields = shields_of(grid, dataset.card)
                 fitted = any(one.wrapping.fitted for one in shields)
+                dataset = dataset.scored_on(grid.split, also=_chosen_on(dataset, grid, fitted))
                 sha256 = data_sha256(dataset, grid, fitted=fitted)
                 train = train_sha256(dataset, attacks, shields)
             except (UnknownNameError, SpecError):
@@ -191,7 +193,7 @@ def train_sha256(dataset: Dataset, attacks: list[Chosen], shields: list[Shield])
         return ""
     try:
         return dataset.arrays("train").fingerprint()
-    except DataError:
+    except MissingSplitError:
         names = ", ".join(dict.fromkeys(wanted_by))
         raise DataError(
             f"{dataset.card.name}: expected a training split for {names}, got none: add "
@@ -203,24 +205,35 @@ def data_sha256(dataset: Dataset, grid: Grid, *, fitted: bool = False) -> str:
     """Return the hash of what a score depends on: contract, split attacked, and validation."""
     card = dataset.card
     contract = (card.task, card.classes, card.normal, card.channels, card.size, card.bit_depth)
-    chosen_on_val = _operating_point(grid, card) == "youden"
-    splits = {grid.split, "val"} if chosen_on_val or fitted else {grid.split}
+    splits = {grid.split, *_chosen_on(dataset, grid, fitted)}
     parts = [repr(contract)]
     if card.channel_names:  # a case may name them
         parts.append(repr(card.channel_names))
     if card.task == "segmentation":
         parts.append(repr((card.parts, card.spacing, card.tolerance)))
     for split in sorted(splits):
+        parts.append(dataset.arrays(split).fingerprint())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _chosen_on(dataset: Dataset, grid: Grid, fitted: bool) -> tuple[SplitName, ...]:
+    """Return the splits that a threshold is chosen on.
+
+    Raises:
+        MissingSplitError: there is none, and the operating point needs it.
+        DataError: it has a defect.
+    """
+    if _operating_point(grid, dataset.card) != "youden" and not fitted:
+        return ()
+    if grid.split != "val":
         try:
-            parts.append(dataset.arrays(split).fingerprint())
-        except DataError:
-            if split != "val" or grid.split == "val":
-                raise
-            raise DataError(
+            dataset.arrays("val")
+        except MissingSplitError:
+            raise MissingSplitError(
                 f"{dataset.card.name}: expected a validation split for the operating point, got "
                 "none: add val_images and val_labels, or pass --operating-point argmax"
             ) from None
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return ("val",)
 
 
 def _operating_point(grid: Grid, card: DatasetCard) -> str:

@@ -6,6 +6,7 @@ objects, or is not as long as its header says.
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 import math
 import struct
@@ -21,7 +22,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from robustbench_med.datasets.formats import foreign
 from robustbench_med.errors import DataError
+from robustbench_med.paths import check_name
 
 MAX_BYTES = 16 * 2**30  # the largest official array, pathmnist_224's training images, has 12.6 GiB
 DAMAGED = (
@@ -61,11 +64,7 @@ class Npz:
             DataError: no such key, an object array, more bytes than the cap or than the file holds.
         """
         if key not in self.keys:
-            held_keys = ", ".join(sorted(self.keys)) or "none"
-            raise DataError(
-                f"{self.path}: expected the key {key!r}, got {held_keys[:500]}; "
-                "save images and labels under the MedMNIST keys"
-            )
+            raise DataError(self.lacks(key))
         with damage(self.path, key), self._archive.open(f"{key}.npy") as stream:
             version = npy.read_magic(stream)
             reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
@@ -88,6 +87,19 @@ class Npz:
                 "the file is damaged: fetch it again"
             )
         return Header(tuple(map(int, shape)), dtype)
+
+    def lacks(self, key: str) -> str:
+        """Return the message of a key that the file has not."""
+        keys = ", ".join(sorted(self.keys)) or "none"
+        return (
+            f"{self.path}: expected the key {key!r}, got {keys[:500]}; "
+            "save images and labels under the MedMNIST keys"
+        )
+
+    def fingerprint(self) -> str:
+        """Return 6 hexadecimal digits of what is inside, the same however it is packed."""
+        members = sorted((one.filename, one.CRC, one.file_size) for one in self._archive.infolist())
+        return hashlib.sha256(repr(members).encode()).hexdigest()[:6]
 
     def array(self, key: str) -> NDArray[Any]:
         """Return an array, read to its last byte so that the archive's checksum of it is compared.
@@ -112,9 +124,11 @@ def opened(path: Path, *, cap: int = MAX_BYTES) -> Iterator[Npz]:
     Raises:
         DataError: the file is missing, a folder, or no zip archive.
     """
+    check_name(path)
+    if path.exists() and (other := foreign(path)) is not None:
+        raise DataError(f"{path}: expected a .npz file, got {other}")
     if not path.is_file():
-        found = "a folder" if path.is_dir() else "nothing there"
-        raise DataError(f"{path}: expected a .npz file, got {found}; check the path")
+        raise DataError(f"{path}: expected a .npz file, got nothing there; check the path")
     with damage(path, "archive"):
         archive = zipfile.ZipFile(path)
     with archive:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,15 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustbench_med.cards import DatasetCard
-from robustbench_med.errors import DataError
+from robustbench_med.datasets.codes import MAX_IDS, UNLABELLED
+from robustbench_med.datasets.labels import check_codes, integers
+from robustbench_med.datasets.masks import check_ignored, mask_ids
+from robustbench_med.errors import BenchError, DataError
 
 if TYPE_CHECKING:
     from robustbench_med.types import Batch
 
+_log = logging.getLogger(__name__)
+
 SplitName = Literal["train", "val", "test"]
-UNLABELLED = -1
-IGNORED = 255  # the same in stored masks, whose class ids are bytes
-MAX_IDS = IGNORED  # classes that such bytes tell apart
+ROUNDING = 1e-6  # of [0,1] in float32: what is outside by less is clipped
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,18 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A card with the images behind it; a split is read or drawn when first asked for."""
+    """A card with the images behind it; a split is read or drawn when first asked for.
+
+    Attributes:
+        card: what is known of it.
+        read: gives a split.
+        compared: splits that are searched for images and patients of the one scored.
+    """
 
     card: DatasetCard
     read: Callable[[SplitName], Arrays]
     _splits: dict[SplitName, Arrays] = field(default_factory=dict)
+    compared: tuple[SplitName, ...] = ()
 
     def arrays(self, split: SplitName) -> Arrays:
         """Return the stored arrays of a split.
@@ -74,11 +86,80 @@ class Dataset:
             DataError: the split breaks the data contract or is empty.
         """
         if split not in self._splits:
-            found = self.read(split)
-            if self.card.task == "segmentation":
-                found = replace(found, labels=mask_ids(found.labels))
-            self._splits[split] = check(found, self.card, split)
+            self._splits[split] = check(self._read(split), self.card, split)
         return self._splits[split]
+
+    def _read(self, split: SplitName) -> Arrays:
+        where = f"{self.card.name} ({split})"
+        try:
+            found = self.read(split)
+        except BenchError:
+            raise
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            if self.vouched:  # our own reader: a bug, to be seen
+                raise
+            raise DataError(
+                f"{where}: expected read(split) to give Arrays, got {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(found, Arrays):
+            raise DataError(
+                f"{where}: expected read(split) to give Arrays(images, labels, ids), got "
+                f"{type(found).__name__}"
+            )
+        return found
+
+    @property
+    def vouched(self) -> bool:
+        """Whether a card of ours stands for its content: a checksum, or a function that draws."""
+        return bool(self.card.function or self.card.md5 or self.card.sha256)
+
+    def scored_on(self, split: SplitName, *, also: tuple[SplitName, ...] = ()) -> Dataset:
+        """Return the dataset as it is scored on a split.
+
+        Its card keeps the regions that occur in some mask of the split: one that is absent from all
+        would count as perfect in every image. What else a person must know of the split stands in
+        the notes, and is logged once; of data that a card of ours vouches for, its own notes do.
+
+        Args:
+            split: that is scored.
+            also: splits that a choice is made on; those without content are refused too.
+
+        Raises:
+            DataError: the split breaks the data contract, is empty, or shows nothing.
+        """
+        from robustbench_med.datasets import inspection
+
+        arrays, card = self.arrays(split), self.card
+        notes: list[str] = []
+        if not self.vouched:
+            notes += inspection.inspect(arrays, card, split)
+            for other in also:
+                if other != split:
+                    notes += inspection.inspect(self.arrays(other), card, other)
+            notes += self._shared(arrays, split)
+        there = inspection.occurring(arrays, card)
+        if card.task != "segmentation":
+            absent = tuple(name for name in card.classes if name not in there)
+            card = card if absent == card.absent else card.model_copy(update={"absent": absent})
+        elif 0 < len(there) < len(card.parts):
+            regions = {name: card.parts[name] for name in there}
+            card = card.model_copy(update={"regions": regions})
+        new = tuple(note for note in notes if note not in card.notes)
+        if new:
+            card = card.model_copy(update={"notes": (*card.notes, *new)})
+        _say(card.name, card.notes if not self.vouched else new)
+        return self if card is self.card else replace(self, card=card)
+
+    def _shared(self, arrays: Arrays, split: SplitName) -> list[str]:
+        """Return what other splits have in common with this one; a broken one is not asked."""
+        from robustbench_med.datasets import inspection
+
+        notes: list[str] = []
+        for other in self.compared:
+            if other != split:
+                with suppress(DataError):
+                    notes += inspection.shared(arrays, self.arrays(other), (split, other))
+        return notes
 
     def batch(self, split: SplitName, *, n: int | None = None, seed: int = 0) -> Batch:
         """Return `n` labelled images of a split (None = all), drawn by `seed`, as one batch.
@@ -101,49 +182,101 @@ class Dataset:
         return to_batch(arrays, channels=self.card.channels)
 
 
-def mask_ids(masks: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
-    """Return masks as class ids, -1 where they are to be ignored: stored as 255, or as -1."""
-    low, high = np.iinfo(np.int16).min, np.iinfo(np.int16).max
-    found: NDArray[np.int16] = np.clip(masks, low, high).astype(
-        np.int16
-    )  # what is out of range stays out of range
-    found[found == IGNORED] = UNLABELLED
-    return found
+_said: set[tuple[str, str]] = set()
+
+
+def _say(name: str, notes: Iterable[str]) -> None:
+    """Log notes, each once a process."""
+    from robustbench_med.datasets.own import OWN
+
+    for note in notes:
+        if note != OWN and (name, note) not in _said:
+            _said.add((name, note))
+            _log.warning("%s: %s", name, note)
 
 
 def check(arrays: Arrays, card: DatasetCard, split: str) -> Arrays:
-    """Return `arrays` if they keep the card's contract.
+    """Return `arrays` if they keep the card's contract; labels as integers, masks as class ids.
 
     Raises:
         DataError: the rule that is broken, the value found and what to do.
     """
     where = f"{card.name} ({split})"
-    n, k = len(arrays.images), len(card.classes)
+    n = len(arrays.images)
     if n == 0:
         raise DataError(f"{where}: expected at least one image, got none")
-    expected = (*card.size, card.channels) if card.channels > 1 else card.size
-    if arrays.images.shape[1:] != expected:
-        raise DataError(
-            f"{where}: expected images of shape {expected}, got {arrays.images.shape[1:]}"
-        )
-    if arrays.images.dtype.kind == "f":
-        if not np.isfinite(arrays.images).all():
-            raise DataError(f"{where}: expected finite images, got NaN or Inf in some")
-        low, high = arrays.images.min(), arrays.images.max()
-        if low < 0 or high > 1:
-            raise DataError(f"{where}: expected float images in [0,1], got {low:g}..{high:g}")
-    shape = {"multi_label": (n, k), "segmentation": (n, *card.size)}.get(card.task, (n,))
-    what, stored = ("masks", " or 255") if card.task == "segmentation" else ("labels", "")
-    if arrays.labels.shape != shape:
-        raise DataError(f"{where}: expected {what} of shape {shape}, got {arrays.labels.shape}")
-    top = 1 if card.task == "multi_label" else k - 1
-    least, most = int(arrays.labels.min()), int(arrays.labels.max())
-    if least < UNLABELLED or most > top:
-        raise DataError(
-            f"{where}: expected {what} in 0..{top} (-1 = unlabelled{stored}), got {least}..{most}"
-        )
-    if len(np.unique(arrays.ids)) != n:
+    images = _images(arrays.images, card, where)
+    labels = _labels(arrays.labels, card, where, n)
+    if len(arrays.ids) != n or len(np.unique(arrays.ids)) != n:
         raise DataError(
             f"{where}: expected one id an image, got {len(np.unique(arrays.ids))} for {n}"
         )
-    return arrays
+    if arrays.patients is not None and len(arrays.patients) != n:
+        raise DataError(
+            f"{where}: expected one patient an image, got {len(arrays.patients)} for {n}"
+        )
+    if images is arrays.images and labels is arrays.labels:
+        return arrays
+    return replace(arrays, images=images, labels=labels)
+
+
+def _images(
+    images: NDArray[Any], card: DatasetCard, where: str
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    expected = (*card.size, card.channels) if card.channels > 1 else card.size
+    if images.shape[1:] != expected:
+        raise DataError(f"{where}: expected images of shape {expected}, got {images.shape[1:]}")
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind != "f":
+        raise DataError(f"{where}: expected uint8 or float images in [0,1], got {images.dtype}")
+    if not np.isfinite(images).all():
+        raise DataError(f"{where}: expected finite images, got NaN or Inf in some")
+    low, high = images.min(), images.max()
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise DataError(
+            f"{where}: expected float images in [0,1], got {low!s}..{high!s}; {_way(low, high)}"
+        )
+    if low < 0 or high > 1:
+        images = images.clip(0, 1)
+    return images if images.dtype == np.float32 else images.astype(np.float32)
+
+
+def _way(low: float, high: float) -> str:
+    """Return how images of a range come into [0,1]."""
+    if low >= 0 and high <= 255:
+        return "grey levels 0..255 are divided by 255, or saved as uint8"
+    if low >= -1 - ROUNDING and high <= 1 + ROUNDING:
+        return (
+            "images in [-1,1] are halved and moved by 0.5; a model's own mean and std do the rest"
+        )
+    if low < 0 and high < 50:
+        return (
+            "standardised images lack their range: save them before mean and std, which belong to "
+            "the model"
+        )
+    return "rescale by one range for the whole set, such as a window of HU, and clip to it"
+
+
+def _labels(
+    stored: NDArray[Any], card: DatasetCard, where: str, n: int
+) -> NDArray[np.int64] | NDArray[np.int16]:
+    k, masks = len(card.classes), card.task == "segmentation"
+    shape = {"multi_label": (n, k), "segmentation": (n, *card.size)}.get(card.task, (n,))
+    what, code = ("masks", " or 255") if masks else ("labels", "")
+    if stored.shape != shape:
+        raise DataError(f"{where}: expected {what} of shape {shape}, got {stored.shape}")
+    labels: NDArray[np.int64] | NDArray[np.int16] = stored
+    if not masks:
+        labels = integers(stored, f"{where}: labels")
+    elif stored.dtype != np.int16 or (stored > MAX_IDS - 1).any() or (stored < UNLABELLED).any():
+        check_ignored(found := integers(stored, f"{where}: masks"), f"{where}: masks")
+        labels = mask_ids(found)
+    top = 1 if card.task == "multi_label" else k - 1
+    least, most = int(labels.min()), int(labels.max())
+    if least < UNLABELLED or most > top:
+        raise DataError(
+            f"{where}: expected {what} in 0..{top} (-1 = unlabelled{code}), got {least}..{most}"
+        )
+    check_codes(labels, 2 if card.task == "multi_label" else k, where, masks=masks)
+    return labels

@@ -12,11 +12,14 @@ from robustbench_med.cards import DatasetCard
 from robustbench_med.datasets.checksum import verify
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
 from robustbench_med.datasets.download import cache_dir, download
+from robustbench_med.datasets.foreign import refused
 from robustbench_med.datasets.npz import read
-from robustbench_med.datasets.own import card_of
+from robustbench_med.datasets.own import describe
 from robustbench_med.errors import DataError
+from robustbench_med.paths import check_name
 
 FOLDER = "ROBUSTBENCH_MED_DATA"
+MOST_COMPARED = 2**28  # bytes of a file whose splits are searched for images and patients in common
 
 
 def load_dataset(name: str | Path, *, data: str | Path | None = None) -> Dataset:
@@ -35,11 +38,11 @@ def load_dataset(name: str | Path, *, data: str | Path | None = None) -> Dataset
         DataError: a missing or damaged file; the message says how to get it.
         ChecksumError: a file that is not the one its card states.
     """
-    name, data = str(name), None if data is None else Path(data)
+    if not isinstance(name, str | os.PathLike):
+        raise refused(name)
+    name, data = str(check_name(name)), None if data is None else check_name(data)
     if name.endswith(".npz") or (name not in registry.load("datasets") and Path(name).exists()):
-        path = Path(name).expanduser()
-        own = card_of(path)
-        return Dataset(own, partial(read, path, masks=own.task == "segmentation"))
+        return _own(Path(name).expanduser())
     card: DatasetCard = registry.find("datasets", name)
     if card.function:
         module, function = card.function.split(":")
@@ -48,6 +51,14 @@ def load_dataset(name: str | Path, *, data: str | Path | None = None) -> Dataset
     path = _locate(card, data)
     verify(path, card)
     return Dataset(card, partial(_read_verified, path, card))
+
+
+def _own(path: Path) -> Dataset:
+    own = describe(path)
+    masks = own.card.task == "segmentation"
+    small = path.stat().st_size <= MOST_COMPARED
+    reader = partial(read, path, masks=masks, one_hot=own.one_hot)
+    return Dataset(own.card, reader, compared=own.splits if small else ())
 
 
 def _read_verified(path: Path, card: DatasetCard, split: SplitName) -> Arrays:

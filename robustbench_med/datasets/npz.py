@@ -2,8 +2,7 @@
 
 A file holds `{train,val,test}_images` and `*_labels` or `*_masks` (class ids a pixel, 255 =
 ignored), and may hold `*_fov` (a field of view: masks are ignored where it is 0), `*_ids`,
-`*_patients` and `info` (JSON text: classes, licence, source, and of masks `regions`, `spacing` in
-mm, `channels`). A split that is not asked for is not read.
+`*_patients` and `info` (JSON text, see info.py). A split that is not asked for is not read.
 """
 
 from __future__ import annotations
@@ -15,32 +14,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustbench_med.datasets.archive import MAX_BYTES, Header, Npz, damage, opened
-from robustbench_med.datasets.dataset import IGNORED, UNLABELLED, Arrays, SplitName, mask_ids
-from robustbench_med.errors import DataError
+from robustbench_med.datasets.codes import UNLABELLED
+from robustbench_med.datasets.dataset import Arrays, SplitName
+from robustbench_med.datasets.info import channel_count, read_info
+from robustbench_med.datasets.labels import from_one_hot, integers
+from robustbench_med.datasets.masks import check_ignored, mask_ids, of_planes
+from robustbench_med.errors import DataError, MissingSplitError
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 MAX_CHANNELS = 16  # a longer last axis is a volume's third side
 MIN_SIDE = 5  # of a volume: a shorter axis is colours or one-hot classes
 
 
-def read(path: Path, split: SplitName, *, masks: bool = False, cap: int = MAX_BYTES) -> Arrays:
+def read(
+    path: Path,
+    split: SplitName,
+    *,
+    masks: bool = False,
+    one_hot: bool = False,
+    cap: int = MAX_BYTES,
+) -> Arrays:
     """Return one split of a file; ids default to `test-000123`.
 
     Args:
         path: the file.
         split: train, val or test.
         masks: whether the truth is a mask, not a label.
+        one_hot: whether labels of several columns are class labels, one-hot.
         cap: bytes that one array may have.
 
     Raises:
+        MissingSplitError: the file has no images of the split.
         DataError: a missing key, a damaged file, or arrays of a kind that is no image, label or id.
     """
     with opened(path, cap=cap) as file:
+        if f"{split}_images" not in file.keys and any(
+            f"{one}_images" in file.keys for one in SPLITS
+        ):
+            raise MissingSplitError(file.lacks(f"{split}_images"))
         n = image_header(file, split).shape[0]
-        labels = read_masks(file, split) if masks else read_labels(file, split)
+        labels = read_masks(file, split)[0] if masks else read_labels(file, split)
         ids = _names(file, f"{split}_ids", n)
         patients = _names(file, f"{split}_patients", n)
-        images = _images(file, split)
+        images = _images(file, split, masks=masks)
+    if one_hot and labels.ndim == 2:
+        labels = from_one_hot(labels.astype(np.int64))
     if ids is None:
         ids = np.array([f"{split}-{row:06d}" for row in range(n)], dtype=np.str_)
     if len(labels) != n:
@@ -61,7 +79,7 @@ def image_header(file: Npz, split: SplitName) -> Header:
     if dtype != np.uint8 and dtype.kind != "f":
         raise DataError(
             f"{where}: expected uint8 or float in [0,1], got {dtype}; rescale to [0,1] by the "
-            "range of the whole set, not of each image"
+            "range of the whole set (of 12 bits: images / 4095), not of each image"
         )
     if len(shape) not in (3, 4, 5) or min(shape[1:]) < 1:
         raise DataError(
@@ -71,104 +89,136 @@ def image_header(file: Npz, split: SplitName) -> Header:
     return header
 
 
-def axes_of(file: Npz, split: SplitName) -> tuple[tuple[int, ...], int]:
+def axes_of(file: Npz, split: SplitName, *, masks: bool = False) -> tuple[tuple[int, ...], int]:
     """Return the size of a split's images and their number of channels.
 
-    The masks tell which axes are pixels; without masks, a fourth axis of at most 16 is channels.
+    `channels` in `info` tells which axes are pixels, else the masks do; without either a fourth
+    axis of at most 4 is channels, and one of 5 to 16 has two meanings.
+
+    Args:
+        file: an open file.
+        split: of it.
+        masks: whether the masks are asked, where there are any.
 
     Raises:
-        DataError: as `image_header`, channels first or more than 16, or masks that are colours or
-            one-hot.
+        DataError: as `image_header`, channels first or more than 16, masks of another shape, or a
+            short last axis that nothing explains.
     """
     shape = image_header(file, split).shape[1:]
-    key = f"{split}_masks"
-    if key in file.keys:
-        colour = len(shape) > len(_pixels(file, key)) - 1
-        if not colour and len(shape) == 3 and shape[-1] < MIN_SIDE:
-            raise DataError(
-                f"{file.path}: {key}: expected class ids of shape (n, h, w), got "
-                f"{file.header(key).shape} for images of shape {shape}; save one id a pixel, "
-                "neither one-hot nor colours"
-            )
-    else:
-        colour = len(shape) == 4 or (len(shape) == 3 and shape[2] <= MAX_CHANNELS)
-        if not colour and len(shape) == 3 and shape[0] < MIN_SIDE:
-            raise DataError(
-                f"{file.path}: {split}_images: expected channels last, got {shape} for an image; "
-                "move them with numpy.moveaxis(images, 1, -1)"
-            )
-    size, channels = (shape[:-1], shape[-1]) if colour else (shape, 1)
+    where = f"{file.path}: {split}_images"
+    stated = channel_count(file.path, read_info(file))
+    if shape[0] == 1 and len(shape) > 2:  # one channel, first
+        shape = shape[1:]
+    if masks and stated is None and f"{split}_masks" in file.keys:
+        return _as_masks(file, split, shape)
+    size, channels = _as_stated(shape, stated, where)
+    if stated is None and len(shape) == 3 and channels > 4:
+        raise DataError(
+            f"{where}: expected to know whether the last axis of {shape} is {channels} channels or "
+            f'{channels} slices; say so in info: {{"channels": {channels}}} (or their names), or '
+            '{"channels": 1} for a volume'
+        )
     if channels > MAX_CHANNELS or len(size) not in (2, 3):
         raise DataError(
-            f"{file.path}: {split}_images: expected two or three axes and at most {MAX_CHANNELS} "
-            f"channels, got {shape} for an image"
+            f"{where}: expected two or three axes and at most {MAX_CHANNELS} channels, got {shape} "
+            "for an image"
         )
     return size, channels
 
 
+def _as_stated(
+    shape: tuple[int, ...], stated: int | None, where: str
+) -> tuple[tuple[int, ...], int]:
+    """Return size and channels by the number stated, or by the shape alone."""
+    if stated == 1 and shape[-1] != 1:
+        return shape, 1
+    if stated is not None:
+        if shape[-1] == stated and len(shape) > 2:
+            return shape[:-1], stated
+        if shape[0] == stated:
+            raise _channels_first(shape, where)
+        raise DataError(
+            f"{where}: expected {stated} channels on the last axis as info states, got {shape} for "
+            "an image"
+        )
+    colour = len(shape) == 4 or (len(shape) == 3 and shape[2] <= MAX_CHANNELS)
+    if not colour and len(shape) == 3 and shape[0] < MIN_SIDE:
+        raise _channels_first(shape, where)
+    return (shape[:-1], shape[-1]) if colour else (shape, 1)
+
+
+def _channels_first(shape: tuple[int, ...], where: str) -> DataError:
+    return DataError(
+        f"{where}: expected channels last, got {shape} for an image; "
+        "move them with numpy.moveaxis(images, 1, -1)"
+    )
+
+
+def _as_masks(file: Npz, split: SplitName, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """Return size and channels by the shape of the masks, which may be one-hot planes."""
+    key = f"{split}_masks"
+    mask = file.header(key).shape[1:]
+    either = [(shape, 1), (shape[:-1], shape[-1])]
+    either = [one for one in either if len(one[0]) in (2, 3) and one[1] <= MAX_CHANNELS]
+    for size, channels in either:
+        volume_of_colours = len(size) == 3 and channels == 1 and size[-1] < MIN_SIDE
+        if not volume_of_colours and mask in (size, (*size, 1), (1, *size)):
+            return size, channels
+    for size, channels in either:
+        if size in (mask[:-1], mask[1:]) and len(mask) == len(size) + 1:
+            return size, channels
+    wanted = "(n, d, h, w)" if len(mask) == 3 and len(shape) > 3 else "(n, h, w)"
+    raise DataError(
+        f"{file.path}: {key}: expected class ids of shape {wanted}, got {file.header(key).shape} "
+        f"for images of shape {shape}; save one id a pixel"
+    )
+
+
 def read_labels(file: Npz, split: SplitName) -> NDArray[np.int64]:
-    """Return a split's labels: `(n,)` class ids, or `(n, k)` findings where k > 1.
+    """Return a split's labels: `(n,)` class ids, or `(n, k)` findings or one-hot where k > 1.
+
+    -1 = unlabelled, stored as -1 or as torch's -100.
 
     Raises:
-        DataError: they are no integers, or have more than two axes.
+        DataError: they are no whole numbers, or have more than two axes.
     """
     key = f"{split}_labels"
-    shape, dtype = file.header(key)
-    if not np.can_cast(dtype, np.int64):
-        raise DataError(
-            f"{file.path}: {key}: expected integers or bool, got {dtype}; save them as int64"
-        )
+    where, shape = f"{file.path}: {key}", file.header(key).shape
     if len(shape) not in (1, 2) or 0 in shape[1:]:
-        raise DataError(
-            f"{file.path}: {key}: expected shape (n,), (n, 1) or (n, findings), got {shape}"
-        )
-    labels = file.array(key).astype(np.int64)
+        raise DataError(f"{where}: expected shape (n,), (n, 1) or (n, findings), got {shape}")
+    labels = integers(file.array(key), where)
     return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
 
 
-def read_masks(file: Npz, split: SplitName) -> NDArray[np.int16]:
+def read_masks(file: Npz, split: SplitName) -> tuple[NDArray[np.int16], str | None]:
     """Return a split's masks `(n, *s)`: class ids, 255 or -1 = ignored, as outside the `*_fov`.
 
+    And a note where they were stored otherwise, as one-hot planes.
+
     Raises:
-        DataError: they are no integers, hold 0 and 255 alone, or a field of view of another shape.
+        DataError: they are no whole numbers or of another shape than the images, some hold 0 and
+            255 alone, or a field of view has another shape.
     """
     key, fov = f"{split}_masks", f"{split}_fov"
-    dtype, shape = file.header(key).dtype, _pixels(file, key)
-    if not np.can_cast(dtype, np.int64):
-        raise DataError(
-            f"{file.path}: {key}: expected class ids as integers, got {dtype}; save them as uint8"
-        )
-    if len(shape) not in (3, 4):
-        raise DataError(
-            f"{file.path}: {key}: expected shape (n, h, w) or (n, d, h, w), got {shape}"
-        )
-    stored = file.array(key).reshape(shape)
+    where, size = f"{file.path}: {key}", axes_of(file, split, masks=True)[0]
+    images = file.header(f"{split}_images").shape[1:]
+    stored, note = of_planes(file.array(key), size, where, images)
+    check_ignored(stored, where)
     masks = mask_ids(stored)
-    if (stored == IGNORED).any() and not (masks > 0).any():
-        raise DataError(
-            f"{file.path}: {key}: expected class ids, got only 0 and 255 in the masks: "
-            "255 = ignored; save the lesion as 1"
-        )
     if fov in file.keys:
-        seen = _pixels(file, fov)
-        if seen != shape:
+        seen = file.header(fov).shape
+        if seen not in (masks.shape, (*masks.shape, 1)):
             raise DataError(
-                f"{file.path}: {fov}: expected the shape of the masks {shape}, got {seen}"
+                f"{file.path}: {fov}: expected the shape of the masks {masks.shape}, got {seen}"
             )
-        masks[file.array(fov).reshape(shape) == 0] = UNLABELLED
-    return masks
+        masks[file.array(fov).reshape(masks.shape) == 0] = UNLABELLED
+    return masks, note
 
 
-def _pixels(file: Npz, key: str) -> tuple[int, ...]:
-    """Return the shape of masks without a last axis of one entry, as of one channel."""
-    shape = file.header(key).shape
-    return shape[:-1] if len(shape) in (4, 5) and shape[-1] == 1 else shape
-
-
-def _images(file: Npz, split: SplitName) -> NDArray[np.uint8] | NDArray[np.float32]:
+def _images(file: Npz, split: SplitName, *, masks: bool) -> NDArray[np.uint8] | NDArray[np.float32]:
     images = file.array(f"{split}_images")
-    if images.ndim > 1 + len(axes_of(file, split)[0]) and images.shape[-1] == 1:
-        images = images[..., 0]
+    size, channels = axes_of(file, split, masks=masks)
+    images = images.reshape(len(images), *size, *([channels] if channels > 1 else []))
     if images.dtype == np.uint8:
         return np.ascontiguousarray(images)
     with np.errstate(over="ignore"):  # what does not fit becomes Inf, which the data contract names

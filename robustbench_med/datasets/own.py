@@ -2,56 +2,99 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from robustbench_med.cards import DatasetCard
+from robustbench_med.cards import DatasetCard, Task
+from robustbench_med.datasets import info as stated
 from robustbench_med.datasets.archive import MAX_BYTES, Npz, opened
-from robustbench_med.datasets.dataset import MAX_IDS
-from robustbench_med.datasets.npz import SPLITS, axes_of, image_header, read_labels, read_masks
+from robustbench_med.datasets.codes import MAX_IDS
+from robustbench_med.datasets.dataset import SplitName
+from robustbench_med.datasets.labels import check_numbering, one_hot_rows
+from robustbench_med.datasets.masks import check_background
+from robustbench_med.datasets.npz import (
+    MAX_CHANNELS,
+    SPLITS,
+    axes_of,
+    image_header,
+    read_labels,
+    read_masks,
+)
 from robustbench_med.errors import DataError
 
-MAX_INFO = 2**20  # bytes; the longest seen has 3 kB
 MAX_CLASSES = 10_000  # more are not class ids but something else, such as patient numbers
+OWN = "a user's own file, used without a known checksum"
+
+
+class OwnFile(NamedTuple):
+    """What a user's file is.
+
+    Attributes:
+        card: made of it.
+        splits: those it has.
+        one_hot: whether its labels are one-hot class labels.
+    """
+
+    card: DatasetCard
+    splits: tuple[SplitName, ...]
+    one_hot: bool
+
+
+class _Truth(NamedTuple):
+    """Labels or masks of every split, and what their values mean."""
+
+    task: Task
+    labels: list[NDArray[Any]]
+    one_hot: bool
+    notes: tuple[str, ...]
 
 
 def card_of(path: Path, *, cap: int = MAX_BYTES) -> DatasetCard:
-    """Return a card made of a file's header, labels and `info`.
+    """Return a card made of a file's header, labels and `info`; see `describe`."""
+    return describe(path, cap=cap).card
+
+
+def describe(path: Path, *, cap: int = MAX_BYTES) -> OwnFile:
+    """Return what a file is, from its header, labels and `info`.
 
     Class names come from `classes` in `info`, else they are "class 0", "class 1", ... up to the
     highest label; `normal` in `info` is the index of the healthy class. Labels of several columns
-    are findings, which may occur together. Masks in any split make it a segmentation, whose every
-    split needs them; there class 0 is the background, and `info` may hold `regions` (name -> class
-    ids), `spacing` (mm a pixel along each axis) and `channels` (names).
+    are one-hot class labels where every row of every split sums to one, else findings, which may
+    occur together; `task` in `info` ("single-label", "multi-label", "segmentation") decides where
+    it is stated. Masks in any split make it a segmentation, whose every split needs them; there
+    class 0 is the background, and `info` may hold `regions` (name -> class ids). `spacing` (mm a
+    pixel along each axis), `channels` (names or a number), `native_range` (what [0,1] stands for)
+    and `bit_depth` may be stated of all.
 
     Args:
         path: a `.npz` file with MedMNIST keys.
         cap: bytes that one array may have.
 
     Raises:
-        DataError: the file cannot be read, holds no split, has fewer than two classes, or masks of
-            more than 255.
+        DataError: the file cannot be read, holds no split, has fewer than two classes, masks of
+            more than 255, or labels or axes of two meanings.
     """
     with opened(path, cap=cap) as file:
-        splits = [split for split in SPLITS if f"{split}_images" in file.keys]
+        splits = tuple(split for split in SPLITS if f"{split}_images" in file.keys)
         if not splits:
             file.header("test_images")
-        masks = any(f"{split}_masks" in file.keys for split in splits)
-        for split in splits if masks else ():
-            file.header(f"{split}_masks")
-        dtype = image_header(file, splits[-1]).dtype
-        size, channels = axes_of(file, splits[-1])
-        info = _info(file)
-        labels = [(read_masks if masks else read_labels)(file, split) for split in splits]
-    several = not masks and any(found.ndim == 2 for found in labels)
-    classes = _classes(path, info) or _numbered(path, labels)
+        info = stated.read_info(file)
+        masks = _has_masks(file, splits, stated.task(info))
+        stored = image_header(file, splits[-1]).dtype.kind == "u"
+        size, channels = axes_of(file, splits[-1], masks=masks)
+        shape = image_header(file, splits[-1]).shape[1:]
+        truth = _masks(file, splits, info) if masks else _labels(file, splits, info)
+        code = file.fingerprint()
+    classes = stated.classes(path, info, masks=masks)
+    if classes:
+        _check_names(path, classes, truth)
+    else:
+        classes = _numbered(path, truth)
     if len(classes) < 2:
         raise DataError(
             f"{path}: expected at least two classes, got {len(classes)}; name them in info"
@@ -61,61 +104,123 @@ def card_of(path: Path, *, cap: int = MAX_BYTES) -> DatasetCard:
             f"{path}: expected at most {MAX_IDS} classes of masks (ids 0..{MAX_IDS - 1}; 255 = "
             f"ignored), got {len(classes)}"
         )
-    stored = dtype.kind == "u"
-    return DatasetCard(
+    regions = stated.regions(path, info, len(classes)) if masks else {}
+    card = DatasetCard(
         name=re.sub(r"[^0-9a-z_]+", "_", path.stem.lower()).strip("_") or "data",
-        title=f"{path.stem} (own file)",
-        summary=_text(info.get("name", "")),
-        source=_text(info.get("source", "")),
-        modality=_text(info.get("modality", "not stated")),
-        task="segmentation" if masks else "multi_label" if several else "single_label",
+        # two files of one name are two boards, and one file is one wherever it lies
+        title=f"{path.stem} (own file {code})",
+        summary=stated.text(info.get("name", "")),
+        source=stated.text(info.get("source", "")),
+        modality=stated.text(info.get("modality", "not stated")),
+        task=truth.task,
         classes=classes,
-        regions=_regions(path, info, len(classes)) if masks else {},
-        normal=_normal(path, info, len(classes)),
+        regions=regions,
+        normal=stated.normal(path, info, len(classes)),
         channels=channels,
-        channel_names=_channel_names(path, info, channels),
+        channel_names=stated.channel_names(path, info, channels),
         size=size,
-        spacing=_spacing(path, info, len(size)),
-        bit_depth=8
-        if stored
-        else 16,  # float images come from clinical formats, which store up to 16
-        native_range="grey level 0..255" if stored else "float 0..1",
+        spacing=stated.spacing(path, info, len(size)),
+        bit_depth=stated.bit_depth(path, info, stored=stored),
+        native_range=stated.native_range(path, info, stored=stored),
         file=path.name,
-        licence=_text(info.get("licence", "not stated")),
-        notes=("a user's own file, used without a known checksum",),
+        licence=stated.text(info.get("licence", "not stated")),
+        notes=(
+            OWN,
+            *truth.notes,
+            *_axes_note(shape, size, channels, info, masks=masks),
+            *_left_out(classes, regions),
+        ),
     )
+    return OwnFile(card, splits, truth.one_hot)
 
 
-def _info(file: Npz) -> dict[str, Any]:
-    if "info" not in file.keys:
-        return {}
-    shape, dtype = file.header("info")
-    if dtype.kind != "U" or shape != () or dtype.itemsize > MAX_INFO:
-        raise DataError(
-            f"{file.path}: info: expected one JSON text of at most {MAX_INFO} bytes, "
-            f"got {dtype} of shape {shape}"
+def _has_masks(file: Npz, splits: Sequence[SplitName], task: Task | None) -> bool:
+    masks = any(f"{split}_masks" in file.keys for split in splits)
+    if task == "segmentation" and not masks:
+        file.header(f"{splits[-1]}_masks")
+    if task in ("single_label", "multi_label"):
+        return False
+    for split in splits if masks else ():
+        file.header(f"{split}_masks")
+    return masks
+
+
+def _masks(file: Npz, splits: Sequence[SplitName], info: dict[str, Any]) -> _Truth:
+    every = [read_masks(file, split) for split in splits]
+    masks: list[NDArray[Any]] = [one for one, _ in every]
+    if not stated.classes(file.path, info, masks=True):
+        ids = np.unique(np.concatenate([np.unique(one) for one in masks]))
+        check_background(ids, str(file.path))
+        check_numbering(ids[ids >= 0], str(file.path), masks=True)
+    notes = [note for _, note in every if note is not None]
+    if any(f"{split}_labels" in file.keys for split in splits):
+        notes.append(
+            "the file has labels beside its masks, which are scored alone; "
+            '"task": "single-label" in info takes the labels'
         )
-    try:
-        found = json.loads(str(file.array("info")))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file.path}: info: expected JSON text, got: {error}") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{file.path}: info: expected a JSON object, got {type(found).__name__}")
-    return found
+    return _Truth("segmentation", masks, False, tuple(_plain(file.path, notes)))
 
 
-def _classes(path: Path, info: dict[str, Any]) -> tuple[str, ...]:
-    classes = info.get("classes", [])
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise DataError(f"{path}: info: expected classes to be a list of names, got {classes!r}")
-    return tuple(classes)
+def _labels(file: Npz, splits: Sequence[SplitName], info: dict[str, Any]) -> _Truth:
+    path, task = file.path, stated.task(info)
+    labels: list[NDArray[Any]] = [read_labels(file, split) for split in splits]
+    notes = [
+        f"{split}_labels: whole {file.header(f'{split}_labels').dtype} as class ids"
+        for split in splits
+        if file.header(f"{split}_labels").dtype.kind == "f"
+    ]
+    if len(shapes := {one.shape[1:] for one in labels if len(one)}) > 1:
+        listed = ", ".join(
+            f"{split} {one.shape}" for split, one in zip(splits, labels, strict=True)
+        )
+        raise DataError(
+            f"{path}: expected labels of one kind in all splits, got {listed}; save class ids "
+            "(n,) or findings (n, k) in each"
+        )
+    several = () not in shapes and bool(shapes)
+    if not several:
+        if task == "multi_label":
+            raise DataError(
+                f"{path}: expected labels (n, findings) as info states multi-label, got one column"
+            )
+        if not stated.classes(path, info):
+            ids = np.unique(np.concatenate([np.unique(one) for one in labels]))
+            check_numbering(ids[ids >= 0], str(path), masks=False)
+        return _Truth("single_label", labels, False, tuple(notes))
+    one_hot = all(one_hot_rows(one) for one in labels if len(one))
+    if task == "single_label" and not one_hot:
+        raise DataError(
+            f"{path}: expected one class an image as info states single-label, got rows that do "
+            "not sum to one; save class ids (n,), or state multi-label"
+        )
+    if not one_hot or task == "multi_label":
+        return _Truth("multi_label", labels, False, tuple(notes))
+    k = labels[-1].shape[1]
+    notes.append(
+        f"labels of {k} columns are one-hot (every row sums to one) and read as one of {k} classes;"
+        ' "task": "multi-label" in info reads them as findings'
+    )
+    return _Truth("single_label", labels, True, tuple(notes))
 
 
-def _numbered(path: Path, labels: Sequence[NDArray[np.integer[Any]]]) -> tuple[str, ...]:
-    word, count = "class", 0
-    for found in labels:
-        if found.ndim == 2:
-            word, count = "finding", max(count, found.shape[1])
+def _check_names(path: Path, classes: tuple[str, ...], truth: _Truth) -> None:
+    """Raise DataError where names and columns of labels are not as many."""
+    columns = {
+        one.shape[1] for one in truth.labels if one.ndim == 2 and truth.task != "segmentation"
+    }
+    if columns and columns != {len(classes)}:
+        raise DataError(
+            f"{path}: expected as many classes in info as labels have columns, got {len(classes)} "
+            f"names for {max(columns)} columns"
+        )
+
+
+def _numbered(path: Path, truth: _Truth) -> tuple[str, ...]:
+    word = "finding" if truth.task == "multi_label" else "class"
+    count = 0
+    for found in truth.labels:
+        if found.ndim == 2 and truth.task != "segmentation":
+            count = max(count, found.shape[1])
         elif len(found):
             count = max(count, int(found.max()) + 1)
     if count > MAX_CLASSES:
@@ -125,64 +230,33 @@ def _numbered(path: Path, labels: Sequence[NDArray[np.integer[Any]]]) -> tuple[s
     return tuple(f"{word} {index}" for index in range(count))
 
 
-def _normal(path: Path, info: dict[str, Any], k: int) -> int | None:
-    normal = info.get("normal")
-    if normal is None or (type(normal) is int and 0 <= normal < k):
-        return normal
-    raise DataError(
-        f"{path}: info: expected normal to be a class 0..{k - 1} or null, got {normal!r}"
-    )
+def _axes_note(
+    shape: tuple[int, ...],
+    size: tuple[int, ...],
+    channels: int,
+    info: dict[str, Any],
+    *,
+    masks: bool,
+) -> list[str]:
+    """Return what was made of axes that have another meaning too."""
+    if masks or info.get("channels") is not None or info.get("spacing") is not None:
+        return []
+    if len(shape) == 3 and channels in (2, 4):
+        return [f"the last axis of images {shape} is taken for {channels} channels"]
+    if len(size) == 3 and size[0] <= MAX_CHANNELS:
+        return [f"images {shape} are taken for volumes of {size[0]} slices; channels stand last"]
+    return []
 
 
-def _regions(path: Path, info: dict[str, Any], k: int) -> dict[str, tuple[int, ...]]:
-    regions = info.get("regions", {})
-    fine = isinstance(regions, dict) and all(
-        isinstance(ids, list) and ids and all(type(one) is int and 0 < one < k for one in ids)
-        for ids in regions.values()
-    )
-    if not fine:
-        raise DataError(
-            f"{path}: info: expected regions as lists of class ids in 1..{k - 1} by name, got "
-            f"{regions!r}"
-        )
-    return {name: tuple(ids) for name, ids in regions.items()}
+def _left_out(classes: tuple[str, ...], regions: dict[str, tuple[int, ...]]) -> list[str]:
+    """Return the classes of masks that no region holds."""
+    inside = {one for ids in regions.values() for one in ids}
+    names = [name for k, name in enumerate(classes) if k and k not in inside]
+    if not regions or not names:
+        return []
+    return [f"in no region and not scored: {', '.join(names)}"]
 
 
-def _spacing(path: Path, info: dict[str, Any], axes: int) -> tuple[float, ...] | None:
-    spacing = info.get("spacing")
-    if spacing is None:
-        return None
-    fine = isinstance(spacing, list) and len(spacing) == axes
-    if not fine or not all(
-        # a comparison refuses NaN and Infinity, and an integer that no float holds
-        type(mm) in (int, float) and 0 < mm <= sys.float_info.max
-        for mm in spacing
-    ):
-        raise DataError(
-            f"{path}: info: expected spacing as {axes} numbers > 0 (mm a pixel), got {spacing!r}"
-        )
-    return tuple(map(float, spacing))
-
-
-def _channel_names(path: Path, info: dict[str, Any], channels: int) -> tuple[str, ...]:
-    names = info.get("channels", [])
-    fine = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not fine or len(set(names)) not in (0, channels) or len(names) not in (0, channels):
-        raise DataError(
-            f"{path}: info: expected channels as {channels} names, each another, got {names!r}"
-        )
-    unfit = [name for name in names if not _choosable(name)]
-    if unfit:
-        raise DataError(
-            f"{path}: info: expected channel names that a case can choose: not empty, without '+', "
-            f"'=' and outer blanks, and not 'all'; got {unfit[0]!r}"
-        )
-    return tuple(names)
-
-
-def _choosable(name: str) -> bool:
-    return name not in ("", "all") and name == name.strip() and not set(name) & set("+=")
-
-
-def _text(value: object) -> str:
-    return "; ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _plain(path: Path, notes: Sequence[str]) -> list[str]:
+    """Return notes without the path of the file, which a record does not hold."""
+    return [note.removeprefix(f"{path}: ") for note in notes]

@@ -54,7 +54,8 @@ def score(
         p: the predictions.
         card: says which class is healthy; sensitivity and specificity are of "not healthy" and NaN
             where no class is. For findings every metric but accuracy is the mean over findings;
-            accuracy is the exact match.
+            accuracy is the exact match. A class or finding that the card calls absent from the
+            whole split counts in no mean; one absent from these images leaves its means undefined.
         clusters: `(n,)` patient ids, or None where images are independent.
         weights: `(replicates, n)` from stats.resamples, shared by all rows of a case so that they
             are paired.
@@ -77,10 +78,11 @@ def score(
 
 
 def _columns(p: Predictions, card: DatasetCard) -> list[int]:
-    """Return the columns averaged over: the diseased one of two classes, else all."""
+    """Return the columns averaged over: the diseased one of two classes, else all that occur."""
     if card.binary:
         return [1 - (card.normal or 0)]
-    return list(range(p.truth.shape[1]))
+    every = list(range(p.truth.shape[1]))
+    return [j for j in every if card.classes[j] not in card.absent] or every
 
 
 def _mean(columns: list[Floats]) -> Floats:
@@ -95,7 +97,7 @@ def _column(p: Predictions, j: int) -> tuple[Bools, Bools, Floats]:
 
 def _balanced(p: Predictions, card: DatasetCard) -> float:
     if card.task == "multi_label":
-        pairs = [_column(p, j)[:2] for j in range(p.truth.shape[1])]
+        pairs = [_column(p, j)[:2] for j in _columns(p, card)]
         return float(np.mean([_recall(t, c) + _recall(~t, ~c) for t, c in pairs]) / 2)
     known = p.known[:, 0]
     truth, called = p.truth[known].argmax(1), p.called[known].argmax(1)
@@ -128,9 +130,8 @@ def _recall_repeats(truth: Bools, called: Bools, weights: Floats) -> Floats:
     return found
 
 
-def _recalls_repeats(p: Predictions, weights: Floats) -> Floats:
+def _recalls_repeats(p: Predictions, each: list[int], weights: Floats) -> Floats:
     truth = p.truth & p.known
-    each = range(truth.shape[1])
     return _mean([_recall_repeats(truth[:, j], p.called[:, j], weights) for j in each])
 
 
@@ -139,7 +140,7 @@ def _balanced_repeats(p: Predictions, card: DatasetCard, weights: Floats) -> Flo
     columns = [
         _recall_repeats(s.truth[:, j] & s.known[:, j], s.called[:, j], weights)
         for s in sides
-        for j in range(p.truth.shape[1])
+        for j in (_columns(p, card) if card.task == "multi_label" else range(p.truth.shape[1]))
         if card.task == "multi_label" or s.truth[:, j].any()
     ]
     # a class that a resample missed is left out of its mean, as scikit-learn does
@@ -180,9 +181,9 @@ def _sides(
     if card.task == "multi_label":
         found = {}
         for name, side in {"sensitivity": p, "specificity": _negated(p)}.items():
-            each = range(p.truth.shape[1])
+            each = _columns(p, card)
             value = float(np.mean([_recall(*_column(side, j)[:2]) for j in each]))
-            found[name] = stats.bootstrap(value, partial(_recalls_repeats, side), weights)
+            found[name] = stats.bootstrap(value, partial(_recalls_repeats, side, each), weights)
         return found
     if card.normal is None:
         return {"sensitivity": stats.UNDEFINED, "specificity": stats.UNDEFINED}

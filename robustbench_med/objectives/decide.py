@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustbench_med.cards import Task
-from robustbench_med.datasets.dataset import MAX_IDS
+from robustbench_med.datasets.codes import MAX_IDS
 from robustbench_med.errors import VictimError
 from robustbench_med.objectives import Objective
 from robustbench_med.objectives.classification import two_sided

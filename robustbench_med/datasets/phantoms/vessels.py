@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from robustbench_med.datasets.dataset import UNLABELLED, Arrays, SplitName
+from robustbench_med.datasets.codes import UNLABELLED
+from robustbench_med.datasets.dataset import Arrays, SplitName
 from robustbench_med.datasets.phantoms import canvas, cohort, fundus
 from robustbench_med.datasets.phantoms.canvas import Mask, Plane
 

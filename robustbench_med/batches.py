@@ -1,0 +1,142 @@
+"""A batch handed in from Python, checked: images in [0,1] with labels that mean one thing."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robustbench_med.cards import Task
+from robustbench_med.datasets.labels import integers, one_hot_rows
+from robustbench_med.datasets.masks import of_planes
+from robustbench_med.errors import DataError
+from robustbench_med.types import Batch
+
+_log = logging.getLogger(__name__)
+_WHERE = "batch"
+_COLOURS = (1, 3, 4)
+
+
+def is_batch(data: object) -> bool:
+    """Whether data is a Batch, or a pair of arrays that can only be images and their labels."""
+    if isinstance(data, Batch):
+        return True
+    return isinstance(data, tuple | list) and len(data) == 2 and all(map(_is_array, data))
+
+
+def checked(data: Batch | tuple[Any, Any] | list[Any], *, task: Task | None = None) -> Batch:
+    """Return a batch whose images are float32 and whose labels are int64, as its contract says.
+
+    Taken are numpy arrays, images that require gradients, of any float type, or uint8 grey levels,
+    labels `(b, 1)`, labels and masks of whole floats, and one-hot masks. Their values are checked
+    as those of any dataset are, by `Dataset.arrays`.
+
+    Args:
+        data: the batch, or images and labels, which are then called "batch-000000", ...
+        task: of the model's own data, where that is known.
+
+    Raises:
+        DataError: what it holds is no batch of images with labels, or has two meanings.
+    """
+    if not isinstance(data, Batch):
+        count = len(data[0]) if np.ndim(data[0]) else 0
+        names = np.array([f"batch-{row:06d}" for row in range(count)], dtype=np.str_)
+        data = Batch(data[0], data[1], names)
+    x = _images(data.x)
+    y = _truth(data.y, x, task)
+    ids = _names(data.ids, len(x), "ids")
+    if len(np.unique(ids)) != len(x):
+        raise DataError(
+            f"{_WHERE}: expected one id an image, got {len(np.unique(ids))} for {len(x)}"
+        )
+    patients = None if data.patients is None else _names(data.patients, len(x), "patients")
+    return Batch(x, y, ids, patients)
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, Tensor | np.ndarray)
+
+
+def _array(value: object, what: str) -> NDArray[Any]:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if isinstance(value, np.ndarray | list | tuple):
+        try:
+            return np.asarray(value)
+        except ValueError:
+            pass  # rows of different lengths
+    raise DataError(
+        f"{_WHERE}: expected {what} as a tensor or an array, got {type(value).__name__}"
+    )
+
+
+def _images(value: object) -> Tensor:
+    images = _array(value, "images x")
+    shape = tuple(images.shape)
+    if images.ndim not in (4, 5) or 0 in shape[1:]:
+        raise DataError(
+            f"{_WHERE}: expected images of shape (b, c, h, w) or (b, c, d, h, w), got {shape}; of "
+            "one image x[None], of one channel x[:, None]"
+        )
+    if shape[0] == 0:
+        raise DataError(f"{_WHERE}: expected at least one image, got none")
+    if images.ndim == 4 and shape[-1] in _COLOURS and shape[1] not in _COLOURS:
+        raise DataError(
+            f"{_WHERE}: expected channels first, (b, c, h, w), got {shape}; move them with "
+            "x.movedim(-1, 1)"
+        )
+    if images.dtype == np.uint8:
+        if images.max() <= 1:
+            raise DataError(
+                f"{_WHERE}: expected uint8 grey levels in 0..255, got 0 and 1 alone, as [0,1] "
+                "floats become when they are cast to uint8; hand them in as float32"
+            )
+        _log.warning("%s: uint8 images are read as grey levels 0..255", _WHERE)
+        return torch.from_numpy(images.astype(np.float32) / 255)
+    if images.dtype.kind != "f":
+        raise DataError(
+            f"{_WHERE}: expected float images in [0,1], got {images.dtype}; rescale them by one "
+            "range for all"
+        )
+    with np.errstate(over="ignore"):  # what does not fit becomes Inf, which is refused later
+        return torch.from_numpy(np.array(images, dtype=np.float32))
+
+
+def _truth(value: object, x: Tensor, task: Task | None) -> Tensor:
+    stored, size, n = _array(value, "labels y"), tuple(x.shape[2:]), len(x)
+    if stored.ndim == 0 or len(stored) != n:
+        got = "a single number" if stored.ndim == 0 else f"{len(stored)} for {n} images"
+        raise DataError(f"{_WHERE}: expected one label or mask an image, got {got}")
+    if stored.ndim > 2 and tuple(stored.shape[1:]) != (1, 1):
+        ids, note = of_planes(stored, size, f"{_WHERE}: y", tuple(x.shape[1:]))
+        if note is not None:
+            _log.warning("%s", note)
+        return torch.from_numpy(ids.copy())
+    ids = integers(stored, f"{_WHERE}: y")
+    if ids.ndim > 1 and ids[0].size == 1:
+        ids = ids.reshape(n)
+    if ids.ndim == 2 and task != "multi_label" and one_hot_rows(ids):
+        if task != "single_label":
+            raise DataError(
+                f"{_WHERE}: expected class ids (b,) or findings (b, k), got rows that all sum to "
+                "one, which may be either; of one-hot labels hand in y.argmax(1), findings from "
+                'an .npz whose info states "task": "multi-label"'
+            )
+        _log.warning("%s: one-hot labels are read as class ids", _WHERE)
+        ids = np.where((ids < 0).all(1), -1, ids.argmax(1))
+    return torch.from_numpy(ids.copy())
+
+
+def _names(value: object, n: int, what: str) -> NDArray[np.str_]:
+    names = _array(value, what)
+    if names.shape not in ((n,), (n, 1)) or names.dtype.kind not in "USOiu":
+        raise DataError(
+            f"{_WHERE}: expected {what} as {n} names, one an image, got {names.dtype} of shape "
+            f"{tuple(names.shape)}"
+        )
+    return names.reshape(n).astype(np.str_)

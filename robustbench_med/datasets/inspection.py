@@ -1,0 +1,174 @@
+"""What is said of a split, and what is refused: empty images, absent classes, copies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustbench_med.cards import DatasetCard
+from robustbench_med.datasets.codes import UNLABELLED
+from robustbench_med.datasets.dataset import Arrays
+from robustbench_med.errors import DataError
+
+FAINT = 16  # of 255: a brightest pixel below is said
+
+
+def occurring(arrays: Arrays, card: DatasetCard) -> tuple[str, ...]:
+    """Return the classes, findings or regions that a split's truth holds, by name, in order."""
+    labels = arrays.labels
+    if card.task == "multi_label":
+        return tuple(
+            n for n, there in zip(card.classes, (labels == 1).any(0), strict=True) if there
+        )
+    ids = np.unique(labels)
+    if card.task == "segmentation":
+        return tuple(name for name, inside in card.parts.items() if np.isin(ids, inside).any())
+    return tuple(name for k, name in enumerate(card.classes) if k in ids)
+
+
+def inspect(arrays: Arrays, card: DatasetCard, split: str) -> list[str]:
+    """Return what a person must know of a split before a score of it means anything.
+
+    Args:
+        arrays: the split, which keeps the card's contract.
+        card: of the data.
+        split: its name.
+
+    Raises:
+        DataError: its images hold nothing.
+    """
+    notes = [*_content(arrays, card, split), *_unlabelled(arrays, card, split)]
+    return [*notes, *_absent(arrays, card, split)]
+
+
+def shared(one: Arrays, other: Arrays, names: tuple[str, str]) -> list[str]:
+    """Return how many images and patients two splits have in common, where they have any.
+
+    Args:
+        one: the split that is scored.
+        other: another.
+        names: of both.
+    """
+    notes, (here, there) = [], names
+    if one.images.shape[1:] == other.images.shape[1:] and one.images.dtype == other.images.dtype:
+        known = set(_digests(other))
+        copies = sum(digest in known for digest in _digests(one))
+        if copies:
+            notes.append(f"{copies} of {len(one)} images of {here} are copies of images of {there}")
+    if one.patients is not None and other.patients is not None:
+        both = np.intersect1d(one.patients.astype(str), other.patients.astype(str))
+        if len(both):
+            count = f"{len(both)} of {len(np.unique(one.patients))} patients"
+            notes.append(f"{count} of {here} are in {there} too")
+    return notes
+
+
+def _content(arrays: Arrays, card: DatasetCard, split: str) -> Iterator[str]:
+    """Yield what is odd of a split's images.
+
+    Raises:
+        DataError: every image is of one value, all are one image, or the values are those of
+            [0,1] cast to bytes, or scaled twice.
+    """
+    where, n = f"{card.name} ({split})", len(arrays)
+    rows = arrays.images.reshape(n, -1)
+    low, high = rows.min(1), rows.max(1)
+    flat = int((low == high).sum())
+    if flat == n:
+        value = low[0]
+        whole = f"all {n} images are" if n > 1 else "the image is"
+        same = f"{value} everywhere" if (low == value).all() else "of one value throughout"
+        cast = " as [0,1] floats become when they are cast to uint8" if _all_zero(rows) else ""
+        raise DataError(
+            f"{where}: expected images with content, but {whole} {same}{cast}; save the images "
+            "themselves, of [0,1] floats as float32"
+        )
+    stored, top = rows.dtype == np.uint8, high.max()
+    if stored and top <= 1:
+        raise DataError(
+            f"{where}: expected uint8 grey levels in 0..255, got 0 and 1 alone, as [0,1] floats "
+            "become when they are cast to uint8; save them as float32, or 0/1 pictures times 255"
+        )
+    if not stored and top * 255 <= 1:
+        raise DataError(
+            f"{where}: expected float images in [0,1], got at most {top}, as of images that were "
+            "divided by 255 twice; divide once"
+        )
+    digests = _digests(arrays)
+    counts = Counter(digests)
+    if n > 1 and len(counts) == 1:
+        raise DataError(
+            f"{where}: expected different images, but all {n} are copies of one; save each image"
+        )
+    if flat:
+        yield f"{flat} of {n} images of {split} are of one value throughout: they show nothing"
+    if (repeated := n - len(counts)) and repeated > max(flat - 1, 0):
+        yield f"{repeated} of {n} images of {split} are copies of another of {split}"
+    if top < FAINT if stored else top * 255 < FAINT:
+        shown = f"{top} of 255" if stored else f"{top:.3g} of 1"
+        yield f"the brightest pixel of {split} is {shown}: the images were perhaps scaled wrongly"
+    elif _two_values(rows, low.min(), top):
+        yield f"the images of {split} hold two values alone, {low.min()} and {top}"
+
+
+def _all_zero(rows: NDArray[np.uint8] | NDArray[np.float32]) -> bool:
+    return rows.dtype == np.uint8 and not rows.any()
+
+
+def _two_values(
+    rows: NDArray[np.uint8] | NDArray[np.float32], low: np.generic, high: np.generic
+) -> bool:
+    some = rows[:1]  # nearly always enough to see another value
+    return bool(((some == low) | (some == high)).all() and ((rows == low) | (rows == high)).all())
+
+
+def _unlabelled(arrays: Arrays, card: DatasetCard, split: str) -> Iterator[str]:
+    """Yield what is left out of a split because it has no label."""
+    labels, n = arrays.labels, len(arrays)
+    unknown = (labels == UNLABELLED).reshape(n, -1)
+    without = int(unknown.all(1).sum())
+    what = "mask" if card.task == "segmentation" else "label"
+    if without:
+        yield f"{without} of {n} images of {split} have no {what} (-1) and are not scored"
+    some = unknown.any(1) & ~unknown.all(1)
+    if not some.any():
+        return
+    share = unknown[some].mean()
+    if card.task == "segmentation":
+        yield (
+            f"{share:.2%} of the pixels of {int(some.sum())} of {n} masks of {split} are ignored "
+            "(-1, 255 or outside the field of view)"
+        )
+    else:
+        count = int(unknown[some].sum())
+        yield (
+            f"{count} findings of {int(some.sum())} of {n} images of {split} are not known (-1) "
+            "and not counted"
+        )
+
+
+def _absent(arrays: Arrays, card: DatasetCard, split: str) -> Iterator[str]:
+    """Yield the classes, findings or regions that occur nowhere in a split."""
+    there = occurring(arrays, card)
+    every = card.parts if card.task == "segmentation" else card.classes
+    absent = [name for name in every if name not in there]
+    if not absent:
+        return
+    listed = ", ".join(absent[:8]) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
+    if card.task == "segmentation" and not there:
+        yield (
+            f"no mask of {split} holds a region ({listed}): Dice says only whether any was called"
+        )
+    elif card.task == "segmentation":
+        yield f"in no mask of {split}, and counted nowhere: {listed}"
+    elif card.task == "multi_label":
+        yield f"nowhere present in {split}, and left out of means over findings: {listed}"
+    else:
+        yield f"no image of {split} is of {listed}: left out of means over classes"
+
+
+def _digests(arrays: Arrays) -> list[int]:
+    return [hash(image.tobytes()) for image in arrays.images]

@@ -1,0 +1,135 @@
+"""Labels as they are stored: class ids, findings or one-hot rows, each with one meaning or none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustbench_med.datasets.codes import IGNORED, UNLABELLED
+from robustbench_med.errors import DataError
+
+TORCH_IGNORED = -100  # what torch's losses leave out unless told otherwise
+
+
+def integers(values: NDArray[Any], where: str) -> NDArray[np.int64]:
+    """Return numbers as integers: bool, integers, and floats that are whole; -1 for torch's -100.
+
+    Args:
+        values: labels or masks of any shape.
+        where: file and key, for the message.
+
+    Raises:
+        DataError: text, fractions, NaN, or more than 64 bits hold.
+    """
+    kind = values.dtype.kind
+    if kind in "USO":
+        raise DataError(
+            f"{where}: expected class ids as numbers, got text or objects ({values.dtype}); save "
+            "the ids 0, 1, ... and the names as classes in info"
+        )
+    if kind == "f":
+        if np.isnan(values).any():
+            raise DataError(
+                f"{where}: expected class ids, got NaN in {int(np.isnan(values).sum())} of "
+                f"{values.size}; save -1 where the label is not known"
+            )
+        if (values != np.round(values)).any() or (np.abs(values) > 2**53).any():
+            example = values[(values != np.round(values)) | (np.abs(values) > 2**53)].flat[0]
+            raise DataError(
+                f"{where}: expected class ids, got fractions such as {example}; soft labels and "
+                "probabilities are no truth: save the class or 0 and 1 that they stand for"
+            )
+    elif kind not in "biu" or (kind == "u" and values.size and values.max() > 2**62):
+        raise DataError(
+            f"{where}: expected integers or bool, got {values.dtype}; save them as int64"
+        )
+    found: NDArray[np.int64] = values.astype(np.int64, copy=False)
+    left_out = found == TORCH_IGNORED
+    return np.where(left_out, UNLABELLED, found) if left_out.any() else found
+
+
+def one_hot(values: NDArray[np.integer[Any]], axis: int) -> bool:
+    """Whether numbers are 0 and 1 and sum to one along an axis of at least two.
+
+    >>> one_hot(np.array([[0, 1], [1, 0]]), 1), one_hot(np.array([[1, 1], [1, 0]]), 1)
+    (True, False)
+    """
+    if values.shape[axis] < 2 or values.size == 0:
+        return False
+    return bool(values.min() >= 0 and values.max() <= 1 and (values.sum(axis) == 1).all())
+
+
+def one_hot_rows(labels: NDArray[np.int64]) -> bool:
+    """Whether labels `(n, k)` are one-hot rows, or -1 throughout where an image has no label."""
+    if labels.ndim != 2:
+        return False
+    known = labels[(labels != UNLABELLED).any(1)]
+    return len(known) > 0 and one_hot(known, 1)
+
+
+def from_one_hot(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the class of each one-hot row; -1 of a row without a label.
+
+    >>> from_one_hot(np.array([[0, 1], [-1, -1]])).tolist()
+    [1, -1]
+    """
+    found: NDArray[np.int64] = labels.argmax(1)
+    found[(labels == UNLABELLED).all(1)] = UNLABELLED
+    return found
+
+
+def check_codes(labels: NDArray[np.integer[Any]], k: int, where: str, *, masks: bool) -> None:
+    """Refuse labels in which a class would pass for "unlabelled".
+
+    Args:
+        labels: of one split, -1 = unlabelled.
+        k: number of classes; of findings 2, of which each is there or not.
+        where: file and split, for the message.
+        masks: whether they are class ids of pixels.
+
+    Raises:
+        DataError: they are -1 and 1 alone, and there are no classes but two.
+    """
+    if k > 2 or labels.size == 0 or not (labels == UNLABELLED).any() or not (labels == 1).any():
+        return
+    if not (labels == 0).any() and bool(((labels == UNLABELLED) | (labels == 1)).all()):
+        what = "masks" if masks else "labels"
+        raise DataError(
+            f"{where}: expected {what} of 0 and 1, got -1 and 1 alone: -1 = unlabelled, so that a "
+            "class would not be scored; save the classes as 0 and 1, or leave out what has no label"
+        )
+
+
+def check_numbering(ids: NDArray[np.integer[Any]], where: str, *, masks: bool) -> None:
+    """Refuse ids that are no count of classes from 0, where nothing names the classes.
+
+    Args:
+        ids: the distinct class ids of all splits, without -1.
+        where: the file, for the message.
+        masks: whether they are class ids of pixels.
+
+    Raises:
+        DataError: class 0 occurs nowhere, or most ids below the largest do not.
+    """
+    if len(ids) == 0:
+        return
+    least, most, what = int(ids.min()), int(ids.max()), "masks" if masks else "labels"
+    listed = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
+    if least > 0:
+        raise DataError(
+            f"{where}: expected {what} counted from 0, got {listed} and nowhere 0; subtract {least}"
+            ", or name every class in info if class 0 only happens to be absent"
+        )
+    gaps = most + 1 - len(ids)
+    if gaps > len(ids) and most >= 10:
+        way = (
+            "255 = ignored in masks alone: save -1 for an unknown label, "
+            if most == IGNORED
+            else ""
+        )
+        raise DataError(
+            f"{where}: expected {what} 0, 1, ... without large gaps, got {listed}; {way}"
+            "count the classes from 0, or name every one in info"
+        )

@@ -1,0 +1,100 @@
+"""Masks as they are stored: class ids a pixel, one-hot planes, and codes of ignored pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustbench_med.datasets.codes import IGNORED, UNLABELLED
+from robustbench_med.datasets.labels import integers, one_hot
+from robustbench_med.errors import DataError
+
+Size = tuple[int, ...]
+
+
+def mask_ids(masks: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
+    """Return masks as class ids, -1 where they are to be ignored: stored as 255, or as -1."""
+    low, high = np.iinfo(np.int16).min, np.iinfo(np.int16).max
+    found: NDArray[np.int16] = np.clip(masks, low, high).astype(
+        np.int16
+    )  # what is out of range stays out of range
+    found[found == IGNORED] = UNLABELLED
+    return found
+
+
+def check_ignored(masks: NDArray[np.integer[Any]], where: str) -> None:
+    """Refuse masks of which some hold a lesion as 255, which means "ignored".
+
+    Where 255 stands beside a class in some mask of the split, it is a border or the outside of a
+    field of view. Where it never does, the masks that hold 0 and 255 alone have two meanings.
+
+    Args:
+        masks: `(n, *s)` class ids as they are stored.
+        where: file and key, for the message.
+
+    Raises:
+        DataError: some masks hold 0 and 255 alone, and none holds 255 beside a class.
+    """
+    if not (masks == IGNORED).any():
+        return
+    rows = masks.reshape(len(masks), -1)
+    ignored, classes = (rows == IGNORED).any(1), ((rows > 0) & (rows != IGNORED)).any(1)
+    alone = ignored & ~classes & (rows == 0).any(1)
+    if alone.any() and not (ignored & classes).any():
+        count = "the masks" if alone.all() else f"{int(alone.sum())} of {len(rows)} masks"
+        raise DataError(
+            f"{where}: expected class ids, got only 0 and 255 in {count}: "
+            "255 = ignored; save the lesion as 1 and what is to be ignored as -1"
+        )
+
+
+def check_background(masks: NDArray[np.integer[Any]], where: str) -> None:
+    """Refuse masks of whole images: without any background pixel nothing is told apart.
+
+    Raises:
+        DataError: class 0 occurs nowhere, and another does.
+    """
+    if masks.size and not (masks == 0).any() and (masks > 0).any():
+        listed = ", ".join(map(str, np.unique(masks[masks != UNLABELLED])[:8]))
+        raise DataError(
+            f"{where}: expected masks whose background is 0, got {listed} and nowhere 0; count the "
+            "classes from 0"
+        )
+
+
+def of_planes(
+    values: NDArray[Any], size: Size, where: str, images: tuple[int, ...]
+) -> tuple[NDArray[np.int64], str | None]:
+    """Return masks `(n, *size)` of class ids, and a note where they were stored otherwise.
+
+    Args:
+        values: `(n, *size)` class ids; one axis of one entry more, or one of one-hot planes.
+        size: of the images.
+        where: file and key, for the messages.
+        images: shape of an image as stored, for the messages.
+
+    Raises:
+        DataError: no numbers, another shape, or planes that are not one-hot.
+    """
+    ids = integers(values, where)
+    note = None if values.dtype.kind != "f" else f"{where}: whole {values.dtype} as class ids"
+    shape = values.shape[1:]
+    if shape == size:
+        return ids, note
+    for axis in (ids.ndim - 1, 1):
+        rest = shape[:-1] if axis == ids.ndim - 1 else shape[1:]
+        if rest != size:
+            continue
+        if ids.shape[axis] == 1:
+            return ids.squeeze(axis), note
+        if one_hot(ids, axis):
+            found = ids.argmax(axis)
+            return found, f"{where}: {ids.shape[axis]} one-hot planes read as class ids"
+    wanted = "(n, h, w)" if len(size) == 2 else "(n, d, h, w)"
+    raise DataError(
+        f"{where}: expected class ids of shape {wanted}, got {values.shape} for images of shape "
+        f"{images}; save one id a pixel, neither colours nor planes that overlap or leave pixels "
+        "out (one-hot planes must sum to 1 at every pixel)"
+    )

@@ -1,0 +1,41 @@
+"""Names of files and folders that no file system takes, refused before it is asked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from robustbench_med.errors import SpecError
+
+MAX_NAME = 255  # bytes of one name, on ext4, APFS (of UTF-8), NTFS (of characters) and others
+MAX_PATH = 4096  # bytes of a path: PATH_MAX of Linux
+
+
+def check_name(path: str | Path, *, suffix: int = 0) -> Path:
+    """Return a path whose every name a file system takes.
+
+    Args:
+        path: of a file or folder, whether it exists or not.
+        suffix: bytes that are going to be added to its last name.
+
+    Raises:
+        SpecError: a name has more than 255 bytes, the whole too many, or there is a zero byte.
+    """
+    text = os.fspath(path)
+    raw = os.fsencode(text)
+    shown = f"{text[:40]}..." if len(text) > 60 else text
+    if b"\0" in raw:
+        raise SpecError(f"expected a name of a file or folder, got one with a zero byte: {shown!r}")
+    longest = max((len(os.fsencode(part)) for part in Path(text).parts), default=0)
+    last = len(os.fsencode(Path(text).name)) + suffix
+    if max(longest, last) > MAX_NAME:
+        raise SpecError(
+            f"expected names of files and folders of at most {MAX_NAME} bytes, got one of "
+            f"{max(longest, last)}: {shown!r}; choose a shorter one"
+        )
+    if len(raw) >= MAX_PATH:
+        raise SpecError(
+            f"expected a path of at most {MAX_PATH - 1} bytes, got {len(raw)}: {shown!r}; choose a "
+            "shorter one"
+        )
+    return Path(text)
