@@ -55,7 +55,7 @@ class Attacked:
 
 def attack(
     model: Subject,
-    data: Data | Batch | tuple[Tensor, Tensor],
+    data: Data | Batch | tuple[Tensor, Tensor] | list[Tensor],
     spec: str,
     *,
     eps: float | str | None = None,
@@ -98,7 +98,7 @@ def attack(
     if isinstance(data, Batch | tuple | list) and is_batch(data):
         data = as_dataset(checked(data, task=_task_of(model)), model)
         grid = {"operating_point": "argmax"} | grid
-    if isinstance(data, Batch | tuple):
+    if isinstance(data, Batch | tuple | list):
         raise refused(data)
     wanted = asked(
         model,

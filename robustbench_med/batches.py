@@ -132,7 +132,7 @@ def _truth(value: object, x: Tensor, task: Task | None) -> Tensor:
     return torch.from_numpy(ids.copy())
 
 
-def _names(value: object, n: int, what: str) -> NDArray[np.str_]:
+def _names(value: object, n: int, what: str) -> NDArray[np.character]:
     names = _array(value, what)
     if names.shape not in ((n,), (n, 1)) or names.dtype.kind not in "USOiu":
         raise DataError(

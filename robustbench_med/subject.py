@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -51,7 +52,10 @@ class Model:
             return self.victim(x)
 
 
-Data = str | Path | Dataset
+if TYPE_CHECKING:
+    Data = str | Path | Dataset
+else:  # load_dataset refuses what is none of them, in one line
+    Data = Any
 Subject = str | Path | nn.Module | Model  # what a function of the face takes for a model
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,6 +58,14 @@ class Verdict(NamedTuple):
         return self.done | (self.harm > 0)
 
 
+if TYPE_CHECKING:
+    _X = Images
+    _Y = Truth
+    _Ids = NDArray[np.character]
+else:  # what a person hands in is checked by batches.checked, whose message says more than a type
+    _X = _Y = _Ids = Any
+
+
 @dataclass(frozen=True)
 class Batch:
     """Images in [0,1] with their truth.
@@ -70,10 +78,10 @@ class Batch:
         patients: `(b,)` patient ids, or None where images are treated as independent.
     """
 
-    x: Images
-    y: Truth
-    ids: NDArray[np.character]
-    patients: NDArray[np.character] | None = None
+    x: _X
+    y: _Y
+    ids: _Ids
+    patients: _Ids | None = None
 
     def __len__(self) -> int:
         return len(self.x)

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from robustbench_med.bench.record import Record, Stored
 from robustbench_med.errors import ResultsError
+from robustbench_med.paths import check_name
 
 COLUMNS = (
     "sample",
@@ -39,6 +40,7 @@ _STALE = 3600.0  # s after which a half-written folder is taken for one whose wr
 
 def check_writable(folder: Path) -> None:
     """Raise ResultsError unless `folder` can be written; sweep out what killed runs left."""
+    check_name(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, suffix=".tmp"):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from robustbench_med import registry
 from robustbench_med.cards import Card, Norm
 from robustbench_med.errors import SpecError, UnknownNameError
+from robustbench_med.paths import check_name
 from robustbench_med.spec import number
 
 FOLDER = registry.CORE / "suites"
@@ -92,7 +93,8 @@ def find_suite(name: str) -> Suite:
         SpecError: the file is missing, is no TOML, or breaks the schema.
     """
     if name.endswith(".toml"):
-        return read_suite(Path(name))
+        return read_suite(check_name(name))
+    check_name(name, suffix=len(".toml"))
     path = FOLDER / f"{name}.toml"
     if not path.is_file():
         raise UnknownNameError("suite", name, [path.stem for path in FOLDER.glob("*.toml")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated
 
@@ -73,6 +74,13 @@ def main() -> None:
         stopping.kill_children()
         stopping.say()
         raise SystemExit(stopped.code) from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = str(error.filename)
+        said = f"expected names of files and folders of at most 255 bytes, got {name[:40]!r}..."
+        print(f"robustbench_med: {said}", file=sys.stderr)
+        raise SystemExit(2) from None
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             stopping.kill_children()

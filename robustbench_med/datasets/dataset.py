@@ -235,7 +235,8 @@ def _images(
     low, high = images.min(), images.max()
     if low < -ROUNDING or high > 1 + ROUNDING:
         raise DataError(
-            f"{where}: expected float images in [0,1], got {low!s}..{high!s}; {_way(low, high)}"
+            f"{where}: expected float images in [0,1], got {low!s}..{high!s}; "
+            f"{_way(float(low), float(high))}"
         )
     if low < 0 or high > 1:
         images = images.clip(0, 1)
@@ -244,6 +245,8 @@ def _images(
 
 def _way(low: float, high: float) -> str:
     """Return how images of a range come into [0,1]."""
+    if low > -0.5 and high < 1.5:
+        return "clip what resampling or a filter left outside, if it is no more than that"
     if low >= 0 and high <= 255:
         return "grey levels 0..255 are divided by 255, or saved as uint8"
     if low >= -1 - ROUNDING and high <= 1 + ROUNDING:

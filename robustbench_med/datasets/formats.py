@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _HEAD = 4096  # bytes looked at
+_SHORTEST = 4  # bytes of a text; what is shorter is the rest of something
 _SAVE = (
     "numpy.savez_compressed('mine.npz', test_images=..., test_labels=...), see "
     "docs/add_a_dataset.md"
@@ -86,7 +87,7 @@ def foreign(path: Path) -> str | None:
     except OSError:
         return None
     found = _of_zip(path) if head[:4] == b"PK\x03\x04" else _of_bytes(head)
-    if found is None and head and head[:2] != b"PK":
+    if found is None and len(head) >= _SHORTEST and head[:2] != b"PK":
         found = _SUFFIXES.get(path.suffix.lower()) or _of_text(path, head)
     return None if found is None else _said(found)
 

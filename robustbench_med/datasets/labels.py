@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from robustbench_med.datasets.codes import IGNORED, UNLABELLED
 from robustbench_med.errors import DataError
 
+_EXACT = 2**53  # up to here every whole number is a float64
 TORCH_IGNORED = -100  # what torch's losses leave out unless told otherwise
 
 
@@ -35,8 +36,10 @@ def integers(values: NDArray[Any], where: str) -> NDArray[np.int64]:
                 f"{where}: expected class ids, got NaN in {int(np.isnan(values).sum())} of "
                 f"{values.size}; save -1 where the label is not known"
             )
-        if (values != np.round(values)).any() or (np.abs(values) > 2**53).any():
-            example = values[(values != np.round(values)) | (np.abs(values) > 2**53)].flat[0]
+        whole = np.isfinite(values) & (values == np.round(values))
+        whole &= np.abs(values.astype(np.float64)) <= _EXACT
+        if not whole.all():
+            example = values[~whole].flat[0]
             raise DataError(
                 f"{where}: expected class ids, got fractions such as {example}; soft labels and "
                 "probabilities are no truth: save the class or 0 and 1 that they stand for"

@@ -6,6 +6,7 @@ import importlib
 import os
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from robustbench_med import registry
 from robustbench_med.cards import DatasetCard
@@ -22,7 +23,13 @@ FOLDER = "ROBUSTBENCH_MED_DATA"
 MOST_COMPARED = 2**28  # bytes of a file whose splits are searched for images and patients in common
 
 
-def load_dataset(name: str | Path, *, data: str | Path | None = None) -> Dataset:
+if TYPE_CHECKING:
+    Name = str | Path
+else:  # what is neither is refused in one line, by foreign.py
+    Name = Any
+
+
+def load_dataset(name: Name, *, data: str | Path | None = None) -> Dataset:
     """Return a dataset; its images are read or drawn when a split is first asked for.
 
     A file that a card names is looked for in `data`, in the folder named by ROBUSTBENCH_MED_DATA

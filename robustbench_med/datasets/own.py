@@ -15,7 +15,7 @@ from robustbench_med.datasets import info as stated
 from robustbench_med.datasets.archive import MAX_BYTES, Npz, opened
 from robustbench_med.datasets.codes import MAX_IDS
 from robustbench_med.datasets.dataset import SplitName
-from robustbench_med.datasets.labels import check_numbering, one_hot_rows
+from robustbench_med.datasets.labels import check_codes, check_numbering, one_hot_rows
 from robustbench_med.datasets.masks import check_background
 from robustbench_med.datasets.npz import (
     MAX_CHANNELS,
@@ -185,6 +185,9 @@ def _labels(file: Npz, splits: Sequence[SplitName], info: dict[str, Any]) -> _Tr
             )
         if not stated.classes(path, info):
             ids = np.unique(np.concatenate([np.unique(one) for one in labels]))
+            k = int(ids.max(initial=0)) + 1
+            for split, one in zip(splits, labels, strict=True):
+                check_codes(one, k, f"{path}: {split}_labels", masks=False)
             check_numbering(ids[ids >= 0], str(path), masks=False)
         return _Truth("single_label", labels, False, tuple(notes))
     one_hot = all(one_hot_rows(one) for one in labels if len(one))

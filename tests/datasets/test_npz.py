@@ -45,7 +45,10 @@ RULES = [
 CONTRACT = [
     ({"test_images": np.full((4, 8, 6), np.nan, np.float32)}, "expected finite images"),
     ({"test_images": np.full((4, 8, 6), 1e300)}, "expected finite images"),
-    ({"test_images": np.full((4, 8, 6), 1.5)}, r"expected float images in \[0,1\], got 1.5..1.5; grey"),
+    (
+        {"test_images": np.full((4, 8, 6), 1.5)},
+        r"expected float images in \[0,1\], got 1.5..1.5; grey",
+    ),
     ({"test_images": np.full((4, 8, 6), -0.1)}, r"expected float images in \[0,1\], got -0.1"),
     ({"test_images": np.zeros((4, 8, 7), np.uint8)}, r"expected images of shape \(8, 6\)"),
     (
@@ -234,7 +237,9 @@ def test_a_plain_npy_is_refused(tmp_path: Path) -> None:
     np.save(stream, np.zeros(3))
     (tmp_path / "a.npz").write_bytes(stream.getvalue())
     with (
-        pytest.raises(DataError, match=r"archive: expected a sound \.npz file"),
+        pytest.raises(
+            DataError, match=r"expected a \.npz file, got a single array \(\.npy\): load it"
+        ),
         opened(tmp_path / "a.npz"),
     ):
         pass

@@ -28,13 +28,26 @@ CARD_RULES: list[tuple[dict[str, Any], str]] = [
     ({"info": '{"classes": ["only"]}'}, "expected at least two classes, got 1"),
     ({"info": '{"normal": 3}'}, r"expected normal to be a class 0\.\.2 or null, got 3"),
     ({"info": '{"normal": true}'}, "expected normal to be a class .* got True"),
-    ({"val_labels": np.full(4, MAX_CLASSES)}, "expected labels 0..9999, got 10000"),
+    ({"val_labels": np.arange(MAX_CLASSES + 1)}, "expected labels 0..9999, got 10000"),
+    (
+        {"info": '{"classes": ["a", "b", "a"]}'},
+        "expected classes of different names, got 'a' twice",
+    ),
+    ({"info": '{"channels": 0}'}, "expected channels as a list of names or a number >= 1, got 0"),
+    ({"info": '{"channels": 2}'}, r"expected 2 channels on the last axis .* got \(8, 6\)"),
+    ({"info": '{"native_range": [5, 1]}'}, "expected native_range as a short text .* got \\[5, 1"),
+    ({"info": '{"native_range": ""}'}, "expected native_range as a short text"),
+    ({"info": '{"bit_depth": 12}'}, r"expected bit_depth in 1\.\.8 of uint8 images, got 12"),
+    ({"info": '{"bit_depth": 1.5}'}, r"expected bit_depth in 1\.\.8 of uint8 images, got 1.5"),
+    ({"info": '{"task": "segmentation"}'}, "expected the key 'test_masks'"),
+    ({"info": '{"task": "multi-label"}'}, "states multi-label, got one column"),
 ]
 
 
 def test_card_of_a_file_without_info(save: Save) -> None:
     card = card_of(save("My set (2).npz"))
-    assert (card.name, card.title) == ("my_set_2", "My set (2) (own file)")
+    assert (card.name, card.title) == ("my_set_2", card.title)
+    assert re.fullmatch(r"My set \(2\) \(own file [0-9a-f]{6}\)", card.title)
     assert card.classes == ("class 0", "class 1", "class 2")
     assert (card.task, card.channels, card.size, card.bit_depth) == ("single_label", 1, (8, 6), 8)
     assert card.normal is None
@@ -58,7 +71,8 @@ def test_channels_first_are_refused(save: Save) -> None:
 
 
 def test_card_of_findings(save: Save) -> None:
-    columns = {f"{split}_labels": np.eye(4, dtype=np.uint8) for split in ("train", "val", "test")}
+    findings = np.tri(4, dtype=np.uint8)
+    columns = {f"{split}_labels": findings for split in ("train", "val", "test")}
     dataset = load_dataset(str(save(**columns)))
     assert dataset.card.task == "multi_label"
     assert dataset.card.classes == tuple(f"finding {index}" for index in range(4))
@@ -130,7 +144,7 @@ def test_more_classes_than_a_byte_holds_are_refused_of_masks(save: Save) -> None
     assert len(card_of(masked(save, lesions(), info=info)).classes) == 255
     for path in (
         masked(save, lesions(), info=json.dumps({"classes": names})),
-        masked(save, lesions().astype(np.int64) * 256),
+        masked(save, np.arange(4 * 8 * 6).reshape(4, 8, 6) * 2 % 257),
     ):
         with pytest.raises(DataError, match=r"expected at most 255 classes of masks .* got 25[67]"):
             card_of(path)
