@@ -79,9 +79,11 @@ def plan(
                 dataset = (datasets or {}).get(name) or load_dataset(name, data=data)
                 shields = shields_of(grid, dataset.card)
                 fitted = any(one.wrapping.fitted for one in shields)
-                dataset = dataset.scored_on(grid.split, also=_chosen_on(dataset, grid, fitted))
-                sha256 = data_sha256(dataset, grid, fitted=fitted)
                 train = train_sha256(dataset, attacks, shields)
+                used: tuple[SplitName, ...] = ("train",) if train else ()
+                used += _chosen_on(dataset, grid, fitted)
+                dataset = dataset.scored_on(grid.split, also=used)
+                sha256 = data_sha256(dataset, grid, fitted=fitted)
             except (UnknownNameError, SpecError):
                 raise
             except BenchError as error:
