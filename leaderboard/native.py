@@ -13,7 +13,7 @@ from typing import NamedTuple
 from robustbench_med.cards import DatasetCard
 from robustbench_med.metrics.segmentation import units
 
-from .text import plain
+from .text import NORMS, plain
 
 _NUMBER = r"[-+−]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"  # noqa: RUF001 - people write a minus sign
 _RANGE = re.compile(
@@ -88,6 +88,23 @@ def linf_words(ladder: tuple[float, ...], card: DatasetCard) -> str:
     parts = ", ".join(f"{eps * 255:.3g}" for eps in ladder) + " parts in 255 of the range"
     own = native_radii(ladder, card)
     return f"{own} ({parts}, {range_words(card)})" if own else f"{parts} ({range_words(card)})"
+
+
+_MEASURES = {
+    "linf": "the largest change of a value, as a part of the range (L∞)",
+    "l2": "the root of the summed squares of all changes (L2), of values from 0 to 1",
+    "l1": "the sum of all changes (L1), of values from 0 to 1",
+    "l0": "the number of values changed (L0): pixels times channels",
+}
+
+
+def measure_words(norm: str, budget: str = "absolute") -> str:
+    """Return what a radius is: which size of a change, counted in what."""
+    if budget == "mean_norm":
+        return (
+            f"the size of the change in % of a training image's mean {NORMS.get(norm, norm)} norm"
+        )
+    return _MEASURES[norm]
 
 
 def metric_unit(metric: str, card: DatasetCard) -> str:

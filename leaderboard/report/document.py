@@ -125,6 +125,10 @@ class Evidence(Part):
     norm: str
     budget: str
     objective: str
+    measure: str = Field(description="what the radii are, with their unit")
+    oblivious: tuple[str, ...] = Field(
+        default=(), description="attacks that do not know of the defense: in no worst case"
+    )
     channels: dict[str, float]
     ladder: tuple[float, ...]
     labels: tuple[str, ...] = Field(description="the ladder in words, the clean image first")

@@ -9,7 +9,7 @@ from robustbench_med.bench.record import Estimate, Record, Stored
 
 from ..detectors import COLUMNS, RULE, guarded, has_detectors
 from ..metrics import metric_rows
-from ..native import native_radius
+from ..native import measure_words, native_radius
 from ..text import plain, radius
 from ..words import decision_words
 from .aim import lacking, untested
@@ -45,6 +45,8 @@ def evidence(one: Chosen, chosen: list[Chosen]) -> Evidence:
         norm=board.norm,
         budget=board.budget,
         objective=board.objective,
+        measure=measure_words(board.norm, board.budget),
+        oblivious=tuple(column for column in row.runs if column in row.oblivious),
         channels=board.channels,
         ladder=board.ladder,
         labels=labels,

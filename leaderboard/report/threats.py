@@ -7,7 +7,7 @@ import re
 from ..native import linf_words
 from ..objective import channel_words, objective_words
 from ..rank import knowing
-from ..text import BLIND, KNOWS, NORMS, THREATS, radii
+from ..text import KNOWS, NORMS, THREATS, radii
 from .chosen import Chosen
 from .document import Tested
 
@@ -17,6 +17,14 @@ _MAY = {
     "l1": "change the image by at most {radii} in L1 (sum of changes, image units)",
     "l0": "change at most {radii} values of the image (pixels times channels), by any amount",
 }
+_CONTROL = (
+    "A control is no attack: noise and shuffled perturbations show what a change of this size does "
+    "without any aim."
+)
+_BLIND = (
+    "An oblivious attacker overlooks the defense and aims at the model without it: his figures are "
+    "shown, and are in no worst case."
+)
 _NEVER = (
     "Poisoning of training data and of pre-trained parts (both named in EU AI Act Art. 15(5), as "
     "evasion is), wrong labels and back doors.",
@@ -49,12 +57,12 @@ def threat_models(chosen: list[Chosen]) -> tuple[Tested, ...]:
 
 
 def _who(one: Chosen) -> str:
-    who = KNOWS.get(one.board.threat, one.board.threat)
+    who = _CONTROL if one.board.control else KNOWS.get(one.board.threat, one.board.threat)
     if one.row.key.defense != "none":
         who += f" The model is defended by {one.row.shield}."
         known = bool(knowing(one.runs))
         who += " The attacker knows of it." if known else ""
-        who += f" {BLIND}" if one.row.oblivious else ""
+        who += f" {_BLIND}" if one.row.oblivious else ""
     return who
 
 

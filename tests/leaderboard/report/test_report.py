@@ -9,12 +9,13 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import pytest
 
 from leaderboard.board import Board
-from leaderboard.report import read_criteria, write_report
+from leaderboard.report import Written, read_criteria, write_report
 from leaderboard.report.document import Report
 from leaderboard.score import score_of
 from leaderboard.text import interval, number
@@ -276,3 +277,75 @@ def test_a_victim_without_records_lists_those_there_are(make_stored: Maker, tmp_
         made(pair(make_stored), tmp_path, victim="res")
     with pytest.raises(ResultsError, match="expected records to report on, got none"):
         write_report([], victim=VICTIM, base=tmp_path, out=tmp_path)
+
+
+def plain_text(written: Written) -> str:
+    """Return the words of a report on one line."""
+    bare = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page(written), flags=re.DOTALL)
+    return re.sub(r"\s+", " ", unescape(bare))
+
+
+@pytest.mark.parametrize(
+    ("norm", "said"),
+    [
+        ("linf", "ε is the largest change of a value, as a part of the range (L∞)."),
+        ("l2", "ε is the root of the summed squares of all changes (L2), of values from 0 to 1."),
+        ("l1", "ε is the sum of all changes (L1), of values from 0 to 1."),
+        ("l0", "ε is the number of values changed (L0): pixels times channels."),
+    ],
+)
+def test_a_table_says_what_its_radii_are(
+    make_stored: Maker, tmp_path: Path, norm: str, said: str
+) -> None:
+    written = made([make_stored([6] * N, case={"norm": norm})], tmp_path)
+    assert said in plain_text(written)
+
+
+def test_radii_stand_in_the_units_of_the_data(make_stored: Maker, tmp_path: Path) -> None:
+    card = DATASETS[1].model_copy(update={"native_range": "HU -160..240"})
+    written = made(pair(make_stored, dataset=card), tmp_path)
+    (board,) = written.document.boards
+    assert board.native == ("", "0.784 HU", "1.57 HU", "3.14 HU", "6.27 HU", "12.5 HU")
+    text = plain_text(written)
+    assert "At ε = clean 0.5/255 (0.784 HU) 1/255 (1.57 HU)" in text
+    assert "by at most 0.784, 1.57, 3.14, 6.27, 12.5 HU (0.5, 1, 2, 4, 8 parts in 255" in text
+    assert "grey" not in text
+    floats = DATASETS[1].model_copy(update={"native_range": "float 0..1"})
+    text = plain_text(made(pair(make_stored, dataset=floats), tmp_path))
+    assert "0 to 1 stands for values from 0 to 1, in units that are not stated" in text
+    assert "grey" not in text
+
+
+def test_what_nobody_lost_is_no_answer_where_some_were_lost(
+    make_stored: Maker, tmp_path: Path
+) -> None:
+    """The share that could fail though none did has no meaning where some did."""
+    lost = plain_text(made([make_stored([1] * 3 + [6] * 17)], tmp_path))
+    assert re.search(r"3 of 20 images [\d.]+–[\d.]+ 30\.0 % – R1", lost)
+    none = plain_text(made([make_stored([6] * N)], tmp_path))
+    assert re.search(r"0 of 20 images [\d.]+–[\d.]+ 30\.0 % 13\.9 % R1", none)
+
+
+def test_an_oblivious_attacker_is_said_to_be_in_no_worst_case(
+    make_stored: Maker, tmp_path: Path
+) -> None:
+    known = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.7, 0.1))
+    blind = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.9, 0.8), knowledge="oblivious")
+    written = made([known, blind], tmp_path)
+    (board,) = written.document.boards
+    assert len(board.oblivious) == 1
+    text = plain_text(written)
+    assert "do not know of the defense (oblivious) are left out of it" in text
+    assert "his figures are shown, and are in no worst case" in text
+    assert "ranked" not in text
+    (tested,) = written.document.tested
+    assert "; ".join(tested.attacks) in text
+    assert "are left out of it" not in plain_text(made([known], tmp_path))
+
+
+def test_words_on_calls_stand_where_there_are_calls(make_stored: Maker, tmp_path: Path) -> None:
+    records = [make_masks(make_stored, [[0.9, 0.8, 0.7]] * 6, attack="pgd")]
+    masks = plain_text(made(records, tmp_path, victim="unet_narrow"))
+    labels = plain_text(made(pair(make_stored), tmp_path))
+    assert ("At the frozen threshold" in masks, "Of masks, each region" in masks) == (False, True)
+    assert ("At the frozen threshold" in labels, "Of masks, each region" in labels) == (True, False)
