@@ -100,7 +100,7 @@ def _kind(record: Record) -> str:
 
 def summary(names: Iterable[str], *, beaten: bool) -> str:
     """Return what was held against the attacks of a white-box row, and how that ended."""
-    held = ", ".join(sorted(names))
+    held = "; ".join(sorted(names))  # a name may hold a comma
     if not held:
         return "no attack that knows less was run on the same images: nothing to compare with"
     end = "see above" if beaten else f"none breaks more than {ALLOWED} image that stands here"

@@ -86,6 +86,13 @@ class Line(Part):
     )
 
 
+class Proved(Part):
+    """What a defense proves of the clean images, whatever the attack: a share at each L2 radius."""
+
+    words: str = Field(description="the noise, and how often the vote abstains")
+    cells: tuple[Cell, ...] = Field(description="eps is an L2 radius, of values from 0 to 1")
+
+
 class DetectorLine(Part):
     """What a detector catches at the headline radius, and its false alarms in 1,000 studies."""
 
@@ -157,6 +164,7 @@ class Evidence(Part):
     )
     regions: tuple[Line, ...] = Field(description="of masks")
     detectors: tuple[DetectorLine, ...]
+    proved: Proved | None = None
     remaining: Remaining | None
     decision: str = Field(description="how probabilities become a prediction")
     records: tuple[str, ...]

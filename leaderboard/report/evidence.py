@@ -7,6 +7,7 @@ from typing import Literal
 
 from robustbench_med.bench.record import Estimate, Record, Stored
 
+from ..certified import certificate, certified_words
 from ..detectors import COLUMNS, RULE, guarded, has_detectors
 from ..metrics import metric_rows
 from ..native import measure_words, native_radius
@@ -15,12 +16,13 @@ from ..words import decision_words
 from .aim import lacking, untested
 from .calls import Kept, directed_flips, recalls, region_dice
 from .chosen import Chosen
-from .document import Cell, DetectorLine, Evidence, Line
+from .document import Cell, DetectorLine, Evidence, Line, Proved
 from .pool import Pool, board_pool, rung_of, valid_runs
 from .residual import remaining
 
 _OF_MASKS = {"volume_error": False, "lesion_miss": False, "hd95": False}  # higher is worse
 _ALARMS = "false_alarms"
+_RADII = 6  # columns of a certificate
 
 
 def evidence(one: Chosen, chosen: list[Chosen]) -> Evidence:
@@ -73,6 +75,7 @@ def evidence(one: Chosen, chosen: list[Chosen]) -> Evidence:
         if board.score.attacked or not pool
         else (*_regions(pool), *_mask_metrics(one, eps)),
         detectors=_detectors(one),
+        proved=_proved(one),
         remaining=remaining(one),
         decision=decision_words(first),
         records=one.ids,
@@ -213,6 +216,21 @@ def hardest(
         return None
     pick = min if higher else max
     return pick(found, key=lambda pair: pair[0].model_dump()[end])
+
+
+def _proved(one: Chosen) -> Proved | None:
+    """Return the certificate of a board's defense at a few radii; None without one."""
+    found = certificate(one.row)
+    if found is None:
+        return None
+    record, proved = found
+    last = len(proved.radii) - 1
+    places = sorted({round(step * last / (_RADII - 1)) for step in range(_RADII)})
+    cells = tuple(
+        Cell(eps=proved.radii[i], estimate=proved.correct[i], records=(record.case_id,))
+        for i in places
+    )
+    return Proved(words=certified_words(one.row), cells=cells)
 
 
 def _detectors(one: Chosen) -> tuple[DetectorLine, ...]:

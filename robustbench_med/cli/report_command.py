@@ -66,9 +66,9 @@ def report(
     given = None if criteria is None else pages.read_criteria(criteria)
     stored, damaged = _records(folder)
     lost = [pages.Lost(one.home.name, one.line, *_cards(one)) for one in damaged]
-    target, console, done, failed = out or folder, Console(), [], []
+    target, console = out or folder, Console()
     try:
-        written = pages.write_reports(
+        reports = pages.write_reports(
             stored,
             victims=victim or (),
             base=folder,
@@ -76,11 +76,12 @@ def report(
             criteria=given,
             unreadable=lost,
         )
-        for one in written:
-            failed += _show(one, levels, console)
-            done.append(one.document.victim)
+        # every file is written before a line is printed: a console may fail
+        written = list(reports)
     except OSError as error:
         raise ResultsError(f"expected to write into {target}, got: {error.strerror}") from None
+    failed = [line for one in written for line in _show(one, levels, console)]
+    done = [one.document.victim for one in written]
     known = {one.record.case.victim for one in stored}
     for line, missing in pages.unjudged(given, done, known) if given else []:
         _say(line, console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from robustbench_med import cli
+from robustbench_med.cli import report_command
+from robustbench_med.errors import BenchError
 
 RESULTS = Path(__file__).parents[2] / "results"
 VICTIM = "fundus_resnet"
@@ -393,3 +396,20 @@ def test_the_command_in_a_report_makes_it_again(call: Called, folder: Path) -> N
     assert words[:4] == ["python", "-m", "robustbench_med", "report"]
     assert call(*words[4:]) == 0
     assert made.read_bytes() == first
+
+
+class Full(io.StringIO):
+    """A stream that takes nothing."""
+
+    def write(self, text: str, /) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_console_that_takes_nothing_costs_no_report(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(OSError, match="No space left") as caught:
+        report_command.report(folder)
+    assert not isinstance(caught.value, BenchError)
+    assert len(list(folder.glob("report-*"))) == 4

@@ -20,7 +20,7 @@ from leaderboard.report.document import Report
 from leaderboard.score import score_of
 from leaderboard.text import interval, number
 from robustbench_med.bench import store
-from robustbench_med.bench.record import Stored
+from robustbench_med.bench.record import Certificate, Estimate, Stored
 from robustbench_med.errors import ResultsError, UnknownNameError
 from tests.leaderboard.field import QUERIES, raised
 from tests.leaderboard.planted import DATASETS, VICTIMS
@@ -324,6 +324,23 @@ def test_what_nobody_lost_is_no_answer_where_some_were_lost(
     assert re.search(r"3 of 20 images [\d.]+–[\d.]+ 30\.0 % – R1", lost)
     none = plain_text(made([make_stored([6] * N)], tmp_path))
     assert re.search(r"0 of 20 images [\d.]+–[\d.]+ 30\.0 % 13\.9 % R1", none)
+
+
+def test_a_certificate_stands_beside_the_attacks(make_stored: Maker, tmp_path: Path) -> None:
+    radii = tuple(step / 10 for step in range(11))
+    shares = tuple(Estimate(value=1 - r / 2, low=0.9 - r / 2, high=1.0) for r in radii)
+    abstained = Estimate(value=0.05, low=0.0, high=0.1)
+    proved = Certificate(radii=radii, correct=shares, abstained=abstained)
+    written = made([make_stored([6] * N, record={"certificate": proved})], tmp_path)
+    (board,) = written.document.boards
+    assert board.proved is not None
+    assert [cell.eps for cell in board.proved.cells] == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    (row,) = rows(page(written), "board-1-certified")
+    assert [cell.split()[0] for cell in row[1:-1]] == [
+        "100.0", "90.0", "80.0", "70.0", "60.0", "50.0",
+    ]  # fmt: skip
+    assert "abstains on 5.0 % of images" in plain_text(written)
+    assert "L2 radius" not in plain_text(made(pair(make_stored), tmp_path))
 
 
 def test_an_oblivious_attacker_is_said_to_be_in_no_worst_case(
