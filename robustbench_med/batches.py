@@ -116,7 +116,7 @@ def _truth(value: object, x: Tensor, task: Task | None) -> Tensor:
         ids, note = of_planes(stored, size, f"{_WHERE}: y", tuple(x.shape[1:]))
         if note is not None:
             _log.warning("%s", note)
-        return torch.from_numpy(ids.copy())
+        return torch.from_numpy(ids.astype(np.int64))
     ids = integers(stored, f"{_WHERE}: y")
     if ids.ndim > 1 and ids[0].size == 1:
         ids = ids.reshape(n)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from robustbench_med.cards import DatasetCard
 from robustbench_med.datasets.codes import MAX_IDS, UNLABELLED
-from robustbench_med.datasets.labels import check_codes, integers
+from robustbench_med.datasets.labels import check_codes, integers, small_integers
 from robustbench_med.datasets.masks import check_ignored, mask_ids
 from robustbench_med.errors import BenchError, DataError
 
@@ -157,8 +157,9 @@ class Dataset:
         notes: list[str] = []
         for other in self.compared:
             if other != split:
-                with suppress(DataError):
-                    notes += inspection.shared(arrays, self.arrays(other), (split, other))
+                with suppress(DataError):  # not kept: a run carries what it reads to its workers
+                    there = self._splits.get(other) or self._read(other)
+                    notes += inspection.shared(arrays, there, (split, other))
         return notes
 
     def batch(self, split: SplitName, *, n: int | None = None, seed: int = 0) -> Batch:
@@ -273,7 +274,7 @@ def _labels(
     if not masks:
         labels = integers(stored, f"{where}: labels")
     elif stored.dtype != np.int16 or (stored > MAX_IDS - 1).any() or (stored < UNLABELLED).any():
-        check_ignored(found := integers(stored, f"{where}: masks"), f"{where}: masks")
+        check_ignored(found := small_integers(stored, f"{where}: masks"), f"{where}: masks")
         labels = mask_ids(found)
     top = 1 if card.task == "multi_label" else k - 1
     least, most = int(labels.min()), int(labels.max())

@@ -49,8 +49,27 @@ def integers(values: NDArray[Any], where: str) -> NDArray[np.int64]:
             f"{where}: expected integers or bool, got {values.dtype}; save them as int64"
         )
     found: NDArray[np.int64] = values.astype(np.int64, copy=False)
+    return _unlabelled(found)
+
+
+def small_integers(values: NDArray[Any], where: str) -> NDArray[np.integer[Any]]:
+    """Return numbers as integers, of 16 bits where these hold them: masks are many bytes.
+
+    Raises:
+        DataError: as `integers`.
+    """
+    if values.dtype.kind in "biu" and values.dtype.itemsize == 1 or values.dtype == np.int16:
+        return _unlabelled(values.astype(np.int16, copy=False))
+    return integers(values, where)
+
+
+def _unlabelled(found: NDArray[Any]) -> NDArray[Any]:
     left_out = found == TORCH_IGNORED
-    return np.where(left_out, UNLABELLED, found) if left_out.any() else found
+    if not left_out.any():
+        return found
+    found = found.copy()
+    found[left_out] = UNLABELLED
+    return found
 
 
 def one_hot(values: NDArray[np.integer[Any]], axis: int) -> bool:

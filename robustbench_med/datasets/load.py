@@ -20,7 +20,7 @@ from robustbench_med.errors import DataError
 from robustbench_med.paths import check_name
 
 FOLDER = "ROBUSTBENCH_MED_DATA"
-MOST_COMPARED = 2**28  # bytes of a file whose splits are searched for images and patients in common
+MOST_COMPARED = 2**26  # bytes of a file whose splits are searched for images and patients in common
 
 
 if TYPE_CHECKING:

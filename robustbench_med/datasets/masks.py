@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustbench_med.datasets.codes import IGNORED, UNLABELLED
-from robustbench_med.datasets.labels import integers, one_hot
+from robustbench_med.datasets.labels import one_hot, small_integers
 from robustbench_med.errors import DataError
 
 Size = tuple[int, ...]
@@ -66,7 +66,7 @@ def check_background(masks: NDArray[np.integer[Any]], where: str) -> None:
 
 def of_planes(
     values: NDArray[Any], size: Size, where: str, images: tuple[int, ...]
-) -> tuple[NDArray[np.int64], str | None]:
+) -> tuple[NDArray[np.integer[Any]], str | None]:
     """Return masks `(n, *size)` of class ids, and a note where they were stored otherwise.
 
     Args:
@@ -78,7 +78,7 @@ def of_planes(
     Raises:
         DataError: no numbers, another shape, or planes that are not one-hot.
     """
-    ids = integers(values, where)
+    ids = small_integers(values, where)
     note = None if values.dtype.kind != "f" else f"{where}: whole {values.dtype} as class ids"
     shape = values.shape[1:]
     if shape == size:

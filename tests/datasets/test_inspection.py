@@ -195,3 +195,9 @@ def test_two_files_of_one_name_have_two_titles(save: Save, tmp_path: Path) -> No
         np.savez(tmp_path / "toy.npz", **arrays)  # the same, packed otherwise
     assert load_dataset(tmp_path / "toy.npz").card.title == first
     assert load_dataset(save(test_images=GREY)).card.title != first
+
+
+def test_splits_that_are_only_compared_are_not_kept(save: Save) -> None:
+    data = load_dataset(save())
+    data.scored_on("test", also=("val",))
+    assert sorted(data._splits) == ["test", "val"]
