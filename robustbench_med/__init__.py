@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from robustbench_med.api import (
         Attacked,
         Evaluation,
+        InputContract,
         Model,
         SuiteRun,
         attack,
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Attacked",
     "Evaluation",
+    "InputContract",
     "Model",
     "SuiteRun",
     "attack",

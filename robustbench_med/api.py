@@ -20,15 +20,26 @@ from robustbench_med.bench.runner import device_of, run_cases
 from robustbench_med.bench.suite import find_suite, narrowed
 from robustbench_med.bench.wrapped import wrapping_of
 from robustbench_med.cards import Norm
+from robustbench_med.contract import InputContract
 from robustbench_med.datasets.dataset import SplitName
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.errors import BenchError, InvalidOutputError, SpecError
 from robustbench_med.evaluation import Evaluation
-from robustbench_med.subject import Data, Model, Subject, in_place, load_model, named
+from robustbench_med.subject import (
+    Data,
+    Model,
+    Subject,
+    as_usual,
+    face,
+    in_place,
+    load_model,
+    named,
+)
 
 __all__ = [
     "Attacked",
     "Evaluation",
+    "InputContract",
     "Model",
     "SuiteRun",
     "attack",
@@ -55,6 +66,7 @@ class SuiteRun:
     folder: Path
 
 
+@face
 def defend(
     model: Subject,
     spec: str,
@@ -102,6 +114,7 @@ def defend(
     )
 
 
+@face
 def evaluate(
     model: Subject,
     data: Data,
@@ -119,8 +132,10 @@ def evaluate(
     device: str = "auto",
     jobs: int = 1,
     name: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Any = None,  # noqa: ANN401 - numbers in any form
+    std: Any = None,  # noqa: ANN401
+    returns: str | None = None,
+    output: Any = None,  # noqa: ANN401 - a key, a place, or several
     folder: str | Path | None = None,
     **grid: object,
 ) -> Evaluation:
@@ -145,6 +160,8 @@ def evaluate(
         name: of a torch module, see `load_model`.
         mean: of a torch module.
         std: of a torch module.
+        returns: of a torch module: "logits" or "probabilities".
+        output: of a torch module: which of several outputs is its answer.
         folder: with the files of named datasets.
         grid: other fields of a suite's grid: operating_point="argmax", channels=["T1"],
             surrogates=["chest_vgg"], draws=8, guide="bfloat16", budget="mean_norm", fit=64.
@@ -168,7 +185,8 @@ def evaluate(
         **grid,
     )
     with in_place(model), tempfile.TemporaryDirectory() as passing:
-        planned = wanted.planned(folder=folder, name=name, mean=mean, std=std)
+        stated = {"mean": mean, "std": std, "returns": returns, "output": output}
+        planned = wanted.planned(folder=folder, name=name, **stated)
         home = Path(passing if results is None else results)
         store.check_writable(home)
         failed = run_cases(
@@ -189,6 +207,7 @@ def evaluate(
     return Evaluation(found if results is not None else [one._replace(folder="") for one in found])
 
 
+@as_usual()
 def run_suite(
     suite: str | Path,
     *,

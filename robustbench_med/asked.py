@@ -41,22 +41,20 @@ class Asked:
         *,
         folder: str | Path | None = None,
         name: str | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        **stated: object,
     ) -> list[Planned]:
         """Return its cases.
 
         Args:
             folder: with the files of named datasets.
             name: of a torch module.
-            mean: of a torch module.
-            std: of a torch module.
+            stated: of a torch module: mean, std, returns, output; None is not stated.
 
         Raises:
             BenchError: a choice that is wrong, or whatever keeps a case from running.
         """
         called, dataset = named(self.data, folder=folder)
-        victim, own = victim_of(self.model, dataset.card, name=name, mean=mean, std=std)
+        victim, own = victim_of(self.model, dataset.card, name=name, **stated)
         asked = {"datasets": [called], "victims": [victim], "attacks": self.attacks, **self.fields}
         values = {"name": "asked", "title": "Asked", "seed": self.seed, "grids": [asked]}
         suite = registry.validate(Suite, values, "arguments")

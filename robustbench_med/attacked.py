@@ -20,12 +20,15 @@ from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.runner import Shared, device_of
 from robustbench_med.bench.walk import walk
 from robustbench_med.cards import DatasetCard, ModelCard, Norm, Task
+from robustbench_med.contract import contract_of
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
 from robustbench_med.datasets.foreign import refused
 from robustbench_med.errors import MissingSplitError, SpecError
-from robustbench_med.subject import Data, Model, Subject, in_place
-from robustbench_med.types import Batch, Images, Truth
-from robustbench_med.victim import InputContract, Victim, frozen
+from robustbench_med.models import code
+from robustbench_med.models.probing import Expected, probe
+from robustbench_med.subject import Data, Model, Subject, face, in_place
+from robustbench_med.types import Batch, Images, Truth, images_at_once
+from robustbench_med.victim import Victim, frozen
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Attacked:
     answer: Tensor
 
 
+@face
 def attack(
     model: Subject,
     data: Data | Batch | tuple[Tensor, Tensor] | list[Tensor],
@@ -67,6 +71,10 @@ def attack(
     defense: str = "none",
     knowledge: str = "adaptive",
     device: str = "auto",
+    mean: Any = None,  # noqa: ANN401 - numbers in any form
+    std: Any = None,  # noqa: ANN401
+    returns: str | None = None,
+    output: Any = None,  # noqa: ANN401 - a key, a place, or several
     folder: str | Path | None = None,
     **grid: object,
 ) -> Attacked:
@@ -75,8 +83,7 @@ def attack(
     They are those that a record with the same choices and this one radius is scored on.
 
     Args:
-        model: a name, a spec, a torch module that is shown images in [0,1] as they are, or what
-            `load_model` or `defend` returned.
+        model: a name, a spec, a torch module, or what `load_model` or `defend` returned.
         data: a name, an `.npz` file, a Dataset, or a Batch, whose victim decides by argmax; a pair
             of images and labels is a Batch.
         spec: of the attack, e.g. "pgd(steps=40)" or "pgd(eps=2/255)".
@@ -89,14 +96,19 @@ def attack(
         defense: wraps the model.
         knowledge: of the defense, see `evaluate`.
         device: "cpu", "cuda", "cuda:1", or "auto".
+        mean: of a torch module, see `load_model`.
+        std: of a torch module.
+        returns: of a torch module: "logits" or "probabilities".
+        output: of a torch module: which of several outputs is its answer.
         folder: with the files of named datasets.
         grid: as in `evaluate`.
 
     Raises:
         BenchError: a choice that is wrong, or a model that does not fit the data.
     """
+    stated = {"mean": mean, "std": std, "returns": returns, "output": output}
     if isinstance(data, Batch | tuple | list) and is_batch(data):
-        data = as_dataset(checked(data, task=_task_of(model)), model)
+        data = as_dataset(checked(data, task=_task_of(model)), model, **stated)
         grid = {"operating_point": "argmax"} | grid
     if isinstance(data, Batch | tuple | list):
         raise refused(data)
@@ -115,7 +127,7 @@ def attack(
         **grid,
     )
     with in_place(model):
-        planned = wanted.planned(folder=folder)
+        planned = wanted.planned(folder=folder, **stated)
         if len(planned) != 1 or len(planned[0].case.ladder) != 1:
             radii = sum(len(one.case.ladder) for one in planned)
             raise SpecError(f"expected one radius, got {radii}: evaluate takes several")
@@ -139,17 +151,17 @@ def _attacked(planned: Planned, ready: Prepared) -> Attacked:
     )
 
 
-def as_dataset(batch: Batch, model: Subject) -> Dataset:
+def as_dataset(batch: Batch, model: Subject, **stated: Any) -> Dataset:  # noqa: ANN401
     """Return a batch as a dataset whose test split it is.
 
     Raises:
         SpecError: a model by a spec of one's own: nothing says how many classes there are.
     """
-    card = _card_of(batch, model)
-    images = batch.x.cpu().numpy()
+    card = _card_of(batch, model, stated)
+    images = batch.x.detach().cpu().numpy()
     images = images[:, 0] if card.channels == 1 else np.moveaxis(images, 1, -1).copy()
     kind = np.int16 if card.task == "segmentation" else np.int64
-    labels: NDArray[Any] = batch.y.cpu().numpy().astype(kind)
+    labels: NDArray[Any] = batch.y.detach().cpu().numpy().astype(kind)
     arrays = Arrays(
         images.astype(np.float32),
         labels,
@@ -175,7 +187,7 @@ def _task_of(model: Subject) -> Task | None:
     return card.task
 
 
-def _card_of(batch: Batch, model: Subject) -> DatasetCard:
+def _card_of(batch: Batch, model: Subject, stated: dict[str, Any]) -> DatasetCard:
     if isinstance(model, Model):
         model = model.name if model.name in registry.load("models") else model
     if isinstance(model, str | Path):
@@ -194,19 +206,25 @@ def _card_of(batch: Batch, model: Subject) -> DatasetCard:
         title="A batch",
         modality="not stated",
         task="segmentation" if masks else "multi_label" if batch.y.ndim > 1 else "single_label",
-        classes=tuple(f"class {i}" for i in range(max(_outputs(model, batch), 2))),
+        classes=tuple(
+            f"class {i}" for i in range(max(_outputs(model, batch, stated, masks=masks), 2))
+        ),
         channels=batch.x.shape[1],
         size=size,
         bit_depth=16,
     )
 
 
-def _outputs(model: nn.Module | Model, batch: Batch) -> int:
-    victim = model.victim if isinstance(model, Model) else _as_victim(model, batch)
+def _outputs(model: nn.Module | Model, batch: Batch, stated: dict[str, Any], *, masks: bool) -> int:
+    """Return the number of logits that a model has for images like those of a batch."""
+    if not isinstance(model, Model):
+        contract = contract_of(batch.x.shape[1], tuple(batch.x.shape[2:]), stated)
+        module = code.with_gradients(model)
+        victim = Victim(module, contract, chunk=images_at_once(contract.size))
+        findings = batch.y.ndim > 1 and not masks
+        expected = Expected((batch.y.shape[1],) if findings else (), masks, findings)
+        return probe(victim, expected).reading.width or 0
+    victim = model.victim
     with frozen(victim.module):
         parameter = next(victim.module.parameters(), batch.x)
         return int(victim.logits(batch.x[:2].to(parameter.device)).shape[1])
-
-
-def _as_victim(module: nn.Module, batch: Batch) -> Victim:
-    return Victim(module, InputContract(batch.x.shape[1], tuple(batch.x.shape[2:])))

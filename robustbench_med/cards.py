@@ -203,3 +203,10 @@ class ModelCard(Card):
     undefended: str = Field(
         default="", description="victim of the same architecture without the defense"
     )
+    returns: Literal["logits", "probabilities"] = Field(
+        default="logits", description="what the module's outputs are read as"
+    )
+    output: str = Field(default="", description="which of several outputs is read; empty: the one")
+    notes: tuple[str, ...] = Field(
+        default=(), description="what was decided of a model of the user's own when it was loaded"
+    )

@@ -101,7 +101,7 @@ class Problem:
             leaf = z[rows].detach().requires_grad_(True)
             with torch.enable_grad():
                 verdict = self.objective.take(rows)(model(leaf), self.y[rows])
-                (g,) = torch.autograd.grad(_climbable(verdict.loss).sum(), leaf)
+                g = _slope(_climbable(verdict.loss).sum(), leaf)
             self._count(len(rows), backward=1)
             found.append((self._finite(g), _detached(verdict)))
         if len(found) == 1:
@@ -136,7 +136,7 @@ class Problem:
                 live = torch.isfinite(chosen.detach()).any(0).nonzero()[:, 0].tolist()
                 slopes = [torch.zeros_like(leaf) for _ in range(chosen.shape[1])]
                 for j in live:
-                    (g,) = torch.autograd.grad(chosen[:, j].sum(), leaf, retain_graph=j < live[-1])
+                    g = _slope(chosen[:, j].sum(), leaf, again=j < live[-1])
                     slopes[j] = self._finite(g, torch.isfinite(chosen[:, j].detach()))
                 verdict = objective(output, self.y[rows])
             self._count(len(rows), backward=len(live))
@@ -220,11 +220,26 @@ def _leading(margins: Float[Tensor, "b m"], count: int) -> Int[Tensor, "b n"]:
 
 def _climbable(loss: Tensor) -> Tensor:
     if not loss.requires_grad:
-        raise VictimError(
-            "expected a victim with gradients, got one whose output does not depend on its input "
-            "differentiably: choose an attack by queries, e.g. --attack square"
-        )
+        raise _blind()
     return loss
+
+
+def _slope(loss: Tensor, leaf: Images, *, again: bool = False) -> Images:
+    """Return the gradient of a loss at a leaf; `again` where the graph is asked once more."""
+    try:
+        (g,) = torch.autograd.grad(loss, leaf, retain_graph=again)
+    except RuntimeError as error:  # of a quantised layer the first, of a cut graph the second
+        if "not implemented" in str(error) or "not have been used in the graph" in str(error):
+            raise _blind() from None
+        raise
+    return g
+
+
+def _blind() -> VictimError:
+    return VictimError(
+        "expected a victim with gradients, got one whose output does not depend on its input "
+        "differentiably: choose an attack by queries, e.g. --attack square"
+    )
 
 
 def _detached(verdict: Verdict) -> Verdict:

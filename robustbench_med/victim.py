@@ -3,45 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 
+from robustbench_med.contract import InputContract
 from robustbench_med.errors import InvalidOutputError, VictimError
+from robustbench_med.outputs import Reading, to_logits
 from robustbench_med.types import Images, Logits, Output, PerSample
+
+__all__ = ["Guard", "InputContract", "Transform", "Victim", "frozen", "looks_like_probabilities"]
 
 Transform = Callable[[Images], Images]  # images in [0,1] to images in [0,1]
 Guard = Callable[[Images, Logits], PerSample]  # images in [0,1], and the victim's logits of them
-
-
-@dataclass(frozen=True)
-class InputContract:
-    """What the deployed model expects.
-
-    Attributes:
-        channels: number of image channels; `names` says what they are, where it matters.
-        size: `(h, w)` or `(d, h, w)` in pixels.
-        mean, std: per channel, in [0,1] units. Normalisation happens inside the victim, so that a
-            ball is always measured on the image a person would see.
-        native_range: what 0 and 1 stand for, e.g. "grey level 0..255" or "HU -1000..400".
-        bit_depth: bits a stored pixel has.
-        spacing: mm a pixel along each axis, where known.
-        returns: "logits", or "probabilities" where the module cannot be made to give logits.
-    """
-
-    channels: int
-    size: tuple[int, ...]
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    names: tuple[str, ...] = ()
-    native_range: str = "grey level 0..255"
-    bit_depth: int = 8
-    spacing: tuple[float, ...] | None = None
-    returns: Literal["logits", "probabilities"] = "logits"
 
 
 @dataclass(frozen=True)
@@ -49,7 +27,8 @@ class Victim:
     """A module behind its contract.
 
     Attributes:
-        module: takes normalised images, returns `(b, k)`, or `(b, k, *s)` for masks.
+        module: takes normalised images, returns `(b, k)`, or `(b, k, *s)` for masks, or what
+            `reading` makes that of.
         contract: see InputContract.
         offset: `(k,)` added to the logits: the operating point of the deployed device (see
             `operating_point`). Decision, attack and score all see the same shifted logits.
@@ -58,6 +37,7 @@ class Victim:
             in expectation (EOT: Athalye, Engstrom, Ilyas, Kwok, ICML 2018).
         before: what a defense does to an image first; random ones draw from torch's generator.
         guard: a detector: how suspicious each image is, above 0 where it is rejected.
+        reading: how logits are read of what the module returns.
     """
 
     module: nn.Module
@@ -67,6 +47,7 @@ class Victim:
     draws: int = 1
     before: Transform | None = None
     guard: Guard | None = None
+    reading: Reading = Reading()
 
     def __call__(self, x: Images) -> Output:
         """Return logits `(b, k)`, or `(b, k, *s)`, for images in [0,1]; suspicion with a guard."""
@@ -81,13 +62,28 @@ class Victim:
     def normalised(self, x: Images) -> Images:
         """Return what the module is shown of images in [0,1]."""
         c = self.contract
+        if type(x) is not Tensor:  # a subclass, e.g. MONAI's MetaTensor
+            x = x.as_subclass(Tensor)
         shape = (1, -1, *[1] * len(c.size))
         mean, std = x.new_tensor(c.mean).view(shape), x.new_tensor(c.std).view(shape)
-        return (x if self.before is None else self.before(x)).sub(mean).div(std)
+        shown = (x if self.before is None else self.before(x)).sub(mean).div(std)
+        return shown if self.reading.dtype is None else shown.to(self.reading.dtype)
+
+    def settled(self, x: Images) -> Victim:
+        """Return the victim, its last sigmoid left out only if that is the same on these images."""
+        if self.reading.bypass is None:
+            return self
+        longer = replace(self, reading=replace(self.reading, bypass=None))
+        squash = _softmax if self.reading.link == "log" else torch.sigmoid
+        with torch.no_grad():
+            one, other = (squash(victim._answer(x)) for victim in (self, longer))
+        return self if torch.allclose(one, other, atol=1e-3) else longer
 
     def _answer(self, x: Images) -> Logits:
-        logits: Tensor = self.module(self.normalised(x)).float()
-        return _as_logits(logits) if self.contract.returns == "probabilities" else logits
+        logits = self.reading.logits(self.module, self.normalised(x))
+        if self.reading.width is None and self.contract.returns == "probabilities":
+            return to_logits(logits, "logit" if logits.shape[1] == 1 else "log")
+        return logits
 
     def outputs(self, x: Images) -> Output:
         """Return logits and suspicion of any number of images, without gradient.
@@ -137,39 +133,57 @@ class Victim:
             raise VictimError(f"expected images of shape {expected}, got {tuple(x.shape[1:])}")
         try:
             with frozen(self.module), torch.no_grad():
-                found = self(x[:2]).logits
+                logits = self(x[:2]).logits
+        except VictimError:
+            raise
         except Exception as error:  # a model is foreign code and may raise anything
             first = (str(error) or type(error).__name__).splitlines()[0]
             raise VictimError(
                 f"expected a model that reads {expected} images, got: {first}"
             ) from None
-        places = tuple(x.shape[2:]) if masks else ()
-        if tuple(found.shape[2:]) != places or found.shape[1] not in outputs:
+        places, shape = tuple(x.shape[2:]) if masks else (), tuple(logits.shape[1:])
+        if shape[1:] != places or not shape or shape[0] not in outputs:
             wanted = " or ".join(map(str, outputs))
             each = " at every pixel" if masks else ""
             raise VictimError(
                 f"expected {wanted} logits{each} for this data, got outputs "
-                f"{tuple(found.shape[1:])}: choose a victim trained for these classes, or look at "
-                f"the {'masks' if masks else 'labels'}, which say how many there are"
+                f"{shape}: {_way_out(shape, x, outputs, masks=masks)}"
             )
 
 
-def _as_logits(p: Logits) -> Logits:
-    p = p.clamp(1e-7, 1 - 1e-7)
-    return torch.logit(p) if p.shape[1] == 1 else p.log()
+def _softmax(logits: Logits) -> Logits:
+    return logits.softmax(1)
+
+
+def _way_out(shape: tuple[int, ...], x: Images, outputs: tuple[int, ...], *, masks: bool) -> str:
+    """Return what to do about outputs of a shape that does not fit the data."""
+    size = tuple(x.shape[2:])
+    if masks and len(shape) == len(size) + 1 and shape[-1] in outputs and shape[:-1] == size:
+        return "put the axis of the classes before those of the pixels"
+    if masks and len(shape) == len(size) + 1 and shape[0] in outputs:
+        return f"resize them to {size} in the model"
+    if not masks and len(shape) > 1 and shape[0] in outputs:
+        return "average them over the pixels in the model, or choose data with masks"
+    return (
+        "choose a victim trained for these classes, or look at "
+        f"the {'masks' if masks else 'labels'}, which say how many there are"
+    )
 
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
-    """Hold a module in eval mode with no trainable parameter; restore it exactly after.
+    """Hold a module in eval mode with no trainable parameter; restore it and its buffers after.
 
     Inside, CUDA computes float32 in float32: by default its convolutions round to 10 bits (TF32).
     """
     tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    modes = [(part, part.training) for part in module.modules()]
+    # a frozen script has no modes
+    modes = [(p, p.training) for p in module.modules() if hasattr(p, "training")]
     grads = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    buffers = list(_buffers(module))
     try:
-        module.eval()
+        with suppress(NotImplementedError):  # an exported program has one mode only
+            module.eval()
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         for parameter, _ in grads:
             parameter.requires_grad_(False)
@@ -180,14 +194,28 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
             part.training = mode
         for parameter, wanted in grads:
             parameter.requires_grad_(wanted)
+        for part, name, buffer, value in buffers:
+            if part._buffers.get(name) is not buffer and not isinstance(part, ScriptModule):
+                part._buffers[name] = buffer
+            if not torch.equal(buffer, value):  # a batch norm that the module keeps in training
+                with torch.no_grad():
+                    buffer.copy_(value)
 
 
-def looks_like_probabilities(logits: Logits) -> bool:
+def _buffers(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor, Tensor]]:
+    """Yield each buffer with where it is held and a copy of its values."""
+    for part in module.modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                yield part, name, buffer, buffer.detach().clone()
+
+
+def looks_like_probabilities(logits: Logits, *, span: float = 0.5) -> bool:
     """Whether outputs called logits are probabilities: all in [0,1], and rows of several sum to 1.
 
     A one-logit or multi-label victim cannot be told by the sum: there all values in [0,1] with both
-    a small and a large one among them decide.
+    a small and a large one among them, more than `span` apart, decide.
     """
     inside = bool(((logits > -1e-5) & (logits < 1 + 1e-5)).all())  # an offset was taken off again
     sums_to_one = bool(torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-3))
-    return inside and (sums_to_one or float(logits.max()) - float(logits.min()) > 0.5)
+    return inside and (sums_to_one or float(logits.max()) - float(logits.min()) > span)

@@ -34,6 +34,7 @@ def valid(
         coded = factory_of(ready.card.name) or ready.card.name.startswith("module:")
         what = "model, code and weights" if coded else "model and weights"
         notes.append(f"{what} are the user's own: no card vouches for them")
+    notes += ready.card.notes
     if ready.undecided:
         notes.append(
             f"no operating point for {', '.join(ready.undecided)}: validation holds one value of "

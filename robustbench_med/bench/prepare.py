@@ -110,6 +110,7 @@ def prepare(
     victim.module.to(device)
     victim.check(batch.x, data.card.outputs, masks=data.card.task == "segmentation")
     with frozen(victim.module), seeded(*shared_by(case), "prepare"):
+        victim = victim.settled(batch.x[: victim.chunk])
         bare, defended = _defended(victim, case, data, device)
         victim = defended.judge
         (clean, suspicion), (again, _) = (_answers(victim, batch.x) for _ in range(2))
@@ -128,7 +129,7 @@ def prepare(
         loaded.card,
         data,
         clean,
-        probabilities=looks_like_probabilities(raw),
+        probabilities=_probabilities(victim, raw, data),
         randomized=float((again != clean).flatten(1).any(1).float().mean()),
         guide=defended.guide,
         bare=bare,
@@ -156,6 +157,15 @@ def _defended(
     if not moves:
         return bare, defended
     return bare, at(defended, _deployed(defended.judge, case, data, device).offset)
+
+
+def _probabilities(victim: Victim, raw: Tensor, data: Dataset) -> bool:
+    """Whether the module's outputs are probabilities that are taken for logits."""
+    reading = victim.reading
+    if reading.link != "identity" or reading.certain:
+        return False
+    alone = reading.width is not None and (raw.shape[1] == 1 or data.card.task == "multi_label")
+    return looks_like_probabilities(raw, span=0.0 if alone else 0.5)
 
 
 def mistaken(ready: Prepared, case: Case) -> Victim:

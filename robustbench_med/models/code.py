@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import importlib
 import inspect
+import io
+import itertools
 import re
 import site
 import sys
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +26,7 @@ from torch import nn
 
 from robustbench_med import spec
 from robustbench_med.errors import VictimError
-from robustbench_med.models.weights import bytes_of, fingerprint
+from robustbench_med.models.weights import bytes_of, fingerprint, printed, state_bytes
 from robustbench_med.rng import seeded
 
 _PREFIX = "_own_"
@@ -101,12 +107,22 @@ def made(factory: Factory, ours: tuple[str, ...]) -> Made:
     return Made(module, hashlib.sha256("\n".join(parts).encode()).hexdigest(), rest)
 
 
+def with_gradients(module: nn.Module) -> nn.Module:
+    """Return the module; a copy of it where its weights were made inside torch.inference_mode.
+
+    Such weights take part in no gradient ever; those of a copy made outside do.
+    """
+    weights = itertools.chain(module.parameters(), module.buffers())
+    return copy.deepcopy(module) if any(one.is_inference() for one in weights) else module
+
+
 def identity(module: nn.Module) -> str:
     """Return the SHA-256 of a module's weights and of what can be seen of its code.
 
-    Seen are its structure as it prints, its attributes (numbers, texts, tensors and collections of
-    them; anything else as it prints), and the source of every class in it that no installed package
-    brings. Not seen are functions that those classes call.
+    Seen are its structure as it prints, its attributes (numbers, texts, tensors, functions, objects
+    of the user's own classes and collections of them; anything else as it prints), and the source
+    of every class in it that no installed package brings. Not seen are functions that those classes
+    call.
     """
     return _identity(module, ())
 
@@ -114,18 +130,38 @@ def identity(module: nn.Module) -> str:
 def _identity(module: nn.Module, inside: tuple[int, ...]) -> str:
     inside = (*inside, id(module))
     digest = hashlib.sha256(fingerprint(module).encode())
-    digest.update(f"\n{_printed(module)}".encode())
+    digest.update(f"\n{printed(module)}".encode())
     stated = module.state_dict().keys()
     for name, buffer in module.named_buffers():
         if name not in stated:  # one that is not saved
             digest.update(f"\n{name}\n".encode() + bytes_of(buffer))
+    scripted: tuple[str, ...] = ()
     for name, part in module.named_modules():
-        own = {key: value for key, value in sorted(vars(part).items()) if key not in _TORCHS}
+        own = {key: value for key, value in vars_of(part).items() if key not in _TORCHS}
         digest.update(f"\n{name}\n".encode())
         digest.update(_seen(own, inside))
+        inner = any(not one or name.startswith(f"{one}.") for one in scripted)
+        if isinstance(part, torch.jit.ScriptModule) and not inner:
+            scripted = (*scripted, name)
+            digest.update(_archived(part))
     kinds = {type(part) for part in module.modules()}
     digest.update("\n".join(sorted(map(_written, kinds))).encode())
     return digest.hexdigest()
+
+
+def _archived(module: torch.jit.ScriptModule) -> bytes:
+    """Return what a scripted module would be saved as: a frozen one has no other state."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's advice to its own users
+        torch.jit.save(module, buffer)
+    parts = []
+    with zipfile.ZipFile(buffer) as archive:
+        for name in sorted(archive.namelist()):
+            if not name.endswith((".debug_pkl", "serialization_id")):
+                content = re.sub(rb"___torch_mangle_\d+", b"", archive.read(name))
+                parts.append(hashlib.sha256(content).digest())
+    return b"".join(parts)
 
 
 def _seen(value: object, inside: tuple[int, ...]) -> bytes:
@@ -133,9 +169,8 @@ def _seen(value: object, inside: tuple[int, ...]) -> bytes:
     if id(value) in inside:
         return b"itself"
     inside = (*inside, id(value))
-    if isinstance(value, torch.Tensor):
-        value = value if value.layout == torch.strided else value.to_dense()
-        return f"{value.dtype} {tuple(value.shape)} ".encode() + bytes_of(value)
+    if isinstance(value, torch.Tensor | torch.ScriptObject):
+        return state_bytes(value)
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {value.shape} ".encode() + value.tobytes()
     if isinstance(value, nn.Module):  # one in a plain list, which torch does not know of
@@ -144,13 +179,34 @@ def _seen(value: object, inside: tuple[int, ...]) -> bytes:
         return b", ".join(sorted(_seen(one, inside) for one in value))
     if isinstance(value, dict):
         value = list(value.items())
+    if isinstance(value, functools.partial):
+        value = [value.func, value.args, value.keywords]
+    if inspect.ismethod(value):
+        value = [value.__func__, value.__self__]
     if isinstance(value, tuple | list):
         return b"[" + b", ".join(_seen(one, inside) for one in value) + b"]"
-    return _printed(value).encode()
+    if isinstance(value, type):
+        return _written(value).encode()
+    if inspect.isfunction(value) and not _packaged(value):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        held = [value.__defaults__, value.__kwdefaults__, *cells]
+        return _code(value.__code__).encode() + _seen(held, inside)
+    if _source(type(value)) and type(value).__repr__ is object.__repr__:
+        return _written(type(value)).encode() + _seen(vars_of(value), inside)
+    return printed(value).encode()
 
 
-def _printed(value: object) -> str:
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # where it lies in memory
+def vars_of(value: object) -> dict[str, object]:
+    """Return an object's attributes in the order of their names.
+
+    Without those of a compiled module that say where the compiler holds it in memory.
+    """
+    named = sorted(getattr(value, "__dict__", {}).items())
+    return {key: one for key, one in named if not key.startswith("_torchdynamo")}
+
+
+def _packaged(function: Callable[..., Any]) -> bool:
+    return function.__code__.co_filename.startswith(_PACKAGED)
 
 
 def _written(kind: type) -> str:
@@ -166,11 +222,16 @@ def _source(kind: type) -> str:
         return "" if home.startswith(_PACKAGED) else inspect.getsource(kind)
     except (OSError, TypeError):
         codes = [one.__code__ for one in vars(kind).values() if inspect.isfunction(one)]
-        return "\n".join(
-            f"{code.co_name} {code.co_code.hex()} {code.co_names} {code.co_varnames} "
-            f"{[one for one in code.co_consts if not inspect.iscode(one)]}"
-            for code in codes
-        )
+        return "\n".join(map(_code, codes))
+
+
+def _code(code: CodeType) -> str:
+    """Return what a function computes, functions inside it too; not where it is written."""
+    inner = "".join(_code(one) for one in code.co_consts if inspect.iscode(one))
+    return (
+        f"{code.co_name} {code.co_code.hex()} {code.co_names} {code.co_varnames} "
+        f"{[one for one in code.co_consts if not inspect.iscode(one)]}{inner}"
+    )
 
 
 def _taken(

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +19,16 @@ from robustbench_med.victim import InputContract, Transform, Victim
 
 
 class _Half(nn.Module):
-    """A network that computes in bfloat16, channels last, and answers in float32."""
+    """A network that computes in bfloat16, channels last, and answers in float32 where it can."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:  # noqa: ANN401 - whatever the network returns
         layout = torch.channels_last if x.ndim == 4 else torch.contiguous_format
-        found: Tensor = self.module(x.to(torch.bfloat16, memory_format=layout)).float()
-        return found
+        raw = self.module(x.to(torch.bfloat16, memory_format=layout))
+        return raw.float() if isinstance(raw, Tensor) else raw
 
 
 def bfloat16(victim: Victim) -> Victim:

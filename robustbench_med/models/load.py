@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +14,19 @@ from torch import nn
 
 from robustbench_med import registry, spec
 from robustbench_med.cards import DatasetCard, ModelCard
+from robustbench_med.contract import InputContract, contract_of, statistic
 from robustbench_med.errors import SpecError, VictimError
 from robustbench_med.models import code, weights
 from robustbench_med.models.build import build
+from robustbench_med.models.probing import Expected, check_weights, probe
 from robustbench_med.models.sliding import Sliding, bare
 from robustbench_med.types import images_at_once
-from robustbench_med.victim import InputContract, Victim
+from robustbench_med.victim import Victim
 
 ZOO = registry.CORE / "models" / "zoo"
-_OURS = ("weights", "pretrained", "mean", "std", "window", "overlap")
+_OURS = ("weights", "pretrained", "mean", "std", "window", "overlap", "returns", "output")
+_log = logging.getLogger(__name__)
+_said: set[tuple[str, str]] = set()  # what this process has told of a model
 
 
 class Loaded(NamedTuple):
@@ -39,7 +45,8 @@ def load_victim(name: str, data: DatasetCard, *, zoo: Path = ZOO) -> Loaded:
             ...)`, or `timm:NAME(pretrained=True)` for timm's own hub; of masks
             `smp:NAME(weights=...)`, `monai:NAME(weights=...)` or a network of `build`, with
             `window=[..], overlap=0.25` where it reads an image window by window; or
-            `FILE.py:FACTORY(...)`, which executes that file.
+            `FILE.py:FACTORY(...)`, which executes that file. Each takes `returns='probabilities'`
+            and `output='KEY'`, see InputContract.
         data: says channels, size and classes.
         zoo: folder with the cards' weights.
 
@@ -83,6 +90,7 @@ def describe(name: str, data: DatasetCard) -> tuple[ModelCard, str]:
         loaded = load_victim(name, data)
         x = torch.zeros(2, data.channels, *data.size)
         loaded.victim.check(x, data.outputs, masks=data.task == "segmentation")
+        tell(loaded.card)
         return loaded.card, loaded.sha256
     card: ModelCard = registry.find("models", name)
     _trained_on(card, data)
@@ -102,12 +110,25 @@ def untrained(card: ModelCard, data: DatasetCard) -> Victim:
     return Victim(_slid(module, card), contract, chunk=images_at_once(data.size))
 
 
-def _contract(data: DatasetCard, mean: tuple[float, ...], std: tuple[float, ...]) -> InputContract:
-    return InputContract(
-        channels=data.channels,
-        size=data.size,
-        mean=mean,
-        std=std,
+def tell(card: ModelCard) -> None:
+    """Say what was decided of a model, once in a process."""
+    for note in card.notes:
+        if (card.name, note) not in _said:
+            _said.add((card.name, note))
+            _log.warning("%s: %s", card.name, note)
+
+
+def _contract(
+    data: DatasetCard,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    ours: Mapping[str, Any] | None = None,
+) -> InputContract:
+    stated = {key: (ours or {}).get(key) for key in ("returns", "output")}
+    return contract_of(
+        data.channels,
+        data.size,
+        {"mean": mean, "std": std, **stated},
         native_range=data.native_range,
         bit_depth=data.bit_depth,
         names=data.channel_names,
@@ -155,9 +176,7 @@ def _own(wanted: spec.Spec, data: DatasetCard) -> Loaded:
         overlap=overlap,
         sha256=found,
     )
-    contract = _contract(data, mean, std)
-    victim = Victim(_slid(module, card), contract, chunk=images_at_once(data.size))
-    return Loaded(victim, card, _answers_of(card, found))
+    return _admitted(_slid(module, card), card, _contract(data, mean, std, ours), data)
 
 
 def _of_factory(name: str, factory: code.Factory, data: DatasetCard) -> Loaded:
@@ -184,9 +203,22 @@ def _of_factory(name: str, factory: code.Factory, data: DatasetCard) -> Loaded:
         overlap=overlap,
         sha256=sha256,
     )
-    contract = _contract(data, mean, std)
-    victim = Victim(_slid(made.module, card), contract, chunk=images_at_once(data.size))
-    return Loaded(victim, card, _answers_of(card, sha256))
+    return _admitted(_slid(made.module, card), card, _contract(data, mean, std, ours), data)
+
+
+def _admitted(
+    module: nn.Module, card: ModelCard, contract: InputContract, data: DatasetCard
+) -> Loaded:
+    """Return a model of the user's own as a victim, its outputs looked at."""
+    victim = Victim(module, contract, chunk=images_at_once(data.size))
+    expected = Expected(
+        data.outputs, masks=data.task == "segmentation", findings=data.task == "multi_label"
+    )
+    reading, notes = probe(victim, expected)
+    returns = "logits" if reading.link == "identity" else "probabilities"
+    output = "" if reading.path == () else repr(reading.path)
+    card = card.model_copy(update={"returns": returns, "output": output, "notes": notes})
+    return Loaded(replace(victim, reading=reading), card, _answers_of(card, card.sha256))
 
 
 def of_module(
@@ -194,9 +226,8 @@ def of_module(
     data: DatasetCard,
     *,
     name: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
     contract: InputContract | None = None,
+    **stated: Any,  # noqa: ANN401 - each is checked
 ) -> Loaded:
     """Return a module handed in from Python as a victim for the images of `data`.
 
@@ -204,20 +235,22 @@ def of_module(
         module: takes images in [0,1], unless `mean` and `std` say what else it is shown.
         data: says channels, size and classes, and so the contract.
         name: what records call it; its class unless given.
-        mean: a number a channel, or one for all, in [0,1] units.
-        std: likewise.
-        contract: in place of the one made of `data`, `mean` and `std`.
+        contract: in place of the one made of `data` and what is stated.
+        stated: `mean` and `std`, one number or one a channel, in [0,1] units; `returns` and
+            `output`, see InputContract. None is not stated.
 
     Raises:
-        SpecError: `mean` or `std` are no numbers, or not one a channel.
+        SpecError: `mean` or `std` are no such numbers, or stated beside a contract.
         VictimError: it does not read such images or answers another number of logits.
     """
+    ours = {key: value for key, value in stated.items() if value is not None}
     if contract is None:
-        given = {"mean": mean, "std": std}
-        ours = {key: value for key, value in given.items() if value is not None}
-        contract = _contract(data, *_statistics(ours, {}, data))
+        contract = _contract(data, *_statistics(ours, {}, data), ours)
+    elif ours:
+        raise SpecError(f"expected {min(ours)} in the contract, got it beside a contract")
     title = name or type(module).__name__
-    found = code.identity(module)
+    check_weights(module)
+    module = code.with_gradients(module)
     card = ModelCard(
         name=f"module:{title}",
         title=title,
@@ -227,24 +260,45 @@ def of_module(
         builder=f"module:{type(module).__qualname__}",
         mean=contract.mean,
         std=contract.std,
-        sha256=found,
+        sha256=code.identity(module),
     )
-    victim = Victim(module, contract, chunk=images_at_once(data.size))
+    loaded = _admitted(module, card, contract, data)
     parameter = next(module.parameters(), None)
     device = None if parameter is None else parameter.device
     x = torch.zeros(2, data.channels, *data.size, device=device)
-    victim.check(x, data.outputs, masks=data.task == "segmentation")
-    return Loaded(victim, card, _digest(_answers_of(card, found), contract.returns))
+    loaded.victim.check(x, data.outputs, masks=data.task == "segmentation")
+    tell(loaded.card)
+    return loaded
 
 
 def _statistics(
     ours: Mapping[str, Any], default: Mapping[str, Any], data: DatasetCard
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std: those given, else the architecture's, else those of [0,1] images."""
-    mean = _floats("mean", ours.get("mean") or default.get("mean") or (0.0,))
-    std = _floats("std", ours.get("std") or default.get("std") or (1.0,))
+    """Return mean and std: those given, else the architecture's, else those of [0,1] images.
+
+    Raises:
+        SpecError: one of two alone where the architecture has statistics of its own, or numbers
+            that do not fit the data.
+    """
+    names = ("mean", "std")
+    if any(name in ours for name in names):
+        missing = [name for name in names if name not in ours]
+        if missing and default.get(missing[0]):
+            raise SpecError(
+                f"expected mean=[..] and std=[..] together, got no {missing[0]}: the network's own "
+                "belong to each other"
+            )
+        rest = {"mean": (0.0,), "std": (1.0,)}
+        mean, std = (statistic(n, ours.get(n, rest[n]), data.channels) for n in names)
+        return mean, std
+    mean, std = tuple(default.get("mean") or (0.0,)), tuple(default.get("std") or (1.0,))
     if data.channels == 1:  # timm folds RGB stems into one channel; their statistics fold alike
-        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+        return (sum(mean) / len(mean),), (sum(std) / len(std),)
+    if len(mean) not in (1, data.channels):
+        raise SpecError(
+            f"expected mean=[..] and std=[..] with {data.channels} numbers, a number a channel, "
+            f"got none: the network's own are of {len(mean)} channels"
+        )
     return mean, std
 
 
@@ -268,16 +322,12 @@ def _window(ours: dict[str, Any], data: DatasetCard) -> tuple[tuple[int, ...] | 
     return tuple(sides), float(overlap)
 
 
-def _floats(name: str, values: object) -> tuple[float, ...]:
-    if not isinstance(values, list | tuple) or not all(isinstance(v, int | float) for v in values):
-        raise SpecError(f"expected {name}=[a number a channel], got {values!r}")
-    return tuple(map(float, values))
-
-
 def _answers_of(card: ModelCard, weights_sha256: str) -> str:
     """Return the hash of what makes a victim's answers."""
     slides = () if card.window is None else (card.window, card.overlap)
-    return _digest(card.builder, card.mean, card.std, weights_sha256, *slides)
+    read: list[str] = [] if card.returns == "logits" else [card.returns]
+    read += [card.output] if card.output else []
+    return _digest(card.builder, card.mean, card.std, weights_sha256, *slides, *read)
 
 
 def _digest(*parts: object) -> str:

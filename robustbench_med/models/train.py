@@ -150,9 +150,8 @@ def check(card: ModelCard) -> None:
 
 def _fingerprint(card: ModelCard, recipe: Recipe, data: Dataset) -> str:
     """Return the hash of all that decides the weights: what is trained, how, and on what."""
-    told = card.model_dump(
-        mode="json", exclude={"title", "summary", "source", "weights", "sha256", "measured"}
-    )
+    said = {"title", "summary", "source", "weights", "sha256", "measured"}
+    told = card.model_dump(mode="json", exclude={*said, "returns", "output", "notes"})
     start = registry.find("models", recipe.start).sha256 if recipe.start else ""
     parts = [json.dumps(told, sort_keys=True), start, torch.__version__]
     parts += [data.arrays(split).fingerprint() for split in ("train", "val")]
