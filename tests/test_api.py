@@ -442,7 +442,7 @@ def test_a_contract_says_what_a_module_returns(mine: str) -> None:
     found = rm.evaluate(model, mine, PGD, eps=EPS)
     flags = [one.name for one in found.flags]
     assert "probabilities" not in " ".join(flags)
-    with pytest.raises(SpecError, match="expected a contract with a torch module alone"):
+    with pytest.raises(SpecError, match="expected contract with a torch module alone"):
         rm.load_model("chest_resnet", contract=contract)
     with pytest.raises(SpecError, match=r"expected dataset=... with a model of your own, got none"):
         rm.load_model(net)

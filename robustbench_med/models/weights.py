@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -31,9 +33,38 @@ def read(module: nn.Module, path: Path, *, sha256: str = "") -> str:
     try:
         tensors = load(found)
     except (SafetensorError, ValueError) as error:
-        raise VictimError(f"{path.name}: expected a safetensors file, got: {error}") from None
+        raise VictimError(
+            f"{path.name}: expected a safetensors file, {_kind(path, found, error)}"
+        ) from None
     _fit(module, tensors, path.name)
     return hashlib.sha256(found).hexdigest()
+
+
+_log = logging.getLogger(__name__)
+_said: set[tuple[str, str]] = set()  # what this process has told of a file
+_STARTS = {
+    b"PK": "torch",
+    b"\x80": "torch",
+    b"\x89HDF": "HDF5 (Keras): build the network in PyTorch and copy its weights",
+    b"version https://git-lfs": "a pointer of Git LFS: `git lfs pull` fetches the file itself",
+    b"<": "a web page: download the file itself",
+    b"\x1f\x8b": "a gzip archive: unpack it",
+}
+
+
+def _kind(path: Path, found: bytes, error: Exception) -> str:
+    """Return what a file is that is none of safetensors, and what to do."""
+    kind = next((what for start, what in _STARTS.items() if found.startswith(start)), "")
+    if not found:
+        return "got an empty one"
+    if kind == "torch":
+        new = path.with_suffix(".safetensors").name
+        return (
+            "got a pickle of torch.save, which may run code when it is read: where you trust it, "
+            f"save_file(torch.load({path.name!r}), {new!r}) of safetensors.torch turns its state "
+            "dict into one (of a checkpoint, its entry 'state_dict' or 'model')"
+        )
+    return f"got {kind}" if kind else f"got: {error}"
 
 
 def content(path: Path, *, sha256: str = "") -> bytes:
@@ -56,16 +87,82 @@ def content(path: Path, *, sha256: str = "") -> bytes:
 
 def _fit(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
     wanted = module.state_dict()
-    for key in sorted(wanted.keys() ^ tensors.keys()):
-        side = "missing from the file" if key in wanted else "not of this architecture"
-        raise VictimError(f"{name}: expected the weights of this architecture, got {key!r} {side}")
+    tensors = _unprefixed(tensors, wanted, name)
     for key, value in tensors.items():
         if value.shape != wanted[key].shape:
             raise VictimError(
                 f"{name}: expected {key!r} {tuple(wanted[key].shape)}, got {tuple(value.shape)}"
-                ": check the number of classes and channels of the data"
+                f": {_misfit(key, value, wanted)}"
             )
     module.load_state_dict(tensors)
+
+
+def _unprefixed(
+    tensors: dict[str, Tensor], wanted: Mapping[str, object], name: str
+) -> dict[str, Tensor]:
+    """Return the tensors by the names of the architecture, without a prefix they have in common.
+
+    Training code saves the network inside another module: DataParallel's "module.", a Lightning
+    module's "model." or "net.", a compiled one's "_orig_mod.".
+
+    Raises:
+        VictimError: some are missing or of another architecture.
+    """
+    if tensors.keys() == wanted.keys():
+        return tensors
+    for prefix in _prefixes(tensors):
+        if {key.removeprefix(prefix) for key in tensors if key.startswith(prefix)} == wanted.keys():
+            rest = [key for key in tensors if not key.startswith(prefix)]
+            if not rest:
+                if (name, prefix) not in _said:
+                    _said.add((name, prefix))
+                    _log.warning("%s: read without %r, with which every name begins", name, prefix)
+                return {key.removeprefix(prefix): value for key, value in tensors.items()}
+            raise VictimError(
+                f"{name}: expected the weights of this architecture alone, got {len(rest)} more, "
+                f"such as {min(rest)!r}: save those below {prefix!r} alone, without it"
+            )
+    missing, others = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    parts = [f"{missing[0]!r} missing from the file{_more(missing)}"] if missing else []
+    parts += [f"{others[0]!r} not of this architecture{_more(others)}"] if others else []
+    whole = " (all of them)" if len(missing) == len(wanted) else ""
+    raise VictimError(
+        f"{name}: expected the weights of this architecture, got {' and '.join(parts)}{whole}: "
+        "give the spec the name and parameters that it was trained with, and save the state dict "
+        "of the network itself"
+    )
+
+
+def _prefixes(tensors: Mapping[str, object]) -> list[str]:
+    """Return what the names in a file may begin with, the shortest first."""
+    heads = {".".join(key.split(".")[:n]) + "." for key in tensors for n in (1, 2, 3)}
+    return sorted((one for one in heads if one.rstrip(".") not in tensors), key=len)
+
+
+def _more(keys: list[str]) -> str:
+    return f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+
+
+def _misfit(key: str, value: Tensor, wanted: Mapping[str, Tensor]) -> str:
+    """Return what a tensor of another shape most likely comes from."""
+    there, here = tuple(value.shape), tuple(wanted[key].shape)
+    keys = list(wanted)
+    place, ending = keys.index(key), {k.rpartition(".")[0] for k in keys[-2:]}
+    if len(there) == len(here) and there[1:] == here[1:] and key.rpartition(".")[0] in ending:
+        return (
+            f"check the number of classes and channels of the data: the file's last layer has "
+            f"{there[0]} outputs, the data wants {here[0]}"
+        )
+    first = place == 0 or not any(wanted[k].ndim > 1 for k in keys[:place])
+    if len(there) == len(here) > 2 and there[0] == here[0] and there[2:] == here[2:] and first:
+        return (
+            f"check the number of classes and channels of the data: the file's first layer reads "
+            f"{there[1]} channels, the data has {here[1]}"
+        )
+    return (
+        "it is of a network of another input size, width or depth: give the spec the parameters it "
+        "was trained with, or images of that size (check the number of classes and channels too)"
+    )
 
 
 def write(module: nn.Module, path: Path) -> str:

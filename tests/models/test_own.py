@@ -99,7 +99,7 @@ def test_one_logit_answers_for_two_classes_alone(tmp_path: Path) -> None:
         (MONAI, {"size": (16, 16, 16)}, r"expected 'model.*check the number"),
         # labels, not masks
         (MONAI, {"task": "single_label"}, r"expected 1 or 2 logits for this data, got outputs \(2"),
-        ("fcn(widths=[4, 8])", {"task": "single_label"}, "choose a victim trained for these"),
+        ("fcn(widths=[4, 8])", {"task": "single_label"}, "or choose data with masks"),
     ],
 )
 def test_models_that_do_not_fit_the_data(

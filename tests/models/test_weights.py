@@ -63,11 +63,27 @@ def test_every_flipped_byte_is_noticed_before_anything_is_loaded(written: tuple[
     assert all(torch.equal(other.state_dict()[key], value) for key, value in before.items())
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a pickle", b"\x08" + b"\0" * 20])
-def test_what_is_no_safetensors_is_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "got an empty one"),
+        (b"PK\x03\x04 a pickle", r"got a pickle of torch.save, .* save_file\(torch.load\('w.pt'\)"),
+        (b"\x80\x02 an old pickle", "got a pickle of torch.save, which may run code"),
+        (b"\x89HDF\r\n", "got HDF5 .Keras.: build the network in PyTorch"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "got a pointer of Git LFS: .git lfs pull",
+        ),
+        (b"<!DOCTYPE html>", "got a web page: download the file itself"),
+        (b"\x1f\x8b\x08", "got a gzip archive: unpack it"),
+        (b"\x08" + b"\0" * 20, "got: "),
+    ],
+)
+def test_what_is_no_safetensors_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "w.pt"
     path.write_bytes(content)
-    with pytest.raises(VictimError, match=r"w\.pt: expected a safetensors file, got: ") as caught:
+    match = rf"w\.pt: expected a safetensors file, {message}"
+    with pytest.raises(VictimError, match=match) as caught:
         weights.read(module(), path)
     assert "\n" not in str(caught.value)
 
@@ -93,6 +109,51 @@ def test_a_tensor_too_few_too_many_or_of_another_shape(written: tuple[Path, str]
         save_file(changed, path)
         with pytest.raises(VictimError, match=message):
             weights.read(module(), path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "net.", "_orig_mod.", "model.net."])
+def test_a_common_prefix_is_left_out_and_said(
+    written: tuple[Path, str],
+    prefix: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(weights, "_said", set())
+    path, _ = written
+    tensors = load_file(path)
+    save_file({f"{prefix}{key}": value for key, value in tensors.items()}, path)
+    other = Small(1, 2)
+    assert weights.read(other, path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert all(torch.equal(other.state_dict()[key], value) for key, value in tensors.items())
+    assert f"read without '{prefix}'" in caplog.text
+    save_file({f"{prefix}{k}": v for k, v in tensors.items()} | {"loss.w": torch.zeros(1)}, path)
+    with pytest.raises(
+        VictimError, match=f"got 1 more, such as 'loss.w': save those below '{prefix}"
+    ):
+        weights.read(other, path)
+
+
+def test_a_shape_that_differs_says_why(tmp_path: Path) -> None:
+    def network(channels: int = 1, outputs: int = 2, side: int = 4, width: int = 3) -> nn.Module:
+        conv = nn.Conv2d(channels, width, 3, padding=1)
+        return nn.Sequential(conv, nn.Flatten(), nn.Linear(width * side**2, outputs))
+
+    path = tmp_path / "w.safetensors"
+    for other, message in (
+        (network(outputs=5), "the file's last layer has 5 outputs, the data wants 2"),
+        (network(channels=3), "the file's first layer reads 3 channels, the data has 1"),
+        (network(side=8), "it is of a network of another input size, width or depth"),
+        (network(width=6), "it is of a network of another input size, width or depth"),
+    ):
+        weights.write(other, path)
+        with pytest.raises(VictimError, match=message) as caught:
+            weights.read(network(), path)
+        assert "\n" not in str(caught.value)
+    weights.write(nn.Linear(2, 2), path)
+    with pytest.raises(
+        VictimError, match="missing from the file and 3 more and 'bias' not of this"
+    ):
+        weights.read(network(), path)
 
 
 def test_a_fingerprint_follows_every_value_and_name() -> None:
