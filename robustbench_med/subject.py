@@ -20,7 +20,7 @@ from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.errors import SpecError, VictimError
 from robustbench_med.models.code import identity
-from robustbench_med.models.load import Loaded, load_victim, of_module, tell
+from robustbench_med.models.load import Loaded, check_name, load_victim, of_module, tell
 from robustbench_med.models.sliding import bare
 from robustbench_med.models.weights import fingerprint
 from robustbench_med.types import Images, Output
@@ -112,9 +112,7 @@ def check_model(model: object) -> None:
     if isinstance(model, nn.Module | Model):
         return
     if isinstance(model, str | Path):
-        ending = Path(str(model)).suffix.lower()
-        if not registry.is_own(str(model)) and ending in _FILES:
-            raise VictimError(f"{_WANTED}, got {str(model)!r}: {_FILES[ending]}")
+        check_name(str(model))
         return
     got, way = type(model).__name__, ""
     if model is None:
@@ -139,16 +137,6 @@ def check_model(model: object) -> None:
     elif isinstance(model, list | tuple | set):
         way = ": one at a time"
     raise VictimError(f"{_WANTED}, got {got}{way}")
-
-
-_FILES = {
-    ending: "weights alone have no architecture; use \"timm:NAME(weights='FILE.safetensors')\" or "
-    "\"FILE.py:FACTORY(weights='FILE.safetensors')\""
-    for ending in (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pkl", ".pickle", ".tar")
-} | {
-    ending: "only networks of PyTorch are attacked; convert it to one"
-    for ending in (".onnx", ".h5", ".keras", ".tflite", ".pb", ".joblib")
-}
 
 
 def victim_of(

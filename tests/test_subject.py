@@ -15,6 +15,7 @@ from torch import nn
 
 import robustbench_med as rm
 from robustbench_med.errors import BenchError, UnknownNameError, VictimError
+from robustbench_med.models.load import describe, load_victim
 from robustbench_med.victim import InputContract, Victim
 from tests.models.truth import Truth, labels
 
@@ -54,8 +55,18 @@ def test_what_is_no_model(model: Any, message: str) -> None:  # noqa: ANN401
     for ask in ASKS:
         with pytest.raises(VictimError, match=message) as caught:
             ask(model)
-        assert "expected a model: a name or spec, a torch nn.Module" in str(caught.value)
+        assert str(caught.value).startswith(
+            ("expected a model: a name or spec", "expected a model's")
+        )
         assert "\n" not in str(caught.value)
+
+
+def test_a_file_in_the_place_of_a_name() -> None:
+    for ask in (load_victim, describe):
+        with pytest.raises(
+            VictimError, match="expected a model's name or spec, got 'net.pth': weig"
+        ):
+            ask("net.pth", labels().card)
 
 
 @pytest.mark.parametrize(

@@ -29,12 +29,29 @@ _log = logging.getLogger(__name__)
 _said: set[tuple[str, str]] = set()  # what this process has told of a model
 
 
+_FILES = {
+    ending: "weights alone have no architecture; use \"timm:NAME(weights='FILE.safetensors')\" or "
+    "\"FILE.py:FACTORY(weights='FILE.safetensors')\""
+    for ending in (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pkl", ".pickle", ".tar")
+} | {
+    ending: "only networks of PyTorch are attacked; convert it to one"
+    for ending in (".onnx", ".h5", ".keras", ".tflite", ".pb", ".joblib")
+}
+
+
 class Loaded(NamedTuple):
     """A victim with its card and the hash of everything that makes its answers."""
 
     victim: Victim
     card: ModelCard
     sha256: str
+
+
+def check_name(name: str) -> None:
+    """Raise VictimError where a file stands in the place of a model's name."""
+    ending = Path(name).suffix.lower()
+    if not registry.is_own(name) and ending in _FILES:
+        raise VictimError(f"expected a model's name or spec, got {name!r}: {_FILES[ending]}")
 
 
 def load_victim(name: str, data: DatasetCard, *, zoo: Path = ZOO) -> Loaded:
@@ -58,6 +75,7 @@ def load_victim(name: str, data: DatasetCard, *, zoo: Path = ZOO) -> Loaded:
     if registry.is_own(name):
         factory = code.factory_of(name)
         return _own(spec.parse(name), data) if factory is None else _of_factory(name, factory, data)
+    check_name(name)
     card: ModelCard = registry.find("models", name)
     victim = untrained(card, _trained_on(card, data))
     found = weights.read(bare(victim.module), zoo / card.weights, sha256=card.sha256)
@@ -92,6 +110,7 @@ def describe(name: str, data: DatasetCard) -> tuple[ModelCard, str]:
         loaded.victim.check(x, data.outputs, masks=data.task == "segmentation")
         tell(loaded.card)
         return loaded.card, loaded.sha256
+    check_name(name)
     card: ModelCard = registry.find("models", name)
     _trained_on(card, data)
     weights.content(ZOO / card.weights, sha256=card.sha256)
