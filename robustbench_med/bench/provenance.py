@@ -11,6 +11,7 @@ import torch
 
 from robustbench_med import __version__, registry
 from robustbench_med.bench.record import Provenance
+from robustbench_med.bench.rounding import processor
 
 
 @cache
@@ -54,6 +55,7 @@ def provenance(*, started: str, command: str, device: str) -> Provenance:
         python=platform.python_version(),
         torch=torch.__version__,
         platform=platform.platform(),
+        cpu=processor(),
         device=device,
         threads=torch.get_num_threads(),
         started=started,

@@ -192,6 +192,7 @@ class Provenance(_Frozen):
     python: str
     torch: str
     platform: str
+    cpu: str = Field(default="", description="processor, and the instructions torch uses of it")
     device: str
     threads: int
     started: str = Field(description="UTC, ISO 8601")

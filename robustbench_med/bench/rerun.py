@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from pathlib import Path
+from typing import NamedTuple
 
+from robustbench_med import registry, spec
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.execute import Outcome, execute
 from robustbench_med.bench.plan import Planned, plan
-from robustbench_med.bench.runner import device_of, prepared
+from robustbench_med.bench.runner import Shared, device_of
 from robustbench_med.bench.suite import Grid, Suite
+from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
+from robustbench_med.datasets.load import load_dataset
 from robustbench_med.errors import SpecError
 from robustbench_med.models.code import factory_of
 from robustbench_med.spec import Spec
@@ -26,26 +33,55 @@ _WORDS = {
 }
 
 
-def replan(case: Case, *, data: Path | None = None, code: bool = False) -> Planned:
+class Places(NamedTuple):
+    """Where files of the person's own lie now that a record names where they were.
+
+    Attributes:
+        dataset: the `.npz` file.
+        victim: its weights, its Python file, or a whole spec; None = as recorded.
+        surrogate: likewise.
+    """
+
+    dataset: str | None = None
+    victim: str | None = None
+    surrogate: str | None = None
+
+
+def replan(
+    case: Case, *, data: Path | None = None, code: bool = False, places: Places | None = None
+) -> Planned:
     """Return a case planned again: the same choices, what they stand for here and now.
 
     Args:
         case: of a record.
         data: folder with the files of real datasets.
         code: execute the Python file that the case names as its victim or surrogate, if any.
+        places: where own files lie now; that they are the same is told by their hashes, which
+            `changed` compares.
 
     Raises:
-        SpecError: it names one, and `code` is not given: a record is foreign.
+        SpecError: it names one, and `code` is not given: a record is foreign; or it names a file
+            that is not here.
         BenchError: its victim, attack or data cannot be had.
     """
-    for name in (case.victim, case.surrogate):
+    places = Places() if places is None else places
+    if case.victim.startswith("module:") and places.victim is None:
+        raise SpecError(
+            f"expected a model that a file holds, got {case.victim}, which was handed in from "
+            "Python: evaluate it again with results=DIR and compare the records"
+        )
+    victim = _moved(case.victim, places.victim, "victim")
+    surrogate = case.surrogate and _moved(case.surrogate, places.surrogate, "surrogate")
+    for name in (victim, surrogate):
         if not code and name is not None and factory_of(name):
             raise SpecError(
                 f"expected a record that runs no code of its own, got one that executes {name!r}: "
                 "read that file, and pass --run-code if you trust it"
             )
-    suite = Suite(name="again", title="Again", seed=case.seed, grids=(_grid_of(case),))
-    planned, broken = plan(suite, data=data)
+    dataset = _dataset(case, data, places.dataset)
+    grid = _grid_of(case.model_copy(update={"victim": victim, "surrogate": surrogate}))
+    suite = Suite(name="again", title="Again", seed=case.seed, grids=(grid,))
+    planned, broken = plan(suite, data=data, datasets={case.dataset: dataset})
     if broken:
         raise broken[0].error
     if len(planned) != 1:
@@ -53,12 +89,104 @@ def replan(case: Case, *, data: Path | None = None, code: bool = False) -> Plann
     return planned[0]
 
 
-def run_again(planned: Planned, *, images: bool = False, device: str = "cpu") -> Outcome:
-    """Return the outcome of a case, written nowhere."""
+def called_as(case: Case, planned: Case) -> Case:
+    """Return a case planned again by the names that the record has for files that were moved."""
+    return planned.model_copy(update={"victim": case.victim, "surrogate": case.surrogate})
+
+
+def _dataset(case: Case, data: Path | None, place: str | None) -> Dataset:
+    """Return the images of a case; of a file that was moved, from where it lies now."""
+    known = case.dataset in registry.load("datasets")
+    if place is not None and known:
+        raise SpecError(
+            f"expected --dataset with a record of one's own file, got one of {case.dataset}, which "
+            "is found by --data DIR"
+        )
+    if known:
+        return load_dataset(case.dataset, data=data)
+    if place is None and not Path(case.dataset).expanduser().is_file():
+        raise SpecError(
+            f"expected {case.dataset}, which the record was made of, got no such file: say with "
+            "--dataset FILE where it lies now; its hash is compared"
+        )
+    if place is None:
+        return load_dataset(case.dataset)
+    return _under_its_name(Path(place).expanduser(), Path(case.dataset))
+
+
+def _under_its_name(place: Path, recorded: Path) -> Dataset:
+    """Return the dataset of a file as if it were still called, and lay, as a record names it.
+
+    A file's name and folder are what its card calls it by, and so the record.
+    """
+    if not place.is_file():
+        raise SpecError(f"expected a .npz file with --dataset, got no file at {place}")
+    home = tempfile.mkdtemp(prefix="robustbench_med-")
+    alias = Path(home) / (recorded.parent.name or "data") / recorded.name
+    alias.parent.mkdir(exist_ok=True)
+    try:
+        alias.symlink_to(place.resolve())
+    except OSError:  # Windows asks for a privilege
+        shutil.copyfile(place, alias)
+    found = load_dataset(str(alias))
+
+    def read(split: SplitName) -> Arrays:
+        return found.read(split)
+
+    weakref.finalize(read, shutil.rmtree, home, ignore_errors=True)
+    return Dataset(found.card, read)
+
+
+def _moved(victim: str, place: str | None, option: str) -> str:
+    """Return the spec of a model of one's own with its file where it lies now.
+
+    >>> _moved("timm:resnet18(weights='/a/w.safetensors')", "w.safetensors", "victim")
+    "timm:resnet18(weights='w.safetensors')"
+    >>> _moved("/a/net.py:make(width=8)", "b/net.py", "victim")
+    'b/net.py:make(width=8)'
+    """
+    factory = factory_of(victim) if registry.is_own(victim) else None
+    if place is not None:
+        if not registry.is_own(victim):
+            raise SpecError(
+                f"expected --{option} with a record of a model of one's own, got one of {victim}"
+            )
+        if factory is not None and place.endswith(".py"):
+            return f"{place}:{factory.wanted}"
+        if Path(place).suffix and "(" not in place and ".py:" not in place:
+            wanted = spec.parse(victim) if factory is None else factory.wanted
+            moved = str(Spec(wanted.name, {**wanted.parameters, "weights": place}))
+            return moved if factory is None else f"{factory.path}:{moved}"
+        return place
+    if not registry.is_own(victim) or victim.startswith("module:"):
+        return victim
+    wanted = spec.parse(victim) if factory is None else factory.wanted
+    files = [] if factory is None else [factory.path]
+    files += [Path(str(wanted.parameters["weights"]))] if "weights" in wanted.parameters else []
+    for path in files:
+        if not path.expanduser().is_file():
+            raise SpecError(
+                f"expected {path}, which the record's model was made of, got no such file: say "
+                f"with --{option} FILE where it lies now; its hash is compared"
+            )
+    return victim
+
+
+def run_again(
+    planned: Planned, *, images: bool = False, device: str = "cpu", ready: Shared | None = None
+) -> Outcome:
+    """Return the outcome of a case, written nowhere.
+
+    Args:
+        planned: the case.
+        images: keep the adversarial images.
+        device: as `run`.
+        ready: prepared victims, shared with other cases.
+    """
     where = device_of(device)
     return execute(
         planned,
-        lambda: prepared(planned, where),
+        lambda: (ready or Shared(where)).of(planned),
         command="",  # written nowhere
         examples=0,
         images=images,

@@ -24,6 +24,7 @@ from robustbench_med.metrics.segmentation import score_masks
 
 _COLUMNS = (*store.COLUMNS, "l2", "linf", "distance", "ssim", "psnr")
 _NUMBERS = ("eps", "correct", "l2", "linf", "distance", "ssim", "psnr")
+_TIE = 1e-3  # between probabilities: less may be rounding
 _OF_IMAGES = ("sample", "patient", "truth", "attacked", "distance")  # the same at every radius
 
 
@@ -93,18 +94,36 @@ def _metrics(stored: Stored) -> Iterator[str]:
 
 
 def _right(stored: Stored) -> Iterator[str]:
-    """Yield a line where `correct` is not what the other columns say; not behind a detector."""
+    """Yield a line where outcomes are not what the other columns say."""
     table = stored.samples
     if stored.record.dataset_card.task == "segmentation":
         said, of = [float(np.mean(one)) for one in table["scores"]], "the mean of scores"
-    elif "suspicion" in table.columns:
+        if not all(map(same, said, table["correct"])):
+            yield f"correct of the samples is not {of}"
         return
-    else:
-        truth, called = (np.array(list(table[name])) for name in ("truth", "prediction"))
-        found = (called == truth) | (truth < 0)
-        said, of = list(found.all(1) if found.ndim == 2 else found), "whether prediction is truth"
-    if not all(map(same, said, table["correct"])):
-        yield f"correct of the samples is not {of}"
+    truth, called = (np.array(list(table[name])) for name in ("truth", "prediction"))
+    scores = np.stack([np.asarray(one, dtype=np.float64) for one in table["scores"]])
+    if not _called_by(scores, called):
+        yield "prediction of the samples is not what their scores say"
+    if "suspicion" in table.columns:  # who is rejected counts otherwise
+        return
+    right = (called == truth) | (truth < 0)
+    right = right.all(1) if right.ndim == 2 else right
+    if not all(map(same, list(right), table["correct"])):
+        yield "correct of the samples is not whether prediction is truth"
+    attacked = (table["attacked"] & (table["eps"] > 0)).to_numpy(bool)
+    broken = table["broken"].to_numpy(bool)
+    if stored.record.case.objective == "untargeted" and (broken == right)[attacked].any():
+        yield "broken of the samples is not whether prediction is wrong"
+
+
+def _called_by(scores: NDArray[np.float64], called: NDArray[np.int64]) -> bool:
+    """Whether every class or finding called is what the scores call, but for ties."""
+    if called.ndim == 2:
+        over, under = scores > 0.5 + _TIE, scores < 0.5 - _TIE
+        return not bool(((called == 0) & over | (called == 1) & under).any())
+    best = scores[np.arange(len(called)), called.clip(0)] >= scores.max(1) - _TIE
+    return bool((best | (called < 0)).all())
 
 
 def _rest(stored: Stored) -> Iterator[str]:

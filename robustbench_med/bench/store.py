@@ -126,8 +126,15 @@ def read(home: Path) -> Stored:
     except (ValidationError, ValueError, OSError) as error:
         first = str(error).splitlines()[0]
         raise ResultsError(f"expected a readable record in {home}, got: {first}") from None
-    if record.case_id != record.case.id or record.case_id != home.name:
-        raise ResultsError(f"expected case {record.case.id} in {home}, got {record.case_id}")
+    if record.case_id != record.case.id:
+        raise ResultsError(
+            f"expected case {record.case.id} in {home}, got {record.case_id}: the record was edited"
+        )
+    if record.case_id != home.resolve().name:
+        raise ResultsError(
+            f"expected case {record.case_id} in a folder of that name, got {home}: the folder was "
+            f"renamed; call it {record.case_id} again"
+        )
     if lacks := _lacks(record, samples):
         raise ResultsError(f"expected a readable record in {home}, got {lacks}")
     return Stored(record, samples, str(home))

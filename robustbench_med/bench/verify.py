@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,39 +12,52 @@ from numpy.typing import NDArray
 
 from robustbench_med.bench.claim import CARDS, FOUND, Claim, entries, of_images, of_rerun
 from robustbench_med.bench.differ import EXACT, differences, line, plain, same, written
+from robustbench_med.bench.noise import (
+    CLEAN,
+    JUDGED,
+    OUTCOMES,
+    STRICT,
+    Noise,
+    distances,
+    noise_of,
+    other_outcome,
+)
 from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.record import Estimate, Record, Stored
-from robustbench_med.bench.rerun import changed, replan, run_again
+from robustbench_med.bench.rerun import Places, called_as, changed, replan, run_again
 from robustbench_med.bench.restated import contradictions, misshapen, shown
+from robustbench_med.bench.rounding import machines, rounded_otherwise, same_machine, threads_of
+from robustbench_med.bench.runner import Shared, device_of
 from robustbench_med.errors import ChecksumError, InvalidOutputError
 from robustbench_med.metrics.detection import STUDIES
+from robustbench_med.models.load import load_victim
 
 _MOST = 12  # lines that say what differs
-_OUTCOMES = ("broken", "correct", "prediction", "rejected")
 _FIXED = ("truth", "patient", "attacked")  # of an image, whatever the outcome
-_MEASURED = ("scores", "suspicion", "target_dice", "l2", "linf", "distance", "ssim", "psnr")
-# of every image: what an attack arrives at, where float32 sums are rounded otherwise
-_NEAR = {"rtol": 0.02, "atol": 1e-6}
-_EFFORT = 0.25  # how much more or fewer passes a few other outcomes may take
-_SCORED = {"rtol": 0.0, "atol": 0.01}  # of what is made of scores, or of ranks among them
-_SCORES = ("scores", "suspicion", "auc", "auroc", "tpr_at_1", "tpr_at_5", "caught")
+_EFFORT = 0.25  # how much more or fewer passes other outcomes may take
+_ENTRIES = 1e-3  # of numbers beside the metrics
+_SCORED = {"rtol": 0.0, "atol": 1e-3}  # of what is made of scores, or of ranks among them
+_NEAR = {"rtol": 1e-3, "atol": 1e-6}
+_SCORES = ("auc", "auroc", "tpr_at_1", "tpr_at_5", "caught")
 
 
 class Finding(NamedTuple):
     """What recomputing a record found.
 
     Attributes:
-        word: match (all is as recorded), within interval (outcomes differ, and every metric lies in
-            the 95 % interval recomputed, as what is recomputed does in the record's) or mismatch.
+        word: match (all is as recorded), within rounding (no farther from it than the arithmetic of
+            another machine takes this very case, and the machine is another) or mismatch.
         differing: samples whose outcome is another at any radius.
         samples: how many there are.
         lines: why, a reason each, a dozen at most.
+        machines: with what it was recorded, and with what recomputed; empty where nothing was run.
     """
 
-    word: Literal["match", "within interval", "mismatch"]
+    word: Literal["match", "within rounding", "mismatch"]
     differing: int = 0
     samples: int = 0
     lines: tuple[str, ...] = ()
+    machines: str = ""
 
 
 def verify(
@@ -54,10 +67,14 @@ def verify(
     images: bool = False,
     device: str = "cpu",
     code: bool = False,
+    places: Places | None = None,
+    ready: Shared | None = None,
 ) -> Finding:
     """Recompute a record by running its case again, or from the images saved beside it.
 
-    Weights, data and versions are compared first: where they are others, nothing is run.
+    Weights, data and versions are compared first: where they are others, nothing is run. Where a
+    rerun on another machine differs, the case is run once more, rounded otherwise, to see how far
+    rounding takes it.
 
     Args:
         stored: the record.
@@ -66,46 +83,106 @@ def verify(
             broken, its ball, and the counts; not that the others stand.
         device: as `run`.
         code: execute the Python file that the case names, if it names one.
+        places: where own files that the record names lie now.
+        ready: prepared victims, shared with other records.
 
     Raises:
         BenchError: the case cannot be run here, or there are no such images.
     """
     record = stored.record
     try:
-        planned = replan(record.case, data=data, code=code)
+        planned = replan(record.case, data=data, code=code, places=places)
     except ChecksumError as error:
         return Finding("mismatch", lines=(str(error),))
-    if lines := changed(record.case, planned.case):
+    if lines := changed(record.case, called_as(record.case, planned.case)):
         return Finding("mismatch", lines=_few(lines))
+    planned = _named_as(record, planned)
+    with threads_of(record.provenance):
+        told = machines(record.provenance, str(device_of(device)))
+        found = _recomputed(stored, planned, images, device, ready)
+    return found._replace(machines=told)
+
+
+def _named_as(record: Record, planned: Planned) -> Planned:
+    """Return a case with its model called as the record does: a moved file changes its spec."""
+    if planned.case.victim == record.case.victim:
+        return planned
+    card = planned.model.model_copy(
+        update={"name": record.model_card.name, "title": record.model_card.title}
+    )
+    loaded = load_victim(planned.case.victim, planned.data.card)
+    own = loaded._replace(card=card)
+    case = planned.case.model_copy(update={"victim": record.case.victim})
+    return planned._replace(case=case, model=card, own=own)
+
+
+def _recomputed(
+    stored: Stored, planned: Planned, images: bool, device: str, ready: Shared | None
+) -> Finding:
+    record = stored.record
     if record.status == "invalid":
         return _invalid(record, planned, device)
     if lines := misshapen(stored):
         return Finding("mismatch", lines=_few(lines))
     own = contradictions(stored)
+    here = same_machine(record.provenance, str(device_of(device)))
     if images:
-        return compare(stored, of_images(stored, planned, device), own)
-    again = run_again(planned, device=device)
+        judged = of_images(stored, planned, device)
+        return compare(stored, judged, own, lambda: None if here else JUDGED)
+    again = run_again(planned, device=device, ready=ready)
     if again.record.status == "invalid":
         return Finding("mismatch", lines=(f"the case is invalid now: {again.record.reason}",))
-    return compare(stored, of_rerun(again), own)
+    claim = of_rerun(again)
+
+    def noise() -> Noise | None:
+        if here:
+            return None
+        with rounded_otherwise():  # everything prepared anew: clean scores are rounded too
+            other = run_again(planned, device=device)
+        return None if other.record.status == "invalid" else noise_of(claim, of_rerun(other))
+
+    return compare(stored, claim, own, noise)
 
 
-def compare(stored: Stored, claim: Claim, own: list[str]) -> Finding:
-    """Return whether what was recomputed is what a record says; `own` are its contradictions."""
+def compare(
+    stored: Stored, claim: Claim, own: list[str], noise: Callable[[], Noise | None] | None = None
+) -> Finding:
+    """Return whether what was recomputed is what a record says.
+
+    Args:
+        stored: the record.
+        claim: what was recomputed.
+        own: the contradictions of the record.
+        noise: measures how far rounding takes the case; asked only where something differs that
+            rounding moves. It returns None on the very machine of the record.
+    """
     record, n = stored.record, stored.record.n
     if list(stored.samples["sample"]) != list(claim.samples["sample"]):
         return Finding("mismatch", lines=_few([*own, "the samples are not those of the record"]))
     other = _other(stored.samples, claim)
     differing = int(stored.samples.loc[other, "sample"].nunique())
-    lines = [*own, *_fixed(record, claim), *_metrics(stored, claim, outcomes=differing)]
-    lines += _columns(stored, claim, other)
+    hard = [*own, *_fixed(record, claim), *_unmoved(stored, claim)]
     kept = entries(record, claim.loose)
-    if differing:
-        lines += _whatever(record, kept, claim.loose)
-    else:
-        lines += differences(kept, claim.loose, rtol=_NEAR["rtol"])
-    word: Literal["match", "within interval"] = "within interval" if differing else "match"
-    return Finding("mismatch" if lines else word, differing, n, _few(lines))
+    soft = [*_flips(stored, claim, other, STRICT)]
+    soft += _main_first(_metrics(stored, claim, outcomes=0))
+    soft += [*_columns(stored, claim, STRICT), *differences(kept, claim.loose, rtol=_ENTRIES)]
+    if not hard and not soft:
+        return Finding("match", 0, n)
+    if hard:
+        return Finding("mismatch", differing, n, _few([*hard, *soft]))
+    measured = noise() if noise is not None else None
+    if measured is None:
+        if noise is not None:
+            soft.append(
+                "the record names the torch, processor and threads that you run: rounding does not "
+                "explain this"
+            )
+        return Finding("mismatch", differing, n, _few(soft))
+    lines = [*_flips(stored, claim, other, measured), *_columns(stored, claim, measured)]
+    lines += _main_first(_metrics(stored, claim, outcomes=differing or n))
+    lines += _whatever(record, kept, claim.loose)
+    word: Literal["within rounding", "mismatch"] = "mismatch" if lines else "within rounding"
+    return Finding(word, differing, n, _few(lines))
 
 
 def _whatever(record: Record, kept: dict[str, Any], again: dict[str, Any]) -> Iterator[str]:
@@ -120,6 +197,8 @@ def _whatever(record: Record, kept: dict[str, Any], again: dict[str, Any]) -> It
         surely = check["measured"] > check["threshold"] + one_image
         if surely and check["name"] not in raised:
             yield line(f"flag {check['name']}", None, check["measured"])
+    was, now = (one.get("audit", {}).get("largest", ()) for one in (kept, again))
+    yield from differences({"audit.largest": was}, {"audit.largest": now}, rtol=_EFFORT)
     for name, spent in again.get("cost", {}).items():
         if not same(kept["cost"][name], spent, rtol=_EFFORT):
             yield line(f"cost.{name}", kept["cost"][name], spent)
@@ -146,19 +225,14 @@ def _fixed(record: Record, claim: Claim) -> Iterator[str]:
 
 def _other(before: pd.DataFrame, claim: Claim) -> NDArray[np.bool_]:
     """Return which rows have another outcome."""
-    names: tuple[str, ...] = _OUTCOMES
+    names: tuple[str, ...] = OUTCOMES
     if claim.saved:
         names = ("broken", "correct") if claim.decided else ("broken",)
-    other = np.zeros(len(before), dtype=np.bool_)
-    for name in names:
-        if name in before and name in claim.samples:
-            pairs = zip(before[name], claim.samples[name], strict=True)
-            other |= np.array([not same(*pair) for pair in pairs], dtype=np.bool_)
-    return other
+    return other_outcome(before, claim.samples, names)
 
 
-def _columns(stored: Stored, claim: Claim, other: NDArray[np.bool_]) -> Iterator[str]:
-    """Yield a line for every column whose values are not those recomputed, where they are known."""
+def _unmoved(stored: Stored, claim: Claim) -> Iterator[str]:
+    """Yield what differs though no rounding moves it: names, truth, and the clean images."""
     before, after = stored.samples, claim.samples
     if set(before.columns) != set(after.columns):
         yield line("columns of the samples", sorted(before.columns), sorted(after.columns))
@@ -166,30 +240,66 @@ def _columns(stored: Stored, claim: Claim, other: NDArray[np.bool_]) -> Iterator
     lost, found = before["broken"].to_numpy(bool), after["broken"].to_numpy(bool)
     if claim.saved and (surplus := before.loc[found & ~lost, "sample"].nunique()):
         yield f"the saved images break {surplus} samples said to stand"
+    for name in _FIXED:
+        if name in before and name in after:
+            rows = clean & np.array(
+                [not same(*pair) for pair in zip(before[name], after[name], strict=True)]
+            )
+            yield from _differing(name, before, after, rows)
+    if "scores" in before and "scores" in after:
+        yield from _differing(
+            "scores", before, after, clean & (distances("scores", before, after) > CLEAN)
+        )
+
+
+def _flips(stored: Stored, claim: Claim, other: NDArray[np.bool_], noise: Noise) -> Iterator[str]:
+    """Yield where more samples have another outcome than rounding gives one, or by farther."""
+    before, after = stored.samples, claim.samples
+    differing = before.loc[other, "sample"].nunique()
+    if differing > noise.samples:
+        allowed = f", rounding explains {noise.samples}" if noise.samples else ""
+        rows = before[other].iloc[0]
+        yield (
+            f"another outcome of {differing} samples{allowed}, such as "
+            f"{plain(str(rows['sample']))} at eps {written(float(rows['eps']))}"
+        )
+    for name, near in noise.flipped.items():
+        if name in before and name in after:
+            far = other & (distances(name, before, after) > near)
+            yield from _differing(name, before, after, far)
+
+
+def _columns(stored: Stored, claim: Claim, noise: Noise) -> Iterator[str]:
+    """Yield a line for every column whose values lie farther apart than `noise`, where known."""
+    before, after = stored.samples, claim.samples
+    other = _other(before, claim)
+    lost, found = before["broken"].to_numpy(bool), after["broken"].to_numpy(bool)
     strays = before["sample"].isin(before.loc[other, "sample"]).to_numpy()
-    everywhere = np.ones(len(before), dtype=np.bool_)
+    known = np.ones(len(before), dtype=np.bool_) if noise.samples == 0 else ~strays
     if claim.saved and not claim.masks:  # of an image that stands nothing was saved
-        known = clean | (lost & found)
-    else:
-        known = everywhere if claim.saved or not other.any() else clean & ~strays
-    for name in (*_FIXED, *_MEASURED, *_OUTCOMES):
-        if name not in before or name not in after or (name in _OUTCOMES and not claim.saved):
+        known = (before["eps"] == 0).to_numpy() | (lost & found)
+    for name, near in noise.values.items():
+        if name not in before or name not in after:
             continue
-        rows = known & ~other if name in _OUTCOMES else known
-        if name in _FIXED:
-            rows = everywhere if name != "attacked" else ~strays
-        elif name == "distance" and claim.saved:  # of what broke within the ladder
+        rows = known
+        if name == "distance" and claim.saved:  # of what broke within the ladder
             rows = lost & found
-        yield from _column(name, before[rows], after[rows])
+        yield from _differing(name, before, after, rows & (distances(name, before, after) > near))
+    if claim.saved:
+        for name in OUTCOMES:
+            if name in before and name in after:
+                pairs = zip(before[name], after[name], strict=True)
+                differ = np.array([not same(*pair) for pair in pairs], dtype=np.bool_)
+                yield from _differing(name, before, after, differ & known & ~other)
 
 
-def _column(name: str, before: pd.DataFrame, after: pd.DataFrame) -> Iterator[str]:
-    near = {} if name in (*_FIXED, *_OUTCOMES) else _SCORED if name in _SCORES else _NEAR
-    pairs = zip(before[name], after[name], strict=True)
-    differ = np.array([not same(*pair, **near) for pair in pairs], dtype=np.bool_)
-    if differ.any():
-        first, again = before[differ].iloc[0], after[differ].iloc[0]
-        where = f"{name} of {before.loc[differ, 'sample'].nunique()} samples, such as "
+def _differing(
+    name: str, before: pd.DataFrame, after: pd.DataFrame, rows: NDArray[np.bool_]
+) -> Iterator[str]:
+    """Yield a line that names a column and one of the rows in which it differs, if any."""
+    if rows.any():
+        first, again = before[rows].iloc[0], after[rows].iloc[0]
+        where = f"{name} of {before.loc[rows, 'sample'].nunique()} samples, such as "
         where += f"{plain(str(first['sample']))} at eps {written(float(first['eps']))}"
         yield line(where, _value(first[name]), _value(again[name]))
 
@@ -214,6 +324,11 @@ def _metrics(stored: Stored, claim: Claim, *, outcomes: int) -> Iterator[str]:
                 outcomes and _alike(name, want, got, step, outcomes)
             ):
                 yield (f"{plain(name)} {where}: recorded {shown(want)}, recomputed {shown(got)}")
+
+
+def _main_first(lines: Iterator[str]) -> list[str]:
+    """Return lines on metrics, those on what a board ranks by first."""
+    return sorted(lines, key=lambda one: not one.startswith(("accuracy at", "dice at")))
 
 
 def _fewest(stored: Stored) -> int:

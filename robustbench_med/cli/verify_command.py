@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robustbench_med.cli import choices
-from robustbench_med.errors import ResultsError
+from robustbench_med.errors import BenchError, ResultsError
 
 if TYPE_CHECKING:
+    from robustbench_med.bench.record import Stored
     from robustbench_med.bench.verify import Finding
 
 _COMMITTED = Path("results")
+_FILES = ("record.json", "samples.parquet")  # either may be lost
+_WORDS = ("match", "within rounding", "mismatch", "not verified")
 
 
 def register(app: typer.Typer) -> None:
@@ -22,8 +25,13 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    record: Annotated[
-        str, typer.Argument(help="A record's folder, its record.json, or a case id (--results).")
+    records: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECORD...",
+            help="Records: each by its folder, its record.json, or a case id (--results); or "
+            "folders of records, such as results/quick.",
+        ),
     ],
     data: choices.Data = None,
     results: Annotated[
@@ -35,6 +43,24 @@ def verify(
             "--images", help="Judge the images that `run --save-images` kept; attack nothing."
         ),
     ] = False,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset", help="Where the record's own .npz file lies now; its hash is compared."
+        ),
+    ] = None,
+    victim: Annotated[
+        str | None,
+        typer.Option(
+            "--victim",
+            "--model",
+            help="Where the weights or the Python file of the record's own model lie now, or its "
+            "whole spec as `run` takes it; its hash is compared.",
+        ),
+    ] = None,
+    surrogate: Annotated[
+        str | None, typer.Option("--surrogate", help="Likewise of its surrogate.")
+    ] = None,
     run_code: Annotated[
         bool,
         typer.Option(
@@ -45,29 +71,94 @@ def verify(
     ] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
-    """Recompute a record: match, within interval, or mismatch (exit code 1).
+    """Recompute records: match, within rounding, or mismatch (exit code 1).
 
-    Its case is run again, with the weights, data and versions it names; or, with --images, the
-    adversarial images beside it are judged. All it says is compared, but where and when it was
-    made.
+    Their cases are run again, with the weights, data and versions they name; or, with --images, the
+    adversarial images beside them are judged. All they say is compared, but where and when they
+    were made. Where another machine made them, what its arithmetic may move is measured by one more
+    run.
     """
     from robustbench_med.bench import store
+    from robustbench_med.bench.rerun import Places
+    from robustbench_med.bench.runner import Shared, device_of
     from robustbench_med.bench.verify import verify as recompute
 
-    home = record_folder(record, results)
-    stored = store.read(home)
-    finding = recompute(stored, data=data, images=images, device=device, code=run_code)
-    if home.name == record:  # its id: say which was found
-        typer.echo(f"record: {home}")
+    homes = [home for record in records for home in record_folders(record, results)]
+    ready, done = Shared(device_of(device)), []
+    places = Places(dataset, victim, surrogate)
+    for home in dict.fromkeys(homes):
+        try:
+            stored = store.read(home)
+            finding = recompute(
+                stored,
+                data=data,
+                images=images,
+                device=device,
+                code=run_code,
+                places=places,
+                ready=ready,
+            )
+        except BenchError as error:
+            if len(homes) == 1:
+                raise
+            done.append(("not verified", home))
+            typer.echo(f"{home}\nnot verified: {error}")
+            continue
+        done.append((finding.word, home))
+        if len(homes) > 1 or home.name in records:  # an id: say which was found
+            typer.echo(f"record: {home}")
+        _print(stored, finding, images)
+    if len(done) > 1:
+        _summary(done)
+    words = [word for word, _ in done]
+    if "mismatch" in words:
+        raise typer.Exit(1)
+    if "not verified" in words:
+        raise typer.Exit(2)
+
+
+def _print(stored: Stored, finding: Finding, images: bool) -> None:
     how = "from the saved images" if images else "by running the case again"
     typer.echo(f"{stored.record.case_id}  {stored.record.case.label}")
     typer.echo(f"{_verdict(finding)}, {how}")
+    if finding.machines:
+        typer.echo(f"  {finding.machines}")
     for line in finding.lines:
         typer.echo(f"  {line}")
     if images and finding.word != "mismatch":
         typer.echo("  checked: every image said to be broken, and its ball; not that others stand")
-    if finding.word == "mismatch":
-        raise typer.Exit(1)
+
+
+def _summary(done: list[tuple[str, Path]]) -> None:
+    """Print how many records came to which word, and name those that do not match."""
+    counts = {word: sum(one == word for one, _ in done) for word in _WORDS}
+    told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    typer.echo(f"\n{len(done)} records: {told}")
+    for word in _WORDS[1:]:
+        for one, home in done:
+            if one == word:
+                typer.echo(f"  {word:<15}  {home}")
+
+
+def record_folders(record: str, results: Path) -> list[Path]:
+    """Return the folders of the records that an argument names: one, or all below a folder.
+
+    Below a folder that holds `local`, where `run` writes, those of `local` are left out.
+
+    Raises:
+        ResultsError: there is none, or an id lies in several folders.
+    """
+    path = Path(record)
+    if not path.is_dir() or any((path / name).is_file() for name in _FILES):
+        return [record_folder(record, results)]
+    local = path / choices.LOCAL.name
+    found = {file.parent for name in _FILES for file in path.rglob(name)}
+    hidden = {one for one in found if any(p[0] == "." for p in one.relative_to(path).parts)}
+    own = {one for one in found if one.is_relative_to(local)}
+    kept = sorted(found - hidden - own) or sorted(found - hidden)
+    if not kept:
+        raise ResultsError(f"expected a record in {path}, or records below it, got none")
+    return [one.resolve() for one in kept]
 
 
 def record_folder(record: str, results: Path) -> Path:
@@ -99,6 +190,8 @@ def record_folder(record: str, results: Path) -> Path:
 def _verdict(finding: Finding) -> str:
     if not finding.samples:
         return finding.word
+    if not finding.differing and finding.word == "within rounding":
+        return f"{finding.word}: all {finding.samples} outcomes as recorded, some values near them"
     if not finding.differing:
         return f"{finding.word}: all {finding.samples} samples as recorded"
     return f"{finding.word}: {finding.differing} of {finding.samples} samples differ"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from robustbench_med.bench import saved, store
+from robustbench_med.bench import noise, saved, store
 from robustbench_med.bench import verify as verifying
+from robustbench_med.bench.claim import of_rerun
 from robustbench_med.bench.execute import Outcome
 from robustbench_med.bench.plan import plan
 from robustbench_med.bench.record import Estimate, Flag, Record, Stored
 from robustbench_med.bench.rerun import changed, replan, run_again
 from robustbench_med.bench.restated import contradictions, restated
+from robustbench_med.bench.rounding import rounded_otherwise
 from robustbench_med.bench.runner import run_cases
 from robustbench_med.bench.suite import Suite
 from robustbench_med.bench.verify import verify
@@ -145,23 +148,57 @@ def test_an_image_is_saved_once_at_the_lowest_radius_it_breaks(kept: Stored) -> 
     assert bool(((which[1:] == which[:-1]) | (which[:-1] < 0)).all())
 
 
-def one_stands(samples: pd.DataFrame) -> None:
-    """Say of one broken image that it stands."""
+def one_stands(samples: pd.DataFrame, *, near: bool = True) -> None:
+    """Say of one broken image that it stands, by a hair or by far."""
     share = samples.groupby("eps")["broken"].mean()
     middle = samples["eps"] == (share - 0.15).abs().idxmin()
-    row = samples.index[samples["broken"] & middle][0]
+    right = np.array(
+        [row[int(y)] for row, y in zip(samples["scores"], samples["truth"], strict=True)]
+    )
+    rows = samples["broken"] & middle
+    row = (right[rows.to_numpy()].argmax() if near else right[rows.to_numpy()].argmin()).item()
+    row = samples.index[rows][row]
     samples.loc[row, ["broken", "correct"]] = [False, True]
     samples["prediction"] = samples["prediction"].mask(samples.index == row, samples["truth"])
+    truth = int(samples.loc[row, "truth"])
+    surely = 0.501 if near else 0.99
+    told = [1 - surely, 1 - surely]
+    told[truth] = surely
+    samples["scores"] = [
+        told if i == row else one for i, one in zip(samples.index, samples["scores"], strict=True)
+    ]
+    if math.isfinite(samples.loc[row, "distance"]):
+        below = samples["sample"] == samples.loc[row, "sample"]
+        larger = samples[below & samples["broken"]]["eps"].min()
+        samples.loc[below, "distance"] = max(larger, samples.loc[row, "distance"])
     samples.loc[row, ["ssim", "psnr"]] = np.nan
 
 
-def test_one_other_outcome_lies_within_the_interval(kept: Stored) -> None:
-    found = verify(edited(kept, one_stands))
+def elsewhere(stored: Stored) -> Stored:
+    """Return a record as if it had been made on another processor."""
+    made_by = stored.record.provenance.model_copy(update={"cpu": "another", "torch": "2.10.0"})
+    return stored._replace(record=stored.record.model_copy(update={"provenance": made_by}))
+
+
+def test_one_other_outcome_is_rounding_on_another_machine_alone(kept: Stored) -> None:
+    nearly = edited(kept, one_stands)
+    found = verify(elsewhere(nearly))
     assert found.lines == ()
-    assert (found.word, found.differing) == ("within interval", 1)
-    found = verify(edited(kept, one_stands), images=True)  # the image that breaks it lies beside
-    assert found.lines == ("the saved images break 1 samples said to stand",)
+    assert (found.word, found.differing) == ("within rounding", 1)
+    assert "recorded with torch 2.10.0 on another; you run torch" in found.machines
+    found = verify(nearly)  # the very machine of the record
+    assert (found.word, found.differing) == ("mismatch", 1)
+    assert "rounding does not explain this" in found.lines[-1]
+    found = verify(elsewhere(nearly), images=True)  # the image that breaks it lies beside
+    assert "the saved images break 1 samples said to stand" in found.lines
     assert found.word == "mismatch"
+
+
+def test_one_other_outcome_that_no_rounding_gives_is_a_mismatch(kept: Stored) -> None:
+    by_far = edited(kept, partial(one_stands, near=False))
+    found = verify(elsewhere(by_far))
+    assert found.word == "mismatch"
+    assert any(line.startswith("scores of 1 samples, such as") for line in found.lines)
 
 
 def test_one_other_outcome_excuses_no_flag_and_no_effort(
@@ -178,7 +215,7 @@ def test_one_other_outcome_excuses_no_flag_and_no_effort(
         }
     )
     monkeypatch.setattr(verifying, "run_again", lambda *_, **__: rerun._replace(record=record))
-    found = verify(edited(kept, one_stands))
+    found = verify(elsewhere(edited(kept, one_stands)))
     assert (found.word, found.differing) == ("mismatch", 1)
     assert f"flag {first.name}: recorded none" in found.lines[0]
     assert "cost.forward" in found.lines[1]
@@ -269,9 +306,10 @@ def test_an_edited_column_is_a_mismatch(kept: Stored, name: str) -> None:
     change(swapped)
     lying = kept._replace(samples=swapped) if name == "eps swapped" else edited(kept, change)
     for images in (False, True)[: 1 + by_images]:
-        found = verify(lying, images=images)
-        assert found.word == "mismatch"
-        assert name.split()[0] in " ".join(found.lines)
+        for told in (lying, elsewhere(lying)):
+            found = verify(told, images=images)
+            assert found.word == "mismatch"
+            assert name.split()[0] in " ".join(found.lines)
 
 
 def _record(**entries: Any) -> Callable[[Record], Record]:  # noqa: ANN401
@@ -332,10 +370,89 @@ def flagged(kept: Stored) -> Stored:
 def test_an_edited_entry_is_a_mismatch(kept: Stored, flagged: Stored, name: str) -> None:
     change, by_images = ENTRIES[name]
     honest = flagged if name in ("flags", "checks") else kept
+    lying = honest._replace(record=change(honest.record))
     for images in (False, True)[: 1 + by_images]:
-        found = verify(honest._replace(record=change(honest.record)), images=images)
+        for told in (lying, elsewhere(lying)):
+            found = verify(told, images=images)
+            assert found.word == "mismatch"
+            assert name in " ".join(found.lines)
+
+
+def _one(name: str, factor: float) -> Callable[[pd.DataFrame], None]:
+    """Change what one attacked image that broke is said to have measured."""
+
+    def change(samples: pd.DataFrame) -> None:
+        broke = samples.loc[samples["broken"], "sample"].iloc[0]
+        rows = samples["sample"] == broke
+        rows &= (samples["eps"] > 0) | (name == "distance")
+        samples[name] = samples[name].where(~rows, samples[name] * factor)
+
+    return change
+
+
+def _score_moved(samples: pd.DataFrame) -> None:
+    """Move the score of one attacked image by 0.1, on the side of the threshold where it lies."""
+    scores = [list(map(float, one)) for one in samples["scores"]]
+    place = max(
+        (i for i in samples.index if samples.loc[i, "eps"] > 0), key=lambda i: max(scores[i])
+    )
+    top = int(np.argmax(scores[place]))
+    scores[place] = [one - 0.1 if k == top else one + 0.1 for k, one in enumerate(scores[place])]
+    samples["scores"] = scores
+
+
+def _several_stand(samples: pd.DataFrame) -> None:
+    for _ in range(5):
+        one_stands(samples)
+
+
+ALONE = {
+    "scores": _score_moved,
+    "distance": _one("distance", 1.2),
+    "l2": _one("l2", 1.2),
+    "outcome": _several_stand,
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_an_edited_sample_is_no_noise_of_a_machine(kept: Stored, name: str) -> None:
+    lying = edited(kept, ALONE[name])
+    if name == "distance":
+        rows = lying.samples.iloc[: kept.record.n]
+        of = rows["distance"].to_numpy(float)[rows["attacked"].to_numpy(bool)]
+        assert not np.array_equal(of, kept.samples["distance"].to_numpy(float)[: len(of)])
+        lying = lying._replace(record=lying.record.model_copy(update={"distance": None}))
+    for told in (lying, elsewhere(lying)):
+        found = verify(told)
         assert found.word == "mismatch"
         assert name in " ".join(found.lines)
+
+
+def test_another_rounding_of_the_case_is_within_rounding(kept: Stored) -> None:
+    """What the rule is for: the same case, every layer rounded otherwise, is no mismatch."""
+    with rounded_otherwise():
+        other = run_again(replan(kept.record.case))
+    record = other.record.model_copy(
+        update={"provenance": elsewhere(kept).record.provenance, "images": None}
+    )
+    moved = noise.distances("scores", kept.samples, other.samples).max()
+    assert moved > 0
+    found = verify(Stored(record, other.samples, kept.folder))
+    assert found.lines == ()
+    assert found.word in ("match", "within rounding")
+
+
+def test_edited_noise_is_measured_by_column_and_has_a_floor(kept: Stored, rerun: Outcome) -> None:
+    claim = of_rerun(rerun)
+    none = noise.noise_of(claim, claim)
+    assert none.samples == 2
+    assert none.values["scores"] == none.values["l2"] == 0.05
+    moved = claim.samples.copy()
+    moved["scores"] = [(np.asarray(one) + 0.1).tolist() for one in moved["scores"]]
+    moved["broken"] = ~moved["broken"]
+    much = noise.noise_of(claim, claim._replace(samples=moved))
+    assert much.values["scores"] == pytest.approx(0.2)
+    assert much.samples == 2 + 2 * kept.record.n
 
 
 def test_a_foreign_table_is_a_mismatch_or_one_line(kept: Stored) -> None:

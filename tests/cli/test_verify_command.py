@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from robustbench_med import cli
 from robustbench_med.bench import verify as verifying
+from robustbench_med.bench.record import Stored
 from robustbench_med.bench.verify import Finding
 from robustbench_med.cli.verify_command import record_folder
 from robustbench_med.errors import ResultsError
@@ -33,7 +34,7 @@ def run(*words: str) -> tuple[int, str]:
     ("finding", "code", "said"),
     [
         (Finding("match", 0, 64), 0, "match: all 64 samples as recorded"),
-        (Finding("within interval", 2, 64), 0, "within interval: 2 of 64 samples differ"),
+        (Finding("within rounding", 2, 64), 0, "within rounding: 2 of 64 samples differ"),
         (Finding("mismatch", 9, 64, ("accuracy fell",)), 1, "accuracy fell"),
         (Finding("mismatch", lines=("other weights",)), 1, "mismatch, by running"),
     ],
@@ -61,7 +62,8 @@ def test_records_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
         shutil.copytree(COMMITTED / CASE, tmp_path / suite / CASE)
     with pytest.raises(ResultsError, match="expected one record .*, got several: name one of"):
         record_folder(CASE, tmp_path)
-    code, line = run("verify", str(tmp_path / "a"))
+    (tmp_path / "empty").mkdir()
+    code, line = run("verify", str(tmp_path / "empty"))
     assert code == 2
     assert "expected a record in" in line
 
@@ -122,3 +124,115 @@ def test_a_run_that_saves_images_is_verified_from_them(
     code, output = run("run", str(suite), "--results", str(tmp_path / "own"), "--examples", "0")
     assert code == 0, output
     assert len(list((tmp_path / "own").rglob("images.safetensors"))) == 1
+
+
+def test_several_records_and_folders_end_in_one_summary_and_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    homes = sorted(one.parent for one in COMMITTED.glob("*/record.json"))[:4]
+    for one in homes[:3]:
+        shutil.copytree(one, tmp_path / "records" / "quick" / one.name)
+    shutil.copytree(homes[3], tmp_path / "records" / "local" / "quick" / homes[3].name)
+    words = {homes[0].name: "match", homes[1].name: "within rounding", homes[2].name: "mismatch"}
+
+    def judge(stored: Stored, **rest: object) -> Finding:
+        return Finding(words.get(stored.record.case_id, "match"), 1, 64)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(verifying, "verify", judge)
+    code, output = run("verify", str(tmp_path / "records"))
+    assert code == 1
+    assert "3 records: 1 match, 1 within rounding, 1 mismatch" in output
+    assert homes[3].name not in output  # `run` writes there
+    assert output.splitlines()[-1].endswith(homes[2].name)
+    code, output = run("verify", str(homes[0]), str(homes[1] / "record.json"))
+    assert code == 0
+    assert "2 records: 1 match, 1 within rounding" in output
+    local = tmp_path / "records" / "local"
+    assert run("verify", str(local))[0] == 0
+    assert run("verify", str(tmp_path / "records"), str(local))[1].count("\nrecord: ") == 3
+
+
+def test_a_damaged_record_among_several_costs_itself_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    homes = sorted(one.parent for one in COMMITTED.glob("*/record.json"))[:2]
+    for one in homes:
+        shutil.copytree(one, tmp_path / one.name)
+    (tmp_path / homes[0].name / "record.json").write_text("{")
+    monkeypatch.setattr(verifying, "verify", lambda stored, **rest: Finding("match", 0, 64))
+    code, output = run("verify", str(tmp_path))
+    assert code == 2
+    assert "2 records: 1 match, 1 not verified" in output
+    assert "not verified: expected a readable record in" in output
+
+
+def test_a_renamed_folder_is_named_as_the_cause(tmp_path: Path) -> None:
+    shutil.copytree(COMMITTED / CASE, tmp_path / "my-copy")
+    code, line = run("verify", str(tmp_path / "my-copy"))
+    assert code == 2
+    assert f"the folder was renamed; call it {CASE} again" in line
+    assert "edited" not in line
+
+
+NET = """
+import torch
+from torch import nn
+
+def make(width: int = 4) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, width), nn.ReLU(), nn.Linear(width, 2))
+"""
+
+
+@pytest.mark.parametrize("kind", ["weights", "code", "spec"])
+def test_own_files_may_lie_elsewhere_on_another_machine(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(typer.core.TyperCommand, "context_class", typer.Context)
+    there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir()
+    here.mkdir()
+    data, spec = save_npz(there / "mine.npz"), save_timm(there / "w.safetensors")
+    old, new = there / "w.safetensors", here / "renamed.safetensors"
+    options: list[str] = []
+    if kind == "code":
+        old, new, options = there / "net.py", here / "network.py", ["--run-code"]
+        old.write_text(NET)
+        spec = f"{old}:make(width=6)"
+    grid = ["--dataset", str(data), "--victim", spec, "--attack", "fgsm", "--eps", "2/255"]
+    made = run("run", "quick", *grid, "--results", str(tmp_path / "r"), "--examples", "0")
+    assert made[0] == 0, made[1]
+    (record,) = (tmp_path / "r").rglob("record.json")
+    moved_data = shutil.move(data, here / "test.npz")
+    code, line = run("verify", str(record), *options)
+    assert code == 2
+    assert f"expected {data}, which the record was made of" in line
+    assert "--dataset FILE" in line
+    shutil.move(old, new)
+    code, line = run("verify", str(record), "--dataset", str(moved_data), *options)
+    assert code == 2
+    assert f"expected {old}, which the record's model was made of" in line
+    assert "--victim FILE" in line
+    place = f"timm:test_resnet(weights='{new}')" if kind == "spec" else str(new)
+    where = ["--dataset", str(moved_data), "--victim", place, *options]
+    code, output = run("verify", str(record), *where)
+    assert code == 0, output
+    assert "match: all 12 samples as recorded" in output
+    # another file is told by its hash
+    other = save_npz(here / "other.npz", n=14)
+    code, output = run("verify", str(record), *where, "--dataset", str(other))
+    assert code == 1
+    assert "mine.npz are not those of the record" in output
+    if kind == "code":
+        new.write_text(NET + "\n# another\n")
+    else:
+        save_timm(new, change=0.3)
+    code, output = run("verify", str(record), *where)
+    assert code == 1
+    assert "are not those of the record" in output
+
+
+def test_only_own_files_can_be_pointed_at() -> None:
+    for option, part in (("--dataset", "--data DIR"), ("--victim", "a model of one's own")):
+        code, line = run("verify", str(COMMITTED / CASE), option, "own.npz")
+        assert code == 2
+        assert part in line

@@ -1,0 +1,117 @@
+"""Noise: how far two reruns of one case lie apart that differ by rounding alone.
+
+The figures behind the constants are in docs/statistics.md: 2.13 and 2.14 of torch on one processor
+agreed to the last digit; AVX-512 and SSE did not. There no clean score moved by more than 1e-6,
+while adversarial images took other paths.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robustbench_med.bench.claim import Claim
+
+OUTCOMES = ("broken", "correct", "prediction", "rejected")
+ABSOLUTE = ("scores", "suspicion", "target_dice", "ssim")  # columns measured in units of their own
+RELATIVE = ("l2", "linf", "distance", "psnr")
+MEASURED = (*ABSOLUTE, *RELATIVE)
+CLEAN = 1e-3  # of scores without an attack, whatever the machine
+_TIGHT = 1e-4  # what is called the same
+_FLOOR = 0.05  # what rounding may do though a single rerun does not show it
+_FLIPPED = 0.25  # likewise, where the outcome is another: the attack stopped elsewhere
+_FACTOR = 2  # one rerun draws one of many roundings
+_SAMPLES = 2  # that may have another outcome though no rerun shows one
+
+Floats = NDArray[np.float64]
+
+
+class Noise(NamedTuple):
+    """What may differ.
+
+    Attributes:
+        samples: how many may have another outcome.
+        values: by column, how far its values may lie apart.
+        flipped: likewise, of rows whose outcome is another; other columns may be
+            anything there.
+    """
+
+    samples: int
+    values: dict[str, float]
+    flipped: dict[str, float]
+
+
+STRICT = Noise(0, dict.fromkeys(MEASURED, _TIGHT), {})
+JUDGED = Noise(_SAMPLES, dict.fromkeys(MEASURED, CLEAN), {"scores": CLEAN})  # saved images
+
+
+def noise_of(claim: Claim, other: Claim) -> Noise:
+    """Return what may differ where two reruns differ as these do."""
+    flipped = other_outcome(claim.samples, other.samples)
+    samples = int(claim.samples.loc[flipped, "sample"].nunique())
+    values, at_flips = {}, {}
+    for name in MEASURED:
+        if name in claim.samples and name in other.samples:
+            apart = distances(name, claim.samples, other.samples)
+            apart = apart[np.isfinite(apart)]
+            measured = _FACTOR * float(apart.max(initial=0.0))
+            unit = _unit(name, claim.samples)
+            values[name] = max(_FLOOR * unit, measured)
+            if name == "scores":
+                at_flips[name] = max(_FLIPPED * unit, measured)
+    return Noise(_SAMPLES + _FACTOR * samples, values, at_flips)
+
+
+def other_outcome(
+    before: pd.DataFrame, after: pd.DataFrame, names: tuple[str, ...] = OUTCOMES
+) -> NDArray[np.bool_]:
+    """Return which rows have another outcome; Dice that merely moved is none."""
+    other = np.zeros(len(before), dtype=np.bool_)
+    for name in names:
+        if name in before and name in after and _is_discrete(before[name]):
+            pairs = zip(before[name], after[name], strict=True)
+            other |= np.array([not np.array_equal(*pair) for pair in pairs], dtype=np.bool_)
+    return other
+
+
+def _is_discrete(column: pd.Series[Any]) -> bool:
+    """Whether values are outcomes; not the Dice, or the pixels of a mask, which have degrees."""
+    if column.dtype.kind == "f":
+        return bool(column.isin([0.0, 1.0]).all())
+    first = column.iloc[0] if len(column) else 0
+    return np.ndim(first) == 0 or bool(
+        np.isin(np.concatenate(list(map(np.ravel, column))), (0, 1)).all()
+    )
+
+
+def distances(name: str, before: pd.DataFrame, after: pd.DataFrame) -> Floats:
+    """Return how far apart the values of a column are: inf where only one is a number."""
+    one, two = (_numbers(table[name]) for table in (before, after))
+    if one.shape != two.shape:
+        return np.full(len(before), np.inf)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        apart = np.abs(one - two)
+        if name in RELATIVE:
+            apart = apart / np.maximum(np.maximum(np.abs(one), np.abs(two)), 1e-3)
+    apart[(one == two) | (np.isnan(one) & np.isnan(two))] = 0
+    apart[np.isnan(apart)] = np.inf
+    found: Floats = apart.reshape(len(before), -1).max(1)
+    return found
+
+
+def _numbers(column: pd.Series[Any]) -> Floats:
+    try:
+        return np.array([np.asarray(one, dtype=np.float64) for one in column], dtype=np.float64)
+    except ValueError:  # rows of several lengths
+        return np.zeros(0)
+
+
+def _unit(name: str, table: pd.DataFrame) -> float:
+    """Return what 1 stands for: of a suspicion, which has no bounds, its spread over the table."""
+    if name != "suspicion":
+        return 1.0
+    spread = float(np.nanstd(_numbers(table[name])))
+    return spread if np.isfinite(spread) and spread > 0 else 1.0

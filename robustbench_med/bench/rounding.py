@@ -1,0 +1,89 @@
+"""Rounding: how far the arithmetic of another machine may take a record from its rerun.
+
+Other versions of torch, other instruction sets and other numbers of threads add the same float32
+numbers in another order. A clean image's scores move by a millionth; the path of an iterative
+attack may leave the old one altogether (docs/statistics.md has the figures). How far, is measured
+here and now: the case is run once more with every layer rounded otherwise.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from robustbench_med.bench.record import Provenance
+
+_STEP = 1 + 2**-23  # the next float32 after 1
+_CPU = Path("/proc/cpuinfo")
+
+
+@contextmanager
+def rounded_otherwise() -> Iterator[None]:
+    """Multiply what every innermost module answers by the float32 after 1."""
+
+    def nudge(module: nn.Module, inputs: object, output: object) -> Tensor | None:
+        innermost = next(module.children(), None) is None
+        if innermost and isinstance(output, Tensor) and output.dtype == torch.float32:
+            return output * _STEP
+        return None
+
+    handle = register_module_forward_hook(nudge)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def threads_of(recorded: Provenance) -> Iterator[None]:
+    """Compute with as many threads as a record was made with, where there are so many cores."""
+    before = torch.get_num_threads()
+    if 1 <= recorded.threads <= before:
+        torch.set_num_threads(recorded.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def processor() -> str:
+    """Return the processor and the instructions that torch uses of it."""
+    said: dict[str, str] = {}
+    if _CPU.is_file():
+        for line in _CPU.read_text().split("\n\n")[0].splitlines():
+            key, _, value = line.partition(":")
+            said[key.strip()] = value.strip()
+    name = said.get("model name") or platform.processor() or platform.machine()
+    numbers = [f"{said[key]}" for key in ("cpu family", "model", "stepping") if key in said]
+    which = f" ({'/'.join(numbers)})" if numbers else ""
+    return f"{name}{which}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def same_machine(recorded: Provenance, device: str) -> bool:
+    """Return whether a rerun here rounds as the record did: the same to the last digit.
+
+    On an accelerator sums are added in an order that changes from run to run.
+    """
+    here = (torch.__version__, processor(), torch.get_num_threads(), "cpu")
+    return here == (recorded.torch, recorded.cpu, recorded.threads, recorded.device) and (
+        device == "cpu"
+    )
+
+
+def machines(recorded: Provenance, device: str) -> str:
+    """Return a line that says what a record was made with, and what it is recomputed with."""
+    cpu = recorded.cpu or f"a processor it does not name ({recorded.platform})"
+    then = f"torch {recorded.torch} on {_where(recorded.device, cpu)}"
+    now = f"torch {torch.__version__} on {_where(device, processor())}"
+    threads = f"{recorded.threads} and {torch.get_num_threads()} threads"
+    return f"recorded with {then}; you run {now} ({threads})"
+
+
+def _where(device: str, cpu: str) -> str:
+    return cpu if device == "cpu" else f"{device} beside {cpu}"
