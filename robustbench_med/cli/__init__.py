@@ -64,7 +64,7 @@ INTERRUPTED = 130  # typer's answer to Ctrl-C
 
 def main() -> None:
     """Run the command line; a person's mistake costs one line and exit code 2."""
-    stopping.listen()
+    before = stopping.listen()
     try:
         app()
     except BenchError as error:
@@ -86,3 +86,5 @@ def main() -> None:
             stopping.kill_children()
             stopping.say()
         raise
+    finally:
+        stopping.forget(before)

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 # what is left to do, by the command that was stopped
 _NEXT = {
@@ -26,20 +27,31 @@ class Stopped(BaseException):
         self.code = 128 + signum
 
 
-def listen() -> None:
+def listen() -> dict[int, Any]:
     """Let signals that ask this process to end raise `Stopped`, so that it cleans up first.
 
     One that is ignored, as SIGHUP under nohup, stays so; so do those of a thread, which may not
     choose.
+
+    Returns:
+        what `forget` puts back.
     """
     global _began
     _began = time.time()
     if threading.current_thread() is not threading.main_thread():
-        return
+        return {}
+    before = {}
     for name in _SIGNALS:
         signum = getattr(signal, name, None)  # Windows lacks some
         if signum is not None and signal.getsignal(signum) == signal.SIG_DFL:
-            signal.signal(signum, _raise)
+            before[signum] = signal.signal(signum, _raise)
+    return before
+
+
+def forget(before: dict[int, Any]) -> None:
+    """Handle signals as before `listen`: the program that called the command goes on."""
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 def _raise(signum: int, frame: FrameType | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -32,6 +33,14 @@ def test_the_version_is_printed_by_the_module_and_by_the_script(
     for program in ("robustbench-med", "__main__.py"):
         assert ended(["--version"], monkeypatch, program=program) == 0
         assert capsys.readouterr().out == f"robustbench_med {__version__}\n"
+
+
+def test_a_command_leaves_the_signals_of_who_called_it_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert ended(["--version"], monkeypatch) == 0
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
