@@ -144,9 +144,24 @@ class _Asked:
         except Exception as error:  # a model is foreign code and may raise anything
             first = (str(error) or type(error).__name__).splitlines()[0]
             alone = " one by one" if len(x) == 1 else ""
+            if x.shape[1] == 1 and self._reads_colour(x):
+                axes = ", -1" * (x.ndim - 2)
+                raise VictimError(
+                    f"expected a model that reads {tuple(x.shape[1:])} images, got one that reads "
+                    "3 channels: hand in an nn.Module whose forward calls it with "
+                    f"x.expand(-1, 3{axes})"
+                ) from None
             raise VictimError(
                 f"expected a model that reads {tuple(x.shape[1:])} images{alone}, got: {first}"
             ) from None
+
+    def _reads_colour(self, x: Images) -> bool:
+        """Whether the module answers where the one channel of images is shown three times."""
+        try:
+            self.victim.module(self.victim.normalised(x).expand(-1, 3, *x.shape[2:]))
+        except Exception:  # a model is foreign code and may raise anything
+            return False
+        return True
 
     def tensors(self, n: int) -> dict[Path, Tensor]:
         """Return the tensors among it."""

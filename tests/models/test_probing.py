@@ -489,6 +489,23 @@ def test_a_model_that_reads_no_single_image() -> None:
         rm.load_model(module, dataset=labels())
 
 
+def test_a_network_of_colours_on_grey_images() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    way = r"got one that reads 3 channels: hand in .* x.expand\(-1, 3, -1, -1\)"
+    with pytest.raises(VictimError, match=way):
+        rm.load_model(network, dataset=labels())
+
+    class Grey(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: Tensor) -> Any:  # noqa: ANN401
+            return self.network(x.expand(-1, 3, -1, -1))
+
+    assert rm.load_model(Grey(), dataset=labels())(X).logits.shape == (len(X), 2)
+
+
 # --- where it is called --------------------------------------------------------------------------
 
 
