@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.climb import Climb
-from robustbench_med.objectives.pixels import climbing
+from robustbench_med.objectives.pixels import climbing, phases
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.search import Search
@@ -56,14 +57,18 @@ def apgd(
         nothing underflows.
     Deviations: a checkpoint is judged at iterate w_j, the last one its condition 1 counts, not one
         step later; the candidate with the most harm is returned, not the one with the most loss; a
-        sample that is done stops; every task.
+        sample that is done stops; every task; of several findings
+        "cross_entropy" climbs the nearest (see `objectives.nearest`) with half of the steps, and
+        then their sum, as the paper has one label an image.
     """
     _check(steps=steps, restarts=restarts)
-    search = Search(climbing(problem, loss))
-    for restart in range(restarts):
+    climbs = phases(climbing(problem, loss), steps)
+    search = Search(climbs[0][0])
+    for restart, (climbed, count) in product(range(restarts), climbs):
         if search.finished:
             break
-        ascend(search, _drawn(search, rng.take(search.rows).fork("restart", restart)), steps)
+        search.open = climbed.take(search.rows)
+        ascend(search, _drawn(search, rng.take(search.rows).fork("restart", restart)), count)
     return search.best
 
 

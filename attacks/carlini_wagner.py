@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.nearest import nearest as climb_nearest
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.search import Nearest
@@ -26,6 +27,8 @@ _MOST = 1e10  # c beyond which a sample is given up, as in the authors' code
 _LAST = 0.03  # last step over the first (L2)
 _STALL = 0.002  # a search that shrinks the distance by a smaller share is the sample's last
 _FAR = 0.1  # root mean square change that the linear guess may promise
+_JOINED = 3  # searches (L2) that are made one
+_WAYS = 10  # leading ways whose distance is compared, as DeepFool's and FAB's candidates
 _BISECT = 6  # forward passes along the line to the clean image
 
 
@@ -47,7 +50,8 @@ def carlini_wagner(
     Args:
         problem: the batch attacked; the ball's norm says which of the three.
         rng: unused; every attack is called alike.
-        steps: gradient steps a search, >= 1.
+        steps: gradient steps a search, >= 1; in L2 three searches are made one, with all their
+            steps.
         searches: values of c (L2), or failed limits (L-inf, L0), tried a sample, >= 1.
         lr: first step as a share of the distance (L2), of tau (L-inf), of the grey range (L0), > 0.
         confidence: margin in logits by which a candidate must succeed, >= 0.
@@ -70,6 +74,8 @@ def carlini_wagner(
         the distance counts no more, so only the harm is climbed; several values are frozen at once.
         Both: the limit starts at the linear guess, shrinks at every success, and is bisected after
         failures.
+        L2, L-inf: f is the margin of the way whose boundary is nearest (see `objectives.nearest`);
+        the leading wrong class need not be the nearest one.
         All: a sample leaves when its search gains nothing more.
     """
     for name, value in {"steps": steps, "searches": searches, "lr": lr}.items():
@@ -79,12 +85,19 @@ def carlini_wagner(
         raise SpecError(f"expected confidence >= 0, got {confidence}")
     if len(problem) == 0:
         return problem.x
-    problem = replace(problem, objective=Climb(problem.objective, "margin"))
+    if problem.ball.norm == "l0":
+        problem = replace(problem, objective=Climb(problem.objective, "margin"))
+    else:
+        problem = climb_nearest(problem, _WAYS)
     return _NORMS[problem.ball.norm](problem, Settings(steps, searches, lr, confidence))
 
 
 def _l2(problem: Problem, settings: Settings) -> Images:
     """Search for c: each search descends from the nearest success of those before."""
+    # short searches end before their steps have become fine
+    searches = -(-settings.searches // _JOINED)
+    steps = settings.steps * settings.searches // searches
+    settings = settings._replace(steps=steps, searches=searches)
     nearest, seen = Nearest(problem), look(problem, problem.x, settings.confidence)
     nearest.keep(problem.x, seen.won)
     slope = total((seen.g * free_to_move(problem.x, seen.g)).square()).sqrt().flatten()

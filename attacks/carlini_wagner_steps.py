@@ -28,7 +28,7 @@ class Seen(NamedTuple):
     """What one pass shows of a candidate."""
 
     g: Images  # gradient of the harm, 0 where no change is allowed
-    gap: PerSample  # harm still missing
+    gap: PerSample  # what the loss climbed still lacks
     won: Bool[Tensor, " b"]
 
 
@@ -37,7 +37,7 @@ def look(problem: Problem, z: Images, confidence: float) -> Seen:
     g, verdict = problem.gradient(z)
     verdict = problem.confirm(z, verdict)
     won = verdict.done & (verdict.harm >= confidence)
-    return Seen(problem.ball.mask(g), confidence - verdict.harm, won)
+    return Seen(problem.ball.mask(g), confidence - verdict.loss, won)
 
 
 def total(values: Tensor) -> Tensor:

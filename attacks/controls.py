@@ -41,7 +41,7 @@ def noise(problem: Problem, *, rng: Draws, draws: int = 10) -> Images:
 
 
 def shuffled(
-    problem: Problem, *, rng: Draws, steps: int = 40, reach: float = 2.5, restarts: int = 1
+    problem: Problem, *, rng: Draws, steps: int = 40, reach: float = 0.0, restarts: int = 1
 ) -> Images:
     """Return candidates whose perturbation is that of PGD with its pixels in another order.
 
@@ -52,7 +52,7 @@ def shuffled(
         problem: the batch attacked; its gradients are used.
         rng: one stream a sample.
         steps: gradient steps of PGD, >= 1.
-        reach: length of all its steps together in units of eps, > 0.
+        reach: length of all its steps together in units of eps; 0: see `pgd`.
         restarts: its independent runs, >= 1.
 
     Returns:

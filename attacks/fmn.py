@@ -12,6 +12,7 @@ from torch import Tensor
 from robustbench_med.ball import Ball
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.nearest import nearest as climb_nearest
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.search import Nearest
@@ -23,6 +24,7 @@ _ROUNDS = 3  # of restoring values (L0 only)
 _HALVINGS = 8  # of the way to the clean image: 1/256 of the distance
 _LEAST = 1e-6  # least radius, as a share of the farthest distance: on an exact tie none is needed
 _CLEAR = 1e-4  # of the clean margin: what a success has in hand, so that no rounding undoes it
+_WAYS = 10  # leading ways whose distance is compared, as DeepFool's and FAB's candidates
 _DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 
 
@@ -45,9 +47,12 @@ def fmn(
         SpecError: a parameter is not positive.
 
     Source: Pintor et al., NeurIPS 2021, "Fast minimum-norm adversarial attacks through adaptive
-        norm constraints", Algorithm 1. Its loss is the margin of the logits: here the harm. Steps
-        follow g / |g|_2 in every norm, as there.
-    Deviations: (1) a sample leaves at distance 0, and in L0 at 1: nothing is nearer. (2) Before the
+        norm constraints", Algorithm 1. Steps follow g / |g|_2 in every norm, as there.
+    Deviations: (0) The loss is the margin of the way whose boundary is nearest (see
+        `objectives.nearest`), in L0 that of the leading logit as in the paper. The leading wrong
+        class need not be the nearest one, and who climbs its margin makes it lead: on a hardened
+        victim of four classes the median L2 distance was 1.19 where DDN's was 1.07.
+        (1) a sample leaves at distance 0, and in L0 at 1: nothing is nearer. (2) Before the
         first success the radius is gamma beyond the linear estimate, which alone creeps up to a
         curved boundary; in L0 that estimate is the least number of values that cover the margin in
         the linear model inside the box, where the paper starts at 1 and grows by gamma. (3) The
@@ -59,7 +64,10 @@ def fmn(
     for name, value in {"steps": steps, "alpha": alpha, "gamma": gamma}.items():
         if not value > 0:
             raise SpecError(f"expected {name} > 0, got {value}")
-    problem = replace(problem, objective=Climb(problem.objective, "margin"))
+    if problem.ball.norm == "l0":
+        problem = replace(problem, objective=Climb(problem.objective, "margin"))
+    else:
+        problem = climb_nearest(problem, _WAYS)
     nearest = Nearest(problem)
     if len(problem):
         clear = _descend(problem, nearest, steps=steps, alpha=alpha, gamma=gamma)

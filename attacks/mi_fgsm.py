@@ -43,7 +43,8 @@ def mi_fgsm(
         eps / steps are theirs (section 4.1).
     Deviations: the best iterate is returned, not the last; a sample that is done stops (unless the
         objective is relentless, as transfer wants); cross-entropy as log-odds, whose gradient has
-        the same direction and, at unit norm, the same value.
+        the same direction and, at unit norm, the same value; of several findings the nearest is
+        climbed (see `objectives.nearest`), as the paper has one label an image.
     """
     for name, value in {"steps": steps, "reach": reach}.items():
         if not value > 0:

@@ -15,7 +15,7 @@ from robustbench_med.rng import Draws
 from robustbench_med.search import Search
 from robustbench_med.types import Images
 
-from .pgd import pgd
+from .pgd import pgd, step_lengths
 
 SPARE = ("goal", "both", "neither")
 _PARALLEL = 1e-6  # share of a gradient below which what is left of it is rounding
@@ -26,7 +26,7 @@ def orthogonal_pgd(
     *,
     rng: Draws,
     steps: int = 40,
-    reach: float = 2.5,
+    reach: float = 0.0,
     restarts: int = 1,
     random_start: bool = True,
     spare: str = "goal",
@@ -40,7 +40,7 @@ def orthogonal_pgd(
         problem: the batch attacked.
         rng: one stream a sample; each restart forks its own.
         steps: gradient steps a restart, >= 1; two passes each.
-        reach: length of all steps of a restart together in units of eps, > 0.
+        reach: length of all steps of a restart together in units of eps; 0: see `pgd`.
         restarts: independent runs, >= 1; only samples still standing are run again.
         random_start: start uniformly in the ball instead of at the clean image.
         spare: what a step must not undo. "goal": steps that calm the detector leave out what moves
@@ -51,7 +51,7 @@ def orthogonal_pgd(
         `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
 
     Raises:
-        SpecError: a parameter is not positive, or `spare` is none of the three.
+        SpecError: a parameter is out of range, or `spare` is none of the three.
 
     Source: Bryniarski, Hingun, Pachuca, Wang, Carlini, "Evading adversarial example detection
         defenses with orthogonal projected gradient descent", ICLR 2022, section 4 (selective and
@@ -75,23 +75,23 @@ def orthogonal_pgd(
             random_start=random_start,
             loss="selective" if _goal(problem)[1] else "cross_entropy",
         )
-    for name, value in {"steps": steps, "restarts": restarts, "reach": reach}.items():
-        if not value > 0:
-            raise SpecError(f"expected {name} > 0, got {value}")
+    lengths = step_lengths(steps, reach)
+    if not restarts > 0:
+        raise SpecError(f"expected restarts > 0, got {restarts}")
     search = Search(climbing(problem, "suspicion"))
     for restart in range(restarts):
         if search.finished:
             break
         start = rng.fork("restart", restart) if random_start else None
-        _ascend(search, start, spare, steps=steps, share=reach / steps)
+        _ascend(search, start, spare, lengths)
     return search.best
 
 
-def _ascend(search: Search, start: Draws | None, spare: str, *, steps: int, share: float) -> None:
+def _ascend(search: Search, start: Draws | None, spare: str, lengths: list[float]) -> None:
     z = search.open.x
     if start is not None:
         z = search.open.ball.sample(z, start.take(search.rows))
-    for _ in range(steps):
+    for share in lengths:
         calming, z = search.climb(z)
         if search.finished:
             return

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 
 from robustbench_med.errors import SpecError
+from robustbench_med.objectives.pixels import climbing
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images, Verdict
@@ -63,6 +64,7 @@ def patch(
     _check(scale, rotation, position)
     positive(epochs=epochs, batch=batch, reach=reach)
     below_one(momentum=momentum)
+    problem = climbing(problem, "cross_entropy")
     made = _start(problem, rng, (scale[0], scale[1]), rotation, cast(Position, position))
 
     def pull(visited: Problem, pattern: Pattern, rng: Draws) -> tuple[Images, Verdict]:

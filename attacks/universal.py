@@ -126,7 +126,8 @@ def uap_gradient(
     Deviations: the loss is the log-odds of the cross-entropy, so that an image of a sure victim
         weighs as much as any other; the gradient is averaged over steps (momentum) and the step
         falls linearly to 0, so that the last iterate is the best; an image beyond `clip` but not
-        done still counts. Gradients that would push a pixel out of [0,1] count as 0.
+        done still counts. Gradients that would push a pixel out of [0,1] count as 0. Of several
+        findings each image climbs its nearest (see `objectives.nearest`).
     """
     positive(epochs=epochs, batch=batch, reach=reach)
     below_one(momentum=momentum)

@@ -18,6 +18,7 @@ from robustbench_med.bench.score import TOLERANCE
 from robustbench_med.bench.walk import Run
 from robustbench_med.cards import AttackCard
 from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.pixels import climbing
 from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images, Output, Rows, Verdict, images_at_once
@@ -153,7 +154,8 @@ class Evidence:
         if len(rows) == 0:
             return None
         here = replace(self.problem.take(rows), chunk=len(rows))
-        watch = Watch(here)
+        # of several findings, the loss is that of the nearest: what the attack climbs
+        watch = Watch(climbing(here, "cross_entropy"))
         guide = None if here.guide is None else watch
         posed = replace(
             here, judge=watch, guide=guide, objective=Climb(here.objective, relentless=True)

@@ -147,7 +147,7 @@ def rising(found: Evidence) -> Measured | None:
         return None
     given = found.planned.case.parameters
     rows = torch.ones_like(found.watched[0].arrived)
-    if given.get("reach", torch.inf) <= _JUST:
+    if 0 < given.get("reach", torch.inf) <= _JUST:
         rows = ~found.watched[0].arrived
     if not bool(rows.any()):
         return None

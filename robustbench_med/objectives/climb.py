@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from robustbench_med.types import Output, Rows, Verdict
+from robustbench_med.types import Output, PerSample, Rows, Verdict
 
 if TYPE_CHECKING:
     from robustbench_med.objectives import Objective
@@ -24,14 +24,18 @@ class Climb:
         loss: "given" (the objective's own), "margin" (its harm: largest logit margin), "dlr" (the
             margin over the spread of the leading logits: Croce & Hein, ICML 2020, eq. 6; where the
             task has no third class, the margin), or "toward" (the margin of one column a sample
-            over the spread: their eq. 7; below four classes, the margin).
+            over the spread: their eq. 7; below four classes, the margin), or "nearest" (the margin
+            of the way whose linearised distance is least, see `objectives.nearest`).
         columns: `(b,)` column of `base.margins` to climb toward; only for "toward".
+        weights: `(b, m)` of each way's margin, > 0; 0 for a way that is not climbed; only for
+            "nearest".
         relentless: never done: the attack spends all its steps, as a transfer attack must.
     """
 
     base: Objective
-    loss: Literal["given", "margin", "dlr", "toward"] = "given"
+    loss: Literal["given", "margin", "dlr", "toward", "nearest"] = "given"
     columns: Int[Tensor, " b"] | None = None
+    weights: Float[Tensor, "b m"] | None = None
     relentless: bool = False
 
     def __call__(self, output: Output, y: Any) -> Verdict:  # noqa: ANN401 - truth of any task
@@ -40,12 +44,18 @@ class Climb:
         done = torch.zeros_like(verdict.done) if self.relentless else verdict.done
         if self.loss == "given":
             return Verdict(verdict.loss, verdict.harm, done)
+        if self.weights is not None:
+            return Verdict(self._nearest(output, y, self.weights), verdict.harm, done)
         climbed = verdict.harm
         if self.columns is not None:
             climbed = self.margins(output, y).gather(1, self.columns[:, None])[:, 0]
         if self.loss != "margin":
             climbed = climbed / self.spread(output, towards=self.columns is not None)
         return Verdict(climbed, verdict.harm, done)
+
+    def _nearest(self, output: Output, y: Any, weights: Float[Tensor, "b m"]) -> PerSample:  # noqa: ANN401
+        weighted = self.margins(output, y) * weights
+        return weighted.masked_fill(weights == 0, -torch.inf).amax(1)
 
     def margins(self, output: Output, y: Any) -> Float[Tensor, "b m"]:  # noqa: ANN401
         """Return the margins of the objective."""
@@ -62,7 +72,8 @@ class Climb:
     def take(self, rows: Rows) -> Climb:
         """Return the objective of the given rows."""
         columns = None if self.columns is None else self.columns[rows]
-        return replace(self, base=self.base.take(rows), columns=columns)
+        weights = None if self.weights is None else self.weights[rows]
+        return replace(self, base=self.base.take(rows), columns=columns, weights=weights)
 
     def posed(self, y: Any) -> Climb:  # noqa: ANN401
         """Return the objective bound to these truths."""

@@ -16,10 +16,14 @@ class AnyFinding:
 
     Loss: log of the binary cross-entropy summed over the labelled findings: the same direction of
         ascent, and no
-    underflow where the victim is sure of every finding. Harm: the largest logit on the wrong side.
+    underflow where the victim is sure of every finding. Attacks climb the cross-entropy of the
+        nearest finding
+    instead, see `objectives.nearest`. Harm: the largest logit on the wrong side.
     Done: some labelled finding is on the wrong side of logit 0 (a logit of exactly 0 calls
         "absent").
     """
+
+    several = True  # whether more than one finding counts
 
     def __call__(self, output: Output, y: Int[Tensor, "b k"]) -> Verdict:
         """Return the verdict on logits `(b, k)` against findings `y` `(b, k)` in {0, 1, -1}."""
@@ -66,6 +70,8 @@ def _log_softplus(margin: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
 
 class OneFinding(AnyFinding):
     """One finding must be called wrong: hidden where it is present, planted where it is absent."""
+
+    several = False
 
     def __init__(self, index: int) -> None:
         if index < 0:

@@ -14,6 +14,8 @@ from torch import Tensor
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.climb import Climb
 from robustbench_med.objectives.evasion import Climbed, Undetected
+from robustbench_med.objectives.multilabel import AnyFinding
+from robustbench_med.objectives.nearest import nearest
 from robustbench_med.objectives.segmentation import Masks, Pixels
 from robustbench_med.types import Output, PerSample, Rows, Verdict
 
@@ -156,26 +158,74 @@ def climbing(problem: Problem, loss: str) -> Problem:
 
     Args:
         problem: of any task.
-        loss: of labels and findings "cross_entropy" (the objective's own), "margin" or "dlr" (see
-            Climb); of masks a name in LOSSES; past a detector "joint", "selective", "goal" or
-            "suspicion" (see Undetected).
+        loss: of labels and findings "cross_entropy" (the objective's own; of several findings that
+            of the nearest one, see `objectives.nearest`), "margin" or "dlr" (see Climb); of
+            findings also "summed" (the cross-entropies of all, which spends its slope on findings
+            that are out of reach); of masks a name in LOSSES; past a detector "joint", "selective",
+            "goal" or "suspicion" (see Undetected).
 
     Raises:
         SpecError: no such loss for the problem's task, or no detector to pass.
     """
     if loss == "cross_entropy":
+        return _nearest_finding(problem)
+    if loss == "summed":
+        if not isinstance(_wanted(problem), AnyFinding):
+            raise SpecError("expected several findings an image for loss 'summed', got none")
         return problem
     for climb in get_args(Climbed):
         if loss == climb:
-            return _past_detector(problem, climb)
+            return _past_detector(_nearest_finding(problem), climb)
     if loss in LOSSES:
         return on_pixels(problem, LOSSES[loss])
     if loss not in _MARGINS:
-        known = ", ".join([*LOSSES, *_MARGINS, *get_args(Climbed)])
+        known = ", ".join([*LOSSES, *_MARGINS, "summed", *get_args(Climbed)])
         raise SpecError(f"expected loss in {known}, got {loss!r}")
     if isinstance(_goal(problem)[0], Masks):
         raise SpecError(f"expected loss in {', '.join(LOSSES)} for masks, got {loss!r}")
     return replace(problem, objective=Climb(problem.objective, _MARGINS[loss]))
+
+
+def _nearest_finding(problem: Problem) -> Problem:
+    """Return the problem with the nearest finding to climb, where any of several will do."""
+    wanted = _wanted(problem)
+    if not (isinstance(wanted, AnyFinding) and wanted.several):
+        return problem
+    goal, relentless = _goal(problem)
+    posed: Objective = nearest(replace(problem, objective=wanted)).objective
+    if isinstance(goal, Undetected):
+        posed = replace(goal, base=posed)
+    return replace(problem, objective=Climb(posed, relentless=True) if relentless else posed)
+
+
+def phases(problem: Problem, steps: int) -> list[tuple[Problem, int]]:
+    """Return the problems to climb one after another, and the steps each is given.
+
+    One problem with all steps, unless it climbs the nearest of several findings: then a second
+    climbs all of them with half of the steps. On hardened victims, where slopes turn on the way,
+    either breaks images that the other leaves.
+    """
+    goal, relentless = _goal(problem)
+    base = goal.base if isinstance(goal, Undetected) else goal
+    climb = problem.objective if isinstance(problem.objective, Climb) else None
+    if isinstance(base, Climb):  # within a detector, or relentless
+        climb = base
+    if climb is None or climb.loss != "nearest" or steps < 2:
+        return [(problem, steps)]
+    posed: Objective = climb.base
+    if isinstance(goal, Undetected):
+        posed = replace(goal, base=posed)
+    if relentless:
+        posed = Climb(posed, relentless=True)
+    return [(problem, steps - steps // 2), (replace(problem, objective=posed), steps // 2)]
+
+
+def _wanted(problem: Problem) -> Objective | None:
+    """Return the goal without the detector to pass; None where its loss is replaced already."""
+    goal = _goal(problem)[0]
+    if isinstance(problem.objective, Climb) and problem.objective.loss != "given":
+        return None
+    return goal.base if isinstance(goal, Undetected) else goal
 
 
 def _past_detector(problem: Problem, climb: Climbed) -> Problem:

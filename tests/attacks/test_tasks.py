@@ -23,9 +23,12 @@ from robustbench_med.problem import Problem
 from tests.toys import (
     LIGHT,
     Small,
+    clear_images,
+    distance,
     draws,
     generic_victim,
     grey_images,
+    linear_victim,
     mask_card,
     masks_called,
     pixel_victim,
@@ -248,10 +251,28 @@ def test_bim_is_pgd_from_the_clean_image() -> None:
     assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"restarts": -1}, {"reach": 0.0}])
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"restarts": -1}, {"reach": -0.1}])
 def test_bad_parameters_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(SpecError, match=f"expected {next(iter(wrong))} > 0, got"):
+    with pytest.raises(SpecError, match=f"expected {next(iter(wrong))} >=? 0, got"):
         pgd(pose(2), rng=draws(N), **wrong)
+
+
+def test_bim_keeps_the_step_of_its_paper() -> None:
+    with pytest.raises(SpecError, match="expected reach > 0, got 0"):
+        bim(pose(2), rng=draws(N), reach=0.0)
+
+
+def test_falling_steps_turn_a_drawn_start_where_equal_ones_do_not() -> None:
+    """Within 1 % of an L2 radius, where steps of 2.5 eps in all end 1.4 % short."""
+    victim = linear_victim(2)
+    x = clear_images(victim, 12)
+    y = victim(x).logits.argmax(1)
+    nearest = distance(victim, x, y, "l2")
+    problem = problem_of(victim, x, y, eps=1.005 * nearest, norm="l2")
+    for steps in (10, 40):
+        assert problem.probe(pgd(problem, rng=draws(12), steps=steps)).done.all()
+    equal = pgd(problem, rng=draws(12), reach=2.5)
+    assert not problem.probe(equal).done.any()
 
 
 def test_a_batch_of_done_samples_and_an_empty_one_cost_one_pass() -> None:
