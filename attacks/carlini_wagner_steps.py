@@ -37,7 +37,9 @@ def look(problem: Problem, z: Images, confidence: float) -> Seen:
     g, verdict = problem.gradient(z)
     verdict = problem.confirm(z, verdict)
     won = verdict.done & (verdict.harm >= confidence)
-    return Seen(problem.ball.mask(g), confidence - verdict.loss, won)
+    # where the guide claims a success, the judge's harm is what is still missing
+    reached = torch.where(verdict.loss > 0, verdict.harm, verdict.loss)
+    return Seen(problem.ball.mask(g), confidence - reached, won)
 
 
 def total(values: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ def test_costs_at_most_what_the_card_says(norm: Norm) -> None:
     problem = posed(victim, grey_images(16), norm)
     z = attacked(problem, steps=10, searches=4)
     assert problem.probe(z).done.all()
-    assert problem.counter.backward <= (10 * 4 + 1) * len(z)
+    assert problem.counter.backward <= (10 * 4 + 1 + 2) * len(z)  # two ways are linearised
 
 
 def test_more_effort_is_no_farther() -> None:
