@@ -11,6 +11,7 @@ from torch import nn
 import robustbench_med as rm
 from robustbench_med.bench.store import check_writable
 from robustbench_med.bench.suite import find_suite
+from robustbench_med.cli import main
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.errors import BenchError, SpecError
 from robustbench_med.paths import MAX_NAME, check_name
@@ -43,6 +44,10 @@ PLACES: dict[str, Callable[[str], object]] = {
     "suite file": lambda name: find_suite(f"{name}.toml"),
     "results": lambda name: check_writable(Path(name)),
     "evaluate": lambda name: rm.evaluate(nn.Flatten(), f"{name}.npz", "fgsm", eps=0.1),
+    "weights": lambda name: rm.load_model(
+        f"timm:resnet18(weights={name!r})", dataset="phantom_fundus"
+    ),
+    "code": lambda name: rm.load_model(f"{name}.py:make", dataset="phantom_fundus"),
     "run_suite": lambda name: rm.run_suite("quick", results=name, n=1),
 }
 
@@ -53,3 +58,15 @@ def test_a_long_name_costs_one_line_everywhere(place: str, name: str) -> None:
     with pytest.raises(BenchError) as caught:
         PLACES[place](name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["leaderboard", "verify", "report"])
+def test_a_long_folder_costs_one_line_of_the_command_line(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["robustbench_med", command, LONG])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if "255 bytes" in line]) == 1

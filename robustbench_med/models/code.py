@@ -27,6 +27,7 @@ from torch import nn
 from robustbench_med import spec
 from robustbench_med.errors import VictimError
 from robustbench_med.models.weights import bytes_of, fingerprint, printed, state_bytes
+from robustbench_med.paths import check_name
 from robustbench_med.rng import seeded
 
 _PREFIX = "_own_"
@@ -87,7 +88,7 @@ def made(factory: Factory, ours: tuple[str, ...]) -> Made:
     """
     path, (name, parameters) = factory
     where = f"{path}:{name}"
-    if not path.is_file():
+    if not check_name(path).is_file():
         raise VictimError(f"{where}: expected a Python file at {path}, got none")
     content = path.read_bytes()
     with _beside(path):

@@ -15,6 +15,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from robustbench_med.errors import ChecksumError, VictimError
+from robustbench_med.paths import check_name
 
 
 def read(module: nn.Module, path: Path, *, sha256: str = "") -> str:
@@ -73,7 +74,7 @@ def content(path: Path, *, sha256: str = "") -> bytes:
     Raises:
         VictimError, ChecksumError: as `read`.
     """
-    if not path.is_file():
+    if not check_name(path).is_file():
         raise VictimError(f"expected a weights file at {path}, got none: train it or give its path")
     read = path.read_bytes()
     found = hashlib.sha256(read).hexdigest()
