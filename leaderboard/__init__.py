@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -25,8 +25,10 @@ __all__ = [
     "Row",
     "boards",
     "publish",
+    "publish_boards",
     "read_criteria",
     "show",
+    "show_boards",
     "terminal_tables",
     "unjudged",
     "write_page",
@@ -48,13 +50,37 @@ def publish(records: list[Stored], folder: Path, *, title: str, lost: Sequence[L
     Returns:
         The path of the page.
     """
-    made = boards(records, lost)
+    return publish_boards(boards(records, lost), folder, title=title, lost=lost)
+
+
+def publish_boards(
+    made: list[Board], folder: Path, *, title: str, lost: Sequence[Lost] = ()
+) -> Path:
+    """Write the files of boards that are made already, as `publish`."""
     write_tables(made, folder, title=title, lost=lost)
     return write_page(made, folder, title=title, lost=lost)
 
 
 def show(records: list[Stored], console: Console, *, lost: Sequence[Lost] = ()) -> None:
     """Print a table a board to `console`."""
-    for table in terminal_tables(boards(records, lost), width=console.width):
+    show_boards(boards(records, lost), console)
+
+
+def show_boards(made: list[Board], console: Console, *, only: Container[str] | None = None) -> int:
+    """Print the tables of boards, and return how many boards were left out.
+
+    Args:
+        made: all boards, so that a transfer matrix is whole.
+        console: where they go.
+        only: print just the boards on which one of these cases stands.
+    """
+    shown = [
+        board
+        for board in made
+        if only is None
+        or any(run.record.case_id in only for row in board.rows for run in row.runs.values())
+    ]
+    for table in terminal_tables(made, width=console.width, only=shown):
         console.print(table)
         console.print()
+    return len(made) - len(shown)

@@ -49,7 +49,9 @@ def patients(board: Board) -> str:
     return f"{' / '.join(map(str, counts))} patients" if counts else "images treated as independent"
 
 
-def terminal_tables(made: list[Board], *, width: int = 100) -> list[Table]:
+def terminal_tables(
+    made: list[Board], *, width: int = 100, only: list[Board] | None = None
+) -> list[Table]:
     """Return a table a board; attacks have their intervals where `width` characters hold them.
 
     Where it does not even hold all attacks, those that harm most: the page has all.
@@ -58,7 +60,7 @@ def terminal_tables(made: list[Board], *, width: int = 100) -> list[Table]:
     """
     found = matrices(made)
     tables = []
-    for board in made:
+    for board in made if only is None else only:
         tables.append(_terminal(board, width))
         tables += [_terminal_matrix(matrix) for matrix in found if matrix.board is board]
     return tables

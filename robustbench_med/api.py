@@ -15,9 +15,10 @@ from robustbench_med.attacked import Attacked, attack
 from robustbench_med.bench import store
 from robustbench_med.bench.plan import plan
 from robustbench_med.bench.prepare import prepare
+from robustbench_med.bench.publish import publish
 from robustbench_med.bench.record import Stored
 from robustbench_med.bench.runner import device_of, run_cases
-from robustbench_med.bench.suite import find_suite, narrowed
+from robustbench_med.bench.suite import find_suite, narrowed, title_of
 from robustbench_med.bench.wrapped import wrapping_of
 from robustbench_med.cards import Norm
 from robustbench_med.contract import InputContract
@@ -154,7 +155,8 @@ def evaluate(
         defense: wraps the model, e.g. "jpeg(quality=50)".
         knowledge: of the defense: adaptive, oblivious, or the detector evaded in its place.
         objective: what the attacker wants, e.g. "targeted(target=1)".
-        results: folder of records; those finished there are not computed again. None keeps none.
+        results: folder of records; those finished there are not computed again, and a page that
+            lies there is brought up to date. None keeps none.
         device: "cpu", "cuda", "cuda:1", or "auto".
         jobs: processes that share the cores.
         name: of a torch module, see `load_model`.
@@ -198,6 +200,8 @@ def evaluate(
             device=device,
             jobs=jobs,
         )
+        if (home / "leaderboard.html").exists():  # it holds all records of its folder
+            publish(home, title_of(home), planned=planned, lost=failed)
         if failed:
             raise BenchError("not scored: {}: {}".format(*failed[0]))
         found = [store.read(home / one.case.id) for one in planned]
@@ -220,6 +224,9 @@ def run_suite(
     **grid: object,
 ) -> SuiteRun:
     """Run a suite as the command `run` does, into the same folder, and return its records.
+
+    The page, the CSV and the Markdown file of that folder hold all its records afterwards, those of
+    earlier runs too.
 
     Args:
         suite: a name that `list suites` prints, or a TOML file.
@@ -255,6 +262,7 @@ def run_suite(
         jobs=jobs,
     )
     lost = [(one.label, str(one.error)) for one in broken] + failed
+    publish(home, chosen.title, planned=planned, lost=lost)
     kept, _ = store.read_all(home, only={one.case.id for one in planned})
     by_id = {one.record.case_id: one for one in kept}
     ordered = [by_id[one.case.id] for one in planned if one.case.id in by_id]

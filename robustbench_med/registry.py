@@ -52,7 +52,10 @@ def load(kind: Kind) -> Any:
 @cache
 def _load(kind: Kind) -> dict[str, Any]:
     if kind == "models":
-        texts = [path.read_text() for path in sorted((CORE / "models" / "zoo").glob("*.json"))]
+        texts = [
+            path.read_text(encoding="utf-8")
+            for path in sorted((CORE / "models" / "zoo").glob("*.json"))
+        ]
         return {card.name: card for card in map(ModelCard.model_validate_json, texts)}
     if kind == "datasets":
         return load_cards()
@@ -61,7 +64,7 @@ def _load(kind: Kind) -> dict[str, Any]:
 
 
 def _tables(path: Path, model: type[C]) -> dict[str, C]:
-    tables = tomllib.loads(path.read_text())
+    tables = tomllib.loads(path.read_text(encoding="utf-8"))
     return {name: model.model_validate({"name": name, **table}) for name, table in tables.items()}
 
 

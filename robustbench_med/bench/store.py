@@ -82,7 +82,8 @@ def write(
     home = folder / record.case_id
     temporary = Path(tempfile.mkdtemp(prefix=f".{record.case_id}.", suffix=".tmp", dir=folder))
     try:
-        (temporary / "record.json").write_text(record.model_dump_json(indent=1) + "\n")
+        text = record.model_dump_json(indent=1) + "\n"
+        (temporary / "record.json").write_text(text, encoding="utf-8")
         samples.to_parquet(temporary / "samples.parquet", index=False, compression="zstd")
         for name, content in pictures.items():
             (temporary / name).write_bytes(content)
@@ -148,7 +149,7 @@ def _table(path: Path) -> pd.DataFrame:
 
 
 def _record(home: Path) -> Record:
-    return Record.model_validate_json((home / "record.json").read_text())
+    return Record.model_validate_json((home / "record.json").read_text(encoding="utf-8"))
 
 
 def _lacks(record: Record, samples: pd.DataFrame) -> str:

@@ -101,10 +101,17 @@ def find_suite(name: str) -> Suite:
     return read_suite(path)
 
 
+def title_of(folder: Path) -> str:
+    """Return the title of a page of records: that of the shipped suite they are of, if any."""
+    name = folder.resolve().name
+    shipped = FOLDER / f"{name}.toml"
+    return read_suite(shipped).title if shipped.is_file() else name
+
+
 def read_suite(path: Path) -> Suite:
     """Return the suite in a TOML file; its name is the file's."""
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SpecError(f"expected a suite at {path}, got: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

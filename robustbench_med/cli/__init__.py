@@ -17,6 +17,7 @@ from robustbench_med.cli import (
     train_command,
     verify_command,
 )
+from robustbench_med.cli.streams import lasting_streams
 from robustbench_med.errors import BenchError
 
 app = typer.Typer(
@@ -66,6 +67,14 @@ def main() -> None:
     """Run the command line; a person's mistake costs one line and exit code 2."""
     before = stopping.listen()
     try:
+        with lasting_streams():
+            _run()
+    finally:
+        stopping.forget(before)
+
+
+def _run() -> None:
+    try:
         app()
     except BenchError as error:
         print(f"robustbench_med: {error}", file=sys.stderr)
@@ -86,5 +95,3 @@ def main() -> None:
             stopping.kill_children()
             stopping.say()
         raise
-    finally:
-        stopping.forget(before)

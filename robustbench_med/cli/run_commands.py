@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from robustbench_med.bench.plan import Broken, Planned
-    from robustbench_med.bench.store import Damaged
     from robustbench_med.bench.suite import Suite
 
 
@@ -76,7 +75,8 @@ def run(
 ) -> None:
     """Attack the victims of a suite, score them, and write tables and the leaderboard page.
 
-    Cases finished before in the same results folder are not computed again.
+    Cases finished before in the same results folder are not computed again, and the page, the CSV
+    and the Markdown file hold all records of that folder, of earlier runs too.
     """
     from rich.console import Console
 
@@ -88,8 +88,9 @@ def run(
     store.check_writable(folder)
     console = Console()
     planned, broken = _plan(chosen, data, console)
+    chosen_cases = _only(planned, case) if case else planned
     failed = run_cases(
-        _only(planned, case) if case else planned,
+        chosen_cases,
         folder,
         console=console,
         command=choices.command_of(ctx.params),
@@ -101,7 +102,8 @@ def run(
     )
     refused = [(one.label, str(one.error)) for one in broken]
     lost = [*refused, *failed]
-    _not_scored(lost + _publish(folder, chosen.title, console, planned=planned, lost=lost), console)
+    unreadable = _publish(folder, chosen.title, console, planned=chosen_cases, lost=lost)
+    _not_scored(lost + unreadable, console)
 
 
 def plan_command(
@@ -159,12 +161,14 @@ def leaderboard(
     """Write the tables and the page of the records in a folder, beside them."""
     from rich.console import Console
 
+    from robustbench_med.bench.suite import title_of
+
     console = Console()
     folders = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
     folders = [one for one in folders if any(one.glob("*/record.json"))]
     if not folders:
         raise ResultsError(f"expected records below {folder}, got none: run a suite first")
-    lines = [line for one in folders for line in _publish(one, one.resolve().name, console)]
+    lines = [line for one in folders for line in _publish(one, title_of(one), console)]
     _not_scored(lines, console)
 
 
@@ -208,64 +212,39 @@ def _publish(
     planned: list[Planned] | None = None,
     lost: list[tuple[str, str]] | None = None,
 ) -> list[tuple[str, str]]:
-    """Write and print the boards of `folder`; return its unreadable records.
+    """Write the boards of all records in `folder`, then print them; return what is unreadable.
+
+    The page, CSV and Markdown are written first, so that they do not depend on what can be printed.
 
     Args:
         folder: of the records.
         title: of the page.
-        console: shows the tables.
-        planned: only these cases.
+        console: shows the tables: of a run, the boards on which one of its cases stands.
+        planned: the cases of a run.
         lost: (label, reason) of what has no record; the page says so.
     """
     from robustbench_med import registry
-    from robustbench_med.bench import store
+    from robustbench_med.bench.publish import publish
 
+    found = publish(folder, title, planned=planned, lost=lost or [])
+    if found.page is None:
+        return []
     pages: Any = registry.module("leaderboard")
-    only = None if planned is None else {one.case.id for one in planned}
-    stored, damaged = store.read_each(folder, only=only)
-    gone = [
-        *_gone(pages, {one.record.case_id for one in stored}, planned or [], lost or []),
-        *(_damaged(pages, one) for one in damaged),
-    ]
-    if stored or damaged:
-        pages.show(stored, console, lost=gone)
-        try:
-            page = pages.publish(stored, folder, title=title, lost=gone)
-        except OSError as error:
-            raise ResultsError(f"expected to write into {folder}, got: {error.strerror}") from None
-        line = f"\nleaderboard: {page}"
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-    return [("record", one.line) for one in damaged]
-
-
-def _gone(
-    pages: Any,  # noqa: ANN401 - of the leaderboard
-    finished: set[str],
-    planned: list[Planned],
-    lost: list[tuple[str, str]],
-) -> list[Any]:
-    """Return what failed as the page takes it; a case whose older record stands is none."""
-    from robustbench_med import registry, spec
-
-    reasons, found = dict(lost), []
-    for one in planned:
-        case = one.case
-        if case.label not in reasons or case.id in finished:
-            continue
-        shield = spec.parse(case.defense).name
-        cards = (
-            registry.find("attacks", case.attack),
-            None if shield == "none" else registry.find("defenses", shield),
+    own = None if planned is None else {one.case.id for one in planned}
+    left = pages.show_boards(found.boards, console, only=own)
+    lines = [f"\nleaderboard: {found.page}"]
+    earlier = 0 if own is None else len(found.cases - own)
+    if own is not None and earlier:
+        lines.append(
+            f"It holds all records of the folder: {_count(len(found.cases & own), 'case')} of this "
+            f"run and {earlier} of earlier ones"
+            + (f"; {_count(left, 'board')} of those alone not printed here" if left else "")
+            + "."
         )
-        found.append(pages.Lost(case.label, reasons[case.label], case, *cards))
-    known = {one.case.label for one in planned}
-    return [*found, *(pages.Lost(label, reason) for label, reason in lost if label not in known)]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    return [("record", line) for line in found.damaged]
 
 
-def _damaged(pages: Any, one: Damaged) -> Any:  # noqa: ANN401 - of the leaderboard
-    label, reason = one.home.name, one.line.replace(str(one.home), one.home.name)
-    record = one.record
-    if record is None:
-        return pages.Lost(label, reason)
-    cards = record.attack_card, record.defense_card
-    return pages.Lost(f"{record.case.label} ({label})", reason, record.case, *cards)
+def _count(n: int, word: str) -> str:
+    return f"{n} {word}{'' if n == 1 else 's'}"

@@ -81,7 +81,7 @@ def train(
     found = card.model_copy(
         update={"weights": name, "sha256": sha256, "measured": measure(victim, data)}
     )
-    (out / f"{card.name}.json").write_text(found.model_dump_json(indent=2) + "\n")
+    (out / f"{card.name}.json").write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
     saved.path.unlink(missing_ok=True)
     return found
 

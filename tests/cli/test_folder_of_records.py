@@ -1,0 +1,115 @@
+"""A page, its CSV and its Markdown hold every record of their folder, whatever the last run ran."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import typer
+import typer.core
+
+from robustbench_med import cli, run_suite
+from robustbench_med.bench import plan as planning
+from robustbench_med.bench import runner, unscored
+from tests.bench.toys import stand_in
+
+FIRST, SECOND = "chest_vgg", "chest_resnet"
+COMMON = ("--dataset", "phantom_chest", "--attack", "fgsm", "--eps", "2/255", "-n", "6")
+Said = tuple[int, str]
+Call = Callable[..., Said]
+
+
+@pytest.fixture
+def call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Call:
+    """Return what runs a command in this process: its exit code and what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(planning, "load_dataset", stand_in)
+    # typer hands commands a plain click context; the type checker of the tests wants what they name
+    monkeypatch.setattr(typer.core.TyperCommand, "context_class", typer.Context)
+
+    def run(*words: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["robustbench_med", *words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        said = capsys.readouterr()
+        return int(stop.value.code or 0), said.out + said.err
+
+    return run
+
+
+def holds(folder: Path, *victims: str) -> None:
+    """Check that all three files of a folder name exactly these victims."""
+    table = pd.read_csv(folder / "leaderboard.csv")
+    assert set(table["victim"]) == set(victims)
+    for name in ("leaderboard.html", "leaderboard.md"):
+        text = (folder / name).read_text(encoding="utf-8").replace("\\_", "_")
+        assert all(victim in text for victim in victims)
+
+
+def test_a_second_run_keeps_the_models_of_the_first(call: Call) -> None:
+    assert call("run", "quick", "--victim", FIRST, *COMMON, "--results", "r")[0] == 0
+    code, said = call("run", "quick", "--victim", SECOND, *COMMON, "--results", "r")
+    assert code == 0
+    holds(Path("r/quick"), FIRST, SECOND)
+    assert "1 case of this run and 1 of earlier ones" in said
+
+
+def test_a_narrower_run_keeps_the_page_of_a_larger_one(call: Call) -> None:
+    words = ("run", "quick", "--victim", FIRST, "--victim", SECOND, *COMMON, "--results", "r")
+    assert call(*words)[0] == 0
+    ids = sorted(path.parent.name for path in Path("r/quick").glob("*/record.json"))
+    assert call(*words, "--case", ids[0])[0] == 0
+    holds(Path("r/quick"), FIRST, SECOND)
+    other = ("run", "quick", "--dataset", "phantom_fundus", "--victim", "fundus_resnet")
+    code, said = call(*other, *COMMON[2:], "--results", "r")
+    assert code == 0
+    holds(Path("r/quick"), FIRST, SECOND, "fundus_resnet")
+    assert "chest" not in said.replace("phantom_chest", "")  # boards of earlier runs are counted
+    assert "1 board of those alone not printed here" in said
+
+
+def test_a_run_from_python_keeps_them_too(call: Call) -> None:
+    assert call("run", "quick", "--victim", FIRST, *COMMON, "--results", "r")[0] == 0
+    run_suite(
+        "quick",
+        results="r",
+        datasets=["phantom_chest"],
+        victims=[SECOND],
+        attacks=["fgsm"],
+        ladder=["2/255"],
+        n=6,
+    )
+    holds(Path("r/quick"), FIRST, SECOND)
+
+
+def test_what_failed_stays_on_the_page_of_a_later_run(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path("r/quick")
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object, **__: object) -> None:
+            raise RuntimeError("no memory left")
+
+        patch.setattr(runner, "execute", fail)
+        assert call("run", "quick", "--victim", FIRST, *COMMON, "--results", "r")[0] == 1
+    assert call("run", "quick", "--victim", SECOND, *COMMON, "--results", "r")[0] == 0
+    for words in ((), ("leaderboard", str(folder))):
+        if words:
+            assert call(*words)[0] == 0
+        for name in ("leaderboard.html", "leaderboard.md"):
+            assert "no memory left" in (folder / name).read_text(encoding="utf-8")
+    assert call("run", "quick", "--victim", FIRST, *COMMON, "--results", "r")[0] == 0
+    assert "no memory left" not in (folder / "leaderboard.html").read_text(encoding="utf-8")
+    assert not (folder / unscored.FILE).exists()
+
+
+def test_a_damaged_list_of_what_failed_is_none(tmp_path: Path) -> None:
+    (tmp_path / unscored.FILE).write_text("[{", encoding="utf-8")
+    assert unscored.recall(tmp_path) == []
