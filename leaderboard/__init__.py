@@ -82,5 +82,4 @@ def show_boards(made: list[Board], console: Console, *, only: Container[str] | N
     ]
     for table in terminal_tables(made, width=console.width, only=shown):
         console.print(table)
-        console.print()
     return len(made) - len(shown)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import pandas as pd
 
@@ -20,6 +22,7 @@ from .text import NORMS, THREATS, plain, radius
 from .ties import ALPHA, Scored
 
 Standing = Literal["ranked", "control", "flagged", "incomplete", "invalid"]
+_T = TypeVar("_T")
 ORDER: tuple[Standing, ...] = ("ranked", "control", "flagged", "incomplete", "invalid")
 
 
@@ -62,13 +65,16 @@ class Versus(NamedTuple):
 
     Attributes:
         title: of the other one.
-        gain: how much more this row has left, mean over the images of both.
+        gain: how much more this row has left, mean over the images of both; NaN where one of the
+            two was not scored.
         p: that the two are alike, Holm-corrected over the pairs of the board.
+        ranks: places of the other one.
     """
 
     title: str
     gain: tuple[float, ...]
     p: tuple[float, ...]
+    ranks: tuple[int | None, ...]
 
     def told(self, rung: int) -> int:
         """Return 1 where this row does significantly better, -1 worse, 0 if not told apart."""
@@ -82,17 +88,24 @@ class Row:
     """One victim (with its defense) on a board.
 
     Attributes:
-        runs: column of the board -> the record and samples behind it.
+        runs: column of the board -> the record and samples behind it; of an attack that ran on two
+            ladders the second has a column of its own here, see `again`.
         stands: who stands; a row an image common to all runs, a column a rung (0 = clean).
         scores: column -> the board's score (accuracy, Dice) at each radius of the ladder.
-        worst: worst-case score at each radius of the ladder.
-        left: what each image has left in the worst case, and its patient.
+        worst: worst-case score at each radius of the ladder, under all attacks it met; undefined
+            where one that the board ranks by did not run.
+        left: what each image has left in the worst case, and its patient; a column a rung that is
+            scored.
         ranks: place at each radius; None where the row is not ranked. Rows that their images do
             not tell apart share one, see ties.
         sharing: how many rows have that place at each radius; 0 where the row is not ranked.
         versus: the other ranked rows of the board, held against this one.
         reasons: why it is not ranked; empty where it is, and where the board ranks nobody.
+        notes: what does not cost it its place, and should be known.
         crosscheck: which attacks that know less were held against its own, in words; else empty.
+        again: key of `runs` -> column of the board, where these differ.
+        argmax: clean score where the network's own decision counts, not the operating point; None
+            where the two are one.
         own: columns that this row cannot have: on a board of surrogates attacks made on this very
             model, and those of an attacker who mistakes the defense where there is none.
         shield: the defense in words; empty where there is none.
@@ -114,6 +127,9 @@ class Row:
     sharing: tuple[int, ...] = ()
     versus: tuple[Versus, ...] = ()
     own: frozenset[str] = frozenset()
+    again: Mapping[str, str] = field(default_factory=dict)
+    argmax: Estimate | None = None
+    notes: tuple[str, ...] = ()
     crosscheck: str = ""
     shield: str = ""
     apart: str = ""
@@ -126,6 +142,22 @@ class Row:
         return f"{title} ({self.apart})" if self.apart else title
 
     @property
+    def typed(self) -> str:
+        """The title with the name that `--victim` takes, where that is another."""
+        model, name = plain(self.model.title), plain(self.key.victim)
+        return self.title if name in model else f"{model} ({name}){self.title[len(model) :]}"
+
+    @property
+    def name(self) -> str:
+        """The title with the name that `--victim` takes in the place of the model's own."""
+        return plain(self.key.victim) + self.title[len(plain(self.model.title)) :]
+
+    @property
+    def met(self) -> frozenset[str]:
+        """Columns of the board that it has a record of."""
+        return frozenset(self.again.get(column, column) for column in self.runs)
+
+    @property
     def images(self) -> int:
         """Number of images the worst case is taken over."""
         return len(self.stands)
@@ -136,8 +168,9 @@ class Row:
         An oblivious one only where there is no other: it never ranks.
         """
 
-        def order(column: str) -> tuple[bool, float]:
-            return column in self.oblivious, self.scores[column][rung].value
+        def order(column: str) -> tuple[bool, bool, float]:
+            value = self.scores[column][rung].value
+            return column in self.oblivious, math.isnan(value), value
 
         return min(self.scores, key=order, default="")
 
@@ -182,6 +215,11 @@ class Board:
     """Rows that may be compared, best worst case at the headline radius first.
 
     Attributes:
+        ladder: every radius of its records; a row has those that its attacks ran at.
+        columns: its attacks, weak to strong.
+        common: the columns that a row must have to be ranked, see grid.
+        ranked_at: place on the ladder of the radius that ranks the board; None = the middle one,
+            the lower of two.
         images: what most of its records saw; None where none is valid.
         drawn: which images these are, in words, where other boards of the same setting have others.
     """
@@ -197,6 +235,8 @@ class Board:
     channels: dict[str, float] = field(default_factory=dict)
     images: Images | None = None
     drawn: str = ""
+    common: frozenset[str] = frozenset()
+    ranked_at: int | None = None
 
     @property
     def score(self) -> Score:
@@ -205,8 +245,8 @@ class Board:
 
     @property
     def headline(self) -> int:
-        """Index of the radius that ranks the board: the middle rung (the lower of two)."""
-        return (len(self.ladder) - 1) // 2
+        """Index of the radius that ranks the board: the middle one of the ladder most rows have."""
+        return (len(self.ladder) - 1) // 2 if self.ranked_at is None else self.ranked_at
 
     @property
     def oblivious(self) -> frozenset[str]:
@@ -226,7 +266,7 @@ class Board:
     @property
     def family(self) -> tuple[object, ...]:
         """What boards share that differ in threat model and channels alone."""
-        setting = (self.dataset.name, self.objective, self.norm, self.ladder, self.budget)
+        setting = (self.dataset.name, self.objective, self.norm, self.budget)
         return (*setting, self.images if self.drawn else None)
 
     @property
@@ -245,3 +285,36 @@ class Board:
     def at(self) -> str:
         """The headline radius in words."""
         return radius(self.ladder[self.headline], self.norm, self.budget)
+
+
+def narrowed(board: Board, row: Row) -> Board:
+    """Return a board of one row alone, with the radii that its own attacks ran at."""
+    kept = [
+        rung
+        for rung in range(len(board.ladder))
+        if not row.scores or any(math.isfinite(e[rung].value) for e in row.scores.values())
+    ]
+    if len(kept) == len(board.ladder) or not kept:
+        return replace(board, rows=(row,))
+
+    def cut(values: Sequence[_T]) -> tuple[_T, ...]:
+        return tuple(values[rung] for rung in kept) if values else ()
+
+    def columns(table: pd.DataFrame) -> pd.DataFrame:
+        new = {0: 0} | {rung + 1: place for place, rung in enumerate(kept, 1)}
+        return table.rename(columns=new)
+
+    own = replace(
+        row,
+        stands=columns(row.stands),
+        left=row.left._replace(left=columns(row.left.left)),
+        scores={column: cut(e) for column, e in row.scores.items()},
+        worst=cut(row.worst),
+        ranks=cut(row.ranks),
+        sharing=cut(row.sharing),
+        versus=tuple(
+            v._replace(gain=cut(v.gain), p=cut(v.p), ranks=cut(v.ranks)) for v in row.versus
+        ),
+    )
+    at = kept.index(board.headline) if board.headline in kept else None
+    return replace(board, rows=(own,), ladder=cut(board.ladder), ranked_at=at)

@@ -17,7 +17,7 @@ from .figures import colour, drawn
 from .objective import channel_label
 from .svg import INK, drawing, inline, plain_axes, stroke
 from .text import SCALE, number
-from .worst_case import lowest, means, score_table
+from .worst_case import lowest, means, on_rungs, rung_of, score_table
 
 _LEAST = 2  # boards that are worth a comparison
 _CLEAN = "clean"
@@ -70,6 +70,10 @@ def channel_bars(made: list[Board]) -> list[Bars]:
 
 
 def _bars(boards: list[Board]) -> Bars | None:
+    at = boards[0].ladder[boards[0].headline]
+    boards = [board for board in boards if rung_of(at, board.ladder) >= 0]
+    if len(boards) < _LEAST:
+        return None
     shared = (c for c in boards[0].columns if all(c in b.columns for b in boards))
     attacks = tuple(c for c in shared if c not in boards[0].oblivious)
     # one channel after the other, then several, and at the end all of them
@@ -96,7 +100,7 @@ def _group(
         if row.key == key and _runs(row, attacks)
     }
     tables = {
-        label: lowest([score_table(run) for run in _runs(row, attacks)])
+        label: lowest([score_table(run, boards[0].ladder) for run in _runs(row, attacks)])
         for label, row in rows.items()
     }
     shared = sorted(set.intersection(*(set(t.index) for t in tables.values())) if tables else ())
@@ -104,9 +108,10 @@ def _group(
     bars: list[Bar] = []
     for label, row in rows.items():
         average = means(tables[label].loc[shared], _runs(row, attacks)[0])
+        known = on_rungs(tables[label], average, len(boards[0].ladder))
         if not bars and boards[0].score.clean:
-            bars.append(Bar(_CLEAN, average[0]))
-        bars.append(Bar(label, average[at + 1], row.standing not in ("ranked", "control")))
+            bars.append(Bar(_CLEAN, known[0]))
+        bars.append(Bar(label, known[at + 1], row.standing not in ("ranked", "control")))
     return Group(next((row.title for row in rows.values()), ""), place, tuple(bars))
 
 

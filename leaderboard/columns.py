@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from robustbench_med.bench.case import Case
@@ -31,34 +30,22 @@ class Asked(NamedTuple):
         return self.attack.rungs == "universal" or self.case.budget == "mean_norm"
 
 
-def titles_of(records: list[Stored]) -> dict[str, str]:
-    """Return the title of every victim in `records` by its registry name: surrogates are victims.
-
-    A title that two of them carry is no use for telling surrogates apart, and is left out.
-    """
-    found = {s.record.case.victim: plain(s.record.model_card.title) for s in records}
-    common = list(found.values())
-    return {name: title for name, title in found.items() if common.count(title) == 1}
-
-
-def heading(stored: Stored, titles: Mapping[str, str]) -> str:
+def heading(stored: Stored) -> str:
     """Return the attack of a record, with the model it was made on where that is not the victim.
 
-    Args:
-        stored: the record.
-        titles: registry name -> title, of models known by name.
+    The model is called by the name that `--surrogate` takes.
     """
-    return _heading(Asked.of(stored), titles)
+    return _heading(Asked.of(stored))
 
 
-def _heading(asked: Asked, titles: Mapping[str, str]) -> str:
+def _heading(asked: Asked) -> str:
     title, surrogate = plain(asked.attack.title), asked.case.surrogate
     knowledge = asked.case.knowledge
     if knowledge != "adaptive":
         return plain(f"{title}, {knowledge_words(knowledge)}")
     if surrogate is None:
         return title
-    return f"{title} from {plain(titles.get(surrogate, surrogate))}"
+    return f"{title} from {plain(surrogate)}"
 
 
 def knowledge_words(knowledge: str) -> str:
@@ -70,16 +57,16 @@ def knowledge_words(knowledge: str) -> str:
     return knowledge if knowledge == "oblivious" else f"evading {knowledge.partition('(')[0]}"
 
 
-def columns_of(group: list[Stored], titles: Mapping[str, str]) -> list[str]:
+def columns_of(group: list[Stored]) -> list[str]:
     """Return the column of each record: its heading, and what tells two settings apart."""
-    return named([Asked.of(stored) for stored in group], titles)
+    return named([Asked.of(stored) for stored in group])
 
 
-def named(group: list[Asked], titles: Mapping[str, str]) -> list[str]:
+def named(group: list[Asked]) -> list[str]:
     """Return the column of each attack asked for, as `columns_of`."""
     settings = [_setting(asked) for asked in group]
     attacks = [(a.case.attack, a.case.surrogate, _rival(a.case)[0]) for a in group]
-    heads = [_heading(asked, titles) for asked in group]
+    heads = [_heading(asked) for asked in group]
     names = []
     for attack, head, own in zip(attacks, heads, settings, strict=True):
         peers = [p for p, a in zip(settings, attacks, strict=True) if a == attack]
@@ -106,7 +93,6 @@ def _setting(asked: Asked) -> dict[str, Any]:
     name, evaded = _rival(case)
     own = {
         "guide": case.guide,
-        "seed": case.seed,
         "v": case.attack_version,
         "fit": case.fit,
         "weights": case.surrogate_sha256[:8],

@@ -17,7 +17,7 @@ from robustbench_med.bench.record import Record, Stored
 from robustbench_med.cards import AttackCard
 
 from .text import radius
-from .worst_case import lowest, standing_table
+from .worst_case import lowest, rung_of, standing_table
 
 ALLOWED = 1  # image a radius: one may be luck
 _KNOWS = {
@@ -38,11 +38,44 @@ class Missed(NamedTuple):
     rung: int
 
 
-def shared_rungs(one: Record, other: Record) -> list[tuple[int, int]]:
-    """Return the rungs at which two ladders have the same radius in image units."""
-    left, right = (record.radii or record.case.ladder for record in (one, other))
-    pairs = ((i, j) for i in range(len(left)) for j in range(len(right)))
-    return [(i, j) for i, j in pairs if math.isclose(left[i], right[j], rel_tol=1e-6)]
+class Scale(NamedTuple):
+    """The radii of a board.
+
+    Attributes:
+        ladder: as the board counts them.
+        radii: in image units; NaN where no record says.
+        norm, budget: they are written with.
+    """
+
+    ladder: tuple[float, ...]
+    radii: tuple[float, ...]
+    norm: str
+    budget: str
+
+    @classmethod
+    def of(
+        cls, ladder: tuple[float, ...], records: Iterable[Record], norm: str, budget: str
+    ) -> Scale:
+        """Return the scale of a board's `ladder` from records on it."""
+        found = [math.nan] * len(ladder)
+        for record in records:
+            for eps, size in zip(record.case.ladder, _radii(record), strict=True):
+                found[rung_of(eps, ladder)] = size
+        return cls(ladder, tuple(found), norm, budget)
+
+    def shared(self, record: Record) -> list[tuple[int, int]]:
+        """Return the rungs at which a record of any board has the same radius in image units."""
+        own = _radii(record)
+        pairs = ((i, j) for i in range(len(self.radii)) for j in range(len(own)))
+        return [(i, j) for i, j in pairs if math.isclose(self.radii[i], own[j], rel_tol=1e-6)]
+
+    def at(self, rung: int) -> str:
+        """Return a radius in words."""
+        return radius(self.ladder[rung], self.norm, self.budget)
+
+
+def _radii(record: Record) -> tuple[float, ...]:
+    return record.radii or record.case.ladder
 
 
 def comparable(stored: Stored) -> tuple[object, ...]:
@@ -67,26 +100,24 @@ def rivals(records: Iterable[Stored]) -> dict[tuple[object, ...], list[Stored]]:
     return found
 
 
-def hidden_gradients(
-    stands: pd.DataFrame, record: Record, others: Mapping[str, Stored]
-) -> list[str]:
+def hidden_gradients(stands: pd.DataFrame, scale: Scale, others: Mapping[str, Stored]) -> list[str]:
     """Return a reason to distrust a white-box row for each kind of attacker that beats it.
 
     Args:
         stands: who stands against all its attacks; a row an image, a column a rung (0 = clean).
-        record: one of its records, for norm and radii.
+        scale: the radii of its columns.
         others: name -> `rivals` on the same victim and data; their ladders may differ.
     """
     worst: dict[str, tuple[Missed, str]] = {}
     for name, other in others.items():
         broke = lowest([standing_table(other)])
-        missed = _most_missed(stands, broke, shared_rungs(record, other.record))
+        missed = _most_missed(stands, broke, scale.shared(other.record))
         threat = _kind(other.record)
         if missed.broken > max(ALLOWED, worst[threat][0].broken if threat in worst else 0):
             worst[threat] = missed, name
     return [
         f"{missed.broken} of {missed.standing} images that stand at "
-        f"ε = {radius(record.case.ladder[missed.rung], record.case.norm, record.case.budget)} "
+        f"ε = {scale.at(missed.rung)} "
         f"against attacks which know the model fall to {rival}, {_KNOWS[threat]} ({ALLOWED} "
         "allowed): those attacks were misled by hidden gradients, or too weak"
         for threat, (missed, rival) in sorted(worst.items(), key=lambda item: -item[1][0].broken)
@@ -107,26 +138,28 @@ def summary(names: Iterable[str], *, beaten: bool) -> str:
     return f"held, image by image, against attacks that know less ({held}): {end}"
 
 
-def misled(runs: dict[str, Stored]) -> list[str]:
+def misled(runs: dict[str, Stored], scale: Scale) -> list[str]:
     """Return a reason for each attack of a single step that beats all of many steps of a row.
 
     Args:
         runs: column -> valid record, all of one white-box row.
+        scale: the radii of its board.
     """
     iterative = [run for run in runs.values() if many_steps(run.record.attack_card)]
     hasty = {column: run for column, run in runs.items() if _single_step(run.record.attack_card)}
     if not iterative or not hasty:
         return []
-    stands = lowest([standing_table(run) for run in iterative])
+    stands = lowest([standing_table(run, scale.ladder) for run in iterative])
     reasons = []
     for column, run in hasty.items():
-        case = run.record.case
-        every = [(rung, rung) for rung in range(len(case.ladder))]
-        missed = _most_missed(stands, lowest([standing_table(run)]), every)
+        broke = lowest([standing_table(run)])
+        own = run.record.case.ladder
+        every = [(rung_of(eps, scale.ladder), rung) for rung, eps in enumerate(own)]
+        missed = _most_missed(stands, broke, every)
         if missed.broken > ALLOWED:
             reasons.append(
                 f"{missed.broken} of {missed.standing} images that stand at "
-                f"ε = {radius(case.ladder[missed.rung], case.norm, case.budget)} against attacks "
+                f"ε = {scale.at(missed.rung)} against attacks "
                 f"of many steps fall to {column}, a single step ({ALLOWED} allowed): the steps "
                 "were misled by hidden gradients"
             )
@@ -143,11 +176,20 @@ def many_steps(card: AttackCard) -> bool:
 
 
 def _most_missed(stands: pd.DataFrame, other: pd.DataFrame, rungs: list[tuple[int, int]]) -> Missed:
-    """Return the radius at which `other` breaks most of the images that stand, of those in both."""
+    """Return the radius at which `other` breaks most of the images that stand, of those in both.
+
+    Args:
+        stands: columns on the ladder of the board, those that were scored.
+        other: columns on its own ladder.
+        rungs: pairs of places on the two that are one radius.
+    """
     common = stands.index.intersection(other.index)
-    left, right = stands.loc[common].to_numpy(dtype=bool), other.loc[common].to_numpy(dtype=bool)
+    left, right = stands.loc[common], other.loc[common]
     found = [Missed(0, 0, 0)]
     for i, j in rungs:
-        fell = left[:, i + 1] & right[:, 0] & ~right[:, j + 1]
-        found.append(Missed(int(fell.sum()), int(left[:, i + 1].sum()), i))
+        if i + 1 not in left.columns:
+            continue
+        held = left[i + 1].to_numpy(dtype=bool)
+        clean, after = (right[c].to_numpy(dtype=bool) for c in (0, j + 1))
+        found.append(Missed(int((held & clean & ~after).sum()), int(held.sum()), i))
     return max(found, key=lambda missed: missed.broken)

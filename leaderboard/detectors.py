@@ -12,6 +12,7 @@ from robustbench_med.stats import UNDEFINED
 
 from .board import Board, Row
 from .text import plain
+from .worst_case import rung_of
 
 RULE = (
     "An image counts as right if it is called right and, when clean, not rejected; an attacked "
@@ -76,15 +77,16 @@ def detectors(board: Board) -> list[Detector]:
     Of several attacks the one least favourable to the detector counts: the lowest AUROC, for all
     columns of its row alike; of equal ones that which is caught less often.
     """
-    made = (_detector(row, board.headline) for row in board.rows)
+    made = (_detector(row, board.ladder[board.headline]) for row in board.rows)
     return [detector for detector in made if detector is not None]
 
 
-def _detector(row: Row, rung: int) -> Detector | None:
+def _detector(row: Row, eps: float) -> Detector | None:
     hardest: dict[str, tuple[str, dict[str, Estimate]]] = {}
     for column, run in row.runs.items():
         record = run.record
-        if record.status != "ok" or not guarded(record) or len(record.rungs) < rung + 2:
+        rung = rung_of(eps, record.case.ladder)
+        if record.status != "ok" or not guarded(record) or rung < 0:
             continue
         metrics = record.rungs[rung + 1].metrics
         knowledge = "oblivious" if record.case.knowledge == "oblivious" else "adaptive"

@@ -41,9 +41,11 @@ def _lines(board: Board, row: Row, price: Price | None) -> list[dict[str, object
         "victim": row.model.name,
         "title": row.model.title,
         "family": row.model.family,
+        "name": row.key.victim,
         "defense": row.key.defense,
         "defense_version": row.key.defense_version,
         "operating_point": row.key.operating_point,
+        "clean_by_argmax": row.argmax.value if row.argmax else None,
         "fitted_on": row.key.train,
         "images": board.drawn,
         "trained_with": str(trained_with(row)),
@@ -53,6 +55,7 @@ def _lines(board: Board, row: Row, price: Price | None) -> list[dict[str, object
         "draws": row.key.draws,
         "standing": row.standing,
         "reasons": "; ".join(row.reasons),
+        "notes": "; ".join(row.notes),
     }
 
     def line(

@@ -6,9 +6,10 @@ split). What is scored on them is no statement on one set of images, so each set
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from robustbench_med.bench.case import Case
@@ -73,6 +74,35 @@ def by_images(group: list[Stored]) -> list[Part]:
         sets.setdefault(_part(runs, seen).images or draw, []).extend(runs)
     parts = [_part(runs, seen) for runs in sets.values()]
     return sorted(parts, key=lambda part: (-part.size, part.runs[0].record.case_id))
+
+
+def by_ladder(part: Part) -> list[tuple[tuple[float, ...], list[Stored]]]:
+    """Return the radii and records of a part, apart where no radius joins them.
+
+    Records that share a radius belong together, and so do those that a third one joins.
+    """
+    groups: list[tuple[tuple[float, ...], list[Stored]]] = []
+    for run in part.runs:
+        ladder, runs = run.record.case.ladder, [run]
+        rest = []
+        for other, found in groups:
+            if shares(other, ladder):
+                own = tuple(eps for eps in other if not shares((eps,), ladder))
+                ladder, runs = tuple(sorted((*ladder, *own))), [*found, *runs]
+            else:
+                rest.append((other, found))
+        groups = [*rest, (ladder, runs)]
+    return sorted(((e, sorted(r, key=lambda s: s.record.case_id)) for e, r in groups), key=_first)
+
+
+def _first(group: tuple[tuple[float, ...], list[Stored]]) -> tuple[float, ...]:
+    return group[0]
+
+
+def shares(one: Iterable[float], other: Iterable[float]) -> bool:
+    """Whether two ladders have a radius in common."""
+    others = list(other)
+    return any(math.isclose(a, b, rel_tol=1e-6) for a in one for b in others)
 
 
 def _part(runs: list[Stored], seen: Mapping[str, Images]) -> Part:

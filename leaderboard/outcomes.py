@@ -12,8 +12,8 @@ from robustbench_med.bench.record import Estimate, Stored
 
 from .board import Board, Row
 from .objective import called
-from .text import number, plain
-from .worst_case import lowest, means, region_table
+from .text import DASH, number, plain
+from .worst_case import lowest, means, on_rungs, region_table, rungs_of
 
 _HARDEST = 5  # patients named one by one
 
@@ -57,7 +57,7 @@ def by_class(board: Board, row: Row) -> list[Outcome]:
         if board.score.attacked:
             return []
         return [
-            _outcome(called(name), lowest([region_table(run, place) for run in runs]), runs[0])
+            _outcome(board, called(name), _regions(board, row, runs, place), runs[0])
             for place, name in enumerate(board.dataset.parts)
         ]
     truth = runs[0].samples.drop_duplicates("sample").set_index("sample")["truth"]
@@ -66,7 +66,7 @@ def by_class(board: Board, row: Row) -> list[Outcome]:
     for place, name in enumerate(board.dataset.classes):
         has = np.array([_has(value, place) for value in own], dtype=bool)
         if has.any():
-            found.append(_outcome(plain(name), row.left.left[has], runs[0]))
+            found.append(_outcome(board, plain(name), row.left.left[has], runs[0]))
     return found
 
 
@@ -74,8 +74,15 @@ def _has(truth: Any, place: int) -> bool:  # noqa: ANN401 - a class id, or a lis
     return bool(truth[place]) if isinstance(truth, list | np.ndarray) else int(truth) == place
 
 
-def _outcome(label: str, table: pd.DataFrame, run: Stored) -> Outcome:
-    return Outcome(label, len(table), means(table, run))
+def _outcome(board: Board, label: str, table: pd.DataFrame, run: Stored) -> Outcome:
+    cells = on_rungs(table, means(table, run), len(board.ladder))
+    return Outcome(label, len(table), tuple(cells))
+
+
+def _regions(board: Board, row: Row, runs: list[Stored], place: int) -> pd.DataFrame:
+    """Return the lowest Dice of a region where the row is scored."""
+    tables = [region_table(run, place, board.ladder) for run in runs]
+    return lowest(tables, rungs_of(row.left.left))
 
 
 def by_patient(board: Board, row: Row) -> Patients | None:
@@ -91,8 +98,10 @@ def by_patient(board: Board, row: Row) -> Patients | None:
     if shares and len(names) == len(left):
         return None
     images = np.bincount(own)
-    sums = np.zeros((len(names), left.shape[1]))
-    np.add.at(sums, own, left.to_numpy(dtype=np.float64))
+    sums = np.zeros((len(names), len(board.ladder) + 1))
+    # a radius at which the row is not scored stays undefined
+    whole_ladder = left.astype(np.float64).reindex(columns=range(sums.shape[1]))
+    np.add.at(sums, own, whole_ladder.to_numpy())
     mean = sums / images[:, None]
     rows = _counts(mean, "stands" if board.score.attacked else "right") if shares else _spread(mean)
     whole = [(label, cells if board.score.clean else cells[1:]) for label, cells in rows]
@@ -105,7 +114,12 @@ def _counts(mean: NDArray[np.float64], word: str) -> tuple[tuple[str, tuple[str,
         f"some images {word.removesuffix('s')}": (mean > 0) & (mean < 1),
         f"no image {word}": mean == 0,
     }
-    return tuple((name, tuple(map(str, hit.sum(axis=0)))) for name, hit in kinds.items())
+    known = [not np.isnan(column).any() for column in mean.T]
+    rows = []
+    for name, hit in kinds.items():
+        counts = zip(hit.sum(axis=0).tolist(), known, strict=True)
+        rows.append((name, tuple(str(count) if scored else DASH for count, scored in counts)))
+    return tuple(rows)
 
 
 def _spread(mean: NDArray[np.float64]) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -25,7 +25,7 @@ from .metrics import metric_notes, metric_rows
 from .outcomes import by_class, by_patient
 from .price import change, counted
 from .shield import defense_words
-from .table import place, write_text
+from .table import argmax_words, beyond_words, place, write_text
 from .views import choices, named, origin, views
 from .words import (
     attacker_words,
@@ -97,9 +97,11 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.globals.update(
+        argmax_words=argmax_words,
         attacker_words=attacker_words,
         audit_words=audit_words,
         budget_words=budget_words,
+        beyond_words=beyond_words,
         by_class=by_class,
         by_patient=by_patient,
         change=change,

@@ -53,7 +53,8 @@ class Pairs(NamedTuple):
     """Every two rows of a board compared, at every rung.
 
     Attributes:
-        gain: `(rungs, k, k)`; how much more the first of two has left, mean over shared images.
+        gain: `(rungs, k, k)`; how much more the first of two has left, mean over shared images;
+            NaN where they are not compared.
         p: `(rungs, k, k)`; two-sided p value, Holm-corrected over the pairs of the rung; 1 on the
             diagonal and where nothing is shared.
     """
@@ -68,36 +69,56 @@ class Pairs(NamedTuple):
         return found
 
 
-def pairs(rows: Sequence[Scored]) -> Pairs:
-    """Return every two of `rows` compared at every rung; see the module for the tests."""
+def pairs(rows: Sequence[Scored], rungs: int | None = None) -> Pairs:
+    """Return every two of `rows` compared at every rung; see the module for the tests.
+
+    Args:
+        rows: what each has left, a column a rung.
+        rungs: columns 0, 1, ... that are compared; by default as many as the first row has. Two
+            rows of which one lacks a column are not compared there: gain NaN, p 1.
+    """
     k = len(rows)
-    rungs = rows[0].left.shape[1] if rows else 0
-    gain, p = np.zeros((rungs, k, k)), np.ones((rungs, k, k))
+    if rungs is None:
+        rungs = rows[0].left.shape[1] if rows else 0
+    gain, p = np.full((rungs, k, k), np.nan), np.full((rungs, k, k), np.nan)
     couples = list(combinations(range(k), 2))
-    alike: dict[object, list[tuple[int, int, NDArray[np.float64]]]] = {}
+    alike: dict[object, list[tuple[int, int, list[int], NDArray[np.float64]]]] = {}
     owners: dict[object, NDArray[np.intp] | None] = {}
     for i, j in couples:
-        difference, owner = _difference(rows[i], rows[j])
-        if len(difference):
-            gain[:, i, j] = difference.mean(axis=0)
+        own, other = rows[i].left.columns, rows[j].left.columns
+        shared = [rung for rung in range(rungs) if rung in own and rung in other]
+        difference, owner = _difference(rows[i], rows[j], shared)
+        gain[shared, i, j], p[shared, i, j] = 0.0, 1.0
+        if len(difference) and shared:
+            gain[shared, i, j] = difference.mean(axis=0)
             key: object = len(difference) if owner is None else owner.tobytes()
             owners[key] = owner
-            alike.setdefault(key, []).append((i, j, difference))
+            alike.setdefault(key, []).append((i, j, shared, difference))
     for whose, found in alike.items():  # those of the same patients meet the same signs
-        every = np.hstack([difference for _, _, difference in found])
+        every = np.hstack([difference for *_, difference in found])
         values = paired_p(every, owners[whose], draws=max(DRAWS, _RESOLUTION * len(couples)))
-        for (i, j, _), own in zip(found, values.reshape(-1, rungs), strict=True):
-            p[:, i, j] = own
+        for i, j, shared, _ in found:
+            p[shared, i, j], values = values[: len(shared)], values[len(shared) :]
     above, below = np.triu_indices(k, 1)
-    p[:, above, below] = holm(p[:, above, below])
-    return Pairs(gain - gain.transpose(0, 2, 1), np.minimum(p, p.transpose(0, 2, 1)))
+    for rung in range(rungs):
+        tested = ~np.isnan(p[rung, above, below])  # a pair that is not compared is corrected for
+        i, j = above[tested], below[tested]  # by nobody
+        p[rung, i, j] = holm(p[rung, i, j])
+    full = np.where(np.isnan(p), 1.0, p)
+    diagonal = np.arange(k)
+    gain[:, diagonal, diagonal] = 0.0
+    mirrored = np.where(np.isnan(gain), -gain.transpose(0, 2, 1), gain)
+    return Pairs(mirrored, np.minimum(full, full.transpose(0, 2, 1)))
 
 
-def _difference(one: Scored, other: Scored) -> tuple[NDArray[np.float64], NDArray[np.intp] | None]:
+def _difference(
+    one: Scored, other: Scored, rungs: list[int]
+) -> tuple[NDArray[np.float64], NDArray[np.intp] | None]:
     """Return the differences on shared images `(n, rungs)` and whose they are: None if nobody's."""
     place = one.left.index.get_indexer(other.left.index)
     kept = place[place >= 0]
-    mine, yours = one.left.to_numpy()[kept], other.left.to_numpy()[place >= 0]
+    mine = one.left[rungs].to_numpy()[kept]
+    yours = other.left[rungs].to_numpy()[place >= 0]
     difference = mine.astype(np.float64) - yours.astype(np.float64)
     if one.patients is None:
         return difference, None
@@ -155,16 +176,18 @@ def places(worst: NDArray[np.float64], found: Pairs) -> NDArray[np.intp]:
     """Return the place of each row at each rung, `(rungs, k)`: 1, 1, 3 where two share the first.
 
     Args:
-        worst: what each row has left, `(rungs, k)`; rows are ordered by it.
+        worst: what each row has left, `(rungs, k)`; rows are ordered by it. A row with NaN was not
+            scored there, and has place 0.
         found: of the same rows.
     """
     rungs, k = worst.shape
     placed = np.zeros((rungs, k), dtype=np.intp)
     for rung in range(rungs):
         order = np.argsort(-worst[rung], kind="stable")
+        order = order[np.isfinite(worst[rung][order])]
         beats = found.beats[rung][np.ix_(order, order)]
         first = 0
-        for position in range(k):
+        for position in range(len(order)):
             if position and beats[:position, position:].all():
                 first = position
             placed[rung, order[position]] = first + 1

@@ -7,8 +7,9 @@ the same attack on the victim itself, from the white-box board.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,8 +17,9 @@ from robustbench_med.bench.record import Estimate, Stored
 from robustbench_med.stats import UNDEFINED
 
 from .board import Board, Row
-from .columns import Asked, columns_of, titles_of
+from .columns import Asked, columns_of
 from .text import plain
+from .worst_case import rung_of
 
 SURROGATES = ("transfer", "no_box")
 
@@ -78,9 +80,8 @@ def matrices(made: list[Board]) -> list[Matrix]:
     moved = [g for g in groups.values() if any(e.board.threat in SURROGATES for e in g)]
     moved = [[e for e in g if e.board.threat in (*SURROGATES, "white_box")] for g in moved]
     first = [next(e for e in g if e.board.threat in SURROGATES) for g in moved]
-    titles = titles_of([entry.stored for entry in entries])
     found = [
-        _matrix(one.board, _attack(one, first), group, titles)
+        _matrix(one.board, _attack(one, first), group)
         for one, group in zip(first, moved, strict=True)
     ]
     return sorted(found, key=lambda m: (made.index(m.board), m.attack))
@@ -100,12 +101,12 @@ def _attack(entry: _Entry, others: list[_Entry]) -> str:
     for one in (other.stored for other in beside):
         case = one.record.case.model_copy(update={"surrogate": None, "surrogate_sha256": ""})
         stored.append(one._replace(record=one.record.model_copy(update={"case": case})))
-    return columns_of(stored, {})[beside.index(entry)]
+    return columns_of(stored)[beside.index(entry)]
 
 
-def _matrix(board: Board, attack: str, group: list[_Entry], titles: Mapping[str, str]) -> Matrix:
+def _matrix(board: Board, attack: str, group: list[_Entry]) -> Matrix:
     moved = [entry for entry in group if entry.board.threat in SURROGATES]
-    surrogates = _surrogates(moved, titles)
+    surrogates = _surrogates(moved)
     down = {model.key: place for place, model in enumerate(surrogates)}
     seen = {entry.row.key.images for entry in moved}
     itself = [
@@ -118,9 +119,10 @@ def _matrix(board: Board, attack: str, group: list[_Entry], titles: Mapping[str,
     ]
     victims = _victims([*moved, *itself], surrogates)
     across = {model.key: place for place, model in enumerate(victims)}
-    cells = {}
+    cells: dict[tuple[int, int], Cell] = {}
     for entry in (*moved, *itself):
-        cells[down[_attacked(entry)], across[entry.row.key]] = _cell(entry)
+        place = down[_attacked(entry)], across[entry.row.key]
+        cells[place] = _joined(cells.get(place), _cell(entry, board.ladder))
     return Matrix(board, attack, surrogates, victims, cells)
 
 
@@ -132,12 +134,12 @@ def _attacked(entry: _Entry) -> tuple[str, str]:
     return case.surrogate, case.surrogate_sha256
 
 
-def _surrogates(moved: list[_Entry], titles: Mapping[str, str]) -> tuple[Model, ...]:
+def _surrogates(moved: list[_Entry]) -> tuple[Model, ...]:
     found = {}
     for entry in moved:
         key = _attacked(entry)
         other = entry.board.threat == "no_box"
-        found[key] = Model(key, titles.get(key[0], plain(key[0])), other)
+        found[key] = Model(key, plain(key[0]), other)
     return _told_apart(sorted(found.values(), key=lambda m: (m.other_data, m.title, m.key)))
 
 
@@ -151,28 +153,42 @@ def _victims(entries: list[_Entry], surrogates: tuple[Model, ...]) -> tuple[Mode
         return names.index(name) if name in names else len(names), row.title, repr(row.key)
 
     ordered = sorted(rows.values(), key=order)
-    return _told_apart([Model(row.key, row.title) for row in ordered])
+    return _told_apart([Model(row.key, row.name) for row in ordered])
 
 
 def _told_apart(models: Iterable[Model]) -> tuple[Model, ...]:
     models = list(models)
     common = Counter(model.title for model in models)
     return tuple(
-        model._replace(title=f"{model.title} ({plain(str(model.key[0]))})")
+        model._replace(title=f"{model.title} (weights {plain(str(model.key[1]))[:8]})")
         if common[model.title] > 1
         else model
         for model in models
     )
 
 
-def _cell(entry: _Entry) -> Cell:
+def _cell(entry: _Entry, ladder: tuple[float, ...]) -> Cell:
     own = entry.board.threat == "white_box"
     record, samples = entry.stored.record, entry.stored.samples
     if record.status == "invalid":
-        return Cell((UNDEFINED,) * len(record.case.ladder), 0, own, "invalid")
-    success = tuple(
-        rung.metrics.get("attack_success", UNDEFINED) for rung in record.rungs if rung.eps > 0
-    )
+        return Cell((UNDEFINED,) * len(ladder), 0, own, "invalid")
+    success = [UNDEFINED] * len(ladder)
+    for rung in record.rungs:
+        if rung.eps > 0 and (at := rung_of(rung.eps, ladder)) >= 0:
+            success[at] = rung.metrics.get("attack_success", UNDEFINED)
     attacked = samples.groupby("sample")["attacked"].all()
     over = record.audit is not None and record.audit.over_budget > 0
-    return Cell(success, int(attacked.sum()), own, "flagged" if record.flags or over else "")
+    return Cell(tuple(success), int(attacked.sum()), own, "flagged" if record.flags or over else "")
+
+
+def _joined(one: Cell | None, other: Cell) -> Cell:
+    """Return a cell of two runs, of other radii or seeds; where both tried, the higher success."""
+    if one is None:
+        return other
+
+    def success(e: Estimate) -> float:
+        return -1.0 if math.isnan(e.value) else e.value
+
+    pairs = zip(one.success, other.success, strict=True)
+    both = tuple(max(pair, key=success) for pair in pairs)
+    return Cell(both, max(one.attacked, other.attacked), one.own, one.note or other.note)

@@ -11,7 +11,6 @@ from . import text
 from .board import Board, Row, RowKey
 from .certified import certified, certified_curves, certified_words
 from .channels import Bars, channel_bars, chart
-from .columns import titles_of
 from .compute import compute, compute_chart
 from .detectors import RULE, detectors, has_detectors
 from .figures import curves, drawn
@@ -33,14 +32,13 @@ TASKS = {
 
 def views(made: list[Board]) -> list[list[dict[str, Any]]]:
     """Return what the page shows of each board, by dataset; a matrix is on its first board."""
-    every = [run for board in made for row in board.rows for run in row.runs.values()]
-    titles, found, channels = titles_of(every), matrices(made), channel_bars(made)
+    found, channels = matrices(made), channel_bars(made)
     share = PAGE_BYTES // max(len(made), 1)
     groups: dict[str, list[dict[str, Any]]] = {}
     defenses = _defenses(made)
     proved: set[tuple[str, RowKey]] = set()
     for ident, board in named(made):
-        view = _view(board, ident, share) | {"titles": titles}
+        view = _view(board, ident, share)
         view["matrices"] = [matrix for matrix in found if matrix.board is board]
         own = [bars for bars in channels if bars.board is board]
         view["bars"] = [(bars, _charts(bars, f"{ident}-bars-{i}")) for i, bars in enumerate(own)]
@@ -169,13 +167,13 @@ def lead_words(board: Board, best: Row | None) -> str:
         return "controls rank nobody" if board.control else "no row is ranked"
     if len(ranked) == 1:
         return "the only one ranked"
-    tied = best.sharing[board.headline] - 1
+    tied = best.sharing[board.headline] - 1  # a shared place, see ties
     if not tied:
         return "ahead of the other" + ("" if len(ranked) == 2 else f" {len(ranked) - 1}")
     return (
-        f"tied with {tied} of {len(ranked) - 1} others"
+        f"in one place with {tied} of {len(ranked) - 1} others"
         if len(ranked) > 2
-        else "tied with the other"
+        else "in one place with the other"
     )
 
 

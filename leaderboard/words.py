@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from robustbench_med.bench.record import Provenance, Record
 
@@ -20,17 +19,12 @@ _KNOWS = {
 }
 
 
-def attacker_words(record: Record, titles: Mapping[str, str]) -> str:
-    """Return what the attacker has of the victim, and how often both are asked.
-
-    Args:
-        record: of any threat model.
-        titles: registry name -> title, of models known by name.
-    """
+def attacker_words(record: Record) -> str:
+    """Return what the attacker has of the victim, and how often both are asked."""
     case = record.case
     who = _KNOWS.get(case.threat, "")
     if case.surrogate is not None:
-        model = plain(titles.get(case.surrogate, case.surrogate))
+        model = plain(case.surrogate)
         other = case.threat == "no_box"
         who = (
             f"made on {model}, a model trained on {'other' if other else 'the same'} data "
@@ -190,18 +184,32 @@ def decision_words(record: Record) -> str:
 
 
 def versus_words(row: Row, rung: int) -> list[str]:
-    """Return which other rows this one is told apart from at a radius, with the p values."""
+    """Return which other rows this one is told apart from at a radius, with the p values.
+
+    Rows of one place may be told apart as a pair: no line parts all rows above it from all below,
+    because another row of that place is told apart from neither.
+    """
+    rivals = [v for v in row.versus if math.isfinite(v.gain[rung])]
     heads = {
-        1: "significantly better than",
-        0: "not told apart from",
-        -1: "significantly worse than",
+        (1, False): ("significantly better than", ""),
+        (1, True): ("in one place with, though better as a pair than", _BETWEEN),
+        (0, None): ("not told apart from", ""),
+        (-1, True): ("in one place with, though worse as a pair than", _BETWEEN),
+        (-1, False): ("significantly worse than", ""),
     }
     said = []
-    for sign, head in heads.items():
-        found = [v for v in row.versus if v.told(rung) == sign]
+    for (sign, shared), (head, why) in heads.items():
+        found = [
+            v
+            for v in rivals
+            if v.told(rung) == sign and shared in (None, v.ranks[rung] == row.ranks[rung])
+        ]
         each = (f"{v.title} ({_p(v.p[rung])})" for v in found)
-        said += [f"{head} {', '.join(each)}"] if found else []
+        said += [f"{head} {', '.join(each)}{why}"] if found else []
     return said
+
+
+_BETWEEN = " (no line parts all rows above it from all rows below it, so they share the place)"
 
 
 def _p(value: float) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,27 +17,56 @@ from robustbench_med.stats import UNDEFINED, cluster_mean, interval, patients_of
 from .score import Score, score_of
 
 
-def score_table(stored: Stored) -> pd.DataFrame:
+def score_table(stored: Stored, ladder: Sequence[float] | None = None) -> pd.DataFrame:
     """Return the score of each image: a row an image, a column a rung (0 = clean).
 
     Truth values where an image is right or wrong, numbers where it has a Dice; of the images
     attacked alone where the objective has an aim of its own.
 
+    Args:
+        stored: the record.
+        ladder: radii the columns are counted on, 1 the first; a record has a column for each of
+            its own radii. By default its own ladder.
+
     Raises:
         ResultsError: the samples table lacks an (image, rung) pair or has one twice.
     """
     score = _score(stored)
-    return image_table(stored, score.values(stored.samples), attacked=score.attacked)
+    table = image_table(stored, score.values(stored.samples), attacked=score.attacked)
+    return on_ladder(table, stored, ladder)
 
 
-def standing_table(stored: Stored) -> pd.DataFrame:
+def standing_table(stored: Stored, ladder: Sequence[float] | None = None) -> pd.DataFrame:
     """Return who stands, right and not broken: a row an image, a column a rung (0 = clean).
+
+    Args:
+        stored: the record.
+        ladder: as `score_table`.
 
     Raises:
         ResultsError: as `score_table`.
     """
     score = _score(stored)
-    return image_table(stored, score.stands(stored.samples), attacked=score.attacked)
+    table = image_table(stored, score.stands(stored.samples), attacked=score.attacked)
+    return on_ladder(table, stored, ladder)
+
+
+def on_ladder(table: pd.DataFrame, stored: Stored, ladder: Sequence[float] | None) -> pd.DataFrame:
+    """Return a table of a record with its columns counted on another ladder that has its radii."""
+    own = stored.record.case.ladder
+    if ladder is None or tuple(ladder) == own:
+        return table
+    return table.set_axis([0, *(rung_of(eps, ladder) + 1 for eps in own)], axis=1)
+
+
+def rung_of(eps: float, ladder: Sequence[float]) -> int:
+    """Return the place of a radius on a ladder that has it, from 0; -1 where it has not.
+
+    >>> rung_of(2 / 255, (1 / 255, 2 / 255)), rung_of(0.5, (0.1,))
+    (1, -1)
+    """
+    same = (i for i, one in enumerate(ladder) if math.isclose(one, eps, rel_tol=1e-6))
+    return next(same, -1)
 
 
 def score_table_stands(stored: Stored) -> bool:
@@ -80,25 +111,51 @@ def image_table(stored: Stored, values: NDArray[Any], *, attacked: bool = False)
     return found[kept.loc[ids].to_numpy(dtype=bool)]
 
 
-def lowest(tables: list[pd.DataFrame]) -> pd.DataFrame:
+def lowest(
+    tables: list[pd.DataFrame], rungs: Sequence[int] | None = None, *, clean: bool = True
+) -> pd.DataFrame:
     """Return the worst of each image over all `tables`: a row an image, a column a rung.
 
-    Of the images common to all: the lowest value at that rung under every attack, never above that
-    of the clean image. Of truth values: whether it stands against all and was right when clean.
+    Of the images common to all: the lowest value at that rung under every attack that has it, never
+    above that of the clean image. Of truth values: whether it stands against all and was right when
+    clean.
 
     Args:
         tables: one table an attack.
+        rungs: columns of the result, 0 first; by default those that all tables have.
+        clean: whether the clean image bounds it.
     """
     if not tables:
         return pd.DataFrame(dtype=bool)
+    if rungs is None:
+        rungs = [rung for rung in rungs_of(tables[0]) if all(rung in t.columns for t in tables)]
     first = tables[0].index
     if all(table.index.equals(first) for table in tables):  # as good as always, and much quicker
         common, kept = first, tables
     else:
         common = pd.Index(sorted(set.intersection(*(set(table.index) for table in tables))))
         kept = [table.loc[common] for table in tables]
-    worst = np.minimum.reduce([table.to_numpy() for table in kept])
-    return pd.DataFrame(np.minimum(worst, worst[:, :1]), index=common)
+    each = [
+        np.minimum.reduce([table[rung].to_numpy() for table in kept if rung in table.columns])
+        for rung in rungs
+    ]
+    worst = np.stack(each, axis=1) if each else np.zeros((len(common), 0), dtype=bool)
+    bounded = np.minimum(worst, worst[:, :1]) if clean and each else worst
+    return pd.DataFrame(bounded, index=common, columns=pd.Index(rungs))
+
+
+def rungs_of(table: pd.DataFrame) -> list[int]:
+    """Return the rungs that a table has a column of, 0 the clean image."""
+    return [int(rung) for rung in table.columns]
+
+
+def on_rungs(table: pd.DataFrame, estimates: Sequence[Estimate], rungs: int) -> list[Estimate]:
+    """Return what `means` says of a table for the clean image and each of `rungs` radii.
+
+    Undefined where the table has no such column.
+    """
+    known = dict(zip(rungs_of(table), estimates, strict=True))
+    return [known.get(rung, UNDEFINED) for rung in range(rungs + 1)]
 
 
 def means(table: pd.DataFrame, run: Stored) -> tuple[Estimate, ...]:
@@ -132,7 +189,13 @@ def owners_of(table: pd.DataFrame, run: Stored) -> NDArray[np.character] | None:
     return found
 
 
-def region_table(stored: Stored, place: int) -> pd.DataFrame:
-    """Return the Dice of the region at `place` of the card: a row an image, a column a rung."""
+def region_table(stored: Stored, place: int, ladder: Sequence[float]) -> pd.DataFrame:
+    """Return the Dice of the region at `place` of the card: a row an image, a column a rung.
+
+    Args:
+        stored: the record.
+        place: of the region.
+        ladder: as `score_table`.
+    """
     values = np.array([scores[place] for scores in stored.samples["scores"]], dtype=np.float64)
-    return image_table(stored, values, attacked=False)
+    return on_ladder(image_table(stored, values, attacked=False), stored, ladder)

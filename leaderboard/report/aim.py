@@ -7,16 +7,14 @@ nothing: no attack tried to lower it.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from robustbench_med.bench.case import Case
 from robustbench_med.bench.record import Stored
 from robustbench_med.cards import DatasetCard
 
+from ..commands import again
 from ..objective import called, read
-from ..text import plain
 
 Goal = tuple[str, tuple[tuple[str, object], ...]]
 _ANY: Goal = ("untargeted", ())
@@ -134,43 +132,4 @@ def command(runs: list[Stored], objective: str) -> str:
     """Return the command that makes the like of a run for another goal: of one by steps, if any."""
     laddered = [r for r in runs if r.record.attack_card.rungs == "descend"]
     run = next((r for r in laddered if r.record.attack_card.effort), (*laddered, *runs)[0])
-    case, made = run.record.case, _suite(run.record.provenance.command)
-    words = [*made, "--dataset", case.dataset, "--victim", case.victim]
-    words += ["--attack", spell(case.attack, _stated(run)), "--norm", case.norm]
-    words += ["--eps", ",".join(_radius(e, case) for e in case.ladder)]
-    other = {
-        "--budget": (case.budget, "absolute"),
-        "--defense": (case.defense, "none"),
-        "--surrogate": (case.surrogate, None),
-        "--operating-point": (case.operating_point, "youden"),
-        "--draws": (case.draws, 1),
-        "-n": (case.n, None),
-    }
-    for flag, (value, default) in other.items():
-        words += [] if value == default else [flag, str(value)]
-    return plain(shlex.join([*words, "--objective", objective]))
-
-
-def _radius(eps: float, case: Case) -> str:
-    grey = case.norm == "linf" and case.budget == "absolute"
-    return f"{eps * 255:.6g}/255" if grey else f"{eps:.6g}"
-
-
-def _stated(run: Stored) -> dict[str, object]:
-    """Return the parameters of a run that are not the defaults of its card."""
-    case, card = run.record.case, run.record.attack_card
-    return {k: v for k, v in case.parameters.items() if v != card.parameters.get(k)}
-
-
-def _suite(made: str) -> list[str]:
-    """Return the start of a command that made a record: the suite, and where its data lies."""
-    start = ["python", "-m", "robustbench_med", "run"]
-    try:
-        words = shlex.split(made)
-    except ValueError:
-        words = []
-    if words[: len(start)] != start:
-        return start
-    suite = [word for word in words[len(start) : len(start) + 1] if not word.startswith("-")]
-    data = words.index("--data") if "--data" in words[:-1] else None
-    return [*start, *suite, *([] if data is None else words[data : data + 2])]
+    return again(run, objective=objective)

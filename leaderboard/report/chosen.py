@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from robustbench_med.bench.record import Stored
 from robustbench_med.errors import ResultsError, UnknownNameError
 
-from ..board import Board, Row
+from ..board import Board, Row, narrowed
 from ..checks import check_rows, flag_words
 from ..lost import Lost
 from ..rank import boards
@@ -68,10 +67,8 @@ def choose(records: list[Stored], victim: str) -> list[Chosen]:
 def rows_of(made: list[Board], victim: str) -> list[Chosen]:
     """Return the boards that have a row of `victim`, cut down to it; a board for each row."""
     rows = [(board, row) for board in made for row in board.rows if row.key.victim == victim]
-    return [
-        Chosen(replace(board, rows=(row,)), row, f"board-{place}")
-        for place, (board, row) in enumerate(rows, 1)
-    ]
+    cut = [narrowed(board, row) for board, row in rows]
+    return [Chosen(board, board.rows[0], f"board-{place}") for place, board in enumerate(cut, 1)]
 
 
 def victims(records: Iterable[Stored]) -> dict[str, str]:

@@ -156,8 +156,8 @@ def test_a_reader_who_leaves_ends_nothing(command: Command, folder: Path, closed
 
 
 def test_a_run_goes_on_without_a_reader(command: Command, tmp_path: Path, closed_pipe: int) -> None:
-    words = ("run", "quick", "--dataset", "phantom_chest", "--victim", "chest_vgg")
-    words = (*words, "--attack", "fgsm", "-n", "4", "--eps", "2/255", "--results", "r")
+    words = ["run", "quick", "--dataset", "phantom_chest", "--victim", "chest_vgg"]
+    words += ["--attack", "fgsm", "-n", "4", "--eps", "2/255", "--results", "r"]
     ended = command(*words, out=closed_pipe)
     assert (ended.code, ended.err) == (0, "")
     assert len(list((tmp_path / "r").glob("*/*/record.json"))) == 1

@@ -85,14 +85,14 @@ def test_a_board_without_defenses_has_neither_menu_nor_price(
 
 def test_an_oblivious_attacker_is_not_said_to_know_all(make_stored: Maker) -> None:
     blind = wrapped(make_stored, WRAPPED, JPEG, knowledge="oblivious").record
-    assert "but not of the defense (oblivious)" in attacker_words(blind, {})
-    assert "oblivious" not in attacker_words(wrapped(make_stored, WRAPPED, JPEG).record, {})
+    assert "but not of the defense (oblivious)" in attacker_words(blind)
+    assert "oblivious" not in attacker_words(wrapped(make_stored, WRAPPED, JPEG).record)
 
 
 def test_an_attacker_of_another_detector_is_called_that_and_ranks(make_stored: Maker) -> None:
     rival = "feature_mixture(fpr=0.05, components=2, fit=512)"
     guided = wrapped(make_stored, WRAPPED, GUARD, knowledge=rival)
-    assert f"evades {rival} instead" in attacker_words(guided.record, {})
+    assert f"evades {rival} instead" in attacker_words(guided.record)
     (board,) = leaderboard.boards([wrapped(make_stored, WRAPPED, GUARD), guided])
     (row,) = board.rows
     assert not row.oblivious

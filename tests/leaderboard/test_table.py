@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 import leaderboard
 from leaderboard.frame import guard
@@ -38,11 +39,11 @@ def test_terminal_fits_100_columns_and_gives_the_reasons(records: list[Stored]) 
         "90 images, 30 patients",
         "images treated as independent",
         "ε ∈ {0.5, 1, 2, 4, 8}/255",
-        "MobileNetV3 small: invalid. PGD-40: 12 of 90 images gave NaN logits",
-        "ViT tiny: flagged. BIM: the gradient of 41 % of images is exactly zero",
-        "MobileNetV3 small: incomplete. not run: PGD-40",
+        "MobileNetV3 small (mobilenet_narrow): invalid. PGD-40: 12 of 90 images gave NaN logits",
+        "ViT tiny (vit_tiny): flagged. BIM: the gradient of 41 % of images is exactly zero",
+        "MobileNetV3 small (mobilenet_narrow): incomplete. not run: PGD-40",
     ):
-        assert words in text
+        assert words in " ".join(text.split())
     assert " nan" not in text.lower().replace("nan logits", "")
 
 
@@ -99,7 +100,7 @@ def test_csv_holds_distances_counts_and_what_was_attacked(
     assert len(changed) == 4 * 5
     assert changed["eps"].nunique() == 5
     assert set(frame["budget"]) == {"absolute"}
-    assert "PGD-40 from ViT tiny" in set(frame["attack"])
+    assert "PGD-40 from vit_tiny" in set(frame["attack"])
     assert frame.loc[frame["threat"] == "control", "rank"].isna().all()
 
 
@@ -117,8 +118,9 @@ def test_no_column_is_cut_off_in_a_narrow_terminal(make_stored: Maker, width: in
     pairs = [(VICTIMS[a], VICTIMS[b]) for a in (0, 1, 3) for b in (0, 1, 3) if a != b]
     records = [make_stored([1] * 5 + [6] * 95, victim=v, surrogate=s) for v, s in pairs]
     text = shown(records, width)
-    (row,) = [x for x in text.splitlines() if x.lstrip().startswith("1=") and "MobileNetV3" in x]
-    assert row.count("95.0") == 3  # the worst case, and two models; its own column is a dash
+    rows = [x for x in text.splitlines() if x.lstrip().startswith("1=") and "MobileNetV3" in x]
+    # the worst case, and two models; its own column is a dash
+    assert sum(row.count("95.0") for row in rows) == 3
 
 
 def test_text_cells_that_look_like_formulas_are_defused(make_stored: Maker, tmp_path: Path) -> None:
@@ -136,9 +138,9 @@ def test_guard_leads_with_an_apostrophe(text: str) -> None:
 def test_markdown_escapes_names_and_keeps_its_columns(make_stored: Maker) -> None:
     text = markdown(leaderboard.boards([make_stored([6, 1], victim=EVIL)]), title="A *title*")
     assert text.startswith("# A \\*title\\*\n")
-    line = next(line for line in text.splitlines() if "HYPERLINK" in line)
+    line = next(line for line in text.splitlines() if "HYPERLINK" in line and line[0] == "|")
     assert "\\| \\[x\\](javascript:1)\\[2J&lt;b&gt;" in line
-    assert line.replace("\\|", "").count("|") == 8
+    assert line.replace("\\|", "").count("|") == 10
     assert "50.0 [9–91]".replace("[", "\\[").replace("]", "\\]") in line
 
 
@@ -153,17 +155,65 @@ def test_undefined_is_a_dash_and_only_https_is_a_link() -> None:
         assert https(url) == ""
 
 
-def test_a_narrow_terminal_shows_the_attacks_that_harm_most(make_stored: Maker) -> None:
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 400])
+def test_a_terminal_shows_every_attack_weak_to_strong(make_stored: Maker, width: int) -> None:
     settings = [
         make_stored([steps] * 20, case={"parameters": {"steps": steps, "step": 0.25}})
         for steps in range(1, 5)
     ]
-    blind = make_stored([0] * 20, case={"defense": "d", "knowledge": "oblivious"})
-    made = leaderboard.boards([*settings, blind])
-    (narrow,), (wide,) = (leaderboard.terminal_tables(made, width=w) for w in (70, 400))
-    assert [str(c.header) for c in narrow.columns[4:]] == [
-        f"PGD-40 (steps={steps})" for steps in (1, 2, 3)
+    names = [f"PGD-40 (steps={steps})" for steps in (4, 3, 2, 1)]  # one falls at the first radius
+    (board,) = leaderboard.boards(settings)
+    assert list(board.columns) == names
+    tables = [t for t in leaderboard.terminal_tables([board], width=width) if isinstance(t, Table)]
+    heads = [str(column.header) for table in tables for column in table.columns]
+    assert [head for head in heads if head.startswith("PGD")] == names
+    assert all(table.columns[1].header == "victim" for table in tables)  # each says whose rows
+    assert (len(tables) == 1) == (width >= 100)
+    printed = io.StringIO()
+    console = Console(file=printed, width=width)
+    for table in tables:
+        console.print(table)
+    assert max(map(len, printed.getvalue().splitlines())) <= width
+    for value in ("0.0", "100.0"):
+        assert value in printed.getvalue()
+
+
+def test_the_name_one_types_is_on_terminal_markdown_and_csv(
+    make_stored: Maker, tmp_path: Path
+) -> None:
+    twins = [
+        make_stored([6] * 9, victim=(name, "Net", "CNN"), **changes)
+        for name in ("chest_net", "lung_net")
+        for changes in ({}, {"surrogate": ("other_net", "Net", "CNN")})
     ]
-    assert "2 more columns on the page" in str(narrow.caption)
-    assert len(wide.columns) == 4 + 5
-    assert "more column" not in str(wide.caption)
+    printed = io.StringIO()
+    leaderboard.show(twins, Console(file=printed, width=120))
+    for name in ("Net (chest_net)", "Net (lung_net)", "PGD-40 from other_net"):
+        assert name in printed.getvalue()
+    made = leaderboard.boards(twins)
+    leaderboard.write_tables(made, tmp_path, title="t")
+    table = pd.read_csv(tmp_path / "leaderboard.csv")
+    assert set(table["name"]) == {"chest_net", "lung_net"}
+    assert "| chest\\_net |" in (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+
+
+def test_the_operating_point_is_said_with_both_figures(make_stored: Maker, tmp_path: Path) -> None:
+    stored = make_stored([6] * 20)
+    scores = [[0.45, 0.55]] * 15 + [[0.3, 0.7]] * 5  # a threshold of 0.412 called them
+    each = pd.Series([score for score in scores for _ in range(6)])  # a row a radius
+    samples = stored.samples.assign(truth=1, scores=each)
+    stored = stored._replace(samples=samples)
+    (board,) = leaderboard.boards([stored])
+    (row,) = board.rows
+    assert row.argmax is not None
+    # at the operating point 0.55 and 0.7 are above 0.5; the network itself said 0.46 and 0.62
+    assert (row.clean.value, row.argmax.value) == (1.0, 0.25)
+    printed = io.StringIO()
+    leaderboard.show([stored], Console(file=printed, width=200))
+    said = "by argmax, the network's own decision, clean is"
+    assert said in printed.getvalue()
+    assert "25.0 instead of 100.0" in printed.getvalue()
+    page = leaderboard.publish([stored], tmp_path, title="t").read_text(encoding="utf-8")
+    assert "argmax 25.0" in page
+    assert "25.0" in (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    assert set(pd.read_csv(tmp_path / "leaderboard.csv")["clean_by_argmax"]) == {0.25}

@@ -42,8 +42,8 @@ def test_rows_are_surrogates_columns_victims_and_the_diagonal_is_white_box(
         ]
     )
     assert matrix.attack == "PGD-40"
-    assert [model.title for model in matrix.surrogates] == ["ResNet-18 narrow", "ViT tiny"]
-    assert [model.title for model in matrix.victims][:2] == ["ResNet-18 narrow", "ViT tiny"]
+    assert [model.title for model in matrix.surrogates] == ["resnet_narrow", "vit_tiny"]
+    assert [model.title for model in matrix.victims][:2] == ["resnet_narrow", "vit_tiny"]
     assert headline(matrix) == {
         (0, 0): 0.75,
         (1, 1): 0.5,
@@ -79,14 +79,14 @@ def test_the_diagonal_is_the_same_attack_on_the_very_surrogate(
     moved = make_stored([1, 6], victim=RESNET, surrogate=VIT)
     matrix = only([moved, make_stored([1, 1], **({"victim": VIT} | other))])
     assert not any(cell.own for cell in matrix.cells.values())
-    assert [model.title for model in matrix.victims] == ["ResNet-18 narrow"]
+    assert [model.title for model in matrix.victims] == ["resnet_narrow"]
 
 
 def test_a_model_is_not_asked_to_stand_its_own_images(make_stored: Maker) -> None:
     pairs = [(RESNET, VIT), (VIT, RESNET), (MOBILE, RESNET), (MOBILE, VIT)]
     records = [make_stored([6, 1], victim=v, surrogate=s) for v, s in pairs]
     (board,) = leaderboard.boards(records)
-    assert board.columns == ("PGD-40 from ResNet-18 narrow", "PGD-40 from ViT tiny")
+    assert board.columns == ("PGD-40 from resnet_narrow", "PGD-40 from vit_tiny")
     assert {row.standing for row in board.rows} == {"ranked"}
     (board,) = leaderboard.boards(records[:-1])  # but the third must stand all of them
     assert [row.standing for row in board.rows] == ["ranked", "ranked", "incomplete"]
@@ -131,4 +131,4 @@ def test_markdown_shows_the_matrix_with_names_escaped(make_stored: Maker) -> Non
     assert "\\* trained on other data" in key
     assert head.count("|") == 6
     assert HOSTILE not in text
-    assert "| ViT tiny | 5.6 | 41.1 | = 73.3 | 5.6 |" in text
+    assert "| vit\\_tiny | 5.6 | 41.1 | = 73.3 | 5.6 |" in text

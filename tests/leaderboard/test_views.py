@@ -42,7 +42,7 @@ def test_the_page_tells_threat_models_apart(suite_page: str) -> None:
         "by a random pattern of equal norm",
         "13 passed, <strong>1 raised</strong>",
         "measured 3 of 12 images, allowed 1",
-        "made on ResNet-18 narrow, a model trained on the same data (transfer)",
+        "made on resnet_narrow, a model trained on the same data (transfer)",
         "radii are L∞ distances, 0.5, 1, 2, 4, 8 grey levels (0.5, 1, 2, 4, 8 parts in 255",
     ):
         assert words in suite_page

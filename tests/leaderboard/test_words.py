@@ -49,7 +49,7 @@ Maker = Callable[..., Stored]
 )
 def test_the_attacker_in_words(make_stored: Maker, given: dict[str, Any], words: str) -> None:
     record = make_stored([6], **given).record
-    assert words in attacker_words(record, {"vit_tiny": "ViT tiny"})
+    assert words in attacker_words(record)
 
 
 def test_ratios_name_the_norm_they_are_of(make_stored: Maker) -> None:
