@@ -1,7 +1,7 @@
 """Price: what a defense changes against the same victim without it, and what it costs.
 
 Nothing is guessed: without the undefended victim on the same board, of the same images, there is no
-change; where the two met different attacks, none of the worst case.
+change; of the worst case it is the change under the attacks that both met.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from robustbench_med.spec import Spec, parse
 
 from .board import Board, Row
 from .text import DASH, plain
+from .worst_case import lowest, score_table
 
 # defense -> passes of the loss itself, beside one a crafting step: TRADES and MART ask for the
 # answers to the clean images too
@@ -75,16 +76,27 @@ def _price(row: Row, board: Board) -> Price:
     if base is not None:
         # of images attacked alone the clean score says nothing: the victims differ in which
         clean = math.nan if board.score.attacked else row.clean.value - base.clean.value
-        if _attacks(row) == _attacks(base):
-            pairs = zip(row.worst, base.worst, strict=True)
-            worst = tuple(own.value - other.value for own, other in pairs)
+        shared = _attacks(row) & _attacks(base)
+        if shared:
+            pairs = zip(_worst(row, shared, board), _worst(base, shared, board), strict=True)
+            worst = tuple(own - other for own, other in pairs)
     return Price(base, clean, worst, _slower(row), training_words(row))
 
 
 def _attacks(row: Row) -> set[str]:
     """Return the columns that a row's worst case is of, but those no bare victim can have."""
     cases = {c: run.record.case for c, run in row.runs.items() if run.record.status == "ok"}
-    return {c for c, case in cases.items() if case.knowledge == "adaptive"}
+    return {row.again.get(c, c) for c, case in cases.items() if case.knowledge == "adaptive"}
+
+
+def _worst(row: Row, columns: set[str], board: Board) -> list[float]:
+    """Return the worst case of a row under some of its attacks; NaN where one did not run."""
+    if columns == _attacks(row):
+        return [e.value for e in row.worst]
+    runs = [run for c, run in row.runs.items() if row.again.get(c, c) in columns]
+    table = lowest([score_table(run, board.ladder) for run in runs if run.record.status == "ok"])
+    found = table.mean().reindex(range(1, len(board.ladder) + 1))
+    return [float(value) for value in found]
 
 
 def _undefended(row: Row, board: Board) -> Row | None:

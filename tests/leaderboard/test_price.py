@@ -117,13 +117,19 @@ def test_the_bare_victim_of_as_many_passes_is_preferred(make_stored: Maker) -> N
     assert held.key.draws == 16
 
 
-def test_worst_cases_of_other_attacks_are_not_compared(make_stored: Maker) -> None:
+def test_worst_cases_are_compared_under_the_attacks_that_both_met(make_stored: Maker) -> None:
     records = [make_stored(BARE), make_stored([1] * 10, attack="fgsm")]
     records += [wrapped(make_stored, WRAPPED, JPEG, slower=None)]
     _, _, price = one(records)
     assert price.clean == pytest.approx(-0.1)
-    assert all(map(math.isnan, price.worst))
+    assert price.worst[2] == pytest.approx(0.3)  # FGSM, which left nothing of the bare one, not
     assert price.cost == ""
+
+
+def test_without_an_attack_in_common_no_worst_case_is_compared(make_stored: Maker) -> None:
+    bare = make_stored([1] * 10, attack="bim")
+    _, _, price = one([bare, wrapped(make_stored, WRAPPED, JPEG, slower=None)])
+    assert all(map(math.isnan, price.worst))
 
 
 def test_an_oblivious_attack_does_not_count_as_another(make_stored: Maker) -> None:

@@ -34,11 +34,11 @@ Maker = Callable[..., Stored]
         ({"attack": "noise"}, "none: a control"),
         (
             {"surrogate": VICTIMS[1]},
-            "made on ViT tiny, a model trained on the same data (transfer); the victim is only",
+            "made on vit_tiny, a model trained on the same data (transfer); the victim is only",
         ),
         (
             {"surrogate": VICTIMS[1], "threat": "no_box"},
-            "made on ViT tiny, a model trained on other data (no box)",
+            "made on vit_tiny, a model trained on other data (no box)",
         ),
         (
             {"surrogate": ("own.py:net", "t", "f")},
