@@ -181,12 +181,11 @@
   function csv(data) {
     const same = ["board", "dataset", "synthetic", "task", "modality", "objective", "threat", "norm", "budget", "drawn", "metric"];
     const own = ["victim", "title", "family", "defense", "defense_version", "operating_point", "name", "weights_sha256", "standing", "images", "patients"];
-    const lines = [[...same, "channels", ...own, "reasons", "attack", "eps", "rank", "sharing", "value", "low", "high"]];
+    const lines = [[...same, "channels", ...own, "clean_by_argmax", "reasons", "attack", "eps", "rank", "sharing", "value", "low", "high"]];
     data.boards.forEach((board) => board.rows.forEach((row) => {
       const channels = Object.entries(board.channels).map(([name, share]) => `${name}=${share}`).join("+");
-      const head = [...same.map((key) => board[key]), channels, ...own.map((key) => row[key]), row.reasons.join("; ")];
+      const head = [...same.map((key) => board[key]), channels, ...own.map((key) => row[key]), row.clean_by_argmax?.[0], row.reasons.join("; ")];
       if (row.clean) lines.push([...head, "none", 0, null, null, ...row.clean]);
-      if (row.clean_by_argmax) lines.push([...head, "none, by argmax", 0, null, null, ...row.clean_by_argmax]);
       board.radii.forEach((eps, i) => {
         lines.push([...head, "worst_case", eps, row.ranks[i], row.sharing[i] || null, ...row.worst_case[i]]);
         Object.entries(row.attacks).forEach(([attack, found]) => lines.push([...head, attack, eps, null, null, ...found[i]]));

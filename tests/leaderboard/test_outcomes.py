@@ -89,7 +89,7 @@ def test_a_row_says_whom_it_beats(make_stored: Maker) -> None:
         f"not told apart from {second.title} (p = 0.5)",
     ]
     assert versus_words(last, board.headline)[0].startswith("significantly worse than ResNet")
-    assert lead_words(board, best) == "tied with 1 of 2 others"
+    assert lead_words(board, best) == "in one place with 1 of 2 others"
     two = only([make_stored(strong), make_stored(weak, victim=VICTIMS[1])])
     assert lead_words(two, two.rows[0]) == "ahead of the other"
     alone = only([make_stored(strong)])
