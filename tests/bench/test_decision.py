@@ -1,4 +1,4 @@
-"""The clean score by argmax that a record at an operating point implies is that of a run by argmax."""
+"""What a record at an operating point implies of argmax is what a run by argmax measures."""
 
 from __future__ import annotations
 
