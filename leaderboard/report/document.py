@@ -281,6 +281,7 @@ class Software(Part):
     torch: str
     platform: str
     device: str
+    cpu: str = ""
     threads: int
     first: str
     last: str
