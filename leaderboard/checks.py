@@ -53,10 +53,18 @@ _Write = Callable[[float, "int | None"], str]
 CHECKS: dict[str, tuple[str, _Write]] = {
     "probabilities": ("The model answers probabilities, which blinds gradients", _answer),
     "randomized": ("Images the model answers differently when asked twice", _share),
+    "answers_depend_on_batch": ("Images answered otherwise alone than among others", _share),
     "over_budget": ("Images changed by more than the radius allows", _images),
     "nonfinite_gradients": ("Gradients that were not a number or infinite", _count),
     "zero_gradients": ("Gradients that were zero everywhere: the attack was blind", _rise),
+    "gradients_disagree": ("Gradients that finite differences of the answers contradict", _share),
+    "answers_differ_under_attack": (
+        "Answers that differ while the model is differentiated",
+        _share,
+    ),
     "one_step_beats_iterative": ("Missed images that a single step breaks", _images),
+    "margin_beats_attack": ("Missed images that PGD toward the nearest finding breaks", _images),
+    "apgd_beats_attack": ("Missed images that a short APGD breaks", _images),
     "noise_beats_attack": ("Missed images that random noise breaks", _images),
     "black_box_beats_white_box": ("Missed images that an attack by queries breaks", _images),
     "success_falls_with_radius": ("Images broken at a small radius, not at the largest", _images),

@@ -18,7 +18,7 @@ from robustbench_med.bench.columns import KEPT
 from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.runner import Shared, device_of
-from robustbench_med.bench.walk import walk
+from robustbench_med.bench.verified_run import run_verified
 from robustbench_med.cards import DatasetCard, ModelCard, Norm, Task
 from robustbench_med.contract import contract_of
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
@@ -135,7 +135,7 @@ def attack(
 
 
 def _attacked(planned: Planned, ready: Prepared) -> Attacked:
-    run = walk(planned, ready, keeps=True)
+    run = run_verified(planned, ready, keeps=True)
     z, answer, broken = ready.batch.x.clone(), ready.clean.clone(), run.aimed
     z[run.attacked], answer[run.attacked] = run.rungs[KEPT][-1], run.rungs["answer"][-1]
     broken[run.attacked] &= run.rungs["broken"][-1]

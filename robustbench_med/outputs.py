@@ -100,7 +100,9 @@ class Reading:
     certain: bool = False
 
     def logits(self, module: nn.Module, x: Images) -> Logits:
-        """Return the module's float32 logits of normalised images, `(b, k)` or `(b, k, *s)`.
+        """Return the module's logits of normalised images, `(b, k)` or `(b, k, *s)`.
+
+        In float32, or in float64 where the images are: finite differences need the digits.
 
         Raises:
             VictimError: it returns something else than when it was looked at.
@@ -109,9 +111,13 @@ class Reading:
             with Squashes(self.bypass.calls) as calls:
                 raw = module(x)
             if calls.count == self.bypass.total:
-                logits = self.shaped(raw, x).float()
+                logits = self.shaped(raw, x)
+                logits = logits if x.dtype == torch.float64 else logits.float()
                 return logits.log_softmax(1) if self.link == "log" else logits
-        return to_logits(self.shaped(module(x), x), self.link)
+        found = self.shaped(module(x), x)
+        if x.dtype == torch.float64 and found.dtype == torch.float64:
+            return _linked(found, self.link)
+        return to_logits(found, self.link)
 
     def shaped(self, raw: object, x: Images) -> Tensor:
         """Return the tensor that is read of what a module returned, with its axes in place."""
@@ -195,18 +201,22 @@ def to_logits(numbers: Tensor, link: Link) -> Tensor:
     In the numbers' own precision: a probability in float64 tells logits of 30 apart, one in
     float32 rounds to 1 from a logit of 17 on.
     """
+    precise = numbers if numbers.dtype == torch.float64 else numbers.float()
+    return _linked(precise, link).float()
+
+
+def _linked(numbers: Tensor, link: Link) -> Tensor:
     if link == "identity":
-        return numbers.float()
-    numbers = numbers if numbers.dtype == torch.float64 else numbers.float()
+        return numbers
     kind = torch.finfo(numbers.dtype)
     if link == "log_odds":
         small = numbers.clamp(max=-kind.eps / 2)
-        return (small - torch.log(-torch.expm1(small))).float()
+        return small - torch.log(-torch.expm1(small))
     p = numbers.clamp_min(kind.tiny)
     if link == "log":
-        return p.log().float()
+        return p.log()
     p = p.clamp_max(1 - kind.eps / 2)
-    return (p.log() - torch.log1p(-p)).float()
+    return p.log() - torch.log1p(-p)
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

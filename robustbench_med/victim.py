@@ -20,6 +20,8 @@ __all__ = ["Guard", "InputContract", "Transform", "Victim", "frozen", "looks_lik
 
 Transform = Callable[[Images], Images]  # images in [0,1] to images in [0,1]
 Guard = Callable[[Images, Logits], PerSample]  # images in [0,1], and the victim's logits of them
+# called with `answer` (normalised images to logits) and what it is shown; returns its logits
+Recorder = Callable[[Callable[[Images], Logits], Images], Logits]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Victim:
         before: what a defense does to an image first; random ones draw from torch's generator.
         guard: a detector: how suspicious each image is, above 0 where it is rejected.
         reading: how logits are read of what the module returns.
+        recorder: stands between the module and who asks it, and keeps some of the gradients that
+            an attack gets (bench/gradient_recorder.py). It changes no value.
     """
 
     module: nn.Module
@@ -48,6 +52,7 @@ class Victim:
     before: Transform | None = None
     guard: Guard | None = None
     reading: Reading = Reading()
+    recorder: Recorder | None = None
 
     def __call__(self, x: Images) -> Output:
         """Return logits `(b, k)`, or `(b, k, *s)`, for images in [0,1]; suspicion with a guard."""
@@ -80,7 +85,17 @@ class Victim:
         return self if torch.allclose(one, other, atol=1e-3) else longer
 
     def _answer(self, x: Images) -> Logits:
-        logits = self.reading.logits(self.module, self.normalised(x))
+        shown = self.normalised(x)
+        if self.recorder is None:
+            return self.answer(shown)
+        return self.recorder(self.answer, shown)
+
+    def answer(self, shown: Images) -> Logits:
+        """Return the logits of normalised images, in float32, or in float64 where those are.
+
+        One pass, without the operating point and the guard.
+        """
+        logits = self.reading.logits(self.module, shown)
         if self.reading.width is None and self.contract.returns == "probabilities":
             return to_logits(logits, "logit" if logits.shape[1] == 1 else "log")
         return logits

@@ -38,6 +38,12 @@ _CHECKS = {
         "The model answers differently when asked twice, and was attacked as if it did not: run "
         "with --draws 16 to attack and judge it in expectation.",
     ),
+    "answers_depend_on_batch": _Row(
+        measures.depends_on_batch,
+        0.0,
+        "The model answers an image otherwise alone than among others, as batch norm in training "
+        "mode does: it was asked one image at a time here, as a device is.",
+    ),
     "over_budget": _Row(
         measures.over_budget,
         0.0,
@@ -54,11 +60,35 @@ _CHECKS = {
         "More than 1 % of the gradients were 0 everywhere: the attack was blind there, and what "
         "looks robust may only be hidden.",
     ),
+    "gradients_disagree": _Row(
+        measures.gradients_disagree,
+        0.0,
+        "The gradients that the attack got are not those of the model's answers: finite "
+        "differences disagree, so what looks robust may only be hidden",
+    ),
+    "answers_differ_under_attack": _Row(
+        measures.answers_differ,
+        0.0,
+        "The model answers otherwise while it is differentiated than when it is only asked: the "
+        "attack climbed another model",
+    ),
     "one_step_beats_iterative": _Row(
         measures.one_step,
         1.0,
         "A single step breaks images that this attack of many steps missed: its gradients mislead "
         "it.",
+    ),
+    "margin_beats_attack": _Row(
+        measures.margin,
+        1.0,
+        "PGD toward the nearest finding breaks images that this attack missed: it spends its steps "
+        "on findings out of reach. Try loss='margin'.",
+    ),
+    "apgd_beats_attack": _Row(
+        measures.apgd,
+        1.0,
+        "A short APGD, which chooses its steps itself, breaks images that this attack missed: its "
+        "step size does not suit this model.",
     ),
     "noise_beats_attack": _Row(
         measures.noise, 1.0, "Random noise of the same size breaks images that this attack missed."
@@ -124,5 +154,6 @@ def checks_of(found: Evidence) -> tuple[tuple[Check, ...], tuple[Flag, ...]]:
             value = {"name": name, "measured": measured.value, "threshold": row.threshold}
             checks.append(Check(**value, checked=measured.checked))
             if measured.value > row.threshold:
-                flags.append(Flag(**value, meaning=row.meaning))
+                meaning = f"{row.meaning}; {measured.more}." if measured.more else row.meaning
+                flags.append(Flag(**value, meaning=meaning))
     return tuple(checks), tuple(flags)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from robustbench_med import registry
+from robustbench_med.bench.chosen import passes
+from robustbench_med.bench.gradient_check import PASSES
 from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import Audit
@@ -26,6 +28,7 @@ from robustbench_med.types import Images, Output, Rows, Verdict, images_at_once
 SAMPLE = 12  # images that a check attacks again, at most
 MASKS = 4  # of masks, whose networks cost as many passes and each of them more
 NOTABLE = 0.05  # of Dice: less may be chance
+LEAST = 2  # images that say anything beside the one that may be luck
 
 
 class Watch:
@@ -71,6 +74,8 @@ class Evidence:
         run: what the attack did.
         audit: of its budget.
         card: of its attack.
+        reserved: passes that the checks so far may have cost. Not those they did cost: what
+            another case on the victim has paid for must not change which images are checked.
     """
 
     planned: Planned
@@ -78,6 +83,7 @@ class Evidence:
     run: Run
     audit: Audit
     card: AttackCard
+    reserved: list[int] = field(default_factory=list)
 
     @property
     def headline(self) -> int:
@@ -86,9 +92,42 @@ class Evidence:
 
     @property
     def problem(self) -> Problem:
-        """The images attacked, at that radius; passes are not counted."""
+        """The images attacked, at that radius; passes are no cost of the record."""
         here = self.run.problem.at(self.run.radii[self.headline])
         return replace(here, counter=Counter())
+
+    @property
+    def left(self) -> int:
+        """Passes, forward and backward, that the checks may still cost.
+
+        Together they cost at most what the attack did; of an attack that hardly asked anything,
+        what half of its steps would.
+        """
+        cost, gradients = self.run.counter, self.run.gradients
+        budget = max(cost.forward + cost.backward, len(self.run.problem) * self.per_image // 2)
+        # of gradients in doubt more is asked, which takes nothing from the other checks
+        own = 0 if gradients is None else PASSES * gradients.asked
+        return max(budget - sum(self.reserved) - own, 0)
+
+    @property
+    def per_image(self) -> int:
+        """Passes, forward and backward, that all steps of the attack cost an image."""
+        return int(2 * passes(self.card, self.planned.case.parameters)) + 1
+
+    def affordable(self, rows: Rows, each: int, *, share: float) -> Int[Tensor, " some"]:
+        """Return the first of the rows that a share of what is left pays for.
+
+        None where it does not pay for two, since one image may be luck.
+
+        Args:
+            rows: images that would be attacked.
+            each: passes that one of them costs.
+            share: of the passes left that this check may take.
+        """
+        most = int(share * self.left / each)
+        chosen = rows[:most] if most >= min(LEAST, len(rows)) else rows[:0]
+        self.reserved.append(each * len(chosen))
+        return chosen
 
     @property
     def white_box(self) -> bool:
@@ -106,7 +145,9 @@ class Evidence:
     @property
     def counter(self) -> Counter:
         """What was wrong with the gradients: the victim's, or those of its surrogate."""
-        surrogate = self.ready.surrogate
+        surrogate, gradients = self.ready.surrogate, self.run.gradients
+        if gradients is not None and gradients.counter is not None:
+            return gradients.counter
         return self.run.counter if surrogate is None else surrogate.counter
 
     @cached_property
@@ -150,7 +191,9 @@ class Evidence:
         """
         if not self.iterative or not self.card.effort or self.card.rungs == "distance":
             return None
-        rows = self.improvable()
+        if self.ready.depends_on_batch > 0:  # all rows are watched in one batch
+            return None
+        rows = self.affordable(self.improvable(), self.per_image + 1, share=0.25)
         if len(rows) == 0:
             return None
         here = replace(self.problem.take(rows), chunk=len(rows))
@@ -172,3 +215,4 @@ class Measured(NamedTuple):
 
     value: float
     checked: int | None = None
+    more: str = ""  # said of a flag beside its meaning

@@ -15,7 +15,7 @@ from robustbench_med.bench.provenance import now
 from robustbench_med.bench.record import Record
 from robustbench_med.bench.saved import FILE, saved_of
 from robustbench_med.bench.spread import PATTERNS
-from robustbench_med.bench.walk import walk
+from robustbench_med.bench.verified_run import run_verified
 from robustbench_med.errors import InvalidOutputError
 
 
@@ -52,7 +52,7 @@ def execute(
     started = now()
     try:
         ready = prepare()
-        run = walk(planned, ready, keeps=images)
+        run = run_verified(planned, ready, keeps=images)
     except InvalidOutputError as error:
         record = assemble.invalid(
             planned, reason=str(error), started=started, command=command, device=device

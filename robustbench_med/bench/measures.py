@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool
@@ -11,12 +11,18 @@ from torch import Tensor
 
 from robustbench_med import registry
 from robustbench_med.ball import Ball
+from robustbench_med.bench.batch_check import ALONE
+from robustbench_med.bench.chosen import passes
 from robustbench_med.bench.evidence import Evidence, Measured
+from robustbench_med.bench.verified_run import REMEDIES
 from robustbench_med.bench.walk import climbs_on, relentless, sharded
 from robustbench_med.cards import AttackCard
 from robustbench_med.errors import SpecError
+from robustbench_med.objectives.climb import Climb
 
 QUERIES = 100  # of the black-box probe
+MARGIN_STEPS = 10
+APGD_STEPS = 20
 DRAWS = 10  # of the noise probe
 _JUST = 1.25  # radii that BIM's steps add up to; MI-FGSM's are 1
 
@@ -31,6 +37,13 @@ def randomized(found: Evidence) -> Measured | None:
     if found.ready.victim.draws > 1:  # asked for by the case, or the defense's own
         return None  # attacked and judged in expectation
     return Measured(found.ready.randomized, len(found.ready.batch))
+
+
+def depends_on_batch(found: Evidence) -> Measured | None:
+    """Return the share of a few images answered otherwise alone than among others."""
+    if found.ready.victim.draws > 1:
+        return None
+    return Measured(found.ready.depends_on_batch, min(len(found.ready.batch), ALONE))
 
 
 def over_budget(found: Evidence) -> Measured:
@@ -48,37 +61,98 @@ def zero(found: Evidence) -> Measured:
     return Measured(found.counter.zero / max(found.counter.backward, 1))
 
 
+def gradients_disagree(found: Evidence) -> Measured | None:
+    """Return the share of a few of the attack's gradients that finite differences contradict."""
+    gradients = found.run.gradients
+    if gradients is None:
+        return None
+    share = gradients.disagree / max(gradients.checked, 1)
+    return Measured(share, gradients.checked, REMEDIES[gradients.remedy])
+
+
+def answers_differ(found: Evidence) -> Measured | None:
+    """Return the share of a few of the attack's answers that differ without gradients."""
+    gradients = found.run.gradients
+    if gradients is None:
+        return None
+    return Measured(gradients.moved / gradients.asked, gradients.asked, REMEDIES[gradients.remedy])
+
+
 def one_step(found: Evidence) -> Measured | None:
     """Return how many missed images FGSM breaks."""
     if found.card.rungs == "distance":  # DeepFool's few steps go to one plane, not through a ball
         return None
-    return _probe(found, "fgsm", {})
+    return _probe(found, "fgsm", {}, each=3, share=1.0)
+
+
+def margin(found: Evidence) -> Measured | None:
+    """Return how many missed images a PGD breaks that climbs the nearest finding alone."""
+    if found.planned.data.card.task != "multi_label" or found.ready.victim.guard is not None:
+        return None
+    if found.card.rungs == "distance" or not found.iterative:
+        return None
+    each = 2 * MARGIN_STEPS + 2
+    return _probe(found, "pgd", {"steps": MARGIN_STEPS}, loss="margin", each=each, share=0.4)
+
+
+def apgd(found: Evidence) -> Measured | None:
+    """Return how many missed images a short APGD breaks, where its steps are of the attack's norm.
+
+    Attacks that choose their steps as APGD does are not asked, nor those on masks, whose harm has
+    degrees and whose losses differ more than their steps.
+    """
+    if found.graded or found.card.rungs == "distance" or "apgd" in found.card.function:
+        return None
+    if found.planned.case.attack.startswith("worst_case"):  # begins with APGD
+        return None
+    return _probe(found, "apgd", {"steps": APGD_STEPS}, each=2 * APGD_STEPS + 4, share=0.3)
 
 
 def noise(found: Evidence) -> Measured | None:
     """Return how many missed images noise breaks."""
-    return _probe(found, "noise", {"draws": DRAWS})
+    return _probe(found, "noise", {"draws": DRAWS}, each=DRAWS + 1, share=0.5)
 
 
 def queries(found: Evidence) -> Measured | None:
     """Return how many missed images Square breaks."""
-    return _probe(found, "square", {"queries": QUERIES // 2 if found.graded else QUERIES})
+    count = QUERIES // 2 if found.graded else QUERIES
+    return _probe(found, "square", {"queries": count}, each=count + 2, share=0.2)
 
 
-def _probe(found: Evidence, name: str, parameters: dict[str, Any]) -> Measured | None:
-    """Return how many images that the attack missed a simpler one breaks; kept for each victim."""
+def _probe(
+    found: Evidence,
+    name: str,
+    parameters: dict[str, Any],
+    *,
+    each: int,
+    share: float,
+    loss: Literal["given", "margin"] = "given",
+) -> Measured | None:
+    """Return how many images that the attack missed a simpler one breaks; kept for each victim.
+
+    Args:
+        found: the run.
+        name: of the simpler attack.
+        parameters: of it.
+        each: passes an image costs it.
+        share: of the passes left that it may cost.
+        loss: what it climbs.
+    """
     card: AttackCard = registry.find("attacks", name)
     case = found.planned.case
-    if not found.iterative or case.norm not in card.norms or case.attack == name:
+    same = case.attack == name and loss == "given"
+    if not found.iterative or case.norm not in card.norms or same:
         return None
-    rows, problem = found.improvable(), found.problem
+    rows, problem = found.affordable(found.improvable(), each, share=share), found.problem
     radius = found.run.radii[found.headline]
-    place = (name, case.norm, radius, case.objective, tuple(case.channels.items()))
+    place = (name, loss, case.norm, radius, case.objective, tuple(case.channels.items()))
     known = found.ready.probes.setdefault(place, {})
     new = torch.tensor([r for r in rows.tolist() if r not in known], dtype=torch.int64)
     new = new.to(rows.device)
     if len(new):
-        here, attack = problem.take(new), sharded(registry.function("attacks", card), parameters)
+        here = problem.take(new)
+        here = replace(here, objective=Climb(here.objective, loss=loss))
+        attack = sharded(registry.function("attacks", card), parameters)
         verdict = here.probe(attack(here, found.rng.take(new).fork("probe", name)))
         harm = verdict.harm.masked_fill(verdict.done, torch.inf)
         known |= dict(zip(new.tolist(), harm.tolist(), strict=True))
@@ -93,6 +167,7 @@ def shrinking(found: Evidence) -> Measured | None:
     if found.ready.victim.draws > 1:  # near the boundary the victim's own noise decides
         return None
     rows = found.some(found.run.rungs["broken"][:-1].any(0))
+    rows = found.affordable(rows, found.per_image + 1, share=0.2)
     here = found.problem.take(rows).at(found.run.radii[-1])
     z = found.run.attack(here, found.rng.take(rows).fork("afresh"))
     return Measured(float((~here.probe(z).broken).sum()), len(rows))
@@ -110,12 +185,13 @@ def large_radius(found: Evidence) -> Measured | None:
     rows = found.some(everyone)
     if found.card.rungs == "distance":
         return _share(torch.isinf(found.run.distance[rows]))
+    rows = found.affordable(rows, found.per_image + 1, share=0.15)
     here = found.problem.take(rows)
     away = (here.x < 0.5).to(here.x)  # the farthest corner of the box; half way is enough
     here = replace(here, ball=replace(here.ball, shares=None))  # whole radius for every channel
     here = here.at(Ball(found.planned.case.norm, 0.0).size(here.x + (away - here.x) * 0.75, here.x))
     z = found.run.attack(here, found.rng.take(rows).fork("large"))
-    return _share(~here.probe(z).broken)
+    return _share(~here.probe(z).broken) or Measured(0.0, 0)
 
 
 def _share(hit: Bool[Tensor, " rows"]) -> Measured | None:
@@ -169,9 +245,10 @@ def more_effort(found: Evidence) -> Measured | None:
     """Return how many images that stand break when every parameter of effort is doubled."""
     if not found.iterative or not found.card.effort:
         return None
-    rows = found.improvable()
     given = found.planned.case.parameters
     doubled = {**given, **{name: given[name] * 2 for name in found.card.effort}}
+    each = int(2 * passes(found.card, doubled)) + 2
+    rows = found.affordable(found.improvable(), each, share=1.0)
     attack = sharded(registry.function("attacks", found.card), doubled)
     if climbs_on(found.card, found.ready):
         attack = relentless(attack)

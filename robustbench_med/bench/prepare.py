@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from robustbench_med.bench.batch_check import depends_on_batch
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.detect import Rest
 from robustbench_med.bench.surrogate import Surrogate
@@ -42,6 +43,8 @@ class Prepared:
             uint8.
         probabilities: whether the module answers probabilities where logits are expected.
         randomized: share of the images whose logits differ when asked a second time.
+        depends_on_batch: share of a few images answered otherwise alone than with others; above 0
+            the victim is asked one image at a time.
         surrogate: the model attacked in its place, where the case names one or the attacker does
             not know of the defense.
         guide: the differentiable view of a defended victim; None = the victim itself.
@@ -62,6 +65,7 @@ class Prepared:
     clean: Float[Tensor, "n k"] | UInt8[Tensor, "n *s"]
     probabilities: bool
     randomized: float = 0.0
+    depends_on_batch: float = 0.0
     surrogate: Surrogate | None = None
     guide: Victim | None = None
     bare: Victim | None = None
@@ -105,10 +109,20 @@ def prepare(
         raise ChecksumError(
             f"{case.victim}: expected the weights the plan saw, got others: run again"
         )
-    victim = replace(loaded.victim, draws=case.draws)
     batch = data.batch(case.split, n=case.n, seed=case.seed).to(device)
+    victim = replace(loaded.victim, draws=case.draws)
     victim.module.to(device)
     victim.check(batch.x, data.card.outputs, masks=data.card.task == "segmentation")
+    ready = _prepared(victim, case, data, batch, loaded.card)
+    if ready.depends_on_batch == 0:
+        return ready
+    # a device is asked one image at a time: that answer counts, not one among others
+    alone = _prepared(replace(victim, chunk=1), case, data, batch, loaded.card)
+    return replace(alone, depends_on_batch=ready.depends_on_batch)
+
+
+def _prepared(victim: Victim, case: Case, data: Dataset, batch: Batch, card: ModelCard) -> Prepared:
+    device = batch.x.device
     with frozen(victim.module), seeded(*shared_by(case), "prepare"):
         victim = victim.settled(batch.x[: victim.chunk])
         bare, defended = _defended(victim, case, data, device)
@@ -122,15 +136,17 @@ def prepare(
             draws = Draws.of(case.seed, map(str, batch.ids), device=device).fork("certify")
             certified = defended.certify(bare, batch.x, draws)
         slower = None if case.defense == "none" else _slower(victim, bare, batch.x)
+        alone = 0.0 if victim.draws > 1 else depends_on_batch(victim, batch.x, shown)
     raw = shown if victim.offset is None else shown - victim.offset.to(shown)
     return Prepared(
         batch,
         victim,
-        loaded.card,
+        card,
         data,
         clean,
         probabilities=_probabilities(victim, raw, data),
         randomized=float((again != clean).flatten(1).any(1).float().mean()),
+        depends_on_batch=alone,
         guide=defended.guide,
         bare=bare,
         suspicion=suspicion,

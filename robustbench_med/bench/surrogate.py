@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from robustbench_med import objectives, registry
 from robustbench_med.bench.case import Case
+from robustbench_med.bench.gradient_recorder import GradientRecorder
 from robustbench_med.cards import DatasetCard, ModelCard, Threat
 from robustbench_med.errors import ChecksumError
 from robustbench_med.models.load import load_victim
@@ -24,6 +25,7 @@ from robustbench_med.types import Images, Output
 from robustbench_med.victim import Victim
 
 Attack = Callable[[Problem, Draws], Images]
+RECORDED = 12  # gradients that are kept
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Surrogate:
         known: candidates crafted before by the key of their draws: victims of one dataset meet the
             same ones, so each is crafted once.
         counter: what crafting them all cost, and what was wrong with the gradients.
+        recorder: holds a few of the gradients that crafting them got.
     """
 
     victim: Victim
@@ -44,6 +47,7 @@ class Surrogate:
     threat: Threat
     known: dict[int, Tensor] = field(default_factory=dict)
     counter: Counter = field(default_factory=Counter)
+    recorder: GradientRecorder = field(default_factory=lambda: GradientRecorder(RECORDED))
 
     def __call__(self, x: Images) -> Output:
         """Return the surrogate's logits for images of the victim's size and channels."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +17,7 @@ from robustbench_med.ball import Ball
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.channels import ball_of
 from robustbench_med.bench.columns import Columns, at_rest, first_size
+from robustbench_med.bench.gradient_recorder import GradientRecorder
 from robustbench_med.bench.ladder import Attack, ascend, by_distance, descend, separately, worst
 from robustbench_med.bench.memory import reset_peak
 from robustbench_med.bench.plan import Planned
@@ -36,8 +37,12 @@ from robustbench_med.rng import Draws, seeded
 from robustbench_med.types import Images, Output, Verdict
 from robustbench_med.victim import frozen
 
+if TYPE_CHECKING:
+    from robustbench_med.bench.verified_run import GradientFinding
+
 # of images handed to an attack at once: JSMA and DeepFool hold thirty times as much beside them
 _SHARD_BYTES = 32 * 2**20
+RECORDED = (12, 2)  # gradients that are kept of an attack on labels or findings, and on masks
 
 
 class Run(NamedTuple):
@@ -57,6 +62,8 @@ class Run(NamedTuple):
         rest: the columns of the clean images.
         fitted: a universal perturbation a rung.
         minimal: whether the attack knows no radius.
+        recorder: holds a few of the gradients that the attack got.
+        gradients: what a check of those found (robustbench_med/bench/verified_run.py).
     """
 
     problem: Problem
@@ -72,6 +79,8 @@ class Run(NamedTuple):
     rest: Columns
     fitted: Fitted | None = None
     minimal: bool = False
+    recorder: GradientRecorder | None = None
+    gradients: GradientFinding | None = None
 
     @property
     def aimed(self) -> Bool[Tensor, " n"]:
@@ -110,13 +119,18 @@ def walk(
     before = Verdict(*(value[attacked] for value in before))
     rows = attacked.nonzero()[:, 0]
     radii = _radii(case, planned.data)
+    recorder = GradientRecorder(RECORDED[card.task == "segmentation"], seed=case.seed)
+    ready = _recorded(ready, recorder)
+    guide = ready.guide
+    if case.guide == "bfloat16":
+        guide = replace(bfloat16(ready.guide or ready.victim), recorder=recorder)
     problem = Problem(
         x=batch.x[rows],
         y=batch.y[rows],
         ball=ball_of(case, card, radii[0]),
         objective=objective,
         judge=ready.victim,
-        guide=bfloat16(ready.guide or ready.victim) if case.guide == "bfloat16" else ready.guide,
+        guide=guide,
         counter=Counter(forward=2 * len(batch)),  # the clean images are asked twice
         chunk=ready.victim.chunk,
         keeps=keeps,
@@ -136,7 +150,23 @@ def walk(
             run = _rungs(planned, ready, problem, everyone, radii, attacked, rest)
         else:
             run = _judged(planned, problem, everyone, radii, attacked, rest, saved)
-    return run._replace(seconds=time.perf_counter() - clock)
+    recorder.active = False
+    return run._replace(seconds=time.perf_counter() - clock, recorder=recorder)
+
+
+def _recorded(ready: Prepared, recorder: GradientRecorder) -> Prepared:
+    """Return the same victim, guide and surrogate, whose gradients are recorded."""
+    surrogate = ready.surrogate
+    if surrogate is not None:
+        # cases that share a surrogate share what was crafted on it, and so its gradients
+        own = surrogate.recorder
+        surrogate = replace(surrogate, victim=replace(surrogate.victim, recorder=own))
+    return replace(
+        ready,
+        victim=replace(ready.victim, recorder=recorder),
+        guide=None if ready.guide is None else replace(ready.guide, recorder=recorder),
+        surrogate=surrogate,
+    )
 
 
 def _rungs(

@@ -194,12 +194,13 @@ def flags_of_planted(
     function: Any,  # noqa: ANN401
     monkeypatch: pytest.MonkeyPatch,
     ladder: tuple[float, ...] = LADDER,
+    steps: int = 8,
 ) -> dict[str, Check]:
     """Return the checks of a planted attack with one parameter of effort, `steps`."""
     plant(monkeypatch, function)
     card = registry.find("attacks", "planted")
     card = card.model_copy(
-        update={"effort": ("steps",), "passes": "steps", "parameters": {"steps": 8}}
+        update={"effort": ("steps",), "passes": "steps", "parameters": {"steps": steps}}
     )
     monkeypatch.setitem(registry._load("attacks"), "planted", card)
     ready = ready_of(trained(Honest))
@@ -276,7 +277,8 @@ def test_an_attack_weaker_than_noise_and_queries_is_caught(monkeypatch: pytest.M
     def nothing(problem: Problem, *, rng: Draws, steps: int) -> Images:
         return problem.x
 
-    checks = flags_of_planted(nothing, monkeypatch, (0.1, 0.3, 0.4))
+    # what checks may cost hangs on the steps that an attack says it takes
+    checks = flags_of_planted(nothing, monkeypatch, (0.1, 0.3, 0.4), steps=100)
     assert checks["black_box_beats_white_box"].measured > 1
     assert checks["noise_beats_attack"].measured > 1
 
@@ -296,3 +298,36 @@ def test_probes_are_asked_once_a_victim(monkeypatch: pytest.MonkeyPatch) -> None
         planned = planned_of(ready.data, attack, ladder=LADDER, parameters={"steps": steps})
         execute(planned, lambda: ready, command="", examples=0)
     assert len(calls) == 1
+
+
+class Counting(Honest):
+    """Counts the images it is asked and differentiated for."""
+
+    passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += len(x)
+        logits, n = super().forward(x), len(x)
+        if logits.requires_grad:
+            logits.register_hook(lambda _: self._count(n))
+        return logits
+
+    def _count(self, n: int) -> None:
+        self.passes += n
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd", "apgd", "mi_fgsm"])
+def test_checks_cost_at_most_what_the_attack_costs(attack: str) -> None:
+    steps = {} if attack == "fgsm" else {"steps": 20}
+    victim = trained(Counting)
+    ready = ready_of(victim)
+    planned = planned_of(ready.data, attack, ladder=(0.03,), parameters=steps)
+    module = victim.module
+    assert isinstance(module, Counting)
+    asked_before = module.passes
+    record = execute(planned, lambda: ready, command="", examples=0).record
+    assert record.cost is not None
+    cost = record.cost.forward + record.cost.backward
+    clean = 2 * len(ready.batch)  # asked by `ready_of`, and part of the cost of the record
+    checks = module.passes - asked_before - (cost - clean)
+    assert 0 < checks <= cost

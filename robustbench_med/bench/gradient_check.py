@@ -1,0 +1,221 @@
+"""Gradient check: the gradients an attack got against finite differences of the module's answers.
+
+An autograd function, a hook or a branch can make a backward pass that is not that of the forward
+pass: every attack by gradients then climbs something else and reports robustness. Finite
+differences ask for answers alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from robustbench_med.bench.gradient_recorder import GradientSample
+from robustbench_med.rng import seeded
+from robustbench_med.types import Images, Logits
+from robustbench_med.victim import Victim
+
+DIRECTIONS = 2  # random ones an image, at first
+PASSES = 2 * DIRECTIONS + 2  # an image
+MORE = 6  # where those leave a doubt
+STEP = 1e-4  # of the first difference, in [0,1] image units
+STEPS = (3e-5, 1e-3, 4e-3, 1.6e-2)  # where it leaves a doubt
+TINY = 1e-6  # in double precision
+DOUBT = 0.2  # residual that is looked at again; of the zoo's honest gradients, 1 in 50
+TOLERANCE = 0.3  # residual of a gradient that is not that of the answers
+STRAIGHT = 0.8  # the same where answers are constant nearby, of a gradient straight through steps
+MOVED = 0.01  # of the spread of the logits
+_NOISE = 4e-7  # of a float32 answer, relative
+_SIGNAL = 8.0  # a difference counts beyond so many times the noise
+_NAMES = ("shown", "logits", "cotangent", "gradient")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What finite differences say of some gradients.
+
+    Attributes:
+        judged: `(p,)` whether the differences stand out of rounding at any step.
+        residual: `(p,)` least distance between gradient and differences over all steps, in units of
+            the larger of both: 0 = the same, 1 = unrelated or 0, 2 = the opposite.
+        moved: `(p,)` how far the answer in the attack's pass is from the one without gradients, in
+            units of the spread of the logits.
+        passes: images forwarded.
+    """
+
+    judged: Bool[Tensor, " p"]
+    residual: Float[Tensor, " p"]
+    moved: Float[Tensor, " p"]
+    passes: int
+
+    @property
+    def disagree(self) -> Bool[Tensor, " p"]:
+        """Which gradients are not those of the answers."""
+        return self.judged & (self.residual > TOLERANCE)
+
+
+def compare(victim: Victim, samples: Sequence[GradientSample], *, seed: int) -> Comparison:
+    """Compare gradients that an attack got with central differences along random directions.
+
+    A module that answers at random is asked with the same draws at every pass, and for its gradient
+    once more: that of the attack's pass had draws of its own.
+
+    Args:
+        victim: whose module answers; frozen by the caller.
+        samples: at least one.
+        seed: of the directions.
+    """
+    shown, logits, cotangent, gradient = (
+        torch.stack([getattr(one, name) for one in samples]) for name in _NAMES
+    )
+    plain = replace(victim, recorder=None)
+    first = _Differences(plain, shown, logits, cotangent, gradient, seed)
+    p = len(first.shown)
+    centre, again = (first.answers(first.shown) for _ in range(2))
+    passes, moved = 2 * p, _moved(centre, first.logits)
+    if not torch.equal(centre, again) and float(_moved(centre, again).max()) > 1e-4:
+        fixed, moved = first.with_draws_fixed(), torch.zeros_like(moved)
+        passes += 4 * p
+        if fixed is None:
+            none = torch.zeros(p, dtype=torch.bool, device=centre.device)
+            return Comparison(none, torch.zeros_like(moved), moved, passes)
+        first = fixed
+    judged, residual = first.at(STEP, DIRECTIONS)
+    passes += 2 * DIRECTIONS * p
+    rows = (~judged | (residual > DOUBT)).nonzero()[:, 0]
+    if len(rows):
+        ok, values_at, spent = _again(first.take(rows))
+        judged[rows], residual[rows] = ok, values_at
+        passes += spent
+    return Comparison(judged, residual, moved, passes)
+
+
+def _again(doubtful: _Differences) -> tuple[Bool[Tensor, " p"], Float[Tensor, " p"], int]:
+    """Return the verdict on images in doubt: more directions, other steps, double precision.
+
+    What a kink, a tie or rounding does to a difference depends on its step; a lie does not.
+    """
+    ok = torch.zeros(len(doubtful.shown), dtype=torch.bool, device=doubtful.shown.device)
+    residual = torch.full(ok.shape, torch.inf, dtype=torch.float64, device=ok.device)
+    passes, rows = 0, ok.logical_not().nonzero()[:, 0]
+    for step in (STEP, *STEPS, TINY):
+        here: _Differences | None = doubtful.take(rows)
+        if step == TINY:  # not every module computes in double precision; volumes take minutes
+            here = _double(doubtful.take(rows)) if doubtful.shown.ndim == 4 else None
+        if here is None or len(rows) == 0:
+            break
+        judged, found = here.at(step, MORE)
+        passes += (2 * MORE + int(step == TINY)) * len(rows)
+        ok[rows] |= judged
+        residual[rows] = residual[rows].minimum(found.masked_fill(~judged, torch.inf))
+        if step == TINY:  # answers that jump have no gradient of their own
+            residual[rows[here.flat()]] *= TOLERANCE / STRAIGHT
+        rows = (residual > TOLERANCE).nonzero()[:, 0]
+    return ok, residual.nan_to_num(posinf=0.0), passes
+
+
+def _double(differences: _Differences) -> _Differences | None:
+    try:
+        return differences.double()
+    except Exception:  # noqa: BLE001 - foreign code in another precision
+        return None
+
+
+def _moved(answer: Logits, other: Logits) -> Float[Tensor, " p"]:
+    """Return the largest distance of two answers to each image in units of the logits' spread."""
+    spread = float(answer.max() - answer.min())
+    return (answer - other).flatten(1).abs().amax(1) / max(spread, 1e-6)
+
+
+@dataclass(frozen=True)
+class _Differences:
+    """Answers around some images, and the gradients they should have."""
+
+    victim: Victim
+    shown: Images
+    logits: Logits
+    cotangent: Tensor
+    gradient: Images
+    seed: int
+    fixed: bool = False  # whether each pass starts from the same seed
+
+    def take(self, rows: Tensor) -> _Differences:
+        return replace(self, **{name: getattr(self, name)[rows] for name in _NAMES})
+
+    def answers(self, shown: Images) -> Logits:
+        with torch.no_grad(), self._draws():
+            return torch.cat([self.victim.answer(part) for part in shown.split(self.victim.chunk)])
+
+    def _draws(self) -> contextlib.AbstractContextManager[None]:
+        return seeded(self.seed, "differences") if self.fixed else contextlib.nullcontext()
+
+    def with_draws_fixed(self) -> _Differences | None:
+        """Return the same with one draw of the module for all passes, and its gradient there.
+
+        None where the module draws from another generator than torch's.
+        """
+        fixed = replace(self, fixed=True)
+        if not torch.equal(fixed.answers(self.shown), fixed.answers(self.shown)):
+            return None
+        leaf = self.shown.clone().requires_grad_(True)
+        with torch.enable_grad(), fixed._draws():
+            parts = [self.victim.answer(part) for part in leaf.split(self.victim.chunk)]
+            (g,) = torch.autograd.grad((torch.cat(parts) * self.cotangent).sum(), leaf)
+        return replace(fixed, gradient=g)
+
+    def double(self) -> _Differences | None:
+        """Return the same in double precision; None where the module then answers otherwise."""
+        module = copy.deepcopy(self.victim.module).double()
+        exact = replace(
+            self,
+            victim=replace(self.victim, module=module),
+            **{name: getattr(self, name).double() for name in _NAMES},
+        )
+        centre = exact.answers(exact.shown)
+        alike = float(_moved(self.answers(self.shown).double(), centre).max()) <= 1e-3
+        return exact if centre.dtype == torch.float64 and alike else None
+
+    def at(self, step: float, directions: int) -> tuple[Bool[Tensor, " p"], Float[Tensor, " p"]]:
+        """Return which images a step of this size judges, and the residual of each."""
+        std = self.shown.new_tensor(self.victim.contract.std)
+        h = (1 / std).view(1, -1, *[1] * (self.shown.ndim - 2))
+        exact = self.shown.dtype == torch.float64
+        centre = self._value(self.shown) if exact else None
+        differences, expected, kinks = [], [], []
+        for i in range(directions):
+            v = h * self._direction(i)
+            up, down = self._value(self.shown + step * v), self._value(self.shown - step * v)
+            differences.append((up - down) / (2 * step))
+            expected.append((self.gradient.double() * v.double()).flatten(1).sum(1))
+            if centre is not None:
+                kinks.append((up - 2 * centre + down).abs() / (2 * step))
+        fd, pred = torch.stack(differences), torch.stack(expected)
+        apart = (fd - pred).abs()
+        if kinks:  # at a tie, autograd takes one side and a central difference the middle
+            apart = (apart - torch.stack(kinks)).clamp_min(0)
+        size = torch.maximum(fd.norm(dim=0), pred.norm(dim=0))
+        scale = (self.cotangent * self.logits).double().flatten(1).norm(dim=1)
+        noise = (1e-15 if exact else _NOISE) * scale * math.sqrt(directions) / step
+        return size > _SIGNAL * noise, apart.norm(dim=0) / size.clamp_min(1e-300)
+
+    def flat(self) -> Bool[Tensor, " p"]:
+        """Return around which images the answers do not move at all."""
+        up, down = (self.answers(self.shown + step) for step in (TINY, -TINY))
+        return (up == down).flatten(1).all(1)
+
+    def _direction(self, i: int) -> Images:
+        rng = torch.Generator().manual_seed(self.seed * 1000 + i)
+        bits = torch.randint(0, 2, self.shown.shape, generator=rng)
+        return (2 * bits - 1).to(self.shown)
+
+    def _value(self, shown: Images) -> Float[Tensor, " p"]:
+        """Return the answer to each image along its cotangent."""
+        found = self.answers(shown).double() * self.cotangent.double()
+        return found.flatten(1).sum(1)

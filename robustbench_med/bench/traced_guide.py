@@ -1,0 +1,110 @@
+"""Traced guide: the operations of a module's forward pass, with their own gradients.
+
+The forward pass of a module that lies about its gradients is recorded without gradients as a graph
+of ATen operations. Autograd functions, hooks, branches on the grad mode and detached tensors leave
+no trace in it, so what flows back through the graph is the derivative of the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from robustbench_med.bench.gradient_check import MOVED, compare
+from robustbench_med.bench.gradient_recorder import GradientSample
+from robustbench_med.types import Images
+from robustbench_med.victim import Victim
+
+_STOPS = ("aten::detach", "aten::detach_", "aten::alias")  # the identity, but for gradients
+
+
+class TracedModule(nn.Module):
+    """A module as graphs of ATen operations, one for each power of two of images.
+
+    A graph knows its batch size: images are filled up to the next one, and the answers to what was
+    added are dropped.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._source = (module,)  # in a tuple: it is no part of this module
+        self._graphs: dict[tuple[int, ...], Callable[[Images], Any]] = {}
+
+    def forward(self, x: Images) -> Any:  # noqa: ANN401 - what the module returns
+        """Return what the module returns for `x`."""
+        size = 1 << (len(x) - 1).bit_length()
+        filled = torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])]) if size > len(x) else x
+        shape = tuple(filled.shape)
+        if shape not in self._graphs:
+            self._graphs[shape] = _trace(self._source[0], filled.detach().clone())
+        found = self._graphs[shape](filled)
+        return pytree.tree_map_only(Tensor, lambda part: part[: len(x)], found)
+
+
+def _trace(module: nn.Module, x: Images) -> Callable[[Images], Any]:
+    def answer(x: Images) -> Any:  # noqa: ANN401
+        return module(x)
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its fused operation has no derivative
+    try:
+        with torch.no_grad():
+            graph = make_fx(answer)(x)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    for node in list(graph.graph.nodes):
+        if node.op == "call_function" and _name(node) in _STOPS:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.graph.lint()
+    graph.recompile()
+    return graph
+
+
+def _name(node: fx.Node) -> str:
+    return str(getattr(node.target, "_schema", "")).split("(")[0].split(".")[0]
+
+
+def traced_guide(victim: Victim, samples: Sequence[GradientSample], *, seed: int) -> Victim | None:
+    """Return the victim with the gradients of its own forward operations; None where impossible.
+
+    It is impossible where the answer hangs on values outside tensors (Python branches on pixels,
+    NumPy), where an operation has no derivative, or where the derivative says nothing (rounding).
+
+    Args:
+        victim: whose gradients disagree with its answers; frozen by the caller.
+        samples: gradients that an attack got: where the guide is tried.
+        seed: of the directions of the finite differences.
+    """
+    guide = replace(victim, module=TracedModule(victim.module), recorder=None)
+    shown = torch.stack([one.shown for one in samples])
+    cotangent = torch.stack([one.cotangent for one in samples])
+    try:
+        fresh = _fresh(guide, shown, cotangent)
+        # the graph was made from these images: other ones tell whether it holds values of theirs
+        other = shown.flip(-1).roll(1, 0)
+        with torch.no_grad():
+            apart = (guide.answer(other) - victim.answer(other)).abs().max()
+            known = victim.answer(shown)
+    except Exception:  # noqa: BLE001 - foreign code, traced by an experimental interface
+        return None
+    if float(apart) > MOVED * float(known.max() - known.min()):
+        return None
+    found = compare(victim, fresh, seed=seed)
+    good = found.judged & ~found.disagree & (found.moved <= MOVED)
+    return guide if bool(good.all()) else None
+
+
+def _fresh(guide: Victim, shown: Images, cotangent: Tensor) -> list[GradientSample]:
+    leaf = shown.clone().requires_grad_(True)
+    with torch.enable_grad():
+        logits = guide.answer(leaf)
+        (g,) = torch.autograd.grad((logits * cotangent).sum(), leaf)
+    parts = zip(shown, logits.detach(), cotangent, g, strict=True)
+    return [GradientSample(*part) for part in parts]
