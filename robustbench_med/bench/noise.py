@@ -23,7 +23,9 @@ CLEAN = 1e-3  # of scores without an attack, whatever the machine
 _TIGHT = 1e-4  # what is called the same
 _FLOOR = 0.05  # what rounding may do though a single rerun does not show it
 _FLIPPED = 0.25  # likewise, where the outcome is another: the attack stopped elsewhere
-_FACTOR = 2  # one rerun draws one of many roundings
+_FACTOR = 3  # times as far as two reruns lie apart: they draw two of many roundings
+_FLIPS = 5  # likewise, where the outcome is another
+_TIMES = 2  # times as many samples as differ between them
 _SAMPLES = 2  # that may have another outcome though no rerun shows one
 
 Floats = NDArray[np.float64]
@@ -57,12 +59,12 @@ def noise_of(claim: Claim, other: Claim) -> Noise:
         if name in claim.samples and name in other.samples:
             apart = distances(name, claim.samples, other.samples)
             apart = apart[np.isfinite(apart)]
-            measured = _FACTOR * float(apart.max(initial=0.0))
+            farthest = float(apart.max(initial=0.0))
             unit = _unit(name, claim.samples)
-            values[name] = max(_FLOOR * unit, measured)
+            values[name] = max(_FLOOR * unit, _FACTOR * farthest)
             if name == "scores":
-                at_flips[name] = max(_FLIPPED * unit, measured)
-    return Noise(_SAMPLES + _FACTOR * samples, values, at_flips)
+                at_flips[name] = max(_FLIPPED * unit, _FLIPS * farthest)
+    return Noise(_SAMPLES + _TIMES * samples, values, at_flips)
 
 
 def other_outcome(

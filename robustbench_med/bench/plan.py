@@ -279,6 +279,11 @@ def estimate(case: Case, dataset: Dataset, model: ModelCard) -> float | None:
     """Return the seconds a case takes at most, or None where the victim's card has no timing."""
     if model.measured is None:
         return None
+    return bound(case, dataset) * model.measured.gradient_ms / 1000
+
+
+def bound(case: Case, dataset: Dataset) -> float:
+    """Return the images that a case passes forward and backward, at most."""
     card: AttackCard = registry.find("attacks", case.attack)
     available = len(dataset.arrays(case.split))
     n = available if case.n is None else min(case.n, available)
@@ -287,4 +292,4 @@ def estimate(case: Case, dataset: Dataset, model: ModelCard) -> float | None:
     every_rung = float(len(case.ladder))
     masks = dataset.card.task == "segmentation"  # searched for the worst at every radius
     runs = every_rung if masks else _RUNS.get(card.rungs, every_rung)
-    return n * runs * passes(card, case.parameters) * model.measured.gradient_ms / 1000
+    return n * runs * passes(card, case.parameters)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from robustbench_med.bench.plan import Broken, Planned
     from robustbench_med.bench.suite import Suite
+    from robustbench_med.bench.timing import Seconds
 
 
 def register(app: typer.Typer) -> None:
@@ -128,29 +129,51 @@ def plan_command(
     n: choices.Number = None,
     seed: choices.Seed = None,
 ) -> None:
-    """Print the cases of a suite and what they cost at most, without running them."""
+    """Print the cases of a suite and what they cost on this machine, without running them."""
     from rich.console import Console
     from rich.table import Table
 
     from robustbench_med.bench import store
+    from robustbench_med.bench.timing import Clock, words
 
     chosen = choices.suite_of(ctx.params)
     console = Console()
     planned, broken = _plan(chosen, data, console)
+    with console.status("timing one small batch of each victim"):
+        clock = Clock()
+        costs = [clock.seconds(one) for one in planned]
+    finished = [store.finished(results / chosen.name, one.case.id) for one in planned]
     table = Table(title=f"{chosen.title}: {len(planned)} cases", title_justify="left")
-    for heading in ("case", "dataset", "victim", "attack", "at most", "state"):
-        right, id_ = heading == "at most", heading == "case"
+    for heading in ("case", "dataset", "victim", "attack", "about", "state"):
+        right, id_ = heading == "about", heading == "case"
         table.add_column(heading, justify="right" if right else "left", no_wrap=id_ or right)
-    for one in planned:
-        seconds = "?" if one.seconds is None else f"{one.seconds:.1f} s"
-        done = "finished" if store.finished(results / chosen.name, one.case.id) else ""
-        table.add_row(
-            one.case.id, one.case.dataset, one.case.victim, one.case.attack, seconds, done
-        )
+    for one, cost, done in zip(planned, costs, finished, strict=True):
+        case, about = one.case, "?" if cost is None else words(cost.likely)
+        state = "finished" if done else ""
+        table.add_row(case.id, case.dataset, case.victim, case.attack, about, state)
     console.print(table)
-    total = sum(one.seconds or 0 for one in planned)
-    console.print(f"{total:.0f} s at most, by the gradient times measured in the victims' cards")
+    left = [cost for cost, done in zip(costs, finished, strict=True) if not done]
+    console.print(_cost(left), highlight=False, markup=False, soft_wrap=True)
     _not_scored([(one.label, str(one.error)) for one in broken], console)
+
+
+def _cost(left: list[Seconds | None]) -> str:
+    """Return a line on what the cases that are left cost."""
+    from robustbench_med.bench.timing import words
+
+    timed = [cost for cost in left if cost is not None]
+    if not left:
+        return "all are finished"
+    if not timed:
+        return "how long they take is not known: their victims cannot be timed"
+    about, most = (sum(getattr(cost, name) for cost in timed) for name in ("likely", "most"))
+    unknown = (
+        f"; {len(left) - len(timed)} cases could not be timed" if len(timed) < len(left) else ""
+    )
+    return (
+        f"about {words(about)} of attacks on this machine, {words(most)} if no image breaks; their "
+        f"checks, and what a defense adds, come on top{unknown}"
+    )
 
 
 def leaderboard(

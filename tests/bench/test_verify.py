@@ -451,7 +451,7 @@ def test_edited_noise_is_measured_by_column_and_has_a_floor(kept: Stored, rerun:
     moved["scores"] = [(np.asarray(one) + 0.1).tolist() for one in moved["scores"]]
     moved["broken"] = ~moved["broken"]
     much = noise.noise_of(claim, claim._replace(samples=moved))
-    assert much.values["scores"] == pytest.approx(0.2)
+    assert much.values["scores"] == pytest.approx(0.3)
     assert much.samples == 2 + 2 * kept.record.n
 
 

@@ -1,0 +1,124 @@
+"""Timing: what the cases of a plan cost on this machine, from one small batch of each victim.
+
+A card says how long a gradient took on the machine that trained its victim, which is another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from robustbench_med.bench.plan import Planned, bound
+from robustbench_med.bench.rounding import processor
+from robustbench_med.datasets.download import cache_dir
+from robustbench_med.errors import BenchError
+from robustbench_med.models.load import load_victim
+from robustbench_med.types import images_at_once
+from robustbench_med.victim import Victim, frozen
+
+_BATCH = 8  # images timed at once
+_LEAST = 1e-3  # seconds of a case that are said: less is said as less
+# median share of the passes at most that the committed records needed (406 cases, docs/speed.md):
+# images that break early leave the batch; 1 where an attack has none to save
+_NEEDED = {
+    "apgd_targeted": 0.1,
+    "carlini_wagner": 0.35,
+    "deepfool": 0.01,
+    "fab": 0.2,
+    "fmn": 0.8,
+    "jsma": 0.1,
+    "noise": 0.3,
+    "shuffled": 0.3,
+    "square": 0.2,
+    "worst_case": 0.06,
+}
+
+
+class Seconds(NamedTuple):
+    """What a case costs: `likely`, and at `most` if no image breaks."""
+
+    likely: float
+    most: float
+
+
+class Clock:
+    """Times victims, each once, and remembers them in the cache folder."""
+
+    def __init__(self) -> None:
+        self._file = cache_dir().parent / "timings.json"
+        self._known: dict[str, float] = {}
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads(self._file.read_text())
+            self._known = {k: float(v) for k, v in found.items() if float(v) > 0}
+
+    def seconds(self, planned: Planned) -> Seconds | None:
+        """Return what a case costs here, None where its victim cannot be timed."""
+        gradient = self._gradient(planned)
+        if gradient is None:
+            return None
+        case = planned.case
+        most = bound(case, planned.data) * gradient * case.draws
+        likely = most * _NEEDED.get(case.attack, 1.0)
+        return Seconds(max(likely, _LEAST), max(most, _LEAST))
+
+    def _gradient(self, planned: Planned) -> float | None:
+        """Return the seconds of one image forward and backward."""
+        case = planned.case
+        here = (torch.__version__, processor(), torch.get_num_threads())
+        key = " ".join(map(str, (case.victim_sha256, *planned.data.card.size, *here)))
+        if key not in self._known:
+            try:
+                loaded = planned.own or load_victim(case.victim, planned.data.card)
+                self._known[key] = gradient_seconds(loaded.victim)
+            except (BenchError, RuntimeError):  # one whose cases fail, and say why
+                return None
+            self._write()
+        return self._known[key]
+
+    def _write(self) -> None:
+        """Keep what was timed; a folder that cannot be written costs the next plan some seconds."""
+        with contextlib.suppress(OSError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            number, name = tempfile.mkstemp(dir=self._file.parent)
+            with os.fdopen(number, "w") as file:
+                json.dump(self._known, file)
+            Path(name).replace(self._file)
+
+
+def gradient_seconds(victim: Victim) -> float:
+    """Return the seconds that one image forward and backward takes here, the better of two tries.
+
+    The first pass, in which torch chooses its kernels, does not count.
+    """
+    contract = victim.contract
+    n = max(min(_BATCH, images_at_once(contract.size)), 1)
+    x = torch.full((n, contract.channels, *contract.size), 0.5, requires_grad=True)
+    seconds = []
+    with frozen(victim.module), torch.inference_mode(False), torch.enable_grad():
+        for _ in range(3):
+            start = time.perf_counter()
+            logits = victim(x).logits
+            if logits.requires_grad:
+                torch.autograd.grad(logits.sum(), x, allow_unused=True)
+            seconds.append(time.perf_counter() - start)
+    return min(seconds[1:]) / n
+
+
+def words(seconds: float) -> str:
+    """Return a duration as a person says it.
+
+    >>> words(0.03), words(4.2), words(93), words(4000)
+    ('under 1 s', '4 s', '2 min', '1.1 h')
+    """
+    if seconds < 1:
+        return "under 1 s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
