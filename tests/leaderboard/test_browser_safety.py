@@ -87,7 +87,7 @@ EVIL = '"><img src=x onerror="window.hacked=1;alert(1)"><script>window.hacked=1;
 
 def poisoned(value: Any) -> Any:  # noqa: ANN401
     """Return cards and records with the payload in every text field that may be any text."""
-    fixed = {"task", "tasks", "norms", "threat", "rungs", "augment", "precision"}
+    fixed = {"task", "tasks", "norms", "threat", "rungs", "augment", "precision", "returns"}
     if isinstance(value, dict):
         return {k: v if k in fixed else poisoned(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
