@@ -115,10 +115,10 @@ def words(seconds: float) -> str:
     """Return a duration as a person says it.
 
     >>> words(0.03), words(4.2), words(93), words(4000)
-    ('under 1 s', '4 s', '2 min', '1.1 h')
+    ('1 s or less', '4 s', '2 min', '1.1 h')
     """
     if seconds < 1:
-        return "under 1 s"
+        return "1 s or less"
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

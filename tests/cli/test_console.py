@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -88,3 +89,12 @@ def test_make_wheel_leaves_the_wheel() -> None:
     script = (CHECKOUT / ".ci" / "wheel").read_text()
     assert "build --wheel --outdir dist" in script
     assert "dist/" in (CHECKOUT / ".gitignore").read_text().split()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_console_that_lacks_a_character_shows_another_in_its_place(encoding: str) -> None:
+    words = [sys.executable, "-m", "robustbench_med", "list", "datasets"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "60"}
+    done = subprocess.run(words, cwd=CHECKOUT, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"phantom_chest" in done.stdout
