@@ -114,8 +114,8 @@ def gradient_seconds(victim: Victim) -> float:
 def words(seconds: float) -> str:
     """Return a duration as a person says it.
 
-    >>> words(0.03), words(4.2), words(93), words(4000)
-    ('1 s or less', '4 s', '2 min', '1.1 h')
+    >>> words(0.03), words(4.2), words(93.0), words(4000.0)
+    ('1 s or less', '4 s', '2 min', '67 min')
     """
     if seconds < 1:
         return "1 s or less"
