@@ -151,10 +151,10 @@ def test_findings_walk_the_ladder_too() -> None:
     y[:, 1] = -1
     problem = problem_of(victim, x, y, eps=0.0, objective=AnyFinding())
     ladder = (0.037, 0.043, 0.05)  # the exact distances are 0.030 to 0.055
-    expected = alone(problem, ATTACKS["pgd"], ladder)
+    expected = alone(problem, ATTACKS["bim"], ladder)
     assert len(expected.unique()) >= 3
     for way in ("ascend", "descend"):
-        assert torch.equal(lowest_of(walked(problem, ATTACKS["pgd"], ladder, way)), expected)
+        assert torch.equal(lowest_of(walked(problem, ATTACKS["bim"], ladder, way)), expected)
 
 
 def test_a_victim_without_any_gradient_walks_to_the_end() -> None:
