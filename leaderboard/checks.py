@@ -76,6 +76,10 @@ CHECKS: dict[str, tuple[str, _Write]] = {
         "Rise of the loss in the last quarter of the steps, against the average",
         _rise,
     ),
+    "steps_gain_nothing": (
+        "Change of the loss by a single step, against its rise over all of them",
+        _rise,
+    ),
     "silent_success": ("Successes that the attack passed and did not return", _images),
     "more_effort_breaks_more": ("Missed images that break at twice the effort", _images),
     "universal_below_control": (

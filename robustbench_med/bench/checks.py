@@ -117,6 +117,12 @@ _CHECKS = {
         "The attack's loss was still rising in the last quarter of its steps, almost as fast as "
         "before: it was stopped too early.",
     ),
+    "steps_gain_nothing": _Row(
+        measures.gains_nothing,
+        1.0,  # PGD of 10 to 100 steps on ten shipped victims: 0.01 to 0.16
+        "After all its steps the attack's loss has not risen by as much as a single step moves it: "
+        "the gradients change from point to point and lead nowhere.",
+    ),
     "silent_success": _Row(
         measures.silent,
         0.0,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robustbench_med import registry
@@ -24,6 +24,7 @@ QUERIES = 100  # of the black-box probe
 MARGIN_STEPS = 10
 APGD_STEPS = 20
 DRAWS = 10  # of the noise probe
+_NEVER = 100.0  # written where the loss does not rise at all
 _JUST = 1.25  # radii that BIM's steps add up to; MI-FGSM's are 1
 
 
@@ -219,26 +220,48 @@ def rising(found: Evidence) -> Measured | None:
     Of masks the loss rises without end, by pixels long wrong, and the harm by jumps: what more
     steps would cost them is asked by `more_effort`.
     """
-    if found.watched is None or found.graded:
+    losses = _climbed(found)
+    if losses is None or found.watched is None:
         return None
-    given = found.planned.case.parameters
     rows = torch.ones_like(found.watched[0].arrived)
-    if 0 < given.get("reach", torch.inf) <= _JUST:
+    if 0 < found.planned.case.parameters.get("reach", torch.inf) <= _JUST:
         rows = ~found.watched[0].arrived
     if not bool(rows.any()):
         return None
-    runs = int(given.get("restarts", 1)) * int(given.get("targets", 1))
-    seen = found.watched[0].climbed
-    losses = seen[: max(len(seen) // runs, 1)]
-    if len(losses) < 4:
-        return None
-    best = torch.stack(losses).cummax(0).values[:, rows]
+    best = losses.cummax(0).values[:, rows]
     last = len(best) - 1
     start = (3 * last) // 4
     total, late = (best[-1] - best[0]).sum(), (best[-1] - best[start]).sum()
     if float(total) <= 0:
         return None
     return Measured(float((late / (last - start)) / (total / last)), best.shape[1])
+
+
+def gains_nothing(found: Evidence) -> Measured | None:
+    """Return how far a step moves the loss on average, over its rise from first to last pass.
+
+    Of n steps that all climb alike it is 1/n; where gradients change from point to point, so that
+    steps go up and down by chance, the loss does not rise by as much as one of them moves it.
+    """
+    losses = _climbed(found)
+    if losses is None or found.ready.victim.guard is not None or found.ready.victim.draws > 1:
+        return None
+    moved = losses.diff(dim=0).abs().mean(0).sum()
+    if float(moved) == 0:  # no gradient at all is another check's
+        return None
+    rise = (losses[-1] - losses[0]).sum().clamp_min(moved / _NEVER)
+    return Measured(float(moved / rise), losses.shape[1])
+
+
+def _climbed(found: Evidence) -> Float[Tensor, "steps rows"] | None:
+    """Return the loss at each step of the first run on the watched images; None of masks."""
+    if found.watched is None or found.graded:
+        return None
+    given = found.planned.case.parameters
+    runs = int(given.get("restarts", 1)) * int(given.get("targets", 1))
+    seen = found.watched[0].climbed
+    losses = seen[: max(len(seen) // runs, 1)]
+    return None if len(losses) < 4 else torch.stack(losses)
 
 
 def more_effort(found: Evidence) -> Measured | None:
