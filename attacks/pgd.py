@@ -101,7 +101,7 @@ def pgd(
 def step_lengths(steps: int, reach: float) -> list[float]:
     """Return the length of each step in units of eps.
 
-    >>> step_lengths(4, 2.0), step_lengths(4, 0)
+    >>> step_lengths(4, 2.0), step_lengths(4, 0.0)
     ([0.5, 0.5, 0.5, 0.5], [1.0, 0.75, 0.5, 0.25])
 
     Args:

@@ -78,8 +78,8 @@ class GradientRecorder:
         def forth(u: Tensor) -> None:
             cotangents[:] = [u.detach()[rows].clone()]
 
-        def back(g: Tensor) -> None:
-            if not cotangents:
+        def back(g: Tensor | None) -> None:
+            if g is None or not cotangents:  # None: nothing flowed back through the module
                 return
             gradients = g.detach()[rows].clone()
             for i, slot in enumerate(slots):
