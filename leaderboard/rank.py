@@ -19,6 +19,7 @@ import pandas as pd
 
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.decision import argmax_score
+from robustbench_med.bench.doubts import doubts as doubts_of
 from robustbench_med.bench.record import Estimate, Stored
 from robustbench_med.stats import UNDEFINED
 
@@ -310,10 +311,9 @@ def _judge(
         if record.status == "invalid":
             reasons.append(("invalid", f"{column}: {record.reason}"))
             continue
-        reasons += [("flagged", f"{column}: {flag_words(record, flag)}") for flag in record.flags]
-        over = record.audit.over_budget if record.audit else 0
-        if over and not any(flag.name == "over_budget" for flag in record.flags):
-            reasons.append(("flagged", f"{column}: {over} images over their budget"))
+        reasons += [
+            ("flagged", f"{column}: {flag_words(record, one)}") for one in doubts_of(record)
+        ]
         if record.case_id in strays:
             seen = f"{column}: scored on other images than the board ({record.n} seen)"
             reasons.append(("incomplete", seen))

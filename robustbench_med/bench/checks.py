@@ -147,6 +147,8 @@ _CHECKS = {
     ),
 }
 
+NAMES = tuple(_CHECKS)  # of all checks, and of the flags they raise
+
 
 def checks_of(found: Evidence) -> tuple[tuple[Check, ...], tuple[Flag, ...]]:
     """Return everything that was measured on a run, and the flags it raises."""

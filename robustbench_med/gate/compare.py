@@ -60,7 +60,7 @@ def compare(
     *,
     level: float = LEVEL,
     fails: str = "drop",
-    eps: float | str | None = None,
+    eps: float | int | str | None = None,
 ) -> Comparison:
     """Return whether the scores of `now` are those of the record, but for what chance explains.
 

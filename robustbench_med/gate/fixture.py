@@ -15,16 +15,20 @@ from robustbench_med import registry
 from robustbench_med.api import evaluate
 from robustbench_med.bench import store
 from robustbench_med.bench.case import Case
+from robustbench_med.bench.doubts import doubts as doubts_of
 from robustbench_med.bench.record import Estimate, Stored
 from robustbench_med.bench.rerun import changed, replan
 from robustbench_med.bench.runner import run_cases
 from robustbench_med.errors import BenchError, ResultsError, SpecError
 from robustbench_med.evaluation import Evaluation
 from robustbench_med.gate.compare import Comparison, check_choices, compare, identical
+from robustbench_med.gate.flags import Doubts, accepted, judge
 from robustbench_med.gate.records import AGAIN, home_of, locked, recorded, rewrite
 from robustbench_med.gate.share import Share
+from robustbench_med.spec import number
 from robustbench_med.subject import Data, Subject
 
+_OWN = ("level", "fails", "accept")  # settings of the gate, not of robustbench_med.evaluate
 # a record is held against what may have got weaker: models, and attacks and defenses anew
 _MAY_CHANGE = (
     "victim",
@@ -103,14 +107,23 @@ class Robustness:
         model: Subject,
         data: Data,
         attacks: str | Sequence[str] = "worst_case",
-        **settings: Any,  # noqa: ANN401 - those of robustbench_med.evaluate
+        **settings: Any,  # noqa: ANN401 - those of robustbench_med.evaluate, and accept
     ) -> Measured:
         """Return what a model does under attack; arguments as of `robustbench_med.evaluate`.
 
-        A case measured before in this session is not computed again.
+        The test fails where a record carries a flag, as on a board its row is not ranked then: no
+        threshold means anything there. `accept` names the flags that do not matter. A case
+        measured before in this session is not computed again.
         """
         __tracebackhide__ = True
-        return Measured(_asked(lambda: self._evaluate(model, data, attacks, settings)))
+        names = _asked(lambda: self._accepted(settings))
+        found = Measured(_asked(lambda: self._evaluate(model, data, attacks, settings)))
+        doubts = judge(found.records, names)
+        for line in doubts.accepted:
+            self.tell(line)
+        if doubts.refused:
+            pytest.fail(doubts.message("robustness"), pytrace=False)
+        return found
 
     def holds(
         self,
@@ -119,10 +132,13 @@ class Robustness:
         data: Data | None = None,
         attacks: str | Sequence[str] | None = None,
         *,
-        at: float | str | None = None,
+        at: float | int | str | None = None,
         **settings: Any,  # noqa: ANN401 - those of robustbench_med.evaluate, level and fails
     ) -> Comparison:
         """Fail the test where a model is weaker than its record, by more than chance explains.
+
+        It fails as well where what was measured carries a flag that the record does not, unless the
+        flag is accepted by name, or only clean images are compared.
 
         Args:
             record: a record's folder, or a folder that holds (or will hold) a single one.
@@ -133,17 +149,21 @@ class Robustness:
             at: the only radius to test, in image units, 0 = clean; None = clean and every radius
                 of the ladder.
             settings: as of `robustbench_med.evaluate`; `level` = 0.05, the share of unchanged
-                models that fail; `fails` = "drop", or "rise", or "either".
+                models that fail; `fails` = "drop", or "rise", or "either"; `accept` = names of
+                flags that do not fail.
         """
         __tracebackhide__ = True
-        found: Comparison = _asked(
+        found: Comparison
+        found, doubts = _asked(
             lambda: self._compared(Path(record), model, data, attacks, at, settings)
         )
-        if not found.holds:
-            pytest.fail(
-                f"{found.message}\nrecord: {record} (rewrite it with --robustness-update)",
-                pytrace=False,
-            )
+        clean_only = at is not None and number(at) == 0  # of which no attack says anything
+        said = [] if found.holds else [found.message]
+        if doubts.refused and not clean_only:
+            said.append(doubts.message("robustness.holds"))
+        if said:
+            said.append(f"record: {record} (rewrite it with --robustness-update)")
+            pytest.fail("\n".join(said), pytrace=False)
         return found
 
     def _compared(
@@ -152,12 +172,13 @@ class Robustness:
         model: Subject | None,
         data: Data | None,
         attacks: str | Sequence[str] | None,
-        at: float | str | None,
+        at: float | int | str | None,
         settings: dict[str, Any],
-    ) -> Comparison:
+    ) -> tuple[Comparison, Doubts]:
         chosen = self.settings | settings
         how = {key: chosen[key] for key in ("level", "fails") if key in chosen}
         check_choices(**how)
+        names = self._accepted(settings)
         home = home_of(place)
         with locked(home) if self.update else nullcontext():
             before = recorded(place)
@@ -173,6 +194,10 @@ class Robustness:
             now = self._asked_for(model, data, attacks, settings)
         if self.update:
             compare(now, now, eps=at, **how)  # a record that nothing could be held to is not kept
+            alike = before is not None and not _changes(before.record.case, now.record.case)
+            doubts = judge([now], names, before if alike else None)
+            if doubts.refused:  # nor one that would hide what it is flagged for
+                raise ResultsError(f"not written: {doubts.message('robustness.holds')}")
             with locked(home):  # another worker may have written it since
                 before = recorded(place) or recorded(home / now.record.case_id)
                 if before is None or not _same(before, now):
@@ -184,7 +209,13 @@ class Robustness:
                     before = now
         assert before is not None  # noqa: S101 - without an update refused above, else written
         _check(before.record.case, now.record.case)
-        return compare(before, now, eps=at, **how)
+        doubts = judge([now], names, before)
+        for line in doubts.accepted:
+            self.tell(line)
+        return compare(before, now, eps=at, **how), doubts
+
+    def _accepted(self, settings: dict[str, Any]) -> tuple[str, ...]:
+        return accepted((self.settings | settings).get("accept", ()))
 
     def _asked_for(
         self,
@@ -204,9 +235,7 @@ class Robustness:
         self, model: Subject, data: Data, attacks: str | Sequence[str], settings: dict[str, Any]
     ) -> Evaluation:
         chosen = {
-            key: value
-            for key, value in (self.settings | settings).items()
-            if key not in ("level", "fails")
+            key: value for key, value in (self.settings | settings).items() if key not in _OWN
         }
         return evaluate(
             model, data, attacks, **{"folder": self.data, "results": self.cache} | chosen
@@ -231,15 +260,21 @@ def _same(before: Stored, now: Stored) -> bool:
     """Whether a record would say the same, wherever its files lie."""
     changes = changed(before.record.case, _moved(before.record.case, now.record.case))
     scored = before.record.status == "ok"
-    return scored and not changes and identical(before, now)
+    flags = [{flag.name for flag in doubts_of(one.record)} for one in (before, now)]
+    return scored and not changes and flags[0] == flags[1] and identical(before, now)
 
 
 def _check(before: Case, now: Case) -> None:
     """Raise ResultsError unless two cases differ in nothing but what a gate watches."""
-    alike = {name: getattr(before, name) for name in _MAY_CHANGE}
-    lines = changed(before, _moved(before, now).model_copy(update=alike))
+    lines = _changes(before, now)
     if lines:
         raise ResultsError(f"{lines[0]}: pytest --robustness-update writes the record anew")
+
+
+def _changes(before: Case, now: Case) -> list[str]:
+    """Return in what two cases differ beside what a gate watches."""
+    alike = {name: getattr(before, name) for name in _MAY_CHANGE}
+    return changed(before, _moved(before, now).model_copy(update=alike))
 
 
 def _moved(before: Case, now: Case) -> Case:

@@ -20,7 +20,8 @@ from leaderboard.report.document import Report
 from leaderboard.score import score_of
 from leaderboard.text import interval, number
 from robustbench_med.bench import store
-from robustbench_med.bench.record import Certificate, Estimate, Stored
+from robustbench_med.bench.checks import NAMES
+from robustbench_med.bench.record import Certificate, Estimate, Flag, Stored
 from robustbench_med.errors import ResultsError, UnknownNameError
 from tests.leaderboard.field import QUERIES, raised
 from tests.leaderboard.planted import DATASETS, VICTIMS
@@ -175,6 +176,35 @@ def test_flags_and_missing_pictures_are_said(make_stored: Maker, tmp_path: Path)
     held = json.loads(written.json.read_text())
     assert held["unreadable"] == ["expected a readable record in x, got: y"]
     assert "B1</a> (flagged, 2 reasons)" in html
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_flag_is_said_where_the_worst_case_stands(
+    make_stored: Maker, tmp_path: Path, name: str
+) -> None:
+    """Of gradients that lie and of every other flag: beside the number, not on another page."""
+    flag = Flag(name=name, meaning="The gradients lie.", measured=1.0, threshold=0.0)
+    fine, lying = (
+        page(made([make_stored([6] * N, attack="pgd", record=record)], tmp_path / folder))
+        for folder, record in (("fine", {}), ("lying", {"flags": (flag,)}))
+    )
+    (row,) = _glance(lying)
+    assert "flagged" in row
+    assert "doubted" in row
+    assert "The gradients lie (measured" in row
+    assert "Worst case" in row
+    assert "doubted" not in _glance(fine)[0]
+    board = lying[lying.index('id="board-1"') :]
+    assert board.index("The gradients lie (measured") < board.index('id="board-1-worst"')
+    assert "Doubted figures: " in lying
+    assert "Doubted figures: " not in fine
+
+
+def _glance(html: str) -> list[str]:
+    """Return the rows of the overview, each with the number of its worst case."""
+    table = html[html.index('class="metrics evidence overview"') :].split("</table>")[0]
+    found = re.findall(r"<tr.*?</tr>", table[table.index("<tbody>") :], flags=re.DOTALL)
+    return [row for row in found if 'data-label="Worst case"' in row]
 
 
 def test_what_could_not_be_read_doubts_every_verdict(

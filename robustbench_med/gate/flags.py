@@ -1,0 +1,111 @@
+"""Flags: what keeps a record from ranking fails a gate too, unless it is accepted by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Sequence
+from types import ModuleType
+from typing import NamedTuple
+
+from robustbench_med import registry
+from robustbench_med.bench.checks import NAMES
+from robustbench_med.bench.doubts import doubts
+from robustbench_med.bench.record import Record, Stored
+from robustbench_med.errors import SpecError, UnknownNameError
+
+
+class Doubts(NamedTuple):
+    """The flags of what was measured, in words.
+
+    Attributes:
+        refused: names of those that fail the test.
+        lines: what is said of each of these.
+        accepted: what is said of those that do not.
+    """
+
+    refused: tuple[str, ...]
+    lines: tuple[str, ...]
+    accepted: tuple[str, ...]
+
+    def message(self, call: str) -> str:
+        """Return what a failed test says.
+
+        Args:
+            call: how the fixture was called, e.g. "robustness".
+        """
+        several = len(self.refused) > 1
+        names = ", ".join(map(repr, self.refused)) + ("" if several else ",")
+        first = f"expected numbers that nothing gives a reason to distrust, got {self._counted}:"
+        way = (
+            f"mend the model or the attack as {'the lines say' if several else 'it says'}, or "
+            f"accept {'them' if several else 'it'} by name: {call}(..., accept=({names}))"
+        )
+        return "\n".join([first, *self.lines, way])
+
+    @property
+    def _counted(self) -> str:
+        count = len(self.lines)
+        return "one flag" if count == 1 else f"{count} flags"
+
+
+def accepted(names: object) -> tuple[str, ...]:
+    """Return the names of the flags that a test accepts.
+
+    Args:
+        names: a name or several.
+
+    Raises:
+        SpecError: no names.
+        UnknownNameError: a name that no check has.
+    """
+    several = [names] if isinstance(names, str) else names
+    if not isinstance(several, Iterable):
+        raise SpecError(f"expected accept as names of flags, got {names!r}")
+    found = tuple(several)
+    for name in found:
+        if not isinstance(name, str):
+            raise SpecError(f"expected accept as names of flags, got {name!r}")
+        if name not in NAMES:
+            raise UnknownNameError("flag to accept", name, NAMES)
+    return found
+
+
+def judge(
+    records: Sequence[Stored], names: tuple[str, ...], before: Stored | None = None
+) -> Doubts:
+    """Return the flags of records, apart by whether they fail a test.
+
+    Args:
+        records: what was measured.
+        names: of the flags that are accepted.
+        before: the record that it is held to: what that was flagged for too is nothing new.
+    """
+    known = {} if before is None else {flag.name: flag for flag in doubts(before.record)}
+    refused: list[str] = []
+    lines: list[str] = []
+    fine: list[str] = []
+    for one in records:
+        record = one.record
+        for flag in doubts(record):
+            words = _checks().flag_words(record, flag)
+            said = f"{flag.name} in {record.case.label}: {words}"
+            if flag.name in names:
+                fine.append(f"accepted: {said}")
+            elif flag.name in known:
+                fine.append(f"flagged as in its record: {said}")
+            else:
+                refused.append(flag.name)
+                lines.append(said + ("" if before is None else _of(before.record, flag.name)))
+    return Doubts(tuple(dict.fromkeys(refused)), tuple(lines), tuple(fine))
+
+
+def _of(record: Record, name: str) -> str:
+    """Return what the record that a model is held to says of a flag that is new."""
+    if any(check.name == name for check in record.checks):
+        return "; its record has no such flag"
+    return "; its record was made without this check"
+
+
+def _checks() -> ModuleType:
+    """Return the module that says flags in words, as pages do."""
+    return importlib.import_module(f"{registry.package('leaderboard')}.checks")
