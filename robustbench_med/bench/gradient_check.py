@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from robustbench_med.bench.gradient_recorder import GradientSample
@@ -32,6 +32,7 @@ DOUBT = 0.2  # residual that is looked at again; of the zoo's honest gradients, 
 TOLERANCE = 0.3  # residual of a gradient that is not that of the answers
 STRAIGHT = 0.8  # the same where answers are constant nearby, of a gradient straight through steps
 MOVED = 0.01  # of the spread of the logits
+ASKED = 7  # times again, of a module in doubt, whether it answers at random
 _NOISE = 4e-7  # of a float32 answer, relative
 _SIGNAL = 8.0  # a difference counts beyond so many times the noise
 _NAMES = ("shown", "logits", "cotangent", "gradient")
@@ -80,21 +81,36 @@ def compare(victim: Victim, samples: Sequence[GradientSample], *, seed: int) -> 
     p = len(first.shown)
     centre, again = (first.answers(first.shown) for _ in range(2))
     passes, moved = 2 * p, _moved(centre, first.logits)
-    if not torch.equal(centre, again) and float(_moved(centre, again).max()) > 1e-4:
+    drawn = _apart(centre, again)
+    judged, residual = first.at(STEP, DIRECTIONS)
+    passes += 2 * DIRECTIONS * p
+    rows = _doubtful(judged, residual)
+    if not drawn and (len(rows) or bool((moved > MOVED).any())):
+        # two answers of a module with few draws may be alike by chance: it is no liar for that
+        drawn, spent = first.draws_at_random()
+        passes += spent
+    if drawn:
         fixed, moved = first.with_draws_fixed(), torch.zeros_like(moved)
         passes += 4 * p
         if fixed is None:
             none = torch.zeros(p, dtype=torch.bool, device=centre.device)
             return Comparison(none, torch.zeros_like(moved), moved, passes)
         first = fixed
-    judged, residual = first.at(STEP, DIRECTIONS)
-    passes += 2 * DIRECTIONS * p
-    rows = (~judged | (residual > DOUBT)).nonzero()[:, 0]
+        judged, residual = first.at(STEP, DIRECTIONS)
+        passes += 2 * DIRECTIONS * p
+        rows = _doubtful(judged, residual)
     if len(rows):
-        ok, values_at, spent = _again(first.take(rows))
-        judged[rows], residual[rows] = ok, values_at
+        judged[rows], residual[rows], spent = _again(first.take(rows))
         passes += spent
     return Comparison(judged, residual, moved, passes)
+
+
+def _doubtful(judged: Bool[Tensor, " p"], residual: Float[Tensor, " p"]) -> Int[Tensor, " some"]:
+    return (~judged | (residual > DOUBT)).nonzero()[:, 0]
+
+
+def _apart(answer: Logits, other: Logits) -> bool:
+    return not torch.equal(answer, other) and float(_moved(answer, other).max()) > 1e-4
 
 
 def _again(doubtful: _Differences) -> tuple[Bool[Tensor, " p"], Float[Tensor, " p"], int]:
@@ -147,7 +163,9 @@ class _Differences:
     fixed: bool = False  # whether each pass starts from the same seed
 
     def take(self, rows: Tensor) -> _Differences:
-        return replace(self, **{name: getattr(self, name)[rows] for name in _NAMES})
+        """Return the same of some rows; where draws are fixed, with those of a batch of these."""
+        found = replace(self, **{name: getattr(self, name)[rows] for name in _NAMES})
+        return found.with_own_gradient() if self.fixed and len(rows) else found
 
     def answers(self, shown: Images) -> Logits:
         with torch.no_grad(), self._draws():
@@ -164,11 +182,27 @@ class _Differences:
         fixed = replace(self, fixed=True)
         if not torch.equal(fixed.answers(self.shown), fixed.answers(self.shown)):
             return None
+        return fixed.with_own_gradient()
+
+    def with_own_gradient(self) -> _Differences:
+        """Return the same with the gradient of a pass that has the draws of its answers."""
         leaf = self.shown.clone().requires_grad_(True)
-        with torch.enable_grad(), fixed._draws():
+        with torch.enable_grad(), self._draws():
             parts = [self.victim.answer(part) for part in leaf.split(self.victim.chunk)]
             (g,) = torch.autograd.grad((torch.cat(parts) * self.cotangent).sum(), leaf)
-        return replace(fixed, gradient=g)
+        return replace(self, gradient=g)
+
+    def draws_at_random(self) -> tuple[bool, int]:
+        """Return whether an image, asked alone several times, is answered in two ways; passes too.
+
+        One by one, so that a draw a call is one an image.
+        """
+        alone = replace(self, victim=replace(self.victim, chunk=1))
+        once = alone.answers(self.shown)
+        for i in range(ASKED):
+            if _apart(once, alone.answers(self.shown)):
+                return True, (i + 2) * len(once)
+        return False, (ASKED + 1) * len(once)
 
     def double(self) -> _Differences | None:
         """Return the same in double precision; None where the module then answers otherwise."""

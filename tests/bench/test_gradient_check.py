@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_med.bench.execute import execute
-from robustbench_med.bench.gradient_check import compare
+from robustbench_med.bench.gradient_check import _Differences, compare
 from robustbench_med.bench.gradient_recorder import GradientRecorder, GradientSample
 from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import Record
 from robustbench_med.bench.traced_guide import TracedModule, traced_guide
 from robustbench_med.objectives.decide import kept
+from robustbench_med.rng import seeded
 from robustbench_med.victim import Victim, frozen
 from tests.bench.lies import LIES, Edited, Lying
 from tests.bench.toys import MODEL, dataset_of, planned_of
@@ -263,3 +264,58 @@ def test_small_networks_of_the_other_tests_agree() -> None:
     with frozen(victim.module):
         found = compare(victim, samples_of(victim, grey_images(N, side=SIDE)), seed=1)
     assert not bool(found.disagree.any())
+
+
+class Coin(Lying):
+    """Mirrors all images of a call or none: two calls agree half of the time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.body(x.flip(-1) if bool(torch.rand(()) < 0.5) else x)
+        return answer
+
+
+class Die(Lying):
+    """Shifts all images of a call by one of six."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.body(x.roll(int(torch.randint(6, ())), -1))
+        return answer
+
+
+class DiePerImage(Lying):
+    def forward(self, x: Tensor) -> Tensor:
+        rolled = [one.roll(int(torch.randint(6, ())), -1) for one in x]
+        answer: Tensor = self.body(torch.stack(rolled))
+        return answer
+
+
+@pytest.mark.parametrize("kind", [Coin, Die, DiePerImage, Random])
+def test_few_draws_that_agree_by_chance_are_no_lie(kind: type[Lying]) -> None:
+    body, x = body_of("single_label", 1), grey_images(N, side=SIDE)
+    for edit, expected in ((None, False), (lambda g: -g, True)):
+        module = kind(body)
+        if edit is not None:
+            module = Edited(module, edit)
+        victim = victim_of(module.eval(), size=(SIDE, SIDE))
+        for seed in range(16):
+            with frozen(victim.module), seeded(seed, "agree by chance"):
+                found = compare(victim, samples_of(victim, x, keep=6), seed=seed)
+            assert bool(found.disagree.any()) == expected
+            assert float(found.moved.max()) == 0
+
+
+def test_some_rows_of_fixed_draws_have_the_gradient_of_their_own_pass() -> None:
+    victim = victim_of(Random(body_of("single_label", 1)), size=(SIDE, SIDE))
+    with frozen(victim.module):
+        found = samples_of(victim, grey_images(N, side=SIDE), keep=6)
+        shown, logits, cotangent, gradient = (
+            torch.stack([getattr(one, name) for one in found])
+            for name in ("shown", "logits", "cotangent", "gradient")
+        )
+        every = _Differences(victim, shown, logits, cotangent, gradient, seed=0)
+        fixed = every.with_draws_fixed()
+        assert fixed is not None
+        some = fixed.take(torch.tensor([3, 5]))
+        judged, residual = some.at(1e-4, 4)
+    assert bool(judged.all())
+    assert float(residual.max()) < 0.2
