@@ -81,7 +81,10 @@ def record_of(
     with frozen(victim.module):
         clean = kept(victim.logits(batch.x))
     ready = Prepared(batch, victim, MODEL, data, clean, probabilities=False)
-    values = {"ladder": (0.02,), "parameters": {"steps": 8} if attack == "pgd" else {}} | fields
+    values = {
+        "ladder": (0.02,),
+        "parameters": {"steps": 8, "reach": 2.5} if attack == "pgd" else {},
+    } | fields
     return execute(planned_of(data, attack, **values), lambda: ready, command="", examples=0).record
 
 
