@@ -86,9 +86,8 @@ class Victim:
 
     def _answer(self, x: Images) -> Logits:
         shown = self.normalised(x)
-        if self.recorder is None:
-            return self.answer(shown)
-        return self.recorder(self.answer, shown)
+        logits = self.answer(shown) if self.recorder is None else self.recorder(self.answer, shown)
+        return logits.to(x.dtype)  # a module in double precision is shown images in it
 
     def answer(self, shown: Images) -> Logits:
         """Return the logits of normalised images, in float32, or in float64 where those are.

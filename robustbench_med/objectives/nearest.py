@@ -48,7 +48,9 @@ def _weights(problem: Problem, ways: int) -> Float[Tensor, "b m"]:
     x = problem.x
     # where the number of values counts, any value may move by all its room
     ball = replace(problem.ball, norm="linf") if problem.ball.norm == "l0" else problem.ball
+    zeros = problem.counter.zero
     slopes = problem.jacobian(x, ways)
+    problem.counter.zero = zeros  # a way without slope is not climbed: nothing is missed
     norms = []
     for g in slopes.jacobian.unbind(1):
         free = torch.where(g > 0, x < 1, x > 0)  # a value at the edge of the box cannot leave it

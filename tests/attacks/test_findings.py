@@ -170,6 +170,7 @@ def test_a_finding_without_slope_is_passed_over_and_a_flat_victim_climbs_its_mar
         expected = problem.margins(x)
         expected = expected[:, first] if slope else expected.amax(1)
         torch.testing.assert_close(loss, expected)
+        assert problem.counter.zero == 0  # what is not climbed is not missed
 
 
 def test_only_findings_have_a_sum() -> None:

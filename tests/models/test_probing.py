@@ -380,6 +380,25 @@ def test_modules_of_every_kind(make: Callable[[], nn.Module], exact: float) -> N
     assert robust(module, labels(), "fgsm") == pytest.approx(exact, abs=0.051)
 
 
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "pgd(steps=5)",
+        "apgd(steps=5)",
+        "square(queries=20)",
+        "deepfool",
+        "fmn(steps=5)",
+        "worst_case",
+    ],
+)
+def test_a_module_in_double_precision_meets_every_kind_of_attack(attack: str) -> None:
+    single, double = (
+        rm.evaluate(module, labels(), attack, eps=EPS, operating_point="argmax")
+        for module in (Truth(2), Truth(2).double())
+    )
+    assert double.accuracy == pytest.approx(single.accuracy, abs=0.051)
+
+
 @pytest.mark.parametrize("script", [False, True])
 def test_a_quantised_model_answers_queries(script: bool) -> None:
     module = quantised(affine())
