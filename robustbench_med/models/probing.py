@@ -229,7 +229,7 @@ def _path(asked: _Asked, expected: Expected) -> tuple[Path, str]:
     if isinstance(raw, Tensor):
         return (), ""
     path = _head(asked, expected)
-    return path, f"of several outputs, {_shown(path)} is read as the model's answer"
+    return path, f"of what the model returns, {_shown(path)} is read as its answer"
 
 
 def _head(asked: _Asked, expected: Expected) -> Path:

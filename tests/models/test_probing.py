@@ -232,7 +232,7 @@ class ModelOutput(OrderedDict[str, Any]):
 def test_containers(last: Last, said: str) -> None:
     model = rm.load_model(Truth(2, last), dataset=labels())
     torch.testing.assert_close(margin(model(X).logits).detach(), SCORES)
-    assert model.card.notes == (f"of several outputs, {said} is read as the model's answer",)
+    assert model.card.notes == (f"of what the model returns, {said} is read as its answer",)
 
 
 def test_an_output_can_be_chosen() -> None:
