@@ -19,7 +19,8 @@ import argparse
 import platform
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ from robustbench_med.rng import Draws
 from robustbench_med.spec import parse
 from robustbench_med.victim import frozen
 
+DATA = Path("../shared/data")  # of real victims
 BUDGET = 1000  # forward + backward passes an image, at most
 VICTIMS = ("chest_resnet", "dermoscopy_resnet")
 # what each attack does with the budget; the peers' other parameters are their own defaults
@@ -128,16 +130,9 @@ def measure(norm: Norm, n: int) -> dict[str, Found]:
     """Return what each contender of a norm found on `n` images of every victim."""
     found: dict[str, list[Found]] = {text: [] for text in CONTENDERS[norm]}
     for name in VICTIMS:
-        card = registry.find("models", name)
-        data = load_dataset(card.dataset)
-        victim = load_victim(name, data.card).victim
-        batch = data.batch("test", n=4 * n)
-        with frozen(victim.module):
-            right = (victim.logits(batch.x).argmax(1) == batch.y).nonzero()[:n, 0]
-            x, y = batch.x[right], batch.y[right]
-            posed = Problem(x, y, Ball(norm, torch.inf), Untargeted(), victim)
+        with right_when_clean(name, norm, n) as posed:
             for text, rows in found.items():
-                rows.append(_one(text, posed))
+                rows.append(attack_on(text, posed))
                 print(f"{norm} {name} {text}: {rows[-1].seconds:.1f} s", flush=True)  # noqa: T201
     return {
         text: Found(
@@ -149,7 +144,20 @@ def measure(norm: Norm, n: int) -> dict[str, Found]:
     }
 
 
-def _one(text: str, posed: Problem) -> Found:
+@contextmanager
+def right_when_clean(name: str, norm: Norm, n: int) -> Iterator[Problem]:
+    """Pose the first `n` test images that a shipped victim calls right, and hold it frozen."""
+    data = load_dataset(registry.find("models", name).dataset, data=DATA)
+    victim = load_victim(name, data.card).victim
+    batch = data.batch("test", n=4 * n)
+    with frozen(victim.module):
+        right = (victim.logits(batch.x).argmax(1) == batch.y).nonzero()[:n, 0]
+        x, y = batch.x[right], batch.y[right]
+        yield Problem(x, y, Ball(norm, torch.inf), Untargeted(), victim)
+
+
+def attack_on(text: str, posed: Problem) -> Found:
+    """Return what an attack found, and what it cost."""
     problem = replace(posed, counter=Counter())
     rng = Draws.of(0, map(str, range(len(problem))))
     clock = time.perf_counter()
