@@ -545,7 +545,11 @@ def test_planning_a_committed_case_again_gives_the_same_case(
         kind = (case.attack, case.surrogate is None, case.norm, case.objective, case.budget)
         if record.dataset_card.synthetic and kind not in seen:
             seen.add(kind)
-            assert changed(case, replan(case).case) == []
+            # an older record may be of an older version of its attack, which verify says
+            other = [
+                one for one in changed(case, replan(case).case) if "another version" not in one
+            ]
+            assert other == []
     assert len(seen) > 20
 
 

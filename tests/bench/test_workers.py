@@ -63,6 +63,8 @@ SLOW = '''
 import os, subprocess, time
 from torch import Tensor, nn
 
+CLIMBED = []
+
 class Slow(nn.Module):
     """Take long."""
 
@@ -72,7 +74,8 @@ class Slow(nn.Module):
         self.linear = nn.Linear(32 * 32, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.requires_grad and not os.path.exists(f"at-work-{os.getpid()}"):
+        CLIMBED.append(x.requires_grad)  # a model is looked at when it is loaded, with few passes
+        if sum(CLIMBED) == 40:
             subprocess.Popen(["sleep", "900"])
             open(f"at-work-{os.getpid()}", "w").close()
         time.sleep(0.05)
