@@ -90,7 +90,7 @@ def margin(found: Evidence) -> Measured | None:
     """Return how many missed images a PGD breaks that climbs the nearest finding alone."""
     if found.planned.data.card.task != "multi_label" or found.ready.victim.guard is not None:
         return None
-    if found.card.rungs == "distance" or not found.iterative:
+    if found.card.rungs == "distance" or not found.iterative or _just_reaches(found):
         return None
     each = 2 * MARGIN_STEPS + 2
     return _probe(found, "pgd", {"steps": MARGIN_STEPS}, loss="margin", each=each, share=0.4)
@@ -99,9 +99,12 @@ def margin(found: Evidence) -> Measured | None:
 def apgd(found: Evidence) -> Measured | None:
     """Return how many missed images a short APGD breaks, where its steps are of the attack's norm.
 
-    Attacks that choose their steps as APGD does are not asked, nor those on masks, whose harm has
+    Attacks that choose their steps as APGD does are not asked, nor those whose paper fixes the
+    steps so that they just reach the radius (BIM, MI-FGSM), nor those on masks, whose harm has
     degrees and whose losses differ more than their steps.
     """
+    if _just_reaches(found):
+        return None
     if found.graded or found.card.rungs == "distance" or "apgd" in found.card.function:
         return None
     if found.planned.case.attack.startswith("worst_case"):  # begins with APGD
@@ -224,7 +227,7 @@ def rising(found: Evidence) -> Measured | None:
     if losses is None or found.watched is None:
         return None
     rows = torch.ones_like(found.watched[0].arrived)
-    if 0 < found.planned.case.parameters.get("reach", torch.inf) <= _JUST:
+    if _just_reaches(found):
         rows = ~found.watched[0].arrived
     if not bool(rows.any()):
         return None
@@ -235,6 +238,11 @@ def rising(found: Evidence) -> Measured | None:
     if float(total) <= 0:
         return None
     return Measured(float((late / (last - start)) / (total / last)), best.shape[1])
+
+
+def _just_reaches(found: Evidence) -> bool:
+    """Whether all steps of the attack together are about as long as the radius."""
+    return 0 < found.planned.case.parameters.get("reach", torch.inf) <= _JUST
 
 
 def gains_nothing(found: Evidence) -> Measured | None:
