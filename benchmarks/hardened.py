@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", type=int, default=12, help="images of each victim")
     given = parser.parse_args()
-    print("| victim | attack | median ratio | mean ratio | worst image | passes, ours / DDN |")  # noqa: T201
+    print("| victim | attack | ratio of medians | mean ratio | worst image | passes, ours / DDN |")  # noqa: T201
     print("|---|---|---|---|---|---|")  # noqa: T201
     for name in hardened():
         for ours, peer in PAIRS.items():
