@@ -242,7 +242,7 @@ def rising(found: Evidence) -> Measured | None:
 
 def _just_reaches(found: Evidence) -> bool:
     """Whether all steps of the attack together are about as long as the radius."""
-    return 0 < found.planned.case.parameters.get("reach", torch.inf) <= _JUST
+    return 0 < float(found.planned.case.parameters.get("reach", torch.inf)) <= _JUST
 
 
 def gains_nothing(found: Evidence) -> Measured | None:
