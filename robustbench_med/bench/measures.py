@@ -90,7 +90,10 @@ def margin(found: Evidence) -> Measured | None:
     """Return how many missed images a PGD breaks that climbs the nearest finding alone."""
     if found.planned.data.card.task != "multi_label" or found.ready.victim.guard is not None:
         return None
-    if found.card.rungs == "distance" or not found.iterative or _just_reaches(found):
+    if found.card.rungs == "distance" or not found.iterative:
+        return None
+    summed = found.planned.case.parameters.get("loss") == "summed"
+    if _has_steps_of_its_paper(found) and not summed:
         return None
     each = 2 * MARGIN_STEPS + 2
     return _probe(found, "pgd", {"steps": MARGIN_STEPS}, loss="margin", each=each, share=0.4)
@@ -103,7 +106,7 @@ def apgd(found: Evidence) -> Measured | None:
     steps so that they just reach the radius (BIM, MI-FGSM), nor those on masks, whose harm has
     degrees and whose losses differ more than their steps.
     """
-    if _just_reaches(found):
+    if _has_steps_of_its_paper(found):
         return None
     if found.graded or found.card.rungs == "distance" or "apgd" in found.card.function:
         return None
@@ -238,6 +241,12 @@ def rising(found: Evidence) -> Measured | None:
     if float(total) <= 0:
         return None
     return Measured(float((late / (last - start)) / (total / last)), best.shape[1])
+
+
+def _has_steps_of_its_paper(found: Evidence) -> bool:
+    """Whether the attack's paper fixes its steps so that they just reach the radius."""
+    usual = float(found.card.parameters.get("reach", torch.inf))
+    return _just_reaches(found) and 0 < usual <= _JUST
 
 
 def _just_reaches(found: Evidence) -> bool:
