@@ -34,6 +34,7 @@ from robustbench_med.stats import wilson
 from tests.bench.toys import save_npz, save_timm
 
 COMMITTED = Path(__file__).parents[2] / "results" / "quick"
+OLDER = ("medmnist", "segmentation", "defenses")  # suites to be made again: results/README.md
 
 
 def suite_of(**grid: Any) -> Suite:  # noqa: ANN401 - any field
@@ -545,11 +546,10 @@ def test_planning_a_committed_case_again_gives_the_same_case(
         kind = (case.attack, case.surrogate is None, case.norm, case.objective, case.budget)
         if record.dataset_card.synthetic and kind not in seen:
             seen.add(kind)
-            # an older record may be of an older version of its attack, which verify says
-            other = [
-                one for one in changed(case, replan(case).case) if "another version" not in one
-            ]
-            assert other == []
+            lines = changed(case, replan(case).case)
+            if folder.parent.name in OLDER:  # of older versions of their attacks, nothing else
+                lines = [one for one in lines if "is another version than the record's" not in one]
+            assert lines == []
     assert len(seen) > 20
 
 
