@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from robustbench_med import palette
 from robustbench_med.bench.record import Estimate
+from robustbench_med.files import write_text
 
 from . import text
 from .board import Board
@@ -25,7 +26,7 @@ from .metrics import metric_notes, metric_rows
 from .outcomes import by_class, by_patient
 from .price import change, counted
 from .shield import defense_words
-from .table import argmax_words, beyond_words, place, write_text
+from .table import argmax_words, beyond_words, place
 from .views import choices, named, origin, views
 from .words import (
     attacker_words,

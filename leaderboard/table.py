@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustbench_med.bench.record import Estimate
+from robustbench_med.files import write_text
 from robustbench_med.stats import UNDEFINED
 
 from .board import Board, Row
@@ -403,18 +402,3 @@ def write_tables(
         write_text(folder / "leaderboard.csv", text),
         write_text(folder / "leaderboard.md", markdown(made, title=title, lost=lost)),
     )
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write `text` to `path` in one step, so that a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path

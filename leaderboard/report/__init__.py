@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robustbench_med.bench.record import Stored
+from robustbench_med.files import write_text
 
 from ..lost import Lost
-from ..table import write_text
 from .build import Source, build
 from .criteria import Given, read_criteria
 from .document import Report

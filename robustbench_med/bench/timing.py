@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -19,6 +16,7 @@ from robustbench_med.bench.plan import Planned, bound
 from robustbench_med.bench.rounding import processor
 from robustbench_med.datasets.download import cache_dir
 from robustbench_med.errors import BenchError
+from robustbench_med.files import write_text
 from robustbench_med.models.load import load_victim
 from robustbench_med.types import images_at_once
 from robustbench_med.victim import Victim, frozen
@@ -85,11 +83,7 @@ class Clock:
     def _write(self) -> None:
         """Keep what was timed; a folder that cannot be written costs the next plan some seconds."""
         with contextlib.suppress(OSError):
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            number, name = tempfile.mkstemp(dir=self._file.parent)
-            with os.fdopen(number, "w") as file:
-                json.dump(self._known, file)
-            Path(name).replace(self._file)
+            write_text(self._file, json.dumps(self._known))
 
 
 def gradient_seconds(victim: Victim) -> float:

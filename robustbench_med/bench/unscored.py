@@ -7,8 +7,6 @@ model looking stronger than it is.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from robustbench_med import registry, spec
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.plan import Planned
 from robustbench_med.cards import AttackCard, DefenseCard
+from robustbench_med.files import write_text
 
 FILE = "not_scored.json"
 
@@ -90,7 +89,7 @@ def remember(
     kept += [one for one in unscored(planned, failed) if one.case.id not in done]
     path = folder / FILE
     if kept:
-        _write(path, _LIST.dump_json(tuple(kept), indent=1) + b"\n")
+        write_text(path, _LIST.dump_json(tuple(kept), indent=1).decode() + "\n")
     else:
         path.unlink(missing_ok=True)
     return kept
@@ -102,11 +101,3 @@ def recall(folder: Path) -> list[Unscored]:
         return list(_LIST.validate_json((folder / FILE).read_bytes()))
     except (OSError, ValidationError):
         return []
-
-
-def _write(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    Path(temporary).chmod(0o644)
-    Path(temporary).replace(path)
