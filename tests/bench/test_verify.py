@@ -34,7 +34,7 @@ from robustbench_med.stats import wilson
 from tests.bench.toys import save_npz, save_timm
 
 COMMITTED = Path(__file__).parents[2] / "results" / "quick"
-OLDER = ("medmnist", "segmentation", "defenses")  # suites to be made again: results/README.md
+OLDER = ("medmnist", "defenses")  # suites to be made again: results/README.md
 
 
 def suite_of(**grid: Any) -> Suite:  # noqa: ANN401 - any field
