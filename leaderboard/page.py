@@ -19,16 +19,16 @@ from . import text
 from .board import Board
 from .checks import check_rows, flag_words
 from .cite import bibtex
-from .embedded import embedded
 from .figures import colour, shape
 from .lost import MEANS, Lost
 from .metrics import metric_notes, metric_rows
 from .outcomes import by_class, by_patient
+from .page_context import choices, named, origin, views
+from .page_data import embedded
 from .price import change, counted
 from .shield import defense_words
 from .table import argmax_words, beyond_words, place
-from .views import choices, named, origin, views
-from .words import (
+from .wording import (
     attacker_words,
     audit_words,
     budget_words,

@@ -16,13 +16,13 @@ from ..metrics import spacing_words
 from ..native import range_words
 from ..rank import boards
 from ..text import https, plain
-from .chosen import Chosen, find_victim, references, rows_of, single, victims
 from .clauses import CLAUSES, FRAMEWORKS, STATEMENT
 from .criteria import Given
 from .document import Data, Model, Report, Software, Use
+from .evaluate_criteria import judge
 from .evidence import evidence
-from .judge import judge
-from .residual import limits
+from .model_boards import Chosen, find_victim, references, rows_of, single, victims
+from .residual_risk import limits
 from .threats import not_tested, threat_models
 
 

@@ -12,13 +12,13 @@ from ..detectors import COLUMNS, RULE, guarded, has_detectors
 from ..metrics import metric_rows
 from ..native import measure_words, native_radius
 from ..text import plain, radius
-from ..words import decision_words
-from .aim import lacking, untested
-from .calls import Kept, directed_flips, recalls, region_dice
-from .chosen import Chosen
+from ..wording import decision_words
 from .document import Cell, DetectorLine, Evidence, Line, Proved
-from .pool import Pool, board_pool, rung_of, valid_runs
-from .residual import remaining
+from .goals import lacking, untested
+from .model_boards import Chosen
+from .pooled_runs import Pool, board_pool, rung_of, valid_runs
+from .recalls import Kept, directed_flips, recalls, region_dice
+from .residual_risk import remaining
 
 _OF_MASKS = {"volume_error": False, "lesion_miss": False, "hd95": False}  # higher is worse
 _ALARMS = "false_alarms"

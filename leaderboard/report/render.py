@@ -12,8 +12,8 @@ from ..detectors import COLUMNS
 from ..figures import curves
 from ..gallery import PAGE_BYTES, gallery, regions_shown, shown
 from ..page import TEMPLATES, environment, policy_hash
-from .chosen import Chosen
 from .document import Clause, Report
+from .model_boards import Chosen
 
 
 def render(document: Report, chosen: list[Chosen]) -> str:

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from robustbench_med.cards import DatasetCard
 
 from ..text import plain
-from .aim import goal_of
-from .chosen import Chosen
 from .criteria import Criterion, Given
+from .goals import goal_of
+from .model_boards import Chosen
 
 _OBJECTIVES = ("untargeted", "targeted", "finding", "region")
 

@@ -8,8 +8,8 @@ from ..native import linf_words
 from ..objective import channel_words, objective_words
 from ..rank import knowing
 from ..text import KNOWS, NORMS, THREATS, radii
-from .chosen import Chosen
 from .document import Tested
+from .model_boards import Chosen
 
 _MAY = {
     "linf": "change every value of the image by at most {radii}",

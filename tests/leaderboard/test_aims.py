@@ -13,8 +13,8 @@ from rich.console import Console
 
 import leaderboard
 from leaderboard.channels import channel_bars
-from leaderboard.embedded import embedded
 from leaderboard.outcomes import by_patient
+from leaderboard.page_data import embedded
 from robustbench_med.bench.record import Stored
 
 from .planted import VICTIMS

@@ -10,7 +10,7 @@ import pytest
 import leaderboard
 from leaderboard.frame import long_frame
 from leaderboard.lost import Lost
-from leaderboard.views import named
+from leaderboard.page_context import named
 from robustbench_med.bench.record import Stored
 
 from .planted import PROVENANCE, VICTIMS

@@ -11,7 +11,7 @@ import pytest
 
 import leaderboard
 from leaderboard.objective import channel_label, channel_words, objective_words
-from leaderboard.words import budget_words
+from leaderboard.wording import budget_words
 from leaderboard.worst_case import lowest, score_table, standing_table
 from robustbench_med.bench.record import Estimate, Flag, Stored
 

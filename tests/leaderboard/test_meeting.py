@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import leaderboard
+from leaderboard.page_context import named
 from leaderboard.table import beyond_words, terminal_title
-from leaderboard.views import named
-from leaderboard.words import versus_words
+from leaderboard.wording import versus_words
 from robustbench_med.bench.record import Stored
 from robustbench_med.stats import wilson
 

@@ -15,7 +15,7 @@ from leaderboard.native import (
     native_radius,
     range_words,
 )
-from leaderboard.words import budget_words
+from leaderboard.wording import budget_words
 from robustbench_med import registry
 from robustbench_med.bench.record import Stored
 from robustbench_med.cards import DatasetCard

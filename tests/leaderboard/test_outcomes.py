@@ -12,10 +12,10 @@ import pytest
 import leaderboard
 from leaderboard.cite import bibtex
 from leaderboard.compute import compute
-from leaderboard.embedded import embedded
 from leaderboard.outcomes import by_class, by_patient
-from leaderboard.views import lead_words
-from leaderboard.words import versus_words
+from leaderboard.page_context import lead_words
+from leaderboard.page_data import embedded
+from leaderboard.wording import versus_words
 from robustbench_med.bench.record import Cost, Stored
 from robustbench_med.stats import wilson
 

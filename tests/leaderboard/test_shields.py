@@ -13,7 +13,7 @@ import pytest
 import leaderboard
 from leaderboard.shield import defense_words
 from leaderboard.table import markdown
-from leaderboard.words import attacker_words
+from leaderboard.wording import attacker_words
 from robustbench_med.bench.record import Stored
 
 from .browser import Tags

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from leaderboard.report.chosen import choose
 from leaderboard.report.criteria import METRICS, Given, read_criteria
 from leaderboard.report.document import Judged
-from leaderboard.report.judge import judge
+from leaderboard.report.evaluate_criteria import judge
+from leaderboard.report.model_boards import choose
 from robustbench_med.bench.record import Flag, Stored
 from robustbench_med.cards import DatasetCard
 from robustbench_med.errors import SpecError

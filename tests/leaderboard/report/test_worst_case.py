@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from leaderboard.report.chosen import choose
 from leaderboard.report.criteria import read_criteria
 from leaderboard.report.document import Judged
+from leaderboard.report.evaluate_criteria import judge
 from leaderboard.report.evidence import evidence
-from leaderboard.report.judge import judge
-from leaderboard.report.shares import balanced_accuracy, f1, of_findings, success
+from leaderboard.report.model_boards import choose
+from leaderboard.report.pooled_metrics import balanced_accuracy, f1, of_findings, success
 from robustbench_med.bench import store
 from robustbench_med.bench.record import Flag, Stored
 from robustbench_med.cards import DatasetCard
@@ -23,7 +23,7 @@ from tests.leaderboard.planted_masks import HEART, make_masks
 from tests.leaderboard.planted_shields import GUARD, WRAPPED, detecting, wrapped
 
 from .planted import LAST, VICTIM, N, pair, wilson
-from .test_calls import only
+from .test_recalls import only
 
 Maker = Callable[..., Stored]
 RESULTS = Path(__file__).parents[3] / "results"

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from robustbench_med import stats
 from robustbench_med.bench.record import Estimate, Stored
 
-from .calls import held, is_, kept, region, rest
-from .pool import Bools, Pool
+from .pooled_runs import Bools, Pool
+from .recalls import held, is_, kept, region, rest
 
 Floats = NDArray[np.float64]
 _Score = Callable[[Floats, int], Floats]  # of weights, an entry a row of them, at a level

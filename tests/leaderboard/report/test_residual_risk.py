@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from leaderboard.report.chosen import choose, single
 from leaderboard.report.document import Remaining
-from leaderboard.report.residual import least_changes, limits, remaining
+from leaderboard.report.model_boards import choose, single
+from leaderboard.report.residual_risk import least_changes, limits, remaining
 from leaderboard.report.threats import not_tested, threat_models
 from robustbench_med.bench.record import Stored
 from tests.leaderboard.planted import DATASETS, PROVENANCE

@@ -22,7 +22,7 @@ from robustbench_med.cards import DatasetCard
 from ..board import Row
 from ..rank import knowing
 from ..worst_case import image_table, lowest, means, owners_of
-from .chosen import Chosen
+from .model_boards import Chosen
 
 Bools = NDArray[np.bool_]
 Reader = Callable[[Stored], NDArray[Any]]  # of a run: a value a row of its samples table

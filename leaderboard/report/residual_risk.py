@@ -10,9 +10,9 @@ from robustbench_med.stats import miss_bound, wilson
 
 from ..table import patients
 from ..text import plain, radius
-from .chosen import Chosen
 from .document import Remaining
-from .pool import valid_runs
+from .model_boards import Chosen
+from .pooled_runs import valid_runs
 
 ALPHA = 0.05
 

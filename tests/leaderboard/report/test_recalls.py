@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leaderboard.report.calls import Kept, directed_flips, recalls, region_dice
-from leaderboard.report.chosen import choose
-from leaderboard.report.pool import Pool, board_pool
+from leaderboard.report.model_boards import choose
+from leaderboard.report.pooled_runs import Pool, board_pool
+from leaderboard.report.recalls import Kept, directed_flips, recalls, region_dice
 from robustbench_med.bench import store
 from robustbench_med.bench.record import Stored
 from tests.leaderboard.planted import DATASETS

@@ -21,7 +21,7 @@ from .price import defense_names, prices
 from .score import NOTHING, Score
 from .table import facts, patients
 from .transfer import matrices
-from .words import commit_words
+from .wording import commit_words
 
 TASKS = {
     "single_label": "classification",

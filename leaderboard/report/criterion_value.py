@@ -11,12 +11,12 @@ from robustbench_med.cards import DatasetCard
 
 from ..crosscheck import many_steps
 from ..text import plain
-from . import shares
-from .aim import goal_of, lacking, needs, toward, untested
-from .calls import directed_flips, recalls
+from . import pooled_metrics
 from .criteria import Criterion
 from .evidence import hardest
-from .pool import Pool, image_ids
+from .goals import goal_of, lacking, needs, toward, untested
+from .pooled_runs import Pool, image_ids
+from .recalls import directed_flips, recalls
 from .suggestions import unknown_part
 
 _OF_ATTACKS = ("attack_success", "flips_to_normal", "flips_to_disease")  # nothing when clean
@@ -136,17 +136,17 @@ def _by_image(
     """Return how a metric is taken image by image; None where samples do not hold it."""
     base, metric = criterion.base, criterion.metric
     if base == "attack_success":
-        return shares.success
+        return pooled_metrics.success
     if card.task == "segmentation":
         return _of_masks(base, metric, card)
     if base == "accuracy":
-        return shares.accuracy
+        return pooled_metrics.accuracy
     if base == "balanced_accuracy":
-        return shares.balanced_accuracy
+        return pooled_metrics.balanced_accuracy
     if base == "f1" and (card.binary or card.task == "multi_label"):
-        return shares.f1
+        return pooled_metrics.f1
     if card.task == "multi_label" and base in ("sensitivity", "specificity"):
-        return lambda pool: shares.of_findings(pool, int(base == "sensitivity"))
+        return lambda pool: pooled_metrics.of_findings(pool, int(base == "sensitivity"))
     return lambda pool: next(
         (k.estimates for k in (*recalls(pool), *directed_flips(pool)) if k.name == metric), None
     )
@@ -160,11 +160,17 @@ def _of_masks(
         return None
     place = list(card.parts).index(part) if part else None
     if base == "dice":
-        return shares.accuracy if place is None else lambda pool: shares.dice(pool, place)
+        return (
+            pooled_metrics.accuracy
+            if place is None
+            else lambda pool: pooled_metrics.dice(pool, place)
+        )
     if base == "iou":
-        return lambda pool: shares.iou(pool, place)
+        return lambda pool: pooled_metrics.iou(pool, place)
     if base == "target_dice":
-        return lambda pool: shares.target_dice(pool) if "target_dice" in pool.home.samples else None
+        return lambda pool: (
+            pooled_metrics.target_dice(pool) if "target_dice" in pool.home.samples else None
+        )
     return None
 
 

@@ -16,7 +16,7 @@ from ..checks import check_rows, flag_words
 from ..lost import Lost
 from ..rank import boards
 from ..text import plain
-from ..words import audit_words, cost_words
+from ..wording import audit_words, cost_words
 from .document import Reference
 
 

@@ -18,7 +18,7 @@ from robustbench_med.bench.record import Estimate, Stored
 
 from ..objective import called
 from ..worst_case import lowest
-from .pool import Bools, Pool
+from .pooled_runs import Bools, Pool
 
 Event = Callable[[NDArray[Any]], Bools]  # of predictions, one a row of the samples table
 

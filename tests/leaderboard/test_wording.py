@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from leaderboard.text import radii, radius, unit
-from leaderboard.words import (
+from leaderboard.wording import (
     attacker_words,
     audit_words,
     budget_words,

@@ -13,12 +13,12 @@ from robustbench_med.cards import DatasetCard
 from ..native import metric_unit
 from ..objective import objective_words
 from ..text import NORMS, THREATS, plain, radii, radius
-from .aim import goal_of
-from .chosen import Chosen
 from .criteria import METRICS, Criterion, Given
+from .criterion_value import judged_end, measured, of_records, over_goals
 from .document import Criteria, Judged, Outcome, Verdict
-from .measure import judged_end, measured, of_records, over_goals
-from .pool import Pool, alike, pools, rung_of
+from .goals import goal_of
+from .model_boards import Chosen
+from .pooled_runs import Pool, alike, pools, rung_of
 from .suggestions import unknown_names, unknown_part
 
 ROUNDING = 1e-9  # a share equal to its limit meets it, whatever the last bit says
