@@ -11,8 +11,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from robustbench_med.errors import SpecError
-from robustbench_med.objectives.climb import Climb
-from robustbench_med.objectives.pixels import climbing, phases
+from robustbench_med.objectives.loss_override import LossOverride
+from robustbench_med.objectives.pixels import phases, with_loss
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.search import Search
@@ -62,13 +62,13 @@ def apgd(
         then their sum, as the paper has one label an image.
     """
     _check(steps=steps, restarts=restarts)
-    climbs = phases(climbing(problem, loss), steps)
+    climbs = phases(with_loss(problem, loss), steps)
     search = Search(climbs[0][0])
     for restart, (climbed, count) in product(range(restarts), climbs):
         if search.finished:
             break
-        search.open = climbed.take(search.rows)
-        ascend(search, _drawn(search, rng.take(search.rows).fork("restart", restart)), count)
+        search.active = climbed.select(search.rows)
+        ascend(search, _drawn(search, rng.select(search.rows).fork("restart", restart)), count)
     return search.best
 
 
@@ -90,8 +90,8 @@ def apgd_targeted(problem: Problem, *, rng: Draws, steps: int = 100, targets: in
 
     Source: Croce & Hein, ICML 2020, section 4.2 and eq. 7: APGD on the targeted DLR loss toward
         each of the likeliest wrong classes; 9 of them, once each, as in AutoAttack (section 6).
-    Deviations: those of `apgd`; below 4 classes and for findings too (see Climb): the ways are the
-        columns of the margins, and a way that does not count is no target.
+    Deviations: those of `apgd`; below 4 classes and for findings too (see LossOverride): the ways
+        are the columns of the margins, and a way that does not count is no target.
     """
     _check(steps=steps, targets=targets)
     search = Search(problem)
@@ -100,13 +100,13 @@ def apgd_targeted(problem: Problem, *, rng: Draws, steps: int = 100, targets: in
         there = (margins[search.rows, n] > -torch.inf).nonzero()[:, 0]  # an n-th way exists
         if len(there) == 0:
             break
-        rows, z = search.rows[there], search.open.x.clone()
-        posed = search.open.take(there)
-        toward = Climb(posed.objective, "toward", ways[rows, n])
+        rows, z = search.rows[there], search.active.x.clone()
+        posed = search.active.select(there)
+        toward = LossOverride(posed.objective, "toward", ways[rows, n])
         inner = Search(replace(posed, objective=toward))
-        ascend(inner, _drawn(inner, rng.take(rows).fork("target", n)), steps)
+        ascend(inner, _drawn(inner, rng.select(rows).fork("target", n)), steps)
         z[there] = inner.best
-        search.look(z)
+        search.probe(z)
     return search.best
 
 
@@ -126,14 +126,14 @@ class _Track(NamedTuple):
 
 def _drawn(search: Search, rng: Draws) -> Images:
     """Return a random start of the open samples; `rng` is theirs, in order."""
-    return search.open.ball.sample(search.open.x, rng)
+    return search.active.ball.sample(search.active.x, rng)
 
 
 def ascend(search: Search, z: Images, steps: int) -> None:
     """Run algorithm 1 once on the open samples, from `z`."""
     track, checks, since = _start(z), _checkpoints(steps), 0
     for k in range(steps):
-        g, z, *state = search.climb(z, *track)
+        g, z, *state = search.gradient(z, *track)
         if search.finished:
             return
         track = _note(_Track(*state), z, g, search.loss)
@@ -142,12 +142,12 @@ def ascend(search: Search, z: Images, steps: int) -> None:
         elif k in checks:
             z, g, track = _checkpoint(track, z, g, k - since)
             since = k
-        ball, x = search.open.ball, search.open.x
+        ball, x = search.active.ball, search.active.x
         ahead = ball.step(z, g, x, track.share)
         kept = _MOMENTUM if k else 1.0
         moved = z + kept * (ahead - z) + (1 - kept) * (z - track.previous)
         track, z = track._replace(previous=z), ball.project(moved, x)
-    search.look(z)
+    search.probe(z)
 
 
 def _start(z: Images) -> _Track:

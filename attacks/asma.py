@@ -45,12 +45,12 @@ def asma(
     positive(steps=steps, tau=tau, beta=beta)
     search, z = Search(on_pixels(problem, adaptive)), problem.x
     for _ in range(steps):
-        g, z = search.climb(z)
+        g, z = search.gradient(z)
         if search.finished:
             return search.best
         share = tau + beta * search.loss
-        z = search.open.ball.step(z, g, search.open.x, share)
-    search.look(z)
+        z = search.active.ball.step(z, g, search.active.x, share)
+    search.probe(z)
     return search.best
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from robustbench_med.errors import SpecError
-from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.objectives.nearest import nearest as climb_nearest
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
@@ -86,7 +86,7 @@ def carlini_wagner(
     if len(problem) == 0:
         return problem.x
     if problem.ball.norm == "l0":
-        problem = replace(problem, objective=Climb(problem.objective, "margin"))
+        problem = replace(problem, objective=LossOverride(problem.objective, "margin"))
     else:
         problem = climb_nearest(problem, _WAYS)
     return _NORMS[problem.ball.norm](problem, Settings(steps, searches, lr, confidence))
@@ -143,7 +143,7 @@ def _descend(
     settings: Settings,
 ) -> tuple[Images, PerSample, Bool[Tensor, " b"]]:
     """Descend on |delta|^2 + c f; return the last iterates, c, and which succeeded on the way."""
-    here, z, c = problem.take(rows), start.z, start.c
+    here, z, c = problem.select(rows), start.z, start.c
     adam = Adam(z, shared=True)
     unit = wide(start.reach / z[0].numel() ** 0.5, z)
     known, found = nearest.size[rows].isfinite(), torch.zeros_like(rows, dtype=torch.bool)
@@ -171,7 +171,7 @@ def _critical(g: Images, z: Images, x: Images, otherwise: PerSample) -> PerSampl
 def _approach(problem: Problem, nearest: Nearest, rows: Rows, confidence: float) -> None:
     """Bisect the line from each success to its clean image."""
     rows = rows[nearest.size[rows].isfinite()]
-    here, far = problem.take(rows), nearest.best[rows]
+    here, far = problem.select(rows), nearest.best[rows]
     low, high = (wide(far.new_full((len(rows),), value), far) for value in (0.0, 1.0))
     for _ in range(_BISECT):
         if len(rows) == 0:
@@ -179,7 +179,7 @@ def _approach(problem: Problem, nearest: Nearest, rows: Rows, confidence: float)
         share = (low + high) / 2
         z = (here.x + share * (far - here.x)).clamp(0, 1)
         verdict = here.probe(z)
-        won = verdict.done & (verdict.harm >= confidence)
+        won = verdict.is_final & (verdict.harm >= confidence)
         nearest.keep(z, won, rows)
         low, high = (
             torch.where(wide(won, z), low, share),

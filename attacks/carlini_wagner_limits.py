@@ -81,7 +81,7 @@ class _Limits:
         close = high <= torch.maximum(self.low * _CLOSE, self.low + self.rule.gap)
         return close | (self.failures >= searches) | (self.low >= self.rule.widest(x))
 
-    def take(self, rows: Rows) -> _Limits:
+    def select(self, rows: Rows) -> _Limits:
         """Return the limits of the given rows."""
         kept = (value[rows] for value in (self.now, self.low, self.failures, self.age))
         return _Limits(self.rule, *kept)
@@ -98,8 +98,8 @@ def limited(problem: Problem, settings: Settings) -> Images:
     now = rule.guess(seen, worth).clamp_max(widest)
     zero = torch.zeros_like(now)
     rows = (nearest.size > 0).nonzero()[:, 0]
-    limits = _Limits(rule, now, zero, zero, zero).take(rows)
-    here, z, worth = problem.take(rows), problem.x[rows], worth[rows]
+    limits = _Limits(rule, now, zero, zero, zero).select(rows)
+    here, z, worth = problem.select(rows), problem.x[rows], worth[rows]
     room, adam = rule.room(limits.now, worth), Adam(z, shared=False)
     for step in range(settings.steps * settings.searches):
         if len(rows) == 0:
@@ -127,6 +127,6 @@ def limited(problem: Problem, settings: Settings) -> Images:
         if bool(ended.any()):
             kept = (~ended).nonzero()[:, 0]
             rows, z, worth, room = rows[kept], z[kept], worth[kept], room[kept]
-            limits, here = limits.take(kept), here.take(kept)
-            adam.take(kept)
+            limits, here = limits.select(kept), here.select(kept)
+            adam.select(kept)
     return nearest.best

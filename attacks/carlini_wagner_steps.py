@@ -36,7 +36,7 @@ def look(problem: Problem, z: Images, confidence: float) -> Seen:
     """Return what one forward and backward pass shows at `z`; the judge confirms success."""
     g, verdict = problem.gradient(z)
     verdict = problem.confirm(z, verdict)
-    won = verdict.done & (verdict.harm >= confidence)
+    won = verdict.is_final & (verdict.harm >= confidence)
     # where the guide claims a success, the judge's harm is what is still missing
     reached = torch.where(verdict.loss > 0, verdict.harm, verdict.loss)
     return Seen(problem.ball.mask(g), confidence - reached, won)
@@ -83,6 +83,6 @@ class Adam:
         for state in (self.age, self.m, self.v):
             state[rows] = 0
 
-    def take(self, rows: Rows) -> None:
+    def select(self, rows: Rows) -> None:
         """Keep only `rows`."""
         self.age, self.m, self.v = self.age[rows], self.m[rows], self.v[rows]

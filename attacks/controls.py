@@ -35,8 +35,8 @@ def noise(problem: Problem, *, rng: Draws, draws: int = 10) -> Images:
     for i in range(draws):
         if search.finished:
             break
-        ball, x = search.open.ball, search.open.x
-        search.look(ball.sample(x, rng.take(search.rows).fork("draw", i)))
+        ball, x = search.active.ball, search.active.x
+        search.probe(ball.sample(x, rng.select(search.rows).fork("draw", i)))
     return search.best
 
 

@@ -49,14 +49,14 @@ def dag(problem: Problem, *, rng: Draws, steps: int = 200, gamma: float = 0.5) -
     lot = rng.fork("labels").uniform(1)[:, 0].to(problem.x)
     search, z = Search(on_pixels(problem, pull, lot)), problem.x
     for _ in range(steps):
-        g, z = search.climb(z)
+        g, z = search.gradient(z)
         if search.finished or not bool(g.any()):  # all are done, or no step would move any
             return search.best
-        ball, x = search.open.ball, search.open.x
+        ball, x = search.active.ball, search.active.x
         g = ball.mask(g)
         peak = g.flatten(1).abs().amax(1).clamp_min(torch.finfo(g.dtype).tiny)
         z = ball.project(z + gamma / _GREY * g / peak.view(-1, *[1] * (g.ndim - 1)), x)
-    search.look(z)
+    search.probe(z)
     return search.best
 
 

@@ -81,11 +81,11 @@ def deepfool(
         if len(kept) == 0:
             break
         if len(kept) < len(rows):
-            rows, here, z, margins = rows[kept], here.take(kept), z[kept], margins[kept]
+            rows, here, z, margins = rows[kept], here.select(kept), z[kept], margins[kept]
             standing = standing[kept]
     across = ((harm > 0) & ~(clean > 0)).nonzero()[:, 0]
     ends = found[across], clean[across], harm[across], clear[across]
-    return found.index_copy(0, across, shrink(problem.take(across), *ends, passes=refine))
+    return found.index_copy(0, across, shrink(problem.select(across), *ends, passes=refine))
 
 
 def _nearest(here: Problem, z: Images, margins: Float[Tensor, "b m"], slopes: Slopes) -> Way:

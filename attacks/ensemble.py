@@ -64,12 +64,12 @@ def worst_case(
     _check(steps, queries, targets, reach)
     ways = (problem.margins(problem.x) > -torch.inf).sum(1)
     search = Search(problem)
-    search.look(problem.x)
+    search.probe(problem.x)
     near = []
     for scout in _members(max(1, steps // _SCOUT), max(1, queries // _SCOUT), targets):
         rows, z = _run(search, scout, ways >= scout.least_ways, rng.fork("scout"))
         reached = torch.zeros_like(ways, dtype=torch.bool)
-        reached[rows] = _breaks(problem.take(rows), z, reach)
+        reached[rows] = _breaks(problem.select(rows), z, reach)
         near.append(reached)
     for member, reached in zip(_members(steps, queries, targets), near, strict=True):
         _run(search, member, reached, rng)
@@ -117,8 +117,10 @@ def _run(
     there = fit[search.rows].nonzero()[:, 0]
     rows, z = search.rows[there], search.best[search.rows]
     if len(rows):
-        z[there] = member.attack(search.open.take(there), rng=rng.take(rows).fork(member.name))
-        search.look(z)
+        z[there] = member.attack(
+            search.active.select(there), rng=rng.select(rows).fork(member.name)
+        )
+        search.probe(z)
     return rows, z[there]
 
 

@@ -83,18 +83,18 @@ def fab(
     if len(rows) == 0:
         return problem.x.clone()
     way = _nearest(problem, problem.x, slopes)
-    here, way = problem.take(rows), Way(*(value[rows] for value in way))
+    here, way = problem.select(rows), Way(*(value[rows] for value in way))
     clear, nearest = clearance(way), Nearest(here)
     settings = _Settings(steps, candidates, alpha, extrapolation, backward, clear)
     _hop(here, here.x, way, nearest, settings)
     for restart in range(1, restarts):
         linear = (way.margin.abs() / way.size).nan_to_num(nan=0.0, posinf=0.0)
         radius = torch.where(torch.isfinite(nearest.size), nearest.size, linear) / 2
-        z = here.ball.at(radius).sample(here.x, rng.take(rows).fork("restart", restart))
+        z = here.ball.at(radius).sample(here.x, rng.select(rows).fork("restart", restart))
         _hop(here, z, None, nearest, settings)
     best = nearest.best
     won = torch.isfinite(nearest.size).nonzero()[:, 0]
-    inner, z = here.take(won), best[won]
+    inner, z = here.select(won), best[won]
     ends = clean[rows[won]], inner.margins(z).amax(1), clear[won]
     best[won] = shrink(inner, z, *ends, passes=refine)
     return problem.x.index_copy(0, rows, best)
@@ -112,7 +112,7 @@ def _hop(here: Problem, z: Images, way: Way | None, nearest: Nearest, settings: 
         if step or way is None:
             slopes = here.jacobian(z, settings.candidates)
             seen = here.confirm(z, slopes.verdict)
-            nearest.keep(z, seen.done & (seen.harm > clear))
+            nearest.keep(z, seen.is_final & (seen.harm > clear))
             way = _nearest(here, z, slopes)
         z = _biased(here, z, way, cap, settings)
         won = here.margins(z).amax(1) > clear
@@ -133,7 +133,7 @@ def _seeded(
     rows = stuck.nonzero()[:, 0]
     if len(rows) == 0:
         return z
-    inner = here.take(rows)
+    inner = here.select(rows)
     # it draws nothing
     seed = deepfool(inner, rng=Draws.of(0, []), candidates=settings.candidates)
     nearest.keep(seed, inner.margins(seed).amax(1) > 0, rows)

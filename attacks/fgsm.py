@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustbench_med.objectives.pixels import climbing
+from robustbench_med.objectives.pixels import with_loss
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images
@@ -14,7 +14,7 @@ def fgsm(problem: Problem, *, rng: Draws, loss: str = "cross_entropy") -> Images
     Args:
         problem: the batch attacked.
         rng: unused; every attack is called alike.
-        loss: what is climbed, see `objectives.pixels.climbing`.
+        loss: what is climbed, see `objectives.pixels.with_loss`.
 
     Returns:
         `(b, c, *s)` candidates in the ball.
@@ -28,5 +28,5 @@ def fgsm(problem: Problem, *, rng: Draws, loss: str = "cross_entropy") -> Images
     the target. Deviation: of several findings the nearest is climbed (see `objectives.nearest`), as
         the paper has one label an image.
     """
-    g, _ = climbing(problem, loss).gradient(problem.x)
+    g, _ = with_loss(problem, loss).gradient(problem.x)
     return problem.ball.step(problem.x, g, problem.x, 1.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustbench_med.ball import Ball
 from robustbench_med.errors import SpecError
-from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.objectives.nearest import nearest as climb_nearest
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
@@ -65,7 +65,7 @@ def fmn(
         if not value > 0:
             raise SpecError(f"expected {name} > 0, got {value}")
     if problem.ball.norm == "l0":
-        problem = replace(problem, objective=Climb(problem.objective, "margin"))
+        problem = replace(problem, objective=LossOverride(problem.objective, "margin"))
     else:
         problem = climb_nearest(problem, _WAYS)
     nearest = Nearest(problem)
@@ -100,7 +100,7 @@ def _descend(
         nearest.keep(z, done, rows)
         left = (nearest.size[rows] > least).nonzero()[:, 0]
         if len(left) < len(rows):
-            rows, here = rows[left], here.take(left)
+            rows, here = rows[left], here.select(left)
             z, g, eps, loss, done = (v[left] for v in (z, g, eps, loss, done))
         if len(rows) == 0:
             return clear
@@ -110,7 +110,7 @@ def _descend(
         eps = torch.where(done, change(eps, -rate).minimum(best), change(eps, rate))
         new = best.isinf().nonzero()[:, 0]
         if len(new):  # the boundary is not crossed yet: go beyond where the linear model puts it
-            start = _start(here.take(new), z[new], g[new], loss[new])
+            start = _start(here.select(new), z[new], g[new], loss[new])
             eps = eps.index_copy(0, new, change(start, rate))
         eps = eps.maximum(_LEAST * farthest[rows]).minimum(farthest[rows])
         length = alpha * (_LAST_ALPHA + (1 - _LAST_ALPHA) * share)
@@ -124,7 +124,7 @@ def _judge(
 ) -> Bool[Tensor, " r"]:
     """Keep the candidates of `rows` that succeed clearly; return which do."""
     verdict = here.probe(z)
-    done = verdict.done & (verdict.harm > clear[rows])
+    done = verdict.is_final & (verdict.harm > clear[rows])
     nearest.keep(z, done, rows)
     return done
 
@@ -170,7 +170,7 @@ def _halve(problem: Problem, nearest: Nearest, clear: Tensor) -> None:
     rows = ((nearest.size > 0) & nearest.size.isfinite()).nonzero()[:, 0]
     if len(rows) == 0:
         return
-    here, far = problem.take(rows), nearest.best[rows]
+    here, far = problem.select(rows), nearest.best[rows]
     low = far.new_zeros((len(rows), *[1] * (far.ndim - 1)))
     high = low + 1
     for _ in range(_HALVINGS):
@@ -190,7 +190,7 @@ def _restore(problem: Problem, nearest: Nearest, clear: Tensor) -> None:
         rows = ((nearest.size > 1) & nearest.size.isfinite()).nonzero()[:, 0]
         if len(rows) == 0:
             return
-        here, z = problem.take(rows), nearest.best[rows]
+        here, z = problem.select(rows), nearest.best[rows]
         g, _ = here.gradient(z)
         pushed = torch.where((z != here.x) & (g != 0), (g > 0).to(z), z)
         done = _judge(here, nearest, rows, pushed, clear)

@@ -66,13 +66,13 @@ def jsma(
     if len(problem) == 0:
         return nearest.best
     output = problem.outputs(problem.x)
-    done = problem.objective(output, problem.y).done
+    done = problem.objective(output, problem.y).is_final
     nearest.keep(problem.x, done)
     rows = (~done).nonzero()[:, 0]
     if len(rows):
         moves = _Moves(abs(theta), up=both or theta > 0, down=both or theta < 0)
         margins = problem.objective.margins(output, problem.y)[rows]
-        here = _aim(problem.take(rows), margins, moves)
+        here = _aim(problem.select(rows), margins, moves)
         alone = bool((margins.isfinite().sum(1) < 2).all())  # beta is -alpha: one gradient less
         _change(here, nearest, rows, moves=moves, pixels=pixels, share=share, alone=alone)
     return nearest.best
@@ -109,17 +109,17 @@ class _Toward:
         others = torch.where(ways.isfinite(), ways - target, 0.0).sum(1, keepdim=True) - target
         return torch.cat([target, others], 1)
 
-    def spread(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:
-        return self.base.spread(output, towards=towards)
+    def dlr_scale(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:
+        return self.base.dlr_scale(output, towards=towards)
 
     def applies(self, y: Any) -> Tensor:  # noqa: ANN401
         return self.base.applies(y)
 
-    def take(self, rows: Rows) -> _Toward:
-        return _Toward(self.base.take(rows), self.columns[rows])
+    def select(self, rows: Rows) -> _Toward:
+        return _Toward(self.base.select(rows), self.columns[rows])
 
-    def posed(self, y: Any) -> _Toward:  # noqa: ANN401
-        return _Toward(self.base.posed(y), self.columns)
+    def bind(self, y: Any) -> _Toward:  # noqa: ANN401
+        return _Toward(self.base.bind(y), self.columns)
 
 
 class _Moves(NamedTuple):
@@ -173,7 +173,7 @@ def _change(
     columns = torch.arange(1 if alone else 2, device=z.device)
     while len(rows):
         slopes = here.jacobian(z, columns.expand(len(rows), -1))
-        done = here.confirm(z, slopes.verdict).done
+        done = here.confirm(z, slopes.verdict).is_final
         nearest.keep(z, done, rows)
         change = moves.of(here, z)
         gain = slopes.jacobian.flatten(2).repeat_interleave(2, 2) * change[:, None]
@@ -185,7 +185,7 @@ def _change(
         small = here.ball.size(z, here.x) <= limit
         left = (~done & found.any(1) & small).nonzero()[:, 0]
         if len(left) < len(rows):
-            rows, z, here = rows[left], z[left], here.take(left)
+            rows, z, here = rows[left], z[left], here.select(left)
 
 
 def _salient(

@@ -161,7 +161,7 @@ def shrink(
         if len(kept) == 0:
             break
         if len(kept) < len(rows):
-            rows, here, change = rows[kept], here.take(kept), change[kept]
+            rows, here, change = rows[kept], here.select(kept), change[kept]
             state = (below, above, low, high, last, clear, share)
             below, above, low, high, last, clear, share = (value[kept] for value in state)
         trial = (here.x + share.view(-1, *[1] * (z.ndim - 1)) * change).clamp_(0, 1)

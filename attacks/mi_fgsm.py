@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robustbench_med.errors import SpecError
-from robustbench_med.objectives.pixels import climbing
+from robustbench_med.objectives.pixels import with_loss
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.search import Search
@@ -30,7 +30,7 @@ def mi_fgsm(
         steps: gradient steps, >= 1.
         reach: length of all steps together in units of eps, > 0; one step is eps * reach / steps.
         decay: share of the momentum kept from step to step, >= 0; 0 is BIM.
-        loss: what is climbed, see `objectives.pixels.climbing`.
+        loss: what is climbed, see `objectives.pixels.with_loss`.
 
     Returns:
         `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
@@ -42,7 +42,7 @@ def mi_fgsm(
         norm, the sign step of eq. 7; L2: the step of eq. 8. Steps 10, decay 1.0 and steps of
         eps / steps are theirs (section 4.1).
     Deviations: the best iterate is returned, not the last; a sample that is done stops (unless the
-        objective is relentless, as transfer wants); cross-entropy as log-odds, whose gradient has
+        objective uses all steps, as transfer wants); cross-entropy as log-odds, whose gradient has
         the same direction and, at unit norm, the same value; of several findings the nearest is
         climbed (see `objectives.nearest`), as the paper has one label an image.
     """
@@ -51,16 +51,16 @@ def mi_fgsm(
             raise SpecError(f"expected {name} > 0, got {value}")
     if not decay >= 0:
         raise SpecError(f"expected decay >= 0, got {decay}")
-    search, z = Search(climbing(problem, loss)), problem.x
+    search, z = Search(with_loss(problem, loss)), problem.x
     momentum = torch.zeros_like(z)
     for _ in range(steps):
-        g, z, momentum = search.climb(z, momentum)
+        g, z, momentum = search.gradient(z, momentum)
         if search.finished:
             return search.best
-        ball, x = search.open.ball, search.open.x
+        ball, x = search.active.ball, search.active.x
         momentum = decay * momentum + _unit_l1(ball.mask(g))
         z = ball.step(z, momentum, x, reach / steps)
-    search.look(z)
+    search.probe(z)
     return search.best
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 from robustbench_med.errors import SpecError
-from robustbench_med.objectives.climb import Climb
-from robustbench_med.objectives.evasion import Undetected
-from robustbench_med.objectives.pixels import climbing
+from robustbench_med.objectives.evade_detector import EvadeDetector
+from robustbench_med.objectives.loss_override import LossOverride
+from robustbench_med.objectives.pixels import with_loss
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.search import Search
@@ -78,7 +78,7 @@ def orthogonal_pgd(
     lengths = step_lengths(steps, reach)
     if not restarts > 0:
         raise SpecError(f"expected restarts > 0, got {restarts}")
-    search = Search(climbing(problem, "suspicion"))
+    search = Search(with_loss(problem, "suspicion"))
     for restart in range(restarts):
         if search.finished:
             break
@@ -88,21 +88,21 @@ def orthogonal_pgd(
 
 
 def _ascend(search: Search, start: Draws | None, spare: str, lengths: list[float]) -> None:
-    z = search.open.x
+    z = search.active.x
     if start is not None:
-        z = search.open.ball.sample(z, start.take(search.rows))
+        z = search.active.ball.sample(z, start.select(search.rows))
     for share in lengths:
-        calming, z = search.climb(z)
+        calming, z = search.gradient(z)
         if search.finished:
             return
-        g, verdict = _goal(search.open)[0].gradient(z)
-        reached = verdict.broken.view(-1, *[1] * (z.ndim - 1))
+        g, verdict = _goal(search.active)[0].gradient(z)
+        reached = verdict.success.view(-1, *[1] * (z.ndim - 1))
         if spare == "both":
             step = torch.where(reached, apart(calming, g), apart(g, calming))
         else:
             step = torch.where(reached, apart(calming, g, against=True), g)
-        z = search.open.ball.step(z, step, search.open.x, share)
-    search.look(z)
+        z = search.active.ball.step(z, step, search.active.x, share)
+    search.probe(z)
 
 
 def apart(g: Images, other: Images, *, against: bool = False) -> Images:
@@ -127,8 +127,8 @@ def apart(g: Images, other: Images, *, against: bool = False) -> Images:
 def _goal(problem: Problem) -> tuple[Problem, bool]:
     """Return the problem of the goal alone, and whether a detector had to be passed."""
     objective = problem.objective
-    if isinstance(objective, Climb):
+    if isinstance(objective, LossOverride):
         objective = objective.base
-    if not isinstance(objective, Undetected):
+    if not isinstance(objective, EvadeDetector):
         return problem, False
     return replace(problem, objective=objective.base), True

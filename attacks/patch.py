@@ -9,7 +9,7 @@ from typing import cast
 import torch
 
 from robustbench_med.errors import SpecError
-from robustbench_med.objectives.pixels import climbing
+from robustbench_med.objectives.pixels import with_loss
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images, Verdict
@@ -64,7 +64,7 @@ def patch(
     _check(scale, rotation, position)
     positive(epochs=epochs, batch=batch, reach=reach)
     below_one(momentum=momentum)
-    problem = climbing(problem, "cross_entropy")
+    problem = with_loss(problem, "cross_entropy")
     made = _start(problem, rng, (scale[0], scale[1]), rotation, cast(Position, position))
 
     def pull(visited: Problem, pattern: Pattern, rng: Draws) -> tuple[Images, Verdict]:
@@ -104,7 +104,7 @@ def _start(
             f"got {ball.eps:g}"
         )
     shape = (channels, *(side,) * len(size))
-    first = rng.fork("start").take(torch.zeros(min(len(problem), 1), dtype=torch.long))
+    first = rng.fork("start").select(torch.zeros(min(len(problem), 1), dtype=torch.long))
     drawn = first.uniform(*shape)
     pattern = drawn[0] if len(drawn) else torch.full(shape, 0.5)
     return Patch(pattern.to(problem.x), scale, rotation, position)

@@ -22,7 +22,7 @@ from robustbench_med.ball import Ball
 from robustbench_med.cards import AttackCard, Norm
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.classification import Targeted, Untargeted, two_sided
-from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws, key
 from robustbench_med.types import Images, Rows
@@ -129,7 +129,10 @@ def attack(name: str, problem: Problem, /, *, rng: Draws, **parameters: Any) -> 
         return found
     for eps, rows in _radii(problem.ball, len(problem)):
         for part in rows.to(found.device).split(1 if name in _ONE_IMAGE else problem.chunk):
-            posed, seed = problem.take(part), key(name, *rng.take(part).keys.tolist()) & 0x7FFFFFFF
+            posed, seed = (
+                problem.select(part),
+                key(name, *rng.select(part).keys.tolist()) & 0x7FFFFFFF,
+            )
             shell = _Shell(posed).eval()
             with quiet(), _seeded(seed, found.device), torch.enable_grad():
                 z = _call(name, shell, signature, parameters, eps=eps, seed=seed, target=target)
@@ -171,7 +174,7 @@ class _Shell(nn.Module):
 
 def _target(problem: Problem) -> int | None:
     objective = problem.objective
-    while isinstance(objective, Climb):
+    while isinstance(objective, LossOverride):
         objective = objective.base
     if isinstance(objective, Targeted):
         return objective.target

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 from robustbench_med.errors import SpecError
-from robustbench_med.objectives.pixels import climbing, phases
+from robustbench_med.objectives.pixels import phases, with_loss
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.search import Search
@@ -27,7 +27,7 @@ def bim(
         rng: unused; every attack is called alike.
         steps: gradient steps, >= 1.
         reach: length of all steps together in units of eps, > 0.
-        loss: what is climbed, see `objectives.pixels.climbing`.
+        loss: what is climbed, see `objectives.pixels.with_loss`.
 
     Returns:
         `(b, c, *s)` candidates in the ball.
@@ -66,7 +66,7 @@ def pgd(
             steps. 0: the steps fall linearly from eps to 0, whatever their number.
         restarts: independent runs, >= 1; only samples still standing are run again.
         random_start: start uniformly in the ball instead of at the clean image.
-        loss: what is climbed, see `objectives.pixels.climbing`.
+        loss: what is climbed, see `objectives.pixels.with_loss`.
 
     Returns:
         `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
@@ -87,12 +87,12 @@ def pgd(
     step_lengths(steps, reach)
     if not restarts > 0:
         raise SpecError(f"expected restarts > 0, got {restarts}")
-    climbs = phases(climbing(problem, loss), steps)
+    climbs = phases(with_loss(problem, loss), steps)
     search = Search(climbs[0][0])
     for restart, (climbed, count) in product(range(restarts), climbs):
         if search.finished:
             break
-        search.open = climbed.take(search.rows)
+        search.active = climbed.select(search.rows)
         start = rng.fork("restart", restart) if random_start else None
         _ascend(search, start, step_lengths(count, reach))
     return search.best
@@ -147,7 +147,7 @@ def pgd_last(
     for name, value in {"steps": steps, "reach": reach}.items():
         if not value > 0:
             raise SpecError(f"expected {name} > 0, got {value}")
-    problem = climbing(problem, "cross_entropy")
+    problem = with_loss(problem, "cross_entropy")
     z = problem.ball.sample(problem.x, rng) if random_start else problem.x
     for _ in range(steps):
         g, _ = problem.gradient(z)
@@ -156,12 +156,12 @@ def pgd_last(
 
 
 def _ascend(search: Search, start: Draws | None, lengths: list[float]) -> None:
-    z = search.open.x
+    z = search.active.x
     if start is not None:
-        z = search.open.ball.sample(z, start.take(search.rows))
+        z = search.active.ball.sample(z, start.select(search.rows))
     for share in lengths:
-        g, z = search.climb(z)
+        g, z = search.gradient(z)
         if search.finished:
             return
-        z = search.open.ball.step(z, g, search.open.x, share)
-    search.look(z)
+        z = search.active.ball.step(z, g, search.active.x, share)
+    search.probe(z)

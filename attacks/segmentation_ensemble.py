@@ -44,8 +44,8 @@ def segmentation_ensemble(problem: Problem, *, rng: Draws, steps: int = 300) -> 
     for name in _MEMBERS:
         if search.finished:
             break
-        posed = on_pixels(search.open, LOSSES[name])
-        search.look(_shrinking(posed, rng.take(search.rows).fork(name), steps))
+        posed = on_pixels(search.active, LOSSES[name])
+        search.probe(_shrinking(posed, rng.select(search.rows).fork(name), steps))
     return search.best
 
 

@@ -53,17 +53,17 @@ def segpgd(
     for restart in range(restarts):
         if search.finished:
             break
-        z = search.open.x
+        z = search.active.x
         if random_start:
-            z = search.open.ball.sample(z, rng.fork("restart", restart).take(search.rows))
+            z = search.active.ball.sample(z, rng.fork("restart", restart).select(search.rows))
         for t in range(1, steps + 1):
             share = (t - 1) / (2 * steps)
-            search.open = on_pixels(search.open, partial(weighted, share=share))
-            g, z = search.climb(z)
+            search.active = on_pixels(search.active, partial(weighted, share=share))
+            g, z = search.gradient(z)
             if search.finished:
                 return search.best
-            z = search.open.ball.step(z, g, search.open.x, reach / steps)
-        search.look(z)
+            z = search.active.ball.step(z, g, search.active.x, reach / steps)
+        search.probe(z)
     return search.best
 
 

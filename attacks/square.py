@@ -57,18 +57,18 @@ def square(problem: Problem, *, rng: Draws, queries: int = 5000, p_init: float =
     kind, size = _NORMS[problem.ball.norm], tuple(problem.x.shape[2:])
     search, opened, sides = Search(problem), problem, None
     frame = kind.frame(problem)
-    search.look(problem.ball.step(problem.x, kind.start(problem, rng), problem.x, 1.0))
+    search.probe(problem.ball.step(problem.x, kind.start(problem, rng), problem.x, 1.0))
     for i in range(1, queries):
         if search.finished:
             break
-        if search.open is not opened:  # rows have left
-            opened = search.open
+        if search.active is not opened:  # rows have left
+            opened = search.active
             frame = kind.frame(opened)
         wanted = kind.sides(_share(i / queries, p_init), size)
         if wanted != sides:
             sides, window = wanted, _window(wanted, size, problem.x)
-        draws = rng.take(search.rows).fork("window", i)
-        search.look(kind.propose(opened, search.best[search.rows], frame, window, draws))
+        draws = rng.select(search.rows).fork("window", i)
+        search.probe(kind.propose(opened, search.best[search.rows], frame, window, draws))
     return search.best
 
 

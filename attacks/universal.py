@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustbench_med.errors import SpecError
-from robustbench_med.objectives.pixels import climbing
+from robustbench_med.objectives.pixels import with_loss
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images, Rows, Verdict
@@ -71,7 +71,7 @@ def uap(
     most = -1.0
     for epoch in range(epochs + 1 if len(problem) else 0):
         output = problem.outputs(_added(problem, v))
-        done = problem.objective(output, problem.y).done
+        done = problem.objective(output, problem.y).is_final
         fooled = float(done.float().mean())
         if fooled >= most:
             best, most = v, fooled
@@ -79,11 +79,11 @@ def uap(
             break
         margins = problem.objective.margins(output, problem.y)
         for rows in _visits(rng, (~done).nonzero()[:, 0], epoch, batch):
-            step = _minimal(problem.take(rows), v, margins[rows], ways)
+            step = _minimal(problem.select(rows), v, margins[rows], ways)
             v = ball.bound(v + (1 + overshoot) * step.sum(0, keepdim=True))
     if len(problem):  # the steps seldom fill the ball: what lies on its surface may fool more
         full = ball.full(best)
-        done = problem.objective(problem.outputs(_added(problem, full)), problem.y).done
+        done = problem.objective(problem.outputs(_added(problem, full)), problem.y).is_final
         if float(done.float().mean()) > most:
             best = full
     return Additive(best[0])
@@ -110,7 +110,7 @@ def uap_gradient(
         reach: length of all steps together in units of eps, > 0.
         momentum: share of the running gradient that is kept, in [0, 1).
         clip: an image whose goal is reached weighs nothing while its loss (log-odds) is above this.
-        loss: what is climbed, see `objectives.pixels.climbing`.
+        loss: what is climbed, see `objectives.pixels.with_loss`.
 
     Returns:
         The last perturbation.
@@ -131,7 +131,7 @@ def uap_gradient(
     """
     positive(epochs=epochs, batch=batch, reach=reach)
     below_one(momentum=momentum)
-    problem = climbing(problem, loss)
+    problem = with_loss(problem, loss)
     ball = shared(problem.ball)
 
     def pull(visited: Problem, v: Pattern, rng: Draws) -> tuple[Images, Verdict]:  # noqa: ARG001
@@ -173,8 +173,8 @@ def climb(
     everyone = torch.arange(len(problem), device=problem.x.device)
     for epoch in range(pace.epochs if len(problem) else 0):
         for rows in _visits(rng, everyone, epoch, pace.batch):
-            g, verdict = pull(problem.take(rows), pattern, rng.fork("epoch", epoch).take(rows))
-            counts = ((verdict.loss < pace.clip) | ~verdict.done).to(g)
+            g, verdict = pull(problem.select(rows), pattern, rng.fork("epoch", epoch).select(rows))
+            counts = ((verdict.loss < pace.clip) | ~verdict.is_final).to(g)
             mean = torch.einsum("b,b...->...", counts, g) / len(rows)
             running = pace.momentum * running + (1 - pace.momentum) * mean
             # falls linearly; all shares add up to 1
@@ -194,7 +194,7 @@ def _inward(g: Tensor, z: Tensor) -> Tensor:
 
 def _visits(rng: Draws, rows: Rows, epoch: int, batch: int) -> list[Tensor]:
     """Return the rows in a drawn order, in mini-batches; each image draws for itself."""
-    order = rng.fork("visit", epoch).take(rows).uniform(1)[:, 0].argsort()
+    order = rng.fork("visit", epoch).select(rows).uniform(1)[:, 0].argsort()
     return list(rows[order].split(batch))
 
 
@@ -214,7 +214,7 @@ def _minimal(
     gap, size = gap.gather(1, nearest)[:, 0], size.gather(1, nearest)[:, 0]
     # a way that does not count (-inf) or has no slope is no step
     length = torch.where(gap.isfinite() & (size > 0), gap / size.clamp_min(_TINY) ** 2, 0.0)
-    length = length.masked_fill(slopes.verdict.done, 0.0)
+    length = length.masked_fill(slopes.verdict.is_final, 0.0)
     chosen = jacobian[torch.arange(len(z), device=z.device), nearest[:, 0]]
     return torch.einsum("b,b...->b...", length, chosen)
 

@@ -166,7 +166,7 @@ def attack_on(text: str, posed: Problem) -> Found:
         z = attack_of(text)(problem, rng)
     seconds = time.perf_counter() - clock
     passes = (problem.counter.forward + problem.counter.backward) / len(problem)
-    done = problem.probe(z).done & (z.flatten(1).amin(1) >= 0) & (z.flatten(1).amax(1) <= 1)
+    done = problem.probe(z).is_final & (z.flatten(1).amin(1) >= 0) & (z.flatten(1).amax(1) <= 1)
     return Found(problem.ball.size(z, problem.x).masked_fill(~done, torch.inf), passes, seconds)
 
 

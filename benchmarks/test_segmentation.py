@@ -75,7 +75,7 @@ def test_pgd_on_masks(victim: Victim, goal: str) -> None:
 
 
 def attack(victim: Victim, x: Tensor, y: Tensor, objective: Objective) -> Callable[[], Tensor]:
-    problem = Problem(x, y, Ball("linf", 1e-5), objective, victim).posed()  # as in a walk
+    problem = Problem(x, y, Ball("linf", 1e-5), objective, victim).bind()  # as in a walk
     return lambda: pgd(problem, rng=Draws.of(0, map(str, range(len(x)))), steps=STEPS)
 
 

@@ -45,7 +45,7 @@ class Climbed:
         """Return the loss as the only way."""
         return self(output, y).harm[:, None]
 
-    def spread(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:  # noqa: ARG002
+    def dlr_scale(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:  # noqa: ARG002
         """Return 1: a loss of training has no scale to divide by."""
         return output.logits.new_ones(len(output.logits))
 
@@ -53,11 +53,11 @@ class Climbed:
         """Return that every image can be climbed."""
         return torch.ones(len(y), dtype=torch.bool, device=y.device)
 
-    def take(self, rows: Rows) -> Climbed:  # noqa: ARG002 - a batch is climbed as one
+    def select(self, rows: Rows) -> Climbed:  # noqa: ARG002 - a batch is climbed as one
         """Return the objective itself."""
         return self
 
-    def posed(self, y: Truth) -> Climbed:  # noqa: ARG002 - bound to its truths already
+    def bind(self, y: Truth) -> Climbed:  # noqa: ARG002 - bound to its truths already
         """Return the objective itself."""
         return self
 

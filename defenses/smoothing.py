@@ -169,7 +169,7 @@ def votes(victim: Victim, x: Images, *, rng: Draws, sigma: float, n: int) -> NDA
     rows = torch.arange(len(x), device=x.device)
     with frozen(victim.module):
         for part in rows.split(max(1, victim.chunk // _TOGETHER)):
-            keyed, clean = rng.take(part), x[part][:, None]
+            keyed, clean = rng.select(part), x[part][:, None]
             total: Tensor | int = 0
             for start in range(0, n, _TOGETHER):
                 noise = keyed.fork(start).normal(_TOGETHER, *x.shape[1:])

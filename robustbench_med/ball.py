@@ -119,7 +119,7 @@ class Ball:
         """Return the same ball with another radius."""
         return replace(self, eps=eps)
 
-    def take(self, rows: Rows) -> Ball:
+    def select(self, rows: Rows) -> Ball:
         """Return the ball of the given rows."""
         eps = self.eps[rows] if isinstance(self.eps, Tensor) else self.eps
         region = self.region

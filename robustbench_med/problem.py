@@ -100,7 +100,7 @@ class Problem:
         for rows in self._chunks(z):
             leaf = z[rows].detach().requires_grad_(True)
             with torch.enable_grad():
-                verdict = self.objective.take(rows)(model(leaf), self.y[rows])
+                verdict = self.objective.select(rows)(model(leaf), self.y[rows])
                 g = _slope(_climbable(verdict.loss).sum(), leaf)
             self._count(len(rows), backward=1)
             found.append((self._finite(g), _detached(verdict)))
@@ -124,7 +124,7 @@ class Problem:
         model = self.guide or self.judge
         found: list[Slopes] = []
         for rows in self._chunks(z):
-            leaf, objective = z[rows].detach().requires_grad_(True), self.objective.take(rows)
+            leaf, objective = z[rows].detach().requires_grad_(True), self.objective.select(rows)
             with torch.enable_grad():
                 output = model(leaf)
                 margins = objective.margins(output, self.y[rows])
@@ -155,16 +155,16 @@ class Problem:
         """Return the guide's verdict on `z` with the judge's where the guide claims success.
 
         A guide may be coarse; without one of its own, the guide is the judge and nothing is done.
-        Nobody is done who climbs relentlessly: there the goal reached is the claim.
+        With `use_all_steps` no verdict is final: there the goal reached is the claim.
         """
-        claimed = verdict.broken.nonzero()[:, 0]
+        claimed = verdict.success.nonzero()[:, 0]
         if self.guide is None or len(claimed) == 0:
             return verdict
-        judged = self.take(claimed).probe(z[claimed])
+        judged = self.select(claimed).probe(z[claimed])
         return Verdict(
             verdict.loss,
             verdict.harm.index_copy(0, claimed, judged.harm),
-            verdict.done.index_copy(0, claimed, judged.done),
+            verdict.is_final.index_copy(0, claimed, judged.is_final),
         )
 
     def _chunks(self, z: Images) -> list[Rows]:
@@ -193,19 +193,19 @@ class Problem:
         """Return the judge's margins on `z`, `(b, m)`: the ways to the goal, reached above 0."""
         return self.objective.margins(self.outputs(z), self.y)
 
-    def take(self, rows: Rows) -> Problem:
+    def select(self, rows: Rows) -> Problem:
         """Return the problem of the given rows; costs are still counted together."""
         return replace(
             self,
             x=self.x[rows],
             y=self.y[rows],
-            ball=self.ball.take(rows),
-            objective=self.objective.take(rows),
+            ball=self.ball.select(rows),
+            objective=self.objective.select(rows),
         )
 
-    def posed(self) -> Problem:
+    def bind(self) -> Problem:
         """Return the same problem with its objective bound to its truths, see Objective."""
-        return replace(self, objective=self.objective.posed(self.y))
+        return replace(self, objective=self.objective.bind(self.y))
 
     def at(self, eps: float | Float[Tensor, " b"]) -> Problem:
         """Return the same problem at another radius, or at one a sample."""

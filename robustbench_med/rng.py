@@ -69,7 +69,7 @@ class Draws:
         """Return independent streams for a purpose, e.g. `fork("restart", 2)`."""
         return Draws(_mix(self.keys + key(*words)))
 
-    def take(self, rows: Rows) -> Draws:
+    def select(self, rows: Rows) -> Draws:
         """Return the streams of the given rows."""
         return Draws(self.keys[rows])
 

@@ -19,14 +19,14 @@ class Search:
     Attributes:
         best: `(b, c, *s)` best candidates so far; the clean images before any was seen.
         rows: `(r,)` indices of the samples still open.
-        open: the problem of those rows. Candidates handed in are of these rows, in this order.
+        active: the problem of those rows. Candidates handed in are of these rows, in this order.
         loss: `(r,)` the guide's loss at the candidates climbed from last, of the rows still open.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.best = problem.x.clone()
         self.rows: Rows = torch.arange(len(problem), device=problem.x.device)
-        self.open = problem
+        self.active = problem
         self.loss = problem.x.new_full((len(problem),), -torch.inf)
         self._harm = problem.x.new_full((len(problem),), -torch.inf)
 
@@ -35,39 +35,39 @@ class Search:
         """Whether every sample is done."""
         return len(self.rows) == 0
 
-    def climb(self, z: Images, *state: Tensor) -> tuple[Tensor, ...]:
+    def gradient(self, z: Images, *state: Tensor) -> tuple[Tensor, ...]:
         """Return `(g, z, *state)` of the rows still open, after judging `z`.
 
         Args:
             z: `(r, c, *s)` candidates of the open rows.
             state: further tensors `(r, ...)` an attack carries along, e.g. its momentum.
         """
-        g, verdict = self.open.gradient(z)
-        kept = self._note(z, self.open.confirm(z, verdict))
+        g, verdict = self.active.gradient(z)
+        kept = self._note(z, self.active.confirm(z, verdict))
         everything = (verdict.loss, g, z, *state)
         if kept is not None:
             everything = tuple(value[kept] for value in everything)
         self.loss = everything[0]
         return everything[1:]
 
-    def look(self, z: Images) -> None:
+    def probe(self, z: Images) -> None:
         """Judge the candidates `z` of the open rows by a forward pass only."""
         if not self.finished:
-            self._note(z, self.open.probe(z))
+            self._note(z, self.active.probe(z))
 
     def _note(self, z: Images, verdict: Verdict) -> Rows | None:
         """Keep what is better; return the positions still open, None where all are."""
         # a done candidate beats any other, whatever the guide thinks of their harm
-        harm = verdict.harm.masked_fill(verdict.done, torch.inf)
+        harm = verdict.harm.masked_fill(verdict.is_final, torch.inf)
         better = harm > self._harm[self.rows]
         rows = self.rows[better]
         self.best[rows] = z[better]
         self._harm[rows] = harm[better]
-        if not bool(verdict.done.any()):
+        if not bool(verdict.is_final.any()):
             return None
-        kept = (~verdict.done).nonzero()[:, 0]
+        kept = (~verdict.is_final).nonzero()[:, 0]
         self.rows = self.rows[kept]
-        self.open = self.open.take(kept)
+        self.active = self.active.select(kept)
         return kept
 
 
@@ -92,7 +92,7 @@ class Nearest:
             done: `(r,)` whether the judge calls each a success.
             rows: which samples they are of; all by default.
         """
-        here = self._problem if rows is None else self._problem.take(rows)
+        here = self._problem if rows is None else self._problem.select(rows)
         kept = self.size if rows is None else self.size[rows]
         size = here.ball.size(z, here.x)
         nearer = (done & (size < kept)).nonzero()[:, 0]

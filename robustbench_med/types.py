@@ -50,12 +50,12 @@ class Verdict(NamedTuple):
 
     loss: Float[Tensor, " b"]  # to climb
     harm: Float[Tensor, " b"]  # how far the goal is reached; the candidate with the most is kept
-    done: Bool[Tensor, " b"]  # nothing more to gain
+    is_final: Bool[Tensor, " b"]  # nothing more to gain
 
     @property
-    def broken(self) -> Bool[Tensor, " b"]:
-        """Whether the goal is reached. Of one label: when done; of masks, before that."""
-        return self.done | (self.harm > 0)
+    def success(self) -> Bool[Tensor, " b"]:
+        """Whether the goal is reached. A mask goes on after that, until `is_final`."""
+        return self.is_final | (self.harm > 0)
 
 
 if TYPE_CHECKING:

@@ -130,7 +130,7 @@ def test_radius_per_sample_follows_its_row() -> None:
     ball = Ball("linf", torch.tensor([0.0, 0.1, 0.2]))
     z = ball.project(torch.ones_like(x), x)
     assert (ball.size(z, x) <= torch.tensor([0.0, 0.1, 0.2]) + 1e-6).all()
-    taken = ball.take(torch.tensor([2, 1])).eps
+    taken = ball.select(torch.tensor([2, 1])).eps
     assert isinstance(taken, torch.Tensor)
     assert taken.tolist() == pytest.approx([0.2, 0.1])
 
@@ -147,7 +147,7 @@ def test_only_chosen_channels_and_region_change() -> None:
         assert not moved[:, [0, 2]].any()
         assert not (moved & ~region).any()
     assert not ball.steepest(torch.ones_like(x))[:, 0].any()
-    assert ball.take(torch.tensor([1])).region is not None
+    assert ball.select(torch.tensor([1])).region is not None
 
 
 def test_l0_keeps_the_largest_changes_and_draws_eps_of_them() -> None:

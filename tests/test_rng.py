@@ -31,7 +31,7 @@ def test_draws_do_not_depend_on_batch_or_order() -> None:
     shuffled = draws(["s6", "s4", "s0"]).uniform(3, 5)
     assert torch.equal(whole[4:5], alone)
     assert torch.equal(whole[[6, 4, 0]], shuffled)
-    assert torch.equal(draws(7).take(torch.tensor([4])).uniform(3, 5), alone)
+    assert torch.equal(draws(7).select(torch.tensor([4])).uniform(3, 5), alone)
 
 
 def test_seed_and_fork_change_the_draws() -> None:

@@ -12,7 +12,7 @@ from attacks.pgd import pgd
 from robustbench_med.ball import Ball
 from robustbench_med.errors import VictimError
 from robustbench_med.objectives.classification import Untargeted
-from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.objectives.multilabel import AnyFinding
 from robustbench_med.problem import Problem
 from robustbench_med.search import Nearest, Search
@@ -38,7 +38,7 @@ def test_every_pass_is_counted_and_takings_share_the_count() -> None:
     assert (problem.counter.forward, problem.counter.backward) == (N, 0)
     problem.gradient(problem.x)
     assert (problem.counter.forward, problem.counter.backward) == (2 * N, N)
-    few = problem.take(torch.tensor([1, 4])).at(0.1)
+    few = problem.select(torch.tensor([1, 4])).at(0.1)
     few.margins(few.x)
     few.gradient(few.x)
     assert (problem.counter.forward, problem.counter.backward) == (2 * N + 4, N + 2)
@@ -52,13 +52,13 @@ def test_chunks_change_no_gradient(chunk: int) -> None:
     parts, judged = replace(problem, chunk=chunk).gradient(problem.x)
     torch.testing.assert_close(parts, g)
     torch.testing.assert_close(judged.loss, verdict.loss)
-    assert torch.equal(judged.done, verdict.done)
+    assert torch.equal(judged.is_final, verdict.is_final)
 
 
 def test_a_gradient_is_of_its_own_image_alone() -> None:
     problem = posed()
     whole, _ = problem.gradient(problem.x)
-    one, _ = problem.take(torch.tensor([3])).gradient(problem.x[3:4])
+    one, _ = problem.select(torch.tensor([3])).gradient(problem.x[3:4])
     torch.testing.assert_close(one[0], whole[3])
 
 
@@ -68,9 +68,9 @@ def test_the_guide_gives_the_gradient_and_the_judge_the_verdict() -> None:
     g, guided = problem.gradient(problem.x)
     plain, judged = replace(problem, guide=None).gradient(problem.x)
     torch.testing.assert_close(g, -plain)
-    assert guided.done.all()
-    assert not judged.done.any()
-    assert not problem.probe(problem.x).done.any()
+    assert guided.is_final.all()
+    assert not judged.is_final.any()
+    assert not problem.probe(problem.x).is_final.any()
 
 
 def test_suspicion_is_joined_over_chunks() -> None:
@@ -88,7 +88,7 @@ def test_taking_rows_takes_their_radius() -> None:
     x = grey_images(N)
     eps = torch.linspace(0.01, 0.1, N)
     problem = problem_of(victim, x, victim(x).logits.argmax(1), eps=eps)
-    few = problem.take(torch.tensor([7, 2]))
+    few = problem.select(torch.tensor([7, 2]))
     assert isinstance(few.ball.eps, Tensor)
     assert torch.equal(few.ball.eps, eps[[7, 2]])
     assert torch.equal(few.x, x[[7, 2]])
@@ -121,28 +121,28 @@ def scripted(n: int) -> Problem:
 def test_the_candidate_with_the_most_harm_is_kept() -> None:
     search = Search(scripted(2))
     for z in (candidates(0.3, 0.2), candidates(0.2, 0.4), candidates(0.25, 0.3)):
-        search.climb(z)
+        search.gradient(z)
     assert search.best[:, 0, 0, 0].tolist() == pytest.approx([0.3, 0.4])
-    search.look(candidates(0.45, 0.1))
+    search.probe(candidates(0.45, 0.1))
     assert search.best[:, 0, 0, 0].tolist() == pytest.approx([0.45, 0.4])
 
 
 def test_finished_rows_leave_with_their_state() -> None:
     search = Search(scripted(4))
     state = torch.arange(4.0)
-    g, z, kept = search.climb(candidates(0.3, 0.9, 0.2, 0.8), state)
+    g, z, kept = search.gradient(candidates(0.3, 0.9, 0.2, 0.8), state)
     assert search.rows.tolist() == [0, 2]
     assert len(g) == len(z) == 2
-    assert len(search.open) == 2
+    assert len(search.active) == 2
     assert kept.tolist() == [0.0, 2.0]
-    before = search.open.counter.forward
-    search.climb(candidates(0.4, 0.7))
-    assert search.open.counter.forward - before == 2  # only those still open
+    before = search.active.counter.forward
+    search.gradient(candidates(0.4, 0.7))
+    assert search.active.counter.forward - before == 2  # only those still open
     assert search.rows.tolist() == [0]
     assert search.best[:, 0, 0, 0].tolist() == pytest.approx([0.4, 0.9, 0.7, 0.8])
-    search.look(candidates(0.6))
+    search.probe(candidates(0.6))
     assert search.finished
-    search.look(candidates())  # nothing open: nothing to judge
+    search.probe(candidates())  # nothing open: nothing to judge
 
 
 def test_best_is_the_clean_image_before_any_candidate() -> None:
@@ -158,10 +158,10 @@ def always_done(x: Images) -> Output:
 def test_a_lying_guide_removes_no_sample_that_still_stands() -> None:
     problem = replace(scripted(3), guide=always_done)
     search = Search(problem)
-    search.climb(candidates(0.3, 0.9, 0.2))
+    search.gradient(candidates(0.3, 0.9, 0.2))
     assert search.rows.tolist() == [0, 2]
     # nor does its harm of 99 hide what the judge finds later
-    search.climb(candidates(0.4, 0.1))
+    search.gradient(candidates(0.4, 0.1))
     assert search.best[:, 0, 0, 0].tolist() == pytest.approx([0.4, 0.9, 0.2])
 
 
@@ -172,8 +172,8 @@ def test_a_done_candidate_is_kept_whatever_a_lying_guide_thinks_of_it() -> None:
         return Output(torch.stack([torch.zeros_like(harm), harm], 1))
 
     search = Search(replace(scripted(1), guide=grudging))
-    search.climb(candidates(0.2))
-    search.climb(candidates(0.9))
+    search.gradient(candidates(0.2))
+    search.gradient(candidates(0.9))
     assert search.finished
     assert search.best[0, 0, 0, 0] == pytest.approx(0.9)
 
@@ -189,7 +189,7 @@ def test_pgd_with_a_lying_guide_reports_no_sample_as_broken_that_stands(chunk: i
 
     problem = replace(problem, guide=three)
     z = pgd(problem, rng=draws(N), steps=3)
-    assert not problem.probe(z).done.any()
+    assert not problem.probe(z).is_final.any()
 
 
 # --- jacobian, climb, nearest -------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_the_jacobian_picks_the_leading_margins_itself() -> None:
     torch.testing.assert_close(problem.jacobian(problem.x, 1).jacobian, named.jacobian[:, :1])
     parts = replace(problem, chunk=3).jacobian(problem.x, 10)
     assert torch.equal(parts.columns, found.columns)
-    nothing = problem.take(torch.zeros(0, dtype=torch.long)).jacobian(problem.x[:0], 2)
+    nothing = problem.select(torch.zeros(0, dtype=torch.long)).jacobian(problem.x[:0], 2)
     assert nothing.jacobian.shape == (0, 2, *problem.x.shape[1:])
     assert nothing.columns.shape == (0, 2)
 
@@ -233,23 +233,23 @@ def test_the_jacobian_picks_the_leading_margins_itself() -> None:
 def test_climbing_toward_a_column_follows_the_rows_taken() -> None:
     problem = posed()
     columns = (problem.y + 1 + torch.arange(N) % 2) % 3
-    toward = replace(problem, objective=Climb(problem.objective, "toward", columns))
+    toward = replace(problem, objective=LossOverride(problem.objective, "toward", columns))
     rows = torch.tensor([7, 2, 5])
     g, verdict = toward.gradient(problem.x)
-    few, judged = toward.take(rows).gradient(problem.x[rows])
+    few, judged = toward.select(rows).gradient(problem.x[rows])
     torch.testing.assert_close(few, g[rows])
     torch.testing.assert_close(judged.loss, verdict.loss[rows])
     plain = problem.probe(problem.x)
-    assert torch.equal(verdict.done, plain.done)
+    assert torch.equal(verdict.is_final, plain.is_final)
     torch.testing.assert_close(verdict.harm, plain.harm)
 
 
-def test_a_relentless_climb_is_never_done() -> None:
+def test_an_attack_that_uses_all_steps_has_no_final_verdict() -> None:
     problem = posed()
     wrong = replace(problem, y=(problem.y + 1) % 3)
-    assert wrong.probe(wrong.x).done.all()
-    relentless = replace(wrong, objective=Climb(wrong.objective, relentless=True))
-    assert not relentless.probe(wrong.x).done.any()
+    assert wrong.probe(wrong.x).is_final.all()
+    endless = replace(wrong, objective=LossOverride(wrong.objective, use_all_steps=True))
+    assert not endless.probe(wrong.x).is_final.any()
 
 
 def test_a_victim_without_gradients_is_refused_by_name() -> None:

@@ -124,7 +124,7 @@ def test_where_a_patch_lies_does_not_depend_on_batch_or_order() -> None:
     ball = Ball("l0", 16.0)
     whole = patch.apply(x, ball, rng)
     order = torch.randperm(12, generator=torch.manual_seed(1))
-    parts = [patch.apply(x[r], ball, rng.take(r)) for r in order.split(5)]
+    parts = [patch.apply(x[r], ball, rng.select(r)) for r in order.split(5)]
     assert torch.equal(torch.cat(parts), whole[order])
 
 

@@ -25,17 +25,17 @@ def measure(problem: Problem, z: Images, depth: int) -> Columns:
         InvalidOutputError: the judge returned NaN or Inf.
     """
     answer, suspicion, verdict = _judged(problem, z)
-    x, broken = problem.x, verdict.broken
+    x, broken = problem.x, verdict.success
     rounded = torch.zeros_like(broken)
     rows = broken.nonzero()[:, 0]
     if len(rows):
         levels = 2**depth - 1
-        rounded[rows] = problem.take(rows).probe((z[rows] * levels).round() / levels).broken
+        rounded[rows] = problem.select(rows).probe((z[rows] * levels).round() / levels).success
     flat = (z - x).flatten(1)
     return {
         "answer": answer,
         "harm": verdict.harm,
-        "done": verdict.done,
+        "done": verdict.is_final,
         "broken": broken,
         "rounded": rounded,
         "size": problem.ball.size(z, x),
@@ -60,9 +60,9 @@ def at_rest(problem: Problem, answer: Output, verdict: Verdict) -> Columns:
     return {
         "answer": answer.logits,
         "harm": verdict.harm,
-        "done": verdict.done,
-        "broken": verdict.broken,
-        "rounded": verdict.broken,
+        "done": verdict.is_final,
+        "broken": verdict.success,
+        "rounded": verdict.success,
         "size": nothing,
         "linf": nothing,
         "l2": nothing,
@@ -85,7 +85,7 @@ def _judged(problem: Problem, z: Images) -> tuple[Tensor, Columns, Verdict]:
     """
     found = []
     for rows in torch.arange(len(problem), device=z.device).split(problem.chunk):
-        part = problem.take(rows)
+        part = problem.select(rows)
         output = part.outputs(z[rows])
         if not torch.isfinite(output.logits).all():
             raise InvalidOutputError("expected finite logits, got NaN or Inf on an attacked image")

@@ -19,8 +19,8 @@ from robustbench_med.bench.record import Audit
 from robustbench_med.bench.score import TOLERANCE
 from robustbench_med.bench.walk import Run
 from robustbench_med.cards import AttackCard
-from robustbench_med.objectives.climb import Climb
-from robustbench_med.objectives.pixels import climbing
+from robustbench_med.objectives.loss_override import LossOverride
+from robustbench_med.objectives.pixels import with_loss
 from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images, Output, Rows, Verdict, images_at_once
@@ -59,7 +59,7 @@ class Watch:
                 return output
             size = here.ball.size(z.detach(), here.x)
             inside = size <= here.ball.eps * (1 + 1e-5) + TOLERANCE
-            self.ever |= verdict.broken & inside
+            self.ever |= verdict.success & inside
             self.worst = torch.where(inside, self.worst.maximum(verdict.harm), self.worst)
         return output
 
@@ -164,7 +164,7 @@ class Evidence:
         if self.graded:  # fewer of large images and volumes, but two
             most = max(2, min(MASKS, images_at_once(self.planned.data.card.size) // 8))
         rows = chosen.nonzero()[:, 0]
-        lots = self.rng.take(rows).uniform(1)[:, 0]
+        lots = self.rng.select(rows).uniform(1)[:, 0]
         return rows[lots.argsort()[:most]].sort().values
 
     @property
@@ -196,15 +196,18 @@ class Evidence:
         rows = self.affordable(self.improvable(), self.per_image + 1, share=0.25)
         if len(rows) == 0:
             return None
-        here = replace(self.problem.take(rows), chunk=len(rows))
+        here = replace(self.problem.select(rows), chunk=len(rows))
         # of several findings, the loss is that of the nearest: what the attack climbs
-        watch = Watch(climbing(here, "cross_entropy"))
+        watch = Watch(with_loss(here, "cross_entropy"))
         guide = None if here.guide is None else watch
         posed = replace(
-            here, judge=watch, guide=guide, objective=Climb(here.objective, relentless=True)
+            here,
+            judge=watch,
+            guide=guide,
+            objective=LossOverride(here.objective, use_all_steps=True),
         )
         attack = registry.function("attacks", self.card)  # not in shards: all rows are watched
-        draws = self.rng.take(rows).fork("watched")
+        draws = self.rng.select(rows).fork("watched")
         z = attack(posed, rng=draws, **self.planned.case.parameters)
         watch.arrived = here.ball.size(z, here.x) >= 0.95 * torch.as_tensor(here.ball.eps)
         return watch, here.probe(z)

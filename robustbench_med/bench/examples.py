@@ -71,9 +71,9 @@ def _of_masks(case: Case, ready: Prepared, run: Run, most: int) -> Pictures:
     shown = [row for row in ranked.tolist() if lost[row] > 0]
     shown = shown[:most]
     rows = torch.tensor(shown, device=run.problem.x.device, dtype=torch.int64)
-    posed = replace(run.problem.take(rows), counter=Counter()).at(run.radii[rung])
+    posed = replace(run.problem.select(rows), counter=Counter()).at(run.radii[rung])
     with frozen(ready.victim.module), seeded(case.seed, case.id, "examples"):
-        z = run.attack(posed, at_rung(run.rng, run.radii[rung]).take(rows))
+        z = run.attack(posed, at_rung(run.rng, run.radii[rung]).select(rows))
         after = kept(posed.outputs(z).logits)
     examples: list[Example] = []
     files: dict[str, bytes] = {}
@@ -111,13 +111,13 @@ def _attack_again(case: Case, run: Run, row: int, first: int) -> tuple[float, Im
     or pulled in from another rung.
     """
     rows = torch.tensor([row], device=run.problem.x.device)
-    one = replace(run.problem.take(rows), counter=Counter())
+    one = replace(run.problem.select(rows), counter=Counter())
     if run.minimal:
-        return case.ladder[first], run.attack(one.at(torch.inf), run.rng.take(rows))
+        return case.ladder[first], run.attack(one.at(torch.inf), run.rng.select(rows))
     for stated, eps in zip(case.ladder[first:], run.radii[first:], strict=True):
         here = one.at(eps)
-        z = run.attack(here, at_rung(run.rng, eps).take(rows))
-        if bool(here.probe(z).broken.all()):
+        z = run.attack(here, at_rung(run.rng, eps).select(rows))
+        if bool(here.probe(z).success.all()):
             return stated, z
     return None
 

@@ -100,7 +100,7 @@ def compare(victim: Victim, samples: Sequence[GradientSample], *, seed: int) -> 
         passes += 2 * DIRECTIONS * p
         rows = _doubtful(judged, residual)
     if len(rows):
-        judged[rows], residual[rows], spent = _again(first.take(rows))
+        judged[rows], residual[rows], spent = _again(first.select(rows))
         passes += spent
     return Comparison(judged, residual, moved, passes)
 
@@ -122,9 +122,9 @@ def _again(doubtful: _Differences) -> tuple[Bool[Tensor, " p"], Float[Tensor, " 
     residual = torch.full(ok.shape, torch.inf, dtype=torch.float64, device=ok.device)
     passes, rows = 0, ok.logical_not().nonzero()[:, 0]
     for step in (STEP, *STEPS, TINY):
-        here: _Differences | None = doubtful.take(rows)
+        here: _Differences | None = doubtful.select(rows)
         if step == TINY:  # not every module computes in double precision; volumes take minutes
-            here = _double(doubtful.take(rows)) if doubtful.shown.ndim == 4 else None
+            here = _double(doubtful.select(rows)) if doubtful.shown.ndim == 4 else None
         if here is None or len(rows) == 0:
             break
         judged, found = here.at(step, MORE)
@@ -162,7 +162,7 @@ class _Differences:
     seed: int
     fixed: bool = False  # whether each pass starts from the same seed
 
-    def take(self, rows: Tensor) -> _Differences:
+    def select(self, rows: Tensor) -> _Differences:
         """Return the same of some rows; where draws are fixed, with those of a batch of these."""
         found = replace(self, **{name: getattr(self, name)[rows] for name in _NAMES})
         return found.with_own_gradient() if self.fixed and len(rows) else found

@@ -55,7 +55,7 @@ def ascend(
     streams = _streams(rng, ladder)
     rows = _every_row(problem)
     for i, eps in enumerate(ladder):
-        here = problem.at(eps).take(rows)
+        here = problem.at(eps).select(rows)
         columns = measure(here, attack(here, Draws(streams[i, rows])), depth)
         table.put(i, rows, columns)
         rows = rows[~columns["broken"]]
@@ -110,7 +110,7 @@ def worst(
     everyone, best = _every_row(problem), rest | {"broken": torch.zeros_like(rest["broken"])}
     for i, eps in enumerate(ladder):
         rows = everyone[~best["done"]]
-        here = problem.at(eps).take(rows)
+        here = problem.at(eps).select(rows)
         columns = measure(here, attack(here, Draws(streams[i, rows])), depth)
         columns["broken"] &= ~rest["broken"][rows]
         worse = columns["harm"] > best["harm"][rows]
@@ -146,7 +146,7 @@ def descend(
         if known:  # the last candidate may decide the next rung, for one forward pass
             rows = rows[~_judge(problem, near, radii, turn, rows, depth, table, falls)]
         rung = turn[rows]
-        here = problem.take(rows).at(radii[rung])
+        here = problem.select(rows).at(radii[rung])
         z = attack(here, Draws(streams[rung, rows]))
         columns = measure(here, z, depth)
         table.put(rung, rows, columns)
@@ -160,7 +160,7 @@ def descend(
     inferred = ~ran & (torch.arange(len(ladder), device=stands.device)[:, None] < stands)
     for i, eps in enumerate(ladder):  # the failed image, pulled in and judged
         rows = inferred[i].nonzero()[:, 0]
-        here = problem.at(eps).take(rows)
+        here = problem.at(eps).select(rows)
         table.put(i, rows, measure(here, here.ball.project(failed[rows], here.x), depth))
     table.carry()
     return table.columns, _audit(problem, attack, streams, radii, depth, table, inferred)
@@ -207,7 +207,7 @@ def _judge(
     falls: Int[Tensor, " b"],
 ) -> Bool[Tensor, " rows"]:
     """Return which samples break at their next rung by the last candidate, grown or pulled in."""
-    here = problem.take(rows).at(radii[turn[rows]])
+    here = problem.select(rows).at(radii[turn[rows]])
     columns = measure(here, here.ball.project(near[rows], here.x), depth)
     broken = columns["broken"]
     hit = rows[broken]
@@ -247,7 +247,7 @@ def _audit(
 
     def attacked(chosen: Bool[Tensor, "r b"]) -> tuple[int, int]:
         rung, rows = (chosen & ~broken).nonzero().unbind(1)
-        here = problem.take(rows).at(radii[rung])
+        here = problem.select(rows).at(radii[rung])
         columns = measure(here, attack(here, Draws(streams[rung, rows])), depth)
         table.put(rung, rows, columns)
         table.carry()

@@ -15,10 +15,10 @@ from robustbench_med.bench.batch_check import ALONE
 from robustbench_med.bench.chosen import passes
 from robustbench_med.bench.evidence import Evidence, Measured
 from robustbench_med.bench.verified_run import REMEDIES
-from robustbench_med.bench.walk import climbs_on, relentless, sharded
+from robustbench_med.bench.walk import sharded, uses_all_steps, with_all_steps
 from robustbench_med.cards import AttackCard
 from robustbench_med.errors import SpecError
-from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.loss_override import LossOverride
 
 QUERIES = 100  # of the black-box probe
 MARGIN_STEPS = 10
@@ -157,11 +157,11 @@ def _probe(
     new = torch.tensor([r for r in rows.tolist() if r not in known], dtype=torch.int64)
     new = new.to(rows.device)
     if len(new):
-        here = problem.take(new)
-        here = replace(here, objective=Climb(here.objective, loss=loss))
+        here = problem.select(new)
+        here = replace(here, objective=LossOverride(here.objective, loss=loss))
         attack = sharded(registry.function("attacks", card), parameters)
-        verdict = here.probe(attack(here, found.rng.take(new).fork("probe", name)))
-        harm = verdict.harm.masked_fill(verdict.done, torch.inf)
+        verdict = here.probe(attack(here, found.rng.select(new).fork("probe", name)))
+        harm = verdict.harm.masked_fill(verdict.is_final, torch.inf)
         known |= dict(zip(new.tolist(), harm.tolist(), strict=True))
     harm = found.run.rungs["harm"].new_tensor([known[r] for r in rows.tolist()])
     return Measured(float((harm > found.to_beat(rows)).sum()), len(rows))
@@ -175,9 +175,9 @@ def shrinking(found: Evidence) -> Measured | None:
         return None
     rows = found.some(found.run.rungs["broken"][:-1].any(0))
     rows = found.affordable(rows, found.per_image + 1, share=0.2)
-    here = found.problem.take(rows).at(found.run.radii[-1])
-    z = found.run.attack(here, found.rng.take(rows).fork("afresh"))
-    return Measured(float((~here.probe(z).broken).sum()), len(rows))
+    here = found.problem.select(rows).at(found.run.radii[-1])
+    z = found.run.attack(here, found.rng.select(rows).fork("afresh"))
+    return Measured(float((~here.probe(z).success).sum()), len(rows))
 
 
 def large_radius(found: Evidence) -> Measured | None:
@@ -193,12 +193,12 @@ def large_radius(found: Evidence) -> Measured | None:
     if found.card.rungs == "distance":
         return _share(torch.isinf(found.run.distance[rows]))
     rows = found.affordable(rows, found.per_image + 1, share=0.15)
-    here = found.problem.take(rows)
+    here = found.problem.select(rows)
     away = (here.x < 0.5).to(here.x)  # the farthest corner of the box; half way is enough
     here = replace(here, ball=replace(here.ball, shares=None))  # whole radius for every channel
     here = here.at(Ball(found.planned.case.norm, 0.0).size(here.x + (away - here.x) * 0.75, here.x))
-    z = found.run.attack(here, found.rng.take(rows).fork("large"))
-    return _share(~here.probe(z).broken) or Measured(0.0, 0)
+    z = found.run.attack(here, found.rng.select(rows).fork("large"))
+    return _share(~here.probe(z).success) or Measured(0.0, 0)
 
 
 def _share(hit: Bool[Tensor, " rows"]) -> Measured | None:
@@ -211,7 +211,7 @@ def silent(found: Evidence) -> Measured | None:
     if found.ready.randomized > 0 or found.watched is None:
         return None
     watch, verdict = found.watched
-    kept_back = watch.ever & ~verdict.broken
+    kept_back = watch.ever & ~verdict.success
     if found.graded:
         kept_back = watch.worst > verdict.harm + 1e-4
     return Measured(float(kept_back.sum()), len(kept_back))
@@ -290,17 +290,17 @@ def more_effort(found: Evidence) -> Measured | None:
     each = int(2 * passes(found.card, doubled)) + 2
     rows = found.affordable(found.improvable(), each, share=1.0)
     attack = sharded(registry.function("attacks", found.card), doubled)
-    if climbs_on(found.card, found.ready):
-        attack = relentless(attack)
-    here = found.problem.take(rows)
+    if uses_all_steps(found.card, found.ready):
+        attack = with_all_steps(attack)
+    here = found.problem.select(rows)
     posed = here.at(torch.inf) if found.card.rungs == "distance" else here
     try:
-        z = attack(posed, found.rng.take(rows).fork("effort"))
+        z = attack(posed, found.rng.select(rows).fork("effort"))
     except SpecError:  # twice as much is more than the parameter allows
         return None
     near = here.ball.size(z, here.x) <= found.run.radii[found.headline]
     verdict = here.probe(z)
-    more = verdict.harm > found.to_beat(rows) if found.graded else verdict.broken
+    more = verdict.harm > found.to_beat(rows) if found.graded else verdict.success
     return Measured(float((more & near).sum()), len(rows))
 
 

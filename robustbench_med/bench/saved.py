@@ -76,7 +76,7 @@ class Saved(NamedTuple):
             which = self.which[i].to(everyone)
             rows = everyone[which >= 0]
             z = self.images.to(problem.x)[which[rows]]
-            columns = measure(problem.at(eps).take(rows), z, depth)
+            columns = measure(problem.at(eps).select(rows), z, depth)
             columns["broken"] &= ~lost[rows]
             table.put(i, everyone, rest)
             table.put(i, rows, columns)

@@ -76,7 +76,7 @@ def fit(
     applies = problem.objective.applies(train.y).nonzero()[:, 0]
     if len(applies) == 0:
         raise DataError("expected training images that the objective applies to, got none")
-    lesson = replace(problem, x=train.x[applies], y=train.y[applies]).posed()
+    lesson = replace(problem, x=train.x[applies], y=train.y[applies]).bind()
     device = train.x.device
     streams = Draws.of(seed, (str(train.ids[i]) for i in applies.tolist()), device=device)
     by_radius: dict[float, Universal] = {}
@@ -119,7 +119,7 @@ def _counts(made: Universal, whole: Problem, ready: Prepared, rng: Draws) -> _Co
     called, clean = (decide(found, card.task) for found in (columns["answer"], ready.clean))
     truth, masks = ready.batch.y.cpu().numpy(), card.task == "segmentation"
     # labelled, and the goal not reached by the clean image
-    before = verdict_on(whole.objective, ready.clean, whole.y, len(card.classes)).broken
+    before = verdict_on(whole.objective, ready.clean, whole.y, len(card.classes)).success
     attacked = (whole.objective.applies(whole.y) & ~before).cpu().numpy()
 
     known = (truth >= 0).reshape(len(truth), -1)

@@ -16,9 +16,9 @@ from robustbench_med.bench.gradient_recorder import GradientRecorder
 from robustbench_med.cards import DatasetCard, ModelCard, Threat
 from robustbench_med.errors import ChecksumError
 from robustbench_med.models.load import load_victim
-from robustbench_med.objectives.climb import Climb
 from robustbench_med.objectives.decide import decide
-from robustbench_med.objectives.evasion import Undetected
+from robustbench_med.objectives.evade_detector import EvadeDetector
+from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images, Output
@@ -59,24 +59,24 @@ class Surrogate:
             x = functional.interpolate(x, c.size, mode=mode, align_corners=False)
         return self.victim(x)
 
-    def pose(self, problem: Problem, *, relentless: bool) -> Problem:
+    def pose(self, problem: Problem, *, use_all_steps: bool) -> Problem:
         """Return the problem as the attacker sees it: the surrogate in the victim's place.
 
         A surrogate trained on other data knows other classes: there the attacker leaves what the
         surrogate itself says of the clean image.
         """
         own = replace(problem, judge=self, guide=None, counter=self.counter)
-        if isinstance(own.objective, Undetected):  # of the victim's detector he knows nothing
+        if isinstance(own.objective, EvadeDetector):  # of the victim's detector he knows nothing
             guarded = self.victim.guard is not None  # by one of the attacker's own
-            evades = replace(own.objective, climb="both")
+            evades = replace(own.objective, loss="both")
             own = replace(own, objective=evades if guarded else own.objective.base)
         if self.threat == "no_box":
             said = decide(own.outputs(own.x).logits, self.data.task)
             y = torch.from_numpy(said).to(problem.y)
             own = replace(own, y=y, objective=objectives.make("untargeted", self.data.task))
-        if not relentless:
+        if not use_all_steps:
             return own
-        return replace(own, objective=Climb(own.objective, relentless=True))
+        return replace(own, objective=LossOverride(own.objective, use_all_steps=True))
 
 
 def crafted_alike(case: Case) -> tuple[object, ...]:
@@ -125,13 +125,13 @@ def trained_on(name: str, data: DatasetCard) -> DatasetCard:
     return found
 
 
-def transferred(attack: Attack, surrogate: Surrogate, *, relentless: bool) -> Attack:
+def transferred(attack: Attack, surrogate: Surrogate, *, use_all_steps: bool) -> Attack:
     """Return the attack carried out on the surrogate alone; the victim only judges at the end.
 
     Args:
         attack: as it is applied to a problem.
         surrogate: the model it climbs.
-        relentless: whether it spends all its steps: an image that just crosses the surrogate's
+        use_all_steps: whether it spends all its steps: an image that just crosses the surrogate's
             boundary seldom transfers.
     """
 
@@ -141,8 +141,8 @@ def transferred(attack: Attack, surrogate: Surrogate, *, relentless: bool) -> At
         if new:
             rows = torch.tensor(new, device=problem.x.device)
             before = replace(surrogate.counter)
-            posed = surrogate.pose(problem.take(rows), relentless=relentless)
-            z = attack(posed, rng.take(rows)).cpu()
+            posed = surrogate.pose(problem.select(rows), use_all_steps=use_all_steps)
+            z = attack(posed, rng.select(rows)).cpu()
             known.update(zip((keys[i] for i in new), z, strict=True))
             problem.counter.forward += surrogate.counter.forward - before.forward
             problem.counter.backward += surrogate.counter.backward - before.backward

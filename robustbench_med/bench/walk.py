@@ -29,9 +29,9 @@ from robustbench_med.bench.surrogate import transferred
 from robustbench_med.cards import AttackCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.models.guide import bfloat16
-from robustbench_med.objectives.climb import Climb
 from robustbench_med.objectives.decide import verdict_on
-from robustbench_med.objectives.evasion import Undetected
+from robustbench_med.objectives.evade_detector import EvadeDetector
+from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws, seeded
 from robustbench_med.types import Images, Output, Verdict
@@ -111,9 +111,9 @@ def walk(
     card = planned.data.card
     objective = objectives.make(case.objective, card.task, card=card)
     if ready.victim.guard is not None:
-        objective = Undetected(objective)
+        objective = EvadeDetector(objective)
     before = verdict_on(objective, ready.clean, batch.y, len(card.classes), ready.suspicion)
-    attacked = objective.applies(batch.y) & ~before.done
+    attacked = objective.applies(batch.y) & ~before.is_final
     if ready.suspicion is not None:  # what is rejected when clean is lost already
         attacked &= ready.suspicion <= 0
     before = Verdict(*(value[attacked] for value in before))
@@ -183,11 +183,11 @@ def _rungs(
     card: AttackCard = registry.find("attacks", case.attack)
     function = registry.function("attacks", card)
     attack = sharded(function, case.parameters)
-    if climbs_on(card, ready):
-        attack = relentless(attack)
+    if uses_all_steps(card, ready):
+        attack = with_all_steps(attack)
     if ready.surrogate is not None:
-        attack = transferred(attack, ready.surrogate, relentless=card.rungs != "distance")
-    rng = everyone.take(attacked.nonzero()[:, 0])
+        attack = transferred(attack, ready.surrogate, use_all_steps=card.rungs != "distance")
+    rng = everyone.select(attacked.nonzero()[:, 0])
     audit, distance, fitted = None, None, None
     if card.rungs == "universal":
         train = planned.data.batch("train", n=case.fit, seed=case.seed).to(problem.x.device)
@@ -248,7 +248,7 @@ def _judged(
         return problem.x
 
     rungs = saved.columns(problem, radii, planned.data.card.bit_depth, rest)
-    rng = everyone.take(attacked.nonzero()[:, 0])
+    rng = everyone.select(attacked.nonzero()[:, 0])
     return Run(
         problem=problem,
         attack=untouched,
@@ -278,7 +278,7 @@ def _radii(case: Case, data: Dataset) -> tuple[float, ...]:
     return tuple(eps * unit for eps in case.ladder)
 
 
-def climbs_on(card: AttackCard, ready: Prepared) -> bool:
+def uses_all_steps(card: AttackCard, ready: Prepared) -> bool:
     """Whether an attack spends all its steps on this victim, every sample at every radius.
 
     Of a victim that answers at random, the first success may be a lucky draw: on one behind random
@@ -290,11 +290,13 @@ def climbs_on(card: AttackCard, ready: Prepared) -> bool:
     return changes and card.rungs in ("ascend", "descend")
 
 
-def relentless(attack: Attack) -> Attack:
+def with_all_steps(attack: Attack) -> Attack:
     """Return the attack that spends all its steps on every sample."""
 
     def climbed(problem: Problem, rng: Draws) -> Images:
-        return attack(replace(problem, objective=Climb(problem.objective, relentless=True)), rng)
+        return attack(
+            replace(problem, objective=LossOverride(problem.objective, use_all_steps=True)), rng
+        )
 
     return climbed
 
@@ -310,7 +312,7 @@ def sharded(function: Callable[..., Images], parameters: dict[str, Any]) -> Atta
         shards = rows.split(max(1, _SHARD_BYTES // per_image))
         # posed here and no earlier: the objective of a Run meets other truths too
         return torch.cat(
-            [function(problem.take(s).posed(), rng=rng.take(s), **parameters) for s in shards]
+            [function(problem.select(s).bind(), rng=rng.select(s), **parameters) for s in shards]
         )
 
     return attack

@@ -47,7 +47,7 @@ class Arrays:
     def __len__(self) -> int:
         return len(self.images)
 
-    def take(self, rows: NDArray[np.int64]) -> Arrays:
+    def select(self, rows: NDArray[np.int64]) -> Arrays:
         """Return the given rows."""
         patients = None if self.patients is None else self.patients[rows]
         return Arrays(self.images[rows], self.labels[rows], self.ids[rows], patients)
@@ -176,10 +176,10 @@ class Dataset:
         if not labelled.any():
             raise DataError(f"{self.card.name} ({split}): expected labels, got -1 for every image")
         if not labelled.all():
-            arrays = arrays.take(labelled.nonzero()[0])
+            arrays = arrays.select(labelled.nonzero()[0])
         if n is not None and n < len(arrays):
             rows = np.random.default_rng(seed).permutation(len(arrays))[:n]
-            arrays = arrays.take(np.sort(rows))
+            arrays = arrays.select(np.sort(rows))
         return to_batch(arrays, channels=self.card.channels)
 
 

@@ -145,7 +145,7 @@ def fitted(fitting: Refit, victim: Victim, batch: Batch, card: DatasetCard) -> T
     x, y = batch.x[rows], batch.y[rows]
     rng = Draws(torch.randint(-(2**62), 2**62, (len(rows),)))
     with frozen(victim.module):
-        problem = Problem(x, y, fitting.ball, objective.posed(y), victim, chunk=victim.chunk)
+        problem = Problem(x, y, fitting.ball, objective.bind(y), victim, chunk=victim.chunk)
         found: Additive = registry.function("attacks", fitting.attack)(
             problem, rng=rng, **fitting.attack.parameters
         )

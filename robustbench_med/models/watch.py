@@ -65,7 +65,7 @@ def watch(
         if pattern is not None:
             z = Additive(pattern).apply(val.x, hard.ball, rng)
         else:
-            objective = make("untargeted", card.task, card=card).posed(val.y)
+            objective = make("untargeted", card.task, card=card).bind(val.y)
             problem = Problem(val.x, val.y, hard.ball, objective, victim, chunk=victim.chunk)
             pgd = registry.function("attacks", registry.find("attacks", "pgd"))
             z = pgd(problem, rng=rng, steps=STEPS)

@@ -37,21 +37,21 @@ class Objective(Protocol):
     """What the attacker wants: turns an output and the truth into a verdict.
 
     `margins` are the ways to get there, `(b, m)`: the goal is reached where any is above 0; a way
-    that does not count is -inf. Harm is their maximum. `posed` is the same goal with what it needs
-    of these truths prepared; `take` keeps that aligned, and other truths are still judged right.
+    that does not count is -inf. Harm is their maximum. `bind` is the same goal with what it needs
+    of these truths prepared; `select` keeps that aligned, and other truths are still judged right.
     """
 
     def __call__(self, output: Output, y: Any) -> Verdict: ...  # noqa: ANN401, D102
 
     def margins(self, output: Output, y: Any) -> Tensor: ...  # noqa: ANN401, D102
 
-    def spread(self, output: Output, *, towards: bool = False) -> Tensor: ...  # noqa: D102
+    def dlr_scale(self, output: Output, *, towards: bool = False) -> Tensor: ...  # noqa: D102
 
     def applies(self, y: Any) -> Tensor: ...  # noqa: ANN401, D102
 
-    def take(self, rows: Rows) -> Objective: ...  # noqa: D102
+    def select(self, rows: Rows) -> Objective: ...  # noqa: D102
 
-    def posed(self, y: Any) -> Objective: ...  # noqa: ANN401, D102
+    def bind(self, y: Any) -> Objective: ...  # noqa: ANN401, D102
 
 
 def make(

@@ -56,7 +56,7 @@ class Untargeted:
         logits = two_sided(output.logits)
         return (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf)
 
-    def spread(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:
+    def dlr_scale(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:
         """Return what the difference of logits ratio divides by, `(b,)`, > 0.
 
         The largest logit minus the third, or, `towards` a class, minus the mean of the third and
@@ -70,11 +70,11 @@ class Untargeted:
         low = top[:, 2:].mean(1) if towards else top[:, 2]
         return top[:, 0] - low + 1e-12
 
-    def take(self, rows: Rows) -> Untargeted:  # noqa: ARG002 - the same for every sample
+    def select(self, rows: Rows) -> Untargeted:  # noqa: ARG002 - the same for every sample
         """Return the objective of the given rows: itself."""
         return self
 
-    def posed(self, y: Int[Tensor, " b"]) -> Untargeted:  # noqa: ARG002 - nothing to prepare
+    def bind(self, y: Int[Tensor, " b"]) -> Untargeted:  # noqa: ARG002 - nothing to prepare
         """Return the objective bound to these truths: itself."""
         return self
 
@@ -111,9 +111,9 @@ class Targeted(Untargeted):
         """Return the target's logit minus the best other, `(b, 1)`."""
         return self(output, y).harm[:, None]
 
-    def spread(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:  # noqa: ARG002
+    def dlr_scale(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:  # noqa: ARG002
         """Return the spread toward a class: this goal is one whatever the loss."""
-        return super().spread(output, towards=True)
+        return super().dlr_scale(output, towards=True)
 
     def applies(self, y: Int[Tensor, " b"]) -> Tensor:
         """Return the labelled samples that are not of the target class already."""

@@ -51,7 +51,7 @@ def verdict_on(
     parts = []
     for rows in torch.arange(len(answer), device=answer.device).split(at_once):
         one_hot = functional.one_hot(answer[rows].long(), k).movedim(-1, 1).float()
-        parts.append(objective.take(rows)(Output(one_hot), y[rows]))
+        parts.append(objective.select(rows)(Output(one_hot), y[rows]))
     return Verdict(*map(torch.cat, zip(*parts, strict=True)))
 
 

@@ -42,15 +42,15 @@ class AnyFinding:
         wrong = output.logits * (1 - 2 * y.clamp_min(0)).to(output.logits)
         return wrong.masked_fill(~self._counted(y), -torch.inf)
 
-    def spread(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:  # noqa: ARG002
+    def dlr_scale(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:  # noqa: ARG002
         """Return ones: findings are no rivals, there is no ratio of their logits."""
         return torch.ones_like(output.logits[:, 0])
 
-    def take(self, rows: Rows) -> AnyFinding:  # noqa: ARG002 - the same for every sample
+    def select(self, rows: Rows) -> AnyFinding:  # noqa: ARG002 - the same for every sample
         """Return the objective of the given rows: itself."""
         return self
 
-    def posed(self, y: Int[Tensor, "b k"]) -> AnyFinding:  # noqa: ARG002 - nothing to prepare
+    def bind(self, y: Int[Tensor, "b k"]) -> AnyFinding:  # noqa: ARG002 - nothing to prepare
         """Return the objective bound to these truths: itself."""
         return self
 

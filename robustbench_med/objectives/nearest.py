@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.loss_override import LossOverride
 
 if TYPE_CHECKING:
     from robustbench_med.problem import Problem
@@ -40,8 +40,8 @@ def nearest(problem: Problem, ways: int = WAYS) -> Problem:
     weights = torch.ones_like(margins)
     rows = ((margins.isfinite().sum(1) > 1) & ~(margins > 0).any(1)).nonzero()[:, 0]
     if len(rows):
-        weights[rows] = _weights(problem.take(rows), ways)
-    return replace(problem, objective=Climb(problem.objective, "nearest", weights=weights))
+        weights[rows] = _weights(problem.select(rows), ways)
+    return replace(problem, objective=LossOverride(problem.objective, "nearest", weights=weights))
 
 
 def _weights(problem: Problem, ways: int) -> Float[Tensor, "b m"]:

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from robustbench_med.errors import SpecError
-from robustbench_med.objectives.climb import Climb
-from robustbench_med.objectives.evasion import Climbed, Undetected
+from robustbench_med.objectives.evade_detector import EvadeDetector, EvasionLoss
+from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.objectives.multilabel import AnyFinding
 from robustbench_med.objectives.nearest import nearest
 from robustbench_med.objectives.segmentation import Masks, Pixels
@@ -93,47 +93,47 @@ _MARGINS: dict[str, Literal["margin", "dlr"]] = {"margin": "margin", "dlr": "dlr
 
 
 @dataclass(frozen=True)
-class PixelClimb:
+class PixelLossOverride:
     """An objective on masks whose loss is replaced; harm and done stay its own.
 
     Attributes:
         base: the goal.
         loss: what is climbed.
-        relentless: never done, as a transfer attack must be.
+        use_all_steps: never done, as a transfer attack must be.
         state: tensors `(b, ...)` that the loss is given after the pixels, one row an image.
     """
 
     base: Masks
     loss: PixelLoss
-    relentless: bool = False
+    use_all_steps: bool = False
     state: tuple[Tensor, ...] = ()
 
     def __call__(self, output: Output, y: Int[Tensor, "b *s"]) -> Verdict:
         """Return the verdict with the loss replaced."""
         here = self.base.pixels(output, y)
         verdict = self.base.verdict(here, self.loss(here, *self.state))
-        return verdict._replace(done=verdict.done & (not self.relentless))
+        return verdict._replace(is_final=verdict.is_final & (not self.use_all_steps))
 
     def margins(self, output: Output, y: Int[Tensor, "b *s"]) -> Float[Tensor, "b m"]:
         """Raise, as the goal does."""
         return self.base.margins(output, y)
 
-    def spread(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:
+    def dlr_scale(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:
         """Raise, as the goal does."""
-        return self.base.spread(output, towards=towards)
+        return self.base.dlr_scale(output, towards=towards)
 
     def applies(self, y: Int[Tensor, "b *s"]) -> Tensor:
         """Return which samples can be attacked."""
         return self.base.applies(y)
 
-    def take(self, rows: Rows) -> PixelClimb:
+    def select(self, rows: Rows) -> PixelLossOverride:
         """Return the objective of the given rows."""
         state = tuple(one[rows] for one in self.state)
-        return replace(self, base=self.base.take(rows), state=state)
+        return replace(self, base=self.base.select(rows), state=state)
 
-    def posed(self, y: Int[Tensor, "b *s"]) -> PixelClimb:
+    def bind(self, y: Int[Tensor, "b *s"]) -> PixelLossOverride:
         """Return the objective bound to these truths."""
-        return replace(self, base=self.base.posed(y))
+        return replace(self, base=self.base.bind(y))
 
 
 def on_pixels(problem: Problem, loss: PixelLoss, *state: Tensor) -> Problem:
@@ -142,27 +142,27 @@ def on_pixels(problem: Problem, loss: PixelLoss, *state: Tensor) -> Problem:
     Args:
         problem: one of masks.
         loss: of the pixels, `(b,)`.
-        state: what else the loss is given, see PixelClimb.
+        state: what else the loss is given, see PixelLossOverride.
 
     Raises:
         SpecError: the problem is not one of masks.
     """
-    objective, relentless = _goal(problem)
+    objective, use_all_steps = _goal(problem)
     if not isinstance(objective, Masks):
         raise SpecError("expected masks, got images with labels: choose another attack or loss")
-    return replace(problem, objective=PixelClimb(objective, loss, relentless, state))
+    return replace(problem, objective=PixelLossOverride(objective, loss, use_all_steps, state))
 
 
-def climbing(problem: Problem, loss: str) -> Problem:
+def with_loss(problem: Problem, loss: str) -> Problem:
     """Return the problem with the loss of that name to climb.
 
     Args:
         problem: of any task.
         loss: of labels and findings "cross_entropy" (the objective's own; of several findings that
-            of the nearest one, see `objectives.nearest`), "margin" or "dlr" (see Climb); of
+            of the nearest one, see `objectives.nearest`), "margin" or "dlr" (see LossOverride); of
             findings also "summed" (the cross-entropies of all, which spends its slope on findings
             that are out of reach); of masks a name in LOSSES; past a detector "joint", "selective",
-            "goal" or "suspicion" (see Undetected).
+            "goal" or "suspicion" (see EvadeDetector).
 
     Raises:
         SpecError: no such loss for the problem's task, or no detector to pass.
@@ -173,17 +173,17 @@ def climbing(problem: Problem, loss: str) -> Problem:
         if not isinstance(_wanted(problem), AnyFinding):
             raise SpecError("expected several findings an image for loss 'summed', got none")
         return problem
-    for climb in get_args(Climbed):
-        if loss == climb:
-            return _past_detector(_nearest_finding(problem), climb)
+    for evasion in get_args(EvasionLoss):
+        if loss == evasion:
+            return _past_detector(_nearest_finding(problem), evasion)
     if loss in LOSSES:
         return on_pixels(problem, LOSSES[loss])
     if loss not in _MARGINS:
-        known = ", ".join([*LOSSES, *_MARGINS, "summed", *get_args(Climbed)])
+        known = ", ".join([*LOSSES, *_MARGINS, "summed", *get_args(EvasionLoss)])
         raise SpecError(f"expected loss in {known}, got {loss!r}")
     if isinstance(_goal(problem)[0], Masks):
         raise SpecError(f"expected loss in {', '.join(LOSSES)} for masks, got {loss!r}")
-    return replace(problem, objective=Climb(problem.objective, _MARGINS[loss]))
+    return replace(problem, objective=LossOverride(problem.objective, _MARGINS[loss]))
 
 
 def _nearest_finding(problem: Problem) -> Problem:
@@ -191,11 +191,13 @@ def _nearest_finding(problem: Problem) -> Problem:
     wanted = _wanted(problem)
     if not (isinstance(wanted, AnyFinding) and wanted.several):
         return problem
-    goal, relentless = _goal(problem)
+    goal, use_all_steps = _goal(problem)
     posed: Objective = nearest(replace(problem, objective=wanted)).objective
-    if isinstance(goal, Undetected):
+    if isinstance(goal, EvadeDetector):
         posed = replace(goal, base=posed)
-    return replace(problem, objective=Climb(posed, relentless=True) if relentless else posed)
+    return replace(
+        problem, objective=LossOverride(posed, use_all_steps=True) if use_all_steps else posed
+    )
 
 
 def phases(problem: Problem, steps: int) -> list[tuple[Problem, int]]:
@@ -205,40 +207,42 @@ def phases(problem: Problem, steps: int) -> list[tuple[Problem, int]]:
     climbs all of them with half of the steps. On hardened victims, where slopes turn on the way,
     either breaks images that the other leaves.
     """
-    goal, relentless = _goal(problem)
-    base = goal.base if isinstance(goal, Undetected) else goal
-    climb = problem.objective if isinstance(problem.objective, Climb) else None
-    if isinstance(base, Climb):  # within a detector, or relentless
+    goal, use_all_steps = _goal(problem)
+    base = goal.base if isinstance(goal, EvadeDetector) else goal
+    climb = problem.objective if isinstance(problem.objective, LossOverride) else None
+    if isinstance(base, LossOverride):  # within a detector, or with use_all_steps
         climb = base
     if climb is None or climb.loss != "nearest" or steps < 2:
         return [(problem, steps)]
     posed: Objective = climb.base
-    if isinstance(goal, Undetected):
+    if isinstance(goal, EvadeDetector):
         posed = replace(goal, base=posed)
-    if relentless:
-        posed = Climb(posed, relentless=True)
+    if use_all_steps:
+        posed = LossOverride(posed, use_all_steps=True)
     return [(problem, steps - steps // 2), (replace(problem, objective=posed), steps // 2)]
 
 
 def _wanted(problem: Problem) -> Objective | None:
     """Return the goal without the detector to pass; None where its loss is replaced already."""
     goal = _goal(problem)[0]
-    if isinstance(problem.objective, Climb) and problem.objective.loss != "given":
+    if isinstance(problem.objective, LossOverride) and problem.objective.loss != "given":
         return None
-    return goal.base if isinstance(goal, Undetected) else goal
+    return goal.base if isinstance(goal, EvadeDetector) else goal
 
 
-def _past_detector(problem: Problem, climb: Climbed) -> Problem:
-    objective, relentless = _goal(problem)
-    if not isinstance(objective, Undetected):
-        raise SpecError(f"expected a victim with a detector for loss {climb!r}, got one without")
-    posed: Objective = replace(objective, climb=climb)
-    return replace(problem, objective=Climb(posed, relentless=True) if relentless else posed)
+def _past_detector(problem: Problem, loss: EvasionLoss) -> Problem:
+    objective, use_all_steps = _goal(problem)
+    if not isinstance(objective, EvadeDetector):
+        raise SpecError(f"expected a victim with a detector for loss {loss!r}, got one without")
+    posed: Objective = replace(objective, loss=loss)
+    return replace(
+        problem, objective=LossOverride(posed, use_all_steps=True) if use_all_steps else posed
+    )
 
 
 def _goal(problem: Problem) -> tuple[Objective, bool]:
-    """Return the objective itself, and whether it is climbed relentlessly."""
+    """Return the objective itself, and whether it is climbed with all steps."""
     objective = problem.objective
-    if isinstance(objective, Climb | PixelClimb):
-        return objective.base, objective.relentless
+    if isinstance(objective, LossOverride | PixelLossOverride):
+        return objective.base, objective.use_all_steps
     return objective, False

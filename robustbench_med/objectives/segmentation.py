@@ -159,7 +159,7 @@ class Masks(ABC):
         """
         raise _no_margins()
 
-    def spread(self, output: Output, *, towards: bool = False) -> Tensor:  # noqa: ARG002
+    def dlr_scale(self, output: Output, *, towards: bool = False) -> Tensor:  # noqa: ARG002
         """Raise, as `margins`."""
         raise _no_margins()
 
@@ -167,11 +167,11 @@ class Masks(ABC):
         """Return the images with at least one pixel that counts."""
         return (y >= 0).flatten(1).any(1)
 
-    def take(self, rows: Rows) -> Masks:  # noqa: ARG002 - the same for every sample
+    def select(self, rows: Rows) -> Masks:  # noqa: ARG002 - the same for every sample
         """Return the objective of the given rows: itself."""
         return self
 
-    def posed(self, y: Int[Tensor, "b *s"]) -> Masks:  # noqa: ARG002 - nothing to prepare
+    def bind(self, y: Int[Tensor, "b *s"]) -> Masks:  # noqa: ARG002 - nothing to prepare
         """Return the objective bound to these truths: itself."""
         return self
 
@@ -252,17 +252,17 @@ class TargetMask(Masks):
     def target(self, y: Int[Tensor, "b *s"]) -> Int[Tensor, "b *s"]:
         """Return the mask wanted; -1 where the truth is.
 
-        What `posed` drew is used for that truth alone: of another, the target is drawn here.
+        What `bind` drew is used for that truth alone: of another, the target is drawn here.
         """
         if self._drawn is not None and torch.equal(self._drawn[0], y):
             return self._drawn[1]
         return shapes.replaced(y, self.label, self._mask, size=self._size, by=self._by)
 
-    def posed(self, y: Int[Tensor, "b *s"]) -> TargetMask:
+    def bind(self, y: Int[Tensor, "b *s"]) -> TargetMask:
         """Return the objective with the targets of these truths drawn, once for all steps."""
         return self._with((y, self.target(y)))
 
-    def take(self, rows: Rows) -> TargetMask:
+    def select(self, rows: Rows) -> TargetMask:
         """Return the objective of the given rows, with the targets drawn for them."""
         if self._drawn is None:
             return self

@@ -17,7 +17,7 @@ from attacks.pgd import pgd
 from robustbench_med.cards import Norm
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.classification import Targeted, Untargeted
-from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.objectives.multilabel import AnyFinding
 from robustbench_med.problem import Problem
 from robustbench_med.types import Output
@@ -99,7 +99,7 @@ def test_takes_the_steps_of_algorithm_1(norm: Norm) -> None:
     problem, steps = waves(norm), 30
     # in double precision: on waves, rounding takes another turn after a few steps
     precise = Waves(4).double()
-    objective = Climb(problem.objective, relentless=True)
+    objective = LossOverride(problem.objective, use_all_steps=True)
     problem = replace(
         problem, objective=objective, judge=lambda z: Output(precise(z)), x=problem.x.double()
     )
@@ -114,7 +114,7 @@ def test_takes_the_steps_of_algorithm_1(norm: Norm) -> None:
     assert len(seen) == steps + 1
     halved = 0
     for i in range(6):
-        alone = problem.take(torch.tensor([i]))
+        alone = problem.select(torch.tensor([i]))
         iterates, halvings = by_hand(alone, seen[0][i : i + 1], steps)
         halved += halvings
         ours = torch.cat([z[i : i + 1] for z in seen])
@@ -127,7 +127,7 @@ def test_takes_the_steps_of_algorithm_1(norm: Norm) -> None:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_climbs_higher_than_pgd_of_equal_steps(loss: str, norm: Norm) -> None:
     problem = waves(norm, n=24).at(EPS[norm] / 12)
-    problem = replace(problem, objective=Climb(problem.objective, relentless=True))
+    problem = replace(problem, objective=LossOverride(problem.objective, use_all_steps=True))
     ours = problem.probe(apgd(problem, rng=draws(24), steps=50, loss=loss)).harm
     theirs = problem.probe(pgd(problem, rng=draws(24), steps=50, reach=2.5)).harm
     assert ours.mean() > theirs.mean()
@@ -140,7 +140,9 @@ def test_the_targeted_loss_has_a_slope_toward_every_way(k: int) -> None:
     problem = problem_of(victim, x, y, eps=0.1)
     ways = problem.margins(x).sort(1, descending=True).indices
     for n in range(k - 1):
-        g, _ = replace(problem, objective=Climb(Untargeted(), "toward", ways[:, n])).gradient(x)
+        g, _ = replace(
+            problem, objective=LossOverride(Untargeted(), "toward", ways[:, n])
+        ).gradient(x)
         assert (g.flatten(1).norm(dim=1) > 1e-4).all(), n
 
 
@@ -150,7 +152,7 @@ def test_the_ratio_toward_a_target_ranked_third_has_a_slope(
 ) -> None:
     victim, x = small_victim(5), grey_images(8)
     third = int(victim(x[:1]).logits.argsort(1, descending=True)[0, 2])
-    objective = Climb(
+    objective = LossOverride(
         Targeted(third), loss, torch.zeros(1, dtype=torch.long) if loss == "toward" else None
     )
     y = victim(x[:1]).logits.argmax(1)
@@ -182,8 +184,8 @@ def test_a_target_that_needs_its_turn_is_reached() -> None:
     victim, x = victim_of(Trap()), torch.full((3, 1, 8, 8), 0.5)
     y = torch.zeros(3, dtype=torch.long)
     problem = problem_of(victim, x, y, eps=0.06)
-    assert not problem.probe(apgd_targeted(problem, rng=draws(3), targets=1)).done.any()
-    assert problem.probe(apgd_targeted(problem, rng=draws(3), targets=2)).done.all()
+    assert not problem.probe(apgd_targeted(problem, rng=draws(3), targets=1)).is_final.any()
+    assert problem.probe(apgd_targeted(problem, rng=draws(3), targets=2)).is_final.all()
 
 
 def test_unlabelled_findings_are_no_targets() -> None:
@@ -202,7 +204,7 @@ def test_a_radius_a_sample(attack: Callable[..., Tensor]) -> None:
     problem = waves("linf").at(eps)
     z = attack(problem, rng=draws(6), steps=20)
     one = torch.tensor([4])
-    alone = attack(problem.take(one).at(float(eps[4])), rng=draws(6).take(one), steps=20)
+    alone = attack(problem.select(one).at(float(eps[4])), rng=draws(6).select(one), steps=20)
     torch.testing.assert_close(z[one], alone, atol=1e-5, rtol=0)
     assert (problem.ball.size(z, problem.x) <= eps + 1e-6).all()
 
@@ -250,7 +252,7 @@ def test_breaks_as_many_as_the_reference(norm: Norm) -> None:
     theirs = APGDAttack(
         module, n_iter=50, norm=kind, n_restarts=1, eps=EPS[norm] / 12, seed=0, device="cpu"
     ).perturb(problem.x, problem.y)
-    reference = problem.probe(theirs).done.sum()
-    ours = problem.probe(apgd(problem, rng=draws(60), steps=50)).done.sum()
+    reference = problem.probe(theirs).is_final.sum()
+    ours = problem.probe(apgd(problem, rng=draws(60), steps=50)).is_final.sum()
     assert 0 < reference < 60
     assert ours >= reference - 1  # their starts are not ours

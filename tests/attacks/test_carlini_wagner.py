@@ -61,7 +61,7 @@ def test_distance_does_not_depend_on_the_scale_of_the_logits(norm: Norm, scale: 
     problem = posed(victim, x, norm)
     z = attacked(problem)
     nearest = distance(victim, x, problem.y, norm)
-    assert problem.probe(z).done.all()
+    assert problem.probe(z).is_final.all()
     assert (problem.ball.size(z, x) <= nearest * 1.02 + (norm == "l0")).all()
 
 
@@ -86,7 +86,7 @@ def test_a_change_from_the_edge_of_the_grey_range_costs_no_more(norm: Norm) -> N
     victim = victim_of(Linear(w, torch.tensor([0.0, 28.0])))
     problem = posed(victim, x[:1], norm)
     z = attacked(problem)
-    assert problem.probe(z).done.all()
+    assert problem.probe(z).is_final.all()
     nearest = distance(victim, x[:1], problem.y, norm)
     assert (problem.ball.size(z, x[:1]) <= nearest * 1.02 + (norm == "l0")).all()
 
@@ -121,7 +121,7 @@ def test_done_samples_stay_and_leave_at_once(norm: Norm) -> None:
     wrong = replace(problem, y=1 - problem.y)
     assert torch.equal(attacked(wrong), x)
     assert wrong.counter.backward == len(x)
-    nothing = problem.take(torch.zeros(0, dtype=torch.long))
+    nothing = problem.select(torch.zeros(0, dtype=torch.long))
     assert len(attacked(nothing)) == 0
 
 
@@ -133,7 +133,7 @@ def test_only_what_may_change_does(norm: Norm) -> None:
     region[..., :4] = True
     problem = replace(posed(victim, x), ball=Ball(norm, torch.inf, region=region))
     z = attacked(problem)
-    assert problem.probe(z).done.any()
+    assert problem.probe(z).is_final.any()
     assert torch.equal(z[~region.expand_as(z)], x[~region.expand_as(x)])
 
 
@@ -142,7 +142,7 @@ def test_costs_at_most_what_the_card_says(norm: Norm) -> None:
     victim = trained_victim()
     problem = posed(victim, grey_images(16), norm)
     z = attacked(problem, steps=10, searches=4)
-    assert problem.probe(z).done.all()
+    assert problem.probe(z).is_final.all()
     assert problem.counter.backward <= (10 * 4 + 1 + 2) * len(z)  # two ways are linearised
 
 
@@ -171,7 +171,7 @@ def test_a_coarse_guide_decides_nothing(norm: Norm) -> None:
     assert len(x) > 2
     assert (eager(x).logits.argmax(1) == 1).all()
     z = attacked(replace(problem, guide=eager))
-    assert problem.probe(z).done.all()
+    assert problem.probe(z).is_final.all()
     assert (z != x).flatten(1).any(1).all()
 
 
@@ -200,7 +200,7 @@ def test_no_farther_than_foolbox() -> None:
         peer = foolbox.attacks.L2CarliniWagnerAttack(steps=200)
         theirs = peer(model, problem.x, problem.y, epsilons=None)[1]
     ours = attacked(problem)
-    assert problem.probe(ours).done.all()
+    assert problem.probe(ours).is_final.all()
     sizes = [problem.ball.size(z, problem.x).median() for z in (ours, theirs)]
     assert sizes[0] <= 1.02 * sizes[1]
 
@@ -229,7 +229,7 @@ def test_no_farther_than_art(norm: Norm) -> None:
             )
         )
     ours = attacked(problem)
-    done = problem.probe(theirs).done
-    assert problem.probe(ours).done.all()
+    done = problem.probe(theirs).is_final
+    assert problem.probe(ours).is_final.all()
     size = [problem.ball.size(z, problem.x) for z in (ours, theirs)]
     assert size[0].median() <= 1.02 * size[1].masked_fill(~done, torch.inf).median()

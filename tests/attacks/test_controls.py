@@ -42,9 +42,9 @@ def test_controls_lose_where_the_attack_wins(norm: Norm) -> None:
     y = victim(x).logits.argmax(1)
     eps = distance(victim, x, y, norm) * 1.2
     problem = problem_of(victim, x, y, eps=eps, norm=norm)
-    assert problem.probe(pgd(problem, rng=draws(N))).done.all()
-    assert not problem.probe(noise(problem, rng=draws(N))).done.any()
-    assert not problem.probe(shuffled(problem, rng=draws(N))).done.any()
+    assert problem.probe(pgd(problem, rng=draws(N))).is_final.all()
+    assert not problem.probe(noise(problem, rng=draws(N))).is_final.any()
+    assert not problem.probe(shuffled(problem, rng=draws(N))).is_final.any()
 
 
 def test_noise_is_the_best_of_its_draws() -> None:
@@ -66,7 +66,7 @@ def test_noise_asks_for_no_gradient_and_stops_where_it_broke_a_sample() -> None:
     x = grey_images(N)
     y = victim(x).logits.argmax(1)
     problem = problem_of(victim, x, y, eps=1.0)
-    assert problem.probe(noise(problem, rng=draws(N), draws=50)).done.all()
+    assert problem.probe(noise(problem, rng=draws(N), draws=50)).is_final.all()
     assert problem.counter.backward == 0
     assert problem.counter.forward < 50 * N / 2
 

@@ -48,7 +48,7 @@ def near(k: int, n: int = 12) -> tuple[Victim, Tensor, Tensor]:
 
 def sizes(problem: Problem, z: Tensor) -> Tensor:
     size = problem.ball.size(z, problem.x)
-    return torch.where(problem.probe(z).done, size, torch.inf)
+    return torch.where(problem.probe(z).is_final, size, torch.inf)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -132,7 +132,7 @@ def test_nothing_to_climb_gives_the_clean_image_back() -> None:
     problem = problem_of(victim, x, 1 - y, eps=torch.inf, norm="l2")  # done before it starts
     assert torch.equal(deepfool(problem, rng=draws(4)), x)
     assert problem.counter.backward == 4
-    nothing = problem.take(torch.zeros(0, dtype=torch.long))
+    nothing = problem.select(torch.zeros(0, dtype=torch.long))
     assert len(deepfool(nothing, rng=draws(0))) == 0
 
     level = victim_of(Linear(torch.zeros(2, 64), torch.tensor([1.0, 0.0])))  # no slope anywhere

@@ -18,7 +18,7 @@ from attacks.ensemble import worst_case
 from attacks.square import square
 from robustbench_med.cards import Norm
 from robustbench_med.errors import SpecError
-from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.objectives.multilabel import AnyFinding
 from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws
@@ -51,7 +51,7 @@ def test_is_at_least_as_strong_as_each_member_on_the_same_draws(
     norm: Norm, k: int, reach: float
 ) -> None:
     problem = waves(norm, k)
-    ours = problem.probe(worst_case(problem, rng=draws(40), reach=reach, **LIGHT)).done
+    ours = problem.probe(worst_case(problem, rng=draws(40), reach=reach, **LIGHT)).is_final
     members = {
         "cross_entropy": partial(apgd, steps=20),
         "dlr": partial(apgd, steps=20, loss="dlr"),
@@ -59,7 +59,7 @@ def test_is_at_least_as_strong_as_each_member_on_the_same_draws(
         "square": partial(square, queries=50),
     }
     for name, attack in members.items():
-        alone = problem.probe(attack(problem, rng=draws(40).fork(name))).done
+        alone = problem.probe(attack(problem, rng=draws(40).fork(name))).is_final
         assert 0 < alone.sum() < 40
         assert not (alone & ~ours).any(), name
 
@@ -71,7 +71,7 @@ def test_every_member_sees_only_what_still_stands(monkeypatch: pytest.MonkeyPatc
     def watched(name: str, attack: Callable[..., Images]) -> Callable[..., Images]:
         def call(posed: Problem, *, rng: Draws, **parameters: int | str) -> Images:
             z = attack(posed, rng=rng, **parameters)
-            seen.append((name, len(posed), int(posed.probe(z).done.sum())))
+            seen.append((name, len(posed), int(posed.probe(z).is_final.sum())))
             return z
 
         return call
@@ -94,7 +94,7 @@ def test_what_is_out_of_reach_costs_a_scout_only() -> None:
     cost = {}
     for share in (0.5, 0.9):
         problem = problem_of(victim, x, y, eps=near * share)
-        assert not problem.probe(worst_case(problem, rng=draws(8), **LIGHT)).done.any()
+        assert not problem.probe(worst_case(problem, rng=draws(8), **LIGHT)).is_final.any()
         cost[share] = problem.counter.backward
     assert cost[0.5] < cost[0.9] / 3
     everything = problem_of(victim, x, y, eps=near * 0.5)
@@ -133,9 +133,9 @@ def test_a_victim_without_useful_gradients_falls_to_the_queries() -> None:
     y = victim(x).logits.argmax(1)
     problem = problem_of(victim, x, y, eps=0.06)
     effort = {"steps": 5, "queries": 200}
-    alone = problem.probe(square(problem, rng=draws(30).fork("square"), queries=200)).done
-    blind = problem.probe(apgd(problem, rng=draws(30).fork("cross_entropy"), steps=5)).done
-    ours = problem.probe(worst_case(problem, rng=draws(30), **effort)).done
+    alone = problem.probe(square(problem, rng=draws(30).fork("square"), queries=200)).is_final
+    blind = problem.probe(apgd(problem, rng=draws(30).fork("cross_entropy"), steps=5)).is_final
+    ours = problem.probe(worst_case(problem, rng=draws(30), **effort)).is_final
     assert alone.sum() > blind.sum() + 5
     assert not (alone & ~ours).any()
 
@@ -165,7 +165,7 @@ def test_a_sample_wrong_from_the_start_keeps_its_clean_image() -> None:
 
 
 def test_nothing_in_nothing_out() -> None:
-    nothing = waves("linf", 3).take(torch.zeros(0, dtype=torch.long))
+    nothing = waves("linf", 3).select(torch.zeros(0, dtype=torch.long))
     assert len(worst_case(nothing, rng=draws(0), **LIGHT)) == 0
 
 
@@ -179,7 +179,7 @@ def test_a_radius_a_sample_and_findings_without_labels() -> None:
     assert torch.isfinite(z).all()
     assert (problem.ball.size(z, x) <= eps + 1e-6).all()
     one = torch.tensor([4])
-    alone = worst_case(problem.take(one).at(float(eps[4])), rng=draws(6).take(one), **LIGHT)
+    alone = worst_case(problem.select(one).at(float(eps[4])), rng=draws(6).select(one), **LIGHT)
     torch.testing.assert_close(z[one], alone, atol=1e-5, rtol=0)
 
 
@@ -202,8 +202,8 @@ def test_an_ensemble_that_never_ends_runs_its_members_in_full() -> None:
     victim = small_victim(3)
     x = grey_images(8)
     posed = problem_of(victim, x, victim(x).logits.argmax(1), eps=0.5)
-    relentless = replace(posed, objective=Climb(posed.objective, relentless=True))
-    worst_case(relentless, rng=draws(8), steps=10, queries=10, targets=2)
+    endless = replace(posed, objective=LossOverride(posed.objective, use_all_steps=True))
+    worst_case(endless, rng=draws(8), steps=10, queries=10, targets=2)
     scouts = 2 + 2 + 2 * 2  # gradients of the scouts of APGD, its second loss, its two targets
-    assert posed.probe(x + 0).done.sum() == 0
-    assert relentless.counter.backward > 8 * 3 * scouts
+    assert posed.probe(x + 0).is_final.sum() == 0
+    assert endless.counter.backward > 8 * 3 * scouts

@@ -120,11 +120,11 @@ def test_nothing_to_do_costs_one_pass() -> None:
     done = problem_of(victim, x, 1 - y, eps=torch.inf, norm="l2")
     assert torch.equal(fab(done, rng=draws(4)), x)
     assert (done.counter.forward, done.counter.backward) == (4, 4)
-    nothing = done.take(torch.zeros(0, dtype=torch.long))
+    nothing = done.select(torch.zeros(0, dtype=torch.long))
     assert len(fab(nothing, rng=draws(0))) == 0
     some = replace(done, y=torch.cat([y[:2], 1 - y[2:]]))
     z = fab(some, rng=draws(4), steps=4)
-    assert some.probe(z).done.all()
+    assert some.probe(z).is_final.all()
     assert torch.equal(z[2:], x[2:])
 
 

@@ -13,11 +13,11 @@ from robustbench_med import registry
 from robustbench_med.cards import Norm
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.classification import Untargeted
-from robustbench_med.objectives.climb import Climb
-from robustbench_med.objectives.evasion import Undetected
+from robustbench_med.objectives.evade_detector import EvadeDetector
+from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.objectives.multilabel import AnyFinding, OneFinding
 from robustbench_med.objectives.nearest import nearest
-from robustbench_med.objectives.pixels import climbing
+from robustbench_med.objectives.pixels import with_loss
 from robustbench_med.problem import Problem
 from robustbench_med.types import Output
 from robustbench_med.victim import Victim
@@ -85,7 +85,7 @@ def test_the_exact_robust_accuracy_is_reached(
     problem = problem_of(victim, x[clear], y[clear], eps=eps, norm=norm, objective=AnyFinding())
     attack = registry.function("attacks", registry.find("attacks", name))
     z = attack(problem, rng=draws(len(clear)), **CLIMBERS[name])
-    assert torch.equal(problem.probe(z).done, away[clear] < eps)
+    assert torch.equal(problem.probe(z).is_final, away[clear] < eps)
 
 
 def test_the_sum_of_all_findings_leaves_what_the_nearest_breaks() -> None:
@@ -96,29 +96,33 @@ def test_the_sum_of_all_findings_leaves_what_the_nearest_breaks() -> None:
         victim, x, y, eps=1.05 * exact(victim, x, y, "linf"), objective=AnyFinding()
     )
     fgsm = registry.function("attacks", registry.find("attacks", "fgsm"))
-    assert problem.probe(fgsm(problem, rng=draws(len(x)))).done.all()
-    assert problem.probe(fgsm(problem, rng=draws(len(x)), loss="summed")).done.float().mean() < 0.9
-    assert problem.probe(fgsm(problem, rng=draws(len(x)), loss="margin")).done.float().mean() < 0.9
+    assert problem.probe(fgsm(problem, rng=draws(len(x)))).is_final.all()
+    assert (
+        problem.probe(fgsm(problem, rng=draws(len(x)), loss="summed")).is_final.float().mean() < 0.9
+    )
+    assert (
+        problem.probe(fgsm(problem, rng=draws(len(x)), loss="margin")).is_final.float().mean() < 0.9
+    )
 
 
-@pytest.mark.parametrize("relentless", [False, True])
-def test_goal_and_harm_stay_and_the_loss_is_the_margin_of_the_nearest(relentless: bool) -> None:
+@pytest.mark.parametrize("use_all_steps", [False, True])
+def test_goal_and_harm_stay_and_the_loss_is_the_margin_of_the_nearest(use_all_steps: bool) -> None:
     victim, x, y = findings("apart", 1.0)
     base = problem_of(victim, x, y, eps=0.01, objective=AnyFinding())
-    if relentless:
-        base = replace(base, objective=Climb(base.objective, relentless=True))
-    problem = climbing(base, "cross_entropy")
+    if use_all_steps:
+        base = replace(base, objective=LossOverride(base.objective, use_all_steps=True))
+    problem = with_loss(base, "cross_entropy")
     ours, theirs = problem.probe(x), base.probe(x)
     assert torch.equal(ours.harm, theirs.harm)
-    assert torch.equal(ours.done, theirs.done)
-    assert not (ours.done & relentless).any()
+    assert torch.equal(ours.is_final, theirs.is_final)
+    assert not (ours.is_final & use_all_steps).any()
     margins = problem.margins(x)
     module = victim.module
     assert isinstance(module, Linear)
     first = (margins / module.w.detach().abs().sum(1)).argmax(1)
     torch.testing.assert_close(ours.loss, margins.gather(1, first[:, None])[:, 0])
     rows = torch.tensor([3, 1])
-    torch.testing.assert_close(problem.take(rows).probe(x[rows]).loss, ours.loss[rows])
+    torch.testing.assert_close(problem.select(rows).probe(x[rows]).loss, ours.loss[rows])
 
 
 def test_the_nearest_is_climbed_past_a_detector_too() -> None:
@@ -134,12 +138,12 @@ def test_the_nearest_is_climbed_past_a_detector_too() -> None:
     rows = (exact(victim, x, y, "linf") > 1e-4).nonzero()[:, 0]
     x, y = x[rows], y[rows]
     away = exact(victim, x, y, "linf")
-    posed = problem_of(victim, x, y, eps=1.05 * away, objective=Undetected(AnyFinding()))
+    posed = problem_of(victim, x, y, eps=1.05 * away, objective=EvadeDetector(AnyFinding()))
     problem = replace(posed, judge=Guarded(victim))
     for name, loss in (("fgsm", "cross_entropy"), ("bim", "joint")):
         attack = registry.function("attacks", registry.find("attacks", name))
         z = attack(problem, rng=draws(len(x)), loss=loss)
-        assert problem.probe(z).broken.all(), name
+        assert problem.probe(z).success.all(), name
 
 
 def test_one_way_costs_no_slope_and_is_the_margin() -> None:
@@ -150,7 +154,7 @@ def test_one_way_costs_no_slope_and_is_the_margin() -> None:
     assert problem.counter.backward == 0
     victim, x, y = findings("alike", 1.0)
     alone = problem_of(victim, x, y.clamp_min(0), eps=0.1, objective=OneFinding(2))
-    assert climbing(alone, "cross_entropy") is alone
+    assert with_loss(alone, "cross_entropy") is alone
 
 
 def test_a_finding_without_slope_is_passed_over_and_a_flat_victim_climbs_its_margin() -> None:
@@ -177,7 +181,7 @@ def test_only_findings_have_a_sum() -> None:
     victim, x = linear_victim(3), grey_images(2)
     problem = problem_of(victim, x, victim(x).logits.argmax(1), eps=0.1)
     with pytest.raises(SpecError, match="expected several findings an image for loss 'summed'"):
-        climbing(problem, "summed")
+        with_loss(problem, "summed")
 
 
 def test_values_at_the_edge_of_the_box_do_not_count() -> None:

@@ -82,7 +82,7 @@ def test_every_step_is_projected_on_its_radius(norm: Norm, monkeypatch: pytest.M
 def test_successes_stand_when_judged_one_by_one(norm: Norm) -> None:
     problem = posed(norm, n=12)
     z = fmn(problem, rng=draws(12), steps=50)
-    one = [problem.take(torch.tensor([i])).probe(z[i : i + 1]).done for i in range(12)]
+    one = [problem.select(torch.tensor([i])).probe(z[i : i + 1]).is_final for i in range(12)]
     assert torch.cat(one).all()
 
 
@@ -92,9 +92,9 @@ def test_an_exact_tie_at_the_clean_image_is_crossed() -> None:
     x = torch.full((1, 1, 1, 2), 0.5)
     for norm in NORMS:
         problem = problem_of(victim, x, torch.tensor([0]), eps=torch.inf, norm=norm)
-        assert not problem.probe(x).done.any()  # the first class wins a tie
+        assert not problem.probe(x).is_final.any()  # the first class wins a tie
         z = fmn(problem, rng=draws(1), steps=20)
-        assert problem.probe(z).done.all()
+        assert problem.probe(z).is_final.all()
 
 
 def test_samples_done_at_the_clean_image_cost_one_pass() -> None:
@@ -102,7 +102,7 @@ def test_samples_done_at_the_clean_image_cost_one_pass() -> None:
     wrong = replace(problem, y=1 - problem.y)
     assert torch.equal(fmn(wrong, rng=draws(6)), wrong.x)
     assert (wrong.counter.forward, wrong.counter.backward) == (12, 6)  # one to know their ways
-    nothing = problem.take(torch.zeros(0, dtype=torch.long))
+    nothing = problem.select(torch.zeros(0, dtype=torch.long))
     assert len(fmn(nothing, rng=draws(0))) == 0
 
 
@@ -121,7 +121,7 @@ def test_values_that_do_not_matter_are_restored() -> None:
     g, _ = problem.gradient(problem.x)
     z = torch.where(g > 0, 1.0, 0.0)  # everything to the edge: a success that changes all 64
     nearest = Nearest(problem)
-    nearest.keep(z, problem.probe(z).done)
+    nearest.keep(z, problem.probe(z).is_final)
     assert (nearest.size == 64).all()
     module._restore(problem, nearest, torch.zeros(6))
     assert isinstance(problem.judge, Victim)
@@ -136,7 +136,7 @@ def test_only_what_may_change_does(norm: Norm) -> None:
     region[..., :5] = True
     z = fmn(replace(problem, ball=Ball(norm, torch.inf, region=region)), rng=draws(6), steps=50)
     assert torch.equal(z[..., 5:], problem.x[..., 5:])
-    assert problem.probe(z).done.all()
+    assert problem.probe(z).is_final.all()
 
 
 def test_a_guide_that_claims_too_much_is_not_believed() -> None:
@@ -146,10 +146,10 @@ def test_a_guide_that_claims_too_much_is_not_believed() -> None:
         logits = problem.judge(z).logits
         return Output(logits - 1e3 * torch.nn.functional.one_hot(problem.y[: len(z)], 2))
 
-    assert problem.objective(boasting(problem.x), problem.y).done.all()
+    assert problem.objective(boasting(problem.x), problem.y).is_final.all()
     assert (problem.y == problem.y[0]).all()  # so that rows need no order
     z = fmn(replace(problem, guide=boasting), rng=draws(6), steps=100)
-    assert problem.probe(z).done.all()
+    assert problem.probe(z).is_final.all()
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"alpha": 0.0}, {"gamma": -1.0}])
@@ -190,7 +190,7 @@ def test_no_farther_than_foolbox(norm: Norm, n: int, steps: int) -> None:
     with frozen(victim.module):
         problem = problem_of(victim, x, y, eps=torch.inf, norm=norm)
         z = fmn(problem, rng=draws(n), steps=steps)
-        size = problem.ball.size(z, x).masked_fill(~problem.probe(z).done, torch.inf)
+        size = problem.ball.size(z, x).masked_fill(~problem.probe(z).is_final, torch.inf)
         theirs = foolbox_sizes(victim, x, y, norm, steps)
     assert size.isinf().sum() <= theirs.isinf().sum()
     assert size.median() <= 1.02 * theirs.median()

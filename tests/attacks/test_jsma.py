@@ -184,7 +184,7 @@ def test_the_share_bounds_what_changes(pixels: int, theta: float) -> None:
     z = jsma(replace(problem, judge=watched), rng=draws(24), pixels=pixels, theta=theta, share=0.04)
     assert torch.stack(sizes).max() <= 2  # 4 % of 64
     size = problem.ball.size(z, problem.x)
-    assert ((size > 0) == problem.probe(z).done).all()
+    assert ((size > 0) == problem.probe(z).is_final).all()
     assert 0 < int((size > 0).sum()) < 24
 
 
@@ -206,7 +206,7 @@ def test_a_small_theta_takes_small_steps() -> None:
     problem = posed()
     z = jsma(problem, rng=draws(24), theta=0.1, share=0.3)
     moved = (z - problem.x).abs()[z != problem.x]
-    assert problem.probe(z).done.float().mean() > 0.9
+    assert problem.probe(z).is_final.float().mean() > 0.9
     inside = moved[(moved - 0.1 * (moved / 0.1).round()).abs() < 1e-5]
     assert len(inside) > 0.3 * len(moved)  # the others reached an edge
 
@@ -232,7 +232,7 @@ def test_only_what_may_change_does(pixels: int) -> None:
     ball = Ball("l0", torch.inf, region=region)
     z = jsma(replace(problem, ball=ball), rng=draws(24), pixels=pixels, share=0.5)
     assert torch.equal(z[..., 5:], problem.x[..., 5:])
-    assert problem.probe(z).done.float().mean() > 0.9
+    assert problem.probe(z).is_final.float().mean() > 0.9
 
 
 def test_samples_done_at_the_clean_image_and_an_empty_batch() -> None:
@@ -240,7 +240,7 @@ def test_samples_done_at_the_clean_image_and_an_empty_batch() -> None:
     wrong = replace(problem, y=1 - problem.y)
     assert torch.equal(jsma(wrong, rng=draws(24)), wrong.x)
     assert (wrong.counter.forward, wrong.counter.backward) == (24, 0)
-    nothing = problem.take(torch.zeros(0, dtype=torch.long))
+    nothing = problem.select(torch.zeros(0, dtype=torch.long))
     assert len(jsma(nothing, rng=draws(0))) == 0
 
 
@@ -286,12 +286,12 @@ def test_art_breaks_no_more_and_changes_no_less(side: int, k: int) -> None:
     problem = posed(side, k)
     assert isinstance(problem.judge, Victim)
     z = jsma(problem, rng=draws(24))
-    ours = problem.ball.size(z, problem.x).masked_fill(~problem.probe(z).done, torch.inf)
+    ours = problem.ball.size(z, problem.x).masked_fill(~problem.probe(z).is_final, torch.inf)
     logits = problem.judge.logits(problem.x)
     target = logits.scatter(1, problem.y[:, None], -torch.inf).argmax(1)
     for theta in (1.0, -1.0):
         z = art_candidates(problem.judge, problem.x, target, k, theta)
-        theirs = problem.ball.size(z, problem.x).masked_fill(~problem.probe(z).done, torch.inf)
+        theirs = problem.ball.size(z, problem.x).masked_fill(~problem.probe(z).is_final, torch.inf)
         assert ours.isinf().sum() <= theirs.isinf().sum()
         assert ours.median() <= 1.02 * theirs.median()
 

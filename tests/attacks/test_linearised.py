@@ -140,6 +140,6 @@ def test_shrink_finds_the_boundary_of_a_curved_harm(power: float, passes: int) -
     z = x + 1.3 * (nearest / g.flatten(1).norm(dim=1)).view(-1, 1, 1, 1) * g
     below, above = problem.probe(x).harm, problem.probe(z).harm
     found = shrink(problem, z, below, above, below.abs() * 1e-4, passes=passes)
-    assert problem.probe(found).done.all()
+    assert problem.probe(found).is_final.all()
     torch.testing.assert_close(problem.ball.size(found, x), nearest, rtol=5e-3, atol=0)
     assert torch.equal(shrink(problem, z, below, above, below.abs() * 1e-4, passes=0), z)

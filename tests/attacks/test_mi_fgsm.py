@@ -14,22 +14,22 @@ from attacks.pgd import bim
 from robustbench_med.ball import Ball
 from robustbench_med.cards import Norm
 from robustbench_med.errors import SpecError
-from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.problem import Problem
 from tests.toys import draws, generic_victim, grey_images, problem_of, small_victim
 
 STEPS, DECAY = 4, 0.7
 
 
-def relentless(norm: Norm, eps: float | torch.Tensor = 0.05) -> Problem:
+def without_early_stop(norm: Norm, eps: float | torch.Tensor = 0.05) -> Problem:
     victim, x = small_victim(3), grey_images(5)
     problem = problem_of(victim, x, victim(x).logits.argmax(1), eps=eps, norm=norm)
-    return replace(problem, objective=Climb(problem.objective, relentless=True))
+    return replace(problem, objective=LossOverride(problem.objective, use_all_steps=True))
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.6)])
 def test_takes_the_steps_of_the_paper(norm: Norm, eps: float) -> None:
-    problem = relentless(norm, eps)
+    problem = without_early_stop(norm, eps)
     x, y = problem.x, problem.y
     z, momentum, seen = x, torch.zeros_like(x), []
     for _ in range(STEPS):
@@ -49,14 +49,14 @@ def test_takes_the_steps_of_the_paper(norm: Norm, eps: float) -> None:
 
 
 def test_without_decay_it_is_bim() -> None:
-    problem = relentless("linf")
+    problem = without_early_stop("linf")
     still = mi_fgsm(problem, rng=draws(5), decay=0.0, reach=1.25)
     assert torch.equal(still, bim(problem, rng=draws(5)))
     assert not torch.equal(still, mi_fgsm(problem, rng=draws(5), reach=1.25))
 
 
 def test_what_may_not_change_adds_nothing_to_the_momentum() -> None:
-    problem = relentless("l2", 0.5)
+    problem = without_early_stop("l2", 0.5)
     region = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
     region[..., :4] = True
     problem = replace(problem, ball=Ball("l2", 0.5, region=region))
@@ -66,7 +66,7 @@ def test_what_may_not_change_adds_nothing_to_the_momentum() -> None:
 
 
 def test_gradients_too_small_for_float32_still_point() -> None:
-    problem = relentless("linf")
+    problem = without_early_stop("linf")
     victim = problem.judge
     assert callable(victim)
     faint = replace(problem, judge=lambda z: victim(z)._replace(logits=victim(z).logits * 1e-37))
@@ -78,10 +78,10 @@ def test_gradients_too_small_for_float32_still_point() -> None:
 
 def test_a_radius_a_sample() -> None:
     eps = torch.linspace(0, 0.1, 5)
-    problem = relentless("linf", eps)
+    problem = without_early_stop("linf", eps)
     z = mi_fgsm(problem, rng=draws(5))
     alone = [
-        mi_fgsm(problem.take(torch.tensor([i])).at(float(eps[i])), rng=draws(1)) for i in range(5)
+        mi_fgsm(problem.select(torch.tensor([i])).at(float(eps[i])), rng=draws(1)) for i in range(5)
     ]
     torch.testing.assert_close(z, torch.cat(alone), atol=1e-6, rtol=0)
 
@@ -96,7 +96,7 @@ def test_a_radius_a_sample() -> None:
 )
 def test_bad_parameters_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        mi_fgsm(relentless("linf"), rng=draws(5), **wrong)
+        mi_fgsm(without_early_stop("linf"), rng=draws(5), **wrong)
 
 
 def test_breaks_as_many_as_torchattacks() -> None:
@@ -109,7 +109,7 @@ def test_breaks_as_many_as_torchattacks() -> None:
     eps = 0.05
     theirs = torchattacks.MIFGSM(victim.module, eps=eps, alpha=eps / 10, steps=10, decay=1.0)
     problem = problem_of(victim, x, y, eps=eps)
-    ours = problem.probe(mi_fgsm(problem, rng=draws(60))).done
-    reference = problem.probe(theirs(x, y).detach()).done
+    ours = problem.probe(mi_fgsm(problem, rng=draws(60))).is_final
+    reference = problem.probe(theirs(x, y).detach()).is_final
     assert 0 < reference.sum() < 60
     assert ours.sum() >= reference.sum()

@@ -56,7 +56,7 @@ def test_fails_below_the_distance_and_wins_above(name: str, norm: Norm, k: int) 
         problem = problem_of(victim, x, y, eps=nearest * share, norm=norm)
         z = ATTACKS[name](problem, rng=draws(12))
         assert (problem.ball.size(z, x) <= nearest * share * 1.001).all()
-        done = problem.probe(z).done
+        done = problem.probe(z).is_final
         assert done.all() if wins else not done.any()
 
 
@@ -69,7 +69,7 @@ def test_finds_the_distance(name: str, norm: Norm, k: int) -> None:
     problem = problem_of(victim, x, y, eps=torch.inf, norm=norm)
     z = ATTACKS[name](problem, rng=draws(12))
     size = problem.ball.size(z, x)
-    assert problem.probe(z).done.all()
+    assert problem.probe(z).is_final.all()
     assert z.min() >= 0
     assert z.max() <= 1
     assert (size >= nearest * 0.999).all()  # less would be a fault of the test
@@ -180,10 +180,10 @@ def test_draws_the_target_once_every_pixel_can_flip(name: str, mask: str) -> Non
     eps = 1.05 * wanted.flatten(1).amax(1)
     problem = problem_of(victim, x, y, eps=eps, objective=objective)
     z = ATTACKS[name](problem, rng=draws(5))
-    assert problem.probe(z).done.all()
+    assert problem.probe(z).is_final.all()
     assert torch.equal(masks_called(victim, z), objective.target(y))
     problem = problem.at(0.9 * wanted.flatten(1).amax(1))
-    assert not problem.probe(ATTACKS[name](problem, rng=draws(5))).done.any()
+    assert not problem.probe(ATTACKS[name](problem, rng=draws(5))).is_final.any()
 
 
 @pytest.mark.parametrize("name", CLIMBERS)
@@ -195,7 +195,7 @@ def test_spoils_one_region_and_need_not_touch_the_others(name: str) -> None:
     eps = 1.05 * pixel_distances(victim, x).flatten(1).amax(1)
     problem = problem_of(victim, x, y, eps=eps, objective=objective)
     z = ATTACKS[name](problem, rng=draws(5))
-    assert problem.probe(z).done.all()
+    assert problem.probe(z).is_final.all()
     assert not ((masks_called(victim, z) == 2) & (y == 2)).any()
 
 
@@ -210,6 +210,6 @@ def test_l2_needs_the_length_of_all_distances_together(name: str) -> None:
     above = problem.at(2 * least.norm(dim=1))
     z = ATTACKS[name](above, rng=draws(5))
     if name in ("dag", "asma", "segmentation_ensemble"):  # these let go of pixels that are wrong
-        assert above.probe(z).done.all()
+        assert above.probe(z).is_final.all()
     else:  # the cross-entropy spends the length on pixels that are wrong already
         assert (above.probe(z).harm > -0.3).all()

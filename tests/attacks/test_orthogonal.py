@@ -13,8 +13,8 @@ from attacks.orthogonal import SPARE, apart, orthogonal_pgd
 from attacks.pgd import pgd
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.classification import Untargeted
-from robustbench_med.objectives.climb import Climb
-from robustbench_med.objectives.evasion import Undetected
+from robustbench_med.objectives.evade_detector import EvadeDetector
+from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.problem import Problem
 from robustbench_med.types import Output
 from tests.toys import Linear, draws, grey_images, problem_of, victim_of
@@ -43,13 +43,13 @@ def guarded(*, overlap: float, eps: float = 0.05, bar: float = 0.1) -> Problem:
 
     judge = replace(victim, guard=guard)
     y = torch.zeros(N, dtype=torch.long)
-    objective = Undetected(Untargeted())
+    objective = EvadeDetector(Untargeted())
     return problem_of(judge, x, y, eps=eps, norm="l2", objective=objective)
 
 
 def oblivious(problem: Problem) -> Tensor:
     objective = problem.objective
-    assert isinstance(objective, Undetected)
+    assert isinstance(objective, EvadeDetector)
     blind = replace(problem, objective=objective.base)
     return pgd(blind, rng=draws(len(problem)), random_start=False)
 
@@ -82,14 +82,14 @@ def test_it_passes_a_detector_that_catches_an_oblivious_attack(spare: str) -> No
     # 0.07 of it, a way of length 0.122 does both
     problem = guarded(overlap=0.7, eps=0.2, bar=0.02)
     straight = problem.objective
-    assert isinstance(straight, Undetected)
-    assert not problem.probe(problem.x).done.any()
+    assert isinstance(straight, EvadeDetector)
+    assert not problem.probe(problem.x).is_final.any()
     blind = replace(problem, objective=straight.base)
     z = oblivious(problem)
-    assert blind.probe(z).done.all()
-    assert not problem.probe(z).done.any()
+    assert blind.probe(z).is_final.all()
+    assert not problem.probe(z).is_final.any()
     found = orthogonal_pgd(problem, rng=draws(N), steps=100, spare=spare)
-    assert problem.probe(found).done.float().mean() > 0.9
+    assert problem.probe(found).is_final.float().mean() > 0.9
     assert (problem.ball.size(found, problem.x) <= 0.2 * (1 + 1e-5)).all()
 
 
@@ -133,11 +133,11 @@ def test_two_passes_a_step_are_counted() -> None:
     assert problem.counter.backward == 2 * 3 * N
 
 
-def test_a_relentless_goal_is_still_past_a_detector() -> None:
+def test_a_goal_with_all_steps_is_still_past_a_detector() -> None:
     problem = guarded(overlap=0.7, eps=0.2, bar=0.02)
-    posed = replace(problem, objective=Climb(problem.objective, relentless=True))
+    posed = replace(problem, objective=LossOverride(problem.objective, use_all_steps=True))
     z = orthogonal_pgd(posed, rng=draws(N), steps=100)
-    assert problem.probe(z).done.float().mean() > 0.9
+    assert problem.probe(z).is_final.float().mean() > 0.9
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"restarts": -1}, {"reach": -0.1}])
@@ -155,4 +155,4 @@ def test_an_unknown_word_for_what_is_spared_is_refused() -> None:
 def test_pgd_and_apgd_climb_the_losses_past_a_detector(loss: str) -> None:
     problem = guarded(overlap=0.7, eps=0.2, bar=0.02)
     for z in (pgd(problem, rng=draws(N), loss=loss), apgd(problem, rng=draws(N), loss=loss)):
-        assert problem.probe(z).done.float().mean() > 0.9
+        assert problem.probe(z).is_final.float().mean() > 0.9

@@ -40,7 +40,7 @@ def bright(n: int, seed: int, eps: float = 25.0, **more: Any) -> Problem:  # noq
 
 def share_done(fitted: Patch, problem: Problem) -> float:
     z = fitted.apply(problem.x, problem.ball, draws(len(problem), seed=9))
-    return float(problem.probe(z).done.float().mean())
+    return float(problem.probe(z).is_final.float().mean())
 
 
 def test_a_patch_that_stays_is_the_sign_of_the_gradient() -> None:

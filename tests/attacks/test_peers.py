@@ -27,7 +27,7 @@ from robustbench_med.cards import AttackCard
 from robustbench_med.errors import BenchError, NotInstalledError, SpecError, UnknownNameError
 from robustbench_med.objectives import Objective
 from robustbench_med.objectives.classification import Targeted
-from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.objectives.multilabel import AnyFinding, OneFinding
 from robustbench_med.problem import Problem
 from robustbench_med.types import Output
@@ -89,7 +89,7 @@ def test_pgd_fails_below_the_distance_and_wins_above(name: str, k: int) -> None:
         assert z.max() <= 1
         assert z.dtype == x.dtype
         assert not z.requires_grad
-        done = problem.probe(z).done
+        done = problem.probe(z).is_final
         assert done.all() if wins else not done.all()
 
 
@@ -102,7 +102,7 @@ def test_minimum_norm_attacks_come_near_the_boundary(name: str) -> None:
     parameters, slack = MINIMAL[name]
     z = run(name, problem, **parameters)
     nearest = distance(victim, x, y, "l2")
-    assert problem.probe(z).done.all()
+    assert problem.probe(z).is_final.all()
     assert (problem.ball.size(z, x) >= nearest * 0.999).all()
     assert (problem.ball.size(z, x) <= nearest * slack).all()
 
@@ -162,8 +162,8 @@ def test_one_seed_gives_one_result_and_another_another(
     ],
 )
 def test_targeted_attack_reaches_its_class(name: str, parameters: dict[str, Any]) -> None:
-    problem = pose(12, eps=0.1, objective=Climb(Targeted(1), relentless=True))
-    problem = problem.take(problem.objective.applies(problem.y).nonzero()[:, 0])
+    problem = pose(12, eps=0.1, objective=LossOverride(Targeted(1), use_all_steps=True))
+    problem = problem.select(problem.objective.applies(problem.y).nonzero()[:, 0])
     assert len(problem) > 3
     assert not problem.probe(problem.x).harm.gt(0).any()
     card: AttackCard = registry.find("attacks", name)
@@ -180,7 +180,7 @@ def test_an_attack_without_a_targeted_mode_says_so() -> None:
             run(name, problem)
 
 
-@pytest.mark.parametrize("objective", [AnyFinding(), OneFinding(1), Climb(AnyFinding())])
+@pytest.mark.parametrize("objective", [AnyFinding(), OneFinding(1), LossOverride(AnyFinding())])
 @pytest.mark.parametrize("name", PGD)
 def test_several_findings_are_refused(name: str, objective: Objective) -> None:
     victim = generic_victim(3)
@@ -196,8 +196,8 @@ def test_one_logit_is_a_pair_to_a_peer(name: str) -> None:
     x = grey_images(8)
     y = (victim(x).logits[:, 0] > 0).long()
     problem = problem_of(victim, x, y, eps=0.2)
-    assert not problem.probe(x).done.any()
-    assert problem.probe(run(name, problem)).done.all()
+    assert not problem.probe(x).is_final.any()
+    assert problem.probe(run(name, problem)).is_final.all()
 
 
 @pytest.mark.parametrize("name", PGD)
@@ -221,10 +221,10 @@ def test_what_a_peer_needs_is_said() -> None:
 
 @pytest.mark.parametrize("name", PGD)
 def test_an_empty_batch_and_chunks(name: str) -> None:
-    nothing = pose(2).take(torch.zeros(0, dtype=torch.long))
+    nothing = pose(2).select(torch.zeros(0, dtype=torch.long))
     assert run(name, nothing).shape == nothing.x.shape
     problem = replace(pose(5), chunk=2)
-    assert problem.probe(run(name, problem)).done.all()
+    assert problem.probe(run(name, problem)).is_final.all()
 
 
 @pytest.mark.parametrize("name", PGD)
@@ -340,7 +340,7 @@ def test_the_judge_is_attacked_and_not_the_guide() -> None:
         raise AssertionError("the guide was asked")
 
     problem = replace(pose(3), guide=guide)
-    assert problem.probe(run(PGD[0], problem)).done.all()
+    assert problem.probe(run(PGD[0], problem)).is_final.all()
 
 
 # ---- cards

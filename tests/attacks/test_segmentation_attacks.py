@@ -19,7 +19,7 @@ from attacks.segpgd import segpgd
 from robustbench_med.bench.walk import sharded
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives import shapes
-from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.objectives.pixels import LOSSES, on_pixels
 from robustbench_med.objectives.segmentation import Damage, TargetMask
 from robustbench_med.problem import Problem
@@ -128,7 +128,7 @@ def test_a_walk_draws_a_target_once_a_shard_and_finds_what_it_found(
 ) -> None:
     problem, count = posed(target=True), [0]
     direct = segpgd(problem, rng=draws(N), steps=STEPS)
-    tireless = replace(problem, objective=Climb(problem.objective, relentless=True))
+    tireless = replace(problem, objective=LossOverride(problem.objective, use_all_steps=True))
     beyond = segpgd(tireless, rng=draws(N), steps=STEPS)
     draw = shapes.replaced
 
@@ -199,7 +199,7 @@ def test_dag_returns_what_it_found_on_full_success_and_stops() -> None:
     z = dag(problem, rng=draws(4), gamma=2.0)
     assert (masks_called(victim, z) != y).all()  # not the clean images
     assert problem.counter.backward <= 4 * 9  # 0.05 is 6.4 steps of 2 / 255 away, not 200
-    tireless = replace(problem, objective=Climb(objective, relentless=True))
+    tireless = replace(problem, objective=LossOverride(objective, use_all_steps=True))
     spent = problem.counter.backward
     assert (masks_called(victim, dag(tireless, rng=draws(4), gamma=2.0, steps=12)) != y).all()
     assert problem.counter.backward <= spent + 4 * 12  # the steps bound what is never done
@@ -213,7 +213,7 @@ def test_an_image_that_is_wrong_but_not_done_goes_on(attack: Callable[..., Tenso
     objective = Damage(mask_card(3, channels=3))
     problem = problem_of(victim, x, y, eps=0.1, objective=objective)
     assert (masks_called(victim, x) == 1).all()
-    assert not problem.probe(x).done.any()
+    assert not problem.probe(x).is_final.any()
     z = attack(problem, rng=draws(2), steps=20)
     assert problem.counter.zero == 0
     assert (problem.ball.size(z, x) <= 0.1 + 1e-6).all()
@@ -253,7 +253,7 @@ def test_asma_steps_grow_with_the_overlap() -> None:
     length = 1.5 * (0.1 + 0.4 * overlap).view(-1, 1, 1)
     lacking = ((target == 1) & (called == 0)).float()
     torch.testing.assert_close(z[:, 0], x[:, 0] + length * lacking)  # the rest is left alone
-    assert problem.probe(z).done.all()
+    assert problem.probe(z).is_final.all()
 
 
 # --- SEA -----------------------------------------------------------------------------------------

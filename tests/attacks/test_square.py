@@ -82,7 +82,7 @@ def test_it_asks_for_no_gradient_and_no_more_than_its_queries(norm: Norm) -> Non
     with pytest.raises(VictimError, match="expected a victim with gradients"):
         problem.gradient(x)
     found = problem.probe(square(problem, rng=draws(N), queries=60))
-    assert found.done.any()
+    assert found.is_final.any()
     assert problem.counter.backward == 0
     near = replace(problem, ball=Ball(norm, 0.0), counter=Counter())
     square(near, rng=draws(N), queries=60)
@@ -118,9 +118,9 @@ def test_every_sample_has_its_own_radius_and_its_own_draws(norm: Norm) -> None:
         torch.testing.assert_close(problem.ball.size(z, problem.x), eps, rtol=1e-4, atol=1e-6)
     changed = (seen[1:] != seen[:1]).flatten(2)
     assert not torch.equal(changed[:, 3], changed[:, 4])
-    alone = unmoved(norm, 3, 8, 8, eps=eps).take(torch.tensor([3]))
+    alone = unmoved(norm, 3, 8, 8, eps=eps).select(torch.tensor([3]))
     alone = replace(alone, judge=Unmoved())
-    square(alone, rng=draws(N).take(torch.tensor([3])), queries=30)
+    square(alone, rng=draws(N).select(torch.tensor([3])), queries=30)
     assert isinstance(alone.judge, Unmoved)
     torch.testing.assert_close(torch.stack(alone.judge.seen)[:, 0], seen[:, 3])
 
@@ -159,7 +159,7 @@ def test_bad_parameters_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_nobody_to_attack_costs_nothing() -> None:
-    nothing = unmoved("linf", 1, 8, 8).take(torch.zeros(0, dtype=torch.long))
+    nothing = unmoved("linf", 1, 8, 8).select(torch.zeros(0, dtype=torch.long))
     assert len(square(nothing, rng=draws(0))) == 0
     assert nothing.counter.forward == 0
 
@@ -286,9 +286,9 @@ def test_no_more_stand_than_against_torchattacks(norm: Norm, eps: float) -> None
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = int((~problem.probe(peer(x, problem.y)).done).sum())
+        theirs = int((~problem.probe(peer(x, problem.y)).is_final).sum())
     ours = [
-        int((~problem.probe(square(problem, rng=draws(32, seed), queries=100)).done).sum())
+        int((~problem.probe(square(problem, rng=draws(32, seed), queries=100)).is_final).sum())
         for seed in range(3)
     ]
     assert 0 < theirs < 32

@@ -142,7 +142,7 @@ def test_attack_on_masks_runs_and_stays_inside(name: str, task: str) -> None:
         assert ((z >= 0) & (z <= 1)).all()
         after = problem.probe(z)
         if len(z) and ATTACKS[name].threat == "white_box":
-            assert (after.done | (after.harm > before)).float().mean() > 0.5  # it climbs
+            assert (after.is_final | (after.harm > before)).float().mean() > 0.5  # it climbs
 
 
 @pytest.mark.parametrize("name", [n for n in MASKED if ATTACKS[n].tasks == ("segmentation",)])
@@ -196,7 +196,7 @@ def test_attack_runs_and_stays_inside(name: str, task: str) -> None:
         after = problem.probe(z)
         assert len(z) > 0
         if ATTACKS[name].threat != "control":
-            assert (after.done | (after.harm > before)).float().mean() > 0.5  # it climbs
+            assert (after.is_final | (after.harm > before)).float().mean() > 0.5  # it climbs
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -214,10 +214,10 @@ def test_candidates_do_not_depend_on_batch_size(name: str, size: int) -> None:
     whole = attack(problem, rng=draws(64))
     rows = torch.arange(64)
     some = rows.split(size)[:16]  # sixteen batches say enough, and batches of one take long
-    parts = [attack(problem.take(r), rng=draws(64).take(r)) for r in some]
+    parts = [attack(problem.select(r), rng=draws(64).select(r)) for r in some]
     rows = torch.cat(some)
-    problem, whole, x = problem.take(rows), whole[rows], x[rows]
-    assert torch.equal(problem.probe(torch.cat(parts)).done, problem.probe(whole).done)
+    problem, whole, x = problem.select(rows), whole[rows], x[rows]
+    assert torch.equal(problem.probe(torch.cat(parts)).is_final, problem.probe(whole).is_final)
     if minimal:  # hundreds of steps: rounding may take another turn, the distance may not
         sizes = [problem.ball.size(z, x) for z in (torch.cat(parts), whole)]
         torch.testing.assert_close(*sizes, rtol=5e-3, atol=0)
@@ -270,9 +270,9 @@ def test_falling_steps_turn_a_drawn_start_where_equal_ones_do_not() -> None:
     nearest = distance(victim, x, y, "l2")
     problem = problem_of(victim, x, y, eps=1.005 * nearest, norm="l2")
     for steps in (10, 40):
-        assert problem.probe(pgd(problem, rng=draws(12), steps=steps)).done.all()
+        assert problem.probe(pgd(problem, rng=draws(12), steps=steps)).is_final.all()
     equal = pgd(problem, rng=draws(12), reach=2.5)
-    assert not problem.probe(equal).done.any()
+    assert not problem.probe(equal).is_final.any()
 
 
 def test_a_batch_of_done_samples_and_an_empty_one_cost_one_pass() -> None:
@@ -280,7 +280,7 @@ def test_a_batch_of_done_samples_and_an_empty_one_cost_one_pass() -> None:
     wrong = replace(problem, y=1 - problem.y)
     assert pgd(wrong, rng=draws(len(wrong))).shape == wrong.x.shape
     assert wrong.counter.backward == len(wrong)
-    nothing = problem.take(torch.zeros(0, dtype=torch.long))
+    nothing = problem.select(torch.zeros(0, dtype=torch.long))
     assert len(pgd(nothing, rng=draws(0))) == 0
 
 
@@ -294,12 +294,12 @@ def test_a_network_that_cannot_take_an_empty_batch_never_gets_one() -> None:
         victim = victim_of(Reshaping(1, 2))
     x = grey_images(3)
     problem = problem_of(victim, x, victim(x).logits.argmax(1), eps=0.05)
-    nothing = problem.take(torch.zeros(0, dtype=torch.long))
+    nothing = problem.select(torch.zeros(0, dtype=torch.long))
     with pytest.raises(RuntimeError):
         victim(nothing.x)
     assert nothing.outputs(nothing.x).logits.shape == (0, 2)
     g, verdict = nothing.gradient(nothing.x)
-    assert len(g) == len(verdict.done) == 0
+    assert len(g) == len(verdict.is_final) == 0
     assert (problem.counter.forward, problem.counter.backward) == (0, 0)
 
 

@@ -36,7 +36,7 @@ def one_class(n: int, seed: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
 
 def share_done(fitted: Universal, problem: Problem) -> float:
     z = fitted.apply(problem.x, problem.ball, draws(len(problem), seed=9))
-    return float(problem.probe(z).done.float().mean())
+    return float(problem.probe(z).is_final.float().mean())
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -115,10 +115,10 @@ def test_every_task(name: str, task: str) -> None:
         assert (ball.size(z, problem.x) <= ball.eps * 1.00001).all()
         assert z.min() >= 0
         assert z.max() <= 1
-        nothing = problem.take(torch.zeros(0, dtype=torch.long))
+        nothing = problem.select(torch.zeros(0, dtype=torch.long))
         assert attack(nothing, rng=draws(0)).pattern.shape == fitted.pattern.shape
         one = torch.zeros(1, dtype=torch.long)
-        attack(problem.take(one), rng=draws(1), epochs=1)
+        attack(problem.select(one), rng=draws(1), epochs=1)
 
 
 @pytest.mark.parametrize("name", FITTED)
@@ -128,7 +128,7 @@ def test_the_order_of_training_images_changes_nothing(name: str) -> None:
     order = torch.randperm(len(x), generator=torch.manual_seed(0))
     rng = draws(len(x))
     a = FITTED[name](problem, rng=rng, epochs=2, batch=8).pattern
-    b = FITTED[name](problem.take(order), rng=rng.take(order), epochs=2, batch=8).pattern
+    b = FITTED[name](problem.select(order), rng=rng.select(order), epochs=2, batch=8).pattern
     torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 

@@ -27,7 +27,7 @@ from robustbench_med.defense import Certified, Fitting, guarded, threshold_of
 from robustbench_med.errors import SpecError
 from robustbench_med.models.guide import through
 from robustbench_med.objectives.classification import Untargeted
-from robustbench_med.objectives.evasion import Undetected
+from robustbench_med.objectives.evade_detector import EvadeDetector
 from robustbench_med.problem import Problem
 from robustbench_med.types import Batch, Images, Logits
 from robustbench_med.victim import frozen
@@ -79,14 +79,14 @@ def test_another_detector_is_evaded_in_the_place_of_the_one_deployed() -> None:
     with frozen(seen.module):
         found = seen.outputs(ready.batch.x).suspicion
     torch.testing.assert_close(found, own.suspicion)
-    goal = Undetected(Untargeted())
+    goal = EvadeDetector(Untargeted())
     posed = Surrogate(seen, planned.data.card, "white_box").pose(
         Problem(ready.batch.x, ready.batch.y, Ball("linf", EPS), goal, ready.victim),
-        relentless=False,
+        use_all_steps=False,
     )
     assert posed.judge is not ready.victim  # the detector deployed is asked nothing
-    assert isinstance(posed.objective, Undetected)
-    assert (posed.objective.base, posed.objective.climb) == (goal.base, "both")
+    assert isinstance(posed.objective, EvadeDetector)
+    assert (posed.objective.base, posed.objective.loss) == (goal.base, "both")
 
 
 def usual_case(planned: Planned, knowledge: str) -> Case:
@@ -215,7 +215,7 @@ def test_who_knows_the_detector_goes_on_where_it_lets_him_pass() -> None:
     planned, ready, blind = walked("oblivious")
     # equal steps: one of the whole radius jumps far beyond the threshold by itself
     _, _, knowing = walked("adaptive", loss="selective", reach=2.5)
-    stopped = pgd(knowing.problem.posed(), rng=knowing.rng, loss="selective", reach=2.5)
+    stopped = pgd(knowing.problem.bind(), rng=knowing.rng, loss="selective", reach=2.5)
     calm = knowing.problem.outputs(stopped).suspicion
     assert calm is not None
     assert knowing.rungs["suspicion"].mean() < calm.mean() - 0.1
@@ -280,8 +280,8 @@ def test_every_board_of_detectors_has_attacks_that_do_not_only_climb_both_losses
 def test_an_oblivious_attacker_wants_what_he_wants_of_the_bare_victim() -> None:
     _, ready, run = walked("oblivious")
     assert ready.surrogate is not None
-    seen = ready.surrogate.pose(run.problem, relentless=False)
-    assert isinstance(run.problem.objective, Undetected)
+    seen = ready.surrogate.pose(run.problem, use_all_steps=False)
+    assert isinstance(run.problem.objective, EvadeDetector)
     assert isinstance(seen.objective, Untargeted)
 
 
@@ -299,7 +299,7 @@ def test_a_watched_attack_climbs_the_guide_and_is_judged_by_the_judge() -> None:
     watch, verdict = found.watched
     assert run.counter.zero == 0
     assert watch.climbed[-1].mean() > watch.climbed[0].mean()
-    assert not (watch.ever & ~verdict.broken).any()
+    assert not (watch.ever & ~verdict.success).any()
 
 
 def test_a_caught_image_counts_as_right_though_it_is_called_wrong() -> None:

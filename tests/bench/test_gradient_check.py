@@ -318,7 +318,7 @@ def test_some_rows_of_fixed_draws_have_the_gradient_of_their_own_pass() -> None:
         every = _Differences(victim, shown, logits, cotangent, gradient, seed=0)
         fixed = every.with_draws_fixed()
         assert fixed is not None
-        some = fixed.take(torch.tensor([3, 5]))
+        some = fixed.select(torch.tensor([3, 5]))
         judged, residual = some.at(1e-4, 4)
     assert bool(judged.all())
     assert float(residual.max()) < 0.2

@@ -70,7 +70,7 @@ def alone(problem: Problem, attack: Attack, ladder: Sequence[float]) -> Tensor:
     for i in reversed(range(len(ladder))):
         here = problem.at(ladder[i])
         z = attack(here, at_rung(draws(len(problem)), ladder[i]))
-        lowest[here.probe(z).done] = i
+        lowest[here.probe(z).is_final] = i
     return lowest
 
 
@@ -138,7 +138,7 @@ def test_what_is_measured_is_of_the_image_that_broke(way: str) -> None:
 
 def test_a_ladder_may_have_nobody_to_attack() -> None:
     problem, _ = posed(2, "linf")
-    nobody = problem.take(torch.zeros(0, dtype=torch.long))
+    nobody = problem.select(torch.zeros(0, dtype=torch.long))
     for way in ("ascend", "descend"):
         columns = walked(nobody, ATTACKS["pgd"], (0.01, 0.02), way)
         assert columns["broken"].shape == (2, 0)
@@ -177,7 +177,7 @@ def test_without_a_gradient_every_sample_starts_at_the_top_and_fails_once() -> N
     ran: list[Tensor] = []
 
     def perfect(p: Problem, rng: Draws) -> Images:
-        here = problem.take((problem.x[None] == p.x[:, None]).flatten(2).all(2).long().argmax(1))
+        here = problem.select((problem.x[None] == p.x[:, None]).flatten(2).all(2).long().argmax(1))
         ran.append(torch.as_tensor(p.ball.eps).expand(len(p)))
         return fgsm(here.at(p.ball.eps), rng=rng)
 

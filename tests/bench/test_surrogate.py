@@ -48,11 +48,13 @@ def test_the_victim_is_asked_only_to_judge() -> None:
     problem = replace(problem, judge=watched)
     from attacks.pgd import pgd
 
-    attack = transferred(sharded(pgd, {"steps": 4}), surrogate_of(small_victim(K)), relentless=True)
+    attack = transferred(
+        sharded(pgd, {"steps": 4}), surrogate_of(small_victim(K)), use_all_steps=True
+    )
     z = attack(problem, draws(N))
     assert asked == []
     assert (problem.ball.size(z, x) <= 0.02 + 1e-6).all()
-    assert problem.counter.backward == 4 * N  # relentless: nobody leaves early
+    assert problem.counter.backward == 4 * N  # all steps are used: nobody leaves early
 
 
 def test_a_victim_that_is_its_own_surrogate_falls_as_in_a_white_box() -> None:
@@ -84,8 +86,8 @@ def test_no_box_leaves_what_the_surrogate_says_of_the_clean_image() -> None:
     surrogate = Surrogate(other, card_of(grey_images(1, channels=3, side=16), 7), "no_box")
     x = grey_images(N)
     problem = problem_of(generic_victim(K), x, torch.zeros(N, dtype=torch.long), eps=0.05)
-    posed = surrogate.pose(problem, relentless=False)
-    assert not posed.probe(x).done.any()
+    posed = surrogate.pose(problem, use_all_steps=False)
+    assert not posed.probe(x).is_final.any()
     g, verdict = posed.gradient(x)
     assert g.shape == x.shape
     assert verdict.loss.shape == (N,)

@@ -397,11 +397,11 @@ def test_the_objective_of_training_is_one() -> None:
     assert isinstance(objective, Objective)
     verdict = objective(output, y)
     assert num(verdict.loss.sum()) == pytest.approx(4.0)
-    assert not verdict.done.any()
+    assert not verdict.is_final.any()
     assert objective.margins(output, y).shape == (4, 1)
-    assert objective.spread(output).tolist() == [1.0] * 4
+    assert objective.dlr_scale(output).tolist() == [1.0] * 4
     assert bool(objective.applies(y).all())
-    assert objective.posed(y) is objective.take(torch.arange(2)) is objective
+    assert objective.bind(y) is objective.select(torch.arange(2)) is objective
 
 
 def test_a_victim_with_an_offset_keeps_it_under_awp() -> None:

@@ -30,7 +30,7 @@ from robustbench_med.errors import DataError, SpecError, VictimError
 from robustbench_med.metrics.detection import detection, split_twins
 from robustbench_med.models.load import load_victim
 from robustbench_med.objectives.classification import Untargeted
-from robustbench_med.objectives.evasion import Undetected
+from robustbench_med.objectives.evade_detector import EvadeDetector
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Batch, Images, PerSample
@@ -504,12 +504,12 @@ def test_who_knows_the_detector_gets_past_it(
         scores = [suspicion(found.judge, x).double().numpy() for x in (clean, blind)]
         assert detection(*scores)["auroc"].value > SEPARATES.get(name, 0.85)
         adaptive = replace(
-            problem, judge=found.judge, guide=found.guide, objective=Undetected(Untargeted())
+            problem, judge=found.judge, guide=found.guide, objective=EvadeDetector(Untargeted())
         )
         z = pgd(adaptive, rng=rng, loss="selective")
         assert (problem.ball.size(z, problem.x) <= RADIUS * (1 + 1e-5)).all()
-        oblivious = float(adaptive.probe(blind).done.float().mean())
-        known = float(adaptive.probe(z).done.float().mean())
+        oblivious = float(adaptive.probe(blind).is_final.float().mean())
+        known = float(adaptive.probe(z).is_final.float().mean())
     assert known > oblivious + 0.2
 
 
@@ -520,9 +520,9 @@ def test_features_that_follow_clean_ones_get_past_a_detector_never_seen(
     victim, fitting, problem, _ = chest
     judge = registry.function("defenses", CARDS["kernel_density"])(victim, fitting=fitting).judge
     guide = feature_mixture(victim, fitting=fitting).judge
-    posed = replace(problem, judge=judge, guide=guide, objective=Undetected(Untargeted()))
+    posed = replace(problem, judge=judge, guide=guide, objective=EvadeDetector(Untargeted()))
     rng = draws(len(problem))
     with frozen(victim.module):
-        blind = posed.probe(pgd(problem, rng=rng)).done.float().mean()
-        hidden = posed.probe(pgd(posed, rng=rng, loss="joint")).done.float().mean()
+        blind = posed.probe(pgd(problem, rng=rng)).is_final.float().mean()
+        hidden = posed.probe(pgd(posed, rng=rng, loss="joint")).is_final.float().mean()
     assert hidden > blind + 0.2

@@ -137,7 +137,7 @@ def test_batch_chunk_and_order_change_no_certificate() -> None:
     for chunk in (1, 3, 64):
         victim = replace(plane_victim(), chunk=chunk)
         parts = [
-            certify(victim, x[rows], rng=draws(7).take(rows), **how)
+            certify(victim, x[rows], rng=draws(7).select(rows), **how)
             for rows in torch.arange(6, -1, -1).split(3)
         ]
         assert torch.equal(torch.cat([p.label for p in parts]).flip(0), whole.label)

@@ -23,7 +23,7 @@ from robustbench_med.datasets.load import load_dataset
 from robustbench_med.defense import Defended
 from robustbench_med.models.load import load_victim
 from robustbench_med.objectives.classification import Untargeted
-from robustbench_med.objectives.climb import Climb
+from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws, seeded
 from robustbench_med.types import Images
@@ -98,7 +98,7 @@ def test_eot_beats_one_fixed_draw() -> None:
         y = fair(x).logits.argmax(1)
     kept = {}
     for name, guide in {"one": replace(victim, before=fixed), "eot": None}.items():
-        goal = Climb(Untargeted(), relentless=True)
+        goal = LossOverride(Untargeted(), use_all_steps=True)
         problem = Problem(x, y, Ball("linf", 0.02), goal, defended.judge, guide=guide)
         with seeded("attacked"):
             z = pgd(problem, rng=draws(64), steps=10)

@@ -143,7 +143,7 @@ def test_the_fragments_of_attacks_run() -> None:
     body = textwrap.indent(search, "    ")
     exec(f"def climbing(problem, steps):\n{body}", names)  # noqa: S102 - the page's own code
     z = names["climbing"](problem, 5)
-    assert bool(problem.probe(z).broken.all())
+    assert bool(problem.probe(z).success.all())
     body = textwrap.indent(nearest, "    ")
     exec(f"def nearest(problem, z):\n{body}", names)  # noqa: S102 - the page's own code
     assert torch.equal(names["nearest"](problem, z), z)

@@ -41,9 +41,9 @@ def test_pgd_through_it_breaks_what_the_naive_attack_cannot() -> None:
     naive = problem_of(victim, x, y, eps=0.05)
     naive = replace(naive, judge=deployed)
     adaptive = replace(naive, guide=straight_through(rounded, victim))
-    blind = naive.probe(pgd(naive, rng=draws(24), steps=10)).done.float().mean()
+    blind = naive.probe(pgd(naive, rng=draws(24), steps=10)).is_final.float().mean()
     z = pgd(adaptive, rng=draws(24), steps=10)
-    seeing = adaptive.probe(z).done.float().mean()  # the judge rounds
+    seeing = adaptive.probe(z).is_final.float().mean()  # the judge rounds
     assert (adaptive.ball.size(z, x) <= 0.05 + 1e-6).all()
     assert naive.counter.zero > 0
     assert seeing > blind + 0.3

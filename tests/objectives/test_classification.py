@@ -66,7 +66,7 @@ def test_a_sure_victim_keeps_its_gradient(k: int, objective: Objective) -> None:
     assert g.abs().max() > 0.05
     verdict = objective(Output(logits), y)
     assert torch.isfinite(verdict.loss).all()
-    assert not verdict.done.any()
+    assert not verdict.is_final.any()
 
 
 @pytest.mark.parametrize("k", [2, 3, 10])
@@ -74,8 +74,8 @@ def test_untargeted_is_done_where_the_argmax_is_wrong(k: int) -> None:
     logits = logits_of(k)
     y = torch.arange(len(logits)) % k
     verdict = Untargeted()(Output(logits), y)
-    assert torch.equal(verdict.done, logits.argmax(1) != y)
-    assert torch.equal(verdict.done, verdict.harm > 0)
+    assert torch.equal(verdict.is_final, logits.argmax(1) != y)
+    assert torch.equal(verdict.is_final, verdict.harm > 0)
     for i in range(5):
         others = [float(logits[i, j]) for j in range(k) if j != int(y[i])]
         assert float(verdict.harm[i]) == pytest.approx(max(others) - float(logits[i, y[i]]))
@@ -86,21 +86,21 @@ def test_targeted_is_done_where_the_argmax_is_the_target(k: int) -> None:
     logits = logits_of(k)
     y = torch.zeros(len(logits), dtype=torch.long)
     verdict = Targeted(1)(Output(logits), y)
-    assert torch.equal(verdict.done, logits.argmax(1) == 1)
-    assert torch.equal(verdict.done, verdict.harm > 0)
-    assert verdict.done.any()
-    assert not verdict.done.all()
+    assert torch.equal(verdict.is_final, logits.argmax(1) == 1)
+    assert torch.equal(verdict.is_final, verdict.harm > 0)
+    assert verdict.is_final.any()
+    assert not verdict.is_final.all()
 
 
 def test_a_tie_is_decided_for_the_first_class_everywhere() -> None:
     output = Output(torch.zeros(3, 3))
     y = torch.tensor([0, 1, 2])
     verdict = Untargeted()(output, y)
-    assert verdict.done.tolist() == [False, True, True]
+    assert verdict.is_final.tolist() == [False, True, True]
     assert verdict.harm.tolist() == [0, 0, 0]
     assert decide(output.logits, "single_label").tolist() == [0, 0, 0]
-    assert Targeted(0)(output, y).done.all()
-    assert not Targeted(1)(output, y).done.any()
+    assert Targeted(0)(output, y).is_final.all()
+    assert not Targeted(1)(output, y).is_final.any()
 
 
 def test_one_logit_is_the_pair_of_zero_and_itself() -> None:
@@ -112,7 +112,7 @@ def test_one_logit_is_the_pair_of_zero_and_itself() -> None:
             torch.testing.assert_close(a, b)
         torch.testing.assert_close(objective.margins(one, y), objective.margins(two, y))
     assert decide(one.logits, "single_label").tolist() == [1, 0, 0]
-    assert Untargeted()(one, y).done.tolist() == [False, True, False]
+    assert Untargeted()(one, y).is_final.tolist() == [False, True, False]
 
 
 def test_margins_leave_out_the_truth() -> None:

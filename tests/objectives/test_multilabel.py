@@ -82,22 +82,22 @@ def test_done_and_harm_by_hand() -> None:
     logits = torch.tensor([[2.0, -1.0], [-0.5, -1.0], [2.0, 0.5], [-9.0, -1.0], [0.0, 9.0]])
     verdict = AnyFinding()(Output(logits), y)
     # the fourth: its wrong-looking finding is unlabelled; the fifth: a logit of 0 calls "absent"
-    assert verdict.done.tolist() == [False, True, True, False, True]
+    assert verdict.is_final.tolist() == [False, True, True, False, True]
     assert verdict.harm.tolist() == [-1.0, 0.5, 0.5, -1.0, 0.0]
     assert decide(logits, "multi_label").tolist() == [[1, 0], [0, 0], [1, 1], [0, 0], [0, 1]]
 
 
 def test_an_absent_finding_at_exactly_0_is_not_done() -> None:
     verdict = AnyFinding()(Output(torch.zeros(1, 1)), torch.zeros(1, 1, dtype=torch.long))
-    assert not verdict.done.any()
+    assert not verdict.is_final.any()
 
 
 def test_only_its_own_finding_counts() -> None:
     y = torch.tensor([[1, 0, 0], [1, 0, -1]])
     logits = torch.tensor([[-5.0, -1.0, -1.0], [5.0, 2.0, 3.0]])
-    assert OneFinding(1)(Output(logits), y).done.tolist() == [False, True]
-    assert OneFinding(0)(Output(logits), y).done.tolist() == [True, False]
-    assert OneFinding(2)(Output(logits), y).done.tolist() == [False, False]
+    assert OneFinding(1)(Output(logits), y).is_final.tolist() == [False, True]
+    assert OneFinding(0)(Output(logits), y).is_final.tolist() == [True, False]
+    assert OneFinding(2)(Output(logits), y).is_final.tolist() == [False, False]
 
 
 def test_whom_an_objective_applies_to() -> None:

@@ -14,8 +14,14 @@ from attacks.asma import adaptive
 from attacks.cospgd import aligned
 from attacks.dag import pull
 from attacks.segpgd import weighted
-from robustbench_med.objectives.climb import Climb
-from robustbench_med.objectives.pixels import LOSSES, PixelClimb, PixelLoss, climbing, on_pixels
+from robustbench_med.objectives.loss_override import LossOverride
+from robustbench_med.objectives.pixels import (
+    LOSSES,
+    PixelLoss,
+    PixelLossOverride,
+    on_pixels,
+    with_loss,
+)
 from robustbench_med.objectives.segmentation import Damage, Masks, OneRegion, TargetMask
 from robustbench_med.types import Output
 from tests.objectives.test_segmentation import drawn
@@ -87,7 +93,7 @@ def test_losses_are_those_of_their_formulas(name: str, size: tuple[int, ...]) ->
     loss, formula = FORMULAS[name]
     logits, y = drawn(4, size)
     leaf, other = logits.clone().requires_grad_(True), logits.clone().requires_grad_(True)
-    ours = PixelClimb(Damage(mask_card(4, size=size)), loss)(Output(leaf), y).loss
+    ours = PixelLossOverride(Damage(mask_card(4, size=size)), loss)(Output(leaf), y).loss
     plain = [formula(a[:, b >= 0], b[b >= 0]) for a, b in zip(other, y, strict=True)]
     torch.testing.assert_close(ours, torch.stack(plain))
     (g,) = torch.autograd.grad(ours.sum(), leaf)
@@ -104,7 +110,7 @@ def goals() -> list[Masks]:
 def test_ignored_pixels_neither_pull_nor_weigh(name: str) -> None:
     logits, y = drawn(3, (6, 7))
     for goal in goals():
-        objective = PixelClimb(goal, ALL[name])
+        objective = PixelLossOverride(goal, ALL[name])
         found = []
         for value in (None, -30.0, 30.0):
             leaf = logits.clone()
@@ -126,7 +132,7 @@ def test_a_step_along_the_gradient_of_a_loss_does_harm(name: str) -> None:
     logits, y = drawn(3, (6, 7))
     for goal in goals():
         leaf = logits.clone().requires_grad_(True)
-        objective = PixelClimb(goal, ALL[name])
+        objective = PixelLossOverride(goal, ALL[name])
         (g,) = torch.autograd.grad(objective(Output(leaf), y).loss.sum(), leaf)
         before = goal.pixels(Output(logits), y)
         after = goal.pixels(Output(logits + 0.01 * g / g.abs().amax()), y)
@@ -145,8 +151,8 @@ def test_an_image_wholly_wrong_is_climbed_with_all_its_pixels(name: str) -> None
     logits = 3.0 * functional.one_hot(called, 3).movedim(-1, 1).float()
     leaf = logits.requires_grad_(True)
     goal = Damage(mask_card(3, size=(4, 5)))
-    assert not goal(Output(logits), y).done.any()
-    (g,) = torch.autograd.grad(PixelClimb(goal, ALL[name])(Output(leaf), y).loss.sum(), leaf)
+    assert not goal(Output(logits), y).is_final.any()
+    (g,) = torch.autograd.grad(PixelLossOverride(goal, ALL[name])(Output(leaf), y).loss.sum(), leaf)
     pulled = g.abs().sum(1) > 0
     assert torch.equal(pulled[0], y[0] >= 0)
     assert torch.equal(pulled[1], (y[1] >= 0) & (called[1] == y[1]))
@@ -158,7 +164,7 @@ def test_an_image_is_climbed_as_if_alone_and_without_nan(name: str) -> None:
     logits, y = drawn(3, (6, 7))
     logits[3] *= 100  # so sure that probabilities round to 0 and 1
     y[4] = -1
-    objective = PixelClimb(Damage(mask_card(3)), ALL[name])
+    objective = PixelLossOverride(Damage(mask_card(3)), ALL[name])
     together = objective(Output(logits.requires_grad_(True)), y).loss
     (g,) = torch.autograd.grad(together.sum(), logits)
     assert torch.isfinite(g).all()
@@ -169,26 +175,26 @@ def test_an_image_is_climbed_as_if_alone_and_without_nan(name: str) -> None:
     assert objective(Output(logits[:0]), y[:0]).loss.shape == (0,)
 
 
-def test_the_goal_decides_and_relentless_stays() -> None:
+def test_the_goal_decides_and_use_all_steps_stays() -> None:
     victim, x = pixel_victim(2), torch.rand(3, 1, 8, 8)
     y = masks_called(victim, x)
     wrong = problem_of(victim, x, 1 - y, eps=0.1, objective=Damage(mask_card()))
     for name in LOSSES:
-        verdict = climbing(wrong, name).probe(x)
+        verdict = with_loss(wrong, name).probe(x)
         assert torch.equal(verdict.harm, wrong.probe(x).harm)
-        assert verdict.done.all()
-        tireless = replace(wrong, objective=Climb(wrong.objective, relentless=True))
-        once = climbing(tireless, name)
-        assert not once.probe(x).done.any()
+        assert verdict.is_final.all()
+        tireless = replace(wrong, objective=LossOverride(wrong.objective, use_all_steps=True))
+        once = with_loss(tireless, name)
+        assert not once.probe(x).is_final.any()
         again = on_pixels(once, LOSSES["masked"])  # another loss on what climbs one already
-        assert isinstance(again.objective, PixelClimb) or name == "cross_entropy"
-        assert not again.probe(x).done.any()
+        assert isinstance(again.objective, PixelLossOverride) or name == "cross_entropy"
+        assert not again.probe(x).is_final.any()
 
 
 def test_rows_take_their_state_with_them() -> None:
     logits, y = drawn(3, (6, 7))
     state = torch.arange(5.0)
-    objective = PixelClimb(Damage(mask_card(3)), lambda _, lot: lot, state=(state,))
+    objective = PixelLossOverride(Damage(mask_card(3)), lambda _, lot: lot, state=(state,))
     rows = torch.tensor([3, 1])
-    found = objective.take(rows)(Output(logits[rows]), y[rows]).loss
+    found = objective.select(rows)(Output(logits[rows]), y[rows]).loss
     assert found.tolist() == [3.0, 1.0]

@@ -12,7 +12,7 @@ from torch.nn import functional
 from robustbench_med.cards import DatasetCard
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives import shapes
-from robustbench_med.objectives.pixels import LOSSES, PixelClimb
+from robustbench_med.objectives.pixels import LOSSES, PixelLossOverride
 from robustbench_med.objectives.segmentation import (
     Damage,
     Masks,
@@ -78,8 +78,8 @@ def test_dice_is_that_of_sets(size: tuple[int, ...], regions: dict[str, tuple[in
     torch.testing.assert_close(dice(confusion(here), here.regions), plain)
     verdict = Damage(card)(Output(logits), y)
     torch.testing.assert_close(verdict.harm, 0.5 - plain.mean(1))
-    assert torch.equal(verdict.done, plain.mean(1) == 0)
-    assert torch.equal(verdict.broken, plain.mean(1) < 0.5)
+    assert torch.equal(verdict.is_final, plain.mean(1) == 0)
+    assert torch.equal(verdict.success, plain.mean(1) < 0.5)
 
 
 def test_an_absent_class_shifts_no_other() -> None:
@@ -96,7 +96,7 @@ def test_an_empty_region_is_perfect_in_both_and_lost_in_one() -> None:
     logits[1, 1, 0, 0] = 2.0  # one pixel called foreground
     verdict = Damage(mask_card())(Output(logits), y)
     assert verdict.harm.tolist() == [-0.5, 0.5]
-    assert verdict.done.tolist() == [False, True]
+    assert verdict.is_final.tolist() == [False, True]
 
 
 def test_ignored_pixels_count_nowhere_and_in_no_class() -> None:
@@ -169,7 +169,7 @@ def test_a_tie_goes_to_the_first_class_of_all() -> None:
     assert OneRegion(mask_card(3), "organ_1")(Output(logits), y).harm == -0.5
     assert Damage(mask_card(3))(Output(logits), y).harm == -0.5
     one = Damage(mask_card())(Output(torch.zeros(1, 1, 1, 1)), y)  # the pair (0, 0): background
-    assert one.done
+    assert one.is_final
 
 
 @pytest.mark.parametrize(
@@ -193,12 +193,12 @@ def test_a_target_is_reached_by_drawing_it() -> None:
     target = objective.target(y)
     logits = 9 * functional.one_hot(target.clamp_min(0), 3).movedim(-1, 1).float()
     verdict = objective(Output(logits), y)
-    assert verdict.done.all()
+    assert verdict.is_final.all()
     torch.testing.assert_close(verdict.harm, torch.full((5,), 0.25))
     place = (target[0] == 0).nonzero()[0]
     logits[0, 2, place[0], place[1]] = 20.0  # a pixel of another class: as good, and not done
     after = objective(Output(logits), y)
-    assert not after.done[0]
+    assert not after.is_final[0]
     assert after.harm[0] == verdict.harm[0]
     leaf = torch.zeros_like(logits).requires_grad_(True)
     (g,) = torch.autograd.grad(objective(Output(leaf), y).loss.sum(), leaf)
@@ -219,9 +219,9 @@ def test_a_target_is_drawn_once_for_the_truths_it_was_posed_with(
         return draw(*args, **named)
 
     monkeypatch.setattr(shapes, "replaced", counted)
-    posed = PixelClimb(fresh, LOSSES["masked"]).posed(y)
+    posed = PixelLossOverride(fresh, LOSSES["masked"]).bind(y)
     rows = torch.tensor([3, 1])
-    some = posed.take(rows)
+    some = posed.select(rows)
     assert isinstance(some.base, TargetMask)
     assert torch.equal(some.base.target(y[rows]), wanted[rows])
     for objective, of in ((posed, slice(None)), (some, rows)):
@@ -230,7 +230,7 @@ def test_a_target_is_drawn_once_for_the_truths_it_was_posed_with(
     assert count[0] == 3  # posed, and the two by `fresh`
     for other in (y[rows.flip(0)], y[:1], y[rows] * 0):  # truths of others are drawn anew
         assert torch.equal(some.base.target(other), draw(other, 1, "disc"))
-    assert fresh.take(rows) is fresh
+    assert fresh.select(rows) is fresh
     assert torch.equal(fresh.target(y), wanted)  # what is posed is another
 
 
@@ -244,7 +244,7 @@ def test_harm_of_an_empty_target_rises_as_the_organ_fades() -> None:
     torch.testing.assert_close(
         verdict.harm, torch.tensor([-1.75, -0.75 - 4 / 9, -0.75 - 1 / 9, 0.25])
     )
-    assert verdict.done.tolist() == [False, False, False, True]
+    assert verdict.is_final.tolist() == [False, False, False, True]
 
 
 def test_what_is_its_target_already_is_not_attacked() -> None:
@@ -262,8 +262,8 @@ def test_a_label_that_is_no_organ_is_refused(label: int) -> None:
 def test_there_are_no_margins_and_rows_share_the_objective() -> None:
     logits, y = drawn(3, (6, 7))
     for objective in _objectives():
-        assert objective.take(torch.tensor([1])) is objective
+        assert objective.select(torch.tensor([1])) is objective
         with pytest.raises(SpecError, match="no margins of classes, for masks"):
             objective.margins(Output(logits), y)
         with pytest.raises(SpecError, match="no margins of classes, for masks"):
-            objective.spread(Output(logits))
+            objective.dlr_scale(Output(logits))

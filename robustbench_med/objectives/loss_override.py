@@ -1,4 +1,4 @@
-"""Climb: another loss on the way to the same goal. Harm and done stay those of the objective."""
+"""Replace the loss that an attack maximises; the goal, and so harm and success, stay the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Climb:
+class LossOverride:
     """An objective whose loss is replaced.
 
     Attributes:
@@ -29,19 +29,19 @@ class Climb:
         columns: `(b,)` column of `base.margins` to climb toward; only for "toward".
         weights: `(b, m)` of each way's margin, > 0; 0 for a way that is not climbed; only for
             "nearest".
-        relentless: never done: the attack spends all its steps, as a transfer attack must.
+        use_all_steps: never done: the attack spends all its steps, as a transfer attack must.
     """
 
     base: Objective
     loss: Literal["given", "margin", "dlr", "toward", "nearest"] = "given"
     columns: Int[Tensor, " b"] | None = None
     weights: Float[Tensor, "b m"] | None = None
-    relentless: bool = False
+    use_all_steps: bool = False
 
     def __call__(self, output: Output, y: Any) -> Verdict:  # noqa: ANN401 - truth of any task
         """Return the verdict with the loss replaced."""
         verdict = self.base(output, y)
-        done = torch.zeros_like(verdict.done) if self.relentless else verdict.done
+        done = torch.zeros_like(verdict.is_final) if self.use_all_steps else verdict.is_final
         if self.loss == "given":
             return Verdict(verdict.loss, verdict.harm, done)
         if self.weights is not None:
@@ -50,7 +50,7 @@ class Climb:
         if self.columns is not None:
             climbed = self.margins(output, y).gather(1, self.columns[:, None])[:, 0]
         if self.loss != "margin":
-            climbed = climbed / self.spread(output, towards=self.columns is not None)
+            climbed = climbed / self.dlr_scale(output, towards=self.columns is not None)
         return Verdict(climbed, verdict.harm, done)
 
     def _nearest(self, output: Output, y: Any, weights: Float[Tensor, "b m"]) -> PerSample:  # noqa: ANN401
@@ -61,20 +61,20 @@ class Climb:
         """Return the margins of the objective."""
         return self.base.margins(output, y)
 
-    def spread(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:
+    def dlr_scale(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:
         """Return the spread of the objective's leading logits."""
-        return self.base.spread(output, towards=towards)
+        return self.base.dlr_scale(output, towards=towards)
 
     def applies(self, y: Any) -> Tensor:  # noqa: ANN401
         """Return which samples can be attacked."""
         return self.base.applies(y)
 
-    def take(self, rows: Rows) -> Climb:
+    def select(self, rows: Rows) -> LossOverride:
         """Return the objective of the given rows."""
         columns = None if self.columns is None else self.columns[rows]
         weights = None if self.weights is None else self.weights[rows]
-        return replace(self, base=self.base.take(rows), columns=columns, weights=weights)
+        return replace(self, base=self.base.select(rows), columns=columns, weights=weights)
 
-    def posed(self, y: Any) -> Climb:  # noqa: ANN401
+    def bind(self, y: Any) -> LossOverride:  # noqa: ANN401
         """Return the objective bound to these truths."""
-        return replace(self, base=self.base.posed(y))
+        return replace(self, base=self.base.bind(y))

@@ -14,11 +14,11 @@ from robustbench_med.types import Output, PerSample, Rows, Verdict
 if TYPE_CHECKING:
     from robustbench_med.objectives import Objective
 
-Climbed = Literal["joint", "selective", "goal", "suspicion", "both"]
+EvasionLoss = Literal["joint", "selective", "goal", "suspicion", "both"]
 
 
 @dataclass(frozen=True)
-class Undetected:
+class EvadeDetector:
     """Another objective, reached only where the suspicion is at most 0.
 
     Harm: the smaller of the goal's harm and of how far the suspicion lies below 0, so that both
@@ -26,7 +26,7 @@ class Undetected:
 
     Attributes:
         base: the goal.
-        climb: what the loss is. "joint": the goal's loss, less `weight` times the suspicion above
+        loss: what is maximised. "joint": the goal's loss, less `weight` times the suspicion above
             0. "selective": the goal's loss until the goal is reached, from there the suspicion's
             negative (Bryniarski et al., ICLR 2022, section 4.1). "goal" and "suspicion": one of
             them alone. "both": the goal's loss less the suspicion, below 0 too: who does not know
@@ -35,7 +35,7 @@ class Undetected:
     """
 
     base: Objective
-    climb: Climbed = "joint"
+    loss: EvasionLoss = "joint"
     weight: float = 1.0
 
     def __call__(self, output: Output, y: Any) -> Verdict:  # noqa: ANN401 - truth of any task
@@ -43,33 +43,33 @@ class Undetected:
         goal, calm = self.base(output, y), self._calm(output)
         losses = {
             "joint": lambda: goal.loss + self.weight * calm.clamp_max(0),
-            "selective": lambda: torch.where(goal.broken, calm, goal.loss),
+            "selective": lambda: torch.where(goal.success, calm, goal.loss),
             "goal": lambda: goal.loss,
             "suspicion": lambda: calm,
             "both": lambda: goal.loss + self.weight * calm,
         }
         passed = calm >= 0
-        return Verdict(losses[self.climb](), goal.harm.minimum(calm), goal.done & passed)
+        return Verdict(losses[self.loss](), goal.harm.minimum(calm), goal.is_final & passed)
 
     def margins(self, output: Output, y: Any) -> Float[Tensor, "b m"]:  # noqa: ANN401
         """Return each way to the goal, no further along than the suspicion allows."""
         return self.base.margins(output, y).minimum(self._calm(output)[:, None])
 
-    def spread(self, output: Output, *, towards: bool = False) -> PerSample:
+    def dlr_scale(self, output: Output, *, towards: bool = False) -> PerSample:
         """Return the spread of the goal's leading logits."""
-        return self.base.spread(output, towards=towards)
+        return self.base.dlr_scale(output, towards=towards)
 
     def applies(self, y: Any) -> Tensor:  # noqa: ANN401
         """Return which samples can be attacked."""
         return self.base.applies(y)
 
-    def take(self, rows: Rows) -> Undetected:
+    def select(self, rows: Rows) -> EvadeDetector:
         """Return the objective of the given rows."""
-        return replace(self, base=self.base.take(rows))
+        return replace(self, base=self.base.select(rows))
 
-    def posed(self, y: Any) -> Undetected:  # noqa: ANN401
+    def bind(self, y: Any) -> EvadeDetector:  # noqa: ANN401
         """Return the objective bound to these truths."""
-        return replace(self, base=self.base.posed(y))
+        return replace(self, base=self.base.bind(y))
 
     @staticmethod
     def _calm(output: Output) -> PerSample:
