@@ -1,13 +1,14 @@
 # The same commands for a person and for CI. `make run` and `make test` set up all they need.
 PYTHON ?= python3
 DATA ?= ../shared/data
+SHAPES ?= tests/attacks tests/defenses tests/objectives tests/metrics tests/models
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEV := .venv/.installed-dev
 DOCS := .venv/.installed-docs
 INSTALLING := Installing into .venv, once: up to 4 minutes, most of them for torch (2 GB). pip says how far it is:
 
-.PHONY: run test check slow docs wheel zoo results bench optimality clean
+.PHONY: run test shapes check slow docs wheel zoo results bench optimality clean
 
 run: $(STAMP)  ## install, run the default suite, print the tables, say where the page is
 	$(BIN)/python -m robustbench_med run quick
@@ -18,6 +19,9 @@ test: $(DEV)  ## install with the dev extra, run the quick tests
 
 slow: $(DEV)  ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow --benchmark-disable
+
+shapes: $(DEV)  ## the same tests with the type and shape of every argument and result checked
+	CHECK_SHAPES=1 $(BIN)/python -m pytest -m "not slow" -n auto --benchmark-disable $(SHAPES)
 
 check: $(DEV)  ## format, lint, types, import arrows
 	$(BIN)/ruff format --check .

@@ -1,11 +1,17 @@
-"""Check types and shapes under pytest: what is imported from here on is checked at every call.
+"""Check types and shapes under pytest where CHECK_SHAPES is set: `make shapes` and CI do so.
 
-Not by the option --jaxtyping-packages: pytest imports our own plugin, and with it the package's
-`__init__`, before it reads any option, and the option refuses a package that is imported already.
+Checking every call doubles the time of a run, so `make test` leaves it out. The hook is installed
+here and not by the option --jaxtyping-packages: pytest imports our own plugin, and with it the
+package's `__init__`, before it reads any option, and the option refuses a package that is imported
+already.
 """
+
+import os
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["robustbench_med", "attacks", "defenses", "leaderboard"], "beartype.beartype")
+if os.environ.get("CHECK_SHAPES"):
+    packages = ["robustbench_med", "attacks", "defenses", "leaderboard"]
+    install_import_hook(packages, "beartype.beartype")
 
 pytest_plugins = ["pytester"]  # for tests/gate; pytest takes this line in no other conftest
