@@ -10,10 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Stored
 
 from .board import Board, Row
-from .lost import Lost
 from .page import write_page
 from .rank import boards
 from .report import read_criteria, unjudged, write_report, write_reports
@@ -21,7 +21,6 @@ from .table import terminal_tables, write_tables
 
 __all__ = [
     "Board",
-    "Lost",
     "Row",
     "boards",
     "publish",
@@ -38,32 +37,34 @@ __all__ = [
 ]
 
 
-def publish(records: list[Stored], folder: Path, *, title: str, lost: Sequence[Lost] = ()) -> Path:
+def publish(
+    records: list[Stored], folder: Path, *, title: str, failures: Sequence[Failure] = ()
+) -> Path:
     """Write `leaderboard.html`, `.csv` and `.md` into `folder`, each in one step.
 
     Args:
         records: what to compare; boards are made of those that may be compared.
         folder: usually the folder the records lie in; its name is called the suite.
         title: heading of the page.
-        lost: cases without a usable record; the page names them, and their rows are incomplete.
+        failures: cases without a usable record; the page names them, and their rows are incomplete.
 
     Returns:
         The path of the page.
     """
-    return publish_boards(boards(records, lost), folder, title=title, lost=lost)
+    return publish_boards(boards(records, failures), folder, title=title, failures=failures)
 
 
 def publish_boards(
-    made: list[Board], folder: Path, *, title: str, lost: Sequence[Lost] = ()
+    made: list[Board], folder: Path, *, title: str, failures: Sequence[Failure] = ()
 ) -> Path:
     """Write the files of boards that are made already, as `publish`."""
-    write_tables(made, folder, title=title, lost=lost)
-    return write_page(made, folder, title=title, lost=lost)
+    write_tables(made, folder, title=title, failures=failures)
+    return write_page(made, folder, title=title, failures=failures)
 
 
-def show(records: list[Stored], console: Console, *, lost: Sequence[Lost] = ()) -> None:
+def show(records: list[Stored], console: Console, *, failures: Sequence[Failure] = ()) -> None:
     """Print a table a board to `console`."""
-    show_boards(boards(records, lost), console)
+    show_boards(boards(records, failures), console)
 
 
 def show_boards(made: list[Board], console: Console, *, only: Container[str] | None = None) -> int:

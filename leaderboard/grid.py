@@ -6,11 +6,11 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from robustbench_med.bench.case import Case
+from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Stored
 
 from .board import RowKey
 from .columns import Asked, named
-from .lost import Lost
 from .text import radii
 
 
@@ -78,14 +78,14 @@ class Grid(NamedTuple):
         return found[0] if len(found) == 1 else half
 
 
-def grid_of(group: list[Stored], lost: list[Lost]) -> Grid:
+def grid_of(group: list[Stored], failures: list[Failure]) -> Grid:
     """Return the records by row and column: no two share a cell, and none is left out."""
     # of an attack that a row met on two ladders the longer one gives the column its name
     group = sorted(group, key=lambda s: -len(s.record.case.ladder))
     rows = [RowKey.of(*Asked.of(s), s.record.defense_card) for s in group]
     gone = [
         (RowKey.of(one.case, one.attack, one.defense), Asked(one.case, one.attack))
-        for one in lost
+        for one in failures
         if one.case is not None and one.attack is not None
     ]
     gone = [(key, asked) for key, asked in gone if key in rows]

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from robustbench_med import palette
+from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Estimate
 from robustbench_med.files import write_text
 
@@ -20,7 +21,6 @@ from .board import Board
 from .checks import check_rows, flag_words
 from .cite import bibtex
 from .figures import colour, shape
-from .lost import MEANS, Lost
 from .metrics import metric_notes, metric_rows
 from .outcomes import by_class, by_patient
 from .page_context import choices, named, origin, views
@@ -28,6 +28,7 @@ from .page_data import embedded
 from .price import change, counted
 from .shield import defense_words
 from .table import argmax_words, beyond_words, place
+from .text import FAILURES_MEAN
 from .wording import (
     attacker_words,
     audit_words,
@@ -45,14 +46,16 @@ from .wording import (
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_page(made: list[Board], folder: Path, *, title: str, lost: Sequence[Lost] = ()) -> Path:
+def write_page(
+    made: list[Board], folder: Path, *, title: str, failures: Sequence[Failure] = ()
+) -> Path:
     """Write `leaderboard.html` into `folder` in one step and return its path."""
-    html = render(made, title=title, suite=folder.name, lost=lost)
+    html = render(made, title=title, suite=folder.name, failures=failures)
     return write_text(folder / "leaderboard.html", html)
 
 
-def render(made: list[Board], *, title: str, suite: str, lost: Sequence[Lost] = ()) -> str:
-    """Return the page of `made`, which names what is `lost`; the same boards give the same text."""
+def render(made: list[Board], *, title: str, suite: str, failures: Sequence[Failure] = ()) -> str:
+    """Return the page of `made`, which names the failures; the same boards give the same text."""
     style, script = (
         (TEMPLATES / file).read_text(encoding="utf-8") for file in ("style.css", "script.js")
     )
@@ -77,8 +80,8 @@ def render(made: list[Board], *, title: str, suite: str, lost: Sequence[Lost] = 
             start=Markup(start),  # noqa: S704 - our own files, hashed in the policy
             style=Markup(style),  # noqa: S704
             script=Markup(script),  # noqa: S704
-            lost=lost,
-            means=MEANS,
+            failures=failures,
+            means=FAILURES_MEAN,
             groups=views(made),
             origin=(source := origin(made)),
             choices=choices(made),

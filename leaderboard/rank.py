@@ -20,6 +20,7 @@ import pandas as pd
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.decision import argmax_score
 from robustbench_med.bench.doubts import doubts as doubts_of
+from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Estimate, Stored
 from robustbench_med.stats import UNDEFINED
 
@@ -31,7 +32,6 @@ from .common import adds
 from .crosscheck import ALLOWED, Scale, comparable, hidden_gradients, misled, rivals, summary
 from .grid import Grid, grid_of
 from .images import Part, by_images, by_ladder, draw_of, image_words, shares
-from .lost import Lost
 from .shield import shield_words
 from .text import THREATS, plain, radii
 from .ties import Pairs, Scored, pairs, places
@@ -49,12 +49,12 @@ from .worst_case import (
 _THREATS = list(THREATS)  # boards of one dataset stand in this order
 
 
-def boards(records: list[Stored], lost: Sequence[Lost] = ()) -> list[Board]:
+def boards(records: list[Stored], failures: Sequence[Failure] = ()) -> list[Board]:
     """Return every board the records make, whatever their order: real images before phantoms.
 
     Args:
         records: a case counts once, however often it is in them.
-        lost: cases without a record; whose row lacks one is incomplete.
+        failures: cases without a record; whose row lacks one is incomplete.
     """
     groups: dict[tuple[object, ...], list[Stored]] = {}
     once = {s.record.case_id: s for s in sorted(records, key=lambda s: s.folder)}
@@ -69,7 +69,7 @@ def boards(records: list[Stored], lost: Sequence[Lost] = ()) -> list[Board]:
             draws = {draw_of(stored.record.case) for stored in part.runs}
             mine = [
                 one
-                for one in lost
+                for one in failures
                 if one.case and _setting(one.case) == setting and draw_of(one.case) in draws
             ]
             met = by_ladder(part)
@@ -116,10 +116,10 @@ def channel_order(board: Board) -> tuple[object, ...]:
 def _board(
     part: Part,
     ladder: tuple[float, ...],
-    lost: list[Lost],
+    failures: list[Failure],
     others: dict[tuple[object, ...], list[Stored]],
 ) -> Board:
-    grid = grid_of(part.runs, lost)
+    grid = grid_of(part.runs, failures)
     case, common = part.runs[0].record.case, grid.common()
     board = Board(
         dataset=part.runs[0].record.dataset_card,

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Estimate
 from robustbench_med.files import write_text
 from robustbench_med.stats import UNDEFINED
@@ -18,10 +19,9 @@ from robustbench_med.stats import UNDEFINED
 from .board import Board, Row
 from .commands import commands
 from .frame import guard, long_frame
-from .lost import MEANS, Lost
 from .objective import channel_words, objective_words
 from .price import Price, change, counted, prices, times, trained_with
-from .text import DASH, NORMS, THREATS, number, plain, radii, short
+from .text import DASH, FAILURES_MEAN, NORMS, THREATS, number, plain, radii, short
 from .transfer import Cell, Matrix, matrices
 
 CONTROL = "a control is no attack: nobody is ranked"
@@ -307,12 +307,12 @@ def _parted(needs: list[int], *, first: int, rest: int) -> list[list[int]]:
     return parts
 
 
-def markdown(made: list[Board], *, title: str, lost: Sequence[Lost] = ()) -> str:
+def markdown(made: list[Board], *, title: str, failures: Sequence[Failure] = ()) -> str:
     """Return every board, and its transfer matrices, as Markdown tables; names are escaped."""
     found, parts = matrices(made), [f"# {_cell(title)}"]
-    if lost:
-        parts.append(f"**Not scored: {len(lost)}.** {MEANS}")
-        parts.append("\n".join(f"- {_cell(one.label)}: {_cell(one.reason)}" for one in lost))
+    if failures:
+        parts.append(f"**Not scored: {len(failures)}.** {FAILURES_MEAN}")
+        parts.append("\n".join(f"- {_cell(one.label)}: {_cell(one.reason)}" for one in failures))
     for board in made:
         parts.append(_markdown(board))
         parts += [_markdown_matrix(matrix) for matrix in found if matrix.board is board]
@@ -391,7 +391,7 @@ def _cell(text: str) -> str:
 
 
 def write_tables(
-    made: list[Board], folder: Path, *, title: str, lost: Sequence[Lost] = ()
+    made: list[Board], folder: Path, *, title: str, failures: Sequence[Failure] = ()
 ) -> tuple[Path, Path]:
     """Write `leaderboard.csv` and `leaderboard.md` into `folder` and return their paths."""
     frame = long_frame(made)
@@ -400,5 +400,5 @@ def write_tables(
     text = frame.to_csv(index=False, lineterminator="\n")
     return (
         write_text(folder / "leaderboard.csv", text),
-        write_text(folder / "leaderboard.md", markdown(made, title=title, lost=lost)),
+        write_text(folder / "leaderboard.md", markdown(made, title=title, failures=failures)),
     )

@@ -32,6 +32,10 @@ KNOWS = {
     "this size does without any aim, so nobody is ranked here. Where a control breaks images that "
     "an attack missed, the attack's own row is flagged.",
 }
+FAILURES_MEAN = (
+    "The worst case of a model is taken over the attacks that were scored: where one is missing, "
+    "it may be too high."
+)
 BLIND = (
     "An oblivious attacker overlooks the defense and aims at the model without it: shown beside, "
     "never ranked by."

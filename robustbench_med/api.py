@@ -13,6 +13,7 @@ from rich.console import Console
 from robustbench_med.asked import Radii, asked, python
 from robustbench_med.attacked import Attacked, attack
 from robustbench_med.bench import store
+from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.plan import plan
 from robustbench_med.bench.prepare import prepare
 from robustbench_med.bench.publish import publish
@@ -58,12 +59,12 @@ class SuiteRun:
 
     Attributes:
         records: of all its cases that have one, in the order of the suite.
-        not_scored: (case, reason) of those without.
+        not_scored: the failures, each with its label, its reason and, where known, its case.
         folder: where the records lie.
     """
 
     records: list[Stored] = field(repr=False)
-    not_scored: list[tuple[str, str]]
+    not_scored: list[Failure]
     folder: Path
 
 
@@ -201,9 +202,9 @@ def evaluate(
             jobs=jobs,
         )
         if (home / "leaderboard.html").exists():  # it holds all records of its folder
-            publish(home, title_of(home), planned=planned, lost=failed)
+            publish(home, title_of(home), planned=planned, failures=failed)
         if failed:
-            raise BenchError("not scored: {}: {}".format(*failed[0]))
+            raise BenchError(f"not scored: {failed[0]}")
         found = [store.read(home / one.case.id) for one in planned]
     for one in found:
         if one.record.status == "invalid":
@@ -246,9 +247,9 @@ def run_suite(
     chosen = narrowed(find_suite(str(suite)), grid, seed)
     home = Path(results) / chosen.name
     store.check_writable(home)
-    planned, broken = plan(chosen, data=None if data is None else Path(data))
-    if broken and not planned:
-        raise broken[0].error
+    planned, refused = plan(chosen, data=None if data is None else Path(data))
+    if refused and not planned:
+        raise refused[0].exception
     options = {**({} if seed is None else {"seed": seed}), **grid}
     inside = "".join(f", {key}={value!r}" for key, value in options.items())
     failed = run_cases(
@@ -261,9 +262,9 @@ def run_suite(
         device=device,
         jobs=jobs,
     )
-    lost = [(one.label, str(one.error)) for one in broken] + failed
-    publish(home, chosen.title, planned=planned, lost=lost)
+    failures = refused + failed
+    publish(home, chosen.title, planned=planned, failures=failures)
     kept, _ = store.read_all(home, only={one.case.id for one in planned})
     by_id = {one.record.case_id: one for one in kept}
     ordered = [by_id[one.case.id] for one in planned if one.case.id in by_id]
-    return SuiteRun(ordered, lost, home)
+    return SuiteRun(ordered, failures, home)

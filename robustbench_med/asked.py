@@ -59,9 +59,9 @@ class Asked:
         values = {"name": "asked", "title": "Asked", "seed": self.seed, "grids": [asked]}
         suite = registry.validate(Suite, values, "arguments")
         victims = {} if own is None else {victim: own}
-        planned, broken = plan(suite, datasets={called: dataset}, victims=victims)
-        for one in broken:
-            raise one.error
+        planned, refused = plan(suite, datasets={called: dataset}, victims=victims)
+        if refused:
+            raise refused[0].exception
         if not planned:
             known, got = self.fields["knowledge"][0], ", ".join(self.attacks)
             raise SpecError(f"expected an attack by gradients with knowledge {known}, got {got}")

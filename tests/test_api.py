@@ -743,8 +743,8 @@ ladder = ["1/255", "2/255"]
     ran = rm.run_suite("mine.toml", results="kept", n=8, seed=1)
     assert ran.folder == Path("kept/mine")
     assert [one.record.case.attack for one in ran.records] == ["fgsm", "pgd"]
-    assert [label for label, _ in ran.not_scored] == [f"mine.npz · {factory}:raises"]
-    assert "got RuntimeError" in ran.not_scored[0][1]
+    assert [failure.label for failure in ran.not_scored] == [f"mine.npz · {factory}:raises"]
+    assert "got RuntimeError" in ran.not_scored[0].reason
     found = rm.evaluate(f"{factory}:make", "mine.npz", ["fgsm", PGD], eps=EPS, n=8, seed=1)
     assert [o.record.case for o in found.records] == [o.record.case for o in ran.records]
     assert numbers(found.records) == numbers(ran.records)

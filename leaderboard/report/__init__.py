@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Stored
 from robustbench_med.files import write_text
 
-from ..lost import Lost
 from .build import Source, build
 from .criteria import Given, read_criteria
 from .document import Report
@@ -46,7 +46,7 @@ def write_report(
     base: Path,
     out: Path,
     criteria: Given | None = None,
-    unreadable: Iterable[Lost | str] = (),
+    unreadable: Iterable[Failure | str] = (),
 ) -> Written:
     """Write `report-VICTIM.html` and `.json` into `out`, each in one step.
 
@@ -73,7 +73,7 @@ def write_reports(
     base: Path,
     out: Path,
     criteria: Given | None = None,
-    unreadable: Iterable[Lost | str] = (),
+    unreadable: Iterable[Failure | str] = (),
 ) -> Iterator[Written]:
     """Write a report of each model, and yield each once its files are there.
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Record, Stored
 
 from ..board import Board
-from ..lost import Lost
 from ..metrics import spacing_words
 from ..native import range_words
 from ..rank import boards
@@ -32,7 +32,7 @@ def build(
     victim: str,
     base: Path,
     criteria: Given | None = None,
-    unreadable: Iterable[Lost | str] = (),
+    unreadable: Iterable[Failure | str] = (),
 ) -> tuple[Report, list[Chosen]]:
     """Return the document of a victim and the boards it is made of; same records, same document.
 
@@ -58,22 +58,25 @@ class Source(NamedTuple):
         records: each case once.
         boards: of all models.
         lines: what was not used, and why.
-        lost: records that could not be read.
+        failures: records that could not be read.
     """
 
     records: list[Stored]
     boards: list[Board]
     lines: list[str]
-    lost: list[Lost]
+    failures: list[Failure]
 
     @classmethod
-    def of(cls, records: Iterable[Stored], unreadable: Iterable[Lost | str] = ()) -> Source:
+    def of(cls, records: Iterable[Stored], unreadable: Iterable[Failure | str] = ()) -> Source:
         """Return the source made of the records of a folder; arguments as of `build`."""
         kept, lines = single(records)
-        lost = [one if isinstance(one, Lost) else Lost("", one) for one in unreadable]
+        failures = [
+            line if isinstance(line, Failure) else Failure(label="", reason=line)
+            for line in unreadable
+        ]
         read = {stored.record.case_id for stored in kept}
-        missing = [one for one in lost if one.case is not None and one.case.id not in read]
-        return cls(kept, boards(kept, missing) if kept else [], lines, lost)
+        missing = [f for f in failures if f.case is not None and f.case.id not in read]
+        return cls(kept, boards(kept, missing) if kept else [], lines, failures)
 
     @property
     def victims(self) -> dict[str, str]:
@@ -82,7 +85,7 @@ class Source(NamedTuple):
 
     def find(self, asked: str) -> str:
         """Return the name of a model asked for by name or title; see `find_victim`."""
-        return find_victim(self.records, asked, self.lost)
+        return find_victim(self.records, asked, self.failures)
 
     def document(
         self, victim: str, *, base: Path, criteria: Given | None = None
@@ -92,7 +95,9 @@ class Source(NamedTuple):
         runs = [run.record for one in chosen for run in one.runs.values()]
         # a record that is known to be of another model says nothing of this one
         damaged = tuple(
-            plain(one.reason) for one in self.lost if one.case is None or one.case.victim == victim
+            plain(one.reason)
+            for one in self.failures
+            if one.case is None or one.case.victim == victim
         )
         doubts = (_damaged(len(damaged)),) if damaged else ()
         document = Report(

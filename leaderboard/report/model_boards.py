@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Stored
 from robustbench_med.errors import ResultsError, UnknownNameError
 
 from ..board import Board, Row, narrowed
 from ..checks import check_rows, flag_words
-from ..lost import Lost
 from ..rank import boards
 from ..text import plain
 from ..wording import audit_words, cost_words
@@ -77,13 +77,13 @@ def victims(records: Iterable[Stored]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def find_victim(records: list[Stored], asked: str, lost: Sequence[Lost] = ()) -> str:
+def find_victim(records: list[Stored], asked: str, failures: Sequence[Failure] = ()) -> str:
     """Return the name that records state of the model asked for by name or by title.
 
     Args:
         records: those that could be read.
         asked: a name as records state it, or the title that pages show where one model has it.
-        lost: records that could not be read: a model may have no other.
+        failures: records that could not be read: a model may have no other.
 
     Raises:
         ResultsError: there is no record, the model has none that can be read, or a title is that of
@@ -93,11 +93,11 @@ def find_victim(records: list[Stored], asked: str, lost: Sequence[Lost] = ()) ->
     known = victims(records)
     if asked in known:
         return asked
-    own = [one for one in lost if one.case is not None and one.case.victim == asked]
-    if own or (lost and not records):
+    own = [f for f in failures if f.case is not None and f.case.victim == asked]
+    if own or (failures and not records):
         of = f" of {asked!r}" if own else ""
         raise ResultsError(
-            f"expected a record{of} that can be read, got none: {lost_words(own or lost)}"
+            f"expected a record{of} that can be read, got none: {failure_words(own or failures)}"
         )
     if not records:
         raise ResultsError("expected records to report on, got none: run a suite first")
@@ -110,15 +110,15 @@ def find_victim(records: list[Stored], asked: str, lost: Sequence[Lost] = ()) ->
     if named:
         return named[0]
     error = UnknownNameError("victim with records", asked, known)
-    if lost:
-        error.args = (f"{error}; {lost_words(lost)}",)
+    if failures:
+        error.args = (f"{error}; {failure_words(failures)}",)
     raise error
 
 
-def lost_words(lost: Sequence[Lost]) -> str:
+def failure_words(failures: Sequence[Failure]) -> str:
     """Return which records cannot be read and why: the first, and how many there are."""
-    more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
-    return f"{len(lost)} cannot be read: {lost[0].reason}{more}"
+    more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+    return f"{len(failures)} cannot be read: {failures[0].reason}{more}"
 
 
 def references(chosen: list[Chosen], base: Path) -> dict[str, Reference]:

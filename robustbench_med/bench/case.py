@@ -88,8 +88,8 @@ class Case(BaseModel):
 
     @property
     def label(self) -> str:
-        """Short human name of the case."""
-        own = "" if self.surrogate is None else f" from {self.surrogate}"
-        behind = "" if self.defense == "none" else f" behind {self.defense}"
-        blind = "" if self.knowledge == "adaptive" else f", {self.knowledge}"
-        return f"{self.dataset} · {self.victim}{behind} · {self.attack}{own}{blind}"
+        """A short name, which several cases of a suite may share (see failure.unique_labels)."""
+        surrogate = "" if self.surrogate is None else f" from {self.surrogate}"
+        defense = "" if self.defense == "none" else f" behind {self.defense}"
+        knowledge = "" if self.knowledge == "adaptive" else f", {self.knowledge}"
+        return f"{self.dataset} · {self.victim}{defense} · {self.attack}{surrogate}{knowledge}"

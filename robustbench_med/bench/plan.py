@@ -13,6 +13,7 @@ from robustbench_med import objectives, registry
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.channels import channels_of
 from robustbench_med.bench.chosen import Chosen, attack_of, passes, try_out
+from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.suite import Grid, Suite
 from robustbench_med.bench.surrogate import trained_on
 from robustbench_med.bench.wrapped import Shield, shields_of
@@ -43,20 +44,13 @@ class Planned(NamedTuple):
     own: Loaded | None = None  # a victim handed in from Python, which no name can load
 
 
-class Broken(NamedTuple):
-    """Cases that cannot run, and why: a damaged file costs its own cases, never the others."""
-
-    label: str
-    error: BenchError
-
-
 def plan(
     suite: Suite,
     *,
     data: Path | None = None,
     datasets: Mapping[str, Dataset] | None = None,
     victims: Mapping[str, Loaded] | None = None,
-) -> tuple[list[Planned], list[Broken]]:
+) -> tuple[list[Planned], list[Failure]]:
     """Return the cases of a suite in the order they run, and what cannot run.
 
     Args:
@@ -71,7 +65,7 @@ def plan(
     """
     held = {} if victims is None else victims
     planned: dict[str, Planned] = {}
-    broken: list[Broken] = []
+    failures: list[Failure] = []
     for grid in suite.grids:
         attacks = [attack_of(text, grid) for text in grid.attacks]
         for name in grid.datasets:
@@ -87,7 +81,7 @@ def plan(
             except (UnknownNameError, SpecError):
                 raise
             except BenchError as error:
-                broken.append(Broken(name, error))
+                failures.append(_failure(name, error))
                 continue
             objective = objectives.make(grid.objective, dataset.card.task, card=dataset.card)
             for attack in attacks:
@@ -98,7 +92,7 @@ def plan(
                     own = held.get(victim)
                     model, digest = own[1:] if own else describe(victim, dataset.card)
                 except (VictimError, ChecksumError) as error:
-                    broken.append(Broken(f"{name} · {victim}", error))
+                    failures.append(_failure(f"{name} · {victim}", error))
                     continue
                 owned: list[dict[str, object]] = [{}]
                 if grid.surrogates:
@@ -108,7 +102,7 @@ def plan(
                         raise SpecError(
                             f"{victim}: expected a surrogate other than the victim, got none"
                         )
-                    broken += [one for one in found if isinstance(one, Broken)]
+                    failures += [one for one in found if isinstance(one, Failure)]
                 every = itertools.product(owned, attacks, allowed, shields)
                 for one, attack, channels, shield in every:
                     if not shield.allows(attack.card, transferred=bool(one)):
@@ -120,17 +114,22 @@ def plan(
                     case = _case(suite, grid, name, victim, digest, attack, rest)
                     seconds = estimate(case, dataset, model)
                     planned.setdefault(case.id, Planned(case, dataset, model, seconds, own))
-    return list(planned.values()), broken
+    return list(planned.values()), failures
 
 
-def _surrogates(grid: Grid, dataset: Dataset, victim: str) -> list[dict[str, object] | Broken]:
+def _failure(label: str, error: BenchError) -> Failure:
+    """Return what cannot run: a damaged file costs its own cases, never the others."""
+    return Failure(label=label, reason=str(error), error=error)
+
+
+def _surrogates(grid: Grid, dataset: Dataset, victim: str) -> list[dict[str, object] | Failure]:
     """Return the fields of a case that name each surrogate, or why one cannot be used.
 
     A surrogate trained on the victim's data makes a transfer attack, one trained on other data a
     no-box attack.
     """
     rest = grid.model_copy(update={"victims": grid.surrogates})
-    found: list[dict[str, object] | Broken] = []
+    found: list[dict[str, object] | Failure] = []
     for name in victims_of(rest, dataset):
         if name == victim:
             continue
@@ -154,7 +153,7 @@ def _surrogates(grid: Grid, dataset: Dataset, victim: str) -> list[dict[str, obj
                 )
             _, digest = describe(name, trained)
         except (VictimError, ChecksumError) as error:
-            found.append(Broken(f"{dataset.card.name} · {victim} from {name}", error))
+            found.append(_failure(f"{dataset.card.name} · {victim} from {name}", error))
             continue
         threat = "no_box" if other else "transfer"
         found.append({"surrogate": name, "surrogate_sha256": digest, "threat": threat})

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from robustbench_med import registry
 from robustbench_med.bench import store
+from robustbench_med.bench.failure import Failure, recall, remember
 from robustbench_med.bench.plan import Planned
-from robustbench_med.bench.unscored import recall, remember
 from robustbench_med.errors import ResultsError
 
 
@@ -34,7 +34,7 @@ def publish(
     title: str,
     *,
     planned: Sequence[Planned] | None = None,
-    lost: Sequence[tuple[str, str]] = (),
+    failures: Sequence[Failure] = (),
 ) -> Published:
     """Write `leaderboard.html`, `.csv` and `.md` of all records in `folder`, earlier ones too.
 
@@ -42,7 +42,7 @@ def publish(
         folder: of the records.
         title: of the page.
         planned: the cases of a run; None where nothing was run.
-        lost: (label, reason) of what has no record; the page says so, and later ones too.
+        failures: of a run; the page names them, and so do later pages.
 
     Raises:
         ResultsError: the folder cannot be written.
@@ -51,13 +51,13 @@ def publish(
     stored, damaged = store.read_each(folder)
     finished = {one.record.case_id for one in stored}
     try:
-        gone = [
-            *_missing(pages, folder, finished, planned, lost),
-            *(_damaged(pages, one) for one in damaged),
+        missing = [
+            *_without_record(folder, finished, planned, failures),
+            *map(_failure_of, damaged),
         ]
-        made = pages.boards(stored, gone)
+        made = pages.boards(stored, missing)
         page = (
-            pages.publish_boards(made, folder, title=title, lost=gone)
+            pages.publish_boards(made, folder, title=title, failures=missing)
             if stored or damaged
             else None
         )
@@ -66,27 +66,24 @@ def publish(
     return Published(page, made, finished, [one.line for one in damaged])
 
 
-def _missing(
-    pages: Any,  # noqa: ANN401 - of the leaderboard
+def _without_record(
     folder: Path,
     finished: set[str],
     planned: Sequence[Planned] | None,
-    lost: Sequence[tuple[str, str]],
-) -> list[Any]:
-    """Return what failed, in earlier runs too; a case whose older record stands is none."""
+    failures: Sequence[Failure],
+) -> list[Failure]:
+    """Return what failed, in earlier runs too; a case that has an older record did not."""
     if planned is None:
-        kept = [one for one in recall(folder) if one.case.id not in finished]
+        stored = [f for f in recall(folder) if f.case is not None and f.case.id not in finished]
     else:
-        kept = remember(folder, planned, lost, finished=finished)
-    found = [pages.Lost(one.label, one.reason, one.case, one.attack, one.defense) for one in kept]
-    known = {one.case.label for one in planned or ()}
-    return [*found, *(pages.Lost(label, reason) for label, reason in lost if label not in known)]
+        ran = [one.case for one in planned]
+        stored = remember(folder, ran, failures, finished=finished)
+    return [*stored, *(failure for failure in failures if failure.case is None)]
 
 
-def _damaged(pages: Any, one: store.Damaged) -> Any:  # noqa: ANN401 - of the leaderboard
-    label, reason = one.home.name, one.line.replace(str(one.home), one.home.name)
-    record = one.record
-    if record is None:
-        return pages.Lost(label, reason)
-    cards = record.attack_card, record.defense_card
-    return pages.Lost(f"{record.case.label} ({label})", reason, record.case, *cards)
+def _failure_of(damaged: store.Damaged) -> Failure:
+    """Return the failure that a damaged record is, without a folder of this machine."""
+    failure, home = damaged.failure, damaged.home
+    label = home.name if failure.case is None else f"{failure.case.label} ({home.name})"
+    reason = failure.reason.replace(str(home), home.name)
+    return failure.model_copy(update={"label": label, "reason": reason})

@@ -81,9 +81,9 @@ def replan(
     dataset = _dataset(case, data, places.dataset)
     grid = _grid_of(case.model_copy(update={"victim": victim, "surrogate": surrogate}))
     suite = Suite(name="again", title="Again", seed=case.seed, grids=(grid,))
-    planned, broken = plan(suite, data=data, datasets={case.dataset: dataset})
-    if broken:
-        raise broken[0].error
+    planned, refused = plan(suite, data=data, datasets={case.dataset: dataset})
+    if refused:
+        raise refused[0].exception
     if len(planned) != 1:
         raise SpecError(f"expected one case to run again, got {len(planned)} of {case.label}")
     return planned[0]

@@ -22,9 +22,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from robustbench_med import registry
+from robustbench_med import registry, spec
 from robustbench_med.bench import store, workers
 from robustbench_med.bench.execute import execute
+from robustbench_med.bench.failure import Failure, unique_labels
 from robustbench_med.bench.plan import Planned
 from robustbench_med.bench.prepare import Prepared, mistaken, prepare, shared_by
 from robustbench_med.bench.surrogate import Surrogate, blind, crafted_alike, load_surrogate
@@ -50,8 +51,8 @@ def run_cases(
     images: bool = False,
     device: str = "auto",
     jobs: int | None = 1,
-) -> list[tuple[str, str]]:
-    """Run the cases that `folder` has no record of; return (label, reason) of those that failed.
+) -> list[Failure]:
+    """Run the cases that `folder` has no record of, and return those that failed.
 
     Args:
         planned: in the order they run; cases that share a victim should stand together.
@@ -80,31 +81,30 @@ def run_cases(
             markup=False,
             soft_wrap=True,
         )
-    work = _Work(folder, command, force, examples, images, where)
+    labels = unique_labels(one.case for one in planned)
+    work = _Work(folder, command, force, examples, images, where, labels)
     shares = _shares(waiting)
     if jobs is None:
         jobs = _worthwhile(waiting, where)
     jobs = max(min(jobs, len(shares)), 1) if workers.can_start() else 1
-    failed: list[tuple[str, str]] = []
+    failures: list[Failure] = []
     ran = _one_by_one(waiting, work) if jobs == 1 else _at_once(shares, work, jobs)
     with closing(ran), _progress(console) as bar:
         task = bar.add_task("", total=sum(map(_seconds, waiting)))
         done, told = 0, time.monotonic()
-        for cases, reasons in ran:
-            failed += reasons
+        for cases, failed in ran:
+            failures += failed
             done += len(cases)
             if not console.is_terminal and time.monotonic() - told > _SILENCE:  # no bar is shown
                 line = f"{done} of {len(waiting)} cases done"
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
                 told = time.monotonic()
-            bar.update(task, description=cases[-1].case.label)
+            bar.update(task, description=labels[cases[-1].case.id])
             bar.advance(task, sum(map(_seconds, cases)))
-    return failed
+    return failures
 
 
-_Ran = tuple[
-    list[Planned], list[tuple[str, str]]
-]  # cases, and (label, reason) of those that failed
+_Ran = tuple[list[Planned], list[Failure]]  # cases, and those of them that failed
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,21 @@ class _Work:
     examples: int
     images: bool
     device: torch.device
+    labels: dict[str, str]  # by case id
 
-    def run(self, one: Planned, ready: Shared) -> list[tuple[str, str]]:
-        """Run a case and write its record; return its label and the reason if it failed."""
+    def failure(self, one: Planned, reason: str) -> Failure:
+        """Return a case of this run that has no record, and why."""
+        defense = spec.parse(one.case.defense).name
+        return Failure(
+            label=self.labels[one.case.id],
+            reason=reason,
+            case=one.case,
+            attack=registry.find("attacks", one.case.attack),
+            defense=None if defense == "none" else registry.find("defenses", defense),
+        )
+
+    def run(self, one: Planned, ready: Shared) -> list[Failure]:
+        """Run a case and write its record; return the failure if it failed."""
         try:
             outcome = execute(
                 one,
@@ -130,14 +142,14 @@ class _Work:
                 device=str(self.device),
             )
         except BenchError as error:
-            return [(one.case.label, str(error))]
+            return [self.failure(one, str(error))]
         except (
             Exception
         ) as error:  # a model is foreign code: it may raise anything, and costs one case
             _log.debug("%s", traceback.format_exc())
             last = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
-            return [(one.case.label, reason)]
+            return [self.failure(one, reason)]
         store.write(self.folder, *outcome, replace=self.force)
         return []
 
@@ -163,12 +175,12 @@ def _at_once(shares: list[list[Planned]], work: _Work, jobs: int) -> Generator[_
         reason = "a process died, perhaps for want of memory: run again with --jobs 1"
         for cases in left.values():
             lost = [one for one in cases if not store.finished(work.folder, one.case.id)]
-            yield cases, [(one.case.label, reason) for one in lost]
+            yield cases, [work.failure(one, reason) for one in lost]
 
 
 def _share(
     place: int, cases: list[Planned], work: _Work, threads: int
-) -> tuple[int, list[tuple[str, str]]]:
+) -> tuple[int, list[Failure]]:
     torch.set_num_threads(threads)
     return place, [failed for _, reasons in _one_by_one(cases, work) for failed in reasons]
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pandas.api.types import is_numeric_dtype
 from pydantic import ValidationError
 
+from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Record, Stored
 from robustbench_med.errors import ResultsError
 from robustbench_med.paths import check_name
@@ -234,6 +235,20 @@ class Damaged(NamedTuple):
     home: Path
     line: str
     record: Record | None
+
+    @property
+    def failure(self) -> Failure:
+        """The failure that it is; with its case, where the file of the record is whole."""
+        label, record = self.home.name, self.record
+        if record is None:
+            return Failure(label=label, reason=self.line)
+        return Failure(
+            label=label,
+            reason=self.line,
+            case=record.case,
+            attack=record.attack_card,
+            defense=record.defense_card,
+        )
 
 
 def read_each(

@@ -65,7 +65,7 @@ def report(
     levels = _levels(fail_on, criteria)
     given = None if criteria is None else pages.read_criteria(criteria)
     stored, damaged = _records(folder)
-    lost = [pages.Lost(one.home.name, one.line, *_cards(one)) for one in damaged]
+    unreadable = [record.failure for record in damaged]
     target, console = out or folder, Console()
     try:
         reports = pages.write_reports(
@@ -74,7 +74,7 @@ def report(
             base=folder,
             out=target,
             criteria=given,
-            unreadable=lost,
+            unreadable=unreadable,
         )
         # every file is written before a line is printed: a console may fail
         written = list(reports)
@@ -153,12 +153,6 @@ def _homes(folder: Path, depth: int) -> list[Path]:
         elif depth > 1:
             found += _homes(home, depth - 1)
     return found
-
-
-def _cards(one: Damaged) -> tuple[Any, ...]:
-    """Return case, attack and defense of a damaged record, where its own file is whole."""
-    record = one.record
-    return () if record is None else (record.case, record.attack_card, record.defense_card)
 
 
 def _show(written: Any, levels: set[str], console: Console) -> list[str]:  # noqa: ANN401

@@ -14,7 +14,8 @@ from robustbench_med.errors import ResultsError, SpecError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from robustbench_med.bench.plan import Broken, Planned
+    from robustbench_med.bench.failure import Failure
+    from robustbench_med.bench.plan import Planned
     from robustbench_med.bench.suite import Suite
     from robustbench_med.bench.timing import Seconds
 
@@ -88,7 +89,7 @@ def run(
     folder = results / chosen.name
     store.check_writable(folder)
     console = Console()
-    planned, broken = _plan(chosen, data, console)
+    planned, refused = _plan(chosen, data, console)
     chosen_cases = _only(planned, case) if case else planned
     failed = run_cases(
         chosen_cases,
@@ -101,10 +102,9 @@ def run(
         device=device,
         jobs=jobs,
     )
-    refused = [(one.label, str(one.error)) for one in broken]
-    lost = [*refused, *failed]
-    unreadable = _publish(folder, chosen.title, console, planned=chosen_cases, lost=lost)
-    _not_scored(lost + unreadable, console)
+    failures = [*refused, *failed]
+    unreadable = _publish(folder, chosen.title, console, planned=chosen_cases, failures=failures)
+    _not_scored(failures + unreadable, console)
 
 
 def plan_command(
@@ -138,7 +138,7 @@ def plan_command(
 
     chosen = choices.suite_of(ctx.params)
     console = Console()
-    planned, broken = _plan(chosen, data, console)
+    planned, refused = _plan(chosen, data, console)
     with console.status("timing one small batch of each victim"):
         clock = Clock()
         costs = [clock.seconds(one) for one in planned]
@@ -154,7 +154,7 @@ def plan_command(
     console.print(table)
     left = [cost for cost, done in zip(costs, finished, strict=True) if not done]
     console.print(_cost(left), highlight=False, markup=False, soft_wrap=True)
-    _not_scored([(one.label, str(one.error)) for one in broken], console)
+    _not_scored(refused, console)
 
 
 def _cost(left: list[Seconds | None]) -> str:
@@ -191,18 +191,18 @@ def leaderboard(
     folders = [one for one in folders if any(one.glob("*/record.json"))]
     if not folders:
         raise ResultsError(f"expected records below {folder}, got none: run a suite first")
-    lines = [line for one in folders for line in _publish(one, title_of(one), console)]
-    _not_scored(lines, console)
+    unreadable = [line for one in folders for line in _publish(one, title_of(one), console)]
+    _not_scored(unreadable, console)
 
 
-def _plan(suite: Suite, data: Path | None, console: Console) -> tuple[list[Planned], list[Broken]]:
+def _plan(suite: Suite, data: Path | None, console: Console) -> tuple[list[Planned], list[Failure]]:
     from robustbench_med.bench.plan import plan
 
     with console.status("reading data and cards"):
-        planned, broken = plan(suite, data=data)
-    if not planned and broken:
-        raise broken[0].error
-    return planned, broken
+        planned, refused = plan(suite, data=data)
+    if not planned and refused:
+        raise refused[0].exception
+    return planned, refused
 
 
 def _only(planned: list[Planned], ids: list[str]) -> list[Planned]:
@@ -219,11 +219,11 @@ def _only(planned: list[Planned], ids: list[str]) -> list[Planned]:
     return [one for one in planned if one.case.id in wanted]
 
 
-def _not_scored(lines: list[tuple[str, str]], console: Console) -> None:
-    for label, reason in lines:
-        text = f"not scored: {label}: {reason}"
+def _not_scored(failures: list[Failure], console: Console) -> None:
+    for failure in failures:
+        text = f"not scored: {failure}"
         console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
-    if lines:
+    if failures:
         raise typer.Exit(1)
 
 
@@ -233,8 +233,8 @@ def _publish(
     console: Console,
     *,
     planned: list[Planned] | None = None,
-    lost: list[tuple[str, str]] | None = None,
-) -> list[tuple[str, str]]:
+    failures: list[Failure] | None = None,
+) -> list[Failure]:
     """Write the boards of all records in `folder`, then print them; return what is unreadable.
 
     The page, CSV and Markdown are written first, so that they do not depend on what can be printed.
@@ -244,12 +244,13 @@ def _publish(
         title: of the page.
         console: shows the tables: of a run, the boards on which one of its cases stands.
         planned: the cases of a run.
-        lost: (label, reason) of what has no record; the page says so.
+        failures: of the run; the page names them.
     """
     from robustbench_med import registry
+    from robustbench_med.bench.failure import Failure
     from robustbench_med.bench.publish import publish
 
-    found = publish(folder, title, planned=planned, lost=lost or [])
+    found = publish(folder, title, planned=planned, failures=failures or [])
     if found.page is None:
         return []
     pages: Any = registry.module("leaderboard")
@@ -266,7 +267,7 @@ def _publish(
         )
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
-    return [("record", line) for line in found.damaged]
+    return [Failure(label="record", reason=line) for line in found.damaged]
 
 
 def _count(n: int, word: str) -> str:

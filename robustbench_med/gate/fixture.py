@@ -252,7 +252,7 @@ class Robustness:
             examples=0,
         )
         if failed:
-            raise BenchError("not scored: {}: {}".format(*failed[0]))
+            raise BenchError(f"not scored: {failed[0]}")
         return store.read(self.cache / planned.case.id)
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import robustbench_med as rm
 from robustbench_med.bench import runner, store
+from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.plan import Planned, plan
 from robustbench_med.bench.runner import run_cases
 from robustbench_med.bench.suite import Suite
@@ -34,7 +35,7 @@ def planned_of_three() -> list[Planned]:
     return planned
 
 
-def run(planned: list[Planned], folder: Path, jobs: int) -> list[tuple[str, str]]:
+def run(planned: list[Planned], folder: Path, jobs: int) -> list[Failure]:
     folder.mkdir()
     quiet = Console(quiet=True)
     return run_cases(planned, folder, console=quiet, command="run", examples=0, jobs=jobs)
@@ -86,7 +87,7 @@ def test_a_process_that_dies_is_told_and_what_was_finished_is_kept(tmp_path: Pat
     folder = tmp_path / "died"
     failed = run([*good, *bad], folder, 2)
     kept = {one.record.case_id for one in store.read_all(folder)[0]}
-    told = dict(failed)
-    assert all("a process died" in told[one.case.label] for one in bad), told
+    reasons = {failure.case.id: failure.reason for failure in failed if failure.case}
+    assert all("a process died" in reasons[one.case.id] for one in bad), reasons
     assert len(kept) + len(failed) == 4
     assert run(good, tmp_path / "again", 1) == []

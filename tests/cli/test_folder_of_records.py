@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,9 @@ import typer
 import typer.core
 
 from robustbench_med import cli, run_suite
+from robustbench_med.bench import failure, runner
 from robustbench_med.bench import plan as planning
-from robustbench_med.bench import runner, unscored
+from robustbench_med.bench.plan import Planned
 from tests.bench.toys import stand_in
 
 FIRST, SECOND = "chest_vgg", "chest_resnet"
@@ -107,9 +109,52 @@ def test_what_failed_stays_on_the_page_of_a_later_run(
             assert "no memory left" in (folder / name).read_text(encoding="utf-8")
     assert call("run", "quick", "--victim", FIRST, *COMMON, "--results", "r")[0] == 0
     assert "no memory left" not in (folder / "leaderboard.html").read_text(encoding="utf-8")
-    assert not (folder / unscored.FILE).exists()
+    assert not (folder / failure.FILE).exists()
+
+
+def test_failures_that_share_a_label_keep_their_own_reasons(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(planned: Planned, *_: object, **__: object) -> None:
+        raise RuntimeError(f"no memory for {planned.case.parameters['steps']} steps")
+
+    assert call("run", "quick", "--victim", FIRST, *COMMON, "--results", "r")[0] == 0
+    monkeypatch.setattr(runner, "execute", fail)
+    words = ("run", "quick", "--victim", FIRST, *COMMON[:2], *COMMON[4:], "--results", "r")
+    both = ("--attack", "pgd(steps=2)", "--attack", "pgd(steps=3)")
+    code, said = call(*words, *both)
+    assert code == 1
+    for steps in (2, 3):  # what differs and nothing else tells the lines apart
+        line = f"phantom_chest · {FIRST} · pgd (steps={steps}): "
+        assert f"not scored: {line}RuntimeError: no memory for {steps} steps" in said
+        page = Path("r/quick/leaderboard.md").read_text(encoding="utf-8").replace("\\_", "_")
+        assert line in page
+    assert said.count("not scored: ") == 2
+
+
+def test_a_run_of_one_case_says_nothing_of_cases_that_did_not_run(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attacks = ("--attack", "pgd(steps=2)", "--attack", "pgd(steps=3)", "--results", "r")
+    words = ("quick", "--victim", FIRST, *COMMON[:2], *COMMON[4:], *attacks)
+    said = call("plan", *words)[1]
+    first, second = re.findall(r"\b[0-9a-f]{16}\b", said)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no memory left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "execute", fail)
+        code, said = call("run", *words, "--case", first)
+        assert code == 1
+        assert said.count("not scored: ") == 1
+        assert f"not scored: phantom_chest · {FIRST} · pgd: " in said  # nothing to tell apart
+        assert [f.case and f.case.id for f in failure.recall(Path("r/quick"))] == [first]
+    # nor does a later run of the other case that succeeds make the first one's failure forgotten
+    assert call("run", *words, "--case", second)[0] == 0
+    assert [f.case and f.case.id for f in failure.recall(Path("r/quick"))] == [first]
 
 
 def test_a_damaged_list_of_what_failed_is_none(tmp_path: Path) -> None:
-    (tmp_path / unscored.FILE).write_text("[{", encoding="utf-8")
-    assert unscored.recall(tmp_path) == []
+    (tmp_path / failure.FILE).write_text("[{", encoding="utf-8")
+    assert failure.recall(tmp_path) == []

@@ -9,8 +9,8 @@ import pytest
 
 import leaderboard
 from leaderboard.frame import long_frame
-from leaderboard.lost import Lost
 from leaderboard.page_context import named
+from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Stored
 
 from .planted import PROVENANCE, VICTIMS
@@ -160,22 +160,28 @@ def test_other_images_have_their_own_board(make_stored: Maker) -> None:
 
 
 def test_a_case_without_a_record_leaves_its_row_incomplete(make_stored: Maker) -> None:
-    fine, gone = make_stored([6, 6], attack="bim"), make_stored([6, 1]).record
-    lost = Lost("a", "RuntimeError: out of memory", gone.case, gone.attack_card)
-    (board,) = leaderboard.boards([fine], [lost, Lost("b", "no case known")])
+    fine, missing = make_stored([6, 6], attack="bim"), make_stored([6, 1]).record
+    failure = Failure(
+        label="a",
+        reason="RuntimeError: out of memory",
+        case=missing.case,
+        attack=missing.attack_card,
+    )
+    other = Failure(label="b", reason="no case known")
+    (board,) = leaderboard.boards([fine], [failure, other])
     assert board.columns == ("BIM", "PGD-40")
     assert board.rows[0].standing == "incomplete"
     assert board.rows[0].reasons == ("failed or not readable: PGD-40",)
     # and no other row: the second victim did not lose it, but was not asked for it either
     second = make_stored([6, 6], attack="bim", victim=OTHER)
-    (board,) = leaderboard.boards([fine, second], [lost])
+    (board,) = leaderboard.boards([fine, second], [failure])
     assert {row.reasons for row in board.rows} == {
         ("failed or not readable: PGD-40",),
         ("not run: PGD-40",),
     }
     # of a row that is not on the board, nothing is asked of the others
-    (board,) = leaderboard.boards([second], [lost])
+    (board,) = leaderboard.boards([second], [failure])
     assert board.rows[0].standing == "ranked"
-    elsewhere = gone.case.model_copy(update={"n": 7})
-    (board,) = leaderboard.boards([fine], [lost._replace(case=elsewhere)])
+    elsewhere = missing.case.model_copy(update={"n": 7})
+    (board,) = leaderboard.boards([fine], [failure.model_copy(update={"case": elsewhere})])
     assert board.columns == ("BIM",)

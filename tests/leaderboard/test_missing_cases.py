@@ -1,4 +1,4 @@
-"""Lost: what the page and the Markdown lack is named at their top, and escaped."""
+"""Failures: the cases without a record are named at the top of page and Markdown, and escaped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 import leaderboard
-from leaderboard.lost import MEANS
+from leaderboard.text import FAILURES_MEAN
+from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Stored
 
 from .planted import HOSTILE
@@ -18,12 +19,19 @@ Maker = Callable[..., Stored]
 
 
 def test_the_page_names_what_it_lacks(make_stored: Maker, tmp_path: Path) -> None:
-    fine, gone = make_stored([6, 6], attack="bim"), make_stored([6, 1]).record
-    lost = [
-        leaderboard.Lost(f"a | {HOSTILE}", "it\x1b[2J *failed*", gone.case, gone.attack_card),
-        leaderboard.Lost("0123456789abcdef", HOSTILE),
+    fine, missing = make_stored([6, 6], attack="bim"), make_stored([6, 1]).record
+    failures = [
+        Failure(
+            label=f"a | {HOSTILE}",
+            reason="it\x1b[2J *failed*",
+            case=missing.case,
+            attack=missing.attack_card,
+        ),
+        Failure(label="0123456789abcdef", reason=HOSTILE),
     ]
-    page = leaderboard.publish([fine], tmp_path, title="t", lost=lost).read_text(encoding="utf-8")
+    page = leaderboard.publish([fine], tmp_path, title="t", failures=failures).read_text(
+        encoding="utf-8"
+    )
     notice = page.partition('id="lost"')[2].partition("</div>")[0]
     assert page.index('id="lost"') < page.index('id="glance"')
     assert "2 cases not scored." in notice
@@ -33,10 +41,10 @@ def test_the_page_names_what_it_lacks(make_stored: Maker, tmp_path: Path) -> Non
     assert "<script>alert" not in page
     assert "failed or not readable: PGD-40" in page
     text = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
-    assert f"**Not scored: 2.** {MEANS}" in text
+    assert f"**Not scored: 2.** {FAILURES_MEAN}" in text
     assert "- a \\| &lt;script&gt;alert(1)&lt;/script&gt;: it\\[2J \\*failed\\*" in text
     console = Console(file=io.StringIO(), width=100, color_system=None)
-    leaderboard.show([fine], console, lost=lost)
+    leaderboard.show([fine], console, failures=failures)
     assert isinstance(console.file, io.StringIO)
     assert "incomplete. failed or not readable: PGD-40" in console.file.getvalue()
 
