@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from robustbench_med.cards import Norm
-from robustbench_med.datasets.download import cache_dir
+from robustbench_med.datasets.cache import cache_root
 from robustbench_med.errors import NotInstalledError, SpecError, UnknownNameError
 
 Signature = dict[str, inspect.Parameter]
@@ -190,7 +190,7 @@ def _art() -> dict[str, Any]:
     everybody else.
     """
     if "art" not in sys.modules:
-        home = cache_dir().parent
+        home = cache_root()
         with contextlib.suppress(OSError):
             home.mkdir(parents=True, exist_ok=True)
         with mock.patch.object(os.path, "expanduser", lambda path: path.replace("~", str(home), 1)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,16 @@ import torch
 def _one_thread() -> None:
     """Keep torch to one thread: tests run in several processes."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep phantoms in a temporary cache folder that all tests and their processes share."""
+    base = tmp_path_factory.getbasetemp()
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROBUSTBENCH_MED_CACHE", str((base.parent if worker else base) / "cache"))
+        yield
 
 
 @pytest.fixture(autouse=True)

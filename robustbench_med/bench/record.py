@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from robustbench_med.bench.case import Case
 from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard, ModelCard
+
+if TYPE_CHECKING:  # half a second that `plan` does without
+    import pandas as pd
 
 SCHEMA = 1
 

@@ -14,7 +14,7 @@ import torch
 
 from robustbench_med.bench.plan import Planned, bound
 from robustbench_med.bench.rounding import processor
-from robustbench_med.datasets.download import cache_dir
+from robustbench_med.datasets.cache import cache_root
 from robustbench_med.errors import BenchError
 from robustbench_med.files import write_text
 from robustbench_med.models.load import load_victim
@@ -50,7 +50,7 @@ class Clock:
     """Times victims, each once, and remembers them in the cache folder."""
 
     def __init__(self) -> None:
-        self._file = cache_dir().parent / "timings.json"
+        self._file = cache_root() / "timings.json"
         self._known: dict[str, float] = {}
         with contextlib.suppress(OSError, ValueError):
             found = json.loads(self._file.read_text())

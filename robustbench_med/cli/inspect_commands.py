@@ -78,7 +78,7 @@ def doctor() -> None:
     from robustbench_med import __version__
     from robustbench_med.bench.store import check_writable
     from robustbench_med.cli.choices import LOCAL
-    from robustbench_med.datasets.download import cache_dir
+    from robustbench_med.datasets.cache import cache_dir
     from robustbench_med.datasets.load import FOLDER
     from robustbench_med.errors import ResultsError
 

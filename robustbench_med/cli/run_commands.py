@@ -133,7 +133,6 @@ def plan_command(
     from rich.console import Console
     from rich.table import Table
 
-    from robustbench_med.bench import store
     from robustbench_med.bench.timing import Clock, words
 
     chosen = choices.suite_of(ctx.params)
@@ -142,7 +141,7 @@ def plan_command(
     with console.status("timing one small batch of each victim"):
         clock = Clock()
         costs = [clock.seconds(one) for one in planned]
-    finished = [store.finished(results / chosen.name, one.case.id) for one in planned]
+    finished = [_finished(results / chosen.name, one.case.id) for one in planned]
     table = Table(title=f"{chosen.title}: {len(planned)} cases", title_justify="left")
     for heading in ("case", "dataset", "victim", "attack", "about", "state"):
         right, id_ = heading == "about", heading == "case"
@@ -155,6 +154,15 @@ def plan_command(
     left = [cost for cost, done in zip(costs, finished, strict=True) if not done]
     console.print(_cost(left), highlight=False, markup=False, soft_wrap=True)
     _not_scored(refused, console)
+
+
+def _finished(folder: Path, case_id: str) -> bool:
+    """Return whether a case has a record; where it has no folder, pandas is not imported."""
+    if not (folder / case_id).is_dir():
+        return False
+    from robustbench_med.bench import store
+
+    return store.finished(folder, case_id)
 
 
 def _cost(left: list[Seconds | None]) -> str:

@@ -13,22 +13,13 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-import platformdirs
-
 from robustbench_med.cards import DatasetCard
 from robustbench_med.datasets.archive import MAX_BYTES
+from robustbench_med.datasets.cache import cache_dir
 from robustbench_med.datasets.checksum import CHUNK, Digests, compare
 from robustbench_med.errors import DataError
 
-CACHE = "ROBUSTBENCH_MED_CACHE"
 TIMEOUT = 30.0  # s without a byte
-
-
-def cache_dir() -> Path:
-    """Return the folder of downloaded datasets; it is made by the first download."""
-    named = os.environ.get(CACHE)
-    root = Path(named).expanduser() if named else platformdirs.user_cache_path("robustbench_med")
-    return root / "datasets"
 
 
 def download(

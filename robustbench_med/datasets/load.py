@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from robustbench_med import registry
 from robustbench_med.cards import DatasetCard
+from robustbench_med.datasets.cache import DrawSplit, cache_dir, read_or_draw
 from robustbench_med.datasets.checksum import verify
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
-from robustbench_med.datasets.download import cache_dir, download
+from robustbench_med.datasets.download import download
 from robustbench_med.datasets.foreign import refused
 from robustbench_med.datasets.npz import read
 from robustbench_med.datasets.own import describe
@@ -20,6 +21,7 @@ from robustbench_med.errors import DataError
 from robustbench_med.paths import check_name
 
 FOLDER = "ROBUSTBENCH_MED_DATA"
+_PHANTOMS = "datasets.phantoms."  # the modules whose source code `phantom_key` covers
 MOST_COMPARED = 2**26  # bytes of a file whose splits are searched for images and patients in common
 
 
@@ -52,12 +54,19 @@ def load_dataset(name: Name, *, data: str | Path | None = None) -> Dataset:
         return _own(Path(name).expanduser())
     card: DatasetCard = registry.find("datasets", name)
     if card.function:
-        module, function = card.function.split(":")
-        drawn = getattr(importlib.import_module(f"robustbench_med.{module}"), function)
-        return Dataset(card, drawn)
+        draw = partial(_draw, card.function)
+        is_shipped = card.function.startswith(_PHANTOMS)
+        return Dataset(card, partial(read_or_draw, card.name, draw) if is_shipped else draw)
     path = _locate(card, data)
     verify(path, card)
     return Dataset(card, partial(_read_verified, path, card))
+
+
+def _draw(function: str, split: SplitName) -> Arrays:
+    """Return a split from the function that a card names as `module:function`."""
+    module, _, name = function.partition(":")
+    draw: DrawSplit = getattr(importlib.import_module(f"robustbench_med.{module}"), name)
+    return draw(split)
 
 
 def _own(path: Path) -> Dataset:

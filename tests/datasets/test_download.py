@@ -18,7 +18,8 @@ from robustbench_med import registry
 from robustbench_med.cards import DatasetCard
 from robustbench_med.datasets import download as module
 from robustbench_med.datasets import load
-from robustbench_med.datasets.download import cache_dir, download
+from robustbench_med.datasets.cache import cache_dir
+from robustbench_med.datasets.download import download
 from robustbench_med.errors import ChecksumError, DataError
 
 Save = Callable[..., Path]
