@@ -44,8 +44,11 @@ class Reference(Part):
 
     number: str = Field(description="what the report calls it: R1, R2, ...")
     case_id: str
-    path: str = Field(description="of record.json, below the folder the report was made from")
-    record_sha256: str = Field(description="of record.json; empty where it is not on the disk")
+    path: str = Field(
+        description="of record.json, or of the file of packed records, below the folder the report "
+        "was made from"
+    )
+    record_sha256: str = Field(description="of that file; empty where it is not on the disk")
     samples_sha256: str
     dataset: str
     column: str = Field(description="the attack, and what tells it from others on its board")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Stored
+from robustbench_med.bench.store import files_of
 from robustbench_med.errors import ResultsError, UnknownNameError
 
 from ..board import Board, Row, narrowed
@@ -138,14 +139,14 @@ def references(chosen: list[Chosen], base: Path) -> dict[str, Reference]:
 
 def _reference(number: str, column: str, run: Stored, base: Path) -> Reference:
     record, made = run.record, run.record.provenance
-    home = Path(run.folder)
+    file, samples = files_of(Path(run.folder))
     checked = check_rows(record)
     return Reference(
         number=number,
         case_id=record.case_id,
-        path=Path(os.path.relpath(home / "record.json", base)).as_posix(),
-        record_sha256=sha256(home / "record.json"),
-        samples_sha256=sha256(home / "samples.parquet"),
+        path=Path(os.path.relpath(file, base)).as_posix(),
+        record_sha256=sha256(file),
+        samples_sha256=sha256(samples),
         dataset=record.case.dataset,
         column=column,
         threat=record.case.threat,

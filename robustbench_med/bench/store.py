@@ -1,4 +1,9 @@
-"""The store: one folder a case, written once and atomically. It is the only state of the bench."""
+"""The store of records, the only state of the bench.
+
+A run writes a folder a case, once and atomically. `bench/pack.py` packs the records of a folder
+into two files. Both forms are read by the same functions; where a case has both, its own folder
+counts.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +18,19 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pandas.api.types import is_numeric_dtype
 from pydantic import ValidationError
 
+from robustbench_med.bench import packed
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Record, Stored
 from robustbench_med.errors import ResultsError
 from robustbench_med.paths import check_name
 
+RECORD, SAMPLES = "record.json", "samples.parquet"  # the files of a record in its own folder
 COLUMNS = (
     "sample",
     "patient",
@@ -84,8 +92,8 @@ def write(
     temporary = Path(tempfile.mkdtemp(prefix=f".{record.case_id}.", suffix=".tmp", dir=folder))
     try:
         text = record.model_dump_json(indent=1) + "\n"
-        (temporary / "record.json").write_text(text, encoding="utf-8")
-        samples.to_parquet(temporary / "samples.parquet", index=False, compression="zstd")
+        (temporary / RECORD).write_text(text, encoding="utf-8")
+        samples.to_parquet(temporary / SAMPLES, index=False, compression="zstd")
         for name, content in pictures.items():
             (temporary / name).write_bytes(content)
         for path in (*temporary.iterdir(), temporary):
@@ -112,19 +120,77 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+def has_record(home: Path) -> bool:
+    """Whether the folder `home` has a record, or its case is packed beside it."""
+    return is_loose(home) or is_packed(home)
+
+
+def is_loose(home: Path) -> bool:
+    """Whether `home` is a record's own folder; one of its two files may be lost."""
+    return (home / RECORD).is_file() or (home / SAMPLES).is_file()
+
+
+def is_packed(home: Path) -> bool:
+    """Whether the case of the folder `home` is packed beside it."""
+    path = home.resolve()
+    pack = packed.open_packed(path.parent)
+    return pack is not None and path.name in pack
+
+
+def holds_records(folder: Path) -> bool:
+    """Whether `folder` holds records, packed or each in its folder, readable or not."""
+    return (folder / packed.RECORDS).is_file() or bool(_loose_homes(folder))
+
+
+def homes(folder: Path) -> list[Path]:
+    """Return the folder of every record in `folder`, sorted; that of a packed one need not exist.
+
+    Raises:
+        ResultsError: the file of packed records is damaged.
+    """
+    pack = packed.open_packed(folder)
+    ids = [] if pack is None else pack.ids
+    return sorted({*_loose_homes(folder), *(folder / case_id for case_id in ids)})
+
+
+def _loose_homes(folder: Path) -> set[Path]:
+    files = (*folder.glob(f"*/{RECORD}"), *folder.glob(f"*/{SAMPLES}"))
+    return {path.parent for path in files if not path.parent.name.startswith(".")}
+
+
+def homes_below(folder: Path) -> list[Path]:
+    """Return the folder of every record in `folder` or anywhere below it, sorted.
+
+    Raises:
+        ResultsError: a file of packed records is damaged.
+    """
+    own = {path.parent for name in (RECORD, SAMPLES) for path in folder.rglob(name)}
+    packs = [path.parent for path in folder.rglob(packed.RECORDS)]
+    found = {*own, *(home for pack in packs for home in homes(pack))}
+    return sorted(
+        home for home in found if not any(p[0] == "." for p in home.relative_to(folder).parts)
+    )
+
+
+def files_of(home: Path) -> tuple[Path, Path]:
+    """Return the files that a record and its samples are read from."""
+    if not (home / RECORD).is_file() and is_packed(home):
+        return home.parent / packed.RECORDS, home.parent / packed.SAMPLES
+    return home / RECORD, home / SAMPLES
+
+
 def read(home: Path) -> Stored:
-    """Return the record in the folder `home`.
+    """Return the record in the folder `home`, or the packed one of that case beside it.
 
     Raises:
         ResultsError: no record, or one that cannot be read, or lacks samples.
     """
     try:
         record = _record(home)
-        samples = _table(home / "samples.parquet")
+        samples = table_of(home).to_pandas(use_threads=False)
     except FileNotFoundError as error:
-        raise ResultsError(
-            f"expected a record in {home}, got no {Path(error.filename or 'samples.parquet').name}"
-        ) from None
+        missing = Path(error.filename or files_of(home)[1]).name
+        raise ResultsError(f"expected a record in {home}, got no {missing}") from None
     except (ValidationError, ValueError, OSError) as error:
         first = str(error).splitlines()[0]
         raise ResultsError(f"expected a readable record in {home}, got: {first}") from None
@@ -142,15 +208,34 @@ def read(home: Path) -> Stored:
     return Stored(record, samples, str(home))
 
 
-def _table(path: Path) -> pd.DataFrame:
-    """Return a samples table; pandas' own reader takes twice as long for so small a file."""
-    with pq.ParquetFile(path) as file:
-        found: pd.DataFrame = file.read(use_threads=False).to_pandas(use_threads=False)
-    return found
+def table_of(home: Path) -> pa.Table:
+    """Return the samples table of a record as it is stored.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    pack = _pack_of(home)
+    if pack is not None:
+        return pack.table(home.resolve().name)
+    with pq.ParquetFile(home / SAMPLES) as file:  # twice as fast as pandas' reader
+        return file.read(use_threads=False)
 
 
 def _record(home: Path) -> Record:
-    return Record.model_validate_json((home / "record.json").read_text(encoding="utf-8"))
+    pack = _pack_of(home)
+    if pack is not None:
+        return pack.record(home.resolve().name)
+    return Record.model_validate_json((home / RECORD).read_text(encoding="utf-8"))
+
+
+def _pack_of(home: Path) -> packed.Packed | None:
+    """Return the packed records that `home` is read from; None where it is read from its folder."""
+    if (home / RECORD).is_file():
+        return None
+    path = home.resolve()
+    pack = packed.open_packed(path.parent)
+    return pack if pack is not None and path.name in pack else None
 
 
 def _lacks(record: Record, samples: pd.DataFrame) -> str:
@@ -256,9 +341,13 @@ def read_each(
 ) -> tuple[list[Stored], list[Damaged]]:
     """Return the records in `folder` (of `only` those cases), and the damaged ones."""
     found, damaged = [], []
-    files = (*folder.glob("*/record.json"), *folder.glob("*/samples.parquet"))
-    for home in sorted({path.parent for path in files}):
-        if home.name.startswith(".") or (only is not None and home.name not in only):
+    try:
+        known = homes(folder)
+    except ResultsError as error:
+        damaged.append(Damaged(folder / packed.RECORDS, str(error), None))
+        known = sorted(_loose_homes(folder))
+    for home in known:
+        if only is not None and home.name not in only:
             continue
         try:
             stored = read(home)

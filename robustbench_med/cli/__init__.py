@@ -11,6 +11,7 @@ import typer
 from robustbench_med import __version__
 from robustbench_med.cli import (
     inspect_commands,
+    pack_command,
     report_command,
     run_commands,
     stopping,
@@ -33,6 +34,7 @@ for commands in (
     report_command,
     verify_command,
     inspect_commands,
+    pack_command,
     train_command,
 ):
     commands.register(app)

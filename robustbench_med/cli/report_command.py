@@ -124,35 +124,28 @@ def _records(folder: Path) -> tuple[list[Stored], list[Damaged]]:
     if not folder.is_dir():
         what = "a file" if folder.exists() else "no such folder"
         raise ResultsError(f"expected a folder of records, got {folder}: {what}")
-    if _is_record(folder):
+    if store.has_record(folder):
         raise ResultsError(
             f"expected a folder of records, got that of one record, {folder}: other attacks on the "
             f"same model may break more; give {folder.parent}"
         )
-    folders = sorted({home.parent for home in _homes(folder, _DEPTH)})
+    folders = _folders(folder, _DEPTH)
     if not folders:
         raise ResultsError(f"expected records below {folder}, got none: run a suite first")
     read = [store.read_each(one) for one in folders]
     return [s for stored, _ in read for s in stored], [one for _, bad in read for one in bad]
 
 
-def _is_record(home: Path) -> bool:
-    """Whether a folder is that of a record; one of its two files may be lost."""
-    return any((home / name).is_file() for name in ("record.json", "samples.parquet"))
+def _folders(folder: Path, depth: int) -> list[Path]:
+    """Return the folders that records lie in, `folder` and those below it but no hidden ones."""
+    from robustbench_med.bench import store
 
-
-def _homes(folder: Path, depth: int) -> list[Path]:
-    """Return the folders of records below a folder, those of hidden ones left out."""
-    found = []
-    for entry in sorted(os.scandir(folder), key=lambda one: one.name):
-        if entry.name.startswith(".") or not entry.is_dir():
-            continue
-        home = Path(entry.path)
-        if _is_record(home):
-            found.append(home)
-        elif depth > 1:
-            found += _homes(home, depth - 1)
-    return found
+    folders = [folder] if store.holds_records(folder) else []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        child = Path(entry.path)
+        if depth > 1 and not entry.name.startswith(".") and entry.is_dir():
+            folders += [] if store.is_loose(child) else _folders(child, depth - 1)
+    return folders
 
 
 def _show(written: Any, levels: set[str], console: Console) -> list[str]:  # noqa: ANN401

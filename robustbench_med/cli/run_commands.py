@@ -192,11 +192,12 @@ def leaderboard(
     """Write the tables and the page of the records in a folder, beside them."""
     from rich.console import Console
 
+    from robustbench_med.bench import store
     from robustbench_med.bench.suite import title_of
 
     console = Console()
     folders = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
-    folders = [one for one in folders if any(one.glob("*/record.json"))]
+    folders = [one for one in folders if store.holds_records(one)]
     if not folders:
         raise ResultsError(f"expected records below {folder}, got none: run a suite first")
     unreadable = [line for one in folders for line in _publish(one, title_of(one), console)]

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from robustbench_med.bench.verify import Finding
 
 _COMMITTED = Path("results")
-_FILES = ("record.json", "samples.parquet")  # either may be lost
 _WORDS = ("match", "within rounding", "mismatch", "not verified")
 
 
@@ -148,17 +147,17 @@ def record_folders(record: str, results: Path) -> list[Path]:
     Raises:
         ResultsError: there is none, or an id lies in several folders.
     """
+    from robustbench_med.bench import store
+
     path = Path(record)
-    if not path.is_dir() or any((path / name).is_file() for name in _FILES):
+    if not path.is_dir() or store.has_record(path):
         return [record_folder(record, results)]
+    homes = store.homes_below(path)
     local = path / choices.LOCAL.name
-    found = {file.parent for name in _FILES for file in path.rglob(name)}
-    hidden = {one for one in found if any(p[0] == "." for p in one.relative_to(path).parts)}
-    own = {one for one in found if one.is_relative_to(local)}
-    kept = sorted(found - hidden - own) or sorted(found - hidden)
-    if not kept:
+    homes = [home for home in homes if not home.is_relative_to(local)] or homes
+    if not homes:
         raise ResultsError(f"expected a record in {path}, or records below it, got none")
-    return [one.resolve() for one in kept]
+    return [home.resolve() for home in homes]
 
 
 def record_folder(record: str, results: Path) -> Path:
@@ -169,18 +168,21 @@ def record_folder(record: str, results: Path) -> Path:
     Raises:
         ResultsError: there is none, or the id lies in several folders.
     """
+    from robustbench_med.bench import store
+
     path = Path(record)
-    if path.name == "record.json":
+    if path.name == store.RECORD:
         return path.parent.resolve()
-    if path.is_dir():
+    if path.is_dir() or store.has_record(path):
         return path.resolve()
-    found = sorted(results.rglob(f"{path.name}/record.json")) if path.name == record else []
+    homes = store.homes_below(results) if path.name == record else []
+    homes = [home for home in homes if home.name == record]
     local = results / choices.LOCAL.name
-    found = [one for one in found if not one.is_relative_to(local)] or found
-    if len(found) == 1:
-        return found[0].parent.resolve()
-    if found:
-        places = ", ".join(str(one.parent) for one in found)
+    homes = [home for home in homes if not home.is_relative_to(local)] or homes
+    if len(homes) == 1:
+        return homes[0].resolve()
+    if homes:
+        places = ", ".join(str(home) for home in homes)
         raise ResultsError(f"expected one record {record}, got several: name one of {places}")
     raise ResultsError(
         f"expected a record's folder, its record.json, or a case id below {results}, got {record!r}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from filelock import FileLock
 
 from robustbench_med import registry
 from robustbench_med.bench import store
+from robustbench_med.bench.pack import discard
 from robustbench_med.bench.record import Record, Stored
 from robustbench_med.bench.spread import PATTERNS
 from robustbench_med.errors import ResultsError
@@ -34,14 +34,12 @@ def recorded(place: Path) -> Stored | None:
     """
     if place.name == "record.json":
         place = place.parent
-    if (place / "record.json").exists():
+    if store.has_record(place):
         return store.read(place.resolve())
-    found = [
-        one.parent for one in place.glob("*/record.json") if not one.parent.name.startswith(".")
-    ]
-    if len(found) > 1:
-        raise ResultsError(f"expected one record in {place}, got {len(found)}: name one of them")
-    return store.read(found[0].resolve()) if found else None
+    homes = store.homes(place)
+    if len(homes) > 1:
+        raise ResultsError(f"expected one record in {place}, got {len(homes)}: name one of them")
+    return store.read(homes[0].resolve()) if homes else None
 
 
 def home_of(place: Path) -> Path:
@@ -52,7 +50,7 @@ def home_of(place: Path) -> Path:
     """
     if place.name == "record.json":
         place = place.parent
-    return place.parent if (place / "record.json").exists() else place
+    return place.parent if store.has_record(place) else place
 
 
 @contextmanager
@@ -83,7 +81,7 @@ def rewrite(home: Path, stored: Stored, before: Path | None = None) -> Path:
     files = {PATTERNS: patterns.read_bytes()} if patterns.exists() else {}
     written = store.write(home, record, stored.samples, files, replace=True)
     if before is not None and before.resolve() != written.resolve():
-        shutil.rmtree(before, ignore_errors=True)
+        discard(before)
     return written
 
 

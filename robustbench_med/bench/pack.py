@@ -1,0 +1,119 @@
+"""Pack the records of a folder into two files, and unpack them again.
+
+Pictures, adversarial images and universal perturbations stay in the folder of their case. A run
+into a packed folder adds folders of its own beside the two files; packing again takes them in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.parquet as pq
+
+from robustbench_med.bench import packed, store
+from robustbench_med.errors import ResultsError
+from robustbench_med.files import write_bytes
+
+
+class Pack(NamedTuple):
+    """What was packed: the number of records, and the two files."""
+
+    records: int
+    files: tuple[Path, Path]
+
+
+def pack(folder: Path) -> Pack:
+    """Pack the records of `folder` into `records.jsonl.gz` and `all_samples.parquet`.
+
+    Killed at any moment it loses nothing: both files are written, each in one step, before the
+    first folder is emptied, and until then the folders count. Call it again to finish.
+
+    Raises:
+        ResultsError: there is no record, one of them is damaged (nothing is changed then), or the
+            folder cannot be written.
+    """
+    stored, damaged = store.read_each(folder)
+    if damaged:
+        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        raise ResultsError(f"not packed: {damaged[0].line}{more}")
+    if not stored:
+        raise ResultsError(f"expected records in {folder}, got none")
+    paths = [Path(one.folder) for one in stored]
+    loose = {home: _written(home) for home in paths if store.is_loose(home)}
+    tables = {home.name: store.table_of(home) for home in paths}
+    records = {one.record.case_id: one.record for one in stored}
+    # the samples first: a record whose samples are not packed yet would be damaged
+    _write(folder, {packed.SAMPLES: packed.encode_samples(tables)})
+    _write(folder, {packed.RECORDS: packed.encode_records(records)})
+    for home, written in loose.items():
+        _empty(home, written)
+    return Pack(len(stored), (folder / packed.RECORDS, folder / packed.SAMPLES))
+
+
+def _written(home: Path) -> int:
+    """Return when the record of a folder was written; 0 where a killed call has removed it."""
+    path = home / store.RECORD
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _empty(home: Path, written: int) -> None:
+    """Remove a record from its own folder, unless a run has replaced it since it was read."""
+    if _written(home) not in (written, 0):
+        return
+    # the record first: without it the packed one counts
+    (home / store.RECORD).unlink(missing_ok=True)
+    (home / store.SAMPLES).unlink(missing_ok=True)
+    # fails where pictures lie in the folder
+    with contextlib.suppress(OSError):
+        home.rmdir()
+
+
+def unpack(folder: Path, into: Path, *, only: Container[str] | None = None) -> list[Path]:
+    """Copy the records of `folder` (of `only` those cases) into `into`, a folder each; return them.
+
+    All that lies in the folder of a case is copied with it.
+
+    Raises:
+        ResultsError: a record is damaged.
+    """
+    copies = []
+    for home in store.homes(folder):
+        if only is not None and home.name not in only:
+            continue
+        record, samples = store.read(home).record, store.table_of(home)
+        copy = into / home.name
+        copy.mkdir(parents=True, exist_ok=True)
+        if home.is_dir():
+            shutil.copytree(home, copy, dirs_exist_ok=True)
+        (copy / store.RECORD).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        pq.write_table(samples, copy / store.SAMPLES, compression="zstd")
+        copies.append(copy)
+    return copies
+
+
+def discard(home: Path) -> None:
+    """Remove the record of a case with its folder, from the packed records too.
+
+    Raises:
+        ResultsError: the folder cannot be written.
+    """
+    packs = packed.open_packed(home.parent)
+    if packs is not None and home.name in packs:
+        ids = [case_id for case_id in packs.ids if case_id != home.name]
+        records = {case_id: packs.record(case_id) for case_id in ids}
+        tables = {case_id: packs.table(case_id) for case_id in ids}
+        _write(home.parent, {packed.RECORDS: packed.encode_records(records)})
+        _write(home.parent, {packed.SAMPLES: packed.encode_samples(tables)})
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
+    try:
+        for name, content in contents.items():
+            write_bytes(folder / name, content)
+    except OSError as error:
+        raise ResultsError(f"expected to write into {folder}, got: {error.strerror}") from None
