@@ -23,10 +23,10 @@ def fgsm(problem: Problem, *, rng: Draws, loss: str = "cross_entropy") -> Images
         SpecError: the loss is not one of the task.
 
     Source: Goodfellow, Shlens, Szegedy, ICLR 2015, section 4 (L-inf: eps times the sign of the
-        gradient of
-    the cross-entropy); L2: eps times the gradient of unit norm. Targeted: the objective descends on
-    the target. Deviation: of several findings the nearest is climbed (see `objectives.nearest`), as
-        the paper has one label an image.
+        gradient of the cross-entropy); L2: eps times the gradient of unit norm. Targeted: the
+        objective descends on the target.
+    Deviation: of several findings the nearest is climbed (see `objectives.nearest`), as the paper
+        has one label an image.
     """
     g, _ = with_loss(problem, loss).gradient(problem.x)
     return problem.ball.step(problem.x, g, problem.x, 1.0)

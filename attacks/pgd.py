@@ -36,10 +36,10 @@ def bim(
         SpecError: a parameter is not positive, or the loss is not one of the task.
 
     Source: Kurakin, Goodfellow, Bengio, "Adversarial examples in the physical world", 2017, section
-        2.2: steps
-    of 1 grey level, min(eps + 4, 1.25 eps) of them, hence the reach of 1.25. Deviations: the number
-    of steps is a parameter, since small medical radii are below one grey level; the best iterate is
-    returned, not the last; of several findings the nearest is climbed, as in `pgd`.
+        2.2: steps of 1 grey level, min(eps + 4, 1.25 eps) of them, hence the reach of 1.25.
+    Deviations: the number of steps is a parameter, since small medical radii are below one grey
+        level; the best iterate is returned, not the last; of several findings the nearest is
+        climbed, as in `pgd`.
     """
     if not reach > 0:
         raise SpecError(f"expected reach > 0, got {reach}")

@@ -179,9 +179,9 @@ def median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> Estimat
     filled = drawn[:, -1] > 0
     half = (drawn[filled] >= drawn[filled, -1:] / 2).argmax(1)
     value = float(ranked[(len(ranked) - 1) // 2])
-    bounds = np.quantile(
-        ranked[half], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf"
-    )  # a quantile between a number and inf would be NaN
+    # "inverted_cdf", because a quantile between a number and inf would be NaN
+    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    bounds = np.quantile(ranked[half], tails, method="inverted_cdf")
     return Estimate(
         value=value, low=min(float(bounds[0]), value), high=max(float(bounds[1]), value)
     )

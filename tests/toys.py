@@ -93,9 +93,8 @@ def linear_victim(k: int = 2, *, scale: float = 30.0) -> Victim:
     """Return a linear victim of `k` classes on 8 x 8 images.
 
     Its rows are those of a Hadamard matrix: any two differ by the same norm, so the class with the
-        next largest logit
-    is the nearest, in every norm. At scale 30 it is so sure that the cross-entropy has no gradient
-    left in float32.
+    next largest logit is the nearest, in every norm. At scale 30 it is so sure that the
+    cross-entropy has no gradient in float32.
     """
     w = scale * torch.from_numpy(hadamard(64)[1 : k + 1]).float()
     return victim_of(Linear(w, torch.zeros(k)))

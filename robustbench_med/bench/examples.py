@@ -37,8 +37,8 @@ class Pictures(NamedTuple):
 def pictures_of(case: Case, ready: Prepared, run: Run, most: int) -> Pictures:
     """Return pictures of `most` images, each at the smallest radius that broke it.
 
-    The images are attacked once more: the ladder keeps no candidates, and draws are keyed by
-        sample.
+    The images are attacked once more, because the ladder keeps no candidates. Draws are keyed by
+    sample, so that the candidates are the same.
     """
     if ready.data.card.task == "segmentation":
         return _of_masks(case, ready, run, most)

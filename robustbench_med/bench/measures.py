@@ -317,9 +317,8 @@ def rounding(found: Evidence) -> Measured | None:
     """Return the share of the images broken at the headline radius that rounding repairs."""
     levels = 2**found.planned.data.card.bit_depth - 1
     broken = found.run.rungs["broken"][found.headline]
-    moved = (
-        found.run.rungs["linf"][found.headline] >= 1 / levels
-    )  # less than a level is rounded off
+    # less than a level is rounded off
+    moved = found.run.rungs["linf"][found.headline] >= 1 / levels
     if not found.iterative or found.card.rungs == "distance":
         return None
     return _share(~found.run.rungs["rounded"][found.headline][broken & moved])

@@ -18,9 +18,8 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        with contextlib.suppress(
-            OSError
-        ):  # Linux: 5 resets the "high water mark" of resident memory
+        # Linux: 5 resets the "high water mark" of resident memory
+        with contextlib.suppress(OSError):
             _REFERENCES.write_text("5")
 
 

@@ -32,9 +32,8 @@ def git_state() -> tuple[str, bool]:
         return done.stdout.strip()
 
     try:
-        changed = git(
-            "status", "--porcelain", "-uno", "--", ".", ":!results"
-        )  # records are no code
+        # records are no code
+        changed = git("status", "--porcelain", "-uno", "--", ".", ":!results")
         return git("rev-parse", "HEAD"), bool(changed)
     except (OSError, subprocess.SubprocessError):
         return "", False

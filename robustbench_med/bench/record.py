@@ -31,16 +31,16 @@ class Estimate(_Frozen):
 class Rung(_Frozen):
     """Every metric at one radius; `eps` 0 is the clean row.
 
-    Of masks: dice, iou, pixel_accuracy, hd95, nsd, volume_error, lesion_miss, false_alarm (see
-    metrics/segmentation.py), each but pixel_accuracy also for one region, "dice[lesion]";
-    target_dice where the objective draws a mask. Of labels and findings:
+    Metrics of masks: dice, iou, pixel_accuracy, hd95, nsd, volume_error, lesion_miss and
+    false_alarm (see metrics/segmentation.py), each but pixel_accuracy also for one region,
+    "dice[lesion]"; target_dice where the objective draws a mask.
 
-    Metrics: accuracy, balanced_accuracy, sensitivity, specificity, auc, f1 (victim);
-        attack_success,
-    behind a detector also auroc, tpr_at_1, tpr_at_5, caught, false_alarms (a 1,000 studies; see
-        metrics/detection.py);
-    flips_to_normal, flips_to_disease (attack); ssim, psnr (dB), l2, linf (perturbation, mean over
-    attacked).
+    Metrics of labels and findings: accuracy, balanced_accuracy, sensitivity, specificity, auc and
+    f1 of the victim; attack_success, flips_to_normal and flips_to_disease of the attack; behind a
+    detector also auroc, tpr_at_1, tpr_at_5, caught and false_alarms (per 1,000 studies; see
+    metrics/detection.py).
+
+    Metrics of the perturbation, as means over the attacked images: ssim, psnr (dB), l2, linf.
     """
 
     eps: float

@@ -204,9 +204,8 @@ def _audit(case: Case, ready: Prepared, run: Run) -> Audit:
     """Return what the attack really used, and whether its images survive rounding."""
     rungs, attacked = run.rungs, run.attacked
     fell = rungs["broken"].any(0)
-    lowest_rung = (
-        rungs["broken"].float().argmax(0)
-    )  # argmax gives the first: each image counts once
+    # argmax gives the first: each image counts once
+    lowest_rung = rungs["broken"].float().argmax(0)
     survived = rungs["rounded"].gather(0, lowest_rung[None])[0][fell]
     owners = ready.batch.patients
     if owners is not None:

@@ -31,6 +31,7 @@ from robustbench_med.errors import ResultsError
 from robustbench_med.paths import check_name
 
 RECORD, SAMPLES = "record.json", "samples.parquet"  # the files of a record in its own folder
+# the columns of every samples table, see Stored
 COLUMNS = (
     "sample",
     "patient",
@@ -41,7 +42,7 @@ COLUMNS = (
     "correct",
     "attacked",
     "broken",
-)  # of every samples table, see Stored
+)
 _SCORED = ("correct", "broken", "attacked")
 _HAIR = 1e-6
 _STALE = 3600.0  # s after which a half-written folder is taken for one whose writer was killed
@@ -84,9 +85,9 @@ def write(
 ) -> Path:
     """Write a record, its samples table and its pictures; return their folder.
 
-    They appear together or not at all: written to a temporary folder, flushed to the disk, renamed.
-        Where another
-    run finished the same case first, its record stays and this one is dropped, unless `replace`.
+    They appear together or not at all: they are written to a temporary folder, flushed to the disk
+    and renamed. Where another run finished the same case first, its record stays and this one is
+    dropped, unless `replace` is set.
     """
     home = folder / record.case_id
     temporary = Path(tempfile.mkdtemp(prefix=f".{record.case_id}.", suffix=".tmp", dir=folder))

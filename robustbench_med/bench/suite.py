@@ -26,9 +26,9 @@ class Grid(BaseModel):
     victims: tuple[str, ...] = Field(
         default=("*",),
         min_length=1,
-        description='a pattern ("*", "*_resnet") = the shipped victims of the dataset of such a '
-        'name, "defended" = those that a defense '
-        "retrained, each beside the one it was made from",
+        description='a pattern ("*", "*_resnet") = the shipped victims of the dataset whose names '
+        'match it; "defended" = those that a defense retrained, each beside the one it was made '
+        "from",
     )
     defenses: tuple[str, ...] = Field(
         default=("none",), min_length=1, description="what the victims are wrapped in, a case each"
@@ -150,9 +150,8 @@ def narrowed(suite: Suite, given: dict[str, Any], seed: int | None) -> Suite:
         grids = _first_of_each(grids)
     values = suite.model_dump()
     if any(name.endswith(".npz") for name in given.get("datasets", ())):
-        grids = [
-            {**grid, "n": None} for grid in grids
-        ]  # all of one's own images, unless -n says less
+        # all of one's own images, unless -n says less
+        grids = [{**grid, "n": None} for grid in grids]
     values["grids"] = [{**grid, **given} for grid in grids]
     values["seed"] = suite.seed if seed is None else seed
     return registry.validate(Suite, values, "command line")

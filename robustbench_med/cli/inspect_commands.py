@@ -130,7 +130,6 @@ def _cards(kind: str) -> dict[str, Card]:
 
 
 def _facts(card: Card) -> str:
-    from robustbench_med.bench.suite import Suite
     from robustbench_med.cards import AttackCard, DatasetCard, ModelCard
 
     if isinstance(card, ModelCard):
@@ -143,8 +142,6 @@ def _facts(card: Card) -> str:
     if isinstance(card, AttackCard):
         inside = ", ".join(f"{key}={value}" for key, value in card.parameters.items())
         return f"{card.summary} {', '.join(card.norms)}; {card.threat}; ({inside})"
-    if isinstance(card, Suite):
-        return card.summary
     return card.summary
 
 

@@ -17,9 +17,8 @@ Size = tuple[int, ...]
 def mask_ids(masks: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
     """Return masks as class ids, -1 where they are to be ignored: stored as 255, or as -1."""
     low, high = np.iinfo(np.int16).min, np.iinfo(np.int16).max
-    found: NDArray[np.int16] = np.clip(masks, low, high).astype(
-        np.int16
-    )  # what is out of range stays out of range
+    # what is out of range stays out of range
+    found: NDArray[np.int16] = np.clip(masks, low, high).astype(np.int16)
     found[found == IGNORED] = UNLABELLED
     return found
 

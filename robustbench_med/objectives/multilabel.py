@@ -14,12 +14,11 @@ from robustbench_med.types import Output, Rows, Verdict
 class AnyFinding:
     """Any finding called wrong will do: the counterpart of exact-match accuracy.
 
-    Loss: log of the binary cross-entropy summed over the labelled findings: the same direction of
-        ascent, and no
-    underflow where the victim is sure of every finding. Attacks climb the cross-entropy of the
-        nearest finding
-    instead, see `objectives.nearest`. Harm: the largest logit on the wrong side.
-    Done: some labelled finding is on the wrong side of logit 0 (a logit of exactly 0 calls
+    Loss: the log of the binary cross-entropy summed over the labelled findings. It rises in the
+        same direction and does not underflow where the victim is sure of every finding. Attacks
+        maximise the cross-entropy of the nearest finding instead, see `objectives.nearest`.
+    Harm: the largest logit on the wrong side.
+    Success: some labelled finding is on the wrong side of logit 0 (a logit of exactly 0 calls
         "absent").
     """
 

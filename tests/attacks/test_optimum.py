@@ -137,9 +137,8 @@ def test_no_pixel_flips_below_its_distance_and_all_do_above(name: str, k: int, a
     y, classes = masks_called(victim, x), max(k, 2)
     away = pixel_distances(victim, x)
     nearest = away.masked_fill(away == 0, torch.inf).flatten(1).amin(1)
-    every: dict[str, tuple[int, ...]] = {
-        f"class_{j}": (j,) for j in range(classes)
-    }  # so that Dice 0 is every pixel wrong
+    # a region a class, so that Dice 0 is every pixel wrong
+    every: dict[str, tuple[int, ...]] = {f"class_{j}": (j,) for j in range(classes)}
     objective = Damage(mask_card(classes, channels=x.shape[1], size=size, regions=every))
     for share, wins in ((0.9 * nearest, False), (1.05 * away.flatten(1).amax(1), True)):
         problem = problem_of(victim, x, y, eps=share, objective=objective)

@@ -192,9 +192,8 @@ def test_without_a_gradient_every_sample_starts_at_the_top_and_fails_once() -> N
     assert len(expected.unique()) >= 4
     assert torch.equal(lowest_of(columns), expected)
     assert ran[0].eq(ladder[-1]).all()
-    assert audit.inferred == int(
-        (expected - 1).clamp_min(0).sum()
-    )  # one rung failed, all below not run
+    # one rung failed, all below were not run
+    assert audit.inferred == int((expected - 1).clamp_min(0).sum())
 
 
 # --- the audit -----------------------------------------------------------------------------------

@@ -164,9 +164,8 @@ class Opposite(Noisy):
 
     def before(self, x: Tensor) -> Tensor:
         noisy = super().before(x)
-        turned: Tensor = (
-            noisy.detach() * 2 - noisy
-        )  # the value of `noisy`, the gradient of `-noisy`
+        # the value of `noisy`, the gradient of `-noisy`
+        turned: Tensor = noisy.detach() * 2 - noisy
         return turned
 
 

@@ -44,13 +44,14 @@ def test_rows_are_surrogates_columns_victims_and_the_diagonal_is_white_box(
     assert matrix.attack == "PGD-40"
     assert [model.title for model in matrix.surrogates] == ["resnet_narrow", "vit_tiny"]
     assert [model.title for model in matrix.victims][:2] == ["resnet_narrow", "vit_tiny"]
+    # from ResNet on MobileNet was not run
     assert headline(matrix) == {
         (0, 0): 0.75,
         (1, 1): 0.5,
         (0, 1): 0.25,
         (1, 0): 0.0,
         (1, 2): 0.5,
-    }  # from ResNet on MobileNet was not run
+    }
     assert [pair for pair, cell in sorted(matrix.cells.items()) if cell.own] == [(0, 0), (1, 1)]
 
 

@@ -23,9 +23,8 @@ def drawn(k: int, seed: int, shift: float = 1.5) -> tuple[Tensor, Tensor]:
     """Return logits that lean to one side, with ties, and truth they tell something of."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.randint(0, 2, (N,), generator=generator)
-    score = (
-        (y * 1.5 + torch.randn(N, generator=generator) + shift).mul(4).round().div(4)
-    )  # exact in float32
+    # quarters are exact in float32
+    score = (y * 1.5 + torch.randn(N, generator=generator) + shift).mul(4).round().div(4)
     if k == 1:
         return score[:, None], y
     base = torch.randn(N, generator=generator).round()
