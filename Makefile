@@ -1,7 +1,7 @@
 # The same commands for a person and for CI. `make run` and `make test` set up all they need.
 PYTHON ?= python3
 DATA ?= ../shared/data
-SHAPES ?= tests/attacks tests/defenses tests/objectives tests/metrics tests/models
+SHAPES ?= tests/attacks tests/defenses tests/objectives tests/metrics tests/models tests/training
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEV := .venv/.installed-dev

@@ -15,13 +15,13 @@ from robustbench_med.ball import Ball
 from robustbench_med.cards import ModelCard, Norm, Recipe
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.models.build import build
-from robustbench_med.models.fit import fit
 from robustbench_med.models.guide import bfloat16
 from robustbench_med.models.load import load_victim, untrained
 from robustbench_med.objectives.classification import Untargeted
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.spec import parse
+from robustbench_med.training.fit import fit
 from robustbench_med.types import Batch
 from robustbench_med.victim import InputContract, Victim, frozen
 

@@ -17,8 +17,8 @@ from benchmarks.conftest import Arena, Plain
 from robustbench_med.cards import Recipe
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.datasets.load import load_dataset
-from robustbench_med.models.augment import augment
-from robustbench_med.models.fit import fit
+from robustbench_med.training.augment import augment
+from robustbench_med.training.fit import fit
 from robustbench_med.victim import Victim
 
 EPS, STEPS, SHARE = 4 / 255, 7, 0.25

@@ -1,8 +1,8 @@
 """Adversarial training: the loss to descend on one batch, by PGD-AT, TRADES, MART and others.
 
-Every function is called alike, by `robustbench_med/models/fit.py`: it gets the victim in train mode
-(normal gradients), the batch, the recipe's own `loss` of logits and truth, and an `attack` to craft
-with. It returns a scalar to descend.
+`robustbench_med/training/fit.py` calls every function with the same arguments: the victim in train
+mode (normal gradients), the batch, the loss of the recipe, of logits and truth, and an `attack` to
+craft with. It returns a scalar to descend.
 """
 
 from __future__ import annotations

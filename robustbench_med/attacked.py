@@ -24,7 +24,7 @@ from robustbench_med.contract import contract_of
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
 from robustbench_med.datasets.foreign import refused
 from robustbench_med.errors import MissingSplitError, SpecError
-from robustbench_med.models import code
+from robustbench_med.models import user_factory
 from robustbench_med.models.probing import Expected, probe
 from robustbench_med.subject import Data, Model, Subject, face, in_place
 from robustbench_med.types import Batch, Images, Truth, images_at_once
@@ -219,7 +219,7 @@ def _outputs(model: nn.Module | Model, batch: Batch, stated: dict[str, Any], *, 
     """Return the number of logits that a model has for images like those of a batch."""
     if not isinstance(model, Model):
         contract = contract_of(batch.x.shape[1], tuple(batch.x.shape[2:]), stated)
-        module = code.with_gradients(model)
+        module = user_factory.with_gradients(model)
         victim = Victim(module, contract, chunk=images_at_once(contract.size))
         findings = batch.y.ndim > 1 and not masks
         expected = Expected((batch.y.shape[1],) if findings else (), masks, findings)

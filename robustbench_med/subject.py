@@ -19,9 +19,9 @@ from robustbench_med.cards import DatasetCard, ModelCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.errors import SpecError, VictimError
-from robustbench_med.models.code import identity
 from robustbench_med.models.load import Loaded, check_name, load_victim, of_module, tell
 from robustbench_med.models.sliding import bare
+from robustbench_med.models.user_factory import identity
 from robustbench_med.models.weights import fingerprint
 from robustbench_med.types import Images, Output
 from robustbench_med.victim import InputContract, Victim, frozen

@@ -14,7 +14,7 @@ from robustbench_med.bench.score import Scores, certificate
 from robustbench_med.bench.walk import Run
 from robustbench_med.bench.wrapped import wrapping_of
 from robustbench_med.cards import AttackCard
-from robustbench_med.models.code import factory_of
+from robustbench_med.models.user_factory import factory_of
 
 
 def valid(

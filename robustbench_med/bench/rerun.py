@@ -17,7 +17,7 @@ from robustbench_med.bench.suite import Grid, Suite
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.errors import SpecError
-from robustbench_med.models.code import factory_of
+from robustbench_med.models.user_factory import factory_of
 from robustbench_med.spec import Spec
 
 # fields of a case that may differ from the record's once it is planned again, in words

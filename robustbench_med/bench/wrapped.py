@@ -14,7 +14,7 @@ from robustbench_med.bench.case import Case
 from robustbench_med.bench.suite import Grid
 from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard
 from robustbench_med.datasets.dataset import Dataset
-from robustbench_med.datasets.twins import has_twin
+from robustbench_med.datasets.near_duplicates import has_near_duplicate
 from robustbench_med.defense import Defended, Fitting
 from robustbench_med.errors import SpecError, UnknownNameError
 from robustbench_med.parameters import complete
@@ -188,7 +188,7 @@ def _without_twins(train: Batch, *others: Batch) -> Batch:
     """Return the training images without near-duplicates of others, where no patients are known."""
     if train.patients is not None:
         return train
-    twin = torch.stack([has_twin(train.x, other.x) for other in others]).any(0)
+    twin = torch.stack([has_near_duplicate(train.x, other.x) for other in others]).any(0)
     rows = (~twin).nonzero()[:, 0]
     return replace(train, x=train.x[rows], y=train.y[rows], ids=train.ids[rows.cpu().numpy()])
 

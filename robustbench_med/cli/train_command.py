@@ -54,7 +54,7 @@ def train(
     from robustbench_med.bench.store import check_writable
     from robustbench_med.cards import ModelCard
     from robustbench_med.datasets.load import load_dataset
-    from robustbench_med.models import train as training
+    from robustbench_med.training import train as training
 
     console = Console()
     wanted: ModelCard = registry.find("models", card)

@@ -18,7 +18,7 @@ from robustbench_med.bench.pack import discard
 from robustbench_med.bench.record import Record, Stored
 from robustbench_med.bench.spread import PATTERNS
 from robustbench_med.errors import ResultsError
-from robustbench_med.models.code import factory_of
+from robustbench_med.models.user_factory import factory_of
 
 AGAIN = "again"  # the command of a record that was run again and has no place yet
 

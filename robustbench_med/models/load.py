@@ -16,7 +16,7 @@ from robustbench_med import registry, spec
 from robustbench_med.cards import DatasetCard, ModelCard
 from robustbench_med.contract import InputContract, contract_of, statistic
 from robustbench_med.errors import SpecError, VictimError
-from robustbench_med.models import code, weights
+from robustbench_med.models import user_factory, weights
 from robustbench_med.models.build import build
 from robustbench_med.models.probing import Expected, check_weights, probe
 from robustbench_med.models.sliding import Sliding, bare
@@ -73,7 +73,7 @@ def load_victim(name: str, data: DatasetCard, *, zoo: Path = ZOO) -> Loaded:
         VictimError: the weights do not fit the architecture, or the model the data.
     """
     if registry.is_own(name):
-        factory = code.factory_of(name)
+        factory = user_factory.factory_of(name)
         return _own(spec.parse(name), data) if factory is None else _of_factory(name, factory, data)
     check_name(name)
     card: ModelCard = registry.find("models", name)
@@ -198,8 +198,8 @@ def _own(wanted: spec.Spec, data: DatasetCard) -> Loaded:
     return _admitted(_slid(module, card), card, _contract(data, mean, std, ours), data)
 
 
-def _of_factory(name: str, factory: code.Factory, data: DatasetCard) -> Loaded:
-    made = code.made(factory, _OURS)
+def _of_factory(name: str, factory: user_factory.Factory, data: DatasetCard) -> Loaded:
+    made = user_factory.made(factory, _OURS)
     ours, sha256 = made.rest, made.sha256
     for key in ours.keys() & {"pretrained"}:
         raise SpecError(f"{name}: expected a parameter that the factory takes, got {key!r}")
@@ -269,7 +269,7 @@ def of_module(
         raise SpecError(f"expected {min(ours)} in the contract, got it beside a contract")
     title = name or type(module).__name__
     check_weights(module)
-    module = code.with_gradients(module)
+    module = user_factory.with_gradients(module)
     card = ModelCard(
         name=f"module:{title}",
         title=title,
@@ -279,7 +279,7 @@ def of_module(
         builder=f"module:{type(module).__qualname__}",
         mean=contract.mean,
         std=contract.std,
-        sha256=code.identity(module),
+        sha256=user_factory.identity(module),
     )
     loaded = _admitted(module, card, contract, data)
     parameter = next(module.parameters(), None)

@@ -23,8 +23,8 @@ from robustbench_med import registry
 from robustbench_med.ball import Ball
 from robustbench_med.cards import Norm
 from robustbench_med.errors import SpecError
-from robustbench_med.models import masks
 from robustbench_med.problem import Problem
+from robustbench_med.training import masks
 from robustbench_med.types import Images, Logits, Truth
 from robustbench_med.victim import InputContract, Victim
 from tests.toys import Linear, Small, SmallMasks

@@ -18,8 +18,8 @@ from robustbench_med.models import weights
 from robustbench_med.models.build import build
 from robustbench_med.models.load import ZOO, describe, load_victim
 from robustbench_med.models.sliding import Sliding
-from robustbench_med.models.train import measure
 from robustbench_med.spec import parse
+from robustbench_med.training.train import measure
 from tests.bench.toys import card_of, save_timm
 from tests.toys import Small, grey_images
 

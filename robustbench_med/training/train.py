@@ -17,14 +17,14 @@ from robustbench_med.cards import DatasetCard, Measured, ModelCard, Recipe
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.errors import SpecError
 from robustbench_med.models import weights
-from robustbench_med.models.checkpoint import Saved
-from robustbench_med.models.fit import fit
-from robustbench_med.models.hardening import hardening
 from robustbench_med.models.load import ZOO, untrained
 from robustbench_med.models.operating_point import youden
 from robustbench_med.models.sliding import bare
-from robustbench_med.models.watch import IMAGES, scores
 from robustbench_med.objectives import make
+from robustbench_med.training.adversarial_setup import adversarial_setup
+from robustbench_med.training.checkpoint import Saved
+from robustbench_med.training.fit import fit
+from robustbench_med.training.validation import IMAGES, scores
 from robustbench_med.types import Batch, images_at_once
 from robustbench_med.victim import Victim, frozen
 
@@ -145,7 +145,7 @@ def check(card: ModelCard) -> None:
         registry.find("models", card.recipe.start)
     if card.recipe.defense:
         data: DatasetCard = registry.find("datasets", card.dataset)
-        hardening(card.recipe.defense, data, windowed=card.window is not None)
+        adversarial_setup(card.recipe.defense, data, windowed=card.window is not None)
 
 
 def _fingerprint(card: ModelCard, recipe: Recipe, data: Dataset) -> str:

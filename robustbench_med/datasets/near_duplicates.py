@@ -12,7 +12,7 @@ ALIKE = 0.99  # correlation of what is left of two images at 32 pixels a side
 _SIDE = 32
 
 
-def has_twin(x: Images, others: Float[Tensor, "m c *s"]) -> Bool[Tensor, " b"]:
+def has_near_duplicate(x: Images, others: Float[Tensor, "m c *s"]) -> Bool[Tensor, " b"]:
     """Return which images have a near-duplicate among the others.
 
     Correlation of the grey images, averaged over blocks to 32 pixels a side, above 0.99. Of the

@@ -10,12 +10,12 @@ from torch import Tensor
 from robustbench_med import registry
 from robustbench_med.cards import DatasetCard
 from robustbench_med.metrics.classification import Predictions, score
-from robustbench_med.models import masks
-from robustbench_med.models.hardening import Hardening
 from robustbench_med.objectives import make
 from robustbench_med.objectives.decide import decide, probabilities
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
+from robustbench_med.training import masks
+from robustbench_med.training.adversarial_setup import AdversarialSetup
 from robustbench_med.types import Batch
 from robustbench_med.universal import Additive
 from robustbench_med.victim import Victim, frozen
@@ -24,7 +24,7 @@ STEPS = 10  # of PGD: quick, and no more than a watch; the board attacks in earn
 IMAGES = 200  # of validation, at most
 
 
-class Seen(NamedTuple):
+class ValidationScores(NamedTuple):
     """Scores of one epoch; robust is None without a radius to train for."""
 
     metric: str
@@ -41,9 +41,13 @@ class Seen(NamedTuple):
         return f"validation {self.metric} clean {self.clean:.3f}{robust}"
 
 
-def watch(
-    victim: Victim, val: Batch, card: DatasetCard, hard: Hardening | None, pattern: Tensor | None
-) -> Seen:
+def validate(
+    victim: Victim,
+    val: Batch,
+    card: DatasetCard,
+    hard: AdversarialSetup | None,
+    pattern: Tensor | None,
+) -> ValidationScores:
     """Return the victim's scores on validation images, and those under the attack trained for.
 
     The attack is PGD-10 at the training radius; of universal training, the pattern last fitted.
@@ -60,7 +64,7 @@ def watch(
     with frozen(victim.module):
         clean = scores(victim, val, card)[key]
         if hard is None or hard.ball is None:
-            return Seen(metric, clean, None)
+            return ValidationScores(metric, clean, None)
         rng = Draws.of(0, map(str, val.ids))
         if pattern is not None:
             z = Additive(pattern).apply(val.x, hard.ball, rng)
@@ -70,7 +74,7 @@ def watch(
             pgd = registry.function("attacks", registry.find("attacks", "pgd"))
             z = pgd(problem, rng=rng, steps=STEPS)
         attacked = Batch(z, val.y, val.ids, val.patients)
-        return Seen(metric, clean, scores(victim, attacked, card)[key])
+        return ValidationScores(metric, clean, scores(victim, attacked, card)[key])
 
 
 def scores(victim: Victim, batch: Batch, card: DatasetCard) -> dict[str, float]:

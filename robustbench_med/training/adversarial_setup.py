@@ -1,4 +1,4 @@
-"""Hardening: a defense that trains, as a recipe asks for it, with the attack it crafts with."""
+"""Adversarial setup: the training defense that a recipe names, and the attack it crafts with."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Refit(NamedTuple):
     images: int  # drawn for a fit
 
 
-class Hardening(NamedTuple):
+class AdversarialSetup(NamedTuple):
     """A defense that trains.
 
     Attributes:
@@ -102,7 +102,7 @@ def _ball(parameters: dict[str, Any]) -> Ball | None:
     return Ball(norm, eps)
 
 
-def hardening(text: str, data: DatasetCard, *, windowed: bool = False) -> Hardening:
+def adversarial_setup(text: str, data: DatasetCard, *, windowed: bool = False) -> AdversarialSetup:
     """Return the training defense of a spec, checked against the data.
 
     Args:
@@ -135,7 +135,7 @@ def hardening(text: str, data: DatasetCard, *, windowed: bool = False) -> Harden
         if windowed:
             raise SpecError(f"{name}: expected a victim that trains on whole images, got windows")
         fitting = Refit(crafts, ball, parameters["every"], parameters["images"])
-    return Hardening(card, parameters, crafts, fitting)
+    return AdversarialSetup(card, parameters, crafts, fitting)
 
 
 def fitted(fitting: Refit, victim: Victim, batch: Batch, card: DatasetCard) -> Tensor:

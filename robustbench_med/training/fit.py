@@ -17,11 +17,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from robustbench_med.cards import DatasetCard, Recipe
 from robustbench_med.errors import DivergedError
-from robustbench_med.models import checkpoint, masks
-from robustbench_med.models.augment import augment, augment_masks
-from robustbench_med.models.checkpoint import Saved, State
-from robustbench_med.models.hardening import Hardening, Loss, fitted, hardening
-from robustbench_med.models.watch import watch
+from robustbench_med.training import checkpoint, masks
+from robustbench_med.training.adversarial_setup import (
+    AdversarialSetup,
+    Loss,
+    adversarial_setup,
+    fitted,
+)
+from robustbench_med.training.augment import augment, augment_masks
+from robustbench_med.training.checkpoint import Saved, State
+from robustbench_med.training.validation import validate
 from robustbench_med.types import Batch, Logits, Truth
 from robustbench_med.victim import Victim
 
@@ -36,7 +41,7 @@ class _Task(NamedTuple):
     card: DatasetCard
     recipe: Recipe
     window: tuple[int, ...] | None
-    hard: Hardening | None
+    hard: AdversarialSetup | None
     loss: Loss
     rounds: int  # batches an epoch
 
@@ -73,7 +78,7 @@ def fit(
     """
     hard = None
     if recipe.defense:
-        hard = hardening(recipe.defense, card, windowed=window is not None)
+        hard = adversarial_setup(recipe.defense, card, windowed=window is not None)
     rounds = math.ceil(len(batch) / recipe.batch)
     balance = _balance(batch.y, card)
     loss = partial(_loss, card=card, balance=balance, smoothing=recipe.label_smoothing)
@@ -161,7 +166,7 @@ def _watched(task: _Task, state: State, val: Batch) -> object:
     """Return the scores on validation, and keep the weights if they are the best so far."""
     module = state.module if state.ema is None else state.ema.module
     victim = replace(task.victim, module=module)
-    seen = watch(victim, val, task.card, task.hard, state.pattern)
+    seen = validate(victim, val, task.card, task.hard, state.pattern)
     if seen.kept > state.score:
         state.score, state.stale = seen.kept, 0
         if task.recipe.patience:

@@ -15,13 +15,13 @@ from robustbench_med import registry
 from robustbench_med.cards import ModelCard, Recipe, Task
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.errors import BenchError, SpecError, UnknownNameError, VictimError
-from robustbench_med.models import fit as fitting
-from robustbench_med.models import train as training
 from robustbench_med.models import weights
-from robustbench_med.models.hardening import hardening
 from robustbench_med.models.load import ZOO, untrained
-from robustbench_med.models.train import train
-from robustbench_med.models.watch import Seen
+from robustbench_med.training import fit as fitting
+from robustbench_med.training import train as training
+from robustbench_med.training.adversarial_setup import adversarial_setup
+from robustbench_med.training.train import train
+from robustbench_med.training.validation import ValidationScores
 from tests.bench.toys import dataset_of
 
 RECIPE = Recipe(epochs=1, batch=8, augment=("flip",))
@@ -108,11 +108,11 @@ def test_it_stops_after_the_patience_and_keeps_the_best(
     scores = iter([0.5, 0.7, 0.6, 0.7, 0.9])
     kept = []
 
-    def watch(victim: Any, *_: Any) -> Seen:  # noqa: ANN401
+    def validate(victim: Any, *_: Any) -> ValidationScores:  # noqa: ANN401
         kept.append(weights.fingerprint(victim.module))
-        return Seen("balanced accuracy", 1.0, next(scores))
+        return ValidationScores("balanced accuracy", 1.0, next(scores))
 
-    monkeypatch.setattr(fitting, "watch", watch)
+    monkeypatch.setattr(fitting, "validate", validate)
     made = train(card(epochs=8, patience=2, defense="fast_at"), data(), tmp_path)
     assert len(kept) == 4  # an equal score is no better one
     victim = untrained(made, data().card)
@@ -170,16 +170,16 @@ REFUSED = {
 @pytest.mark.parametrize("spec", REFUSED)
 def test_a_defense_that_cannot_be_is_refused(spec: str) -> None:
     with pytest.raises(SpecError, match=REFUSED[spec]):
-        hardening(spec, data().card)
+        adversarial_setup(spec, data().card)
 
 
 def test_a_defense_of_another_task_names_those_it_takes() -> None:
     with pytest.raises(SpecError, match="mart: expected single_label data, got multi_label"):
-        hardening("mart", data("multi_label").card)
+        adversarial_setup("mart", data("multi_label").card)
     with pytest.raises(SpecError, match="expected a victim that trains on whole images"):
-        hardening("universal_at", data("segmentation").card, windowed=True)
+        adversarial_setup("universal_at", data("segmentation").card, windowed=True)
     with pytest.raises(UnknownNameError, match="expected a known defense, got 'pgd_ta'"):
-        hardening("pgd_ta", data().card)
+        adversarial_setup("pgd_ta", data().card)
 
 
 def test_a_defense_that_does_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_a_defense_that_does_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
     other = cards["pgd_at"].model_copy(update={"kind": "transform"})
     monkeypatch.setitem(cards, "pgd_at", other)
     with pytest.raises(SpecError, match="expected a defense that trains, got one of kind transf"):
-        hardening("pgd_at", data().card)
+        adversarial_setup("pgd_at", data().card)
 
 
 def test_another_attack_takes_of_the_effort_what_it_knows(tmp_path: Path) -> None:

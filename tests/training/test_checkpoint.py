@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from robustbench_med.errors import CheckpointError, DivergedError
-from robustbench_med.models import fit as fitting
-from robustbench_med.models.train import train
-from tests.models.test_train_defended import card, data
+from robustbench_med.training import fit as fitting
+from robustbench_med.training.train import train
+from tests.training.test_adversarial_training import card, data
 
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -121,7 +121,7 @@ def test_a_file_of_weights_is_no_checkpoint(tmp_path: Path) -> None:
 def test_a_write_that_is_stopped_leaves_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from robustbench_med.models import checkpoint
+    from robustbench_med.training import checkpoint
 
     path = _killed(tmp_path)
     before = path.read_bytes()

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from robustbench_med.cards import ModelCard, Recipe
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.models import weights
-from robustbench_med.models.augment import augment_masks
 from robustbench_med.models.load import untrained
-from robustbench_med.models.masks import loss, mean_dice
 from robustbench_med.models.operating_point import youden
 from robustbench_med.models.sliding import bare
-from robustbench_med.models.train import measure, train
+from robustbench_med.training.augment import augment_masks
+from robustbench_med.training.masks import loss, mean_dice
+from robustbench_med.training.train import measure, train
 from robustbench_med.victim import InputContract, Victim
 from tests.bench.toys import card_of, dataset_of
 

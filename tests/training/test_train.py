@@ -13,9 +13,9 @@ from robustbench_med.cards import ModelCard, Recipe, Task
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.errors import SpecError
 from robustbench_med.models import weights
-from robustbench_med.models.augment import augment
 from robustbench_med.models.load import untrained
-from robustbench_med.models.train import train
+from robustbench_med.training.augment import augment
+from robustbench_med.training.train import train
 from tests.bench.toys import dataset_of
 
 RECIPE = Recipe(epochs=2, batch=8, augment=("flip", "shift", "rotate", "contrast"))
