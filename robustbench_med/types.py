@@ -12,9 +12,6 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from robustbench_med.datasets.dataset import Arrays
-
 Images = Float[Tensor, "b c *s"]
 Logits = Float[Tensor, "b k *places"]  # none of labels and findings, those of x of masks
 Truth = Int[Tensor, "b *k"]
@@ -89,16 +86,3 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Return the batch with its tensors on `device`."""
         return replace(self, x=self.x.to(device), y=self.y.to(device))
-
-
-def to_batch(arrays: Arrays, *, channels: int = 1) -> Batch:
-    """Return stored images as float32 in [0,1], channels first.
-
-    Args:
-        arrays: one split; several channels are the last axis of its images.
-        channels: of an image.
-    """
-    x = torch.from_numpy(arrays.images)
-    x = x.float() if x.is_floating_point() else x.float().div_(255)
-    x = x.unsqueeze(1) if channels == 1 else x.movedim(-1, 1).contiguous()
-    return Batch(x, torch.from_numpy(arrays.labels).long(), arrays.ids, arrays.patients)

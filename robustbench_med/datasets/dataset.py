@@ -168,8 +168,6 @@ class Dataset:
         Raises:
             DataError: no image of the split is labelled.
         """
-        from robustbench_med.types import to_batch
-
         arrays = self.arrays(split)
         labels = arrays.labels.reshape(len(arrays), -1)
         labelled = (labels != UNLABELLED).any(1)  # an image without any label can't be scored
@@ -194,6 +192,23 @@ def _say(name: str, notes: Iterable[str]) -> None:
         if note != OWN and (name, note) not in _said:
             _said.add((name, note))
             _log.warning("%s: %s", name, note)
+
+
+def to_batch(arrays: Arrays, *, channels: int = 1) -> Batch:
+    """Return stored images as float32 in [0,1], channels first.
+
+    Args:
+        arrays: one split; several channels are the last axis of its images.
+        channels: number of channels of an image.
+    """
+    import torch
+
+    from robustbench_med.types import Batch
+
+    x = torch.from_numpy(arrays.images)
+    x = x.float() if x.is_floating_point() else x.float().div_(255)
+    x = x.unsqueeze(1) if channels == 1 else x.movedim(-1, 1).contiguous()
+    return Batch(x, torch.from_numpy(arrays.labels).long(), arrays.ids, arrays.patients)
 
 
 def check(arrays: Arrays, card: DatasetCard, split: str) -> Arrays:
