@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attacks.pgd import pgd
 from benchmarks.conftest import SHARE, STEPS, Arena, Plain, classifier, draws
-from robustbench_med.bench.ladder import descend
+from robustbench_med.bench.eps_search import descend
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 

@@ -13,14 +13,14 @@ from rich.console import Console
 from robustbench_med.asked import Radii, asked, python
 from robustbench_med.attacked import Attacked, attack
 from robustbench_med.bench import store
+from robustbench_med.bench.defense_spec import resolve_defense
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.plan import plan
-from robustbench_med.bench.prepare import prepare
 from robustbench_med.bench.publish import publish
 from robustbench_med.bench.record import Stored
 from robustbench_med.bench.runner import device_of, run_cases
-from robustbench_med.bench.suite import find_suite, narrowed, title_of
-from robustbench_med.bench.wrapped import wrapping_of
+from robustbench_med.bench.setup import prepare_setup
+from robustbench_med.bench.suite import find_suite, override, title_of
 from robustbench_med.cards import Norm
 from robustbench_med.contract import InputContract
 from robustbench_med.datasets.dataset import SplitName
@@ -94,7 +94,7 @@ def defend(
         BenchError: as `load_model`.
     """
     _, found = named(dataset, folder=folder)
-    wrapping = wrapping_of(spec, found.card)
+    wrapping = resolve_defense(spec, found.card)
     if wrapping.card is None:
         raise SpecError("expected a defense, got none")
     loaded = model if isinstance(model, Model) else load_model(model, dataset=found)
@@ -104,7 +104,7 @@ def defend(
     fields: dict[str, Any] = {"n": 1, "operating_point": "argmax"}
     wanted = asked(loaded, found, "noise", eps=1.0, seed=seed, defense=spec, **fields)
     planned = wanted.planned()
-    ready = prepare(planned[0].case, found, device_of(device), own=planned[0].own)
+    ready = prepare_setup(planned[0].case, found, device_of(device), own=planned[0].own)
     return Model(
         name=loaded.name,
         card=loaded.card,
@@ -244,7 +244,7 @@ def run_suite(
         UnknownNameError, SpecError: a name or parameter that is wrong; nothing is run.
         ResultsError: the folder cannot be written.
     """
-    chosen = narrowed(find_suite(str(suite)), grid, seed)
+    chosen = override(find_suite(str(suite)), grid, seed)
     home = Path(results) / chosen.name
     store.check_writable(home)
     planned, refused = plan(chosen, data=None if data is None else Path(data))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_med import registry
-from robustbench_med.bench.plan import Planned, plan
+from robustbench_med.bench.plan import ResolvedCase, plan
 from robustbench_med.bench.suite import Grid, Suite
 from robustbench_med.errors import SpecError
 from robustbench_med.subject import Data, Model, Subject, named, victim_of
@@ -42,7 +42,7 @@ class Asked:
         folder: str | Path | None = None,
         name: str | None = None,
         **stated: object,
-    ) -> list[Planned]:
+    ) -> list[ResolvedCase]:
         """Return its cases.
 
         Args:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from robustbench_med import registry
 from robustbench_med.asked import asked
 from robustbench_med.batches import checked, is_batch
-from robustbench_med.bench.columns import KEPT
-from robustbench_med.bench.plan import Planned
-from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.measurements import CANDIDATES
+from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.bench.runner import Shared, device_of
+from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.verified_run import run_verified
 from robustbench_med.cards import DatasetCard, ModelCard, Norm, Task
 from robustbench_med.contract import contract_of
@@ -134,10 +134,10 @@ def attack(
         return _attacked(planned[0], Shared(device_of(device)).of(planned[0]))
 
 
-def _attacked(planned: Planned, ready: Prepared) -> Attacked:
+def _attacked(planned: ResolvedCase, ready: AttackSetup) -> Attacked:
     run = run_verified(planned, ready, keeps=True)
     z, answer, broken = ready.batch.x.clone(), ready.clean.clone(), run.aimed
-    z[run.attacked], answer[run.attacked] = run.rungs[KEPT][-1], run.rungs["answer"][-1]
+    z[run.attacked], answer[run.attacked] = run.rungs[CANDIDATES][-1], run.rungs["answer"][-1]
     broken[run.attacked] &= run.rungs["broken"][-1]
     return Attacked(
         x=ready.batch.x.cpu(),

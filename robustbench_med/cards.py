@@ -36,7 +36,7 @@ class AttackCard(Card):
         default="white_box", description="what the attacker needs of the victim; a control, nothing"
     )
     rungs: Literal["ascend", "descend", "distance", "universal"] = Field(
-        description="how a ladder is filled; see robustbench_med/bench/ladder.py"
+        description="how a ladder is filled; see robustbench_med/bench/eps_search.py"
     )
     parameters: dict[str, Any] = Field(default_factory=dict, description="names and defaults")
     positive: tuple[str, ...] = Field(default=(), description="parameters that must be > 0")

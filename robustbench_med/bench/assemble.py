@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from robustbench_med import registry
+from robustbench_med.bench.attack_run import AttackRun
 from robustbench_med.bench.checks import checks_of
+from robustbench_med.bench.defense_spec import resolve_defense
 from robustbench_med.bench.evidence import Evidence
 from robustbench_med.bench.memory import peak_mib
-from robustbench_med.bench.plan import Planned
-from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.bench.provenance import provenance
 from robustbench_med.bench.record import Cost, Example, Record
-from robustbench_med.bench.score import Scores, certificate
-from robustbench_med.bench.walk import Run
-from robustbench_med.bench.wrapped import wrapping_of
+from robustbench_med.bench.scoring import Scores, certificate
+from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.cards import AttackCard
 from robustbench_med.models.user_factory import factory_of
 
 
 def valid(
-    planned: Planned,
-    ready: Prepared,
-    run: Run,
+    planned: ResolvedCase,
+    ready: AttackSetup,
+    run: AttackRun,
     scores: Scores,
     examples: tuple[Example, ...],
     *,
@@ -73,12 +73,14 @@ def valid(
         dataset_card=planned.data.card,
         model_card=ready.card,
         attack_card=card,
-        defense_card=wrapping_of(planned.case.defense).card,
+        defense_card=resolve_defense(planned.case.defense).card,
         provenance=provenance(started=started, command=command, device=str(device)),
     )
 
 
-def invalid(planned: Planned, *, reason: str, started: str, command: str, device: str) -> Record:
+def invalid(
+    planned: ResolvedCase, *, reason: str, started: str, command: str, device: str
+) -> Record:
     """Return the record of a case whose model gave no usable answer: a reason and no score."""
     return Record(
         case_id=planned.case.id,
@@ -90,6 +92,6 @@ def invalid(planned: Planned, *, reason: str, started: str, command: str, device
         dataset_card=planned.data.card,
         model_card=planned.model,
         attack_card=registry.find("attacks", planned.case.attack),
-        defense_card=wrapping_of(planned.case.defense).card,
+        defense_card=resolve_defense(planned.case.defense).card,
         provenance=provenance(started=started, command=command, device=device),
     )

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from robustbench_med import registry
-from robustbench_med.bench import saved, score
+from robustbench_med.bench import saved, scoring
+from robustbench_med.bench.attack_run import run_attack
+from robustbench_med.bench.defense_spec import resolve_defense
 from robustbench_med.bench.execute import Outcome
-from robustbench_med.bench.plan import Planned
+from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.bench.record import Record, Rung, Stored
 from robustbench_med.bench.runner import device_of, prepared
-from robustbench_med.bench.surrogate import blind
-from robustbench_med.bench.walk import walk
-from robustbench_med.bench.wrapped import wrapping_of
+from robustbench_med.bench.transfer import is_oblivious
 
 CARDS = ("dataset_card", "model_card", "attack_card", "defense_card")
 _BUDGET = ("norm", "over_budget", "tolerance", "bit_depth")  # of the audit: no outcome moves them
@@ -60,7 +60,8 @@ def of_rerun(again: Outcome) -> Claim:
     loose |= {"flags": whole["flags"], "checks": whole["checks"]}
     loose["audit"] = {k: v for k, v in (whole["audit"] or {}).items() if k not in _BUDGET}
     case = record.case
-    if case.surrogate is None and not blind(case):  # else victims share what was crafted, and paid
+    # else victims share the candidates that were crafted, and their cost
+    if case.surrogate is None and not is_oblivious(case):
         loose["cost"] = {name: whole["cost"][name] for name in ("forward", "backward")}
     fixed = {name: whole[name] for name in ("schema_version", "n", "patients", "notes", *CARDS)}
     fixed |= {name: whole[name] for name in ("threshold", "radii", "status", "reason")}
@@ -69,16 +70,16 @@ def of_rerun(again: Outcome) -> Claim:
     return Claim(again.samples, record.rungs, fixed, loose)
 
 
-def of_images(stored: Stored, planned: Planned, device: str) -> Claim:
+def of_images(stored: Stored, planned: ResolvedCase, device: str) -> Claim:
     """Return what the saved images show; what was asked of the attack itself is not asked again."""
     case, card = stored.record.case, planned.data.card
     kept = saved.read(Path(stored.folder), stored.record.images)
     ready = prepared(planned, device_of(device))
-    run = walk(planned, ready, saved=kept)
-    found = score.score(case, ready, run)
+    run = run_attack(planned, ready, saved=kept)
+    found = scoring.score_run(case, ready, run)
     patients = ready.batch.patients
     audit = found.audit.model_dump()
-    defense = wrapping_of(case.defense).card
+    defense = resolve_defense(case.defense).card
     fixed = {
         "n": len(ready.batch),
         "patients": None if patients is None else len(set(patients.tolist())),

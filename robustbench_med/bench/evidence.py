@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from robustbench_med import registry
-from robustbench_med.bench.chosen import passes
+from robustbench_med.bench.attack_run import AttackRun
+from robustbench_med.bench.attack_spec import passes
 from robustbench_med.bench.gradient_check import PASSES
-from robustbench_med.bench.plan import Planned
-from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.bench.record import Audit
-from robustbench_med.bench.score import TOLERANCE
-from robustbench_med.bench.walk import Run
+from robustbench_med.bench.scoring import TOLERANCE
+from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.cards import AttackCard
 from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.objectives.pixels import with_loss
@@ -78,9 +78,9 @@ class Evidence:
             another case on the victim has paid for must not change which images are checked.
     """
 
-    planned: Planned
-    ready: Prepared
-    run: Run
+    planned: ResolvedCase
+    ready: AttackSetup
+    run: AttackRun
     audit: Audit
     card: AttackCard
     reserved: list[int] = field(default_factory=list)

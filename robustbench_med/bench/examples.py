@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from robustbench_med.bench import overlay
+from robustbench_med.bench.attack_run import AttackRun
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.ladder import at_rung
-from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.eps_search import at_rung
 from robustbench_med.bench.record import Example
-from robustbench_med.bench.walk import Run
+from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.cards import DatasetCard
 from robustbench_med.objectives.decide import decide, kept
 from robustbench_med.problem import Counter
@@ -34,7 +34,7 @@ class Pictures(NamedTuple):
     files: dict[str, bytes]
 
 
-def pictures_of(case: Case, ready: Prepared, run: Run, most: int) -> Pictures:
+def pictures_of(case: Case, ready: AttackSetup, run: AttackRun, most: int) -> Pictures:
     """Return pictures of `most` images, each at the smallest radius that broke it.
 
     The images are attacked once more, because the ladder keeps no candidates. Draws are keyed by
@@ -58,7 +58,7 @@ def pictures_of(case: Case, ready: Prepared, run: Run, most: int) -> Pictures:
     return Pictures(tuple(examples), files)
 
 
-def _of_masks(case: Case, ready: Prepared, run: Run, most: int) -> Pictures:
+def _of_masks(case: Case, ready: AttackSetup, run: AttackRun, most: int) -> Pictures:
     """Return pictures of the images most harmed at the headline radius, with their masks.
 
     Those with a region come first: a false alarm on an empty mask costs all its Dice, and shows
@@ -104,7 +104,7 @@ def _three(x: Tensor, z: Tensor, i: int, files: dict[str, bytes]) -> dict[str, A
     return {"amplified": amplified, **names}
 
 
-def _attack_again(case: Case, run: Run, row: int, first: int) -> tuple[float, Images] | None:
+def _attack_again(case: Case, run: AttackRun, row: int, first: int) -> tuple[float, Images] | None:
     """Return the smallest radius, from rung `first` up, at which the attack alone breaks the row.
 
     None where it does at no radius. The ladder may have broken it one rung lower, by an image grown
@@ -123,7 +123,7 @@ def _attack_again(case: Case, run: Run, row: int, first: int) -> tuple[float, Im
 
 
 def _example(
-    ready: Prepared, run: Run, row: int, eps: float, z: Tensor, logits: Tensor, i: int
+    ready: AttackSetup, run: AttackRun, row: int, eps: float, z: Tensor, logits: Tensor, i: int
 ) -> tuple[Example, dict[str, bytes]]:
     card, files = ready.data.card, dict[str, bytes]()
     n = int(run.attacked.nonzero()[row, 0])
@@ -138,7 +138,7 @@ def _example(
     return example, files
 
 
-def _choose(run: Run, most: int) -> list[int]:
+def _choose(run: AttackRun, most: int) -> list[int]:
     """Return rows broken at the smallest radii, one a class before a second of any."""
     rung = run.rungs["broken"].sum(0)  # at how many rungs each is broken
     truth = [tuple(np.atleast_1d(y)) for y in run.problem.y.cpu().numpy()]

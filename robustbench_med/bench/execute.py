@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from robustbench_med.bench import assemble, score
+from robustbench_med.bench import assemble, scoring
 from robustbench_med.bench.examples import pictures_of
-from robustbench_med.bench.plan import Planned
-from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.bench.provenance import now
 from robustbench_med.bench.record import Record
 from robustbench_med.bench.saved import FILE, saved_of
-from robustbench_med.bench.spread import PATTERNS
+from robustbench_med.bench.setup import AttackSetup
+from robustbench_med.bench.universal_run import PATTERNS
 from robustbench_med.bench.verified_run import run_verified
 from robustbench_med.errors import InvalidOutputError
 
@@ -28,8 +28,8 @@ class Outcome(NamedTuple):
 
 
 def execute(
-    planned: Planned,
-    prepare: Callable[[], Prepared],
+    planned: ResolvedCase,
+    prepare: Callable[[], AttackSetup],
     *,
     command: str,
     examples: int = 4,
@@ -58,7 +58,7 @@ def execute(
             planned, reason=str(error), started=started, command=command, device=device
         )
         return Outcome(record, pd.DataFrame(), {})
-    scores = score.score(planned.case, ready, run)
+    scores = scoring.score_run(planned.case, ready, run)
     pictures = pictures_of(planned.case, ready, run, examples)
     record = assemble.valid(
         planned, ready, run, scores, pictures.examples, started=started, command=command

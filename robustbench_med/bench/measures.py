@@ -11,11 +11,11 @@ from torch import Tensor
 
 from robustbench_med import registry
 from robustbench_med.ball import Ball
+from robustbench_med.bench.attack_run import sharded, uses_all_steps, with_all_steps
+from robustbench_med.bench.attack_spec import passes
 from robustbench_med.bench.batch_check import ALONE
-from robustbench_med.bench.chosen import passes
 from robustbench_med.bench.evidence import Evidence, Measured
 from robustbench_med.bench.verified_run import REMEDIES
-from robustbench_med.bench.walk import sharded, uses_all_steps, with_all_steps
 from robustbench_med.cards import AttackCard
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.loss_override import LossOverride

@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robustbench_med import objectives, registry
+from robustbench_med.bench.attack_spec import (
+    ResolvedAttack,
+    passes,
+    resolve_attack,
+    validate_parameters,
+)
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.channels import channels_of
-from robustbench_med.bench.chosen import Chosen, attack_of, passes, try_out
+from robustbench_med.bench.defense_spec import Shield, resolve_defenses
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.suite import Grid, Suite
-from robustbench_med.bench.surrogate import trained_on
-from robustbench_med.bench.wrapped import Shield, shields_of
+from robustbench_med.bench.transfer import trained_on
 from robustbench_med.cards import AttackCard, DatasetCard, ModelCard
 from robustbench_med.datasets.dataset import Dataset, SplitName
 from robustbench_med.datasets.load import load_dataset
@@ -34,7 +39,7 @@ from robustbench_med.models.load import Loaded, describe
 _RUNS = {"descend": 1.5, "distance": 1.0}  # full runs of an attack a ladder costs; else one a rung
 
 
-class Planned(NamedTuple):
+class ResolvedCase(NamedTuple):
     """A case to run, with what running it needs and may cost."""
 
     case: Case
@@ -50,7 +55,7 @@ def plan(
     data: Path | None = None,
     datasets: Mapping[str, Dataset] | None = None,
     victims: Mapping[str, Loaded] | None = None,
-) -> tuple[list[Planned], list[Failure]]:
+) -> tuple[list[ResolvedCase], list[Failure]]:
     """Return the cases of a suite in the order they run, and what cannot run.
 
     Args:
@@ -64,14 +69,14 @@ def plan(
             is run.
     """
     held = {} if victims is None else victims
-    planned: dict[str, Planned] = {}
+    planned: dict[str, ResolvedCase] = {}
     failures: list[Failure] = []
     for grid in suite.grids:
-        attacks = [attack_of(text, grid) for text in grid.attacks]
+        attacks = [resolve_attack(text, grid) for text in grid.attacks]
         for name in grid.datasets:
             try:
                 dataset = (datasets or {}).get(name) or load_dataset(name, data=data)
-                shields = shields_of(grid, dataset.card)
+                shields = resolve_defenses(grid, dataset.card)
                 fitted = any(one.wrapping.fitted for one in shields)
                 train = train_sha256(dataset, attacks, shields)
                 used: tuple[SplitName, ...] = ("train",) if train else ()
@@ -85,7 +90,7 @@ def plan(
                 continue
             objective = objectives.make(grid.objective, dataset.card.task, card=dataset.card)
             for attack in attacks:
-                try_out(attack, dataset.card, objective, grid.norm)
+                validate_parameters(attack, dataset.card, objective, grid.norm)
             allowed = [channels_of(text, dataset.card, grid.norm) for text in grid.channels]
             for victim in victims_of(grid, dataset):
                 try:
@@ -113,7 +118,7 @@ def plan(
                     rest["operating_point"] = _operating_point(grid, dataset.card)
                     case = _case(suite, grid, name, victim, digest, attack, rest)
                     seconds = estimate(case, dataset, model)
-                    planned.setdefault(case.id, Planned(case, dataset, model, seconds, own))
+                    planned.setdefault(case.id, ResolvedCase(case, dataset, model, seconds, own))
     return list(planned.values()), failures
 
 
@@ -182,7 +187,7 @@ def victims_of(grid: Grid, dataset: Dataset) -> list[str]:
     return list(dict.fromkeys(named))
 
 
-def train_sha256(dataset: Dataset, attacks: list[Chosen], shields: list[Shield]) -> str:
+def train_sha256(dataset: Dataset, attacks: list[ResolvedAttack], shields: list[Shield]) -> str:
     """Return the hash of the training split, where an attack or a defense needs it.
 
     Raises:
@@ -248,7 +253,7 @@ def _case(
     dataset: str,
     victim: str,
     victim_hash: str,
-    attack: Chosen,
+    attack: ResolvedAttack,
     rest: dict[str, object],
 ) -> Case:
     card = attack.card

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from robustbench_med import registry
 from robustbench_med.bench import store
 from robustbench_med.bench.failure import Failure, recall, remember
-from robustbench_med.bench.plan import Planned
+from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.errors import ResultsError
 
 
@@ -33,7 +33,7 @@ def publish(
     folder: Path,
     title: str,
     *,
-    planned: Sequence[Planned] | None = None,
+    planned: Sequence[ResolvedCase] | None = None,
     failures: Sequence[Failure] = (),
 ) -> Published:
     """Write `leaderboard.html`, `.csv` and `.md` of all records in `folder`, earlier ones too.
@@ -69,7 +69,7 @@ def publish(
 def _without_record(
     folder: Path,
     finished: set[str],
-    planned: Sequence[Planned] | None,
+    planned: Sequence[ResolvedCase] | None,
     failures: Sequence[Failure],
 ) -> list[Failure]:
     """Return what failed, in earlier runs too; a case that has an older record did not."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from robustbench_med import registry, spec
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.execute import Outcome, execute
-from robustbench_med.bench.plan import Planned, plan
+from robustbench_med.bench.plan import ResolvedCase, plan
 from robustbench_med.bench.runner import Shared, device_of
 from robustbench_med.bench.suite import Grid, Suite
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
@@ -49,7 +49,7 @@ class Places(NamedTuple):
 
 def replan(
     case: Case, *, data: Path | None = None, code: bool = False, places: Places | None = None
-) -> Planned:
+) -> ResolvedCase:
     """Return a case planned again: the same choices, what they stand for here and now.
 
     Args:
@@ -173,7 +173,7 @@ def _moved(victim: str, place: str | None, option: str) -> str:
 
 
 def run_again(
-    planned: Planned, *, images: bool = False, device: str = "cpu", ready: Shared | None = None
+    planned: ResolvedCase, *, images: bool = False, device: str = "cpu", ready: Shared | None = None
 ) -> Outcome:
     """Return the outcome of a case, written nowhere.
 

@@ -17,7 +17,7 @@ from robustbench_med import stats
 from robustbench_med.bench import store
 from robustbench_med.bench.differ import line, plain, same, written
 from robustbench_med.bench.record import Estimate, Record, Stored
-from robustbench_med.bench.score import of_attack
+from robustbench_med.bench.scoring import score_attack
 from robustbench_med.errors import ResultsError
 from robustbench_med.metrics.classification import Predictions, flips, score
 from robustbench_med.metrics.segmentation import score_masks
@@ -165,7 +165,7 @@ def restated(stored: Stored) -> list[dict[str, Estimate]]:
             metrics = {"accuracy": stats.cluster_mean(right, clusters)}
         else:
             metrics = _of_labels(record, first, rows, clusters, weights)
-        found.append(metrics | of_attack(rows, clusters, weights))
+        found.append(metrics | score_attack(rows, clusters, weights))
     return found
 
 

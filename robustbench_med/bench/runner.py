@@ -26,9 +26,9 @@ from robustbench_med import registry, spec
 from robustbench_med.bench import store, workers
 from robustbench_med.bench.execute import execute
 from robustbench_med.bench.failure import Failure, unique_labels
-from robustbench_med.bench.plan import Planned
-from robustbench_med.bench.prepare import Prepared, mistaken, prepare, shared_by
-from robustbench_med.bench.surrogate import Surrogate, blind, crafted_alike, load_surrogate
+from robustbench_med.bench.plan import ResolvedCase
+from robustbench_med.bench.setup import AttackSetup, attacker_view, prepare_setup, setup_key
+from robustbench_med.bench.transfer import Surrogate, crafting_key, is_oblivious, load_surrogate
 from robustbench_med.errors import BenchError, InvalidOutputError, SpecError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _WORTH = 15.0  # seconds of attacks below which starting processes costs more th
 
 
 def run_cases(
-    planned: list[Planned],
+    planned: list[ResolvedCase],
     folder: Path,
     *,
     console: Console,
@@ -104,7 +104,7 @@ def run_cases(
     return failures
 
 
-_Ran = tuple[list[Planned], list[Failure]]  # cases, and those of them that failed
+_Ran = tuple[list[ResolvedCase], list[Failure]]  # cases, and those of them that failed
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class _Work:
     device: torch.device
     labels: dict[str, str]  # by case id
 
-    def failure(self, one: Planned, reason: str) -> Failure:
+    def failure(self, one: ResolvedCase, reason: str) -> Failure:
         """Return a case of this run that has no record, and why."""
         defense = spec.parse(one.case.defense).name
         return Failure(
@@ -130,7 +130,7 @@ class _Work:
             defense=None if defense == "none" else registry.find("defenses", defense),
         )
 
-    def run(self, one: Planned, ready: Shared) -> list[Failure]:
+    def run(self, one: ResolvedCase, ready: Shared) -> list[Failure]:
         """Run a case and write its record; return the failure if it failed."""
         try:
             outcome = execute(
@@ -154,13 +154,15 @@ class _Work:
         return []
 
 
-def _one_by_one(waiting: list[Planned], work: _Work) -> Generator[_Ran, None, None]:
+def _one_by_one(waiting: list[ResolvedCase], work: _Work) -> Generator[_Ran, None, None]:
     ready = Shared(work.device)
     for one in waiting:
         yield [one], work.run(one, ready)
 
 
-def _at_once(shares: list[list[Planned]], work: _Work, jobs: int) -> Generator[_Ran, None, None]:
+def _at_once(
+    shares: list[list[ResolvedCase]], work: _Work, jobs: int
+) -> Generator[_Ran, None, None]:
     """Run the shares in `jobs` processes, the longest first; a process that dies ends the rest."""
     threads = max((os.cpu_count() or 1) // jobs, 1)
     longest = sorted(shares, key=lambda cases: -sum(map(_seconds, cases)))
@@ -179,22 +181,22 @@ def _at_once(shares: list[list[Planned]], work: _Work, jobs: int) -> Generator[_
 
 
 def _share(
-    place: int, cases: list[Planned], work: _Work, threads: int
+    place: int, cases: list[ResolvedCase], work: _Work, threads: int
 ) -> tuple[int, list[Failure]]:
     torch.set_num_threads(threads)
     return place, [failed for _, reasons in _one_by_one(cases, work) for failed in reasons]
 
 
-def _shares(waiting: list[Planned]) -> list[list[Planned]]:
+def _shares(waiting: list[ResolvedCase]) -> list[list[ResolvedCase]]:
     """Return the cases in groups that share a victim, or the candidates of a surrogate."""
-    groups: defaultdict[tuple[object, ...], list[Planned]] = defaultdict(list)
+    groups: defaultdict[tuple[object, ...], list[ResolvedCase]] = defaultdict(list)
     for one in waiting:
-        alike = one.case.surrogate is not None or blind(one.case)
-        groups[crafted_alike(one.case) if alike else shared_by(one.case)].append(one)
+        alike = one.case.surrogate is not None or is_oblivious(one.case)
+        groups[crafting_key(one.case) if alike else setup_key(one.case)].append(one)
     return list(groups.values())
 
 
-def _check_private(planned: list[Planned], folder: Path) -> None:
+def _check_private(planned: list[ResolvedCase], folder: Path) -> None:
     """Raise SpecError where images of real data would be saved among the committed records."""
     committed = registry.CORE.parent / "results"
     home = folder.resolve()
@@ -208,13 +210,13 @@ def _check_private(planned: list[Planned], folder: Path) -> None:
             )
 
 
-def _worthwhile(waiting: list[Planned], device: torch.device) -> int:
+def _worthwhile(waiting: list[ResolvedCase], device: torch.device) -> int:
     if device.type != "cpu" or sum(map(_seconds, waiting)) < _WORTH:
         return 1
     return min(os.cpu_count() or 1, _MOST)
 
 
-def _seconds(one: Planned) -> float:
+def _seconds(one: ResolvedCase) -> float:
     return one.seconds or 1.0
 
 
@@ -224,32 +226,32 @@ class Shared:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._key: tuple[object, ...] = ()
-        self._value: Prepared | InvalidOutputError | None = None
+        self._value: AttackSetup | InvalidOutputError | None = None
         self._dataset = ""
         self._surrogates: dict[tuple[object, ...], Surrogate] = {}
 
-    def of(self, one: Planned) -> Prepared:
+    def of(self, one: ResolvedCase) -> AttackSetup:
         """Return what a case is run on, prepared now unless it was for the last one."""
         ready = self._prepared(one)
-        if one.case.surrogate is None and not blind(one.case):
+        if one.case.surrogate is None and not is_oblivious(one.case):
             return ready
         if one.case.dataset != self._dataset:  # candidates of another dataset are of no more use
             self._dataset, self._surrogates = one.case.dataset, {}
-        key = crafted_alike(one.case)
+        key = crafting_key(one.case)
         if key not in self._surrogates:
-            if blind(one.case):
-                own = Surrogate(mistaken(ready, one.case), one.data.card, one.case.threat)
+            if is_oblivious(one.case):
+                own = Surrogate(attacker_view(ready, one.case), one.data.card, one.case.threat)
             else:
                 own = load_surrogate(one.case, one.data.card, self._device)
             self._surrogates[key] = own
         return replace(ready, surrogate=self._surrogates[key])
 
-    def _prepared(self, one: Planned) -> Prepared:
-        key = shared_by(one.case)
+    def _prepared(self, one: ResolvedCase) -> AttackSetup:
+        key = setup_key(one.case)
         if key != self._key or self._value is None:
             self._value = None
             try:
-                self._value = prepare(one.case, one.data, self._device, own=one.own)
+                self._value = prepare_setup(one.case, one.data, self._device, own=one.own)
             except InvalidOutputError as error:
                 self._value = error
             self._key = key
@@ -258,7 +260,7 @@ class Shared:
         return self._value
 
 
-def prepared(one: Planned, device: torch.device) -> Prepared:
+def prepared(one: ResolvedCase, device: torch.device) -> AttackSetup:
     """Return the victim, images and surrogate of a single case."""
     return Shared(device).of(one)
 

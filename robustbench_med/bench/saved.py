@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from robustbench_med.bench.columns import KEPT, Columns, Table, measure
+from robustbench_med.bench.measurements import CANDIDATES, Measurements, Table, measure
 from robustbench_med.bench.record import Images as Entry
 from robustbench_med.errors import ResultsError
 from robustbench_med.problem import Problem
@@ -48,8 +48,8 @@ class Saved(NamedTuple):
         return Entry(file=FILE, kept=len(self.images), sha256=hashlib.sha256(self.file).hexdigest())
 
     def columns(
-        self, problem: Problem, radii: tuple[float, ...], depth: int, rest: Columns
-    ) -> Columns:
+        self, problem: Problem, radii: tuple[float, ...], depth: int, rest: Measurements
+    ) -> Measurements:
         """Return what the judge and the ball say of the saved images, `(r, b, ...)` a name.
 
         Args:
@@ -83,7 +83,7 @@ class Saved(NamedTuple):
         return table.columns
 
 
-def saved_of(columns: Columns, x: Tensor, *, masks: bool) -> Saved:
+def saved_of(columns: Measurements, x: Tensor, *, masks: bool) -> Saved:
     """Return the images worth saving of a case whose candidates were kept.
 
     Args:
@@ -91,7 +91,7 @@ def saved_of(columns: Columns, x: Tensor, *, masks: bool) -> Saved:
         x: `(b, c, *s)` clean images of the samples attacked.
         masks: whether the victim calls masks.
     """
-    z = columns[KEPT]
+    z = columns[CANDIDATES]
     wanted: Bool[Tensor, "r b"] = columns["broken"]
     if masks:
         wanted = (z != x[None]).flatten(2).any(2)

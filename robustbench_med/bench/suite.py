@@ -119,7 +119,7 @@ def read_suite(path: Path) -> Suite:
     return registry.validate(Suite, {**values, "name": path.stem}, str(path))
 
 
-def narrowed(suite: Suite, given: dict[str, Any], seed: int | None) -> Suite:
+def override(suite: Suite, given: dict[str, Any], seed: int | None) -> Suite:
     """Return the suite with fields of its grids replaced, e.g. `{"n": 20}`.
 
     A suite whose datasets are replaced keeps one grid, its first, on those datasets; where they are

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from robustbench_med.bench.plan import Planned, bound
+from robustbench_med.bench.plan import ResolvedCase, bound
 from robustbench_med.bench.rounding import processor
 from robustbench_med.datasets.cache import cache_root
 from robustbench_med.errors import BenchError
@@ -56,7 +56,7 @@ class Clock:
             found = json.loads(self._file.read_text())
             self._known = {k: float(v) for k, v in found.items() if float(v) > 0}
 
-    def seconds(self, planned: Planned) -> Seconds | None:
+    def seconds(self, planned: ResolvedCase) -> Seconds | None:
         """Return what a case costs here, None where its victim cannot be timed."""
         gradient = self._gradient(planned)
         if gradient is None:
@@ -66,7 +66,7 @@ class Clock:
         likely = most * _NEEDED.get(case.attack, 1.0)
         return Seconds(max(likely, _LEAST), max(most, _LEAST))
 
-    def _gradient(self, planned: Planned) -> float | None:
+    def _gradient(self, planned: ResolvedCase) -> float | None:
         """Return the seconds of one image forward and backward."""
         case = planned.case
         here = (torch.__version__, processor(), torch.get_num_threads())

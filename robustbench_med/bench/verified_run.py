@@ -12,12 +12,12 @@ from typing import Literal
 import torch
 
 from robustbench_med import registry
-from robustbench_med.bench.columns import Columns, first_size
+from robustbench_med.bench.attack_run import AttackRun, run_attack
 from robustbench_med.bench.gradient_check import MOVED, PASSES, compare
-from robustbench_med.bench.plan import Planned
-from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.measurements import Measurements, smallest_success
+from robustbench_med.bench.plan import ResolvedCase
+from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.traced_guide import traced_guide
-from robustbench_med.bench.walk import Run, walk
 from robustbench_med.cards import AttackCard
 from robustbench_med.problem import Counter
 from robustbench_med.rng import seeded
@@ -62,15 +62,15 @@ class GradientFinding:
         return self.disagree > 0 or self.moved > 0
 
 
-def run_verified(planned: Planned, ready: Prepared, *, keeps: bool = False) -> Run:
-    """Attack a victim as `walk` does, check the gradients, and attack again where they lie."""
-    run = walk(planned, ready, keeps=keeps)
+def run_verified(planned: ResolvedCase, ready: AttackSetup, *, keeps: bool = False) -> AttackRun:
+    """Attack as `run_attack` does, check the gradients, and attack again where they lie."""
+    run = run_attack(planned, ready, keeps=keeps)
     finding = check_gradients(planned, ready, run)
     if finding is None or not finding.lies or ready.surrogate is not None:
         return run._replace(gradients=finding)
     guide = _honest_guide(planned, ready, run)
     if guide is not None:
-        again = walk(planned, replace(ready, guide=guide), keeps=keeps)
+        again = run_attack(planned, replace(ready, guide=guide), keeps=keeps)
         finding = replace(finding, remedy="traced", counter=run.counter)
         return merged(again, run)._replace(gradients=finding)
     square: AttackCard = registry.find("attacks", "square")
@@ -79,12 +79,14 @@ def run_verified(planned: Planned, ready: Prepared, *, keeps: bool = False) -> R
         return run._replace(gradients=finding)
     parameters = {**square.parameters, "queries": QUERIES}
     asks = case.model_copy(update={"attack": "square", "parameters": parameters})
-    again = walk(planned._replace(case=asks), ready, keeps=keeps)
+    again = run_attack(planned._replace(case=asks), ready, keeps=keeps)
     finding = replace(finding, remedy="queries", counter=run.counter)
     return merged(run, again)._replace(gradients=finding)
 
 
-def check_gradients(planned: Planned, ready: Prepared, run: Run) -> GradientFinding | None:
+def check_gradients(
+    planned: ResolvedCase, ready: AttackSetup, run: AttackRun
+) -> GradientFinding | None:
     """Return what finite differences say of the gradients of a run; None where it got none."""
     victim, samples = ready.victim, [] if run.recorder is None else run.recorder.samples
     coarse = planned.case.guide == "bfloat16"
@@ -106,7 +108,7 @@ def check_gradients(planned: Planned, ready: Prepared, run: Run) -> GradientFind
     )
 
 
-def _honest_guide(planned: Planned, ready: Prepared, run: Run) -> Victim | None:
+def _honest_guide(planned: ResolvedCase, ready: AttackSetup, run: AttackRun) -> Victim | None:
     """Return the victim with the gradients of its own operations, traced once a victim."""
     place = ("traced guide", ready.guide is None)
     if place not in ready.probes:
@@ -118,13 +120,13 @@ def _honest_guide(planned: Planned, ready: Prepared, run: Run) -> Victim | None:
     return found
 
 
-def merged(run: Run, other: Run) -> Run:
+def merged(run: AttackRun, other: AttackRun) -> AttackRun:
     """Return a run whose images keep, at each radius, what does more harm in either of two.
 
     Both are of the same images and radii. All that is not of an image is the first one's, but the
     cost, which is of both.
     """
-    rungs: Columns = {name: value.clone() for name, value in run.rungs.items()}
+    rungs: Measurements = {name: value.clone() for name, value in run.rungs.items()}
     harm = (one.rungs["harm"].masked_fill(one.rungs["done"], torch.inf) for one in (run, other))
     mine, theirs = harm
     broken = other.rungs["broken"] & ~run.rungs["broken"]
@@ -136,7 +138,9 @@ def merged(run: Run, other: Run) -> Run:
         forward=run.counter.forward + other.counter.forward,
         backward=run.counter.backward + other.counter.backward,
     )
-    distance = run.distance.minimum(first_size(rungs) if other.minimal is False else other.distance)
+    distance = run.distance.minimum(
+        smallest_success(rungs) if other.minimal is False else other.distance
+    )
     return run._replace(
         rungs=rungs, distance=distance, counter=counter, seconds=run.seconds + other.seconds
     )

@@ -22,7 +22,7 @@ from robustbench_med.bench.noise import (
     noise_of,
     other_outcome,
 )
-from robustbench_med.bench.plan import Planned
+from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.bench.record import Estimate, Record, Stored
 from robustbench_med.bench.rerun import Places, called_as, changed, replan, run_again
 from robustbench_med.bench.restated import contradictions, misshapen, shown
@@ -103,7 +103,7 @@ def verify(
     return found._replace(machines=told)
 
 
-def _named_as(record: Record, planned: Planned) -> Planned:
+def _named_as(record: Record, planned: ResolvedCase) -> ResolvedCase:
     """Return a case with its model called as the record does: a moved file changes its spec."""
     if planned.case.victim == record.case.victim:
         return planned
@@ -117,7 +117,7 @@ def _named_as(record: Record, planned: Planned) -> Planned:
 
 
 def _recomputed(
-    stored: Stored, planned: Planned, images: bool, device: str, ready: Shared | None
+    stored: Stored, planned: ResolvedCase, images: bool, device: str, ready: Shared | None
 ) -> Finding:
     record = stored.record
     if record.status == "invalid":
@@ -372,7 +372,7 @@ def _alike(name: str, want: Estimate, got: Estimate, step: float, outcomes: int)
     return all(b.low - EXACT <= a.value <= b.high + EXACT for a, b in pairs)
 
 
-def _invalid(record: Record, planned: Planned, device: str) -> Finding:
+def _invalid(record: Record, planned: ResolvedCase, device: str) -> Finding:
     try:
         again = run_again(planned, device=device).record
     except InvalidOutputError as error:  # where it is not caught: while drawing pictures

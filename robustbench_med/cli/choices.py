@@ -124,14 +124,14 @@ _GRID = {
 
 def suite_of(choices: Mapping[str, Any]) -> Suite:
     """Return the chosen suite with the other choices in place of its own."""
-    from robustbench_med.bench.suite import find_suite, narrowed
+    from robustbench_med.bench.suite import find_suite, override
 
     given = {
         field: choices[key] for key, field in _GRID.items() if choices[key] not in (None, [], ())
     }
     if "ladder" in given:
         given["ladder"] = [part.strip() for part in given["ladder"].split(",")]
-    return narrowed(find_suite(choices["suite"]), given, choices["seed"])
+    return override(find_suite(choices["suite"]), given, choices["seed"])
 
 
 def command_of(choices: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from robustbench_med.bench.failure import Failure
-    from robustbench_med.bench.plan import Planned
+    from robustbench_med.bench.plan import ResolvedCase
     from robustbench_med.bench.suite import Suite
     from robustbench_med.bench.timing import Seconds
 
@@ -204,7 +204,9 @@ def leaderboard(
     _not_scored(unreadable, console)
 
 
-def _plan(suite: Suite, data: Path | None, console: Console) -> tuple[list[Planned], list[Failure]]:
+def _plan(
+    suite: Suite, data: Path | None, console: Console
+) -> tuple[list[ResolvedCase], list[Failure]]:
     from robustbench_med.bench.plan import plan
 
     with console.status("reading data and cards"):
@@ -214,7 +216,7 @@ def _plan(suite: Suite, data: Path | None, console: Console) -> tuple[list[Plann
     return planned, refused
 
 
-def _only(planned: list[Planned], ids: list[str]) -> list[Planned]:
+def _only(planned: list[ResolvedCase], ids: list[str]) -> list[ResolvedCase]:
     known = [one.case.id for one in planned]
     meant = {text: [one for one in known if text and one.startswith(text)] for text in ids}
     unknown = {text for text, found in meant.items() if len(set(found)) != 1}
@@ -241,7 +243,7 @@ def _publish(
     title: str,
     console: Console,
     *,
-    planned: list[Planned] | None = None,
+    planned: list[ResolvedCase] | None = None,
     failures: list[Failure] | None = None,
 ) -> list[Failure]:
     """Write the boards of all records in `folder`, then print them; return what is unreadable.

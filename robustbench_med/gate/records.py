@@ -16,7 +16,7 @@ from robustbench_med import registry
 from robustbench_med.bench import store
 from robustbench_med.bench.pack import discard
 from robustbench_med.bench.record import Record, Stored
-from robustbench_med.bench.spread import PATTERNS
+from robustbench_med.bench.universal_run import PATTERNS
 from robustbench_med.errors import ResultsError
 from robustbench_med.models.user_factory import factory_of
 

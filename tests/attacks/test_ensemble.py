@@ -105,7 +105,7 @@ def test_what_is_out_of_reach_costs_a_scout_only() -> None:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_passes_stay_below_the_card(norm: Norm) -> None:
     from robustbench_med import registry
-    from robustbench_med.bench.chosen import passes
+    from robustbench_med.bench.attack_spec import passes
 
     card = registry.find("attacks", "worst_case")
     problem = waves(norm, 10).at(1e-6)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from attacks import _peer_packages, peers
 from robustbench_med import registry
-from robustbench_med.bench.chosen import attack_of, passes
+from robustbench_med.bench.attack_spec import passes, resolve_attack
 from robustbench_med.bench.suite import Grid
 from robustbench_med.cards import AttackCard
 from robustbench_med.errors import BenchError, NotInstalledError, SpecError, UnknownNameError
@@ -348,7 +348,7 @@ def test_the_judge_is_attacked_and_not_the_guide() -> None:
 
 def test_the_card_is_what_the_plan_needs() -> None:
     grid = Grid(datasets=("d",), attacks=("a",), ladder=(0.1,))
-    card, parameters, ladder, trains = attack_of("torchattacks:PGD(steps=5)", grid)
+    card, parameters, ladder, trains = resolve_attack("torchattacks:PGD(steps=5)", grid)
     assert (ladder, trains) == ((0.1,), False)
     assert (card.name, card.title, card.version) == ("torchattacks:PGD", "PGD (torchattacks)", 1)
     assert card.source == "torchattacks 3.5.1"
@@ -364,7 +364,7 @@ def test_the_card_is_what_the_plan_needs() -> None:
     }
     for text, message in wrong.items():
         with pytest.raises(SpecError, match=message):
-            attack_of(text, grid)
+            resolve_attack(text, grid)
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_med import registry
+from robustbench_med.bench.attack_run import run_attack
 from robustbench_med.bench.checks import checks_of
 from robustbench_med.bench.evidence import Evidence
 from robustbench_med.bench.execute import execute
-from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import Check, Record
-from robustbench_med.bench.score import score
-from robustbench_med.bench.walk import walk
+from robustbench_med.bench.scoring import score_run
+from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images
@@ -136,14 +136,14 @@ def trained(kind: type[Honest]) -> Victim:
     return victim_of(module)
 
 
-def ready_of(victim: Victim) -> Prepared:
+def ready_of(victim: Victim) -> AttackSetup:
     x, y = images()
     data = dataset_of(x, y, K)
     batch = data.batch("test")
     with torch.random.fork_rng():
         torch.manual_seed(1)
         clean, again = victim.logits(batch.x), victim.logits(batch.x)
-    return Prepared(
+    return AttackSetup(
         batch,
         victim,
         MODEL,
@@ -205,8 +205,8 @@ def flags_of_planted(
     monkeypatch.setitem(registry._load("attacks"), "planted", card)
     ready = ready_of(trained(Honest))
     planned = planned_of(ready.data, "planted", ladder=ladder)
-    run = walk(planned, ready)
-    audit = score(planned.case, ready, run).audit
+    run = run_attack(planned, ready)
+    audit = score_run(planned.case, ready, run).audit
     checks, _ = checks_of(Evidence(planned, ready, run, audit, card))
     return {check.name: check for check in checks}
 
@@ -223,8 +223,8 @@ def test_an_attack_of_one_step_is_not_asked_about_its_steps(
     card = card.model_copy(update={"passes": "2"})  # two looks at the victim, and no step
     ready = ready_of(trained(Honest))
     planned = planned_of(ready.data, "planted", ladder=LADDER)
-    run = walk(planned, ready)
-    audit = score(planned.case, ready, run).audit
+    run = run_attack(planned, ready)
+    audit = score_run(planned.case, ready, run).audit
     checks, _ = checks_of(Evidence(planned, ready, run, audit, card))
     assert "one_step_beats_iterative" not in {one.name for one in checks}
 

@@ -13,15 +13,15 @@ from torch import Tensor
 from attacks.pgd import pgd
 from robustbench_med import registry, spec
 from robustbench_med.ball import Ball
-from robustbench_med.bench import score, walk
+from robustbench_med.bench import attack_run, scoring
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.detect import Rest
+from robustbench_med.bench.defense_spec import resolve_defense
+from robustbench_med.bench.detector_metrics import Rest
 from robustbench_med.bench.evidence import Evidence, Watch
-from robustbench_med.bench.plan import Planned, plan
-from robustbench_med.bench.prepare import Prepared, mistaken, prepare
+from robustbench_med.bench.plan import ResolvedCase, plan
+from robustbench_med.bench.setup import AttackSetup, attacker_view, prepare_setup
 from robustbench_med.bench.suite import Suite, find_suite
-from robustbench_med.bench.surrogate import Surrogate, crafted_alike
-from robustbench_med.bench.wrapped import wrapping_of
+from robustbench_med.bench.transfer import Surrogate, crafting_key
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.defense import Certified, Fitting, guarded, threshold_of
 from robustbench_med.errors import SpecError
@@ -35,7 +35,7 @@ from tests.bench.toys import dataset_of, planned_of, prepared_of
 from tests.toys import Linear, victim_of
 
 
-def planned_with(**fields: Any) -> list[Planned]:  # noqa: ANN401
+def planned_with(**fields: Any) -> list[ResolvedCase]:  # noqa: ANN401
     grid = {
         "datasets": ["phantom_fundus"],
         "victims": ["fundus_resnet"],
@@ -71,11 +71,11 @@ def test_another_detector_is_evaded_in_the_place_of_the_one_deployed() -> None:
     assert planned.case.rival == "feature_mixture(fpr=0.05, components=2, fit=512)"
     mixture = planned_with(defenses=["feature_mixture"], attacks=["pgd(steps=2)"])[0]
     cpu = torch.device("cpu")
-    ready, own = (prepare(one.case, one.data, cpu) for one in (planned, mixture))
-    seen = mistaken(ready, planned.case)
+    ready, own = (prepare_setup(one.case, one.data, cpu) for one in (planned, mixture))
+    seen = attacker_view(ready, planned.case)
     assert ready.surrogate is None
     assert ready.bare is not None
-    assert mistaken(ready, usual_case(planned, "oblivious")) is ready.bare
+    assert attacker_view(ready, usual_case(planned, "oblivious")) is ready.bare
     with frozen(seen.module):
         found = seen.outputs(ready.batch.x).suspicion
     torch.testing.assert_close(found, own.suspicion)
@@ -89,7 +89,7 @@ def test_another_detector_is_evaded_in_the_place_of_the_one_deployed() -> None:
     assert (posed.objective.base, posed.objective.loss) == (goal.base, "both")
 
 
-def usual_case(planned: Planned, knowledge: str) -> Case:
+def usual_case(planned: ResolvedCase, knowledge: str) -> Case:
     return planned.case.model_copy(update={"knowledge": knowledge})
 
 
@@ -135,7 +135,7 @@ def test_a_defense_says_which_tasks_it_takes() -> None:
 
 
 def test_no_defense_is_spelled_none() -> None:
-    assert wrapping_of("none").text == "none"
+    assert resolve_defense("none").text == "none"
 
 
 def test_the_threshold_rejects_no_more_than_its_share() -> None:
@@ -158,7 +158,7 @@ def suspect(x: Images, _: Logits) -> Tensor:
 EPS = 0.25
 
 
-def posed() -> tuple[Dataset, Prepared]:
+def posed() -> tuple[Dataset, AttackSetup]:
     """Return images of class 0, of which the first three are rejected when clean."""
     generator = torch.Generator().manual_seed(1)
     pixels = torch.rand(24, 2, generator=generator) * 0.1 + torch.tensor([0.5, 0.25])
@@ -176,7 +176,10 @@ def posed() -> tuple[Dataset, Prepared]:
     return data, replace(bare, victim=judge, bare=victim, suspicion=seen)
 
 
-def walked(knowledge: str, **parameters: Any) -> tuple[Planned, Prepared, walk.Run]:  # noqa: ANN401
+def walked(
+    knowledge: str,
+    **parameters: Any,  # noqa: ANN401
+) -> tuple[ResolvedCase, AttackSetup, attack_run.AttackRun]:
     data, ready = posed()
     planned = planned_of(
         data, "pgd", knowledge=knowledge, defense="d", ladder=(EPS,), parameters=parameters
@@ -184,7 +187,7 @@ def walked(knowledge: str, **parameters: Any) -> tuple[Planned, Prepared, walk.R
     if knowledge == "oblivious":
         assert ready.bare is not None
         ready = replace(ready, surrogate=Surrogate(ready.bare, data.card, "white_box"))
-    return planned, ready, walk.walk(planned, ready)
+    return planned, ready, attack_run.run_attack(planned, ready)
 
 
 def test_what_is_rejected_when_clean_is_lost_and_not_attacked() -> None:
@@ -195,7 +198,7 @@ def test_what_is_rejected_when_clean_is_lost_and_not_attacked() -> None:
     assert int(rejected.sum()) == 4  # and the one of 21 that the threshold gives up
     assert not run.attacked[rejected].any()
     assert run.attacked[~rejected].all()
-    samples = score.score(planned.case, ready, run).samples
+    samples = scoring.score_run(planned.case, ready, run).samples
     clean = samples[samples["eps"] == 0]
     np.testing.assert_array_equal(clean["correct"], ~rejected.numpy())
     np.testing.assert_array_equal(clean["rejected"], rejected.numpy())
@@ -220,7 +223,7 @@ def test_who_knows_the_detector_goes_on_where_it_lets_him_pass() -> None:
     assert calm is not None
     assert knowing.rungs["suspicion"].mean() < calm.mean() - 0.1
     areas = [
-        score.score(planned.case, ready, run).rungs[1].metrics["auroc"].value
+        scoring.score_run(planned.case, ready, run).rungs[1].metrics["auroc"].value
         for run in (knowing, blind)
     ]
     assert areas[0] < areas[1] - 0.2
@@ -242,23 +245,26 @@ def test_an_image_that_is_rejected_is_no_success_passed_over() -> None:
 def test_clean_images_that_nobody_attacked_are_told_from_all_that_were() -> None:
     planned, ready, run = walked("oblivious")
     rest = Rest(np.linspace(-1, -0.5, 120), None)
-    halves = score.score(planned.case, ready, run).rungs[1].metrics
-    whole = score.score(planned.case, replace(ready, rest=rest), run).rungs[1].metrics
+    halves = scoring.score_run(planned.case, ready, run).rungs[1].metrics
+    whole = scoring.score_run(planned.case, replace(ready, rest=rest), run).rungs[1].metrics
     assert whole["positives"].value == 20
     assert halves["positives"].value < 20
     assert np.isnan(halves["tpr_at_1"].value)
     assert whole["tpr_at_1"].value == 1
     assert whole["false_alarms"].value == pytest.approx(1000 * 4 / 144)
     few = replace(ready, rest=Rest(rest.suspicion[:10], None))
-    assert score.score(planned.case, few, run).rungs[1].metrics["positives"] == halves["positives"]
+    assert (
+        scoring.score_run(planned.case, few, run).rungs[1].metrics["positives"]
+        == halves["positives"]
+    )
 
 
 def test_no_metric_stands_beside_an_accuracy_that_counts_rejections_and_does_not() -> None:
     planned, ready, run = walked("oblivious")
-    names = set(score.score(planned.case, ready, run).rungs[1].metrics)
+    names = set(scoring.score_run(planned.case, ready, run).rungs[1].metrics)
     assert (
         "balanced_accuracy"
-        in score.score(planned.case, replace(ready, suspicion=None), run).rungs[1].metrics
+        in scoring.score_run(planned.case, replace(ready, suspicion=None), run).rungs[1].metrics
     )
     assert not {name for name in names if "balanced" in name or name.startswith("flip")}
 
@@ -269,7 +275,11 @@ def test_every_board_of_detectors_has_attacks_that_do_not_only_climb_both_losses
     boards: dict[tuple[str, str], set[str]] = {}
     for grid in grids:
         for text in grid.defenses:
-            if grid.norm == "linf" and "adaptive" in grid.knowledge and wrapping_of(text).guards:
+            if (
+                grid.norm == "linf"
+                and "adaptive" in grid.knowledge
+                and resolve_defense(text).guards
+            ):
                 for name in grid.datasets:
                     attacks = {spec.parse(attack).name for attack in grid.attacks}
                     boards.setdefault((name, text), set()).update(attacks)
@@ -292,8 +302,8 @@ def test_a_watched_attack_climbs_the_guide_and_is_judged_by_the_judge() -> None:
     view = replace(ready.bare, before=through(judge.before or torch.round))
     planned = planned_of(data, "pgd", parameters={"steps": 5}, ladder=(0.05,))
     ready = replace(prepared_of(judge, data), guide=view)
-    run = walk.walk(planned, ready)
-    audit = score.score(planned.case, ready, run).audit
+    run = attack_run.run_attack(planned, ready)
+    audit = scoring.score_run(planned.case, ready, run).audit
     found = Evidence(planned, ready, run, audit, registry.find("attacks", "pgd"))
     assert found.watched is not None
     watch, verdict = found.watched
@@ -304,7 +314,7 @@ def test_a_watched_attack_climbs_the_guide_and_is_judged_by_the_judge() -> None:
 
 def test_a_caught_image_counts_as_right_though_it_is_called_wrong() -> None:
     planned, ready, run = walked("oblivious")
-    found = score.score(planned.case, ready, run)
+    found = scoring.score_run(planned.case, ready, run)
     attacked = found.samples[(found.samples["eps"] > 0) & found.samples["attacked"]]
     assert (attacked["prediction"] == 1).all()
     assert attacked["rejected"].all()
@@ -323,8 +333,8 @@ def test_candidates_of_an_oblivious_attacker_are_shared_by_the_defenses_of_one_v
         planned_of(data, "pgd", knowledge="oblivious", defense=text, victim_sha256=weights).case
         for text, weights in (("d", "1" * 64), ("e", "1" * 64), ("d", "2" * 64))
     )
-    assert crafted_alike(one) == crafted_alike(other)
-    assert crafted_alike(one) != crafted_alike(trained_anew)
+    assert crafting_key(one) == crafting_key(other)
+    assert crafting_key(one) != crafting_key(trained_anew)
 
 
 def test_the_curve_of_a_certificate() -> None:
@@ -332,11 +342,11 @@ def test_the_curve_of_a_certificate() -> None:
     label = torch.zeros(24, dtype=torch.int64)
     label[:6], label[6:12] = -1, 1
     radius = torch.where(label < 0, 0.0, torch.linspace(0.5, 1.0, 24))
-    found = score.certificate(replace(ready, certified=Certified(label, radius)))
+    found = scoring.certificate(replace(ready, certified=Certified(label, radius)))
     assert found is not None
     assert found.radii[0] == 0
     assert found.radii[-1] == 1
     assert found.abstained.value == 0.25
     assert found.correct[0].value == 0.5
     assert found.correct[-1].value == pytest.approx(1 / 24)
-    assert score.certificate(ready) is None
+    assert scoring.certificate(ready) is None

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from robustbench_med.bench.execute import execute
 from robustbench_med.bench.gradient_check import _Differences, compare
 from robustbench_med.bench.gradient_recorder import GradientRecorder, GradientSample
-from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import Record
+from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.traced_guide import TracedModule, traced_guide
 from robustbench_med.objectives.decide import kept
 from robustbench_med.rng import seeded
@@ -80,7 +80,7 @@ def record_of(
     batch = data.batch("test")
     with frozen(victim.module):
         clean = kept(victim.logits(batch.x))
-    ready = Prepared(batch, victim, MODEL, data, clean, probabilities=False)
+    ready = AttackSetup(batch, victim, MODEL, data, clean, probabilities=False)
     values = {
         "ladder": (0.02,),
         "parameters": {"steps": 8, "reach": 2.5} if attack == "pgd" else {},

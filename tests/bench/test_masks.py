@@ -17,18 +17,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from robustbench_med import registry
+from robustbench_med.bench.attack_run import AttackRun, run_attack
 from robustbench_med.bench.channels import channels_of
 from robustbench_med.bench.checks import checks_of
 from robustbench_med.bench.evidence import Evidence
 from robustbench_med.bench.examples import pictures_of
 from robustbench_med.bench.execute import execute
-from robustbench_med.bench.plan import Planned, data_sha256
-from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.plan import ResolvedCase, data_sha256
 from robustbench_med.bench.record import Flag
-from robustbench_med.bench.score import Scores, score
+from robustbench_med.bench.scoring import Scores, score_run
+from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.suite import Grid
-from robustbench_med.bench.surrogate import crafted_alike
-from robustbench_med.bench.walk import Run, walk
+from robustbench_med.bench.transfer import crafting_key
 from robustbench_med.cards import AttackCard
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.decide import kept
@@ -57,32 +57,32 @@ def images(n: int = 6, channels: int = 1, size: tuple[int, ...] = (8, 8), seed: 
     return x
 
 
-def ready_for(x: Tensor, y: Tensor | None = None, **fields: Any) -> Prepared:  # noqa: ANN401
+def ready_for(x: Tensor, y: Tensor | None = None, **fields: Any) -> AttackSetup:  # noqa: ANN401
     size = tuple(x.shape[2:])
     victim = Victim(Threshold(), InputContract(channels=x.shape[1], size=size), chunk=4)
     truth = (x[:, -1] > 0.5).long() if y is None else y
     given = {"classes": ("background", "lesion"), "normal": None, "task": "segmentation"} | fields
     data = dataset_of(x, truth, 2, **given)
     batch = data.batch("test")
-    return Prepared(batch, victim, MODEL, data, kept(victim.logits(batch.x)), False)
+    return AttackSetup(batch, victim, MODEL, data, kept(victim.logits(batch.x)), False)
 
 
-def plan(ready: Prepared, attack: str = "pgd", **fields: Any) -> Planned:  # noqa: ANN401
+def plan(ready: AttackSetup, attack: str = "pgd", **fields: Any) -> ResolvedCase:  # noqa: ANN401
     few = {"parameters": {"steps": 5}} if attack in ("pgd", "segpgd") else {}
     return planned_of(ready.data, attack, **({"ladder": LADDER} | few | fields))
 
 
-def scored(ready: Prepared, attack: str = "pgd", **fields: Any) -> tuple[Run, Scores]:  # noqa: ANN401
+def scored(ready: AttackSetup, attack: str = "pgd", **fields: Any) -> tuple[AttackRun, Scores]:  # noqa: ANN401
     planned = plan(ready, attack, **fields)
-    run = walk(planned, ready)
-    return run, score(planned.case, ready, run)
+    run = run_attack(planned, ready)
+    return run, score_run(planned.case, ready, run)
 
 
-def flags_of(ready: Prepared, attack: str = "pgd", **fields: Any) -> list[str]:  # noqa: ANN401
+def flags_of(ready: AttackSetup, attack: str = "pgd", **fields: Any) -> list[str]:  # noqa: ANN401
     planned = plan(ready, attack, **fields)
-    run = walk(planned, ready)
+    run = run_attack(planned, ready)
     card: AttackCard = registry.find("attacks", attack)
-    audit = score(planned.case, ready, run).audit
+    audit = score_run(planned.case, ready, run).audit
     flags: tuple[Flag, ...] = checks_of(Evidence(planned, ready, run, audit, card))[1]
     return [flag.name for flag in flags]
 
@@ -183,7 +183,7 @@ def test_an_image_without_lesion_is_lost_by_one_false_alarm() -> None:
 # --- channels ------------------------------------------------------------------------------------
 
 
-def two_channels() -> Prepared:
+def two_channels() -> AttackSetup:
     return ready_for(images(channels=2), channel_names=("T1", "FLAIR"))
 
 
@@ -283,7 +283,7 @@ def test_an_attack_weaker_than_one_step_is_flagged(monkeypatch: pytest.MonkeyPat
 def test_pictures_show_truth_and_predictions(channels: int, size: tuple[int, ...]) -> None:
     ready = ready_for(images(channels=channels, size=size))
     planned = plan(ready)
-    run = walk(planned, ready)
+    run = run_attack(planned, ready)
     found = pictures_of(planned.case, ready, run, 2)
     assert len(found.examples) == 2
     shown = found.examples[0].masks
@@ -313,7 +313,7 @@ def test_a_target_has_a_picture_of_its_own() -> None:
     ready = ready_for(images(size=(16, 16)))
     spec = "targeted(mask='move', label=1, by=2)"
     planned = plan(ready, objective=spec, ladder=(0.6,))
-    found = pictures_of(planned.case, ready, walk(planned, ready), 1)
+    found = pictures_of(planned.case, ready, run_attack(planned, ready), 1)
     shown = found.examples[0].masks
     assert shown is not None
     assert shown.target in found.files
@@ -392,7 +392,7 @@ def test_what_is_crafted_for_one_channel_is_not_used_for_another() -> None:
     one, other = (
         plan(two_channels(), channels=channels).case for channels in ({"T1": 1.0}, {"FLAIR": 1.0})
     )
-    assert crafted_alike(one) != crafted_alike(other)
+    assert crafting_key(one) != crafting_key(other)
     swapped = replace(data, card=data.card.model_copy(update={"channel_names": ("FLAIR", "T1")}))
     grid = Grid(datasets=("toy",), attacks=("pgd",), ladder=(0.1,))
     assert data_sha256(data, grid) != data_sha256(swapped, grid)
@@ -402,5 +402,5 @@ def test_a_small_share_of_the_radius_is_audited_in_its_own_rounding() -> None:
     x = images(64, channels=2)
     planned = plan(ready_for(x, channel_names=("T1", "FLAIR")), channels={"FLAIR": 0.01})
     ready = ready_for(x, channel_names=("T1", "FLAIR"))
-    assert score(planned.case, ready, walk(planned, ready)).audit.over_budget == 0
+    assert score_run(planned.case, ready, run_attack(planned, ready)).audit.over_budget == 0
     assert flags_of(ready, channels={"FLAIR": 0.1}, ladder=(0.01, 0.02)) == []

@@ -12,10 +12,10 @@ import pytest
 
 from robustbench_med import registry
 from robustbench_med.bench import plan as planning
+from robustbench_med.bench.attack_spec import check_ladder, passes
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.chosen import check_ladder, passes
 from robustbench_med.bench.plan import estimate, plan
-from robustbench_med.bench.suite import Suite, find_suite, narrowed, read_suite, suites
+from robustbench_med.bench.suite import Suite, find_suite, override, read_suite, suites
 from robustbench_med.cards import Measured
 from robustbench_med.errors import DataError, SpecError, UnknownNameError, VictimError
 from tests.bench.toys import MODEL, save_npz, save_timm, stand_in
@@ -203,26 +203,26 @@ def test_a_suite_that_is_nowhere(tmp_path: Path) -> None:
 
 def test_narrowing_replaces_fields_of_every_grid() -> None:
     suite = find_suite("quick")
-    found = narrowed(suite, {"n": 3, "attacks": ["fgsm"]}, seed=9)
+    found = override(suite, {"n": 3, "attacks": ["fgsm"]}, seed=9)
     assert found.seed == 9
     assert all((grid.n, grid.attacks) == (3, ("fgsm",)) for grid in found.grids)
     assert found.grids[0].datasets == suite.grids[0].datasets
-    assert narrowed(suite, {}, None) == suite
+    assert override(suite, {}, None) == suite
 
 
 def test_narrowing_to_a_dataset_or_a_victim() -> None:
     suite = find_suite("quick")
-    one = narrowed(suite, {"datasets": ["phantom_fundus"]}, None)
+    one = override(suite, {"datasets": ["phantom_fundus"]}, None)
     assert [grid.datasets for grid in one.grids] == [("phantom_fundus",)]
     assert one.name == "quick"
-    own = narrowed(suite, {"datasets": ["mine.npz"]}, None)
+    own = override(suite, {"datasets": ["mine.npz"]}, None)
     assert (suite.save_images, one.save_images, own.save_images) == (True, True, False)
     assert own.name == "custom"  # its records do not mix with the suite's
-    victim = narrowed(suite, {"victims": ["chest_resnet"]}, None)
+    victim = override(suite, {"victims": ["chest_resnet"]}, None)
     assert [grid.datasets for grid in victim.grids] == [("phantom_chest",)]
-    other = narrowed(suite, {"victims": ["pneumonia_resnet"]}, None)
+    other = override(suite, {"victims": ["pneumonia_resnet"]}, None)
     assert [grid.datasets for grid in other.grids] == [("pneumoniamnist",)]
-    timm = narrowed(suite, {"victims": ["timm:resnet18(weights='w')"]}, None)
+    timm = override(suite, {"victims": ["timm:resnet18(weights='w')"]}, None)
     assert timm.grids[0].datasets == suite.grids[0].datasets
 
 
@@ -241,7 +241,7 @@ def test_narrowing_that_is_wrong(
     given: dict[str, Any], kind: type[Exception], message: str
 ) -> None:
     with pytest.raises(kind, match=message) as caught:
-        narrowed(find_suite("quick"), given, None)
+        override(find_suite("quick"), given, None)
     assert "\n" not in str(caught.value)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from robustbench_med.api import evaluate
 from robustbench_med.bench.execute import execute
-from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import Check, Record
+from robustbench_med.bench.setup import AttackSetup
 from tests.bench.test_checks import Honest, Resizing, record_of, trained
 from tests.bench.test_checks import images as three_patterns
 from tests.bench.test_gradient_check import DISAGREE, score_of
@@ -32,7 +32,7 @@ def raised(record: Record) -> set[str]:
 EPS = 0.02
 
 
-def small_logits() -> tuple[Prepared, float]:
+def small_logits() -> tuple[AttackSetup, float]:
     """Return six findings of small logits, of which only the flattest can be reached.
 
     Each image's distance to the plane of the first finding is known; those of the other five are

@@ -14,7 +14,7 @@ from rich.console import Console
 import robustbench_med as rm
 from robustbench_med.bench import runner, store
 from robustbench_med.bench.failure import Failure
-from robustbench_med.bench.plan import Planned, plan
+from robustbench_med.bench.plan import ResolvedCase, plan
 from robustbench_med.bench.runner import run_cases
 from robustbench_med.bench.suite import Suite
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
@@ -23,7 +23,7 @@ from tests.bench.toys import save_npz, save_timm
 pytestmark = pytest.mark.slow  # each starts processes that import torch
 
 
-def planned_of_three() -> list[Planned]:
+def planned_of_three() -> list[ResolvedCase]:
     grid = {"victims": ["fundus_resnet", "fundus_densenet"], "attacks": ["fgsm", "pgd(steps=3)"]}
     moved = {"victims": ["fundus_resnet"], "surrogates": ["fundus_densenet"], "attacks": ["fgsm"]}
     rest = {"datasets": ["phantom_fundus"], "norm": "linf", "ladder": ["2/255", "4/255"], "n": 6}
@@ -35,7 +35,7 @@ def planned_of_three() -> list[Planned]:
     return planned
 
 
-def run(planned: list[Planned], folder: Path, jobs: int) -> list[Failure]:
+def run(planned: list[ResolvedCase], folder: Path, jobs: int) -> list[Failure]:
     folder.mkdir()
     quiet = Console(quiet=True)
     return run_cases(planned, folder, console=quiet, command="run", examples=0, jobs=jobs)

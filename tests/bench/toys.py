@@ -16,8 +16,8 @@ from torch import Tensor
 
 from robustbench_med import registry
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.plan import Planned
-from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.plan import ResolvedCase
+from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.cards import AttackCard, DatasetCard, ModelCard
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
 from robustbench_med.types import Images
@@ -60,12 +60,12 @@ def dataset_of(
     return Dataset(card_of(x, k, **fields), read)
 
 
-def prepared_of(victim: Victim, data: Dataset) -> Prepared:
+def prepared_of(victim: Victim, data: Dataset) -> AttackSetup:
     batch = data.batch("test")
-    return Prepared(batch, victim, MODEL, data, victim.logits(batch.x), False)
+    return AttackSetup(batch, victim, MODEL, data, victim.logits(batch.x), False)
 
 
-def planned_of(data: Dataset, attack: str = "pgd", **fields: Any) -> Planned:  # noqa: ANN401
+def planned_of(data: Dataset, attack: str = "pgd", **fields: Any) -> ResolvedCase:  # noqa: ANN401
     card: AttackCard = registry.find("attacks", attack)
     given = fields.pop("parameters", {})
     values: dict[str, Any] = {
@@ -79,7 +79,7 @@ def planned_of(data: Dataset, attack: str = "pgd", **fields: Any) -> Planned:  #
         "norm": "linf",
         "ladder": LADDER,
     }
-    return Planned(Case.model_validate(values | fields), data, MODEL, None)
+    return ResolvedCase(Case.model_validate(values | fields), data, MODEL, None)
 
 
 def plant(

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from robustbench_med import cli, registry
 from robustbench_med.bench import plan as planning
-from robustbench_med.bench import prepare as preparing
 from robustbench_med.bench import runner, store
+from robustbench_med.bench import setup as preparing
 from robustbench_med.bench.execute import execute
 from robustbench_med.bench.record import Stored
 from robustbench_med.cards import DatasetCard
@@ -289,7 +289,7 @@ def test_doctor_tells_what_cannot_be_written(
 def test_plan_prints_cases_and_an_estimate_and_computes_nothing(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparing, "prepare", None)
+    monkeypatch.setattr(preparing, "prepare_setup", None)
     said = call("plan", "quick", "--victim", "chest_resnet", "--attack", "pgd", "-n", "5")
     assert said.code == 0
     assert "1 cases" in said.out

@@ -15,7 +15,7 @@ import typer.core
 from robustbench_med import cli, run_suite
 from robustbench_med.bench import failure, runner
 from robustbench_med.bench import plan as planning
-from robustbench_med.bench.plan import Planned
+from robustbench_med.bench.plan import ResolvedCase
 from tests.bench.toys import stand_in
 
 FIRST, SECOND = "chest_vgg", "chest_resnet"
@@ -115,7 +115,7 @@ def test_what_failed_stays_on_the_page_of_a_later_run(
 def test_failures_that_share_a_label_keep_their_own_reasons(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(planned: Planned, *_: object, **__: object) -> None:
+    def fail(planned: ResolvedCase, *_: object, **__: object) -> None:
         raise RuntimeError(f"no memory for {planned.case.parameters['steps']} steps")
 
     assert call("run", "quick", "--victim", FIRST, *COMMON, "--results", "r")[0] == 0

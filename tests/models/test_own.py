@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from robustbench_med import registry
-from robustbench_med.bench.surrogate import trained_on
+from robustbench_med.bench.transfer import trained_on
 from robustbench_med.errors import BenchError, UnknownNameError, VictimError
 from robustbench_med.models import weights
 from robustbench_med.models.build import build

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import attacks.pgd
-from robustbench_med.bench import prepare
+from robustbench_med.bench import setup
 from robustbench_med.cards import DatasetCard
 from robustbench_med.gate.fixture import Robustness
 from robustbench_med.models.load import Loaded, load_victim
@@ -44,7 +44,7 @@ def noisy(name: str, data: DatasetCard) -> Loaded:
 
 
 def test_noise_in_the_weights_fails(planted: Robustness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "load_victim", noisy)
+    monkeypatch.setattr(setup, "load_victim", noisy)
     with pytest.raises(pytest.fail.Exception, match="accuracy at eps .* dropped from"):
         planted.holds(DEEPFOOL, fails="either")
 

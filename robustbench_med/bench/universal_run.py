@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 
 from robustbench_med import stats
-from robustbench_med.bench.columns import measure
-from robustbench_med.bench.ladder import at_rung
-from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.eps_search import at_rung
+from robustbench_med.bench.measurements import measure
 from robustbench_med.bench.record import Estimate, Spread, SpreadRung
+from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.errors import DataError
 from robustbench_med.objectives.decide import decide, verdict_on
 from robustbench_med.problem import Problem
@@ -26,7 +26,7 @@ from robustbench_med.universal import Universal
 PATTERNS = "universal.safetensors"  # beside the record: one tensor a rung
 
 
-class Fitted(NamedTuple):
+class FittedUniversal(NamedTuple):
     """The perturbations of a case, a rung each, and what they do to all images."""
 
     by_radius: dict[float, Universal]
@@ -47,17 +47,17 @@ class Fitted(NamedTuple):
         return save(patterns)
 
 
-def fit(
+def fit_universal(
     problem: Problem,
     function: Callable[..., Universal],
     parameters: dict[str, Any],
     *,
     train: Batch,
-    ready: Prepared,
+    ready: AttackSetup,
     everyone: Draws,
     radii: Sequence[float],
     seed: int,
-) -> Fitted:
+) -> FittedUniversal:
     """Fit a perturbation at each radius and count what it does to all images.
 
     Args:
@@ -99,7 +99,7 @@ def fit(
         )
         by_radius[eps] = made
     spread = Spread(fitted=len(lesson), rungs=tuple(counted), file=PATTERNS)
-    return Fitted(by_radius, spread)
+    return FittedUniversal(by_radius, spread)
 
 
 class _Counts(NamedTuple):
@@ -113,7 +113,7 @@ class _Counts(NamedTuple):
     success: Estimate
 
 
-def _counts(made: Universal, whole: Problem, ready: Prepared, rng: Draws) -> _Counts:
+def _counts(made: Universal, whole: Problem, ready: AttackSetup, rng: Draws) -> _Counts:
     card, owners = ready.data.card, ready.batch.patients
     columns = measure(whole, made.apply(whole.x, whole.ball, rng), card.bit_depth)
     called, clean = (decide(found, card.task) for found in (columns["answer"], ready.clean))

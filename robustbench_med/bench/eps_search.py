@@ -35,7 +35,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from robustbench_med.bench.columns import Columns, Table, measure
+from robustbench_med.bench.measurements import Measurements, Table, measure
 from robustbench_med.bench.record import LadderAudit
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
@@ -49,7 +49,7 @@ LEAST_AUDITED = 20  # of them on average, where there are as many: bounds the mi
 
 def ascend(
     problem: Problem, attack: Attack, rng: Draws, ladder: Sequence[float], depth: int
-) -> Columns:
+) -> Measurements:
     """Return the columns of all rungs, `(r, b, ...)` a name, smallest radius first."""
     table = Table(len(ladder), len(problem))
     streams = _streams(rng, ladder)
@@ -71,7 +71,7 @@ def separately(
     depth: int,
     *,
     carry: bool = False,
-) -> Columns:
+) -> Measurements:
     """Return the columns of all rungs, each attacked for itself.
 
     None is carried upward by attackers who cannot know which radius worked: those of a surrogate,
@@ -93,8 +93,8 @@ def worst(
     rng: Draws,
     ladder: Sequence[float],
     depth: int,
-    rest: Columns,
-) -> Columns:
+    rest: Measurements,
+) -> Measurements:
     """Return the columns of all rungs, each with the most harmful candidate of every sample.
 
     Args:
@@ -128,7 +128,7 @@ def descend(
     depth: int,
     *,
     guess: bool = True,
-) -> tuple[Columns, LadderAudit]:
+) -> tuple[Measurements, LadderAudit]:
     """Return the columns of all rungs as `ascend` does, and how the inference was checked.
 
     `guess` the first rung by a gradient; without one, every sample starts at the largest radius:
@@ -172,8 +172,8 @@ def by_distance(
     rng: Draws,
     ladder: Sequence[float],
     depth: int,
-    rest: Columns,
-) -> tuple[Columns, Float[Tensor, " b"]]:
+    rest: Measurements,
+) -> tuple[Measurements, Float[Tensor, " b"]]:
     """Return the columns of all rungs as `ascend` does, and each sample's distance, inf where none.
 
     `rest` are those of the clean images: what a sample keeps below its distance.

@@ -1,4 +1,4 @@
-"""Told: what a victim's answers to all images say, as columns of the samples table and metrics."""
+"""Turn model outputs into per-image columns and aggregate metrics."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 
 from robustbench_med import objectives, stats
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.prepare import Prepared
 from robustbench_med.bench.record import Estimate
+from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.metrics.classification import Predictions, flips, score
 from robustbench_med.metrics.segmentation import of_masks, overlap, score_masks
 from robustbench_med.objectives.decide import decide, probabilities
 from robustbench_med.objectives.segmentation import TargetMask
 
 
-class Told(NamedTuple):
-    """Columns of the samples table (see Stored), an entry an image, and metrics by name."""
+class OutputScores(NamedTuple):
+    """Columns of the samples table (see Stored), with an entry for each image, and metrics."""
 
     columns: dict[str, Any]
     metrics: dict[str, Estimate]
@@ -31,13 +31,13 @@ class Told(NamedTuple):
         return ~np.asarray(self.columns["correct"], dtype=np.bool_)
 
 
-def tell(
+def evaluate_outputs(
     case: Case,
-    ready: Prepared,
+    ready: AttackSetup,
     answer: Tensor,
     attacked: Bool[Tensor, " n"],
     weights: NDArray[np.float64],
-) -> Told:
+) -> OutputScores:
     """Return what the answers say.
 
     Args:
@@ -53,8 +53,8 @@ def tell(
 
 
 def _labels(
-    ready: Prepared, answer: Tensor, attacked: NDArray[np.bool_], weights: NDArray[np.float64]
-) -> Told:
+    ready: AttackSetup, answer: Tensor, attacked: NDArray[np.bool_], weights: NDArray[np.float64]
+) -> OutputScores:
     card, clusters = ready.data.card, ready.batch.patients
     truth, predicted = ready.batch.y.cpu().numpy(), decide(answer, card.task)
     scores = probabilities(answer, card.task)
@@ -68,10 +68,12 @@ def _labels(
     found = Predictions.of(truth, predicted, scores, card)
     before = decide(ready.clean, card.task)
     turned = flips(truth, before, predicted, card, attacked=attacked, clusters=clusters)
-    return Told(columns, score(found, card, clusters=clusters, weights=weights) | turned)
+    return OutputScores(columns, score(found, card, clusters=clusters, weights=weights) | turned)
 
 
-def _masks(case: Case, ready: Prepared, answer: Tensor, weights: NDArray[np.float64]) -> Told:
+def _masks(
+    case: Case, ready: AttackSetup, answer: Tensor, weights: NDArray[np.float64]
+) -> OutputScores:
     card, parts = ready.data.card, ready.data.card.parts
     truth, called = ready.batch.y.cpu().numpy(), answer.cpu().numpy()
     found = of_masks(called, truth, parts=parts, spacing=card.spacing, tolerance=card.tolerance)
@@ -90,7 +92,7 @@ def _masks(case: Case, ready: Prepared, answer: Tensor, weights: NDArray[np.floa
         metrics["target_dice"] = stats.bootstrap(
             float(drawn.mean()), lambda w: (w @ drawn) / w.sum(1), weights
         )
-    return Told(columns, metrics)
+    return OutputScores(columns, metrics)
 
 
 def _pixels(

@@ -16,16 +16,16 @@ from robustbench_med import objectives, registry
 from robustbench_med.ball import Ball
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.channels import ball_of
-from robustbench_med.bench.columns import Columns, at_rest, first_size
+from robustbench_med.bench.eps_search import Attack, ascend, by_distance, descend, separately, worst
 from robustbench_med.bench.gradient_recorder import GradientRecorder
-from robustbench_med.bench.ladder import Attack, ascend, by_distance, descend, separately, worst
+from robustbench_med.bench.measurements import Measurements, clean_measurements, smallest_success
 from robustbench_med.bench.memory import reset_peak
-from robustbench_med.bench.plan import Planned
-from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.bench.record import LadderAudit
 from robustbench_med.bench.saved import Saved
-from robustbench_med.bench.spread import Fitted, fit
-from robustbench_med.bench.surrogate import transferred
+from robustbench_med.bench.setup import AttackSetup
+from robustbench_med.bench.transfer import transferred
+from robustbench_med.bench.universal_run import FittedUniversal, fit_universal
 from robustbench_med.cards import AttackCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.models.guide import bfloat16
@@ -45,7 +45,7 @@ _SHARD_BYTES = 32 * 2**20
 RECORDED = (12, 2)  # gradients that are kept of an attack on labels or findings, and on masks
 
 
-class Run(NamedTuple):
+class AttackRun(NamedTuple):
     """An attack walked up its ladder.
 
     Attributes:
@@ -71,13 +71,13 @@ class Run(NamedTuple):
     rng: Draws
     radii: tuple[float, ...]
     attacked: Bool[Tensor, " n"]
-    rungs: Columns
+    rungs: Measurements
     distance: Float[Tensor, " b"]
     ladder: LadderAudit | None
     counter: Counter
     seconds: float
-    rest: Columns
-    fitted: Fitted | None = None
+    rest: Measurements
+    fitted: FittedUniversal | None = None
     minimal: bool = False
     recorder: GradientRecorder | None = None
     gradients: GradientFinding | None = None
@@ -94,9 +94,9 @@ class Run(NamedTuple):
         return found
 
 
-def walk(
-    planned: Planned, ready: Prepared, *, keeps: bool = False, saved: Saved | None = None
-) -> Run:
+def run_attack(
+    planned: ResolvedCase, ready: AttackSetup, *, keeps: bool = False, saved: Saved | None = None
+) -> AttackRun:
     """Attack every sample whose goal is not reached yet, at every radius of the ladder.
 
     Args:
@@ -145,7 +145,7 @@ def walk(
             held.enter_context(frozen(module))
         held.enter_context(seeded(case.seed, case.id, "walk"))
         suspicion = None if ready.suspicion is None else ready.suspicion[attacked]
-        rest = at_rest(problem, Output(ready.clean[attacked], suspicion), before)
+        rest = clean_measurements(problem, Output(ready.clean[attacked], suspicion), before)
         if saved is None:
             run = _rungs(planned, ready, problem, everyone, radii, attacked, rest)
         else:
@@ -154,7 +154,7 @@ def walk(
     return run._replace(seconds=time.perf_counter() - clock, recorder=recorder)
 
 
-def _recorded(ready: Prepared, recorder: GradientRecorder) -> Prepared:
+def _recorded(ready: AttackSetup, recorder: GradientRecorder) -> AttackSetup:
     """Return the same victim, guide and surrogate, whose gradients are recorded."""
     surrogate = ready.surrogate
     if surrogate is not None:
@@ -170,14 +170,14 @@ def _recorded(ready: Prepared, recorder: GradientRecorder) -> Prepared:
 
 
 def _rungs(
-    planned: Planned,
-    ready: Prepared,
+    planned: ResolvedCase,
+    ready: AttackSetup,
     problem: Problem,
     everyone: Draws,
     radii: tuple[float, ...],
     attacked: Bool[Tensor, " n"],
-    rest: Columns,
-) -> Run:
+    rest: Measurements,
+) -> AttackRun:
     """Return the attack walked up its ladder in the way its card names."""
     case, depth = planned.case, planned.data.card.bit_depth
     card: AttackCard = registry.find("attacks", case.attack)
@@ -191,7 +191,7 @@ def _rungs(
     audit, distance, fitted = None, None, None
     if card.rungs == "universal":
         train = planned.data.batch("train", n=case.fit, seed=case.seed).to(problem.x.device)
-        fitted = fit(
+        fitted = fit_universal(
             problem,
             function,
             case.parameters,
@@ -216,14 +216,14 @@ def _rungs(
         rungs, audit = descend(problem, attack, rng, radii, depth, guess=guess)
     else:
         rungs = ascend(problem, attack, rng, radii, depth)
-    return Run(
+    return AttackRun(
         problem=problem,
         attack=attack,
         rng=rng,
         radii=radii,
         attacked=attacked,
         rungs=rungs,
-        distance=first_size(rungs) if distance is None else distance,
+        distance=smallest_success(rungs) if distance is None else distance,
         ladder=audit,
         counter=problem.counter,
         seconds=0.0,
@@ -234,14 +234,14 @@ def _rungs(
 
 
 def _judged(
-    planned: Planned,
+    planned: ResolvedCase,
     problem: Problem,
     everyone: Draws,
     radii: tuple[float, ...],
     attacked: Bool[Tensor, " n"],
-    rest: Columns,
+    rest: Measurements,
     saved: Saved,
-) -> Run:
+) -> AttackRun:
     """Return the run of images that were attacked before."""
 
     def untouched(problem: Problem, rng: Draws) -> Images:
@@ -249,14 +249,14 @@ def _judged(
 
     rungs = saved.columns(problem, radii, planned.data.card.bit_depth, rest)
     rng = everyone.select(attacked.nonzero()[:, 0])
-    return Run(
+    return AttackRun(
         problem=problem,
         attack=untouched,
         rng=rng,
         radii=radii,
         attacked=attacked,
         rungs=rungs,
-        distance=first_size(rungs),
+        distance=smallest_success(rungs),
         ladder=None,
         counter=problem.counter,
         seconds=0.0,
@@ -278,7 +278,7 @@ def _radii(case: Case, data: Dataset) -> tuple[float, ...]:
     return tuple(eps * unit for eps in case.ladder)
 
 
-def uses_all_steps(card: AttackCard, ready: Prepared) -> bool:
+def uses_all_steps(card: AttackCard, ready: AttackSetup) -> bool:
     """Whether an attack spends all its steps on this victim, every sample at every radius.
 
     Of a victim that answers at random, the first success may be a lucky draw: on one behind random

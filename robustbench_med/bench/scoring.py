@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustbench_med import stats
+from robustbench_med.bench.attack_run import AttackRun
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.columns import Columns
-from robustbench_med.bench.detect import of_guard
-from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.detector_metrics import score_detector
+from robustbench_med.bench.measurements import Measurements
+from robustbench_med.bench.outcomes import OutputScores, evaluate_outputs
 from robustbench_med.bench.record import Audit, Certificate, Estimate, Rung
-from robustbench_med.bench.told import Told, tell
-from robustbench_med.bench.walk import Run
+from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.models.operating_point import probability
 
 TOLERANCE = 1e-6  # of a radius in [0,1] units: float32 rounding of x + delta near 1 is 6e-8
@@ -43,7 +43,7 @@ class Scores(NamedTuple):
     distance: Estimate
 
 
-def score(case: Case, ready: Prepared, run: Run) -> Scores:
+def score_run(case: Case, ready: AttackSetup, run: AttackRun) -> Scores:
     """Return the samples table, a Rung for clean and each radius, the audit, the threshold.
 
     Images that were not attacked keep their clean output at every rung.
@@ -59,17 +59,17 @@ def score(case: Case, ready: Prepared, run: Run) -> Scores:
     tables, scored = [], []
     for i, eps in enumerate((0.0, *case.ladder)):
         columns = {name: value[i - 1] for name, value in run.rungs.items()} if i else None
-        told = tell(case, ready, _answers(ready, attacked, columns), aimed, weights)
+        told = evaluate_outputs(case, ready, _answers(ready, attacked, columns), aimed, weights)
         table = _table(ready, run, columns, eps, told)
         tables.append(table)
-        metrics = told.metrics | of_attack(table, clusters, weights)
+        metrics = told.metrics | score_attack(table, clusters, weights)
         if ready.suspicion is not None:
             right = table["correct"].to_numpy(dtype=float)
             # the others are of calls, rejected or not: beside an accuracy that counts rejections
             # they would contradict it
             metrics = {name: e for name, e in metrics.items() if name in _REJECTED_OR_NOT}
             metrics["accuracy"] = stats.cluster_mean(right, clusters)
-            metrics |= of_guard(
+            metrics |= score_detector(
                 table,
                 ready.suspicion.double().cpu().numpy(),
                 told.wrong,
@@ -91,7 +91,7 @@ def score(case: Case, ready: Prepared, run: Run) -> Scores:
     )
 
 
-def certificate(ready: Prepared) -> Certificate | None:
+def certificate(ready: AttackSetup) -> Certificate | None:
     """Return the curve of what is certified as right, by patients; None of other defenses."""
     if ready.certified is None:
         return None
@@ -107,7 +107,9 @@ def certificate(ready: Prepared) -> Certificate | None:
     )
 
 
-def _answers(ready: Prepared, attacked: Bool[Tensor, " n"], columns: Columns | None) -> Tensor:
+def _answers(
+    ready: AttackSetup, attacked: Bool[Tensor, " n"], columns: Measurements | None
+) -> Tensor:
     """Return what the victim says of all images; of those not attacked, what it said when clean."""
     found = ready.clean.clone()
     if columns is not None:
@@ -116,11 +118,11 @@ def _answers(ready: Prepared, attacked: Bool[Tensor, " n"], columns: Columns | N
 
 
 def _table(
-    ready: Prepared,
-    run: Run,
-    columns: Columns | None,
+    ready: AttackSetup,
+    run: AttackRun,
+    columns: Measurements | None,
     eps: float,
-    told: Told,
+    told: OutputScores,
 ) -> pd.DataFrame:
     """Return one row an image at one radius; the columns are documented at Stored."""
     batch, attacked = ready.batch, run.attacked
@@ -138,7 +140,9 @@ def _table(
     )
 
 
-def _guarded(ready: Prepared, run: Run, columns: Columns | None, told: Told) -> dict[str, Any]:
+def _guarded(
+    ready: AttackSetup, run: AttackRun, columns: Measurements | None, told: OutputScores
+) -> dict[str, Any]:
     """Return the columns that a detector adds or changes; none without one.
 
     An image counts as right where it is called right and, when clean, is not rejected. Rejecting an
@@ -156,7 +160,7 @@ def _guarded(ready: Prepared, run: Run, columns: Columns | None, told: Told) -> 
 
 
 def _spread(
-    columns: Columns | None, name: str, attacked: Bool[Tensor, " n"], missing: float | bool
+    columns: Measurements | None, name: str, attacked: Bool[Tensor, " n"], missing: float | bool
 ) -> NDArray[np.generic]:
     """Return a measured column for all images, `missing` where an image was not attacked."""
     rows = attacked.cpu().numpy()
@@ -166,7 +170,7 @@ def _spread(
     return spread
 
 
-def of_attack(
+def score_attack(
     table: pd.DataFrame,
     clusters: NDArray[np.character] | None,
     weights: NDArray[np.float64],
@@ -200,7 +204,7 @@ def _mean(
     )
 
 
-def _audit(case: Case, ready: Prepared, run: Run) -> Audit:
+def _audit(case: Case, ready: AttackSetup, run: AttackRun) -> Audit:
     """Return what the attack really used, and whether its images survive rounding."""
     rungs, attacked = run.rungs, run.attacked
     fell = rungs["broken"].any(0)

@@ -1,4 +1,4 @@
-"""Columns: what the judge and the ball say of the samples, a tensor a name; and a table of them."""
+"""Measure candidates: what the judge and the ball say of every sample, at each radius."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from robustbench_med.objectives.decide import kept
 from robustbench_med.problem import Problem
 from robustbench_med.types import Images, Output, Rows, Verdict
 
-Columns = dict[str, Tensor]  # what was measured of every sample, a tensor a name
-KEPT = "z"  # the column of the candidates, where a problem keeps them
+Measurements = dict[str, Tensor]  # what was measured of every sample, a tensor a name
+CANDIDATES = "z"  # the column of the candidates, where a problem keeps them
 
 
-def measure(problem: Problem, z: Images, depth: int) -> Columns:
+def measure(problem: Problem, z: Images, depth: int) -> Measurements:
     """Return what the judge and the ball say of candidates `z`, a tensor `(b, ...)` a name.
 
     Raises:
@@ -46,11 +46,11 @@ def measure(problem: Problem, z: Images, depth: int) -> Columns:
         "ssim": _of_broken(ssim, z, x, rows, problem.chunk),
         "psnr": _of_broken(psnr, z, x, rows, problem.chunk),
         **suspicion,
-        **({KEPT: z} if problem.keeps else {}),
+        **({CANDIDATES: z} if problem.keeps else {}),
     }
 
 
-def at_rest(problem: Problem, answer: Output, verdict: Verdict) -> Columns:
+def clean_measurements(problem: Problem, answer: Output, verdict: Verdict) -> Measurements:
     """Return the columns of the clean images, from what is kept of the judge's answer to them.
 
     `size` 0; `ssim` and `psnr` NaN; nothing was rounded.
@@ -71,11 +71,11 @@ def at_rest(problem: Problem, answer: Output, verdict: Verdict) -> Columns:
         "ssim": undefined,
         "psnr": undefined,
         **({} if answer.suspicion is None else {"suspicion": answer.suspicion}),
-        **({KEPT: problem.x} if problem.keeps else {}),
+        **({CANDIDATES: problem.x} if problem.keeps else {}),
     }
 
 
-def _judged(problem: Problem, z: Images) -> tuple[Tensor, Columns, Verdict]:
+def _judged(problem: Problem, z: Images) -> tuple[Tensor, Measurements, Verdict]:
     """Return what is kept of the judge's answers to `z`, the suspicion, and the verdict.
 
     A chunk at a time; no suspicion where nothing guards the victim.
@@ -106,11 +106,11 @@ def _of_broken(
     return found
 
 
-def first_size(columns: Columns) -> Float[Tensor, " b"]:
+def smallest_success(columns: Measurements) -> Float[Tensor, " b"]:
     """Return the smallest perturbation that broke each sample at any rung, `(b,)`; inf where none.
 
     >>> broken = torch.tensor([[False], [True]])
-    >>> first_size({"size": torch.tensor([[0.1], [0.2]]), "broken": broken})
+    >>> smallest_success({"size": torch.tensor([[0.1], [0.2]]), "broken": broken})
     tensor([0.2000])
     """
     return columns["size"].masked_fill(~columns["broken"], torch.inf).amin(0)
@@ -120,10 +120,10 @@ class Table:
     """What was measured of every sample at every rung, a tensor `(r, b, ...)` a name."""
 
     def __init__(self, rungs: int, samples: int) -> None:
-        self.columns: Columns = {}
+        self.columns: Measurements = {}
         self._shape = (rungs, samples)
 
-    def put(self, rung: int | Rows, rows: Rows, columns: Columns) -> None:
+    def put(self, rung: int | Rows, rows: Rows, columns: Measurements) -> None:
         """Write the columns of some rows at one rung, or at a rung each."""
         for name, value in columns.items():
             if name not in self.columns:

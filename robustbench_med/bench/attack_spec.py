@@ -1,4 +1,4 @@
-"""Chosen: an attack as a suite asks for it, checked before anything runs."""
+"""Resolve the text of an attack: its card, all its parameters and its radii, checked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from robustbench_med.rng import Draws
 from robustbench_med.types import Output
 
 
-class Chosen(NamedTuple):
+class ResolvedAttack(NamedTuple):
     """An attack as a suite asks for it: its card, all its parameters, and its radii."""
 
     card: AttackCard
@@ -29,7 +29,7 @@ class Chosen(NamedTuple):
     trains: bool  # whether training images take part
 
 
-def attack_of(text: str, grid: Grid) -> Chosen:
+def resolve_attack(text: str, grid: Grid) -> ResolvedAttack:
     """Return an attack with all its parameters, those of the spec over the defaults.
 
     `eps` in the spec stands for the radii: one number, or a list of them.
@@ -51,10 +51,12 @@ def attack_of(text: str, grid: Grid) -> Chosen:
     if grid.split == "train" and card.rungs == "universal":
         raise SpecError(f"{name}: expected other images than it is fitted on, got split 'train'")
     trains = card.rungs == "universal" or grid.budget == "mean_norm"
-    return Chosen(card, parameters, ladder, trains)
+    return ResolvedAttack(card, parameters, ladder, trains)
 
 
-def try_out(chosen: Chosen, data: DatasetCard, objective: Objective, norm: Norm) -> None:
+def validate_parameters(
+    chosen: ResolvedAttack, data: DatasetCard, objective: Objective, norm: Norm
+) -> None:
     """Run an attack on no image at all, so that a value it refuses costs no case.
 
     Raises:

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from attacks.fgsm import fgsm
+from robustbench_med.bench.attack_run import AttackRun, run_attack
 from robustbench_med.bench.examples import pictures_of, png, words
 from robustbench_med.bench.execute import execute
-from robustbench_med.bench.prepare import Prepared
-from robustbench_med.bench.score import Scores, score
-from robustbench_med.bench.walk import Run, walk
+from robustbench_med.bench.scoring import Scores, score_run
+from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.errors import InvalidOutputError, VictimError
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
@@ -29,7 +29,7 @@ from tests.toys import generic_victim, grey_images, linear_victim, small_victim,
 N = 64
 
 
-def ready_for(victim: Victim, n: int = N, *, seed: int = 1, **fields: Any) -> Prepared:  # noqa: ANN401
+def ready_for(victim: Victim, n: int = N, *, seed: int = 1, **fields: Any) -> AttackSetup:  # noqa: ANN401
     """Return images of which the victim calls one in eight wrong."""
     x = grey_images(n, seed=seed)
     logits = victim.logits(x)
@@ -39,22 +39,22 @@ def ready_for(victim: Victim, n: int = N, *, seed: int = 1, **fields: Any) -> Pr
     return prepared_of(victim, dataset_of(x, y, max(k, 2), **fields))
 
 
-def rows_of(ready: Prepared, rows: Tensor) -> Prepared:
+def rows_of(ready: AttackSetup, rows: Tensor) -> AttackSetup:
     b = ready.batch
     patients = None if b.patients is None else b.patients[rows.numpy()]
     batch = replace(b, x=b.x[rows], y=b.y[rows], ids=b.ids[rows.numpy()], patients=patients)
     return replace(ready, batch=batch, clean=ready.clean[rows])
 
 
-def verdicts(run: Run, ready: Prepared) -> dict[str, list[bool]]:
+def verdicts(run: AttackRun, ready: AttackSetup) -> dict[str, list[bool]]:
     ids = ready.batch.ids[run.attacked.numpy()]
     return {str(i): run.rungs["broken"][:, j].tolist() for j, i in enumerate(ids)}
 
 
-def scored(ready: Prepared, attack: str = "pgd", **fields: Any) -> tuple[Run, Scores]:  # noqa: ANN401
+def scored(ready: AttackSetup, attack: str = "pgd", **fields: Any) -> tuple[AttackRun, Scores]:  # noqa: ANN401
     planned = planned_of(ready.data, attack, **fields)
-    run = walk(planned, ready)
-    return run, score(planned.case, ready, run)
+    run = run_attack(planned, ready)
+    return run, score_run(planned.case, ready, run)
 
 
 # --- walk ----------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ def test_verdicts_depend_on_neither_batch_nor_order(attack: str) -> None:
     # steps too few to reach every boundary: here the random start decides some verdicts
     given = {"parameters": {"steps": 3, "reach": 1.0}} if attack == "pgd" else {}
     planned = planned_of(ready.data, attack, ladder=(0.02, 0.04, 0.08, 0.16), **given)
-    expected = verdicts(walk(planned, ready), ready)
+    expected = verdicts(run_attack(planned, ready), ready)
     assert 0.1 < np.mean(list(expected.values())) < 0.9
     for size in (1, 7, 64):
         found: dict[str, list[bool]] = {}
@@ -74,7 +74,7 @@ def test_verdicts_depend_on_neither_batch_nor_order(attack: str) -> None:
         for rows in order.split(size):
             part = rows_of(ready, rows)
             part = replace(part, victim=replace(part.victim, chunk=size))
-            found |= verdicts(walk(planned, part), part)
+            found |= verdicts(run_attack(planned, part), part)
         assert found == expected, size
 
 
@@ -82,7 +82,7 @@ def test_the_seed_reaches_the_attack() -> None:
     ready = ready_for(generic_victim(3))
     given = {"steps": 1, "reach": 0.1}
     a, b = (
-        walk(planned_of(ready.data, seed=seed, parameters=given), ready).rungs["answer"]
+        run_attack(planned_of(ready.data, seed=seed, parameters=given), ready).rungs["answer"]
         for seed in (0, 1)
     )
     assert not torch.equal(a, b)
@@ -90,12 +90,12 @@ def test_the_seed_reaches_the_attack() -> None:
 
 def test_only_what_the_victim_calls_right_is_attacked() -> None:
     ready = ready_for(generic_victim(3))
-    run = walk(planned_of(ready.data), ready)
+    run = run_attack(planned_of(ready.data), ready)
     assert torch.equal(run.attacked, ready.clean.argmax(1) == ready.batch.y)
     assert int((~run.attacked).sum()) == N // 8
     assert run.counter.forward > N
     assert run.ladder is not None
-    assert walk(planned_of(ready.data, "fgsm"), ready).ladder is None
+    assert run_attack(planned_of(ready.data, "fgsm"), ready).ladder is None
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -126,7 +126,7 @@ def test_the_victim_is_as_it_was_after_an_attack_and_frozen_during_it(
         seen.append(any(p.requires_grad for p in victim.module.parameters()))
         return fgsm(problem, rng=rng)
 
-    walk(planned_of(ready.data, plant(monkeypatch, watching)), ready)
+    run_attack(planned_of(ready.data, plant(monkeypatch, watching)), ready)
     assert seen
     assert not any(seen)
     assert all(part.training for part in victim.module.modules())
@@ -337,7 +337,7 @@ def test_nan_on_attacked_images_makes_the_case_invalid() -> None:
 def test_nan_on_clean_images_makes_the_case_invalid() -> None:
     ready = ready_for(generic_victim(2))
 
-    def failing() -> Prepared:
+    def failing() -> AttackSetup:
         raise InvalidOutputError("expected finite logits, got NaN or Inf on 3 of 9 images")
 
     outcome = execute(planned_of(ready.data), failing, command="c")
@@ -370,7 +370,7 @@ def test_flags_and_notes() -> None:
 def test_pictures_are_of_broken_images_each_class_in_turn() -> None:
     ready = ready_for(generic_victim(3), 96)
     planned = planned_of(ready.data)
-    run = walk(planned, ready)
+    run = run_attack(planned, ready)
     found = pictures_of(planned.case, ready, run, 5)
     assert len(found.examples) == 5
     there = {words(y.numpy(), ready.data.card) for y in ready.batch.y[run.attacked]}
@@ -409,7 +409,7 @@ def test_a_picture_shows_an_image_that_breaks_though_the_ladder_found_it_otherwi
     planned = planned_of(
         ready.data, plant(monkeypatch, coarse, rungs="descend"), ladder=(0.05, 0.2)
     )
-    run = walk(planned, ready)
+    run = run_attack(planned, ready)
     found = pictures_of(planned.case, ready, run, 4)
     assert found.examples
     for example in found.examples:
@@ -427,17 +427,17 @@ def test_a_black_box_attack_never_asks_for_a_gradient() -> None:
     ready = ready_for(replace(victim, module=Closed()))
     parameters = {"queries": 30, "p_init": 0.8}
     planned = planned_of(ready.data, "square", parameters=parameters, ladder=(0.02, 0.1, 0.5))
-    run = walk(planned, ready)
+    run = run_attack(planned, ready)
     assert run.counter.backward == 0
     assert run.rungs["broken"][-1].float().mean() > 0.5
     with pytest.raises(VictimError, match="expected a victim with gradients"):
-        walk(planned_of(ready.data, "pgd", ladder=(0.02, 0.1, 0.5)), ready)
+        run_attack(planned_of(ready.data, "pgd", ladder=(0.02, 0.1, 0.5)), ready)
 
 
 def test_pictures_do_not_count_as_cost() -> None:
     ready = ready_for(generic_victim(2))
     planned = planned_of(ready.data)
-    run = walk(planned, ready)
+    run = run_attack(planned, ready)
     before = (run.counter.forward, run.counter.backward)
     pictures_of(planned.case, ready, run, 4)
     assert (run.counter.forward, run.counter.backward) == before

@@ -79,7 +79,7 @@ class Surrogate:
         return replace(own, objective=LossOverride(own.objective, use_all_steps=True))
 
 
-def crafted_alike(case: Case) -> tuple[object, ...]:
+def crafting_key(case: Case) -> tuple[object, ...]:
     """Return what two cases must have in common to share what was crafted on the surrogate."""
     return (
         case.dataset,
@@ -95,12 +95,12 @@ def crafted_alike(case: Case) -> tuple[object, ...]:
         json.dumps(case.channels, sort_keys=True),
         case.objective,
         case.budget,
-        *((case.victim, case.victim_sha256, case.operating_point) if blind(case) else ()),
+        *((case.victim, case.victim_sha256, case.operating_point) if is_oblivious(case) else ()),
         case.rival,
     )
 
 
-def blind(case: Case) -> bool:
+def is_oblivious(case: Case) -> bool:
     """Whether the attacker climbs the victim without its defense, or behind another detector."""
     return case.knowledge != "adaptive"
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from robustbench_med.bench.batch_check import depends_on_batch
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.detect import Rest
-from robustbench_med.bench.surrogate import Surrogate
-from robustbench_med.bench.wrapped import at, put_on, wrapping_of
+from robustbench_med.bench.defense_spec import apply_defense, at, resolve_defense
+from robustbench_med.bench.detector_metrics import Rest
+from robustbench_med.bench.transfer import Surrogate
 from robustbench_med.cards import ModelCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.defense import Certified, Defended
@@ -31,7 +31,7 @@ _RESTING = 512  # clean images that are not attacked and a detector is tried on,
 
 
 @dataclass(frozen=True)
-class Prepared:
+class AttackSetup:
     """A victim at its operating point, the images it is attacked on, and its clean logits there.
 
     Attributes:
@@ -77,8 +77,8 @@ class Prepared:
     probes: dict[object, Any] = field(default_factory=dict)
 
 
-def shared_by(case: Case) -> tuple[object, ...]:
-    """Return what two cases must have in common to share a `Prepared`."""
+def setup_key(case: Case) -> tuple[object, ...]:
+    """Return what two cases must have in common to share an `AttackSetup`."""
     return (case.dataset, case.data_sha256, case.split, case.n, case.seed) + (
         case.victim,
         case.victim_sha256,
@@ -89,9 +89,9 @@ def shared_by(case: Case) -> tuple[object, ...]:
     )
 
 
-def prepare(
+def prepare_setup(
     case: Case, data: Dataset, device: torch.device, *, own: Loaded | None = None
-) -> Prepared:
+) -> AttackSetup:
     """Load the victim, choose its operating point on validation, and forward the clean images.
 
     Args:
@@ -121,9 +121,11 @@ def prepare(
     return replace(alone, depends_on_batch=ready.depends_on_batch)
 
 
-def _prepared(victim: Victim, case: Case, data: Dataset, batch: Batch, card: ModelCard) -> Prepared:
+def _prepared(
+    victim: Victim, case: Case, data: Dataset, batch: Batch, card: ModelCard
+) -> AttackSetup:
     device = batch.x.device
-    with frozen(victim.module), seeded(*shared_by(case), "prepare"):
+    with frozen(victim.module), seeded(*setup_key(case), "prepare"):
         victim = victim.settled(batch.x[: victim.chunk])
         bare, defended = _defended(victim, case, data, device)
         victim = defended.judge
@@ -138,7 +140,7 @@ def _prepared(victim: Victim, case: Case, data: Dataset, batch: Batch, card: Mod
         slower = None if case.defense == "none" else _slower(victim, bare, batch.x)
         alone = 0.0 if victim.draws > 1 else depends_on_batch(victim, batch.x, shown)
     raw = shown if victim.offset is None else shown - victim.offset.to(shown)
-    return Prepared(
+    return AttackSetup(
         batch,
         victim,
         card,
@@ -167,9 +169,9 @@ def _defended(
     What a transform does to the images moves the threshold; a detector is fitted to the decision.
     """
     bare = _deployed(victim, case, data, device)
-    wrapping = wrapping_of(case.defense)
+    wrapping = resolve_defense(case.defense)
     moves = wrapping.card is not None and not wrapping.guards
-    defended = put_on(victim if moves else bare, case.defense, case, data, device)
+    defended = apply_defense(victim if moves else bare, case.defense, case, data, device)
     if not moves:
         return bare, defended
     return bare, at(defended, _deployed(defended.judge, case, data, device).offset)
@@ -184,14 +186,14 @@ def _probabilities(victim: Victim, raw: Tensor, data: Dataset) -> bool:
     return looks_like_probabilities(raw, span=0.0 if alone else 0.5)
 
 
-def mistaken(ready: Prepared, case: Case) -> Victim:
+def attacker_view(ready: AttackSetup, case: Case) -> Victim:
     """Return the victim as an attacker sees it who mistakes its defense for none or another."""
     if ready.bare is None:
         raise RuntimeError("expected a prepared victim without its defense")
     if not case.rival:
         return ready.bare
-    with frozen(ready.bare.module), seeded(*shared_by(case), case.rival):
-        found = put_on(ready.bare, case.rival, case, ready.data, ready.batch.x.device)
+    with frozen(ready.bare.module), seeded(*setup_key(case), case.rival):
+        found = apply_defense(ready.bare, case.rival, case, ready.data, ready.batch.x.device)
     return found.guide or found.judge
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from attacks.fgsm import fgsm
 from attacks.pgd import bim, pgd
 from robustbench_med.ball import Ball
-from robustbench_med.bench.columns import Columns, measure
-from robustbench_med.bench.ladder import Attack, ascend, at_rung, descend
+from robustbench_med.bench.eps_search import Attack, ascend, at_rung, descend
+from robustbench_med.bench.measurements import Measurements, measure
 from robustbench_med.cards import Norm
 from robustbench_med.errors import InvalidOutputError, VictimError
 from robustbench_med.objectives.multilabel import AnyFinding
@@ -74,12 +74,12 @@ def alone(problem: Problem, attack: Attack, ladder: Sequence[float]) -> Tensor:
     return lowest
 
 
-def lowest_of(columns: Columns) -> Tensor:
+def lowest_of(columns: Measurements) -> Tensor:
     broken = columns["broken"]
     return (~broken).long().cumprod(0).sum(0)
 
 
-def walked(problem: Problem, attack: Attack, ladder: Sequence[float], way: str) -> Columns:
+def walked(problem: Problem, attack: Attack, ladder: Sequence[float], way: str) -> Measurements:
     rng = draws(len(problem))
     if way == "ascend":
         return ascend(problem, attack, rng, ladder, 8)

@@ -24,7 +24,7 @@ class Rest(NamedTuple):
     patients: NDArray[np.character] | None
 
 
-def of_guard(
+def score_detector(
     table: pd.DataFrame,
     clean: NDArray[np.float64],
     wrong: Bool[NDArray[np.bool_], " n"],

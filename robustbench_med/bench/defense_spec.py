@@ -30,7 +30,7 @@ FITTED_ON = {"steps": 10}
 FITTED_EPS = 2 / 255
 
 
-class Wrapping(NamedTuple):
+class ResolvedDefense(NamedTuple):
     """A defense with all its parameters; no card where a victim stands alone."""
 
     card: DefenseCard | None = None
@@ -52,7 +52,7 @@ class Wrapping(NamedTuple):
         return self.card is not None and self.card.fitted
 
 
-def wrapping_of(text: str, data: DatasetCard | None = None) -> Wrapping:
+def resolve_defense(text: str, data: DatasetCard | None = None) -> ResolvedDefense:
     """Return the defense of a spec; "none" is none.
 
     Raises:
@@ -62,7 +62,7 @@ def wrapping_of(text: str, data: DatasetCard | None = None) -> Wrapping:
     """
     name, given = spec.parse(text)
     if name == "none" and not given:
-        return Wrapping()
+        return ResolvedDefense()
     card: DefenseCard = registry.find("defenses", name)
     if card.kind == "training":
         raise SpecError(
@@ -81,13 +81,13 @@ def wrapping_of(text: str, data: DatasetCard | None = None) -> Wrapping:
             registry.function("defenses", card)(Victim(nn.Identity(), contract), **parameters)
         except SpecError as error:
             raise SpecError(f"{name}: {error}") from None
-    return Wrapping(card, parameters)
+    return ResolvedDefense(card, parameters)
 
 
 class Shield(NamedTuple):
     """What a victim is wrapped in, and what the attacker knows of it."""
 
-    wrapping: Wrapping
+    wrapping: ResolvedDefense
     knowledge: str
 
     @property
@@ -108,7 +108,7 @@ class Shield(NamedTuple):
         return self.knowledge == "adaptive" or (by_gradients and not transferred)
 
 
-def shields_of(grid: Grid, card: DatasetCard) -> list[Shield]:
+def resolve_defenses(grid: Grid, card: DatasetCard) -> list[Shield]:
     """Return the defenses of a grid, each with what the attacker may know; alone, nothing to know.
 
     Raises:
@@ -116,13 +116,13 @@ def shields_of(grid: Grid, card: DatasetCard) -> list[Shield]:
     """
     found = []
     for text in grid.defenses:
-        wrapping = wrapping_of(text, card)
+        wrapping = resolve_defense(text, card)
         known = [_known(one, wrapping, card) for one in grid.knowledge]
         found += [Shield(wrapping, one) for one in (known if wrapping.card else ["adaptive"])]
     return found
 
 
-def _known(text: str, wrapping: Wrapping, card: DatasetCard) -> str:
+def _known(text: str, wrapping: ResolvedDefense, card: DatasetCard) -> str:
     """Return what the attacker knows, the parameters of a detector evaded instead all stated.
 
     Raises:
@@ -133,7 +133,7 @@ def _known(text: str, wrapping: Wrapping, card: DatasetCard) -> str:
         return text
     wanted = "expected knowledge adaptive, oblivious, or a detector evaded in the place of another"
     try:
-        rival = wrapping_of(text, card)
+        rival = resolve_defense(text, card)
     except UnknownNameError:
         raise SpecError(f"{wanted}, got {text!r}") from None
     if not (rival.guards and wrapping.guards):
@@ -166,11 +166,11 @@ class _Attacked:
         return found
 
 
-def put_on(
+def apply_defense(
     victim: Victim, defense: str, case: Case, data: Dataset, device: torch.device
 ) -> Defended:
     """Return the victim behind a defense, fitted where it learns on the data of a case."""
-    wrapping = wrapping_of(defense)
+    wrapping = resolve_defense(defense)
     if wrapping.card is None:
         return Defended(victim)
     extra = {}

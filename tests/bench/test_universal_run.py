@@ -14,8 +14,8 @@ from torch import Tensor
 
 from robustbench_med.ball import Ball
 from robustbench_med.bench.execute import Outcome, execute
-from robustbench_med.bench.prepare import Prepared
-from robustbench_med.bench.spread import PATTERNS
+from robustbench_med.bench.setup import AttackSetup
+from robustbench_med.bench.universal_run import PATTERNS
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
 from robustbench_med.errors import DataError
 from tests.bench.toys import card_of, planned_of, prepared_of
@@ -43,7 +43,7 @@ def split_data(*, train: bool = True) -> tuple[Dataset, list[str]]:
     return Dataset(card_of(grey_images(1), 2), read), asked
 
 
-def outcome_of(attack: str, **fields: Any) -> tuple[Outcome, Prepared]:  # noqa: ANN401
+def outcome_of(attack: str, **fields: Any) -> tuple[Outcome, AttackSetup]:  # noqa: ANN401
     data, _ = split_data()
     ready = prepared_of(linear_victim(2, scale=3.0), data)
     planned = planned_of(data, attack, **{"ladder": LADDER, "fit": 40, **fields})

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustbench_med.bench.attack_run import run_attack, sharded
 from robustbench_med.bench.plan import plan
-from robustbench_med.bench.prepare import Prepared
+from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.suite import Suite
-from robustbench_med.bench.surrogate import Surrogate, transferred
-from robustbench_med.bench.walk import sharded, walk
+from robustbench_med.bench.transfer import Surrogate, transferred
 from robustbench_med.cards import Threat
 from robustbench_med.errors import SpecError
 from robustbench_med.types import Images, Output
@@ -23,7 +23,7 @@ from tests.toys import draws, generic_victim, grey_images, problem_of, small_vic
 N, K = 24, 3
 
 
-def ready_with(surrogate: Surrogate | None, seed: int = 0) -> Prepared:
+def ready_with(surrogate: Surrogate | None, seed: int = 0) -> AttackSetup:
     victim = generic_victim(K)
     x = grey_images(N)
     ready = prepared_of(victim, dataset_of(x, victim.logits(x).argmax(1), K))
@@ -60,9 +60,11 @@ def test_the_victim_is_asked_only_to_judge() -> None:
 def test_a_victim_that_is_its_own_surrogate_falls_as_in_a_white_box() -> None:
     own = surrogate_of(generic_victim(K))
     fields: dict[str, Any] = {"parameters": {"steps": 10}, "ladder": (0.01, 0.02, 0.04)}
-    white = walk(planned_of(ready_with(None).data, "pgd", **fields), ready_with(None))
+    white = run_attack(planned_of(ready_with(None).data, "pgd", **fields), ready_with(None))
     ready = ready_with(own)
-    moved = walk(planned_of(ready.data, "pgd", threat="transfer", surrogate="x", **fields), ready)
+    moved = run_attack(
+        planned_of(ready.data, "pgd", threat="transfer", surrogate="x", **fields), ready
+    )
     assert white.rungs["broken"].any()
     assert not (moved.rungs["broken"] & ~white.rungs["broken"]).any()
     assert moved.rungs["broken"].sum() >= 0.9 * white.rungs["broken"].sum()
@@ -72,8 +74,8 @@ def test_candidates_are_crafted_once_for_all_victims() -> None:
     surrogate = surrogate_of(small_victim(K))
     fields: dict[str, Any] = {"threat": "transfer", "surrogate": "x", "ladder": (0.02,)}
     ready = ready_with(surrogate)
-    first = walk(planned_of(ready.data, "fgsm", **fields), ready)
-    again = walk(planned_of(ready.data, "fgsm", **fields), ready)
+    first = run_attack(planned_of(ready.data, "fgsm", **fields), ready)
+    again = run_attack(planned_of(ready.data, "fgsm", **fields), ready)
     assert first.counter.backward == N
     assert again.counter.backward == 0
     for name, value in first.rungs.items():
@@ -164,7 +166,7 @@ def test_nothing_is_carried_from_radius_to_radius() -> None:
     """An attacker without the victim cannot tell which radius worked."""
     ready = ready_with(surrogate_of(small_victim(K)))
     fields: dict[str, Any] = {"threat": "transfer", "surrogate": "x", "ladder": (0.02, 0.1, 0.3)}
-    run = walk(planned_of(ready.data, "fgsm", **fields), ready)
+    run = run_attack(planned_of(ready.data, "fgsm", **fields), ready)
     assert len(ready.surrogate.known) == 3 * N if ready.surrogate else False
     for i, eps in enumerate((0.02, 0.1, 0.3)):
         size = run.rungs["size"][i]
