@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 import robustbench_med as rm
 from robustbench_med import registry
 from robustbench_med.bench import store
+from robustbench_med.bench.pack import unpack
 from robustbench_med.bench.plan import plan
 from robustbench_med.bench.record import Stored
 from robustbench_med.bench.runner import run_cases
@@ -144,8 +144,7 @@ def test_a_shipped_model_has_the_record_that_a_suite_gives_it(tmp_path: Path) ->
 def test_committed_records_are_read_and_agree_with_their_board(tmp_path: Path) -> None:
     attacks = ["fgsm", "pgd(steps=20)", "deepfool"]
     ladder = ["0.5/255", "1/255", "2/255", "4/255", "8/255"]
-    for path in {one.parent for one in CHECKOUT.glob("results/quick/*/record.json")}:
-        shutil.copytree(path, tmp_path / path.name)
+    unpack(CHECKOUT / "results" / "quick", tmp_path)
     before = {path: path.stat().st_mtime for path in tmp_path.glob("*/record.json")}
     found = rm.evaluate(
         "fundus_resnet", "phantom_fundus", attacks, eps=ladder, n=64, results=tmp_path

@@ -536,12 +536,9 @@ def test_planning_a_committed_case_again_gives_the_same_case(
 ) -> None:
     """Every field of a case survives the way back through a grid, for all kinds of case."""
     monkeypatch.setattr("robustbench_med.bench.plan.load_dataset", cache(load_dataset))
-    folders = [path for path in sorted(COMMITTED.parent.glob("*/*/")) if path.name != "page"]
     seen = set[tuple[object, ...]]()
-    for folder in folders:
-        if not (folder / "record.json").exists():
-            continue
-        record = Record.model_validate_json((folder / "record.json").read_text())
+    for folder in store.homes_below(COMMITTED.parent):
+        record = store.read(folder).record
         case = record.case
         kind = (case.attack, case.surrogate is None, case.norm, case.objective, case.budget)
         if record.dataset_card.synthetic and kind not in seen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import pytest
 
 from robustbench_med import cli
 from robustbench_med.bench import store
+from robustbench_med.bench.pack import pack, unpack
 from robustbench_med.cli import report_command
 from robustbench_med.errors import BenchError
 
@@ -61,13 +63,13 @@ def call(
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Return a folder with two committed records of one victim and one of another."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted((RESULTS / "quick").glob("*/record.json")):
-        case = json.loads(path.read_text())["case"]
-        if case["dataset"] == "phantom_fundus" and case["threat"] == "white_box":
-            found.setdefault(case["victim"], []).append(path.parent)
-    for home in [*found[VICTIM][:2], found["fundus_densenet"][0]]:
-        shutil.copytree(home, tmp_path / "suites" / "quick" / home.name)
+    ids: dict[str, list[str]] = {}
+    for stored in store.read_all(RESULTS / "quick")[0]:
+        case = stored.record.case
+        if case.dataset == "phantom_fundus" and case.threat == "white_box":
+            ids.setdefault(case.victim, []).append(case.id)
+    chosen = [*ids[VICTIM][:2], ids["fundus_densenet"][0]]
+    unpack(RESULTS / "quick", tmp_path / "suites" / "quick", only=chosen)
     return tmp_path / "suites"
 
 
@@ -78,6 +80,15 @@ def test_it_writes_html_and_json_beside_the_records(call: Called, folder: Path) 
     held = json.loads(data.read_text())
     assert {Path(record["path"]).parts[0] for record in held["records"]} == {"quick"}
     assert all(len(record["record_sha256"]) == 64 for record in held["records"])
+    pack(folder / "quick")
+    assert call("--victim", VICTIM, folder) == 0
+    packed = json.loads(data.read_text())
+    assert packed["boards"] == held["boards"]
+    files = {"quick/records.jsonl.gz": "record", "quick/all_samples.parquet": "samples"}
+    for name, kind in files.items():
+        digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        assert {record[f"{kind}_sha256"] for record in packed["records"]} == {digest}
+    assert {record["path"] for record in packed["records"]} == {"quick/records.jsonl.gz"}
     assert "R2" in page.read_text()
     assert call("--victim", VICTIM, folder / "quick", "--out", "elsewhere") == 0
     assert sorted(path.name for path in Path("elsewhere").iterdir()) == [page.name, data.name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,8 @@ import typer
 import typer.core
 
 from robustbench_med import cli
+from robustbench_med.bench import store
+from robustbench_med.bench.pack import unpack
 from robustbench_med.cli.streams import REPLACE
 
 RESULTS = Path(__file__).parents[2] / "results" / "quick"
@@ -43,8 +44,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def folder(tmp_path: Path) -> Path:
     """Return a folder with a few committed records, of which one name has letters of its own."""
     home = tmp_path / "quick"
-    for one in sorted(RESULTS.glob("*/record.json"))[:RECORDS]:
-        shutil.copytree(one.parent, home / one.parent.name)
+    unpack(RESULTS, home, only=[path.name for path in store.homes(RESULTS)[:RECORDS]])
     return home
 
 

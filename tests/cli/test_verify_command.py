@@ -12,7 +12,9 @@ import typer.core
 from typer.testing import CliRunner
 
 from robustbench_med import cli
+from robustbench_med.bench import store
 from robustbench_med.bench import verify as verifying
+from robustbench_med.bench.pack import pack, unpack
 from robustbench_med.bench.record import Stored
 from robustbench_med.bench.verify import Finding
 from robustbench_med.cli.verify_command import record_folder
@@ -59,7 +61,7 @@ def test_records_that_cannot_be_told_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="expected a record's folder, its record.json, or a cas"):
         record_folder("0123", COMMITTED)
     for suite in ("a", "b"):
-        shutil.copytree(COMMITTED / CASE, tmp_path / suite / CASE)
+        unpack(COMMITTED, tmp_path / suite, only=[CASE])
     with pytest.raises(ResultsError, match="expected one record .*, got several: name one of"):
         record_folder(CASE, tmp_path)
     (tmp_path / "empty").mkdir()
@@ -73,7 +75,7 @@ def test_the_committed_record_is_taken_before_that_of_a_run(
 ) -> None:
     results = tmp_path / "results"
     for suite in ("quick", "local/quick"):
-        shutil.copytree(COMMITTED / CASE, results / suite / CASE)
+        unpack(COMMITTED, results / suite, only=[CASE])
     assert record_folder(CASE, results) == (results / "quick" / CASE).resolve()
     assert record_folder(CASE, results / "local") == (results / "local" / "quick" / CASE).resolve()
     monkeypatch.setattr(verifying, "verify", lambda stored, **rest: Finding("match", 0, 64))
@@ -126,13 +128,15 @@ def test_a_run_that_saves_images_is_verified_from_them(
     assert len(list((tmp_path / "own").rglob("images.safetensors"))) == 1
 
 
+@pytest.mark.parametrize("packed", [False, True])
 def test_several_records_and_folders_end_in_one_summary_and_exit_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
 ) -> None:
-    homes = sorted(one.parent for one in COMMITTED.glob("*/record.json"))[:4]
-    for one in homes[:3]:
-        shutil.copytree(one, tmp_path / "records" / "quick" / one.name)
-    shutil.copytree(homes[3], tmp_path / "records" / "local" / "quick" / homes[3].name)
+    homes = store.homes(COMMITTED)[:4]
+    unpack(COMMITTED, tmp_path / "records" / "quick", only=[home.name for home in homes[:3]])
+    unpack(COMMITTED, tmp_path / "records" / "local" / "quick", only=[homes[3].name])
+    if packed:
+        pack(tmp_path / "records" / "quick")
     words = {homes[0].name: "match", homes[1].name: "within rounding", homes[2].name: "mismatch"}
 
     def judge(stored: Stored, **rest: object) -> Finding:
@@ -155,9 +159,8 @@ def test_several_records_and_folders_end_in_one_summary_and_exit_code(
 def test_a_damaged_record_among_several_costs_itself_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    homes = sorted(one.parent for one in COMMITTED.glob("*/record.json"))[:2]
-    for one in homes:
-        shutil.copytree(one, tmp_path / one.name)
+    homes = store.homes(COMMITTED)[:2]
+    unpack(COMMITTED, tmp_path, only=[home.name for home in homes])
     (tmp_path / homes[0].name / "record.json").write_text("{")
     monkeypatch.setattr(verifying, "verify", lambda stored, **rest: Finding("match", 0, 64))
     code, output = run("verify", str(tmp_path))
@@ -167,7 +170,8 @@ def test_a_damaged_record_among_several_costs_itself_only(
 
 
 def test_a_renamed_folder_is_named_as_the_cause(tmp_path: Path) -> None:
-    shutil.copytree(COMMITTED / CASE, tmp_path / "my-copy")
+    (home,) = unpack(COMMITTED, tmp_path, only=[CASE])
+    home.rename(tmp_path / "my-copy")
     code, line = run("verify", str(tmp_path / "my-copy"))
     assert code == 2
     assert f"the folder was renamed; call it {CASE} again" in line

@@ -37,7 +37,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     save_npz(folder / "mine.npz", n=24)
     save_timm(folder / "w.safetensors")
-    store.read(next((ROOT / "results" / "quick").glob("*/record.json")).parent)
+    store.read(store.homes(ROOT / "results" / "quick")[0])
     return folder
 
 

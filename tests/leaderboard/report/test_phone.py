@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,13 +70,8 @@ def cells(page: Page) -> list[Seen]:
 
 def of_suite(suite: str, victim: str) -> list[Stored]:
     """Return the committed records of a victim."""
-    folder = RESULTS / suite
-    ids = {
-        path.parent.name
-        for path in folder.glob("*/record.json")
-        if json.loads(path.read_text())["case"]["victim"] == victim
-    }
-    return store.read_all(folder, only=ids)[0]
+    records, _ = store.read_all(RESULTS / suite)
+    return [stored for stored in records if stored.record.case.victim == victim]
 
 
 def labels(make: Maker, path: Path) -> tuple[list[Stored], str, Given | None]:
