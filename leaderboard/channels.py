@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from robustbench_med.bench.record import Estimate, Stored
+from robustbench_med.worst_case import lowest, means, on_rungs, rung_of, score_table
 
 from .board import Board, Row, RowKey
 from .figures import colour, drawn
 from .objective import channel_label
 from .svg import INK, drawing, inline, plain_axes, stroke
 from .text import SCALE, number
-from .worst_case import lowest, means, on_rungs, rung_of, score_table
 
 _LEAST = 2  # boards that are worth a comparison
 _CLEAN = "clean"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from robustbench_med.bench.record import Stored
+from robustbench_med.worst_case import lowest, score_table
 
 from .board import Board, Row
 from .crosscheck import ALLOWED
-from .worst_case import lowest, score_table
 
 _DROP = 0.05  # of a Dice: less is no attack that does more
 

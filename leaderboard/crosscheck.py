@@ -15,9 +15,9 @@ import pandas as pd
 
 from robustbench_med.bench.record import Record, Stored
 from robustbench_med.cards import AttackCard
+from robustbench_med.worst_case import lowest, rung_of, standing_table
 
 from .text import radius
-from .worst_case import lowest, rung_of, standing_table
 
 ALLOWED = 1  # image a radius: one may be luck
 _KNOWS = {

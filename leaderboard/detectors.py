@@ -9,10 +9,10 @@ from robustbench_med.bench.record import Estimate, Record
 from robustbench_med.errors import SpecError
 from robustbench_med.spec import parse
 from robustbench_med.stats import UNDEFINED
+from robustbench_med.worst_case import rung_of
 
 from .board import Board, Row
 from .text import plain
-from .worst_case import rung_of
 
 RULE = (
     "An image counts as right if it is called right and, when clean, not rejected; an attacked "

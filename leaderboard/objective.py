@@ -6,21 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from robustbench_med.cards import DatasetCard
-from robustbench_med.errors import SpecError
-from robustbench_med.spec import Spec, parse
+from robustbench_med.spec import Spec
+from robustbench_med.worst_case import parse_objective
 
 from .text import plain
 
 _SHARES = {0.25: "a quarter of", 0.5: "half", 0.75: "three quarters of"}
 _CHANGES = {"shrink": "shrink {organ}", "grow": "grow {organ}", "empty": "erase {organ}"}
-
-
-def read(objective: str) -> Spec:
-    """Return an objective taken apart; one that cannot be read has the empty name."""
-    try:
-        return parse(objective)
-    except SpecError:
-        return Spec("", {})
 
 
 def called(name: str) -> str:
@@ -39,7 +31,7 @@ def objective_words(objective: str, card: DatasetCard) -> str:
     Of masks: "spoil only the tumour core", "draw a heart in place of the mediastinum", "shrink the
     left lung"; sizes where the objective states them, so that no two boards are called the same.
     """
-    aim = read(objective) if card.task == "segmentation" else Spec("", {})
+    aim = parse_objective(objective) if card.task == "segmentation" else Spec("", {})
     if aim.name == "region" and "name" in aim.parameters:
         return f"spoil only {the(called(str(aim.parameters['name'])))}"
     if aim.name == "targeted" and {"mask", "label"} <= aim.parameters.keys():

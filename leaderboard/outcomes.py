@@ -9,11 +9,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustbench_med.bench.record import Estimate, Stored
+from robustbench_med.worst_case import lowest, means, on_rungs, region_table, rungs_of
 
 from .board import Board, Row
 from .objective import called
 from .text import DASH, number, plain
-from .worst_case import lowest, means, on_rungs, region_table, rungs_of
 
 _HARDEST = 5  # patients named one by one
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from robustbench_med.errors import SpecError
 from robustbench_med.spec import Spec, parse
+from robustbench_med.worst_case import lowest, score_table
 
 from .board import Board, Row
 from .text import DASH, plain
-from .worst_case import lowest, score_table
 
 # defense -> passes of the loss itself, beside one a crafting step: TRADES and MART ask for the
 # answers to the clean images too

@@ -23,6 +23,16 @@ from robustbench_med.bench.doubts import doubts as doubts_of
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Estimate, Stored
 from robustbench_med.stats import UNDEFINED
+from robustbench_med.worst_case import (
+    lowest,
+    means,
+    on_rungs,
+    owners_of,
+    rungs_of,
+    score_table,
+    score_table_stands,
+    standing_table,
+)
 
 from .board import ORDER, Board, Row, RowKey, Standing, Versus, told_apart
 from .checks import flag_words
@@ -35,16 +45,6 @@ from .images import Part, by_images, by_ladder, draw_of, image_words, shares
 from .shield import shield_words
 from .text import THREATS, plain, radii
 from .ties import Pairs, Scored, pairs, places
-from .worst_case import (
-    lowest,
-    means,
-    on_rungs,
-    owners_of,
-    rungs_of,
-    score_table,
-    score_table_stands,
-    standing_table,
-)
 
 _THREATS = list(THREATS)  # boards of one dataset stand in this order
 

@@ -5,19 +5,20 @@ The one place that knows accuracy from Dice: everything else asks the board for 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
 from robustbench_med.cards import DatasetCard
+from robustbench_med.worst_case import (
+    ACCURACY,
+    DICE,
+    GOAL_NOT_REACHED,
+    TARGET_NOT_DRAWN,
+    ImageScore,
+    image_score,
+    parse_objective,
+)
 
-from .objective import called, read, the
-
-Reader = Callable[[pd.DataFrame], NDArray[Any]]
+from .objective import called, the
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Score:
     """What is counted of each image: 1 is best, 0 worst.
 
     Attributes:
-        metric: what the CSV calls it.
+        image: how it is read off a samples table.
         name: what a sentence calls it.
         key: with what it means, above a table.
         short: beside a number.
@@ -35,12 +36,9 @@ class Score:
         kind: how a value is written, see text.number.
         counted, least: what a number is and what the worst case is, in the words at the top.
         sound, right: images an attack can break: those a victim ..., those ... when clean.
-        values: reads it off a samples table, one a row; the mean of truth values is a share.
-        stands: reads who stands off a samples table: the attacker has not reached the goal.
-        attacked: whether only images attacked count.
     """
 
-    metric: str
+    image: ImageScore
     name: str
     key: str
     short: str
@@ -52,67 +50,46 @@ class Score:
     least: str
     sound: str
     right: str
-    values: Reader
-    stands: Reader
-    attacked: bool = False
+
+    @property
+    def metric(self) -> str:
+        """What the CSV calls it."""
+        return self.image.metric
+
+    @property
+    def attacked(self) -> bool:
+        """Whether only images attacked count."""
+        return self.image.attacked
 
 
 def score_of(card: DatasetCard, objective: str) -> Score:
     """Return the score of boards of a dataset and an objective."""
     if card.task != "segmentation":
         return _ACCURACY if objective == "untargeted" else _UNMOVED
-    aim = read(objective)
-    if aim.name == "targeted":
+    goal = parse_objective(objective)
+    if goal.name == "targeted":
         return _UNDRAWN
-    if aim.name == "region" and aim.parameters.get("name") in card.parts:
-        return _region(card, str(aim.parameters["name"]))
+    if goal.name == "region" and goal.parameters.get("name") in card.parts:
+        return _region(card, str(goal.parameters["name"]), objective)
     return _DICE
 
 
-def _correct(samples: pd.DataFrame) -> NDArray[Any]:
-    return samples["correct"].to_numpy(dtype=bool)
-
-
-def _unbroken(samples: pd.DataFrame) -> NDArray[Any]:
-    return ~samples["broken"].to_numpy(dtype=bool)
-
-
-def _held(samples: pd.DataFrame) -> NDArray[Any]:
-    found: NDArray[Any] = samples["attacked"].to_numpy(dtype=bool) & _unbroken(samples)
-    return found
-
-
-def _dice(samples: pd.DataFrame) -> NDArray[Any]:
-    return samples["correct"].to_numpy(dtype=np.float64)
-
-
-def _undrawn(samples: pd.DataFrame) -> NDArray[Any]:
-    found: NDArray[Any] = 1 - samples["target_dice"].to_numpy(dtype=np.float64)
-    return found
-
-
-def _region(card: DatasetCard, name: str) -> Score:
-    place = list(card.parts).index(name)
+def _region(card: DatasetCard, name: str, objective: str) -> Score:
     title = f"Dice of {the(called(name))}"
-
-    def values(samples: pd.DataFrame) -> NDArray[Any]:
-        return np.array([scores[place] for scores in samples["scores"]], dtype=np.float64)
-
     return replace(
         _DICE,
-        metric=f"dice[{name}]",
+        image=image_score(card, objective),
         name=title,
         key=f"{title}, from 0 to 1, mean over images",
         short=title,
         axis=f"worst-case {title}",
         sound=f"draws with a {title} of at least 0.5",
         right=f"with a {title} of at least 0.5",
-        values=values,
     )
 
 
 _ACCURACY = Score(
-    metric="accuracy",
+    image=ACCURACY,
     name="accuracy",
     key="accuracy in %",
     short="%",
@@ -124,15 +101,13 @@ _ACCURACY = Score(
     least="only if it is right when clean and no attack on its board broke it",
     sound="reads right",
     right="right",
-    values=_correct,
-    stands=_correct,
 )
 NOTHING = _ACCURACY  # of a page without boards
 # any other objective on labels: of the images attacked, those on which the goal is not reached;
 # only images on which it is not reached when clean are attacked
 _UNMOVED = replace(
     _ACCURACY,
-    metric="1-attack_success",
+    image=GOAL_NOT_REACHED,
     name="share of goals not reached",
     key="goal not reached, % of the images attacked",
     clean="",
@@ -141,12 +116,9 @@ _UNMOVED = replace(
     least="only if no attack on its board reached the goal on it",
     sound="does not answer as the attacker wants when clean",
     right="not answered as the attacker wants",
-    values=_unbroken,
-    stands=_unbroken,
-    attacked=True,
 )
 _DICE = Score(
-    metric="dice",
+    image=DICE,
     name="Dice",
     key="Dice from 0 to 1, mean over regions and images",
     short="Dice",
@@ -158,12 +130,10 @@ _DICE = Score(
     least="with its lowest Dice, clean or under any attack on its board",
     sound="draws with a Dice of at least 0.5",
     right="with a Dice of at least 0.5",
-    values=_dice,
-    stands=_held,
 )
 _UNDRAWN = replace(
     _DICE,
-    metric="1-target_dice",
+    image=TARGET_NOT_DRAWN,
     name="1 − target Dice",
     key="1 − target Dice: how little is drawn of what the attacker wants, from 0 (all of it) to 1 "
     "(nothing), mean over the images attacked",
@@ -175,6 +145,4 @@ _UNDRAWN = replace(
     least="with the most that any attack on its board had it draw of the target",
     sound="does not draw as the attacker wants by itself",
     right="not drawn as the attacker wants",
-    values=_undrawn,
-    attacked=True,
 )

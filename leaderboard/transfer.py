@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from robustbench_med.bench.record import Estimate, Stored
 from robustbench_med.stats import UNDEFINED
+from robustbench_med.worst_case import rung_of
 
 from .board import Board, Row
 from .columns import Asked, columns_of
 from .text import plain
-from .worst_case import rung_of
 
 SURROGATES = ("transfer", "no_box")
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from types import ModuleType
 
 import pandas as pd
 
-from robustbench_med import registry
 from robustbench_med.bench.record import Estimate, Flag, Stored
 from robustbench_med.errors import SpecError
+from robustbench_med.worst_case import lowest, means, score_table
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,12 +90,10 @@ class Evaluation:
         if not any(math.isclose(eps, one, rel_tol=1e-6, abs_tol=1e-12) for one in known):
             listed = ", ".join(f"{one:g}" for one in known)
             raise SpecError(f"expected a radius asked for ({listed}), got {eps:g}")
-        tables = _tables()
-        shown = [tables.score_table(one)[[0, _rung(one, eps)]] for one in self.records]
-        for table in shown:
+        tables = [score_table(stored)[[0, _rung(stored, eps)]] for stored in self.records]
+        for table in tables:
             table.columns = pd.Index([0, 1])
-        found: Estimate = tables.means(tables.lowest(shown), self.records[0])[1]
-        return found
+        return means(lowest(tables), self.records[0])[1]
 
     @property
     def attack_success(self) -> float:
@@ -134,8 +130,3 @@ def _broken(stored: Stored, eps: float) -> pd.Series[bool]:
     rung = (0.0, *stored.record.case.ladder)[_rung(stored, eps)]
     rows = stored.samples[(stored.samples["eps"] == rung) & stored.samples["attacked"]]
     return rows.set_index("sample")["broken"]
-
-
-def _tables() -> ModuleType:
-    """Return the module that takes the worst of each image, as boards do."""
-    return importlib.import_module(f"{registry.package('leaderboard')}.worst_case")

@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from robustbench_med.bench.record import Stored
 from robustbench_med.cards import DatasetCard
+from robustbench_med.worst_case import parse_objective
 
 from ..commands import again
-from ..objective import called, read
+from ..objective import called
 
 Goal = tuple[str, tuple[tuple[str, object], ...]]
 _ANY: Goal = ("untargeted", ())
@@ -38,7 +39,7 @@ class Need(NamedTuple):
 
 def goal_of(objective: str) -> Goal:
     """Return an objective in a form that spaces and the order of parameters do not change."""
-    aim = read(objective)
+    aim = parse_objective(objective)
     return (aim.name or objective, tuple(sorted(aim.parameters.items())))
 
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.record import Estimate, Stored
 from robustbench_med.cards import DatasetCard
+from robustbench_med.worst_case import image_table, lowest, means, owners_of
 
 from ..board import Row
 from ..rank import knowing
-from ..worst_case import image_table, lowest, means, owners_of
 from .model_boards import Chosen
 
 Bools = NDArray[np.bool_]

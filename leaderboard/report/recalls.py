@@ -15,9 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustbench_med.bench.record import Estimate, Stored
+from robustbench_med.worst_case import lowest
 
 from ..objective import called
-from ..worst_case import lowest
 from .pooled_runs import Bools, Pool
 
 Event = Callable[[NDArray[Any]], Bools]  # of predictions, one a row of the samples table

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 import leaderboard
-from leaderboard.worst_case import lowest, standing_table
 from robustbench_med.bench.record import Flag, Stored
 from robustbench_med.errors import ResultsError
 from robustbench_med.stats import wilson
+from robustbench_med.worst_case import lowest, standing_table
 
 Maker = Callable[..., Stored]
 RESNET = ("resnet_narrow", "ResNet-18 narrow", "ResNet")

@@ -1,20 +1,105 @@
-"""What is left of each image under which attacks, and the mean of that with its interval."""
+"""The worst case of each image over attacks, and its mean over images with the interval.
+
+The one place that knows which number of a samples table is the score of an image: boards, the
+report and `evaluate` all count by it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from robustbench_med.bench.record import Estimate, Stored
-from robustbench_med.errors import ResultsError
+from robustbench_med.cards import DatasetCard
+from robustbench_med.errors import ResultsError, SpecError
+from robustbench_med.spec import Spec, parse
 from robustbench_med.stats import UNDEFINED, cluster_mean, interval, patients_of, resamples
 
-from .score import Score, score_of
+Reader = Callable[[pd.DataFrame], NDArray[Any]]
+
+
+class ImageScore(NamedTuple):
+    """What is counted of each image: 1 is best, 0 worst.
+
+    Attributes:
+        metric: its name, as the CSV states it.
+        values: reads it off a samples table, one a row; the mean of truth values is a share.
+        robust: reads off a samples table whether the attacker has not reached the goal.
+        attacked: whether only images attacked count.
+    """
+
+    metric: str
+    values: Reader
+    robust: Reader
+    attacked: bool = False
+
+
+def image_score(card: DatasetCard, objective: str) -> ImageScore:
+    """Return what is counted of each image of a dataset under an objective."""
+    if card.task != "segmentation":
+        return ACCURACY if objective == "untargeted" else GOAL_NOT_REACHED
+    goal = parse_objective(objective)
+    if goal.name == "targeted":
+        return TARGET_NOT_DRAWN
+    if goal.name == "region" and goal.parameters.get("name") in card.parts:
+        return _region_score(card, str(goal.parameters["name"]))
+    return DICE
+
+
+def parse_objective(objective: str) -> Spec:
+    """Return an objective as name and parameters; one that cannot be parsed has the empty name."""
+    try:
+        return parse(objective)
+    except SpecError:
+        return Spec("", {})
+
+
+def _correct(samples: pd.DataFrame) -> NDArray[Any]:
+    return samples["correct"].to_numpy(dtype=bool)
+
+
+def _goal_not_reached(samples: pd.DataFrame) -> NDArray[Any]:
+    return ~samples["broken"].to_numpy(dtype=bool)
+
+
+def _attacked_and_robust(samples: pd.DataFrame) -> NDArray[Any]:
+    robust: NDArray[Any] = samples["attacked"].to_numpy(dtype=bool) & _goal_not_reached(samples)
+    return robust
+
+
+def _dice(samples: pd.DataFrame) -> NDArray[Any]:
+    return samples["correct"].to_numpy(dtype=np.float64)
+
+
+def _target_not_drawn(samples: pd.DataFrame) -> NDArray[Any]:
+    target_dice: NDArray[Any] = samples["target_dice"].to_numpy(dtype=np.float64)
+    return 1 - target_dice
+
+
+def _region_score(card: DatasetCard, name: str) -> ImageScore:
+    place = list(card.parts).index(name)
+
+    def values(samples: pd.DataFrame) -> NDArray[Any]:
+        return np.array([scores[place] for scores in samples["scores"]], dtype=np.float64)
+
+    return ImageScore(f"dice[{name}]", values, _attacked_and_robust)
+
+
+ACCURACY = ImageScore("accuracy", _correct, _correct)
+# any other objective on labels: of the images attacked, those on which the goal is not reached;
+# only images on which it is not reached when clean are attacked
+GOAL_NOT_REACHED = ImageScore(
+    "1-attack_success", _goal_not_reached, _goal_not_reached, attacked=True
+)
+DICE = ImageScore("dice", _dice, _attacked_and_robust)
+TARGET_NOT_DRAWN = ImageScore(
+    "1-target_dice", _target_not_drawn, _attacked_and_robust, attacked=True
+)
 
 
 def score_table(stored: Stored, ladder: Sequence[float] | None = None) -> pd.DataFrame:
@@ -47,7 +132,7 @@ def standing_table(stored: Stored, ladder: Sequence[float] | None = None) -> pd.
         ResultsError: as `score_table`.
     """
     score = _score(stored)
-    table = image_table(stored, score.stands(stored.samples), attacked=score.attacked)
+    table = image_table(stored, score.robust(stored.samples), attacked=score.attacked)
     return on_ladder(table, stored, ladder)
 
 
@@ -72,11 +157,11 @@ def rung_of(eps: float, ladder: Sequence[float]) -> int:
 def score_table_stands(stored: Stored) -> bool:
     """Whether the score table is the standing table: an image is right or wrong."""
     score = _score(stored)
-    return score.values is score.stands
+    return score.values is score.robust
 
 
-def _score(stored: Stored) -> Score:
-    return score_of(stored.record.dataset_card, stored.record.case.objective)
+def _score(stored: Stored) -> ImageScore:
+    return image_score(stored.record.dataset_card, stored.record.case.objective)
 
 
 def image_table(stored: Stored, values: NDArray[Any], *, attacked: bool = False) -> pd.DataFrame:
@@ -130,7 +215,8 @@ def lowest(
     if rungs is None:
         rungs = [rung for rung in rungs_of(tables[0]) if all(rung in t.columns for t in tables)]
     first = tables[0].index
-    if all(table.index.equals(first) for table in tables):  # as good as always, and much quicker
+    # the fast path: attacks nearly always share one image index
+    if all(table.index.equals(first) for table in tables):
         common, kept = first, tables
     else:
         common = pd.Index(sorted(set.intersection(*(set(table.index) for table in tables))))
