@@ -14,6 +14,7 @@ from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Stored
 
 from .board import Board, Row
+from .exports import csv_text
 from .page import write_page
 from .rank import boards
 from .report import read_criteria, unjudged, write_report, write_reports
@@ -55,11 +56,12 @@ def publish(
 
 
 def publish_boards(
-    made: list[Board], folder: Path, *, title: str, failures: Sequence[Failure] = ()
+    boards: list[Board], folder: Path, *, title: str, failures: Sequence[Failure] = ()
 ) -> Path:
     """Write the files of boards that are made already, as `publish`."""
-    write_tables(made, folder, title=title, failures=failures)
-    return write_page(made, folder, title=title, failures=failures)
+    csv = csv_text(boards)
+    write_tables(boards, folder, title=title, failures=failures, csv=csv)
+    return write_page(boards, folder, title=title, failures=failures, csv=csv)
 
 
 def show(records: list[Stored], console: Console, *, failures: Sequence[Failure] = ()) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard, ModelCar
 
 from .columns import Asked
 from .images import Images
-from .objective import channel_words, objective_words
+from .objective import channel_label, channel_words, objective_words
 from .score import Score, score_of
 from .text import NORMS, THREATS, plain, radius
 from .ties import ALPHA, Scored
@@ -318,3 +319,17 @@ def narrowed(board: Board, row: Row) -> Board:
     )
     at = kept.index(board.headline) if board.headline in kept else None
     return replace(board, rows=(own,), ladder=cut(board.ladder), ranked_at=at)
+
+
+def with_ids(boards: Sequence[Board]) -> list[tuple[str, Board]]:
+    """Return each board with its id: the anchor of links to it, unique among these boards."""
+    ids: dict[str, Board] = {}
+    for board in boards:
+        words = [board.dataset.name, board.norm, board.threat, board.objective]
+        words += [board.budget] if board.budget != "absolute" else []
+        words += [channel_label(board.channels, board.dataset)] if board.channels else []
+        words += [board.drawn] if board.drawn else []
+        stem = re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
+        numbered = (stem, *(f"{stem}-{i}" for i in range(2, 9999)))
+        ids[next(name for name in numbered if name not in ids)] = board
+    return list(ids.items())

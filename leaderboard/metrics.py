@@ -89,6 +89,36 @@ def _labels(card: DatasetCard) -> dict[str, tuple[str, str]]:
     }
 
 
+def value_unit(metric: str, card: DatasetCard) -> str:
+    """Return what the value of a metric is counted in as a record keeps it; a Dice has no unit.
+
+    >>> from robustbench_med.cards import DatasetCard
+    >>> card = DatasetCard(name="x", title="X", modality="CT", task="single_label",
+    ...                    classes=("a", "b"), channels=1, size=(8, 8))
+    >>> value_unit("accuracy", card), value_unit("psnr", card), value_unit("auc", card)
+    ('share', 'dB', '')
+    """
+    if metric.startswith("universal_"):
+        return "share"
+    if metric in _VALUE_UNITS:
+        return _VALUE_UNITS[metric]
+    base = metric.partition("[")[0]
+    if card.task == "segmentation" and base in (own := units(card.spacing, len(card.size))):
+        return own[base]
+    _, kind = _labels(card).get(metric, ("", ""))
+    return "share" if kind == "percent" else ""
+
+
+# of image units: a value lies in [0, 1]
+_VALUE_UNITS = {
+    "psnr": "dB",
+    "l2": "image units",
+    "linf": "image units",
+    "median_distance": "image units",
+    "false_alarms": "per 1,000",
+}
+
+
 def metric_notes(record: Record) -> str:
     """Return how masks are scored where a reader could think otherwise; empty for labels."""
     card = record.dataset_card

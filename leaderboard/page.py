@@ -17,17 +17,18 @@ from robustbench_med.bench.record import Estimate
 from robustbench_med.files import write_text
 
 from . import text
-from .board import Board
+from .board import Board, Row
 from .checks import check_rows, flag_words
 from .cite import bibtex
+from .exports import csv_text, packed_csv, page_json
 from .figures import colour, shape
 from .metrics import metric_notes, metric_rows
 from .outcomes import by_class, by_patient
-from .page_context import choices, named, origin, views
-from .page_data import embedded
+from .page_context import choices, origin, views
 from .price import change, counted
+from .rows import Column, place
 from .shield import defense_words
-from .table import argmax_words, beyond_words, place
+from .table import argmax_words, beyond_words
 from .text import FAILURES_MEAN
 from .wording import (
     attacker_words,
@@ -47,15 +48,20 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_page(
-    made: list[Board], folder: Path, *, title: str, failures: Sequence[Failure] = ()
+    made: list[Board], folder: Path, *, title: str, failures: Sequence[Failure] = (), csv: str = ""
 ) -> Path:
     """Write `leaderboard.html` into `folder` in one step and return its path."""
-    html = render(made, title=title, suite=folder.name, failures=failures)
+    html = render(made, title=title, suite=folder.name, failures=failures, csv=csv)
     return write_text(folder / "leaderboard.html", html)
 
 
-def render(made: list[Board], *, title: str, suite: str, failures: Sequence[Failure] = ()) -> str:
-    """Return the page of `made`, which names the failures; the same boards give the same text."""
+def render(
+    made: list[Board], *, title: str, suite: str, failures: Sequence[Failure] = (), csv: str = ""
+) -> str:
+    """Return the page of `made`, which names the failures; the same boards give the same text.
+
+    `csv` is that of `exports.csv_text`, where the caller has it.
+    """
     style, script = (
         (TEMPLATES / file).read_text(encoding="utf-8") for file in ("style.css", "script.js")
     )
@@ -85,7 +91,8 @@ def render(made: list[Board], *, title: str, suite: str, failures: Sequence[Fail
             groups=views(made),
             origin=(source := origin(made)),
             choices=choices(made),
-            data=embedded(named(made)),
+            data=page_json(made),
+            csv=packed_csv(csv or csv_text(made)),
             bibtex=bibtex(made, versions=source["versions"]),
         )
     )
@@ -136,6 +143,7 @@ def environment() -> Environment:
         interval=text.interval,
         number=text.number,
         packed=packed,
+        packed_column=packed_column,
         percent_of=lambda share: f"{100 * share:.2f}",
         plain=text.plain,
         radius=text.radius,
@@ -163,6 +171,17 @@ def packed(estimates: tuple[Estimate, ...], kind: str = "percent") -> str:
         ",".join(text.number(v, kind) if math.isfinite(v) else "" for v in row) for row in rows
     )
     return ";".join(written)
+
+
+def packed_column(column: Column, row: Row, rungs: int) -> str:
+    """Return the values of a row in a column as `packed`, one for each radius of the ladder."""
+    cells = []
+    for rung in range(rungs if column.at_radius else 1):
+        value = column.read(row, rung)
+        numbers = (value.value, value.low, value.high)
+        written = (text.number(n, column.kind) if isinstance(n, float) else "" for n in numbers)
+        cells.append(",".join(written))
+    return ";".join(cells)
 
 
 def heat(share: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from . import text
-from .board import Board, Row, RowKey
+from .board import Board, Row, RowKey, with_ids
 from .certified import certified, certified_curves, certified_words
 from .channels import Bars, channel_bars, chart
 from .compute import compute, compute_chart
@@ -16,10 +16,11 @@ from .detectors import RULE, detectors, has_detectors
 from .figures import curves, drawn
 from .gallery import PAGE_BYTES, gallery, regions_shown, shown
 from .metrics import shape_words, spacing_words
-from .objective import called, channel_label
+from .objective import called
 from .price import defense_names, prices
+from .rows import board_columns
 from .score import NOTHING, Score
-from .table import facts, patients
+from .table import facts, patients, radii_words
 from .transfer import matrices
 from .wording import commit_words
 
@@ -37,7 +38,7 @@ def views(made: list[Board]) -> list[list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     defenses = _defenses(made)
     proved: set[tuple[str, RowKey]] = set()
-    for ident, board in named(made):
+    for ident, board in with_ids(made):
         view = _view(board, ident, share)
         view["matrices"] = [matrix for matrix in found if matrix.board is board]
         own = [bars for bars in channels if bars.board is board]
@@ -89,28 +90,15 @@ def choices(made: list[Board]) -> dict[str, list[str]]:
     }
 
 
-def named(made: list[Board]) -> list[tuple[str, Board]]:
-    """Return each board with the anchor that deep links use; unique on the page."""
-    taken: set[str] = set()
-    named = []
-    for board in made:
-        parts = [board.dataset.name, board.norm, board.threat, board.objective]
-        parts += [board.budget] if board.budget != "absolute" else []
-        parts += [channel_label(board.channels, board.dataset)] if board.channels else []
-        parts += [board.drawn] if board.drawn else []
-        stem = re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
-        ident = next(c for c in (stem, *(f"{stem}-{i}" for i in range(2, 9999))) if c not in taken)
-        taken.add(ident)
-        named.append((ident, board))
-    return named
-
-
 def _view(board: Board, ident: str, share: int) -> dict[str, Any]:
     rows, pictures = drawn(board), gallery(board, budget=share)
+    columns = board_columns(board)
     price, costs = prices(board), compute(board)
     best = next((row for row in board.rows if row.standing == "ranked"), None)
     return {
         "board": board,
+        "columns": {column.key: column for column in columns},
+        "attacks": [column for column in columns if column.role == "attack"],
         "id": ident,
         "ids": _row_ids(board, ident),
         "task": TASKS[board.dataset.task],
@@ -199,7 +187,7 @@ def _facts(board: Board) -> list[tuple[str, str]]:
         ("Patients", patients(board)),
         (
             f"Radii ε, {text.NORMS.get(board.norm, board.norm)}",
-            text.radii(board.ladder, board.norm, board.budget),
+            radii_words(board),
         ),
     ]
 

@@ -12,19 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 from robustbench_med.bench.failure import Failure
-from robustbench_med.bench.record import Estimate
 from robustbench_med.files import write_text
-from robustbench_med.stats import UNDEFINED
 
 from .board import Board, Row
 from .commands import commands
-from .frame import guard, long_frame
+from .exports import csv_text
+from .native import native_radii
 from .objective import channel_words, objective_words
-from .price import Price, change, counted, prices, times, trained_with
-from .text import DASH, FAILURES_MEAN, NORMS, THREATS, number, plain, radii, short
+from .rows import Column, board_columns, place
+from .text import DASH, FAILURES_MEAN, NORMS, THREATS, number, plain, radii
 from .transfer import Cell, Matrix, matrices
 
 CONTROL = "a control is no attack: nobody is ranked"
+_FIRST = ("worst_case", "clean")
 _LEAST = 14  # characters of the column of victims, at least
 _PLACE = 7  # characters of the place, with the space around it and the victim
 _GAP = 3  # characters beside a column
@@ -32,18 +32,19 @@ _NARROW = 16  # characters of a word of a heading; longer ones are folded
 _MOST = 3  # commands of a line; the others differ in the victim alone
 
 
-def place(row: Row, rung: int) -> str:
-    """Return the row's place as text, "1=" where it is shared; a dash where it is not ranked."""
-    rank = row.ranks[rung]
-    return DASH if rank is None else f"{rank}{'=' if row.sharing[rung] > 1 else ''}"
-
-
 def facts(board: Board) -> str:
     """Return in one line what the board was measured on."""
     sizes = sorted({row.images for row in board.rows if row.images})
     images = f"{' / '.join(map(str, sizes)) or 'no'} images"
+    return f"{images}, {patients(board)} · {board.setting} · ε ∈ {radii_words(board)}"
+
+
+def radii_words(board: Board) -> str:
+    """Return the radii of a board, in the units of its data too where these are known."""
     ladder = radii(board.ladder, board.norm, board.budget)
-    return f"{images}, {patients(board)} · {board.setting} · ε ∈ {ladder}"
+    linf = board.norm == "linf" and board.budget == "absolute"
+    native = native_radii(board.ladder, board.dataset) if linf else ""
+    return f"{ladder} ({native})" if native else ladder
 
 
 def patients(board: Board) -> str:
@@ -129,37 +130,44 @@ def _success(matrix: Matrix, cell: Cell | None) -> str:
 
 
 def _terminal(board: Board, width: int) -> list[Table | Text]:
-    """Return the table of a board, those that continue it with further attacks, and what it says.
+    """Return the table of a board, those that continue it with further attacks, and its notes.
 
-    The columns of a board share a table as long as they fit: for that attacks give up their
-    intervals, and the name that one types moves below the title.
+    Worst case, clean score and all attacks share a table as long as they fit: for that the scores
+    under attacks give up their intervals, and the name that `--victim` takes moves below the title.
+    The other columns follow where there is room; otherwise the lines below the table say the same.
     """
-    score = board.score
-    clean = [score.clean] if score.clean else []
-    layout = _layout(board, width)
-    name, needs = layout.name, layout.attacks
-    rest = width - _PLACE - name
-    parts = _parted(needs, first=rest - layout.scores, rest=rest)
+    columns = [c for c in board_columns(board) if c.role == "attack" or c.key in _FIRST]
+    layout = _layout(board, columns, width)
+    room = width - _PLACE - layout.name
+    others = [c for c in board_columns(board) if c.kind or c.role == "run"]
+    others = [c for c in others if c.role != "attack" and c.key not in _FIRST]
+    needs = [_needed(board, c, whole=True) for c in others]
+    natural = sum(
+        max(w, _GAP + len(_heading(c))) for c, w in zip(columns, layout.widths, strict=True)
+    )
+    if natural + sum(needs) <= room:  # no heading is folded to make room for them
+        columns += others
+        layout = layout._replace(
+            widths=layout.widths + needs, whole=layout.whole + [True] * len(others)
+        )
     tables: list[Table | Text] = []
-    for i, part in enumerate(parts):
-        columns = [board.columns[place] for place in part]
+    for i, part in enumerate(_split(layout.widths, room=room)):
         tables.append(Text(terminal_title(board) if not i else "further attacks", style="bold"))
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("#", justify="right")
-        table.add_column("victim", width=name, overflow="fold")
-        for heading in [score.worst, *clean] if not i else []:
-            table.add_column(Text(heading), justify="right", no_wrap=True)
+        table.add_column("victim", width=layout.name, overflow="fold")
         for at in part:
             table.add_column(
-                Text(board.columns[at]),
+                Text(_heading(columns[at])),
                 justify="right",
                 overflow="fold",
-                width=None if layout.wide else needs[at] - _GAP,
+                no_wrap=columns[at].key in _FIRST,
+                width=None if layout.whole[at] else layout.widths[at] - _GAP,
             )
         for row in board.rows:
-            texts = _cells_of(board, row, columns, layout=layout, first=not i)
+            cells = [_cell_of(columns[at], row, board.headline, layout.whole[at]) for at in part]
             style = "dim" if row.reasons else None
-            table.add_row(place(row, board.headline), Text(row.typed), *texts, style=style)
+            table.add_row(place(row, board.headline), Text(row.typed), *cells, style=style)
         tables.append(table)
     return [*tables, Text("\n".join([*_caption(board), ""]), style="italic")]
 
@@ -169,60 +177,56 @@ class _Layout(NamedTuple):
 
     Attributes:
         name: of the victim.
-        scores: of worst case and clean together.
-        attacks: of each attack.
-        wide: whether attacks have their intervals.
-        clean: whether the clean score has its interval.
+        widths: of each other column.
+        whole: whether each other column has its intervals.
     """
 
     name: int
-    scores: int
-    attacks: list[int]
-    wide: bool
-    clean: bool
+    widths: list[int]
+    whole: list[bool]
 
 
-def _layout(board: Board, width: int) -> _Layout:
-    """Return the first layout in which all attacks share a table, else one for several tables."""
-    score, at = board.score, board.headline
+def _layout(board: Board, columns: Sequence[Column], width: int) -> _Layout:
+    """Return the first layout in which all columns share a table, else one for several tables."""
     whole = max((len(row.typed) for row in board.rows), default=0)
     folded = max((len(part) for row in board.rows for part in row.typed.split(" (")), default=0) + 2
-    cell = _GAP + len(short(Estimate(value=0.5, low=0.25, high=0.75), score.kind))
-    narrow = [_needed(board, column) for column in board.columns]
-    scored = [len(short(row.worst[at], score.kind)) for row in board.rows]
-    worst = _GAP + max([len(score.worst), *scored])
-    clean = [len(short(row.clean, score.kind)) for row in board.rows]
-    bare = [len(number(row.clean.value, score.kind)) for row in board.rows]
 
-    def layout(name: int, *, wide: bool = False, interval: bool = True) -> _Layout:
-        texts = [len(score.clean), *(clean if interval else bare)]
-        scores = worst + (_GAP + max(texts) if score.clean else 0)
-        attacks = [cell] * len(narrow) if wide else narrow
-        return _Layout(max(name, _LEAST), scores, attacks, wide, interval)
+    def layout(name: int, *intervals: str) -> _Layout:
+        """`intervals`: the columns, or roles of columns, that keep theirs."""
+        kept = [c.key in intervals or c.role in intervals for c in columns]
+        needs = [_needed(board, c, whole=w) for c, w in zip(columns, kept, strict=True)]
+        return _Layout(max(name, _LEAST), needs, kept)
 
-    several = layout(min(folded, width // 3))
-    for one in (
-        layout(whole, wide=True),
-        layout(whole),
-        layout(folded),
-        layout(folded, interval=False),
+    several = layout(min(folded, width // 3), "score")
+    for candidate in (
+        layout(whole, "score", "attack"),
+        layout(whole, "score"),
+        layout(folded, "score"),
+        layout(folded, "worst_case"),
     ):
-        if _PLACE + one.name + one.scores + sum(one.attacks) <= width:
-            return one
+        if _PLACE + candidate.name + sum(candidate.widths) <= width:
+            return candidate
     return several
 
 
-def _cells_of(
-    board: Board, row: Row, columns: list[str], *, layout: _Layout, first: bool
-) -> list[Text]:
-    at, kind = board.headline, board.score.kind
-    cells = [row.scores[c][at] if c in row.scores else UNDEFINED for c in columns]
-    texts = [Text(short(e, kind) if layout.wide else number(e.value, kind)) for e in cells]
-    if not first:
-        return texts
-    clean = short(row.clean, kind) if layout.clean else number(row.clean.value, kind)
-    own = [Text(clean)] if board.score.clean else []
-    return [Text(short(row.worst[at], kind), style="bold"), *own, *texts]
+def _needed(board: Board, column: Column, *, whole: bool) -> int:
+    """Return the characters that a column takes, with the space beside it."""
+    cells = [_cell_of(column, row, board.headline, whole) for row in board.rows]
+    if column.key in _FIRST:
+        heading = len(_heading(column))
+    else:
+        heading = min(max(map(len, _heading(column).split())), _NARROW)
+    return _GAP + max([heading, *map(len, cells)])
+
+
+def _heading(column: Column) -> str:
+    return f"{column.heading} {column.unit}".strip()
+
+
+def _cell_of(column: Column, row: Row, rung: int, whole: bool) -> Text:  # noqa: FBT001
+    value = column.read(row, rung)
+    style = "bold" if column.key == "worst_case" else ""
+    return Text(value.short if whole else value.text, style=style)
 
 
 def terminal_title(board: Board) -> str:
@@ -287,24 +291,17 @@ def beyond_words(board: Board) -> list[str]:
     return lines
 
 
-def _needed(board: Board, column: str) -> int:
-    """Return the characters that a column without intervals takes, with the space beside it."""
-    word = max(map(len, column.split()), default=0)
-    value = len(number(1.0, board.score.kind))
-    return _GAP + max(value, min(word, _NARROW))
-
-
-def _parted(needs: list[int], *, first: int, rest: int) -> list[list[int]]:
-    """Return the places of columns in tables: as many each as its room holds, one at least."""
-    parts: list[list[int]] = [[]]
-    room = first
-    for place, need in enumerate(needs):
-        if need > room and (parts[-1] or len(parts) == 1):
-            parts.append([])
-            room = rest
-        parts[-1].append(place)
-        room -= need
-    return parts
+def _split(widths: list[int], *, room: int) -> list[list[int]]:
+    """Return the places of columns in tables: as many each as it has room for, at least one."""
+    tables: list[list[int]] = [[]]
+    free = room
+    for at, width in enumerate(widths):
+        if width > free and tables[-1]:
+            tables.append([])
+            free = room
+        tables[-1].append(at)
+        free -= width
+    return tables
 
 
 def markdown(made: list[Board], *, title: str, failures: Sequence[Failure] = ()) -> str:
@@ -330,59 +327,31 @@ def _markdown_matrix(matrix: Matrix) -> str:
 
 
 def _markdown(board: Board) -> str:
-    at, score, found = board.headline, board.score, prices(board)
-    argmax = bool(score.clean) and any(row.argmax is not None for row in board.rows)
-    heads = [
-        "#",
-        "victim",
-        "name",
-        f"{score.worst} at {board.at}",
-        *([score.clean] if score.clean else []),
-        *(["clean by argmax"] if argmax else []),
-        *board.columns,
-        *(["defense", "knowledge", "clean change", "time a pass"] if found else []),
-        "attacks run",
-        "note",
-    ]
+    columns = board_columns(board)
     lines = [f"## {_cell(board.dataset.heading)}", "", _cell(facts(board)), ""]
     lines += [f"{CONTROL.capitalize()}.", ""] if board.control else []
     for words in (*argmax_words(board), *beyond_words(board)):
         lines += [f"{_cell(words[:1].upper() + words[1:])}.", ""]
-    lines += ["| " + " | ".join(map(_cell, heads)) + " |"]
-    extra = "---|---|--:|--:|" if found else ""
-    averages = 1 + bool(score.clean)
-    numbers = averages + argmax + len(board.columns)
-    lines += ["|--:|---|---|" + "--:|" * numbers + extra + ":-:|---|"]
+    at = f" at {board.at}"
+    heads = [f"{c.heading}{at if c.key == 'worst_case' else ''}" for c in columns]
+    titles = [
+        f"{head}, {c.unit}" if c.unit else head for c, head in zip(columns, heads, strict=True)
+    ]
+    lines.append("| " + " | ".join(_heading_cell(title) for title in titles) + " |")
+    lines.append(
+        "|" + "|".join("--:" if c.kind or c.role in _COUNTS else "---" for c in columns) + "|"
+    )
     for row in board.rows:
-        cells = [row.scores[c][at] if c in row.scores else UNDEFINED for c in board.columns]
-        note = f"{row.standing}: {'; '.join(row.reasons)}" if row.reasons else "; ".join(row.notes)
-        ran = f"{len(row.met)}/{len(board.columns) - len(row.own)}"
-        first = [*(row.worst[at], row.clean)[:averages]]
-        first += [row.argmax or row.clean] if argmax else []
-        written = [short(e, score.kind) for e in (*first, *cells)]
-        texts = [
-            row.title,
-            row.key.victim,
-            *written,
-            *(_defense(board, row, found) if found else []),
-            ran,
-            note,
-        ]
-        lines.append(f"| {place(row, at)} | " + " | ".join(map(_cell, texts)) + " |")
+        values = [c.read(row, board.headline) for c in columns]
+        lines.append("| " + " | ".join(_cell(v.short or v.text) for v in values) + " |")
     return "\n".join(lines)
 
 
-def _defense(board: Board, row: Row, found: dict[Row, Price]) -> list[str]:
-    """Return the cells of a row on its defense: specs, knowledge, clean change, time of a pass."""
-    if row not in found:
-        return ["none", DASH, DASH, DASH]
-    price, wrapped = found[row], row.key.defense
-    specs = [str(trained_with(row)), wrapped if wrapped != "none" else ""]
-    knows = sorted({run.record.case.knowledge for run in row.runs.values()})
-    moved = change(price.clean, board.score.kind)
-    moved = moved if moved == DASH else f"{moved} {counted(board)}"
-    slower = DASH if price.slower is None else times(price.slower)
-    return [" + ".join(filter(None, specs)), " and ".join(knows), moved, slower]
+_COUNTS = ("rank", "run")
+
+
+def _heading_cell(title: str) -> str:
+    return title if title == "#" else _cell(title)
 
 
 def _cell(text: str) -> str:
@@ -391,14 +360,23 @@ def _cell(text: str) -> str:
 
 
 def write_tables(
-    made: list[Board], folder: Path, *, title: str, failures: Sequence[Failure] = ()
+    boards: list[Board],
+    folder: Path,
+    *,
+    title: str,
+    failures: Sequence[Failure] = (),
+    csv: str = "",
 ) -> tuple[Path, Path]:
-    """Write `leaderboard.csv` and `leaderboard.md` into `folder` and return their paths."""
-    frame = long_frame(made)
-    for name in frame.select_dtypes(exclude="number"):  # few values, many lines
-        frame[name] = frame[name].map({value: guard(value) for value in frame[name].unique()})
-    text = frame.to_csv(index=False, lineterminator="\n")
+    """Write `leaderboard.csv` and `leaderboard.md` into `folder` and return their paths.
+
+    Args:
+        boards: what they hold.
+        folder: where they go.
+        title: heading of the Markdown file.
+        failures: cases without a usable record.
+        csv: of `csv_text`, where the caller has it.
+    """
     return (
-        write_text(folder / "leaderboard.csv", text),
-        write_text(folder / "leaderboard.md", markdown(made, title=title, failures=failures)),
+        write_text(folder / "leaderboard.csv", csv or csv_text(boards)),
+        write_text(folder / "leaderboard.md", markdown(boards, title=title, failures=failures)),
     )

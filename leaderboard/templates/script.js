@@ -170,41 +170,22 @@
     });
   }
 
-  // a cell that a spreadsheet could run as a formula gets an apostrophe
-  function field(value) {
-    if (value === null || value === undefined) return "";
-    if (typeof value !== "string") return String(value);
-    const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
-    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  // the CSV is the file leaderboard.csv itself, carried as gzip in base64
+  async function csv() {
+    const bytes = Uint8Array.from(atob(document.getElementById("csv").textContent), (c) => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Response(stream).text();
   }
 
-  function csv(data) {
-    const same = ["board", "dataset", "synthetic", "task", "modality", "objective", "threat", "norm", "budget", "drawn", "metric"];
-    const own = ["victim", "title", "family", "defense", "defense_version", "operating_point", "name", "weights_sha256", "standing", "images", "patients"];
-    const lines = [[...same, "channels", ...own, "clean_by_argmax", "reasons", "attack", "eps", "rank", "sharing", "value", "low", "high"]];
-    data.boards.forEach((board) => board.rows.forEach((row) => {
-      const channels = Object.entries(board.channels).map(([name, share]) => `${name}=${share}`).join("+");
-      const head = [...same.map((key) => board[key]), channels, ...own.map((key) => row[key]), row.clean_by_argmax?.[0], row.reasons.join("; ")];
-      if (row.clean) lines.push([...head, "none", 0, null, null, ...row.clean]);
-      board.radii.forEach((eps, i) => {
-        lines.push([...head, "worst_case", eps, row.ranks[i], row.sharing[i] || null, ...row.worst_case[i]]);
-        Object.entries(row.attacks).forEach(([attack, found]) => lines.push([...head, attack, eps, null, null, ...found[i]]));
-      });
-    }));
-    return lines.map((line) => line.map(field).join(",") + "\n").join("");
-  }
+  const json = () => JSON.stringify(JSON.parse(document.getElementById("data").textContent), null, 1);
 
   function downloads() {
-    const kinds = {
-      csv: ["text/csv", csv],
-      json: ["application/json", (data) => JSON.stringify(data, null, 1)],
-    };
-    all(document, "[data-save]").forEach((button) => button.addEventListener("click", () => {
-      const [type, write] = kinds[button.dataset.save];
-      const text = write(JSON.parse(document.getElementById("data").textContent));
+    const kinds = { csv: ["text/csv", csv, "leaderboard.csv"], json: ["application/json", json, "leaderboard.json"] };
+    all(document, "[data-save]").forEach((button) => button.addEventListener("click", async () => {
+      const [type, write, name] = kinds[button.dataset.save];
       const link = document.createElement("a");
-      link.href = URL.createObjectURL(new Blob([text], { type }));
-      link.download = `leaderboard-boards.${button.dataset.save}`;
+      link.href = URL.createObjectURL(new Blob([await write()], { type }));
+      link.download = name;
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 1000);
     }));

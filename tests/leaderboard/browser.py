@@ -102,5 +102,5 @@ def saved(page: Page, kind: str) -> str:
     """Return the text of the CSV or JSON that the page gives to download."""
     with page.expect_download() as waiting:
         page.locator(f"[data-save='{kind}']").click()
-    assert waiting.value.suggested_filename == f"leaderboard-boards.{kind}"
+    assert waiting.value.suggested_filename == f"leaderboard.{kind}"
     return Path(waiting.value.path()).read_text(encoding="utf-8")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import leaderboard
-from leaderboard.frame import long_frame
-from leaderboard.page_context import named
+from leaderboard.board import with_ids
+from leaderboard.exports import long_frame
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Stored
 
@@ -139,7 +139,7 @@ def test_other_images_have_their_own_board(make_stored: Maker) -> None:
     words = ["6 images of suite quick", "4 images of suite attacks"]
     assert [board.drawn for board in made] == words
     assert {row.standing for board in made for row in board.rows} == {"ranked"}
-    idents = [ident for ident, _ in named(made)]
+    idents = [ident for ident, _ in with_ids(made)]
     assert [ident.partition("untargeted-")[2] for ident in idents] == [
         "6-images-of-suite-quick",
         "4-images-of-suite-attacks",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import leaderboard
-from leaderboard.page_context import named
+from leaderboard.board import with_ids
 from leaderboard.table import beyond_words, terminal_title
 from leaderboard.wording import versus_words
 from robustbench_med.bench.record import Stored
@@ -173,7 +173,7 @@ def test_no_two_boards_are_called_the_same(make_stored: Maker, changes: dict[str
     assert len(made) == 2
     assert len({board.setting for board in made}) == 2
     assert len({terminal_title(board) for board in made}) == 2
-    assert len({ident for ident, _ in named(made)}) == 2
+    assert len({ident for ident, _ in with_ids(made)}) == 2
 
 
 def test_a_shared_place_does_not_read_as_a_win(make_stored: Maker) -> None:

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 
 import leaderboard
+from leaderboard.board import with_ids
 from leaderboard.cite import bibtex
 from leaderboard.compute import compute
+from leaderboard.exports import page_json
 from leaderboard.outcomes import by_class, by_patient
 from leaderboard.page_context import lead_words
-from leaderboard.page_data import embedded
 from leaderboard.wording import versus_words
 from robustbench_med.bench.record import Cost, Stored
 from robustbench_med.stats import wilson
@@ -155,14 +156,14 @@ def test_what_is_embedded_cannot_end_its_script_and_is_all_there(make_stored: Ma
     evil = "</script><!--<script>&"
     stored = make_stored([6, 1], victim=("m", evil, evil))
     board = only([stored])
-    text = str(embedded([("a-board", board)]))
+    text = str(page_json([board]))
     assert not set("<>&") & set(text)
     (found,) = json.loads(text)["boards"]
     (row,) = found["rows"]
-    assert (found["board"], row["title"], row["ranks"]) == ("a-board", evil, [1] * 5)
+    assert (found["board"], row["title"], row["rank"]) == (with_ids([board])[0][0], evil, [1] * 5)
     assert row["worst_case"][0] == pytest.approx([0.5, *_bounds(1, 2)], rel=1e-5)
     invalid = make_stored([6, 1], record={"status": "invalid", "reason": "NaN", "rungs": ()})
-    (found,) = json.loads(str(embedded([("b", only([invalid]))])))["boards"]
+    (found,) = json.loads(str(page_json([only([invalid])])))["boards"]
     assert found["rows"][0]["clean"] == [None, None, None]
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import leaderboard
-from leaderboard.frame import guard
+from leaderboard.exports import guard
 from leaderboard.table import markdown
 from leaderboard.text import https, number
 from robustbench_med.bench.record import Stored
@@ -79,7 +79,7 @@ def test_csv_has_the_place_of_each_radius(make_stored: Maker) -> None:
     weak = make_stored([6] * 10 + [1] * 10, victim=VICTIMS[0])  # better at 8/255
     strong = make_stored([5] * 20, victim=VICTIMS[1])  # better at 2/255
     (board,) = leaderboard.boards([weak, strong])
-    frame = leaderboard.frame.long_frame([board])
+    frame = leaderboard.exports.long_frame([board])
     for row in board.rows:
         own = frame[(frame["attack"] == "worst_case") & (frame["victim"] == row.model.name)]
         assert own["rank"].to_list()[1:] == list(row.ranks)
@@ -140,7 +140,7 @@ def test_markdown_escapes_names_and_keeps_its_columns(make_stored: Maker) -> Non
     assert text.startswith("# A \\*title\\*\n")
     line = next(line for line in text.splitlines() if "HYPERLINK" in line and line[0] == "|")
     assert "\\| \\[x\\](javascript:1)\\[2J&lt;b&gt;" in line
-    assert line.replace("\\|", "").count("|") == 10
+    assert line.replace("\\|", "").count("|") == 11
     assert "50.0 [9–91]".replace("[", "\\[").replace("]", "\\]") in line
 
 
@@ -166,7 +166,7 @@ def test_a_terminal_shows_every_attack_weak_to_strong(make_stored: Maker, width:
     assert list(board.columns) == names
     tables = [t for t in leaderboard.terminal_tables([board], width=width) if isinstance(t, Table)]
     heads = [str(column.header) for table in tables for column in table.columns]
-    assert [head for head in heads if head.startswith("PGD")] == names
+    assert [head for head in heads if head.startswith("PGD")] == [f"{name} %" for name in names]
     assert all(table.columns[1].header == "victim" for table in tables)  # each says whose rows
     assert (len(tables) == 1) == (width >= 100)
     printed = io.StringIO()
