@@ -12,6 +12,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from robustbench_med.bench.record import Estimate, Record
+from robustbench_med.worst_case import rung_of
 
 from .board import Board, Row, with_ids
 from .metrics import value_unit
@@ -19,7 +20,6 @@ from .native import native_radius
 from .price import trained_with
 from .rows import Column, Value, board_columns
 from .text import radius
-from .worst_case import rung_of
 
 WORST = "worst_case"
 _UNIVERSAL = {  # metric of the CSV -> field
