@@ -36,8 +36,8 @@ COST = (  # what multiplies the passes
     *("nb_random_init", "eot_iter", "nb_sample", "noise_batch_size", "m", "N", "init_eval"),
 )
 PASSES = {  # of an ensemble's fixed members: APGD, FAB and Square, as their constructors set them
-    "torchattacks:AutoAttack": "6900",
-    "art:AutoAttack": "26100",
+    "torchattacks:AutoAttack": 6900,
+    "art:AutoAttack": 26100,
 }
 
 _ALL: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from robustbench_med.declarations import attack
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.objectives.pixels import phases, with_loss
@@ -24,6 +25,17 @@ _FIRST_SHARE = 2.0  # initial step in units of eps: section 3.2
 _FIRST_CHECK, _SHRINK, _LEAST = 22, 3, 6  # % of the steps: p_1 and p_{j+1} of section 3.2
 
 
+@attack(
+    title="APGD",
+    summary="Projected gradient ascent with momentum that halves its own steps, sample by sample.",
+    source="Croce & Hein, ICML 2020, algorithm 1",
+    version=2,
+    norms=("linf", "l2"),
+    schedule="descend",
+    positive=("steps", "restarts"),
+    effort=("steps", "restarts"),
+    cost=lambda steps, restarts: steps * restarts,
+)
 def apgd(
     problem: Problem,
     *,
@@ -72,6 +84,18 @@ def apgd(
     return search.best
 
 
+@attack(
+    title="APGD, targeted",
+    summary="APGD toward one wrong class after another, the nearest first.",
+    source="Croce & Hein, ICML 2020, section 4.2",
+    version=1,
+    norms=("linf", "l2"),
+    tasks=("single_label", "multi_label"),
+    schedule="descend",
+    positive=("steps", "targets"),
+    effort=("steps", "targets"),
+    cost=lambda steps, targets: steps * targets,
+)
 def apgd_targeted(problem: Problem, *, rng: Draws, steps: int = 100, targets: int = 9) -> Images:
     """Return the best candidates of APGD toward one way to the goal after another.
 

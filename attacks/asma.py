@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from robustbench_med.declarations import attack
 from robustbench_med.objectives.pixels import on_pixels
 from robustbench_med.objectives.segmentation import Pixels, confusion, dice
 from robustbench_med.problem import Problem
@@ -12,6 +13,18 @@ from robustbench_med.types import Images, PerSample
 from .universal import positive
 
 
+@attack(
+    title="ASMA",
+    summary="Pulls the mask towards a target; the steps grow with the overlap reached.",
+    source="Ozbulak, Van Messem, De Neve, MICCAI 2019",
+    version=1,
+    norms=("l2", "linf"),
+    tasks=("segmentation",),
+    schedule="descend",
+    positive=("steps", "tau", "beta"),
+    effort=("steps",),
+    cost=lambda steps: steps,
+)
 def asma(
     problem: Problem, *, rng: Draws, steps: int = 100, tau: float = 0.01, beta: float = 0.1
 ) -> Images:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from robustbench_med.declarations import attack
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.objectives.nearest import nearest as climb_nearest
@@ -32,6 +33,18 @@ _WAYS = 10  # leading ways whose distance is compared, as DeepFool's and FAB's c
 _BISECT = 6  # forward passes along the line to the clean image
 
 
+@attack(
+    title="C&W",
+    summary="The smallest change that succeeds: Adam on distance plus a weighted penalty.",
+    source="Carlini, Wagner, IEEE S&P 2017, sections V and VI",
+    version=2,
+    norms=("l2", "linf", "l0"),
+    tasks=("single_label", "multi_label"),
+    schedule="distance",
+    positive=("steps", "searches", "lr"),
+    effort=("steps", "searches"),
+    cost=lambda steps, searches: steps * searches,
+)
 def carlini_wagner(
     problem: Problem,
     *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from robustbench_med.declarations import attack
 from robustbench_med.errors import SpecError
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
@@ -13,6 +14,18 @@ from robustbench_med.types import Images
 from .pgd import pgd
 
 
+@attack(
+    title="Noise (control)",
+    summary="The best of a few uniform draws from the ball.",
+    source="control",
+    version=1,
+    norms=("linf", "l2", "l1", "l0"),
+    threat="control",
+    schedule="ascend",
+    positive=("draws",),
+    effort=("draws",),
+    cost=lambda draws: draws,
+)
 def noise(problem: Problem, *, rng: Draws, draws: int = 10) -> Images:
     """Return the best of a few uniform draws from the ball.
 
@@ -40,6 +53,17 @@ def noise(problem: Problem, *, rng: Draws, draws: int = 10) -> Images:
     return search.best
 
 
+@attack(
+    title="Shuffled PGD (control)",
+    summary="PGD's perturbation with its pixels in another order: as large, without structure.",
+    source="control; Madry et al., ICLR 2018, section 2.1",
+    version=2,
+    norms=("linf", "l2"),
+    threat="control",
+    schedule="ascend",
+    positive=("steps", "restarts"),
+    cost=lambda steps, restarts: steps * restarts,
+)
 def shuffled(
     problem: Problem, *, rng: Draws, steps: int = 40, reach: float = 0.0, restarts: int = 1
 ) -> Images:
@@ -52,7 +76,7 @@ def shuffled(
         problem: the batch attacked; its gradients are used.
         rng: one stream a sample.
         steps: gradient steps of PGD, >= 1.
-        reach: length of all its steps together in units of eps; 0: see `pgd`.
+        reach: length of all its steps together in units of eps, >= 0; 0: see `pgd`.
         restarts: its independent runs, >= 1.
 
     Returns:

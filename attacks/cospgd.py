@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from robustbench_med.declarations import attack
 from robustbench_med.objectives.pixels import on_pixels
 from robustbench_med.objectives.segmentation import Pixels
 from robustbench_med.problem import Problem
@@ -11,6 +12,18 @@ from robustbench_med.types import Images, PerSample
 from .pgd import pgd
 
 
+@attack(
+    title="CosPGD",
+    summary="PGD on masks: a pixel's weight is how well its probabilities match the truth.",
+    source="Agnihotri, Jung, Keuper, ICML 2024",
+    version=1,
+    norms=("linf", "l2"),
+    tasks=("segmentation",),
+    schedule="descend",
+    positive=("steps", "reach", "restarts"),
+    effort=("steps", "restarts"),
+    cost=lambda steps, restarts: steps * restarts,
+)
 def cospgd(
     problem: Problem,
     *,

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from robustbench_med.declarations import attack
 from robustbench_med.objectives.pixels import on_pixels
 from robustbench_med.objectives.segmentation import Pixels
 from robustbench_med.problem import Problem
@@ -18,6 +19,19 @@ from .universal import positive
 _GREY = 255  # gamma is given in grey levels, as in the paper; x is in [0,1]
 
 
+@attack(
+    title="DAG",
+    summary="Pulls each correct pixel towards a wrong class drawn for it, until none is correct.",
+    source="Xie et al., ICCV 2017, Algorithm 1",
+    version=1,
+    norms=("linf", "l2"),
+    tasks=("segmentation",),
+    schedule="descend",
+    fixed_step=True,
+    positive=("steps", "gamma"),
+    effort=("steps",),
+    cost=lambda steps: steps,
+)
 def dag(problem: Problem, *, rng: Draws, steps: int = 200, gamma: float = 0.5) -> Images:
     """Return the best candidates of dense adversary generation.
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from robustbench_med.declarations import attack
 from robustbench_med.errors import SpecError
 from robustbench_med.problem import Problem, Slopes
 from robustbench_med.rng import Draws
@@ -17,6 +18,18 @@ from .linearised import L1_CAP, Way, clearance, least_move, nearest_way, shrink
 _FLOOR = 1e-6
 
 
+@attack(
+    title="DeepFool",
+    summary="Steps to the nearest linearised boundary until it is crossed.",
+    source="Moosavi-Dezfooli, Fawzi, Frossard, CVPR 2016, Algorithm 2",
+    version=1,
+    norms=("l2", "linf"),
+    tasks=("single_label", "multi_label"),
+    schedule="distance",
+    positive=("steps", "overshoot", "candidates"),
+    effort=("steps", "candidates"),
+    cost=lambda steps, candidates: steps * candidates,
+)
 def deepfool(
     problem: Problem,
     *,

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from robustbench_med.declarations import attack
 from robustbench_med.errors import SpecError
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
@@ -24,6 +25,17 @@ _SCOUT = 5  # a scout spends a fifth of the steps and queries
 _LEADING = 3  # ways FAB linearises at a time; targeted APGD goes to the farther ones
 
 
+@attack(
+    title="Ensemble",
+    summary="APGD with two losses, targeted APGD, FAB and Square, each on images not yet fooled.",
+    source="after AutoAttack: Croce & Hein, ICML 2020, section 6",
+    version=2,
+    norms=("linf", "l2"),
+    tasks=("single_label", "multi_label"),
+    schedule="descend",
+    positive=("steps", "queries", "targets", "reach"),
+    cost=lambda steps, targets, queries: 7.2 * steps + 1.2 * steps * targets + 1.2 * queries,
+)
 def worst_case(
     problem: Problem,
     *,

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from robustbench_med.declarations import attack
 from robustbench_med.errors import SpecError
 from robustbench_med.problem import Problem, Slopes
 from robustbench_med.rng import Draws
@@ -27,6 +28,18 @@ class _Settings(NamedTuple):
     clear: PerSample  # harm above which a candidate succeeds
 
 
+@attack(
+    title="FAB",
+    summary="Projects onto the nearest linearised boundary, biased towards the clean image.",
+    source="Croce, Hein, ICML 2020, Algorithm 1",
+    version=1,
+    norms=("linf", "l2", "l1"),
+    tasks=("single_label", "multi_label"),
+    schedule="distance",
+    positive=("steps", "restarts", "candidates", "extrapolation", "backward"),
+    effort=("steps", "restarts"),
+    cost=lambda steps, restarts, candidates: steps * restarts * candidates,
+)
 def fab(
     problem: Problem,
     *,

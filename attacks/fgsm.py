@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from robustbench_med.declarations import attack
 from robustbench_med.objectives.pixels import with_loss
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images
 
 
+@attack(
+    title="FGSM",
+    summary="One step of the full radius along the sign of the gradient.",
+    source="Goodfellow, Shlens, Szegedy, ICLR 2015, section 4",
+    version=2,
+    norms=("linf", "l2"),
+    schedule="ascend",
+    cost=lambda: 1,
+)
 def fgsm(problem: Problem, *, rng: Draws, loss: str = "cross_entropy") -> Images:
     """Return candidates one step of size eps away from the clean images.
 

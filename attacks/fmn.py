@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from robustbench_med.ball import Ball
+from robustbench_med.declarations import attack
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.objectives.nearest import nearest as climb_nearest
@@ -28,6 +29,18 @@ _WAYS = 10  # leading ways whose distance is compared, as DeepFool's and FAB's c
 _DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 
 
+@attack(
+    title="FMN",
+    summary="Steps projected on a radius that shrinks after a success and grows after a failure.",
+    source="Pintor et al., NeurIPS 2021, Algorithm 1",
+    version=2,
+    norms=("l2", "linf", "l1", "l0"),
+    tasks=("single_label", "multi_label"),
+    schedule="distance",
+    positive=("steps", "alpha", "gamma"),
+    effort=("steps",),
+    cost=lambda steps: steps,
+)
 def fmn(
     problem: Problem, *, rng: Draws, steps: int = 100, alpha: float = 1.0, gamma: float = 0.05
 ) -> Images:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from robustbench_med.declarations import attack
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives import Objective
 from robustbench_med.problem import Problem
@@ -23,6 +24,18 @@ _WAYS = 9  # ways compared before one is chosen: as many gradients at the clean 
 _BLOCK = 256  # rows of the table of pairs in memory at a time
 
 
+@attack(
+    title="JSMA",
+    summary="Changes one or two values a step, those most salient for the nearest wrong class.",
+    source="Papernot et al., EuroS&P 2016, eq. 8 and 9, Algorithm 3",
+    version=1,
+    norms=("l0",),
+    tasks=("single_label", "multi_label"),
+    schedule="distance",
+    positive=("share",),
+    effort=("share",),
+    cost=lambda share: share * 4096,
+)
 def jsma(
     problem: Problem,
     *,

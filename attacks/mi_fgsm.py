@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from robustbench_med.declarations import attack
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.pixels import with_loss
 from robustbench_med.problem import Problem
@@ -13,6 +14,17 @@ from robustbench_med.search import Search
 from robustbench_med.types import Images
 
 
+@attack(
+    title="MI-FGSM",
+    summary="BIM along an accumulated gradient, which transfers better to other victims.",
+    source="Dong et al., CVPR 2018, algorithm 1",
+    version=2,
+    norms=("linf", "l2"),
+    schedule="descend",
+    positive=("steps", "reach"),
+    effort=("steps",),
+    cost=lambda steps: steps,
+)
 def mi_fgsm(
     problem: Problem,
     *,

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from robustbench_med.declarations import attack
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.evade_detector import EvadeDetector
 from robustbench_med.objectives.loss_override import LossOverride
@@ -21,6 +22,17 @@ SPARE = ("goal", "both", "neither")
 _PARALLEL = 1e-6  # share of a gradient below which what is left of it is rounding
 
 
+@attack(
+    title="Orthogonal PGD",
+    summary="PGD past a detector: reaches the goal, then lowers the suspicion and keeps the goal.",
+    source="Bryniarski, Hingun, Pachuca, Wang, Carlini, ICLR 2022, section 4",
+    version=2,
+    norms=("linf", "l2"),
+    schedule="descend",
+    positive=("steps", "restarts"),
+    effort=("steps", "restarts"),
+    cost=lambda steps, restarts: 2 * steps * restarts,
+)
 def orthogonal_pgd(
     problem: Problem,
     *,
@@ -40,7 +52,7 @@ def orthogonal_pgd(
         problem: the batch attacked.
         rng: one stream a sample; each restart forks its own.
         steps: gradient steps a restart, >= 1; two passes each.
-        reach: length of all steps of a restart together in units of eps; 0: see `pgd`.
+        reach: length of all steps of a restart together in units of eps, >= 0; 0: see `pgd`.
         restarts: independent runs, >= 1; only samples still standing are run again.
         random_start: start uniformly in the ball instead of at the clean image.
         spare: what a step must not undo. "goal": steps that calm the detector leave out what moves

@@ -8,6 +8,7 @@ from typing import cast
 
 import torch
 
+from robustbench_med.declarations import attack
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.pixels import with_loss
 from robustbench_med.problem import Problem
@@ -20,6 +21,17 @@ from .universal import Pace, Pattern, below_one, climb, positive
 _POSITIONS = ("random", "centre", "corner")
 
 
+@attack(
+    title="Patch",
+    summary="A square of free values that fools the victim wherever it is pasted.",
+    source="Brown et al., 2017, section 2",
+    version=2,
+    norms=("l0",),
+    schedule="universal",
+    positive=("epochs", "batch", "reach"),
+    effort=("epochs",),
+    cost=lambda epochs: epochs,
+)
 def patch(
     problem: Problem,
     *,
@@ -43,7 +55,8 @@ def patch(
         batch: images a step, >= 1.
         reach: length of all steps together, in units of the range [0,1], > 0.
         momentum: share of the running gradient that is kept, in [0, 1).
-        clip: an image whose goal is reached weighs nothing while its loss (log-odds) is above this.
+        clip: an image whose goal is reached has no weight while its loss (log-odds) is above this;
+            any number, > 0 to be of use.
         scale: least and greatest size when pasted, as a share of the largest square, in (0, 1].
         rotation: greatest angle to either side, in degrees, 0..180; of a volume: in the plane of
             its last two axes.

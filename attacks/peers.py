@@ -79,13 +79,17 @@ def card(name: str) -> AttackCard:
         norms=NORMS.get(name, package.norms if "norm" in signature else by_default),
         tasks=("single_label", "multi_label"),
         threat="control" if name in CONTROL else ("query" if name in QUERY else "white_box"),
-        rungs="ascend" if budgeted else "distance",
+        schedule="ascend" if budgeted else "distance",
         parameters=parameters,
         positive=cost,
         effort=cost,
-        # a guide for the plan: what the names tell of the loops
-        passes=PASSES.get(name, " * ".join(cost) or "1"),
     )
+
+
+def passes(name: str, parameters: dict[str, Any]) -> float:
+    """Return a guess of the passes an image costs: the product of what a name says is repeated."""
+    own = math.prod(parameters[key] for key in COST if key in parameters)
+    return float(PASSES.get(name, own))
 
 
 def _defaults(signature: Signature) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
+from robustbench_med.declarations import attack
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.pixels import phases, with_loss
 from robustbench_med.problem import Problem
@@ -12,6 +13,17 @@ from robustbench_med.search import Search
 from robustbench_med.types import Images
 
 
+@attack(
+    title="BIM",
+    summary="FGSM in small steps from the clean image, projected into the ball after each.",
+    source="Kurakin, Goodfellow, Bengio, 2017, section 2.2",
+    version=2,
+    norms=("linf", "l2"),
+    schedule="descend",
+    positive=("steps", "reach"),
+    effort=("steps",),
+    cost=lambda steps: steps,
+)
 def bim(
     problem: Problem,
     *,
@@ -46,6 +58,17 @@ def bim(
     return pgd(problem, rng=rng, steps=steps, reach=reach, random_start=False, loss=loss)
 
 
+@attack(
+    title="PGD",
+    summary="Projected gradient ascent from a random start, with restarts.",
+    source="Madry et al., ICLR 2018, section 2.1",
+    version=2,
+    norms=("linf", "l2"),
+    schedule="descend",
+    positive=("steps", "restarts"),
+    effort=("steps", "restarts"),
+    cost=lambda steps, restarts: steps * restarts,
+)
 def pgd(
     problem: Problem,
     *,
@@ -120,6 +143,17 @@ def step_lengths(steps: int, reach: float) -> list[float]:
     return [1 - i / steps for i in range(steps)]
 
 
+@attack(
+    title="PGD, last iterate",
+    summary="PGD that returns its last iterate, as adversarial training uses it.",
+    source="Madry et al., ICLR 2018, section 2.1",
+    version=2,
+    norms=("linf", "l2"),
+    schedule="ascend",
+    positive=("steps", "reach"),
+    effort=("steps",),
+    cost=lambda steps: steps,
+)
 def pgd_last(
     problem: Problem, *, rng: Draws, steps: int = 10, reach: float = 2.5, random_start: bool = True
 ) -> Images:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from robustbench_med.declarations import attack
 from robustbench_med.objectives.pixels import LOSSES, on_pixels
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
@@ -15,6 +16,17 @@ _MEMBERS = ("masked", "balanced", "jensen_shannon")
 _SLOTS = ((2.0, 3), (1.5, 3), (1.0, 4))  # radius in units of eps, tenths of the steps: section 3.5
 
 
+@attack(
+    title="SEA",
+    summary="APGD in a shrinking ball with three losses of masks; the worst for each image counts.",
+    source="Croce, Singh, Hein, ECCV 2024, section 3.6",
+    version=1,
+    norms=("linf", "l2"),
+    tasks=("segmentation",),
+    schedule="descend",
+    positive=("steps",),
+    cost=lambda steps: 3 * steps,
+)
 def segmentation_ensemble(problem: Problem, *, rng: Draws, steps: int = 300) -> Images:
     """Return the best candidates of three runs of APGD, each on a loss of its own.
 

@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from robustbench_med.declarations import attack
 from robustbench_med.objectives.pixels import on_pixels
 from robustbench_med.objectives.segmentation import Pixels
 from robustbench_med.problem import Problem
@@ -16,6 +17,18 @@ from robustbench_med.types import Images, PerSample
 from .universal import positive
 
 
+@attack(
+    title="SegPGD",
+    summary="PGD on masks: correct pixels have most weight at first, all the same at the end.",
+    source="Gu, Zhao, Tresp, Torr, ECCV 2022",
+    version=1,
+    norms=("linf", "l2"),
+    tasks=("segmentation",),
+    schedule="descend",
+    positive=("steps", "reach", "restarts"),
+    effort=("steps", "restarts"),
+    cost=lambda steps, restarts: steps * restarts,
+)
 def segpgd(
     problem: Problem,
     *,

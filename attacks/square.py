@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from robustbench_med.declarations import attack
 from robustbench_med.errors import SpecError
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
@@ -25,6 +26,18 @@ Shape = tuple[int, ...]
 Frame = tuple[Tensor, ...]  # what the proposals of a norm need of the open problem
 
 
+@attack(
+    title="Square",
+    summary="Random search by queries alone: redraws square windows and keeps improvements.",
+    source="Andriushchenko, Croce, Flammarion, Hein, ECCV 2020, algorithms 1 to 3",
+    version=1,
+    norms=("linf", "l2"),
+    threat="query",
+    schedule="descend",
+    positive=("queries", "p_init"),
+    effort=("queries",),
+    cost=lambda queries: queries,
+)
 def square(problem: Problem, *, rng: Draws, queries: int = 5000, p_init: float = 0.8) -> Images:
     """Return the best candidates of a random search over square windows.
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from robustbench_med.declarations import attack
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.pixels import with_loss
 from robustbench_med.problem import Problem
@@ -22,6 +23,18 @@ Step = Callable[[Pattern, Pattern, float], Pattern]
 _TINY = 1e-30
 
 
+@attack(
+    title="UAP",
+    summary="One perturbation for all images: a sum of minimal steps of images not fooled yet.",
+    source="Moosavi-Dezfooli et al., CVPR 2017, algorithm 1",
+    version=1,
+    norms=("linf", "l2"),
+    tasks=("single_label", "multi_label"),
+    schedule="universal",
+    positive=("epochs", "batch", "ways"),
+    effort=("epochs",),
+    cost=lambda epochs, ways: 2 * epochs * ways,
+)
 def uap(
     problem: Problem,
     *,
@@ -89,6 +102,17 @@ def uap(
     return Additive(best[0])
 
 
+@attack(
+    title="UAP (gradient)",
+    summary="One perturbation for all images, by gradient ascent on their mean loss.",
+    source="Shafahi et al., AAAI 2020; Hirano, Minagi, Takemoto, BMC Medical Imaging 2021",
+    version=2,
+    norms=("linf", "l2"),
+    schedule="universal",
+    positive=("epochs", "batch", "reach"),
+    effort=("epochs",),
+    cost=lambda epochs: epochs,
+)
 def uap_gradient(
     problem: Problem,
     *,
@@ -109,7 +133,8 @@ def uap_gradient(
         batch: images a step, >= 1.
         reach: length of all steps together in units of eps, > 0.
         momentum: share of the running gradient that is kept, in [0, 1).
-        clip: an image whose goal is reached weighs nothing while its loss (log-odds) is above this.
+        clip: an image whose goal is reached has no weight while its loss (log-odds) is above this;
+            any number, > 0 to be of use.
         loss: what is climbed, see `objectives.pixels.with_loss`.
 
     Returns:

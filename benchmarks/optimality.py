@@ -110,7 +110,7 @@ def attack_of(text: str) -> Callable[[Problem, Draws], Tensor]:
 
     def attack(problem: Problem, rng: Draws) -> Tensor:
         # a peer with a budget gets one that holds every success
-        posed = problem if card.rungs == "distance" else problem.at(50.0)
+        posed = problem if card.schedule == "distance" else problem.at(50.0)
         found: Tensor = function(posed, rng=rng, **given)
         return found
 

@@ -81,8 +81,7 @@ def plant(folder: Path) -> None:
                         function="pgd:pgd",
                         version=1,
                         norms=("linf",),
-                        rungs="descend",
-                        passes="1",
+                        schedule="descend",
                     ),
                     provenance=PROVENANCE,
                 )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from robustbench_med.ball import Ball
 from robustbench_med.cards import Norm
+from robustbench_med.declarations import defense
 from robustbench_med.errors import SpecError
 from robustbench_med.types import Images, Logits, Truth
 from robustbench_med.victim import Victim, frozen
@@ -26,6 +27,15 @@ from .weight_perturbation import perturbed
 Loss = Callable[[Logits, Truth], Tensor]
 
 
+@defense(
+    title="PGD-AT",
+    summary="Trains on the adversarial examples that PGD finds for each batch.",
+    source="Madry et al., ICLR 2018, equation 2.1",
+    version=1,
+    kind="training",
+    positive=("eps", "steps", "step"),
+    training={"attack": "pgd_last"},
+)
 def pgd_at(
     victim: Victim,
     x: Images,
@@ -46,12 +56,13 @@ def pgd_at(
         x: images of a batch.
         y: their truth.
         loss: of logits and truth.
-        attack: crafts, e.g. `attacks.pgd.pgd_last`.
+        attack: registry name of the attack that finds the adversarial examples; here its function.
         eps: radius in [0,1] units, > 0.
-        steps: of the attack, >= 1.
-        step: length of one, as a share of eps, > 0.
+        steps: gradient steps of the attack, >= 1.
+        step: length of one step in units of eps, > 0.
         norm: "linf" or "l2".
-        awp: see `weight_perturbation.perturbed`; 0 = off.
+        awp: size of the adversarial weight perturbation, in [0, 1], see
+            `weight_perturbation.perturbed`; 0 = off.
 
     Source: Madry et al., ICLR 2018, equation 2.1; 7 steps of 2/255 at 8/255, section 5. All steps
         are taken, on the loss, by every image: an image already misclassified climbs on.
@@ -62,6 +73,15 @@ def pgd_at(
     return perturbed(victim, lambda v: loss(v(z).logits, y), _share(awp=awp))
 
 
+@defense(
+    title="Fast AT",
+    summary="Trains on adversarial examples of one long step from a random start.",
+    source="Wong, Rice, Kolter, ICLR 2020, algorithm 3",
+    version=1,
+    kind="training",
+    positive=("eps", "step"),
+    training={"attack": "pgd_last"},
+)
 def fast_at(
     victim: Victim,
     x: Images,
@@ -77,7 +97,18 @@ def fast_at(
 ) -> Float[Tensor, ""]:
     """Return the loss on images crafted in one long step from a uniformly random start.
 
-    Args: as of `pgd_at`.
+    Args:
+        victim: in train mode.
+        x: images of a batch.
+        y: their truth.
+        loss: of logits and truth.
+        attack: registry name of the attack that finds the adversarial examples; here its function.
+        eps: radius in [0,1] units, > 0.
+        steps: gradient steps of the attack, >= 1.
+        step: length of one step in units of eps, > 0.
+        norm: "linf" or "l2".
+        awp: size of the adversarial weight perturbation, in [0, 1], see
+            `weight_perturbation.perturbed`; 0 = off.
 
     Source: Wong, Rice, Kolter, ICLR 2020, algorithm 3, alpha = 1.25 eps (section 4.1). Its
         catastrophic overfitting shows in the robust validation: give the recipe a patience.
@@ -87,6 +118,15 @@ def fast_at(
     )
 
 
+@defense(
+    title="TRADES",
+    summary="Trains on clean images and on how far the answers around them diverge.",
+    source="Zhang et al., ICML 2019, equation 5",
+    version=1,
+    kind="training",
+    positive=("eps", "steps", "step", "beta"),
+    training={"attack": "pgd_last"},
+)
 def trades(
     victim: Victim,
     x: Images,
@@ -103,8 +143,19 @@ def trades(
 ) -> Float[Tensor, ""]:
     """Return the clean loss plus beta times the divergence of the answers in the ball.
 
-    Args: as of `pgd_at`, and
+    Args:
+        victim: in train mode.
+        x: images of a batch.
+        y: their truth.
+        loss: of logits and truth.
+        attack: registry name of the attack that finds the adversarial examples; here its function.
+        eps: radius in [0,1] units, > 0.
+        steps: gradient steps of the attack, >= 1.
+        step: length of one step in units of eps, > 0.
+        norm: "linf" or "l2".
         beta: weight of the divergence (1 / lambda of the paper), > 0.
+        awp: size of the adversarial weight perturbation, in [0, 1], see
+            `weight_perturbation.perturbed`; 0 = off.
 
     Source: Zhang et al., ICML 2019, equation 5 and algorithm 1, with KL(clean || perturbed) as in
         the authors' code; 10 steps, beta 6. Deviation: the climb starts uniformly in the ball, not
@@ -130,6 +181,16 @@ def trades(
     return perturbed(victim, descended, _share(awp=awp))
 
 
+@defense(
+    title="MART",
+    summary="Trains on PGD images with a boosted loss; misclassified clean images weigh more.",
+    source="Wang et al., ICLR 2020, equation 11",
+    version=1,
+    kind="training",
+    tasks=("single_label",),
+    positive=("eps", "steps", "step", "beta"),
+    training={"attack": "pgd_last"},
+)
 def mart(
     victim: Victim,
     x: Images,
@@ -146,8 +207,19 @@ def mart(
 ) -> Float[Tensor, ""]:
     """Return the boosted loss on crafted images plus beta times a weighted divergence.
 
-    Args: as of `pgd_at`, one label an image, and
+    Args:
+        victim: in train mode.
+        x: images of a batch.
+        y: their truth, one label an image.
+        loss: of logits and truth.
+        attack: registry name of the attack that finds the adversarial examples; here its function.
+        eps: radius in [0,1] units, > 0.
+        steps: gradient steps of the attack, >= 1.
+        step: length of one step in units of eps, > 0.
+        norm: "linf" or "l2".
         beta: weight of the divergence (lambda of the paper), > 0.
+        awp: size of the adversarial weight perturbation, in [0, 1], see
+            `weight_perturbation.perturbed`; 0 = off.
 
     Source: Wang et al., ICLR 2020, equation 11; lambda 5 (section 4). The cross-entropy of its
         first term is the recipe's own `loss`, so that classes are balanced as in every other
@@ -167,6 +239,15 @@ def mart(
     return perturbed(victim, descended, _share(awp=awp))
 
 
+@defense(
+    title="Universal AT",
+    summary="Trains on images with a universal perturbation, fitted again every few epochs.",
+    source="Hirano, Minagi, Takemoto, BMC Medical Imaging 21:9, 2021, methods",
+    version=1,
+    kind="training",
+    positive=("eps", "every", "images"),
+    training={"attack": "uap_gradient", "every": 2, "images": 256},
+)
 def universal_at(
     victim: Victim,
     x: Images,
@@ -181,9 +262,20 @@ def universal_at(
 ) -> Float[Tensor, ""]:
     """Return the loss on a batch of which a drawn share carries a universal perturbation.
 
-    Args: as of `pgd_at`, and
-        attack: adds the perturbation last fitted on the training images.
-        share: of the images that carry it, in [0, 1].
+    Args:
+        victim: in train mode.
+        x: images of a batch.
+        y: their truth.
+        loss: of logits and truth.
+        attack: registry name of the universal attack; here a function that adds the perturbation
+            fitted last.
+        eps: radius in [0,1] units, > 0.
+        norm: "linf" or "l2".
+        share: fraction of the images that carry the perturbation, in [0, 1].
+        awp: size of the adversarial weight perturbation, in [0, 1], see
+            `weight_perturbation.perturbed`; 0 = off.
+        every: epochs from one fit of the perturbation to the next, >= 1; the training loop's.
+        images: training images that it is fitted on, >= 1; the training loop's.
 
     Source: Hirano, Minagi, Takemoto, BMC Medical Imaging 21:9, 2021, methods (from memory):
         perturbations fitted on half of the training images, added to a random half, refitted

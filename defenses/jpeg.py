@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from robustbench_med.declarations import defense
 from robustbench_med.defense import Defended
 from robustbench_med.types import Images
 from robustbench_med.victim import Victim
@@ -22,6 +23,14 @@ _BLOCK = 8
 _LUMA = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
 
+@defense(
+    title="JPEG",
+    summary="The image is compressed with loss and decoded.",
+    source="Guo et al., ICLR 2018, section 4.2",
+    version=1,
+    kind="transform",
+    positive=("quality",),
+)
 def jpeg(victim: Victim, *, quality: int = 75) -> Defended:
     """Return the victim behind lossy compression by the real codec (libjpeg, by Pillow).
 

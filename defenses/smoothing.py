@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustbench_med.declarations import defense
 from robustbench_med.defense import ABSTAIN, Certified, Defended
 from robustbench_med.errors import SpecError
 from robustbench_med.rng import Draws
@@ -22,6 +23,15 @@ from .wrap import above, whole, wrapped
 _TOGETHER = 8  # noisy copies of an image drawn at a time; results do not depend on the batch
 
 
+@defense(
+    title="Randomised smoothing",
+    summary="Logits averaged over Gaussian noise; the vote under that noise can be certified.",
+    source="Cohen, Rosenfeld, Kolter, ICML 2019",
+    version=1,
+    kind="smoothing",
+    tasks=("single_label",),
+    positive=("sigma", "draws", "n", "alpha"),
+)
 def smoothing(
     victim: Victim, *, sigma: float = 0.25, draws: int = 16, n: int = 1000, alpha: float = 0.001
 ) -> Defended:
@@ -35,8 +45,8 @@ def smoothing(
         victim: undefended, best trained on such noise (`gaussian_noise`).
         sigma: of the noise in [0,1] image units, > 0; noisy images are not clipped to [0,1].
         draws: passes whose logits are averaged, >= 1.
-        n: noisy copies that bound a class's share in the certificate, see `certify`.
-        alpha: chance that an image's certificate is wrong.
+        n: noisy copies that bound a class's share in the certificate, >= 1, see `certify`.
+        alpha: chance that an image's certificate is wrong, in (0,1).
 
     Returns:
         The guide is the judge: its gradient is that of the mean.
@@ -61,6 +71,14 @@ def smoothing(
     return replace(wrapped(victim, noisy, draws=draws), certify=proved)
 
 
+@defense(
+    title="Gaussian noise training",
+    summary="Trains on images with Gaussian noise, which smoothing needs.",
+    source="Cohen, Rosenfeld, Kolter, ICML 2019, section 3.3",
+    version=1,
+    kind="training",
+    positive=("sigma",),
+)
 def gaussian_noise(
     victim: Victim,
     x: Images,

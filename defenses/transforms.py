@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from robustbench_med.declarations import defense
 from robustbench_med.defense import Defended
 from robustbench_med.errors import SpecError
 from robustbench_med.models.guide import through
@@ -18,6 +19,14 @@ from robustbench_med.victim import Victim
 from .wrap import above, whole, wrapped
 
 
+@defense(
+    title="Bit-depth squeezing",
+    summary="Grey values are rounded to a few levels.",
+    source="Xu, Evans, Qi, NDSS 2018, section III-A",
+    version=1,
+    kind="transform",
+    positive=("bits",),
+)
 def bit_depth(victim: Victim, *, bits: int = 4) -> Defended:
     """Return the victim behind a coarser grey scale.
 
@@ -53,6 +62,14 @@ def fewer_bits(x: Images, bits: int) -> Images:
     return found
 
 
+@defense(
+    title="Median filter",
+    summary="Each value becomes the median of its window.",
+    source="Xu, Evans, Qi, NDSS 2018, section III-B",
+    version=1,
+    kind="transform",
+    positive=("size",),
+)
 def median_filter(victim: Victim, *, size: int = 3) -> Defended:
     """Return the victim behind a median filter.
 
@@ -124,6 +141,14 @@ def _median(parts: list[Tensor]) -> Tensor:
     return held[0]
 
 
+@defense(
+    title="Total variation",
+    summary="The image is denoised by total-variation minimisation.",
+    source="Rudin, Osher, Fatemi, Physica D 1992; Guo et al., ICLR 2018, section 4.3",
+    version=1,
+    kind="transform",
+    positive=("weight", "steps"),
+)
 def total_variation(victim: Victim, *, weight: float = 0.03, steps: int = 20) -> Defended:
     """Return the victim behind total-variation denoising, each channel by itself.
 
@@ -183,6 +208,15 @@ def _spread(p: Tensor) -> Images:
     return -torch.stack(shifted).sum(0)
 
 
+@defense(
+    title="Random resize and pad",
+    summary="The image is shrunk and padded at random; the logits are averaged over draws.",
+    source="Xie et al., ICLR 2018, section 3",
+    version=1,
+    kind="transform",
+    tasks=("single_label", "multi_label"),
+    positive=("smallest", "draws"),
+)
 def random_resize_pad(victim: Victim, *, smallest: float = 0.9, draws: int = 8) -> Defended:
     """Return the victim behind a random shrinking, padded with 0 at random to the old size.
 

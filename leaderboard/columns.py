@@ -27,7 +27,7 @@ class Asked(NamedTuple):
     @property
     def trains(self) -> bool:
         """Whether the attack, or what its radii are counted in, takes training images."""
-        return self.attack.rungs == "universal" or self.case.budget == "mean_norm"
+        return self.attack.schedule == "universal" or self.case.budget == "mean_norm"
 
 
 def heading(stored: Stored) -> str:

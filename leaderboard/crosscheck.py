@@ -167,12 +167,12 @@ def misled(runs: dict[str, Stored], scale: Scale) -> list[str]:
 
 
 def _single_step(card: AttackCard) -> bool:
-    return card.rungs == "ascend" and not card.effort
+    return card.schedule == "ascend" and not card.effort
 
 
 def many_steps(card: AttackCard) -> bool:
     """Whether an attack on single images takes more than one step."""
-    return not _single_step(card) and card.rungs != "universal"
+    return not _single_step(card) and card.schedule != "universal"
 
 
 def _most_missed(stands: pd.DataFrame, other: pd.DataFrame, rungs: list[tuple[int, int]]) -> Missed:

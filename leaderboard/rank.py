@@ -171,7 +171,7 @@ def _held_against(
 ) -> tuple[Row, list[str]]:
     """Return a white-box row with its cross-check, and why its attacks can be distrusted."""
     valid = {c: run for c, run in knowing(row.runs).items() if run.record.status == "ok"}
-    if all(run.record.attack_card.rungs == "universal" for run in valid.values()):
+    if all(run.record.attack_card.schedule == "universal" for run in valid.values()):
         return row, []  # one perturbation for all images need not beat what is made for each
     first = next(iter(valid.values()))
     scale = Scale.of(board.ladder, [run.record for run in valid.values()], board.norm, board.budget)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Norm = Literal["linf", "l2", "l1", "l0"]
 Threat = Literal["white_box", "universal", "transfer", "no_box", "query", "control"]
+Schedule = Literal["ascend", "descend", "distance", "universal"]
 Task = Literal["single_label", "multi_label", "segmentation"]
 TASKS: tuple[Task, ...] = get_args(Task)
 
@@ -23,47 +24,47 @@ class Card(BaseModel):
     source: str = Field(default="", description="paper, section, equation, or origin of the data")
 
 
-class AttackCard(Card):
-    """An attack: which function it is and what the bench must know to drive it."""
+class PluginCard(Card):
+    """What attacks and defenses have in common: a function, its version and its parameters."""
 
-    function: str = Field(description="module:function inside attacks/")
+    function: str = Field(description="module:function; of a shipped one, inside its folder")
     version: int = Field(
         description="protocol version: a change of results raises it, and case ids"
     )
-    norms: tuple[Norm, ...]
     tasks: tuple[Task, ...] = Field(default=TASKS, description="what it can be run on")
+    parameters: dict[str, Any] = Field(default_factory=dict, description="names and defaults")
+    positive: tuple[str, ...] = Field(default=(), description="parameters that must be > 0")
+    meanings: dict[str, str] = Field(
+        default_factory=dict,
+        exclude=True,
+        description="what each parameter means, with unit and range; not kept in records",
+    )
+
+
+class AttackCard(PluginCard):
+    """An attack: which function it is and what the bench must know to drive it."""
+
+    norms: tuple[Norm, ...]
     threat: Literal["white_box", "query", "control"] = Field(
         default="white_box", description="what the attacker needs of the victim; a control, nothing"
     )
-    rungs: Literal["ascend", "descend", "distance", "universal"] = Field(
+    schedule: Schedule = Field(
         description="how a ladder is filled; see robustbench_med/bench/eps_search.py"
     )
-    parameters: dict[str, Any] = Field(default_factory=dict, description="names and defaults")
-    positive: tuple[str, ...] = Field(default=(), description="parameters that must be > 0")
     effort: tuple[str, ...] = Field(
         default=(), description="parameters that buy strength: doubled to see whether it is enough"
     )
     fixed_step: bool = Field(
         default=False, description="whether its steps are of one length, whatever the radius"
     )
-    passes: str = Field(
-        description="forward + backward passes an image costs at most: a sum of products"
-    )
 
 
-class DefenseCard(Card):
+class DefenseCard(PluginCard):
     """A defense: which function wraps or retrains a victim."""
 
-    function: str = Field(description="module:function inside defenses/")
-    version: int = Field(
-        description="protocol version: a change of results raises it, and case ids"
-    )
     kind: Literal["training", "transform", "detector", "smoothing"] = Field(
         description="training retrains a victim, the others wrap it"
     )
-    tasks: tuple[Task, ...] = Field(default=TASKS, description="what it can be used on")
-    parameters: dict[str, Any] = Field(default_factory=dict, description="names and defaults")
-    positive: tuple[str, ...] = Field(default=(), description="parameters that must be > 0")
     fitted: bool = Field(
         default=False, description="whether it is fitted on training and validation images"
     )

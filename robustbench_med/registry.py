@@ -1,25 +1,294 @@
-"""The registry: names to cards, and cards to functions imported when first used."""
+"""The registry: names to cards, and cards to functions imported when first used.
+
+Names come from three places: what this package ships, other packages' entry points in the groups
+`robustbench_med.attacks`, `.defenses`, `.datasets` and `.models`, and `register`, for this process.
+An entry point has the name of what it brings. It is imported when somebody asks for that name or
+for the cards of all; one that cannot be imported costs one line in the log.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import tomllib
+import logging
 from collections.abc import Callable
 from functools import cache, partial
+from importlib import metadata
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal, TypeVar, overload
+from types import ModuleType, TracebackType
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, overload
 
 from pydantic import BaseModel, ValidationError
 
-from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard, ModelCard
+from robustbench_med.cards import AttackCard, Card, DatasetCard, DefenseCard, ModelCard, Schedule
 from robustbench_med.datasets.cards import load_cards
+from robustbench_med.declarations import declaration_of, passes_of, read_cards
 from robustbench_med.errors import SpecError, UnknownNameError
 
 Kind = Literal["attacks", "defenses", "datasets", "models"]
 CORE = Path(__file__).parent
 C = TypeVar("C", bound=BaseModel)
+_CARDS: dict[Kind, type[Card]] = {
+    "attacks": AttackCard,
+    "defenses": DefenseCard,
+    "datasets": DatasetCard,
+    "models": ModelCard,
+}
+_log = logging.getLogger(__name__)
+
+
+class Entry(NamedTuple):
+    """A registered name.
+
+    Attributes:
+        card: its description.
+        item: what was registered, where it is more than a card: the function of an attack, defense
+            or model, or a `Dataset`.
+        origin: the package and version that it comes from.
+    """
+
+    card: Any
+    item: Any
+    origin: str
+
+
+_registered: dict[Kind, dict[str, Entry]] = {kind: {} for kind in _CARDS}
+
+
+# --- what there is -------------------------------------------------------------------------------
+
+
+@overload
+def load(kind: Literal["attacks"]) -> dict[str, AttackCard]: ...
+@overload
+def load(kind: Literal["defenses"]) -> dict[str, DefenseCard]: ...
+@overload
+def load(kind: Literal["datasets"]) -> dict[str, DatasetCard]: ...
+@overload
+def load(kind: Literal["models"]) -> dict[str, ModelCard]: ...
+def load(kind: Kind) -> Any:
+    """Return every card of `kind` by name, without those of plug-ins that cannot be loaded."""
+    cards = dict(shipped(kind))
+    for name in _entry_points(kind):
+        plugin = _plugin(kind, name)
+        if isinstance(plugin, Entry):
+            cards[name] = plugin.card
+    return cards | {name: entry.card for name, entry in _registered[kind].items()}
+
+
+@cache
+def shipped(kind: Kind) -> dict[str, Any]:
+    """Return the cards that this package ships; plug-ins change none of them and add none."""
+    if kind == "models":
+        texts = [
+            path.read_text(encoding="utf-8")
+            for path in sorted((CORE / "models" / "zoo").glob("*.json"))
+        ]
+        return {card.name: card for card in map(ModelCard.model_validate_json, texts)}
+    if kind == "datasets":
+        return load_cards()
+    home = Path(str(importlib.util.find_spec(package(kind)).origin)).parent  # type: ignore[union-attr]
+    cards = read_cards("attack" if kind == "attacks" else "defense", home)
+    return dict(sorted(cards.items(), key=lambda item: (*_group(item[1]), item[0])))
+
+
+def _group(card: AttackCard | DefenseCard) -> tuple[int, int]:
+    """Return where a card stands in a list: cards of one kind, threat and schedule are together."""
+    if isinstance(card, DefenseCard):
+        return ("transform", "smoothing", "detector", "training").index(card.kind), 0
+    threat = ("white_box", "query", "control").index(card.threat)
+    return threat, get_args(Schedule).index(card.schedule)
+
+
+def names(kind: Kind) -> list[str]:
+    """Return all names of `kind`; nothing is imported."""
+    return list(dict.fromkeys([*shipped(kind), *_entry_points(kind), *_registered[kind]]))
+
+
+def find(kind: Kind, name: str) -> Any:  # noqa: ANN401 - the overloads of load say which card
+    """Return the card `name`; `package:Attack` is a peer's attack, its card made now.
+
+    Raises:
+        UnknownNameError: no such name; the message lists the known and the nearest.
+        SpecError: a plug-in that cannot be loaded.
+        NotInstalledError: a peer's attack, and the peer is not installed.
+    """
+    if kind == "attacks" and ":" in name:
+        return _peers().card(name)
+    entry = entry_of(kind, name)
+    if entry is not None:
+        return entry.card
+    if name not in shipped(kind):
+        raise UnknownNameError(kind.removesuffix("s"), name, names(kind))
+    return shipped(kind)[name]
+
+
+def entry_of(kind: Kind, name: str) -> Entry | None:
+    """Return what was registered, or what a plug-in brings, as `name`; None if neither did.
+
+    Raises:
+        SpecError: a plug-in that cannot be loaded.
+    """
+    if name in _registered[kind]:
+        return _registered[kind][name]
+    if name in shipped(kind) or name not in _entry_points(kind):
+        return None
+    plugin = _plugin(kind, name)
+    if isinstance(plugin, str):
+        raise SpecError(plugin)
+    return plugin
+
+
+def origin(kind: Kind, name: str) -> str:
+    """Return the package and version that a name comes from."""
+    entry = entry_of(kind, name)
+    return ours() if entry is None else entry.origin
+
+
+@cache
+def ours() -> str:
+    """Return the name and version of this package, as `origin` says them."""
+    return f"robustbench_med {metadata.version('robustbench-med')}"
+
+
+# --- what is added -------------------------------------------------------------------------------
+
+
+class Registration:
+    """A name added to the registry: until `remove`, or until the end of a `with` block."""
+
+    def __init__(self, kind: Kind, entry: Entry) -> None:
+        self.card = entry.card
+        self._kind = kind
+        self._before = _registered[kind].get(entry.card.name)
+        _registered[kind][entry.card.name] = entry
+
+    def remove(self) -> None:
+        """Take the name out again; what it replaced is back."""
+        _registered[self._kind].pop(self.card.name, None)
+        if self._before is not None:
+            _registered[self._kind][self.card.name] = self._before
+
+    def __enter__(self) -> Registration:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+
+def register(kind: Kind, item: object, *, replace: bool = False) -> Registration:
+    """Add an attack, defense, dataset or model to the registry of this process.
+
+    A plain call adds it for good, `with registry.register(...):` until the end of the block.
+
+    Args:
+        kind: "attacks", "defenses", "datasets" or "models".
+        item: an attack or defense: a function declared with `@attack(...)` or `@defense(...)`; a
+            model: a function declared with `@model(...)`; a dataset: a `Dataset`. A card alone
+            describes a dataset's file or a model of the zoo.
+        replace: whether it may stand in the place of one of that name.
+
+    Raises:
+        SpecError: it is none of these, or its name is taken.
+    """
+    entry = _described(kind, item, "registered in this process")
+    name = entry.card.name
+    if not replace and name in names(kind):
+        raise SpecError(
+            f"expected a new name of {_article(kind)}, got {name!r}: {_owner(kind, name)} has it"
+        )
+    return Registration(kind, entry)
+
+
+def refresh() -> None:
+    """Look for plug-ins again, after a package was installed while this process runs."""
+    _entry_points.cache_clear()
+    _plugin.cache_clear()
+
+
+def _described(kind: Kind, item: Any, origin: str) -> Entry:  # noqa: ANN401 - anybody's object
+    """Return the entry of an item.
+
+    Raises:
+        SpecError: it is no such item.
+    """
+    declaration = declaration_of(item)
+    if declaration is not None and declaration.kind == kind.removesuffix("s"):
+        return Entry(declaration.card(item), item, origin)
+    if isinstance(item, _CARDS[kind]) and kind in ("datasets", "models"):
+        return Entry(item, None, origin)
+    if kind == "datasets":
+        from robustbench_med.datasets.dataset import Dataset
+
+        if isinstance(item, Dataset):
+            return Entry(item.card, item, origin)
+        raise SpecError(f"expected a Dataset or a DatasetCard, got {type(item).__name__}")
+    decorator = kind.removesuffix("s")
+    got = getattr(item, "__name__", type(item).__name__)
+    raise SpecError(f"expected a function declared with @{decorator}(...), got {got}")
+
+
+@cache
+def _entry_points(kind: Kind) -> dict[str, metadata.EntryPoint]:
+    """Return the entry points of other packages by name; one whose name is taken is refused."""
+    accepted: dict[str, metadata.EntryPoint] = {}
+    for point in metadata.entry_points(group=f"robustbench_med.{kind}"):
+        name = point.name
+        if name in shipped(kind) or name in accepted:
+            owner = "robustbench_med" if name in shipped(kind) else _package(accepted[name])
+            _log.warning(
+                "%s: expected a new name of %s, got %r: %s has it",
+                _package(point),
+                _article(kind),
+                name,
+                owner,
+            )
+            continue
+        accepted[name] = point
+    return accepted
+
+
+@cache
+def _plugin(kind: Kind, name: str) -> Entry | str:
+    """Return what an entry point brings, imported now; one line where that fails."""
+    point = _entry_points(kind)[name]
+    where = f"{_package(point)}: {kind.removesuffix('s')} {name!r} cannot be loaded"
+    try:
+        entry = _described(kind, point.load(), _package(point))
+    except SpecError as error:
+        line = f"{where}: {error}"
+    except Exception as error:  # noqa: BLE001 - whatever another package's import raises
+        line = f"{where}: {type(error).__name__}: {' '.join(str(error).split())}"
+    else:
+        if entry.card.name == name:
+            return entry
+        line = f"{where}: expected the entry point to be called {entry.card.name!r}"
+    _log.warning("%s", line)
+    return line
+
+
+def _package(point: metadata.EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
+def _owner(kind: Kind, name: str) -> str:
+    if name in _registered[kind]:
+        return "this process"
+    return "robustbench_med" if name in shipped(kind) else _package(_entry_points(kind)[name])
+
+
+def _article(kind: Kind) -> str:
+    return {"attacks": "an attack", "defenses": "a defense"}.get(
+        kind, f"a {kind.removesuffix('s')}"
+    )
+
+
+# --- what is behind a name -----------------------------------------------------------------------
 
 
 @cache
@@ -36,51 +305,37 @@ def package(folder: str) -> str:
     )
 
 
-@overload
-def load(kind: Literal["attacks"]) -> dict[str, AttackCard]: ...
-@overload
-def load(kind: Literal["defenses"]) -> dict[str, DefenseCard]: ...
-@overload
-def load(kind: Literal["datasets"]) -> dict[str, DatasetCard]: ...
-@overload
-def load(kind: Literal["models"]) -> dict[str, ModelCard]: ...
-def load(kind: Kind) -> Any:
-    """Return every card of `kind` by name."""
-    return _load(kind)
+def module(folder: str) -> ModuleType:
+    """Return the package of a top-level folder, imported now."""
+    return importlib.import_module(package(folder))
 
 
-@cache
-def _load(kind: Kind) -> dict[str, Any]:
-    if kind == "models":
-        texts = [
-            path.read_text(encoding="utf-8")
-            for path in sorted((CORE / "models" / "zoo").glob("*.json"))
-        ]
-        return {card.name: card for card in map(ModelCard.model_validate_json, texts)}
-    if kind == "datasets":
-        return load_cards()
-    home = Path(str(importlib.util.find_spec(package(kind)).origin)).parent  # type: ignore[union-attr]
-    return _tables(home / "cards.toml", AttackCard if kind == "attacks" else DefenseCard)
+def function(
+    kind: Literal["attacks", "defenses"], card: AttackCard | DefenseCard
+) -> Callable[..., Any]:
+    """Return the function behind a card, importing its module now."""
+    if kind == "attacks" and ":" in card.name:
+        # one function drives every peer's attack: it has to be told which
+        return partial(_peers().attack, card.name)
+    entry = entry_of(kind, card.name)
+    if entry is not None:
+        added: Callable[..., Any] = entry.item
+        return added
+    module, name = card.function.split(":")
+    code = importlib.import_module(f"{package(kind)}.{module}")
+    shipped_one: Callable[..., Any] = getattr(code, name)
+    return shipped_one
 
 
-def _tables(path: Path, model: type[C]) -> dict[str, C]:
-    tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    return {name: model.model_validate({"name": name, **table}) for name, table in tables.items()}
+def passes(card: AttackCard, parameters: dict[str, Any]) -> float:
+    """Return the forward + backward passes an image costs at one radius, at most.
 
-
-def find(kind: Kind, name: str) -> Any:  # noqa: ANN401 - the overloads of load say which card
-    """Return the card `name`; `package:Attack` is a peer's attack, its card made now.
-
-    Raises:
-        UnknownNameError: no such name; the message lists the known and the nearest.
-        NotInstalledError: a peer's attack, and the peer is not installed.
+    >>> passes(find("attacks", "pgd"), {"steps": 40, "restarts": 2})
+    80.0
     """
-    cards = _load(kind)
-    if kind == "attacks" and ":" in name:
-        return _peers().card(name)
-    if name not in cards:
-        raise UnknownNameError(kind.removesuffix("s"), name, cards)
-    return cards[name]
+    if ":" in card.name:
+        return float(_peers().passes(card.name, parameters))
+    return passes_of(function("attacks", card), parameters)
 
 
 def is_own(victim: str) -> bool:
@@ -96,28 +351,13 @@ def _peers() -> ModuleType:
     return importlib.import_module(f"{package('attacks')}.peers")
 
 
-def module(folder: str) -> ModuleType:
-    """Return the package of a top-level folder, imported now."""
-    return importlib.import_module(package(folder))
-
-
-def function(
-    kind: Literal["attacks", "defenses"], card: AttackCard | DefenseCard
-) -> Callable[..., Any]:
-    """Return the function behind a card, importing its module now."""
-    module, name = card.function.split(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(f"{package(kind)}.{module}"), name)
-    # one function drives every peer's attack: it has to be told which
-    return partial(found, card.name) if kind == "attacks" and ":" in card.name else found
-
-
 def validate(model: type[C], values: dict[str, Any], where: str) -> C:
     """Return `model` made of `values`, or raise SpecError with one line on what is wrong."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        *_, name = place = [str(one) for one in first["loc"]] or ["it"]
+        *_, name = place = [str(part) for part in first["loc"]] or ["it"]
         if first["type"] == "missing":
             raise SpecError(f"{where}: expected {'.'.join(place)}, got none") from None
         if first["type"] == "extra_forbidden":

@@ -25,6 +25,9 @@ def parse(text: str) -> Spec:
 
     Values are Python literals; a quotient of numbers such as `2/255` is one too.
 
+    Args:
+        text: a name, or a name and its parameters in brackets.
+
     Raises:
         SpecError: `text` is not `name` or `name(key=value, ...)`.
 
@@ -45,7 +48,7 @@ def parse(text: str) -> Spec:
         ) from None
     if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
         raise SpecError(f"expected keyword parameters only, name(key=value, ...), got {text!r}")
-    return Spec(name, {str(k.arg): _literal(k.value, text) for k in call.keywords})
+    return Spec(name, {str(k.arg): literal(k.value, text) for k in call.keywords})
 
 
 def number(value: str | int | float) -> float:
@@ -58,7 +61,7 @@ def number(value: str | int | float) -> float:
     0.007843
     """
     try:
-        found = _literal(ast.parse(str(value), mode="eval").body, str(value))
+        found = literal(ast.parse(str(value), mode="eval").body, str(value))
     except (SyntaxError, SpecError):
         found = None
     if isinstance(found, bool) or not isinstance(found, int | float):
@@ -66,14 +69,19 @@ def number(value: str | int | float) -> float:
     return float(found)
 
 
-def _literal(node: ast.expr, text: str) -> Any:  # noqa: ANN401 - a literal is any plain value
+def literal(node: ast.expr, text: str) -> Any:  # noqa: ANN401 - a literal is any plain value
+    """Return the value of a literal; a quotient of numbers such as `2/255` is one too.
+
+    Raises:
+        SpecError: it is none; the message quotes `text`.
+    """
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-        above, below = _literal(node.left, text), _literal(node.right, text)
+        above, below = literal(node.left, text), literal(node.right, text)
         if not all(isinstance(v, int | float) for v in (above, below)) or not below:
             raise SpecError(f"expected a quotient of two numbers, got {text!r}")
         return above / below
     if isinstance(node, ast.List):
-        return [_literal(part, text) for part in node.elts]
+        return [literal(part, text) for part in node.elts]
     if isinstance(node, ast.Call | ast.Name):
         raise SpecError(f"expected literal values (numbers, strings, lists), got {text!r}")
     try:

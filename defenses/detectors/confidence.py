@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from robustbench_med.declarations import defense
 from robustbench_med.defense import Defended, Fitting, guarded
 from robustbench_med.objectives.classification import log_odds_against, two_sided
 from robustbench_med.types import Images, Logits, PerSample
 from robustbench_med.victim import Victim
 
 
+@defense(
+    title="Reject option",
+    summary="Rejects the images of which the victim is least sure.",
+    source="Hendrycks, Gimpel, ICLR 2017, section 2",
+    version=1,
+    kind="detector",
+    tasks=("single_label", "multi_label"),
+    positive=("fpr",),
+)
 def confidence(victim: Victim, *, fitting: Fitting, fpr: float = 0.05) -> Defended:
     """Return the victim with a reject option: images it is least sure of are rejected.
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustbench_med.declarations import defense
 from robustbench_med.defense import Defended, Fitting, guarded
 from robustbench_med.types import Images, Logits, PerSample
 from robustbench_med.victim import Victim
@@ -17,6 +18,15 @@ from .fits import Score, labelled, numbers, surrogate
 _MIXES = 6  # draws between a clean image's features and its attacked ones that a guide learns from
 
 
+@defense(
+    title="Deep features + forest",
+    summary="Rejects by a random forest on penultimate features of clean and attacked images.",
+    source="Ma et al., Pattern Recognition 2021, section 5 (DFeat)",
+    version=2,
+    kind="detector",
+    tasks=("single_label", "multi_label"),
+    positive=("fpr", "trees", "fit"),
+)
 def deep_features(
     victim: Victim, *, fitting: Fitting, fpr: float = 0.05, trees: int = 100, fit: int = 512
 ) -> Defended:
@@ -26,8 +36,8 @@ def deep_features(
         victim: undefended.
         fitting: its training images are shown to the forest clean and attacked.
         fpr: share of clean validation images rejected, in (0,1).
-        trees: of the forest.
-        fit: training images used at most.
+        trees: of the forest, >= 1.
+        fit: training images used at most, >= 1.
 
     Raises:
         DataError: too few training images of a class.

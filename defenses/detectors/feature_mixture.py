@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from robustbench_med.declarations import defense
 from robustbench_med.defense import Defended, Fitting, guarded
 from robustbench_med.types import Images, Logits, PerSample
 from robustbench_med.victim import Victim
@@ -26,6 +27,15 @@ class Mixture(NamedTuple):
     variances: Float[Tensor, "k m d"]
 
 
+@defense(
+    title="Feature mixture",
+    summary="Rejects by the likelihood of all layers' features under mixtures of clean ones.",
+    source="Yao, He, Lin, Zhou, MICCAI 2021, section 2 (HFC, there the attacker's constraint)",
+    version=1,
+    kind="detector",
+    tasks=("single_label", "multi_label"),
+    positive=("fpr", "components", "fit"),
+)
 def feature_mixture(
     victim: Victim, *, fitting: Fitting, fpr: float = 0.05, components: int = 2, fit: int = 512
 ) -> Defended:
@@ -38,8 +48,8 @@ def feature_mixture(
         victim: undefended.
         fitting: its training images give the mixtures.
         fpr: share of clean validation images rejected, in (0,1).
-        components: Gaussians a class and layer.
-        fit: training images used at most.
+        components: Gaussians a class and layer, >= 1.
+        fit: training images used at most, >= 1.
 
     Raises:
         DataError: too few training images of a class.

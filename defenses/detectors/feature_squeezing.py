@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from robustbench_med.declarations import defense
 from robustbench_med.defense import Defended, Fitting, guarded
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.classification import two_sided
@@ -16,6 +17,15 @@ from robustbench_med.victim import Transform, Victim
 from ..transforms import fewer_bits, median
 
 
+@defense(
+    title="Feature squeezing",
+    summary="Rejects images whose prediction changes when grey levels or details are removed.",
+    source="Xu, Evans, Qi, NDSS 2018, section 5",
+    version=1,
+    kind="detector",
+    tasks=("single_label", "multi_label"),
+    positive=("fpr", "bits", "window"),
+)
 def feature_squeezing(
     victim: Victim, *, fitting: Fitting, fpr: float = 0.05, bits: int = 5, window: int = 2
 ) -> Defended:
@@ -28,7 +38,7 @@ def feature_squeezing(
         fitting: its validation images give the threshold; nothing else is fitted.
         fpr: share of clean validation images rejected, in (0,1).
         bits: of a pixel, >= 1.
-        window: side of the median filter, 2 or 3 pixels.
+        window: side of the median filter in pixels, in 2..3.
 
     Raises:
         SpecError: no bit, or another window.

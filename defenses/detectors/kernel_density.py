@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from robustbench_med.declarations import defense
 from robustbench_med.defense import Defended, Fitting, guarded
 from robustbench_med.errors import SpecError
 from robustbench_med.types import Images, Logits, PerSample
@@ -21,6 +22,15 @@ from .fits import numbers, squared
 _GRID = np.geomspace(0.25, 4.0, 9)  # of bandwidths, in nearest-neighbour distances
 
 
+@defense(
+    title="Kernel density",
+    summary="Rejects images whose penultimate features are rare in their predicted class.",
+    source="Feinman, Curtin, Shintre, Gardner, 2017, section 4.1",
+    version=1,
+    kind="detector",
+    tasks=("single_label", "multi_label"),
+    positive=("fpr", "fit"),
+)
 def kernel_density(
     victim: Victim,
     *,
@@ -35,8 +45,8 @@ def kernel_density(
         victim: undefended.
         fitting: its training images are the kernels' centres.
         fpr: share of clean validation images rejected, in (0,1).
-        bandwidth: standard deviation of a kernel in units of features; 0 = the likeliest.
-        fit: training images used at most.
+        bandwidth: standard deviation of a kernel in units of features, >= 0; 0 = the likeliest.
+        fit: training images used at most, >= 1.
 
     Raises:
         SpecError: the bandwidth is negative.

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from robustbench_med.declarations import defense
 from robustbench_med.defense import Defended, Fitting, guarded
 from robustbench_med.errors import DataError
 from robustbench_med.types import Images, Logits, PerSample
@@ -18,6 +19,15 @@ from .fits import logistic
 _SAME = 1e-5  # of the farthest distance: nearer than this is the image itself
 
 
+@defense(
+    title="LID",
+    summary="Rejects by the local intrinsic dimensionality of all layers against a clean bank.",
+    source="Ma et al., ICLR 2018, eq. 4 and algorithm 1",
+    version=2,
+    kind="detector",
+    tasks=("single_label", "multi_label"),
+    positive=("fpr", "k", "fit"),
+)
 def lid(
     victim: Victim, *, fitting: Fitting, fpr: float = 0.05, k: int = 20, fit: int = 512
 ) -> Defended:
@@ -28,8 +38,8 @@ def lid(
         fitting: half of its training images is the bank, half is compared with it: clean, noisy and
             attacked. No patient is in both halves.
         fpr: share of clean validation images rejected, in (0,1).
-        k: neighbours.
-        fit: training images used at most, both halves together.
+        k: neighbours, >= 1.
+        fit: training images used at most, both halves together, >= 1.
 
     Raises:
         DataError: too few training images for k neighbours, or of a class.

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from robustbench_med.declarations import defense
 from robustbench_med.defense import Defended, Fitting, guarded
 from robustbench_med.types import Images, Logits, PerSample
 from robustbench_med.victim import Victim
@@ -24,6 +25,15 @@ class Gaussians(NamedTuple):
     root: Float[Tensor, "d d"]  # of the precision: root @ root.T
 
 
+@defense(
+    title="Mahalanobis",
+    summary="Rejects by the distance to the nearest class in all layers.",
+    source="Lee, Lee, Lee, Shin, NeurIPS 2018, eq. 1 and 2",
+    version=2,
+    kind="detector",
+    tasks=("single_label", "multi_label"),
+    positive=("fpr", "fit"),
+)
 def mahalanobis(victim: Victim, *, fitting: Fitting, fpr: float = 0.05, fit: int = 512) -> Defended:
     """Return the victim behind a regression on the Mahalanobis distances of its layers.
 
@@ -32,7 +42,7 @@ def mahalanobis(victim: Victim, *, fitting: Fitting, fpr: float = 0.05, fit: int
         fitting: half of its training images gives the Gaussians, half the regression: clean, noisy
             and attacked. No patient is in both halves.
         fpr: share of clean validation images rejected, in (0,1).
-        fit: training images used at most, both halves together.
+        fit: training images used at most, both halves together, >= 1.
 
     Raises:
         DataError: too few training images of a class.

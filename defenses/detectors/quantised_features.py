@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from robustbench_med.declarations import defense
 from robustbench_med.defense import Defended, Fitting, guarded
 from robustbench_med.errors import SpecError
 from robustbench_med.types import Images, Logits, PerSample
@@ -16,6 +17,15 @@ from .features import Features, reader
 from .fits import labelled, svm
 
 
+@defense(
+    title="Quantised features + SVM",
+    summary="Rejects by a support vector machine on coarse codes of the penultimate features.",
+    source="Lu, Issaranon, Forsyth, ICCV 2017, section 3; Ma et al., Pattern Recognition 2021",
+    version=2,
+    kind="detector",
+    tasks=("single_label", "multi_label"),
+    positive=("fpr", "levels", "fit"),
+)
 def quantised_features(
     victim: Victim, *, fitting: Fitting, fpr: float = 0.05, levels: int = 4, fit: int = 512
 ) -> Defended:
@@ -26,7 +36,7 @@ def quantised_features(
         fitting: its training images are shown to the machine clean, noisy and attacked.
         fpr: share of clean validation images rejected, in (0,1).
         levels: codes a feature takes, >= 2.
-        fit: training images used at most.
+        fit: training images used at most, >= 1.
 
     Raises:
         SpecError: fewer than two levels.

@@ -131,6 +131,6 @@ def untested(missing: list[Need], runs: list[Stored]) -> str:
 
 def command(runs: list[Stored], objective: str) -> str:
     """Return the command that makes the like of a run for another goal: of one by steps, if any."""
-    laddered = [r for r in runs if r.record.attack_card.rungs == "descend"]
+    laddered = [r for r in runs if r.record.attack_card.schedule == "descend"]
     run = next((r for r in laddered if r.record.attack_card.effort), (*laddered, *runs)[0])
     return again(run, objective=objective)

@@ -54,7 +54,7 @@ def valid(
         threshold=scores.threshold,
         rungs=scores.rungs,
         radii=run.radii,
-        distance=scores.distance if card.rungs == "distance" else None,
+        distance=scores.distance if card.schedule == "distance" else None,
         spread=None if run.fitted is None else run.fitted.counts,
         certificate=certificate(ready),
         audit=scores.audit,

@@ -186,10 +186,10 @@ def _rungs(
     if uses_all_steps(card, ready):
         attack = with_all_steps(attack)
     if ready.surrogate is not None:
-        attack = transferred(attack, ready.surrogate, use_all_steps=card.rungs != "distance")
+        attack = transferred(attack, ready.surrogate, use_all_steps=card.schedule != "distance")
     rng = everyone.select(attacked.nonzero()[:, 0])
     audit, distance, fitted = None, None, None
-    if card.rungs == "universal":
+    if card.schedule == "universal":
         train = planned.data.batch("train", n=case.fit, seed=case.seed).to(problem.x.device)
         fitted = fit_universal(
             problem,
@@ -205,13 +205,13 @@ def _rungs(
         rungs = separately(problem, attack, rng, radii, depth)
     elif planned.data.card.task == "segmentation" and ready.surrogate is None:
         rungs = worst(problem, attack, rng, radii, depth, rest)
-    elif card.rungs == "distance":
+    elif card.schedule == "distance":
         rungs, distance = by_distance(problem, attack, rng, radii, depth, rest)
     elif ready.surrogate is not None:
         rungs = separately(problem, attack, rng, radii, depth)
     elif ready.victim.guard is not None:
         rungs = separately(problem, attack, rng, radii, depth, carry=True)
-    elif card.rungs == "descend":
+    elif card.schedule == "descend":
         guess = card.threat == "white_box"  # others never see a gradient
         rungs, audit = descend(problem, attack, rng, radii, depth, guess=guess)
     else:
@@ -287,7 +287,7 @@ def uses_all_steps(card: AttackCard, ready: AttackSetup) -> bool:
     would catch: AUROC 0.92 where 80 of 87 were broken, and 0.50 when it climbed on.
     """
     changes = ready.victim.draws > 1 or ready.victim.guard is not None
-    return changes and card.rungs in ("ascend", "descend")
+    return changes and card.schedule in ("ascend", "descend")
 
 
 def with_all_steps(attack: Attack) -> Attack:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import math
 from typing import Any, NamedTuple
 
@@ -46,11 +45,11 @@ def resolve_attack(text: str, grid: Grid) -> ResolvedAttack:
         raise SpecError(f"{name}: expected norm in {', '.join(card.norms)}, got {grid.norm!r}")
     if grid.surrogates and card.threat != "white_box":
         raise SpecError(f"{name}: expected an attack by gradients with surrogates, got {name!r}")
-    if grid.surrogates and card.rungs == "universal":
+    if grid.surrogates and card.schedule == "universal":
         raise SpecError(f"{name}: expected an attack on single images with surrogates")
-    if grid.split == "train" and card.rungs == "universal":
+    if grid.split == "train" and card.schedule == "universal":
         raise SpecError(f"{name}: expected other images than it is fitted on, got split 'train'")
-    trains = card.rungs == "universal" or grid.budget == "mean_norm"
+    trains = card.schedule == "universal" or grid.budget == "mean_norm"
     return ResolvedAttack(card, parameters, ladder, trains)
 
 
@@ -116,18 +115,3 @@ def check_ladder(ladder: tuple[float, ...]) -> None:
         raise SpecError(
             f"expected a ladder of rising eps > 0, got {', '.join(f'{e:g}' for e in ladder)}"
         )
-
-
-def passes(card: AttackCard, parameters: dict[str, object]) -> float:
-    """Return the forward + backward passes an image costs at one radius, at most.
-
-    >>> from robustbench_med import registry
-    >>> passes(registry.find("attacks", "pgd"), {"steps": 40, "restarts": 2})
-    80.0
-    """
-
-    def value(word: str) -> float:
-        return float(parameters[word] if word in parameters else ast.literal_eval(word))  # type: ignore[arg-type]
-
-    terms = [[value(word.strip()) for word in term.split("*")] for term in card.passes.split("+")]
-    return sum(map(math.prod, terms))

@@ -104,7 +104,7 @@ class Shield(NamedTuple):
 
     def allows(self, attack: AttackCard, *, transferred: bool) -> bool:
         """Whether an attack can be run so: only one by gradients can mistake a defense."""
-        by_gradients = attack.threat == "white_box" and attack.rungs != "universal"
+        by_gradients = attack.threat == "white_box" and attack.schedule != "universal"
         return self.knowledge == "adaptive" or (by_gradients and not transferred)
 
 

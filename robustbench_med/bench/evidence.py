@@ -12,7 +12,6 @@ from torch import Tensor
 
 from robustbench_med import registry
 from robustbench_med.bench.attack_run import AttackRun
-from robustbench_med.bench.attack_spec import passes
 from robustbench_med.bench.gradient_check import PASSES
 from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.bench.record import Audit
@@ -112,7 +111,7 @@ class Evidence:
     @property
     def per_image(self) -> int:
         """Passes, forward and backward, that all steps of the attack cost an image."""
-        return int(2 * passes(self.card, self.planned.case.parameters)) + 1
+        return int(2 * registry.passes(self.card, self.planned.case.parameters)) + 1
 
     def affordable(self, rows: Rows, each: int, *, share: float) -> Int[Tensor, " some"]:
         """Return the first of the rows that a share of what is left pays for.
@@ -134,12 +133,12 @@ class Evidence:
         """Whether the attack had the victim's gradients for every image."""
         case = self.planned.case
         knows = case.threat == "white_box" and case.knowledge == "adaptive"
-        return knows and self.card.rungs != "universal"
+        return knows and self.card.schedule != "universal"
 
     @property
     def iterative(self) -> bool:
         """Whether it is a white-box attack of more than one step."""
-        one_step = self.card.rungs == "ascend" and not self.card.effort
+        one_step = self.card.schedule == "ascend" and not self.card.effort
         return self.white_box and not one_step
 
     @property
@@ -189,7 +188,7 @@ class Evidence:
 
         What it saw, and the verdict on what it returned.
         """
-        if not self.iterative or not self.card.effort or self.card.rungs == "distance":
+        if not self.iterative or not self.card.effort or self.card.schedule == "distance":
             return None
         if self.ready.depends_on_batch > 0:  # all rows are watched in one batch
             return None

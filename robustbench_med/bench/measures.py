@@ -12,7 +12,6 @@ from torch import Tensor
 from robustbench_med import registry
 from robustbench_med.ball import Ball
 from robustbench_med.bench.attack_run import sharded, uses_all_steps, with_all_steps
-from robustbench_med.bench.attack_spec import passes
 from robustbench_med.bench.batch_check import ALONE
 from robustbench_med.bench.evidence import Evidence, Measured
 from robustbench_med.bench.verified_run import REMEDIES
@@ -81,7 +80,8 @@ def answers_differ(found: Evidence) -> Measured | None:
 
 def one_step(found: Evidence) -> Measured | None:
     """Return how many missed images FGSM breaks."""
-    if found.card.rungs == "distance":  # DeepFool's few steps go to one plane, not through a ball
+    # DeepFool's few steps go to one plane, not through a ball
+    if found.card.schedule == "distance":
         return None
     return _probe(found, "fgsm", {}, each=3, share=1.0)
 
@@ -90,7 +90,7 @@ def margin(found: Evidence) -> Measured | None:
     """Return how many missed images a PGD breaks that climbs the nearest finding alone."""
     if found.planned.data.card.task != "multi_label" or found.ready.victim.guard is not None:
         return None
-    if found.card.rungs == "distance" or not found.iterative:
+    if found.card.schedule == "distance" or not found.iterative:
         return None
     summed = found.planned.case.parameters.get("loss") == "summed"
     if _has_steps_of_its_paper(found) and not summed:
@@ -108,7 +108,7 @@ def apgd(found: Evidence) -> Measured | None:
     """
     if _has_steps_of_its_paper(found):
         return None
-    if found.graded or found.card.rungs == "distance" or "apgd" in found.card.function:
+    if found.graded or found.card.schedule == "distance" or "apgd" in found.card.function:
         return None
     if found.planned.case.attack.startswith("worst_case"):  # begins with APGD
         return None
@@ -169,7 +169,7 @@ def _probe(
 
 def shrinking(found: Evidence) -> Measured | None:
     """Return how many images broken below the largest radius are not, attacked afresh there."""
-    if not found.iterative or found.card.rungs == "distance" or len(found.run.radii) < 2:
+    if not found.iterative or found.card.schedule == "distance" or len(found.run.radii) < 2:
         return None
     if found.ready.victim.draws > 1:  # near the boundary the victim's own noise decides
         return None
@@ -190,7 +190,7 @@ def large_radius(found: Evidence) -> Measured | None:
         len(found.run.problem), dtype=torch.bool, device=found.run.distance.device
     )
     rows = found.some(everyone)
-    if found.card.rungs == "distance":
+    if found.card.schedule == "distance":
         return _share(torch.isinf(found.run.distance[rows]))
     rows = found.affordable(rows, found.per_image + 1, share=0.15)
     here = found.problem.select(rows)
@@ -287,13 +287,13 @@ def more_effort(found: Evidence) -> Measured | None:
         return None
     given = found.planned.case.parameters
     doubled = {**given, **{name: given[name] * 2 for name in found.card.effort}}
-    each = int(2 * passes(found.card, doubled)) + 2
+    each = int(2 * registry.passes(found.card, doubled)) + 2
     rows = found.affordable(found.improvable(), each, share=1.0)
     attack = sharded(registry.function("attacks", found.card), doubled)
     if uses_all_steps(found.card, found.ready):
         attack = with_all_steps(attack)
     here = found.problem.select(rows)
-    posed = here.at(torch.inf) if found.card.rungs == "distance" else here
+    posed = here.at(torch.inf) if found.card.schedule == "distance" else here
     try:
         z = attack(posed, found.rng.select(rows).fork("effort"))
     except SpecError:  # twice as much is more than the parameter allows
@@ -319,6 +319,6 @@ def rounding(found: Evidence) -> Measured | None:
     broken = found.run.rungs["broken"][found.headline]
     # less than a level is rounded off
     moved = found.run.rungs["linf"][found.headline] >= 1 / levels
-    if not found.iterative or found.card.rungs == "distance":
+    if not found.iterative or found.card.schedule == "distance":
         return None
     return _share(~found.run.rungs["rounded"][found.headline][broken & moved])

@@ -10,12 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robustbench_med import objectives, registry
-from robustbench_med.bench.attack_spec import (
-    ResolvedAttack,
-    passes,
-    resolve_attack,
-    validate_parameters,
-)
+from robustbench_med.bench.attack_spec import ResolvedAttack, resolve_attack, validate_parameters
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.channels import channels_of
 from robustbench_med.bench.defense_spec import Shield, resolve_defenses
@@ -268,12 +263,12 @@ def _case(
         "parameters": attack.parameters,
         "guide": grid.guide,
         "draws": grid.draws,
-        "threat": "universal" if card.rungs == "universal" else card.threat,
+        "threat": "universal" if card.schedule == "universal" else card.threat,
         "objective": grid.objective,
         "norm": grid.norm,
         "ladder": attack.ladder,
         "budget": grid.budget,
-        "fit": grid.fit if card.rungs == "universal" else None,
+        "fit": grid.fit if card.schedule == "universal" else None,
         "seed": suite.seed,
     }
     return Case.model_validate(values | rest)
@@ -295,5 +290,5 @@ def bound(case: Case, dataset: Dataset) -> float:
         n = min(case.fit, len(dataset.arrays("train")))
     every_rung = float(len(case.ladder))
     masks = dataset.card.task == "segmentation"  # searched for the worst at every radius
-    runs = every_rung if masks else _RUNS.get(card.rungs, every_rung)
-    return n * runs * passes(card, case.parameters)
+    runs = every_rung if masks else _RUNS.get(card.schedule, every_rung)
+    return n * runs * registry.passes(card, case.parameters)

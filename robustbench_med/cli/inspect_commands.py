@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +13,9 @@ from robustbench_med import registry
 from robustbench_med.errors import UnknownNameError
 
 if TYPE_CHECKING:
-    from robustbench_med.cards import Card
+    from rich.table import Table
+
+    from robustbench_med.cards import Card, PluginCard
 
 _KINDS = ("models", "datasets", "attacks", "defenses", "suites")
 _PACKAGES = ("torch", "timm", "numpy", "pandas", "scikit-learn", "statsmodels", "torchmetrics")
@@ -41,32 +43,48 @@ def list_command(
     if kind not in _KINDS:
         raise UnknownNameError("kind", kind, _KINDS)
     cards = _cards(kind)
+    origins = {name: _origin(kind, name) for name in cards}
     if as_json:
-        print(json.dumps([card.model_dump(mode="json") for card in cards.values()], indent=2))
+        values = [
+            {**card.model_dump(mode="json"), "from": origins[name]} for name, card in cards.items()
+        ]
+        print(json.dumps(values, indent=2))
         return
+    foreign = len(set(origins.values())) > 1
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("name", no_wrap=True)
     table.add_column("title")
     table.add_column("what", overflow="fold")
-    for card in cards.values():
-        table.add_row(card.name, card.title, _facts(card))
+    if foreign:
+        table.add_column("from")
+    for name, card in cards.items():
+        table.add_row(name, card.title, _facts(card), *([origins[name]] if foreign else []))
     Console().print(table if cards else f"no {kind} yet", markup=False)
 
 
-def show(name: Annotated[str, typer.Argument(help="A name that `list` prints.")]) -> None:
-    """Show everything a card says."""
+def show(
+    name: Annotated[str, typer.Argument(help="A name that `list` prints.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The card as JSON.")] = False,
+) -> None:
+    """Show a card; of an attack or defense, what each parameter means."""
+    import json
+
     from rich.console import Console
 
-    known: list[str] = []
-    for kind in _KINDS:
-        cards = _cards(kind)
-        known += cards
-        if name in cards:
-            heading = f"{kind.removesuffix('s')} {name}"
-            Console().print(heading, style="bold", highlight=False)
-            print(_indented(cards[name].model_dump(mode="json", exclude={"name"})))
-            return
-    raise UnknownNameError("name", name, known)
+    from robustbench_med.cards import PluginCard
+
+    kind, card = _card(name)
+    rows = _parameters(card) if isinstance(card, PluginCard) else []
+    values = {**card.model_dump(mode="json"), "from": _origin(kind, card.name)}
+    if as_json:
+        print(json.dumps({**values, "parameters": rows} if rows else values, indent=2))
+        return
+    console = Console()
+    console.print(f"{kind.removesuffix('s')} {card.name}", style="bold", highlight=False)
+    hidden = {"name", "positive", "parameters"} if isinstance(card, PluginCard) else {"name"}
+    print(_indented({key: value for key, value in values.items() if key not in hidden}))
+    if rows:
+        console.print(_parameter_table(rows), highlight=False)
 
 
 def doctor() -> None:
@@ -125,8 +143,64 @@ def _cards(kind: str) -> dict[str, Card]:
         from robustbench_med.bench.suite import suites
 
         return dict(suites())
-    found: dict[str, Card] = dict(registry.load(kind))  # type: ignore[call-overload]
-    return found
+    cards: dict[str, Card] = dict(registry.load(kind))  # type: ignore[call-overload]
+    return cards
+
+
+def _card(name: str) -> tuple[str, Card]:
+    """Return the kind and the card of a name; `torchattacks:PGD` is a peer's attack.
+
+    Raises:
+        UnknownNameError: nothing has that name.
+        SpecError: a plug-in of that name cannot be loaded.
+    """
+    if ":" in name:
+        return "attacks", registry.find("attacks", name)
+    known: list[str] = []
+    for kind in _KINDS[:-1]:
+        names = registry.names(kind)  # type: ignore[arg-type]
+        known += names
+        if name in names:
+            return kind, registry.find(kind, name)  # type: ignore[arg-type]
+    suites = _cards("suites")
+    if name in suites:
+        return "suites", suites[name]
+    raise UnknownNameError("name", name, [*known, *suites])
+
+
+def _origin(kind: str, name: str) -> str:
+    """Return the package and version that a name comes from."""
+    if kind == "suites":
+        return registry.ours()
+    return registry.origin(kind, name)  # type: ignore[arg-type]
+
+
+def _parameters(card: PluginCard) -> list[dict[str, Any]]:
+    """Return name, type, default and meaning of each parameter."""
+    return [
+        {
+            "name": name,
+            "type": type(default).__name__,
+            "default": default,
+            "meaning": card.meanings.get(name, ""),
+        }
+        for name, default in card.parameters.items()
+    ]
+
+
+def _parameter_table(rows: list[dict[str, Any]]) -> Table:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("parameter", "type", "default"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("meaning", overflow="fold")
+    for row in rows:
+        default = f"{row['default']:.4g}" if row["type"] == "float" else str(row["default"])
+        table.add_row(row["name"], row["type"], escape(default), escape(row["meaning"]))
+    return table
 
 
 def _facts(card: Card) -> str:

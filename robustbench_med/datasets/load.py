@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,8 +51,12 @@ def load_dataset(name: Name, *, data: str | Path | None = None) -> Dataset:
     if not isinstance(name, str | os.PathLike):
         raise refused(name)
     name, data = str(check_name(name)), None if data is None else check_name(data)
-    if name.endswith(".npz") or (name not in registry.load("datasets") and Path(name).exists()):
+    if name.endswith(".npz") or (name not in registry.names("datasets") and Path(name).exists()):
         return _own(Path(name).expanduser())
+    entry = registry.entry_of("datasets", name)
+    if entry is not None and entry.item is not None:
+        added: Dataset = replace(entry.item, _splits={})
+        return added
     card: DatasetCard = registry.find("datasets", name)
     if card.function:
         draw = partial(_draw, card.function)

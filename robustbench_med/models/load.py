@@ -76,6 +76,9 @@ def load_victim(name: str, data: DatasetCard, *, zoo: Path = ZOO) -> Loaded:
         factory = user_factory.factory_of(name)
         return _own(spec.parse(name), data) if factory is None else _of_factory(name, factory, data)
     check_name(name)
+    entry = registry.entry_of("models", name)
+    if entry is not None and entry.item is not None:
+        return _of_function(entry, data)
     card: ModelCard = registry.find("models", name)
     victim = untrained(card, _trained_on(card, data))
     found = weights.read(bare(victim.module), zoo / card.weights, sha256=card.sha256)
@@ -104,7 +107,8 @@ def describe(name: str, data: DatasetCard) -> tuple[ModelCard, str]:
 
     A model of the zoo is not built: its file's checksum and its card say enough.
     """
-    if registry.is_own(name):
+    entry = None if registry.is_own(name) else registry.entry_of("models", name)
+    if registry.is_own(name) or (entry is not None and entry.item is not None):
         loaded = load_victim(name, data)
         x = torch.zeros(2, data.channels, *data.size)
         loaded.victim.check(x, data.outputs, masks=data.task == "segmentation")
@@ -223,6 +227,15 @@ def _of_factory(name: str, factory: user_factory.Factory, data: DatasetCard) -> 
         sha256=sha256,
     )
     return _admitted(_slid(made.module, card), card, _contract(data, mean, std, ours), data)
+
+
+def _of_function(entry: registry.Entry, data: DatasetCard) -> Loaded:
+    """Return the victim that a declared function makes: another package's, or registered."""
+    _trained_on(entry.card, data)
+    module = user_factory.run_factory(entry.card.name, entry.item)
+    sha256 = _digest(entry.origin, user_factory.identity(module))
+    card: ModelCard = entry.card.model_copy(update={"sha256": sha256})
+    return _admitted(_slid(module, card), card, _contract(data, card.mean, card.std), data)
 
 
 def _admitted(

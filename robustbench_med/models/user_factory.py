@@ -96,16 +96,31 @@ def made(factory: Factory, ours: tuple[str, ...]) -> Made:
         if not callable(function):
             raise VictimError(f"{where}: expected a function {name!r} in {path.name}, got none")
         theirs = _taken(function, parameters, ours)
-        with seeded("factory", name):
-            module = _run(where, lambda: function(**theirs))
-        if not isinstance(module, nn.Module):
-            raise VictimError(
-                f"{where}: expected a factory that returns a torch nn.Module, got "
-                f"{type(module).__name__}"
-            )
+        module = run_factory(where, lambda: function(**theirs), seed=name)
         parts = (hashlib.sha256(content).hexdigest(), identity(module))
     rest = {key: value for key, value in parameters.items() if key not in theirs}
     return Made(module, hashlib.sha256("\n".join(parts).encode()).hexdigest(), rest)
+
+
+def run_factory(where: str, make: Callable[[], object], *, seed: str = "") -> nn.Module:
+    """Return the module that a function makes; torch's generators are seeded alike at every call.
+
+    Args:
+        where: named in errors.
+        make: the function.
+        seed: of the generators; `where` if it is empty.
+
+    Raises:
+        VictimError: it raises, or returns something else than a module.
+    """
+    with seeded("factory", seed or where):
+        module = _run(where, make)
+    if not isinstance(module, nn.Module):
+        raise VictimError(
+            f"{where}: expected a factory that returns a torch nn.Module, got "
+            f"{type(module).__name__}"
+        )
+    return module
 
 
 def with_gradients(module: nn.Module) -> nn.Module:

@@ -128,7 +128,7 @@ def adversarial_setup(text: str, data: DatasetCard, *, windowed: bool = False) -
     if crafts is not None and (norm not in crafts.norms or data.task not in crafts.tasks):
         raise SpecError(f"{name}: expected an attack in {norm} on {data.task}, got {crafts.name}")
     fitting, ball = None, _ball(parameters)
-    if crafts is not None and (crafts.rungs == "universal") != ("every" in parameters):
+    if crafts is not None and (crafts.schedule == "universal") != ("every" in parameters):
         kind = "a universal attack" if "every" in parameters else "an attack on single images"
         raise SpecError(f"{name}: expected {kind}, got {crafts.name}")
     if crafts is not None and ball is not None and "every" in parameters:

@@ -105,12 +105,11 @@ def test_what_is_out_of_reach_costs_a_scout_only() -> None:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_passes_stay_below_the_card(norm: Norm) -> None:
     from robustbench_med import registry
-    from robustbench_med.bench.attack_spec import passes
 
     card = registry.find("attacks", "worst_case")
     problem = waves(norm, 10).at(1e-6)
     worst_case(problem, rng=draws(40), reach=torch.inf, **LIGHT)
-    bound = passes(card, {**card.parameters, **LIGHT}) * len(problem)
+    bound = registry.passes(card, {**card.parameters, **LIGHT}) * len(problem)
     assert bound / 2 < problem.counter.forward < bound
     assert problem.counter.backward < bound
 

@@ -28,7 +28,7 @@ from tests.toys import (
     problem_of,
 )
 
-EVERY = {n: card for n, card in registry.load("attacks").items() if card.rungs != "universal"}
+EVERY = {n: card for n, card in registry.load("attacks").items() if card.schedule != "universal"}
 CARDS = {n: card for n, card in EVERY.items() if "single_label" in card.tasks}
 ATTACKS = {
     name: partial(registry.function("attacks", card), **LIGHT.get(name, {}))
@@ -39,8 +39,8 @@ ROWS = [
     for name, k in itertools.product(CARDS, (2, 3, 10))
     for norm in CARDS[name].norms
 ]
-BUDGETED = [row for row in ROWS if CARDS[row[0]].rungs != "distance"]
-MINIMAL = [row for row in ROWS if CARDS[row[0]].rungs == "distance"]
+BUDGETED = [row for row in ROWS if CARDS[row[0]].schedule != "distance"]
+MINIMAL = [row for row in ROWS if CARDS[row[0]].schedule == "distance"]
 # share of the distance at which an attack must win: one without gradients needs room
 WINS_AT = {"white_box": 1.05, "query": 5.0, "control": None}
 
@@ -107,7 +107,7 @@ def test_pixels_at_exactly_0_and_1_move() -> None:
     y = victim(x).logits.argmax(1)
     for name in CARDS:
         attack = ATTACKS[name]
-        norm, minimal = CARDS[name].norms[0], CARDS[name].rungs == "distance"
+        norm, minimal = CARDS[name].norms[0], CARDS[name].schedule == "distance"
         z = attack(
             problem_of(victim, x, y, eps=torch.inf if minimal else 0.1, norm=norm), rng=draws(6)
         )

@@ -38,7 +38,7 @@ from tests.toys import (
     victim_of,
 )
 
-ATTACKS = {n: card for n, card in registry.load("attacks").items() if card.rungs != "universal"}
+ATTACKS = {n: card for n, card in registry.load("attacks").items() if card.schedule != "universal"}
 RADII = {"linf": 0.2, "l2": 1.0, "l1": 8.0, "l0": 20.0}
 TASKS: dict[str, dict[str, Any]] = {
     "two classes": {"k": 2},
@@ -183,8 +183,8 @@ def test_losses_are_those_of_the_task(name: str) -> None:
 def test_attack_runs_and_stays_inside(name: str, task: str) -> None:
     attack = partial(registry.function("attacks", ATTACKS[name]), **LIGHT.get(name, {}))
     for norm in ATTACKS[name].norms:
-        eps = torch.inf if ATTACKS[name].rungs == "distance" else RADII[norm]
-        posed = pose(**TASKS[task], near=ATTACKS[name].rungs == "distance")
+        eps = torch.inf if ATTACKS[name].schedule == "distance" else RADII[norm]
+        posed = pose(**TASKS[task], near=ATTACKS[name].schedule == "distance")
         problem = replace(posed, ball=Ball(norm, eps))
         before = problem.probe(problem.x).harm
         z = attack(problem, rng=draws(len(problem)))
@@ -207,7 +207,7 @@ def test_candidates_do_not_depend_on_batch_size(name: str, size: int) -> None:
     victim = generic_victim(3) if labels else pixel_victim(3)
     x = grey_images(64, channels=1 if labels else 3)
     y = victim(x).logits.argmax(1)
-    minimal = ATTACKS[name].rungs == "distance"
+    minimal = ATTACKS[name].schedule == "distance"
     eps = torch.inf if minimal else 0.012 * RADII[ATTACKS[name].norms[0]] / 0.2
     objective = None if labels else Damage(mask_card(3, channels=3))
     problem = problem_of(victim, x, y, eps=eps, norm=ATTACKS[name].norms[0], objective=objective)

@@ -23,7 +23,8 @@ from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images
 from robustbench_med.victim import Victim
-from tests.bench.toys import LADDER, dataset_of, planned_of, plant, prepared_of
+from tests.bench.conftest import Plant
+from tests.bench.toys import LADDER, dataset_of, planned_of, prepared_of
 from tests.toys import generic_victim, grey_images, linear_victim, small_victim, victim_of
 
 N = 64
@@ -113,7 +114,7 @@ def test_unlabelled_images_are_neither_attacked_nor_scored(k: int) -> None:
 
 
 def test_the_victim_is_as_it_was_after_an_attack_and_frozen_during_it(
-    monkeypatch: pytest.MonkeyPatch,
+    plant: Plant,
 ) -> None:
     victim = small_victim(2)
     ready = ready_for(victim, 16)
@@ -126,7 +127,7 @@ def test_the_victim_is_as_it_was_after_an_attack_and_frozen_during_it(
         seen.append(any(p.requires_grad for p in victim.module.parameters()))
         return fgsm(problem, rng=rng)
 
-    run_attack(planned_of(ready.data, plant(monkeypatch, watching)), ready)
+    run_attack(planned_of(ready.data, plant(watching)), ready)
     assert seen
     assert not any(seen)
     assert all(part.training for part in victim.module.modules())
@@ -256,11 +257,9 @@ def leaving(problem: Problem, *, rng: Draws) -> Images:
 
 
 @pytest.mark.parametrize("rungs", ["ascend", "descend"])
-def test_an_attack_that_ignores_the_ball_is_counted_and_flagged(
-    rungs: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_attack_that_ignores_the_ball_is_counted_and_flagged(rungs: str, plant: Plant) -> None:
     ready = ready_for(linear_victim(2))
-    name = plant(monkeypatch, cheating, rungs=rungs)
+    name = plant(cheating, schedule=rungs)
     planned = planned_of(ready.data, name)
     outcome = execute(planned, lambda: ready, command="c", examples=0)
     audit = outcome.record.audit
@@ -271,12 +270,12 @@ def test_an_attack_that_ignores_the_ball_is_counted_and_flagged(
     assert flags["over_budget"].measured == audit.over_budget
 
 
-def test_an_image_outside_of_0_and_1_is_over_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_outside_of_0_and_1_is_over_budget(plant: Plant) -> None:
     victim = linear_victim(2)
     x = grey_images(8)
     x[0] = 1.0
     ready = prepared_of(victim, dataset_of(x, victim.logits(x).argmax(1), 2))
-    _, scores = scored(ready, plant(monkeypatch, leaving))
+    _, scores = scored(ready, plant(leaving))
     assert scores.audit.over_budget == 1
     assert scores.audit.highest_pixel == pytest.approx(1.001)
 
@@ -396,7 +395,7 @@ def test_pictures_are_of_broken_images_each_class_in_turn() -> None:
 
 
 def test_a_picture_shows_an_image_that_breaks_though_the_ladder_found_it_otherwise(
-    monkeypatch: pytest.MonkeyPatch,
+    plant: Plant,
 ) -> None:
     """Broken at the small radius by an image pulled in; run there, the attack fails."""
 
@@ -406,9 +405,7 @@ def test_a_picture_shows_an_image_that_breaks_though_the_ladder_found_it_otherwi
         return torch.where((eps > 0.1).view(-1, 1, 1, 1), z, problem.x)
 
     ready = ready_for(linear_victim(2))
-    planned = planned_of(
-        ready.data, plant(monkeypatch, coarse, rungs="descend"), ladder=(0.05, 0.2)
-    )
+    planned = planned_of(ready.data, plant(coarse, schedule="descend"), ladder=(0.05, 0.2))
     run = run_attack(planned, ready)
     found = pictures_of(planned.case, ready, run, 4)
     assert found.examples

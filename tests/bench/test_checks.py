@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -18,11 +19,13 @@ from robustbench_med.bench.execute import execute
 from robustbench_med.bench.record import Check, Record
 from robustbench_med.bench.scoring import score_run
 from robustbench_med.bench.setup import AttackSetup
+from robustbench_med.cards import AttackCard
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images
 from robustbench_med.victim import Victim, looks_like_probabilities
-from tests.bench.toys import MODEL, dataset_of, planned_of, plant
+from tests.bench.conftest import Plant
+from tests.bench.toys import MODEL, dataset_of, planned_of
 from tests.toys import grey_images, victim_of
 
 N, K = 48, 3
@@ -192,19 +195,15 @@ def test_expectation_over_draws_takes_the_flag_of_a_randomised_victim_away() -> 
 
 def flags_of_planted(
     function: Any,  # noqa: ANN401
-    monkeypatch: pytest.MonkeyPatch,
+    plant: Plant,
     ladder: tuple[float, ...] = LADDER,
     steps: int = 8,
 ) -> dict[str, Check]:
     """Return the checks of a planted attack with one parameter of effort, `steps`."""
-    plant(monkeypatch, function)
-    card = registry.find("attacks", "planted")
-    card = card.model_copy(
-        update={"effort": ("steps",), "passes": "steps", "parameters": {"steps": steps}}
-    )
-    monkeypatch.setitem(registry._load("attacks"), "planted", card)
+    name = plant(function, cost=lambda steps: steps, effort=("steps",))
+    card: AttackCard = registry.find("attacks", name)
     ready = ready_of(trained(Honest))
-    planned = planned_of(ready.data, "planted", ladder=ladder)
+    planned = planned_of(ready.data, name, ladder=ladder, parameters={"steps": steps})
     run = run_attack(planned, ready)
     audit = score_run(planned.case, ready, run).audit
     checks, _ = checks_of(Evidence(planned, ready, run, audit, card))
@@ -212,17 +211,16 @@ def flags_of_planted(
 
 
 def test_an_attack_of_one_step_is_not_asked_about_its_steps(
-    monkeypatch: pytest.MonkeyPatch,
+    plant: Plant,
 ) -> None:
     def darker(problem: Problem, *, rng: Draws) -> Images:
         return problem.ball.step(problem.x, -torch.ones_like(problem.x), problem.x, 1.0)
 
-    plant(monkeypatch, darker)
-    card = registry.find("attacks", "planted")
-    assert card.rungs == "ascend"
-    card = card.model_copy(update={"passes": "2"})  # two looks at the victim, and no step
+    # two looks at the victim, and no step
+    name = plant(darker, cost=lambda: 2)
+    card: AttackCard = registry.find("attacks", name)
     ready = ready_of(trained(Honest))
-    planned = planned_of(ready.data, "planted", ladder=LADDER)
+    planned = planned_of(ready.data, name, ladder=LADDER)
     run = run_attack(planned, ready)
     audit = score_run(planned.case, ready, run).audit
     checks, _ = checks_of(Evidence(planned, ready, run, audit, card))
@@ -239,64 +237,65 @@ def _steps(problem: Problem, steps: int, share: float) -> list[Images]:
 
 
 def test_an_attack_that_returns_another_image_than_it_found_is_silent(
-    monkeypatch: pytest.MonkeyPatch,
+    plant: Plant,
 ) -> None:
-    def turns_back(problem: Problem, *, rng: Draws, steps: int) -> Images:
+    def turns_back(problem: Problem, *, rng: Draws, steps: int = 8) -> Images:
         _steps(problem, steps, 0.5)
         return problem.x
 
-    checks = flags_of_planted(turns_back, monkeypatch)
+    checks = flags_of_planted(turns_back, plant)
     assert checks["silent_success"].measured > checks["silent_success"].threshold
     assert checks["large_radius_leaves_images"].measured == 1
     assert checks["one_step_beats_iterative"].measured > 1
 
 
 def test_an_attack_stopped_too_early_has_not_converged_and_more_effort_helps(
-    monkeypatch: pytest.MonkeyPatch,
+    plant: Plant,
 ) -> None:
-    def too_short(problem: Problem, *, rng: Draws, steps: int) -> Images:
+    def too_short(problem: Problem, *, rng: Draws, steps: int = 8) -> Images:
         return _steps(problem, steps, 0.06)[-1]
 
-    checks = flags_of_planted(too_short, monkeypatch, (0.03, 0.08, 0.1))
+    checks = flags_of_planted(too_short, plant, (0.03, 0.08, 0.1))
     assert checks["not_converged"].measured > checks["not_converged"].threshold
     assert checks["more_effort_breaks_more"].measured > 1
 
 
-def test_an_attack_that_fails_at_large_radii_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def shy(problem: Problem, *, rng: Draws, steps: int) -> Images:
+def test_an_attack_that_fails_at_large_radii_is_caught(plant: Plant) -> None:
+    def shy(problem: Problem, *, rng: Draws, steps: int = 8) -> Images:
         z = _steps(problem, steps, 0.5)[-1]
         eps = torch.as_tensor(problem.ball.eps).expand(len(z)).view(-1, 1, 1, 1)
         return torch.where(eps < LADDER[-1], z, problem.x)
 
-    checks = flags_of_planted(shy, monkeypatch)
+    checks = flags_of_planted(shy, plant)
     assert checks["success_falls_with_radius"].measured > 1
     assert checks["success_falls_with_radius"].checked
 
 
-def test_an_attack_weaker_than_noise_and_queries_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(problem: Problem, *, rng: Draws, steps: int) -> Images:
+def test_an_attack_weaker_than_noise_and_queries_is_caught(plant: Plant) -> None:
+    def nothing(problem: Problem, *, rng: Draws, steps: int = 8) -> Images:
         return problem.x
 
     # what checks may cost hangs on the steps that an attack says it takes
-    checks = flags_of_planted(nothing, monkeypatch, (0.1, 0.3, 0.4), steps=100)
+    checks = flags_of_planted(nothing, plant, (0.1, 0.3, 0.4), steps=100)
     assert checks["black_box_beats_white_box"].measured > 1
     assert checks["noise_beats_attack"].measured > 1
 
 
-def test_probes_are_asked_once_a_victim(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probes_are_asked_once_a_victim() -> None:
     ready = ready_of(trained(Honest))
     calls: list[int] = []
-    real = registry.function
+    square = registry.function("attacks", registry.find("attacks", "square"))
 
-    def counted(kind: Any, card: Any) -> Any:  # noqa: ANN401
-        if card.name == "square":
-            calls.append(1)
-        return real(kind, card)
+    @wraps(square)
+    def counted(*args: Any, **kwargs: Any) -> Images:  # noqa: ANN401
+        calls.append(1)
+        z: Images = square(*args, **kwargs)
+        return z
 
-    monkeypatch.setattr(registry, "function", counted)
-    for attack, steps in (("bim", 10), ("pgd", 10)):  # the same images, whichever asks first
-        planned = planned_of(ready.data, attack, ladder=LADDER, parameters={"steps": steps})
-        execute(planned, lambda: ready, command="", examples=0)
+    with registry.register("attacks", counted, replace=True):
+        for attack, steps in (("bim", 10), ("pgd", 10)):  # the same images, whichever asks first
+            planned = planned_of(ready.data, attack, ladder=LADDER, parameters={"steps": steps})
+            execute(planned, lambda: ready, command="", examples=0)
     assert len(calls) == 1
 
 

@@ -36,7 +36,8 @@ from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images
 from robustbench_med.victim import InputContract, Victim
-from tests.bench.toys import MODEL, dataset_of, planned_of, plant
+from tests.bench.conftest import Plant
+from tests.bench.toys import MODEL, dataset_of, planned_of
 
 LADDER = (0.05, 0.1, 0.2)
 SLOPE = 20.0
@@ -124,7 +125,7 @@ def test_a_batch_of_one_reaches_what_it_reaches_among_others() -> None:
 
 
 def test_an_attack_that_repairs_the_mask_leaves_the_clean_image(
-    monkeypatch: pytest.MonkeyPatch,
+    plant: Plant,
 ) -> None:
     x = images()
     y = torch.zeros_like(x[:, 0]).long()
@@ -136,20 +137,20 @@ def test_an_attack_that_repairs_the_mask_leaves_the_clean_image(
         return problem.ball.project(z, problem.x)
 
     ready = ready_for(x, y)
-    run, scores = scored(ready, plant(monkeypatch, mend), ladder=(0.5,))
+    run, scores = scored(ready, plant(mend), ladder=(0.5,))
     clean, attacked = (scores.samples[scores.samples["eps"] == e]["correct"] for e in (0, 0.5))
     assert (clean < 0.9).all()
     np.testing.assert_array_equal(clean.to_numpy(), attacked.to_numpy())
     assert (run.rungs["size"] == 0).all()
 
 
-def test_a_larger_radius_is_never_better(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_larger_radius_is_never_better(plant: Plant) -> None:
     def only_small(problem: Problem, *, rng: Draws) -> Images:  # noqa: ARG001
         if float(torch.as_tensor(problem.ball.eps).max()) > 0.15:
             return problem.x
         return problem.ball.project(1 - problem.x, problem.x)
 
-    _, scores = scored(ready_for(images()), plant(monkeypatch, only_small))
+    _, scores = scored(ready_for(images()), plant(only_small))
     dice = [rung.metrics["dice"].value for rung in scores.rungs]
     assert dice[1] > dice[2] == dice[3]
 
@@ -207,12 +208,12 @@ def test_the_channel_it_reads_does_all_the_harm_and_half_the_radius_less() -> No
 
 
 def test_an_attack_that_strays_to_a_forbidden_channel_is_flagged(
-    monkeypatch: pytest.MonkeyPatch,
+    plant: Plant,
 ) -> None:
     def stray(problem: Problem, *, rng: Draws) -> Images:  # noqa: ARG001
         return (problem.x + 0.03).clamp(0, 1)
 
-    name = plant(monkeypatch, stray)
+    name = plant(stray)
     assert "over_budget" in flags_of(two_channels(), name, channels={"FLAIR": 1.0})
     assert "over_budget" not in flags_of(two_channels(), name)
 
@@ -263,17 +264,13 @@ def test_one_perturbation_for_all_masks_counts_pixels() -> None:
     assert 0 < last.control_wrong.value < last.wrong.value < 1
 
 
-def test_an_attack_weaker_than_one_step_is_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attack_weaker_than_one_step_is_flagged(plant: Plant) -> None:
     def lazy(problem: Problem, *, rng: Draws, steps: int = 2) -> Images:  # noqa: ARG001
         for _ in range(steps):
             problem.gradient(problem.x)
         return problem.ball.at(0.01).project(1 - problem.x, problem.x)
 
-    name = plant(monkeypatch, lazy)
-    card: AttackCard = registry.find("attacks", name)
-    own = {"passes": "steps", "parameters": {"steps": 2}, "effort": ("steps",)}
-    many = card.model_copy(update=own)
-    monkeypatch.setitem(registry._load("attacks"), name, many)
+    name = plant(lazy, cost=lambda steps: steps, effort=("steps",))
     assert "one_step_beats_iterative" in flags_of(ready_for(images(16)), name)
     assert "one_step_beats_iterative" not in flags_of(ready_for(images(16)))
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,7 +16,6 @@ from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.cards import AttackCard, DatasetCard, ModelCard
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
-from robustbench_med.types import Images
 from robustbench_med.victim import Victim
 
 MODEL = ModelCard(name="toy_victim", title="Toy", family="toy", dataset="toy", builder="toy")
@@ -80,29 +75,6 @@ def planned_of(data: Dataset, attack: str = "pgd", **fields: Any) -> ResolvedCas
         "ladder": LADDER,
     }
     return ResolvedCase(Case.model_validate(values | fields), data, MODEL, None)
-
-
-def plant(
-    monkeypatch: pytest.MonkeyPatch,
-    function: Callable[..., Images],
-    *,
-    rungs: str = "ascend",
-) -> str:
-    """Register `function` as the attack `planted` for one test; return its name."""
-    module = ModuleType("planted")
-    vars(module)["planted"] = function
-    monkeypatch.setitem(sys.modules, f"{registry.package('attacks')}.planted", module)
-    card = AttackCard(
-        name="planted",
-        title="Planted",
-        function="planted:planted",
-        version=1,
-        norms=("linf", "l2"),
-        rungs=rungs,
-        passes="1",
-    )
-    monkeypatch.setitem(registry._load("attacks"), "planted", card)
-    return "planted"
 
 
 def stand_in(name: str, *, data: Path | None = None) -> Dataset:

@@ -173,13 +173,10 @@ def test_a_file_that_is_not_the_one_its_card_states(call: Call, tmp_path: Path) 
     refused(said, "pneumoniamnist: expected MD5", "SHA-256", "fetch it again")
 
 
-def test_weights_that_are_not_those_of_their_card(
-    call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cards = registry._load("models")
-    card = cards["chest_resnet"].model_copy(update={"sha256": "0" * 64})
-    monkeypatch.setitem(cards, "chest_resnet", card)
-    refused(call(*QUICK, "--victim", "chest_resnet"), "expected sha256 000000000000..., got")
+def test_weights_that_are_not_those_of_their_card(call: Call) -> None:
+    card = registry.find("models", "chest_resnet").model_copy(update={"sha256": "0" * 64})
+    with registry.register("models", card, replace=True):
+        refused(call(*QUICK, "--victim", "chest_resnet"), "expected sha256 000000000000..., got")
 
 
 def test_damaged_weights_of_ones_own(call: Call, tmp_path: Path) -> None:
@@ -239,7 +236,7 @@ def test_list(call: Call, kind: str) -> None:
     if kind == "suites":
         assert {"quick", "medmnist"} <= set(names)
     else:
-        assert names == list(registry._load(kind))
+        assert names == registry.names(kind)  # type: ignore[arg-type]
     said = call("list", kind)
     assert said.code == 0
     assert all(name in said.out for name in names)
@@ -250,7 +247,8 @@ def test_list(call: Call, kind: str) -> None:
     [
         ("chest_resnet", ("model chest_resnet", "resnet", "phantom_chest", "balanced_accuracy")),
         ("phantom_chest", ("dataset phantom_chest", "classes", "synthetic")),
-        ("pgd", ("attack pgd", "Madry", "steps: 40")),
+        ("pgd", ("attack pgd", "Madry", "steps", "40", "gradient steps a restart, >= 1")),
+        ("mahalanobis", ("defense mahalanobis", "fpr", "0.05", "validation images rejected")),
         ("quick", ("suite quick", "phantom_fundus", "ladder")),
     ],
 )
@@ -261,9 +259,22 @@ def test_show(call: Call, name: str, parts: tuple[str, ...]) -> None:
         assert part in said.out
 
 
+def test_show_as_json_explains_every_parameter(call: Call) -> None:
+    card = json.loads(call("show", "square", "--json").out)
+    assert card["from"] == f"robustbench_med {version('robustbench-med')}"
+    assert card["parameters"][1] == {
+        "name": "p_init",
+        "type": "float",
+        "default": 0.8,
+        "meaning": "share of the pixels in the first windows, > 0; it is halved on the paper's "
+        "schedule.",
+    }
+    assert json.loads(call("show", "quick", "--json").out)["name"] == "quick"
+
+
 def test_show_can_show_every_card(call: Call) -> None:
     for kind in ("models", "datasets", "attacks", "defenses"):
-        for name in registry._load(kind):
+        for name in registry.names(kind):
             assert call("show", name).code == 0, name
 
 
@@ -560,13 +571,12 @@ def test_train_writes_weights_and_card(
     from robustbench_med.cards import Recipe
     from robustbench_med.datasets import load
 
-    cards = registry._load("models")
-    shipped = cards["chest_resnet"]
+    shipped = registry.find("models", "chest_resnet")
     short = shipped.model_copy(update={"recipe": Recipe(epochs=1, batch=6)})
-    monkeypatch.setitem(cards, "chest_resnet", short)
     loader = load.load_dataset
     monkeypatch.setattr(load, "load_dataset", lambda name, *, data=None: _few(name, loader))
-    said = call("train", "chest_resnet", "--out", "zoo")
+    with registry.register("models", short, replace=True):
+        said = call("train", "chest_resnet", "--out", "zoo")
     assert said.code == 0, said.err
     assert "balanced accuracy" in said.out
     assert "not the shipped bytes" in said.out

@@ -114,11 +114,11 @@ def test_a_file_is_downloaded_into_the_cache(
 def test_load_dataset_downloads_once(
     server: Server, save: Save, served: Describe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(registry.load("datasets"), "toy", served(save()))
     monkeypatch.setattr(load, "download", lambda card: download(card, context=server.context))
     (tmp_path / "empty").mkdir()
-    for _ in range(2):
-        assert len(load.load_dataset("toy", data=tmp_path / "empty").batch("test")) == 4
+    with registry.register("datasets", served(save())):
+        for _ in range(2):
+            assert len(load.load_dataset("toy", data=tmp_path / "empty").batch("test")) == 4
     assert server.asked == ["/toy.npz"]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,13 @@ REAL = ("mednist_64", "busi_128", "isic_uda1_128", "lc25000_lung_64")
 
 
 @pytest.fixture
-def register(monkeypatch: pytest.MonkeyPatch) -> Register:
-    def add(card: DatasetCard) -> None:
-        monkeypatch.setitem(registry.load("datasets"), card.name, card)
+def register() -> Iterator[Register]:
+    with ExitStack() as stack:
 
-    return add
+        def add(card: DatasetCard) -> None:
+            stack.enter_context(registry.register("datasets", card, replace=True))
+
+        yield add
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +18,6 @@ from attacks.pgd import pgd_last
 from defenses.adversarial_training import fast_at, mart, pgd_at, trades, universal_at
 from defenses.losses import boost, divergence, doubt, label_divergence
 from defenses.weight_perturbation import perturbed
-from robustbench_med import registry
 from robustbench_med.ball import Ball
 from robustbench_med.cards import Norm
 from robustbench_med.errors import SpecError
@@ -367,24 +365,6 @@ def test_a_linear_victim_becomes_robust() -> None:
     assert clean["standard"] > 0.97
     assert robust["standard"] < 0.5
     assert robust["pgd_at"] > 0.9
-
-
-@pytest.mark.parametrize("name", ["pgd_at", "trades", "mart", "fast_at", "universal_at"])
-def test_a_card_says_what_its_function_takes(name: str) -> None:
-    card = registry.load("defenses")[name]
-    function = registry.function("defenses", card)
-    assert function.__name__ == name
-    assert card.kind == "training"
-    assert card.source
-    parameters = inspect.signature(function).parameters
-    subject = ("victim", "x", "y", "loss", "attack")
-    given = {key: p.default for key, p in parameters.items() if key not in subject}
-    ours = {
-        key: v for key, v in card.parameters.items() if key not in ("attack", "every", "images")
-    }
-    assert given == ours
-    assert set(card.positive) <= set(card.parameters)
-    assert all(p.kind is p.KEYWORD_ONLY for k, p in parameters.items() if k not in subject[:3])
 
 
 def test_the_objective_of_training_is_one() -> None:

@@ -137,9 +137,8 @@ def make_stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Store
                 version=1,
                 norms=("linf", "l2"),
                 threat=own_threat,
-                rungs=filled,
+                schedule=filled,
                 effort=effort,
-                passes="1",
             ),
             "provenance": PROVENANCE,
         }

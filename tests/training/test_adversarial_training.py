@@ -182,12 +182,9 @@ def test_a_defense_of_another_task_names_those_it_takes() -> None:
         adversarial_setup("pgd_ta", data().card)
 
 
-def test_a_defense_that_does_not_train(monkeypatch: pytest.MonkeyPatch) -> None:
-    cards = registry._load("defenses")
-    other = cards["pgd_at"].model_copy(update={"kind": "transform"})
-    monkeypatch.setitem(cards, "pgd_at", other)
+def test_a_defense_that_does_not_train() -> None:
     with pytest.raises(SpecError, match="expected a defense that trains, got one of kind transf"):
-        adversarial_setup("pgd_at", data().card)
+        adversarial_setup("jpeg", data().card)
 
 
 def test_another_attack_takes_of_the_effort_what_it_knows(tmp_path: Path) -> None:
@@ -208,30 +205,29 @@ def test_a_recipe_that_cannot_be_followed(changes: dict[str, object], message: s
         training.check(training.adjusted(registry.load("models")["chest_resnet"], changes))
 
 
-def test_the_card_of_a_defended_victim(monkeypatch: pytest.MonkeyPatch) -> None:
-    cards = registry._load("models")
-    plain = cards["chest_resnet"]
-    monkeypatch.delitem(cards, "chest_resnet_trades")
+def test_the_card_of_a_defended_victim() -> None:
+    shipped = registry.find("models", "chest_resnet")
+    plain = shipped.model_copy(update={"name": "toy_resnet"})
     found = training.defended(plain, "trades(eps=2/255)")
-    assert found.name == "chest_resnet_trades"
-    assert found.undefended == "chest_resnet"
+    assert found.name == "toy_resnet_trades"
+    assert found.undefended == "toy_resnet"
     assert found.title == "ResNet, TRADES"
     assert found.recipe is not None
     assert found.recipe.defense == "trades(eps=0.00784313725490196)"
     assert (found.weights, found.sha256, found.measured) == ("", "", None)
-    own = Recipe(epochs=3, defense="trades(eps=0.01, beta=2.0)", start="chest_resnet")
-    shipped = found.model_copy(update={"recipe": own, "sha256": "abc"})
-    monkeypatch.setitem(cards, "chest_resnet_trades", shipped)
-    assert training.defended(plain, "trades(beta=2.0)") == shipped
-    changed = training.defended(plain, "trades(beta=4.0)").recipe
+    own = Recipe(epochs=3, defense="trades(eps=0.01, beta=2.0)", start="toy_resnet")
+    trained = found.model_copy(update={"recipe": own, "sha256": "abc"})
+    with registry.register("models", trained):
+        assert training.defended(plain, "trades(beta=2.0)") == trained
+        changed = training.defended(plain, "trades(beta=4.0)").recipe
     assert changed is not None
     assert changed.defense == "trades(eps=0.01, beta=4.0)"
     assert changed.epochs == 3
-    assert training.adjusted(shipped, {"epochs": 7}).recipe == own.model_copy(update={"epochs": 7})
+    assert training.adjusted(trained, {"epochs": 7}).recipe == own.model_copy(update={"epochs": 7})
     bare = plain.model_copy(update={"recipe": None})
     assert training.adjusted(bare, {"epochs": 7}) == bare
     for refuse in (training.check, lambda one: training.defended(one, "pgd_at")):
-        with pytest.raises(SpecError, match="expected a card with a recipe, got chest_resnet"):
+        with pytest.raises(SpecError, match="expected a card with a recipe, got toy_resnet"):
             refuse(bare)
 
 

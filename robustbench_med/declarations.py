@@ -1,0 +1,267 @@
+"""Declarations: an attack's or defense's card, read from the function that it describes.
+
+`@attack(...)` and `@defense(...)` state what a signature cannot. Names, defaults and types of the
+parameters come from the signature, their meaning from the docstring's `Args:`. `read_cards` does
+the same from source text, so that `list` and `show` import no attack and hence no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
+
+from robustbench_med.cards import (
+    TASKS,
+    AttackCard,
+    Card,
+    DefenseCard,
+    ModelCard,
+    Norm,
+    Schedule,
+    Task,
+)
+from robustbench_med.errors import SpecError
+from robustbench_med.spec import literal
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Declared = Literal["attack", "defense", "model"]
+_NOT_SETTINGS = ("rng", "attack", "fitting")  # handed in by the bench, never by a spec
+_ENTRY = re.compile(r"(\w+): (.*)", re.DOTALL)
+
+
+class Declaration(NamedTuple):
+    """What a decorator says of a function.
+
+    Attributes:
+        kind: of card.
+        fields: of the card, apart from those that the signature and docstring give.
+        cost: of an attack: passes from its parameters, see `attack`.
+    """
+
+    kind: Declared
+    fields: dict[str, Any]
+    cost: Callable[..., float] | None = None
+
+    def card(self, function: Callable[..., Any]) -> Card:
+        """Return the card of the declared function."""
+        name, signature = function.__name__, inspect.signature(function).parameters
+        defaults = {
+            key: one.default for key, one in signature.items() if one.default is not one.empty
+        }
+        place = f"{function.__module__}:{name}"
+        return _card(self.kind, name, place, self.fields, defaults, signature, function.__doc__)
+
+
+def attack(
+    *,
+    title: str,
+    norms: tuple[Norm, ...],
+    schedule: Schedule,
+    cost: Callable[..., float],
+    summary: str = "",
+    source: str = "",
+    version: int = 1,
+    tasks: tuple[Task, ...] = TASKS,
+    threat: Literal["white_box", "query", "control"] = "white_box",
+    positive: tuple[str, ...] = (),
+    effort: tuple[str, ...] = (),
+    fixed_step: bool = False,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Declare an attack. Every argument but `cost` is a literal: it is read without an import.
+
+    The function is called as `function(problem, *, rng, **parameters)`; a parameter named in
+    `positive` is checked at every call.
+
+    Args:
+        title: what a page or table calls it.
+        norms: norms it is defined for.
+        schedule: how a ladder of radii is filled, see `AttackCard`.
+        cost: forward and backward passes of one image at one radius, at most: a function of those
+            parameters that it names.
+        summary: one sentence.
+        source: paper, section, equation.
+        version: a change of results raises it.
+        tasks: what it can be run on.
+        threat: what the attacker needs of the victim.
+        positive: parameters that must be > 0.
+        effort: parameters that buy strength.
+        fixed_step: whether its steps have one length, whatever the radius.
+    """
+    fields = {key: value for key, value in locals().items() if key != "cost"}
+    return _declaring(Declaration("attack", fields, cost))
+
+
+def defense(
+    *,
+    title: str,
+    kind: Literal["training", "transform", "detector", "smoothing"],
+    summary: str = "",
+    source: str = "",
+    version: int = 1,
+    tasks: tuple[Task, ...] = TASKS,
+    positive: tuple[str, ...] = (),
+    training: Mapping[str, Any] | None = None,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Declare a defense. Every argument is a literal: it is read without an import.
+
+    Args:
+        title: what a page or table calls it.
+        kind: "training" retrains a victim, the others wrap it.
+        summary: one sentence.
+        source: paper, section, equation.
+        version: a change of results raises it.
+        tasks: what it can be used on.
+        positive: parameters that must be > 0; the function checks nothing else of them.
+        training: parameters of a training defense that the training loop follows, not the function:
+            `attack`, the name of the attack it trains against, and `every` and `images`, how often
+            and on how many images a universal one is fitted.
+    """
+    return _declaring(Declaration("defense", dict(locals())))
+
+
+def model(
+    *,
+    title: str,
+    dataset: str,
+    summary: str = "",
+    source: str = "",
+    family: str = "",
+    mean: tuple[float, ...] = (0.0,),
+    std: tuple[float, ...] = (1.0,),
+    window: tuple[int, ...] | None = None,
+    overlap: float = 0.25,
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Declare a victim of one's own: a function without arguments that returns a torch module.
+
+    Args:
+        title: what a page or table calls it.
+        dataset: registry name of the data it was trained on.
+        summary: one sentence.
+        source: paper, or where the weights come from.
+        family: of architectures.
+        mean: that the module expects its input to be normalised with, one number or one a channel.
+        std: as `mean`.
+        window: of masks: size of the windows that the network reads; None = whole images.
+        overlap: of neighbouring windows, in [0, 1).
+    """
+    return _declaring(Declaration("model", dict(locals())))
+
+
+def declaration_of(function: object) -> Declaration | None:
+    """Return what was declared of a function; None where nothing was."""
+    return getattr(function, "declaration", None)
+
+
+def passes_of(function: object, parameters: Mapping[str, Any]) -> float:
+    """Return the passes that a declared attack costs at one radius, an image, at most."""
+    declaration = declaration_of(function)
+    if declaration is None or declaration.cost is None:
+        return 1.0
+    needed = inspect.signature(declaration.cost).parameters
+    return float(declaration.cost(**{key: parameters[key] for key in needed}))
+
+
+def read_cards(kind: Literal["attack", "defense"], folder: Path) -> dict[str, Any]:
+    """Return the cards of all functions declared in a folder, by name, from their source alone."""
+    cards = [card for path in sorted(folder.rglob("*.py")) for card in _of_file(kind, folder, path)]
+    return {card.name: card for card in cards}
+
+
+def _declaring(declaration: Declaration) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    positive = declaration.fields.get("positive", ())
+
+    def declare(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            for key in positive:
+                if not kwargs.get(key, 1) > 0:  # type: ignore[operator]
+                    raise SpecError(f"expected {key} > 0, got {kwargs[key]}")
+            return function(*args, **kwargs)
+
+        vars(checked)["declaration"] = declaration
+        return checked
+
+    return declare
+
+
+def _of_file(kind: Declared, folder: Path, path: Path) -> Iterator[Card]:
+    text = path.read_text(encoding="utf-8")
+    if f"\n@{kind}(" not in text:
+        return
+    module = ".".join(path.relative_to(folder).with_suffix("").parts)
+    for node in ast.parse(text).body:
+        for call in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == kind:
+                yield _of_source(kind, module, node, call)  # type: ignore[arg-type]
+
+
+def _of_source(kind: Declared, module: str, node: ast.FunctionDef, call: ast.Call) -> Card:
+    where = f"{module}.{node.name}"
+    fields = {str(k.arg): literal(k.value, where) for k in call.keywords if k.arg != "cost"}
+    names = {one.arg for one in (*node.args.args, *node.args.kwonlyargs)}
+    defaults = {
+        one.arg: value
+        for one, value in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+        if value is not None and one.arg not in _NOT_SETTINGS
+    }
+    known = {key: literal(value, where) for key, value in defaults.items()}
+    place, doc = f"{module}:{node.name}", ast.get_docstring(node)
+    return _card(kind, node.name, place, fields, known, names, doc)
+
+
+def _card(
+    kind: Declared,
+    name: str,
+    place: str,
+    fields: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    names: Any,  # noqa: ANN401 - whatever holds all names of the signature
+    doc: str | None,
+) -> Card:
+    if kind == "model":
+        return ModelCard.model_validate(
+            {**fields, "family": fields["family"] or name, "name": name, "builder": place}
+        )
+    own = {key: value for key, value in fields.items() if key != "training"}
+    settings = {key: value for key, value in defaults.items() if key not in _NOT_SETTINGS}
+    settings |= fields.get("training") or {}
+    meanings = explained(doc)
+    values = {
+        **own,
+        "name": name,
+        "function": place,
+        "parameters": settings,
+        "meanings": {key: meanings[key] for key in settings if key in meanings},
+    }
+    if kind == "attack":
+        return AttackCard.model_validate(values)
+    return DefenseCard.model_validate({**values, "fitted": "fitting" in names})
+
+
+def explained(doc: str | None) -> dict[str, str]:
+    """Return what the `Args:` of a docstring say of each name, as one line.
+
+    >>> explained(explained.__doc__)["doc"]
+    'a docstring in Google style.'
+
+    Args:
+        doc: a docstring in Google style.
+    """
+    lines = inspect.cleandoc(doc or "").splitlines()
+    if "Args:" not in lines:
+        return {}
+    block = []
+    for line in lines[lines.index("Args:") + 1 :]:
+        if line and not line.startswith(" "):
+            break
+        block.append(line)
+    entries = re.split(r"\n(?=\S)", textwrap.dedent("\n".join(block)).strip())
+    matches = [_ENTRY.fullmatch(entry.strip()) for entry in entries]
+    return {match[1]: " ".join(match[2].split()) for match in matches if match}
