@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robustbench_med.api import (
-        Attacked,
+        AttackResult,
         Evaluation,
         InputContract,
-        Model,
+        ModelHandle,
         SuiteRun,
         attack,
         defend,
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Attacked",
+    "AttackResult",
     "Evaluation",
     "InputContract",
-    "Model",
+    "ModelHandle",
     "SuiteRun",
     "attack",
     "defend",
@@ -40,8 +40,8 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the face has of that name
-    """Import the face when a name of it is first used (PEP 562)."""
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any object of the API
+    """Import the API when one of its names is first used (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from robustbench_med import api

@@ -1,48 +1,54 @@
-"""The public Python face: what a person's script imports from `robustbench_med`."""
+"""The public Python API: what a script imports from `robustbench_med`."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Bool
+from numpy.typing import NDArray
 from rich.console import Console
+from torch import Tensor
 
-from robustbench_med.asked import Radii, asked, python
-from robustbench_med.attacked import Attacked, attack
+from robustbench_med.batches import checked, dataset_of, is_batch, task_of
 from robustbench_med.bench import store
 from robustbench_med.bench.defense_spec import resolve_defense
 from robustbench_med.bench.failure import Failure
-from robustbench_med.bench.plan import plan
+from robustbench_med.bench.measurements import CANDIDATES
+from robustbench_med.bench.plan import ResolvedCase, plan
 from robustbench_med.bench.publish import publish
 from robustbench_med.bench.record import Stored
-from robustbench_med.bench.runner import device_of, run_cases
-from robustbench_med.bench.setup import prepare_setup
-from robustbench_med.bench.suite import find_suite, override, title_of
+from robustbench_med.bench.runner import Shared, run_cases
+from robustbench_med.bench.setup import AttackSetup, prepare_setup
+from robustbench_med.bench.suite import find_suite, override
+from robustbench_med.bench.verified_run import run_verified
 from robustbench_med.cards import Norm
 from robustbench_med.contract import InputContract
 from robustbench_med.datasets.dataset import SplitName
+from robustbench_med.datasets.foreign import refused
 from robustbench_med.datasets.load import load_dataset
-from robustbench_med.errors import BenchError, InvalidOutputError, SpecError
-from robustbench_med.evaluation import Evaluation
-from robustbench_med.subject import (
-    Data,
-    Model,
-    Subject,
-    as_usual,
-    face,
-    in_place,
+from robustbench_med.devices import device_of
+from robustbench_med.errors import SpecError
+from robustbench_med.evaluation import Evaluation, evaluate, make_request, python_command
+from robustbench_med.model_handle import (
+    DataLike,
+    ModelHandle,
+    ModelLike,
+    api_function,
+    default_modes,
     load_model,
-    named,
+    resolve_dataset,
+    restored_device,
 )
+from robustbench_med.types import Batch, Images, Truth
 
 __all__ = [
-    "Attacked",
+    "AttackResult",
     "Evaluation",
     "InputContract",
-    "Model",
+    "ModelHandle",
     "SuiteRun",
     "attack",
     "defend",
@@ -54,13 +60,40 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class SuiteRun:
-    """What a suite came to.
+class AttackResult:
+    """The images of a dataset or a batch after one attack at one radius, on the CPU.
 
     Attributes:
-        records: of all its cases that have one, in the order of the suite.
-        not_scored: the failures, each with its label, its reason and, where known, its case.
-        folder: where the records lie.
+        x: `(b, c, *s)` clean images in [0,1].
+        z: `(b, c, *s)` adversarial images; the clean image where it was not attacked.
+        y: the truth, see Batch.
+        ids: `(b,)` sample ids.
+        attacked: `(b,)` whether the image was attacked: the clean image does not reach the goal.
+        success: `(b,)` whether the goal is reached on `z`, at the victim's operating point.
+        clean_output: `(b, k)` logits of `x`, operating point included; for masks the class called
+            at each pixel.
+        output: the same for `z`.
+    """
+
+    x: Images
+    z: Images
+    y: Truth
+    ids: NDArray[np.character]
+    attacked: Bool[Tensor, " b"]
+    success: Bool[Tensor, " b"]
+    clean_output: Tensor
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class SuiteRun:
+    """The records of a suite.
+
+    Attributes:
+        records: one record per scored case, in the order of the suite.
+        not_scored: one failure per case without a record, with its label, its reason and, where
+            known, its case.
+        folder: the folder of the records.
     """
 
     records: list[Stored] = field(repr=False)
@@ -68,115 +101,66 @@ class SuiteRun:
     folder: Path
 
 
-@face
-def defend(
-    model: Subject,
+@api_function
+def attack(
+    model: ModelLike,
+    data: DataLike | Batch | tuple[Tensor, Tensor] | list[Tensor],
     spec: str,
-    dataset: Data,
     *,
-    folder: str | Path | None = None,
-    seed: int = 0,
-    device: str = "auto",
-) -> Model:
-    """Return a model behind a defense that wraps it.
-
-    Args:
-        model: a name, a spec, a torch module, or what `load_model` returned.
-        spec: of the defense, e.g. "jpeg(quality=50)" or "mahalanobis(fpr=0.05)".
-        dataset: a detector is fitted on its training and validation images.
-        folder: with the files of named datasets.
-        seed: of what is random in fitting.
-        device: "cpu", "cuda", "cuda:1", or "auto"; where the model lies from then on.
-
-    Raises:
-        SpecError: no defense, one that retrains a model (the message names the command), or one
-            that is not for such data.
-        BenchError: as `load_model`.
-    """
-    _, found = named(dataset, folder=folder)
-    wrapping = resolve_defense(spec, found.card)
-    if wrapping.card is None:
-        raise SpecError("expected a defense, got none")
-    loaded = model if isinstance(model, Model) else load_model(model, dataset=found)
-    if loaded.defense != "none":
-        raise SpecError(f"expected a model without a defense, got one behind {loaded.defense}")
-    # no attack is run: of its case, a model and what it is prepared with are wanted
-    fields: dict[str, Any] = {"n": 1, "operating_point": "argmax"}
-    wanted = asked(loaded, found, "noise", eps=1.0, seed=seed, defense=spec, **fields)
-    planned = wanted.planned()
-    ready = prepare_setup(planned[0].case, found, device_of(device), own=planned[0].own)
-    return Model(
-        name=loaded.name,
-        card=loaded.card,
-        sha256=loaded.sha256,
-        victim=ready.victim,
-        guide=ready.guide,
-        defense=wrapping.text,
-        plain=ready.bare,
-    )
-
-
-@face
-def evaluate(
-    model: Subject,
-    data: Data,
-    attacks: str | Sequence[str] = "worst_case",
-    *,
-    eps: Radii | None = None,
+    eps: float | str | None = None,
     norm: Norm = "linf",
+    objective: str = "untargeted",
     n: int | None = None,
     split: SplitName = "test",
     seed: int = 0,
     defense: str = "none",
     knowledge: str = "adaptive",
-    objective: str = "untargeted",
-    results: str | Path | None = None,
     device: str = "auto",
-    jobs: int = 1,
-    name: str | None = None,
     mean: Any = None,  # noqa: ANN401 - numbers in any form
     std: Any = None,  # noqa: ANN401
     returns: str | None = None,
-    output: Any = None,  # noqa: ANN401 - a key, a place, or several
+    output: Any = None,  # noqa: ANN401 - a key, an index, or several
     folder: str | Path | None = None,
     **grid: object,
-) -> Evaluation:
-    """Return what a model still does under attack: the records that `run` would write.
+) -> AttackResult:
+    """Attack the images of a dataset or a batch at one radius.
+
+    The adversarial images are those that a record with the same arguments is scored on.
 
     Args:
-        model: a name, a spec as `--victim` takes it, a torch module, or what `load_model` or
-            `defend` returned.
-        data: a name, an `.npz` file or a Dataset.
-        attacks: one spec or several; a radius may stand in it, "pgd(eps=2/255)".
-        eps: radii of the attacks that name none, in [0,1] image units: 0.01, "2/255", or several.
+        model: a name, a spec, a torch module, or what `load_model` or `defend` returned.
+        data: a name, an `.npz` file, a Dataset, or a Batch. A pair of images and labels is a Batch
+            too. On a batch the victim decides by argmax.
+        spec: the attack, e.g. "pgd(steps=40)" or "pgd(eps=2/255)".
+        eps: the radius, where the spec states none.
         norm: "linf", "l2", "l1" or "l0".
-        n: images drawn from the split; None = all.
-        split: "train", "val" or "test".
-        seed: of everything random.
-        defense: wraps the model, e.g. "jpeg(quality=50)".
-        knowledge: of the defense: adaptive, oblivious, or the detector evaded in its place.
-        objective: what the attacker wants, e.g. "targeted(target=1)".
-        results: folder of records; those finished there are not computed again, and a page that
-            lies there is brought up to date. None keeps none.
+        objective: the attacker's goal.
+        n: how many images are drawn from the split; None = all.
+        split: the split of the dataset.
+        seed: seed of everything random.
+        defense: a defense to wrap the model in.
+        knowledge: what the attacker knows about the defense, see `evaluate`.
         device: "cpu", "cuda", "cuda:1", or "auto".
-        jobs: processes that share the cores.
-        name: of a torch module, see `load_model`.
-        mean: of a torch module.
-        std: of a torch module.
-        returns: of a torch module: "logits" or "probabilities".
-        output: of a torch module: which of several outputs is its answer.
-        folder: with the files of named datasets.
-        grid: other fields of a suite's grid: operating_point="argmax", channels=["T1"],
-            surrogates=["chest_vgg"], draws=8, guide="bfloat16", budget="mean_norm", fit=64.
+        mean: the mean of a torch module, see `load_model`.
+        std: the standard deviation of a torch module.
+        returns: what a torch module returns: "logits" or "probabilities".
+        output: which of several outputs of a torch module to read.
+        folder: the folder with the files of real datasets.
+        grid: other fields of a suite's grid, see `evaluate`.
 
     Raises:
-        InvalidOutputError: the model returned NaN or Inf.
-        BenchError: a choice that is wrong, or a case that could not be scored.
+        BenchError: an argument is wrong, or the model does not fit the data.
     """
-    wanted = asked(
+    options = {"mean": mean, "std": std, "returns": returns, "output": output}
+    if isinstance(data, Batch | tuple | list) and is_batch(data):
+        data = dataset_of(checked(data, task=task_of(model)), model, **options)
+        grid = {"operating_point": "argmax"} | grid
+    if isinstance(data, Batch | tuple | list):
+        raise refused(data)
+    request = make_request(
         model,
         data,
-        attacks,
+        spec,
         eps=eps,
         seed=seed,
         defense=defense,
@@ -187,32 +171,80 @@ def evaluate(
         split=split,
         **grid,
     )
-    with in_place(model), tempfile.TemporaryDirectory() as passing:
-        stated = {"mean": mean, "std": std, "returns": returns, "output": output}
-        planned = wanted.planned(folder=folder, name=name, **stated)
-        home = Path(passing if results is None else results)
-        store.check_writable(home)
-        failed = run_cases(
-            planned,
-            home,
-            console=Console(quiet=True),
-            command=wanted.command,
-            examples=0 if results is None else 4,
-            device=device,
-            jobs=jobs,
-        )
-        if (home / "leaderboard.html").exists():  # it holds all records of its folder
-            publish(home, title_of(home), planned=planned, failures=failed)
-        if failed:
-            raise BenchError(f"not scored: {failed[0]}")
-        found = [store.read(home / one.case.id) for one in planned]
-    for one in found:
-        if one.record.status == "invalid":
-            raise InvalidOutputError(f"{one.record.case.label}: {one.record.reason}")
-    return Evaluation(found if results is not None else [one._replace(folder="") for one in found])
+    with restored_device(model):
+        planned = request.plan_cases(folder=folder, **options)
+        if len(planned) != 1 or len(planned[0].case.ladder) != 1:
+            radii = sum(len(resolved.case.ladder) for resolved in planned)
+            raise SpecError(f"expected one radius, got {radii}: evaluate takes several")
+        return _attack_result(planned[0], Shared(device_of(device)).of(planned[0]))
 
 
-@as_usual()
+def _attack_result(resolved: ResolvedCase, setup: AttackSetup) -> AttackResult:
+    run = run_verified(resolved, setup, keeps=True)
+    z, output, success = setup.batch.x.clone(), setup.clean.clone(), run.aimed
+    z[run.attacked], output[run.attacked] = run.rungs[CANDIDATES][-1], run.rungs["answer"][-1]
+    success[run.attacked] &= run.rungs["broken"][-1]
+    return AttackResult(
+        x=setup.batch.x.cpu(),
+        z=z.cpu(),
+        y=setup.batch.y.cpu(),
+        ids=setup.batch.ids,
+        attacked=run.aimed.cpu(),
+        success=success.cpu(),
+        clean_output=setup.clean.cpu(),
+        output=output.cpu(),
+    )
+
+
+@api_function
+def defend(
+    model: ModelLike,
+    spec: str,
+    dataset: DataLike,
+    *,
+    folder: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> ModelHandle:
+    """Wrap a model in a defense.
+
+    Args:
+        model: a name, a spec, a torch module, or what `load_model` returned.
+        spec: the defense, e.g. "jpeg(quality=50)" or "mahalanobis(fpr=0.05)".
+        dataset: the data; a detector is fitted on its training and validation images.
+        folder: the folder with the files of real datasets.
+        seed: seed of what is random in fitting.
+        device: "cpu", "cuda", "cuda:1", or "auto"; the model stays there.
+
+    Raises:
+        SpecError: the spec is not a defense, or is not for such data, or it retrains a model (then
+            the message names the command).
+        BenchError: as `load_model`.
+    """
+    _, loaded_data = resolve_dataset(dataset, folder=folder)
+    resolved = resolve_defense(spec, loaded_data.card)
+    if resolved.card is None:
+        raise SpecError("expected a defense, got none")
+    handle = model if isinstance(model, ModelHandle) else load_model(model, dataset=loaded_data)
+    if handle.defense != "none":
+        raise SpecError(f"expected a model without a defense, got one behind {handle.defense}")
+    # no attack runs: the case only says how the model and its defense are set up
+    fields: dict[str, Any] = {"n": 1, "operating_point": "argmax"}
+    request = make_request(handle, loaded_data, "noise", eps=1.0, seed=seed, defense=spec, **fields)
+    (planned,) = request.plan_cases()
+    setup = prepare_setup(planned.case, loaded_data, device_of(device), own=planned.own)
+    return ModelHandle(
+        name=handle.name,
+        card=handle.card,
+        sha256=handle.sha256,
+        victim=setup.victim,
+        guide=setup.guide,
+        defense=resolved.text,
+        undefended=setup.bare,
+    )
+
+
+@default_modes()
 def run_suite(
     suite: str | Path,
     *,
@@ -226,45 +258,46 @@ def run_suite(
 ) -> SuiteRun:
     """Run a suite as the command `run` does, into the same folder, and return its records.
 
-    The page, the CSV and the Markdown file of that folder hold all its records afterwards, those of
+    Afterwards the page, the CSV and the Markdown file of that folder show all its records, those of
     earlier runs too.
 
     Args:
         suite: a name that `list suites` prints, or a TOML file.
-        data: folder with the files of real datasets.
-        results: its records lie in a folder of the suite's name below; those finished there are not
-            computed again.
-        seed: in place of the suite's.
+        data: the folder with the files of real datasets.
+        results: the folder of results. The records are written below it, in a folder with the name
+            of the suite; cases that are finished there are not computed again.
+        seed: a seed that replaces the suite's.
         device: "cpu", "cuda", "cuda:1", or "auto".
-        jobs: processes that share the cores; None = as many as pay on this machine.
-        force: compute finished cases too.
-        grid: fields in place of those of its grids: n=8, victims=["chest_vgg"], attacks=["fgsm"].
+        jobs: how many processes share the cores; None = as many as save time on this machine.
+        force: compute finished cases again.
+        grid: fields that replace those of the suite's grids: n=8, victims=["chest_vgg"],
+            attacks=["fgsm"].
 
     Raises:
-        UnknownNameError, SpecError: a name or parameter that is wrong; nothing is run.
+        UnknownNameError, SpecError: a name or parameter is wrong; nothing runs.
         ResultsError: the folder cannot be written.
     """
-    chosen = override(find_suite(str(suite)), grid, seed)
-    home = Path(results) / chosen.name
+    changed = override(find_suite(str(suite)), grid, seed)
+    home = Path(results) / changed.name
     store.check_writable(home)
-    planned, refused = plan(chosen, data=None if data is None else Path(data))
-    if refused and not planned:
-        raise refused[0].exception
+    planned, unplanned = plan(changed, data=None if data is None else Path(data))
+    if unplanned and not planned:
+        raise unplanned[0].exception
     options = {**({} if seed is None else {"seed": seed}), **grid}
-    inside = "".join(f", {key}={value!r}" for key, value in options.items())
+    arguments = "".join(f", {key}={value!r}" for key, value in options.items())
     failed = run_cases(
         planned,
         home,
         console=Console(quiet=True),
-        command=python(f"run_suite({str(suite)!r}{inside})"),
+        command=python_command(f"run_suite({str(suite)!r}{arguments})"),
         force=force,
-        images=chosen.save_images,
+        images=changed.save_images,
         device=device,
         jobs=jobs,
     )
-    failures = refused + failed
-    publish(home, chosen.title, planned=planned, failures=failures)
-    kept, _ = store.read_all(home, only={one.case.id for one in planned})
-    by_id = {one.record.case_id: one for one in kept}
-    ordered = [by_id[one.case.id] for one in planned if one.case.id in by_id]
-    return SuiteRun(ordered, failures, home)
+    failures = unplanned + failed
+    publish(home, changed.title, planned=planned, failures=failures)
+    case_ids = [resolved.case.id for resolved in planned]
+    records, _ = store.read_all(home, only=set(case_ids))
+    by_id = {stored.record.case_id: stored for stored in records}
+    return SuiteRun([by_id[key] for key in case_ids if key in by_id], failures, home)

@@ -1,20 +1,28 @@
-"""A batch handed in from Python, checked: images in [0,1] with labels that mean one thing."""
+"""Batches that a script passes: their values are checked, and they become datasets of one split."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from robustbench_med.cards import Task
+from robustbench_med import registry
+from robustbench_med.cards import DatasetCard, ModelCard, Task
+from robustbench_med.contract import contract_of
+from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
 from robustbench_med.datasets.labels import integers, one_hot_rows
 from robustbench_med.datasets.masks import of_planes
-from robustbench_med.errors import DataError
-from robustbench_med.types import Batch
+from robustbench_med.errors import DataError, MissingSplitError, SpecError
+from robustbench_med.model_handle import ModelHandle, ModelLike
+from robustbench_med.models import user_factory
+from robustbench_med.models.probing import Expected, probe
+from robustbench_med.types import Batch, images_at_once
+from robustbench_med.victim import Victim, frozen
 
 _log = logging.getLogger(__name__)
 _WHERE = "batch"
@@ -140,3 +148,84 @@ def _names(value: object, n: int, what: str) -> NDArray[np.character]:
             f"{tuple(names.shape)}"
         )
     return names.reshape(n).astype(np.str_)
+
+
+def dataset_of(batch: Batch, model: ModelLike, **options: Any) -> Dataset:  # noqa: ANN401
+    """Return a dataset whose test split is the batch.
+
+    Raises:
+        SpecError: the model is a spec of the user's own, so that the number of classes is unknown.
+    """
+    card = _card_of(batch, model, options)
+    images = batch.x.detach().cpu().numpy()
+    images = images[:, 0] if card.channels == 1 else np.moveaxis(images, 1, -1).copy()
+    kind = np.int16 if card.task == "segmentation" else np.int64
+    labels: NDArray[Any] = batch.y.detach().cpu().numpy().astype(kind)
+    arrays = Arrays(
+        images.astype(np.float32),
+        labels,
+        np.asarray(batch.ids, dtype=np.str_),
+        None if batch.patients is None else np.asarray(batch.patients, dtype=np.str_),
+    )
+
+    def read(split: SplitName) -> Arrays:
+        if split != "test":
+            raise MissingSplitError(f"{card.name} ({split}): expected a split, got a batch alone")
+        return arrays
+
+    return Dataset(card, read)
+
+
+def task_of(model: ModelLike) -> Task | None:
+    """Return the task of the data of a shipped model; None for any other model."""
+    name = model.name if isinstance(model, ModelHandle) else model
+    cards = registry.load("models")
+    if not isinstance(name, str) or name not in cards:
+        return None
+    card: DatasetCard = registry.find("datasets", cards[name].dataset)
+    return card.task
+
+
+def _card_of(batch: Batch, model: ModelLike, options: dict[str, Any]) -> DatasetCard:
+    if isinstance(model, ModelHandle):
+        model = model.name if model.name in registry.load("models") else model
+    if isinstance(model, str | Path):
+        if registry.is_own(str(model)):
+            raise SpecError(
+                f"expected a dataset or a loaded model with a batch, got {model}: pass "
+                "load_model(..., dataset=...)"
+            )
+        card: ModelCard = registry.find("models", str(model))
+        dataset_card: DatasetCard = registry.find("datasets", card.dataset)
+        return dataset_card
+    size = tuple(batch.x.shape[2:])
+    masks = batch.y.ndim > 1 and tuple(batch.y.shape[1:]) == size
+    return DatasetCard(
+        name="batch",
+        title="A batch",
+        modality="not stated",
+        task="segmentation" if masks else "multi_label" if batch.y.ndim > 1 else "single_label",
+        classes=tuple(
+            f"class {i}" for i in range(max(_output_width(model, batch, options, masks=masks), 2))
+        ),
+        channels=batch.x.shape[1],
+        size=size,
+        bit_depth=16,
+    )
+
+
+def _output_width(
+    model: nn.Module | ModelHandle, batch: Batch, options: dict[str, Any], *, masks: bool
+) -> int:
+    """Return the number of logits that a model has for images like those of a batch."""
+    if not isinstance(model, ModelHandle):
+        contract = contract_of(batch.x.shape[1], tuple(batch.x.shape[2:]), options)
+        module = user_factory.with_gradients(model)
+        victim = Victim(module, contract, chunk=images_at_once(contract.size))
+        findings = batch.y.ndim > 1 and not masks
+        expected = Expected((batch.y.shape[1],) if findings else (), masks, findings)
+        return probe(victim, expected).reading.width or 0
+    victim = model.victim
+    with frozen(victim.module):
+        parameter = next(victim.module.parameters(), batch.x)
+        return int(victim.logits(batch.x[:2].to(parameter.device)).shape[1])

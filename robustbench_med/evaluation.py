@@ -1,35 +1,182 @@
-"""Evaluation: the records of one model, and what they say together."""
+"""Evaluation: the cases that a call of `evaluate` stands for, and what their records say."""
 
 from __future__ import annotations
 
 import math
+import shlex
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from rich.console import Console
 
+from robustbench_med import registry
+from robustbench_med.bench import store
+from robustbench_med.bench.plan import ResolvedCase, plan
+from robustbench_med.bench.publish import publish
 from robustbench_med.bench.record import Estimate, Flag, Stored
-from robustbench_med.errors import SpecError
+from robustbench_med.bench.runner import run_cases
+from robustbench_med.bench.suite import Grid, Suite, title_of
+from robustbench_med.cards import Norm
+from robustbench_med.datasets.dataset import SplitName
+from robustbench_med.errors import BenchError, InvalidOutputError, SpecError
+from robustbench_med.model_handle import (
+    DataLike,
+    ModelHandle,
+    ModelLike,
+    api_function,
+    resolve_dataset,
+    resolve_model,
+    restored_device,
+)
 from robustbench_med.worst_case import lowest, means, score_table
+
+Radii = float | str | Sequence[float | str]  # in [0,1] image units; "2/255" and "1/255,2/255" too
+_API_NAMES = {"ladder": "eps", "defenses": "defense"}  # what the API calls fields of a grid
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """One model on one dataset under some attacks, as a call of the API asked for it.
+
+    Attributes:
+        model: the model as the caller passed it.
+        data: the data as the caller passed it.
+        attacks: specs of the attacks.
+        seed: seed of everything random.
+        fields: the other fields of a suite's grid.
+    """
+
+    model: ModelLike
+    data: DataLike
+    attacks: tuple[str, ...]
+    seed: int
+    fields: dict[str, Any]
+
+    def plan_cases(
+        self,
+        *,
+        folder: str | Path | None = None,
+        name: str | None = None,
+        **options: object,
+    ) -> list[ResolvedCase]:
+        """Return the planned cases.
+
+        Args:
+            folder: the folder with the files of real datasets.
+            name: the name of a torch module.
+            options: mean, std, returns and output of a torch module; None is not stated.
+
+        Raises:
+            BenchError: an argument is wrong, or a case cannot run.
+        """
+        data_name, dataset = resolve_dataset(self.data, folder=folder)
+        victim, loaded = resolve_model(self.model, dataset.card, name=name, **options)
+        grid = {
+            "datasets": [data_name],
+            "victims": [victim],
+            "attacks": self.attacks,
+            **self.fields,
+        }
+        values = {"name": "asked", "title": "Asked", "seed": self.seed, "grids": [grid]}
+        suite = registry.validate(Suite, values, "arguments")
+        victims = {} if loaded is None else {victim: loaded}
+        planned, refused = plan(suite, datasets={data_name: dataset}, victims=victims)
+        if refused:
+            raise refused[0].exception
+        if not planned:
+            knowledge, attacks = self.fields["knowledge"][0], ", ".join(self.attacks)
+            raise SpecError(
+                f"expected an attack by gradients with knowledge {knowledge}, got {attacks}"
+            )
+        if len({item.case.victim for item in planned}) != 1:
+            raise SpecError(f"expected one model, got {victim!r}, which stands for several")
+        return planned
+
+    @property
+    def command(self) -> str:
+        """A command that computes the cases again; what only the caller has is in brackets."""
+        defaults = Grid.model_fields
+        stated = {
+            _API_NAMES.get(key, key): value
+            for key, value in self.fields.items()
+            if key not in defaults or value != defaults[key].default
+        }
+        for key in ("defense", "knowledge"):
+            if key in stated:
+                stated[key] = stated[key][0]
+        options = "".join(
+            f", {key}={value!r}" for key, value in (stated | {"seed": self.seed}).items()
+        )
+        model, data = _as_literal(self.model), _as_literal(self.data)
+        return python_command(f"evaluate({model}, {data}, {list(self.attacks)!r}{options})")
+
+
+def make_request(
+    model: ModelLike,
+    data: DataLike,
+    attacks: str | Sequence[str],
+    *,
+    eps: Radii | None,
+    seed: int,
+    defense: str = "none",
+    knowledge: str = "adaptive",
+    **fields: Any,  # noqa: ANN401 - the suite's schema checks them
+) -> EvaluationRequest:
+    """Return the request that the arguments of `evaluate` or `attack` stand for.
+
+    Raises:
+        SpecError: a defense is requested for a model that has one.
+    """
+    if isinstance(model, ModelHandle) and model.defense != "none":
+        if defense != "none":
+            raise SpecError(f"expected one defense, got {defense} before {model.defense}")
+        defense = model.defense
+    radii: Any = eps.split(",") if isinstance(eps, str) else eps
+    several = not isinstance(radii, str) and isinstance(radii, Iterable)  # arrays are no Sequence
+    ladder = () if radii is None else tuple(radii) if several else (radii,)
+    grid = {"ladder": ladder, "defenses": (defense,), "knowledge": (knowledge,)}
+    specs = (attacks,) if isinstance(attacks, str) else tuple(attacks)
+    return EvaluationRequest(model, data, specs, seed, {**grid, **fields})
+
+
+def python_command(call: str) -> str:
+    """Return a Python call as a command of the shell.
+
+    The command ends with the sign of a comment, to which the runner adds the id of a case.
+    """
+    plain = call if '"' in call else call.replace("'", '"')  # quotes that need no escape
+    return f"python -c {shlex.quote(f'from robustbench_med import *; {plain}')}  #"
+
+
+def _as_literal(value: object) -> str:
+    if isinstance(value, ModelHandle):
+        value = value.name
+    return repr(str(value)) if isinstance(value, str | Path) else f"<{type(value).__name__}>"
 
 
 @dataclass(frozen=True, repr=False)
 class Evaluation:
-    """What one model still does under one or several attacks.
+    """How well one model performs under one or several attacks.
 
-    The score of an image is its worst under any of the attacks: of labels and findings whether it
-    is right when clean and stands (`accuracy`), of masks its lowest Dice (`dice`). With another
-    objective than untargeted it is what a board of that objective shows.
+    The score of an image is its worst one under any of the attacks. For labels and findings, the
+    score is whether the model is right on the clean image and under every attack (`accuracy`); for
+    masks it is the lowest Dice (`dice`). With another objective than untargeted it is what a board
+    of that objective shows.
 
     Attributes:
-        records: a record an attack, each with its samples table.
+        records: one record per attack, each with its samples table.
     """
 
     records: list[Stored]
 
     def __repr__(self) -> str:
         case, worst = self.records[0].record.case, self.interval
-        names = ", ".join(dict.fromkeys(one.record.case.attack for one in self.records))
+        names = ", ".join(dict.fromkeys(stored.record.case.attack for stored in self.records))
         score = f"{worst.value:.3f} ({worst.low:.3f} to {worst.high:.3f})"
         return (
             f"<Evaluation of {case.victim} on {case.dataset}: clean {self.clean:.3f}, "
@@ -39,25 +186,25 @@ class Evaluation:
 
     @cached_property
     def radii(self) -> tuple[float, ...]:
-        """Every radius asked for, rising."""
-        return tuple(sorted({eps for one in self.records for eps in one.record.case.ladder}))
+        """All radii that were attacked, in rising order."""
+        return tuple(sorted({eps for stored in self.records for eps in stored.record.case.ladder}))
 
     @property
     def accuracy(self) -> float:
         """The worst-case accuracy at the largest radius.
 
         Raises:
-            SpecError: of masks.
+            SpecError: the data has masks.
         """
         self._expect(masks=False)
         return self.interval.value
 
     @property
     def dice(self) -> float:
-        """The worst-case Dice at the largest radius, mean over regions and images.
+        """The worst-case Dice at the largest radius, as the mean over regions and images.
 
         Raises:
-            SpecError: of labels or findings.
+            SpecError: the data has labels or findings.
         """
         self._expect(masks=True)
         return self.interval.value
@@ -78,18 +225,18 @@ class Evaluation:
         return self.at(0)
 
     def at(self, eps: float | int) -> Estimate:
-        """Return the worst-case score at one of the radii asked for; 0 is clean.
+        """Return the worst-case score at one of the radii that were attacked; 0 is clean.
 
-        An attack that was asked for smaller radii alone counts with its largest: the smaller ball
-        lies inside.
+        An attack that ran at smaller radii only counts with its largest one, because the smaller
+        ball lies inside the larger.
 
         Raises:
-            SpecError: another radius.
+            SpecError: nothing was attacked at this radius.
         """
         eps, known = float(eps), (0.0, *self.radii)
-        if not any(math.isclose(eps, one, rel_tol=1e-6, abs_tol=1e-12) for one in known):
-            listed = ", ".join(f"{one:g}" for one in known)
-            raise SpecError(f"expected a radius asked for ({listed}), got {eps:g}")
+        if not any(math.isclose(eps, radius, rel_tol=1e-6, abs_tol=1e-12) for radius in known):
+            listed = ", ".join(f"{radius:g}" for radius in known)
+            raise SpecError(f"expected a radius that was attacked ({listed}), got {eps:g}")
         tables = [score_table(stored)[[0, _rung(stored, eps)]] for stored in self.records]
         for table in tables:
             table.columns = pd.Index([0, 1])
@@ -97,36 +244,137 @@ class Evaluation:
 
     @property
     def attack_success(self) -> float:
-        """Share of the images attacked that any attack broke at the largest radius."""
-        broken = pd.concat([_broken(one, self.radii[-1]) for one in self.records], axis=1)
-        return float(broken.any(axis=1).mean()) if len(broken) else math.nan
+        """Share of the attacked images on which any attack succeeds at the largest radius."""
+        success = pd.concat([_success(stored, self.radii[-1]) for stored in self.records], axis=1)
+        return float(success.any(axis=1).mean()) if len(success) else math.nan
 
     @property
     def flags(self) -> tuple[Flag, ...]:
-        """Every reason to distrust one of the records."""
-        return tuple(flag for one in self.records for flag in one.record.flags)
+        """All reasons to distrust one of the records."""
+        return tuple(flag for stored in self.records for flag in stored.record.flags)
 
     @cached_property
     def samples(self) -> pd.DataFrame:
         """The samples tables of all records, with the attack of each in a column `attack`."""
-        parts = [one.samples.assign(attack=one.record.case.attack) for one in self.records]
-        return pd.concat(parts, ignore_index=True)
+        tables = [
+            stored.samples.assign(attack=stored.record.case.attack) for stored in self.records
+        ]
+        return pd.concat(tables, ignore_index=True)
 
     def _expect(self, *, masks: bool) -> None:
         if masks != (self.records[0].record.dataset_card.task == "segmentation"):
-            found, other = ("masks", "dice") if not masks else ("labels", "accuracy")
-            raise SpecError(
-                f"expected {'masks' if masks else 'labels'}, got {found}: read .{other}"
-            )
+            kind, other = ("masks", "dice") if not masks else ("labels", "accuracy")
+            raise SpecError(f"expected {'masks' if masks else 'labels'}, got {kind}: read .{other}")
 
 
 def _rung(stored: Stored, eps: float) -> int:
     """Return the column of the largest radius up to `eps`; 0 is clean."""
-    return sum(one <= eps * (1 + 1e-6) for one in stored.record.case.ladder)
+    return sum(radius <= eps * (1 + 1e-6) for radius in stored.record.case.ladder)
 
 
-def _broken(stored: Stored, eps: float) -> pd.Series[bool]:
-    """Return which of the images attacked are broken at a radius, by their ids."""
+def _success(stored: Stored, eps: float) -> pd.Series[bool]:
+    """Return on which of the attacked images the attack succeeds at a radius, by their ids."""
     rung = (0.0, *stored.record.case.ladder)[_rung(stored, eps)]
     rows = stored.samples[(stored.samples["eps"] == rung) & stored.samples["attacked"]]
     return rows.set_index("sample")["broken"]
+
+
+@api_function
+def evaluate(
+    model: ModelLike,
+    data: DataLike,
+    attacks: str | Sequence[str] = "worst_case",
+    *,
+    eps: Radii | None = None,
+    norm: Norm = "linf",
+    n: int | None = None,
+    split: SplitName = "test",
+    seed: int = 0,
+    defense: str = "none",
+    knowledge: str = "adaptive",
+    objective: str = "untargeted",
+    results: str | Path | None = None,
+    device: str = "auto",
+    jobs: int = 1,
+    name: str | None = None,
+    mean: Any = None,  # noqa: ANN401 - numbers in any form
+    std: Any = None,  # noqa: ANN401
+    returns: str | None = None,
+    output: Any = None,  # noqa: ANN401 - a key, an index, or several
+    folder: str | Path | None = None,
+    **grid: object,
+) -> Evaluation:
+    """Attack a model and return its scores: the records that the command `run` would write.
+
+    Args:
+        model: a name, a spec as `--victim` takes it, a torch module, or what `load_model` or
+            `defend` returned.
+        data: a name, an `.npz` file or a Dataset.
+        attacks: the spec of one attack, or several; a spec may state its radius,
+            "pgd(eps=2/255)".
+        eps: the radii of the attacks that state none, in [0,1] image units: 0.01, "2/255", or
+            several.
+        norm: "linf", "l2", "l1" or "l0".
+        n: how many images are drawn from the split; None = all.
+        split: "train", "val" or "test".
+        seed: seed of everything random.
+        defense: a defense to wrap the model in, e.g. "jpeg(quality=50)".
+        knowledge: what the attacker knows about the defense: "adaptive" (all of it), "oblivious"
+            (nothing), or the name of a detector that is evaded instead.
+        objective: the attacker's goal, e.g. "targeted(target=1)".
+        results: a folder of records. Cases that are finished there are not computed again, and a
+            page in that folder is updated. None keeps no records.
+        device: "cpu", "cuda", "cuda:1", or "auto".
+        jobs: how many processes share the cores.
+        name: the name of a torch module, see `load_model`.
+        mean: the mean of a torch module.
+        std: the standard deviation of a torch module.
+        returns: what a torch module returns: "logits" or "probabilities".
+        output: which of several outputs of a torch module to read.
+        folder: the folder with the files of real datasets.
+        grid: other fields of a suite's grid: operating_point="argmax", channels=["T1"],
+            surrogates=["chest_vgg"], draws=8, guide="bfloat16", budget="mean_norm", fit=64.
+
+    Raises:
+        InvalidOutputError: the model returned NaN or Inf.
+        BenchError: an argument is wrong, or a case could not be scored.
+    """
+    request = make_request(
+        model,
+        data,
+        attacks,
+        eps=eps,
+        seed=seed,
+        defense=defense,
+        knowledge=knowledge,
+        norm=norm,
+        objective=objective,
+        n=n,
+        split=split,
+        **grid,
+    )
+    options = {"mean": mean, "std": std, "returns": returns, "output": output}
+    with restored_device(model), tempfile.TemporaryDirectory() as temporary:
+        planned = request.plan_cases(folder=folder, name=name, **options)
+        home = Path(temporary if results is None else results)
+        store.check_writable(home)
+        failures = run_cases(
+            planned,
+            home,
+            console=Console(quiet=True),
+            command=request.command,
+            examples=0 if results is None else 4,
+            device=device,
+            jobs=jobs,
+        )
+        if (home / "leaderboard.html").exists():  # the page shows all records of its folder
+            publish(home, title_of(home), planned=planned, failures=failures)
+        if failures:
+            raise BenchError(f"not scored: {failures[0]}")
+        records = [store.read(home / item.case.id) for item in planned]
+    for stored in records:
+        if stored.record.status == "invalid":
+            raise InvalidOutputError(f"{stored.record.case.label}: {stored.record.reason}")
+    if results is None:
+        records = [stored._replace(folder="") for stored in records]
+    return Evaluation(records)

@@ -188,7 +188,9 @@ def test_the_worst_case_is_taken_image_by_image(mine: str) -> None:
     assert repr(found).startswith(f"<Evaluation of module:Net on {mine}: clean {found.clean:.3f}")
     assert f"under fgsm, pgd, noise {said}" in repr(found)
     for eps in (3 / 255, 1.0, -1.0):
-        with pytest.raises(SpecError, match=r"expected a radius asked for \(0, 0.00392157, .* got"):
+        with pytest.raises(
+            SpecError, match=r"expected a radius that was attacked \(0, 0.003.* got"
+        ):
             found.at(eps)
     with pytest.raises(SpecError, match="expected masks, got labels: read .accuracy"):
         _ = found.dice
@@ -237,7 +239,7 @@ def test_masks_have_a_dice(tmp_path: Path) -> None:
         _ = found.accuracy
     left = rm.attack(module, tmp_path / "masks.npz", "segpgd(steps=20)", eps=0.1)
     called = (left.z[:, 0] > 0.5).long()
-    assert torch.equal(left.answer.long(), called)
+    assert torch.equal(left.output.long(), called)
     batch = rm.load_dataset(tmp_path / "masks.npz").batch("test")
     same = rm.attack(module, Batch(batch.x, batch.y, batch.ids), "segpgd(steps=20)", eps=0.1)
     assert float((same.z - same.x).abs().max()) == pytest.approx(0.1, abs=1e-6)
@@ -640,18 +642,18 @@ def test_an_attack_leaves_the_images_that_a_record_is_scored_on(mine: str, spec:
     table = rm.evaluate(net, mine, spec, **options).samples
     table = table[table["eps"] > 0]
     assert list(left.ids) == list(table["sample"])
-    assert left.broken.tolist() == table["broken"].tolist()
+    assert left.success.tolist() == table["broken"].tolist()
     assert left.attacked.tolist() == table["attacked"].tolist()
     size = (left.z - left.x).flatten(1).norm(p=2 if norm == "l2" else torch.inf, dim=1)
     kept = left.attacked.numpy()
     np.testing.assert_allclose(size[kept], table[norm][kept], atol=1e-6)
-    assert left.broken.any()
+    assert left.success.any()
     assert float(size.max()) <= eps + 1e-6
     assert torch.equal(left.z[~left.attacked], left.x[~left.attacked])
     # what broke is wrong by the module's own word
-    assert torch.equal(net(left.z).argmax(1) != left.y, left.broken | ~left.attacked)
-    torch.testing.assert_close(net(left.z), left.answer)
-    torch.testing.assert_close(net(left.x), left.clean)
+    assert torch.equal(net(left.z).argmax(1) != left.y, left.success | ~left.attacked)
+    torch.testing.assert_close(net(left.z), left.output)
+    torch.testing.assert_close(net(left.x), left.clean_output)
     again = rm.attack(net, mine, spec, **options)
     assert torch.equal(again.z, left.z)
     with pytest.raises(SpecError, match="expected one radius, got 2: evaluate takes several"):
@@ -664,7 +666,7 @@ def test_an_attack_on_a_batch(mine: str) -> None:
     left = rm.attack(net, batch, PGD, eps="4/255")
     assert torch.equal(left.x, batch.x)
     assert torch.equal(left.y, batch.y)
-    assert torch.equal(net(left.z).argmax(1) != left.y, left.broken | ~left.attacked)
+    assert torch.equal(net(left.z).argmax(1) != left.y, left.success | ~left.attacked)
     assert float((left.z - left.x).abs().max()) <= 4 / 255 + 1e-6
     text = save_timm(Path("w.safetensors"))
     with pytest.raises(SpecError, match="expected a dataset or a loaded model with a batch"):
@@ -684,7 +686,7 @@ def test_an_attacker_without_the_model_climbs_another(mine: str) -> None:
     found = rm.evaluate(net_of(), mine, PGD, **options)
     assert found.records[0].record.case.threat == "transfer"
     table = found.samples[found.samples["eps"] > 0]
-    assert left.broken.tolist() == table["broken"].tolist()
+    assert left.success.tolist() == table["broken"].tolist()
     white = rm.attack(net_of(), mine, PGD, eps="8/255")
     assert not torch.equal(white.z, left.z)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import robustbench_med as rm
-from robustbench_med.attacked import Attacked
+from robustbench_med.api import AttackResult
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.errors import BenchError, DataError
 from robustbench_med.types import Batch
@@ -35,13 +35,13 @@ for labels in Y.values():
     labels[::10] = (labels[::10] + 1) % 2  # wrong of one in ten
 
 
-def attacked(y: Any, k: int = 2, **changed: Any) -> Attacked:  # noqa: ANN401 - any label
+def attacked(y: Any, k: int = 2, **changed: Any) -> AttackResult:  # noqa: ANN401 - any label
     values = {"x": X, "y": y, "ids": IDS} | changed
     return rm.attack(net(k), Batch(**values), "fgsm", eps=0.003)
 
 
-def numbers(left: Attacked) -> tuple[list[bool], list[bool], list[int]]:
-    return left.attacked.tolist(), left.broken.tolist(), left.y.tolist()
+def numbers(left: AttackResult) -> tuple[list[bool], list[bool], list[int]]:
+    return left.attacked.tolist(), left.success.tolist(), left.y.tolist()
 
 
 EXPECTED = {k: numbers(attacked(Y[k], k)) for k in (2, 3)}
@@ -148,7 +148,7 @@ def test_what_means_two_things_is_refused_in_one_line(
 # --- masks --------------------------------------------------------------------------------------
 
 
-def masked(y: Any, k: int = 2) -> Attacked:  # noqa: ANN401
+def masked(y: Any, k: int = 2) -> AttackResult:  # noqa: ANN401
     w = 20 * torch.arange(k, dtype=torch.float32)[:, None]
     module = Pointwise(w, -0.5 * w[:, 0])
     return rm.attack(module, Batch(X, y, IDS), "segpgd(steps=3)", eps=0.05)
@@ -173,12 +173,12 @@ MASK = (X[:, 0] > 0.5).long()
 def test_masks_of_one_meaning_are_taken(y: Any) -> None:  # noqa: ANN401
     expected, left = masked(MASK), masked(y)
     assert torch.equal(left.y, MASK)
-    assert torch.equal(left.answer, expected.answer)
+    assert torch.equal(left.output, expected.output)
 
 
 def test_a_class_that_no_mask_holds_lifts_nothing() -> None:
     two, three = masked(MASK, 2), masked(MASK, 3)
-    assert two.broken.tolist() == three.broken.tolist()
+    assert two.success.tolist() == three.success.tolist()
 
 
 @pytest.mark.parametrize(

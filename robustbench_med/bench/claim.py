@@ -14,8 +14,9 @@ from robustbench_med.bench.defense_spec import resolve_defense
 from robustbench_med.bench.execute import Outcome
 from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.bench.record import Record, Rung, Stored
-from robustbench_med.bench.runner import device_of, prepared
+from robustbench_med.bench.runner import prepared
 from robustbench_med.bench.transfer import is_oblivious
+from robustbench_med.devices import device_of
 
 CARDS = ("dataset_card", "model_card", "attack_card", "defense_card")
 _BUDGET = ("norm", "over_budget", "tolerance", "bit_depth")  # of the audit: no outcome moves them

@@ -12,10 +12,11 @@ from robustbench_med import registry, spec
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.execute import Outcome, execute
 from robustbench_med.bench.plan import ResolvedCase, plan
-from robustbench_med.bench.runner import Shared, device_of
+from robustbench_med.bench.runner import Shared
 from robustbench_med.bench.suite import Grid, Suite
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
 from robustbench_med.datasets.load import load_dataset
+from robustbench_med.devices import device_of
 from robustbench_med.errors import SpecError
 from robustbench_med.models.user_factory import factory_of
 from robustbench_med.spec import Spec

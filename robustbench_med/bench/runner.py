@@ -29,6 +29,7 @@ from robustbench_med.bench.failure import Failure, unique_labels
 from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.bench.setup import AttackSetup, attacker_view, prepare_setup, setup_key
 from robustbench_med.bench.transfer import Surrogate, crafting_key, is_oblivious, load_surrogate
+from robustbench_med.devices import device_of
 from robustbench_med.errors import BenchError, InvalidOutputError, SpecError
 
 if TYPE_CHECKING:
@@ -263,23 +264,6 @@ class Shared:
 def prepared(one: ResolvedCase, device: torch.device) -> AttackSetup:
     """Return the victim, images and surrogate of a single case."""
     return Shared(device).of(one)
-
-
-def device_of(name: str) -> torch.device:
-    """Return the device a name stands for; "auto" is CUDA where there is one.
-
-    Raises:
-        SpecError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise SpecError(f"expected a device of this machine (cpu), got {name!r}: {first}") from None
-    return device
 
 
 def _progress(console: Console) -> Progress:

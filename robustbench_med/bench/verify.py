@@ -27,7 +27,8 @@ from robustbench_med.bench.record import Estimate, Record, Stored
 from robustbench_med.bench.rerun import Places, called_as, changed, replan, run_again
 from robustbench_med.bench.restated import contradictions, misshapen, shown
 from robustbench_med.bench.rounding import machines, rounded_otherwise, same_machine, threads_of
-from robustbench_med.bench.runner import Shared, device_of
+from robustbench_med.bench.runner import Shared
+from robustbench_med.devices import device_of
 from robustbench_med.errors import ChecksumError, InvalidOutputError
 from robustbench_med.metrics.detection import STUDIES
 from robustbench_med.models.load import load_victim

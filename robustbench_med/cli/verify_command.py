@@ -79,8 +79,9 @@ def verify(
     """
     from robustbench_med.bench import store
     from robustbench_med.bench.rerun import Places
-    from robustbench_med.bench.runner import Shared, device_of
+    from robustbench_med.bench.runner import Shared
     from robustbench_med.bench.verify import verify as recompute
+    from robustbench_med.devices import device_of
 
     homes = [home for record in records for home in record_folders(record, results)]
     ready, done = Shared(device_of(device)), []

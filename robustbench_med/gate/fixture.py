@@ -25,8 +25,8 @@ from robustbench_med.gate.compare import Comparison, check_choices, compare, ide
 from robustbench_med.gate.flags import Doubts, accepted, judge
 from robustbench_med.gate.records import AGAIN, home_of, locked, recorded, rewrite
 from robustbench_med.gate.share import Share
+from robustbench_med.model_handle import DataLike, ModelLike
 from robustbench_med.spec import number
-from robustbench_med.subject import Data, Subject
 
 _OWN = ("level", "fails", "accept")  # settings of the gate, not of robustbench_med.evaluate
 # a record is held against what may have got weaker: models, and attacks and defenses anew
@@ -104,8 +104,8 @@ class Robustness:
 
     def __call__(
         self,
-        model: Subject,
-        data: Data,
+        model: ModelLike,
+        data: DataLike,
         attacks: str | Sequence[str] = "worst_case",
         **settings: Any,  # noqa: ANN401 - those of robustbench_med.evaluate, and accept
     ) -> Measured:
@@ -128,8 +128,8 @@ class Robustness:
     def holds(
         self,
         record: str | Path,
-        model: Subject | None = None,
-        data: Data | None = None,
+        model: ModelLike | None = None,
+        data: DataLike | None = None,
         attacks: str | Sequence[str] | None = None,
         *,
         at: float | int | str | None = None,
@@ -169,8 +169,8 @@ class Robustness:
     def _compared(
         self,
         place: Path,
-        model: Subject | None,
-        data: Data | None,
+        model: ModelLike | None,
+        data: DataLike | None,
         attacks: str | Sequence[str] | None,
         at: float | int | str | None,
         settings: dict[str, Any],
@@ -219,8 +219,8 @@ class Robustness:
 
     def _asked_for(
         self,
-        model: Subject | None,
-        data: Data | None,
+        model: ModelLike | None,
+        data: DataLike | None,
         attacks: str | Sequence[str] | None,
         settings: dict[str, Any],
     ) -> Stored:
@@ -232,7 +232,11 @@ class Robustness:
         return found[0]
 
     def _evaluate(
-        self, model: Subject, data: Data, attacks: str | Sequence[str], settings: dict[str, Any]
+        self,
+        model: ModelLike,
+        data: DataLike,
+        attacks: str | Sequence[str],
+        settings: dict[str, Any],
     ) -> Evaluation:
         chosen = {
             key: value for key, value in (self.settings | settings).items() if key not in _OWN

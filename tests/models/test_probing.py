@@ -50,7 +50,7 @@ def margin(logits: Tensor) -> Tensor:
 def robust(module: nn.Module, data: Dataset, spec: str = "pgd(steps=10)", **stated: Any) -> float:  # noqa: ANN401
     """Return the share of images that are right under attack."""
     found = rm.attack(module, data, spec, eps=EPS, operating_point="argmax", **stated)
-    return float((found.attacked & ~found.broken).float().mean())
+    return float((found.attacked & ~found.success).float().mean())
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +189,8 @@ def test_masks_with_narrow_probabilities_have_their_dice() -> None:
     data = masks()
     narrow = Pixelwise(1, lambda z: (0.1 * z).sigmoid())
     found = rm.attack(narrow, data, "fgsm", eps=EPS)
-    assert torch.equal(found.clean.long(), MASKS)
-    assert found.broken.shape == (8,)
+    assert torch.equal(found.clean_output.long(), MASKS)
+    assert found.success.shape == (8,)
 
 
 # --- containers and axes -------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def test_an_output_can_be_chosen() -> None:
         model = rm.load_model(both, dataset=labels(), output=output)
         torch.testing.assert_close(margin(model(X).logits).detach(), sign * SCORES)
         again = rm.attack(model, labels(), "fgsm", eps=EPS, operating_point="argmax")
-        torch.testing.assert_close(margin(again.clean), sign * SCORES)
+        torch.testing.assert_close(margin(again.clean_output), sign * SCORES)
     with pytest.raises(VictimError, match="expected a tensor at output='c', got dict of 'a'"):
         rm.load_model(both, dataset=labels(), output="c")
 

@@ -21,24 +21,24 @@ from tests.models.truth import Truth, labels
 
 WRONG: list[tuple[Any, str]] = [
     (None, "got None"),
-    (Truth, r"got the class Truth: make one of it, Truth\(...\)"),
+    (Truth, r"got the class Truth: make an instance of it, Truth\(...\)"),
     (dict, "got the class dict"),
     (Truth(2).state_dict(), "got a state dict: build the network, network.load_state_dict"),
     ({"epoch": 1}, "got a dict: build the network"),
-    (lambda: Truth(2), "got the function <lambda>: hand in the module that it returns"),
+    (lambda: Truth(2), "got the function <lambda>: pass the module that it returns"),
     (torch.relu, "got the function relu"),
     (Truth(2).forward, "got the function forward"),
     (functools.partial(Truth, 2), "got the function partial"),
     (np.zeros(3), "got ndarray"),
     (torch.zeros(3), "got Tensor"),
     (pickle.dumps([1]), "got bytes"),
-    ([Truth(2)], "got list: one at a time"),
+    ([Truth(2)], "got list: pass them one at a time"),
     (3, "got int"),
     ("net.pth", "weights alone have no architecture"),
     (Path("net.ckpt"), "weights alone have no architecture"),
     ("w.safetensors", "weights alone have no architecture"),
     ("net.onnx", "only networks of PyTorch"),
-    (Victim(Truth(2), InputContract(1, (16, 16))), "got Victim: hand in its module"),
+    (Victim(Truth(2), InputContract(1, (16, 16))), "got Victim: pass its module"),
 ]
 ASKS: list[Callable[[Any], Any]] = [
     lambda model: rm.load_model(model, dataset=labels()),
@@ -86,7 +86,7 @@ def test_what_a_spec_has_by_itself() -> None:
     with pytest.raises(BenchError, match="expected mean with a torch module alone"):
         rm.load_model("chest_resnet", mean=0.5)
     loaded = rm.load_model(Truth(2), dataset=labels())
-    with pytest.raises(BenchError, match="loaded before"):
+    with pytest.raises(BenchError, match="loaded already"):
         rm.load_model(loaded, dataset=labels())
 
 
