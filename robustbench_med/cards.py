@@ -200,6 +200,10 @@ class ModelCard(Card):
     overlap: float = Field(default=0.25, ge=0, lt=1, description="of neighbouring windows")
     weights: str = Field(default="", description="safetensors file beside the card")
     sha256: str = Field(default="", description="checksum of the weights, checked at every load")
+    weights_type: Literal["float32", "float16"] = Field(
+        default="float32",
+        description="type of the stored matrices and kernels; the model computes in float32",
+    )
     measured: Measured | None = None
     undefended: str = Field(
         default="", description="victim of the same architecture without the defense"

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from robustbench_med.errors import ChecksumError, VictimError
+from robustbench_med.files import write_bytes
 from robustbench_med.paths import check_name
+
+HALF_ROUNDING = 2**-11  # of a value, the most that float16 changes it unless it is very small
 
 
 def read(module: nn.Module, path: Path, *, sha256: str = "") -> str:
@@ -167,9 +170,32 @@ def _misfit(key: str, value: Tensor, wanted: Mapping[str, Tensor]) -> str:
 
 
 def write(module: nn.Module, path: Path) -> str:
-    """Write the module's weights to `path` and return the file's SHA-256."""
-    save_file({key: value.contiguous() for key, value in module.state_dict().items()}, path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Write the module's weights to `path`, most of them in half precision.
+
+    Returns:
+        The SHA-256 of the file.
+    """
+    content = save({key: as_stored(value) for key, value in module.state_dict().items()})
+    write_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def as_stored(value: Tensor) -> Tensor:
+    """Return a tensor in the type in which it is stored.
+
+    Matrices and kernels are stored in float16. Vectors (biases, scales, running statistics) are a
+    hundredth of a network and keep their type, so that no variance of a batch norm becomes 0. A
+    matrix keeps its type as well if float16 changes one of its values by more than 2^-11 of its
+    largest: it overflows, or is so small throughout that it loses digits.
+    """
+    value = value.detach().contiguous()
+    if value.dtype != torch.float32 or value.ndim < 2:
+        return value
+    half = value.half()
+    if not value.numel():
+        return half
+    error = (half.float() - value).abs().max()
+    return half if error <= HALF_ROUNDING * value.abs().max() else value
 
 
 def fingerprint(module: nn.Module) -> str:

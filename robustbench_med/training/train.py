@@ -16,6 +16,7 @@ from robustbench_med import registry, spec
 from robustbench_med.cards import DatasetCard, Measured, ModelCard, Recipe
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.errors import SpecError
+from robustbench_med.files import write_text
 from robustbench_med.models import weights
 from robustbench_med.models.load import ZOO, untrained
 from robustbench_med.models.operating_point import youden
@@ -78,12 +79,19 @@ def train(
         )
     name = f"{card.name}.safetensors"
     sha256 = weights.write(bare(victim.module), out / name)
-    found = card.model_copy(
-        update={"weights": name, "sha256": sha256, "measured": measure(victim, data)}
+    # the scores are those of the stored weights, which are rounded
+    weights.read(bare(victim.module), out / name, sha256=sha256)
+    trained = card.model_copy(
+        update={
+            "weights": name,
+            "sha256": sha256,
+            "weights_type": "float16",
+            "measured": measure(victim, data),
+        }
     )
-    (out / f"{card.name}.json").write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_text(out / f"{card.name}.json", trained.model_dump_json(indent=2) + "\n")
     saved.path.unlink(missing_ok=True)
-    return found
+    return trained
 
 
 def defended(card: ModelCard, text: str) -> ModelCard:
@@ -150,7 +158,7 @@ def check(card: ModelCard) -> None:
 
 def _fingerprint(card: ModelCard, recipe: Recipe, data: Dataset) -> str:
     """Return the hash of all that decides the weights: what is trained, how, and on what."""
-    said = {"title", "summary", "source", "weights", "sha256", "measured"}
+    said = {"title", "summary", "source", "weights", "sha256", "weights_type", "measured"}
     told = card.model_dump(mode="json", exclude={*said, "returns", "output", "notes"})
     start = registry.find("models", recipe.start).sha256 if recipe.start else ""
     parts = [json.dumps(told, sort_keys=True), start, torch.__version__]

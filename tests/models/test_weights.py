@@ -47,8 +47,55 @@ def test_weights_come_back_as_they_were_written(written: tuple[Path, str]) -> No
     other = Small(1, 2)
     assert weights.read(other, path, sha256=sha256) == sha256
     for key, value in module().state_dict().items():
-        assert torch.equal(other.state_dict()[key], value), key
+        rounded = value.half().float() if value.ndim > 1 else value
+        loaded = other.state_dict()[key]
+        assert loaded.dtype == value.dtype
+        assert torch.equal(loaded, rounded), key
     assert weights.read(other, path) == sha256  # whatever it is
+
+
+def test_matrices_are_stored_in_half_precision_and_vectors_are_not(
+    written: tuple[Path, str],
+) -> None:
+    stored = load_file(written[0])
+    assert {value.dtype for value in stored.values() if value.ndim > 1} == {torch.float16}
+    assert {value.dtype for value in stored.values() if value.ndim == 1} == {torch.float32}
+    assert any(key.endswith("running_var") for key in stored)
+    for key, value in stored.items():
+        if value.ndim < 2:
+            assert torch.equal(value, module().state_dict()[key]), key
+
+
+def test_a_file_in_single_precision_is_read_as_it_is(tmp_path: Path) -> None:
+    save_file(module().state_dict(), tmp_path / "w.safetensors")
+    other = Small(1, 2)
+    weights.read(other, tmp_path / "w.safetensors")
+    for key, value in module().state_dict().items():
+        assert torch.equal(other.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize(
+    ("values", "type_"),
+    [
+        ([65504.0, 1.0], torch.float16),
+        ([65536.0, 1.0], torch.float32),
+        ([1e-4, 1e-9], torch.float16),  # the small one rounds to 0 beside the large one
+        ([1e-6, 1.1e-6], torch.float32),
+        ([1e-30, 0.0], torch.float32),
+        ([torch.nan, 1.0], torch.float32),
+        ([torch.inf, 1.0], torch.float32),
+        ([0.0, 0.0], torch.float16),
+    ],
+)
+def test_a_matrix_that_half_precision_cannot_hold_keeps_its_type(
+    values: list[float], type_: torch.dtype
+) -> None:
+    value = torch.tensor([values])
+    stored = weights.as_stored(value)
+    assert stored.dtype == type_
+    torch.testing.assert_close(stored.float(), value, rtol=2**-11, atol=2**-25, equal_nan=True)
+    assert weights.as_stored(torch.zeros(0, 3)).shape == (0, 3)
+    assert weights.as_stored(torch.ones(2, 2, dtype=torch.int64)).dtype == torch.int64
 
 
 def test_every_flipped_byte_is_noticed_before_anything_is_loaded(written: tuple[Path, str]) -> None:

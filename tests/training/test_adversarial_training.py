@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from robustbench_med import registry
 from robustbench_med.cards import ModelCard, Recipe, Task
@@ -106,18 +108,19 @@ def test_it_stops_after_the_patience_and_keeps_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.5, 0.7, 0.6, 0.7, 0.9])
-    kept = []
+    epochs: list[dict[str, Tensor]] = []
 
     def validate(victim: Any, *_: Any) -> ValidationScores:  # noqa: ANN401
-        kept.append(weights.fingerprint(victim.module))
+        state = victim.module.state_dict()
+        epochs.append({key: weights.as_stored(value).clone() for key, value in state.items()})
         return ValidationScores("balanced accuracy", 1.0, next(scores))
 
     monkeypatch.setattr(fitting, "validate", validate)
     made = train(card(epochs=8, patience=2, defense="fast_at"), data(), tmp_path)
-    assert len(kept) == 4  # an equal score is no better one
-    victim = untrained(made, data().card)
-    weights.read(victim.module, tmp_path / made.weights)
-    assert weights.fingerprint(victim.module) == kept[1]
+    assert len(epochs) == 4  # an equal score is no better one
+    stored = load_file(tmp_path / made.weights)
+    equal = [all(torch.equal(state[key], stored[key]) for key in stored) for state in epochs]
+    assert equal == [False, True, False, False]
 
 
 def test_a_patience_without_a_defense_watches_the_clean_score(tmp_path: Path) -> None:
@@ -148,7 +151,7 @@ def test_it_starts_from_the_weights_of_a_shipped_victim() -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        assert near(Path(folder) / "a", "chest_resnet") < 1e-5
+        assert near(Path(folder) / "a", "chest_resnet") < 1e-3  # stored in half precision
         assert near(Path(folder) / "b", "") > 1e-2
         with pytest.raises(VictimError, match="expected the weights of this architecture"):
             near(Path(folder) / "c", "chest_vgg")

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from robustbench_med.cards import ModelCard, Recipe, Task
+from robustbench_med.cards import Measured, ModelCard, Recipe, Task
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.errors import SpecError
 from robustbench_med.models import weights
 from robustbench_med.models.load import untrained
+from robustbench_med.training import train as training
 from robustbench_med.training.augment import augment
 from robustbench_med.training.train import train
+from robustbench_med.victim import Victim
 from tests.bench.toys import dataset_of
 
 RECIPE = Recipe(epochs=2, batch=8, augment=("flip", "shift", "rotate", "contrast"))
@@ -89,10 +92,27 @@ def test_the_card_says_what_was_written(tmp_path: Path) -> None:
     assert ModelCard.model_validate_json((tmp_path / "toy.json").read_text()) == made
     victim = untrained(made, data().card)
     assert weights.read(victim.module, tmp_path / made.weights, sha256=made.sha256) == made.sha256
+    assert made.weights_type == "float16"
     assert made.measured is not None
     assert made.measured.parameters == sum(p.numel() for p in victim.module.parameters())
     assert 0 <= made.measured.headline[1] <= 1
     assert made.recipe == RECIPE
+
+
+def test_scores_are_measured_on_the_stored_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[dict[str, Tensor]] = []
+
+    def measure(victim: Victim, data: Dataset) -> Measured:
+        measured.append({k: v.clone() for k, v in victim.module.state_dict().items()})
+        return Measured(parameters=1, gradient_ms=1.0, machine="a test")
+
+    monkeypatch.setattr(training, "measure", measure)
+    made = train(card(), data(), tmp_path)
+    (state,) = measured
+    for key, value in load_file(tmp_path / made.weights).items():
+        assert torch.equal(state[key], value.to(state[key].dtype)), key
 
 
 def test_training_learns_what_can_be_learnt(tmp_path: Path) -> None:
