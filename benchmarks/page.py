@@ -19,8 +19,9 @@ import numpy as np
 import leaderboard
 from robustbench_med.bench import store
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.record import Audit, Check, Cost, Estimate, Record
+from robustbench_med.bench.record import Audit, Check, Cost, Record
 from robustbench_med.cards import AttackCard
+from robustbench_med.stats import Estimate
 from tests.leaderboard.planted import DATASETS, LADDER, PROVENANCE, model_card, rungs_of
 from tests.leaderboard.planted import samples_table as samples_of
 

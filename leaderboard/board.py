@@ -12,8 +12,9 @@ from typing import Literal, NamedTuple, TypeVar
 import pandas as pd
 
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.record import Estimate, Stored
+from robustbench_med.bench.record import Stored
 from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard, ModelCard
+from robustbench_med.stats import Estimate
 
 from .columns import Asked
 from .images import Images

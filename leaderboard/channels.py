@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from robustbench_med.bench.record import Estimate, Stored
+from robustbench_med.bench.record import Stored
+from robustbench_med.stats import Estimate
 from robustbench_med.worst_case import lowest, means, on_rungs, rung_of, score_table
 
 from .board import Board, Row, RowKey

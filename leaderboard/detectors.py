@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from robustbench_med.bench.record import Estimate, Record
+from robustbench_med.bench.record import Record
 from robustbench_med.errors import SpecError
 from robustbench_med.spec import parse
-from robustbench_med.stats import UNDEFINED
+from robustbench_med.stats import UNDEFINED, Estimate
 from robustbench_med.worst_case import rung_of
 
 from .board import Board, Row

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from robustbench_med.bench.record import Estimate, Record
+from robustbench_med.bench.record import Record
+from robustbench_med.stats import Estimate
 from robustbench_med.worst_case import rung_of
 
 from .board import Board, Row, with_ids

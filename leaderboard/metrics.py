@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from robustbench_med.bench.record import Estimate, Record
+from robustbench_med.bench.record import Record
 from robustbench_med.cards import DatasetCard
 from robustbench_med.metrics.segmentation import units
+from robustbench_med.stats import Estimate
 
 from .detectors import COLUMNS
 from .objective import called

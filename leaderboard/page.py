@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from robustbench_med import palette
 from robustbench_med.bench.failure import Failure
-from robustbench_med.bench.record import Estimate
 from robustbench_med.files import write_text
+from robustbench_med.stats import Estimate
 
 from . import text
 from .board import Board, Row

@@ -21,8 +21,8 @@ from robustbench_med.bench.case import Case
 from robustbench_med.bench.decision import argmax_score
 from robustbench_med.bench.doubts import doubts as doubts_of
 from robustbench_med.bench.failure import Failure
-from robustbench_med.bench.record import Estimate, Stored
-from robustbench_med.stats import UNDEFINED
+from robustbench_med.bench.record import Stored
+from robustbench_med.stats import UNDEFINED, Estimate
 from robustbench_med.worst_case import (
     lowest,
     means,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from robustbench_med.bench.record import Estimate
+from robustbench_med.stats import Estimate
 
 from .board import Board, Row
 from .price import Price, change, prices, times, trained_with

@@ -6,7 +6,7 @@ import math
 import re
 from urllib.parse import urlsplit
 
-from robustbench_med.bench.record import Estimate
+from robustbench_med.stats import Estimate
 
 DASH = "–"
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}

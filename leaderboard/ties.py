@@ -26,15 +26,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binom
 
-from robustbench_med.stats import holm
+from robustbench_med.stats.paired_tests import DRAWS, holm, two_sided_p
 
 ALPHA = 0.05
-DRAWS = 9_999  # of the signs
 _RESOLUTION = 100  # draws a pair, at least: the first step of Holm asks for p <= 0.05 over pairs
-_CHUNK = 2_000  # draws held at once
-_HAIR = 1e-9  # sums of floats that are equal on paper
 
 
 class Scored(NamedTuple):
@@ -96,7 +92,7 @@ def pairs(rows: Sequence[Scored], rungs: int | None = None) -> Pairs:
             alike.setdefault(key, []).append((i, j, shared, difference))
     for whose, found in alike.items():  # those of the same patients meet the same signs
         every = np.hstack([difference for *_, difference in found])
-        values = paired_p(every, owners[whose], draws=max(DRAWS, _RESOLUTION * len(couples)))
+        values = two_sided_p(every, owners[whose], draws=max(DRAWS, _RESOLUTION * len(couples)))
         for i, j, shared, _ in found:
             p[shared, i, j], values = values[: len(shared)], values[len(shared) :]
     above, below = np.triu_indices(k, 1)
@@ -124,52 +120,6 @@ def _difference(
         return difference, None
     owner = np.unique(one.patients[kept], return_inverse=True)[1]
     return difference, owner
-
-
-def paired_p(
-    difference: NDArray[np.float64], owner: NDArray[np.intp] | None, *, draws: int = DRAWS
-) -> NDArray[np.float64]:
-    """Return the two-sided p value of no difference in the mean, at each rung.
-
-    Args:
-        difference: of paired images, `(n, rungs)`; -1, 0 or 1 where images are right or wrong.
-        owner: patient of each image, 0, 1, ...; None: each image stands for itself.
-        draws: of the bootstrap; exact where all signs of the patients are fewer.
-
-    >>> paired_p(np.array([[1.0]] * 6 + [[0.0]] * 9), None)
-    array([0.03125])
-    """
-    known = owner is not None
-    groups = int(owner.max()) + 1 if owner is not None and len(owner) else len(difference)
-    if np.isin(difference, (-1.0, 0.0, 1.0)).all() and (not known or groups == len(difference)):
-        return _mcnemar(difference)
-    sums = difference
-    if owner is not None:
-        sums = np.zeros((groups, difference.shape[1]))
-        np.add.at(sums, owner, difference)
-    return _signs(sums, draws)
-
-
-def _mcnemar(difference: NDArray[np.float64]) -> NDArray[np.float64]:
-    won, lost = (difference > 0).sum(axis=0), (difference < 0).sum(axis=0)
-    tail = binom.cdf(np.minimum(won, lost), won + lost, 0.5)
-    return np.minimum(2 * np.asarray(tail, dtype=np.float64), 1.0)
-
-
-def _signs(sums: NDArray[np.float64], draws: int) -> NDArray[np.float64]:
-    """Return the share of sign patterns whose sum is as far from 0 as the one observed."""
-    patients = len(sums)
-    seen = np.abs(sums.sum(axis=0)) - _HAIR
-    if 2 ** (patients - 1) <= draws:  # all patterns; the other half mirrors them
-        numbers = np.arange(2 ** max(patients - 1, 0))[:, None]
-        bits = 2.0 * ((numbers >> np.arange(patients)) & 1) - 1
-        return np.asarray((np.abs(bits @ sums) >= seen).mean(axis=0), dtype=np.float64)
-    rng, far = np.random.default_rng(0), np.ones(sums.shape[1])  # the observed one counts too
-    for start in range(0, draws, _CHUNK):
-        count = min(_CHUNK, draws - start)
-        bits = 2.0 * rng.integers(0, 2, (count, patients), dtype=np.int8) - 1
-        far += (np.abs(bits @ sums) >= seen).sum(axis=0)
-    return far / (draws + 1)
 
 
 def places(worst: NDArray[np.float64], found: Pairs) -> NDArray[np.intp]:

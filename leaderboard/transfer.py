@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from robustbench_med.bench.record import Estimate, Stored
-from robustbench_med.stats import UNDEFINED
+from robustbench_med.bench.record import Stored
+from robustbench_med.stats import UNDEFINED, Estimate
 from robustbench_med.worst_case import rung_of
 
 from .board import Board, Row

@@ -18,7 +18,7 @@ from robustbench_med import registry
 from robustbench_med.bench import store
 from robustbench_med.bench.plan import ResolvedCase, plan
 from robustbench_med.bench.publish import publish
-from robustbench_med.bench.record import Estimate, Flag, Stored
+from robustbench_med.bench.record import Flag, Stored
 from robustbench_med.bench.runner import run_cases
 from robustbench_med.bench.suite import Grid, Suite, title_of
 from robustbench_med.cards import Norm
@@ -33,6 +33,7 @@ from robustbench_med.model_handle import (
     resolve_model,
     restored_device,
 )
+from robustbench_med.stats import Estimate
 from robustbench_med.worst_case import lowest, means, score_table
 
 Radii = float | str | Sequence[float | str]  # in [0,1] image units; "2/255" and "1/255,2/255" too

@@ -14,11 +14,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robustbench_med.bench.record import Estimate, Stored
+from robustbench_med.bench.record import Stored
 from robustbench_med.cards import DatasetCard
 from robustbench_med.errors import ResultsError, SpecError
 from robustbench_med.spec import Spec, parse
-from robustbench_med.stats import UNDEFINED, cluster_mean, interval, patients_of, resamples
+from robustbench_med.stats import UNDEFINED, Estimate
+from robustbench_med.stats.intervals import cluster_mean, interval
+from robustbench_med.stats.patients import resampled_patients, resamples
 
 Reader = Callable[[pd.DataFrame], NDArray[Any]]
 
@@ -259,9 +261,9 @@ def means(table: pd.DataFrame, run: Stored) -> tuple[Estimate, ...]:
         return tuple(UNDEFINED for _ in rungs)
     weights = resamples(len(values), clusters)
     repeats = (weights @ values) / weights.sum(axis=1, keepdims=True)
-    patients = patients_of(weights)
+    n_patients = resampled_patients(weights)
     return tuple(
-        interval(float(values[:, r].mean()), repeats[:, r], patients=patients) for r in rungs
+        interval(float(values[:, r].mean()), repeats[:, r], n_patients=n_patients) for r in rungs
     )
 
 

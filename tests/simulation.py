@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
-from robustbench_med import stats
-from robustbench_med.bench.record import Estimate
 from robustbench_med.cards import DatasetCard
 from robustbench_med.metrics import classification
+from robustbench_med.stats import Estimate, intervals
+from robustbench_med.stats.patients import resamples
 
 Rng = np.random.Generator
 Floats = NDArray[np.float64]
@@ -50,7 +50,7 @@ def _one(name: str, truth: float, interval: Callable[[Rng], Estimate], runs: int
 
 @cache
 def _every(n: int) -> list[Estimate]:
-    return [stats.wilson(k, n) for k in range(n + 1)]
+    return [intervals.wilson(k, n) for k in range(n + 1)]
 
 
 def wilson_coverage(p: float, n: int) -> float:
@@ -86,7 +86,7 @@ def _shares(
         total = 1 / icc - 1 if icc else 1e9
         each = rng.beta(p * total, (1 - p) * total, owner.max() + 1)
         right = rng.random(len(owner)) < each[owner]
-        return stats.cluster_mean(right.astype(float), owner.astype(np.str_))
+        return intervals.cluster_mean(right.astype(float), owner.astype(np.str_))
 
     return _one(name, p, interval, 2000)
 
@@ -147,7 +147,7 @@ def metrics(
         scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         found = classification.Predictions.of(label, logits.argmax(1), scores, card)
         names = owner.astype(np.str_)
-        weights = stats.resamples(len(owner), names, seed=int(rng.integers(2**31)))
+        weights = resamples(len(owner), names, seed=int(rng.integers(2**31)))
         scored = classification.score(found, card, clusters=names, weights=weights)
         return {title: scored[name] for name, title in titles.items()}
 
@@ -164,8 +164,8 @@ def dice(mean: float, *, count: int, spread: float, icc: float = 0.5, per: int =
         owner = np.repeat(np.arange(count), per)
         own = rng.beta(mean * between, (1 - mean) * between, count)[owner]
         values = rng.beta(own * within, (1 - own) * within)
-        weights = stats.resamples(len(owner), owner.astype(np.str_), seed=int(rng.integers(2**31)))
-        return stats.bootstrap(float(values.mean()), lambda w: (w @ values) / w.sum(1), weights)
+        weights = resamples(len(owner), owner.astype(np.str_), seed=int(rng.integers(2**31)))
+        return intervals.bootstrap(float(values.mean()), lambda w: (w @ values) / w.sum(1), weights)
 
     return _one(f"Dice {mean} ± {spread}, {count} patients", mean, interval, 1000)
 
@@ -174,8 +174,8 @@ def median(*, count: int) -> Scenario:
     """Median of distances, exponential, one image a patient."""
 
     def interval(rng: Rng) -> Estimate:
-        weights = stats.resamples(count, None, seed=int(rng.integers(2**31)))
-        return stats.median(rng.exponential(size=count), weights)
+        weights = resamples(count, None, seed=int(rng.integers(2**31)))
+        return intervals.median(rng.exponential(size=count), weights)
 
     return _one(f"median distance, {count} images", float(np.log(2)), interval, 1000)
 

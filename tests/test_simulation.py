@@ -8,8 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from robustbench_med import stats
-from robustbench_med.bench.record import Estimate
+from robustbench_med.stats import Estimate, intervals, patients
 from tests import simulation
 from tests.simulation import coverage
 
@@ -49,7 +48,7 @@ def test_leaving_patients_out_is_seen() -> None:
         owner = simulation.patients(rng, 40, tuple(range(1, 9)))
         each = rng.beta(0.5 * 3 / 7, 0.5 * 3 / 7, 40)
         right = rng.random(len(owner)) < each[owner]
-        found = stats.wilson(int(right.sum()), len(owner))
+        found = intervals.wilson(int(right.sum()), len(owner))
         held += found.low <= 0.5 <= found.high
     assert held / 300 < 0.75
     (share,) = coverage(honest, runs=300).values()
@@ -97,7 +96,7 @@ def test_counting_a_large_patient_as_one_of_many_is_seen(
     sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The planted fault: each patient with the rarer outcome counts as one, whatever its size."""
-    monkeypatch.setattr(stats, "equal_patients", lambda sizes: float(len(sizes)))
+    monkeypatch.setattr(patients, "effective_patients", lambda sizes: float(len(sizes)))
     (held,) = coverage(simulation.unequal(0.5, name="", icc=0.5, sizes=sizes), runs=500).values()
     assert held < 0.88
 
@@ -112,6 +111,6 @@ def test_the_percentile_interval_is_seen_to_fail() -> None:
         return Estimate(value=value, low=float(low), high=float(high))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stats, "interval", percentile)
+        patch.setattr(intervals, "interval", percentile)
         (held,) = coverage(simulation.dice(0.8, count=4, spread=0.1), runs=200).values()
     assert held < 0.88

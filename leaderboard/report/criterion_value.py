@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from robustbench_med.bench.record import Estimate
 from robustbench_med.cards import DatasetCard
+from robustbench_med.stats import Estimate
 
 from ..crosscheck import many_steps
 from ..text import plain

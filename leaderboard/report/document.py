@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from robustbench_med.bench.record import Estimate
+from robustbench_med.stats import Estimate
 
 SCHEMA = "robustbench_med.report"
 VERSION = 2

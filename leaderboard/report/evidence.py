@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from robustbench_med.bench.record import Estimate, Record, Stored
+from robustbench_med.bench.record import Record, Stored
+from robustbench_med.stats import Estimate
 
 from ..certified import certificate, certified_words
 from ..detectors import COLUMNS, RULE, guarded, has_detectors

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robustbench_med import stats
-from robustbench_med.bench.record import Estimate, Stored
+from robustbench_med.bench.record import Stored
+from robustbench_med.stats import UNDEFINED, Estimate, intervals
+from robustbench_med.stats.patients import resampled_patients, resamples
 
 from .pooled_runs import Bools, Pool
 from .recalls import held, is_, kept, region, rest
@@ -82,8 +83,8 @@ def _all(pool: Pool) -> range:
 def _mean(pool: Pool, sides: list[tuple[Bools, pd.DataFrame]]) -> tuple[Estimate, ...]:
     among = np.logical_or.reduce([there for there, _ in sides]) if sides else np.zeros(0, bool)
     if not among.any():
-        return tuple(stats.UNDEFINED for _ in pool.levels)
-    weights = stats.resamples(len(pool.images), pool.owners)
+        return tuple(UNDEFINED for _ in pool.levels)
+    weights = resamples(len(pool.images), pool.owners)
     some = pool.card.task == "single_label"  # a class that a resample missed is left out
 
     def shares(w: Floats, column: int) -> Floats:
@@ -124,7 +125,7 @@ def f1(pool: Pool) -> tuple[Estimate, ...]:
         found_: Floats = np.mean(each, axis=0)
         return found_
 
-    weights = stats.resamples(len(pool.images), pool.owners)
+    weights = resamples(len(pool.images), pool.owners)
     among = np.logical_or.reduce([one[0] | other[0] for one, other in columns])
     return _levels(pool, scores, weights, among)
 
@@ -137,6 +138,6 @@ def _levels(pool: Pool, score: _Score, weights: Floats, among: Bools) -> tuple[E
         with np.errstate(invalid="ignore", divide="ignore"):
             value = float(score(once, column)[0])
             repeats = score(weights, column)
-        patients = stats.patients_of(weights, among)
-        found.append(stats.interval(value, repeats, patients=patients))
+        n_patients = resampled_patients(weights, among)
+        found.append(intervals.interval(value, repeats, n_patients=n_patients))
     return tuple(found)

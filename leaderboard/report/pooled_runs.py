@@ -16,8 +16,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.record import Estimate, Stored
+from robustbench_med.bench.record import Stored
 from robustbench_med.cards import DatasetCard
+from robustbench_med.stats import Estimate
 from robustbench_med.worst_case import image_table, lowest, means, owners_of
 
 from ..board import Row

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robustbench_med.bench.record import Estimate, Stored
+from robustbench_med.bench.record import Stored
+from robustbench_med.stats import Estimate
 from robustbench_med.worst_case import lowest
 
 from ..objective import called

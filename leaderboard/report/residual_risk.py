@@ -6,7 +6,8 @@ import math
 
 import pandas as pd
 
-from robustbench_med.stats import miss_bound, wilson
+from robustbench_med.stats.intervals import miss_bound, wilson
+from robustbench_med.stats.paired_tests import fewest_changes
 
 from ..table import patients
 from ..text import plain, radius
@@ -26,7 +27,7 @@ def least_changes(n: int) -> float:
     >>> least_changes(60), least_changes(5)
     (0.1, nan)
     """
-    k = math.ceil(1 - math.log2(ALPHA))
+    k = fewest_changes(ALPHA / 2)
     return k / n if n >= k else float("nan")
 
 

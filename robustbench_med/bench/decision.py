@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robustbench_med import stats
-from robustbench_med.bench.record import Estimate, Stored
+from robustbench_med.bench.record import Stored
+from robustbench_med.stats import Estimate, intervals
 
 
 def argmax_score(stored: Stored) -> Estimate | None:
@@ -44,7 +44,7 @@ def argmax_score(stored: Stored) -> Estimate | None:
     held = right.all(axis=1)
     if "rejected" in clean:
         held &= ~clean["rejected"].to_numpy(dtype=bool)
-    return stats.cluster_mean(held.astype(np.float64), _patients(clean, record.patients))
+    return intervals.cluster_mean(held.astype(np.float64), _patients(clean, record.patients))
 
 
 def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:

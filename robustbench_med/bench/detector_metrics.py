@@ -9,10 +9,9 @@ import pandas as pd
 from jaxtyping import Bool
 from numpy.typing import NDArray
 
-from robustbench_med import stats
-from robustbench_med.bench.record import Estimate
 from robustbench_med.errors import DataError
 from robustbench_med.metrics.detection import STUDIES, detection, split_twins
+from robustbench_med.stats import Estimate, intervals
 
 _ENOUGH = 50  # clean images of other patients: fewer than half of a usual case's
 
@@ -58,7 +57,7 @@ def score_detector(
         everyone = np.concatenate([clean, rest.suspicion])
         if owners is not None and rest.patients is not None:
             of_everyone = np.concatenate([owners, rest.patients.astype(np.str_)])
-    alarms = stats.cluster_mean((everyone > 0).astype(float), of_everyone)
+    alarms = intervals.cluster_mean((everyone > 0).astype(float), of_everyone)
     every = {name: STUDIES * getattr(alarms, name) for name in ("value", "low", "high")}
     counted = {"false_alarms": Estimate(**every)}
     hit = table["attacked"].to_numpy() & wrong

@@ -39,7 +39,7 @@ from robustbench_med.bench.measurements import Measurements, Table, measure
 from robustbench_med.bench.record import LadderAudit
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
-from robustbench_med.stats import miss_bound
+from robustbench_med.stats.intervals import miss_bound
 from robustbench_med.types import Images, Rows
 
 Attack = Callable[[Problem, Draws], Images]

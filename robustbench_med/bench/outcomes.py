@@ -9,14 +9,14 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustbench_med import objectives, stats
+from robustbench_med import objectives
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.record import Estimate
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.metrics.classification import Predictions, flips, score
 from robustbench_med.metrics.segmentation import of_masks, overlap, score_masks
 from robustbench_med.objectives.decide import decide, probabilities
 from robustbench_med.objectives.segmentation import TargetMask
+from robustbench_med.stats import Estimate, intervals
 
 
 class OutputScores(NamedTuple):
@@ -45,7 +45,7 @@ def evaluate_outputs(
         ready: truth, patients and clean answers of all images.
         answer: `(n, k)` logits or `(n, *s)` masks of class ids.
         attacked: which images were.
-        weights: `(replicates, n)` from stats.resamples.
+        weights: `(replicates, n)` from resamples.
     """
     if ready.data.card.task == "segmentation":
         return _masks(case, ready, answer, weights)
@@ -89,7 +89,7 @@ def _masks(
         target = wanted.target(ready.batch.y).cpu().numpy()
         drawn = overlap(called, target, parts={"target": (wanted.label,)})[:, 0]
         columns["target_dice"] = drawn
-        metrics["target_dice"] = stats.bootstrap(
+        metrics["target_dice"] = intervals.bootstrap(
             float(drawn.mean()), lambda w: (w @ drawn) / w.sum(1), weights
         )
     return OutputScores(columns, metrics)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from robustbench_med.bench.case import Case
 from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard, ModelCard
+from robustbench_med.stats import Estimate
 
 if TYPE_CHECKING:  # half a second that `plan` does without
     import pandas as pd
@@ -18,14 +19,6 @@ SCHEMA = 1
 class _Frozen(BaseModel):
     # NaN and Inf travel as the strings "NaN" and "Infinity", so that a record is standard JSON
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class Estimate(_Frozen):
-    """A value and its 95 % interval; NaN where undefined."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Rung(_Frozen):

@@ -13,14 +13,15 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.types import is_numeric_dtype
 
-from robustbench_med import stats
 from robustbench_med.bench import store
 from robustbench_med.bench.differ import line, plain, same, written
-from robustbench_med.bench.record import Estimate, Record, Stored
+from robustbench_med.bench.record import Record, Stored
 from robustbench_med.bench.scoring import score_attack
 from robustbench_med.errors import ResultsError
 from robustbench_med.metrics.classification import Predictions, flips, score
 from robustbench_med.metrics.segmentation import score_masks
+from robustbench_med.stats import Estimate, intervals
+from robustbench_med.stats.patients import resamples
 
 _COLUMNS = (*store.COLUMNS, "l2", "linf", "distance", "ssim", "psnr")
 _NUMBERS = ("eps", "correct", "l2", "linf", "distance", "ssim", "psnr")
@@ -154,7 +155,7 @@ def restated(stored: Stored) -> list[dict[str, Estimate]]:
     record, table = stored.record, stored.samples
     first = table.iloc[: record.n]
     clusters = _patients(first)
-    weights = stats.resamples(record.n, clusters, seed=record.case.seed)
+    weights = resamples(record.n, clusters, seed=record.case.seed)
     found = []
     for i in range(len(record.rungs)):
         rows = table.iloc[i * record.n : (i + 1) * record.n].reset_index(drop=True)
@@ -162,7 +163,7 @@ def restated(stored: Stored) -> list[dict[str, Estimate]]:
             metrics = _of_masks(record, rows, weights)
         elif "suspicion" in table.columns:
             right = rows["correct"].to_numpy(dtype=float)
-            metrics = {"accuracy": stats.cluster_mean(right, clusters)}
+            metrics = {"accuracy": intervals.cluster_mean(right, clusters)}
         else:
             metrics = _of_labels(record, first, rows, clusters, weights)
         found.append(metrics | score_attack(rows, clusters, weights))
@@ -177,7 +178,7 @@ def _of_masks(
     found = score_masks({"dice": dice}, parts=parts, weights=weights)
     if "target_dice" in rows:
         drawn = rows["target_dice"].to_numpy(dtype=np.float64)
-        found["target_dice"] = stats.bootstrap(
+        found["target_dice"] = intervals.bootstrap(
             float(drawn.mean()), lambda w: (w @ drawn) / w.sum(1), weights
         )
     return found
@@ -205,9 +206,9 @@ def _of_labels(
 def _distance(stored: Stored) -> Estimate:
     record = stored.record
     first = stored.samples.iloc[: record.n]
-    weights = stats.resamples(record.n, _patients(first), seed=record.case.seed)
+    weights = resamples(record.n, _patients(first), seed=record.case.seed)
     rows = first["attacked"].to_numpy(dtype=bool)
-    return stats.median(first["distance"].to_numpy(dtype=np.float64)[rows], weights[:, rows])
+    return intervals.median(first["distance"].to_numpy(dtype=np.float64)[rows], weights[:, rows])
 
 
 def _patients(rows: pd.DataFrame) -> NDArray[np.character] | None:

@@ -10,15 +10,16 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustbench_med import stats
 from robustbench_med.bench.attack_run import AttackRun
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.detector_metrics import score_detector
 from robustbench_med.bench.measurements import Measurements
 from robustbench_med.bench.outcomes import OutputScores, evaluate_outputs
-from robustbench_med.bench.record import Audit, Certificate, Estimate, Rung
+from robustbench_med.bench.record import Audit, Certificate, Rung
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.models.operating_point import probability
+from robustbench_med.stats import UNDEFINED, Estimate, intervals
+from robustbench_med.stats.patients import resamples
 
 TOLERANCE = 1e-6  # of a radius in [0,1] units: float32 rounding of x + delta near 1 is 6e-8
 _VISIBLE = {  # and the bounds of each
@@ -55,7 +56,7 @@ def score_run(case: Case, ready: AttackSetup, run: AttackRun) -> Scores:
     """
     attacked, clusters = run.attacked, ready.batch.patients
     aimed = run.aimed
-    weights = stats.resamples(len(ready.batch), clusters, seed=case.seed)
+    weights = resamples(len(ready.batch), clusters, seed=case.seed)
     tables, scored = [], []
     for i, eps in enumerate((0.0, *case.ladder)):
         columns = {name: value[i - 1] for name, value in run.rungs.items()} if i else None
@@ -68,7 +69,7 @@ def score_run(case: Case, ready: AttackSetup, run: AttackRun) -> Scores:
             # the others are of calls, rejected or not: beside an accuracy that counts rejections
             # they would contradict it
             metrics = {name: e for name, e in metrics.items() if name in _REJECTED_OR_NOT}
-            metrics["accuracy"] = stats.cluster_mean(right, clusters)
+            metrics["accuracy"] = intervals.cluster_mean(right, clusters)
             metrics |= score_detector(
                 table,
                 ready.suspicion.double().cpu().numpy(),
@@ -87,7 +88,7 @@ def score_run(case: Case, ready: AttackSetup, run: AttackRun) -> Scores:
         tuple(scored),
         _audit(case, ready, run),
         probability(ready.victim.offset, ready.data.card),
-        stats.median(distance[aimed.cpu().numpy()], weights[:, aimed.cpu().numpy()]),
+        intervals.median(distance[aimed.cpu().numpy()], weights[:, aimed.cpu().numpy()]),
     )
 
 
@@ -98,12 +99,14 @@ def certificate(ready: AttackSetup) -> Certificate | None:
     radius, clusters = ready.certified.radius.cpu().numpy(), ready.batch.patients
     right = (ready.certified.label == ready.batch.y).cpu().numpy()
     radii = np.linspace(0.0, max(float(radius.max(initial=0.0)), 1e-6), _CERTIFIED + 1)
-    shares = [stats.cluster_mean((right & (radius >= r)).astype(float), clusters) for r in radii]
+    shares = [
+        intervals.cluster_mean((right & (radius >= r)).astype(float), clusters) for r in radii
+    ]
     abstained = (ready.certified.label < 0).cpu().numpy()
     return Certificate(
         radii=tuple(radii.tolist()),
         correct=tuple(shares),
-        abstained=stats.cluster_mean(abstained.astype(float), clusters),
+        abstained=intervals.cluster_mean(abstained.astype(float), clusters),
     )
 
 
@@ -178,7 +181,7 @@ def score_attack(
     """Return the share of attacked images that broke, and how visible that was."""
     attacked, broken = table["attacked"].to_numpy(), table["broken"].to_numpy()
     owners = None if clusters is None else clusters[attacked]
-    metrics = {"attack_success": stats.cluster_mean(broken[attacked].astype(float), owners)}
+    metrics = {"attack_success": intervals.cluster_mean(broken[attacked].astype(float), owners)}
     for (
         name,
         bounds,
@@ -194,8 +197,8 @@ def _mean(
     """Return the mean over the images where `values` is finite, with its bootstrap interval."""
     kept = np.isfinite(values)
     if not kept.any():
-        return stats.UNDEFINED
-    return stats.bootstrap(
+        return UNDEFINED
+    return intervals.bootstrap(
         float(values[kept].mean()),
         lambda w: (w[:, kept] @ values[kept]) / w[:, kept].sum(1),
         weights,
@@ -229,5 +232,5 @@ def _audit(case: Case, ready: AttackSetup, run: AttackRun) -> Audit:
         over_budget=int(over.any(0).sum()),
         tolerance=tolerance,
         bit_depth=ready.data.card.bit_depth,
-        survives_rounding=stats.cluster_mean(survived.cpu().numpy().astype(float), owners),
+        survives_rounding=intervals.cluster_mean(survived.cpu().numpy().astype(float), owners),
     )

@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
 
-from robustbench_med import stats
 from robustbench_med.bench.eps_search import at_rung
 from robustbench_med.bench.measurements import measure
-from robustbench_med.bench.record import Estimate, Spread, SpreadRung
+from robustbench_med.bench.record import Spread, SpreadRung
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.errors import DataError
 from robustbench_med.objectives.decide import decide, verdict_on
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
+from robustbench_med.stats import Estimate, intervals
 from robustbench_med.types import Batch, Images
 from robustbench_med.universal import Universal
 
@@ -133,7 +133,7 @@ def _counts(made: Universal, whole: Problem, ready: AttackSetup, rng: Draws) -> 
 
     success = columns["broken"].cpu().numpy()[attacked]
     return _Counts(
-        changed=stats.mean(each(called != clean), owners),
-        wrong=stats.mean(each((called != truth) & (truth >= 0)), owners),
-        success=stats.mean(success, None if owners is None else owners[attacked]),
+        changed=intervals.mean(each(called != clean), owners),
+        wrong=intervals.mean(each((called != truth) & (truth >= 0)), owners),
+        success=intervals.mean(success, None if owners is None else owners[attacked]),
     )

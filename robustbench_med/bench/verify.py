@@ -23,7 +23,7 @@ from robustbench_med.bench.noise import (
     other_outcome,
 )
 from robustbench_med.bench.plan import ResolvedCase
-from robustbench_med.bench.record import Estimate, Record, Stored
+from robustbench_med.bench.record import Record, Stored
 from robustbench_med.bench.rerun import Places, called_as, changed, replan, run_again
 from robustbench_med.bench.restated import contradictions, misshapen, shown
 from robustbench_med.bench.rounding import machines, rounded_otherwise, same_machine, threads_of
@@ -32,6 +32,7 @@ from robustbench_med.devices import device_of
 from robustbench_med.errors import ChecksumError, InvalidOutputError
 from robustbench_med.metrics.detection import STUDIES
 from robustbench_med.models.load import load_victim
+from robustbench_med.stats import Estimate
 
 _MOST = 12  # lines that say what differs
 _FIXED = ("truth", "patient", "attacked")  # of an image, whatever the outcome

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from robustbench_med.bench.differ import written
 from robustbench_med.bench.record import Stored
 from robustbench_med.errors import ResultsError, SpecError
-from robustbench_med.gate.drop import LEVEL, Drop, drop_of, fewest, p_of
+from robustbench_med.gate.drop import Drop, drop_of
 from robustbench_med.spec import number
-from robustbench_med.stats import holm
+from robustbench_med.stats.paired_tests import LEVEL, fewest_changes, holm, one_sided_p
 
 _WAYS: dict[str, tuple[int, ...]] = {"drop": (1,), "rise": (-1,), "either": (1, -1)}
 _CALLED = {1: "dropped", -1: "rose"}
@@ -150,7 +150,7 @@ def _check_able(
         said = written(able[0])
         narrower.append(f"at={said if '/' in said else repr(able[0])}")
     less = f", or ask less: {' or '.join(narrower)}" if narrower else ""
-    enough = fewest(level / len(tests))
+    enough = fewest_changes(level / len(tests))
     more = f"take {enough} {noun}s or more"
     if enough <= count:  # but most of them have nothing to lose, or to gain
         more = f"take more {noun}s, or a radius at which more of them can change"
@@ -169,7 +169,7 @@ def _at_worst(before: pd.DataFrame, eps: float, way: int) -> float:
     """Return p of the worst outcome: every score at a radius lost, or, of a rise, gained."""
     scores = _scores(before, eps)
     found = (scores, np.zeros_like(scores)) if way > 0 else (np.ones_like(scores), scores)
-    return p_of(*found, _owners(before, eps))
+    return one_sided_p(*found, _owners(before, eps))
 
 
 def _scores(samples: pd.DataFrame, eps: float) -> NDArray[np.float64]:

@@ -20,11 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
-LEVEL = 0.05  # share of unchanged models that are called weaker, at most
-POWER = 0.80
-_ALL_FLIPS = 14  # patients that differ up to which every way to flip is counted: 16,384
-_FLIPS = 20_000  # drawn beyond
-_MOST = 10_000_000  # images beyond which none is asked for
+from robustbench_med.stats.paired_tests import (
+    LEVEL,
+    MOST_IMAGES,
+    POWER,
+    fewest_changes,
+    mcnemar_images,
+    mcnemar_smallest,
+    one_sided_p,
+)
+from robustbench_med.stats.patients import patient_numbers, standard_error, variance_inflation
 
 Floats = NDArray[np.float64]
 
@@ -82,18 +87,16 @@ def drop_of(
         seed: of the flips, where there are too many to count them all.
     """
     fell = np.asarray(before, dtype=np.float64) - np.asarray(now, dtype=np.float64)
-    owner = (
-        np.arange(len(fell)) if patients is None else np.unique(patients, return_inverse=True)[1]
-    )
-    groups = len(np.unique(owner))
+    number = patient_numbers(len(fell), patients)
+    groups = len(np.unique(number))
     lost, gained = int((fell > 0).sum()), int((fell < 0).sum())
     binary = bool(np.isin(before, (0, 1)).all() and np.isin(now, (0, 1)).all())
     size = float(fell.mean()) if len(fell) else 0.0
     able = 0.5**groups <= level  # else not even losing every image is called a drop
-    least = math.ceil(fewest(level) * len(fell) / groups) if groups else 0
+    least = math.ceil(fewest_changes(level) * len(fell) / groups) if groups else 0
     counted: Callable[[float], float | None]
     if binary:
-        inflated = _design_effect(fell, owner)
+        inflated = _design_effect(fell, number)
         back = gained / len(fell) if len(fell) else 0.0
 
         def counted(drop: float) -> float | None:
@@ -102,14 +105,16 @@ def drop_of(
 
         smallest = mcnemar_smallest(len(fell) / inflated, back, level=level) if able else math.nan
     else:
-        spread = _spread(fell, owner) * math.sqrt(groups)  # of one patient's share in the mean
+        spread = standard_error(fell, number) * math.sqrt(
+            groups
+        )  # of one patient's share in the mean
         a, b = scipy_stats.norm.ppf([1 - level, POWER])
         few = a**2 / 2  # patients more, since the spread is not known: Guenther 1981
 
         def counted(drop: float) -> float | None:
             patients = ((a + b) * spread / drop) ** 2 + few if drop > 0 else math.inf
             images = patients * len(fell) / groups
-            return images if images <= _MOST else None
+            return images if images <= MOST_IMAGES else None
 
         able = able and spread > 0 and groups > few
         smallest = float((a + b) * spread / math.sqrt(groups - few)) if able else math.nan
@@ -125,145 +130,21 @@ def drop_of(
         gained=gained,
         n=len(fell),
         patients=groups,
-        p=p_of(before, now, patients, seed=seed),
+        p=one_sided_p(before, now, patients, seed=seed),
         needed=needed(size) if size > 0 else None,
         smallest=smallest,
         half=needed(smallest / 2) if smallest > 0 else None,
     )
 
 
-def p_of(
-    before: Floats, now: Floats, patients: NDArray[np.character] | None = None, *, seed: int = 0
-) -> float:
-    """Return the probability of such a drop or a larger one, were nothing changed.
-
-    Args:
-        before: `(n,)` scores in the record: 0/1, or Dice in [0,1].
-        now: `(n,)` scores now.
-        patients: `(n,)` whose they are; None = images are independent.
-        seed: of the flips, where there are too many to count them all.
-    """
-    fell = np.asarray(before, dtype=np.float64) - np.asarray(now, dtype=np.float64)
-    owner = (
-        np.arange(len(fell)) if patients is None else np.unique(patients, return_inverse=True)[1]
-    )
-    single = len(np.unique(owner)) == len(fell)
-    if single and np.isin(fell, (-1, 0, 1)).all():
-        return mcnemar(int((fell > 0).sum()), int((fell < 0).sum()))
-    return flipped(np.bincount(owner, weights=fell).astype(np.float64), seed=seed)
-
-
-def fewest(level: float) -> int:
-    """Return the fewest patients that can show anything: all of them, one way, by chance.
-
-    >>> fewest(0.05), fewest(0.01)
-    (5, 7)
-    """
-    return max(math.ceil(math.log2(1 / level) - 1e-9), 1)
-
-
-def mcnemar(lost: int, gained: int) -> float:
-    """Return the one-sided exact p of so many lost or more, of those that changed.
-
-    >>> mcnemar(5, 0)
-    0.03125
-    """
-    return float(scipy_stats.binom.sf(lost - 1, lost + gained, 0.5))
-
-
-def flipped(fell: Floats, *, seed: int = 0) -> float:
-    """Return the share of ways to flip signs whose sum is as large as this one or larger.
-
-    >>> flipped(np.ones(5))
-    0.03125
-    """
-    fell = fell[np.abs(fell) > 1e-12]
-    total = fell.sum() - 1e-9  # sums of the same numbers in another order are the same sum
-    if (fell > 0).all():  # no other way is as large
-        return float(0.5 ** len(fell))
-    if len(fell) <= _ALL_FLIPS:
-        bits = np.arange(2 ** len(fell))[:, None] >> np.arange(len(fell)) & 1
-        return float(((1 - 2 * bits) @ fell >= total).mean())
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), (_FLIPS, len(fell)))
-    return float((1 + (signs @ fell >= total).sum()) / (1 + _FLIPS))
-
-
-def mcnemar_power(n: int, lost: float, gained: float, *, level: float = LEVEL) -> float:
-    """Return the exact power of the one-sided test on `n` images.
-
-    Args:
-        n: images.
-        lost: probability that an image is lost.
-        gained: probability that one is gained.
-        level: of the test.
-    """
-    changed = lost + gained
-    if changed <= 0:
-        return 0.0
-    low, high = scipy_stats.binom.interval(1 - 1e-9, n, min(changed, 1.0))
-    m = np.arange(int(low), int(high) + 1)
-    # fewest lost of m changed that the test calls a drop: P(X >= k) <= level; isf ends below it
-    least = scipy_stats.binom.isf(level, m, 0.5) + 1
-    rejects = scipy_stats.binom.sf(least - 1, m, lost / changed)
-    return float((scipy_stats.binom.pmf(m, n, min(changed, 1.0)) * rejects).sum())
-
-
-def mcnemar_images(lost: float, gained: float, *, level: float = LEVEL) -> int | None:
-    """Return the fewest images with 80 % power, None beyond ten million.
-
-    Beyond 20,000 by the normal approximation.
-    Source: Connor, Biometrics 1987, "Sample size for testing differences in proportions for the
-    paired-sample design", equation 3; below 20,000 corrected by the exact power.
-    """
-    drop, changed = lost - gained, lost + gained
-    if drop <= 0:
-        return None
-    a, b = scipy_stats.norm.ppf([1 - level, POWER])
-    guess = (a * math.sqrt(changed) + b * math.sqrt(max(changed - drop**2, 0))) ** 2 / drop**2
-    if guess > _MOST:
-        return None
-    if guess > 20_000:
-        return int(math.ceil(guess))
-    low, high = 1, int(1.2 * guess) + 40
-    while low < high:  # the exact power climbs with n but for the steps of a discrete test
-        middle = (low + high) // 2
-        if mcnemar_power(middle, lost, gained, level=level) >= POWER:
-            high = middle
-        else:
-            low = middle + 1
-    return high
-
-
-def mcnemar_smallest(n: float, gained: float, *, level: float = LEVEL) -> float:
-    """Return the smallest drop that `n` images show with 80 % power; NaN where none would do."""
-    images = max(int(n), 0)
-    low, high = 0.0, 1.0 - 2 * gained
-    if high <= 0 or mcnemar_power(images, high + gained, gained, level=level) < POWER:
-        return math.nan
-    for _ in range(30):
-        middle = (low + high) / 2
-        if mcnemar_power(images, middle + gained, gained, level=level) >= POWER:
-            high = middle
-        else:
-            low = middle
-    return high
-
-
-def _spread(fell: Floats, owner: NDArray[np.int64]) -> float:
-    """Return the standard error of the mean difference, by patients."""
-    groups = int(owner.max(initial=-1)) + 1
-    if groups < 2:
-        return 0.0
-    residual = np.bincount(owner, weights=fell - fell.mean())
-    return float(math.sqrt(groups / (groups - 1) * (residual**2).sum()) / len(fell))
-
-
-def _design_effect(fell: Floats, owner: NDArray[np.int64]) -> float:
+def _design_effect(fell: Floats, number: NDArray[np.intp]) -> float:
     """Return how many times patients inflate the variance of the mean difference, at least 1."""
     if len(fell) == 0:
         return 1.0
-    alone = float(((fell - fell.mean()) ** 2).sum()) / len(fell) ** 2
-    if alone == 0:
-        sizes = np.bincount(owner)
+    sums, sizes = np.bincount(number, weights=fell).astype(np.float64), np.bincount(number)
+    independent = float(((fell - fell.mean()) ** 2).sum())
+    if independent == 0:
         return float((sizes**2).sum() / len(fell))
-    return max(1.0, _spread(fell, owner) ** 2 / alone)
+    if len(sizes) == 1:
+        return 1.0
+    return variance_inflation(sums, sizes, independent)

@@ -16,7 +16,7 @@ from robustbench_med.api import evaluate
 from robustbench_med.bench import store
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.doubts import doubts as doubts_of
-from robustbench_med.bench.record import Estimate, Stored
+from robustbench_med.bench.record import Stored
 from robustbench_med.bench.rerun import changed, replan
 from robustbench_med.bench.runner import run_cases
 from robustbench_med.errors import BenchError, ResultsError, SpecError
@@ -27,6 +27,7 @@ from robustbench_med.gate.records import AGAIN, home_of, locked, recorded, rewri
 from robustbench_med.gate.share import Share
 from robustbench_med.model_handle import DataLike, ModelLike
 from robustbench_med.spec import number
+from robustbench_med.stats import Estimate
 
 _OWN = ("level", "fails", "accept")  # settings of the gate, not of robustbench_med.evaluate
 # a record is held against what may have got weaker: models, and attacks and defenses anew

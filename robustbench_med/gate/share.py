@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from robustbench_med.bench.record import Estimate
+    from robustbench_med.stats import Estimate
 
 
 @dataclass(frozen=True)

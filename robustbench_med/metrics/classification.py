@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from robustbench_med import stats
-from robustbench_med.bench.record import Estimate
 from robustbench_med.cards import DatasetCard
+from robustbench_med.stats import UNDEFINED, Estimate, intervals
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -57,13 +56,13 @@ def score(
             accuracy is the exact match. A class or finding that the card calls absent from the
             whole split counts in no mean; one absent from these images leaves its means undefined.
         clusters: `(n,)` patient ids, or None where images are independent.
-        weights: `(replicates, n)` from stats.resamples, shared by all rows of a case so that they
+        weights: `(replicates, n)` from resamples, shared by all rows of a case so that they
             are paired.
     """
     right = ((p.called == p.truth) | ~p.known).all(1)
     labelled = p.known.any(1)
     found = {
-        "accuracy": stats.cluster_mean(
+        "accuracy": intervals.cluster_mean(
             right[labelled].astype(float), None if clusters is None else clusters[labelled]
         )
     }
@@ -73,7 +72,7 @@ def score(
         "f1": (_f1(p, card), lambda w: _mean([_f1_repeats(p, j, w) for j in _columns(p, card)])),
     }
     for name, (value, repeat) in repeated.items():
-        found[name] = stats.bootstrap(value, repeat, weights)
+        found[name] = intervals.bootstrap(value, repeat, weights)
     return found | _sides(p, card, clusters, weights)
 
 
@@ -183,10 +182,10 @@ def _sides(
         for name, side in {"sensitivity": p, "specificity": _negated(p)}.items():
             each = _columns(p, card)
             value = float(np.mean([_recall(*_column(side, j)[:2]) for j in each]))
-            found[name] = stats.bootstrap(value, partial(_recalls_repeats, side, each), weights)
+            found[name] = intervals.bootstrap(value, partial(_recalls_repeats, side, each), weights)
         return found
     if card.normal is None:
-        return {"sensitivity": stats.UNDEFINED, "specificity": stats.UNDEFINED}
+        return {"sensitivity": UNDEFINED, "specificity": UNDEFINED}
     healthy, called = p.truth[:, card.normal], p.called[:, card.normal]
     known = p.known[:, 0]
     return {
@@ -197,7 +196,7 @@ def _sides(
 
 def _share(event: Bools, among: Bools, clusters: NDArray[np.character] | None) -> Estimate:
     owners = None if clusters is None else clusters[among]
-    return stats.cluster_mean(event[among].astype(float), owners)
+    return intervals.cluster_mean(event[among].astype(float), owners)
 
 
 def flips(
@@ -222,7 +221,7 @@ def flips(
             "flips_to_disease": _share(planted, attacked & absent.any(1), clusters),
         }
     if card.normal is None:
-        return {"flips_to_normal": stats.UNDEFINED, "flips_to_disease": stats.UNDEFINED}
+        return {"flips_to_normal": UNDEFINED, "flips_to_disease": UNDEFINED}
     right = attacked & (before == y)  # a targeted attack works on images called wrong as well
     ill, well = right & (y != card.normal), right & (y == card.normal)
     return {

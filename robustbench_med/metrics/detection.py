@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from robustbench_med import stats
-from robustbench_med.bench.record import Estimate
 from robustbench_med.errors import DataError
 from robustbench_med.rng import key
+from robustbench_med.stats import Estimate, intervals
+from robustbench_med.stats.patients import resamples
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.character]
@@ -57,17 +57,17 @@ def detection(
         )
     scores = np.concatenate([clean, attacked]).astype(np.float64)
     truth = np.arange(len(scores)) >= len(clean)
-    weights = stats.resamples(len(scores), owners, seed=seed)
+    weights = resamples(len(scores), owners, seed=seed)
     found = {
-        "auroc": stats.bootstrap(_auroc(scores, truth), partial(_areas, scores, truth), weights)
+        "auroc": intervals.bootstrap(_auroc(scores, truth), partial(_areas, scores, truth), weights)
     }
     for level in LEVELS:
         value = _tpr(scores, truth, level)
         repeat = partial(_tprs, scores, truth, level)
-        found[f"tpr_at_{round(100 * level)}"] = stats.bootstrap(value, repeat, weights)
+        found[f"tpr_at_{round(100 * level)}"] = intervals.bootstrap(value, repeat, weights)
     sides = (None, None) if patients is None else patients
-    found["caught"] = stats.cluster_mean((attacked > threshold).astype(np.float64), sides[1])
-    alarms = stats.cluster_mean((clean > threshold).astype(np.float64), sides[0])
+    found["caught"] = intervals.cluster_mean((attacked > threshold).astype(np.float64), sides[1])
+    alarms = intervals.cluster_mean((clean > threshold).astype(np.float64), sides[0])
     found["false_alarms"] = Estimate(
         value=STUDIES * alarms.value, low=STUDIES * alarms.low, high=STUDIES * alarms.high
     )

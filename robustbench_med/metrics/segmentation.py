@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float64, Integer, UInt8
 from scipy import ndimage
 
-from robustbench_med import stats
-from robustbench_med.bench.record import Estimate
 from robustbench_med.metrics import surface
+from robustbench_med.stats import Estimate, intervals
+from robustbench_med.stats.patients import resampled_patients
 
 Parts = Mapping[str, tuple[int, ...]]
 
@@ -100,13 +100,13 @@ def score_masks(
     Args:
         found: from `of_masks`.
         parts: the regions, in the order of the columns of `found`.
-        weights: from stats.resamples, by patient where ids exist.
+        weights: from resamples, by patient where ids exist.
 
     Returns:
         Each metric by its name: the mean over images of the mean over regions; and for every
         region alone as "dice[whole tumour]", all but pixel_accuracy. What is NaN is left out:
         lesion_miss is of the images with the lesion, false_alarm of those without. A metric that
-        no image defines is stats.UNDEFINED.
+        no image defines is UNDEFINED.
     """
     columns = {name: _mean_over_regions(values) for name, values in found.items()}
     columns |= {
@@ -121,10 +121,10 @@ def score_masks(
     means = _ratio(filled.sum(0), known.sum(0), empty=np.nan)
     repeats = _ratio(weights @ filled, weights @ known, empty=np.nan)
     return {
-        name: stats.interval(
+        name: intervals.interval(
             float(means[j]),
             repeats[:, j],
-            patients=stats.patients_of(weights, known[:, j]),
+            n_patients=resampled_patients(weights, known[:, j]),
             bounds=(0.0, np.inf if name.startswith(_UNBOUNDED) else 1.0),
         )
         for j, name in enumerate(columns)

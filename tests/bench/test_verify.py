@@ -21,7 +21,7 @@ from robustbench_med.bench import verify as verifying
 from robustbench_med.bench.claim import of_rerun
 from robustbench_med.bench.execute import Outcome
 from robustbench_med.bench.plan import plan
-from robustbench_med.bench.record import Estimate, Flag, Record, Stored
+from robustbench_med.bench.record import Flag, Record, Stored
 from robustbench_med.bench.rerun import changed, replan, run_again
 from robustbench_med.bench.restated import contradictions, restated
 from robustbench_med.bench.rounding import rounded_otherwise
@@ -30,7 +30,8 @@ from robustbench_med.bench.suite import Suite
 from robustbench_med.bench.verify import verify
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.errors import ResultsError, SpecError, VictimError
-from robustbench_med.stats import wilson
+from robustbench_med.stats import Estimate
+from robustbench_med.stats.intervals import wilson
 from tests.bench.toys import save_npz, save_timm
 
 COMMITTED = Path(__file__).parents[2] / "results" / "quick"

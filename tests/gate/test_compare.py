@@ -10,11 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from robustbench_med.bench import store
-from robustbench_med.bench.record import Estimate, Stored
+from robustbench_med.bench.record import Stored
 from robustbench_med.errors import ResultsError, SpecError
 from robustbench_med.gate.compare import compare
 from robustbench_med.gate.records import home_of, recorded, rewrite
 from robustbench_med.gate.share import Share
+from robustbench_med.stats import Estimate
 from tests.regression.test_shipped import QUICK, RECORDS
 
 READ = store.read(RECORDS / "quick" / QUICK["chest_resnet deepfool"])

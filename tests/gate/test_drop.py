@@ -11,19 +11,19 @@ from scipy import stats as scipy_stats
 from statsmodels.stats.contingency_tables import mcnemar as reference
 from statsmodels.stats.power import TTestPower
 
-from robustbench_med.gate.drop import (
+from robustbench_med.gate.drop import drop_of
+from robustbench_med.stats.paired_tests import (
     LEVEL,
     POWER,
-    drop_of,
-    fewest,
-    flipped,
+    fewest_changes,
+    holm,
     mcnemar,
     mcnemar_images,
     mcnemar_power,
     mcnemar_smallest,
-    p_of,
+    one_sided_p,
+    signs_one_sided,
 )
-from robustbench_med.stats import holm
 
 TRIALS = 1500
 t_power = TTestPower()
@@ -54,13 +54,13 @@ def test_mcnemar_is_half_of_the_two_sided_test_of_statsmodels(lost: int, gained:
 def test_flipping_signs_of_single_images_is_mcnemar(lost: int, gained: int) -> None:
     fell = np.r_[np.ones(lost), -np.ones(gained), np.zeros(30)]
     tolerance = 1e-12 if lost + gained <= 14 else 0.01  # beyond, flips are drawn
-    assert flipped(fell) == pytest.approx(mcnemar(lost, gained), abs=tolerance)
+    assert signs_one_sided(fell) == pytest.approx(mcnemar(lost, gained), abs=tolerance)
 
 
 def test_flipping_signs_by_hand() -> None:
     # |sums| of 3, 2, 1: as large as 3 + 2 - 1 = 4 are 4 and 6, two ways of eight
-    assert flipped(np.array([3.0, 2.0, -1.0])) == pytest.approx(2 / 8)
-    assert flipped(np.zeros(4)) == 1.0
+    assert signs_one_sided(np.array([3.0, 2.0, -1.0])) == pytest.approx(2 / 8)
+    assert signs_one_sided(np.zeros(4)) == 1.0
 
 
 @pytest.mark.parametrize(("n", "lost", "gained"), [(12, 0.4, 0.1), (20, 0.3, 0.0), (25, 0.2, 0.05)])
@@ -123,10 +123,10 @@ def test_no_number_of_images_is_named_below_what_can_show_anything() -> None:
     now = before - np.linspace(0.55, 0.56, 20)
     for level in (0.05, 0.05 / 6):
         found = drop_of(before, now, level=level)
-        assert found.needed == fewest(level)
+        assert found.needed == fewest_changes(level)
         owned = drop_of(before, now, np.repeat(np.arange(10), 2).astype(str), level=level)
-        assert owned.needed == 2 * fewest(level)
-    assert [fewest(level) for level in (0.5, 0.05, 1 / 32, 0.01)] == [1, 5, 5, 7]
+        assert owned.needed == 2 * fewest_changes(level)
+    assert [fewest_changes(level) for level in (0.5, 0.05, 1 / 32, 0.01)] == [1, 5, 5, 7]
     binary = drop_of(*pairs(40, 40, 0), np.repeat(np.arange(20), 2).astype(str))
     assert binary.needed is not None
     assert binary.needed >= 10
@@ -152,13 +152,13 @@ def test_the_patients_named_for_dice_have_about_the_power(patients: int, effect:
         fell = (fell - fell.mean()) / fell.std(ddof=1) + effect
         found = drop_of(0.9 + np.zeros(patients), 0.9 - 0.05 * fell, level=level)
         assert found.needed is not None
-        assert found.needed >= fewest(level)
+        assert found.needed >= fewest_changes(level)
         nothing = np.zeros(found.needed)
         drawn = rng.normal(effect, 1, (400, found.needed))
-        power = np.mean([p_of(nothing, -one) <= level for one in drawn])
+        power = np.mean([one_sided_p(nothing, -one) <= level for one in drawn])
         assert power == pytest.approx(POWER, abs=0.08) or power > POWER
-        fewer = np.mean([p_of(nothing[1:], -one[1:]) <= level for one in drawn])
-        if found.needed > fewest(level):
+        fewer = np.mean([one_sided_p(nothing[1:], -one[1:]) <= level for one in drawn])
+        if found.needed > fewest_changes(level):
             assert fewer < POWER + 0.08
 
 
@@ -222,7 +222,7 @@ def test_an_unchanged_model_fails_in_at_most_5_percent(kind: str) -> None:
     alarms = 0
     for _ in range(TRIALS):
         before, now, owners = unchanged(kind, rng)
-        alarms += p_of(before, now, owners) <= LEVEL
+        alarms += one_sided_p(before, now, owners) <= LEVEL
     assert alarms / TRIALS <= LEVEL + MARGIN
     assert alarms / TRIALS > 0.01  # a test that never fails has no power either
 
@@ -231,7 +231,7 @@ def simulated(n: int, lost: float, gained: float) -> float:
     """Return how often a drop is called on `n` images."""
     rng = np.random.default_rng(2)
     counts = rng.multinomial(n, [lost, gained, 1 - lost - gained], 4000)
-    return float(np.mean([p_of(*pairs(n, b, c)) <= LEVEL for b, c, _ in counts.tolist()]))
+    return float(np.mean([one_sided_p(*pairs(n, b, c)) <= LEVEL for b, c, _ in counts.tolist()]))
 
 
 @pytest.mark.slow
@@ -256,5 +256,5 @@ def test_the_power_of_patients_is_about_what_is_promised() -> None:
 
     drops = [drop_of(*drawn(0.12), owners) for _ in range(25)]
     promised = float(np.median([one.smallest for one in drops]))
-    called = np.mean([p_of(*drawn(promised), owners) <= LEVEL for _ in range(400)])
+    called = np.mean([one_sided_p(*drawn(promised), owners) <= LEVEL for _ in range(400)])
     assert called == pytest.approx(POWER, abs=0.12)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from robustbench_med import stats
 from robustbench_med.bench import store
-from robustbench_med.gate.drop import mcnemar
+from robustbench_med.stats import intervals
+from robustbench_med.stats.paired_tests import mcnemar
 from tests.bench.toys import save_npz, save_timm
 
 ROOT = Path(__file__).parents[2]
@@ -383,7 +383,7 @@ def test_the_plugin_brings_in_nothing_heavy() -> None:
     assert done.stdout.strip() == "[] ['robustbench_med', 'robustbench_med.gate']"
 
 
-@pytest.mark.parametrize("function", [stats.wilson, mcnemar])
+@pytest.mark.parametrize("function", [intervals.wilson, mcnemar])
 def test_types_are_checked_in_this_suite_though_pytest_loads_the_plugin(function: Any) -> None:  # noqa: ANN401
     with pytest.raises(Exception, match="(?i)type-check"):
         function(0.5, 3)

@@ -11,17 +11,9 @@ import pytest
 
 import leaderboard
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.record import (
-    Audit,
-    Cost,
-    Estimate,
-    Example,
-    Flag,
-    LadderAudit,
-    Record,
-    Stored,
-)
+from robustbench_med.bench.record import Audit, Cost, Example, Flag, LadderAudit, Record, Stored
 from robustbench_med.cards import AttackCard, DatasetCard
+from robustbench_med.stats import Estimate
 
 from .browser import browser, opened
 from .field import field

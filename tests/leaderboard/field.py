@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from robustbench_med.bench.record import Check, Estimate, Flag, Spread, SpreadRung, Stored
-from robustbench_med.stats import wilson
+from robustbench_med.bench.record import Check, Flag, Spread, SpreadRung, Stored
+from robustbench_med.stats import Estimate
+from robustbench_med.stats.intervals import wilson
 
 from .planted import DATASETS, LADDER, VICTIMS
 

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from robustbench_med.bench.record import Estimate, Provenance, Rung
+from robustbench_med.bench.record import Provenance, Rung
 from robustbench_med.cards import DatasetCard, ModelCard
-from robustbench_med.stats import cluster_mean
+from robustbench_med.stats import Estimate
+from robustbench_med.stats.intervals import cluster_mean
 
 LADDER = (0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255)
 HOSTILE = "<script>alert(1)</script>"

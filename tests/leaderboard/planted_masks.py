@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw
 
 from robustbench_med import palette
-from robustbench_med.bench.record import Estimate, Example, MaskExample, Rung, Stored
+from robustbench_med.bench.record import Example, MaskExample, Rung, Stored
 from robustbench_med.cards import DatasetCard
+from robustbench_med.stats import Estimate
 
 Maker = Callable[..., Stored]
 Array = NDArray[np.float64]

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from robustbench_med.bench.record import Certificate, Cost, Estimate, Stored
+from robustbench_med.bench.record import Certificate, Cost, Stored
 from robustbench_med.cards import DefenseCard, ModelCard, Recipe
-from robustbench_med.stats import UNDEFINED
+from robustbench_med.stats import UNDEFINED, Estimate
 
 from .planted import DATASETS, LADDER, VICTIMS, model_card, rungs_of, samples_table
 

@@ -12,7 +12,8 @@ import pytest
 import leaderboard
 from leaderboard.objective import channel_label, channel_words, objective_words
 from leaderboard.wording import budget_words
-from robustbench_med.bench.record import Estimate, Flag, Stored
+from robustbench_med.bench.record import Flag, Stored
+from robustbench_med.stats import Estimate
 from robustbench_med.worst_case import lowest, score_table, standing_table
 
 from .planted_masks import ATTENTION, BRAIN, CHEST, DEEPLAB, HEART, UNET, make_masks

@@ -15,7 +15,7 @@ from leaderboard.board import with_ids
 from leaderboard.table import beyond_words, terminal_title
 from leaderboard.wording import versus_words
 from robustbench_med.bench.record import Stored
-from robustbench_med.stats import wilson
+from robustbench_med.stats.intervals import wilson
 
 Maker = Callable[..., Stored]
 NAMES = [(f"net_{letter}", f"Net {letter.upper()}", "CNN") for letter in "abcd"]

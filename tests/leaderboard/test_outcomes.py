@@ -18,7 +18,7 @@ from leaderboard.outcomes import by_class, by_patient
 from leaderboard.page_context import lead_words
 from leaderboard.wording import versus_words
 from robustbench_med.bench.record import Cost, Stored
-from robustbench_med.stats import wilson
+from robustbench_med.stats.intervals import wilson
 
 from .planted import HOSTILE, VICTIMS
 from .planted_masks import BRAIN, make_masks

@@ -11,7 +11,7 @@ import pytest
 import leaderboard
 from robustbench_med.bench.record import Flag, Stored
 from robustbench_med.errors import ResultsError
-from robustbench_med.stats import wilson
+from robustbench_med.stats.intervals import wilson
 from robustbench_med.worst_case import lowest, standing_table
 
 Maker = Callable[..., Stored]

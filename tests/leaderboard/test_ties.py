@@ -12,8 +12,8 @@ from scipy.stats import binomtest
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from leaderboard.ties import ALPHA, Scored, paired_p, pairs, places
-from robustbench_med.stats import holm
+from leaderboard.ties import ALPHA, Scored, pairs, places
+from robustbench_med.stats.paired_tests import holm, two_sided_p
 
 Values = NDArray[Any]
 
@@ -31,23 +31,23 @@ def test_right_or_wrong_without_patients_is_the_exact_test_of_mcnemar(
 ) -> None:
     difference = np.repeat([1.0, -1.0, 0.0], [won, lost, tied])[:, None]
     expected = mcnemar([[tied, won], [lost, 0]], exact=True).pvalue
-    assert paired_p(difference, None)[0] == pytest.approx(expected)
+    assert two_sided_p(difference, None)[0] == pytest.approx(expected)
     # ids that never repeat are no clusters
-    assert paired_p(difference, np.arange(len(difference)))[0] == pytest.approx(expected)
+    assert two_sided_p(difference, np.arange(len(difference)))[0] == pytest.approx(expected)
 
 
 def test_signs_are_mcnemar_where_each_patient_has_one_image() -> None:
     # a Dice of 0 or 0.5 is no truth value, so the bootstrap runs: all 2^11 patterns, then draws
     few = np.repeat([0.5, -0.5], [9, 2])[:, None]
-    assert paired_p(few, None)[0] == pytest.approx(binomtest(2, 11).pvalue)
+    assert two_sided_p(few, None)[0] == pytest.approx(binomtest(2, 11).pvalue)
     many = np.repeat([0.5, -0.5], [20, 10])[:, None]
-    assert paired_p(many, None)[0] == pytest.approx(binomtest(10, 30).pvalue, abs=0.01)
+    assert two_sided_p(many, None)[0] == pytest.approx(binomtest(10, 30).pvalue, abs=0.01)
 
 
 def test_a_patient_counts_once_however_many_images() -> None:
     # ten images of two patients, all better: two patterns of four are as far out
-    assert paired_p(np.ones((10, 1)), np.arange(10) % 2)[0] == 0.5
-    assert paired_p(np.ones((10, 1)), None)[0] < 0.01
+    assert two_sided_p(np.ones((10, 1)), np.arange(10) % 2)[0] == 0.5
+    assert two_sided_p(np.ones((10, 1)), None)[0] < 0.01
 
 
 def test_holm_is_that_of_statsmodels() -> None:
@@ -140,7 +140,7 @@ def test_the_percentile_bootstrap_would_split_too_often() -> None:
         difference = rng.normal(0, 1, 12)
         low, high = np.quantile(drawn @ difference, [level / 2, 1 - level / 2])
         wrong["percentile"] += not low <= 0 <= high
-        wrong["signs"] += paired_p(difference[:, None], None)[0] <= level
+        wrong["signs"] += two_sided_p(difference[:, None], None)[0] <= level
     print({name: count / runs for name, count in wrong.items()}, "at a level of", level)
     assert wrong["percentile"] > 3 * level * runs
     assert wrong["signs"] <= (level + 2 * np.sqrt(level / runs)) * runs

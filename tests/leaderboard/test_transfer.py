@@ -11,7 +11,7 @@ import leaderboard
 from leaderboard.table import markdown
 from leaderboard.transfer import Matrix, matrices
 from robustbench_med.bench.record import Stored
-from robustbench_med.stats import wilson
+from robustbench_med.stats.intervals import wilson
 
 from .field import QUERIES, field, raised
 from .planted import HOSTILE, VICTIMS

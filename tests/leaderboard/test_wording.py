@@ -16,8 +16,8 @@ from leaderboard.wording import (
     distance_words,
     spread_words,
 )
-from robustbench_med.bench.record import Estimate, Stored
-from robustbench_med.stats import UNDEFINED
+from robustbench_med.bench.record import Stored
+from robustbench_med.stats import UNDEFINED, Estimate
 
 from .field import distance, spread
 from .planted import LADDER, VICTIMS

@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from robustbench_med import stats
-from robustbench_med.bench.record import Estimate
 from robustbench_med.cards import DatasetCard, Task
 from robustbench_med.metrics.classification import Predictions, flips, score
+from robustbench_med.stats import Estimate, intervals
+from robustbench_med.stats.patients import resamples
 
 N = 60
 NAMES = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "auc", "f1")
@@ -146,7 +146,7 @@ def test_a_repeat_of_weight_one_is_the_value(row: str, monkeypatch: pytest.Monke
         pairs.append((value, float(repeat(weights)[0])))
         return Estimate(value=value, low=value, high=value)
 
-    monkeypatch.setattr(stats, "bootstrap", spy)
+    monkeypatch.setattr(intervals, "bootstrap", spy)
     scored(y, predicted, scores, of, np.ones((1, N)))
     # accuracy and the sides of one label have score intervals, which are no repeats
     assert len(pairs) == (5 if of.task == "multi_label" else 3)
@@ -166,7 +166,7 @@ def test_a_weighted_repeat_is_that_of_scikit_learn(
         repeats.append(repeat(weights))
         return Estimate(value=value, low=value, high=value)
 
-    monkeypatch.setattr(stats, "bootstrap", spy)
+    monkeypatch.setattr(intervals, "bootstrap", spy)
     w = np.random.default_rng(seed).multinomial(N, np.full(N, 1 / N)).astype(float)
     scored(y, predicted, scores, of, w[None])
     names = ["balanced_accuracy", "auc", "f1"]
@@ -248,7 +248,7 @@ def test_an_image_without_any_label_counts_nowhere() -> None:
 
 def test_a_nan_repeat_is_left_out_and_the_value_stays_inside() -> None:
     y, predicted, scores = classes(2)
-    weights = stats.resamples(N, None, replicates=50)
+    weights = resamples(N, None, replicates=50)
     weights[:5, y == 1] = 0  # resamples that missed a class altogether
     found = scored(y, predicted, scores, card(2), weights)
     assert found["auc"].low <= found["auc"].value <= found["auc"].high
@@ -299,8 +299,8 @@ def test_intervals_are_by_patient_where_patients_are_known() -> None:
     right = predicted == y
     patients = np.where(right, "a", "b").astype(np.str_)  # the outcome is the patient
     owners = np.char.add(patients, (np.arange(N) % 6).astype(np.str_))
-    alone = score(p, of, clusters=None, weights=stats.resamples(N, None))
-    grouped = score(p, of, clusters=owners, weights=stats.resamples(N, owners))
+    alone = score(p, of, clusters=None, weights=resamples(N, None))
+    grouped = score(p, of, clusters=owners, weights=resamples(N, owners))
     for name in ("accuracy", "balanced_accuracy", "f1"):
         width = grouped[name].high - grouped[name].low
         assert width > 1.3 * (alone[name].high - alone[name].low), name

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from robustbench_med import stats
 from robustbench_med.errors import DataError
 from robustbench_med.metrics.detection import _areas, _tprs, detection, split_twins
+from robustbench_med.stats import intervals
+from robustbench_med.stats.patients import resamples
 
 
 def scores(*, ties: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -29,7 +30,7 @@ def test_values_are_those_of_scikit_learn(ties: bool) -> None:
         assert found[name].value == pytest.approx(best)
     assert found["caught"].value == pytest.approx((attacked > 1).mean())
     assert found["false_alarms"].value == pytest.approx(1000 * (clean > 1).mean())
-    alarms = stats.wilson(int((clean > 1).sum()), 300)
+    alarms = intervals.wilson(int((clean > 1).sum()), 300)
     assert found["false_alarms"].low == pytest.approx(1000 * alarms.low)
     assert all(one.low <= one.value <= one.high for one in found.values())
     assert all(one.low < one.high for one in found.values())
@@ -39,7 +40,7 @@ def test_values_are_those_of_scikit_learn(ties: bool) -> None:
 def test_resamples_are_scored_as_scikit_learn_scores_weights(ties: bool) -> None:
     clean, attacked = scores(ties=ties)
     both, truth = np.concatenate([clean, attacked]), np.arange(500) >= 300
-    weights = stats.resamples(500, None, replicates=20)
+    weights = resamples(500, None, replicates=20)
     areas, rates = _areas(both, truth, weights), _tprs(both, truth, 0.05, weights)
     for w, area, rate in zip(weights, areas, rates, strict=True):
         assert area == pytest.approx(sk.roc_auc_score(truth, both, sample_weight=w))

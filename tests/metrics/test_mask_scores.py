@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from robustbench_med import stats
 from robustbench_med.metrics.segmentation import Parts, of_masks, score_masks
+from robustbench_med.stats import UNDEFINED, intervals
+from robustbench_med.stats.patients import resamples
 
 PARTS: Parts = {"a": (1,), "b": (2,)}
 
@@ -19,7 +20,7 @@ def test_a_score_is_the_mean_over_images_of_the_mean_over_regions() -> None:
         "false_alarm": np.full((3, 2), np.nan),
         "pixel_accuracy": np.array([[0.9], [0.8], [np.nan]]),
     }
-    score = score_masks(found, parts=PARTS, weights=stats.resamples(3, None))
+    score = score_masks(found, parts=PARTS, weights=resamples(3, None))
     values = {name: each.value for name, each in score.items()}
     expected = {
         "dice": (0.5 + 0.6 + 0.3) / 3, "dice[a]": 1.7 / 3, "dice[b]": 1.1 / 3,
@@ -29,11 +30,11 @@ def test_a_score_is_the_mean_over_images_of_the_mean_over_regions() -> None:
     }  # fmt: skip
     assert values == pytest.approx(expected, nan_ok=True)
     assert list(score)[:4] == list(found)
-    assert score["false_alarm"] == stats.UNDEFINED
+    assert score["false_alarm"] == UNDEFINED
     # resamples without the only lesions are left out, not counted as 0; two images are two patients
-    w = stats.resamples(3, None)[:, [0, 2]]
+    w = resamples(3, None)[:, [0, 2]]
     repeats = (w @ [0.5, 1.0])[w.any(1)] / w.sum(1)[w.any(1)]
-    assert score["lesion_miss[b]"] == stats.interval(0.75, repeats, patients=2)
+    assert score["lesion_miss[b]"] == intervals.interval(0.75, repeats, n_patients=2)
 
 
 def test_intervals_are_those_of_the_resampled_means() -> None:
@@ -41,7 +42,7 @@ def test_intervals_are_those_of_the_resampled_means() -> None:
     values = rng.random((40, 2))
     values[rng.random((40, 2)) < 0.3] = np.nan
     values[0] = np.nan
-    weights = stats.resamples(40, None, replicates=200)
+    weights = resamples(40, None, replicates=200)
     score = score_masks({"hd95": values}, parts=PARTS, weights=weights)
     for name, column in {"hd95[a]": values[:, 0], "hd95[b]": values[:, 1]}.items():
         drawn = [np.nanmean(np.repeat(column, w.astype(int))) for w in weights]
@@ -57,7 +58,7 @@ def test_intervals_widen_where_patients_repeat() -> None:
     dice = np.repeat(rng.random((12, 1)), 10, axis=0)
     width = {}
     for name, clusters in {"images": None, "patients": owners}.items():
-        weights = stats.resamples(120, clusters)
+        weights = resamples(120, clusters)
         score = score_masks({"dice": dice}, parts={"a": (1,)}, weights=weights)["dice"]
         width[name] = score.high - score.low
     assert width["patients"] / width["images"] == pytest.approx(np.sqrt(10), rel=0.15)
@@ -67,6 +68,6 @@ def test_without_images_every_score_is_undefined() -> None:
     nobody = np.zeros((0, 4, 4), dtype=np.int64)
     found = of_masks(nobody.astype(np.uint8), nobody, parts=PARTS, spacing=None, tolerance=1.0)
     assert {v.shape for v in found.values()} == {(0, 2), (0, 1)}
-    score = score_masks(found, parts=PARTS, weights=stats.resamples(0, None))
+    score = score_masks(found, parts=PARTS, weights=resamples(0, None))
     assert len(score) == 8 + 7 * 2
-    assert set(map(str, score.values())) == {str(stats.UNDEFINED)}
+    assert set(map(str, score.values())) == {str(UNDEFINED)}

@@ -21,8 +21,9 @@ from leaderboard.score import score_of
 from leaderboard.text import interval, number
 from robustbench_med.bench import store
 from robustbench_med.bench.checks import NAMES
-from robustbench_med.bench.record import Certificate, Estimate, Flag, Stored
+from robustbench_med.bench.record import Certificate, Flag, Stored
 from robustbench_med.errors import ResultsError, UnknownNameError
+from robustbench_med.stats import Estimate
 from tests.leaderboard.field import QUERIES, raised
 from tests.leaderboard.planted import DATASETS, VICTIMS
 from tests.leaderboard.planted_masks import make_masks

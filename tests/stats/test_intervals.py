@@ -11,12 +11,13 @@ from scipy import stats as scipy_stats
 from scipy.optimize import brentq
 from statsmodels.stats.proportion import proportion_confint
 
-from robustbench_med import stats
+from robustbench_med.stats import intervals
+from robustbench_med.stats.patients import REPLICATES, design_effect, resampled_patients, resamples
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (10, 10), (1, 1), (7, 29), (81, 263)])
 def test_wilson_is_that_of_statsmodels(successes: int, n: int) -> None:
-    found = stats.wilson(successes, n)
+    found = intervals.wilson(successes, n)
     low, high = proportion_confint(successes, n, alpha=0.05, method="wilson")
     assert (found.low, found.high) == pytest.approx((low, high))
     assert found.value == successes / n
@@ -31,22 +32,22 @@ def test_wilson_by_the_table() -> None:
         (0, 20): (0.0000, 0.1611),
         (1, 29): (0.0061, 0.1718),
     }.items():
-        found = stats.wilson(successes, n)
+        found = intervals.wilson(successes, n)
         assert (found.low, found.high) == pytest.approx(expected, abs=6e-5)
 
 
 def test_of_nothing_is_nan() -> None:
-    for found in (stats.wilson(0, 0), stats.cluster_mean(np.zeros(0), None)):
+    for found in (intervals.wilson(0, 0), intervals.cluster_mean(np.zeros(0), None)):
         assert math.isnan(found.value)
         assert math.isnan(found.low)
         assert math.isnan(found.high)
-    nobody = stats.cluster_mean(np.zeros(0), np.zeros(0, dtype=np.str_))
+    nobody = intervals.cluster_mean(np.zeros(0), np.zeros(0, dtype=np.str_))
     assert math.isnan(nobody.value)
 
 
 def test_resamples_draw_whole_patients() -> None:
     owners = np.array(["b", "a", "b", "c", "a", "b"])
-    weights = stats.resamples(6, owners, replicates=200)
+    weights = resamples(6, owners, replicates=200)
     assert weights.shape == (200, 6)
     assert np.array_equal(weights[:, 0], weights[:, 2])
     assert np.array_equal(weights[:, 0], weights[:, 5])
@@ -57,15 +58,15 @@ def test_resamples_draw_whole_patients() -> None:
 
 
 def test_resamples_are_seeded_and_of_single_images_without_patients() -> None:
-    a, b = stats.resamples(9, None, seed=1), stats.resamples(9, None, seed=1)
+    a, b = resamples(9, None, seed=1), resamples(9, None, seed=1)
     assert np.array_equal(a, b)
-    assert not np.array_equal(a, stats.resamples(9, None, seed=2))
+    assert not np.array_equal(a, resamples(9, None, seed=2))
     assert (a.sum(1) == 9).all()
-    assert a.shape == (stats.REPLICATES, 9)
+    assert a.shape == (REPLICATES, 9)
 
 
 def test_resamples_of_no_images_are_empty() -> None:
-    assert stats.resamples(0, None, replicates=5).shape == (5, 0)
+    assert resamples(0, None, replicates=5).shape == (5, 0)
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-1.0, 1.0)])
@@ -75,7 +76,7 @@ def test_an_interval_solves_the_equation_of_the_score(
 ) -> None:
     """Its ends are the values that lie t standard errors, taken there, from the one measured."""
     repeats = value + np.array([-0.03, 0.03, np.nan, np.inf])
-    found = stats.interval(value, repeats, patients=patients, bounds=bounds)
+    found = intervals.interval(value, repeats, n_patients=patients, bounds=bounds)
     low, high = bounds
     variance = 0.03**2 * patients / (patients - 1)
     images = (value - low) * (high - value) / variance
@@ -90,15 +91,15 @@ def test_an_interval_solves_the_equation_of_the_score(
 
 def test_without_an_upper_bound_it_is_the_t_interval() -> None:
     repeats = np.array([24.0, 26.0])
-    found = stats.interval(25.0, repeats, patients=11, bounds=(0.0, np.inf))
+    found = intervals.interval(25.0, repeats, n_patients=11, bounds=(0.0, np.inf))
     half = float(scipy_stats.t.ppf(0.975, 10)) * math.sqrt(1.1)
     assert (found.low, found.high) == pytest.approx((25 - half, 25 + half))
-    assert stats.interval(0.5, repeats, patients=3, bounds=(0.0, np.inf)).low == 0.0
+    assert intervals.interval(0.5, repeats, n_patients=3, bounds=(0.0, np.inf)).low == 0.0
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_a_value_that_no_resample_moves_is_no_point(value: float) -> None:
-    found = stats.interval(value, np.full(9, value), patients=20)
+    found = intervals.interval(value, np.full(9, value), n_patients=20)
     t = float(scipy_stats.t.ppf(0.975, 19))
     middle = (value + t * t / 40) / (1 + t * t / 20)
     half = t * math.sqrt(value * (1 - value) / 20 + t * t / 1600) / (1 + t * t / 20)
@@ -109,28 +110,28 @@ def test_a_value_that_no_resample_moves_is_no_point(value: float) -> None:
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_a_value_at_a_bound_that_resamples_leave_is_no_error(value: float) -> None:
     """As the share found at 1 % false alarms may be: 0, and more in some resamples."""
-    found = stats.interval(value, np.array([value, 0.5]), patients=20)
-    assert found == stats.interval(value, np.full(2, value), patients=20)
+    found = intervals.interval(value, np.array([value, 0.5]), n_patients=20)
+    assert found == intervals.interval(value, np.full(2, value), n_patients=20)
 
 
 def test_one_patient_leaves_everything_open() -> None:
-    found = stats.interval(0.9, np.full(9, 0.9), patients=1)
+    found = intervals.interval(0.9, np.full(9, 0.9), n_patients=1)
     assert (found.low, found.high) == (0.0, 1.0)
 
 
 def test_of_nothing_an_interval_is_undefined() -> None:
-    assert math.isnan(stats.interval(float("nan"), np.ones(3), patients=5).low)
-    assert math.isnan(stats.interval(0.5, np.array([np.nan]), patients=5).value)
+    assert math.isnan(intervals.interval(float("nan"), np.ones(3), n_patients=5).low)
+    assert math.isnan(intervals.interval(0.5, np.array([np.nan]), n_patients=5).value)
 
 
 def test_patients_are_counted_by_how_they_are_drawn() -> None:
     owners = np.array(["b", "a", "b", "c", "a", "b"])
-    weights = stats.resamples(6, owners, replicates=200)
-    assert stats.patients_of(weights) == pytest.approx(6**2 / (3**2 + 2**2 + 1))
+    weights = resamples(6, owners, replicates=200)
+    assert resampled_patients(weights) == pytest.approx(6**2 / (3**2 + 2**2 + 1))
     two = np.array([1, 0, 1, 1, 0, 0], dtype=bool)
-    assert stats.patients_of(weights, two) == pytest.approx(3**2 / (2**2 + 1))
-    assert stats.patients_of(stats.resamples(300, None)) == pytest.approx(300)
-    found = stats.bootstrap(
+    assert resampled_patients(weights, two) == pytest.approx(3**2 / (2**2 + 1))
+    assert resampled_patients(resamples(300, None)) == pytest.approx(300)
+    found = intervals.bootstrap(
         0.5, lambda w: w[:, 0] / w.sum(1), weights, among=np.array([1, 0, 0, 0, 0, 1], dtype=bool)
     )
     assert (found.low, found.high) == (0.0, 1.0)  # both images are of one patient
@@ -141,7 +142,7 @@ def _coverage(truth: float, draw: object, runs: int) -> float:
     inside = 0
     for _ in range(runs):
         values, owners = draw()
-        found = stats.cluster_mean(values, owners)
+        found = intervals.cluster_mean(values, owners)
         assert found.low <= found.value <= found.high
         inside += found.low <= truth <= found.high
     return inside / runs
@@ -176,8 +177,8 @@ def test_coverage_of_independent_images(truth: float) -> None:
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_patients_who_all_agree_do_not_make_a_point(value: float) -> None:
     owners = np.repeat([f"p{i}" for i in range(10)], 5)
-    found = stats.cluster_mean(np.full(50, value), owners)
-    alone = stats.wilson(int(50 * value), 50)
+    found = intervals.cluster_mean(np.full(50, value), owners)
+    alone = intervals.wilson(int(50 * value), 50)
     assert found.value == value
     # the images of a patient are worth one: wider than 50 independent images would be
     assert found.high - found.low > 2 * (alone.high - alone.low)
@@ -185,43 +186,41 @@ def test_patients_who_all_agree_do_not_make_a_point(value: float) -> None:
 
 
 def test_one_patient_says_nothing() -> None:
-    found = stats.cluster_mean(np.repeat([0.0, 1.0], 500), np.full(1000, "p"))
+    found = intervals.cluster_mean(np.repeat([0.0, 1.0], 500), np.full(1000, "p"))
     assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
 
 
 def test_one_patient_with_nearly_all_images_says_little() -> None:
     values = np.r_[np.repeat([0.0, 1.0], 500), np.ones(5), np.zeros(5)]
-    found = stats.cluster_mean(values, np.r_[np.full(1000, "p"), np.arange(10).astype(str)])
+    found = intervals.cluster_mean(values, np.r_[np.full(1000, "p"), np.arange(10).astype(str)])
     assert found.high - found.low > 0.9
 
 
 def test_design_effect() -> None:
     sizes = np.full(20, 4)
     same = np.tile([0.0, 4.0], 10)
-    assert stats.design_effect(same, sizes) == pytest.approx(4 * 20 / 19)
+    assert design_effect(same, sizes) == pytest.approx(4 * 20 / 19)
     against = np.full(20, 2.0)  # half of every patient: less than by chance
-    assert stats.design_effect(against, sizes) == pytest.approx(1 + 3 / 20**2)
+    assert design_effect(against, sizes) == pytest.approx(1 + 3 / 20**2)
     # a single patient says nothing of how alike the images of the others are: all alike
     alone = np.eye(20)[0]
-    assert stats.design_effect(alone, sizes) == pytest.approx(4)
+    assert design_effect(alone, sizes) == pytest.approx(4)
     # with the rarer outcome: a patient of 8 images and one of 2, together worth 100 / 68
     sizes, right = np.repeat([8, 2], 10), np.eye(20)[[0, 19]].sum(0)
     alike = (10 * 64 + 10 * 4) / 100
     found = 20 / 19 * ((right - 0.02 * sizes) ** 2).sum() / (0.02 * 0.98 * 100)
-    assert stats.design_effect(right, sizes) == pytest.approx(
-        found + (alike - found) * (68 / 100) ** 2
-    )
+    assert design_effect(right, sizes) == pytest.approx(found + (alike - found) * (68 / 100) ** 2)
 
 
 def test_the_median_of_distances_may_be_infinite() -> None:
     values = np.array([0.1, 0.2, 0.3, np.inf, np.inf])
-    weights = stats.resamples(5, None)
-    found = stats.median(values, weights)
+    weights = resamples(5, None)
+    found = intervals.median(values, weights)
     assert found.value == 0.3
     assert found.low <= 0.2
     assert found.high == np.inf
-    assert stats.median(np.array([1.0, 2.0, 3.0, 4.0]), stats.resamples(4, None)).value == 2.0
-    assert np.isnan(stats.median(np.array([]), np.zeros((3, 0))).value)
+    assert intervals.median(np.array([1.0, 2.0, 3.0, 4.0]), resamples(4, None)).value == 2.0
+    assert np.isnan(intervals.median(np.array([]), np.zeros((3, 0))).value)
 
 
 def test_the_interval_of_a_median_covers() -> None:
@@ -229,6 +228,6 @@ def test_the_interval_of_a_median_covers() -> None:
     hits = 0
     for i in range(200):
         values = generator.exponential(size=80)
-        found = stats.median(values, stats.resamples(80, None, seed=i, replicates=300))
+        found = intervals.median(values, resamples(80, None, seed=i, replicates=300))
         hits += found.low <= np.log(2) <= found.high
     assert 0.9 <= hits / 200 <= 0.99

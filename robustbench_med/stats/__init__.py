@@ -1,0 +1,21 @@
+"""The only statistics in the project: `intervals`, `paired_tests` and `patients`.
+
+This module stays light, so that commands that compute nothing can read records.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Estimate(BaseModel):
+    """A value and its 95 % interval; NaN where undefined."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    value: float
+    low: float
+    high: float
+
+
+UNDEFINED = Estimate(value=float("nan"), low=float("nan"), high=float("nan"))

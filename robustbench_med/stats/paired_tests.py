@@ -1,0 +1,220 @@
+"""Paired tests: do the scores of the same images differ, and what could their number have shown.
+
+Where an image is right or wrong and no patient repeats: McNemar's exact test. Where patients
+repeat, and of scores with degrees such as Dice: the signs of each patient's summed difference are
+exchangeable under the null hypothesis, so all sign patterns are counted, or drawn where they are
+too many. Where each patient has one image that is right or wrong, that is McNemar's test to the
+digit. A bootstrap of few patients calls too many differences real; these tests keep their level
+whatever the number of patients (tests/leaderboard/test_ties.py and docs/statistics.md).
+
+Source: McNemar, Psychometrika 12, 1947 (exact binomial); Fisher, The Design of Experiments 1935,
+section 21, and Cameron, Gelbach, Miller, Review of Economics and Statistics 90, 2008, section
+III.B (Rademacher signs, null imposed); Holm, Scandinavian Journal of Statistics 6, 1979.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats as scipy_stats
+
+from robustbench_med.stats.patients import patient_numbers
+
+LEVEL = 0.05  # share of unchanged models that are called weaker, at most
+POWER = 0.80
+DRAWS = 9_999  # sign patterns of the two-sided test
+_CHUNK = 2_000  # patterns held at once
+_ALL_PATTERNS = 14  # patients that differ up to which the one-sided test counts all: 16,384
+_PATTERNS = 20_000  # drawn beyond
+MOST_IMAGES = 10_000_000  # images beyond which none is asked for
+_ROUNDING = 1e-9  # sums of floats that are equal on paper
+
+Floats = NDArray[np.float64]
+
+
+def two_sided_p(
+    difference: NDArray[np.float64], number: NDArray[np.intp] | None, *, draws: int = DRAWS
+) -> NDArray[np.float64]:
+    """Return the two-sided p value of no difference in the mean, at each rung.
+
+    Args:
+        difference: of paired images, `(n, rungs)`; -1, 0 or 1 where images are right or wrong.
+        number: the patient of each image, 0, 1, ...; None: each image counts for itself.
+        draws: of the bootstrap; exact where all signs of the patients are fewer.
+
+    >>> two_sided_p(np.array([[1.0]] * 6 + [[0.0]] * 9), None)
+    array([0.03125])
+    """
+    count = int(number.max()) + 1 if number is not None and len(number) else len(difference)
+    single = number is None or count == len(difference)
+    if single and np.isin(difference, (-1.0, 0.0, 1.0)).all():
+        return mcnemar_two_sided((difference > 0).sum(axis=0), (difference < 0).sum(axis=0))
+    sums = difference
+    if number is not None:
+        sums = np.zeros((count, difference.shape[1]))
+        np.add.at(sums, number, difference)
+    return signs_two_sided(sums, draws)
+
+
+def one_sided_p(
+    before: Floats, now: Floats, patients: NDArray[np.character] | None = None, *, seed: int = 0
+) -> float:
+    """Return the probability of such a drop of the mean or a larger one, were nothing changed.
+
+    Args:
+        before: `(n,)` scores before: 0/1, or Dice in [0,1].
+        now: `(n,)` scores of the same images now.
+        patients: `(n,)` the patient of each; None = images are independent.
+        seed: of the sign patterns, where there are too many to count them all.
+    """
+    drop = np.asarray(before, dtype=np.float64) - np.asarray(now, dtype=np.float64)
+    number = patient_numbers(len(drop), patients)
+    single = len(np.unique(number)) == len(drop)
+    if single and np.isin(drop, (-1, 0, 1)).all():
+        return mcnemar(int((drop > 0).sum()), int((drop < 0).sum()))
+    return signs_one_sided(np.bincount(number, weights=drop).astype(np.float64), seed=seed)
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Return McNemar's exact one-sided p of so many lost or more, of the images that changed.
+
+    >>> mcnemar(5, 0)
+    0.03125
+    """
+    return float(scipy_stats.binom.sf(lost - 1, lost + gained, 0.5))
+
+
+def mcnemar_two_sided(won: NDArray[np.intp], lost: NDArray[np.intp]) -> Floats:
+    """Return McNemar's exact two-sided p of each pair of counts.
+
+    >>> mcnemar_two_sided(np.array([6]), np.array([0]))
+    array([0.03125])
+    """
+    tail = scipy_stats.binom.cdf(np.minimum(won, lost), won + lost, 0.5)
+    return np.minimum(2 * np.asarray(tail, dtype=np.float64), 1.0)
+
+
+def signs_two_sided(sums: NDArray[np.float64], draws: int = DRAWS) -> NDArray[np.float64]:
+    """Return the share of sign patterns whose sum is as far from 0 as the one observed."""
+    count = len(sums)
+    observed = np.abs(sums.sum(axis=0)) - _ROUNDING
+    if 2 ** (count - 1) <= draws:
+        # all patterns; the other half mirrors them
+        numbers = np.arange(2 ** max(count - 1, 0))[:, None]
+        bits = 2.0 * ((numbers >> np.arange(count)) & 1) - 1
+        return np.asarray((np.abs(bits @ sums) >= observed).mean(axis=0), dtype=np.float64)
+    # the observed pattern counts too
+    rng, far = np.random.default_rng(0), np.ones(sums.shape[1])
+    for start in range(0, draws, _CHUNK):
+        size = min(_CHUNK, draws - start)
+        bits = 2.0 * rng.integers(0, 2, (size, count), dtype=np.int8) - 1
+        far += (np.abs(bits @ sums) >= observed).sum(axis=0)
+    return far / (draws + 1)
+
+
+def signs_one_sided(sums: Floats, *, seed: int = 0) -> float:
+    """Return the share of sign patterns whose sum is as large as the one observed, or larger.
+
+    >>> signs_one_sided(np.ones(5))
+    0.03125
+    """
+    sums = sums[np.abs(sums) > 1e-12]
+    # sums of the same numbers in another order are the same sum
+    total = sums.sum() - _ROUNDING
+    # no other pattern is as large
+    if (sums > 0).all():
+        return float(0.5 ** len(sums))
+    if len(sums) <= _ALL_PATTERNS:
+        bits = np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums)) & 1
+        return float(((1 - 2 * bits) @ sums >= total).mean())
+    signs = np.random.default_rng(seed).choice((-1.0, 1.0), (_PATTERNS, len(sums)))
+    return float((1 + (signs @ sums >= total).sum()) / (1 + _PATTERNS))
+
+
+def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return p values `(..., tests)` corrected for the number of tests by Holm's steps.
+
+    Our own four lines: statsmodels' `multipletests` collects garbage at every call, 0.15 s a board.
+    Source: Holm, Scandinavian Journal of Statistics 6, 1979.
+
+    >>> holm(np.array([0.01, 0.04, 0.02]))
+    array([0.03, 0.04, 0.04])
+    """
+    order, count = np.argsort(p, axis=-1), p.shape[-1]
+    raised = np.take_along_axis(p, order, -1) * np.arange(count, 0, -1)
+    corrected = np.empty_like(p)
+    np.put_along_axis(corrected, order, np.maximum.accumulate(raised, axis=-1), -1)
+    return np.minimum(corrected, 1.0)
+
+
+def fewest_changes(level: float) -> int:
+    """Return how many changes, all one way, a one-sided test needs to call them real.
+
+    >>> fewest_changes(0.05), fewest_changes(0.01)
+    (5, 7)
+    """
+    return max(math.ceil(math.log2(1 / level) - 1e-9), 1)
+
+
+def mcnemar_power(n: int, lost: float, gained: float, *, level: float = LEVEL) -> float:
+    """Return the exact power of the one-sided test on `n` images.
+
+    Args:
+        n: images.
+        lost: probability that an image is lost.
+        gained: probability that one is gained.
+        level: of the test.
+    """
+    changed = lost + gained
+    if changed <= 0:
+        return 0.0
+    low, high = scipy_stats.binom.interval(1 - 1e-9, n, min(changed, 1.0))
+    m = np.arange(int(low), int(high) + 1)
+    # fewest lost of m changed that the test calls a drop: P(X >= k) <= level; isf ends below it
+    least = scipy_stats.binom.isf(level, m, 0.5) + 1
+    rejects = scipy_stats.binom.sf(least - 1, m, lost / changed)
+    return float((scipy_stats.binom.pmf(m, n, min(changed, 1.0)) * rejects).sum())
+
+
+def mcnemar_images(lost: float, gained: float, *, level: float = LEVEL) -> int | None:
+    """Return the fewest images with 80 % power, None beyond ten million.
+
+    Beyond 20,000 by the normal approximation.
+    Source: Connor, Biometrics 1987, "Sample size for testing differences in proportions for the
+    paired-sample design", equation 3; below 20,000 corrected by the exact power.
+    """
+    drop, changed = lost - gained, lost + gained
+    if drop <= 0:
+        return None
+    a, b = scipy_stats.norm.ppf([1 - level, POWER])
+    guess = (a * math.sqrt(changed) + b * math.sqrt(max(changed - drop**2, 0))) ** 2 / drop**2
+    if guess > MOST_IMAGES:
+        return None
+    if guess > 20_000:
+        return int(math.ceil(guess))
+    low, high = 1, int(1.2 * guess) + 40
+    # the exact power climbs with n but for the steps of a discrete test
+    while low < high:
+        middle = (low + high) // 2
+        if mcnemar_power(middle, lost, gained, level=level) >= POWER:
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+def mcnemar_smallest(n: float, gained: float, *, level: float = LEVEL) -> float:
+    """Return the smallest drop that `n` images show with 80 % power; NaN where none would do."""
+    images = max(int(n), 0)
+    low, high = 0.0, 1.0 - 2 * gained
+    if high <= 0 or mcnemar_power(images, high + gained, gained, level=level) < POWER:
+        return math.nan
+    for _ in range(30):
+        middle = (low + high) / 2
+        if mcnemar_power(images, middle + gained, gained, level=level) >= POWER:
+            high = middle
+        else:
+            low = middle
+    return high
