@@ -19,7 +19,6 @@ import pandas as pd
 
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.decision import argmax_score
-from robustbench_med.bench.doubts import doubts as doubts_of
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Stored
 from robustbench_med.stats import UNDEFINED, Estimate
@@ -311,9 +310,7 @@ def _judge(
         if record.status == "invalid":
             reasons.append(("invalid", f"{column}: {record.reason}"))
             continue
-        reasons += [
-            ("flagged", f"{column}: {flag_words(record, one)}") for one in doubts_of(record)
-        ]
+        reasons += [("flagged", f"{column}: {flag_words(record, one)}") for one in record.doubts]
         if record.case_id in strays:
             seen = f"{column}: scored on other images than the board ({record.n} seen)"
             reasons.append(("incomplete", seen))

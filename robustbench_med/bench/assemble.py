@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from robustbench_med import registry
 from robustbench_med.bench.attack_run import AttackRun
+from robustbench_med.bench.check_context import Evidence
 from robustbench_med.bench.checks import checks_of
 from robustbench_med.bench.defense_spec import resolve_defense
-from robustbench_med.bench.evidence import Evidence
 from robustbench_med.bench.memory import peak_mib
 from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.bench.provenance import provenance

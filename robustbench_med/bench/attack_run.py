@@ -14,6 +14,7 @@ from torch import Tensor
 
 from robustbench_med import objectives, registry
 from robustbench_med.ball import Ball
+from robustbench_med.bench.adversarial_images import Saved
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.channels import ball_of
 from robustbench_med.bench.eps_search import Attack, ascend, by_distance, descend, separately, worst
@@ -22,7 +23,6 @@ from robustbench_med.bench.measurements import Measurements, clean_measurements,
 from robustbench_med.bench.memory import reset_peak
 from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.bench.record import LadderAudit
-from robustbench_med.bench.saved import Saved
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.transfer import transferred
 from robustbench_med.bench.universal_run import FittedUniversal, fit_universal

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from robustbench_med.bench import measures
-from robustbench_med.bench.evidence import Evidence, Measured
+from robustbench_med.bench import check_functions
+from robustbench_med.bench.check_context import Evidence, Measured
 from robustbench_med.bench.record import Check, Flag
 from robustbench_med.rng import seeded
 from robustbench_med.victim import frozen
@@ -27,121 +27,123 @@ class _Row:
 
 _CHECKS = {
     "probabilities": _Row(
-        measures.probabilities,
+        check_functions.probabilities,
         0.0,
         "The model answers probabilities where logits are expected: gradients vanish where it is "
         "sure, so gradient attacks look weaker than they are.",
     ),
     "randomized": _Row(
-        measures.randomized,
+        check_functions.randomized,
         0.0,
         "The model answers differently when asked twice, and was attacked as if it did not: run "
         "with --draws 16 to attack and judge it in expectation.",
     ),
     "answers_depend_on_batch": _Row(
-        measures.depends_on_batch,
+        check_functions.depends_on_batch,
         0.0,
         "The model answers an image otherwise alone than among others, as batch norm in training "
         "mode does: it was asked one image at a time here, as a device is.",
     ),
     "over_budget": _Row(
-        measures.over_budget,
+        check_functions.over_budget,
         0.0,
         "Some images were changed more than the radius allows, or left [0,1].",
     ),
     "nonfinite_gradients": _Row(
-        measures.nonfinite,
+        check_functions.nonfinite,
         0.0,
         "Some gradients were NaN or Inf; the attack went on with 0 instead.",
     ),
     "zero_gradients": _Row(
-        measures.zero,
+        check_functions.zero,
         0.01,
         "More than 1 % of the gradients were 0 everywhere: the attack was blind there, and what "
         "looks robust may only be hidden.",
     ),
     "gradients_disagree": _Row(
-        measures.gradients_disagree,
+        check_functions.gradients_disagree,
         0.0,
         "The gradients that the attack got are not those of the model's answers: finite "
         "differences disagree, so what looks robust may only be hidden",
     ),
     "answers_differ_under_attack": _Row(
-        measures.answers_differ,
+        check_functions.answers_differ,
         0.0,
         "The model answers otherwise while it is differentiated than when it is only asked: the "
         "attack climbed another model",
     ),
     "one_step_beats_iterative": _Row(
-        measures.one_step,
+        check_functions.one_step,
         1.0,
         "A single step breaks images that this attack of many steps missed: its gradients mislead "
         "it.",
     ),
     "margin_beats_attack": _Row(
-        measures.margin,
+        check_functions.margin,
         1.0,
         "PGD toward the nearest finding breaks images that this attack missed: it spends its steps "
         "on findings out of reach. Try loss='margin'.",
     ),
     "apgd_beats_attack": _Row(
-        measures.apgd,
+        check_functions.apgd,
         1.0,
         "A short APGD, which chooses its steps itself, breaks images that this attack missed: its "
         "step size does not suit this model.",
     ),
     "noise_beats_attack": _Row(
-        measures.noise, 1.0, "Random noise of the same size breaks images that this attack missed."
+        check_functions.noise,
+        1.0,
+        "Random noise of the same size breaks images that this attack missed.",
     ),
     "black_box_beats_white_box": _Row(
-        measures.queries,
+        check_functions.queries,
         1.0,
         "An attack that only asks for answers breaks images that this attack, which knows the "
         "whole model, missed: the model hides its gradients.",
     ),
     "success_falls_with_radius": _Row(
-        measures.shrinking,
+        check_functions.shrinking,
         1.0,
         "Images broken at a small radius stand when attacked at a larger one, though the larger "
         "contains the smaller.",
     ),
     "large_radius_leaves_images": _Row(
-        measures.large_radius,
+        check_functions.large_radius,
         0.5,
         "Images stand even where the attack may change almost the whole image: it is the attack "
         "that fails.",
     ),
     "not_converged": _Row(
-        measures.rising,
+        check_functions.rising,
         0.7,  # PGD-20 on the shipped victims ends at 0.1 to 0.5, APGD below 0.1
         "The attack's loss was still rising in the last quarter of its steps, almost as fast as "
         "before: it was stopped too early.",
     ),
     "steps_gain_nothing": _Row(
-        measures.gains_nothing,
+        check_functions.gains_nothing,
         1.0,  # PGD of 10 to 100 steps on ten shipped victims: 0.01 to 0.16
         "After all its steps the attack's loss has not risen by as much as a single step moves it: "
         "the gradients change from point to point and lead nowhere.",
     ),
     "silent_success": _Row(
-        measures.silent,
+        check_functions.silent,
         0.0,
         "The attack passed an image that breaks the model and returned another that does not.",
     ),
     "more_effort_breaks_more": _Row(
-        measures.more_effort,
+        check_functions.more_effort,
         1.0,
         "Twice the steps and restarts break more than one of a few images that stood: the attack "
         "was too weak.",
     ),
     "universal_below_control": _Row(
-        measures.below_control,
+        check_functions.below_control,
         1.0,
         "A random direction of the same size breaks more images than the perturbation that was "
         "fitted: the attack failed to learn.",
     ),
     "rounding_repairs": _Row(
-        measures.rounding,
+        check_functions.rounding,
         0.5,
         "Most images that broke are right again when stored in the images' bit depth.",
     ),

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import pandas as pd
 
 from robustbench_med.bench import assemble, scoring
-from robustbench_med.bench.examples import pictures_of
+from robustbench_med.bench.adversarial_images import FILE, saved_of
+from robustbench_med.bench.gallery import pictures_of
 from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.bench.provenance import now
 from robustbench_med.bench.record import Record
-from robustbench_med.bench.saved import FILE, saved_of
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.universal_run import PATTERNS
 from robustbench_med.bench.verified_run import run_verified

@@ -11,7 +11,7 @@ import torch
 
 from robustbench_med import __version__, registry
 from robustbench_med.bench.record import Provenance
-from robustbench_med.bench.rounding import processor
+from robustbench_med.bench.verify.rounding import processor
 
 
 @cache

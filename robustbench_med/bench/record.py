@@ -234,6 +234,20 @@ class Record(_Frozen):
     defense_card: DefenseCard | None = None
     provenance: Provenance
 
+    @property
+    def doubts(self) -> tuple[Flag, ...]:
+        """Every flag for which the record is not ranked, and for which a gate fails.
+
+        All that it carries, and one of its budget where the audit counts images over it that no
+        flag of the record speaks of.
+        """
+        over = self.audit.over_budget if self.audit else 0
+        if not over or any(flag.name == "over_budget" for flag in self.flags):
+            return self.flags
+        meaning = f"{over} images over their budget"
+        flag = Flag(name="over_budget", meaning=meaning, measured=over, threshold=0)
+        return (*self.flags, flag)
+
 
 class Stored(NamedTuple):
     """A record with its samples table and the folder both lie in.

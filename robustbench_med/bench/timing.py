@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from robustbench_med.bench.plan import ResolvedCase, bound
-from robustbench_med.bench.rounding import processor
+from robustbench_med.bench.verify.rounding import processor
 from robustbench_med.datasets.cache import cache_root
 from robustbench_med.errors import BenchError
 from robustbench_med.files import write_text

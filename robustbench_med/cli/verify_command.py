@@ -12,7 +12,7 @@ from robustbench_med.errors import BenchError, ResultsError
 
 if TYPE_CHECKING:
     from robustbench_med.bench.record import Stored
-    from robustbench_med.bench.verify import Finding
+    from robustbench_med.bench.verify.verify import Finding
 
 _COMMITTED = Path("results")
 _WORDS = ("match", "within rounding", "mismatch", "not verified")
@@ -78,9 +78,9 @@ def verify(
     run.
     """
     from robustbench_med.bench import store
-    from robustbench_med.bench.rerun import Places
     from robustbench_med.bench.runner import Shared
-    from robustbench_med.bench.verify import verify as recompute
+    from robustbench_med.bench.verify.replay import Places
+    from robustbench_med.bench.verify.verify import verify as recompute
     from robustbench_med.devices import device_of
 
     homes = [home for record in records for home in record_folders(record, results)]

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robustbench_med.bench.differ import written
 from robustbench_med.bench.record import Stored
+from robustbench_med.bench.verify.diff import written
 from robustbench_med.errors import ResultsError, SpecError
 from robustbench_med.gate.drop import Drop, drop_of
 from robustbench_med.spec import number

@@ -15,10 +15,9 @@ from robustbench_med import registry
 from robustbench_med.api import evaluate
 from robustbench_med.bench import store
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.doubts import doubts as doubts_of
 from robustbench_med.bench.record import Stored
-from robustbench_med.bench.rerun import changed, replan
 from robustbench_med.bench.runner import run_cases
+from robustbench_med.bench.verify.replay import changed, replan
 from robustbench_med.errors import BenchError, ResultsError, SpecError
 from robustbench_med.evaluation import Evaluation
 from robustbench_med.gate.compare import Comparison, check_choices, compare, identical
@@ -265,7 +264,7 @@ def _same(before: Stored, now: Stored) -> bool:
     """Whether a record would say the same, wherever its files lie."""
     changes = changed(before.record.case, _moved(before.record.case, now.record.case))
     scored = before.record.status == "ok"
-    flags = [{flag.name for flag in doubts_of(one.record)} for one in (before, now)]
+    flags = [{flag.name for flag in one.record.doubts} for one in (before, now)]
     return scored and not changes and flags[0] == flags[1] and identical(before, now)
 
 

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from robustbench_med import registry
 from robustbench_med.bench.checks import NAMES
-from robustbench_med.bench.doubts import doubts
 from robustbench_med.bench.record import Record, Stored
 from robustbench_med.errors import SpecError, UnknownNameError
 
@@ -80,13 +79,13 @@ def judge(
         names: of the flags that are accepted.
         before: the record that it is held to: what that was flagged for too is nothing new.
     """
-    known = {} if before is None else {flag.name: flag for flag in doubts(before.record)}
+    known = {} if before is None else {flag.name: flag for flag in before.record.doubts}
     refused: list[str] = []
     lines: list[str] = []
     fine: list[str] = []
     for one in records:
         record = one.record
-        for flag in doubts(record):
+        for flag in record.doubts:
             words = _checks().flag_words(record, flag)
             said = f"{flag.name} in {record.case.label}: {words}"
             if flag.name in names:

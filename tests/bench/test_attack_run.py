@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from attacks.fgsm import fgsm
 from robustbench_med.bench.attack_run import AttackRun, run_attack
-from robustbench_med.bench.examples import pictures_of, png, words
 from robustbench_med.bench.execute import execute
+from robustbench_med.bench.gallery import pictures_of, png, words
 from robustbench_med.bench.scoring import Scores, score_run
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.errors import InvalidOutputError, VictimError

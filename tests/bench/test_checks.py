@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from robustbench_med import registry
 from robustbench_med.bench.attack_run import run_attack
+from robustbench_med.bench.check_context import Evidence
 from robustbench_med.bench.checks import checks_of
-from robustbench_med.bench.evidence import Evidence
 from robustbench_med.bench.execute import execute
 from robustbench_med.bench.record import Check, Record
 from robustbench_med.bench.scoring import score_run

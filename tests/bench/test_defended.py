@@ -15,9 +15,9 @@ from robustbench_med import registry, spec
 from robustbench_med.ball import Ball
 from robustbench_med.bench import attack_run, scoring
 from robustbench_med.bench.case import Case
+from robustbench_med.bench.check_context import Evidence, Watch
 from robustbench_med.bench.defense_spec import resolve_defense
 from robustbench_med.bench.detector_metrics import Rest
-from robustbench_med.bench.evidence import Evidence, Watch
 from robustbench_med.bench.plan import ResolvedCase, plan
 from robustbench_med.bench.setup import AttackSetup, attacker_view, prepare_setup
 from robustbench_med.bench.suite import Suite, find_suite

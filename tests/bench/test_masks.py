@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from robustbench_med import registry
 from robustbench_med.bench.attack_run import AttackRun, run_attack
 from robustbench_med.bench.channels import channels_of
+from robustbench_med.bench.check_context import Evidence
 from robustbench_med.bench.checks import checks_of
-from robustbench_med.bench.evidence import Evidence
-from robustbench_med.bench.examples import pictures_of
 from robustbench_med.bench.execute import execute
+from robustbench_med.bench.gallery import pictures_of
 from robustbench_med.bench.plan import ResolvedCase, data_sha256
 from robustbench_med.bench.record import Flag
 from robustbench_med.bench.scoring import Scores, score_run

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import robustbench_med as rm
 from robustbench_med.bench import store
 from robustbench_med.bench.record import Record
-from robustbench_med.bench.verify import verify
+from robustbench_med.bench.verify.verify import verify
 from robustbench_med.errors import DataError, SpecError
 from tests.toys import Linear
 

@@ -16,18 +16,19 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from robustbench_med.bench import noise, saved, store
-from robustbench_med.bench import verify as verifying
-from robustbench_med.bench.claim import of_rerun
+from robustbench_med.bench import adversarial_images, store
 from robustbench_med.bench.execute import Outcome
 from robustbench_med.bench.plan import plan
 from robustbench_med.bench.record import Flag, Record, Stored
-from robustbench_med.bench.rerun import changed, replan, run_again
-from robustbench_med.bench.restated import contradictions, restated
-from robustbench_med.bench.rounding import rounded_otherwise
 from robustbench_med.bench.runner import run_cases
 from robustbench_med.bench.suite import Suite
-from robustbench_med.bench.verify import verify
+from robustbench_med.bench.verify import noise
+from robustbench_med.bench.verify import verify as verifying
+from robustbench_med.bench.verify.expected import of_rerun
+from robustbench_med.bench.verify.recompute import contradictions, restated
+from robustbench_med.bench.verify.replay import changed, replan, run_again
+from robustbench_med.bench.verify.rounding import rounded_otherwise
+from robustbench_med.bench.verify.verify import verify
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.errors import ResultsError, SpecError, VictimError
 from robustbench_med.stats import Estimate
@@ -142,7 +143,7 @@ def test_saved_images_show_what_the_record_claims(changed: dict[str, Any], tmp_p
 
 
 def test_an_image_is_saved_once_at_the_lowest_radius_it_breaks(kept: Stored) -> None:
-    tensors = load_file(Path(kept.folder) / saved.FILE)
+    tensors = load_file(Path(kept.folder) / adversarial_images.FILE)
     broken = kept.samples.groupby("sample")["broken"].any()
     assert len(tensors["images"]) == broken.sum()
     # in pgd's ladder, broken below is broken above by the same image
@@ -568,7 +569,7 @@ def test_clean_images_in_place_of_adversarial_ones_show_nothing(tmp_path: Path) 
 
 
 def _with_images(stored: Stored, change: Callable[[dict[str, torch.Tensor]], Any]) -> Stored:
-    path = Path(stored.folder) / saved.FILE
+    path = Path(stored.folder) / adversarial_images.FILE
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
@@ -581,7 +582,7 @@ def _with_images(stored: Stored, change: Callable[[dict[str, torch.Tensor]], Any
 
 def test_images_that_are_missing_damaged_or_of_another_case_are_refused(tmp_path: Path) -> None:
     stored = made(tmp_path)
-    path = Path(stored.folder) / saved.FILE
+    path = Path(stored.folder) / adversarial_images.FILE
     other = _with_images(stored, lambda t: t.update(which=t["which"][:1]))
     with pytest.raises(ResultsError, match=r"expected images of .* at 3 radii, got .* at 1"):
         verify(other, images=True)

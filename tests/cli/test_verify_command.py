@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from robustbench_med import cli
 from robustbench_med.bench import store
-from robustbench_med.bench import verify as verifying
 from robustbench_med.bench.pack import pack, unpack
 from robustbench_med.bench.record import Stored
-from robustbench_med.bench.verify import Finding
+from robustbench_med.bench.verify import verify as verifying
+from robustbench_med.bench.verify.verify import Finding
 from robustbench_med.cli.verify_command import record_folder
 from robustbench_med.errors import ResultsError
 from tests.bench.toys import save_npz, save_timm

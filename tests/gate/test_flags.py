@@ -12,7 +12,6 @@ import torch
 from leaderboard import boards
 from robustbench_med.bench import store
 from robustbench_med.bench.checks import NAMES
-from robustbench_med.bench.doubts import doubts
 from robustbench_med.bench.record import Flag, Stored
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.errors import SpecError, UnknownNameError
@@ -62,8 +61,8 @@ def test_every_flag_that_unranks_a_row_is_refused_in_the_words_of_the_page(name:
 def test_a_budget_that_no_flag_speaks_of_is_refused_too() -> None:
     stored = flagged(**over(3))
     assert judge([stored], ()).refused == ("over_budget",)
-    assert len(doubts(flagged(FLAG, **over(3)).record)) == 2
-    assert doubts(flagged(**over(0)).record) == ()
+    assert len(flagged(FLAG, **over(3)).record.doubts) == 2
+    assert flagged(**over(0)).record.doubts == ()
 
 
 def test_of_several_flags_those_accepted_are_told_and_the_others_refused() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from robustbench_med.bench import store
-from robustbench_med.bench.restated import contradictions, misshapen
+from robustbench_med.bench.verify.recompute import contradictions, misshapen
 
 RECORDS = Path(__file__).parents[2] / "results"
 SOME = 8  # every eighth is counted anew in full

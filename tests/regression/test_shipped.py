@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from robustbench_med.bench import store
-from robustbench_med.bench.verify import verify
+from robustbench_med.bench.verify.verify import verify
 from robustbench_med.gate.fixture import Robustness
 
 RECORDS = Path(__file__).parents[2] / "results"

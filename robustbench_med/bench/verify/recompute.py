@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pandas.api.types import is_numeric_dtype
 
 from robustbench_med.bench import store
-from robustbench_med.bench.differ import line, plain, same, written
 from robustbench_med.bench.record import Record, Stored
 from robustbench_med.bench.scoring import score_attack
+from robustbench_med.bench.verify.diff import line, plain, same, written
 from robustbench_med.errors import ResultsError
 from robustbench_med.metrics.classification import Predictions, flips, score
 from robustbench_med.metrics.segmentation import score_masks

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from robustbench_med import registry
-from robustbench_med.bench import saved, scoring
+from robustbench_med.bench import adversarial_images, scoring
 from robustbench_med.bench.attack_run import run_attack
 from robustbench_med.bench.defense_spec import resolve_defense
 from robustbench_med.bench.execute import Outcome
@@ -74,7 +74,7 @@ def of_rerun(again: Outcome) -> Claim:
 def of_images(stored: Stored, planned: ResolvedCase, device: str) -> Claim:
     """Return what the saved images show; what was asked of the attack itself is not asked again."""
     case, card = stored.record.case, planned.data.card
-    kept = saved.read(Path(stored.folder), stored.record.images)
+    kept = adversarial_images.read(Path(stored.folder), stored.record.images)
     ready = prepared(planned, device_of(device))
     run = run_attack(planned, ready, saved=kept)
     found = scoring.score_run(case, ready, run)

@@ -13,7 +13,7 @@ from robustbench_med import registry
 from robustbench_med.ball import Ball
 from robustbench_med.bench.attack_run import sharded, uses_all_steps, with_all_steps
 from robustbench_med.bench.batch_check import ALONE
-from robustbench_med.bench.evidence import Evidence, Measured
+from robustbench_med.bench.check_context import Evidence, Measured
 from robustbench_med.bench.verified_run import REMEDIES
 from robustbench_med.cards import AttackCard
 from robustbench_med.errors import SpecError

@@ -10,9 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robustbench_med.bench.claim import CARDS, FOUND, Claim, entries, of_images, of_rerun
-from robustbench_med.bench.differ import EXACT, differences, line, plain, same, written
-from robustbench_med.bench.noise import (
+from robustbench_med.bench.plan import ResolvedCase
+from robustbench_med.bench.record import Record, Stored
+from robustbench_med.bench.runner import Shared
+from robustbench_med.bench.verify.diff import EXACT, differences, line, plain, same, written
+from robustbench_med.bench.verify.expected import CARDS, FOUND, Claim, entries, of_images, of_rerun
+from robustbench_med.bench.verify.noise import (
     CLEAN,
     JUDGED,
     OUTCOMES,
@@ -22,12 +25,14 @@ from robustbench_med.bench.noise import (
     noise_of,
     other_outcome,
 )
-from robustbench_med.bench.plan import ResolvedCase
-from robustbench_med.bench.record import Record, Stored
-from robustbench_med.bench.rerun import Places, called_as, changed, replan, run_again
-from robustbench_med.bench.restated import contradictions, misshapen, shown
-from robustbench_med.bench.rounding import machines, rounded_otherwise, same_machine, threads_of
-from robustbench_med.bench.runner import Shared
+from robustbench_med.bench.verify.recompute import contradictions, misshapen, shown
+from robustbench_med.bench.verify.replay import Places, called_as, changed, replan, run_again
+from robustbench_med.bench.verify.rounding import (
+    machines,
+    rounded_otherwise,
+    same_machine,
+    threads_of,
+)
 from robustbench_med.devices import device_of
 from robustbench_med.errors import ChecksumError, InvalidOutputError
 from robustbench_med.metrics.detection import STUDIES

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robustbench_med.bench.claim import Claim
+from robustbench_med.bench.verify.expected import Claim
 
 OUTCOMES = ("broken", "correct", "prediction", "rejected")
 ABSOLUTE = ("scores", "suspicion", "target_dice", "ssim")  # columns measured in units of their own

@@ -1,0 +1,1 @@
+"""Recompute what a record claims, and say whether it holds."""
