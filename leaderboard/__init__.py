@@ -13,17 +13,17 @@ from rich.console import Console
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Stored
 
-from .board import Board, Row
+from .boards.board import Board, Row
+from .boards.ranking import make_boards
 from .exports import csv_text
 from .page import write_page
-from .rank import boards
 from .report import read_criteria, unjudged, write_report, write_reports
-from .table import terminal_tables, write_tables
+from .tables import terminal_tables, write_tables
 
 __all__ = [
     "Board",
     "Row",
-    "boards",
+    "make_boards",
     "publish",
     "publish_boards",
     "read_criteria",
@@ -52,7 +52,7 @@ def publish(
     Returns:
         The path of the page.
     """
-    return publish_boards(boards(records, failures), folder, title=title, failures=failures)
+    return publish_boards(make_boards(records, failures), folder, title=title, failures=failures)
 
 
 def publish_boards(
@@ -66,7 +66,7 @@ def publish_boards(
 
 def show(records: list[Stored], console: Console, *, failures: Sequence[Failure] = ()) -> None:
     """Print a table a board to `console`."""
-    show_boards(boards(records, failures), console)
+    show_boards(make_boards(records, failures), console)
 
 
 def show_boards(made: list[Board], console: Console, *, only: Container[str] | None = None) -> int:

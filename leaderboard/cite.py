@@ -12,8 +12,8 @@ from collections.abc import Iterable
 
 from robustbench_med.cards import Card
 
-from .board import Board
-from .text import plain
+from .boards.board import Board
+from .wording.text import plain
 
 _SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": "\\textbackslash{}",

@@ -15,12 +15,12 @@ from robustbench_med.bench.record import Record
 from robustbench_med.stats import Estimate
 from robustbench_med.worst_case import rung_of
 
-from .board import Board, Row, with_ids
-from .metrics import value_unit
-from .native import native_radius
-from .price import trained_with
+from .boards.board import Board, Row, with_ids
+from .boards.defenses import trained_with
 from .rows import Column, Value, board_columns
-from .text import radius
+from .wording.metrics import value_unit
+from .wording.text import radius
+from .wording.threat_model import native_radius
 
 WORST = "worst_case"
 _UNIVERSAL = {  # metric of the CSV -> field

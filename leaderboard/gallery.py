@@ -15,9 +15,9 @@ from typing import NamedTuple
 from robustbench_med import palette
 from robustbench_med.bench.record import Example, MaskExample, Stored
 
-from .board import Board, Row
-from .objective import called
-from .text import number, plain
+from .boards.board import Board, Row
+from .wording.text import number, plain
+from .wording.threat_model import called
 
 SHOWN = 6  # pictures a board, before its share of bytes
 PAGE_BYTES = 3_000_000  # of data URIs on a page; leaves 2 MB for tables and curves

@@ -16,21 +16,19 @@ from robustbench_med.bench.failure import Failure
 from robustbench_med.files import write_text
 from robustbench_med.stats import Estimate
 
-from . import text
-from .board import Board, Row
-from .checks import check_rows, flag_words
+from .boards.board import Board, Row
+from .boards.breakdown import by_class, by_patient
+from .boards.charts import colour, shape
+from .boards.defenses import change, counted, defense_words
 from .cite import bibtex
 from .exports import csv_text, packed_csv, page_json
-from .figures import colour, shape
-from .metrics import metric_notes, metric_rows
-from .outcomes import by_class, by_patient
 from .page_context import choices, origin, views
-from .price import change, counted
 from .rows import Column, place
-from .shield import defense_words
-from .table import argmax_words, beyond_words
-from .text import FAILURES_MEAN
-from .wording import (
+from .tables import argmax_words, beyond_words
+from .wording import text
+from .wording.checks import check_rows, flag_words
+from .wording.metrics import metric_notes, metric_rows
+from .wording.records import (
     attacker_words,
     audit_words,
     budget_words,
@@ -43,6 +41,7 @@ from .wording import (
     spread_words,
     versus_words,
 )
+from .wording.text import FAILURES_MEAN
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -7,22 +7,28 @@ from typing import Any
 
 from markupsafe import Markup
 
-from . import text
-from .board import Board, Row, RowKey, with_ids
-from .certified import certified, certified_curves, certified_words
-from .channels import Bars, channel_bars, chart
-from .compute import compute, compute_chart
-from .detectors import RULE, detectors, has_detectors
-from .figures import curves, drawn
+from .boards.board import Board, Row, RowKey, with_ids
+from .boards.channels import Bars, channel_bars, chart
+from .boards.charts import (
+    certified,
+    certified_curves,
+    certified_words,
+    compute,
+    compute_chart,
+    curves,
+    drawn,
+)
+from .boards.defenses import defense_names, prices
+from .boards.detectors import RULE, detectors, has_detectors
+from .boards.transfer import matrices
 from .gallery import PAGE_BYTES, gallery, regions_shown, shown
-from .metrics import shape_words, spacing_words
-from .objective import called
-from .price import defense_names, prices
 from .rows import board_columns
-from .score import NOTHING, Score
-from .table import facts, patients, radii_words
-from .transfer import matrices
-from .wording import commit_words
+from .tables import facts, patients, radii_words
+from .wording import text
+from .wording.metrics import shape_words, spacing_words
+from .wording.records import commit_words
+from .wording.score import NOTHING, Score
+from .wording.threat_model import called
 
 TASKS = {
     "single_label": "classification",

@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple
 
 from robustbench_med.stats import Estimate
 
-from .board import Board, Row
-from .price import Price, change, prices, times, trained_with
-from .text import DASH, interval, number, plain, short
+from .boards.board import Board, Row
+from .boards.defenses import Price, change, prices, times, trained_with
+from .wording.text import DASH, interval, number, plain, short
 
 Role = Literal["rank", "victim", "score", "attack", "defense", "run", "note"]
 

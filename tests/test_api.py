@@ -151,7 +151,7 @@ def test_committed_records_are_read_and_agree_with_their_board(tmp_path: Path) -
     )
     assert {path: path.stat().st_mtime for path in tmp_path.glob("*/record.json")} == before
     pages: Any = registry.module("leaderboard")
-    (board,) = pages.boards(found.records)
+    (board,) = pages.make_boards(found.records)
     (row,) = board.rows
     assert [found.at(eps) for eps in found.radii] == list(row.worst)
     assert found.clean_interval == row.clean

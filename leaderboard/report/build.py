@@ -11,11 +11,11 @@ from typing import NamedTuple
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Record, Stored
 
-from ..board import Board
-from ..metrics import spacing_words
-from ..native import range_words
-from ..rank import boards
-from ..text import https, plain
+from ..boards.board import Board
+from ..boards.ranking import make_boards
+from ..wording.metrics import spacing_words
+from ..wording.text import https, plain
+from ..wording.threat_model import range_words
 from .clauses import CLAUSES, FRAMEWORKS, STATEMENT
 from .criteria import Given
 from .document import Data, Model, Report, Software, Use
@@ -76,7 +76,7 @@ class Source(NamedTuple):
         ]
         read = {stored.record.case_id for stored in kept}
         missing = [f for f in failures if f.case is not None and f.case.id not in read]
-        return cls(kept, boards(kept, missing) if kept else [], lines, failures)
+        return cls(kept, make_boards(kept, missing) if kept else [], lines, failures)
 
     @property
     def victims(self) -> dict[str, str]:

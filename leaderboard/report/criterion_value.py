@@ -9,8 +9,8 @@ from typing import NamedTuple
 from robustbench_med.cards import DatasetCard
 from robustbench_med.stats import Estimate
 
-from ..crosscheck import many_steps
-from ..text import plain
+from ..boards.crosscheck import many_steps
+from ..wording.text import plain
 from . import pooled_metrics
 from .criteria import Criterion
 from .evidence import hardest

@@ -10,9 +10,8 @@ from robustbench_med.bench.case import Case
 from robustbench_med.bench.record import Stored
 from robustbench_med.cards import DatasetCard
 
-from ..native import metric_unit
-from ..objective import objective_words
-from ..text import NORMS, THREATS, plain, radii, radius
+from ..wording.text import NORMS, THREATS, plain, radii, radius
+from ..wording.threat_model import metric_unit, objective_words
 from .criteria import METRICS, Criterion, Given
 from .criterion_value import judged_end, measured, of_records, over_goals
 from .document import Criteria, Judged, Outcome, Verdict

@@ -8,12 +8,12 @@ from typing import Literal
 from robustbench_med.bench.record import Record, Stored
 from robustbench_med.stats import Estimate
 
-from ..certified import certificate, certified_words
-from ..detectors import COLUMNS, RULE, guarded, has_detectors
-from ..metrics import metric_rows
-from ..native import measure_words, native_radius
-from ..text import plain, radius
-from ..wording import decision_words
+from ..boards.charts import certificate, certified_words
+from ..boards.detectors import COLUMNS, RULE, guarded, has_detectors
+from ..wording.metrics import metric_rows
+from ..wording.records import decision_words
+from ..wording.text import plain, radius
+from ..wording.threat_model import measure_words, native_radius
 from .document import Cell, DetectorLine, Evidence, Line, Proved
 from .goals import lacking, untested
 from .model_boards import Chosen

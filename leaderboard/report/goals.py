@@ -14,8 +14,8 @@ from robustbench_med.bench.record import Stored
 from robustbench_med.cards import DatasetCard
 from robustbench_med.worst_case import parse_objective
 
-from ..commands import again
-from ..objective import called
+from ..wording.commands import again
+from ..wording.threat_model import called
 
 Goal = tuple[str, tuple[tuple[str, object], ...]]
 _ANY: Goal = ("untargeted", ())

@@ -13,11 +13,11 @@ from robustbench_med.bench.record import Stored
 from robustbench_med.bench.store import files_of
 from robustbench_med.errors import ResultsError, UnknownNameError
 
-from ..board import Board, Row, narrowed
-from ..checks import check_rows, flag_words
-from ..rank import boards
-from ..text import plain
-from ..wording import audit_words, cost_words
+from ..boards.board import Board, Row, narrowed
+from ..boards.ranking import make_boards
+from ..wording.checks import check_rows, flag_words
+from ..wording.records import audit_words, cost_words
+from ..wording.text import plain
 from .document import Reference
 
 
@@ -62,7 +62,7 @@ def choose(records: list[Stored], victim: str) -> list[Chosen]:
         ResultsError: there is no record.
         UnknownNameError: none of that victim; lists those there are.
     """
-    return rows_of(boards(records), find_victim(records, victim))
+    return rows_of(make_boards(records), find_victim(records, victim))
 
 
 def rows_of(made: list[Board], victim: str) -> list[Chosen]:

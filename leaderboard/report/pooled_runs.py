@@ -21,8 +21,8 @@ from robustbench_med.cards import DatasetCard
 from robustbench_med.stats import Estimate
 from robustbench_med.worst_case import image_table, lowest, means, owners_of
 
-from ..board import Row
-from ..rank import knowing
+from ..boards.board import Row
+from ..boards.ranking import knowing
 from .model_boards import Chosen
 
 Bools = NDArray[np.bool_]

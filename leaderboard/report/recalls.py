@@ -18,7 +18,7 @@ from robustbench_med.bench.record import Stored
 from robustbench_med.stats import Estimate
 from robustbench_med.worst_case import lowest
 
-from ..objective import called
+from ..wording.threat_model import called
 from .pooled_runs import Bools, Pool
 
 Event = Callable[[NDArray[Any]], Bools]  # of predictions, one a row of the samples table

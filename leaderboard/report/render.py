@@ -7,11 +7,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from .. import text
-from ..detectors import COLUMNS
-from ..figures import curves
+from ..boards.charts import curves
+from ..boards.detectors import COLUMNS
 from ..gallery import PAGE_BYTES, gallery, regions_shown, shown
 from ..page import TEMPLATES, environment, policy_hash
+from ..wording import text
 from .document import Clause, Report
 from .model_boards import Chosen
 

@@ -9,8 +9,8 @@ import pandas as pd
 from robustbench_med.stats.intervals import miss_bound, wilson
 from robustbench_med.stats.paired_tests import fewest_changes
 
-from ..table import patients
-from ..text import plain, radius
+from ..tables import patients
+from ..wording.text import plain, radius
 from .document import Remaining
 from .model_boards import Chosen
 from .pooled_runs import valid_runs

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from robustbench_med.cards import DatasetCard
 
-from ..text import plain
+from ..wording.text import plain
 from .criteria import Criterion, Given
 from .goals import goal_of
 from .model_boards import Chosen

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 
-from ..native import linf_words
-from ..objective import channel_words, objective_words
-from ..rank import knowing
-from ..text import KNOWS, NORMS, THREATS, radii
+from ..boards.ranking import knowing
+from ..wording.text import KNOWS, NORMS, THREATS, radii
+from ..wording.threat_model import channel_words, linf_words, objective_words
 from .document import Tested
 from .model_boards import Chosen
 

@@ -55,7 +55,7 @@ def publish(
             *_without_record(folder, finished, planned, failures),
             *map(_failure_of, damaged),
         ]
-        made = pages.boards(stored, missing)
+        made = pages.make_boards(stored, missing)
         page = (
             pages.publish_boards(made, folder, title=title, failures=missing)
             if stored or damaged

@@ -107,4 +107,4 @@ def _of(record: Record, name: str) -> str:
 
 def _checks() -> ModuleType:
     """Return the module that says flags in words, as pages do."""
-    return importlib.import_module(f"{registry.package('leaderboard')}.checks")
+    return importlib.import_module(f"{registry.package('leaderboard')}.wording.checks")

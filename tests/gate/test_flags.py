@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from leaderboard import boards
+from leaderboard import make_boards
 from robustbench_med.bench import store
 from robustbench_med.bench.checks import NAMES
 from robustbench_med.bench.record import Flag, Stored
@@ -46,7 +46,7 @@ def test_every_flag_that_unranks_a_row_is_refused_in_the_words_of_the_page(name:
     stored = flagged(FLAG.model_copy(update={"name": name}))
     found = judge([stored], ())
     assert found.refused == (name,)
-    ((row,),) = (board.rows for board in boards([stored]))
+    ((row,),) = (board.rows for board in make_boards([stored]))
     assert row.standing == "flagged"
     (reason,) = row.reasons
     (line,) = found.lines

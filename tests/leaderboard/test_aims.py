@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 import leaderboard
-from leaderboard.channels import channel_bars
+from leaderboard.boards.breakdown import by_patient
+from leaderboard.boards.channels import channel_bars
 from leaderboard.exports import page_json
-from leaderboard.outcomes import by_patient
 from robustbench_med.bench.record import Stored
 
 from .planted import VICTIMS
@@ -48,7 +48,7 @@ def test_no_file_calls_the_share_of_goals_not_reached_accuracy(
     terminal = console.file.getvalue()
     for text in (head, markdown, terminal):
         assert not any(word in text for word in words)
-    board = leaderboard.boards(aimed)[0]
+    board = leaderboard.make_boards(aimed)[0]
     assert KEY in terminal
     assert board.score.key == KEY
     assert KEY.capitalize() in page
@@ -64,7 +64,7 @@ def test_no_file_calls_the_share_of_goals_not_reached_accuracy(
 
 
 def test_the_download_has_no_clean_score(aimed: list[Stored]) -> None:
-    board = leaderboard.boards(aimed)[0]
+    board = leaderboard.make_boards(aimed)[0]
     (found,) = json.loads(page_json([board]))["boards"]
     assert found["metric"] == "1-attack_success"
     assert not any("clean" in row for row in found["rows"])
@@ -72,7 +72,7 @@ def test_the_download_has_no_clean_score(aimed: list[Stored]) -> None:
 
 
 def test_a_row_lists_nothing_clean(aimed: list[Stored]) -> None:
-    board = leaderboard.boards(aimed[:1])[0]
+    board = leaderboard.make_boards(aimed[:1])[0]
     found = by_patient(board, board.rows[0])
     assert found is not None
     labels = [label for label, _ in found.rows]
@@ -84,7 +84,9 @@ def test_a_row_lists_nothing_clean(aimed: list[Stored]) -> None:
 def test_bars_of_channels_start_with_a_channel(make_stored: Maker) -> None:
     aim = {"objective": "targeted(target=1)"}
     shares = [{}, {"T1": 1.0}, {"T2": 1.0}]
-    made = leaderboard.boards([make_stored([6, 1], case=aim | {"channels": c}) for c in shares])
+    made = leaderboard.make_boards(
+        [make_stored([6, 1], case=aim | {"channels": c}) for c in shares]
+    )
     (bars,) = channel_bars(made)
     assert bars.labels == ("T1", "T2", "all")
     assert [bar.label for bar in bars.groups[0].bars] == ["T1", "T2", "all"]

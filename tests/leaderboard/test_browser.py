@@ -269,7 +269,7 @@ def test_another_radius_is_written_as_the_board_writes_its_score(field_page: Pag
 def test_csv_and_json_are_made_in_the_page(field_page: Page, masks: list[Stored]) -> None:
     data = json.loads(saved(field_page, "json"))
     lines = list(csv.DictReader(io.StringIO(saved(field_page, "csv"))))
-    made = leaderboard.boards(masks)
+    made = leaderboard.make_boards(masks)
     assert [len(board["rows"]) for board in data["boards"]] == [len(b.rows) for b in made]
     assert saved(field_page, "csv") == csv_text(made)
     numbers = [row["worst_case"] for board in data["boards"] for row in board["rows"]]

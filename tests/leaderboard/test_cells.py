@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import leaderboard
-from leaderboard.board import with_ids
+from leaderboard.boards.board import with_ids
 from leaderboard.exports import long_frame
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Stored
@@ -62,7 +62,7 @@ def test_no_record_is_lost_to_another(
     attack = "uap" if "fit" in shared else "pgd"
     records = alike(make_stored, shared | one, shared | two, attack=attack)
     assert records[0].record.case_id != records[1].record.case_id
-    made = leaderboard.boards(records)
+    made = leaderboard.make_boards(records)
     assert runs(made) == sorted(stored.record.case_id for stored in records)
     for board in made:
         titles = [row.title for row in board.rows]
@@ -72,14 +72,14 @@ def test_no_record_is_lost_to_another(
 
 def test_a_case_that_stands_in_two_suites_counts_once(make_stored: Maker) -> None:
     stored = make_stored([6, 1])
-    (board,) = leaderboard.boards([stored, stored._replace(folder="elsewhere")])
+    (board,) = leaderboard.make_boards([stored, stored._replace(folder="elsewhere")])
     assert runs([board]) == [stored.record.case_id]
     assert board.columns == ("PGD-40",)
 
 
 def test_rival_detectors_of_one_kind_are_two_columns(make_stored: Maker) -> None:
     known = [{"knowledge": f"lid(fpr=0.05, k={k})", "defense": GUARD} for k in (5, 20)]
-    (board,) = leaderboard.boards(alike(make_stored, *known))
+    (board,) = leaderboard.make_boards(alike(make_stored, *known))
     assert board.columns == ("PGD-40, evading lid (lid k=20)", "PGD-40, evading lid (lid k=5)")
 
 
@@ -92,7 +92,7 @@ def test_a_detector_fitted_on_other_images_is_another_row(make_stored: Maker) ->
         records.append(wrapped(make_stored, WRAPPED, GUARD, **own))
         # what an attack is fitted on beside it does not make a third row
         records.append(wrapped(make_stored, WRAPPED, GUARD, attack="uap", **own))
-    made = leaderboard.boards([*records, make_stored(WRAPPED)])
+    made = leaderboard.make_boards([*records, make_stored(WRAPPED)])
     white = next(board for board in made if board.threat == "white_box")
     assert white.columns == ("PGD-40",)
     assert {row.apart for row in white.rows} == {"", "fitted on aaaaaaaa", "fitted on bbbbbbbb"}
@@ -103,13 +103,13 @@ def test_an_attack_fitted_on_images_keeps_the_row_of_its_victim(make_stored: Mak
     ratio = {"budget": "mean_norm", "train_sha256": "a" * 64}
     jpeg = {"defense": "jpeg(quality=75)"}
     plain, one = make_stored([6, 1], case=jpeg), make_stored([6, 1], case=jpeg | ratio)
-    rows = [board.rows[0].key for board in leaderboard.boards([plain, one])]
+    rows = [board.rows[0].key for board in leaderboard.make_boards([plain, one])]
     assert rows[0] == rows[1]
 
 
 def test_operating_points_are_told_apart_everywhere(make_stored: Maker) -> None:
     points = [{"operating_point": point} for point in ("youden", "argmax")]
-    made = leaderboard.boards(alike(make_stored, *points))
+    made = leaderboard.make_boards(alike(make_stored, *points))
     assert {row.title for row in made[0].rows} == {
         "ResNet-18 narrow (operating point argmax)",
         "ResNet-18 narrow (operating point youden)",
@@ -135,7 +135,7 @@ def test_other_images_have_their_own_board(make_stored: Maker) -> None:
         return made
 
     both = [*drawn("quick", 6), *drawn("attacks", 4)]
-    made = leaderboard.boards(both)
+    made = leaderboard.make_boards(both)
     words = ["6 images of suite quick", "4 images of suite attacks"]
     assert [board.drawn for board in made] == words
     assert {row.standing for board in made for row in board.rows} == {"ranked"}
@@ -145,15 +145,15 @@ def test_other_images_have_their_own_board(make_stored: Maker) -> None:
         "4-images-of-suite-attacks",
     ]
     assert made[0].setting.endswith(" · 6 images of suite quick")
-    assert [board.drawn for board in leaderboard.boards(both[:4])] == [""]
+    assert [board.drawn for board in leaderboard.make_boards(both[:4])] == [""]
     # another split, seed or file is told apart too, and "all" is a number like another
     more = [*drawn("quick", 6), *drawn("quick", 6, split="val"), *drawn("quick", 6, n=None)]
-    assert {board.drawn for board in leaderboard.boards(more)} == {
+    assert {board.drawn for board in leaderboard.make_boards(more)} == {
         "6 images of suite quick, test split",
         "6 images of suite quick, val split",
     }
     files = [*drawn("quick", 6), *drawn("quick", 6, data_sha256="c" * 64)]
-    assert {board.drawn.rpartition(", ")[2] for board in leaderboard.boards(files)} == {
+    assert {board.drawn.rpartition(", ")[2] for board in leaderboard.make_boards(files)} == {
         "data dddddddd",
         "data cccccccc",
     }
@@ -168,20 +168,20 @@ def test_a_case_without_a_record_leaves_its_row_incomplete(make_stored: Maker) -
         attack=missing.attack_card,
     )
     other = Failure(label="b", reason="no case known")
-    (board,) = leaderboard.boards([fine], [failure, other])
+    (board,) = leaderboard.make_boards([fine], [failure, other])
     assert board.columns == ("BIM", "PGD-40")
     assert board.rows[0].standing == "incomplete"
     assert board.rows[0].reasons == ("failed or not readable: PGD-40",)
     # and no other row: the second victim did not lose it, but was not asked for it either
     second = make_stored([6, 6], attack="bim", victim=OTHER)
-    (board,) = leaderboard.boards([fine, second], [failure])
+    (board,) = leaderboard.make_boards([fine, second], [failure])
     assert {row.reasons for row in board.rows} == {
         ("failed or not readable: PGD-40",),
         ("not run: PGD-40",),
     }
     # of a row that is not on the board, nothing is asked of the others
-    (board,) = leaderboard.boards([second], [failure])
+    (board,) = leaderboard.make_boards([second], [failure])
     assert board.rows[0].standing == "ranked"
     elsewhere = missing.case.model_copy(update={"n": 7})
-    (board,) = leaderboard.boards([fine], [failure.model_copy(update={"case": elsewhere})])
+    (board,) = leaderboard.make_boards([fine], [failure.model_copy(update={"case": elsewhere})])
     assert board.columns == ("BIM",)

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 import leaderboard
-from leaderboard.certified import certified, certified_curves, certified_words
+from leaderboard.boards.charts import certified, certified_curves, certified_words
 from robustbench_med.bench.record import Stored
 
 from .planted_shields import (
@@ -31,7 +31,7 @@ def smoothed(make: Maker, defense: str = SMOOTHING, **given: object) -> Stored:
 
 
 def test_the_curve_is_of_steps_that_overstate_nothing(make_stored: Maker) -> None:
-    (board,) = leaderboard.boards([make_stored(BARE), smoothed(make_stored)])
+    (board,) = leaderboard.make_boards([make_stored(BARE), smoothed(make_stored)])
     (place,) = certified(board).values()
     svg = certified_curves(board, "x")
     root = ElementTree.fromstring(svg)  # noqa: S314 - our own figure
@@ -51,22 +51,22 @@ def test_the_curve_is_of_steps_that_overstate_nothing(make_stored: Maker) -> Non
 
 def test_only_rows_with_a_certificate_have_a_line(make_stored: Maker) -> None:
     records = [make_stored(BARE), wrapped(make_stored, WRAPPED, JPEG), smoothed(make_stored)]
-    (board,) = leaderboard.boards(records)
+    (board,) = leaderboard.make_boards(records)
     found = certified(board)
     assert [row.key.defense for row in found] == [SMOOTHING]
     assert found == {row: board.rows.index(row) for row in found}
-    (bare,) = leaderboard.boards(records[:2])
+    (bare,) = leaderboard.make_boards(records[:2])
     assert certified(bare) == {}
     empty = smoothed(make_stored, certificate=certificate(()))
-    assert certified(leaderboard.boards([empty])[0]) == {}
+    assert certified(leaderboard.make_boards([empty])[0]) == {}
 
 
 def test_the_words_name_the_noise_and_the_abstentions(make_stored: Maker) -> None:
-    (board,) = leaderboard.boards([make_stored(BARE), smoothed(make_stored)])
+    (board,) = leaderboard.make_boards([make_stored(BARE), smoothed(make_stored)])
     told = {row.key.defense: certified_words(row) for row in board.rows}
     assert told == {"none": "", SMOOTHING: "σ = 0.25, abstains on 4.0 % of images"}
     for defense in ("smoothing", "smoothing(draws=1", "own(draws=4)"):
-        (row,) = leaderboard.boards([smoothed(make_stored, defense)])[0].rows
+        (row,) = leaderboard.make_boards([smoothed(make_stored, defense)])[0].rows
         assert certified_words(row) == "abstains on 4.0 % of images"
 
 

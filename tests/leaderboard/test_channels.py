@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import leaderboard
-from leaderboard.channels import Bars, channel_bars, chart
+from leaderboard.boards.channels import Bars, channel_bars, chart
 from robustbench_med.bench.record import Flag, Stored
 from robustbench_med.cards import DatasetCard
 
@@ -28,7 +28,7 @@ def stored(make: Maker, left: float, channel: str = "", **given: Any) -> Stored:
 
 
 def only(records: list[Stored]) -> Bars:
-    (found,) = channel_bars(leaderboard.boards(records))
+    (found,) = channel_bars(leaderboard.make_boards(records))
     return found
 
 
@@ -54,7 +54,7 @@ def test_only_attacks_that_ran_on_every_board_count(make_stored: Maker) -> None:
     bars = only(records)
     assert bars.attacks == ("PGD-40",)
     assert [bar.estimate.value for bar in bars.groups[0].bars] == pytest.approx([0.8, 0.56, 0.4])
-    assert channel_bars(leaderboard.boards(records[1:])) == []  # no attack in common
+    assert channel_bars(leaderboard.make_boards(records[1:])) == []  # no attack in common
 
 
 def test_an_oblivious_attack_takes_no_victim_off_the_bars(make_stored: Maker) -> None:
@@ -118,7 +118,7 @@ def test_other_threats_aims_and_norms_are_not_mixed(
     make_stored: Maker, other: dict[str, Any]
 ) -> None:
     records = [stored(make_stored, 0.1), stored(make_stored, 0.5, "T1", **other)]
-    assert channel_bars(leaderboard.boards(records)) == []
+    assert channel_bars(leaderboard.make_boards(records)) == []
 
 
 def test_a_chart_says_its_numbers_and_escapes_its_names(make_stored: Maker) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import leaderboard
-from leaderboard.checks import CHECKS, CheckRow, check_rows, flag_words
+from leaderboard.wording.checks import CHECKS, CheckRow, check_rows, flag_words
 from robustbench_med.bench import checks as bench
 from robustbench_med.bench.record import Check, Flag, Stored
 
@@ -77,7 +77,7 @@ def test_all_checks_are_listed_those_raised_first(make_stored: Maker) -> None:
 def test_every_raised_flag_is_a_reason_in_words(make_stored: Maker) -> None:
     over = Flag(name="over_budget", meaning="Too far.", measured=3, threshold=0)
     given: dict[str, Any] = {"flags": (QUERIES, over), "checks": MANY}
-    (board,) = leaderboard.boards([make_stored([6, 6], over_budget=3, record=given)])
+    (board,) = leaderboard.make_boards([make_stored([6, 6], over_budget=3, record=given)])
     assert board.rows[0].reasons == (
         "PGD-40: An attack that only asks for answers breaks images that this attack, which knows "
         "the whole model, missed: the model hides its gradients (measured 3 of 12 images, allowed "

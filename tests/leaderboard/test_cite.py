@@ -20,7 +20,7 @@ def cited(make: Maker, name: str, source: str, title: str = "T") -> str:
     changes = {"name": name, "title": title, "source": source}
     card = stored.record.attack_card.model_copy(update=changes)
     record = stored.record.model_copy(update={"attack_card": card})
-    text = bibtex(leaderboard.boards([stored._replace(record=record)]), versions=["0.1.0"])
+    text = bibtex(leaderboard.make_boards([stored._replace(record=record)]), versions=["0.1.0"])
     return text.partition(f"@misc{{{name},")[2]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from leaderboard.columns import columns_of, heading
+from leaderboard.boards.columns import columns_of, heading
 from robustbench_med.bench.record import Stored
 
 from .planted import VICTIMS

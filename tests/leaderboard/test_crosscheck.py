@@ -20,7 +20,7 @@ WHITE = [6, 6, 6, 6, 2, 0]  # the rung at which each image falls; 6 = never, 0 =
 
 def white_row(records: list[Stored]) -> leaderboard.Board:
     """Return the white-box board."""
-    (board,) = [b for b in leaderboard.boards(records) if b.threat == "white_box"]
+    (board,) = [b for b in leaderboard.make_boards(records) if b.threat == "white_box"]
     return board
 
 
@@ -152,7 +152,7 @@ def test_one_perturbation_for_all_images_need_not_beat_what_is_made_for_each(
     make_stored: Maker,
 ) -> None:
     uap, square = make_stored([6] * 4, attack="uap"), make_stored([1] * 4, attack="square")
-    (board,) = (b for b in leaderboard.boards([uap, square]) if b.threat == "universal")
+    (board,) = (b for b in leaderboard.make_boards([uap, square]) if b.threat == "universal")
     assert (board.rows[0].standing, board.rows[0].crosscheck) == ("ranked", "")
     # but what one perturbation breaks for all, an attack on each image should break too
     found = make_stored([1] * 4, attack="uap")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import leaderboard
-from leaderboard.detectors import RULE, detectors, guarded, has_detectors
+from leaderboard.boards.detectors import RULE, detectors, guarded, has_detectors
 from robustbench_med.bench.record import Flag, Stored
 from robustbench_med.stats import UNDEFINED
 
@@ -19,7 +19,7 @@ Maker = Callable[..., Stored]
 
 
 def test_the_attack_least_favourable_counts_for_every_column(make_stored: Maker) -> None:
-    (board,) = leaderboard.boards(shield_field(make_stored))
+    (board,) = leaderboard.make_boards(shield_field(make_stored))
     (found,) = detectors(board)
     assert found.row.key.defense == GUARD
     assert found.attacks == "PGD-40, oblivious → PGD-40"
@@ -42,7 +42,7 @@ def test_of_equal_areas_the_one_caught_less_counts(make_stored: Maker) -> None:
         wrapped(make_stored, WRAPPED, GUARD, attack=attack, record=detecting(0.7, caught))
         for attack, caught in (("bim", 0.3), ("fgsm", 0.1), ("pgd", 0.2))
     ]
-    (found,) = detectors(leaderboard.boards(records)[0])
+    (found,) = detectors(leaderboard.make_boards(records)[0])
     assert found.attacks == "FGSM"
 
 
@@ -51,18 +51,18 @@ def test_an_undefined_area_hides_no_other(make_stored: Maker) -> None:
         wrapped(make_stored, WRAPPED, GUARD, attack="bim", record=detecting(math.nan, 0.0)),
         wrapped(make_stored, WRAPPED, GUARD, attack="pgd", record=detecting(0.99, 0.9)),
     ]
-    (found,) = detectors(leaderboard.boards(records)[0])
+    (found,) = detectors(leaderboard.make_boards(records)[0])
     assert found.attacks == "PGD-40"
 
 
 def test_what_was_not_run_is_told_apart_from_what_is_undefined(make_stored: Maker) -> None:
     blind = wrapped(make_stored, WRAPPED, GUARD, knowledge="oblivious", record=detecting(0.9, 0.5))
-    (found,) = detectors(leaderboard.boards([blind])[0])
+    (found,) = detectors(leaderboard.make_boards([blind])[0])
     assert found.found[0].adaptive is None
     assert found.alarms.value == 40
     assert found.doubted  # attacked only as if it had no defense
     known = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.9, 0.5))
-    (found,) = detectors(leaderboard.boards([known])[0])
+    (found,) = detectors(leaderboard.make_boards([known])[0])
     assert found.found[0].oblivious is None
     assert not found.doubted
 
@@ -74,14 +74,14 @@ def test_an_invalid_run_has_no_say_and_a_flagged_row_is_marked(make_stored: Make
         wrapped(make_stored, WRAPPED, GUARD, attack="bim", record=invalid),
         wrapped(make_stored, WRAPPED, GUARD, record={"flags": (flag,), **detecting(0.9, 0.5)}),
     ]
-    (found,) = detectors(leaderboard.boards(records)[0])
+    (found,) = detectors(leaderboard.make_boards(records)[0])
     assert found.attacks == "PGD-40"
     assert found.doubted
 
 
 def test_a_board_without_detectors_has_no_table_and_no_rule(make_stored: Maker) -> None:
     records = [make_stored(BARE), wrapped(make_stored, WRAPPED, JPEG)]
-    (board,) = leaderboard.boards(records)
+    (board,) = leaderboard.make_boards(records)
     assert detectors(board) == []
     assert not has_detectors(board)
     bare = wrapped(make_stored, WRAPPED, GUARD).record  # its card says so before any metric does

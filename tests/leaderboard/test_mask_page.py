@@ -15,8 +15,13 @@ from rich.console import Console
 
 import leaderboard
 from leaderboard.gallery import gallery, regions_shown, shown
-from leaderboard.metrics import metric_notes, metric_rows, shape_words, spacing_words
-from leaderboard.table import markdown
+from leaderboard.tables import markdown
+from leaderboard.wording.metrics import (
+    metric_notes,
+    metric_rows,
+    shape_words,
+    spacing_words,
+)
 from robustbench_med import palette
 from robustbench_med.bench.record import Stored
 
@@ -173,7 +178,7 @@ def test_sizes_and_channels_in_words() -> None:
 
 
 def test_the_gallery_shows_masks_and_their_colours(make_stored: Maker) -> None:
-    plain = leaderboard.boards([make_masks(make_stored, DICE, pictures=2)])[0]
+    plain = leaderboard.make_boards([make_masks(make_stored, DICE, pictures=2)])[0]
     (one, _) = pictures = gallery(plain, budget=10**7)
     assert [tile.says for tile in one.tiles] == ["truth", "clean", "attacked", "change ×16"]
     assert one.tiles[2].alt == "attacked image with the model's mask, Dice 0.118"
@@ -186,7 +191,7 @@ def test_the_gallery_shows_masks_and_their_colours(make_stored: Maker) -> None:
     assert "wants" not in shown(pictures)
     assert len(gallery(plain, budget=one.size)) == 1
     given: dict[str, Any] = {"dataset": CHEST, "objective": HEART, "target": TARGET, "pictures": 1}
-    drawn = leaderboard.boards([make_masks(make_stored, DICE, **given)])[0]
+    drawn = leaderboard.make_boards([make_masks(make_stored, DICE, **given)])[0]
     (picture,) = gallery(drawn, budget=10**7)
     assert [tile.says for tile in picture.tiles][3] == "wanted"
     assert picture.caption == "Dice 0.914 → 0.118 · target Dice 0.021 → 0.873"
@@ -201,7 +206,7 @@ def test_a_mask_outside_its_folder_is_not_shown(make_stored: Maker, file: str) -
     masks = example.masks.model_copy(update={"after": file})
     changed = example.model_copy(update={"masks": masks})
     record = stored.record.model_copy(update={"examples": (changed,)})
-    (board,) = leaderboard.boards([stored._replace(record=record)])
+    (board,) = leaderboard.make_boards([stored._replace(record=record)])
     assert gallery(board, budget=10**7) == []
 
 
@@ -236,11 +241,11 @@ def test_hostile_regions_channels_and_views_stay_text(make_stored: Maker, tmp_pa
     assert '<figure class="channels">' in page
     ids = [a["id"] for _, a in Tags(page).tags if "id" in a]
     assert len(ids) == len(set(ids))
-    assert "<script>" not in markdown(leaderboard.boards(hostile), title="t")
+    assert "<script>" not in markdown(leaderboard.make_boards(hostile), title="t")
 
 
 def test_csv_names_its_score_and_its_channels(masks: list[Stored], mask_suite: Path) -> None:
-    made = leaderboard.boards(masks)
+    made = leaderboard.make_boards(masks)
     frame = pd.read_csv(mask_suite.with_suffix(".csv"), keep_default_na=False, na_values=["NaN"])
     worst = frame[frame["attack"] == "worst_case"]
     assert set(worst["metric"]) == {"accuracy", "dice", "1-target_dice"}

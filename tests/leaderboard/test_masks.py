@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 import leaderboard
-from leaderboard.objective import channel_label, channel_words, objective_words
-from leaderboard.wording import budget_words
+from leaderboard.wording.records import budget_words
+from leaderboard.wording.threat_model import channel_label, channel_words, objective_words
 from robustbench_med.bench.record import Flag, Stored
 from robustbench_med.stats import Estimate
 from robustbench_med.worst_case import lowest, score_table, standing_table
@@ -26,7 +26,7 @@ FLAG = Flag(name="zero_gradients", meaning="gradients are zero", measured=0.4, t
 
 
 def only(records: list[Stored]) -> leaderboard.Board:
-    (board,) = leaderboard.boards(records)
+    (board,) = leaderboard.make_boards(records)
     return board
 
 
@@ -141,13 +141,13 @@ def test_an_image_stands_where_it_is_not_broken(make_stored: Maker) -> None:
 def test_a_weaker_attacker_who_breaks_more_flags_the_segmenter(make_stored: Maker) -> None:
     white = make_masks(make_stored, [[0.9] * 4] * 3)
     square = make_masks(make_stored, [[0.9, 0.2, 0.2, 0.2]] * 3, attack="square")
-    made = leaderboard.boards([white, square])
+    made = leaderboard.make_boards([white, square])
     row = next(board for board in made if board.threat == "white_box").rows[0]
     assert row.standing == "flagged"
     assert row.reasons[0].startswith("3 of 3 images that stand at ε = 1/255")
     # one who may change other channels is another attacker
     part = make_masks(make_stored, [[0.9] * 4] * 3, channels={"T1": 1.0})
-    made = leaderboard.boards([part, square])
+    made = leaderboard.make_boards([part, square])
     row = next(board for board in made if board.threat == "white_box").rows[0]
     assert row.standing == "ranked"
 
@@ -155,7 +155,7 @@ def test_a_weaker_attacker_who_breaks_more_flags_the_segmenter(make_stored: Make
 def test_channels_have_boards_of_their_own_all_of_them_first(make_stored: Maker) -> None:
     every = [{"FLAIR": 1.0}, {"T1": 1.0, "T2": 1.0}, {"T1": 0.5}, {}, {"T1": 1.0}]
     records = [make_masks(make_stored, PGD, channels=channels) for channels in every]
-    made = leaderboard.boards(records)
+    made = leaderboard.make_boards(records)
     assert [board.channels for board in made] == [every[i] for i in (3, 4, 2, 0, 1)]
     assert [board.setting.removeprefix("white box · L∞ · ") for board in made] == [
         "untargeted",

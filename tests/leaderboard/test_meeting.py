@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import leaderboard
-from leaderboard.board import with_ids
-from leaderboard.table import beyond_words, terminal_title
-from leaderboard.wording import versus_words
+from leaderboard.boards.board import with_ids
+from leaderboard.tables import beyond_words, terminal_title
+from leaderboard.wording.records import versus_words
 from robustbench_med.bench.record import Stored
 from robustbench_med.stats.intervals import wilson
 
@@ -24,7 +24,7 @@ SHORT, LONG = (1 / 255, 2 / 255, 4 / 255), (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 
 
 def only(records: list[Stored]) -> leaderboard.Board:
-    (board,) = leaderboard.boards(records)
+    (board,) = leaderboard.make_boards(records)
     return board
 
 
@@ -169,7 +169,7 @@ def changed(**case: object) -> dict[str, Any]:
 )
 def test_no_two_boards_are_called_the_same(make_stored: Maker, changes: dict[str, Any]) -> None:
     other = make_stored(**({"breaks": [3] * 20, "victim": NAMES[1]} | changes))
-    made = leaderboard.boards([make_stored([4] * 20, victim=NAMES[0]), other])
+    made = leaderboard.make_boards([make_stored([4] * 20, victim=NAMES[0]), other])
     assert len(made) == 2
     assert len({board.setting for board in made}) == 2
     assert len({terminal_title(board) for board in made}) == 2

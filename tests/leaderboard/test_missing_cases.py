@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 import leaderboard
-from leaderboard.text import FAILURES_MEAN
+from leaderboard.wording.text import FAILURES_MEAN
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Stored
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import leaderboard
-from leaderboard.channels import channel_bars, chart
-from leaderboard.figures import curves
+from leaderboard.boards.channels import channel_bars, chart
+from leaderboard.boards.charts import curves
 from robustbench_med.bench.record import Stored
 
 from .planted import DATASETS, PROVENANCE
@@ -25,7 +25,7 @@ def test_a_region_may_be_called_anything(make_stored: Maker, name: str) -> None:
     card = BRAIN.model_copy(update={"regions": {name: (1, 2, 3)}, "classes": BRAIN.classes})
     case = stored.record.case.model_copy(update={"objective": f"region(name={name!r})"})
     record = stored.record.model_copy(update={"dataset_card": card, "case": case})
-    (board,) = leaderboard.boards([stored._replace(record=record)])
+    (board,) = leaderboard.make_boards([stored._replace(record=record)])
     assert name in board.score.axis
     drawn = curves(board, "a")
     assert name in drawn
@@ -35,7 +35,7 @@ def test_a_region_may_be_called_anything(make_stored: Maker, name: str) -> None:
 @pytest.mark.parametrize("name", ["$T1$", "断层"])
 def test_a_channel_may_be_called_anything(make_stored: Maker, name: str) -> None:
     shares = [{}, {name: 1.0}, {"T2": 1.0}]
-    made = leaderboard.boards([make_stored([6, 1], case={"channels": c}) for c in shares])
+    made = leaderboard.make_boards([make_stored([6, 1], case={"channels": c}) for c in shares])
     (bars,) = channel_bars(made)
     assert name in chart(bars, bars.groups[0], "a")
 

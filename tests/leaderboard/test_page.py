@@ -191,7 +191,7 @@ def test_audits_are_told_in_words(
 
 def test_gallery_keeps_to_its_budget_and_its_folder(make_stored: Maker) -> None:
     stored = make_stored([6] * 6, pictures=8)
-    board = leaderboard.boards([stored])[0]
+    board = leaderboard.make_boards([stored])[0]
     every = gallery(board, budget=10**7)
     assert len(every) == SHOWN
     assert len({picture.example.sample for picture in every}) == SHOWN
@@ -203,7 +203,10 @@ def test_gallery_keeps_to_its_budget_and_its_folder(make_stored: Maker) -> None:
     for clean in ("../outside.png", "missing.png", "text.png", "", "/etc/passwd"):
         example = stored.record.examples[0].model_copy(update={"clean": clean})
         record = stored.record.model_copy(update={"examples": (example,)})
-        assert gallery(leaderboard.boards([stored._replace(record=record)])[0], budget=10**7) == []
+        assert (
+            gallery(leaderboard.make_boards([stored._replace(record=record)])[0], budget=10**7)
+            == []
+        )
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="needs node to check the script's syntax")

@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 import leaderboard
-from leaderboard.board import Board
+from leaderboard.boards.board import Board
+from leaderboard.boards.ranking import make_boards
 from leaderboard.exports import csv_text, page_json
 from leaderboard.page import render
-from leaderboard.rank import boards
 from leaderboard.rows import board_columns
-from leaderboard.table import markdown
+from leaderboard.tables import markdown
 from robustbench_med.bench import store
 from robustbench_med.bench.publish import publish
 from robustbench_med.bench.record import Stored
@@ -43,14 +43,14 @@ def board(request: pytest.FixtureRequest, make_stored: Maker) -> Board:
     """Return a board of labels with a defended row and a missing attack, or one of Dice."""
     if request.param == "masks":
         dice = np.linspace(0.9, 0.3, 6) - np.array([[0.0], [0.1], [0.2]])
-        return leaderboard.boards([make_masks(make_stored, dice, dataset=CHEST)])[0]
+        return leaderboard.make_boards([make_masks(make_stored, dice, dataset=CHEST)])[0]
     records = [
         make_stored(BARE),
         make_stored(BARE, attack="fgsm"),
         wrapped(make_stored, WRAPPED, JPEG),
         make_stored([6] * 8 + [0, 1], victim=VICTIMS[3]),
     ]
-    return leaderboard.boards(records)[0]
+    return leaderboard.make_boards(records)[0]
 
 
 def expected(board: Board) -> Texts:
@@ -225,9 +225,9 @@ def test_the_boards_of_a_run_are_made_once(
 
     def counted(*given: Any) -> list[Board]:  # noqa: ANN401
         calls.append(len(given))
-        return boards(*given)
+        return make_boards(*given)
 
-    monkeypatch.setattr(leaderboard, "boards", counted)
+    monkeypatch.setattr(leaderboard, "make_boards", counted)
     monkeypatch.setattr(store, "read_each", lambda _: ([make_stored([6, 1])], []))
     published = publish(tmp_path, "t")
     console = Console(file=io.StringIO(), width=100)

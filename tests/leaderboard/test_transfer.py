@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import leaderboard
-from leaderboard.table import markdown
-from leaderboard.transfer import Matrix, matrices
+from leaderboard.boards.transfer import Matrix, matrices
+from leaderboard.tables import markdown
 from robustbench_med.bench.record import Stored
 from robustbench_med.stats.intervals import wilson
 
@@ -21,7 +21,7 @@ RESNET, VIT, DENSE, MOBILE = VICTIMS
 
 
 def only(records: list[Stored]) -> Matrix:
-    (matrix,) = matrices(leaderboard.boards(records))
+    (matrix,) = matrices(leaderboard.make_boards(records))
     return matrix
 
 
@@ -86,10 +86,10 @@ def test_the_diagonal_is_the_same_attack_on_the_very_surrogate(
 def test_a_model_is_not_asked_to_stand_its_own_images(make_stored: Maker) -> None:
     pairs = [(RESNET, VIT), (VIT, RESNET), (MOBILE, RESNET), (MOBILE, VIT)]
     records = [make_stored([6, 1], victim=v, surrogate=s) for v, s in pairs]
-    (board,) = leaderboard.boards(records)
+    (board,) = leaderboard.make_boards(records)
     assert board.columns == ("PGD-40 from resnet_narrow", "PGD-40 from vit_tiny")
     assert {row.standing for row in board.rows} == {"ranked"}
-    (board,) = leaderboard.boards(records[:-1])  # but the third must stand all of them
+    (board,) = leaderboard.make_boards(records[:-1])  # but the third must stand all of them
     assert [row.standing for row in board.rows] == ["ranked", "ranked", "incomplete"]
 
 
@@ -97,13 +97,13 @@ def test_no_box_shares_the_matrix_and_two_attacks_have_two(make_stored: Maker) -
     moved = make_stored([1, 6], victim=RESNET, surrogate=VIT)
     other = make_stored([6, 6], victim=RESNET, surrogate=DENSE, threat="no_box")
     bim = make_stored([6, 6], victim=RESNET, surrogate=VIT, attack="bim")
-    made = leaderboard.boards([moved, other, bim])
+    made = leaderboard.make_boards([moved, other, bim])
     found = matrices(made)
     assert [(m.attack, len(m.surrogates)) for m in found] == [("BIM", 1), ("PGD-40", 2)]
     assert [m.other_data for m in found[1].surrogates] == [False, True]
     assert found[1].board.threat == "transfer"
     steps = make_stored([6, 6], victim=RESNET, surrogate=VIT, case={"parameters": {"steps": 9}})
-    names = [m.attack for m in matrices(leaderboard.boards([moved, steps]))]
+    names = [m.attack for m in matrices(leaderboard.make_boards([moved, steps]))]
     assert names == ["PGD-40 (steps=40, step_size=eps/4, restarts=1)", "PGD-40 (steps=9)"]
 
 
@@ -117,15 +117,15 @@ def test_flags_and_failures_are_marked(make_stored: Maker) -> None:
     )
     notes = {cell.note for cell in only([flagged, failed]).cells.values()}
     assert notes == {"flagged", "invalid"}
-    assert "50.0 †" in markdown(leaderboard.boards([flagged, failed]), title="t")
+    assert "50.0 †" in markdown(leaderboard.make_boards([flagged, failed]), title="t")
 
 
 def test_no_surrogate_no_matrix(records: list[Stored]) -> None:
-    assert matrices(leaderboard.boards(records)) == []
+    assert matrices(leaderboard.make_boards(records)) == []
 
 
 def test_markdown_shows_the_matrix_with_names_escaped(make_stored: Maker) -> None:
-    text = markdown(leaderboard.boards(field(make_stored)), title="t")
+    text = markdown(leaderboard.make_boards(field(make_stored)), title="t")
     lines = text[text.index("made on one model, success on others") :].splitlines()
     key, head = lines[2], lines[4]
     assert "= attacker and victim are one model" in key

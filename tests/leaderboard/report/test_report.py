@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from leaderboard.board import Board
+from leaderboard.boards.board import Board
 from leaderboard.report import Written, read_criteria, write_report
 from leaderboard.report.document import Report
-from leaderboard.score import score_of
-from leaderboard.text import interval, number
+from leaderboard.wording.score import score_of
+from leaderboard.wording.text import interval, number
 from robustbench_med.bench import store
 from robustbench_med.bench.checks import NAMES
 from robustbench_med.bench.record import Certificate, Flag, Stored

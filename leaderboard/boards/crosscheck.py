@@ -17,7 +17,7 @@ from robustbench_med.bench.record import Record, Stored
 from robustbench_med.cards import AttackCard
 from robustbench_med.worst_case import lowest, rung_of, standing_table
 
-from .text import radius
+from ..wording.text import radius
 
 ALLOWED = 1  # image a radius: one may be luck
 _KNOWS = {

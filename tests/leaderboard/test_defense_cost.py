@@ -10,9 +10,16 @@ import numpy as np
 import pytest
 
 import leaderboard
-from leaderboard.board import Board, Row
-from leaderboard.price import Price, change, counted, defense_names, prices, training_words
-from leaderboard.shield import defense_words
+from leaderboard.boards.board import Board, Row
+from leaderboard.boards.defenses import (
+    Price,
+    change,
+    counted,
+    defense_names,
+    defense_words,
+    prices,
+    training_words,
+)
 from robustbench_med.bench.record import Stored
 
 from .planted import VICTIMS
@@ -35,7 +42,7 @@ Maker = Callable[..., Stored]
 
 def one(records: list[Stored]) -> tuple[Board, Row, Price]:
     """Return the board of `records` with its only defended row and that row's price."""
-    (board,) = leaderboard.boards(records)
+    (board,) = leaderboard.make_boards(records)
     ((row, price),) = prices(board).items()
     return board, row, price
 
@@ -69,13 +76,13 @@ def test_wrapped_and_retrained_is_held_against_neither(make_stored: Maker) -> No
     card = {"model_card": retrained_card()}
     stacked = wrapped(make_stored, WRAPPED, SMOOTHING, record=card, **both)
     records = [make_stored(BARE), retrained(make_stored, [6] * 10), stacked]
-    (board,) = leaderboard.boards(records)
+    (board,) = leaderboard.make_boards(records)
     found = {row.key.defense: (row, price) for row, price in prices(board).items()}
     row, price = found[SMOOTHING]
     assert price.against is not None
     assert price.against.model.name == VICTIMS[0][0]
     assert defense_names(row, price.against) == ["PGD-AT", "Randomised smoothing"]
-    (board,) = leaderboard.boards(records[1:])  # the bare one is not on the board
+    (board,) = leaderboard.make_boards(records[1:])  # the bare one is not on the board
     found = {row.key.defense: (row, price) for row, price in prices(board).items()}
     assert found["none"][1].against is None
     held = found[SMOOTHING][1].against
@@ -97,7 +104,9 @@ def test_wrapped_and_retrained_is_held_against_neither(make_stored: Maker) -> No
 def test_nothing_is_compared_across_images_weights_or_judges(
     make_stored: Maker, case: dict[str, Any]
 ) -> None:
-    made = leaderboard.boards([make_stored(BARE, case=case), wrapped(make_stored, WRAPPED, JPEG)])
+    made = leaderboard.make_boards(
+        [make_stored(BARE, case=case), wrapped(make_stored, WRAPPED, JPEG)]
+    )
     assert len(made) == (2 if {"data_sha256", "split"} & set(case) else 1)
     (price,) = (price for board in made for price in prices(board).values())
     assert price.against is None
@@ -141,7 +150,7 @@ def test_an_oblivious_attack_does_not_count_as_another(make_stored: Maker) -> No
 
 def test_a_victim_that_names_itself_is_no_retrained_one(make_stored: Maker) -> None:
     card = {"model_card": retrained_card(undefended=RETRAINED[0])}
-    (board,) = leaderboard.boards([make_stored(BARE, victim=RETRAINED, record=card)])
+    (board,) = leaderboard.make_boards([make_stored(BARE, victim=RETRAINED, record=card)])
     assert prices(board) == {}
 
 
@@ -204,13 +213,13 @@ def test_a_change_has_its_sign(value: float, kind: str, text: str) -> None:
     ],
 )
 def test_training_costs_what_its_recipe_says(make_stored: Maker, spec: str, words: str) -> None:
-    (board,) = leaderboard.boards([retrained(make_stored, BARE, spec=spec)])
+    (board,) = leaderboard.make_boards([retrained(make_stored, BARE, spec=spec)])
     assert training_words(board.rows[0]) == words
     assert defense_names(board.rows[0], None)[0] in {spec.partition("(")[0], "retrained"}
 
 
 def test_the_defense_in_words(make_stored: Maker) -> None:
-    (board,) = leaderboard.boards(shield_field(make_stored))
+    (board,) = leaderboard.make_boards(shield_field(make_stored))
     told = {(row.model.name, row.key.defense): dict(defense_words(row)) for row in board.rows}
     bare = VICTIMS[0][0]
     assert told[bare, "none"] == {"Defense": "none"}
@@ -227,7 +236,7 @@ def test_the_defense_in_words(make_stored: Maker) -> None:
 
 
 def test_a_defense_without_a_card_is_told_as_it_was_asked_for(make_stored: Maker) -> None:
-    (board,) = leaderboard.boards([make_stored(BARE, case={"defense": "a (b\x1b[2J"})])
+    (board,) = leaderboard.make_boards([make_stored(BARE, case={"defense": "a (b\x1b[2J"})])
     assert dict(defense_words(board.rows[0]))["Defense"] == "a (b[2J"
 
 
@@ -237,7 +246,7 @@ def test_what_was_trained_on_before_is_told(make_stored: Maker) -> None:
     for start, words in (("resnet_pgd_at", " after resnet_pgd_at"), (VICTIMS[0][0], ""), ("", "")):
         model = card.model_copy(update={"recipe": card.recipe.model_copy(update={"start": start})})
         stored = make_stored(BARE, victim=RETRAINED, record={"model_card": model})
-        (board,) = leaderboard.boards([stored])
+        (board,) = leaderboard.make_boards([stored])
         said = training_words(board.rows[0])
         assert said == f"trained 24 epochs{words}, 7 passes an image instead of 1"
 

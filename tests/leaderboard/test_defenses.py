@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 import leaderboard
-from leaderboard.shield import defense_words
-from leaderboard.table import markdown
-from leaderboard.wording import attacker_words
+from leaderboard.boards.defenses import defense_words
+from leaderboard.tables import markdown
+from leaderboard.wording.records import attacker_words
 from robustbench_med.bench.record import Stored
 
 from .browser import Tags
@@ -93,7 +93,7 @@ def test_an_attacker_of_another_detector_is_called_that_and_ranks(make_stored: M
     rival = "feature_mixture(fpr=0.05, components=2, fit=512)"
     guided = wrapped(make_stored, WRAPPED, GUARD, knowledge=rival)
     assert f"evades {rival} instead" in attacker_words(guided.record)
-    (board,) = leaderboard.boards([wrapped(make_stored, WRAPPED, GUARD), guided])
+    (board,) = leaderboard.make_boards([wrapped(make_stored, WRAPPED, GUARD), guided])
     (row,) = board.rows
     assert not row.oblivious
     (column,) = (c for c, run in row.runs.items() if run.record.case.rival)
@@ -126,7 +126,7 @@ def test_hostile_defenses_stay_text(make_stored: Maker, tmp_path: Path) -> None:
 def test_the_csv_holds_defense_knowledge_change_and_time(
     make_stored: Maker, tmp_path: Path
 ) -> None:
-    made = leaderboard.boards(shield_field(make_stored))
+    made = leaderboard.make_boards(shield_field(make_stored))
     csv, _ = leaderboard.write_tables(made, tmp_path, title="t")
     frame = pd.read_csv(csv, keep_default_na=True)
     bare = frame[(frame["defense"] == "none") & (frame["victim"] == VICTIMS[0][0])]
@@ -148,7 +148,7 @@ def test_the_csv_holds_defense_knowledge_change_and_time(
 def test_markdown_has_the_columns_only_where_something_is_defended(make_stored: Maker) -> None:
     records = [make_stored(BARE), wrapped(make_stored, WRAPPED, JPEG), retrained(make_stored, BARE)]
     blind = wrapped(make_stored, WRAPPED, JPEG, knowledge="oblivious")
-    text = markdown(leaderboard.boards([*records, blind]), title="t")
+    text = markdown(leaderboard.make_boards([*records, blind]), title="t")
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
     assert (
@@ -158,9 +158,9 @@ def test_markdown_has_the_columns_only_where_something_is_defended(make_stored: 
     assert "| jpeg(quality=75) | adaptive and oblivious | −10.0 | +30.0 | 2.2 |" in text
     assert "| none | – | – | – | – |" in text
     assert "steps=7) | adaptive | ±0.0 | ±0.0 | – |" in text
-    assert "clean change" not in markdown(leaderboard.boards(records[:1]), title="t")
+    assert "clean change" not in markdown(leaderboard.make_boards(records[:1]), title="t")
 
 
 def test_the_smoothed_row_is_told_apart_by_its_parameters(make_stored: Maker) -> None:
-    (board,) = leaderboard.boards([wrapped(make_stored, WRAPPED, SMOOTHING)])
+    (board,) = leaderboard.make_boards([wrapped(make_stored, WRAPPED, SMOOTHING)])
     assert board.rows[0].title == "ResNet-18 narrow + Randomised smoothing"

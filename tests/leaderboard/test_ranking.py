@@ -21,7 +21,7 @@ FLAG = Flag(name="zero_gradient", meaning="gradients are zero", measured=0.4, th
 
 
 def only(records: list[Stored]) -> leaderboard.Board:
-    (board,) = leaderboard.boards(records)
+    (board,) = leaderboard.make_boards(records)
     return board
 
 
@@ -56,7 +56,7 @@ def test_an_image_wrong_when_clean_never_stands(make_stored: Maker) -> None:
 
 
 def test_worst_case_is_never_above_any_attack(records: list[Stored]) -> None:
-    for board in leaderboard.boards(records):
+    for board in leaderboard.make_boards(records):
         for row in (row for row in board.rows if row.standing == "ranked"):
             for rung, worst in enumerate(row.worst):
                 assert worst.low <= worst.value <= worst.high
@@ -117,7 +117,7 @@ def test_an_invalid_record_never_gives_a_worst_case(make_stored: Maker) -> None:
 
 
 def test_threat_models_and_ladders_have_their_own_boards(make_stored: Maker) -> None:
-    made = leaderboard.boards(
+    made = leaderboard.make_boards(
         [
             make_stored([6, 6]),
             make_stored([6, 6], attack="bim", threat="query"),
@@ -168,8 +168,8 @@ def test_boards_do_not_depend_on_the_order_of_records(records: list[Stored]) -> 
             (b.dataset.name, b.columns, [(r.model.name, r.worst) for r in b.rows]) for b in made
         ]
 
-    forward = seen(leaderboard.boards(records))
-    assert str(forward) == str(seen(leaderboard.boards(records[::-1])))
+    forward = seen(leaderboard.make_boards(records))
+    assert str(forward) == str(seen(leaderboard.make_boards(records[::-1])))
     assert [name for name, *_ in forward] == ["pneumoniamnist", "phantom_cxr", "phantom_fundus"]
 
 
@@ -193,8 +193,8 @@ def test_a_damaged_samples_table_is_refused(make_stored: Maker) -> None:
     stored = make_stored([6, 6, 1])
     for samples in (stored.samples.iloc[1:], pd.concat([stored.samples, stored.samples.iloc[:1]])):
         with pytest.raises(ResultsError, match=r"expected one row a \(sample, rung\).*--force"):
-            leaderboard.boards([stored._replace(samples=samples)])
+            leaderboard.make_boards([stored._replace(samples=samples)])
 
 
 def test_no_records_make_no_boards() -> None:
-    assert leaderboard.boards([]) == []
+    assert leaderboard.make_boards([]) == []

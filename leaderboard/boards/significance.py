@@ -4,9 +4,9 @@ Every pair of ranked rows is tested at every radius on the images both saw. Wher
 or wrong and no patient repeats: McNemar's exact test. Where patients repeat, and of Dice: the
 paired bootstrap by patient, as the wild cluster bootstrap with signs: under the null the sign of
 each patient's summed difference is drawn anew. The percentile bootstrap would split ties too often
-at the 10 to 50 patients a board has (tests/leaderboard/test_ties.py measures both); with one image
-a patient and 0/1 scores the signs give McNemar's test. P values are Holm-corrected over all pairs
-of the board at that radius.
+at the 10 to 50 patients a board has (tests/leaderboard/test_significance.py measures both). With
+one image a patient and 0/1 scores the signs give McNemar's test. P values are Holm-corrected over
+all pairs of the board at that radius.
 
 Rows share a place unless a line can be drawn between them: every row above it does significantly
 better than every row below. So a pair that is not told apart always shares a place, and a split is

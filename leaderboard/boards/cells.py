@@ -1,4 +1,4 @@
-"""Grid: the records of a board by row and column; no two share a cell, and none is left out."""
+"""Cells: the records of a board by row and column; no two share a cell, and none is missing."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from robustbench_med.bench.case import Case
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Stored
 
+from ..wording.text import radii
 from .board import RowKey
 from .columns import Asked, named
-from .text import radii
 
 
 class Grid(NamedTuple):

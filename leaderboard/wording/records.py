@@ -6,10 +6,9 @@ import math
 
 from robustbench_med.bench.record import Provenance, Record
 
-from .board import Row
-from .native import linf_words
-from .objective import channel_words
+from ..boards.board import Row
 from .text import NORMS, interval, number, plain, radii, radius, unit
+from .threat_model import channel_words, linf_words
 
 _KNOWS = {
     "white_box": "knows the whole model, its gradients included (white box)",

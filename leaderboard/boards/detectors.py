@@ -11,8 +11,8 @@ from robustbench_med.spec import parse
 from robustbench_med.stats import UNDEFINED, Estimate
 from robustbench_med.worst_case import rung_of
 
+from ..wording.text import plain
 from .board import Board, Row
-from .text import plain
 
 RULE = (
     "An image counts as right if it is called right and, when clean, not rejected; an attacked "

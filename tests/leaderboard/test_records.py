@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from leaderboard.text import radii, radius, unit
-from leaderboard.wording import (
+from leaderboard.wording.records import (
     attacker_words,
     audit_words,
     budget_words,
     distance_words,
     spread_words,
 )
+from leaderboard.wording.text import radii, radius, unit
 from robustbench_med.bench.record import Stored
 from robustbench_med.stats import UNDEFINED, Estimate
 

@@ -12,9 +12,9 @@ from robustbench_med.bench.record import Stored
 from robustbench_med.stats import Estimate
 from robustbench_med.worst_case import lowest, means, on_rungs, region_table, rungs_of
 
+from ..wording.text import DASH, number, plain
+from ..wording.threat_model import called
 from .board import Board, Row
-from .objective import called
-from .text import DASH, number, plain
 
 _HARDEST = 5  # patients named one by one
 

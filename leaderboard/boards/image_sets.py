@@ -15,7 +15,7 @@ from typing import NamedTuple
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.record import Stored
 
-from .text import plain
+from ..wording.text import plain
 
 
 class Images(NamedTuple):

@@ -17,9 +17,9 @@ from robustbench_med.bench.record import Stored
 from robustbench_med.stats import UNDEFINED, Estimate
 from robustbench_med.worst_case import rung_of
 
+from ..wording.text import plain
 from .board import Board, Row
 from .columns import Asked, columns_of
-from .text import plain
 
 SURROGATES = ("transfer", "no_box")
 

@@ -13,8 +13,8 @@ from rich.table import Table
 
 import leaderboard
 from leaderboard.exports import guard
-from leaderboard.table import markdown
-from leaderboard.text import https, number
+from leaderboard.tables import markdown
+from leaderboard.wording.text import https, number
 from robustbench_med.bench.record import Stored
 
 from .field import field
@@ -54,7 +54,7 @@ def test_terminal_prints_a_name_as_it_is_but_no_escape_code(make_stored: Maker) 
 
 
 def test_csv_holds_every_metric_and_the_worst_case(records: list[Stored], tmp_path: Path) -> None:
-    made = leaderboard.boards(records)
+    made = leaderboard.make_boards(records)
     csv, _ = leaderboard.write_tables(made, tmp_path, title="t")
     frame = pd.read_csv(csv)
     worst = frame[frame["attack"] == "worst_case"]
@@ -78,7 +78,7 @@ def test_csv_holds_every_metric_and_the_worst_case(records: list[Stored], tmp_pa
 def test_csv_has_the_place_of_each_radius(make_stored: Maker) -> None:
     weak = make_stored([6] * 10 + [1] * 10, victim=VICTIMS[0])  # better at 8/255
     strong = make_stored([5] * 20, victim=VICTIMS[1])  # better at 2/255
-    (board,) = leaderboard.boards([weak, strong])
+    (board,) = leaderboard.make_boards([weak, strong])
     frame = leaderboard.exports.long_frame([board])
     for row in board.rows:
         own = frame[(frame["attack"] == "worst_case") & (frame["victim"] == row.model.name)]
@@ -90,7 +90,9 @@ def test_csv_has_the_place_of_each_radius(make_stored: Maker) -> None:
 def test_csv_holds_distances_counts_and_what_was_attacked(
     make_stored: Maker, tmp_path: Path
 ) -> None:
-    csv, _ = leaderboard.write_tables(leaderboard.boards(field(make_stored)), tmp_path, title="t")
+    csv, _ = leaderboard.write_tables(
+        leaderboard.make_boards(field(make_stored)), tmp_path, title="t"
+    )
     frame = pd.read_csv(csv)
     median = frame[frame["metric"] == "median_distance"]
     assert set(median["attack"]) == {"FMN"}
@@ -124,7 +126,7 @@ def test_no_column_is_cut_off_in_a_narrow_terminal(make_stored: Maker, width: in
 
 
 def test_text_cells_that_look_like_formulas_are_defused(make_stored: Maker, tmp_path: Path) -> None:
-    made = leaderboard.boards([make_stored([6, 6], victim=EVIL)])
+    made = leaderboard.make_boards([make_stored([6, 6], victim=EVIL)])
     csv, _ = leaderboard.write_tables(made, tmp_path, title="t")
     assert pd.read_csv(csv)["title"].str.startswith("'=HYPERLINK").all()
 
@@ -136,7 +138,7 @@ def test_guard_leads_with_an_apostrophe(text: str) -> None:
 
 
 def test_markdown_escapes_names_and_keeps_its_columns(make_stored: Maker) -> None:
-    text = markdown(leaderboard.boards([make_stored([6, 1], victim=EVIL)]), title="A *title*")
+    text = markdown(leaderboard.make_boards([make_stored([6, 1], victim=EVIL)]), title="A *title*")
     assert text.startswith("# A \\*title\\*\n")
     line = next(line for line in text.splitlines() if "HYPERLINK" in line and line[0] == "|")
     assert "\\| \\[x\\](javascript:1)\\[2J&lt;b&gt;" in line
@@ -145,7 +147,7 @@ def test_markdown_escapes_names_and_keeps_its_columns(make_stored: Maker) -> Non
 
 
 def test_a_defended_victim_says_so(make_stored: Maker) -> None:
-    board = leaderboard.boards([make_stored([6, 6], case={"defense": "jpeg(quality=75)"})])[0]
+    board = leaderboard.make_boards([make_stored([6, 6], case={"defense": "jpeg(quality=75)"})])[0]
     assert board.rows[0].title == "ResNet-18 narrow + jpeg(quality=75)"
 
 
@@ -162,7 +164,7 @@ def test_a_terminal_shows_every_attack_weak_to_strong(make_stored: Maker, width:
         for steps in range(1, 5)
     ]
     names = [f"PGD-40 (steps={steps})" for steps in (4, 3, 2, 1)]  # one falls at the first radius
-    (board,) = leaderboard.boards(settings)
+    (board,) = leaderboard.make_boards(settings)
     assert list(board.columns) == names
     tables = [t for t in leaderboard.terminal_tables([board], width=width) if isinstance(t, Table)]
     heads = [str(column.header) for table in tables for column in table.columns]
@@ -190,7 +192,7 @@ def test_the_name_one_types_is_on_terminal_markdown_and_csv(
     leaderboard.show(twins, Console(file=printed, width=120))
     for name in ("Net (chest_net)", "Net (lung_net)", "PGD-40 from other_net"):
         assert name in printed.getvalue()
-    made = leaderboard.boards(twins)
+    made = leaderboard.make_boards(twins)
     leaderboard.write_tables(made, tmp_path, title="t")
     table = pd.read_csv(tmp_path / "leaderboard.csv")
     assert set(table["name"]) == {"chest_net", "lung_net"}
@@ -203,7 +205,7 @@ def test_the_operating_point_is_said_with_both_figures(make_stored: Maker, tmp_p
     each = pd.Series([score for score in scores for _ in range(6)])  # a row a radius
     samples = stored.samples.assign(truth=1, scores=each)
     stored = stored._replace(samples=samples)
-    (board,) = leaderboard.boards([stored])
+    (board,) = leaderboard.make_boards([stored])
     (row,) = board.rows
     assert row.argmax is not None
     # at the operating point 0.55 and 0.7 are above 0.5; the network itself said 0.46 and 0.62

@@ -14,14 +14,13 @@ from rich.text import Text
 from robustbench_med.bench.failure import Failure
 from robustbench_med.files import write_text
 
-from .board import Board, Row
-from .commands import commands
+from .boards.board import Board, Row
+from .boards.transfer import Cell, Matrix, matrices
 from .exports import csv_text
-from .native import native_radii
-from .objective import channel_words, objective_words
 from .rows import Column, board_columns, place
-from .text import DASH, FAILURES_MEAN, NORMS, THREATS, number, plain, radii
-from .transfer import Cell, Matrix, matrices
+from .wording.commands import commands
+from .wording.text import DASH, FAILURES_MEAN, NORMS, THREATS, number, plain, radii
+from .wording.threat_model import channel_words, native_radii, objective_words
 
 CONTROL = "a control is no attack: nobody is ranked"
 _FIRST = ("worst_case", "clean")

@@ -9,10 +9,10 @@ from robustbench_med.cards import DatasetCard
 from robustbench_med.metrics.segmentation import units
 from robustbench_med.stats import Estimate
 
-from .detectors import COLUMNS
-from .objective import called
+from ..boards.detectors import COLUMNS
 from .score import score_of
 from .text import plain
+from .threat_model import called
 
 _ATTACK = {
     "attack_success": ("Attack success, %", "percent"),

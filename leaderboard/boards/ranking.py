@@ -33,22 +33,22 @@ from robustbench_med.worst_case import (
     standing_table,
 )
 
+from ..wording.checks import flag_words
+from ..wording.commands import commands
+from ..wording.text import THREATS, plain, radii
 from .board import ORDER, Board, Row, RowKey, Standing, Versus, told_apart
-from .checks import flag_words
+from .cells import Grid, grid_of
 from .columns import heading
-from .commands import commands
-from .common import adds
 from .crosscheck import ALLOWED, Scale, comparable, hidden_gradients, misled, rivals, summary
-from .grid import Grid, grid_of
-from .images import Part, by_images, by_ladder, draw_of, image_words, shares
-from .shield import shield_words
-from .text import THREATS, plain, radii
-from .ties import Pairs, Scored, pairs, places
+from .defenses import shield_words
+from .image_sets import Part, by_images, by_ladder, draw_of, image_words, shares
+from .significance import Pairs, Scored, pairs, places
+from .standing import adds
 
 _THREATS = list(THREATS)  # boards of one dataset stand in this order
 
 
-def boards(records: list[Stored], failures: Sequence[Failure] = ()) -> list[Board]:
+def make_boards(records: list[Stored], failures: Sequence[Failure] = ()) -> list[Board]:
     """Return every board the records make, whatever their order: real images before phantoms.
 
     Args:

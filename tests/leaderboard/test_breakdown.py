@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 
 import leaderboard
-from leaderboard.board import with_ids
+from leaderboard.boards.board import with_ids
+from leaderboard.boards.breakdown import by_class, by_patient
+from leaderboard.boards.charts import compute
 from leaderboard.cite import bibtex
-from leaderboard.compute import compute
 from leaderboard.exports import page_json
-from leaderboard.outcomes import by_class, by_patient
 from leaderboard.page_context import lead_words
-from leaderboard.wording import versus_words
+from leaderboard.wording.records import versus_words
 from robustbench_med.bench.record import Cost, Stored
 from robustbench_med.stats.intervals import wilson
 
@@ -27,7 +27,7 @@ Maker = Callable[..., Stored]
 
 
 def only(records: list[Stored]) -> leaderboard.Board:
-    (board,) = leaderboard.boards(records)
+    (board,) = leaderboard.make_boards(records)
     return board
 
 
@@ -138,7 +138,7 @@ def test_bibtex_makes_nothing_up_and_escapes(make_stored: Maker) -> None:
             update={"attack_card": card, "case": case, "case_id": case.id}
         )
         records.append(stored._replace(record=record))
-    text = bibtex(leaderboard.boards(records), versions=["0.1.0"])
+    text = bibtex(leaderboard.make_boards(records), versions=["0.1.0"])
     assert text.startswith("@software{robustbench_med,\n  title = {robustbench_med: a robust")
     assert (
         "author = {Madry and others},\n  year = {2018},\n  howpublished = {Madry et al., " in text

@@ -18,7 +18,7 @@ from robustbench_med.worst_case import (
     parse_objective,
 )
 
-from .objective import called, the
+from .threat_model import called, the
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from robustbench_med.bench.record import Stored
 from robustbench_med.stats import Estimate
 from robustbench_med.worst_case import lowest, means, on_rungs, rung_of, score_table
 
+from ..svg import INK, drawing, inline, plain_axes, stroke
+from ..wording.text import SCALE, number
+from ..wording.threat_model import channel_label
 from .board import Board, Row, RowKey
-from .figures import colour, drawn
-from .objective import channel_label
-from .svg import INK, drawing, inline, plain_axes, stroke
-from .text import SCALE, number
+from .charts import colour, drawn
 
 _LEAST = 2  # boards that are worth a comparison
 _CLEAN = "clean"

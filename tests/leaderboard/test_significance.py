@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from leaderboard.ties import ALPHA, Scored, pairs, places
+from leaderboard.boards.significance import ALPHA, Scored, pairs, places
 from robustbench_med.stats.paired_tests import holm, two_sided_p
 
 Values = NDArray[Any]

@@ -10,7 +10,7 @@ from robustbench_med.cards import AttackCard
 from robustbench_med.errors import SpecError
 from robustbench_med.spec import parse
 
-from .text import plain
+from ..wording.text import plain
 
 
 class Asked(NamedTuple):

@@ -16,12 +16,12 @@ from robustbench_med.bench.record import Stored
 from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard, ModelCard
 from robustbench_med.stats import Estimate
 
+from ..wording.score import Score, score_of
+from ..wording.text import NORMS, THREATS, plain, radius
+from ..wording.threat_model import channel_label, channel_words, objective_words
 from .columns import Asked
-from .images import Images
-from .objective import channel_label, channel_words, objective_words
-from .score import Score, score_of
-from .text import NORMS, THREATS, plain, radius
-from .ties import ALPHA, Scored
+from .image_sets import Images
+from .significance import ALPHA, Scored
 
 Standing = Literal["ranked", "control", "flagged", "incomplete", "invalid"]
 _T = TypeVar("_T")

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from leaderboard.native import (
+from leaderboard.wording.records import budget_words
+from leaderboard.wording.threat_model import (
     linf_words,
     metric_unit,
     native,
@@ -15,7 +16,6 @@ from leaderboard.native import (
     native_radius,
     range_words,
 )
-from leaderboard.wording import budget_words
 from robustbench_med import registry
 from robustbench_med.bench.record import Stored
 from robustbench_med.cards import DatasetCard

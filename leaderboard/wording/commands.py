@@ -10,7 +10,7 @@ from robustbench_med.bench.case import Case
 from robustbench_med.bench.record import Stored
 from robustbench_med.spec import Spec
 
-from .board import Row
+from ..boards.board import Row
 from .text import plain
 
 

@@ -1,0 +1,1 @@
+"""Boards: who is compared with whom, what ranks, and what is known of each row."""
