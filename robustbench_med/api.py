@@ -17,9 +17,10 @@ from robustbench_med.bench import store
 from robustbench_med.bench.defense_spec import resolve_defense
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.measurements import CANDIDATES
-from robustbench_med.bench.plan import ResolvedCase, plan
+from robustbench_med.bench.plan import plan
 from robustbench_med.bench.publish import publish
 from robustbench_med.bench.record import Stored
+from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.runner import Shared, run_cases
 from robustbench_med.bench.setup import AttackSetup, prepare_setup
 from robustbench_med.bench.suite import find_suite, override
@@ -232,7 +233,7 @@ def defend(
     fields: dict[str, Any] = {"n": 1, "operating_point": "argmax"}
     request = make_request(handle, loaded_data, "noise", eps=1.0, seed=seed, defense=spec, **fields)
     (planned,) = request.plan_cases()
-    setup = prepare_setup(planned.case, loaded_data, device_of(device), own=planned.own)
+    setup = prepare_setup(planned, device_of(device))
     return ModelHandle(
         name=handle.name,
         card=handle.card,

@@ -16,9 +16,10 @@ from rich.console import Console
 
 from robustbench_med import registry
 from robustbench_med.bench import store
-from robustbench_med.bench.plan import ResolvedCase, plan
+from robustbench_med.bench.plan import plan
 from robustbench_med.bench.publish import publish
 from robustbench_med.bench.record import Flag, Stored
+from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.runner import run_cases
 from robustbench_med.bench.suite import Grid, Suite, title_of
 from robustbench_med.cards import Norm

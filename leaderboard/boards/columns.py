@@ -80,12 +80,12 @@ def named(group: list[Asked]) -> list[str]:
 
 def _rival(case: Case) -> tuple[str, dict[str, Any]]:
     """Return what an attacker knows of the defense: one word, and its parameters."""
-    if not case.rival:
+    if not case.evaded_detector:
         return case.knowledge, {}
     try:
-        return parse(case.rival)
+        return parse(case.evaded_detector)
     except SpecError:
-        return case.rival, {}
+        return case.evaded_detector, {}
 
 
 def _setting(asked: Asked) -> dict[str, Any]:

@@ -31,8 +31,8 @@ def attacker_words(record: Record) -> str:
         )
     if case.knowledge == "oblivious":
         who += ", but not of the defense (oblivious): aims at the model without it"
-    if case.rival:
-        who += f", but not which detector guards it: evades {plain(case.rival)} instead"
+    if case.evaded_detector:
+        who += f", but not which detector guards it: evades {plain(case.evaded_detector)} instead"
     if case.draws > 1:
         who += (
             f"; attack and verdict average {case.draws} passes of a model that answers at random "

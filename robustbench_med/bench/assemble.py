@@ -6,14 +6,12 @@ from robustbench_med import registry
 from robustbench_med.bench.attack_run import AttackRun
 from robustbench_med.bench.check_context import Evidence
 from robustbench_med.bench.checks import checks_of
-from robustbench_med.bench.defense_spec import resolve_defense
 from robustbench_med.bench.memory import peak_mib
-from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.bench.provenance import provenance
 from robustbench_med.bench.record import Cost, Example, Record
+from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.scoring import Scores, certificate
 from robustbench_med.bench.setup import AttackSetup
-from robustbench_med.cards import AttackCard
 from robustbench_med.models.user_factory import factory_of
 
 
@@ -43,7 +41,7 @@ def valid(
     if planned.data.card.task == "segmentation" and planned.data.card.spacing is None:
         notes.append("spacing unknown: distances and sizes are in pixels, not in mm")
     device = ready.batch.x.device
-    card: AttackCard = registry.find("attacks", planned.case.attack)
+    card = planned.attack.card
     checks, flags = checks_of(Evidence(planned, ready, run, scores.audit, card))
     return Record(
         case_id=planned.case.id,
@@ -73,7 +71,7 @@ def valid(
         dataset_card=planned.data.card,
         model_card=ready.card,
         attack_card=card,
-        defense_card=resolve_defense(planned.case.defense).card,
+        defense_card=planned.defense.card,
         provenance=provenance(started=started, command=command, device=str(device)),
     )
 
@@ -91,7 +89,7 @@ def invalid(
         patients=None,
         dataset_card=planned.data.card,
         model_card=planned.model,
-        attack_card=registry.find("attacks", planned.case.attack),
-        defense_card=resolve_defense(planned.case.defense).card,
+        attack_card=planned.attack.card,
+        defense_card=planned.defense.card,
         provenance=provenance(started=started, command=command, device=device),
     )

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from robustbench_med import objectives, registry
+from robustbench_med import registry
 from robustbench_med.ball import Ball
 from robustbench_med.bench.adversarial_images import Saved
 from robustbench_med.bench.case import Case
@@ -21,8 +21,8 @@ from robustbench_med.bench.eps_search import Attack, ascend, by_distance, descen
 from robustbench_med.bench.gradient_recorder import GradientRecorder
 from robustbench_med.bench.measurements import Measurements, clean_measurements, smallest_success
 from robustbench_med.bench.memory import reset_peak
-from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.bench.record import LadderAudit
+from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.transfer import transferred
 from robustbench_med.bench.universal_run import FittedUniversal, fit_universal
@@ -109,7 +109,7 @@ def run_attack(
     case, batch = planned.case, ready.batch
     reset_peak(batch.x.device)
     card = planned.data.card
-    objective = objectives.make(case.objective, card.task, card=card)
+    objective = planned.objective
     if ready.victim.guard is not None:
         objective = EvadeDetector(objective)
     before = verdict_on(objective, ready.clean, batch.y, len(card.classes), ready.suspicion)
@@ -180,7 +180,7 @@ def _rungs(
 ) -> AttackRun:
     """Return the attack walked up its ladder in the way its card names."""
     case, depth = planned.case, planned.data.card.bit_depth
-    card: AttackCard = registry.find("attacks", case.attack)
+    card = planned.attack.card
     function = registry.function("attacks", card)
     attack = sharded(function, case.parameters)
     if uses_all_steps(card, ready):

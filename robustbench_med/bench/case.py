@@ -82,7 +82,7 @@ class Case(BaseModel):
         return Path(self.dataset).stem
 
     @property
-    def rival(self) -> str:
+    def evaded_detector(self) -> str:
         """Spec of the detector that the attacker evades in the place of the one deployed."""
         return "" if self.knowledge in ("adaptive", "oblivious") else self.knowledge
 

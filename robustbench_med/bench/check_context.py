@@ -13,8 +13,8 @@ from torch import Tensor
 from robustbench_med import registry
 from robustbench_med.bench.attack_run import AttackRun
 from robustbench_med.bench.gradient_check import PASSES
-from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.bench.record import Audit
+from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.scoring import TOLERANCE
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.cards import AttackCard

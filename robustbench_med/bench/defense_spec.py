@@ -1,4 +1,4 @@
-"""Wrapped: a defense as a suite asks for it, checked before anything runs, and put on a victim."""
+"""Resolve the text of a defense, checked before anything runs, and wrap a victim in it."""
 
 from __future__ import annotations
 
@@ -31,10 +31,19 @@ FITTED_EPS = 2 / 255
 
 
 class ResolvedDefense(NamedTuple):
-    """A defense with all its parameters; no card where a victim stands alone."""
+    """A defense with all its parameters, and what the attacker knows of it.
+
+    Attributes:
+        card: of the defense; None where a victim stands alone.
+        parameters: all of them, defaults included.
+        knowledge: adaptive, oblivious, or the spec of the detector that is evaded instead.
+        evaded: that detector.
+    """
 
     card: DefenseCard | None = None
     parameters: dict[str, Any] = {}  # noqa: RUF012 - never written to
+    knowledge: str = "adaptive"
+    evaded: ResolvedDefense | None = None
 
     @property
     def text(self) -> str:
@@ -51,6 +60,22 @@ class ResolvedDefense(NamedTuple):
         """Whether training and validation images take part."""
         return self.card is not None and self.card.fitted
 
+    @property
+    def case_fields(self) -> dict[str, object]:
+        """The fields of a case that state it; none of a victim that stands alone."""
+        if self.card is None:
+            return {}
+        return {
+            "defense": self.text,
+            "defense_version": self.card.version,
+            "knowledge": self.knowledge,
+        }
+
+    def allows(self, attack: AttackCard, *, transferred: bool) -> bool:
+        """Whether an attack can be run: only one by gradients can mistake a defense."""
+        by_gradients = attack.threat == "white_box" and attack.schedule != "universal"
+        return self.knowledge == "adaptive" or (by_gradients and not transferred)
+
 
 def resolve_defense(text: str, data: DatasetCard | None = None) -> ResolvedDefense:
     """Return the defense of a spec; "none" is none.
@@ -60,8 +85,8 @@ def resolve_defense(text: str, data: DatasetCard | None = None) -> ResolvedDefen
         SpecError: it retrains a victim, is not for the task of `data`, or does not take its
             parameters.
     """
-    name, given = spec.parse(text)
-    if name == "none" and not given:
+    name, stated = spec.parse(text)
+    if name == "none" and not stated:
         return ResolvedDefense()
     card: DefenseCard = registry.find("defenses", name)
     if card.kind == "training":
@@ -72,7 +97,7 @@ def resolve_defense(text: str, data: DatasetCard | None = None) -> ResolvedDefen
     if data is not None and data.task not in card.tasks:
         known = " or ".join(card.tasks)
         raise SpecError(f"{name}: expected {known} data, got {data.task} ({data.name})")
-    parameters = complete(card, given)
+    parameters = complete(card, stated)
     if not 0 < parameters.get("fpr", 0.5) < 1:
         raise SpecError(f"{name}: expected fpr in (0,1), got {parameters['fpr']!r}")
     if data is not None and not card.fitted:  # put on nothing, so that a refusal costs no case
@@ -84,65 +109,41 @@ def resolve_defense(text: str, data: DatasetCard | None = None) -> ResolvedDefen
     return ResolvedDefense(card, parameters)
 
 
-class Shield(NamedTuple):
-    """What a victim is wrapped in, and what the attacker knows of it."""
-
-    wrapping: ResolvedDefense
-    knowledge: str
-
-    @property
-    def fields(self) -> dict[str, object]:
-        """Those of a case."""
-        card = self.wrapping.card
-        if card is None:
-            return {}
-        return {
-            "defense": self.wrapping.text,
-            "defense_version": card.version,
-            "knowledge": self.knowledge,
-        }
-
-    def allows(self, attack: AttackCard, *, transferred: bool) -> bool:
-        """Whether an attack can be run so: only one by gradients can mistake a defense."""
-        by_gradients = attack.threat == "white_box" and attack.schedule != "universal"
-        return self.knowledge == "adaptive" or (by_gradients and not transferred)
-
-
-def resolve_defenses(grid: Grid, card: DatasetCard) -> list[Shield]:
-    """Return the defenses of a grid, each with what the attacker may know; alone, nothing to know.
+def resolve_defenses(grid: Grid, card: DatasetCard) -> list[ResolvedDefense]:
+    """Return the defenses of a grid, each with every knowledge that the attacker may have of it.
 
     Raises:
         UnknownNameError, SpecError: a defense that cannot be put on a victim of such data.
     """
-    found = []
+    resolved = []
     for text in grid.defenses:
-        wrapping = resolve_defense(text, card)
-        known = [_known(one, wrapping, card) for one in grid.knowledge]
-        found += [Shield(wrapping, one) for one in (known if wrapping.card else ["adaptive"])]
-    return found
+        defense = resolve_defense(text, card)
+        known = [_with_knowledge(defense, knowledge, card) for knowledge in grid.knowledge]
+        resolved += known if defense.card else [defense]
+    return resolved
 
 
-def _known(text: str, wrapping: ResolvedDefense, card: DatasetCard) -> str:
-    """Return what the attacker knows, the parameters of a detector evaded instead all stated.
+def _with_knowledge(defense: ResolvedDefense, text: str, card: DatasetCard) -> ResolvedDefense:
+    """Return a defense with what the attacker knows of it.
 
     Raises:
-        UnknownNameError, SpecError: neither adaptive nor oblivious nor a detector, or there is none
-            in whose place it could be evaded.
+        UnknownNameError, SpecError: neither adaptive nor oblivious nor a detector, or the defense
+            is no detector in whose place one could be evaded.
     """
     if text in ("adaptive", "oblivious"):
-        return text
-    wanted = "expected knowledge adaptive, oblivious, or a detector evaded in the place of another"
+        return defense._replace(knowledge=text)
+    rule = "expected knowledge adaptive, oblivious, or a detector evaded in the place of another"
     try:
-        rival = resolve_defense(text, card)
+        evaded = resolve_defense(text, card)
     except UnknownNameError:
-        raise SpecError(f"{wanted}, got {text!r}") from None
-    if not (rival.guards and wrapping.guards):
-        raise SpecError(f"{wanted}, got {text!r} before {wrapping.text}")
-    return rival.text
+        raise SpecError(f"{rule}, got {text!r}") from None
+    if not (evaded.guards and defense.guards):
+        raise SpecError(f"{rule}, got {text!r} before {defense.text}")
+    return defense._replace(knowledge=evaded.text, evaded=evaded)
 
 
 @dataclass(frozen=True)
-class _Attacked:
+class _PlainAttack:
     """Crafts the examples that detectors learn from."""
 
     victim: Victim
@@ -160,31 +161,30 @@ class _Attacked:
             chunk=self.victim.chunk,
         )
         rng = Draws.of(self.seed, map(str, batch.ids), device=batch.x.device).fork("fitting")
-        found: Images = registry.function("attacks", attack)(
+        adv: Images = registry.function("attacks", attack)(
             problem, rng=rng, **{**attack.parameters, **FITTED_ON}
         )
-        return found
+        return adv
 
 
 def apply_defense(
-    victim: Victim, defense: str, case: Case, data: Dataset, device: torch.device
+    victim: Victim, defense: ResolvedDefense, case: Case, data: Dataset, device: torch.device
 ) -> Defended:
     """Return the victim behind a defense, fitted where it learns on the data of a case."""
-    wrapping = resolve_defense(defense)
-    if wrapping.card is None:
+    if defense.card is None:
         return Defended(victim)
     extra = {}
-    if wrapping.fitted:
+    if defense.fitted:
         train, val = (data.batch(split).to(device) for split in ("train", "val"))
-        train = _without_twins(train, val, data.batch(case.split).to(device))
-        attacked = _Attacked(victim, data.card, case.seed)
-        extra["fitting"] = Fitting(train, val, data.card, case.seed, attacked)
-    function = registry.function("defenses", wrapping.card)
-    found: Defended = function(victim, **extra, **wrapping.parameters)
-    return found
+        train = _without_near_duplicates(train, val, data.batch(case.split).to(device))
+        craft = _PlainAttack(victim, data.card, case.seed)
+        extra["fitting"] = Fitting(train, val, data.card, case.seed, craft)
+    function = registry.function("defenses", defense.card)
+    defended: Defended = function(victim, **extra, **defense.parameters)
+    return defended
 
 
-def _without_twins(train: Batch, *others: Batch) -> Batch:
+def _without_near_duplicates(train: Batch, *others: Batch) -> Batch:
     """Return the training images without near-duplicates of others, where no patients are known."""
     if train.patients is not None:
         return train

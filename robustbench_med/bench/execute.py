@@ -10,9 +10,9 @@ import pandas as pd
 from robustbench_med.bench import assemble, scoring
 from robustbench_med.bench.adversarial_images import FILE, saved_of
 from robustbench_med.bench.gallery import pictures_of
-from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.bench.provenance import now
 from robustbench_med.bench.record import Record
+from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.universal_run import PATTERNS
 from robustbench_med.bench.verified_run import run_verified
@@ -58,8 +58,8 @@ def execute(
             planned, reason=str(error), started=started, command=command, device=device
         )
         return Outcome(record, pd.DataFrame(), {})
-    scores = scoring.score_run(planned.case, ready, run)
-    pictures = pictures_of(planned.case, ready, run, examples)
+    scores = scoring.score_run(planned, ready, run)
+    pictures = pictures_of(planned, ready, run, examples)
     record = assemble.valid(
         planned, ready, run, scores, pictures.examples, started=started, command=command
     )

@@ -18,15 +18,16 @@ from PIL import Image, ImageColor
 from scipy import ndimage
 from torch import Tensor
 
-from robustbench_med import objectives
 from robustbench_med.bench.attack_run import AttackRun
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.channels import names_of
 from robustbench_med.bench.eps_search import at_rung
 from robustbench_med.bench.record import Example, MaskExample
+from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.cards import DatasetCard
 from robustbench_med.metrics.segmentation import overlap
+from robustbench_med.objectives import Objective
 from robustbench_med.objectives.decide import decide, kept
 from robustbench_med.objectives.segmentation import TargetMask
 from robustbench_med.palette import colour
@@ -43,14 +44,15 @@ class Pictures(NamedTuple):
     files: dict[str, bytes]
 
 
-def pictures_of(case: Case, ready: AttackSetup, run: AttackRun, most: int) -> Pictures:
+def pictures_of(planned: ResolvedCase, ready: AttackSetup, run: AttackRun, most: int) -> Pictures:
     """Return pictures of `most` images, each at the smallest radius that broke it.
 
     The images are attacked once more, because the ladder keeps no candidates. Draws are keyed by
     sample, so that the candidates are the same.
     """
+    case = planned.case
     if ready.data.card.task == "segmentation":
-        return _of_masks(case, ready, run, most)
+        return _of_masks(planned, ready, run, most)
     examples: list[Example] = []
     files: dict[str, bytes] = {}
     for row in _choose(run, most):
@@ -67,13 +69,13 @@ def pictures_of(case: Case, ready: AttackSetup, run: AttackRun, most: int) -> Pi
     return Pictures(tuple(examples), files)
 
 
-def _of_masks(case: Case, ready: AttackSetup, run: AttackRun, most: int) -> Pictures:
+def _of_masks(planned: ResolvedCase, ready: AttackSetup, run: AttackRun, most: int) -> Pictures:
     """Return pictures of the images most harmed at the headline radius, with their masks.
 
     Those with a region come first: a false alarm on an empty mask costs all its Dice, and shows
     little.
     """
-    rung = (len(run.radii) - 1) // 2
+    case, rung = planned.case, (len(run.radii) - 1) // 2
     lost = run.rungs["harm"][rung] - run.rest["harm"]
     empty = ~(run.problem.y > 0).flatten(1).any(1)
     ranked = (lost - 2 * empty.to(lost)).argsort(descending=True, stable=True)
@@ -88,7 +90,7 @@ def _of_masks(case: Case, ready: AttackSetup, run: AttackRun, most: int) -> Pict
     files: dict[str, bytes] = {}
     for i, n in enumerate(run.attacked.nonzero()[rows, 0].tolist()):
         seen = Seen(posed.x[i], z[i], posed.y[i], ready.clean[n], after[i])
-        shot = masks_of(case, ready.data.card, seen, f"example_{i}")
+        shot = masks_of(planned.objective, ready.data.card, seen, f"example_{i}")
         example = Example(
             sample=str(ready.batch.ids[n]),
             truth=shot.truth,
@@ -209,11 +211,11 @@ class Shot(NamedTuple):
     files: dict[str, bytes]
 
 
-def masks_of(case: Case, card: DatasetCard, seen: Seen, name: str) -> Shot:
+def masks_of(objective: Objective, card: DatasetCard, seen: Seen, name: str) -> Shot:
     """Return the overlays of truth, clean and attacked prediction, and of the target if any.
 
     Args:
-        case: says the objective.
+        objective: what the attacker wants.
         card: names channels and regions.
         seen: the image.
         name: starts the file names.
@@ -224,11 +226,10 @@ def masks_of(case: Case, card: DatasetCard, seen: Seen, name: str) -> Shot:
         f"dice_{when}": float(overlap(mask[None], truth[None], parts=card.parts).mean())
         for when, mask in {"before": before, "after": after}.items()
     }
-    wanted = objectives.make(case.objective, card.task, card=card)
-    if isinstance(wanted, TargetMask):
-        target = wanted.target(seen.truth[None]).cpu().numpy()
+    if isinstance(objective, TargetMask):
+        target = objective.target(seen.truth[None]).cpu().numpy()
         drawn["target"] = (seen.x, target[0])
-        only = {"target": (wanted.label,)}
+        only = {"target": (objective.label,)}
         for when, mask in {"before": before, "after": after}.items():
             scores[f"target_{when}"] = float(overlap(mask[None], target, parts=only)[0, 0])
     view, words = _view(card, seen, truth)

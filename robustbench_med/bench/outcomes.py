@@ -9,11 +9,10 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustbench_med import objectives
-from robustbench_med.bench.case import Case
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.metrics.classification import Predictions, flips, score
 from robustbench_med.metrics.segmentation import of_masks, overlap, score_masks
+from robustbench_med.objectives import Objective
 from robustbench_med.objectives.decide import decide, probabilities
 from robustbench_med.objectives.segmentation import TargetMask
 from robustbench_med.stats import Estimate, intervals
@@ -32,7 +31,7 @@ class OutputScores(NamedTuple):
 
 
 def evaluate_outputs(
-    case: Case,
+    objective: Objective,
     ready: AttackSetup,
     answer: Tensor,
     attacked: Bool[Tensor, " n"],
@@ -41,14 +40,14 @@ def evaluate_outputs(
     """Return what the answers say.
 
     Args:
-        case: says the objective.
+        objective: what the attacker wants.
         ready: truth, patients and clean answers of all images.
         answer: `(n, k)` logits or `(n, *s)` masks of class ids.
         attacked: which images were.
         weights: `(replicates, n)` from resamples.
     """
     if ready.data.card.task == "segmentation":
-        return _masks(case, ready, answer, weights)
+        return _masks(objective, ready, answer, weights)
     return _labels(ready, answer, attacked.cpu().numpy(), weights)
 
 
@@ -72,7 +71,7 @@ def _labels(
 
 
 def _masks(
-    case: Case, ready: AttackSetup, answer: Tensor, weights: NDArray[np.float64]
+    objective: Objective, ready: AttackSetup, answer: Tensor, weights: NDArray[np.float64]
 ) -> OutputScores:
     card, parts = ready.data.card, ready.data.card.parts
     truth, called = ready.batch.y.cpu().numpy(), answer.cpu().numpy()
@@ -84,10 +83,9 @@ def _masks(
         "correct": found["dice"].mean(1),
     }
     metrics = score_masks(found, parts=parts, weights=weights)
-    wanted = objectives.make(case.objective, card.task, card=card)
-    if isinstance(wanted, TargetMask):
-        target = wanted.target(ready.batch.y).cpu().numpy()
-        drawn = overlap(called, target, parts={"target": (wanted.label,)})[:, 0]
+    if isinstance(objective, TargetMask):
+        target = objective.target(ready.batch.y).cpu().numpy()
+        drawn = overlap(called, target, parts={"target": (objective.label,)})[:, 0]
         columns["target_dice"] = drawn
         metrics["target_dice"] = intervals.bootstrap(
             float(drawn.mean()), lambda w: (w @ drawn) / w.sum(1), weights

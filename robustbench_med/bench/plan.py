@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +13,12 @@ from robustbench_med import objectives, registry
 from robustbench_med.bench.attack_spec import ResolvedAttack, resolve_attack, validate_parameters
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.channels import channels_of
-from robustbench_med.bench.defense_spec import Shield, resolve_defenses
+from robustbench_med.bench.defense_spec import ResolvedDefense, resolve_defenses
 from robustbench_med.bench.failure import Failure
+from robustbench_med.bench.resolved_case import ResolvedCase, ResolvedSurrogate
 from robustbench_med.bench.suite import Grid, Suite
 from robustbench_med.bench.transfer import trained_on
-from robustbench_med.cards import AttackCard, DatasetCard, ModelCard
+from robustbench_med.cards import DatasetCard, ModelCard, Threat
 from robustbench_med.datasets.dataset import Dataset, SplitName
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.errors import (
@@ -29,19 +30,8 @@ from robustbench_med.errors import (
     UnknownNameError,
     VictimError,
 )
-from robustbench_med.models.load import Loaded, describe
-
-_RUNS = {"descend": 1.5, "distance": 1.0}  # full runs of an attack a ladder costs; else one a rung
-
-
-class ResolvedCase(NamedTuple):
-    """A case to run, with what running it needs and may cost."""
-
-    case: Case
-    data: Dataset
-    model: ModelCard
-    seconds: float | None  # at most, from the victim's card; None where the card does not know
-    own: Loaded | None = None  # a victim handed in from Python, which no name can load
+from robustbench_med.models.load import Loaded, ModelSource, describe, resolve_model
+from robustbench_med.objectives import Objective
 
 
 def plan(
@@ -63,7 +53,6 @@ def plan(
         UnknownNameError, SpecError: a name, parameter, objective or ladder that is wrong: nothing
             is run.
     """
-    held = {} if victims is None else victims
     planned: dict[str, ResolvedCase] = {}
     failures: list[Failure] = []
     for grid in suite.grids:
@@ -71,50 +60,111 @@ def plan(
         for name in grid.datasets:
             try:
                 dataset = (datasets or {}).get(name) or load_dataset(name, data=data)
-                shields = resolve_defenses(grid, dataset.card)
-                fitted = any(one.wrapping.fitted for one in shields)
-                train = train_sha256(dataset, attacks, shields)
-                used: tuple[SplitName, ...] = ("train",) if train else ()
-                used += _chosen_on(dataset, grid, fitted)
-                dataset = dataset.scored_on(grid.split, also=used)
-                sha256 = data_sha256(dataset, grid, fitted=fitted)
+                block = _block_of(grid, name, dataset, attacks)
             except (UnknownNameError, SpecError):
                 raise
             except BenchError as error:
                 failures.append(_failure(name, error))
                 continue
-            objective = objectives.make(grid.objective, dataset.card.task, card=dataset.card)
-            for attack in attacks:
-                validate_parameters(attack, dataset.card, objective, grid.norm)
-            allowed = [channels_of(text, dataset.card, grid.norm) for text in grid.channels]
-            for victim in victims_of(grid, dataset):
-                try:
-                    own = held.get(victim)
-                    model, digest = own[1:] if own else describe(victim, dataset.card)
-                except (VictimError, ChecksumError) as error:
-                    failures.append(_failure(f"{name} · {victim}", error))
-                    continue
-                owned: list[dict[str, object]] = [{}]
-                if grid.surrogates:
-                    found = _surrogates(grid, dataset, victim)
-                    owned = [one for one in found if isinstance(one, dict)]
-                    if not found:
-                        raise SpecError(
-                            f"{victim}: expected a surrogate other than the victim, got none"
-                        )
-                    failures += [one for one in found if isinstance(one, Failure)]
-                every = itertools.product(owned, attacks, allowed, shields)
-                for one, attack, channels, shield in every:
-                    if not shield.allows(attack.card, transferred=bool(one)):
-                        continue
-                    rest = {"data_sha256": sha256, "channels": channels, **one, **shield.fields}
-                    trains = attack.trains or shield.wrapping.fitted
-                    rest["train_sha256"] = train if trains else ""
-                    rest["operating_point"] = _operating_point(grid, dataset.card)
-                    case = _case(suite, grid, name, victim, digest, attack, rest)
-                    seconds = estimate(case, dataset, model)
-                    planned.setdefault(case.id, ResolvedCase(case, dataset, model, seconds, own))
+            for victim in _resolved_victims(block, victims or {}, failures):
+                for resolved in _cases(suite, block, victim, failures):
+                    planned.setdefault(resolved.case.id, resolved)
     return list(planned.values()), failures
+
+
+class _Block(NamedTuple):
+    """A grid on one of its datasets, its texts parsed.
+
+    Attributes:
+        grid: of the suite.
+        name: what the suite calls the dataset.
+        data: the dataset, whose splits that score are checked.
+        attacks: each with all its parameters.
+        defenses: each with what the attacker knows of it.
+        channels: sets of channels that may change.
+        objective: what the attacker wants.
+        data_sha256: of the split attacked and of validation.
+        train_sha256: of the training split, "" where no case needs it.
+    """
+
+    grid: Grid
+    name: str
+    data: Dataset
+    attacks: list[ResolvedAttack]
+    defenses: list[ResolvedDefense]
+    channels: list[dict[str, float]]
+    objective: Objective
+    data_sha256: str
+    train_sha256: str
+
+
+class _Victim(NamedTuple):
+    """A victim of a plan: what its text names, its card and its hash."""
+
+    source: ModelSource
+    card: ModelCard
+    sha256: str
+    loaded: Loaded | None
+
+
+def _block_of(grid: Grid, name: str, dataset: Dataset, attacks: list[ResolvedAttack]) -> _Block:
+    card = dataset.card
+    defenses = resolve_defenses(grid, card)
+    fitted = any(defense.fitted for defense in defenses)
+    train = train_sha256(dataset, attacks, defenses)
+    used: tuple[SplitName, ...] = ("train",) if train else ()
+    used += _threshold_splits(dataset, grid, fitted)
+    dataset = dataset.scored_on(grid.split, also=used)
+    sha256 = data_sha256(dataset, grid, fitted=fitted)
+    objective = objectives.make(grid.objective, card.task, card=card)
+    for attack in attacks:
+        validate_parameters(attack, card, objective, grid.norm)
+    channels = [channels_of(text, card, grid.norm) for text in grid.channels]
+    return _Block(grid, name, dataset, attacks, defenses, channels, objective, sha256, train)
+
+
+def _resolved_victims(
+    block: _Block, loaded: Mapping[str, Loaded], failures: list[Failure]
+) -> Iterator[_Victim]:
+    """Yield the victims of a block; those that cannot be used are added to `failures`."""
+    for name in victims_of(block.grid, block.data):
+        if name in loaded:
+            _, card, sha256 = loaded[name]
+            yield _Victim(ModelSource(name), card, sha256, loaded[name])
+            continue
+        try:
+            source = resolve_model(name)
+            card, sha256 = describe(source, block.data.card)
+        except (VictimError, ChecksumError) as error:
+            failures.append(_failure(f"{block.name} · {name}", error))
+            continue
+        yield _Victim(source, card, sha256, None)
+
+
+def _cases(
+    suite: Suite, block: _Block, victim: _Victim, failures: list[Failure]
+) -> Iterator[ResolvedCase]:
+    """Yield the cases of a victim; surrogates that cannot be used are added to `failures`."""
+    surrogates: list[ResolvedSurrogate | None] = [None]
+    if block.grid.surrogates:
+        surrogates = _surrogates(block, victim.source.name, failures)
+    every = itertools.product(surrogates, block.attacks, block.channels, block.defenses)
+    for surrogate, attack, channels, defense in every:
+        if not defense.allows(attack.card, transferred=surrogate is not None):
+            continue
+        case = _case(suite, block, victim, attack, defense, surrogate, channels)
+        resolved = ResolvedCase(
+            case=case,
+            data=block.data,
+            model=victim.card,
+            victim=victim.source,
+            attack=attack,
+            defense=defense,
+            objective=block.objective,
+            surrogate=surrogate,
+            loaded=victim.loaded,
+        )
+        yield resolved._replace(seconds=resolved.estimate())
 
 
 def _failure(label: str, error: BenchError) -> Failure:
@@ -122,42 +172,52 @@ def _failure(label: str, error: BenchError) -> Failure:
     return Failure(label=label, reason=str(error), error=error)
 
 
-def _surrogates(grid: Grid, dataset: Dataset, victim: str) -> list[dict[str, object] | Failure]:
-    """Return the fields of a case that name each surrogate, or why one cannot be used.
+def _surrogates(
+    block: _Block, victim: str, failures: list[Failure]
+) -> list[ResolvedSurrogate | None]:
+    """Return the surrogates of a victim; those that cannot be used are added to `failures`.
 
-    A surrogate trained on the victim's data makes a transfer attack, one trained on other data a
-    no-box attack.
+    Raises:
+        SpecError: the victim alone is named, or the objective is not one of a surrogate that was
+            trained on other data.
     """
-    rest = grid.model_copy(update={"victims": grid.surrogates})
-    found: list[dict[str, object] | Failure] = []
-    for name in victims_of(rest, dataset):
+    card, grid = block.data.card, block.grid
+    names = victims_of(grid.model_copy(update={"victims": grid.surrogates}), block.data)
+    if set(names) <= {victim}:
+        raise SpecError(f"{victim}: expected a surrogate other than the victim, got none")
+    surrogates: list[ResolvedSurrogate | None] = []
+    for name in names:
         if name == victim:
             continue
         try:
-            trained = trained_on(name, dataset.card)
-            if dataset.card.task == "segmentation" and trained.name != dataset.card.name:
-                raise VictimError(
-                    f"{name}: expected a surrogate trained on {dataset.card.name} for masks, got "
-                    f"one trained on {trained.name}"
-                )
-            if len(trained.size) != len(dataset.card.size):
-                raise VictimError(
-                    f"{name}: expected a surrogate for images of {len(dataset.card.size)} axes, "
-                    f"got {len(trained.size)}"
-                )
-            other = trained.name != dataset.card.name
-            if other and grid.objective != "untargeted":
+            source = resolve_model(name)
+            trained = trained_on(source, card)
+            _check_fits(name, trained, card)
+            if trained.name != card.name and grid.objective != "untargeted":
                 raise SpecError(
                     f"{name}: expected the untargeted objective with a surrogate trained on other "
                     f"data ({trained.name}), got {grid.objective!r}"
                 )
-            _, digest = describe(name, trained)
+            _, sha256 = describe(source, trained)
         except (VictimError, ChecksumError) as error:
-            found.append(_failure(f"{dataset.card.name} · {victim} from {name}", error))
+            failures.append(_failure(f"{card.name} · {victim} from {name}", error))
             continue
-        threat = "no_box" if other else "transfer"
-        found.append({"surrogate": name, "surrogate_sha256": digest, "threat": threat})
-    return found
+        surrogates.append(ResolvedSurrogate(source, trained, sha256))
+    return surrogates
+
+
+def _check_fits(name: str, trained: DatasetCard, card: DatasetCard) -> None:
+    """Raise VictimError unless a surrogate can be attacked on such images."""
+    if card.task == "segmentation" and trained.name != card.name:
+        raise VictimError(
+            f"{name}: expected a surrogate trained on {card.name} for masks, got one trained on "
+            f"{trained.name}"
+        )
+    if len(trained.size) != len(card.size):
+        raise VictimError(
+            f"{name}: expected a surrogate for images of {len(card.size)} axes, got "
+            f"{len(trained.size)}"
+        )
 
 
 def victims_of(grid: Grid, dataset: Dataset) -> list[str]:
@@ -182,20 +242,22 @@ def victims_of(grid: Grid, dataset: Dataset) -> list[str]:
     return list(dict.fromkeys(named))
 
 
-def train_sha256(dataset: Dataset, attacks: list[ResolvedAttack], shields: list[Shield]) -> str:
+def train_sha256(
+    dataset: Dataset, attacks: list[ResolvedAttack], defenses: list[ResolvedDefense]
+) -> str:
     """Return the hash of the training split, where an attack or a defense needs it.
 
     Raises:
         DataError: it does, and there is none.
     """
-    wanted_by = [str(one.card.name) for one in attacks if one.trains]
-    wanted_by += [one.wrapping.text for one in shields if one.wrapping.fitted]
-    if not wanted_by:
+    needed_by = [str(attack.card.name) for attack in attacks if attack.trains]
+    needed_by += [defense.text for defense in defenses if defense.fitted]
+    if not needed_by:
         return ""
     try:
         return dataset.arrays("train").fingerprint()
     except MissingSplitError:
-        names = ", ".join(dict.fromkeys(wanted_by))
+        names = ", ".join(dict.fromkeys(needed_by))
         raise DataError(
             f"{dataset.card.name}: expected a training split for {names}, got none: add "
             "train_images and train_labels"
@@ -206,7 +268,7 @@ def data_sha256(dataset: Dataset, grid: Grid, *, fitted: bool = False) -> str:
     """Return the hash of what a score depends on: contract, split attacked, and validation."""
     card = dataset.card
     contract = (card.task, card.classes, card.normal, card.channels, card.size, card.bit_depth)
-    splits = {grid.split, *_chosen_on(dataset, grid, fitted)}
+    splits = {grid.split, *_threshold_splits(dataset, grid, fitted)}
     parts = [repr(contract)]
     if card.channel_names:  # a case may name them
         parts.append(repr(card.channel_names))
@@ -217,7 +279,7 @@ def data_sha256(dataset: Dataset, grid: Grid, *, fitted: bool = False) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _chosen_on(dataset: Dataset, grid: Grid, fitted: bool) -> tuple[SplitName, ...]:
+def _threshold_splits(dataset: Dataset, grid: Grid, fitted: bool) -> tuple[SplitName, ...]:
     """Return the splits that a threshold is chosen on.
 
     Raises:
@@ -244,51 +306,44 @@ def _operating_point(grid: Grid, card: DatasetCard) -> str:
 
 def _case(
     suite: Suite,
-    grid: Grid,
-    dataset: str,
-    victim: str,
-    victim_hash: str,
+    block: _Block,
+    victim: _Victim,
     attack: ResolvedAttack,
-    rest: dict[str, object],
+    defense: ResolvedDefense,
+    surrogate: ResolvedSurrogate | None,
+    channels: dict[str, float],
 ) -> Case:
-    card = attack.card
-    values = {
-        "dataset": dataset,
-        "split": grid.split,
-        "n": grid.n,
-        "victim": victim,
-        "victim_sha256": victim_hash,
-        "attack": card.name,
-        "attack_version": card.version,
-        "parameters": attack.parameters,
-        "guide": grid.guide,
-        "draws": grid.draws,
-        "threat": "universal" if card.schedule == "universal" else card.threat,
-        "objective": grid.objective,
-        "norm": grid.norm,
-        "ladder": attack.ladder,
-        "budget": grid.budget,
-        "fit": grid.fit if card.schedule == "universal" else None,
-        "seed": suite.seed,
-    }
-    return Case.model_validate(values | rest)
-
-
-def estimate(case: Case, dataset: Dataset, model: ModelCard) -> float | None:
-    """Return the seconds a case takes at most, or None where the victim's card has no timing."""
-    if model.measured is None:
-        return None
-    return bound(case, dataset) * model.measured.gradient_ms / 1000
-
-
-def bound(case: Case, dataset: Dataset) -> float:
-    """Return the images that a case passes forward and backward, at most."""
-    card: AttackCard = registry.find("attacks", case.attack)
-    available = len(dataset.arrays(case.split))
-    n = available if case.n is None else min(case.n, available)
-    if case.fit is not None:  # the passes are those of the images it is fitted on
-        n = min(case.fit, len(dataset.arrays("train")))
-    every_rung = float(len(case.ladder))
-    masks = dataset.card.task == "segmentation"  # searched for the worst at every radius
-    runs = every_rung if masks else _RUNS.get(card.schedule, every_rung)
-    return n * runs * registry.passes(card, case.parameters)
+    grid, card = block.grid, attack.card
+    universal = card.schedule == "universal"
+    threat: Threat = "universal" if universal else card.threat
+    if surrogate is not None:
+        # trained on the victim's data it makes a transfer attack, on other data a no-box attack
+        threat = "transfer" if surrogate.data.name == block.data.card.name else "no_box"
+    return Case.model_validate(
+        {
+            "dataset": block.name,
+            "data_sha256": block.data_sha256,
+            "train_sha256": block.train_sha256 if attack.trains or defense.fitted else "",
+            "split": grid.split,
+            "n": grid.n,
+            "victim": victim.source.name,
+            "victim_sha256": victim.sha256,
+            "operating_point": _operating_point(grid, block.data.card),
+            **defense.case_fields,
+            "attack": card.name,
+            "attack_version": card.version,
+            "parameters": attack.parameters,
+            "guide": grid.guide,
+            "draws": grid.draws,
+            "threat": threat,
+            "surrogate": None if surrogate is None else surrogate.source.name,
+            "surrogate_sha256": "" if surrogate is None else surrogate.sha256,
+            "objective": grid.objective,
+            "channels": channels,
+            "norm": grid.norm,
+            "ladder": attack.ladder,
+            "budget": grid.budget,
+            "fit": grid.fit if universal else None,
+            "seed": suite.seed,
+        }
+    )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from robustbench_med import registry
 from robustbench_med.bench import store
 from robustbench_med.bench.failure import Failure, recall, remember
-from robustbench_med.bench.plan import ResolvedCase
+from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.errors import ResultsError
 
 

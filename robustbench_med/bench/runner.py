@@ -22,11 +22,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from robustbench_med import registry, spec
+from robustbench_med import registry
 from robustbench_med.bench import store, workers
 from robustbench_med.bench.execute import execute
 from robustbench_med.bench.failure import Failure, unique_labels
-from robustbench_med.bench.plan import ResolvedCase
+from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import AttackSetup, attacker_view, prepare_setup, setup_key
 from robustbench_med.bench.transfer import Surrogate, crafting_key, is_oblivious, load_surrogate
 from robustbench_med.devices import device_of
@@ -122,13 +122,12 @@ class _Work:
 
     def failure(self, one: ResolvedCase, reason: str) -> Failure:
         """Return a case of this run that has no record, and why."""
-        defense = spec.parse(one.case.defense).name
         return Failure(
             label=self.labels[one.case.id],
             reason=reason,
             case=one.case,
-            attack=registry.find("attacks", one.case.attack),
-            defense=None if defense == "none" else registry.find("defenses", defense),
+            attack=one.attack.card,
+            defense=one.defense.card,
         )
 
     def run(self, one: ResolvedCase, ready: Shared) -> list[Failure]:
@@ -240,10 +239,10 @@ class Shared:
             self._dataset, self._surrogates = one.case.dataset, {}
         key = crafting_key(one.case)
         if key not in self._surrogates:
-            if is_oblivious(one.case):
-                own = Surrogate(attacker_view(ready, one.case), one.data.card, one.case.threat)
+            if one.surrogate is None:
+                own = Surrogate(attacker_view(ready, one), one.data.card, one.case.threat)
             else:
-                own = load_surrogate(one.case, one.data.card, self._device)
+                own = load_surrogate(one.surrogate, one.case.threat, self._device)
             self._surrogates[key] = own
         return replace(ready, surrogate=self._surrogates[key])
 
@@ -252,7 +251,7 @@ class Shared:
         if key != self._key or self._value is None:
             self._value = None
             try:
-                self._value = prepare_setup(one.case, one.data, self._device, own=one.own)
+                self._value = prepare_setup(one, self._device)
             except InvalidOutputError as error:
                 self._value = error
             self._key = key

@@ -16,6 +16,7 @@ from robustbench_med.bench.detector_metrics import score_detector
 from robustbench_med.bench.measurements import Measurements
 from robustbench_med.bench.outcomes import OutputScores, evaluate_outputs
 from robustbench_med.bench.record import Audit, Certificate, Rung
+from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.models.operating_point import probability
 from robustbench_med.stats import UNDEFINED, Estimate, intervals
@@ -44,23 +45,26 @@ class Scores(NamedTuple):
     distance: Estimate
 
 
-def score_run(case: Case, ready: AttackSetup, run: AttackRun) -> Scores:
+def score_run(planned: ResolvedCase, ready: AttackSetup, run: AttackRun) -> Scores:
     """Return the samples table, a Rung for clean and each radius, the audit, the threshold.
 
     Images that were not attacked keep their clean output at every rung.
 
     Args:
-        case: says norm and ladder.
+        planned: says norm, ladder and objective.
         ready: clean logits and truth of all `n` images.
         run: what was measured of those attacked.
     """
+    case = planned.case
     attacked, clusters = run.attacked, ready.batch.patients
     aimed = run.aimed
     weights = resamples(len(ready.batch), clusters, seed=case.seed)
     tables, scored = [], []
     for i, eps in enumerate((0.0, *case.ladder)):
         columns = {name: value[i - 1] for name, value in run.rungs.items()} if i else None
-        told = evaluate_outputs(case, ready, _answers(ready, attacked, columns), aimed, weights)
+        told = evaluate_outputs(
+            planned.objective, ready, _answers(ready, attacked, columns), aimed, weights
+        )
         table = _table(ready, run, columns, eps, told)
         tables.append(table)
         metrics = told.metrics | score_attack(table, clusters, weights)

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from robustbench_med.bench.batch_check import depends_on_batch
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.defense_spec import apply_defense, at, resolve_defense
+from robustbench_med.bench.defense_spec import apply_defense, at
 from robustbench_med.bench.detector_metrics import Rest
+from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.transfer import Surrogate
 from robustbench_med.cards import ModelCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.defense import Certified, Defended
 from robustbench_med.errors import ChecksumError
-from robustbench_med.models.load import Loaded, load_victim
+from robustbench_med.models.load import load_victim
 from robustbench_med.models.operating_point import undecided, youden
 from robustbench_med.objectives.decide import kept
 from robustbench_med.rng import Draws, seeded
@@ -89,22 +90,19 @@ def setup_key(case: Case) -> tuple[object, ...]:
     )
 
 
-def prepare_setup(
-    case: Case, data: Dataset, device: torch.device, *, own: Loaded | None = None
-) -> AttackSetup:
+def prepare_setup(planned: ResolvedCase, device: torch.device) -> AttackSetup:
     """Load the victim, choose its operating point on validation, and forward the clean images.
 
     Args:
-        case: says what is prepared.
-        data: holds the images.
+        planned: the case that says what is prepared.
         device: where everything is computed.
-        own: the victim, where it was handed in from Python.
 
     Raises:
         ChecksumError, VictimError: the victim cannot be loaded or does not fit the data.
         InvalidOutputError: it returns NaN or Inf on clean images.
     """
-    loaded = own or load_victim(case.victim, data.card)
+    case, data = planned.case, planned.data
+    loaded = planned.loaded or load_victim(planned.victim, data.card)
     if loaded.sha256 != case.victim_sha256:
         raise ChecksumError(
             f"{case.victim}: expected the weights the plan saw, got others: run again"
@@ -113,21 +111,19 @@ def prepare_setup(
     victim = replace(loaded.victim, draws=case.draws)
     victim.module.to(device)
     victim.check(batch.x, data.card.outputs, masks=data.card.task == "segmentation")
-    ready = _prepared(victim, case, data, batch, loaded.card)
+    ready = _prepared(victim, planned, batch, loaded.card)
     if ready.depends_on_batch == 0:
         return ready
     # a device is asked one image at a time: that answer counts, not one among others
-    alone = _prepared(replace(victim, chunk=1), case, data, batch, loaded.card)
+    alone = _prepared(replace(victim, chunk=1), planned, batch, loaded.card)
     return replace(alone, depends_on_batch=ready.depends_on_batch)
 
 
-def _prepared(
-    victim: Victim, case: Case, data: Dataset, batch: Batch, card: ModelCard
-) -> AttackSetup:
-    device = batch.x.device
+def _prepared(victim: Victim, planned: ResolvedCase, batch: Batch, card: ModelCard) -> AttackSetup:
+    case, data, device = planned.case, planned.data, batch.x.device
     with frozen(victim.module), seeded(*setup_key(case), "prepare"):
         victim = victim.settled(batch.x[: victim.chunk])
-        bare, defended = _defended(victim, case, data, device)
+        bare, defended = _defended(victim, planned, device)
         victim = defended.judge
         (clean, suspicion), (again, _) = (_answers(victim, batch.x) for _ in range(2))
         masks = data.card.task == "segmentation"
@@ -162,16 +158,16 @@ def _prepared(
 
 
 def _defended(
-    victim: Victim, case: Case, data: Dataset, device: torch.device
+    victim: Victim, planned: ResolvedCase, device: torch.device
 ) -> tuple[Victim, Defended]:
     """Return the victim alone and behind the case's defense, each at its operating point.
 
     What a transform does to the images moves the threshold; a detector is fitted to the decision.
     """
+    case, data, defense = planned.case, planned.data, planned.defense
     bare = _deployed(victim, case, data, device)
-    wrapping = resolve_defense(case.defense)
-    moves = wrapping.card is not None and not wrapping.guards
-    defended = apply_defense(victim if moves else bare, case.defense, case, data, device)
+    moves = defense.card is not None and not defense.guards
+    defended = apply_defense(victim if moves else bare, defense, case, data, device)
     if not moves:
         return bare, defended
     return bare, at(defended, _deployed(defended.judge, case, data, device).offset)
@@ -186,15 +182,19 @@ def _probabilities(victim: Victim, raw: Tensor, data: Dataset) -> bool:
     return looks_like_probabilities(raw, span=0.0 if alone else 0.5)
 
 
-def attacker_view(ready: AttackSetup, case: Case) -> Victim:
-    """Return the victim as an attacker sees it who mistakes its defense for none or another."""
+def attacker_view(ready: AttackSetup, planned: ResolvedCase) -> Victim:
+    """Return the model that an oblivious attacker optimises against.
+
+    It is the undefended victim, or the victim behind the detector that is evaded instead.
+    """
     if ready.bare is None:
         raise RuntimeError("expected a prepared victim without its defense")
-    if not case.rival:
+    evaded, case = planned.defense.evaded, planned.case
+    if evaded is None:
         return ready.bare
-    with frozen(ready.bare.module), seeded(*setup_key(case), case.rival):
-        found = apply_defense(ready.bare, case.rival, case, ready.data, ready.batch.x.device)
-    return found.guide or found.judge
+    with frozen(ready.bare.module), seeded(*setup_key(case), evaded.text):
+        view = apply_defense(ready.bare, evaded, case, ready.data, ready.batch.x.device)
+    return view.guide or view.judge
 
 
 def _deployed(victim: Victim, case: Case, data: Dataset, device: torch.device) -> Victim:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from robustbench_med.bench.plan import ResolvedCase, bound
+from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.verify.rounding import processor
 from robustbench_med.datasets.cache import cache_root
 from robustbench_med.errors import BenchError
@@ -62,7 +62,7 @@ class Clock:
         if gradient is None:
             return None
         case = planned.case
-        most = bound(case, planned.data) * gradient * case.draws
+        most = planned.most_passes() * gradient * case.draws
         likely = most * _NEEDED.get(case.attack, 1.0)
         return Seconds(max(likely, _LEAST), max(most, _LEAST))
 
@@ -73,7 +73,7 @@ class Clock:
         key = " ".join(map(str, (case.victim_sha256, *planned.data.card.size, *here)))
         if key not in self._known:
             try:
-                loaded = planned.own or load_victim(case.victim, planned.data.card)
+                loaded = planned.loaded or load_victim(planned.victim, planned.data.card)
                 self._known[key] = gradient_seconds(loaded.victim)
             except (BenchError, RuntimeError):  # one whose cases fail, and say why
                 return None

@@ -13,9 +13,10 @@ from torch.nn import functional
 from robustbench_med import objectives, registry
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.gradient_recorder import GradientRecorder
-from robustbench_med.cards import DatasetCard, ModelCard, Threat
+from robustbench_med.bench.resolved_case import ResolvedSurrogate
+from robustbench_med.cards import DatasetCard, Threat
 from robustbench_med.errors import ChecksumError
-from robustbench_med.models.load import load_victim
+from robustbench_med.models.load import ModelSource, load_victim
 from robustbench_med.objectives.decide import decide
 from robustbench_med.objectives.evade_detector import EvadeDetector
 from robustbench_med.objectives.loss_override import LossOverride
@@ -96,7 +97,7 @@ def crafting_key(case: Case) -> tuple[object, ...]:
         case.objective,
         case.budget,
         *((case.victim, case.victim_sha256, case.operating_point) if is_oblivious(case) else ()),
-        case.rival,
+        case.evaded_detector,
     )
 
 
@@ -105,24 +106,23 @@ def is_oblivious(case: Case) -> bool:
     return case.knowledge != "adaptive"
 
 
-def load_surrogate(case: Case, data: DatasetCard, device: torch.device) -> Surrogate:
-    """Return the surrogate a case names."""
-    name = str(case.surrogate)
-    trained = trained_on(name, data)
-    loaded = load_victim(name, trained)
-    if loaded.sha256 != case.surrogate_sha256:
-        raise ChecksumError(f"{name}: expected the weights the plan saw, got others: run again")
+def load_surrogate(surrogate: ResolvedSurrogate, threat: Threat, device: torch.device) -> Surrogate:
+    """Return the surrogate of a case, its weights loaded."""
+    loaded = load_victim(surrogate.source, surrogate.data)
+    if loaded.sha256 != surrogate.sha256:
+        raise ChecksumError(
+            f"{surrogate.source.name}: expected the weights the plan saw, got others: run again"
+        )
     loaded.victim.module.to(device)
-    return Surrogate(loaded.victim, trained, case.threat)
+    return Surrogate(loaded.victim, surrogate.data, threat)
 
 
-def trained_on(name: str, data: DatasetCard) -> DatasetCard:
+def trained_on(source: ModelSource, data: DatasetCard) -> DatasetCard:
     """Return the card of the data a surrogate was trained on; `data` for a model of one's own."""
-    if registry.is_own(name):
+    if source.card is None:
         return data
-    card: ModelCard = registry.find("models", name)
-    found: DatasetCard = registry.find("datasets", card.dataset)
-    return found
+    card: DatasetCard = registry.find("datasets", source.card.dataset)
+    return card
 
 
 def transferred(attack: Attack, surrogate: Surrogate, *, use_all_steps: bool) -> Attack:

@@ -15,7 +15,7 @@ from robustbench_med import registry
 from robustbench_med.bench.attack_run import AttackRun, run_attack
 from robustbench_med.bench.gradient_check import MOVED, PASSES, compare
 from robustbench_med.bench.measurements import Measurements, smallest_success
-from robustbench_med.bench.plan import ResolvedCase
+from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.traced_guide import traced_guide
 from robustbench_med.cards import AttackCard
@@ -78,8 +78,7 @@ def run_verified(planned: ResolvedCase, ready: AttackSetup, *, keeps: bool = Fal
     if case.norm not in square.norms or run.fitted is not None:
         return run._replace(gradients=finding)
     parameters = {**square.parameters, "queries": QUERIES}
-    asks = case.model_copy(update={"attack": "square", "parameters": parameters})
-    again = run_attack(planned._replace(case=asks), ready, keeps=keeps)
+    again = run_attack(planned.with_attack(square, parameters), ready, keeps=keeps)
     finding = replace(finding, remedy="queries", counter=run.counter)
     return merged(run, again)._replace(gradients=finding)
 

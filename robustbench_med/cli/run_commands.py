@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from robustbench_med.bench.failure import Failure
-    from robustbench_med.bench.plan import ResolvedCase
+    from robustbench_med.bench.resolved_case import ResolvedCase
     from robustbench_med.bench.suite import Suite
     from robustbench_med.bench.timing import Seconds
 

@@ -54,11 +54,48 @@ def check_name(name: str) -> None:
         raise VictimError(f"expected a model's name or spec, got {name!r}: {_FILES[ending]}")
 
 
-def load_victim(name: str, data: DatasetCard, *, zoo: Path = ZOO) -> Loaded:
-    """Return the victim `name`, ready for the images of `data`.
+class ModelSource(NamedTuple):
+    """What the text of a victim names; parsed once, loaded as often as needed.
+
+    Attributes:
+        name: the text.
+        card: the card of the zoo; None of a model of the user's own.
+        factory: the Python file and function that make it, where the text names one.
+        builder: a library's model with its parameters, where the text names one.
+        entry: a model that a package or a script registered as a function.
+    """
+
+    name: str
+    card: ModelCard | None = None
+    factory: user_factory.Factory | None = None
+    builder: spec.Spec | None = None
+    entry: registry.Entry | None = None
+
+
+def resolve_model(name: str) -> ModelSource:
+    """Return what the text of a victim names.
+
+    Raises:
+        UnknownNameError: no such card.
+        SpecError, VictimError: a text that is no spec, or names a file in the place of a model.
+    """
+    if not registry.is_own(name):
+        check_name(name)
+        entry = registry.entry_of("models", name)
+        if entry is not None and entry.item is not None:
+            return ModelSource(name, entry=entry)
+        return ModelSource(name, card=registry.find("models", name))
+    factory = user_factory.factory_of(name)
+    if factory is not None:
+        return ModelSource(name, factory=factory)
+    return ModelSource(name, builder=spec.parse(name))
+
+
+def load_victim(model: str | ModelSource, data: DatasetCard, *, zoo: Path = ZOO) -> Loaded:
+    """Return a victim, ready for the images of `data`.
 
     Args:
-        name: a card of the zoo, or `timm:NAME(weights='FILE.safetensors', mean=[..], std=[..],
+        model: a card of the zoo, or `timm:NAME(weights='FILE.safetensors', mean=[..], std=[..],
             ...)`, or `timm:NAME(pretrained=True)` for timm's own hub; of masks
             `smp:NAME(weights=...)`, `monai:NAME(weights=...)` or a network of `build`, with
             `window=[..], overlap=0.25` where it reads an image window by window; or
@@ -72,14 +109,14 @@ def load_victim(name: str, data: DatasetCard, *, zoo: Path = ZOO) -> Loaded:
         ChecksumError: the weights are not those of the card.
         VictimError: the weights do not fit the architecture, or the model the data.
     """
-    if registry.is_own(name):
-        factory = user_factory.factory_of(name)
-        return _own(spec.parse(name), data) if factory is None else _of_factory(name, factory, data)
-    check_name(name)
-    entry = registry.entry_of("models", name)
-    if entry is not None and entry.item is not None:
-        return _of_function(entry, data)
-    card: ModelCard = registry.find("models", name)
+    source = resolve_model(model) if isinstance(model, str) else model
+    if source.factory is not None:
+        return _of_factory(source.name, source.factory, data)
+    if source.builder is not None:
+        return _own(source.builder, data)
+    if source.entry is not None:
+        return _of_function(source.entry, data)
+    card = _card_of(source)
     victim = untrained(card, _trained_on(card, data))
     found = weights.read(bare(victim.module), zoo / card.weights, sha256=card.sha256)
     return Loaded(victim, card, _answers_of(card, found))
@@ -102,20 +139,25 @@ def _trained_on(card: ModelCard, data: DatasetCard) -> DatasetCard:
     return trained
 
 
-def describe(name: str, data: DatasetCard) -> tuple[ModelCard, str]:
+def _card_of(source: ModelSource) -> ModelCard:
+    if source.card is None:
+        raise RuntimeError(f"expected a source with a card, factory or builder, got {source.name}")
+    return source.card
+
+
+def describe(model: str | ModelSource, data: DatasetCard) -> tuple[ModelCard, str]:
     """Return the card and hash that `load_victim` would, with the same errors, at less cost.
 
     A model of the zoo is not built: its file's checksum and its card say enough.
     """
-    entry = None if registry.is_own(name) else registry.entry_of("models", name)
-    if registry.is_own(name) or (entry is not None and entry.item is not None):
-        loaded = load_victim(name, data)
+    source = resolve_model(model) if isinstance(model, str) else model
+    if source.card is None:
+        loaded = load_victim(source, data)
         x = torch.zeros(2, data.channels, *data.size)
         loaded.victim.check(x, data.outputs, masks=data.task == "segmentation")
         tell(loaded.card)
         return loaded.card, loaded.sha256
-    check_name(name)
-    card: ModelCard = registry.find("models", name)
+    card = source.card
     _trained_on(card, data)
     weights.content(ZOO / card.weights, sha256=card.sha256)
     return card, _answers_of(card, card.sha256)

@@ -55,7 +55,7 @@ def verdicts(run: AttackRun, ready: AttackSetup) -> dict[str, list[bool]]:
 def scored(ready: AttackSetup, attack: str = "pgd", **fields: Any) -> tuple[AttackRun, Scores]:  # noqa: ANN401
     planned = planned_of(ready.data, attack, **fields)
     run = run_attack(planned, ready)
-    return run, score_run(planned.case, ready, run)
+    return run, score_run(planned, ready, run)
 
 
 # --- walk ----------------------------------------------------------------------------------------
@@ -370,7 +370,7 @@ def test_pictures_are_of_broken_images_each_class_in_turn() -> None:
     ready = ready_for(generic_victim(3), 96)
     planned = planned_of(ready.data)
     run = run_attack(planned, ready)
-    found = pictures_of(planned.case, ready, run, 5)
+    found = pictures_of(planned, ready, run, 5)
     assert len(found.examples) == 5
     there = {words(y.numpy(), ready.data.card) for y in ready.batch.y[run.attacked]}
     first = [example.truth for example in found.examples[: len(there)]]
@@ -391,7 +391,7 @@ def test_pictures_are_of_broken_images_each_class_in_turn() -> None:
         with Image.open(io.BytesIO(found.files[example.clean])) as image:
             stored = np.asarray(image)
         assert (stored == (ready.batch.x[row, 0] * 255).round().numpy()).all()
-    assert pictures_of(planned.case, ready, run, 0).files == {}
+    assert pictures_of(planned, ready, run, 0).files == {}
 
 
 def test_a_picture_shows_an_image_that_breaks_though_the_ladder_found_it_otherwise(
@@ -407,7 +407,7 @@ def test_a_picture_shows_an_image_that_breaks_though_the_ladder_found_it_otherwi
     ready = ready_for(linear_victim(2))
     planned = planned_of(ready.data, plant(coarse, schedule="descend"), ladder=(0.05, 0.2))
     run = run_attack(planned, ready)
-    found = pictures_of(planned.case, ready, run, 4)
+    found = pictures_of(planned, ready, run, 4)
     assert found.examples
     for example in found.examples:
         assert example.adversarial_prediction != example.truth
@@ -436,7 +436,7 @@ def test_pictures_do_not_count_as_cost() -> None:
     planned = planned_of(ready.data)
     run = run_attack(planned, ready)
     before = (run.counter.forward, run.counter.backward)
-    pictures_of(planned.case, ready, run, 4)
+    pictures_of(planned, ready, run, 4)
     assert (run.counter.forward, run.counter.backward) == before
 
 

@@ -205,7 +205,7 @@ def flags_of_planted(
     ready = ready_of(trained(Honest))
     planned = planned_of(ready.data, name, ladder=ladder, parameters={"steps": steps})
     run = run_attack(planned, ready)
-    audit = score_run(planned.case, ready, run).audit
+    audit = score_run(planned, ready, run).audit
     checks, _ = checks_of(Evidence(planned, ready, run, audit, card))
     return {check.name: check for check in checks}
 
@@ -222,7 +222,7 @@ def test_an_attack_of_one_step_is_not_asked_about_its_steps(
     ready = ready_of(trained(Honest))
     planned = planned_of(ready.data, name, ladder=LADDER)
     run = run_attack(planned, ready)
-    audit = score_run(planned.case, ready, run).audit
+    audit = score_run(planned, ready, run).audit
     checks, _ = checks_of(Evidence(planned, ready, run, audit, card))
     assert "one_step_beats_iterative" not in {one.name for one in checks}
 

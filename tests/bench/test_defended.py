@@ -14,11 +14,11 @@ from attacks.pgd import pgd
 from robustbench_med import registry, spec
 from robustbench_med.ball import Ball
 from robustbench_med.bench import attack_run, scoring
-from robustbench_med.bench.case import Case
 from robustbench_med.bench.check_context import Evidence, Watch
 from robustbench_med.bench.defense_spec import resolve_defense
 from robustbench_med.bench.detector_metrics import Rest
-from robustbench_med.bench.plan import ResolvedCase, plan
+from robustbench_med.bench.plan import plan
+from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import AttackSetup, attacker_view, prepare_setup
 from robustbench_med.bench.suite import Suite, find_suite
 from robustbench_med.bench.transfer import Surrogate, crafting_key
@@ -68,14 +68,15 @@ def test_a_defense_is_a_case_for_each_attacker() -> None:
 def test_another_detector_is_evaded_in_the_place_of_the_one_deployed() -> None:
     fields: dict[str, Any] = {"defenses": ["lid"], "attacks": ["pgd(steps=2)", "square(queries=5)"]}
     (planned,) = planned_with(knowledge=["feature_mixture"], **fields)
-    assert planned.case.rival == "feature_mixture(fpr=0.05, components=2, fit=512)"
+    assert planned.case.evaded_detector == "feature_mixture(fpr=0.05, components=2, fit=512)"
     mixture = planned_with(defenses=["feature_mixture"], attacks=["pgd(steps=2)"])[0]
     cpu = torch.device("cpu")
-    ready, own = (prepare_setup(one.case, one.data, cpu) for one in (planned, mixture))
-    seen = attacker_view(ready, planned.case)
+    ready, own = (prepare_setup(one, cpu) for one in (planned, mixture))
+    seen = attacker_view(ready, planned)
     assert ready.surrogate is None
     assert ready.bare is not None
-    assert attacker_view(ready, usual_case(planned, "oblivious")) is ready.bare
+    oblivious = planned._replace(defense=planned.defense._replace(evaded=None))
+    assert attacker_view(ready, oblivious) is ready.bare
     with frozen(seen.module):
         found = seen.outputs(ready.batch.x).suspicion
     torch.testing.assert_close(found, own.suspicion)
@@ -87,10 +88,6 @@ def test_another_detector_is_evaded_in_the_place_of_the_one_deployed() -> None:
     assert posed.judge is not ready.victim  # the detector deployed is asked nothing
     assert isinstance(posed.objective, EvadeDetector)
     assert (posed.objective.base, posed.objective.loss) == (goal.base, "both")
-
-
-def usual_case(planned: ResolvedCase, knowledge: str) -> Case:
-    return planned.case.model_copy(update={"knowledge": knowledge})
 
 
 @pytest.mark.parametrize(
@@ -198,7 +195,7 @@ def test_what_is_rejected_when_clean_is_lost_and_not_attacked() -> None:
     assert int(rejected.sum()) == 4  # and the one of 21 that the threshold gives up
     assert not run.attacked[rejected].any()
     assert run.attacked[~rejected].all()
-    samples = scoring.score_run(planned.case, ready, run).samples
+    samples = scoring.score_run(planned, ready, run).samples
     clean = samples[samples["eps"] == 0]
     np.testing.assert_array_equal(clean["correct"], ~rejected.numpy())
     np.testing.assert_array_equal(clean["rejected"], rejected.numpy())
@@ -223,7 +220,7 @@ def test_who_knows_the_detector_goes_on_where_it_lets_him_pass() -> None:
     assert calm is not None
     assert knowing.rungs["suspicion"].mean() < calm.mean() - 0.1
     areas = [
-        scoring.score_run(planned.case, ready, run).rungs[1].metrics["auroc"].value
+        scoring.score_run(planned, ready, run).rungs[1].metrics["auroc"].value
         for run in (knowing, blind)
     ]
     assert areas[0] < areas[1] - 0.2
@@ -245,26 +242,23 @@ def test_an_image_that_is_rejected_is_no_success_passed_over() -> None:
 def test_clean_images_that_nobody_attacked_are_told_from_all_that_were() -> None:
     planned, ready, run = walked("oblivious")
     rest = Rest(np.linspace(-1, -0.5, 120), None)
-    halves = scoring.score_run(planned.case, ready, run).rungs[1].metrics
-    whole = scoring.score_run(planned.case, replace(ready, rest=rest), run).rungs[1].metrics
+    halves = scoring.score_run(planned, ready, run).rungs[1].metrics
+    whole = scoring.score_run(planned, replace(ready, rest=rest), run).rungs[1].metrics
     assert whole["positives"].value == 20
     assert halves["positives"].value < 20
     assert np.isnan(halves["tpr_at_1"].value)
     assert whole["tpr_at_1"].value == 1
     assert whole["false_alarms"].value == pytest.approx(1000 * 4 / 144)
     few = replace(ready, rest=Rest(rest.suspicion[:10], None))
-    assert (
-        scoring.score_run(planned.case, few, run).rungs[1].metrics["positives"]
-        == halves["positives"]
-    )
+    assert scoring.score_run(planned, few, run).rungs[1].metrics["positives"] == halves["positives"]
 
 
 def test_no_metric_stands_beside_an_accuracy_that_counts_rejections_and_does_not() -> None:
     planned, ready, run = walked("oblivious")
-    names = set(scoring.score_run(planned.case, ready, run).rungs[1].metrics)
+    names = set(scoring.score_run(planned, ready, run).rungs[1].metrics)
     assert (
         "balanced_accuracy"
-        in scoring.score_run(planned.case, replace(ready, suspicion=None), run).rungs[1].metrics
+        in scoring.score_run(planned, replace(ready, suspicion=None), run).rungs[1].metrics
     )
     assert not {name for name in names if "balanced" in name or name.startswith("flip")}
 
@@ -303,7 +297,7 @@ def test_a_watched_attack_climbs_the_guide_and_is_judged_by_the_judge() -> None:
     planned = planned_of(data, "pgd", parameters={"steps": 5}, ladder=(0.05,))
     ready = replace(prepared_of(judge, data), guide=view)
     run = attack_run.run_attack(planned, ready)
-    audit = scoring.score_run(planned.case, ready, run).audit
+    audit = scoring.score_run(planned, ready, run).audit
     found = Evidence(planned, ready, run, audit, registry.find("attacks", "pgd"))
     assert found.watched is not None
     watch, verdict = found.watched
@@ -314,7 +308,7 @@ def test_a_watched_attack_climbs_the_guide_and_is_judged_by_the_judge() -> None:
 
 def test_a_caught_image_counts_as_right_though_it_is_called_wrong() -> None:
     planned, ready, run = walked("oblivious")
-    found = scoring.score_run(planned.case, ready, run)
+    found = scoring.score_run(planned, ready, run)
     attacked = found.samples[(found.samples["eps"] > 0) & found.samples["attacked"]]
     assert (attacked["prediction"] == 1).all()
     assert attacked["rejected"].all()

@@ -23,8 +23,9 @@ from robustbench_med.bench.check_context import Evidence
 from robustbench_med.bench.checks import checks_of
 from robustbench_med.bench.execute import execute
 from robustbench_med.bench.gallery import pictures_of
-from robustbench_med.bench.plan import ResolvedCase, data_sha256
+from robustbench_med.bench.plan import data_sha256
 from robustbench_med.bench.record import Flag
+from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.scoring import Scores, score_run
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.suite import Grid
@@ -76,14 +77,14 @@ def plan(ready: AttackSetup, attack: str = "pgd", **fields: Any) -> ResolvedCase
 def scored(ready: AttackSetup, attack: str = "pgd", **fields: Any) -> tuple[AttackRun, Scores]:  # noqa: ANN401
     planned = plan(ready, attack, **fields)
     run = run_attack(planned, ready)
-    return run, score_run(planned.case, ready, run)
+    return run, score_run(planned, ready, run)
 
 
 def flags_of(ready: AttackSetup, attack: str = "pgd", **fields: Any) -> list[str]:  # noqa: ANN401
     planned = plan(ready, attack, **fields)
     run = run_attack(planned, ready)
     card: AttackCard = registry.find("attacks", attack)
-    audit = score_run(planned.case, ready, run).audit
+    audit = score_run(planned, ready, run).audit
     flags: tuple[Flag, ...] = checks_of(Evidence(planned, ready, run, audit, card))[1]
     return [flag.name for flag in flags]
 
@@ -281,7 +282,7 @@ def test_pictures_show_truth_and_predictions(channels: int, size: tuple[int, ...
     ready = ready_for(images(channels=channels, size=size))
     planned = plan(ready)
     run = run_attack(planned, ready)
-    found = pictures_of(planned.case, ready, run, 2)
+    found = pictures_of(planned, ready, run, 2)
     assert len(found.examples) == 2
     shown = found.examples[0].masks
     assert shown is not None
@@ -310,7 +311,7 @@ def test_a_target_has_a_picture_of_its_own() -> None:
     ready = ready_for(images(size=(16, 16)))
     spec = "targeted(mask='move', label=1, by=2)"
     planned = plan(ready, objective=spec, ladder=(0.6,))
-    found = pictures_of(planned.case, ready, run_attack(planned, ready), 1)
+    found = pictures_of(planned, ready, run_attack(planned, ready), 1)
     shown = found.examples[0].masks
     assert shown is not None
     assert shown.target in found.files
@@ -399,5 +400,5 @@ def test_a_small_share_of_the_radius_is_audited_in_its_own_rounding() -> None:
     x = images(64, channels=2)
     planned = plan(ready_for(x, channel_names=("T1", "FLAIR")), channels={"FLAIR": 0.01})
     ready = ready_for(x, channel_names=("T1", "FLAIR"))
-    assert score_run(planned.case, ready, run_attack(planned, ready)).audit.over_budget == 0
+    assert score_run(planned, ready, run_attack(planned, ready)).audit.over_budget == 0
     assert flags_of(ready, channels={"FLAIR": 0.1}, ladder=(0.01, 0.02)) == []

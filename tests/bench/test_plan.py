@@ -14,7 +14,7 @@ from robustbench_med import registry
 from robustbench_med.bench import plan as planning
 from robustbench_med.bench.attack_spec import check_ladder
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.plan import estimate, plan
+from robustbench_med.bench.plan import plan
 from robustbench_med.bench.suite import Suite, find_suite, override, read_suite, suites
 from robustbench_med.cards import Measured
 from robustbench_med.errors import DataError, SpecError, UnknownNameError, VictimError
@@ -397,7 +397,7 @@ def test_an_estimate_is_positive_and_grows_with_the_work() -> None:
     assert all(s is not None and s > 0 for s in seconds)
     assert seconds == sorted(s for s in seconds if s is not None)
     one = planned[0]
-    assert estimate(one.case, one.data, MODEL) is None  # a card without a timing
+    assert one._replace(model=MODEL).estimate() is None  # a card without a timing
     slow = MODEL.model_copy(
         update={
             "measured": Measured(
@@ -405,4 +405,4 @@ def test_an_estimate_is_positive_and_grows_with_the_work() -> None:
             )
         }
     )
-    assert estimate(one.case, one.data, slow) == 8  # images, one pass, one rung, a second each
+    assert one._replace(model=slow).estimate() == 8  # images, one pass, one rung, a second each

@@ -14,7 +14,8 @@ from rich.console import Console
 import robustbench_med as rm
 from robustbench_med.bench import runner, store
 from robustbench_med.bench.failure import Failure
-from robustbench_med.bench.plan import ResolvedCase, plan
+from robustbench_med.bench.plan import plan
+from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.runner import run_cases
 from robustbench_med.bench.suite import Suite
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName

@@ -42,7 +42,7 @@ def own(seconds: float) -> tuple[Loaded, object]:
 
 def test_a_model_of_ones_own_is_timed_and_never_costs_nothing() -> None:
     loaded, data = own(0.04)
-    one = planned_of(data, "fgsm", victim_sha256=loaded.sha256)._replace(own=loaded)  # type: ignore[arg-type]
+    one = planned_of(data, "fgsm", victim_sha256=loaded.sha256)._replace(loaded=loaded)  # type: ignore[arg-type]
     cost = Clock().seconds(one)
     assert cost is not None
     per_image = gradient_seconds(loaded.victim)
@@ -50,7 +50,7 @@ def test_a_model_of_ones_own_is_timed_and_never_costs_nothing() -> None:
     assert cost.most >= 12 * 4 * 0.04 / 8  # images, radii
     assert cost.likely > 0
     assert words(cost.likely) != "0 s"
-    many = planned_of(data, "pgd", victim_sha256=loaded.sha256)._replace(own=loaded)  # type: ignore[arg-type]
+    many = planned_of(data, "pgd", victim_sha256=loaded.sha256)._replace(loaded=loaded)  # type: ignore[arg-type]
     assert Clock().seconds(many).most > 4 * cost.most  # type: ignore[union-attr]
 
 
@@ -58,7 +58,7 @@ def test_a_victim_is_timed_once_and_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded, data = own(0.0)
-    one = planned_of(data, "fgsm", victim_sha256=loaded.sha256)._replace(own=loaded)  # type: ignore[arg-type]
+    one = planned_of(data, "fgsm", victim_sha256=loaded.sha256)._replace(loaded=loaded)  # type: ignore[arg-type]
     first = Clock().seconds(one)
     monkeypatch.setattr(timing, "gradient_seconds", None)
     assert Clock().seconds(one) == first
@@ -75,5 +75,5 @@ def test_a_victim_that_cannot_be_timed_is_said_not_to_be(monkeypatch: pytest.Mon
 
     loaded, data = own(0.0)
     loaded.victim.module.forward = Fails().forward
-    one = planned_of(data, "fgsm", victim_sha256="2" * 64)._replace(own=loaded)  # type: ignore[arg-type]
+    one = planned_of(data, "fgsm", victim_sha256="2" * 64)._replace(loaded=loaded)  # type: ignore[arg-type]
     assert Clock().seconds(one) is None

@@ -10,12 +10,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from robustbench_med import registry
+from robustbench_med import objectives, registry
+from robustbench_med.bench.attack_spec import ResolvedAttack
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.plan import ResolvedCase
+from robustbench_med.bench.defense_spec import ResolvedDefense
+from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.cards import AttackCard, DatasetCard, ModelCard
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
+from robustbench_med.models.load import ModelSource
 from robustbench_med.victim import Victim
 
 MODEL = ModelCard(name="toy_victim", title="Toy", family="toy", dataset="toy", builder="toy")
@@ -74,7 +77,21 @@ def planned_of(data: Dataset, attack: str = "pgd", **fields: Any) -> ResolvedCas
         "norm": "linf",
         "ladder": LADDER,
     }
-    return ResolvedCase(Case.model_validate(values | fields), data, MODEL, None)
+    return resolved_of(Case.model_validate(values | fields), data)
+
+
+def resolved_of(case: Case, data: Dataset) -> ResolvedCase:
+    """Return a case made by hand with what its texts stand for; the victim is the toy."""
+    attack: AttackCard = registry.find("attacks", case.attack)
+    return ResolvedCase(
+        case=case,
+        data=data,
+        model=MODEL,
+        victim=ModelSource(case.victim, card=MODEL),
+        attack=ResolvedAttack(attack, case.parameters, case.ladder, trains=case.fit is not None),
+        defense=ResolvedDefense(knowledge=case.knowledge),  # the victim has it on already
+        objective=objectives.make(case.objective, data.card.task, card=data.card),
+    )
 
 
 def stand_in(name: str, *, data: Path | None = None) -> Dataset:

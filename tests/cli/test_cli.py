@@ -26,7 +26,7 @@ from robustbench_med.bench import setup as preparing
 from robustbench_med.bench.execute import execute
 from robustbench_med.bench.record import Stored
 from robustbench_med.cards import DatasetCard
-from robustbench_med.models.load import Loaded, load_victim
+from robustbench_med.models.load import Loaded, ModelSource, load_victim
 from tests.bench.toys import save_npz, save_timm, stand_in
 
 CHECKOUT = Path(__file__).parents[2]
@@ -463,9 +463,9 @@ def test_a_victim_that_raises_costs_its_own_cases_only(
     (tmp_path / "good").mkdir()
     good = save_timm(tmp_path / "good" / "w.safetensors", change=0.1)
 
-    def load(name: str, data: DatasetCard) -> Loaded:
-        loaded = load_victim(name, data)
-        if "good" in name:
+    def load(source: ModelSource, data: DatasetCard) -> Loaded:
+        loaded = load_victim(source, data)
+        if "good" in source.name:
             return loaded
         return loaded._replace(victim=replace(loaded.victim, module=Raises(loaded.victim.module)))
 

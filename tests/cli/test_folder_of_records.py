@@ -15,7 +15,7 @@ import typer.core
 from robustbench_med import cli, run_suite
 from robustbench_med.bench import failure, runner
 from robustbench_med.bench import plan as planning
-from robustbench_med.bench.plan import ResolvedCase
+from robustbench_med.bench.resolved_case import ResolvedCase
 from tests.bench.toys import stand_in
 
 FIRST, SECOND = "chest_vgg", "chest_resnet"

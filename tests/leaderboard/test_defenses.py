@@ -96,7 +96,7 @@ def test_an_attacker_of_another_detector_is_called_that_and_ranks(make_stored: M
     (board,) = leaderboard.make_boards([wrapped(make_stored, WRAPPED, GUARD), guided])
     (row,) = board.rows
     assert not row.oblivious
-    (column,) = (c for c, run in row.runs.items() if run.record.case.rival)
+    (column,) = (c for c, run in row.runs.items() if run.record.case.evaded_detector)
     assert column.endswith(", evading feature_mixture")
     words = dict(defense_words(row))["Knowledge"]
     assert words.endswith(f"another detector evaded in its place: {column.split(',')[0]}")

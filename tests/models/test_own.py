@@ -13,7 +13,7 @@ from robustbench_med.bench.transfer import trained_on
 from robustbench_med.errors import BenchError, UnknownNameError, VictimError
 from robustbench_med.models import weights
 from robustbench_med.models.build import build
-from robustbench_med.models.load import describe, load_victim
+from robustbench_med.models.load import describe, load_victim, resolve_model
 from robustbench_med.spec import Spec, parse
 from tests.bench.toys import card_of
 
@@ -66,7 +66,7 @@ def test_any_network_with_a_file(tmp_path: Path, text: str, data: object) -> Non
     assert loaded.victim(x).logits.shape == (2, len(data.classes), *data.size)
     loaded.victim.check(x, data.outputs, masks=True)
     assert describe(spec, data) == (loaded.card, loaded.sha256)
-    assert trained_on(spec, data) == data
+    assert trained_on(resolve_model(spec), data) == data
     normalised = load_victim(f"{spec[:-1]}, mean=[0.5], std=[0.25])", data)
     assert normalised.sha256 != loaded.sha256
     # its file is what counts: other weights, other answers, another hash

@@ -13,7 +13,7 @@ import attacks.pgd
 from robustbench_med.bench import setup
 from robustbench_med.cards import DatasetCard
 from robustbench_med.gate.fixture import Robustness
-from robustbench_med.models.load import Loaded, load_victim
+from robustbench_med.models.load import Loaded, ModelSource, load_victim
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images
@@ -33,8 +33,8 @@ def planted(robustness: Robustness, tmp_path: Path) -> Robustness:
     return replace(robustness, cache=tmp_path)
 
 
-def noisy(name: str, data: DatasetCard) -> Loaded:
-    loaded = load_victim(name, data)
+def noisy(source: ModelSource, data: DatasetCard) -> Loaded:
+    loaded = load_victim(source, data)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weights in loaded.victim.module.parameters():

@@ -7,13 +7,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from robustbench_med import registry
 from robustbench_med.bench import adversarial_images, scoring
 from robustbench_med.bench.attack_run import run_attack
-from robustbench_med.bench.defense_spec import resolve_defense
 from robustbench_med.bench.execute import Outcome
-from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.bench.record import Record, Rung, Stored
+from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.runner import prepared
 from robustbench_med.bench.transfer import is_oblivious
 from robustbench_med.devices import device_of
@@ -77,10 +75,10 @@ def of_images(stored: Stored, planned: ResolvedCase, device: str) -> Claim:
     kept = adversarial_images.read(Path(stored.folder), stored.record.images)
     ready = prepared(planned, device_of(device))
     run = run_attack(planned, ready, saved=kept)
-    found = scoring.score_run(case, ready, run)
+    found = scoring.score_run(planned, ready, run)
     patients = ready.batch.patients
     audit = found.audit.model_dump()
-    defense = resolve_defense(case.defense).card
+    defense = planned.defense.card
     fixed = {
         "n": len(ready.batch),
         "patients": None if patients is None else len(set(patients.tolist())),
@@ -89,7 +87,7 @@ def of_images(stored: Stored, planned: ResolvedCase, device: str) -> Claim:
         "audit": {name: audit[name] for name in _BUDGET},
         "dataset_card": card.model_dump(),
         "model_card": ready.card.model_dump(),
-        "attack_card": registry.find("attacks", case.attack).model_dump(),
+        "attack_card": planned.attack.card.model_dump(),
         "defense_card": None if defense is None else defense.model_dump(),
     }
     loose = {"audit": {"survives_rounding": audit["survives_rounding"]}}

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from robustbench_med import registry, spec
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.execute import Outcome, execute
-from robustbench_med.bench.plan import ResolvedCase, plan
+from robustbench_med.bench.plan import plan
+from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.runner import Shared
 from robustbench_med.bench.suite import Grid, Suite
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName

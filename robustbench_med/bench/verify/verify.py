@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robustbench_med.bench.plan import ResolvedCase
 from robustbench_med.bench.record import Record, Stored
+from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.runner import Shared
 from robustbench_med.bench.verify.diff import EXACT, differences, line, plain, same, written
 from robustbench_med.bench.verify.expected import CARDS, FOUND, Claim, entries, of_images, of_rerun
@@ -117,10 +117,10 @@ def _named_as(record: Record, planned: ResolvedCase) -> ResolvedCase:
     card = planned.model.model_copy(
         update={"name": record.model_card.name, "title": record.model_card.title}
     )
-    loaded = load_victim(planned.case.victim, planned.data.card)
+    loaded = load_victim(planned.victim, planned.data.card)
     own = loaded._replace(card=card)
     case = planned.case.model_copy(update={"victim": record.case.victim})
-    return planned._replace(case=case, model=card, own=own)
+    return planned._replace(case=case, model=card, loaded=own)
 
 
 def _recomputed(
