@@ -16,35 +16,20 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
-from pandas.api.types import is_numeric_dtype
 from pydantic import ValidationError
 
 from robustbench_med.bench import packed
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Record, Stored
+from robustbench_med.bench.verify.consistency import score_errors, table_errors
 from robustbench_med.errors import ResultsError
 from robustbench_med.paths import check_name
 
 RECORD, SAMPLES = "record.json", "samples.parquet"  # the files of a record in its own folder
 # the columns of every samples table, see Stored
-COLUMNS = (
-    "sample",
-    "patient",
-    "truth",
-    "prediction",
-    "eps",
-    "scores",
-    "correct",
-    "attacked",
-    "broken",
-)
-_SCORED = ("correct", "broken", "attacked")
-_HAIR = 1e-6
 _STALE = 3600.0  # s after which a half-written folder is taken for one whose writer was killed
 
 
@@ -204,8 +189,8 @@ def read(home: Path) -> Stored:
             f"expected case {record.case_id} in a folder of that name, got {home}: the folder was "
             f"renamed; call it {record.case_id} again"
         )
-    if lacks := _lacks(record, samples):
-        raise ResultsError(f"expected a readable record in {home}, got {lacks}")
+    if errors := table_errors(record, samples):
+        raise ResultsError(f"expected a readable record in {home}, got {errors[0]}")
     return Stored(record, samples, str(home))
 
 
@@ -237,70 +222,6 @@ def _pack_of(home: Path) -> packed.Packed | None:
     path = home.resolve()
     pack = packed.open_packed(path.parent)
     return pack if pack is not None and path.name in pack else None
-
-
-def _lacks(record: Record, samples: pd.DataFrame) -> str:
-    """Return what is wrong with a samples table; empty where nothing is.
-
-    A table that lacks images would leave the others looking as if they were all.
-    """
-    if record.status != "ok":
-        return ""
-    masks = record.dataset_card.task == "segmentation"
-    drawn = masks and record.case.objective.startswith("targeted")
-    missing = [c for c in (*COLUMNS, *(["target_dice"] if drawn else [])) if c not in samples]
-    if missing:
-        return f"samples without {', '.join(missing)}"
-    levels = (0.0, *record.case.ladder)
-    if [rung.eps for rung in record.rungs] != list(levels):
-        return f"scores at {len(record.rungs)} radii, not at those of its case"
-    if not all(is_numeric_dtype(samples[name]) for name in ("eps", *_SCORED)):
-        return "samples whose eps, correct, broken or attacked are no numbers"
-    order = _rising(samples)
-    found = samples["eps"].to_numpy(float)[order]
-    whole = np.array_equal(found, np.repeat(sorted(levels), record.n))
-    ids = samples["sample"].to_numpy()[order]
-    images = [set(row) for row in ids.reshape(len(levels), -1)] if whole else []
-    if not whole or any(len(one) != record.n or one != images[0] for one in images):
-        return f"{len(samples)} rows of samples for {record.n} images at {len(levels)} radii"
-    return ""
-
-
-def _contradicts(stored: Stored) -> str:
-    """Return where the scores of a record are not the means of its own samples; empty if nowhere.
-
-    What costs nothing to see before a page is made of them; `verify` compares all there is.
-    """
-    if stored.record.status != "ok":
-        return ""
-    rungs, order = stored.record.rungs, _rising(stored.samples)
-    columns = (
-        stored.samples[name].to_numpy(float)[order].reshape(len(rungs), -1) for name in _SCORED
-    )
-    for rung, right, broken, attacked in zip(rungs, *columns, strict=True):
-        score = _mean(right)
-        means = {"accuracy": score, "dice": score, "attack_success": _mean(broken[attacked > 0])}
-        for name, mean in means.items():
-            said = rung.metrics.get(name)
-            if said is not None and not _alike(said.value, mean):
-                return (
-                    f"{name} {said.value:.3f} at eps {rung.eps:g}, of samples that say {mean:.3f}"
-                )
-    return ""
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else np.nan
-
-
-def _alike(said: float, mean: float) -> bool:
-    return (np.isnan(said) and np.isnan(mean)) or abs(said - mean) <= _HAIR
-
-
-def _rising(samples: pd.DataFrame) -> NDArray[np.intp]:
-    """Return the order of rows by radius. pandas would take ten times as long to sort a table."""
-    return np.argsort(samples["eps"].to_numpy(float), kind="stable")
 
 
 def read_all(folder: Path, *, only: Container[str] | None = None) -> tuple[list[Stored], list[str]]:
@@ -352,10 +273,10 @@ def read_each(
             continue
         try:
             stored = read(home)
-            if said := _contradicts(stored):
+            if errors := score_errors(stored):
                 raise ResultsError(
-                    f"expected a record that its own samples bear out in {home}, got {said}; run "
-                    "that case again with --force"
+                    f"expected a record that its own samples bear out in {home}, got {errors[0]}; "
+                    "run that case again with --force"
                 )
             found.append(stored)
         except ResultsError as error:

@@ -164,7 +164,10 @@ def test_what_cannot_be_read_is_left_out_with_a_line(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.drop(columns=["correct", "eps"]), "got samples without eps, correct"),
+        (
+            lambda table: table.drop(columns=["correct", "eps"]),
+            "got no column eps, correct in the samples",
+        ),
         (lambda table: table.iloc[1:], "rows of samples for 8 images at"),
         (
             lambda table: table[table["sample"] != table["sample"][0]],
@@ -223,7 +226,7 @@ def test_a_record_that_its_samples_do_not_bear_out_is_damaged(
     assert "of samples that say 1.000; run that case again with --force" in damaged.line
     odd = outcome.samples.assign(correct="yes")
     store.write(tmp_path, outcome.record, odd, {}, replace=True)
-    assert "are no numbers" in store.read_each(tmp_path)[1][0].line
+    assert "of another kind than its name says: correct" in store.read_each(tmp_path)[1][0].line
 
 
 def test_a_folder_that_lost_its_record_is_damaged(outcome: Any, tmp_path: Path) -> None:  # noqa: ANN401

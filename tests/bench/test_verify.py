@@ -24,8 +24,9 @@ from robustbench_med.bench.runner import run_cases
 from robustbench_med.bench.suite import Suite
 from robustbench_med.bench.verify import noise
 from robustbench_med.bench.verify import verify as verifying
+from robustbench_med.bench.verify.consistency import contradictions
 from robustbench_med.bench.verify.expected import of_rerun
-from robustbench_med.bench.verify.recompute import contradictions, restated
+from robustbench_med.bench.verify.recompute import recompute_metrics
 from robustbench_med.bench.verify.replay import changed, replan, run_again
 from robustbench_med.bench.verify.rounding import rounded_otherwise
 from robustbench_med.bench.verify.verify import verify
@@ -76,7 +77,7 @@ def edited(stored: Stored, change: Callable[[pd.DataFrame], None], **entries: An
     new = Stored(stored.record.model_copy(update=entries), samples, stored.folder)
     rungs = tuple(
         rung.model_copy(update={"metrics": rung.metrics | found})
-        for rung, found in zip(new.record.rungs, restated(new), strict=True)
+        for rung, found in zip(new.record.rungs, recompute_metrics(new), strict=True)
     )
     return new._replace(record=new.record.model_copy(update={"rungs": rungs}))
 
@@ -460,11 +461,11 @@ def test_edited_noise_is_measured_by_column_and_has_a_floor(kept: Stored, rerun:
 
 def test_a_foreign_table_is_a_mismatch_or_one_line(kept: Stored) -> None:
     short = kept.record.model_copy(update={"rungs": kept.record.rungs[:-1]})
-    assert "eps: recorded 0, " in verify(kept._replace(record=short)).lines[0]
+    assert "scores at eps 0, " in verify(kept._replace(record=short)).lines[0]
     found = verify(kept._replace(samples=kept.samples.drop(columns="broken")))
-    assert found.lines == ("the samples have no column broken",)
+    assert found.lines == ("no column broken in the samples",)
     found = verify(kept._replace(samples=kept.samples.iloc[:-1]))
-    assert found.lines == ("the samples have 95 rows, expected 24 x 4 radii",)
+    assert found.lines == ("95 rows of samples for 24 images at 4 radii",)
     for name in ("eps", "broken", "attacked", "sample", "distance"):
         found = verify(edited_alone(kept, name, [["x"]] * len(kept.samples)))
         assert found.lines[0].endswith(f"of another kind than its name says: {name}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from robustbench_med.bench import store
-from robustbench_med.bench.verify.recompute import contradictions, misshapen
+from robustbench_med.bench.verify.consistency import contradictions, layout_errors
 
 RECORDS = Path(__file__).parents[2] / "results"
 SOME = 8  # every eighth is counted anew in full
@@ -22,4 +22,4 @@ def test_committed_records_say_what_their_samples_say(suite: str) -> None:
     assert not [one for one in found if one.record.provenance.git_dirty]
     for one in found[::SOME]:
         if one.record.status == "ok":
-            assert [*misshapen(one), *contradictions(one)] == []
+            assert [*layout_errors(one), *contradictions(one)] == []

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from robustbench_med.stats import Estimate
+
 _GREY = 16  # radii up to so many grey levels are written in them
 _LONGEST = 60  # characters of a value that a line shows
 _NUMBERS = (int, float, np.number, np.bool_)
@@ -90,3 +92,12 @@ def _short(value: Any) -> str:  # noqa: ANN401 - any leaf of a record
         return f"{value:.6g}"
     text = "none" if value is None else repr(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def shown(estimate: Estimate) -> str:
+    """Return an estimate as a person reads it.
+
+    >>> shown(Estimate(value=0.5, low=0.25, high=0.75))
+    '0.500 [0.250, 0.750]'
+    """
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from robustbench_med.bench.record import Record, Stored
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.runner import Shared
-from robustbench_med.bench.verify.diff import EXACT, differences, line, plain, same, written
+from robustbench_med.bench.verify.consistency import contradictions, layout_errors, table_errors
+from robustbench_med.bench.verify.diff import EXACT, differences, line, plain, same, shown, written
 from robustbench_med.bench.verify.expected import CARDS, FOUND, Claim, entries, of_images, of_rerun
 from robustbench_med.bench.verify.noise import (
     CLEAN,
@@ -25,7 +26,6 @@ from robustbench_med.bench.verify.noise import (
     noise_of,
     other_outcome,
 )
-from robustbench_med.bench.verify.recompute import contradictions, misshapen, shown
 from robustbench_med.bench.verify.replay import Places, called_as, changed, replan, run_again
 from robustbench_med.bench.verify.rounding import (
     machines,
@@ -129,7 +129,8 @@ def _recomputed(
     record = stored.record
     if record.status == "invalid":
         return _invalid(record, planned, device)
-    if lines := misshapen(stored):
+    lines = table_errors(record, stored.samples) or layout_errors(stored)
+    if lines:
         return Finding("mismatch", lines=_few(lines))
     own = contradictions(stored)
     here = same_machine(record.provenance, str(device_of(device)))

@@ -1,0 +1,229 @@
+"""Is a record consistent with its own samples? The store asks when it reads, `verify` asks for all.
+
+A record is foreign: whoever edits its metrics, intervals or flags must edit its samples too, and
+those are what a rerun is compared with. `table_errors` costs nothing and is asked of every record
+that is read, `score_errors` before a page is made of it, `layout_errors` and `contradictions` by
+`verify`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pandas.api.types import infer_dtype
+
+from robustbench_med.bench.record import Record, Stored
+from robustbench_med.bench.verify.diff import line, plain, same, shown, written
+from robustbench_med.errors import ResultsError
+
+# columns of every samples table, see Stored
+COLUMNS = (
+    "sample",
+    "patient",
+    "truth",
+    "prediction",
+    "eps",
+    "scores",
+    "correct",
+    "attacked",
+    "broken",
+    "l2",
+    "linf",
+    "distance",
+    "ssim",
+    "psnr",
+)
+_NUMBERS = ("eps", "correct", "l2", "linf", "distance", "ssim", "psnr")
+_OUTCOMES = ("attacked", "broken")
+_OF_IMAGES = ("sample", "patient", "truth", "attacked", "distance")  # the same at every radius
+_ROUNDING = 1e-6  # of a mean
+_TIE = 1e-3  # between probabilities: less may be rounding
+
+
+def table_errors(record: Record, samples: pd.DataFrame) -> list[str]:
+    """Return why the samples are no table of the images and radii of a record; empty where fine.
+
+    A table that lacks images would leave the others looking as if they were all. A record of an
+    invalid case has no samples.
+    """
+    if record.status != "ok":
+        return []
+    masks = record.dataset_card.task == "segmentation"
+    targeted = masks and record.case.objective.startswith("targeted")
+    columns = (*COLUMNS, *(["target_dice"] if targeted else []))
+    if missing := [name for name in columns if name not in samples]:
+        return [f"no column {', '.join(missing)} in the samples"]
+    kinds = {name: dtype.kind for name, dtype in samples.dtypes.items()}
+    wrong = [name for name in _NUMBERS if kinds[name] not in "biuf"]
+    wrong += [name for name in _OUTCOMES if kinds[name] != "b"]
+    wrong += [] if infer_dtype(samples["sample"]) in ("string", "empty") else ["sample"]
+    if wrong:
+        return [f"samples with a column of another kind than its name says: {wrong[0]}"]
+    levels = (0.0, *record.case.ladder)
+    if [rung.eps for rung in record.rungs] != list(levels):
+        radii = ", ".join(written(rung.eps) for rung in record.rungs)
+        return [f"scores at eps {radii or 'none'}, not at those of its case"]
+    order = _by_radius(samples)
+    eps = samples["eps"].to_numpy(float)[order]
+    ids = samples["sample"].to_numpy()[order]
+    whole = record.n > 0 and np.array_equal(eps, np.repeat(sorted(levels), record.n))
+    images = [set(row) for row in ids.reshape(len(levels), -1)] if whole else []
+    if not whole or any(len(row) != record.n or row != images[0] for row in images):
+        return [f"{len(samples)} rows of samples for {record.n} images at {len(levels)} radii"]
+    return []
+
+
+def score_errors(stored: Stored) -> list[str]:
+    """Return where scores of a record are not the means of its samples, the first at each radius.
+
+    Args:
+        stored: of which `table_errors` says nothing.
+    """
+    if stored.record.status != "ok":
+        return []
+    rungs, order = stored.record.rungs, _by_radius(stored.samples)
+    columns = (
+        stored.samples[name].to_numpy(float)[order].reshape(len(rungs), -1)
+        for name in ("correct", "broken", "attacked")
+    )
+    errors = []
+    for rung, correct, broken, attacked in zip(rungs, *columns, strict=True):
+        score = _mean(correct)
+        means = {"accuracy": score, "dice": score, "attack_success": _mean(broken[attacked > 0])}
+        for name, mean in means.items():
+            claimed = rung.metrics.get(name)
+            if claimed is not None and not same(claimed.value, mean, atol=_ROUNDING, rtol=0.0):
+                errors.append(
+                    f"{name} {claimed.value:.3f} at eps {rung.eps:g}, of samples that say "
+                    f"{mean:.3f}"
+                )
+                break
+    return errors
+
+
+def layout_errors(stored: Stored) -> list[str]:
+    """Return where the samples of a record do not follow one another as the bench writes them.
+
+    Args:
+        stored: of which `table_errors` says nothing.
+    """
+    record, table = stored.record, stored.samples
+    ladder, lines = (0.0, *record.case.ladder), []
+    if record.audit is None or record.cost is None:
+        lines.append("a scored record has an audit and a cost, this one has not")
+    if not np.array_equal(table["eps"].to_numpy(float), np.repeat(ladder, record.n)):
+        lines.append("eps of the samples is not 0 and the ladder of the case, rung by rung")
+    first = table.iloc[: record.n]
+    for i in range(1, len(ladder)):
+        rows = table.iloc[i * record.n : (i + 1) * record.n]
+        for name in _OF_IMAGES:
+            if not all(map(same, first[name], rows[name])):
+                lines.append(
+                    f"{name} of the samples at eps {written(ladder[i])} is not that at eps 0"
+                )
+    return lines
+
+
+def contradictions(stored: Stored) -> list[str]:
+    """Return where a scored record contradicts its own samples and checks, a line each.
+
+    Args:
+        stored: of which `table_errors` and `layout_errors` say nothing.
+
+    Raises:
+        ResultsError: a column of another kind than its name says.
+    """
+    try:
+        return [*_metric_errors(stored), *_outcome_errors(stored), *_entry_errors(stored)]
+    except (TypeError, ValueError, IndexError) as error:
+        first = str(error).splitlines()[0]
+        raise ResultsError(
+            f"expected a samples table that can be scored in {stored.folder}, got: {first}"
+        ) from None
+
+
+def _metric_errors(stored: Stored) -> Iterator[str]:
+    # imported here, because it needs torch and reading records does not
+    from robustbench_med.bench.verify.recompute import recompute_metrics
+
+    for rung, metrics in zip(stored.record.rungs, recompute_metrics(stored), strict=True):
+        for name, estimate in metrics.items():
+            claimed = rung.metrics.get(name)
+            if claimed is not None and not same(tuple(claimed), tuple(estimate)):
+                yield (
+                    f"{plain(name)} at eps {written(rung.eps)}: the record says {shown(claimed)}, "
+                    f"its own samples {shown(estimate)}"
+                )
+
+
+def _outcome_errors(stored: Stored) -> Iterator[str]:
+    """Yield a line where outcomes are not what the other columns say."""
+    table = stored.samples
+    if stored.record.dataset_card.task == "segmentation":
+        dice = [float(np.mean(scores)) for scores in table["scores"]]
+        if not all(map(same, dice, table["correct"])):
+            yield "correct of the samples is not the mean of scores"
+        return
+    truth, prediction = (np.array(list(table[name])) for name in ("truth", "prediction"))
+    scores = np.stack([np.asarray(row, dtype=np.float64) for row in table["scores"]])
+    if not _follows(prediction, scores):
+        yield "prediction of the samples is not what their scores say"
+    # behind a detector an attacked image that is rejected counts as correct
+    if "suspicion" in table.columns:
+        return
+    right = (prediction == truth) | (truth < 0)
+    right = right.all(1) if right.ndim == 2 else right
+    if not all(map(same, list(right), table["correct"])):
+        yield "correct of the samples is not whether prediction is truth"
+    attacked = (table["attacked"] & (table["eps"] > 0)).to_numpy(bool)
+    broken = table["broken"].to_numpy(bool)
+    if stored.record.case.objective == "untargeted" and (broken == right)[attacked].any():
+        yield "broken of the samples is not whether prediction is wrong"
+
+
+def _follows(prediction: NDArray[np.int64], scores: NDArray[np.float64]) -> bool:
+    """Whether every class or finding predicted is what the scores say, but for ties."""
+    if prediction.ndim == 2:
+        over, under = scores > 0.5 + _TIE, scores < 0.5 - _TIE
+        return not bool(((prediction == 0) & over | (prediction == 1) & under).any())
+    best = scores[np.arange(len(prediction)), prediction.clip(0)] >= scores.max(1) - _TIE
+    return bool((best | (prediction < 0)).all())
+
+
+def _entry_errors(stored: Stored) -> Iterator[str]:
+    from robustbench_med.bench.verify.recompute import recompute_distance
+
+    record = stored.record
+    names = patients_of_rows(stored.samples.iloc[: record.n])
+    patients = None if names is None else len(set(names.tolist()))
+    if record.patients != patients:
+        yield line("patients", record.patients, patients, "its own samples")
+    if record.distance is not None:
+        distance = recompute_distance(stored)
+        if not same(tuple(record.distance), tuple(distance)):
+            yield (
+                f"distance: the record says {shown(record.distance)}, its own samples "
+                f"{shown(distance)}"
+            )
+    raised = {c.name: (c.measured, c.threshold) for c in record.checks if c.measured > c.threshold}
+    flagged = {flag.name: (flag.measured, flag.threshold) for flag in record.flags}
+    if raised != flagged:
+        yield line("flags", sorted(flagged), sorted(raised), "its own checks raise")
+
+
+def patients_of_rows(rows: pd.DataFrame) -> NDArray[np.character] | None:
+    """Return the patient of each row; None where images are treated as independent."""
+    return None if rows["patient"].isna().any() else rows["patient"].to_numpy(dtype=str)
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else np.nan
+
+
+def _by_radius(samples: pd.DataFrame) -> NDArray[np.intp]:
+    """Return the order of rows by radius. pandas would take ten times as long to sort a table."""
+    return np.argsort(samples["eps"].to_numpy(float), kind="stable")
