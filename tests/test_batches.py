@@ -201,10 +201,10 @@ def test_masks_that_hide_a_class_are_refused(y: Tensor, message: str) -> None:
 PAIRS = TensorDataset(X, Y[2])
 OTHER: list[tuple[Any, str]] = [
     (None, "got None"),
-    (X, "got a torch Tensor: it has images or labels alone"),
-    (X.numpy(), "got a numpy ndarray: it has images or labels alone"),
+    (X, "got a torch Tensor: one array holds images or labels, not both"),
+    (X.numpy(), "got a numpy ndarray: one array holds images or labels, not both"),
     ({"x": X, "y": Y[2]}, r"got a dict of 2: save its arrays as splits"),
-    (DataLoader(PAIRS, batch_size=4), "got a torch DataLoader: stack what it yields"),
+    (DataLoader(PAIRS, batch_size=4), "got a torch DataLoader: stack the batches that it yields"),
     (PAIRS, "got a torch TensorDataset: stack its images and labels"),
     ([(X[0], 1)], "got a list of 1"),
     ((X, Y[2], IDS), "got a tuple of 3"),

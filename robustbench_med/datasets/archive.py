@@ -1,4 +1,4 @@
-"""Reading one array of an `.npz` file after another; nothing it says is believed unchecked.
+"""Read the arrays of an `.npz` file one by one, and check everything that the file states.
 
 Headers are read before arrays, and no array is read that is larger than the cap, holds Python
 objects, or is not as long as its header says.
@@ -42,14 +42,14 @@ DAMAGED = (
 
 
 class Header(NamedTuple):
-    """What an array says of itself before it is read."""
+    """Shape and type that the header of an array states."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
 
 class Npz:
-    """An open `.npz` file whose arrays are read one by one."""
+    """An open `.npz` file; its arrays are read one at a time."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile, cap: int) -> None:
         self.path = path
@@ -61,7 +61,8 @@ class Npz:
         """Return shape and dtype of an array.
 
         Raises:
-            DataError: no such key, an object array, more bytes than the cap or than the file holds.
+            DataError: there is no such key, or the array holds objects, is larger than the cap, or
+                has another length than its header states.
         """
         if key not in self.keys:
             raise DataError(self.lacks(key))
@@ -69,27 +70,27 @@ class Npz:
             version = npy.read_magic(stream)
             reader = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             shape, _, dtype = reader(stream)
-            held = self._archive.getinfo(f"{key}.npy").file_size - stream.tell()
+            stored_bytes = self._archive.getinfo(f"{key}.npy").file_size - stream.tell()
         if dtype.hasobject:
             raise DataError(
                 f"{self.path}: {key}: expected numbers or text, got Python objects (a pickle), "
                 "which can run code and are never read; save plain arrays"
             )
-        wanted = math.prod(shape) * dtype.itemsize
-        if wanted > self._cap or held > self._cap:
+        expected_bytes = math.prod(shape) * dtype.itemsize
+        if expected_bytes > self._cap or stored_bytes > self._cap:
             raise DataError(
-                f"{self.path}: {key}: expected at most {self._cap} bytes, got {max(wanted, held)}; "
-                "split the file"
+                f"{self.path}: {key}: expected at most {self._cap} bytes, got "
+                f"{max(expected_bytes, stored_bytes)}; split the file"
             )
-        if min(shape, default=0) < 0 or wanted != held:
+        if min(shape, default=0) < 0 or expected_bytes != stored_bytes:
             raise DataError(
-                f"{self.path}: {key}: expected {wanted} bytes as its header says, got {held}; "
-                "the file is damaged: fetch it again"
+                f"{self.path}: {key}: expected {expected_bytes} bytes as its header says, got "
+                f"{stored_bytes}; the file is damaged: fetch it again"
             )
         return Header(tuple(map(int, shape)), dtype)
 
     def lacks(self, key: str) -> str:
-        """Return the message of a key that the file has not."""
+        """Return the error message for a key that is missing from the file."""
         keys = ", ".join(sorted(self.keys)) or "none"
         return (
             f"{self.path}: expected the key {key!r}, got {keys[:500]}; "
@@ -97,36 +98,40 @@ class Npz:
         )
 
     def fingerprint(self) -> str:
-        """Return 6 hexadecimal digits of what is inside, the same however it is packed."""
-        members = sorted((one.filename, one.CRC, one.file_size) for one in self._archive.infolist())
+        """Return 6 hexadecimal digits that depend on the arrays, and not on their compression."""
+        members = sorted(
+            (member.filename, member.CRC, member.file_size) for member in self._archive.infolist()
+        )
         return hashlib.sha256(repr(members).encode()).hexdigest()[:6]
 
     def array(self, key: str) -> NDArray[Any]:
-        """Return an array, read to its last byte so that the archive's checksum of it is compared.
+        """Return an array.
+
+        It is read to its last byte, so that the checksum of the archive is compared.
 
         Raises:
             DataError: as `header`, or the bytes are damaged.
         """
         self.header(key)
         with damage(self.path, key), self._archive.open(f"{key}.npy") as stream:
-            found: NDArray[Any] = npy.read_array(stream, allow_pickle=False)
-        return found
+            array: NDArray[Any] = npy.read_array(stream, allow_pickle=False)
+        return array
 
 
 @contextmanager
 def opened(path: Path, *, cap: int = MAX_BYTES) -> Iterator[Npz]:
-    """Give an open `.npz` file.
+    """Open an `.npz` file for the length of the block.
 
     Args:
         path: the file.
-        cap: bytes that one array may have.
+        cap: largest size of one array, in bytes.
 
     Raises:
-        DataError: the file is missing, a folder, or no zip archive.
+        DataError: the file is missing, or is a folder or no zip archive.
     """
     check_name(path)
-    if path.exists() and (other := foreign(path)) is not None:
-        raise DataError(f"{path}: expected a .npz file, got {other}")
+    if path.exists() and (format_ := foreign(path)) is not None:
+        raise DataError(f"{path}: expected a .npz file, got {format_}")
     if not path.is_file():
         raise DataError(f"{path}: expected a .npz file, got nothing there; check the path")
     with damage(path, "archive"):
@@ -137,14 +142,14 @@ def opened(path: Path, *, cap: int = MAX_BYTES) -> Iterator[Npz]:
 
 @contextmanager
 def damage(path: Path, what: str) -> Iterator[None]:
-    """Turn what a damaged file raises into a line.
+    """Raise a DataError of one line in place of the errors that a damaged file causes.
 
     Args:
         path: the file.
-        what: the array, or what else was read.
+        what: name of the array that is read, or "archive".
 
     Raises:
-        DataError: a reader found damage.
+        DataError: the file is damaged.
     """
     try:
         yield

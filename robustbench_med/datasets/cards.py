@@ -1,4 +1,4 @@
-"""The cards of all datasets; a table with `sizes` in cards.toml stands for one card a size."""
+"""Read the cards of all datasets; a table of cards.toml with `sizes` becomes one card per size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load_cards(path: Path = CARDS) -> dict[str, DatasetCard]:
     """Return every dataset's card by name.
 
     Args:
-        path: the TOML file, one table a dataset.
+        path: a TOML file with one table per dataset.
     """
     tables = tomllib.loads(path.read_text(encoding="utf-8"))
     cards = (
@@ -31,20 +31,20 @@ def load_cards(path: Path = CARDS) -> dict[str, DatasetCard]:
 
 
 def _expand(name: str, table: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Give the cards of a table; an entry of `sizes` adds to what they share."""
+    """Yield the cards of a table; each entry of `sizes` adds its fields to the common ones."""
     shared = {key: value for key, value in table.items() if key != "sizes"}
     if "sizes" not in table:
         yield {"name": name, **shared}
-    for side, own in table.get("sizes", {}).items():
+    for side, entry in table.get("sizes", {}).items():
         full = name if int(side) == PLAIN else f"{name}_{side}"
         file = f"{full}.npz"
         yield {
             **shared,
-            **own,
+            **entry,
             "name": full,
             "title": f"{shared['title']} {side}x{side}",
             "size": (int(side), int(side)),
             "file": file,
             "url": MEDMNIST.format(file=file),
-            "notes": [*shared.get("notes", []), *own.get("notes", [])],
+            "notes": [*shared.get("notes", []), *entry.get("notes", [])],
         }

@@ -1,4 +1,4 @@
-"""Checksums of data files: compared with the card before anything of the file is used."""
+"""Checksums of data files, which are compared with the card before a file is used."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ class Digests:
 
 
 def verify(path: Path, card: DatasetCard) -> None:
-    """Check a file against its card; a file that has not changed is hashed once a process.
+    """Check a file against its card; a file that has not changed is hashed once per process.
 
     Raises:
-        ChecksumError: neither the MD5 nor the SHA-256 is one that the card states.
+        ChecksumError: the card states neither the MD5 nor the SHA-256 of the file.
     """
     stat = path.stat()
     compare(_digests(path, stat.st_ino, stat.st_size, stat.st_mtime_ns), card, str(path))
 
 
-def compare(found: tuple[str, str], card: DatasetCard, where: str) -> None:
+def compare(digests: tuple[str, str], card: DatasetCard, where: str) -> None:
     """Check an MD5 and a SHA-256 against a card.
 
     Args:
-        found: MD5 and SHA-256 in hexadecimal.
-        card: what is expected.
-        where: file or address, for the message.
+        digests: MD5 and SHA-256 in hexadecimal.
+        card: states the checksums.
+        where: file or address, for the error message.
 
     Raises:
-        ChecksumError: neither is one that the card states.
+        ChecksumError: the card states neither of them.
     """
-    md5, sha256 = found
+    md5, sha256 = digests
     if md5 == card.md5 or sha256 in card.sha256:
         return
     stated = [f"MD5 {card.md5}"] * bool(card.md5) + [f"SHA-256 {known}" for known in card.sha256]

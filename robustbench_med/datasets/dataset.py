@@ -1,4 +1,4 @@
-"""A loaded dataset: splits of stored images with labels and ids, and batches of them in [0,1]."""
+"""A dataset: its splits, as stored and as batches of images in [0,1]."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 SplitName = Literal["train", "val", "test"]
-ROUNDING = 1e-6  # of [0,1] in float32: what is outside by less is clipped
+ROUNDING = 1e-6  # float images may leave [0,1] by this much; they are clipped
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """One split as it is stored.
+    """The stored arrays of one split.
 
     Attributes:
         images: `(n, *s)` or `(n, *s, c)`, uint8 grey levels or colours 0..255, or float32 in [0,1].
@@ -53,7 +53,7 @@ class Arrays:
         return Arrays(self.images[rows], self.labels[rows], self.ids[rows], patients)
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of everything a score depends on."""
+        """Return the SHA-256 of everything that a score depends on."""
         digest = hashlib.sha256()
         for array in (self.images, self.labels, self.ids, self.patients):
             if array is not None:
@@ -66,12 +66,12 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A card with the images behind it; a split is read or drawn when first asked for.
+    """A card and the images that it describes; a split is read or drawn when it is first used.
 
     Attributes:
-        card: what is known of it.
-        read: gives a split.
-        compared: splits that are searched for images and patients of the one scored.
+        card: describes the data.
+        read: returns a split.
+        compared: splits that are searched for images and patients of the scored split.
     """
 
     card: DatasetCard
@@ -83,7 +83,7 @@ class Dataset:
         """Return the stored arrays of a split.
 
         Raises:
-            DataError: the split breaks the data contract or is empty.
+            DataError: the split violates the data contract or is empty.
         """
         if split not in self._splits:
             self._splits[split] = check(self._read(split), self.card, split)
@@ -92,40 +92,41 @@ class Dataset:
     def _read(self, split: SplitName) -> Arrays:
         where = f"{self.card.name} ({split})"
         try:
-            found = self.read(split)
+            arrays = self.read(split)
         except BenchError:
             raise
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            if self.vouched:  # our own reader: a bug, to be seen
+            if self.vouched:  # a bug of our own reader must stay visible
                 raise
             raise DataError(
                 f"{where}: expected read(split) to give Arrays, got {type(error).__name__}: {error}"
             ) from error
-        if not isinstance(found, Arrays):
+        if not isinstance(arrays, Arrays):
             raise DataError(
                 f"{where}: expected read(split) to give Arrays(images, labels, ids), got "
-                f"{type(found).__name__}"
+                f"{type(arrays).__name__}"
             )
-        return found
+        return arrays
 
     @property
     def vouched(self) -> bool:
-        """Whether a card of ours stands for its content: a checksum, or a function that draws."""
+        """Whether a shipped card guarantees the content, by a checksum or a drawing function."""
         return bool(self.card.function or self.card.md5 or self.card.sha256)
 
     def scored_on(self, split: SplitName, *, also: tuple[SplitName, ...] = ()) -> Dataset:
-        """Return the dataset as it is scored on a split.
+        """Return the dataset with the card under which a split is scored.
 
-        Its card keeps the regions that occur in some mask of the split: one that is absent from all
-        would count as perfect in every image. What else a person must know of the split stands in
-        the notes, and is logged once; of data that a card of ours vouches for, its own notes do.
+        The card lists only the regions that occur in some mask of the split: a region that is
+        absent from all masks would count as perfect in every image. The notes describe what a
+        reader must know about the split, and are logged once. Shipped data have the notes of their
+        card alone.
 
         Args:
-            split: that is scored.
-            also: splits that a choice is made on; those without content are refused too.
+            split: the split to score.
+            also: further splits that a threshold is chosen on; they must have content too.
 
         Raises:
-            DataError: the split breaks the data contract, is empty, or shows nothing.
+            DataError: a split violates the data contract, is empty, or its images show nothing.
         """
         from robustbench_med.datasets import inspection
 
@@ -147,23 +148,26 @@ class Dataset:
         new = tuple(note for note in notes if note not in card.notes)
         if new:
             card = card.model_copy(update={"notes": (*card.notes, *new)})
-        _say(card.name, card.notes if not self.vouched else new)
+        _log_notes(card.name, card.notes if not self.vouched else new)
         return self if card is self.card else replace(self, card=card)
 
     def _shared(self, arrays: Arrays, split: SplitName) -> list[str]:
-        """Return what other splits have in common with this one; a broken one is not asked."""
+        """Return notes on the images and patients that other splits share with this one.
+
+        Splits that cannot be read are skipped.
+        """
         from robustbench_med.datasets import inspection
 
         notes: list[str] = []
         for other in self.compared:
             if other != split:
-                with suppress(DataError):  # not kept: a run carries what it reads to its workers
+                with suppress(DataError):  # not cached: a run sends cached splits to its workers
                     there = self._splits.get(other) or self._read(other)
                     notes += inspection.shared(arrays, there, (split, other))
         return notes
 
     def batch(self, split: SplitName, *, n: int | None = None, seed: int = 0) -> Batch:
-        """Return `n` labelled images of a split (None = all), drawn by `seed`, as one batch.
+        """Return `n` labelled images of a split (None = all) as one batch; `seed` selects them.
 
         Raises:
             DataError: no image of the split is labelled.
@@ -181,16 +185,16 @@ class Dataset:
         return to_batch(arrays, channels=self.card.channels)
 
 
-_said: set[tuple[str, str]] = set()
+_logged: set[tuple[str, str]] = set()
 
 
-def _say(name: str, notes: Iterable[str]) -> None:
-    """Log notes, each once a process."""
-    from robustbench_med.datasets.own import OWN
+def _log_notes(name: str, notes: Iterable[str]) -> None:
+    """Log notes, each once per process."""
+    from robustbench_med.datasets.own import OWN_FILE_NOTE
 
     for note in notes:
-        if note != OWN and (name, note) not in _said:
-            _said.add((name, note))
+        if note != OWN_FILE_NOTE and (name, note) not in _logged:
+            _logged.add((name, note))
             _log.warning("%s: %s", name, note)
 
 
@@ -212,10 +216,10 @@ def to_batch(arrays: Arrays, *, channels: int = 1) -> Batch:
 
 
 def check(arrays: Arrays, card: DatasetCard, split: str) -> Arrays:
-    """Return `arrays` if they keep the card's contract; labels as integers, masks as class ids.
+    """Return `arrays` if they fulfil the card's contract; labels as integers, masks as class ids.
 
     Raises:
-        DataError: the rule that is broken, the value found and what to do.
+        DataError: a rule is violated; the message states the rule, the value and a remedy.
     """
     where = f"{card.name} ({split})"
     n = len(arrays.images)
@@ -260,7 +264,7 @@ def _images(
 
 
 def _way(low: float, high: float) -> str:
-    """Return how images of a range come into [0,1]."""
+    """Return advice on how to bring images of a range into [0,1]."""
     if low > -0.5 and high < 1.5:
         return "clip what resampling or a filter left outside, if it is no more than that"
     if low >= 0 and high <= 255:
@@ -289,8 +293,8 @@ def _labels(
     if not masks:
         labels = integers(stored, f"{where}: labels")
     elif stored.dtype != np.int16 or (stored > MAX_IDS - 1).any() or (stored < UNLABELLED).any():
-        check_ignored(found := small_integers(stored, f"{where}: masks"), f"{where}: masks")
-        labels = mask_ids(found)
+        check_ignored(ids := small_integers(stored, f"{where}: masks"), f"{where}: masks")
+        labels = mask_ids(ids)
     top = 1 if card.task == "multi_label" else k - 1
     least, most = int(labels.min()), int(labels.max())
     if least < UNLABELLED or most > top:

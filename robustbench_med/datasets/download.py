@@ -1,4 +1,4 @@
-"""Verified downloads: https only, checksum before use, then one atomic rename into the cache."""
+"""Download datasets over https; check the checksum, then rename the file into the cache."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from robustbench_med.datasets.cache import cache_dir
 from robustbench_med.datasets.checksum import CHUNK, Digests, compare
 from robustbench_med.errors import DataError
 
-TIMEOUT = 30.0  # s without a byte
+TIMEOUT = 30.0  # seconds without a byte
 
 
 def download(
     card: DatasetCard, *, context: ssl.SSLContext | None = None, cap: int = MAX_BYTES
 ) -> Path:
-    """Return the path of a dataset's file in the cache, fetched from its official address.
+    """Download a dataset's file from its official address, and return its path in the cache.
 
     Args:
-        card: name, address and checksum.
-        context: who is trusted; the system's certificates where None.
-        cap: bytes that the file may have.
+        card: states name, address and checksum.
+        context: trusted certificates; None = those of the system.
+        cap: largest size of the file, in bytes.
 
     Raises:
         DataError: no checksum is known, the address is not https, or the server cannot be reached.
-        ChecksumError: the bytes are not those that the card states; they are removed.
+        ChecksumError: the bytes do not have the checksum of the card; they are deleted.
     """
     if not card.md5 and not card.sha256:
         raise DataError(
@@ -58,8 +58,8 @@ def _fetch_into(
     handle, part = tempfile.mkstemp(prefix=f".{card.file}.", suffix=".part", dir=folder)
     try:
         with os.fdopen(handle, "wb") as sink:
-            found = _fetch(card, sink, context=context, cap=cap)
-        compare(found, card, card.url)
+            digests = _fetch(card, sink, context=context, cap=cap)
+        compare(digests, card, card.url)
         os.replace(part, folder / card.file)
     finally:
         Path(part).unlink(missing_ok=True)
@@ -69,7 +69,7 @@ def _fetch_into(
 def _fetch(
     card: DatasetCard, sink: IO[bytes], *, context: ssl.SSLContext | None, cap: int
 ) -> tuple[str, str]:
-    """Write the file behind the card's address to `sink` and return its digests."""
+    """Write the file at the card's address to `sink`, and return its digests."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -97,7 +97,7 @@ def _fetch(
 
 
 class _HttpsRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect only where it stays https."""
+    """Follows redirects to https addresses only."""
 
     def redirect_request(
         self,
@@ -111,7 +111,7 @@ class _HttpsRedirects(urllib.request.HTTPRedirectHandler):
         """Return the request to follow.
 
         Raises:
-            DataError: it would leave https.
+            DataError: the redirect leaves https.
         """
         if urlsplit(newurl).scheme != "https":
             fp.close()  # urllib closes it only where it goes on
@@ -120,7 +120,7 @@ class _HttpsRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _opener(context: ssl.SSLContext | None) -> urllib.request.OpenerDirector:
-    """Return an opener that knows no scheme but https: no http, ftp, file or data."""
+    """Return an opener for https alone: it refuses http, ftp, file and data."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),

@@ -1,4 +1,4 @@
-"""Data of another type than the Python face takes: named as what it is, with the way to go."""
+"""Explain to a caller of the Python API why an object is no dataset, and what to pass instead."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _WAY = f"give a name, the path of an .npz ({_NPZ}), or what load_dataset returne
 
 
 def refused(data: object) -> DataError:
-    """Return the error of data of a type that is no dataset.
+    """Return the error for an object that is no dataset.
 
     >>> print(str(refused(None))[:41])
     expected a dataset, got None: give a name
@@ -34,11 +34,11 @@ def _called(data: object) -> str:
 def _hint(data: object) -> str:
     names = {kind.__name__ for kind in type(data).__mro__}
     if names & {"DataLoader"}:
-        return "stack what it yields into two arrays (torch.cat); "
+        return "stack the batches that it yields into two arrays (torch.cat); "
     if names & {"Dataset", "IterableDataset"}:
         return "stack its images and labels into two arrays (torch.stack); "
     if names & {"Tensor", "ndarray"}:
-        return "it has images or labels alone; "
+        return "one array holds images or labels, not both; "
     if names & {"DataFrame", "Series", "Table"}:
         return "read the images that it names into an array; "
     if isinstance(data, dict):

@@ -1,4 +1,4 @@
-"""File formats by their first bytes: what a file is that is no `.npz`, and the way to make one."""
+"""Recognise the format of a file that is no `.npz`, and advise how to convert it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-_HEAD = 4096  # bytes looked at
-_SHORTEST = 4  # bytes of a text; what is shorter is the rest of something
+_HEAD = 4096  # bytes that are inspected
+_SHORTEST = 4  # bytes; a shorter file is a truncated one and not a text
 _SAVE = (
     "numpy.savez_compressed('mine.npz', test_images=..., test_labels=...), see "
     "docs/add_a_dataset.md"
@@ -17,7 +17,7 @@ _SAVE = (
 
 
 class Format(NamedTuple):
-    """A format that images or labels come in, and what reads it."""
+    """A file format, and the function that reads it."""
 
     name: str
     reader: str
@@ -65,16 +65,16 @@ _TORCH = Format(
     "load it with torch.load(..., weights_only=True) and take its arrays by .numpy()",
 )
 _GZIP = Format("a gzip file", "unpack it and read what is inside")
-_SUFFIXES = {  # of what begins with no bytes of its own
+_SUFFIXES = {  # formats without a signature
     ".dcm": Format("a DICOM file without preamble", "read it with pydicom.dcmread(force=True)"),
     ".tga": Format("a TGA picture", _PICTURES),
 }
 
 
 def foreign(path: Path) -> str | None:
-    """Return what a file is and how to make an `.npz` of it; None where it is not known.
+    """Return the format of a file and how to make an `.npz` of it; None if it is unknown.
 
-    An `.npz` and what may be a damaged one are not known here either.
+    None is also returned for an `.npz` file, sound or damaged.
 
     Args:
         path: a file or a folder.
@@ -86,20 +86,20 @@ def foreign(path: Path) -> str | None:
             head = stream.read(_HEAD)
     except OSError:
         return None
-    found = _of_zip(path) if head[:4] == b"PK\x03\x04" else _of_bytes(head)
-    if found is None and len(head) >= _SHORTEST and head[:2] != b"PK":
-        found = _SUFFIXES.get(path.suffix.lower()) or _of_text(path, head)
-    return None if found is None else _said(found)
+    format_ = _of_zip(path) if head[:4] == b"PK\x03\x04" else _of_bytes(head)
+    if format_ is None and len(head) >= _SHORTEST and head[:2] != b"PK":
+        format_ = _SUFFIXES.get(path.suffix.lower()) or _of_text(path, head)
+    return None if format_ is None else _advice(format_)
 
 
-def _said(found: Format) -> str:
-    return f"{found.name}: {found.reader}, then {_SAVE}"
+def _advice(format_: Format) -> str:
+    return f"{format_.name}: {format_.reader}, then {_SAVE}"
 
 
 def _of_bytes(head: bytes) -> Format | None:
-    for offset, magic, found in _MAGIC:
+    for offset, magic, format_ in _MAGIC:
         if head[offset : offset + len(magic)] == magic:
-            return found
+            return format_
     if head[:2] == b"\x1f\x8b":
         return _of_gzip(head)
     if len(head) > 2 and head[0] == 0x80 and head[1] in (2, 3, 4, 5):
@@ -113,14 +113,14 @@ def _of_gzip(head: bytes) -> Format:
         inside = unpacker.decompress(head, _HEAD)
     except (zlib.error, gzip.BadGzipFile):
         return _GZIP
-    found = _of_bytes(inside) if inside[:2] != b"\x1f\x8b" else None
-    if found is None:
+    format_ = _of_bytes(inside) if inside[:2] != b"\x1f\x8b" else None
+    if format_ is None:
         return _GZIP
-    return Format(f"{found.name}, compressed by gzip", found.reader)
+    return Format(f"{format_.name}, compressed by gzip", format_.reader)
 
 
 def _of_zip(path: Path) -> Format | None:
-    """Return what a sound zip archive without a single array is."""
+    """Return the format of a sound zip archive that holds no array; else None."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -140,7 +140,7 @@ def _of_text(path: Path, head: bytes) -> Format | None:
         text = head.decode("utf-8", errors="strict" if len(head) < _HEAD else "ignore")
     except UnicodeDecodeError:
         return None
-    if not all(one.isprintable() or one in "\r\n\t\f\ufeff" for one in text):
+    if not all(character.isprintable() or character in "\r\n\t\f\ufeff" for character in text):
         return None
     first = text.lstrip("\ufeff \r\n\t")[:1]
     suffix = path.suffix.lower()
@@ -153,7 +153,7 @@ def _of_text(path: Path, head: bytes) -> Format | None:
 
 
 def _folder(path: Path) -> str:
-    """Return what a folder holds most of."""
+    """Return the most frequent file type of a folder, with advice."""
     kinds: dict[str, int] = {}
     for entry in sorted(path.iterdir())[:1000] if path.is_dir() else ():
         if entry.is_file():

@@ -1,4 +1,4 @@
-"""The `info` of a file: what its owner states of it, as JSON text, each statement checked."""
+"""Read and check the `info` of a file: JSON text in which its owner describes the data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from robustbench_med.cards import Task
 from robustbench_med.datasets.archive import Npz
 from robustbench_med.errors import DataError
 
-MAX_INFO = 2**20  # bytes; the longest seen has 3 kB
+MAX_INFO = 2**20  # bytes; real files have up to 3 kB
 MAX_DEPTH = 16  # bits of a pixel: floats of rounded images hold no more
 _TASKS: dict[str, Task] = {  # as MedMNIST and others write them; other text is prose
     "single-label": "single_label",
@@ -27,7 +27,7 @@ _TASKS: dict[str, Task] = {  # as MedMNIST and others write them; other text is 
 
 
 def read_info(file: Npz) -> dict[str, Any]:
-    """Return the statements of a file; none where it has no `info`.
+    """Return the statements of a file's `info`, or an empty dict.
 
     Raises:
         DataError: `info` is no JSON object.
@@ -41,32 +41,34 @@ def read_info(file: Npz) -> dict[str, Any]:
             f"got {dtype} of shape {shape}"
         )
     try:
-        found = json.loads(str(file.array("info")))
+        statements = json.loads(str(file.array("info")))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file.path}: info: expected JSON text, got: {error}") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{file.path}: info: expected a JSON object, got {type(found).__name__}")
-    return found
+    if not isinstance(statements, dict):
+        raise DataError(
+            f"{file.path}: info: expected a JSON object, got {type(statements).__name__}"
+        )
+    return statements
 
 
 def task(info: dict[str, Any]) -> Task | None:
-    """Return what `task` states; None where it states nothing or is prose.
+    """Return the task that `task` states; None if it is absent or free text.
 
     >>> task({"task": "multi-label, binary-class"}), task({"task": "MRI of the knee"})
     ('multi_label', None)
     """
     stated = str(info.get("task", "")).strip().lower().replace("_", "-").replace(" ", "-")
-    for word, found in _TASKS.items():
+    for word, task_ in _TASKS.items():
         if stated == word or stated.startswith(f"{word},"):
-            return found
+            return task_
     return None
 
 
 def classes(path: Path, info: dict[str, Any], *, masks: bool = False) -> tuple[str, ...]:
-    """Return the names of the classes, of masks those in `mask_classes` where there are such.
+    """Return the names of the classes; of masks those of `mask_classes`, if it is stated.
 
     Raises:
-        DataError: they are no list of names, or two are the same.
+        DataError: the statement is no list of names, or names a class twice.
     """
     key = "mask_classes" if masks and "mask_classes" in info else "classes"
     names = info.get(key, [])
@@ -82,13 +84,13 @@ def normal(path: Path, info: dict[str, Any], k: int) -> int | None:
     """Return the index of the healthy class, or None.
 
     Raises:
-        DataError: it is no class.
+        DataError: the statement is no class.
     """
-    found = info.get("normal")
-    if found is None or (type(found) is int and 0 <= found < k):
-        return found
+    index = info.get("normal")
+    if index is None or (type(index) is int and 0 <= index < k):
+        return index
     raise DataError(
-        f"{path}: info: expected normal to be a class 0..{k - 1} or null, got {found!r}"
+        f"{path}: info: expected normal to be a class 0..{k - 1} or null, got {index!r}"
     )
 
 
@@ -96,47 +98,49 @@ def regions(path: Path, info: dict[str, Any], k: int) -> dict[str, tuple[int, ..
     """Return the regions of masks by name.
 
     Raises:
-        DataError: they are no lists of class ids.
+        DataError: the statement is no lists of class ids by name.
     """
-    found = info.get("regions", {})
-    fine = isinstance(found, dict) and all(
-        isinstance(ids, list) and ids and all(type(one) is int and 0 < one < k for one in ids)
-        for ids in found.values()
+    stated = info.get("regions", {})
+    fine = isinstance(stated, dict) and all(
+        isinstance(ids, list)
+        and ids
+        and all(type(class_id) is int and 0 < class_id < k for class_id in ids)
+        for ids in stated.values()
     )
     if not fine:
         raise DataError(
             f"{path}: info: expected regions as lists of class ids in 1..{k - 1} by name, got "
-            f"{found!r}"
+            f"{stated!r}"
         )
-    return {name: tuple(ids) for name, ids in found.items()}
+    return {name: tuple(ids) for name, ids in stated.items()}
 
 
 def spacing(path: Path, info: dict[str, Any], axes: int) -> tuple[float, ...] | None:
-    """Return mm a pixel along each axis, or None.
+    """Return the mm per pixel along each axis, or None.
 
     Raises:
-        DataError: they are not one length an axis.
+        DataError: the statement is not one length per axis.
     """
-    found = info.get("spacing")
-    if found is None:
+    stated = info.get("spacing")
+    if stated is None:
         return None
-    fine = isinstance(found, list) and len(found) == axes
+    fine = isinstance(stated, list) and len(stated) == axes
     if not fine or not all(
         # a comparison refuses NaN and Infinity, and an integer that no float holds
         type(mm) in (int, float) and 0 < mm <= sys.float_info.max
-        for mm in found
+        for mm in stated
     ):
         raise DataError(
-            f"{path}: info: expected spacing as {axes} numbers > 0 (mm a pixel), got {found!r}"
+            f"{path}: info: expected spacing as {axes} numbers > 0 (mm a pixel), got {stated!r}"
         )
-    return tuple(map(float, found))
+    return tuple(map(float, stated))
 
 
 def channel_count(path: Path, info: dict[str, Any]) -> int | None:
-    """Return how many channels `channels` states, as a number or by their names; None if nothing.
+    """Return the number of channels that `channels` states, as a number or a list of names.
 
     Raises:
-        DataError: it is a number below 1.
+        DataError: the number is below 1.
     """
     stated = info.get("channels")
     if isinstance(stated, list):
@@ -151,11 +155,11 @@ def channel_count(path: Path, info: dict[str, Any]) -> int | None:
 
 
 def channel_names(path: Path, info: dict[str, Any], channels: int) -> tuple[str, ...]:
-    """Return the names of the channels, or none.
+    """Return the names of the channels, if they are stated.
 
     Raises:
-        DataError: they are not as many as the channels, twice the same, or no case could choose
-            one.
+        DataError: there are more or fewer names than channels, two are equal, or a name cannot be
+            used in a case.
     """
     names = info.get("channels", [])
     if type(names) is int:
@@ -179,45 +183,47 @@ def _choosable(name: str) -> bool:
 
 
 def native_range(path: Path, info: dict[str, Any], *, stored: bool) -> str:
-    """Return what [0,1] stands for: as stated, "HU -160..240" or [-160, 240], else as stored.
+    """Return the native range behind [0,1]: as stated, or the range of the stored type.
+
+    A statement is a text such as "HU -160..240", or a list such as [-160, 240].
 
     Raises:
-        DataError: it is neither a text nor two rising numbers.
+        DataError: the statement is neither a text nor two rising numbers.
     """
-    found = info.get("native_range")
-    if found is None:
+    stated = info.get("native_range")
+    if stated is None:
         return "grey level 0..255" if stored else "float 0..1"
-    if isinstance(found, str) and found.strip() and len(found) <= 80:
-        return found.strip()
-    pair = isinstance(found, list) and len(found) == 2
-    if pair and all(type(one) in (int, float) for one in found) and found[0] < found[1]:
-        return f"{found[0]:g}..{found[1]:g}"
+    if isinstance(stated, str) and stated.strip() and len(stated) <= 80:
+        return stated.strip()
+    pair = isinstance(stated, list) and len(stated) == 2
+    if pair and all(type(number) in (int, float) for number in stated) and stated[0] < stated[1]:
+        return f"{stated[0]:g}..{stated[1]:g}"
     raise DataError(
         f"{path}: info: expected native_range as a short text such as 'HU -160..240' or two rising "
-        f"numbers, got {found!r}"
+        f"numbers, got {stated!r}"
     )
 
 
 def bit_depth(path: Path, info: dict[str, Any], *, stored: bool) -> int:
-    """Return the bits of a pixel: as stated, else 8 of uint8 and 16 of floats.
+    """Return the bits per pixel: as stated, else 8 for uint8 and 16 for floats.
 
-    Floats come from clinical formats, which store up to 16.
+    Float images come from clinical formats, which store up to 16 bits.
 
     Raises:
-        DataError: it is no number of bits that such pixels have.
+        DataError: such pixels cannot have the stated number of bits.
     """
     most = 8 if stored else MAX_DEPTH
-    found = info.get("bit_depth")
-    if found is None:
+    bits = info.get("bit_depth")
+    if bits is None:
         return most
-    if type(found) is not int or not 1 <= found <= most:
+    if type(bits) is not int or not 1 <= bits <= most:
         kind = "uint8" if stored else "float"
         raise DataError(
-            f"{path}: info: expected bit_depth in 1..{most} of {kind} images, got {found!r}"
+            f"{path}: info: expected bit_depth in 1..{most} of {kind} images, got {bits!r}"
         )
-    return found
+    return bits
 
 
 def text(value: object) -> str:
-    """Return a statement as text; a list by its entries."""
+    """Return a statement as text; the entries of a list are joined."""
     return "; ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""What is said of a split, and what is refused: empty images, absent classes, copies."""
+"""Inspect a split for empty images, absent classes and copies, before it is scored."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from robustbench_med.datasets.codes import UNLABELLED
 from robustbench_med.datasets.dataset import Arrays
 from robustbench_med.errors import DataError
 
-FAINT = 16  # of 255: a brightest pixel below is said
+FAINT = 16  # of 255; a note is made if the brightest pixel of a split is darker
 
 
 def occurring(arrays: Arrays, card: DatasetCard) -> tuple[str, ...]:
-    """Return the classes, findings or regions that a split's truth holds, by name, in order."""
+    """Return the names of the classes, findings or regions that occur in a split, in order."""
     labels = arrays.labels
     if card.task == "multi_label":
         return tuple(
@@ -30,44 +30,49 @@ def occurring(arrays: Arrays, card: DatasetCard) -> tuple[str, ...]:
 
 
 def inspect(arrays: Arrays, card: DatasetCard, split: str) -> list[str]:
-    """Return what a person must know of a split before a score of it means anything.
+    """Return notes that a reader needs to interpret the scores of a split.
 
     Args:
-        arrays: the split, which keeps the card's contract.
-        card: of the data.
-        split: its name.
+        arrays: the split, which fulfils the card's contract.
+        card: describes the data.
+        split: name of the split.
 
     Raises:
-        DataError: its images hold nothing.
+        DataError: its images show nothing.
     """
     notes = [*_content(arrays, card, split), *_unlabelled(arrays, card, split)]
     return [*notes, *_absent(arrays, card, split)]
 
 
-def shared(one: Arrays, other: Arrays, names: tuple[str, str]) -> list[str]:
-    """Return how many images and patients two splits have in common, where they have any.
+def shared(arrays: Arrays, other_arrays: Arrays, names: tuple[str, str]) -> list[str]:
+    """Return notes on the images and patients that two splits have in common.
 
     Args:
-        one: the split that is scored.
-        other: another.
-        names: of both.
+        arrays: the split that is scored.
+        other_arrays: another split.
+        names: names of both splits.
     """
-    notes, (here, there) = [], names
-    if one.images.shape[1:] == other.images.shape[1:] and one.images.dtype == other.images.dtype:
-        known = set(_digests(other))
-        copies = sum(digest in known for digest in _digests(one))
+    notes, (split, other_split) = [], names
+    if (
+        arrays.images.shape[1:] == other_arrays.images.shape[1:]
+        and arrays.images.dtype == other_arrays.images.dtype
+    ):
+        known = set(_digests(other_arrays))
+        copies = sum(digest in known for digest in _digests(arrays))
         if copies:
-            notes.append(f"{copies} of {len(one)} images of {here} are copies of images of {there}")
-    if one.patients is not None and other.patients is not None:
-        both = np.intersect1d(one.patients.astype(str), other.patients.astype(str))
+            notes.append(
+                f"{copies} of {len(arrays)} images of {split} are copies of images of {other_split}"
+            )
+    if arrays.patients is not None and other_arrays.patients is not None:
+        both = np.intersect1d(arrays.patients.astype(str), other_arrays.patients.astype(str))
         if len(both):
-            count = f"{len(both)} of {len(np.unique(one.patients))} patients"
-            notes.append(f"{count} of {here} are in {there} too")
+            count = f"{len(both)} of {len(np.unique(arrays.patients))} patients"
+            notes.append(f"{count} of {split} are in {other_split} too")
     return notes
 
 
 def _content(arrays: Arrays, card: DatasetCard, split: str) -> Iterator[str]:
-    """Yield what is odd of a split's images.
+    """Yield notes on unusual images of a split.
 
     Raises:
         DataError: every image is of one value, all are one image, or the values are those of
@@ -126,7 +131,7 @@ def _two_values(
 
 
 def _unlabelled(arrays: Arrays, card: DatasetCard, split: str) -> Iterator[str]:
-    """Yield what is left out of a split because it has no label."""
+    """Yield notes on images, findings and pixels without a label."""
     labels, n = arrays.labels, len(arrays)
     unknown = (labels == UNLABELLED).reshape(n, -1)
     without = int(unknown.all(1).sum())
@@ -136,11 +141,11 @@ def _unlabelled(arrays: Arrays, card: DatasetCard, split: str) -> Iterator[str]:
     some = unknown.any(1) & ~unknown.all(1)
     if not some.any():
         return
-    share = unknown[some].mean()
+    fraction = unknown[some].mean()
     if card.task == "segmentation":
         yield (
-            f"{share:.2%} of the pixels of {int(some.sum())} of {n} masks of {split} are ignored "
-            "(-1, 255 or outside the field of view)"
+            f"{fraction:.2%} of the pixels of {int(some.sum())} of {n} masks of {split} are "
+            "ignored (-1, 255 or outside the field of view)"
         )
     else:
         count = int(unknown[some].sum())
@@ -151,7 +156,7 @@ def _unlabelled(arrays: Arrays, card: DatasetCard, split: str) -> Iterator[str]:
 
 
 def _absent(arrays: Arrays, card: DatasetCard, split: str) -> Iterator[str]:
-    """Yield the classes, findings or regions that occur nowhere in a split."""
+    """Yield a note on the classes, findings or regions that a split lacks."""
     there = occurring(arrays, card)
     every = card.parts if card.task == "segmentation" else card.classes
     absent = [name for name in every if name not in there]

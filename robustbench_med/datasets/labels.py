@@ -1,4 +1,4 @@
-"""Labels as they are stored: class ids, findings or one-hot rows, each with one meaning or none."""
+"""Read stored labels (class ids, findings or one-hot rows), and refuse ambiguous ones."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 from robustbench_med.datasets.codes import IGNORED, UNLABELLED
 from robustbench_med.errors import DataError
 
-_EXACT = 2**53  # up to here every whole number is a float64
-TORCH_IGNORED = -100  # what torch's losses leave out unless told otherwise
+_EXACT = 2**53  # float64 holds every whole number up to this one
+TORCH_IGNORED = -100  # torch's losses ignore this label by default
 
 
 def integers(values: NDArray[Any], where: str) -> NDArray[np.int64]:
-    """Return numbers as integers: bool, integers, and floats that are whole; -1 for torch's -100.
+    """Return bool, integer or whole float values as integers; torch's -100 becomes -1.
 
     Args:
         values: labels or masks of any shape.
-        where: file and key, for the message.
+        where: file and key, for the error message.
 
     Raises:
-        DataError: text, fractions, NaN, or more than 64 bits hold.
+        DataError: the values are text, fractions or NaN, or do not fit into 64 bits.
     """
     kind = values.dtype.kind
     if kind in "USO":
@@ -48,12 +48,12 @@ def integers(values: NDArray[Any], where: str) -> NDArray[np.int64]:
         raise DataError(
             f"{where}: expected integers or bool, got {values.dtype}; save them as int64"
         )
-    found: NDArray[np.int64] = values.astype(np.int64, copy=False)
-    return _unlabelled(found)
+    ids: NDArray[np.int64] = values.astype(np.int64, copy=False)
+    return _unlabelled(ids)
 
 
 def small_integers(values: NDArray[Any], where: str) -> NDArray[np.integer[Any]]:
-    """Return numbers as integers, of 16 bits where these hold them: masks are many bytes.
+    """Return values as integers, of 16 bits if the stored type fits: masks are large.
 
     Raises:
         DataError: as `integers`.
@@ -63,17 +63,17 @@ def small_integers(values: NDArray[Any], where: str) -> NDArray[np.integer[Any]]
     return integers(values, where)
 
 
-def _unlabelled(found: NDArray[Any]) -> NDArray[Any]:
-    left_out = found == TORCH_IGNORED
-    if not left_out.any():
-        return found
-    found = found.copy()
-    found[left_out] = UNLABELLED
-    return found
+def _unlabelled(ids: NDArray[Any]) -> NDArray[Any]:
+    is_ignored = ids == TORCH_IGNORED
+    if not is_ignored.any():
+        return ids
+    ids = ids.copy()
+    ids[is_ignored] = UNLABELLED
+    return ids
 
 
 def one_hot(values: NDArray[np.integer[Any]], axis: int) -> bool:
-    """Whether numbers are 0 and 1 and sum to one along an axis of at least two.
+    """Return whether values are 0 or 1 and sum to one along an axis of at least two.
 
     >>> one_hot(np.array([[0, 1], [1, 0]]), 1), one_hot(np.array([[1, 1], [1, 0]]), 1)
     (True, False)
@@ -84,7 +84,7 @@ def one_hot(values: NDArray[np.integer[Any]], axis: int) -> bool:
 
 
 def one_hot_rows(labels: NDArray[np.int64]) -> bool:
-    """Whether labels `(n, k)` are one-hot rows, or -1 throughout where an image has no label."""
+    """Return whether labels `(n, k)` are one-hot rows; rows of -1 alone have no label."""
     if labels.ndim != 2:
         return False
     known = labels[(labels != UNLABELLED).any(1)]
@@ -92,27 +92,27 @@ def one_hot_rows(labels: NDArray[np.int64]) -> bool:
 
 
 def from_one_hot(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the class of each one-hot row; -1 of a row without a label.
+    """Return the class of each one-hot row; -1 for a row without a label.
 
     >>> from_one_hot(np.array([[0, 1], [-1, -1]])).tolist()
     [1, -1]
     """
-    found: NDArray[np.int64] = labels.argmax(1)
-    found[(labels == UNLABELLED).all(1)] = UNLABELLED
-    return found
+    ids: NDArray[np.int64] = labels.argmax(1)
+    ids[(labels == UNLABELLED).all(1)] = UNLABELLED
+    return ids
 
 
 def check_codes(labels: NDArray[np.integer[Any]], k: int, where: str, *, masks: bool) -> None:
-    """Refuse labels in which a class would pass for "unlabelled".
+    """Refuse labels of -1 and 1, in which a class would be read as "unlabelled".
 
     Args:
         labels: of one split, -1 = unlabelled.
-        k: number of classes; of findings 2, of which each is there or not.
-        where: file and split, for the message.
+        k: number of classes; for findings 2, because each is present or absent.
+        where: file and split, for the error message.
         masks: whether they are class ids of pixels.
 
     Raises:
-        DataError: they are -1 and 1 alone, and there are no classes but two.
+        DataError: the labels are -1 and 1 alone, and there are only two classes.
     """
     if k > 2 or labels.size == 0 or not (labels == UNLABELLED).any() or not (labels == 1).any():
         return
@@ -125,15 +125,15 @@ def check_codes(labels: NDArray[np.integer[Any]], k: int, where: str, *, masks: 
 
 
 def check_numbering(ids: NDArray[np.integer[Any]], where: str, *, masks: bool) -> None:
-    """Refuse ids that are no count of classes from 0, where nothing names the classes.
+    """Refuse class ids that do not count from 0, if the classes have no names.
 
     Args:
         ids: the distinct class ids of all splits, without -1.
-        where: the file, for the message.
+        where: the file, for the error message.
         masks: whether they are class ids of pixels.
 
     Raises:
-        DataError: class 0 occurs nowhere, or most ids below the largest do not.
+        DataError: class 0 does not occur, or most ids below the largest do not.
     """
     if len(ids) == 0:
         return

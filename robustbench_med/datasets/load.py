@@ -1,4 +1,4 @@
-"""`load_dataset`: a name or a path to a dataset whose file has been found and verified."""
+"""Load a dataset by its registry name or the path of a file."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ from robustbench_med.paths import check_name
 
 FOLDER = "ROBUSTBENCH_MED_DATA"
 _PHANTOMS = "datasets.phantoms."  # the modules whose source code `phantom_key` covers
-MOST_COMPARED = 2**26  # bytes of a file whose splits are searched for images and patients in common
+MOST_COMPARED = 2**26  # bytes; splits of larger files are not searched for common images
 
 
 if TYPE_CHECKING:
     Name = str | Path
-else:  # what is neither is refused in one line, by foreign.py
+else:  # foreign.py refuses other types in one line
     Name = Any
 
 
 def load_dataset(name: Name, *, data: str | Path | None = None) -> Dataset:
-    """Return a dataset; its images are read or drawn when a split is first asked for.
+    """Return a dataset; its images are read or drawn when a split is first used.
 
-    A file that a card names is looked for in `data`, in the folder named by ROBUSTBENCH_MED_DATA
-    and in the cache; where it has an official address it is downloaded into the cache. Its checksum
-    is compared in every process that loads it.
+    The file of a card is searched in `data`, in the folder named by ROBUSTBENCH_MED_DATA and in the
+    cache; if it has an official address, it is downloaded into the cache. Its checksum is compared
+    in every process that loads it.
 
     Args:
-        name: a registry name, or the path of a `.npz` file with MedMNIST keys: one's own data.
-        data: folder that holds the file of a named dataset, or that file itself.
+        name: a registry name, or the path of a user's own `.npz` file with MedMNIST keys.
+        data: folder that holds the file of a named dataset, or the file itself.
 
     Raises:
-        UnknownNameError: no such name and no such file.
-        DataError: a missing or damaged file; the message says how to get it.
-        ChecksumError: a file that is not the one its card states.
+        UnknownNameError: there is neither such a name nor such a file.
+        DataError: the file is missing or damaged; the message says how to get it.
+        ChecksumError: the file does not have the checksum of its card.
     """
     if not isinstance(name, str | os.PathLike):
         raise refused(name)
     name, data = str(check_name(name)), None if data is None else check_name(data)
     if name.endswith(".npz") or (name not in registry.names("datasets") and Path(name).exists()):
-        return _own(Path(name).expanduser())
+        return _own_dataset(Path(name).expanduser())
     entry = registry.entry_of("datasets", name)
     if entry is not None and entry.item is not None:
         added: Dataset = replace(entry.item, _splits={})
@@ -74,16 +74,16 @@ def _draw(function: str, split: SplitName) -> Arrays:
     return draw(split)
 
 
-def _own(path: Path) -> Dataset:
-    own = describe(path)
-    masks = own.card.task == "segmentation"
+def _own_dataset(path: Path) -> Dataset:
+    own_file = describe(path)
+    masks = own_file.card.task == "segmentation"
     small = path.stat().st_size <= MOST_COMPARED
-    reader = partial(read, path, masks=masks, one_hot=own.one_hot)
-    return Dataset(own.card, reader, compared=own.splits if small else ())
+    reader = partial(read, path, masks=masks, one_hot=own_file.one_hot)
+    return Dataset(own_file.card, reader, compared=own_file.splits if small else ())
 
 
 def _read_verified(path: Path, card: DatasetCard, split: SplitName) -> Arrays:
-    verify(path, card)  # free unless the file was replaced since it was loaded
+    verify(path, card)  # costs time only if the file was replaced since it was loaded
     return read(path, split, masks=card.task == "segmentation")
 
 
@@ -108,9 +108,9 @@ def _folder(card: DatasetCard, data: Path) -> Path:
     if data.is_file() and data.name == card.file:
         return data.parent
     if not data.is_dir():
-        found = "a file of another name" if data.is_file() else "nothing there"
+        kind = "a file of another name" if data.is_file() else "nothing there"
         raise DataError(
-            f"{card.name}: expected --data to be a folder or {card.file}, got {data} ({found}); "
+            f"{card.name}: expected --data to be a folder or {card.file}, got {data} ({kind}); "
             "to use a file as your own data give its path in place of the dataset's name"
         )
     return data

@@ -1,4 +1,4 @@
-"""Masks as they are stored: class ids a pixel, one-hot planes, and codes of ignored pixels."""
+"""Read stored masks: one class id per pixel or one-hot planes, with codes for ignored pixels."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ Size = tuple[int, ...]
 
 
 def mask_ids(masks: NDArray[np.integer[Any]]) -> NDArray[np.int16]:
-    """Return masks as class ids, -1 where they are to be ignored: stored as 255, or as -1."""
+    """Return masks as class ids; -1 where a pixel is ignored, which is stored as 255 or as -1."""
     low, high = np.iinfo(np.int16).min, np.iinfo(np.int16).max
-    # what is out of range stays out of range
-    found: NDArray[np.int16] = np.clip(masks, low, high).astype(np.int16)
-    found[found == IGNORED] = UNLABELLED
-    return found
+    # values out of range stay out of range
+    ids: NDArray[np.int16] = np.clip(masks, low, high).astype(np.int16)
+    ids[ids == IGNORED] = UNLABELLED
+    return ids
 
 
 def check_ignored(masks: NDArray[np.integer[Any]], where: str) -> None:
-    """Refuse masks of which some hold a lesion as 255, which means "ignored".
+    """Refuse masks that seem to store a lesion as 255, which means "ignored".
 
-    Where 255 stands beside a class in some mask of the split, it is a border or the outside of a
-    field of view. Where it never does, the masks that hold 0 and 255 alone have two meanings.
+    If some mask of the split holds 255 beside a class, 255 is a border or lies outside a field of
+    view. If none does, masks of 0 and 255 alone are ambiguous.
 
     Args:
-        masks: `(n, *s)` class ids as they are stored.
-        where: file and key, for the message.
+        masks: `(n, *s)` class ids as stored.
+        where: file and key, for the error message.
 
     Raises:
         DataError: some masks hold 0 and 255 alone, and none holds 255 beside a class.
@@ -50,10 +50,10 @@ def check_ignored(masks: NDArray[np.integer[Any]], where: str) -> None:
 
 
 def check_background(masks: NDArray[np.integer[Any]], where: str) -> None:
-    """Refuse masks of whole images: without any background pixel nothing is told apart.
+    """Refuse masks without any background pixel.
 
     Raises:
-        DataError: class 0 occurs nowhere, and another does.
+        DataError: class 0 does not occur, and another class does.
     """
     if masks.size and not (masks == 0).any() and (masks > 0).any():
         listed = ", ".join(map(str, np.unique(masks[masks != UNLABELLED])[:8]))
@@ -66,16 +66,17 @@ def check_background(masks: NDArray[np.integer[Any]], where: str) -> None:
 def of_planes(
     values: NDArray[Any], size: Size, where: str, images: tuple[int, ...]
 ) -> tuple[NDArray[np.integer[Any]], str | None]:
-    """Return masks `(n, *size)` of class ids, and a note where they were stored otherwise.
+    """Return masks `(n, *size)` of class ids, and a note if they were stored in another form.
 
     Args:
-        values: `(n, *size)` class ids; one axis of one entry more, or one of one-hot planes.
-        size: of the images.
-        where: file and key, for the messages.
-        images: shape of an image as stored, for the messages.
+        values: `(n, *size)` class ids; a further axis may have length one or hold one-hot planes.
+        size: size of an image.
+        where: file and key, for error messages.
+        images: shape of a stored image, for error messages.
 
     Raises:
-        DataError: no numbers, another shape, or planes that are not one-hot.
+        DataError: the values are no numbers, have another shape, or are planes that are not
+            one-hot.
     """
     ids = small_integers(values, where)
     note = None if values.dtype.kind != "f" else f"{where}: whole {values.dtype} as class ids"
@@ -83,17 +84,17 @@ def of_planes(
     if shape == size:
         return ids, note
     for axis in (ids.ndim - 1, 1):
-        rest = shape[:-1] if axis == ids.ndim - 1 else shape[1:]
-        if rest != size:
+        sides = shape[:-1] if axis == ids.ndim - 1 else shape[1:]
+        if sides != size:
             continue
         if ids.shape[axis] == 1:
             return ids.squeeze(axis), note
         if one_hot(ids, axis):
             found = ids.argmax(axis)
             return found, f"{where}: {ids.shape[axis]} one-hot planes read as class ids"
-    wanted = "(n, h, w)" if len(size) == 2 else "(n, d, h, w)"
+    expected_shape = "(n, h, w)" if len(size) == 2 else "(n, d, h, w)"
     raise DataError(
-        f"{where}: expected class ids of shape {wanted}, got {values.shape} for images of shape "
-        f"{images}; save one id a pixel, neither colours nor planes that overlap or leave pixels "
-        "out (one-hot planes must sum to 1 at every pixel)"
+        f"{where}: expected class ids of shape {expected_shape}, got {values.shape} for images of "
+        f"shape {images}; save one id a pixel, neither colours nor planes that overlap or leave "
+        "pixels out (one-hot planes must sum to 1 at every pixel)"
     )

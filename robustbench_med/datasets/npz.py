@@ -1,8 +1,8 @@
-"""The arrays of `.npz` files with MedMNIST keys: images, labels, masks, names.
+"""Read images, labels, masks and names from `.npz` files with MedMNIST keys.
 
-A file holds `{train,val,test}_images` and `*_labels` or `*_masks` (class ids a pixel, 255 =
+A file holds `{train,val,test}_images` and `*_labels` or `*_masks` (one class id per pixel, 255 =
 ignored), and may hold `*_fov` (a field of view: masks are ignored where it is 0), `*_ids`,
-`*_patients` and `info` (JSON text, see info.py). A split that is not asked for is not read.
+`*_patients` and `info` (JSON text, see info.py). Only the split that is needed is read.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from robustbench_med.datasets.masks import check_ignored, mask_ids, of_planes
 from robustbench_med.errors import DataError, MissingSplitError
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
-MAX_CHANNELS = 16  # a longer last axis is a volume's third side
-MIN_SIDE = 5  # of a volume: a shorter axis is colours or one-hot classes
+MAX_CHANNELS = 16  # a longer last axis is the third side of a volume
+MIN_SIDE = 5  # shortest side of a volume; a shorter axis is colours or one-hot classes
 
 
 def read(
@@ -39,17 +39,17 @@ def read(
     Args:
         path: the file.
         split: train, val or test.
-        masks: whether the truth is a mask, not a label.
+        masks: whether the truth is a mask and not a label.
         one_hot: whether labels of several columns are class labels, one-hot.
-        cap: bytes that one array may have.
+        cap: largest size of one array, in bytes.
 
     Raises:
         MissingSplitError: the file has no images of the split.
-        DataError: a missing key, a damaged file, or arrays of a kind that is no image, label or id.
+        DataError: a key is missing, the file is damaged, or an array is no image, label or id.
     """
     with opened(path, cap=cap) as file:
         if f"{split}_images" not in file.keys and any(
-            f"{one}_images" in file.keys for one in SPLITS
+            f"{name}_images" in file.keys for name in SPLITS
         ):
             raise MissingSplitError(file.lacks(f"{split}_images"))
         n = image_header(file, split).shape[0]
@@ -71,7 +71,7 @@ def image_header(file: Npz, split: SplitName) -> Header:
     """Return shape and dtype of a split's images.
 
     Raises:
-        DataError: they are no uint8 or float images of two or three axes.
+        DataError: the array is no uint8 or float images of two or three axes.
     """
     key = f"{split}_images"
     header = file.header(key)
@@ -92,17 +92,17 @@ def image_header(file: Npz, split: SplitName) -> Header:
 def axes_of(file: Npz, split: SplitName, *, masks: bool = False) -> tuple[tuple[int, ...], int]:
     """Return the size of a split's images and their number of channels.
 
-    `channels` in `info` tells which axes are pixels, else the masks do; without either a fourth
-    axis of at most 4 is channels, and one of 5 to 16 has two meanings.
+    `channels` in `info` decides which axes are pixels, or else the shape of the masks. Without
+    either, a last axis of at most 4 is channels, and one of 5 to 16 is ambiguous.
 
     Args:
         file: an open file.
-        split: of it.
-        masks: whether the masks are asked, where there are any.
+        split: a split of the file.
+        masks: whether the shape of the masks is used, if there are any.
 
     Raises:
-        DataError: as `image_header`, channels first or more than 16, masks of another shape, or a
-            short last axis that nothing explains.
+        DataError: as `image_header`, or channels come first, there are more than 16, the masks
+            have another shape, or a short last axis is ambiguous.
     """
     shape = image_header(file, split).shape[1:]
     where = f"{file.path}: {split}_images"
@@ -129,7 +129,7 @@ def axes_of(file: Npz, split: SplitName, *, masks: bool = False) -> tuple[tuple[
 def _as_stated(
     shape: tuple[int, ...], stated: int | None, where: str
 ) -> tuple[tuple[int, ...], int]:
-    """Return size and channels by the number stated, or by the shape alone."""
+    """Return size and channels from the stated number of channels, or from the shape alone."""
     if stated == 1 and shape[-1] != 1:
         return shape, 1
     if stated is not None:
@@ -155,32 +155,34 @@ def _channels_first(shape: tuple[int, ...], where: str) -> DataError:
 
 
 def _as_masks(file: Npz, split: SplitName, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """Return size and channels by the shape of the masks, which may be one-hot planes."""
+    """Return size and channels from the shape of the masks, which may be one-hot planes."""
     key = f"{split}_masks"
     mask = file.header(key).shape[1:]
-    either = [(shape, 1), (shape[:-1], shape[-1])]
-    either = [one for one in either if len(one[0]) in (2, 3) and one[1] <= MAX_CHANNELS]
-    for size, channels in either:
+    readings = [(shape, 1), (shape[:-1], shape[-1])]
+    readings = [
+        reading for reading in readings if len(reading[0]) in (2, 3) and reading[1] <= MAX_CHANNELS
+    ]
+    for size, channels in readings:
         volume_of_colours = len(size) == 3 and channels == 1 and size[-1] < MIN_SIDE
         if not volume_of_colours and mask in (size, (*size, 1), (1, *size)):
             return size, channels
-    for size, channels in either:
+    for size, channels in readings:
         if size in (mask[:-1], mask[1:]) and len(mask) == len(size) + 1:
             return size, channels
-    wanted = "(n, d, h, w)" if len(mask) == 3 and len(shape) > 3 else "(n, h, w)"
+    expected_shape = "(n, d, h, w)" if len(mask) == 3 and len(shape) > 3 else "(n, h, w)"
     raise DataError(
-        f"{file.path}: {key}: expected class ids of shape {wanted}, got {file.header(key).shape} "
-        f"for images of shape {shape}; save one id a pixel"
+        f"{file.path}: {key}: expected class ids of shape {expected_shape}, got "
+        f"{file.header(key).shape} for images of shape {shape}; save one id a pixel"
     )
 
 
 def read_labels(file: Npz, split: SplitName) -> NDArray[np.int64]:
     """Return a split's labels: `(n,)` class ids, or `(n, k)` findings or one-hot where k > 1.
 
-    -1 = unlabelled, stored as -1 or as torch's -100.
+    -1 = unlabelled; it is stored as -1 or as torch's -100.
 
     Raises:
-        DataError: they are no whole numbers, or have more than two axes.
+        DataError: the labels are no whole numbers, or have more than two axes.
     """
     key = f"{split}_labels"
     where, shape = f"{file.path}: {key}", file.header(key).shape
@@ -191,13 +193,13 @@ def read_labels(file: Npz, split: SplitName) -> NDArray[np.int64]:
 
 
 def read_masks(file: Npz, split: SplitName) -> tuple[NDArray[np.int16], str | None]:
-    """Return a split's masks `(n, *s)`: class ids, 255 or -1 = ignored, as outside the `*_fov`.
+    """Return a split's masks `(n, *s)` of class ids, and a note if they were one-hot planes.
 
-    And a note where they were stored otherwise, as one-hot planes.
+    Pixels of 255 or -1, and those outside the `*_fov`, are ignored: -1.
 
     Raises:
-        DataError: they are no whole numbers or of another shape than the images, some hold 0 and
-            255 alone, or a field of view has another shape.
+        DataError: the masks are no whole numbers or have another shape than the images, some hold
+            0 and 255 alone, or a field of view has another shape.
     """
     key, fov = f"{split}_masks", f"{split}_fov"
     where, size = f"{file.path}: {key}", axes_of(file, split, masks=True)[0]
@@ -206,10 +208,10 @@ def read_masks(file: Npz, split: SplitName) -> tuple[NDArray[np.int16], str | No
     check_ignored(stored, where)
     masks = mask_ids(stored)
     if fov in file.keys:
-        seen = file.header(fov).shape
-        if seen not in (masks.shape, (*masks.shape, 1)):
+        shape = file.header(fov).shape
+        if shape not in (masks.shape, (*masks.shape, 1)):
             raise DataError(
-                f"{file.path}: {fov}: expected the shape of the masks {masks.shape}, got {seen}"
+                f"{file.path}: {fov}: expected the shape of the masks {masks.shape}, got {shape}"
             )
         masks[file.array(fov).reshape(masks.shape) == 0] = UNLABELLED
     return masks, note
@@ -221,7 +223,7 @@ def _images(file: Npz, split: SplitName, *, masks: bool) -> NDArray[np.uint8] | 
     images = images.reshape(len(images), *size, *([channels] if channels > 1 else []))
     if images.dtype == np.uint8:
         return np.ascontiguousarray(images)
-    with np.errstate(over="ignore"):  # what does not fit becomes Inf, which the data contract names
+    with np.errstate(over="ignore"):  # overflow becomes Inf, which the data contract refuses
         return np.ascontiguousarray(images, dtype=np.float32)
 
 

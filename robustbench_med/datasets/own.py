@@ -1,4 +1,4 @@
-"""The card of a user's own `.npz` file, from what the file says of itself."""
+"""Make the card of a user's own `.npz` file from its header, labels and `info`."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from robustbench_med.datasets.npz import (
 )
 from robustbench_med.errors import DataError
 
-MAX_CLASSES = 10_000  # more are not class ids but something else, such as patient numbers
-OWN = "a user's own file, used without a known checksum"
+MAX_CLASSES = 10_000  # larger labels are no class ids but, for example, patient numbers
+OWN_FILE_NOTE = "a user's own file, used without a known checksum"
 
 
 class OwnFile(NamedTuple):
-    """What a user's file is.
+    """A user's file, as `describe` understands it.
 
     Attributes:
-        card: made of it.
-        splits: those it has.
+        card: made from the file.
+        splits: splits in the file.
         one_hot: whether its labels are one-hot class labels.
     """
 
@@ -46,7 +46,7 @@ class OwnFile(NamedTuple):
 
 
 class _Truth(NamedTuple):
-    """Labels or masks of every split, and what their values mean."""
+    """Labels or masks of every split, with the task that they stand for."""
 
     task: Task
     labels: list[NDArray[Any]]
@@ -55,12 +55,12 @@ class _Truth(NamedTuple):
 
 
 def card_of(path: Path, *, cap: int = MAX_BYTES) -> DatasetCard:
-    """Return a card made of a file's header, labels and `info`; see `describe`."""
+    """Return the card of a file; see `describe`."""
     return describe(path, cap=cap).card
 
 
 def describe(path: Path, *, cap: int = MAX_BYTES) -> OwnFile:
-    """Return what a file is, from its header, labels and `info`.
+    """Return the card, splits and label format of a file, from its header, labels and `info`.
 
     Class names come from `classes` in `info`, else they are "class 0", "class 1", ... up to the
     highest label; `normal` in `info` is the index of the healthy class. Labels of several columns
@@ -73,11 +73,11 @@ def describe(path: Path, *, cap: int = MAX_BYTES) -> OwnFile:
 
     Args:
         path: a `.npz` file with MedMNIST keys.
-        cap: bytes that one array may have.
+        cap: largest size of one array, in bytes.
 
     Raises:
-        DataError: the file cannot be read, holds no split, has fewer than two classes, masks of
-            more than 255, or labels or axes of two meanings.
+        DataError: the file cannot be read, holds no split, has fewer than two classes or masks of
+            more than 255, or its labels or axes are ambiguous.
     """
     with opened(path, cap=cap) as file:
         splits = tuple(split for split in SPLITS if f"{split}_images" in file.keys)
@@ -107,7 +107,7 @@ def describe(path: Path, *, cap: int = MAX_BYTES) -> OwnFile:
     regions = stated.regions(path, info, len(classes)) if masks else {}
     card = DatasetCard(
         name=re.sub(r"[^0-9a-z_]+", "_", path.stem.lower()).strip("_") or "data",
-        # two files of one name are two boards, and one file is one wherever it lies
+        # two files of the same name get two boards; a moved file keeps its board
         title=f"{path.stem} (own file {code})",
         summary=stated.text(info.get("name", "")),
         source=stated.text(info.get("source", "")),
@@ -125,7 +125,7 @@ def describe(path: Path, *, cap: int = MAX_BYTES) -> OwnFile:
         file=path.name,
         licence=stated.text(info.get("licence", "not stated")),
         notes=(
-            OWN,
+            OWN_FILE_NOTE,
             *truth.notes,
             *_axes_note(shape, size, channels, info, masks=masks),
             *_left_out(classes, regions),
@@ -147,9 +147,9 @@ def _has_masks(file: Npz, splits: Sequence[SplitName], task: Task | None) -> boo
 
 def _masks(file: Npz, splits: Sequence[SplitName], info: dict[str, Any]) -> _Truth:
     every = [read_masks(file, split) for split in splits]
-    masks: list[NDArray[Any]] = [one for one, _ in every]
+    masks: list[NDArray[Any]] = [mask for mask, _ in every]
     if not stated.classes(file.path, info, masks=True):
-        ids = np.unique(np.concatenate([np.unique(one) for one in masks]))
+        ids = np.unique(np.concatenate([np.unique(mask) for mask in masks]))
         check_background(ids, str(file.path))
         check_numbering(ids[ids >= 0], str(file.path), masks=True)
     notes = [note for _, note in every if note is not None]
@@ -169,9 +169,9 @@ def _labels(file: Npz, splits: Sequence[SplitName], info: dict[str, Any]) -> _Tr
         for split in splits
         if file.header(f"{split}_labels").dtype.kind == "f"
     ]
-    if len(shapes := {one.shape[1:] for one in labels if len(one)}) > 1:
+    if len(shapes := {rows.shape[1:] for rows in labels if len(rows)}) > 1:
         listed = ", ".join(
-            f"{split} {one.shape}" for split, one in zip(splits, labels, strict=True)
+            f"{split} {rows.shape}" for split, rows in zip(splits, labels, strict=True)
         )
         raise DataError(
             f"{path}: expected labels of one kind in all splits, got {listed}; save class ids "
@@ -184,13 +184,13 @@ def _labels(file: Npz, splits: Sequence[SplitName], info: dict[str, Any]) -> _Tr
                 f"{path}: expected labels (n, findings) as info states multi-label, got one column"
             )
         if not stated.classes(path, info):
-            ids = np.unique(np.concatenate([np.unique(one) for one in labels]))
+            ids = np.unique(np.concatenate([np.unique(rows) for rows in labels]))
             k = int(ids.max(initial=0)) + 1
-            for split, one in zip(splits, labels, strict=True):
-                check_codes(one, k, f"{path}: {split}_labels", masks=False)
+            for split, rows in zip(splits, labels, strict=True):
+                check_codes(rows, k, f"{path}: {split}_labels", masks=False)
             check_numbering(ids[ids >= 0], str(path), masks=False)
         return _Truth("single_label", labels, False, tuple(notes))
-    one_hot = all(one_hot_rows(one) for one in labels if len(one))
+    one_hot = all(one_hot_rows(rows) for rows in labels if len(rows))
     if task == "single_label" and not one_hot:
         raise DataError(
             f"{path}: expected one class an image as info states single-label, got rows that do "
@@ -207,9 +207,11 @@ def _labels(file: Npz, splits: Sequence[SplitName], info: dict[str, Any]) -> _Tr
 
 
 def _check_names(path: Path, classes: tuple[str, ...], truth: _Truth) -> None:
-    """Raise DataError where names and columns of labels are not as many."""
+    """Raise DataError if there are more or fewer class names than columns of labels."""
     columns = {
-        one.shape[1] for one in truth.labels if one.ndim == 2 and truth.task != "segmentation"
+        labels.shape[1]
+        for labels in truth.labels
+        if labels.ndim == 2 and truth.task != "segmentation"
     }
     if columns and columns != {len(classes)}:
         raise DataError(
@@ -221,11 +223,11 @@ def _check_names(path: Path, classes: tuple[str, ...], truth: _Truth) -> None:
 def _numbered(path: Path, truth: _Truth) -> tuple[str, ...]:
     word = "finding" if truth.task == "multi_label" else "class"
     count = 0
-    for found in truth.labels:
-        if found.ndim == 2 and truth.task != "segmentation":
-            count = max(count, found.shape[1])
-        elif len(found):
-            count = max(count, int(found.max()) + 1)
+    for labels in truth.labels:
+        if labels.ndim == 2 and truth.task != "segmentation":
+            count = max(count, labels.shape[1])
+        elif len(labels):
+            count = max(count, int(labels.max()) + 1)
     if count > MAX_CLASSES:
         raise DataError(
             f"{path}: expected labels 0..{MAX_CLASSES - 1}, got {count - 1}; count from 0"
@@ -241,7 +243,7 @@ def _axes_note(
     *,
     masks: bool,
 ) -> list[str]:
-    """Return what was made of axes that have another meaning too."""
+    """Return a note on how ambiguous axes were read."""
     if masks or info.get("channels") is not None or info.get("spacing") is not None:
         return []
     if len(shape) == 3 and channels in (2, 4):
@@ -252,8 +254,8 @@ def _axes_note(
 
 
 def _left_out(classes: tuple[str, ...], regions: dict[str, tuple[int, ...]]) -> list[str]:
-    """Return the classes of masks that no region holds."""
-    inside = {one for ids in regions.values() for one in ids}
+    """Return a note on the classes of masks that belong to no region."""
+    inside = {class_id for ids in regions.values() for class_id in ids}
     names = [name for k, name in enumerate(classes) if k and k not in inside]
     if not regions or not names:
         return []
@@ -261,5 +263,5 @@ def _left_out(classes: tuple[str, ...], regions: dict[str, tuple[int, ...]]) -> 
 
 
 def _plain(path: Path, notes: Sequence[str]) -> list[str]:
-    """Return notes without the path of the file, which a record does not hold."""
+    """Return the notes without the path of the file, which must not enter a record."""
     return [note.removeprefix(f"{path}: ") for note in notes]

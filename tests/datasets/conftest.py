@@ -35,8 +35,8 @@ def save(tmp_path: Path) -> Save:
         for split in ("train", "val", "test"):
             arrays[f"{split}_images"] = rng.integers(0, 256, (4, 8, 6), dtype=np.uint8)
             arrays[f"{split}_labels"] = np.array([[0], [1], [2], [1]], dtype=np.uint8)
-        kept = {key: value for key, value in (arrays | changed).items() if value is not None}
-        np.savez_compressed(tmp_path / name, **kept)
+        present = {key: value for key, value in (arrays | changed).items() if value is not None}
+        np.savez_compressed(tmp_path / name, **present)
         return tmp_path / name
 
     return write

@@ -103,9 +103,9 @@ def test_every_flipped_byte_is_noticed() -> None:
     (path,) = cached_files()
     content = path.read_bytes()
     places = [*range(0, 200, 7), *range(200, len(content), 41), len(content) - 1]
-    for count, place in enumerate(places, start=2):
+    for count, position in enumerate(places, start=2):
         damaged = bytearray(content)
-        damaged[place] ^= 2
+        damaged[position] ^= 2
         path.write_bytes(damaged)
         read_or_draw("toy", draw, "val")
         assert draw.count == count

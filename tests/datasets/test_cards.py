@@ -64,9 +64,9 @@ def test_the_registry_holds_every_card() -> None:
 
 def test_checksums_are_well_formed_and_unique() -> None:
     md5 = [card.md5 for card in REAL.values() if card.url]
-    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in md5)
-    sha256 = [one for card in REAL.values() for one in card.sha256]
-    assert all(re.fullmatch("[0-9a-f]{64}", one) for one in sha256)
+    assert all(re.fullmatch("[0-9a-f]{32}", digest) for digest in md5)
+    sha256 = [digest for card in REAL.values() for digest in card.sha256]
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in sha256)
     assert len(set(md5)) == 48
     assert len(set(sha256)) == len(sha256) == 9
 
@@ -89,8 +89,8 @@ def test_the_stated_sha256_are_those_of_the_folder(real: Path) -> None:
         digest, name = line.split()
         listed[name] = digest
     for card in REAL.values():
-        for one in card.sha256:
-            assert listed[card.file] == one
+        for digest in card.sha256:
+            assert listed[card.file] == digest
 
 
 def test_sizes_add_to_what_a_table_shares(tmp_path: Path) -> None:

@@ -32,15 +32,15 @@ class Server(NamedTuple):
     url: str
     context: ssl.SSLContext
     files: dict[str, bytes]
-    asked: list[str]
+    requests: list[str]
 
 
 class _Handler(BaseHTTPRequestHandler):
     files: dict[str, bytes]
-    asked: list[str]
+    requests: list[str]
 
     def do_GET(self) -> None:
-        self.asked.append(self.path)
+        self.requests.append(self.path)
         if self.path.startswith("/to/"):
             self.send_response(302)
             self.send_header("Location", self.path.removeprefix("/to/"))
@@ -66,14 +66,14 @@ def _running() -> Iterator[Server]:
     authority.issue_cert("localhost").configure_cert(private)
     context = ssl.create_default_context()
     authority.configure_trust(context)
-    handler = type("Handler", (_Handler,), {"files": {}, "asked": []})
+    handler = type("Handler", (_Handler,), {"files": {}, "requests": []})
     with ThreadingHTTPServer(("localhost", 0), handler) as server:
         server.socket = private.wrap_socket(server.socket, server_side=True)
         server.handle_error = lambda *_: None  # type: ignore[method-assign]
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         url = f"https://localhost:{server.server_port}"
-        yield Server(url, context, handler.files, handler.asked)  # type: ignore[attr-defined]
+        yield Server(url, context, handler.files, handler.requests)  # type: ignore[attr-defined]
         server.shutdown()
         thread.join()
 
@@ -81,7 +81,7 @@ def _running() -> Iterator[Server]:
 @pytest.fixture
 def server(_running: Server) -> Server:
     _running.files.clear()
-    _running.asked.clear()
+    _running.requests.clear()
     return _running
 
 
@@ -105,10 +105,10 @@ def test_a_file_is_downloaded_into_the_cache(
     server: Server, save: Save, served: Describe, at: str
 ) -> None:
     path = save()
-    found = download(served(path, at), context=server.context)
-    assert found == cache_dir() / "toy.npz"
-    assert found.read_bytes() == path.read_bytes()
-    assert left_behind() == [found]
+    path_in_cache = download(served(path, at), context=server.context)
+    assert path_in_cache == cache_dir() / "toy.npz"
+    assert path_in_cache.read_bytes() == path.read_bytes()
+    assert left_behind() == [path_in_cache]
 
 
 def test_load_dataset_downloads_once(
@@ -119,7 +119,7 @@ def test_load_dataset_downloads_once(
     with registry.register("datasets", served(save())):
         for _ in range(2):
             assert len(load.load_dataset("toy", data=tmp_path / "empty").batch("test")) == 4
-    assert server.asked == ["/toy.npz"]
+    assert server.requests == ["/toy.npz"]
 
 
 def test_a_redirect_to_https_is_followed(server: Server, save: Save, served: Describe) -> None:
@@ -177,7 +177,7 @@ def test_a_card_without_a_checksum_is_not_downloaded(
     card = served(save()).model_copy(update={"md5": "", "sha256": ()})
     with pytest.raises(DataError, match="not downloaded unchecked; fetch toy.npz by hand"):
         download(card, context=server.context)
-    assert server.asked == []
+    assert server.requests == []
 
 
 def test_too_large_a_file_is_refused(server: Server, save: Save, served: Describe) -> None:

@@ -82,10 +82,10 @@ def test_what_splits_have_in_common_is_counted(save: Save) -> None:
         train_patients=np.array(["c", "d", "a", "e"]),
         val_patients=np.array(["x", "y", "z", "z"]),
     )
-    found = load_dataset(path).scored_on("test").card.notes
-    assert "2 of 4 images of test are copies of images of train" in found
-    assert "2 of 3 patients of test are in train too" in found
-    assert not any("val" in note for note in found)
+    result = load_dataset(path).scored_on("test").card.notes
+    assert "2 of 4 images of test are copies of images of train" in result
+    assert "2 of 3 patients of test are in train too" in result
+    assert not any("val" in note for note in result)
 
 
 def test_a_defect_of_a_split_that_nobody_asked_for_costs_nothing(save: Save) -> None:
@@ -100,11 +100,11 @@ def test_a_defect_of_a_split_that_nobody_asked_for_costs_nothing(save: Save) -> 
 def test_rounding_outside_the_range_is_clipped(save: Save, extreme: float) -> None:
     images = SINGLE.copy()
     images[0, 0, 0] = extreme
-    found = load_dataset(save(test_images=images)).arrays("test").images
-    assert found[0, 0, 0] == np.float32(extreme > 0.5)
-    assert found.min() >= 0
-    assert found.max() <= 1
-    assert np.array_equal(found[1:], images[1:])
+    result = load_dataset(save(test_images=images)).arrays("test").images
+    assert result[0, 0, 0] == np.float32(extreme > 0.5)
+    assert result.min() >= 0
+    assert result.max() <= 1
+    assert np.array_equal(result[1:], images[1:])
 
 
 @pytest.mark.parametrize(

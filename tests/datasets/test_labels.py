@@ -26,7 +26,8 @@ def labelled(save: Save, *labels: NDArray[Any], **changed: Any) -> Path:  # noqa
     """Save a file with these labels: of all splits, or of train, val and test."""
     every = labels * 3 if len(labels) == 1 else labels
     return save(
-        **{f"{split}_labels": one for split, one in zip(SPLITS, every, strict=True)}, **changed
+        **{f"{split}_labels": labels for split, labels in zip(SPLITS, every, strict=True)},
+        **changed,
     )
 
 
@@ -49,7 +50,7 @@ def scored(path: Path) -> Dataset:
     return load_dataset(path).scored_on("test")
 
 
-def said(path: Path) -> str:
+def notes_of(path: Path) -> str:
     return " | ".join(scored(path).card.notes)
 
 
@@ -64,7 +65,7 @@ def test_one_hot_rows_are_class_labels(save: Save, kind: type[np.generic], k: in
     data = load_dataset(path)
     assert (data.card.task, len(data.card.classes)) == ("single_label", k)
     assert all(data.arrays(split).labels.tolist() == ids.tolist() for split in SPLITS)
-    assert f"labels of {k} columns are one-hot" in said(path)
+    assert f"labels of {k} columns are one-hot" in notes_of(path)
 
 
 def test_one_hot_rows_of_every_split_alone_are_class_labels(save: Save) -> None:
@@ -89,7 +90,7 @@ def test_a_one_hot_row_of_minus_one_has_no_label(save: Save) -> None:
     some[1] = -1
     path = labelled(save, some)
     assert load_dataset(path).arrays("test").labels.tolist() == [0, -1, 2, 1]
-    assert "1 of 4 images of test have no label" in said(path)
+    assert "1 of 4 images of test have no label" in notes_of(path)
 
 
 @pytest.mark.parametrize(
@@ -117,13 +118,13 @@ def test_rows_of_two_meanings_are_refused(
 def test_whole_floats_are_class_ids_and_said(save: Save, kind: type[np.floating[Any]]) -> None:
     path = labelled(save, IDS.astype(kind))
     assert load_dataset(path).arrays("test").labels.tolist() == IDS.tolist()
-    assert "test_labels: whole float" in said(path)
+    assert "test_labels: whole float" in notes_of(path)
 
 
 def test_what_torch_ignores_has_no_label_and_is_counted(save: Save) -> None:
     path = labelled(save, np.array([0, -100, 1, -1]))
     assert load_dataset(path).arrays("test").labels.tolist() == [0, -1, 1, -1]
-    assert "2 of 4 images of test have no label (-1) and are not scored" in said(path)
+    assert "2 of 4 images of test have no label (-1) and are not scored" in notes_of(path)
 
 
 TWO = {"classes": ["healthy", "ill"]}
@@ -156,24 +157,24 @@ def test_codes_that_would_hide_a_class_are_refused(
 
 def test_minus_one_beside_two_classes_is_unlabelled(save: Save) -> None:
     labels = np.array([-1, 1, 0, -1])
-    assert "2 of 4 images of test have no label" in said(labelled(save, labels))
+    assert "2 of 4 images of test have no label" in notes_of(labelled(save, labels))
     # of three classes 1 alone may be labelled in a split
     some = labelled(save, IDS, IDS, np.array([-1, 1, 1, -1]))
-    assert "no image of test is of class 0, class 2" in said(some)
+    assert "no image of test is of class 0, class 2" in notes_of(some)
 
 
 def test_unknown_findings_are_counted(save: Save) -> None:
     labels = np.array([[1, -1, 1], [0, 1, 1], [-1, -1, -1], [0, 0, -1]])
-    text = said(labelled(save, labels))
+    text = notes_of(labelled(save, labels))
     assert "1 of 4 images of test have no label" in text
     assert "2 findings of 2 of 4 images of test are not known (-1) and not counted" in text
 
 
 def test_a_class_that_a_split_lacks_is_said_and_kept(save: Save) -> None:
-    found = scored(labelled(save, IDS, IDS, np.array([0, 1, 1, 0])))
-    assert found.card.absent == ("class 2",)
-    assert len(found.card.classes) == 3
-    assert "no image of test is of class 2: left out of means over classes" in found.card.notes
+    dataset = scored(labelled(save, IDS, IDS, np.array([0, 1, 1, 0])))
+    assert dataset.card.absent == ("class 2",)
+    assert len(dataset.card.classes) == 3
+    assert "no image of test is of class 2: left out of means over classes" in dataset.card.notes
 
 
 # --- masks --------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ def test_one_hot_masks_are_class_ids(
         data = load_dataset(path)
         assert (data.card.size, len(data.card.classes)) == ((8, 6), k)
         assert np.array_equal(data.arrays("test").labels, ids)
-        assert f"{k} one-hot planes read as class ids" in said(path)
+        assert f"{k} one-hot planes read as class ids" in notes_of(path)
 
 
 @pytest.mark.parametrize("axis", [1, -1])
@@ -240,34 +241,34 @@ def test_a_border_of_255_is_ignored_and_counted(save: Save) -> None:
     masks = lesions()
     masks[:, 0] = 255
     masks[3, 2:5, 1:4] = 0  # no lesion here: 0 and 255 alone
-    found = scored(masked(save, masks))
-    assert np.unique(found.arrays("test").labels).tolist() == [-1, 0, 1]
+    dataset = scored(masked(save, masks))
+    assert np.unique(dataset.arrays("test").labels).tolist() == [-1, 0, 1]
     text = "12.50% of the pixels of 4 of 4 masks of test are ignored"
-    assert any(note.startswith(text) for note in found.card.notes)
+    assert any(note.startswith(text) for note in dataset.card.notes)
 
 
 def test_masks_without_any_label_are_counted(save: Save) -> None:
     masks = lesions().astype(np.int16)
     masks[1] = -100
-    assert "1 of 4 images of test have no mask" in said(masked(save, masks))
+    assert "1 of 4 images of test have no mask" in notes_of(masked(save, masks))
 
 
 def test_regions_that_no_mask_of_the_split_holds_count_nowhere(save: Save) -> None:
     names = ["background", "lesion", "oedema", "necrosis"]
-    found = scored(masked(save, lesions(), info=info(classes=names)))
-    assert found.card.parts == {"lesion": (1,)}
-    assert found.card.classes == tuple(names)
-    assert "in no mask of test, and counted nowhere: oedema, necrosis" in found.card.notes
+    dataset = scored(masked(save, lesions(), info=info(classes=names)))
+    assert dataset.card.parts == {"lesion": (1,)}
+    assert dataset.card.classes == tuple(names)
+    assert "in no mask of test, and counted nowhere: oedema, necrosis" in dataset.card.notes
     whole = {"whole": [1, 2], "oedema": [2]}
-    found = scored(masked(save, lesions(), info=info(classes=names, regions=whole)))
-    assert found.card.parts == {"whole": (1, 2)}
-    assert "in no region and not scored: necrosis" in found.card.notes
+    dataset = scored(masked(save, lesions(), info=info(classes=names, regions=whole)))
+    assert dataset.card.parts == {"whole": (1, 2)}
+    assert "in no region and not scored: necrosis" in dataset.card.notes
 
 
 def test_a_split_without_any_region_is_said(save: Save) -> None:
     path = masked(save, lesions(), test_masks=np.zeros((4, 8, 6), np.uint8))
     assert scored(path).card.parts == {"class 1": (1,)}
-    assert "no mask of test holds a region (class 1)" in said(path)
+    assert "no mask of test holds a region (class 1)" in notes_of(path)
 
 
 def test_masks_have_names_of_their_own(save: Save) -> None:
@@ -277,8 +278,8 @@ def test_masks_have_names_of_their_own(save: Save) -> None:
     card = load_dataset(path).card
     assert (card.task, card.classes) == ("segmentation", ("background", "lesion"))
     assert any("labels beside its masks" in note for note in card.notes)
-    asked = info(classes=["nevus", "melanoma", "other"], task="single-label")
-    card = load_dataset(masked(save, lesions(), info=asked, **every)).card
+    stated = info(classes=["nevus", "melanoma", "other"], task="single-label")
+    card = load_dataset(masked(save, lesions(), info=stated, **every)).card
     assert (card.task, card.classes) == ("single_label", ("nevus", "melanoma", "other"))
 
 

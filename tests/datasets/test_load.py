@@ -87,10 +87,10 @@ def test_a_folder_of_a_datasets_name_does_not_hide_it(
 def test_a_phantom_is_drawn_by_its_function(
     monkeypatch: pytest.MonkeyPatch, save: Save, card_for: Describe, register: Register
 ) -> None:
-    asked: list[str] = []
+    splits_drawn: list[str] = []
 
     def draw(split: SplitName) -> Arrays:
-        asked.append(split)
+        splits_drawn.append(split)
         return Arrays(np.zeros((2, 8, 6), np.uint8), np.array([0, 2]), np.array(["a", "b"]))
 
     module = types.ModuleType("robustbench_med.drawn_for_a_test")
@@ -98,24 +98,28 @@ def test_a_phantom_is_drawn_by_its_function(
     monkeypatch.setitem(sys.modules, module.__name__, module)
     register(card_for(save(), name="drawn", function="drawn_for_a_test:draw"))
     dataset = load_dataset("drawn")
-    assert asked == []
+    assert splits_drawn == []
     assert len(dataset.batch("val")) == 2
-    assert asked == ["val"]
+    assert splits_drawn == ["val"]
 
 
-@pytest.mark.parametrize("place", ["data", "file", "environment", "cache"])
+@pytest.mark.parametrize("folder_kind", ["data", "file", "environment", "cache"])
 def test_a_file_is_found_in_each_place(
-    place: str, save: Save, card_for: Describe, monkeypatch: pytest.MonkeyPatch, register: Register
+    folder_kind: str,
+    save: Save,
+    card_for: Describe,
+    monkeypatch: pytest.MonkeyPatch,
+    register: Register,
 ) -> None:
     path = save()
     register(card_for(path))
-    if place == "environment":
+    if folder_kind == "environment":
         monkeypatch.setenv("ROBUSTBENCH_MED_DATA", str(path.parent))
-    if place == "cache":
+    if folder_kind == "cache":
         monkeypatch.setenv("ROBUSTBENCH_MED_CACHE", str(path.parent))
         (path.parent / "datasets").mkdir()
         path.rename(path.parent / "datasets" / path.name)
-    data = {"data": path.parent, "file": path}.get(place)
+    data = {"data": path.parent, "file": path}.get(folder_kind)
     assert len(load_dataset("toy", data=data).batch("train")) == 4
 
 
@@ -207,9 +211,9 @@ def test_real_images_keep_the_contract(name: str, real: Path) -> None:
 @pytest.mark.data
 @pytest.mark.parametrize("name", REAL)
 def test_real_images_say_of_themselves_what_their_card_says(name: str, real: Path) -> None:
-    own, card = load_dataset(str(real / f"{name}.npz")).card, registry.find("datasets", name)
+    own_card, card = load_dataset(str(real / f"{name}.npz")).card, registry.find("datasets", name)
     for field in ("name", "classes", "size", "channels", "task", "bit_depth"):
-        assert getattr(own, field) == getattr(card, field)
+        assert getattr(own_card, field) == getattr(card, field)
 
 
 @pytest.mark.data
@@ -217,11 +221,11 @@ def test_real_images_say_of_themselves_what_their_card_says(name: str, real: Pat
     "name", ["hippocampus_3d", "drive_256", "cxr_lungs_128", "dsb2018_nuclei_128"]
 )
 def test_real_masks_say_of_themselves_what_their_card_says(name: str, real: Path) -> None:
-    own, data = load_dataset(str(real / f"{name}.npz")).card, load_dataset(name, data=real)
+    own_card, data = load_dataset(str(real / f"{name}.npz")).card, load_dataset(name, data=real)
     for field in ("name", "classes", "size", "channels", "task", "bit_depth"):
-        assert getattr(own, field) == getattr(data.card, field)
+        assert getattr(own_card, field) == getattr(data.card, field)
     batch = data.batch("val")
-    assert batch.x.shape == (len(batch), own.channels, *own.size)
-    assert batch.y.shape == (len(batch), *own.size)
+    assert batch.x.shape == (len(batch), own_card.channels, *own_card.size)
+    assert batch.y.shape == (len(batch), *own_card.size)
     ids = set(batch.y.unique().tolist())
-    assert ids == set(range(len(own.classes))) | ({-1} if name == "drive_256" else set())
+    assert ids == set(range(len(own_card.classes))) | ({-1} if name == "drive_256" else set())

@@ -56,8 +56,8 @@ def card_of(name: str) -> DatasetCard:
 def draw_again(name: str, split: SplitName) -> Arrays:
     """Draw a split through the function its card names."""
     module, function = card_of(name).function.split(":")
-    found = getattr(importlib.import_module(f"robustbench_med.{module}"), function)
-    return cast(Callable[[SplitName], Arrays], found)(split)
+    draw = getattr(importlib.import_module(f"robustbench_med.{module}"), function)
+    return cast(Callable[[SplitName], Arrays], draw)(split)
 
 
 @cache
@@ -72,9 +72,9 @@ def within(name: str, split: SplitName = "test") -> tuple[NDArray[Any], NDArray[
     return arrays.images.astype(np.float64), arrays.labels
 
 
-def contrast(values: NDArray[Any], one: Where, other: Where) -> Plane:
-    """Return, for each image that has 8 pixels of both, the mean of one less that of the other."""
-    pairs = zip(values, one, other, strict=True)
+def contrast(values: NDArray[Any], inside: Where, outside: Where) -> Plane:
+    """Return, for each image that has 8 pixels of both, the mean inside minus the mean outside."""
+    pairs = zip(values, inside, outside, strict=True)
     return np.array([v[a].mean() - v[b].mean() for v, a, b in pairs if min(a.sum(), b.sum()) >= 8])
 
 
@@ -90,8 +90,8 @@ def best_threshold(values: NDArray[Any], mask: Where) -> float:
     miss = np.bincount(values[~mask], minlength=256)
     scores = []
     for h, m in ((hit, miss), (hit[::-1], miss[::-1])):
-        found = np.cumsum(h)
-        scores.append((2 * found / (found + np.cumsum(m) + hit.sum())).max())
+        true_positives = np.cumsum(h)
+        scores.append((2 * true_positives / (true_positives + np.cumsum(m) + hit.sum())).max())
     return float(max(scores))
 
 
@@ -209,14 +209,14 @@ def test_regions_of_the_brain_are_nested() -> None:
     assert regions[0] > regions[1] > regions[2]
 
 
-@pytest.mark.parametrize("share", [0.4, 1.0])
-def test_layers_of_a_tumour_are_nested_and_seen_as_they_are(share: float) -> None:
+@pytest.mark.parametrize("scale", [0.4, 1.0])
+def test_layers_of_a_tumour_are_nested_and_seen_as_they_are(scale: float) -> None:
     at = canvas.axes()
     pose = canvas.Pose(tilt=0.2, reach=0.9, u=0.05, v=-0.05)
     for seed in range(8):
         rng = np.random.default_rng(seed)
         tissue = brain.draw_slice(brain.draw_head(rng), 0.3, at)
-        layers = glioma.tumour_layers(glioma.draw_tumour(rng), share, tissue)
+        layers = glioma.tumour_layers(glioma.draw_tumour(rng), scale, tissue)
         assert (layers.whole >= layers.core).all()
         assert (layers.core >= layers.enhancing).all()
         mask = canvas.view_mask(np.stack(layers), pose)
@@ -311,7 +311,7 @@ def test_the_hippocampus_is_darker_than_white_matter() -> None:
 
 def test_a_resection_leaves_fluid_where_the_structure_was_and_nothing_else() -> None:
     anatomy = hippocampus._draw_anatomy(np.random.default_rng(3))
-    inside = anatomy.parts.sum(axis=0)
+    inside = anatomy.layers.sum(axis=0)
     assert (anatomy.resected - anatomy.signal)[inside > 0.9].max() < -0.2
     assert abs(anatomy.resected - anatomy.signal)[inside < 0.01].max() < 0.02
 
@@ -378,14 +378,14 @@ def test_a_pose_moves_image_and_mask_together(
 
 
 def test_a_stance_moves_volume_and_mask_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    views = []
     for centre in (np.zeros(3), np.array([2.0, -3.0, 1.0]) * 2.0 / hippocampus.SIDE):
         stance = hippocampus.Stance(np.zeros(3), 1.0, centre)
         stances = iter([stance] * 2)
         monkeypatch.setattr(hippocampus, "draw_stance", lambda rng, stances=stances: next(stances))
         study = hippocampus._patient(np.random.default_rng(5), 2)
-        seen.append((study.images[0], np.asarray(study.labels[0])))
-    (still, mask), (moved, shifted) = seen
+        views.append((study.images[0], np.asarray(study.labels[0])))
+    (still, mask), (moved, shifted) = views
     before, after = np.s_[4:-4, 4:-4, 4:-4], np.s_[2:-6, 7:-1, 3:-5]
     np.testing.assert_array_equal(mask[before], shifted[after])
     assert set(np.unique(mask[before])) == {0, 1, 2}
@@ -416,11 +416,11 @@ def test_a_bent_ellipse_is_drawn_where_its_coordinates_say() -> None:
 def test_a_volume_is_seen_from_the_middle_and_turned() -> None:
     fine, line = (canvas.axes(side)[0][0] for side in (hippocampus.FINE, hippocampus.SIDE))
     ramp = fine[:, None, None] + 2.0 * fine[:, None] + 3.0 * fine
-    wanted = line[:, None, None] + 2.0 * line[:, None] + 3.0 * line
+    expected = line[:, None, None] + 2.0 * line[:, None] + 3.0 * line
     for quarter in (0, 1):
         stance = hippocampus.Stance(np.array([quarter * np.pi / 2, 0, 0]), 1.0, np.zeros(3))
-        seen = hippocampus.view(ramp, stance)
-        np.testing.assert_allclose(seen, np.rot90(wanted, -quarter, axes=(1, 2)), atol=1e-9)
+        views = hippocampus.view(ramp, stance)
+        np.testing.assert_allclose(views, np.rot90(expected, -quarter, axes=(1, 2)), atol=1e-9)
 
 
 def test_a_voxel_belongs_to_the_larger_part_of_the_structure() -> None:

@@ -1,4 +1,4 @@
-"""Twins: near-duplicates are found whatever their size of change, other images are not."""
+"""Near-duplicates are found whatever was changed, and other images are not."""
 
 from __future__ import annotations
 

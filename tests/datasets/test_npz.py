@@ -96,10 +96,10 @@ def test_reads_ids_and_patients_of_any_text(save: Save) -> None:
 @pytest.mark.parametrize("dtype", [">f2", "<f4", ">f8"])
 def test_floats_are_read_as_float32_in_c_order(save: Save, dtype: str) -> None:
     images = np.asfortranarray(np.linspace(0, 1, 4 * 8 * 6).reshape(4, 8, 6).astype(dtype))
-    found = read(save(test_images=images), "test").images
-    assert found.dtype == np.dtype("=f4")
-    assert found.flags.c_contiguous
-    np.testing.assert_array_equal(found, images.astype(np.float32))
+    arrays = read(save(test_images=images), "test").images
+    assert arrays.dtype == np.dtype("=f4")
+    assert arrays.flags.c_contiguous
+    np.testing.assert_array_equal(arrays, images.astype(np.float32))
 
 
 def test_one_channel_axis_is_dropped_and_colour_kept(save: Save) -> None:
@@ -108,16 +108,16 @@ def test_one_channel_axis_is_dropped_and_colour_kept(save: Save) -> None:
 
 
 def test_only_the_split_asked_for_is_read(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+    keys_read: list[str] = []
     array = Npz.array
 
     def spy(file: Npz, key: str) -> Any:  # noqa: ANN401 - as the method
-        asked.append(key)
+        keys_read.append(key)
         return array(file, key)
 
     monkeypatch.setattr(Npz, "array", spy)
     read(save(train_images=np.zeros((4, 8, 6), np.int16)), "test")
-    assert sorted(asked) == ["test_images", "test_labels"]
+    assert sorted(keys_read) == ["test_images", "test_labels"]
 
 
 @pytest.mark.parametrize(("changed", "message"), RULES)
@@ -132,9 +132,9 @@ def test_what_is_no_image_label_or_id_is_refused(
 def test_the_data_contract_is_held(save: Save, changed: dict[str, Any], message: str) -> None:
     info = json.dumps({"classes": ["a", "b", "c"]})
     plain = save("plain.npz", info=info)
-    own = save(**changed, info=info)
+    own_file = save(**changed, info=info)
     dataset = load_dataset(str(plain))
-    broken = type(dataset)(dataset.card, lambda split: read(own, split))
+    broken = type(dataset)(dataset.card, lambda split: read(own_file, split))
     with pytest.raises(DataError, match=message):
         broken.arrays("test")
 
@@ -155,11 +155,13 @@ def test_pickled_objects_are_refused_and_run_no_code(save: Save, tmp_path: Path)
     assert not (tmp_path / "harm").exists()
 
 
-@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.99])
-def test_a_truncated_file_is_refused(save: Save, kept: float) -> None:
+@pytest.mark.parametrize("present", [0, 1, 100, 0.5, 0.99])
+def test_a_truncated_file_is_refused(save: Save, present: float) -> None:
     path = save()
     content = path.read_bytes()
-    path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
+    path.write_bytes(
+        content[: int(present * len(content)) if isinstance(present, float) else present]
+    )
     with pytest.raises(DataError, match=r"expected a sound \.npz file, got: .*fetch it again"):
         read(path, "test")
 
@@ -172,11 +174,11 @@ def test_every_flipped_byte_is_noticed_or_harmless(save: Save) -> None:
     for at in range(0, len(content), 7):
         path.write_bytes(content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :])
         try:
-            found = read(path, "test")
+            arrays = read(path, "test")
         except DataError:
             refused += 1
         else:
-            assert found.fingerprint() == sound.fingerprint()
+            assert arrays.fingerprint() == sound.fingerprint()
     assert refused > 50
 
 

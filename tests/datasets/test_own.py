@@ -134,8 +134,8 @@ def test_masks_of_0_and_255_are_refused_in_named_and_own_files(save: Save) -> No
         read(path, "val", masks=True)
     some = lesions()
     some[:, 0] = 255
-    found = load_dataset(str(masked(save, some))).arrays("test").labels
-    assert np.unique(found).tolist() == [-1, 0, 1]
+    labels = load_dataset(str(masked(save, some))).arrays("test").labels
+    assert np.unique(labels).tolist() == [-1, 0, 1]
 
 
 def test_more_classes_than_a_byte_holds_are_refused_of_masks(save: Save) -> None:
@@ -156,13 +156,13 @@ def test_more_classes_than_a_byte_holds_are_refused_of_masks(save: Save) -> None
 @pytest.mark.parametrize("tail", [(), (1,), (3,)])
 def test_a_last_axis_of_one_entry_is_dropped_of_masks(save: Save, tail: tuple[int, ...]) -> None:
     images = {f"{split}_images": np.zeros((4, 8, 6, *tail), np.uint8) for split in SPLITS}
-    seen = np.ones((4, 8, 6, 1), np.uint8)
-    seen[:, 0] = 0
-    data = load_dataset(str(masked(save, lesions(1), test_fov=seen, **images)))
+    field_of_view = np.ones((4, 8, 6, 1), np.uint8)
+    field_of_view[:, 0] = 0
+    data = load_dataset(str(masked(save, lesions(1), test_fov=field_of_view, **images)))
     assert (data.card.size, data.card.channels) == ((8, 6), 3 if tail == (3,) else 1)
-    wanted = lesions().astype(np.int16)
-    wanted[:, 0] = -1
-    assert np.array_equal(data.arrays("test").labels, wanted)
+    expected = lesions().astype(np.int16)
+    expected[:, 0] = -1
+    assert np.array_equal(data.arrays("test").labels, expected)
     assert data.batch("test").x.shape[2:] == (8, 6)
 
 

@@ -28,8 +28,8 @@ EXTENTS = [QUICK, pytest.param(SPLITS, marks=pytest.mark.slow)]
 def draw_again(name: str, split: SplitName) -> Arrays:
     """Draw a split through the function its card names."""
     module, function = card_of(name).function.split(":")
-    found = getattr(importlib.import_module(f"robustbench_med.{module}"), function)
-    return cast(Callable[[SplitName], Arrays], found)(split)
+    draw = getattr(importlib.import_module(f"robustbench_med.{module}"), function)
+    return cast(Callable[[SplitName], Arrays], draw)(split)
 
 
 @cache
@@ -47,11 +47,11 @@ def linear_scores(train: Arrays, test: Arrays) -> list[float]:
     x, z = (a.images.reshape(len(a), -1).astype(np.float32) / 255 - 0.5 for a in (train, test))
     y, truth = (a.labels.reshape(len(a), -1).T for a in (train, test))
     scores = []
-    for seen, hidden in zip(y, truth, strict=True):
+    for known, hidden in zip(y, truth, strict=True):
         with warnings.catch_warnings():
             # It need not converge: more steps overfit the pixels and score lower.
             warnings.simplefilter("ignore")
-            model = LogisticRegression(C=0.01, max_iter=25).fit(x, seen)
+            model = LogisticRegression(C=0.01, max_iter=25).fit(x, known)
         scores.append(float(balanced_accuracy_score(hidden, model.predict(z))))
     return scores
 
@@ -97,17 +97,17 @@ def test_no_image_is_in_two_splits_or_twice_in_one(
 def test_every_class_has_its_share(name: str, split: SplitName) -> None:
     labels = drawn(name, split).labels
     if labels.ndim == 2:
-        shares = labels.mean(axis=0)
+        frequencies = labels.mean(axis=0)
         assert 0.1 < (labels.sum(axis=1) == 0).mean() < 0.5  # films without any finding
     else:
-        shares = np.bincount(labels, minlength=len(card_of(name).classes)) / len(labels)
-    assert shares.min() > 0.25
-    assert shares.max() < 0.6
+        frequencies = np.bincount(labels, minlength=len(card_of(name).classes)) / len(labels)
+    assert frequencies.min() > 0.25
+    assert frequencies.max() < 0.6
 
 
 def test_patients_of_the_two_chest_phantoms_differ() -> None:
-    one, other = (drawn(name, "val").images for name in NAMES[:2])
-    assert not (one == other).all(axis=(1, 2)).any()
+    opacity, findings = (drawn(name, "val").images for name in NAMES[:2])
+    assert not (opacity == findings).all(axis=(1, 2)).any()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -167,5 +167,5 @@ def test_a_view_from_the_middle_halves_the_canvas() -> None:
     u, v = canvas.axes()
     ramp = u + 2.0 * v
     small_u, small_v = canvas.axes(canvas.SIZE)
-    seen = canvas.view(ramp, canvas.Pose(tilt=0.0, reach=1.0, u=0.0, v=0.0))
-    np.testing.assert_allclose(seen, small_u + 2.0 * small_v, atol=1e-9)
+    image = canvas.view(ramp, canvas.Pose(tilt=0.0, reach=1.0, u=0.0, v=0.0))
+    np.testing.assert_allclose(image, small_u + 2.0 * small_v, atol=1e-9)

@@ -17,7 +17,7 @@ SEQUENCES = ("T1", "T1ce", "T2", "FLAIR")
 
 
 class Head(NamedTuple):
-    """What stays the same in all slices of one patient; lengths in canvas units.
+    """Properties of all slices of one patient; lengths are in canvas units.
 
     Attributes:
         width: half-width of the brain.
@@ -39,7 +39,7 @@ class Head(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """One axial slice as soft maps `(h, w)`, 0 to 1; what is none of the rest is white matter."""
+    """One axial slice as soft maps `(h, w)`, 0 to 1; the remaining tissue is white matter."""
 
     brain: Plane
     fluid: Plane
@@ -114,11 +114,11 @@ def _ventricles(head: Head, level: float, at: tuple[Plane, Plane]) -> tuple[Plan
         front = ((side * 0.085, -0.24), (0.042 * wide, 0.15), -side * 0.30)
         hind = ((side * 0.20, 0.34), (0.045 * wide, 0.17), -side * 0.28)
         body = ((side * 0.095, 0.02), (0.046 * wide, 0.34), -side * 0.06)
-        for (centre, radii, tilt), share in ((front, low), (hind, low), (body, high)):
-            if share > 0.0:
+        for (centre, radii, tilt), weight in ((front, low), (hind, low), (body, high)):
+            if weight > 0.0:
                 # An ellipse's tilt turns its first axis downwards: here its long axis is v.
                 horn = canvas.ellipse(centre, radii, soft=0.015, tilt=tilt, at=at)
-                fluid = np.maximum(fluid, share * horn)
+                fluid = np.maximum(fluid, weight * horn)
         if low > 0.0:
             tuft = canvas.ellipse((side * 0.185, 0.28), (0.026, 0.07), soft=0.015, at=at)
             plexus = plexus + low * tuft

@@ -1,4 +1,4 @@
-"""Brushes shared by the phantoms: coordinates, soft shapes, smooth noise, branching lines, poses.
+"""Drawing functions of all phantoms: coordinates, soft shapes, noise, branching lines, poses.
 
 Everything is drawn on a fine square canvas whose coordinates run over [-1, 1] (u to the right, v
 downwards) and is then resampled to the stored size, so that edges are antialiased.
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 Plane = NDArray[np.float64]
-Amount = float | Plane  # one for all, or one each
+Amount = float | Plane  # one value for all, or one for each
 Mask = NDArray[np.int16]  # class ids, as `Arrays` holds them; -1 = ignored
 
 SIZE = 64
 """Height and width of a stored image in pixels."""
 
 FINE = 128
-"""Height and width of the canvas: twice `SIZE`, the coarsest that keeps thin vessels smooth."""
+"""Height and width of the canvas: twice `SIZE`, the least that keeps thin vessels smooth."""
 
 
 @cache
@@ -57,7 +57,7 @@ def ellipse(
 ) -> Plane:
     """Return the mask of an ellipse, tilted by `tilt` radians, with an edge `soft` wide.
 
-    `at` gives u and v of every pixel where they are not the canvas's: a bent anatomy.
+    `at` gives u and v of every pixel if they are not those of the canvas: a deformed anatomy.
     """
     u, v = axes() if at is None else at
     du, dv = u - centre[0], v - centre[1]
@@ -126,13 +126,13 @@ def walk(
 def sprout(
     rng: np.random.Generator, paths: Plane, per_path: int, *, spread: float
 ) -> tuple[Plane, Plane]:
-    """Return starts and headings of branches that leave the middle part of each path sideways."""
+    """Return starts and headings of branches that leave the middle of each path sideways."""
     n, steps, _ = paths.shape
     owner = np.repeat(np.arange(n), per_path)
-    place = rng.integers(steps // 6, steps - 4, size=n * per_path)
-    along = paths[owner, place + 3] - paths[owner, place]
+    start = rng.integers(steps // 6, steps - 4, size=n * per_path)
+    along = paths[owner, start + 3] - paths[owner, start]
     side = rng.choice((-1.0, 1.0), size=n * per_path) * rng.uniform(0.6, 1.2, size=n * per_path)
-    return paths[owner, place], np.arctan2(along[:, 1], along[:, 0]) + spread * side
+    return paths[owner, start], np.arctan2(along[:, 1], along[:, 0]) + spread * side
 
 
 def trace(paths: Plane, width: float, strength: Amount = 1.0, side: int = FINE) -> Plane:
@@ -153,10 +153,10 @@ def trace(paths: Plane, width: float, strength: Amount = 1.0, side: int = FINE) 
     ink = np.zeros((side + 2) ** 2)
     for du in (0, 1):
         for dv in (0, 1):
-            share = np.abs(1 - du - part[:, 0]) * np.abs(1 - dv - part[:, 1]) * weight
+            ink_part = np.abs(1 - du - part[:, 0]) * np.abs(1 - dv - part[:, 1]) * weight
             col, row = np.clip(base[:, 0] + du + 1, 0, side + 1), base[:, 1] + dv + 1
             index = np.clip(row, 0, side + 1) * (side + 2) + col
-            ink += np.bincount(index, weights=share, minlength=len(ink))
+            ink += np.bincount(index, weights=ink_part, minlength=len(ink))
     sheet = ink.reshape(side + 2, side + 2)[1:-1, 1:-1]
     blurred: Plane = ndimage.gaussian_filter(sheet, width, truncate=3.0)
     return np.asarray(blurred * (gaps * width * np.sqrt(2 * np.pi)))
@@ -172,7 +172,7 @@ class Pose(NamedTuple):
 
 
 def view(sheet: Plane, pose: Pose) -> Plane:
-    """Return the canvas `(FINE, FINE)` or `(c, FINE, FINE)` as seen: `(SIZE, SIZE[, c])`."""
+    """Return the view `(SIZE, SIZE[, c])` of the canvas `(FINE, FINE)` or `(c, FINE, FINE)`."""
     if sheet.ndim == 3:
         return np.stack([view(channel, pose) for channel in sheet], axis=-1)
     cos, sin = np.cos(pose.tilt), np.sin(pose.tilt)
@@ -180,14 +180,14 @@ def view(sheet: Plane, pose: Pose) -> Plane:
     matrix = np.array([[cos, -sin], [sin, cos]]) * scale  # rows first: (v, u)
     middle = (np.array([pose.v, pose.u]) + 1.0) * (FINE / 2.0) - 0.5
     offset = middle - matrix @ np.full(2, (SIZE - 1) / 2.0)
-    seen: Plane = ndimage.affine_transform(
+    image: Plane = ndimage.affine_transform(
         sheet, matrix, offset, output_shape=(SIZE, SIZE), order=1, mode="reflect"
     )
-    return seen
+    return image
 
 
 def view_mask(layers: Plane, pose: Pose) -> Mask:
-    """Return the class ids `(SIZE, SIZE)` of soft layers `(k, FINE, FINE)` as seen.
+    """Return the class ids `(SIZE, SIZE)` in the view of soft layers `(k, FINE, FINE)`.
 
     Layer i is class i + 1. A pixel belongs to the last layer that covers half of it: a later layer
     lies on top, so that nested structures are given from the outside in.

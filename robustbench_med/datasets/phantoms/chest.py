@@ -62,8 +62,8 @@ def _findings_patient(rng: np.random.Generator, visits: int) -> cohort.Study:
         shown = sick.copy()
         shown[:2] &= rng.random(2) > 0.06
         attenuation = thorax.attenuation.copy()
-        for place, layer in layers.items():
-            if shown[place]:
+        for finding, layer in layers.items():
+            if shown[finding]:
                 attenuation += rng.uniform(0.85, 1.15) * layer
         images.append(expose(rng, attenuation, draw_pose(rng)))
         labels.append(tuple(int(value) for value in shown))
@@ -86,8 +86,8 @@ def _spot(rng: np.random.Generator, thorax: Thorax) -> Plane:
     u, v = (np.broadcast_to(axis, thorax.lung.shape).ravel() for axis in canvas.axes())
     # The crowded hila are left out, and so are the apices behind the collar bones.
     open_lung = (thorax.lung.ravel() > 0.95) & (np.abs(u) > 0.30) & (v > -0.6)
-    place = rng.choice(np.flatnonzero(open_lung))
-    return np.array([u[place], v[place]])
+    index = rng.choice(np.flatnonzero(open_lung))
+    return np.array([u[index], v[index]])
 
 
 def _effusion(rng: np.random.Generator, thorax: Thorax) -> Plane:
@@ -124,12 +124,12 @@ def draw_pose(rng: np.random.Generator) -> canvas.Pose:
 
 def expose(rng: np.random.Generator, attenuation: Plane, pose: canvas.Pose) -> Plane:
     """Return one radiograph of the chest: exposure, noise, film curve, burnt-in marker."""
-    seen = canvas.view(attenuation, pose)
+    density = canvas.view(attenuation, pose)
     # Fewer photons get through dense tissue: more quantum noise, blurred by the scintillator.
-    grain = ndimage.gaussian_filter(rng.standard_normal(seen.shape), 0.45)
-    seen = seen + grain * rng.uniform(0.010, 0.024) * (0.5 + 1.2 * seen)
+    grain = ndimage.gaussian_filter(rng.standard_normal(density.shape), 0.45)
+    density = density + grain * rng.uniform(0.010, 0.024) * (0.5 + 1.2 * density)
     centre, contrast = rng.normal(0.47, 0.035), rng.uniform(4.0, 5.2)
-    film = 250.0 / (1.0 + np.exp(-contrast * (seen - centre))) - 14.0
+    film = 250.0 / (1.0 + np.exp(-contrast * (density - centre))) - 14.0
     return _mark(rng, film)
 
 
@@ -144,9 +144,9 @@ def _mark(rng: np.random.Generator, film: Plane) -> Plane:
     """Burn in a side marker (exact white) and, on some films, collimator edges (exact black)."""
     film = np.clip(film, 2.0, 250.0)
     if rng.random() < 0.35:
-        left, right = rng.integers(0, 4, size=2)
-        film[:, :left] = 0.0
-        film[:, canvas.SIZE - right :] = 0.0
+        margin_left, margin_right = rng.integers(0, 4, size=2)
+        film[:, :margin_left] = 0.0
+        film[:, canvas.SIZE - margin_right :] = 0.0
     letter = "L" if rng.random() < 0.5 else "R"
     mask = np.array([[pixel == "1" for pixel in row] for row in _LETTERS[letter]])
     row = int(rng.integers(3, 7))

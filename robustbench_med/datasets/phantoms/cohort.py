@@ -1,4 +1,4 @@
-"""The cohort behind a phantom: who is in which split, and the one loop that draws them."""
+"""The cohort of a phantom: the patients of each split, and the loop that draws them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ COHORT_SEED = 20_240
 """Seed of every phantom patient; changing it, or any drawing code, makes a different dataset."""
 
 VISITS = (2, 3, 4, 3)
-"""Images a patient has, in turn: no patient is seen once, and 4 patients give 12 images."""
+"""Numbers of images of successive patients: at least two each, and 12 for 4 patients."""
 
 
 class Sizes(NamedTuple):
-    """Images a split holds; each a multiple of `sum(VISITS)`, so that no patient is cut short."""
+    """Images per split; each is a multiple of `sum(VISITS)`, so that no patient is split."""
 
     train: int = 900
     val: int = 240
@@ -27,7 +27,7 @@ class Sizes(NamedTuple):
 
 
 class Study(NamedTuple):
-    """What one patient contributes.
+    """The images and labels of one patient.
 
     Attributes:
         images: one `(h, w)`, `(h, w, c)` or `(d, h, w)` image a visit, in grey levels, not yet
@@ -43,13 +43,13 @@ DrawPatient = Callable[[np.random.Generator, int], Study]
 
 
 def draw(card_name: str, sizes: Sizes, draw_patient: DrawPatient, split: SplitName) -> Arrays:
-    """Return one split of a phantom; no other split is drawn for it.
+    """Return one split of a phantom; other splits are not drawn.
 
     Args:
-        card_name: registry name; phantoms of the same anatomy get different patients by it.
+        card_name: registry name; by it, phantoms of the same anatomy get different patients.
         sizes: images in each split.
         draw_patient: draws the given number of visits of one patient from a generator.
-        split: the split wanted.
+        split: the split to draw.
 
     Returns:
         uint8 images, int64 labels (masks: int16), ids such as `p0123-2` and patients such as
@@ -76,6 +76,6 @@ def draw(card_name: str, sizes: Sizes, draw_patient: DrawPatient, split: SplitNa
 def _patients(sizes: Sizes, split: SplitName) -> range:
     """Return the numbers of a split's patients: train first, then val, then test."""
     counts = [n * len(VISITS) // sum(VISITS) for n in sizes]
-    place = Sizes._fields.index(split)
-    start = sum(counts[:place])
-    return range(start, start + counts[place])
+    index = Sizes._fields.index(split)
+    start = sum(counts[:index])
+    return range(start, start + counts[index])

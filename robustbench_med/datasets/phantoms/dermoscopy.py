@@ -56,9 +56,9 @@ def _signs(rng: np.random.Generator, *, malignant: bool) -> Signs:
 
 def _skin(rng: np.random.Generator) -> Plane:
     """Return bare skin `(3, h, w)`: tone, mottling, faint vessels, skin lines."""
-    place = rng.uniform(0.0, 2.6)
-    low = int(place)
-    tone = SKINS[low] + (SKINS[low + 1] - SKINS[low]) * (place - low)
+    tone_index = rng.uniform(0.0, 2.6)
+    low = int(tone_index)
+    tone = SKINS[low] + (SKINS[low + 1] - SKINS[low]) * (tone_index - low)
     mottle = 0.05 * canvas.noise(rng, 0.4) + 0.03 * canvas.noise(rng, 0.06)
     flush = np.clip(0.06 * canvas.noise(rng, 0.15) + rng.uniform(-0.04, 0.10), -0.1, 0.5)
     absorbed = MELANIN[:, None, None] * mottle + BLOOD[:, None, None] * flush
@@ -92,8 +92,8 @@ def _network(rng: np.random.Generator, signs: Signs) -> Plane:
         )
         for a in (0.0, 2 * np.pi / 3, 4 * np.pi / 3)
     )
-    broken = np.clip(1.0 + (0.3 + 1.1 * signs.chaos) * canvas.noise(rng, 0.3), 0.0, 2.0)
-    return np.asarray(np.clip(0.55 - 0.37 * waves, 0.0, 1.0) * broken)
+    patchy = np.clip(1.0 + (0.3 + 1.1 * signs.chaos) * canvas.noise(rng, 0.3), 0.0, 2.0)
+    return np.asarray(np.clip(0.55 - 0.37 * waves, 0.0, 1.0) * patchy)
 
 
 def _lesion(rng: np.random.Generator, skin: Plane, signs: Signs) -> Plane:
@@ -124,9 +124,9 @@ def _patch(rng: np.random.Generator, amount: float) -> Plane:
     return 0.8 * np.asarray(canvas.step(canvas.noise(rng, 0.25) - 2.6 + 2.2 * amount, 0.7))
 
 
-def _blend(sheet: Plane, colour: Plane, share: Plane) -> Plane:
-    """Return `sheet` with `share` of it replaced by a colour."""
-    return np.asarray(sheet + (colour[:, None, None] - sheet) * share)
+def _blend(sheet: Plane, colour: Plane, opacity: Plane) -> Plane:
+    """Return `sheet` with a colour blended over it."""
+    return np.asarray(sheet + (colour[:, None, None] - sheet) * opacity)
 
 
 def _dots(rng: np.random.Generator, sheet: Plane, mask: Plane) -> Plane:
@@ -145,9 +145,9 @@ def _photograph(rng: np.random.Generator, sheet: Plane) -> Plane:
         u=rng.normal(0.0, 0.08),
         v=rng.normal(0.0, 0.08),
     )
-    seen = canvas.view(sheet, pose)
+    photo = canvas.view(sheet, pose)
     if rng.random() < 0.38:
-        seen = seen * (1.0 - _hairs(rng)[..., None] * np.array([0.72, 0.76, 0.78]))
+        photo = photo * (1.0 - _hairs(rng)[..., None] * np.array([0.72, 0.76, 0.78]))
     u, v = canvas.axes(canvas.SIZE)
     radius = canvas.polar(canvas.SIZE)[0]
     tilt = rng.normal(0.0, 0.05, 2)
@@ -155,8 +155,8 @@ def _photograph(rng: np.random.Generator, sheet: Plane) -> Plane:
     if rng.random() < 0.3:  # the tube of a contact dermoscope darkens the corners
         light = light * canvas.step(rng.uniform(1.08, 1.22) - radius, 0.06)
     balance = np.exp(rng.normal(0.0, 0.03, 3) + rng.normal(0.0, 0.05))
-    seen = seen * light[..., None] * balance
-    return np.asarray(seen + rng.normal(0.0, rng.uniform(1.5, 3.5), seen.shape))
+    photo = photo * light[..., None] * balance
+    return np.asarray(photo + rng.normal(0.0, rng.uniform(1.5, 3.5), photo.shape))
 
 
 def _hairs(rng: np.random.Generator) -> Plane:

@@ -178,16 +178,16 @@ def draw_pose(rng: np.random.Generator) -> canvas.Pose:
 
 def photograph(rng: np.random.Generator, sheet: Plane, pose: canvas.Pose) -> Plane:
     """Return one photograph: focus, illumination, colour balance, noise, field of view."""
-    seen = canvas.view(sheet, pose)
+    photo = canvas.view(sheet, pose)
     blur = max(0.0, rng.uniform(-0.35, 0.55))
     if blur > 0.15:
-        seen = ndimage.gaussian_filter(seen, (blur, blur, 0.0), truncate=3.0)
+        photo = ndimage.gaussian_filter(photo, (blur, blur, 0.0), truncate=3.0)
     u, v = canvas.axes(canvas.SIZE)
     radius = canvas.polar(canvas.SIZE)[0]
     tilt = rng.normal(0.0, 0.10, 2)
     fall = 1.0 + tilt[0] * u + tilt[1] * v - rng.uniform(0.10, 0.34) * radius**2
     balance = np.exp(rng.normal(0.0, 0.035, 3) + rng.normal(0.02, 0.07))
-    seen = seen * fall[..., None] * balance
-    seen = seen + rng.normal(0.0, rng.uniform(1.5, 4.0), seen.shape)
+    photo = photo * fall[..., None] * balance
+    photo = photo + rng.normal(0.0, rng.uniform(1.5, 4.0), photo.shape)
     field = np.clip((FIELD - radius) * canvas.SIZE / 2.0 + 0.5, 0.0, 1.0)
-    return np.asarray(np.clip(seen, 0.0, 255.0) * field[..., None])
+    return np.asarray(np.clip(photo, 0.0, 255.0) * field[..., None])

@@ -18,7 +18,7 @@ from robustbench_med.datasets.phantoms.canvas import Mask, Plane
 
 SIZES = cohort.Sizes(train=360, val=60, test=120)
 
-# Signal of each tissue in T1, T1ce, T2, FLAIR, as a share of the window: from the usual reading,
+# Signal of each tissue in T1, T1ce, T2, FLAIR, where 1 is the window: from the usual reading,
 # fat and white matter bright on T1, water bright on T2, free water nulled on FLAIR.
 WHITE = (0.74, 0.72, 0.36, 0.44)
 GREY = (0.52, 0.52, 0.53, 0.56)
@@ -68,7 +68,7 @@ class Layers(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What the slices of one examination share: tissue signals, gains and coil sensitivity."""
+    """Properties of all slices of one examination: tissue signals, gains and coil sensitivity."""
 
     signals: Plane
     gain: Plane
@@ -94,10 +94,10 @@ def _patient(rng: np.random.Generator, visits: int) -> cohort.Study:
     images: list[Plane] = []
     masks: list[Mask] = []
     for offset in offsets:
-        share = 0.0 if healthy or abs(offset) > CUT else float(np.sqrt(1.0 - offset**2))
-        at = _pushed(tumour, share)
+        scale = 0.0 if healthy or abs(offset) > CUT else float(np.sqrt(1.0 - offset**2))
+        at = _pushed(tumour, scale)
         tissue = draw_slice(head, middle + height * float(offset), at)
-        layers = tumour_layers(tumour, share, tissue)
+        layers = tumour_layers(tumour, scale, tissue)
         images.append(_acquire(rng, scan, _paint(scan, tissue, layers), tissue.brain, pose))
         masks.append(canvas.view_mask(np.stack(layers), pose))
     return cohort.Study(images, masks)
@@ -130,7 +130,7 @@ def draw_tumour(rng: np.random.Generator) -> Tumour:
     )
 
 
-def _pushed(tumour: Tumour, share: float) -> tuple[Plane, Plane]:
+def _pushed(tumour: Tumour, scale: float) -> tuple[Plane, Plane]:
     """Return where every pixel's tissue was before the tumour grew (mass effect).
 
     Tissue moves away from the centre by up to a third of the radius, less the further away.
@@ -139,22 +139,22 @@ def _pushed(tumour: Tumour, share: float) -> tuple[Plane, Plane]:
     du, dv = u - tumour.centre[0], v - tumour.centre[1]
     reach = np.hypot(du, dv)
     width = 1.6 * tumour.radius
-    pull = 0.32 * share * tumour.radius / width * np.exp(0.5 - 0.5 * (reach / width) ** 2)
+    pull = 0.32 * scale * tumour.radius / width * np.exp(0.5 - 0.5 * (reach / width) ** 2)
     return u - pull * du, v - pull * dv
 
 
-def tumour_layers(tumour: Tumour, share: float, tissue: Slice) -> Layers:
-    """Return the tumour in a slice whose cross-section is `share` of the largest one's."""
-    if share == 0.0:
+def tumour_layers(tumour: Tumour, scale: float, tissue: Slice) -> Layers:
+    """Return the tumour in a slice whose cross-section is `scale` times the largest one's."""
+    if scale == 0.0:
         return Layers(*np.zeros((3, *tissue.brain.shape)))
     u, v = canvas.axes()
     du, dv = u - tumour.centre[0], v - tumour.centre[1]
     cos, sin = np.cos(tumour.tilt), np.sin(tumour.tilt)
     long = np.sqrt(tumour.stretch)
     reach = np.hypot((du * cos + dv * sin) / long, (dv * cos - du * sin) * long)
-    edge = share * tumour.radius * (1.0 + 0.22 * tumour.lumps)
+    edge = scale * tumour.radius * (1.0 + 0.22 * tumour.lumps)
     core = canvas.step(edge - reach, 0.015) * tissue.brain
-    spread = np.clip(tumour.swelling * share * (1.0 + 0.55 * tumour.fingers), 0.0, None)
+    spread = np.clip(tumour.swelling * scale * (1.0 + 0.55 * tumour.fingers), 0.0, None)
     # Edema spreads through white matter, less through cortex and never into free fluid.
     wet = canvas.step(edge + spread - reach, 0.02) * (1.0 - 0.35 * tissue.grey - tissue.fluid)
     whole = np.maximum(core, np.clip(wet, 0.0, 1.0) * tissue.brain)
@@ -179,7 +179,7 @@ def _draw_scan(rng: np.random.Generator) -> Scan:
 
 
 def _paint(scan: Scan, tissue: Slice, layers: Layers) -> Plane:
-    """Return the signal `(4, h, w)` of the slice, as a share of the window."""
+    """Return the signal `(4, h, w)` of the slice; 1 is the window."""
     white, grey, fluid, vessel, spot, edema, core, enhancing = scan.signals[:, :, None, None]
     # Swelling closes the sulci around a tumour.
     free = tissue.fluid * (1.0 - 0.9 * layers.whole)
@@ -198,8 +198,8 @@ def _acquire(
     rng: np.random.Generator, scan: Scan, signal: Plane, brain: Plane, pose: canvas.Pose
 ) -> Plane:
     """Return the slice `(SIZE, SIZE, 4)`: gain, coil sensitivity, Rician noise, skull stripped."""
-    seen = canvas.view(signal * scan.bias, pose) * scan.gain * 212.0
-    real, imaginary = rng.normal(0.0, scan.noise, (2, *seen.shape))
-    magnitude = np.hypot(seen + real, imaginary)
+    signal_in_view = canvas.view(signal * scan.bias, pose) * scan.gain * 212.0
+    real, imaginary = rng.normal(0.0, scan.noise, (2, *signal_in_view.shape))
+    magnitude = np.hypot(signal_in_view + real, imaginary)
     inside = canvas.view(brain, pose) > 0.5
     return np.asarray(magnitude * inside[..., None])

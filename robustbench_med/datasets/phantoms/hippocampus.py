@@ -28,8 +28,7 @@ FINE = 48
 """Depth, height and width of the canvas: half as fine again as `SIDE`."""
 
 WHITE, GREY, FLUID, DEEP = 0.78, 0.53, 0.14, 0.60
-"""T1 signal of white matter, cortex (and hippocampus), fluid, thalamus, as a share of the window.
-"""
+"""T1 signal of white matter, cortex (and hippocampus), fluid and thalamus; 1 is the window."""
 
 CUT = 0.42
 """Where along the structure, 0 front to 1 back, its anterior part ends (the uncal apex)."""
@@ -39,14 +38,14 @@ class Anatomy(NamedTuple):
     """One patient's volume.
 
     Attributes:
-        signal: `(FINE, FINE, FINE)`, as a share of the window.
+        signal: `(FINE, FINE, FINE)`; 1 is the window.
         resected: the same after the structure was taken out.
-        parts: soft maps of the anterior and the posterior part, `(2, FINE, FINE, FINE)`.
+        layers: soft maps of the anterior and the posterior part, `(2, FINE, FINE, FINE)`.
     """
 
     signal: Plane
     resected: Plane
-    parts: Plane
+    layers: Plane
 
 
 class Stance(NamedTuple):
@@ -86,7 +85,7 @@ def _patient(rng: np.random.Generator, visits: int) -> cohort.Study:
         gone = operated and visit == visits - 1
         stance = draw_stance(rng)
         images.append(_acquire(rng, anatomy.resected if gone else anatomy.signal, stance))
-        masks.append(view_mask(anatomy.parts * (not gone), stance))
+        masks.append(view_mask(anatomy.layers * (not gone), stance))
     return cohort.Study(images, masks)
 
 
@@ -115,9 +114,9 @@ def _draw_anatomy(rng: np.random.Generator) -> Anatomy:
     signal = signal + (FLUID - signal) * fluid * (1.0 - thalamus)
     signal = signal + (GREY + 0.02 - signal) * amygdala
     patchy = 1.0 + 0.025 * _noise(rng, 0.12)
-    kept = (signal + (GREY - signal) * inside) * patchy
+    intact = (signal + (GREY - signal) * inside) * patchy
     cavity = (signal + (FLUID - signal) * inside) * patchy
-    return Anatomy(kept, cavity, np.stack([front, inside - front]))
+    return Anatomy(intact, cavity, np.stack([front, inside - front]))
 
 
 def _tube(rng: np.random.Generator) -> Tube:
@@ -141,8 +140,8 @@ def _tube(rng: np.random.Generator) -> Tube:
         up = np.where(reach < outside, b - q, up)
         outside = np.minimum(outside, reach)
     outside = outside + 0.02 * _noise(rng, 0.2)
-    middle = np.array([np.interp(CUT, along, part) for part in line.T])
-    ahead = np.array([np.interp(CUT + 0.1, along, part) for part in line.T]) - middle
+    middle = np.array([np.interp(CUT, along, coordinate) for coordinate in line.T])
+    ahead = np.array([np.interp(CUT + 0.1, along, coordinate) for coordinate in line.T]) - middle
     ahead = ahead / np.linalg.norm(ahead)
     behind = (p - middle[0]) * ahead[0] + (q - middle[1]) * ahead[1] + (r - middle[2]) * ahead[2]
     return Tube(outside, np.asarray(behind), up)
@@ -155,9 +154,9 @@ def _ball(
     at: tuple[Plane, Plane, Plane],
 ) -> Plane:
     """Return the soft mask of an ellipsoid whose place and size vary a little."""
-    place = np.array(centre) + rng.normal(0.0, 0.03, 3)
+    middle = np.array(centre) + rng.normal(0.0, 0.03, 3)
     size = np.array(radii) * rng.uniform(0.9, 1.1, 3)
-    reach = np.sqrt(sum(((x - c) / s) ** 2 for x, c, s in zip(at, place, size, strict=True)))
+    reach = np.sqrt(sum(((x - c) / s) ** 2 for x, c, s in zip(at, middle, size, strict=True)))
     return canvas.step((1.0 - reach) * size.min(), 0.035)
 
 
@@ -167,36 +166,37 @@ def draw_stance(rng: np.random.Generator) -> Stance:
 
 
 def view(volume: Plane, stance: Stance) -> Plane:
-    """Return the canvas `(FINE, FINE, FINE)` as seen: `(SIDE, SIDE, SIDE)`."""
+    """Return the view `(SIDE, SIDE, SIDE)` of the canvas `(FINE, FINE, FINE)`."""
     matrix = Rotation.from_rotvec(stance.turn).as_matrix() * (stance.reach * FINE / SIDE)
     middle = (stance.centre + 1.0) * (FINE / 2.0) - 0.5
     offset = middle - matrix @ np.full(3, (SIDE - 1) / 2.0)
-    seen: Plane = ndimage.affine_transform(
+    image: Plane = ndimage.affine_transform(
         volume, matrix, offset, output_shape=(SIDE,) * 3, order=1, mode="reflect"
     )
-    return seen
+    return image
 
 
-def view_mask(parts: Plane, stance: Stance) -> Mask:
-    """Return the class ids `(SIDE, SIDE, SIDE)` of two parts of one structure as seen.
+def view_mask(layers: Plane, stance: Stance) -> Mask:
+    """Return the class ids `(SIDE, SIDE, SIDE)` in the view of the two parts of the structure.
 
-    A voxel is the structure's where its parts together cover half of it, and the larger part's.
+    A voxel belongs to the structure if both parts together cover half of it, and then to the larger
+    part.
     """
-    first, second = view(parts[0], stance), view(parts[1], stance)
+    first, second = view(layers[0], stance), view(layers[1], stance)
     return np.where(first + second > 0.5, np.where(first >= second, 1, 2), 0).astype(np.int16)
 
 
 def _acquire(rng: np.random.Generator, signal: Plane, stance: Stance) -> Plane:
     """Return the volume in grey levels: gain, coil sensitivity, Rician noise."""
-    seen = view(signal, stance)
+    image = view(signal, stance)
     ramp = canvas.axes(SIDE)[0][0]
     slope = rng.normal(0.0, 0.10, 3)
     bias = np.exp(
         slope[0] * ramp[:, None, None] + slope[1] * ramp[:, None] + slope[2] * ramp
     ) * np.exp(-rng.uniform(0.0, 0.15) * ramp[:, None] ** 2)
-    seen = seen * bias * 235.0 * np.exp(rng.normal(0.0, 0.08))
-    real, imaginary = rng.normal(0.0, rng.uniform(5.0, 10.0), (2, *seen.shape))
-    return np.asarray(np.hypot(seen + real, imaginary))
+    image = image * bias * 235.0 * np.exp(rng.normal(0.0, 0.08))
+    real, imaginary = rng.normal(0.0, rng.uniform(5.0, 10.0), (2, *image.shape))
+    return np.asarray(np.hypot(image + real, imaginary))
 
 
 @cache

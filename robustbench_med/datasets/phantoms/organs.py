@@ -45,6 +45,6 @@ def _outlines(thorax: Thorax, traits: Traits) -> Plane:
     """
     u, v = canvas.axes()
     # Aerated lung is 0.15 of a lung where the heart lies over it: less than half of a pixel.
-    right, left = thorax.lung * (u < 0), thorax.lung * (u >= 0)
+    right_lung, left_lung = thorax.lung * (u < 0), thorax.lung * (u >= 0)
     heart = thorax.heart * canvas.step(v - traits.heart_v + 0.34, 0.03)
-    return np.stack([right, left, heart])
+    return np.stack([right_lung, left_lung, heart])

@@ -11,7 +11,7 @@ from robustbench_med.datasets.phantoms.canvas import Plane
 
 
 class Traits(NamedTuple):
-    """What stays the same in all films of one patient; lengths in canvas units."""
+    """Properties of all films of one patient; lengths are in canvas units."""
 
     width: float
     apex: float
@@ -44,8 +44,8 @@ class Thorax(NamedTuple):
 def draw_traits(rng: np.random.Generator, *, enlarged: bool) -> Traits:
     """Draw one patient's build; `enlarged` draws the heart of cardiomegaly.
 
-    The heart is given as cardiothoracic ratio: up to 0.5 is held to be normal on a frontal film
-    taken from behind. The two ranges nearly touch, as they do in patients.
+    The size of the heart is a cardiothoracic ratio: up to 0.5 is normal on a frontal film taken
+    from behind. The two ranges nearly touch, as they do in patients.
     """
     base = rng.uniform(0.46, 0.68)
     return Traits(

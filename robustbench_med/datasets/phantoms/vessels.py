@@ -16,13 +16,13 @@ from robustbench_med.datasets.phantoms.canvas import Mask, Plane
 SIZES = cohort.Sizes(train=360, val=60, test=120)
 
 CALIBRE = 1.4
-"""Width of the vessels, the classification phantom's being 1."""
+"""Width of the vessels, relative to those of the classification phantom."""
 
 TWIGS = 2
 """Twigs on each large vessel: more of them would touch each other at this width."""
 
 VISIBLE = 0.16
-"""Absorption from which on a pixel counts as vessel: fainter ones drown in noise and choroid."""
+"""Least absorption of a vessel pixel: fainter ones are lost in noise and choroid."""
 
 
 def draw_vessels(split: SplitName) -> Arrays:
@@ -45,7 +45,7 @@ def _patient(rng: np.random.Generator, visits: int) -> cohort.Study:
 
 
 def _mask(vessels: Plane, pose: canvas.Pose) -> Mask:
-    """Return the vessels `(SIZE, SIZE)` as seen; the field of view belongs to the camera."""
+    """Return the mask `(SIZE, SIZE)` of the vessels in view; the field of view is the camera's."""
     mask = (canvas.view(vessels, pose) > VISIBLE).astype(np.int16)
     mask[canvas.polar(canvas.SIZE)[0] > fundus.FIELD] = UNLABELLED
     return mask
