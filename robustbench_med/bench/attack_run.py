@@ -17,15 +17,16 @@ from robustbench_med.ball import Ball
 from robustbench_med.bench.adversarial_images import Saved
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.channels import ball_of
-from robustbench_med.bench.eps_search import Attack, ascend, by_distance, descend, separately, worst
+from robustbench_med.bench.eps_search import Attack
 from robustbench_med.bench.gradient_recorder import GradientRecorder
 from robustbench_med.bench.measurements import Measurements, clean_measurements, smallest_success
 from robustbench_med.bench.memory import reset_peak
 from robustbench_med.bench.record import LadderAudit
 from robustbench_med.bench.resolved_case import ResolvedCase
+from robustbench_med.bench.schedules import Ladder, schedule_of
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.transfer import transferred
-from robustbench_med.bench.universal_run import FittedUniversal, fit_universal
+from robustbench_med.bench.universal_run import FittedUniversal
 from robustbench_med.cards import AttackCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.models.guide import bfloat16
@@ -178,57 +179,37 @@ def _rungs(
     attacked: Bool[Tensor, " n"],
     rest: Measurements,
 ) -> AttackRun:
-    """Return the attack walked up its ladder in the way its card names."""
-    case, depth = planned.case, planned.data.card.bit_depth
+    """Return the attack run at every rung, as its schedule says."""
     card = planned.attack.card
-    function = registry.function("attacks", card)
-    attack = sharded(function, case.parameters)
+    attack = sharded(registry.function("attacks", card), planned.case.parameters)
     if uses_all_steps(card, ready):
         attack = with_all_steps(attack)
     if ready.surrogate is not None:
         attack = transferred(attack, ready.surrogate, use_all_steps=card.schedule != "distance")
     rng = everyone.select(attacked.nonzero()[:, 0])
-    audit, distance, fitted = None, None, None
-    if card.schedule == "universal":
-        train = planned.data.batch("train", n=case.fit, seed=case.seed).to(problem.x.device)
-        fitted = fit_universal(
-            problem,
-            function,
-            case.parameters,
-            train=train,
-            ready=ready,
-            everyone=everyone,
-            radii=radii,
-            seed=case.seed,
-        )
-        attack = fitted.apply
-        rungs = separately(problem, attack, rng, radii, depth)
-    elif planned.data.card.task == "segmentation" and ready.surrogate is None:
-        rungs = worst(problem, attack, rng, radii, depth, rest)
-    elif card.schedule == "distance":
-        rungs, distance = by_distance(problem, attack, rng, radii, depth, rest)
-    elif ready.surrogate is not None:
-        rungs = separately(problem, attack, rng, radii, depth)
-    elif ready.victim.guard is not None:
-        rungs = separately(problem, attack, rng, radii, depth, carry=True)
-    elif card.schedule == "descend":
-        guess = card.threat == "white_box"  # others never see a gradient
-        rungs, audit = descend(problem, attack, rng, radii, depth, guess=guess)
-    else:
-        rungs = ascend(problem, attack, rng, radii, depth)
+    schedule = schedule_of(
+        card,
+        planned.data.card.task,
+        surrogate=ready.surrogate is not None,
+        guard=ready.victim.guard is not None,
+    )
+    filled = schedule.fill(
+        Ladder(planned, ready, problem, attack, rng, everyone, radii, clean=rest)
+    )
+    distance = filled.distance
     return AttackRun(
         problem=problem,
-        attack=attack,
+        attack=filled.attack,
         rng=rng,
         radii=radii,
         attacked=attacked,
-        rungs=rungs,
-        distance=smallest_success(rungs) if distance is None else distance,
-        ladder=audit,
+        rungs=filled.rungs,
+        distance=smallest_success(filled.rungs) if distance is None else distance,
+        ladder=filled.audit,
         counter=problem.counter,
         seconds=0.0,
         rest=rest,
-        fitted=fitted,
+        fitted=filled.universal,
         minimal=distance is not None,
     )
 
