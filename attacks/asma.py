@@ -18,6 +18,7 @@ from .universal import positive
     summary="Pulls the mask towards a target; the steps grow with the overlap reached.",
     source="Ozbulak, Van Messem, De Neve, MICCAI 2019",
     version=1,
+    aliases=("sma",),
     norms=("l2", "linf"),
     tasks=("segmentation",),
     schedule="descend",

@@ -38,6 +38,7 @@ _BISECT = 6  # forward passes along the line to the clean image
     summary="The smallest change that succeeds: Adam on distance plus a weighted penalty.",
     source="Carlini, Wagner, IEEE S&P 2017, sections V and VI",
     version=2,
+    aliases=("cw", "cw_l2", "c_and_w"),
     norms=("l2", "linf", "l0"),
     tasks=("single_label", "multi_label"),
     schedule="distance",

@@ -65,7 +65,7 @@ def noise(problem: Problem, *, rng: Draws, draws: int = 10) -> Images:
     cost=lambda steps, restarts: steps * restarts,
 )
 def shuffled(
-    problem: Problem, *, rng: Draws, steps: int = 40, reach: float = 0.0, restarts: int = 1
+    problem: Problem, *, rng: Draws, steps: int = 40, total_step: float = 0.0, restarts: int = 1
 ) -> Images:
     """Return candidates whose perturbation is that of PGD with its pixels in another order.
 
@@ -76,7 +76,7 @@ def shuffled(
         problem: the batch attacked; its gradients are used.
         rng: one stream a sample.
         steps: gradient steps of PGD, >= 1.
-        reach: length of all its steps together in units of eps, >= 0; 0: see `pgd`.
+        total_step: length of all its steps together in units of eps, >= 0; 0: see `pgd`.
         restarts: its independent runs, >= 1.
 
     Returns:
@@ -88,7 +88,7 @@ def shuffled(
     Source: control; PGD: Madry et al., ICLR 2018, section 2.1.
     """
     x, ball = problem.x, problem.ball
-    z = pgd(problem, rng=rng.fork("pgd"), steps=steps, reach=reach, restarts=restarts)
+    z = pgd(problem, rng=rng.fork("pgd"), steps=steps, total_step=total_step, restarts=restarts)
     closed = (ball.mask(torch.ones_like(x)) == 0).flatten(2).all(1)
     lots = rng.fork("order").uniform(closed.shape[1])
     # the places that may change, each in its own order, meet one another; the others stay

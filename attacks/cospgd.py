@@ -20,7 +20,7 @@ from .pgd import pgd
     norms=("linf", "l2"),
     tasks=("segmentation",),
     schedule="descend",
-    positive=("steps", "reach", "restarts"),
+    positive=("steps", "total_step", "restarts"),
     effort=("steps", "restarts"),
     cost=lambda steps, restarts: steps * restarts,
 )
@@ -29,7 +29,7 @@ def cospgd(
     *,
     rng: Draws,
     steps: int = 40,
-    reach: float = 2.5,
+    total_step: float = 2.5,
     restarts: int = 1,
     random_start: bool = True,
 ) -> Images:
@@ -39,7 +39,7 @@ def cospgd(
         problem: the batch attacked, of masks.
         rng: one stream a sample; each restart forks its own.
         steps: gradient steps a restart, >= 1.
-        reach: length of all steps of a restart together in units of eps, > 0.
+        total_step: length of all steps of a restart together in units of eps, > 0.
         restarts: independent runs, >= 1.
         random_start: start uniformly in the ball instead of at the clean image.
 
@@ -53,14 +53,14 @@ def cospgd(
         its softmax probabilities and the one-hot truth; for a target, 1 minus that similarity, and
         the loss is descended. The weight is a constant of the gradient, as in the authors' package;
         they use softmax, not the sigmoid of some ports. One logit is the pair (0, l).
-    Deviations: only pixels that count are averaged; steps of eps * reach / steps as in `pgd`; the
-        best iterate is returned; a sample that is done stops.
+    Deviations: only pixels that count are averaged; steps of eps * total_step / steps as in `pgd`;
+        the best iterate is returned; a sample that is done stops.
     """
     return pgd(
         on_pixels(problem, aligned),
         rng=rng,
         steps=steps,
-        reach=reach,
+        total_step=total_step,
         restarts=restarts,
         random_start=random_start,
     )

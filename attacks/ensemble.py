@@ -30,25 +30,26 @@ _LEADING = 3  # ways FAB linearises at a time; targeted APGD goes to the farther
     summary="APGD with two losses, targeted APGD, FAB and Square, each on images not yet fooled.",
     source="after AutoAttack: Croce & Hein, ICML 2020, section 6",
     version=2,
+    aliases=("autoattack", "auto_attack", "aa"),
     norms=("linf", "l2"),
     tasks=("single_label", "multi_label"),
     schedule="descend",
-    positive=("steps", "queries", "targets", "reach"),
+    positive=("steps", "queries", "targets", "growth"),
     cost=lambda steps, targets, queries: 7.2 * steps + 1.2 * steps * targets + 1.2 * queries,
 )
-def worst_case(
+def ensemble(
     problem: Problem,
     *,
     rng: Draws,
     steps: int = 100,
     queries: int = 5000,
     targets: int = 9,
-    reach: float = 1.15,
+    growth: float = 1.15,
 ) -> Images:
     """Return the best candidates of an ensemble with nothing to configure, for every task.
 
     First every member scouts with a fifth of its effort. Then it runs in full on the samples still
-    standing that its scout came near: those its candidate breaks when grown by `reach`. On the
+    standing that its scout came near: those its candidate breaks when grown by `growth`. On the
     others a fivefold effort would be lost, and most of the cost would be theirs. This asks
     nothing of the scale of the logits.
 
@@ -58,7 +59,8 @@ def worst_case(
         steps: gradient steps of a member, >= 1.
         queries: of Square, >= 1.
         targets: ways that targeted APGD tries, >= 1.
-        reach: growth that tells whether a scout came near, >= 1; inf: everywhere.
+        growth: factor on a scout's perturbation that tells whether it came near, >= 1; inf: it
+            always did.
 
     Returns:
         `(b, c, *s)` candidates in the ball: of every member, the one with the most harm.
@@ -68,12 +70,12 @@ def worst_case(
 
     Source: AutoAttack (Croce & Hein, ICML 2020, section 6): APGD on cross-entropy, targeted APGD,
         FAB and Square with its 100 steps, 9 targets and 5,000 queries.
-    Deviations: the scouts and `reach` (with inf, every member runs in full on every sample still
+    Deviations: the scouts and `growth` (with inf, every member runs in full on every sample still
         standing, as in AutoAttack); APGD on the difference of logits ratio joins; FAB linearises
         the three leading ways at a time instead of going to 9 targets one by one; defined below 10
         classes, for findings and one logit; a sample leaves at the step that breaks it.
     """
-    _check(steps, queries, targets, reach)
+    _check(steps, queries, targets, growth)
     ways = (problem.margins(problem.x) > -torch.inf).sum(1)
     search = Search(problem)
     search.probe(problem.x)
@@ -81,7 +83,7 @@ def worst_case(
     for scout in _members(max(1, steps // _SCOUT), max(1, queries // _SCOUT), targets):
         rows, z = _run(search, scout, ways >= scout.least_ways, rng.fork("scout"))
         reached = torch.zeros_like(ways, dtype=torch.bool)
-        reached[rows] = _breaks(problem.select(rows), z, reach)
+        reached[rows] = _breaks(problem.select(rows), z, growth)
         near.append(reached)
     for member, reached in zip(_members(steps, queries, targets), near, strict=True):
         _run(search, member, reached, rng)
@@ -136,17 +138,17 @@ def _run(
     return rows, z[there]
 
 
-def _breaks(problem: Problem, z: Images, reach: float) -> Bool[Tensor, " b"]:
-    """Return which candidates succeed when grown by `reach`; with inf, all count."""
-    if reach == torch.inf:
+def _breaks(problem: Problem, z: Images, growth: float) -> Bool[Tensor, " b"]:
+    """Return which candidates succeed when grown by `growth`; with inf, all count."""
+    if growth == torch.inf:
         return torch.ones(len(z), dtype=torch.bool, device=z.device)
     # by the harm, not by `done`: an objective that never ends has successes too
-    return problem.probe((problem.x + reach * (z - problem.x)).clamp_(0, 1)).harm > 0
+    return problem.probe((problem.x + growth * (z - problem.x)).clamp_(0, 1)).harm > 0
 
 
-def _check(steps: int, queries: int, targets: int, reach: float) -> None:
+def _check(steps: int, queries: int, targets: int, growth: float) -> None:
     for name, value in {"steps": steps, "queries": queries, "targets": targets}.items():
         if not value > 0:
             raise SpecError(f"expected {name} > 0, got {value}")
-    if not reach >= 1:
-        raise SpecError(f"expected reach >= 1, got {reach}")
+    if not growth >= 1:
+        raise SpecError(f"expected growth >= 1, got {growth}")

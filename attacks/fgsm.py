@@ -14,6 +14,7 @@ from robustbench_med.types import Images
     summary="One step of the full radius along the sign of the gradient.",
     source="Goodfellow, Shlens, Szegedy, ICLR 2015, section 4",
     version=2,
+    aliases=("fgm",),
     norms=("linf", "l2"),
     schedule="ascend",
     cost=lambda: 1,

@@ -29,12 +29,12 @@ _BLOCK = 256  # rows of the table of pairs in memory at a time
     summary="Changes one or two values a step, those most salient for the nearest wrong class.",
     source="Papernot et al., EuroS&P 2016, eq. 8 and 9, Algorithm 3",
     version=1,
+    aliases=("saliency_map",),
     norms=("l0",),
     tasks=("single_label", "multi_label"),
     schedule="distance",
-    positive=("share",),
-    effort=("share",),
-    cost=lambda share: share * 4096,
+    effort=("fraction",),
+    cost=lambda fraction: fraction * 4096,
 )
 def jsma(
     problem: Problem,
@@ -42,7 +42,7 @@ def jsma(
     rng: Draws,
     pixels: int = 2,
     theta: float = 1.0,
-    share: float = 0.145,
+    fraction: float = 0.145,
     both: bool = True,
 ) -> Images:
     """Return candidates with few values changed, found along the adversarial saliency map.
@@ -52,7 +52,7 @@ def jsma(
         rng: unused; every attack is called alike.
         pixels: values changed a step, 1 or 2. A colour pixel has three values.
         theta: change of a value a step in image units (x in [0,1]), not 0; 1 jumps to the edge.
-        share: largest share of the values that may change, in (0, 1].
+        fraction: largest fraction of the values that may change, in (0, 1].
         both: each value moves the better way; else up where theta > 0, down where theta < 0.
 
     Returns:
@@ -62,8 +62,8 @@ def jsma(
         SpecError: a parameter is out of range.
 
     Source: Papernot et al., EuroS&P 2016, "The limitations of deep learning in adversarial
-        settings": saliency maps of eq. 8 (up) and 9 (down), pairs of Algorithm 3, share (Upsilon)
-        of 14.5 %, theta of 1.
+        settings": saliency maps of eq. 8 (up) and 9 (down), pairs of Algorithm 3, a fraction
+        (Upsilon) of 14.5 %, theta of 1.
     Forward derivative: of a way's margin m_t (its logit over the truth's), and for "all other
         classes" of the sum over them of their logits over the target's: -m_t for the truth, m_j -
         m_t for each other way. So it asks nothing but margins, does not change when all logits
@@ -72,9 +72,9 @@ def jsma(
         Derivatives are multiplied by the change that the box allows, so that a value near its edge
         does not pass for salient. (3) Both ways at once (`both`). (4) Where no value or pair has
         the signs of the maps, the largest alpha is taken; the paper stops. A value does not turn
-        back. (5) The share bounds the values changed, not the steps.
+        back. (5) The fraction bounds the values changed, not the steps.
     """
-    _check(pixels=pixels, theta=theta, share=share)
+    _check(pixels=pixels, theta=theta, fraction=fraction)
     nearest = Nearest(problem)
     if len(problem) == 0:
         return nearest.best
@@ -87,17 +87,17 @@ def jsma(
         margins = problem.objective.margins(output, problem.y)[rows]
         here = _aim(problem.select(rows), margins, moves)
         alone = bool((margins.isfinite().sum(1) < 2).all())  # beta is -alpha: one gradient less
-        _change(here, nearest, rows, moves=moves, pixels=pixels, share=share, alone=alone)
+        _change(here, nearest, rows, moves=moves, pixels=pixels, fraction=fraction, alone=alone)
     return nearest.best
 
 
-def _check(*, pixels: int, theta: float, share: float) -> None:
+def _check(*, pixels: int, theta: float, fraction: float) -> None:
     if pixels not in (1, 2):
         raise SpecError(f"expected pixels 1 or 2, got {pixels}")
     if not math.isfinite(theta) or theta == 0:
         raise SpecError(f"expected theta != 0, got {theta}")
-    if not 0 < share <= 1:
-        raise SpecError(f"expected share in (0, 1], got {share}")
+    if not 0 < fraction <= 1:
+        raise SpecError(f"expected fraction in (0, 1], got {fraction}")
 
 
 @dataclass(frozen=True)
@@ -177,12 +177,12 @@ def _change(
     *,
     moves: _Moves,
     pixels: int,
-    share: float,
+    fraction: float,
     alone: bool,
 ) -> None:
-    """Run Algorithm 3 on every sample until it succeeds, or its share or its moves are spent."""
+    """Run Algorithm 3 on every sample until it succeeds, or its fraction or its moves are spent."""
     z = here.x
-    limit = math.floor(share * z[0].numel())
+    limit = math.floor(fraction * z[0].numel())
     columns = torch.arange(1 if alone else 2, device=z.device)
     while len(rows):
         slopes = here.jacobian(z, columns.expand(len(rows), -1))

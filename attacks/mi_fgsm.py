@@ -19,9 +19,10 @@ from robustbench_med.types import Images
     summary="BIM along an accumulated gradient, which transfers better to other victims.",
     source="Dong et al., CVPR 2018, algorithm 1",
     version=2,
+    aliases=("mim", "mifgsm"),
     norms=("linf", "l2"),
     schedule="descend",
-    positive=("steps", "reach"),
+    positive=("steps", "total_step"),
     effort=("steps",),
     cost=lambda steps: steps,
 )
@@ -30,7 +31,7 @@ def mi_fgsm(
     *,
     rng: Draws,
     steps: int = 10,
-    reach: float = 1.0,
+    total_step: float = 1.0,
     decay: float = 1.0,
     loss: str = "cross_entropy",
 ) -> Images:
@@ -40,7 +41,8 @@ def mi_fgsm(
         problem: the batch attacked; targeted where its objective is.
         rng: unused; every attack is called alike.
         steps: gradient steps, >= 1.
-        reach: length of all steps together in units of eps, > 0; one step is eps * reach / steps.
+        total_step: length of all steps together in units of eps, > 0; one step is
+            eps * total_step / steps.
         decay: share of the momentum kept from step to step, >= 0; 0 is BIM.
         loss: what is climbed, see `objectives.pixels.with_loss`.
 
@@ -58,7 +60,7 @@ def mi_fgsm(
         the same direction and, at unit norm, the same value; of several findings the nearest is
         climbed (see `objectives.nearest`), as the paper has one label an image.
     """
-    for name, value in {"steps": steps, "reach": reach}.items():
+    for name, value in {"steps": steps, "total_step": total_step}.items():
         if not value > 0:
             raise SpecError(f"expected {name} > 0, got {value}")
     if not decay >= 0:
@@ -71,7 +73,7 @@ def mi_fgsm(
             return search.best
         ball, x = search.active.ball, search.active.x
         momentum = decay * momentum + _unit_l1(ball.mask(g))
-        z = ball.step(z, momentum, x, reach / steps)
+        z = ball.step(z, momentum, x, total_step / steps)
     search.probe(z)
     return search.best
 

@@ -38,7 +38,7 @@ def orthogonal_pgd(
     *,
     rng: Draws,
     steps: int = 40,
-    reach: float = 0.0,
+    total_step: float = 0.0,
     restarts: int = 1,
     random_start: bool = True,
     spare: str = "goal",
@@ -52,7 +52,7 @@ def orthogonal_pgd(
         problem: the batch attacked.
         rng: one stream a sample; each restart forks its own.
         steps: gradient steps a restart, >= 1; two passes each.
-        reach: length of all steps of a restart together in units of eps, >= 0; 0: see `pgd`.
+        total_step: length of all steps of a restart together in units of eps, >= 0; 0: see `pgd`.
         restarts: independent runs, >= 1; only samples still standing are run again.
         random_start: start uniformly in the ball instead of at the clean image.
         spare: what a step must not undo. "goal": steps that calm the detector leave out what moves
@@ -82,12 +82,12 @@ def orthogonal_pgd(
             problem,
             rng=rng,
             steps=steps,
-            reach=reach,
+            total_step=total_step,
             restarts=restarts,
             random_start=random_start,
             loss="selective" if _goal(problem)[1] else "cross_entropy",
         )
-    lengths = step_lengths(steps, reach)
+    lengths = step_lengths(steps, total_step)
     if not restarts > 0:
         raise SpecError(f"expected restarts > 0, got {restarts}")
     search = Search(with_loss(problem, "suspicion"))

@@ -26,9 +26,10 @@ _POSITIONS = ("random", "centre", "corner")
     summary="A square of free values that fools the victim wherever it is pasted.",
     source="Brown et al., 2017, section 2",
     version=2,
+    aliases=("adversarial_patch",),
     norms=("l0",),
     schedule="universal",
-    positive=("epochs", "batch", "reach"),
+    positive=("epochs", "batch", "total_step"),
     effort=("epochs",),
     cost=lambda epochs: epochs,
 )
@@ -38,7 +39,7 @@ def patch(
     rng: Draws,
     epochs: int = 60,
     batch: int = 32,
-    reach: float = 15.0,
+    total_step: float = 15.0,
     momentum: float = 0.9,
     clip: float = 10.0,
     scale: list[float] = [0.8, 1.0],  # noqa: B006 - never changed; a card holds lists
@@ -53,7 +54,7 @@ def patch(
         rng: one stream a training image: order of visits and a new placement at each.
         epochs: visits to every image, >= 1.
         batch: images a step, >= 1.
-        reach: length of all steps together, in units of the range [0,1], > 0.
+        total_step: length of all steps together, in units of the range [0,1], > 0.
         momentum: share of the running gradient that is kept, in [0, 1).
         clip: an image whose goal is reached has no weight while its loss (log-odds) is above this;
             any number, > 0 to be of use.
@@ -75,7 +76,7 @@ def patch(
         and the budget counts values.
     """
     _check(scale, rotation, position)
-    positive(epochs=epochs, batch=batch, reach=reach)
+    positive(epochs=epochs, batch=batch, total_step=total_step)
     below_one(momentum=momentum)
     problem = with_loss(problem, "cross_entropy")
     made = _start(problem, rng, (scale[0], scale[1]), rotation, cast(Position, position))
@@ -91,7 +92,7 @@ def patch(
         return found, verdict
 
     def step(pattern: Pattern, g: Pattern, share: float) -> Pattern:
-        return (pattern + reach * share * g.sign()).clamp_(0, 1)
+        return (pattern + total_step * share * g.sign()).clamp_(0, 1)
 
     pace = Pace(epochs, batch, momentum, clip)
     return replace(made, pattern=climb(problem, made.pattern, pull, step, rng, pace))

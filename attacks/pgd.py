@@ -18,9 +18,10 @@ from robustbench_med.types import Images
     summary="FGSM in small steps from the clean image, projected into the ball after each.",
     source="Kurakin, Goodfellow, Bengio, 2017, section 2.2",
     version=2,
+    aliases=("i_fgsm", "ifgsm", "basic_iterative"),
     norms=("linf", "l2"),
     schedule="descend",
-    positive=("steps", "reach"),
+    positive=("steps", "total_step"),
     effort=("steps",),
     cost=lambda steps: steps,
 )
@@ -29,7 +30,7 @@ def bim(
     *,
     rng: Draws,
     steps: int = 10,
-    reach: float = 1.25,
+    total_step: float = 1.25,
     loss: str = "cross_entropy",
 ) -> Images:
     """Return the best candidates of an iterated FGSM started at the clean image.
@@ -38,7 +39,7 @@ def bim(
         problem: the batch attacked.
         rng: unused; every attack is called alike.
         steps: gradient steps, >= 1.
-        reach: length of all steps together in units of eps, > 0.
+        total_step: length of all steps together in units of eps, > 0.
         loss: what is climbed, see `objectives.pixels.with_loss`.
 
     Returns:
@@ -48,14 +49,14 @@ def bim(
         SpecError: a parameter is not positive, or the loss is not one of the task.
 
     Source: Kurakin, Goodfellow, Bengio, "Adversarial examples in the physical world", 2017, section
-        2.2: steps of 1 grey level, min(eps + 4, 1.25 eps) of them, hence the reach of 1.25.
+        2.2: steps of 1 grey level, min(eps + 4, 1.25 eps) of them, hence `total_step=1.25`.
     Deviations: the number of steps is a parameter, since small medical radii are below one grey
         level; the best iterate is returned, not the last; of several findings the nearest is
         climbed, as in `pgd`.
     """
-    if not reach > 0:
-        raise SpecError(f"expected reach > 0, got {reach}")
-    return pgd(problem, rng=rng, steps=steps, reach=reach, random_start=False, loss=loss)
+    if not total_step > 0:
+        raise SpecError(f"expected total_step > 0, got {total_step}")
+    return pgd(problem, rng=rng, steps=steps, total_step=total_step, random_start=False, loss=loss)
 
 
 @attack(
@@ -63,6 +64,7 @@ def bim(
     summary="Projected gradient ascent from a random start, with restarts.",
     source="Madry et al., ICLR 2018, section 2.1",
     version=2,
+    aliases=("projected_gradient_descent",),
     norms=("linf", "l2"),
     schedule="descend",
     positive=("steps", "restarts"),
@@ -74,7 +76,7 @@ def pgd(
     *,
     rng: Draws,
     steps: int = 40,
-    reach: float = 0.0,
+    total_step: float = 0.0,
     restarts: int = 1,
     random_start: bool = True,
     loss: str = "cross_entropy",
@@ -85,8 +87,9 @@ def pgd(
         problem: the batch attacked; targeted where its objective is.
         rng: one stream a sample; each restart forks its own.
         steps: gradient steps a restart, >= 1.
-        reach: length of all steps of a restart together in units of eps, >= 0, each eps * reach /
-            steps. 0: the steps fall linearly from eps to 0, whatever their number.
+        total_step: length of all steps of a restart together in units of eps, >= 0; each step is
+            eps * total_step / steps. 0: the steps fall linearly from eps to 0, whatever their
+            number.
         restarts: independent runs, >= 1; only samples still standing are run again.
         random_start: start uniformly in the ball instead of at the clean image.
         loss: what is climbed, see `objectives.pixels.with_loss`.
@@ -98,7 +101,7 @@ def pgd(
         SpecError: a parameter is out of range, or the loss is not one of the task.
 
     Source: Madry et al., ICLR 2018, section 2.1, equation of x^{t+1}. Their step, 2.5 eps / 100 in
-        100 steps, is `reach=2.5`.
+        100 steps, is `total_step=2.5`.
     Deviations: by default the steps fall. A drawn start of many pixels lies on the sphere of L2,
         far from where the gradient points, and 2.5 eps of equal steps end before they have turned
         there: even of a linear victim they gain 98.6 % of what the ball holds, and on hardened ones
@@ -107,7 +110,7 @@ def pgd(
         several findings the nearest is climbed (see `objectives.nearest`) with half of the steps,
         and then their sum, as the paper has one label an image.
     """
-    step_lengths(steps, reach)
+    step_lengths(steps, total_step)
     if not restarts > 0:
         raise SpecError(f"expected restarts > 0, got {restarts}")
     climbs = phases(with_loss(problem, loss), steps)
@@ -117,11 +120,11 @@ def pgd(
             break
         search.active = climbed.select(search.rows)
         start = rng.fork("restart", restart) if random_start else None
-        _ascend(search, start, step_lengths(count, reach))
+        _ascend(search, start, step_lengths(count, total_step))
     return search.best
 
 
-def step_lengths(steps: int, reach: float) -> list[float]:
+def step_lengths(steps: int, total_step: float) -> list[float]:
     """Return the length of each step in units of eps.
 
     >>> step_lengths(4, 2.0), step_lengths(4, 0.0)
@@ -129,17 +132,17 @@ def step_lengths(steps: int, reach: float) -> list[float]:
 
     Args:
         steps: how many, >= 1.
-        reach: their sum where all are equal; 0: they fall linearly from 1 to 0.
+        total_step: their sum where all are equal; 0: they fall linearly from 1 to 0.
 
     Raises:
         SpecError: a parameter is out of range.
     """
     if not steps > 0:
         raise SpecError(f"expected steps > 0, got {steps}")
-    if not reach >= 0:
-        raise SpecError(f"expected reach >= 0, got {reach}")
-    if reach:
-        return [reach / steps] * steps
+    if not total_step >= 0:
+        raise SpecError(f"expected total_step >= 0, got {total_step}")
+    if total_step:
+        return [total_step / steps] * steps
     return [1 - i / steps for i in range(steps)]
 
 
@@ -150,12 +153,17 @@ def step_lengths(steps: int, reach: float) -> list[float]:
     version=2,
     norms=("linf", "l2"),
     schedule="ascend",
-    positive=("steps", "reach"),
+    positive=("steps", "total_step"),
     effort=("steps",),
     cost=lambda steps: steps,
 )
 def pgd_last(
-    problem: Problem, *, rng: Draws, steps: int = 10, reach: float = 2.5, random_start: bool = True
+    problem: Problem,
+    *,
+    rng: Draws,
+    steps: int = 10,
+    total_step: float = 2.5,
+    random_start: bool = True,
 ) -> Images:
     """Return the last candidates of projected gradient ascent, after all its steps.
 
@@ -167,7 +175,7 @@ def pgd_last(
             of the nearest.
         rng: one stream a sample.
         steps: gradient steps, >= 1.
-        reach: length of all steps together in units of eps, > 0.
+        total_step: length of all steps together in units of eps, > 0.
         random_start: start uniformly in the ball instead of at the clean image.
 
     Returns:
@@ -178,14 +186,14 @@ def pgd_last(
 
     Source: Madry et al., ICLR 2018, section 2.1, equation of x^{t+1}.
     """
-    for name, value in {"steps": steps, "reach": reach}.items():
+    for name, value in {"steps": steps, "total_step": total_step}.items():
         if not value > 0:
             raise SpecError(f"expected {name} > 0, got {value}")
     problem = with_loss(problem, "cross_entropy")
     z = problem.ball.sample(problem.x, rng) if random_start else problem.x
     for _ in range(steps):
         g, _ = problem.gradient(z)
-        z = problem.ball.step(z, g, problem.x, reach / steps)
+        z = problem.ball.step(z, g, problem.x, total_step / steps)
     return z
 
 

@@ -21,6 +21,7 @@ _SLOTS = ((2.0, 3), (1.5, 3), (1.0, 4))  # radius in units of eps, tenths of the
     summary="APGD in a shrinking ball with three losses of masks; the worst for each image counts.",
     source="Croce, Singh, Hein, ECCV 2024, section 3.6",
     version=1,
+    aliases=("sea",),
     norms=("linf", "l2"),
     tasks=("segmentation",),
     schedule="descend",

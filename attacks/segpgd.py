@@ -25,7 +25,7 @@ from .universal import positive
     norms=("linf", "l2"),
     tasks=("segmentation",),
     schedule="descend",
-    positive=("steps", "reach", "restarts"),
+    positive=("steps", "total_step", "restarts"),
     effort=("steps", "restarts"),
     cost=lambda steps, restarts: steps * restarts,
 )
@@ -34,7 +34,7 @@ def segpgd(
     *,
     rng: Draws,
     steps: int = 40,
-    reach: float = 2.5,
+    total_step: float = 2.5,
     restarts: int = 1,
     random_start: bool = True,
 ) -> Images:
@@ -44,7 +44,7 @@ def segpgd(
         problem: the batch attacked, of masks.
         rng: one stream a sample; each restart forks its own.
         steps: gradient steps a restart, T, >= 1.
-        reach: length of all steps of a restart together in units of eps, > 0.
+        total_step: length of all steps of a restart together in units of eps, > 0.
         restarts: independent runs, >= 1.
         random_start: start uniformly in the ball instead of at the clean image.
 
@@ -58,10 +58,10 @@ def segpgd(
         pixels still right weighs 1 - lambda and that of the wrong ones lambda, with
         lambda = (t - 1) / (2 T), both over the number of all pixels.
     Deviations: only pixels that count are averaged; for a target the pixels as drawn weigh lambda,
-        the others 1 - lambda, and the loss is descended; steps of eps * reach / steps as in `pgd`
-        (theirs: 0.01); the best iterate is returned; a sample that is done stops.
+        the others 1 - lambda, and the loss is descended; steps of eps * total_step / steps as in
+        `pgd` (theirs: 0.01); the best iterate is returned; a sample that is done stops.
     """
-    positive(steps=steps, reach=reach, restarts=restarts)
+    positive(steps=steps, total_step=total_step, restarts=restarts)
     search = Search(on_pixels(problem, weighted))
     for restart in range(restarts):
         if search.finished:
@@ -75,7 +75,7 @@ def segpgd(
             g, z = search.gradient(z)
             if search.finished:
                 return search.best
-            z = search.active.ball.step(z, g, search.active.x, reach / steps)
+            z = search.active.ball.step(z, g, search.active.x, total_step / steps)
         search.probe(z)
     return search.best
 

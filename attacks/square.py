@@ -31,6 +31,7 @@ Frame = tuple[Tensor, ...]  # what the proposals of a norm need of the open prob
     summary="Random search by queries alone: redraws square windows and keeps improvements.",
     source="Andriushchenko, Croce, Flammarion, Hein, ECCV 2020, algorithms 1 to 3",
     version=1,
+    aliases=("square_attack",),
     norms=("linf", "l2"),
     threat="query",
     schedule="descend",

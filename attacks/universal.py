@@ -28,6 +28,7 @@ _TINY = 1e-30
     summary="One perturbation for all images: a sum of minimal steps of images not fooled yet.",
     source="Moosavi-Dezfooli et al., CVPR 2017, algorithm 1",
     version=1,
+    aliases=("universal_perturbation",),
     norms=("linf", "l2"),
     tasks=("single_label", "multi_label"),
     schedule="universal",
@@ -109,7 +110,7 @@ def uap(
     version=2,
     norms=("linf", "l2"),
     schedule="universal",
-    positive=("epochs", "batch", "reach"),
+    positive=("epochs", "batch", "total_step"),
     effort=("epochs",),
     cost=lambda epochs: epochs,
 )
@@ -119,7 +120,7 @@ def uap_gradient(
     rng: Draws,
     epochs: int = 10,
     batch: int = 32,
-    reach: float = 5.0,
+    total_step: float = 5.0,
     momentum: float = 0.9,
     clip: float = 10.0,
     loss: str = "cross_entropy",
@@ -131,7 +132,7 @@ def uap_gradient(
         rng: one stream a training image: the order of visits.
         epochs: visits to every image, >= 1.
         batch: images a step, >= 1.
-        reach: length of all steps together in units of eps, > 0.
+        total_step: length of all steps together in units of eps, > 0.
         momentum: share of the running gradient that is kept, in [0, 1).
         clip: an image whose goal is reached has no weight while its loss (log-odds) is above this;
             any number, > 0 to be of use.
@@ -154,7 +155,7 @@ def uap_gradient(
         done still counts. Gradients that would push a pixel out of [0,1] count as 0. Of several
         findings each image climbs its nearest (see `objectives.nearest`).
     """
-    positive(epochs=epochs, batch=batch, reach=reach)
+    positive(epochs=epochs, batch=batch, total_step=total_step)
     below_one(momentum=momentum)
     problem = with_loss(problem, loss)
     ball = shared(problem.ball)
@@ -165,7 +166,7 @@ def uap_gradient(
         return visited.ball.mask(_inward(g, z)), verdict
 
     def step(v: Pattern, g: Pattern, share: float) -> Pattern:
-        return ball.bound(v[None] + reach * share * ball.full(g[None]))[0]
+        return ball.bound(v[None] + total_step * share * ball.full(g[None]))[0]
 
     start = problem.x.new_zeros(problem.x.shape[1:])
     return Additive(climb(problem, start, pull, step, rng, Pace(epochs, batch, momentum, clip)))

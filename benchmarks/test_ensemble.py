@@ -1,4 +1,4 @@
-"""`worst_case` against the reference AutoAttack at K = 10: seconds and robust accuracy."""
+"""`ensemble` against the reference AutoAttack at K = 10: seconds and robust accuracy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks.ensemble import worst_case
+from attacks.ensemble import ensemble
 from attacks.pgd import pgd
 from benchmarks.conftest import Arena, Plain, draws
 
@@ -26,7 +26,7 @@ def radius(ten_classes: Arena) -> float:
 
 
 def ours(arena: Arena, eps: float) -> Callable[[], Tensor]:
-    return lambda: worst_case(arena.problem(eps), rng=draws(arena))
+    return lambda: ensemble(arena.problem(eps), rng=draws(arena))
 
 
 def autoattack(arena: Arena, eps: float) -> Callable[[], Tensor]:

@@ -20,7 +20,7 @@ SCENARIOS = ("30 % survive", "large radius", "all survive")
 
 def ours(arena: Arena, eps: float, *, guide: bool = False) -> Callable[[], Tensor]:
     problem = arena.problem(eps, guide=guide)
-    return lambda: pgd(problem, rng=draws(arena), steps=STEPS, reach=STEPS * SHARE)
+    return lambda: pgd(problem, rng=draws(arena), steps=STEPS, total_step=STEPS * SHARE)
 
 
 def torchattacks(arena: Arena, eps: float) -> Callable[[], Tensor]:
@@ -97,7 +97,7 @@ def test_ladder(
     ladder = [middle / 4, middle / 2, middle, 2 * middle, 4 * middle][:rungs]
 
     def attack(problem: Problem, rng: Draws) -> Tensor:
-        return pgd(problem, rng=rng, steps=STEPS, reach=STEPS * SHARE)
+        return pgd(problem, rng=rng, steps=STEPS, total_step=STEPS * SHARE)
 
     def walked() -> Tensor:
         descend(arena.problem(middle), attack, draws(arena), ladder, 8)

@@ -23,7 +23,7 @@ from robustbench_med.victim import Victim
 
 EPS, STEPS, SHARE = 4 / 255, 7, 0.25
 RECIPE = Recipe(epochs=1, batch=48, augment=("flip", "shift", "contrast"))
-DEFENSE = f"pgd_at(eps={EPS}, steps={STEPS}, step={SHARE})"
+DEFENSE = f"pgd_at(eps={EPS}, steps={STEPS}, rel_stepsize={SHARE})"
 
 
 @cache

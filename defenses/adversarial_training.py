@@ -32,8 +32,9 @@ Loss = Callable[[Logits, Truth], Tensor]
     summary="Trains on the adversarial examples that PGD finds for each batch.",
     source="Madry et al., ICLR 2018, equation 2.1",
     version=1,
+    aliases=("madry",),
     kind="training",
-    positive=("eps", "steps", "step"),
+    positive=("eps", "steps", "rel_stepsize"),
     training={"attack": "pgd_last"},
 )
 def pgd_at(
@@ -45,7 +46,7 @@ def pgd_at(
     attack: Attack,
     eps: float = 4 / 255,
     steps: int = 7,
-    step: float = 0.25,
+    rel_stepsize: float = 0.25,
     norm: Norm = "linf",
     awp: float = 0.0,
 ) -> Float[Tensor, ""]:
@@ -59,7 +60,7 @@ def pgd_at(
         attack: registry name of the attack that finds the adversarial examples; here its function.
         eps: radius in [0,1] units, > 0.
         steps: gradient steps of the attack, >= 1.
-        step: length of one step in units of eps, > 0.
+        rel_stepsize: length of one step in units of eps, > 0.
         norm: "linf" or "l2".
         awp: size of the adversarial weight perturbation, in [0, 1], see
             `weight_perturbation.perturbed`; 0 = off.
@@ -68,9 +69,16 @@ def pgd_at(
         are taken, on the loss, by every image: an image already misclassified climbs on.
     """
     z = crafted(
-        victim, x, y, lambda o: loss(o, y), attack, Ball(norm, eps), steps=steps, reach=steps * step
+        victim,
+        x,
+        y,
+        lambda o: loss(o, y),
+        attack,
+        Ball(norm, eps),
+        steps=steps,
+        total_step=steps * rel_stepsize,
     )
-    return perturbed(victim, lambda v: loss(v(z).logits, y), _share(awp=awp))
+    return perturbed(victim, lambda v: loss(v(z).logits, y), _unit(awp=awp))
 
 
 @defense(
@@ -78,8 +86,9 @@ def pgd_at(
     summary="Trains on adversarial examples of one long step from a random start.",
     source="Wong, Rice, Kolter, ICLR 2020, algorithm 3",
     version=1,
+    aliases=("fgsm_rs",),
     kind="training",
-    positive=("eps", "step"),
+    positive=("eps", "rel_stepsize"),
     training={"attack": "pgd_last"},
 )
 def fast_at(
@@ -91,7 +100,7 @@ def fast_at(
     attack: Attack,
     eps: float = 4 / 255,
     steps: int = 1,
-    step: float = 1.25,
+    rel_stepsize: float = 1.25,
     norm: Norm = "linf",
     awp: float = 0.0,
 ) -> Float[Tensor, ""]:
@@ -105,7 +114,7 @@ def fast_at(
         attack: registry name of the attack that finds the adversarial examples; here its function.
         eps: radius in [0,1] units, > 0.
         steps: gradient steps of the attack, >= 1.
-        step: length of one step in units of eps, > 0.
+        rel_stepsize: length of one step in units of eps, > 0.
         norm: "linf" or "l2".
         awp: size of the adversarial weight perturbation, in [0, 1], see
             `weight_perturbation.perturbed`; 0 = off.
@@ -114,7 +123,16 @@ def fast_at(
         catastrophic overfitting shows in the robust validation: give the recipe a patience.
     """
     return pgd_at(
-        victim, x, y, loss=loss, attack=attack, eps=eps, steps=steps, step=step, norm=norm, awp=awp
+        victim,
+        x,
+        y,
+        loss=loss,
+        attack=attack,
+        eps=eps,
+        steps=steps,
+        rel_stepsize=rel_stepsize,
+        norm=norm,
+        awp=awp,
     )
 
 
@@ -124,7 +142,7 @@ def fast_at(
     source="Zhang et al., ICML 2019, equation 5",
     version=1,
     kind="training",
-    positive=("eps", "steps", "step", "beta"),
+    positive=("eps", "steps", "rel_stepsize", "beta"),
     training={"attack": "pgd_last"},
 )
 def trades(
@@ -136,7 +154,7 @@ def trades(
     attack: Attack,
     eps: float = 4 / 255,
     steps: int = 10,
-    step: float = 0.25,
+    rel_stepsize: float = 0.25,
     norm: Norm = "linf",
     beta: float = 6.0,
     awp: float = 0.0,
@@ -151,7 +169,7 @@ def trades(
         attack: registry name of the attack that finds the adversarial examples; here its function.
         eps: radius in [0,1] units, > 0.
         steps: gradient steps of the attack, >= 1.
-        step: length of one step in units of eps, > 0.
+        rel_stepsize: length of one step in units of eps, > 0.
         norm: "linf" or "l2".
         beta: weight of the divergence (1 / lambda of the paper), > 0.
         awp: size of the adversarial weight perturbation, in [0, 1], see
@@ -171,14 +189,14 @@ def trades(
         attack,
         Ball(norm, eps),
         steps=steps,
-        reach=steps * step,
+        total_step=steps * rel_stepsize,
     )
 
     def descended(v: Victim) -> Tensor:
         here = v(x).logits
         return loss(here, y) + beta * divergence(here, v(z).logits, y)
 
-    return perturbed(victim, descended, _share(awp=awp))
+    return perturbed(victim, descended, _unit(awp=awp))
 
 
 @defense(
@@ -188,7 +206,7 @@ def trades(
     version=1,
     kind="training",
     tasks=("single_label",),
-    positive=("eps", "steps", "step", "beta"),
+    positive=("eps", "steps", "rel_stepsize", "beta"),
     training={"attack": "pgd_last"},
 )
 def mart(
@@ -200,7 +218,7 @@ def mart(
     attack: Attack,
     eps: float = 4 / 255,
     steps: int = 10,
-    step: float = 0.25,
+    rel_stepsize: float = 0.25,
     norm: Norm = "linf",
     beta: float = 5.0,
     awp: float = 0.0,
@@ -215,7 +233,7 @@ def mart(
         attack: registry name of the attack that finds the adversarial examples; here its function.
         eps: radius in [0,1] units, > 0.
         steps: gradient steps of the attack, >= 1.
-        step: length of one step in units of eps, > 0.
+        rel_stepsize: length of one step in units of eps, > 0.
         norm: "linf" or "l2".
         beta: weight of the divergence (lambda of the paper), > 0.
         awp: size of the adversarial weight perturbation, in [0, 1], see
@@ -226,7 +244,14 @@ def mart(
         recipe; an unlabelled image does not count.
     """
     z = crafted(
-        victim, x, y, lambda o: loss(o, y), attack, Ball(norm, eps), steps=steps, reach=steps * step
+        victim,
+        x,
+        y,
+        lambda o: loss(o, y),
+        attack,
+        Ball(norm, eps),
+        steps=steps,
+        total_step=steps * rel_stepsize,
     )
     labelled = (y >= 0).float()
     truth = y.clamp_min(0)
@@ -236,7 +261,7 @@ def mart(
         each = boost(there, truth) + beta * label_divergence(here, there) * doubt(here, truth)
         return loss(there, y) + (each * labelled).sum() / labelled.sum().clamp_min(1)
 
-    return perturbed(victim, descended, _share(awp=awp))
+    return perturbed(victim, descended, _unit(awp=awp))
 
 
 @defense(
@@ -257,7 +282,7 @@ def universal_at(
     attack: Attack,
     eps: float = 4 / 255,
     norm: Norm = "linf",
-    share: float = 0.5,
+    fraction: float = 0.5,
     awp: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Return the loss on a batch of which a drawn share carries a universal perturbation.
@@ -271,7 +296,7 @@ def universal_at(
             fitted last.
         eps: radius in [0,1] units, > 0.
         norm: "linf" or "l2".
-        share: fraction of the images that carry the perturbation, in [0, 1].
+        fraction: part of the images that carry the perturbation, in [0, 1].
         awp: size of the adversarial weight perturbation, in [0, 1], see
             `weight_perturbation.perturbed`; 0 = off.
         every: epochs from one fit of the perturbation to the next, >= 1; the training loop's.
@@ -282,12 +307,12 @@ def universal_at(
         after every few epochs. Deviation: only the last perturbation fitted is added.
     """
     z = crafted(victim, x, y, lambda o: loss(o, y), attack, Ball(norm, eps))
-    carries = torch.rand(len(x), device=x.device) < _share(share=share)
+    carries = torch.rand(len(x), device=x.device) < _unit(fraction=fraction)
     z = torch.where(carries.view(-1, *[1] * (x.ndim - 1)), z, x)
-    return perturbed(victim, lambda v: loss(v(z).logits, y), _share(awp=awp))
+    return perturbed(victim, lambda v: loss(v(z).logits, y), _unit(awp=awp))
 
 
-def _share(**parameter: float) -> float:
+def _unit(**parameter: float) -> float:
     ((name, value),) = parameter.items()
     if not 0 <= value <= 1:
         raise SpecError(f"expected {name} in [0, 1], got {value}")

@@ -28,6 +28,7 @@ _TOGETHER = 8  # noisy copies of an image drawn at a time; results do not depend
     summary="Logits averaged over Gaussian noise; the vote under that noise can be certified.",
     source="Cohen, Rosenfeld, Kolter, ICML 2019",
     version=1,
+    aliases=("randomised_smoothing", "randomized_smoothing"),
     kind="smoothing",
     tasks=("single_label",),
     positive=("sigma", "draws", "n", "alpha"),

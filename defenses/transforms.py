@@ -146,6 +146,7 @@ def _median(parts: list[Tensor]) -> Tensor:
     summary="The image is denoised by total-variation minimisation.",
     source="Rudin, Osher, Fatemi, Physica D 1992; Guo et al., ICLR 2018, section 4.3",
     version=1,
+    aliases=("tv", "tvm"),
     kind="transform",
     positive=("weight", "steps"),
 )
@@ -213,6 +214,7 @@ def _spread(p: Tensor) -> Images:
     summary="The image is shrunk and padded at random; the logits are averaged over draws.",
     source="Xie et al., ICLR 2018, section 3",
     version=1,
+    aliases=("random_resizing",),
     kind="transform",
     tasks=("single_label", "multi_label"),
     positive=("smallest", "draws"),

@@ -31,6 +31,9 @@ class PluginCard(Card):
     version: int = Field(
         description="protocol version: a change of results raises it, and case ids"
     )
+    aliases: tuple[str, ...] = Field(
+        default=(), exclude=True, description="other names of it in the field; not in records"
+    )
     tasks: tuple[Task, ...] = Field(default=TASKS, description="what it can be run on")
     parameters: dict[str, Any] = Field(default_factory=dict, description="names and defaults")
     positive: tuple[str, ...] = Field(default=(), description="parameters that must be > 0")

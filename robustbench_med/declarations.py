@@ -68,6 +68,7 @@ def attack(
     summary: str = "",
     source: str = "",
     version: int = 1,
+    aliases: tuple[str, ...] = (),
     tasks: tuple[Task, ...] = TASKS,
     threat: Literal["white_box", "query", "control"] = "white_box",
     positive: tuple[str, ...] = (),
@@ -88,6 +89,7 @@ def attack(
         summary: one sentence.
         source: paper, section, equation.
         version: a change of results raises it.
+        aliases: other names of it in the field; a case holds the registry name.
         tasks: what it can be run on.
         threat: what the attacker needs of the victim.
         positive: parameters that must be > 0.
@@ -105,6 +107,7 @@ def defense(
     summary: str = "",
     source: str = "",
     version: int = 1,
+    aliases: tuple[str, ...] = (),
     tasks: tuple[Task, ...] = TASKS,
     positive: tuple[str, ...] = (),
     training: Mapping[str, Any] | None = None,
@@ -117,6 +120,7 @@ def defense(
         summary: one sentence.
         source: paper, section, equation.
         version: a change of results raises it.
+        aliases: other names of it in the field; a case holds the registry name.
         tasks: what it can be used on.
         positive: parameters that must be > 0; the function checks nothing else of them.
         training: parameters of a training defense that the training loop follows, not the function:

@@ -285,7 +285,7 @@ def _success(stored: Stored, eps: float) -> pd.Series[bool]:
 def evaluate(
     model: ModelLike,
     data: DataLike,
-    attacks: str | Sequence[str] = "worst_case",
+    attacks: str | Sequence[str] = "ensemble",
     *,
     eps: Radii | None = None,
     norm: Norm = "linf",

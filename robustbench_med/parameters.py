@@ -8,6 +8,50 @@ from typing import Any
 from robustbench_med.cards import AttackCard, DefenseCard
 from robustbench_med.errors import SpecError
 
+ABSOLUTE = ("step_size", "alpha", "eps_step")  # a step in image units, as papers and peers call it
+RELATIVE = "rel_stepsize"  # a step in units of the radius, as foolbox calls it
+
+
+def with_total_step(
+    card: AttackCard, given: dict[str, Any], radii: tuple[float, ...]
+) -> dict[str, Any]:
+    """Return the parameters given, with the length of a step written as `total_step`.
+
+    A case holds `total_step`, the length of all steps in units of the radius. An absolute step has
+    one such length only where there is one radius.
+
+    Args:
+        card: of the attack.
+        given: parameters of a spec.
+        radii: in image units; more than one, or none where the radius has another unit.
+
+    Raises:
+        SpecError: two lengths are given, an absolute one for several radii, or one that is no
+            positive number.
+
+    >>> from robustbench_med import registry
+    >>> pgd = registry.find("attacks", "pgd")
+    >>> with_total_step(pgd, {"steps": 10, "step_size": 2 / 255}, (8 / 255,))
+    {'steps': 10, 'total_step': 2.5}
+    """
+    stated = [key for key in (*ABSOLUTE, RELATIVE) if key in given and key not in card.parameters]
+    if not stated or not {"steps", "total_step"} <= set(card.parameters):
+        return given
+    (key, *others) = [*stated, *(["total_step"] if "total_step" in given else [])]
+    if others:
+        raise SpecError(f"{card.name}: expected one length of a step, got {key} and {others[0]}")
+    if key != RELATIVE and len(radii) != 1:
+        raise SpecError(
+            f"{card.name}: expected one radius in image units with {key}, the absolute length of a "
+            f"step; use {RELATIVE}, in units of each radius"
+        )
+    value, steps = given[key], given.get("steps", card.parameters["steps"])
+    if not all(_alike(number, 0.0) and number > 0 for number in (value, steps)):
+        raise SpecError(f"{card.name}: expected {key} > 0 and steps > 0, got {value!r}, {steps!r}")
+    total = steps * value / (1 if key == RELATIVE else radii[0])
+    rest = {name: other for name, other in given.items() if name != key}
+    return {**rest, "total_step": float(f"{total:.12g}")}
+
 
 def complete(card: AttackCard | DefenseCard, given: dict[str, Any]) -> dict[str, Any]:
     """Return all parameters of an attack or defense, those given over the defaults.

@@ -106,7 +106,9 @@ def names(kind: Kind) -> list[str]:
 
 
 def find(kind: Kind, name: str) -> Any:  # noqa: ANN401 - the overloads of load say which card
-    """Return the card `name`; `package:Attack` is a peer's attack, its card made now.
+    """Return the card `name`, or that of which it is an alias: `cw` is `carlini_wagner`.
+
+    `package:Attack` is a peer's attack, its card made now.
 
     Raises:
         UnknownNameError: no such name; the message lists the known and the nearest.
@@ -118,9 +120,14 @@ def find(kind: Kind, name: str) -> Any:  # noqa: ANN401 - the overloads of load 
     entry = entry_of(kind, name)
     if entry is not None:
         return entry.card
-    if name not in shipped(kind):
+    cards = shipped(kind)
+    if name in cards:
+        return cards[name]
+    alias = name.lower().replace("-", "_")
+    meant = [card for card in cards.values() if alias in getattr(card, "aliases", ())]
+    if not meant:
         raise UnknownNameError(kind.removesuffix("s"), name, names(kind))
-    return shipped(kind)[name]
+    return meant[0]
 
 
 def entry_of(kind: Kind, name: str) -> Entry | None:

@@ -9,9 +9,11 @@ import sys
 import pytest
 
 from robustbench_med import registry
+from robustbench_med.bench.attack_spec import resolve_attack
+from robustbench_med.bench.suite import Grid
 from robustbench_med.cards import AttackCard, DefenseCard, PluginCard
 from robustbench_med.declarations import attack, declaration_of, passes_of
-from robustbench_med.errors import SpecError
+from robustbench_med.errors import SpecError, UnknownNameError
 
 EVERY = [
     *(("attacks", card) for card in registry.shipped("attacks").values()),
@@ -85,6 +87,77 @@ def test_a_declared_parameter_is_checked_at_the_call() -> None:
     assert card.meanings == {"steps": "how many, >= 1."}
     assert passes_of(toy, {"steps": 7}) == 7
     assert list(inspect.signature(toy).parameters) == ["problem", "rng", "steps"]
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("cw", "carlini_wagner"),
+        ("cw_l2", "carlini_wagner"),
+        ("i_fgsm", "bim"),
+        ("I-FGSM", "bim"),
+        ("autoattack", "ensemble"),
+        ("aa", "ensemble"),
+        ("sea", "segmentation_ensemble"),
+        ("mim", "mi_fgsm"),
+        ("sma", "asma"),
+    ],
+)
+def test_the_names_of_the_field_are_understood(alias: str, name: str) -> None:
+    assert registry.find("attacks", alias).name == name
+
+
+def test_an_alias_is_nobodys_name_and_belongs_to_one() -> None:
+    for kind in ("attacks", "defenses"):
+        cards = registry.shipped(kind)
+        aliases = [alias for card in cards.values() for alias in card.aliases]
+        assert len(set(aliases)) == len(aliases)
+        assert not set(aliases) & set(cards)
+    with pytest.raises(UnknownNameError, match="got 'worst_case'"):
+        registry.find("attacks", "worst_case")
+
+
+@pytest.mark.parametrize(
+    ("text", "total"),
+    [
+        ("pgd(eps=8/255, steps=10, step_size=2/255)", 2.5),
+        ("pgd(eps=8/255, steps=10, alpha=2/255)", 2.5),
+        ("bim(eps=0.1, steps=4, eps_step=0.05)", 2.0),
+        ("pgd(eps=[0.1, 0.2], steps=8, rel_stepsize=0.25)", 2.0),
+        ("mim(eps=0.1, alpha=0.01)", 1.0),
+    ],
+)
+def test_a_step_may_be_given_as_papers_do(text: str, total: float) -> None:
+    parameters = resolve_attack(text, Grid(datasets=["phantom_chest"], attacks=[text])).parameters
+    assert parameters["total_step"] == total
+    assert not {"step_size", "alpha", "eps_step", "rel_stepsize"} & set(parameters)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "pgd(eps=[0.1, 0.2], step_size=0.01)",
+            "pgd: expected one radius in image",
+        ),
+        (
+            "pgd(eps=0.1, step_size=0.01, total_step=2)",
+            "got step_size and total_step",
+        ),
+        ("pgd(eps=0.1, alpha=-0.01)", "expected alpha > 0 and steps > 0, got -0.01, 40"),
+        ("pgd(eps=0.1, alpha='a')", "expected alpha > 0 and steps > 0, got 'a', 40"),
+        ("square(eps=0.1, step_size=0.01)", "square: expected a known parameter"),
+    ],
+)
+def test_a_step_that_has_no_one_length_is_refused(text: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        resolve_attack(text, Grid(datasets=["phantom_chest"], attacks=[text]))
+
+
+def test_of_a_radius_in_other_units_a_step_has_no_absolute_length() -> None:
+    text = "pgd(eps=0.1, step_size=0.01)"
+    with pytest.raises(SpecError, match="expected one radius in image units"):
+        resolve_attack(text, Grid(datasets=["phantom_chest"], attacks=[text], budget="mean_norm"))
 
 
 def test_cards_are_read_without_torch() -> None:

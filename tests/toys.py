@@ -22,7 +22,7 @@ LIGHT: dict[str, dict[str, float]] = {
     "apgd_targeted": {"steps": 20, "targets": 3},
     "square": {"queries": 100},
     "fab": {"steps": 12},
-    "worst_case": {"steps": 10, "queries": 20, "targets": 2},
+    "ensemble": {"steps": 10, "queries": 20, "targets": 2},
     "segpgd": {"steps": 20},
     "cospgd": {"steps": 20},
     "segmentation_ensemble": {"steps": 20},

@@ -14,6 +14,7 @@ from robustbench_med.victim import Victim
     summary="Rejects the images of which the victim is least sure.",
     source="Hendrycks, Gimpel, ICLR 2017, section 2",
     version=1,
+    aliases=("msp", "max_softmax"),
     kind="detector",
     tasks=("single_label", "multi_label"),
     positive=("fpr",),

@@ -27,6 +27,7 @@ _GRID = np.geomspace(0.25, 4.0, 9)  # of bandwidths, in nearest-neighbour distan
     summary="Rejects images whose penultimate features are rare in their predicted class.",
     source="Feinman, Curtin, Shintre, Gardner, 2017, section 4.1",
     version=1,
+    aliases=("kde", "kd"),
     kind="detector",
     tasks=("single_label", "multi_label"),
     positive=("fpr", "fit"),

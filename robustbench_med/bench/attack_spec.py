@@ -13,7 +13,7 @@ from robustbench_med.bench.suite import Grid
 from robustbench_med.cards import AttackCard, DatasetCard, Norm
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives import Objective
-from robustbench_med.parameters import complete
+from robustbench_med.parameters import complete, with_total_step
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Output
@@ -31,7 +31,8 @@ class ResolvedAttack(NamedTuple):
 def resolve_attack(text: str, grid: Grid) -> ResolvedAttack:
     """Return an attack with all its parameters, those of the spec over the defaults.
 
-    `eps` in the spec stands for the radii: one number, or a list of them.
+    `eps` in the spec stands for the radii: one number, or a list of them. The length of a step may
+    be given as papers do, see `with_total_step`.
 
     Raises:
         UnknownNameError: no such attack.
@@ -40,7 +41,8 @@ def resolve_attack(text: str, grid: Grid) -> ResolvedAttack:
     name, given = spec.parse(text)
     card: AttackCard = registry.find("attacks", name)
     ladder = _radii(name, given.pop("eps", None), grid)
-    parameters = complete(card, given)
+    absolute = ladder if grid.budget == "absolute" else ()
+    parameters = complete(card, with_total_step(card, given, absolute))
     if grid.norm not in card.norms:
         raise SpecError(f"{name}: expected norm in {', '.join(card.norms)}, got {grid.norm!r}")
     if grid.surrogates and card.threat != "white_box":

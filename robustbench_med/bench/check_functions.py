@@ -110,7 +110,7 @@ def apgd(found: Evidence) -> Measured | None:
         return None
     if found.graded or found.card.schedule == "distance" or "apgd" in found.card.function:
         return None
-    if found.planned.case.attack.startswith("worst_case"):  # begins with APGD
+    if found.planned.case.attack.startswith("ensemble"):  # begins with APGD
         return None
     return _probe(found, "apgd", {"steps": APGD_STEPS}, each=2 * APGD_STEPS + 4, share=0.3)
 
@@ -245,13 +245,13 @@ def rising(found: Evidence) -> Measured | None:
 
 def _has_steps_of_its_paper(found: Evidence) -> bool:
     """Whether the attack's paper fixes its steps so that they just reach the radius."""
-    usual = float(found.card.parameters.get("reach", torch.inf))
+    usual = float(found.card.parameters.get("total_step", torch.inf))
     return _just_reaches(found) and 0 < usual <= _JUST
 
 
 def _just_reaches(found: Evidence) -> bool:
     """Whether all steps of the attack together are about as long as the radius."""
-    return 0 < float(found.planned.case.parameters.get("reach", torch.inf)) <= _JUST
+    return 0 < float(found.planned.case.parameters.get("total_step", torch.inf)) <= _JUST
 
 
 def gains_nothing(found: Evidence) -> Measured | None:

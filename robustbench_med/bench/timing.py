@@ -35,7 +35,7 @@ _NEEDED = {
     "noise": 0.3,
     "shuffled": 0.3,
     "square": 0.2,
-    "worst_case": 0.06,
+    "ensemble": 0.06,
 }
 
 

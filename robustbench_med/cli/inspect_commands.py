@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -76,6 +77,8 @@ def show(
     kind, card = _card(name)
     rows = _parameters(card) if isinstance(card, PluginCard) else []
     values = {**card.model_dump(mode="json"), "from": _origin(kind, card.name)}
+    if isinstance(card, PluginCard):
+        values["aliases"] = list(card.aliases)
     if as_json:
         print(json.dumps({**values, "parameters": rows} if rows else values, indent=2))
         return
@@ -160,7 +163,7 @@ def _card(name: str) -> tuple[str, Card]:
     for kind in _KINDS[:-1]:
         names = registry.names(kind)  # type: ignore[arg-type]
         known += names
-        if name in names:
+        with contextlib.suppress(UnknownNameError):
             return kind, registry.find(kind, name)  # type: ignore[arg-type]
     suites = _cards("suites")
     if name in suites:

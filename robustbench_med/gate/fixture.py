@@ -106,7 +106,7 @@ class Robustness:
         self,
         model: ModelLike,
         data: DataLike,
-        attacks: str | Sequence[str] = "worst_case",
+        attacks: str | Sequence[str] = "ensemble",
         **settings: Any,  # noqa: ANN401 - those of robustbench_med.evaluate, and accept
     ) -> Measured:
         """Return what a model does under attack; arguments as of `robustbench_med.evaluate`.

@@ -129,7 +129,7 @@ def test_climbs_higher_than_pgd_of_equal_steps(loss: str, norm: Norm) -> None:
     problem = waves(norm, n=24).at(EPS[norm] / 12)
     problem = replace(problem, objective=LossOverride(problem.objective, use_all_steps=True))
     ours = problem.probe(apgd(problem, rng=draws(24), steps=50, loss=loss)).harm
-    theirs = problem.probe(pgd(problem, rng=draws(24), steps=50, reach=2.5)).harm
+    theirs = problem.probe(pgd(problem, rng=draws(24), steps=50, total_step=2.5)).harm
     assert ours.mean() > theirs.mean()
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks import ensemble
+from attacks import ensemble as ensemble_module
 from attacks.apgd import apgd, apgd_targeted
-from attacks.ensemble import worst_case
+from attacks.ensemble import ensemble
 from attacks.square import square
 from robustbench_med.cards import Norm
 from robustbench_med.errors import SpecError
@@ -44,14 +44,14 @@ def waves(norm: Norm, k: int, n: int = 40) -> Problem:
     return problem_of(victim, x, victim(x).logits.argmax(1), eps=RADII[norm], norm=norm)
 
 
-@pytest.mark.parametrize("reach", [1.15, torch.inf])
+@pytest.mark.parametrize("growth", [1.15, torch.inf])
 @pytest.mark.parametrize("k", [2, 3, 10])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_is_at_least_as_strong_as_each_member_on_the_same_draws(
-    norm: Norm, k: int, reach: float
+    norm: Norm, k: int, growth: float
 ) -> None:
     problem = waves(norm, k)
-    ours = problem.probe(worst_case(problem, rng=draws(40), reach=reach, **LIGHT)).is_final
+    ours = problem.probe(ensemble(problem, rng=draws(40), growth=growth, **LIGHT)).is_final
     members = {
         "cross_entropy": partial(apgd, steps=20),
         "dlr": partial(apgd, steps=20, loss="dlr"),
@@ -77,8 +77,8 @@ def test_every_member_sees_only_what_still_stands(monkeypatch: pytest.MonkeyPatc
         return call
 
     for name, attack in (("apgd", apgd), ("apgd_targeted", apgd_targeted), ("square", square)):
-        monkeypatch.setattr(ensemble, name, watched(name, attack))
-    worst_case(problem, rng=draws(40), reach=torch.inf, **LIGHT)
+        monkeypatch.setattr(ensemble_module, name, watched(name, attack))
+    ensemble(problem, rng=draws(40), growth=torch.inf, **LIGHT)
     assert [name for name, _, _ in seen] == 2 * ["apgd", "apgd", "apgd_targeted", "square"]
     for (_, before, fell), (_, after, _) in zip(seen, seen[1:], strict=False):
         assert after <= before - fell  # FAB, between two of them, may break more
@@ -94,11 +94,11 @@ def test_what_is_out_of_reach_costs_a_scout_only() -> None:
     cost = {}
     for share in (0.5, 0.9):
         problem = problem_of(victim, x, y, eps=near * share)
-        assert not problem.probe(worst_case(problem, rng=draws(8), **LIGHT)).is_final.any()
+        assert not problem.probe(ensemble(problem, rng=draws(8), **LIGHT)).is_final.any()
         cost[share] = problem.counter.backward
     assert cost[0.5] < cost[0.9] / 3
     everything = problem_of(victim, x, y, eps=near * 0.5)
-    worst_case(everything, rng=draws(8), reach=torch.inf, **LIGHT)
+    ensemble(everything, rng=draws(8), growth=torch.inf, **LIGHT)
     assert everything.counter.backward == cost[0.9]
 
 
@@ -106,9 +106,9 @@ def test_what_is_out_of_reach_costs_a_scout_only() -> None:
 def test_passes_stay_below_the_card(norm: Norm) -> None:
     from robustbench_med import registry
 
-    card = registry.find("attacks", "worst_case")
+    card = registry.find("attacks", "ensemble")
     problem = waves(norm, 10).at(1e-6)
-    worst_case(problem, rng=draws(40), reach=torch.inf, **LIGHT)
+    ensemble(problem, rng=draws(40), growth=torch.inf, **LIGHT)
     bound = registry.passes(card, {**card.parameters, **LIGHT}) * len(problem)
     assert bound / 2 < problem.counter.forward < bound
     assert problem.counter.backward < bound
@@ -134,7 +134,7 @@ def test_a_victim_without_useful_gradients_falls_to_the_queries() -> None:
     effort = {"steps": 5, "queries": 200}
     alone = problem.probe(square(problem, rng=draws(30).fork("square"), queries=200)).is_final
     blind = problem.probe(apgd(problem, rng=draws(30).fork("cross_entropy"), steps=5)).is_final
-    ours = problem.probe(worst_case(problem, rng=draws(30), **effort)).is_final
+    ours = problem.probe(ensemble(problem, rng=draws(30), **effort)).is_final
     assert alone.sum() > blind.sum() + 5
     assert not (alone & ~ours).any()
 
@@ -152,20 +152,20 @@ def test_runs_where_the_reference_raises(k: int) -> None:
         peer.apgd.n_iter = peer.apgd_targeted.n_iter = 2
         with pytest.raises(IndexError):
             peer.run_standard_evaluation(x, y)
-    z = worst_case(problem_of(victim, x, y, eps=1e-4), rng=draws(4), **LIGHT)
+    z = ensemble(problem_of(victim, x, y, eps=1e-4), rng=draws(4), **LIGHT)
     assert z.shape == x.shape
 
 
 def test_a_sample_wrong_from_the_start_keeps_its_clean_image() -> None:
     problem = waves("linf", 4, n=6)
     wrong = replace(problem, y=(problem.y + 1) % 4, counter=Counter())
-    assert torch.equal(worst_case(wrong, rng=draws(6), **LIGHT), wrong.x)
+    assert torch.equal(ensemble(wrong, rng=draws(6), **LIGHT), wrong.x)
     assert wrong.counter.backward == 0
 
 
 def test_nothing_in_nothing_out() -> None:
     nothing = waves("linf", 3).select(torch.zeros(0, dtype=torch.long))
-    assert len(worst_case(nothing, rng=draws(0), **LIGHT)) == 0
+    assert len(ensemble(nothing, rng=draws(0), **LIGHT)) == 0
 
 
 def test_a_radius_a_sample_and_findings_without_labels() -> None:
@@ -174,11 +174,11 @@ def test_a_radius_a_sample_and_findings_without_labels() -> None:
     y[:3, 1:] = -1
     eps = torch.linspace(0.0, 0.2, 6)
     problem = problem_of(victim, x, y, eps=eps, objective=AnyFinding())
-    z = worst_case(problem, rng=draws(6), **LIGHT)
+    z = ensemble(problem, rng=draws(6), **LIGHT)
     assert torch.isfinite(z).all()
     assert (problem.ball.size(z, x) <= eps + 1e-6).all()
     one = torch.tensor([4])
-    alone = worst_case(problem.select(one).at(float(eps[4])), rng=draws(6).select(one), **LIGHT)
+    alone = ensemble(problem.select(one).at(float(eps[4])), rng=draws(6).select(one), **LIGHT)
     torch.testing.assert_close(z[one], alone, atol=1e-5, rtol=0)
 
 
@@ -188,12 +188,12 @@ def test_a_radius_a_sample_and_findings_without_labels() -> None:
         ({"steps": 0}, "expected steps > 0, got 0"),
         ({"queries": 0}, "expected queries > 0, got 0"),
         ({"targets": -1}, "expected targets > 0, got -1"),
-        ({"reach": 0.5}, "expected reach >= 1, got 0.5"),
+        ({"growth": 0.5}, "expected growth >= 1, got 0.5"),
     ],
 )
 def test_bad_parameters_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        worst_case(waves("linf", 3), rng=draws(40), **wrong)
+        ensemble(waves("linf", 3), rng=draws(40), **wrong)
 
 
 def test_an_ensemble_that_never_ends_runs_its_members_in_full() -> None:
@@ -202,7 +202,7 @@ def test_an_ensemble_that_never_ends_runs_its_members_in_full() -> None:
     x = grey_images(8)
     posed = problem_of(victim, x, victim(x).logits.argmax(1), eps=0.5)
     endless = replace(posed, objective=LossOverride(posed.objective, use_all_steps=True))
-    worst_case(endless, rng=draws(8), steps=10, queries=10, targets=2)
+    ensemble(endless, rng=draws(8), steps=10, queries=10, targets=2)
     scouts = 2 + 2 + 2 * 2  # gradients of the scouts of APGD, its second loss, its two targets
     assert posed.probe(x + 0).is_final.sum() == 0
     assert endless.counter.backward > 8 * 3 * scouts

@@ -150,7 +150,7 @@ def test_steps_are_those_of_the_paper(k: int, monkeypatch: pytest.MonkeyPatch) -
         seen.append(z.detach().clone())
         return victim(z)
 
-    jsma(replace(problem, judge=watched), rng=draws(1), both=False, share=0.3)
+    jsma(replace(problem, judge=watched), rng=draws(1), both=False, fraction=0.3)
     expected = literal(victim, x, y, target, 5)
     after_five = [z for z in seen if int((z != x).sum()) == 10]
     assert len(after_five) == 1
@@ -181,7 +181,9 @@ def test_the_share_bounds_what_changes(pixels: int, theta: float) -> None:
             sizes.append(problem.ball.size(z.detach(), problem.x))
         return problem.judge(z)
 
-    z = jsma(replace(problem, judge=watched), rng=draws(24), pixels=pixels, theta=theta, share=0.04)
+    z = jsma(
+        replace(problem, judge=watched), rng=draws(24), pixels=pixels, theta=theta, fraction=0.04
+    )
     assert torch.stack(sizes).max() <= 2  # 4 % of 64
     size = problem.ball.size(z, problem.x)
     assert ((size > 0) == problem.probe(z).is_final).all()
@@ -190,21 +192,21 @@ def test_the_share_bounds_what_changes(pixels: int, theta: float) -> None:
 
 def test_one_sign_moves_one_way_only() -> None:
     problem = posed()
-    up = jsma(problem, rng=draws(24), both=False, share=0.3)
-    down = jsma(problem, rng=draws(24), both=False, theta=-1.0, share=0.3)
+    up = jsma(problem, rng=draws(24), both=False, fraction=0.3)
+    down = jsma(problem, rng=draws(24), both=False, theta=-1.0, fraction=0.3)
     assert (up >= problem.x).all()
     assert (down <= problem.x).all()
     assert (up > problem.x).any()
     assert (down < problem.x).any()
     assert set((up - problem.x)[up != problem.x].sign().tolist()) == {1.0}
-    either = jsma(problem, rng=draws(24), share=0.3) - problem.x
+    either = jsma(problem, rng=draws(24), fraction=0.3) - problem.x
     assert (either > 0).any()
     assert (either < 0).any()
 
 
 def test_a_small_theta_takes_small_steps() -> None:
     problem = posed()
-    z = jsma(problem, rng=draws(24), theta=0.1, share=0.3)
+    z = jsma(problem, rng=draws(24), theta=0.1, fraction=0.3)
     moved = (z - problem.x).abs()[z != problem.x]
     assert problem.probe(z).is_final.float().mean() > 0.9
     inside = moved[(moved - 0.1 * (moved / 0.1).round()).abs() < 1e-5]
@@ -219,7 +221,7 @@ def test_the_way_of_fewest_values_is_taken() -> None:
     problem = problem_of(
         victim, torch.zeros(1, 1, 4, 4), torch.tensor([0]), eps=torch.inf, norm="l0"
     )
-    z = jsma(problem, rng=draws(1), pixels=1, share=1.0)
+    z = jsma(problem, rng=draws(1), pixels=1, fraction=1.0)
     assert problem.ball.size(z, problem.x).item() == 1
     assert victim(z).logits.argmax().item() == 2
 
@@ -230,7 +232,7 @@ def test_only_what_may_change_does(pixels: int) -> None:
     region = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
     region[..., :5] = True
     ball = Ball("l0", torch.inf, region=region)
-    z = jsma(replace(problem, ball=ball), rng=draws(24), pixels=pixels, share=0.5)
+    z = jsma(replace(problem, ball=ball), rng=draws(24), pixels=pixels, fraction=0.5)
     assert torch.equal(z[..., 5:], problem.x[..., 5:])
     assert problem.probe(z).is_final.float().mean() > 0.9
 
@@ -249,8 +251,8 @@ def test_samples_done_at_the_clean_image_and_an_empty_batch() -> None:
     [
         ({"pixels": 3}, "expected pixels 1 or 2, got 3"),
         ({"theta": 0.0}, "expected theta != 0, got 0.0"),
-        ({"share": 0.0}, r"expected share in \(0, 1\], got 0.0"),
-        ({"share": 1.5}, r"expected share in \(0, 1\], got 1.5"),
+        ({"fraction": 0.0}, r"expected fraction in \(0, 1\], got 0.0"),
+        ({"fraction": 1.5}, r"expected fraction in \(0, 1\], got 1.5"),
     ],
 )
 def test_bad_parameters_are_refused(wrong: dict[str, Any], text: str) -> None:
@@ -304,7 +306,7 @@ torch.set_num_threads(1)
 victim = small_victim(3, channels=3, side=224)
 x = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 problem = problem_of(victim, x, victim(x).logits.argmax(1), eps=torch.inf, norm="l0")
-jsma(problem, rng=draws(1), share=1e-4)
+jsma(problem, rng=draws(1), fraction=1e-4)
 assert problem.counter.backward > 10
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """

@@ -50,9 +50,9 @@ def test_takes_the_steps_of_the_paper(norm: Norm, eps: float) -> None:
 
 def test_without_decay_it_is_bim() -> None:
     problem = without_early_stop("linf")
-    still = mi_fgsm(problem, rng=draws(5), decay=0.0, reach=1.25)
+    still = mi_fgsm(problem, rng=draws(5), decay=0.0, total_step=1.25)
     assert torch.equal(still, bim(problem, rng=draws(5)))
-    assert not torch.equal(still, mi_fgsm(problem, rng=draws(5), reach=1.25))
+    assert not torch.equal(still, mi_fgsm(problem, rng=draws(5), total_step=1.25))
 
 
 def test_what_may_not_change_adds_nothing_to_the_momentum() -> None:
@@ -90,7 +90,7 @@ def test_a_radius_a_sample() -> None:
     ("wrong", "message"),
     [
         ({"steps": 0}, "expected steps > 0, got 0"),
-        ({"reach": -1.0}, "expected reach > 0, got -1.0"),
+        ({"total_step": -1.0}, "expected total_step > 0, got -1.0"),
         ({"decay": -0.5}, "expected decay >= 0, got -0.5"),
     ],
 )

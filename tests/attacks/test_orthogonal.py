@@ -140,7 +140,7 @@ def test_a_goal_with_all_steps_is_still_past_a_detector() -> None:
     assert problem.probe(z).is_final.float().mean() > 0.9
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"restarts": -1}, {"reach": -0.1}])
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"restarts": -1}, {"total_step": -0.1}])
 def test_bad_parameters_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(SpecError, match=f"expected {next(iter(wrong))} >=? 0, got"):
         orthogonal_pgd(guarded(overlap=0.5), rng=draws(N), **wrong)  # type: ignore[arg-type]

@@ -300,7 +300,7 @@ def test_the_ensemble_shrinks_its_ball_and_spends_what_it_says() -> None:
     ("attack", "wrong"),
     [
         (segpgd, {"steps": 0}),
-        (segpgd, {"reach": 0.0}),
+        (segpgd, {"total_step": 0.0}),
         (cospgd, {"restarts": 0}),
         (dag, {"gamma": 0.0}),
         (dag, {"steps": 0}),

@@ -246,20 +246,20 @@ def test_restarts_only_help_and_use_other_draws() -> None:
 
 def test_bim_is_pgd_from_the_clean_image() -> None:
     problem = pose(3)
-    a = bim(problem, rng=draws(len(problem)), steps=4, reach=1.25)
-    b = pgd(problem, rng=draws(9, seed=3), steps=4, reach=1.25, random_start=False)
+    a = bim(problem, rng=draws(len(problem)), steps=4, total_step=1.25)
+    b = pgd(problem, rng=draws(9, seed=3), steps=4, total_step=1.25, random_start=False)
     assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"restarts": -1}, {"reach": -0.1}])
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"restarts": -1}, {"total_step": -0.1}])
 def test_bad_parameters_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match=f"expected {next(iter(wrong))} >=? 0, got"):
         pgd(pose(2), rng=draws(N), **wrong)
 
 
 def test_bim_keeps_the_step_of_its_paper() -> None:
-    with pytest.raises(SpecError, match="expected reach > 0, got 0"):
-        bim(pose(2), rng=draws(N), reach=0.0)
+    with pytest.raises(SpecError, match="expected total_step > 0, got 0"):
+        bim(pose(2), rng=draws(N), total_step=0.0)
 
 
 def test_falling_steps_turn_a_drawn_start_where_equal_ones_do_not() -> None:
@@ -271,7 +271,7 @@ def test_falling_steps_turn_a_drawn_start_where_equal_ones_do_not() -> None:
     problem = problem_of(victim, x, y, eps=1.005 * nearest, norm="l2")
     for steps in (10, 40):
         assert problem.probe(pgd(problem, rng=draws(12), steps=steps)).is_final.all()
-    equal = pgd(problem, rng=draws(12), reach=2.5)
+    equal = pgd(problem, rng=draws(12), total_step=2.5)
     assert not problem.probe(equal).is_final.any()
 
 

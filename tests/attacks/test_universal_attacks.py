@@ -149,7 +149,7 @@ def test_the_region_of_each_image_is_honoured() -> None:
         ("uap", {"epochs": 0}, "expected epochs > 0, got 0"),
         ("uap", {"delta": 1.0}, r"expected delta in \[0, 1\), got 1.0"),
         ("uap", {"overshoot": -0.1}, "expected overshoot >= 0, got -0.1"),
-        ("uap_gradient", {"reach": 0.0}, "expected reach > 0, got 0.0"),
+        ("uap_gradient", {"total_step": 0.0}, "expected total_step > 0, got 0.0"),
         ("uap_gradient", {"momentum": 1.0}, r"expected momentum in \[0, 1\), got 1.0"),
     ],
 )

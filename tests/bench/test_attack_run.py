@@ -65,7 +65,7 @@ def scored(ready: AttackSetup, attack: str = "pgd", **fields: Any) -> tuple[Atta
 def test_verdicts_depend_on_neither_batch_nor_order(attack: str) -> None:
     ready = ready_for(generic_victim(3))
     # steps too few to reach every boundary: here the random start decides some verdicts
-    given = {"parameters": {"steps": 3, "reach": 1.0}} if attack == "pgd" else {}
+    given = {"parameters": {"steps": 3, "total_step": 1.0}} if attack == "pgd" else {}
     planned = planned_of(ready.data, attack, ladder=(0.02, 0.04, 0.08, 0.16), **given)
     expected = verdicts(run_attack(planned, ready), ready)
     assert 0.1 < np.mean(list(expected.values())) < 0.9
@@ -81,7 +81,7 @@ def test_verdicts_depend_on_neither_batch_nor_order(attack: str) -> None:
 
 def test_the_seed_reaches_the_attack() -> None:
     ready = ready_for(generic_victim(3))
-    given = {"steps": 1, "reach": 0.1}
+    given = {"steps": 1, "total_step": 0.1}
     a, b = (
         run_attack(planned_of(ready.data, seed=seed, parameters=given), ready).rungs["answer"]
         for seed in (0, 1)

@@ -214,8 +214,8 @@ def test_who_knows_the_detector_goes_on_where_it_lets_him_pass() -> None:
     """The search that stops ends at the threshold, which 95 % of clean images lie below."""
     planned, ready, blind = walked("oblivious")
     # equal steps: one of the whole radius jumps far beyond the threshold by itself
-    _, _, knowing = walked("adaptive", loss="selective", reach=2.5)
-    stopped = pgd(knowing.problem.bind(), rng=knowing.rng, loss="selective", reach=2.5)
+    _, _, knowing = walked("adaptive", loss="selective", total_step=2.5)
+    stopped = pgd(knowing.problem.bind(), rng=knowing.rng, loss="selective", total_step=2.5)
     calm = knowing.problem.outputs(stopped).suspicion
     assert calm is not None
     assert knowing.rungs["suspicion"].mean() < calm.mean() - 0.1

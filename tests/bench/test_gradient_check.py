@@ -83,7 +83,7 @@ def record_of(
     ready = AttackSetup(batch, victim, MODEL, data, clean, probabilities=False)
     values = {
         "ladder": (0.02,),
-        "parameters": {"steps": 8, "reach": 2.5} if attack == "pgd" else {},
+        "parameters": {"steps": 8, "total_step": 2.5} if attack == "pgd" else {},
     } | fields
     return execute(planned_of(data, attack, **values), lambda: ready, command="", examples=0).record
 
@@ -126,9 +126,9 @@ def test_a_lie_is_flagged_and_the_score_is_that_of_the_honest_network(
     assert "the module's own forward operations" in told
 
 
-@pytest.mark.parametrize("attack", ["fgsm", "deepfool", "apgd", "worst_case", "carlini_wagner"])
+@pytest.mark.parametrize("attack", ["fgsm", "deepfool", "apgd", "ensemble", "carlini_wagner"])
 def test_every_attack_by_gradients_is_checked(attack: str) -> None:
-    small = {"worst_case": {"steps": 5, "queries": 20}, "apgd": {"steps": 8}}
+    small = {"ensemble": {"steps": 5, "queries": 20}, "apgd": {"steps": 8}}
     given = small.get(attack, {})
     norm = "l2" if attack == "carlini_wagner" else "linf"
     fields: dict[str, Any] = {

@@ -272,7 +272,7 @@ def test_ladders_that_are_wrong(ladder: tuple[float, ...], message: str) -> None
         ({"attacks": ["fgsm(steps=3)"]}, SpecError, r"\(loss\), got 'steps'"),
         ({"attacks": ["pgd(steps='a')"]}, SpecError, "expected steps to be of type int, got 'a'"),
         ({"attacks": ["pgd(steps=2.5)"]}, SpecError, "of type int, got 2.5"),
-        ({"attacks": ["pgd(reach=True)"]}, SpecError, "of type float, got True"),
+        ({"attacks": ["pgd(total_step=True)"]}, SpecError, "of type float, got True"),
         ({"attacks": ["pgd(random_start=1)"]}, SpecError, "of type bool, got 1"),
         ({"attacks": ["pgd("]}, SpecError, "balanced brackets"),
         ({"attacks": ["pgd(steps=open)"]}, SpecError, "literal"),
@@ -293,8 +293,8 @@ def test_what_is_wrong_is_told_before_anything_runs(
 
 
 def test_a_whole_number_will_do_for_a_float() -> None:
-    planned, _ = plan(suite_of(attacks=["pgd(reach=3)"], victims=["chest_resnet"]))
-    assert planned[0].case.parameters["reach"] == 3
+    planned, _ = plan(suite_of(attacks=["pgd(total_step=3)"], victims=["chest_resnet"]))
+    assert planned[0].case.parameters["total_step"] == 3
 
 
 def test_defaults_are_written_out_and_versions_named() -> None:

@@ -84,8 +84,8 @@ def test_classes_have_no_nearest_finding() -> None:
 # --- steps that do not suit the model -------------------------------------------------------------
 
 RADII: dict[str, tuple[float, ...]] = {"l2": (0.2, 0.4, 0.6), "linf": (0.03, 0.06, 0.1)}
-WRONG = [{"reach": 0.1}, {"reach": 0.5}, {"reach": 0.5, "random_start": False}]
-RIGHT: list[dict[str, Any]] = [{}, {"reach": 2.5}, {"reach": 2.5, "restarts": 2}]
+WRONG = [{"total_step": 0.1}, {"total_step": 0.5}, {"total_step": 0.5, "random_start": False}]
+RIGHT: list[dict[str, Any]] = [{}, {"total_step": 2.5}, {"total_step": 2.5, "restarts": 2}]
 
 
 @pytest.mark.parametrize("norm", RADII)
@@ -107,9 +107,9 @@ def test_steps_that_arrive_are_not(norm: str, given: dict[str, Any]) -> None:
     assert raised(record) == set()
 
 
-@pytest.mark.parametrize("attack", ["apgd", "worst_case", "deepfool", "fgsm"])
+@pytest.mark.parametrize("attack", ["apgd", "ensemble", "deepfool", "fgsm"])
 def test_attacks_without_such_steps_are_not_asked(attack: str) -> None:
-    given = {"steps": 5, "queries": 20} if attack == "worst_case" else {}
+    given = {"steps": 5, "queries": 20} if attack == "ensemble" else {}
     record = record_of(trained(Honest), attack, ladder=(0.06,), parameters=given)
     assert check_of(record, "apgd_beats_attack") is None
 

@@ -128,7 +128,7 @@ def test_fast_at_takes_one_long_step_from_a_random_start() -> None:
     victim, x, y, loss = posed("single_label")
     seen = Recorder()
     fast_at(victim, x, y, loss=loss, attack=seen)
-    assert seen.effort == {"steps": 1, "reach": 1.25}
+    assert seen.effort == {"steps": 1, "total_step": 1.25}
     first = seen.found[0]
     fast_at(victim, x, y, loss=loss, attack=seen)
     assert not torch.equal(first, seen.found[1])  # the start is drawn anew
@@ -266,9 +266,9 @@ def test_a_universal_perturbation_is_carried_by_the_share() -> None:
     delta = torch.full((1, 1, 10, 10), 0.3)
     here, there = (num(loss(victim(one).logits, y)) for one in (x, x + delta))
     options: dict[str, Any] = {"loss": loss, "attack": shifted(delta)}
-    assert num(universal_at(victim, x, y, share=0.0, **options)) == pytest.approx(here)
-    assert num(universal_at(victim, x, y, share=1.0, **options)) == pytest.approx(there)
-    half = num(universal_at(victim, x, y, share=0.5, **options))
+    assert num(universal_at(victim, x, y, fraction=0.0, **options)) == pytest.approx(here)
+    assert num(universal_at(victim, x, y, fraction=1.0, **options)) == pytest.approx(there)
+    half = num(universal_at(victim, x, y, fraction=0.5, **options))
     assert min(here, there) < half < max(here, there)
 
 
@@ -320,8 +320,8 @@ def test_a_share_out_of_its_range(wrong: dict[str, float]) -> None:
     victim, x, y, loss = posed("single_label")
     with pytest.raises(SpecError, match=r"expected awp in \[0, 1\], got"):
         pgd_at(victim, x, y, loss=loss, attack=pgd_last, **wrong)  # type: ignore[arg-type]
-    with pytest.raises(SpecError, match=r"expected share in \[0, 1\], got 1.5"):
-        universal_at(victim, x, y, loss=loss, attack=shifted(x[:1] * 0), share=1.5)
+    with pytest.raises(SpecError, match=r"expected fraction in \[0, 1\], got 1.5"):
+        universal_at(victim, x, y, loss=loss, attack=shifted(x[:1] * 0), fraction=1.5)
 
 
 # --- what it is for ------------------------------------------------------------------------------

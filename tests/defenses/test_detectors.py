@@ -500,7 +500,7 @@ def test_who_knows_the_detector_gets_past_it(
     rng = draws(len(problem))
     with frozen(victim.module):
         # small steps end just beyond the boundary, where a detector of confidence sees them
-        blind = pgd(problem, rng=rng, reach=2.5)
+        blind = pgd(problem, rng=rng, total_step=2.5)
         scores = [suspicion(found.judge, x).double().numpy() for x in (clean, blind)]
         assert detection(*scores)["auroc"].value > SEPARATES.get(name, 0.85)
         adaptive = replace(

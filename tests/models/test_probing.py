@@ -388,7 +388,7 @@ def test_modules_of_every_kind(make: Callable[[], nn.Module], exact: float) -> N
         "square(queries=20)",
         "deepfool",
         "fmn(steps=5)",
-        "worst_case",
+        "ensemble",
     ],
 )
 def test_a_module_in_double_precision_meets_every_kind_of_attack(attack: str) -> None:

@@ -21,15 +21,15 @@ QUICK = {
     "chest_resnet deepfool": "692f47af013cc6ce",
 }
 SLOW = {
-    "chest_resnet pgd": "7e3f8c1029fcfe4b",
+    "chest_resnet pgd": "e6db2a1b553db7fb",
     "chest_vit deepfool": "24e9b10d219cb3e6",
-    "chest_findings_resnet pgd": "12ff69c095cd4675",
+    "chest_findings_resnet pgd": "f9893a489a421639",
     "fundus_densenet square": "479b42841233affa",
-    "fundus_resnet uap_gradient": "637798da13899f95",
-    "dermoscopy_inception mi_fgsm from dermoscopy_resnet": "5878597a512b41e1",
-    "brain_unet segpgd": "31a8f2e26d325a73",
+    "fundus_resnet uap_gradient": "9dc7322a6e0f3b69",
+    "dermoscopy_inception mi_fgsm from dermoscopy_resnet": "7a96164980ec1afb",
+    "brain_unet segpgd": "d91ffe0cdab1599c",
     "organs_unet apgd": "365ff9834135c42a",
-    "volume_unet segpgd": "ae07f486cd7e5771",
+    "volume_unet segpgd": "5fda3c150960c7ce",
 }
 
 

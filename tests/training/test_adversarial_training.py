@@ -158,7 +158,7 @@ def test_it_starts_from_the_weights_of_a_shipped_victim() -> None:
 
 
 REFUSED = {
-    "pgd_at(reach=2)": r"pgd_at: expected a known parameter \(eps, .*\), got 'reach'",
+    "pgd_at(total_step=2)": r"pgd_at: expected a known parameter \(eps, .*\), got 'total_step'",
     "pgd_at(steps=2.5)": "pgd_at: expected steps to be of type int, got 2.5",
     "pgd_at(eps=1e999)": "pgd_at: expected a finite eps, got inf",
     "pgd_at(eps=2)": r"expected eps <= 1 .*, got 2: 2 grey levels are 2/255",
