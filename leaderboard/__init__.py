@@ -18,22 +18,26 @@ from .boards.ranking import make_boards
 from .exports import csv_text
 from .page import write_page
 from .report import read_criteria, unjudged, write_report, write_reports
+from .start_page import SuiteEntry, suite_entry, write_start_page
 from .tables import terminal_tables, write_tables
 
 __all__ = [
     "Board",
     "Row",
+    "SuiteEntry",
     "make_boards",
     "publish",
     "publish_boards",
     "read_criteria",
     "show",
     "show_boards",
+    "suite_entry",
     "terminal_tables",
     "unjudged",
     "write_page",
     "write_report",
     "write_reports",
+    "write_start_page",
     "write_tables",
 ]
 

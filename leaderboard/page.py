@@ -6,6 +6,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -20,8 +21,10 @@ from .boards.board import Board, Row
 from .boards.breakdown import by_class, by_patient
 from .boards.charts import colour, shape
 from .boards.defenses import change, counted, defense_words
+from .card_sheets import KINDS, anchor, sheets
 from .cite import bibtex
 from .exports import csv_text, packed_csv, page_json
+from .headline import headline_of
 from .page_context import choices, origin, views
 from .rows import Column, place
 from .tables import argmax_words, beyond_words
@@ -41,6 +44,7 @@ from .wording.records import (
     spread_words,
     versus_words,
 )
+from .wording.score import Score
 from .wording.text import FAILURES_MEAN
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -61,32 +65,18 @@ def render(
 
     `csv` is that of `exports.csv_text`, where the caller has it.
     """
-    style, script = (
-        (TEMPLATES / file).read_text(encoding="utf-8") for file in ("style.css", "script.js")
-    )
-    start = "document.documentElement.classList.add('js')"
-    policy = "; ".join(
-        [
-            "default-src 'none'",
-            "img-src data:",
-            f"style-src {policy_hash(style)}",
-            f"script-src {policy_hash(start)} {policy_hash(script)}",
-            "base-uri 'none'",
-            "form-action 'none'",
-        ]
-    )
     return (
         environment()
         .get_template("page.html.j2")
         .render(
             title=text.plain(title) or "Leaderboard",
             suite=text.plain(suite),
-            policy=policy,
-            start=Markup(start),  # noqa: S704 - our own files, hashed in the policy
-            style=Markup(style),  # noqa: S704
-            script=Markup(script),  # noqa: S704
+            **page_parts(),
             failures=failures,
             means=FAILURES_MEAN,
+            headline=headline_of(made),
+            card_kinds=KINDS,
+            sheets=sheets(made),
             groups=views(made),
             origin=(source := origin(made)),
             choices=choices(made),
@@ -95,6 +85,28 @@ def render(
             bibtex=bibtex(made, versions=source["versions"]),
         )
     )
+
+
+def page_parts() -> dict[str, str]:
+    """Return the style and scripts of a page, with the policy that allows these and no others."""
+    style, script = (
+        (TEMPLATES / file).read_text(encoding="utf-8") for file in ("style.css", "script.js")
+    )
+    start = "document.documentElement.classList.add('js')"
+    policy = [
+        "default-src 'none'",
+        "img-src data:",
+        f"style-src {policy_hash(style)}",
+        f"script-src {policy_hash(start)} {policy_hash(script)}",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    return {
+        "policy": "; ".join(policy),
+        "start": Markup(start),  # noqa: S704 - our own files, hashed in the policy
+        "style": Markup(style),  # noqa: S704
+        "script": Markup(script),  # noqa: S704
+    }
 
 
 def environment() -> Environment:
@@ -108,6 +120,7 @@ def environment() -> Environment:
     )
     made.globals.update(
         argmax_words=argmax_words,
+        attack_anchor=partial(anchor, "attack"),
         attacker_words=attacker_words,
         audit_words=audit_words,
         budget_words=budget_words,
@@ -127,6 +140,7 @@ def environment() -> Environment:
         ladder_words=ladder_words,
         metric_notes=metric_notes,
         metric_rows=metric_rows,
+        model_anchor=partial(anchor, "model"),
         parameter_words=parameter_words,
         place=place,
         region_colour=palette.colour,
@@ -140,12 +154,15 @@ def environment() -> Environment:
         heat=heat,
         https=text.https,
         interval=text.interval,
+        measured=text.measured,
         number=text.number,
         packed=packed,
         packed_column=packed_column,
         percent_of=lambda share: f"{100 * share:.2f}",
         plain=text.plain,
         radius=text.radius,
+        sign=text.sign,
+        with_unit=with_unit,
         scale=lambda kind: f"{text.SCALE[kind][0]:g}",
     )
     return made
@@ -170,6 +187,12 @@ def packed(estimates: tuple[Estimate, ...], kind: str = "percent") -> str:
         ",".join(text.number(v, kind) if math.isfinite(v) else "" for v in row) for row in rows
     )
     return ";".join(written)
+
+
+def with_unit(written: str, value: float | str | None, score: Score) -> str:
+    """Return a written number of a board's score with its unit; a text or a dash as it is."""
+    unit = text.sign(score.kind, score.short) if isinstance(value, float) else ""
+    return f"{written}\N{NO-BREAK SPACE}{unit}" if unit else written
 
 
 def packed_column(column: Column, row: Row, rungs: int) -> str:

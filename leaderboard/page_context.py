@@ -22,6 +22,7 @@ from .boards.defenses import defense_names, prices
 from .boards.detectors import RULE, detectors, has_detectors
 from .boards.transfer import matrices
 from .gallery import PAGE_BYTES, gallery, regions_shown, shown
+from .headline import radius_words, verdict
 from .rows import board_columns
 from .tables import facts, patients, radii_words
 from .wording import text
@@ -100,16 +101,19 @@ def _view(board: Board, ident: str, share: int) -> dict[str, Any]:
     rows, pictures = drawn(board), gallery(board, budget=share)
     columns = board_columns(board)
     price, costs = prices(board), compute(board)
-    best = next((row for row in board.rows if row.standing == "ranked"), None)
+    attacks = [column for column in columns if column.role == "attack"]
+    as_bars = len(board.rows) == 1 and len(attacks) > 1
     return {
         "board": board,
         "columns": {column.key: column for column in columns},
-        "attacks": [column for column in columns if column.role == "attack"],
+        "attacks": [] if as_bars else attacks,
+        "bars_of": attacks if as_bars else [],
         "id": ident,
         "ids": _row_ids(board, ident),
         "task": TASKS[board.dataset.task],
-        "best": best,
-        "lead": lead_words(board, best),
+        "radius": radius_words(board),
+        "verdict": verdict(board),
+        "attack_names": _attack_names(board),
         "about": _about(board),
         "facts": _facts(board),
         "summary": facts(board),
@@ -154,21 +158,10 @@ def _row_ids(board: Board, ident: str) -> dict[Row, str]:
     return found
 
 
-def lead_words(board: Board, best: Row | None) -> str:
-    """Return how sure it is that the best row is the best: alone, tied, or the only one ranked."""
-    ranked = [row for row in board.rows if row.standing == "ranked"]
-    if best is None:
-        return "controls rank nobody" if board.control else "no row is ranked"
-    if len(ranked) == 1:
-        return "the only one ranked"
-    tied = best.sharing[board.headline] - 1  # a shared place, see ties
-    if not tied:
-        return "ahead of the other" + ("" if len(ranked) == 2 else f" {len(ranked) - 1}")
-    return (
-        f"in one place with {tied} of {len(ranked) - 1} others"
-        if len(ranked) > 2
-        else "in one place with the other"
-    )
+def _attack_names(board: Board) -> dict[str, str]:
+    """Return the registry name of the attack of each column."""
+    runs = {column: run for row in board.rows for column, run in row.runs.items()}
+    return {column: run.record.attack_card.name for column, run in runs.items()}
 
 
 def _about(board: Board) -> list[tuple[str, str]]:
@@ -220,19 +213,24 @@ def origin(made: list[Board]) -> dict[str, Any]:
         "counted": ", or ".join(score.counted for score in scores),
         "least": ", or ".join(score.least for score in scores),
         "names": " or ".join(score.name for score in scores),
-        "scope": ", ".join(
-            f"{count} {word}{'' if count == 1 else 's'}"
-            for word, count in {
-                "victim": len({r.key[:3] for r in rows}),
-                "dataset": len({board.dataset.name for board in made}),
-                "attack": len({record.case.attack for record in records}),
-                "case": len(records),
-            }.items()
-        ),
-        "date": text.plain(max((p.started for p in sources), default="")[:10]),
         "versions": sorted({text.plain(p.version) for p in sources}),
         "torch": sorted({text.plain(p.torch) for p in sources}),
         "commits": sorted({commit_words(p) for p in sources if p.git_commit}),
         "rule": RULE if any(map(has_detectors, made)) else "",
-        "synthetic": any(board.dataset.synthetic for board in made),
+        "synthetic": _synthetic(made),
+        "sizes": _sizes(rows),
     }
+
+
+def _synthetic(made: list[Board]) -> str:
+    """Return whether "all" datasets are phantoms, "some", or none (empty)."""
+    phantoms = {board.dataset.synthetic for board in made}
+    return "all" if phantoms == {True} else "some" if True in phantoms else ""
+
+
+def _sizes(rows: list[Row]) -> str:
+    """Return how many images a row has: "32", or "32 to 90"."""
+    sizes = sorted({row.images for row in rows if row.images})
+    return (
+        " to ".join(dict.fromkeys(f"{size:,}" for size in (sizes[0], sizes[-1]))) if sizes else ""
+    )

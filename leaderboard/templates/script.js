@@ -28,10 +28,11 @@
     show();
   }
 
-  function showRung(table, rung, label, full) {
-    all(table, "td.worst, td.rung").forEach((cell) => {
+  function showRung(section, table, rung, label) {
+    const full = Number(section.dataset.scale), unit = section.dataset.unit;
+    all(section, "td.worst, td.rung").forEach((cell) => {
       const [value, low, high] = estimate(cell, rung);
-      cell.querySelector(".v").textContent = value || DASH;
+      cell.querySelector(".v").textContent = value ? value + (unit && `\u00a0${unit}`) : DASH;
       cell.querySelector(".ci").textContent = bounds(low, high);
       const fill = cell.querySelector(".fill"), span = cell.querySelector(".span");
       if (!fill || !value) return;
@@ -44,18 +45,18 @@
       const place = cell.dataset.ranks.split(",")[rung];
       if (place !== undefined) cell.textContent = place ? place + (cell.dataset.sharing.split(",")[rung] > 1 ? "=" : "") : DASH;
     });
-    table.querySelector(".eps").textContent = label;
+    all(section, ".ranking .eps, .attacks .eps").forEach((eps) => { eps.textContent = label; });
   }
 
   // a matrix follows the radius of its board, colours too
   function showTransfer(figure, rung, label) {
     all(figure, ".cell").forEach((cell) => {
       const [value, low, high] = estimate(cell, rung);
-      const told = bounds(low, high);
+      const interval = bounds(low, high);
       cell.querySelector(".v").textContent = value || DASH;
-      cell.querySelector(".ci").textContent = told;
+      cell.querySelector(".ci").textContent = interval;
       cell.title = cell.title.replace(/^95 % interval [^,]*, /, "");
-      if (told) cell.title = `95 % interval ${told}, ${cell.title}`;
+      if (interval) cell.title = `95 % interval ${interval}, ${cell.title}`;
       cell.className = cell.className.replace(/\bheat\d+/, "");
       if (value) cell.classList.add(`heat${Math.floor(value / 10 + 0.5)}`);
     });
@@ -147,11 +148,22 @@
     }));
   }
 
-  // a link to a row opens it, whatever the filters hide
+  // a phone shows a board once it is asked for; elsewhere the button and the class do nothing
+  function unfold(section, open = true) {
+    const button = section.querySelector(".unfold");
+    section.classList.toggle("shown", open);
+    button.setAttribute("aria-expanded", String(open));
+    button.textContent = open ? "Hide the board" : "Show the board";
+  }
+
+  // a link to a row or a card opens it, whatever the filters hide
   function follow(clear) {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (!target) return;
     if (target.closest(".filtered")) clear();
+    if (target.matches("details")) target.open = true;
+    const section = target.closest(".board");
+    if (section) unfold(section);
     const button = target.matches("tbody") && target.querySelector(".open");
     if (button && button.getAttribute("aria-expanded") === "false") button.click();
     target.scrollIntoView();
@@ -211,7 +223,7 @@
     let column = "worst", up = false;
     const rung = () => Number(section.querySelector(".radius :checked").value);
     all(section, ".radius input").forEach((input) => input.addEventListener("change", () => {
-      showRung(table, rung(), input.dataset.label, Number(section.dataset.scale));
+      showRung(section, table, rung(), input.dataset.label);
       all(section, ".transfer").forEach((figure) => showTransfer(figure, rung(), input.dataset.label));
       sort(column, up, rung());
     }));
@@ -225,6 +237,7 @@
     all(section, ".columns input").forEach((box) => box.addEventListener("change", () => {
       all(table, `[data-col="${box.value}"]`).forEach((cell) => { cell.hidden = !box.checked; });
     }));
+    section.querySelector(".unfold").addEventListener("click", () => unfold(section, !section.classList.contains("shown")));
     drills(table);
     highlight(section, table);
     // browsers keep the choice of a reloaded page: show what the control says
@@ -233,8 +246,9 @@
   }
 
   // a menu closes when one leaves it or presses Escape
-  const closeMenus = (event) => all(document, ".columns[open]").forEach((menu) => {
-    if (event.key === "Escape" || (event.type === "click" && !menu.contains(event.target))) menu.open = false;
+  const closeMenus = (event) => all(document, ".columns[open], .jump[open]").forEach((menu) => {
+    const away = event.type === "click" && (!menu.contains(event.target) || event.target.closest("a"));
+    if (event.key === "Escape" || away) menu.open = false;
   });
   document.addEventListener("click", closeMenus);
   document.addEventListener("keydown", closeMenus);
@@ -245,6 +259,9 @@
   downloads();
   const clear = filters();
   addEventListener("hashchange", () => follow(clear));
+  document.addEventListener("click", ({ target }) => { // a second click on the same link opens it again
+    if (target.closest("a")?.getAttribute("href") === location.hash) follow(clear);
+  });
   follow(clear);
   document.addEventListener("click", async ({ target }) => {
     const button = target.closest(".copy");

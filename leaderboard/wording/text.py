@@ -50,6 +50,8 @@ SCALE = {
     "count": (1.0, 0),
 }
 
+UNITS = {"percent": "%", "grey": "/255", "count": ""}  # kind of a value -> sign beside a number
+
 
 def number(value: float, kind: str = "percent") -> str:
     """Return `value` written as `kind` (a key of SCALE); a dash where it is undefined.
@@ -61,6 +63,22 @@ def number(value: float, kind: str = "percent") -> str:
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     return DASH if math.isnan(value) else f"{value * factor:.{digits}f}"
+
+
+def measured(value: float, kind: str, short: str = "") -> str:
+    r"""Return `value` with its unit: what `short` calls the score, or a percent sign.
+
+    >>> measured(0.875, "percent"), measured(0.5, "unit", "Dice"), measured(float("nan"), "unit")
+    ('87.5\xa0%', '0.500\xa0Dice', '–')
+    """
+    unit = sign(kind, short) if math.isfinite(value) else ""
+    return f"{number(value, kind)}\N{NO-BREAK SPACE}{unit}" if unit else number(value, kind)
+
+
+def sign(kind: str, short: str = "") -> str:
+    """Return what stands behind a number of a kind: "%", or `short`, the name of the score."""
+    unit = UNITS.get(kind, short)
+    return f"({unit})" if unit[:1].isdigit() else unit
 
 
 def interval(estimate: Estimate, kind: str = "percent") -> str:

@@ -21,12 +21,14 @@ class Published(NamedTuple):
         boards: of the leaderboard.
         cases: ids of the readable records.
         damaged: a line on each record that cannot be read.
+        not_scored: how many cases have no usable record; the page names them.
     """
 
     page: Path | None
     boards: list[Any]
     cases: set[str]
     damaged: list[str]
+    not_scored: int = 0
 
 
 def publish(
@@ -63,7 +65,7 @@ def publish(
         )
     except OSError as error:
         raise ResultsError(f"expected to write into {folder}, got: {error.strerror}") from None
-    return Published(page, made, finished, [one.line for one in damaged])
+    return Published(page, made, finished, [one.line for one in damaged], len(missing))
 
 
 def _without_record(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from robustbench_med.bench.failure import Failure
+    from robustbench_med.bench.publish import Published
     from robustbench_med.bench.resolved_case import ResolvedCase
     from robustbench_med.bench.suite import Suite
     from robustbench_med.bench.timing import Seconds
@@ -103,8 +104,8 @@ def run(
         jobs=jobs,
     )
     failures = [*refused, *failed]
-    unreadable = _publish(folder, chosen.title, console, planned=chosen_cases, failures=failures)
-    _not_scored(failures + unreadable, console)
+    result = _publish(folder, chosen.title, console, planned=chosen_cases, failures=failures)
+    _not_scored(failures + _unreadable(result), console)
 
 
 def plan_command(
@@ -189,19 +190,56 @@ def leaderboard(
         Path, typer.Argument(help="Folder of records: one suite's, or one that holds several.")
     ] = LOCAL,
 ) -> None:
-    """Write the tables and the page of the records in a folder, beside them."""
+    """Write the tables and the page of the records in a folder, beside them.
+
+    Of a folder that holds several suites, also `index.html`, which leads to the page of each.
+    """
     from rich.console import Console
 
-    from robustbench_med.bench import store
+    from robustbench_med import registry
     from robustbench_med.bench.suite import title_of
 
     console = Console()
-    folders = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
-    folders = [one for one in folders if store.holds_records(one)]
-    if not folders:
-        raise ResultsError(f"expected records below {folder}, got none: run a suite first")
-    unreadable = [line for one in folders for line in _publish(one, title_of(one), console)]
+    suites = _suite_folders(folder, console)
+    published = {suite: _publish(suite, title_of(suite), console) for suite in suites}
+    if suites != [folder]:
+        pages: Any = registry.module("leaderboard")
+        entries = [
+            pages.suite_entry(
+                result.boards, suite, title=title_of(suite), not_scored=result.not_scored
+            )
+            for suite, result in published.items()
+        ]
+        line = f"\nstart page: {pages.write_start_page(entries, folder)}"
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    unreadable = [failure for result in published.values() for failure in _unreadable(result)]
     _not_scored(unreadable, console)
+
+
+def _suite_folders(folder: Path, console: Console) -> list[Path]:
+    """Return the folders of records: `folder` itself, or those it holds; print what is left out.
+
+    Raises:
+        ResultsError: there are none.
+    """
+    from robustbench_med.bench import store
+
+    if not folder.is_dir():
+        raise ResultsError(f"expected a folder of records, got {folder}: there is no such folder")
+    if store.is_loose(folder):
+        raise ResultsError(
+            f"expected the folder of a suite, got that of one case: give {folder.resolve().parent}"
+        )
+    inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    suites = [path for path in (folder, *inside) if store.holds_records(path)]
+    if not suites:
+        raise ResultsError(f"expected records below {folder}, got none: run a suite first")
+    if folder not in suites:
+        for path in inside:
+            if path not in suites and not path.name.startswith("."):
+                line = f"left out: {path} holds no records of its own"
+                console.print(line, highlight=False, soft_wrap=True, markup=False)
+    return suites
 
 
 def _plan(
@@ -245,8 +283,8 @@ def _publish(
     *,
     planned: list[ResolvedCase] | None = None,
     failures: list[Failure] | None = None,
-) -> list[Failure]:
-    """Write the boards of all records in `folder`, then print them; return what is unreadable.
+) -> Published:
+    """Write the boards of all records in `folder`, then print them; return what was written.
 
     The page, CSV and Markdown are written first, so that they do not depend on what can be printed.
 
@@ -258,12 +296,11 @@ def _publish(
         failures: of the run; the page names them.
     """
     from robustbench_med import registry
-    from robustbench_med.bench.failure import Failure
     from robustbench_med.bench.publish import publish
 
     found = publish(folder, title, planned=planned, failures=failures or [])
     if found.page is None:
-        return []
+        return found
     pages: Any = registry.module("leaderboard")
     own = None if planned is None else {one.case.id for one in planned}
     left = pages.show_boards(found.boards, console, only=own)
@@ -278,7 +315,14 @@ def _publish(
         )
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
-    return [Failure(label="record", reason=line) for line in found.damaged]
+    return found
+
+
+def _unreadable(published: Published) -> list[Failure]:
+    """Return the records of a folder that cannot be read."""
+    from robustbench_med.bench.failure import Failure
+
+    return [Failure(label="record", reason=line) for line in published.damaged]
 
 
 def _count(n: int, word: str) -> str:

@@ -117,7 +117,10 @@ QUICK = ("run", "quick", "--attack", "fgsm", "--eps", "2/255", "--results", "r")
         (("run", "medmnist", "--data", "gone"), ("--data to be a folder", "nothing there")),
         (("show", "chest_resnt"), ("did you mean 'chest_resnet'",)),
         (("train", "chest_resnt"), ("did you mean 'chest_resnet'",)),
-        (("leaderboard", "gone"), ("expected records below gone, got none: run a suite first",)),
+        (
+            ("leaderboard", "gone"),
+            ("expected a folder of records, got gone: there is no such folder",),
+        ),
     ],
 )
 def test_a_mistake_costs_one_line(

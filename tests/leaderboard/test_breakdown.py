@@ -15,7 +15,7 @@ from leaderboard.boards.breakdown import by_class, by_patient
 from leaderboard.boards.charts import compute
 from leaderboard.cite import bibtex
 from leaderboard.exports import page_json
-from leaderboard.page_context import lead_words
+from leaderboard.headline import verdict
 from leaderboard.wording.records import versus_words
 from robustbench_med.bench.record import Cost, Stored
 from robustbench_med.stats.intervals import wilson
@@ -90,12 +90,11 @@ def test_a_row_says_whom_it_beats(make_stored: Maker) -> None:
         f"not told apart from {second.title} (p = 0.5)",
     ]
     assert versus_words(last, board.headline)[0].startswith("significantly worse than ResNet")
-    assert lead_words(board, best) == "in one place with 1 of 2 others"
+    assert verdict(board).startswith(f"{best.title} and {second.title} share the first place")
     two = only([make_stored(strong), make_stored(weak, victim=VICTIMS[1])])
-    assert lead_words(two, two.rows[0]) == "ahead of the other"
-    alone = only([make_stored(strong)])
-    assert lead_words(alone, alone.rows[0]) == "the only one ranked"
-    assert lead_words(alone, None) == "no row is ranked"
+    assert verdict(two).endswith("is more robust than the other model (paired test).")
+    assert verdict(only([make_stored(strong)])) == ""
+    assert "does not withstand" in verdict(only([make_stored([1] * 40)]))
 
 
 def test_cost_is_that_of_the_attack_which_all_rows_have(make_stored: Maker) -> None:

@@ -72,6 +72,7 @@ def test_the_keyboard_alone_sorts_opens_and_closes(field_page: Page) -> None:
     assert first.get_attribute("aria-expanded") == "true"
     panel = board.locator(f"[id='{first.get_attribute('aria-controls')}']")
     assert panel.is_visible()
+    field_page.keyboard.press("Tab")  # the name, which leads to the model's card
     field_page.keyboard.press("Tab")
     assert field_page.evaluate("document.activeElement.closest('.drill') !== null")
     first.focus()

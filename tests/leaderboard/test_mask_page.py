@@ -51,36 +51,6 @@ def head(page: str, ident: str) -> str:
     return page[page.rindex('<div class="dataset">', 0, end) : end]
 
 
-def test_the_page_says_dice_where_masks_are_and_accuracy_elsewhere(mask_page: str) -> None:
-    brain = section(mask_page, "phantom-brain-linf-white-box-untargeted")
-    fundus = section(mask_page, "phantom-fundus-linf-white-box-untargeted")
-    for words in (
-        "Worst-case Dice",
-        "Clean Dice",
-        "Dice from 0 to 1, mean over regions and images, small numbers",
-        "the most probable class of every pixel",
-    ):
-        assert words in brain
-    for words in (
-        "MRI, 64×64, 4 channels: T1, T1ce, T2, FLAIR",
-        "whole tumour, tumour core, enhancing tumour",
-        "not known: distances are in pixels",
-    ):
-        assert words in head(mask_page, "phantom-brain-linf-white-box-untargeted")
-    assert not re.search(r"(?<!Pixel )accuracy", brain, flags=re.IGNORECASE)
-    assert "Accuracy in %, small numbers" in fundus
-    assert "Dice" not in fundus
-    assert ">nan<" not in mask_page.lower()
-    lead = re.sub(r"\s+", " ", mask_page[mask_page.index("How to read a board") :][:800])
-    assert (
-        "Every number is the share of images a model still classifies correctly, or the mean Dice "
-        "of what a segmenter still draws after an attacker" in lead
-    )
-    assert "accuracy or Dice under attack is an upper bound" in re.sub(
-        "Accuracy", "accuracy", mask_page
-    )
-
-
 def test_classification_boards_are_the_same_beside_masks(
     mask_page: str, suite: Path, make_stored: Maker
 ) -> None:

@@ -53,10 +53,3 @@ def test_a_page_that_lacks_nothing_says_nothing(make_stored: Maker, tmp_path: Pa
     page = leaderboard.publish([make_stored([6])], tmp_path, title="t").read_text(encoding="utf-8")
     assert 'id="lost"' not in page
     assert "not scored" not in (tmp_path / "leaderboard.md").read_text(encoding="utf-8").lower()
-
-
-def test_sharing_a_place_is_told_as_it_is_done(make_stored: Maker, tmp_path: Path) -> None:
-    page = leaderboard.publish([make_stored([6])], tmp_path, title="t").read_text(encoding="utf-8")
-    words = " ".join(page.partition('id="read"')[2].partition("</ol>")[0].split())
-    assert "until every row above beats every row below in a paired test" in words
-    assert "unless a paired test" not in words

@@ -143,25 +143,6 @@ def test_ids_are_unique_and_references_resolve(page: str) -> None:
             assert clip[1] in ids
 
 
-def test_the_page_says_what_a_reader_must_know(plain_page: str) -> None:
-    for words in (
-        "Chest X-ray (synthetic phantom)",
-        "images treated as independent",
-        "30 patients",
-        "{0.5, 1, 2, 4, 8}/255",
-        "12 of 90 images gave NaN logits",
-        "the gradient of 41 % of images is exactly zero",
-        "not run: PGD-40",
-        "within budget for every image",
-        "python -m robustbench_med run quick --only resnet_narrow,pgd",
-        "not a clinical claim",
-        "robustbench_med 0.1.0",
-    ):
-        assert words in plain_page
-    assert ">nan<" not in plain_page.lower()
-    assert 'aria-sort="descending"' in plain_page
-
-
 def test_no_records_still_make_a_page(tmp_path: Path) -> None:
     path = leaderboard.publish([], tmp_path, title="")
     assert "No records yet" in path.read_text(encoding="utf-8")
