@@ -12,26 +12,18 @@ from torch import Tensor
 
 from robustbench_med.bench.attack_run import AttackRun
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.detector_metrics import score_detector
 from robustbench_med.bench.measurements import Measurements
 from robustbench_med.bench.outcomes import OutputScores, evaluate_outputs
 from robustbench_med.bench.record import Audit, Certificate, Rung
 from robustbench_med.bench.resolved_case import ResolvedCase
+from robustbench_med.bench.sample_metrics import VISIBILITY, score_attack, score_detector
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.models.operating_point import probability
-from robustbench_med.stats import UNDEFINED, Estimate, intervals
+from robustbench_med.stats import Estimate, intervals
 from robustbench_med.stats.patients import resamples
 
 TOLERANCE = 1e-6  # of a radius in [0,1] units: float32 rounding of x + delta near 1 is 6e-8
-_VISIBLE = {  # and the bounds of each
-    "ssim": (-1.0, 1.0),
-    "psnr": (0.0, np.inf),
-    "l2": (0.0, np.inf),
-    "linf": (0.0, np.inf),
-}
-
-
-_REJECTED_OR_NOT = ("attack_success", *_VISIBLE)
+_REJECTED_OR_NOT = ("attack_success", *VISIBILITY)
 _CERTIFIED = 16  # radii of the curve above 0, evenly spread up to the largest certified
 
 
@@ -78,7 +70,7 @@ def score_run(planned: ResolvedCase, ready: AttackSetup, run: AttackRun) -> Scor
                 table,
                 ready.suspicion.double().cpu().numpy(),
                 told.wrong,
-                rest=ready.rest,
+                unattacked=ready.unattacked,
                 nearest=run.minimal and case.knowledge == "adaptive",
                 seed=case.seed,
             )
@@ -141,7 +133,7 @@ def _table(
             **told.columns,
             "attacked": run.aimed.cpu().numpy(),
             "broken": _spread(columns, "broken", attacked, False),
-            **{name: _spread(columns, name, attacked, np.nan) for name in _VISIBLE},
+            **{name: _spread(columns, name, attacked, np.nan) for name in VISIBILITY},
             **_guarded(ready, run, columns, told),
         }
     )
@@ -175,40 +167,6 @@ def _spread(
     if columns is not None:
         spread[rows] = columns[name].cpu().numpy()
     return spread
-
-
-def score_attack(
-    table: pd.DataFrame,
-    clusters: NDArray[np.character] | None,
-    weights: NDArray[np.float64],
-) -> dict[str, Estimate]:
-    """Return the share of attacked images that broke, and how visible that was."""
-    attacked, broken = table["attacked"].to_numpy(), table["broken"].to_numpy()
-    owners = None if clusters is None else clusters[attacked]
-    metrics = {"attack_success": intervals.cluster_mean(broken[attacked].astype(float), owners)}
-    for (
-        name,
-        bounds,
-    ) in _VISIBLE.items():  # of the images that broke: what a person would have had to notice
-        values = np.where(broken, table[name].to_numpy(dtype=float), np.nan)
-        metrics[name] = _mean(values, weights, bounds)
-    return metrics
-
-
-def _mean(
-    values: NDArray[np.float64], weights: NDArray[np.float64], bounds: tuple[float, float]
-) -> Estimate:
-    """Return the mean over the images where `values` is finite, with its bootstrap interval."""
-    kept = np.isfinite(values)
-    if not kept.any():
-        return UNDEFINED
-    return intervals.bootstrap(
-        float(values[kept].mean()),
-        lambda w: (w[:, kept] @ values[kept]) / w[:, kept].sum(1),
-        weights,
-        among=kept,
-        bounds=bounds,
-    )
 
 
 def _audit(case: Case, ready: AttackSetup, run: AttackRun) -> Audit:

@@ -14,8 +14,8 @@ from torch import Tensor
 from robustbench_med.bench.batch_check import depends_on_batch
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.defense_spec import apply_defense, at
-from robustbench_med.bench.detector_metrics import Rest
 from robustbench_med.bench.resolved_case import ResolvedCase
+from robustbench_med.bench.sample_metrics import UnattackedImages
 from robustbench_med.bench.transfer import Surrogate
 from robustbench_med.cards import ModelCard
 from robustbench_med.datasets.dataset import Dataset
@@ -28,7 +28,7 @@ from robustbench_med.rng import Draws, seeded
 from robustbench_med.types import Batch, Images
 from robustbench_med.victim import Victim, frozen, looks_like_probabilities
 
-_RESTING = 512  # clean images that are not attacked and a detector is tried on, at most
+_UNATTACKED = 512  # clean images that are not attacked and a detector is tried on, at most
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class AttackSetup:
         guide: the differentiable view of a defended victim; None = the victim itself.
         bare: the victim without its defense, at its operating point.
         suspicion: `(n,)` of the clean images, where a detector guards the victim.
-        rest: the other clean images of the split, where a detector guards the victim.
+        unattacked: the other clean images of the split, where a detector guards the victim.
         certified: what the defense proves of the clean images, where it can.
         slower: time of a forward pass with the defense over one without.
         undecided: classes or findings that validation could choose no threshold of.
@@ -71,7 +71,7 @@ class AttackSetup:
     guide: Victim | None = None
     bare: Victim | None = None
     suspicion: Float[Tensor, " n"] | None = None
-    rest: Rest | None = None
+    unattacked: UnattackedImages | None = None
     certified: Certified | None = None
     slower: float | None = None
     undecided: tuple[str, ...] = ()
@@ -128,7 +128,7 @@ def _prepared(victim: Victim, planned: ResolvedCase, batch: Batch, card: ModelCa
         (clean, suspicion), (again, _) = (_answers(victim, batch.x) for _ in range(2))
         masks = data.card.task == "segmentation"
         shown = victim.logits(batch.x[: victim.chunk]) if masks else clean
-        rest = None if suspicion is None else _rest(victim, case, data, batch)
+        unattacked = None if suspicion is None else _unattacked(victim, case, data, batch)
         certified = None
         if defended.certify is not None:
             draws = Draws.of(case.seed, map(str, batch.ids), device=device).fork("certify")
@@ -148,7 +148,7 @@ def _prepared(victim: Victim, planned: ResolvedCase, batch: Batch, card: ModelCa
         guide=defended.guide,
         bare=bare,
         suspicion=suspicion,
-        rest=rest,
+        unattacked=unattacked,
         certified=certified,
         slower=slower,
         undecided=undecided(data.batch("val").y, data.card)
@@ -213,9 +213,9 @@ def _answers(victim: Victim, x: Images) -> tuple[Tensor, Tensor | None]:
     return answer, torch.cat(suspicion) if suspicion else None
 
 
-def _rest(victim: Victim, case: Case, data: Dataset, batch: Batch) -> Rest | None:
+def _unattacked(victim: Victim, case: Case, data: Dataset, batch: Batch) -> UnattackedImages | None:
     """Return what a detector says of clean images of the split that are not attacked."""
-    every = data.batch(case.split, n=len(batch) + _RESTING, seed=case.seed)
+    every = data.batch(case.split, n=len(batch) + _UNATTACKED, seed=case.seed)
     rows = (~np.isin(every.ids, batch.ids)).nonzero()[0]
     if len(rows) == 0:
         return None
@@ -223,7 +223,7 @@ def _rest(victim: Victim, case: Case, data: Dataset, batch: Batch) -> Rest | Non
     if suspicion is None:
         raise RuntimeError("expected a guarded victim")
     patients = None if every.patients is None else every.patients[rows]
-    return Rest(suspicion.double().cpu().numpy(), patients)
+    return UnattackedImages(suspicion.double().cpu().numpy(), patients)
 
 
 def _slower(victim: Victim, bare: Victim, x: Images) -> float:

@@ -16,9 +16,9 @@ from robustbench_med.ball import Ball
 from robustbench_med.bench import attack_run, scoring
 from robustbench_med.bench.check_context import Evidence, Watch
 from robustbench_med.bench.defense_spec import resolve_defense
-from robustbench_med.bench.detector_metrics import Rest
 from robustbench_med.bench.plan import plan
 from robustbench_med.bench.resolved_case import ResolvedCase
+from robustbench_med.bench.sample_metrics import UnattackedImages
 from robustbench_med.bench.setup import AttackSetup, attacker_view, prepare_setup
 from robustbench_med.bench.suite import Suite, find_suite
 from robustbench_med.bench.transfer import Surrogate, crafting_key
@@ -241,15 +241,15 @@ def test_an_image_that_is_rejected_is_no_success_passed_over() -> None:
 
 def test_clean_images_that_nobody_attacked_are_told_from_all_that_were() -> None:
     planned, ready, run = walked("oblivious")
-    rest = Rest(np.linspace(-1, -0.5, 120), None)
+    rest = UnattackedImages(np.linspace(-1, -0.5, 120), None)
     halves = scoring.score_run(planned, ready, run).rungs[1].metrics
-    whole = scoring.score_run(planned, replace(ready, rest=rest), run).rungs[1].metrics
+    whole = scoring.score_run(planned, replace(ready, unattacked=rest), run).rungs[1].metrics
     assert whole["positives"].value == 20
     assert halves["positives"].value < 20
     assert np.isnan(halves["tpr_at_1"].value)
     assert whole["tpr_at_1"].value == 1
     assert whole["false_alarms"].value == pytest.approx(1000 * 4 / 144)
-    few = replace(ready, rest=Rest(rest.suspicion[:10], None))
+    few = replace(ready, unattacked=UnattackedImages(rest.suspicion[:10], None))
     assert scoring.score_run(planned, few, run).rungs[1].metrics["positives"] == halves["positives"]
 
 

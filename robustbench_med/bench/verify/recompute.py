@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustbench_med.bench.record import Record, Stored
-from robustbench_med.bench.scoring import score_attack
+from robustbench_med.bench.sample_metrics import score_attack
 from robustbench_med.bench.verify.consistency import patients_of_rows
 from robustbench_med.metrics.classification import Predictions, flips, score
 from robustbench_med.metrics.segmentation import score_masks
