@@ -1,4 +1,4 @@
-"""The command line. Heavy libraries are imported by the commands that need them."""
+"""The command line. Each command imports the heavy libraries that it needs."""
 
 from __future__ import annotations
 
@@ -38,16 +38,17 @@ for commands in (
     train_command,
 ):
     commands.register(app)
-for info in app.registered_commands:  # whole sentences, where click would cut them at its width
+# Whole sentences: click would cut them at its width.
+for info in app.registered_commands:
     if info.callback is not None and info.callback.__doc__:
         info.short_help = info.callback.__doc__.splitlines()[0]
 
 
-def _print_version(wanted: bool) -> bool:
-    if wanted:
+def _print_version(requested: bool) -> bool:
+    if requested:
         typer.echo(f"robustbench_med {__version__}")
         raise typer.Exit
-    return wanted
+    return requested
 
 
 @app.callback()
@@ -59,14 +60,14 @@ def options(
         ),
     ] = False,
 ) -> None:
-    """Take the options that belong to no command."""
+    """Define the options that come before a command."""
 
 
 INTERRUPTED = 130  # typer's answer to Ctrl-C
 
 
 def main() -> None:
-    """Run the command line; a person's mistake costs one line and exit code 2."""
+    """Run the command line. A user's mistake prints one line and ends with exit code 2."""
     before = stopping.listen()
     try:
         with lasting_streams():
@@ -83,17 +84,17 @@ def _run() -> None:
         raise SystemExit(2) from None
     except stopping.Stopped as stopped:
         stopping.kill_children()
-        stopping.say()
+        stopping.print_stopped()
         raise SystemExit(stopped.code) from None
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
         name = str(error.filename)
-        said = f"expected names of files and folders of at most 255 bytes, got {name[:40]!r}..."
-        print(f"robustbench_med: {said}", file=sys.stderr)
+        message = f"expected names of files and folders of at most 255 bytes, got {name[:40]!r}..."
+        print(f"robustbench_med: {message}", file=sys.stderr)
         raise SystemExit(2) from None
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             stopping.kill_children()
-            stopping.say()
+            stopping.print_stopped()
         raise

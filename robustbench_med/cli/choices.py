@@ -1,4 +1,4 @@
-"""What a person may choose of a suite on the command line, shared by `run` and `plan`."""
+"""Options of the command line that replace parts of a suite, shared by `run` and `plan`."""
 
 from __future__ import annotations
 
@@ -14,94 +14,108 @@ if TYPE_CHECKING:
 
 LOCAL = Path("results/local")
 
-SuiteName = Annotated[str, typer.Argument(help="A shipped suite (list suites) or a TOML file.")]
-Data = Annotated[
-    Path | None, typer.Option("--data", help="Folder with the .npz files of real datasets.")
+SuiteName = Annotated[
+    str, typer.Argument(help="A shipped suite (see `list suites`) or a TOML file.")
 ]
-Results = Annotated[Path, typer.Option("--results", help="Where records are written.")]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="The folder with the .npz files of real datasets.")
+]
+Results = Annotated[Path, typer.Option("--results", help="The folder where records are written.")]
 Datasets = Annotated[
     list[str] | None,
-    typer.Option("--dataset", help="This dataset instead, or your own .npz file; repeatable."),
+    typer.Option("--dataset", help="Use this dataset, or your own .npz file; repeatable."),
 ]
 Victims = Annotated[
     list[str] | None,
     typer.Option(
         "--victim",
         "--model",
-        help="This victim instead, or timm:NAME(weights='FILE.safetensors'), of masks "
+        help="Attack this victim: a shipped one, timm:NAME(weights='FILE.safetensors'), for masks "
         "smp:NAME(...) or monai:NAME(...), or FILE.py:FACTORY(...), which executes your file; "
         "repeatable.",
     ),
 ]
 Attacks = Annotated[
     list[str] | None,
-    typer.Option("--attack", help="This attack instead, e.g. 'pgd(steps=40)'; repeatable."),
+    typer.Option("--attack", help="Use this attack, e.g. 'pgd(steps=40)'; repeatable."),
 ]
 Defenses = Annotated[
     list[str] | None,
     typer.Option(
         "--defense",
-        help="Wrap the victims, e.g. 'jpeg(quality=50)'; none; repeatable: a case each.",
+        help="Wrap the victims in this defense, e.g. 'jpeg(quality=50)', or 'none'; repeatable, "
+        "one case each.",
     ),
 ]
 Knowledge = Annotated[
     list[str] | None,
     typer.Option(
         "--knowledge",
-        help="adaptive: the attacker knows the defense; oblivious: not; the name of a detector: "
-        "evades that one instead; repeatable: a case each.",
+        help="What the attacker knows about the defense. adaptive: all of it; oblivious: nothing; "
+        "the name of a detector: the attack evades that one instead; repeatable, one case each.",
     ),
 ]
 Eps = Annotated[
-    str | None, typer.Option("--eps", help="Radii in [0,1] units, e.g. '1/255,2/255,4/255'.")
+    str | None,
+    typer.Option("--eps", help="The radii in [0,1] image units, e.g. '1/255,2/255,4/255'."),
 ]
-Norm = Annotated[str | None, typer.Option("--norm", help="linf, l2, l1 or l0.")]
+Norm = Annotated[
+    str | None, typer.Option("--norm", help="The norm of the perturbation: linf, l2, l1 or l0.")
+]
 Channels = Annotated[
     list[str] | None,
     typer.Option(
         "--channels",
-        help="Only these channels may change, e.g. 'T1 + FLAIR=0.5' (with a share of the radius); "
-        "repeatable: a case each.",
+        help="The channels that may change, e.g. 'T1 + FLAIR=0.5', where FLAIR may change by half "
+        "of the radius; repeatable, one case each.",
     ),
 ]
 Objective = Annotated[
     str | None,
     typer.Option(
         "--objective",
-        help="untargeted, targeted(target=1) or finding(index=0); of masks also "
-        "region(name='...'), targeted(mask='heart', label=1).",
+        help="The attacker's goal: untargeted, targeted(target=1) or finding(index=0); for masks "
+        "untargeted, region(name='...') or targeted(mask='heart', label=1).",
     ),
 ]
 OperatingPoint = Annotated[
     Literal["youden", "argmax"] | None,
-    typer.Option("--operating-point", help="Threshold chosen on validation, or the model's own."),
+    typer.Option(
+        "--operating-point", help="The decision threshold: youden, chosen on validation, or argmax."
+    ),
 ]
 Guide = Annotated[
     Literal["float32", "bfloat16"] | None,
     typer.Option(
-        "--guide", help="Precision of the gradients; success is always judged in float32."
+        "--guide", help="The precision of the gradients; success is always decided in float32."
     ),
 ]
 Surrogates = Annotated[
     list[str] | None,
     typer.Option(
         "--surrogate",
-        help="Attack this model in the victim's place (transfer, no box); '*' = every other victim "
-        "of the dataset; repeatable.",
+        help="Attack this model and show the images to the victim (transfer, no box); '*' = every "
+        "other victim of the dataset; repeatable.",
     ),
 ]
 Budget = Annotated[
     Literal["absolute", "mean_norm"] | None,
-    typer.Option("--budget", help="mean_norm: radii are ratios of a training image's mean norm."),
+    typer.Option(
+        "--budget", help="mean_norm: the radii are fractions of the mean norm of a training image."
+    ),
 ]
 Averaged = Annotated[
     int | None,
     typer.Option(
-        "--draws", min=1, help="Forward passes averaged: for victims that answer at random (EOT)."
+        "--draws",
+        min=1,
+        help="How many forward passes are averaged, for victims with random outputs (EOT).",
     ),
 ]
-Number = Annotated[int | None, typer.Option("-n", min=1, help="Images of each dataset.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of the suite.")]
+Number = Annotated[
+    int | None, typer.Option("-n", min=1, help="How many images of each dataset are used.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="The seed, in place of the suite's.")]
 
 _GRID = {
     "dataset": "datasets",
@@ -123,25 +137,25 @@ _GRID = {
 
 
 def suite_of(choices: Mapping[str, Any]) -> Suite:
-    """Return the chosen suite with the other choices in place of its own."""
+    """Return the suite with the options of the command line in place of its own fields."""
     from robustbench_med.bench.suite import find_suite, override
 
-    given = {
+    fields = {
         field: choices[key] for key, field in _GRID.items() if choices[key] not in (None, [], ())
     }
-    if "ladder" in given:
-        given["ladder"] = [part.strip() for part in given["ladder"].split(",")]
-    return override(find_suite(choices["suite"]), given, choices["seed"])
+    if "ladder" in fields:
+        fields["ladder"] = [radius.strip() for radius in fields["ladder"].split(",")]
+    return override(find_suite(choices["suite"]), fields, choices["seed"])
 
 
 def command_of(choices: Mapping[str, Any]) -> str:
-    """Return the command that runs these choices again; the runner adds a case's id."""
+    """Return the command that runs the same suite again; the runner adds the id of a case."""
     words = ["python", "-m", "robustbench_med", "run", choices["suite"]]
     for key in ("data", *_GRID, "seed"):
         value = choices[key]
         flag = f"-{key}" if len(key) == 1 else f"--{key.replace('_', '-')}"
-        for one in value if isinstance(value, list | tuple) else [value]:
-            words += [] if one is None else [flag, str(one)]
+        for item in value if isinstance(value, list | tuple) else [value]:
+            words += [] if item is None else [flag, str(item)]
     if choices.get("save_images"):
         words.append("--save-images")
     return shlex.join(words)

@@ -1,4 +1,4 @@
-"""`pack`: put the records of a folder into two files."""
+"""The command `pack`: put the records of a folder into two files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def register(app: typer.Typer) -> None:
 
 
 def pack(
-    folder: Annotated[Path, typer.Argument(help="Folder of records: one suite's.")],
+    folder: Annotated[Path, typer.Argument(help="The folder of one suite's records.")],
 ) -> None:
-    """Pack the records of a folder into two files, which all commands read as they read folders.
+    """Pack the records of a folder into two files, which all commands read like a folder.
 
-    Pictures and saved images stay where they are. A later run adds its records beside the two
-    files; pack again to take them in.
+    Pictures and saved images stay where they are. A later run writes its records beside the two
+    files; run `pack` again to add them.
     """
     from robustbench_med.bench.pack import pack as pack_records
 

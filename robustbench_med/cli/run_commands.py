@@ -1,4 +1,4 @@
-"""`run`, `plan` and `leaderboard`: from a suite to its page."""
+"""The commands `run`, `plan` and `leaderboard`."""
 
 from __future__ import annotations
 
@@ -50,18 +50,19 @@ def run(
     n: choices.Number = None,
     seed: choices.Seed = None,
     case: Annotated[
-        list[str] | None, typer.Option("--case", help="Only the case with this id; repeatable.")
+        list[str] | None, typer.Option("--case", help="Run only the case with this id; repeatable.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Compute finished cases again.")] = False,
     examples: Annotated[
-        int, typer.Option("--examples", min=0, help="Pictures of a case for the gallery.")
+        int,
+        typer.Option("--examples", min=0, help="How many pictures of each case the gallery shows."),
     ] = 4,
     save_images: Annotated[
         bool,
         typer.Option(
             "--save-images",
-            help="Save the adversarial images of each case, for `verify --images`: float32, a "
-            "megabyte for every 20 broken images of 3 x 64 x 64.",
+            help="Save the adversarial images of each case, for `verify --images`: a megabyte for "
+            "every 20 images of 3 x 64 x 64 pixels.",
         ),
     ] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -71,41 +72,43 @@ def run(
             "--jobs",
             min=1,
             envvar="ROBUSTBENCH_MED_JOBS",
-            help="Victims attacked at once, in processes that share the cores; by default as many "
-            "as pay on this machine.",
+            help="How many victims are attacked at once, in processes that share the cores. By "
+            "default as many as save time on this machine.",
         ),
     ] = None,
 ) -> None:
     """Attack the victims of a suite, score them, and write tables and the leaderboard page.
 
-    Cases finished before in the same results folder are not computed again, and the page, the CSV
-    and the Markdown file hold all records of that folder, of earlier runs too.
+    A case that is finished in the results folder is not computed again. The page, the CSV and the
+    Markdown file show all records of that folder, also those of earlier runs.
     """
     from rich.console import Console
 
     from robustbench_med.bench import store
     from robustbench_med.bench.runner import run_cases
 
-    chosen = choices.suite_of(ctx.params)
-    folder = results / chosen.name
+    selected_suite = choices.suite_of(ctx.params)
+    folder = results / selected_suite.name
     store.check_writable(folder)
     console = Console()
-    planned, refused = _plan(chosen, data, console)
-    chosen_cases = _only(planned, case) if case else planned
+    planned, refused = _plan(selected_suite, data, console)
+    if case:
+        planned = _select_cases(planned, case)
     failed = run_cases(
-        chosen_cases,
+        planned,
         folder,
         console=console,
         command=choices.command_of(ctx.params),
         force=force,
         examples=examples,
-        images=save_images or chosen.save_images,
+        images=save_images or selected_suite.save_images,
         device=device,
         jobs=jobs,
     )
     failures = [*refused, *failed]
-    result = _publish(folder, chosen.title, console, planned=chosen_cases, failures=failures)
-    _not_scored(failures + _unreadable(result), console)
+    title = selected_suite.title
+    result = _publish(folder, title, console, planned=planned, failures=failures)
+    _report_failures(failures + _unreadable(result), console)
 
 
 def plan_command(
@@ -130,35 +133,36 @@ def plan_command(
     n: choices.Number = None,
     seed: choices.Seed = None,
 ) -> None:
-    """Print the cases of a suite and what they cost on this machine, without running them."""
+    """Print the cases of a suite and how long they take on this machine, without running them."""
     from rich.console import Console
     from rich.table import Table
 
     from robustbench_med.bench.timing import Clock, words
 
-    chosen = choices.suite_of(ctx.params)
+    selected_suite = choices.suite_of(ctx.params)
     console = Console()
-    planned, refused = _plan(chosen, data, console)
+    planned, refused = _plan(selected_suite, data, console)
     with console.status("timing one small batch of each victim"):
         clock = Clock()
-        costs = [clock.seconds(one) for one in planned]
-    finished = [_finished(results / chosen.name, one.case.id) for one in planned]
-    table = Table(title=f"{chosen.title}: {len(planned)} cases", title_justify="left")
-    for heading in ("case", "dataset", "victim", "attack", "about", "state"):
-        right, id_ = heading == "about", heading == "case"
+        costs = [clock.seconds(resolved) for resolved in planned]
+    folder = results / selected_suite.name
+    finished = [_is_finished(folder, resolved.case.id) for resolved in planned]
+    table = Table(title=f"{selected_suite.title}: {len(planned)} cases", title_justify="left")
+    for heading in ("case", "dataset", "victim", "attack", "time", "state"):
+        right, id_ = heading == "time", heading == "case"
         table.add_column(heading, justify="right" if right else "left", no_wrap=id_ or right)
-    for one, cost, done in zip(planned, costs, finished, strict=True):
-        case, about = one.case, "?" if cost is None else words(cost.likely)
-        state = "finished" if done else ""
-        table.add_row(case.id, case.dataset, case.victim, case.attack, about, state)
+    for resolved, cost, is_finished in zip(planned, costs, finished, strict=True):
+        case, time = resolved.case, "?" if cost is None else words(cost.likely)
+        state = "finished" if is_finished else ""
+        table.add_row(case.id, case.dataset, case.victim, case.attack, time, state)
     console.print(table)
-    left = [cost for cost, done in zip(costs, finished, strict=True) if not done]
-    console.print(_cost(left), highlight=False, markup=False, soft_wrap=True)
-    _not_scored(refused, console)
+    unfinished = [cost for cost, done in zip(costs, finished, strict=True) if not done]
+    console.print(_time_line(unfinished), highlight=False, markup=False, soft_wrap=True)
+    _report_failures(refused, console)
 
 
-def _finished(folder: Path, case_id: str) -> bool:
-    """Return whether a case has a record; where it has no folder, pandas is not imported."""
+def _is_finished(folder: Path, case_id: str) -> bool:
+    """Return whether a case has a record; pandas is imported only where the case has a folder."""
     if not (folder / case_id).is_dir():
         return False
     from robustbench_med.bench import store
@@ -166,33 +170,32 @@ def _finished(folder: Path, case_id: str) -> bool:
     return store.finished(folder, case_id)
 
 
-def _cost(left: list[Seconds | None]) -> str:
-    """Return a line on what the cases that are left cost."""
+def _time_line(costs: list[Seconds | None]) -> str:
+    """Return a line on how long the unfinished cases take."""
     from robustbench_med.bench.timing import words
 
-    timed = [cost for cost in left if cost is not None]
-    if not left:
-        return "all are finished"
+    timed = [cost for cost in costs if cost is not None]
+    if not costs:
+        return "All cases are finished."
     if not timed:
-        return "how long they take is not known: their victims cannot be timed"
-    about, most = (sum(getattr(cost, name) for cost in timed) for name in ("likely", "most"))
-    unknown = (
-        f"; {len(left) - len(timed)} cases could not be timed" if len(timed) < len(left) else ""
+        return "It is not known how long the cases take: their victims cannot be timed."
+    likely, most = (sum(getattr(cost, name) for cost in timed) for name in ("likely", "most"))
+    untimed = len(costs) - len(timed)
+    line = (
+        f"The attacks take about {words(likely)} on this machine, or {words(most)} if no image "
+        "breaks. Checks and defenses add to that."
     )
-    return (
-        f"about {words(about)} of attacks on this machine, {words(most)} if no image breaks; their "
-        f"checks, and what a defense adds, come on top{unknown}"
-    )
+    return line + (f" {untimed} cases could not be timed." if untimed else "")
 
 
 def leaderboard(
     folder: Annotated[
-        Path, typer.Argument(help="Folder of records: one suite's, or one that holds several.")
+        Path, typer.Argument(help="The folder of one suite's records, or a folder of such folders.")
     ] = LOCAL,
 ) -> None:
-    """Write the tables and the page of the records in a folder, beside them.
+    """Write the tables and the leaderboard page of the records in a folder.
 
-    Of a folder that holds several suites, also `index.html`, which leads to the page of each.
+    For a folder of several suites, also write `index.html`, which links to the page of each.
     """
     from rich.console import Console
 
@@ -213,14 +216,14 @@ def leaderboard(
         line = f"\nstart page: {pages.write_start_page(entries, folder)}"
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     unreadable = [failure for result in published.values() for failure in _unreadable(result)]
-    _not_scored(unreadable, console)
+    _report_failures(unreadable, console)
 
 
 def _suite_folders(folder: Path, console: Console) -> list[Path]:
-    """Return the folders of records: `folder` itself, or those it holds; print what is left out.
+    """Return the suite folders: `folder` itself or those below it; print which are skipped.
 
     Raises:
-        ResultsError: there are none.
+        ResultsError: there are no records.
     """
     from robustbench_med.bench import store
 
@@ -228,7 +231,7 @@ def _suite_folders(folder: Path, console: Console) -> list[Path]:
         raise ResultsError(f"expected a folder of records, got {folder}: there is no such folder")
     if store.is_loose(folder):
         raise ResultsError(
-            f"expected the folder of a suite, got that of one case: give {folder.resolve().parent}"
+            f"expected the folder of a suite, got that of one case: pass {folder.resolve().parent}"
         )
     inside = sorted(path for path in folder.iterdir() if path.is_dir())
     suites = [path for path in (folder, *inside) if store.holds_records(path)]
@@ -237,7 +240,7 @@ def _suite_folders(folder: Path, console: Console) -> list[Path]:
     if folder not in suites:
         for path in inside:
             if path not in suites and not path.name.startswith("."):
-                line = f"left out: {path} holds no records of its own"
+                line = f"skipped: {path} has no records"
                 console.print(line, highlight=False, soft_wrap=True, markup=False)
     return suites
 
@@ -254,21 +257,24 @@ def _plan(
     return planned, refused
 
 
-def _only(planned: list[ResolvedCase], ids: list[str]) -> list[ResolvedCase]:
-    known = [one.case.id for one in planned]
-    meant = {text: [one for one in known if text and one.startswith(text)] for text in ids}
-    unknown = {text for text, found in meant.items() if len(set(found)) != 1}
-    if unknown:
+def _select_cases(planned: list[ResolvedCase], ids: list[str]) -> list[ResolvedCase]:
+    """Return the cases whose ids start with the given digits."""
+    known = [resolved.case.id for resolved in planned]
+    matches = {
+        text: {case_id for case_id in known if text and case_id.startswith(text)} for text in ids
+    }
+    ambiguous = sorted(text for text, case_ids in matches.items() if len(case_ids) != 1)
+    if ambiguous:
         raise SpecError(
             f"expected ids of single cases of this plan, or their first digits, got "
-            f"{', '.join(sorted(unknown))}: `plan` prints them; an id changes with weights, data "
+            f"{', '.join(ambiguous)}: `plan` prints them; an id changes with weights, data "
             "and parameters"
         )
-    wanted = {found[0] for found in meant.values()}
-    return [one for one in planned if one.case.id in wanted]
+    selected = set().union(*matches.values())
+    return [resolved for resolved in planned if resolved.case.id in selected]
 
 
-def _not_scored(failures: list[Failure], console: Console) -> None:
+def _report_failures(failures: list[Failure], console: Console) -> None:
     for failure in failures:
         text = f"not scored: {failure}"
         console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
@@ -289,33 +295,35 @@ def _publish(
     The page, CSV and Markdown are written first, so that they do not depend on what can be printed.
 
     Args:
-        folder: of the records.
-        title: of the page.
-        console: shows the tables: of a run, the boards on which one of its cases stands.
-        planned: the cases of a run.
-        failures: of the run; the page names them.
+        folder: the folder of the records.
+        title: the title of the page.
+        console: prints the tables. After a run it prints the boards that show one of its cases.
+        planned: the cases of a run; None without a run.
+        failures: the failures of the run, which the page names.
     """
     from robustbench_med import registry
     from robustbench_med.bench.publish import publish
 
-    found = publish(folder, title, planned=planned, failures=failures or [])
-    if found.page is None:
-        return found
+    published = publish(folder, title, planned=planned, failures=failures or [])
+    if published.page is None:
+        return published
     pages: Any = registry.module("leaderboard")
-    own = None if planned is None else {one.case.id for one in planned}
-    left = pages.show_boards(found.boards, console, only=own)
-    lines = [f"\nleaderboard: {found.page}"]
-    earlier = 0 if own is None else len(found.cases - own)
-    if own is not None and earlier:
-        lines.append(
-            f"It holds all records of the folder: {_count(len(found.cases & own), 'case')} of this "
-            f"run and {earlier} of earlier ones"
-            + (f"; {_count(left, 'board')} of those alone not printed here" if left else "")
-            + "."
+    run_ids = None if planned is None else {resolved.case.id for resolved in planned}
+    unprinted = pages.show_boards(published.boards, console, only=run_ids)
+    lines = [f"\nleaderboard: {published.page}"]
+    earlier = 0 if run_ids is None else len(published.cases - run_ids)
+    if run_ids is not None and earlier:
+        line = (
+            f"The page shows all records of the folder: "
+            f"{_count(len(published.cases & run_ids), 'case')} of this run and {earlier} of "
+            "earlier runs."
         )
+        if unprinted:
+            line += f" {_count(unprinted, 'board')} of earlier runs only: not printed above."
+        lines.append(line)
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
-    return found
+    return published
 
 
 def _unreadable(published: Published) -> list[Failure]:

@@ -1,4 +1,4 @@
-"""Stopping: what a command does when it is interrupted or asked to end."""
+"""Stop a command that is interrupted by Ctrl-C or asked to end by a signal."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import time
 from types import FrameType
 from typing import Any
 
-# what is left to do, by the command that was stopped
+# how to go on, by the command that was stopped
 _NEXT = {
-    "run": "finished cases are kept, run again to go on",
-    "train": "run again to go on from its last epoch",
+    "run": "finished cases are kept; run the command again to go on",
+    "train": "run the command again to go on from its last epoch",
 }
 _SIGNALS = ("SIGTERM", "SIGHUP")  # Ctrl-C is Python's own KeyboardInterrupt
-_began = 0.0  # when the command did
+_began = 0.0  # when the command started
 
 
 class Stopped(BaseException):
-    """The process was asked to end by a signal; no handler of errors takes it for one."""
+    """A signal asked the process to end. It is no Exception, so that no `except` swallows it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -30,11 +30,11 @@ class Stopped(BaseException):
 def listen() -> dict[int, Any]:
     """Let signals that ask this process to end raise `Stopped`, so that it cleans up first.
 
-    One that is ignored, as SIGHUP under nohup, stays so; so do those of a thread, which may not
-    choose.
+    A signal that is ignored, such as SIGHUP under nohup, stays ignored. Nothing changes outside the
+    main thread, because only that may set handlers.
 
     Returns:
-        what `forget` puts back.
+        the handlers before, for `forget`.
     """
     global _began
     _began = time.time()
@@ -49,7 +49,7 @@ def listen() -> dict[int, Any]:
 
 
 def forget(before: dict[int, Any]) -> None:
-    """Handle signals as before `listen`: the program that called the command goes on."""
+    """Restore the handlers before `listen`: the program that called the command goes on."""
     for signum, handler in before.items():
         signal.signal(signum, handler)
 
@@ -60,20 +60,20 @@ def _raise(signum: int, frame: FrameType | None) -> None:
 
 
 def _end(signum: int, frame: FrameType | None) -> None:
-    """End at once: asked twice, or what was raised was swallowed by a model's own code."""
+    """End at once: a second signal came, or a model's own code swallowed `Stopped`."""
     kill_children()
     os._exit(128 + signum)
 
 
-def say() -> None:
+def print_stopped() -> None:
     """Print that the command was stopped, and how to go on."""
     command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-    left = _NEXT.get(command)
-    print(f"robustbench_med: stopped{'; ' + left if left else ''}", file=sys.stderr)
+    advice = _NEXT.get(command)
+    print(f"robustbench_med: stopped{'; ' + advice if advice else ''}", file=sys.stderr)
 
 
 def kill_children() -> None:
-    """Kill what this command has started, if it can have started anything."""
+    """Kill the processes that this command has started."""
     if "torch" in sys.modules:
         from robustbench_med.bench import workers
 

@@ -1,8 +1,8 @@
-"""What the commands print on: no character that cannot be printed, and no pipe, ends a command.
+"""Output streams on which printing never fails.
 
-A page, a table or a record is worth more than the line that announces it. So printing never raises:
-characters that the console's encoding lacks are replaced, and once stdout takes nothing more (a
-full disk, a closed pipe) the command goes on in silence and says so at its end.
+A page, a table or a record is worth more than the line that announces it, so printing must not end
+a command. Characters that the console's encoding lacks are replaced. Once stdout takes nothing more
+(a full disk, a closed pipe), the command goes on in silence and says so at its end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 REPLACE = "robustbench_med.replace"
-# what an encoding may lack -> what a person reads in its place
+# characters that an encoding may lack -> what is printed instead
 _PLAIN = {
     "ε": "eps",
     "∈": "in",
@@ -48,7 +48,7 @@ UNPRINTED = 2
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:
-    """Return what is printed for the characters that an encoding lacks, as `codecs` asks for it."""
+    """Return the replacement of characters that an encoding lacks, as `codecs` expects it."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]
@@ -60,10 +60,10 @@ codecs.register_error(REPLACE, _replace)
 
 
 class _Lasting(io.RawIOBase):
-    """A raw stream that never raises: after its first error it takes everything and keeps nothing.
+    """A raw stream that never raises: after its first error it discards all that is written.
 
     Attributes:
-        error: the first error of the stream beneath; None while it works.
+        error: the first error of the file descriptor; None while it works.
     """
 
     def __init__(self, file: int) -> None:
@@ -95,10 +95,10 @@ class _Lasting(io.RawIOBase):
 
 @contextmanager
 def lasting_streams() -> Iterator[None]:
-    """Make stdout and stderr last until the command ends, and say at its end what was not printed.
+    """Make stdout and stderr last until the command ends, and report output that was not printed.
 
-    A command whose output could not be printed, but for a reader who closed the pipe, ends with
-    exit code 2, unless it failed anyway. Streams that are no files (of a test) stay as they are.
+    A command whose output could not be printed ends with exit code 2, unless it failed anyway or
+    the reader closed the pipe. Streams that are no files, as in a test, stay as they are.
     """
     stdout, stderr = sys.stdout, sys.stderr
     out, sys.stdout = _lasting(stdout)
@@ -118,24 +118,24 @@ def lasting_streams() -> Iterator[None]:
         if error is not None and error.errno not in _CLOSED:
             print(
                 "robustbench_med: expected to print to stdout, got: "
-                f"{error.strerror}; what was to be written to files is written",
+                f"{error.strerror}; the files of the command are written",
                 file=sys.stderr,
             )
         sys.stderr.flush()
         for raw in (out, err):
             if raw is not None and raw.error is not None:
                 _forget(raw.fileno())
-        for own, before in ((sys.stdout, stdout), (sys.stderr, stderr)):
+        for replacement, before in ((sys.stdout, stdout), (sys.stderr, stderr)):
             if before is None:
-                own.close()
+                replacement.close()
         sys.stdout, sys.stderr = stdout, stderr
         if error is not None and error.errno not in _CLOSED and not failed:
             raise SystemExit(UNPRINTED)
 
 
 def _lasting(stream: Any) -> tuple[_Lasting | None, Any]:  # noqa: ANN401 - of a test, anything
-    """Return a stream that lasts in the place of `stream`, with what is beneath it."""
-    if stream is None:  # closed before the command began: nobody reads
+    """Return a lasting stream that replaces `stream`, with its raw stream."""
+    if stream is None:  # closed before the command began
         return None, open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives as long as we
     try:
         stream.flush()
@@ -152,7 +152,7 @@ def _lasting(stream: Any) -> tuple[_Lasting | None, Any]:  # noqa: ANN401 - of a
 
 
 def _forget(file: int) -> None:
-    """Point a descriptor that takes nothing more to nowhere: Python flushes it again at exit."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, file)
-    os.close(nowhere)
+    """Point a broken descriptor at the null device, because Python flushes it again at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, file)
+    os.close(null)

@@ -1,4 +1,4 @@
-"""`train`: reproduce a shipped model from the recipe in its card."""
+"""The command `train`: reproduce a shipped model from the recipe in its card."""
 
 from __future__ import annotations
 
@@ -16,36 +16,44 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    card: Annotated[str, typer.Argument(help="A model of the zoo: list models.")],
+    card: Annotated[str, typer.Argument(help="A shipped model; `list models` prints them.")],
     data: choices.Data = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the weights and the card.")] = Path(
-        "results/local/zoo"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", help="The folder for the weights and the card.")
+    ] = Path("results/local/zoo"),
     defense: Annotated[
         str | None,
-        typer.Option("--defense", help="Train with it, e.g. 'pgd_at(eps=4/255)': list defenses."),
+        typer.Option(
+            "--defense",
+            help="A defense to train with, e.g. 'pgd_at(eps=4/255)'; see `list defenses`.",
+        ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, help="Epochs instead of the recipe's.")
+        int | None,
+        typer.Option("--epochs", min=1, help="The number of epochs, in place of the recipe's."),
     ] = None,
     start: Annotated[
-        str | None, typer.Option("--start", help="Shipped victim whose weights it starts from.")
+        str | None,
+        typer.Option("--start", help="A shipped victim whose weights the training starts from."),
     ] = None,
     ema: Annotated[
         float | None,
-        typer.Option("--ema", help="Decay of a moving average of the weights, e.g. 0.95; 0 = off."),
+        typer.Option(
+            "--ema", help="Decay of the moving average of the weights, e.g. 0.95; 0 = off."
+        ),
     ] = None,
     patience: Annotated[
         int | None,
-        typer.Option("--patience", help="Stop after so many epochs of no better validation."),
+        typer.Option("--patience", help="Stop after so many epochs without a better validation."),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", help="float32, or bfloat16: mixed precision.")
+        str | None, typer.Option("--precision", help="float32, or bfloat16 for mixed precision.")
     ] = None,
 ) -> None:
-    """Train a model of the zoo by the recipe in its card, seeded, and write weights and card.
+    """Train a shipped model by the recipe in its card, and write weights and card.
 
-    Stopped, it goes on from its last epoch when called again, to the same weights.
+    The training is seeded. When it is stopped and the command runs again, it goes on from its last
+    epoch and ends with the same weights.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -57,47 +65,53 @@ def train(
     from robustbench_med.training import train as training
 
     console = Console()
-    wanted: ModelCard = registry.find("models", card)
+    model_card: ModelCard = registry.find("models", card)
     if defense is not None:
-        wanted = training.defended(wanted, defense)
+        model_card = training.defended(model_card, defense)
     changes = {"epochs": epochs, "start": start, "ema": ema}
     changes |= {"patience": patience, "precision": precision}
-    wanted = training.adjusted(wanted, {k: v for k, v in changes.items() if v is not None})
-    training.check(wanted)
+    changes = {key: value for key, value in changes.items() if value is not None}
+    model_card = training.adjusted(model_card, changes)
+    training.check(model_card)
     check_writable(out)
-    dataset = load_dataset(wanted.dataset, data=data)
+    dataset = load_dataset(model_card.dataset, data=data)
     bar = Progress(
-        TextColumn(f"{wanted.name} on {wanted.dataset}", markup=False),
+        TextColumn(f"{model_card.name} on {model_card.dataset}", markup=False),
         BarColumn(24),
-        TextColumn("{task.percentage:>3.0f} %  left"),
+        TextColumn("{task.percentage:>3.0f} %, time left"),
         TimeRemainingColumn(),
         console=console,
         transient=True,
     )
     with bar:
         task = bar.add_task("", total=1.0)
-        made = training.train(
-            wanted,
+        trained = training.train(
+            model_card,
             dataset,
             out,
-            progress=lambda share: bar.update(task, completed=share),
+            progress=lambda fraction: bar.update(task, completed=fraction),
             tell=lambda line: bar.console.print(
                 line, highlight=False, markup=False, soft_wrap=True
             ),
         )
-    if made.measured is None:
+    if trained.measured is None:
         raise RuntimeError("train returned a card without measurements")
-    name, value = made.measured.headline
+    name, value = trained.measured.headline
     console.print(
-        f"{out / made.weights}: {name} {value:.3f}, "
-        f"sha256 {made.sha256[:12]}...{_beside(made.sha256, wanted.sha256)}",
+        f"{out / trained.weights}: {name} {value:.3f}, "
+        f"sha256 {trained.sha256[:12]}...{_compare(trained.sha256, model_card.sha256)}",
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
 
 
-def _beside(found: str, shipped: str) -> str:
+def _compare(trained: str, shipped: str) -> str:
+    """Return whether the hash of the trained weights is that of the shipped ones."""
     if not shipped:
         return ""
-    return ", the shipped weights" if found == shipped else ", not the shipped bytes"
+    return (
+        ", the same as the shipped weights"
+        if trained == shipped
+        else ", other than the shipped weights"
+    )

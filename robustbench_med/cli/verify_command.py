@@ -1,4 +1,4 @@
-"""`verify`: recompute what a record claims."""
+"""The command `verify`: recompute records and compare them."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ def verify(
         list[str],
         typer.Argument(
             metavar="RECORD...",
-            help="Records: each by its folder, its record.json, or a case id (--results); or "
+            help="Records, each by its folder, its record.json, or a case id (see --results); or "
             "folders of records, such as results/quick.",
         ),
     ],
     data: choices.Data = None,
     results: Annotated[
-        Path, typer.Option("--results", help="Where records of that id are looked for.")
+        Path, typer.Option("--results", help="The folder in which a case id is looked up.")
     ] = _COMMITTED,
     images: Annotated[
         bool,
         typer.Option(
-            "--images", help="Judge the images that `run --save-images` kept; attack nothing."
+            "--images", help="Check the images that `run --save-images` saved, without an attack."
         ),
     ] = False,
     dataset: Annotated[
         str | None,
         typer.Option(
-            "--dataset", help="Where the record's own .npz file lies now; its hash is compared."
+            "--dataset", help="The record's own .npz file, where it is now; its hash is compared."
         ),
     ] = None,
     victim: Annotated[
@@ -53,29 +53,29 @@ def verify(
         typer.Option(
             "--victim",
             "--model",
-            help="Where the weights or the Python file of the record's own model lie now, or its "
-            "whole spec as `run` takes it; its hash is compared.",
+            help="The weights or the Python file of the record's own model, where they are now, or "
+            "its whole spec as `run` takes it; its hash is compared.",
         ),
     ] = None,
     surrogate: Annotated[
-        str | None, typer.Option("--surrogate", help="Likewise of its surrogate.")
+        str | None, typer.Option("--surrogate", help="The same for its surrogate.")
     ] = None,
     run_code: Annotated[
         bool,
         typer.Option(
             "--run-code",
             help="Execute the Python file that the record names as its model (FILE.py:FACTORY); "
-            "without it such a record is refused.",
+            "without this option such a record is refused.",
         ),
     ] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
-    """Recompute records: match, within rounding, or mismatch (exit code 1).
+    """Recompute records and print whether each matches (a mismatch ends with exit code 1).
 
-    Their cases are run again, with the weights, data and versions they name; or, with --images, the
-    adversarial images beside them are judged. All they say is compared, but where and when they
-    were made. Where another machine made them, what its arithmetic may move is measured by one more
-    run.
+    The case of each record runs again with the weights, data and versions that the record names;
+    with --images, its saved adversarial images are checked instead. All values of a record are
+    compared, except where and when it was made. If another machine made it, one more run measures
+    how far that machine's rounding may move its values: they match "within rounding".
     """
     from robustbench_med.bench import store
     from robustbench_med.bench.runner import Shared
@@ -84,7 +84,7 @@ def verify(
     from robustbench_med.devices import device_of
 
     homes = [home for record in records for home in record_folders(record, results)]
-    ready, done = Shared(device_of(device)), []
+    ready, verdicts = Shared(device_of(device)), []
     places = Places(dataset, victim, surrogate)
     for home in dict.fromkeys(homes):
         try:
@@ -101,23 +101,23 @@ def verify(
         except BenchError as error:
             if len(homes) == 1:
                 raise
-            done.append(("not verified", home))
+            verdicts.append(("not verified", home))
             typer.echo(f"{home}\nnot verified: {error}")
             continue
-        done.append((finding.word, home))
-        if len(homes) > 1 or home.name in records:  # an id: say which was found
+        verdicts.append((finding.word, home))
+        if len(homes) > 1 or home.name in records:  # an id: print its folder
             typer.echo(f"record: {home}")
-        _print(stored, finding, images)
-    if len(done) > 1:
-        _summary(done)
-    words = [word for word, _ in done]
+        _print_finding(stored, finding, images)
+    if len(verdicts) > 1:
+        _print_summary(verdicts)
+    words = [word for word, _ in verdicts]
     if "mismatch" in words:
         raise typer.Exit(1)
     if "not verified" in words:
         raise typer.Exit(2)
 
 
-def _print(stored: Stored, finding: Finding, images: bool) -> None:
+def _print_finding(stored: Stored, finding: Finding, images: bool) -> None:
     how = "from the saved images" if images else "by running the case again"
     typer.echo(f"{stored.record.case_id}  {stored.record.case.label}")
     typer.echo(f"{_verdict(finding)}, {how}")
@@ -126,27 +126,30 @@ def _print(stored: Stored, finding: Finding, images: bool) -> None:
     for line in finding.lines:
         typer.echo(f"  {line}")
     if images and finding.word != "mismatch":
-        typer.echo("  checked: every image said to be broken, and its ball; not that others stand")
+        typer.echo(
+            "  checked: each image of a successful attack, and its ball; not checked: that the "
+            "other images are robust"
+        )
 
 
-def _summary(done: list[tuple[str, Path]]) -> None:
-    """Print how many records came to which word, and name those that do not match."""
-    counts = {word: sum(one == word for one, _ in done) for word in _WORDS}
-    told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    typer.echo(f"\n{len(done)} records: {told}")
+def _print_summary(verdicts: list[tuple[str, Path]]) -> None:
+    """Print how many records have each verdict, and the folders of those that do not match."""
+    counts = {word: sum(verdict == word for verdict, _ in verdicts) for word in _WORDS}
+    listed = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    typer.echo(f"\n{len(verdicts)} records: {listed}")
     for word in _WORDS[1:]:
-        for one, home in done:
-            if one == word:
+        for verdict, home in verdicts:
+            if verdict == word:
                 typer.echo(f"  {word:<15}  {home}")
 
 
 def record_folders(record: str, results: Path) -> list[Path]:
     """Return the folders of the records that an argument names: one, or all below a folder.
 
-    Below a folder that holds `local`, where `run` writes, those of `local` are left out.
+    The records of a folder `local`, where `run` writes, are included only if there are no others.
 
     Raises:
-        ResultsError: there is none, or an id lies in several folders.
+        ResultsError: there is no record, or several folders have a record of the id.
     """
     from robustbench_med.bench import store
 
@@ -162,12 +165,12 @@ def record_folders(record: str, results: Path) -> list[Path]:
 
 
 def record_folder(record: str, results: Path) -> Path:
-    """Return the folder of a record named by folder, file, or case id.
+    """Return the folder of a record that is named by folder, file, or case id.
 
-    Of an id that lies in `results/local` too, where `run` writes, the committed record is taken.
+    If an id is also in `results/local`, where `run` writes, the committed record is returned.
 
     Raises:
-        ResultsError: there is none, or the id lies in several folders.
+        ResultsError: there is no record, or several folders have a record of the id.
     """
     from robustbench_med.bench import store
 

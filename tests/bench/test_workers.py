@@ -203,7 +203,7 @@ def test_no_child_outlives_a_driver_that_is_stopped(
     if program in ("command", "alone", "listens") and sent != signal.SIGKILL:
         assert code == 128 + sent, said
     if program in ("command", "alone") and sent != signal.SIGKILL:
-        assert "finished cases are kept, run again to go on" in said
+        assert "finished cases are kept; run the command again to go on" in said
         assert "Traceback" not in said, said
 
 

@@ -404,7 +404,7 @@ def test_finished_cases_are_skipped_and_force_redoes_them(call: Call, tmp_path: 
     assert "2 of 2 cases are finished" in said.out
     assert {name: _stamp(one) for name, one in records(tmp_path).items()} == stamps
     said = call("plan", *words[1:])
-    assert "all are finished" in said.out
+    assert "All cases are finished." in said.out
     assert len(re.findall(r"\bfinished\b", said.out)) == 2 + 1  # a line each, and the last one
     assert call(*words, "--force").code == 0
     after = {name: _stamp(one) for name, one in records(tmp_path).items()}
@@ -564,7 +564,9 @@ def test_stopping_by_hand_keeps_what_is_finished(
     monkeypatch.setattr(runner, "execute", once)
     said = call(*own(tmp_path))
     assert said.code == 130
-    assert said.err == ("robustbench_med: stopped; finished cases are kept, run again to go on\n")
+    assert said.err == (
+        "robustbench_med: stopped; finished cases are kept; run the command again to go on\n"
+    )
     assert len(records(tmp_path)) == 1
 
 
@@ -582,7 +584,7 @@ def test_train_writes_weights_and_card(
         said = call("train", "chest_resnet", "--out", "zoo")
     assert said.code == 0, said.err
     assert "balanced accuracy" in said.out
-    assert "not the shipped bytes" in said.out
+    assert "not the shipped weights" in said.out
     assert {path.name for path in Path("zoo").iterdir()} == {
         "chest_resnet.safetensors",
         "chest_resnet.json",

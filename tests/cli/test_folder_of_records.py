@@ -73,7 +73,7 @@ def test_a_narrower_run_keeps_the_page_of_a_larger_one(call: Call) -> None:
     assert code == 0
     holds(Path("r/quick"), FIRST, SECOND, "fundus_resnet")
     assert "chest" not in said.replace("phantom_chest", "")  # boards of earlier runs are counted
-    assert "1 board of those alone not printed here" in said
+    assert "1 board of earlier runs only: not printed above." in said
 
 
 def test_a_run_from_python_keeps_them_too(call: Call) -> None:

@@ -104,7 +104,7 @@ def test_it_says_which_criteria_are_met(call: Called, folder: Path) -> None:
     assert "written after" not in call.out
     os.utime(path, (4e9, 4e9))
     assert call("--victim", VICTIM, folder, "--criteria", path) == 0
-    assert "plan.toml is younger than the first record: written after the results" in call.out
+    assert "plan.toml is newer than the first record: it was written after the results" in call.out
 
 
 def test_a_mistake_costs_one_line(call: Called, folder: Path) -> None:
@@ -319,7 +319,7 @@ def test_folders_are_looked_into_and_named_rightly(call: Called, folder: Path) -
     assert deep_["boards"] == flat["boards"]
     home = next(iter((folder / "quick").iterdir()))
     assert call(home) == 2
-    call.refused(f"got that of one record, {home}", f"give {folder / 'quick'}")
+    call.refused(f"got that of one record, {home}", f"pass {folder / 'quick'}")
     assert call(home / "record.json") == 2
     call.refused("record.json: a file")
     Path("empty").mkdir()

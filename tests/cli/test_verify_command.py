@@ -117,7 +117,7 @@ def test_a_run_that_saves_images_is_verified_from_them(
     code, output = run("verify", str(path), "--images")
     assert code == 0
     assert "match: all 12 samples as recorded, from the saved images" in output
-    assert "not that others stand" in output
+    assert "not checked: that the other images are robust" in output
     suite = tmp_path / "own.toml"
     suite.write_text(
         f'title = "Own"\nsave_images = true\n[[grids]]\ndatasets = ["{npz}"]\n'
