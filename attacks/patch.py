@@ -14,7 +14,7 @@ from robustbench_med.objectives.pixels import with_loss
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images, Verdict
-from robustbench_med.universal import Patch, Position, shared
+from robustbench_med.universal import Patch, Position, pattern_ball
 
 from .universal import Pace, Pattern, below_one, climb, positive
 
@@ -102,7 +102,7 @@ def _start(
     problem: Problem, rng: Draws, scale: tuple[float, float], rotation: float, position: Position
 ) -> Patch:
     """Return the patch of the ball's size, of values drawn uniformly."""
-    ball = shared(problem.ball)
+    ball = pattern_ball(problem.ball)
     if ball.norm != "l0":
         raise SpecError(f"expected norm l0 (a number of values), got {ball.norm}")
     channels, *size = problem.x.shape[1:]

@@ -15,7 +15,7 @@ from robustbench_med.objectives.pixels import with_loss
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images, Rows, Verdict
-from robustbench_med.universal import Additive, shared
+from robustbench_med.universal import Additive, pattern_ball
 
 Pattern = Float[Tensor, "c *s"]
 Pull = Callable[[Problem, Pattern, Draws], tuple[Images, Verdict]]
@@ -80,7 +80,7 @@ def uap(
     below_one(delta=delta)
     if not overshoot >= 0:
         raise SpecError(f"expected overshoot >= 0, got {overshoot}")
-    ball = shared(problem.ball)
+    ball = pattern_ball(problem.ball)
     v = best = problem.x.new_zeros((1, *problem.x.shape[1:]))
     most = -1.0
     for epoch in range(epochs + 1 if len(problem) else 0):
@@ -158,7 +158,7 @@ def uap_gradient(
     positive(epochs=epochs, batch=batch, total_step=total_step)
     below_one(momentum=momentum)
     problem = with_loss(problem, loss)
-    ball = shared(problem.ball)
+    ball = pattern_ball(problem.ball)
 
     def pull(visited: Problem, v: Pattern, rng: Draws) -> tuple[Images, Verdict]:  # noqa: ARG001
         z = _added(visited, v[None])

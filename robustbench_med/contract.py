@@ -1,4 +1,4 @@
-"""The input contract of a deployed model, checked where it is made: channels, size, statistics."""
+"""The input contract of a deployed model: channels, size and statistics, which are checked."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from robustbench_med.errors import SpecError
 Returns = Literal["auto", "logits", "probabilities"]
 RETURNS: tuple[Returns, ...] = ("auto", "logits", "probabilities")
 
-# images are in [0,1]: no mean or standard deviation of them is far outside, those of grey levels
-# 0..255 nearly always are
+# The mean and standard deviation of images in [0,1] lie near it; those of grey levels 0..255 nearly
+# always lie far outside.
 _LARGEST = 2.0
 _LOWEST_MEAN = -1.0
 
 
 @dataclass(frozen=True)
 class InputContract:
-    """What the deployed model expects, and what it returns.
+    """What the deployed model expects and returns.
 
     Attributes:
-        channels: number of image channels; `names` says what they are, where it matters.
+        channels: number of image channels; `names` are their names, where they matter.
         size: `(h, w)` or `(d, h, w)` in pixels.
-        mean, std: one number, or one a channel, in [0,1] units. Normalisation happens inside the
-            victim, so that a ball is always measured on the image a person would see.
+        mean, std: one number, or one per channel, in [0,1] units. The victim normalises its images
+            itself, so that a ball is always measured on the image that a person would see.
         native_range: what 0 and 1 stand for, e.g. "grey level 0..255" or "HU -1000..400".
-        bit_depth: bits a stored pixel has.
-        spacing: mm a pixel along each axis, where known.
+        bit_depth: bits of a stored pixel.
+        spacing: mm per pixel along each axis, where known.
         returns: "logits", whose decision is at 0; "probabilities", whose decision is at 0.5; or
-            "auto": the bench looks, and says what it took them for.
-        output: which of several outputs is read: a key, an attribute, a place, or a tuple of them
-            for one inside another; None = `logits`, `out`, the only one that fits the data, or the
+            "auto": the bench finds out, and logs what it takes the outputs for.
+        output: which of several outputs to read: a key, an attribute, an index, or a tuple of them
+            for nested outputs. None = `logits`, `out`, the only output that fits the data, or the
             first head of a list.
 
     Raises:
-        SpecError: a mean or standard deviation that is no statistic of images in [0,1], or another
-            number of them than 1 or the channels.
+        SpecError: a mean or standard deviation is not one of images in [0,1], or there are neither
+            one nor as many as channels.
     """
 
     channels: int
@@ -64,32 +64,32 @@ class InputContract:
 def contract_of(
     channels: int,
     size: tuple[int, ...],
-    stated: Mapping[str, Any],
-    **rest: Any,  # noqa: ANN401 - fields of a contract
+    options: Mapping[str, Any],
+    **fields: Any,  # noqa: ANN401 - fields of a contract
 ) -> InputContract:
-    """Return the contract of what a person states, in any form.
+    """Return the contract that a user's options describe.
 
     Args:
         channels: number of image channels.
-        size: of an image in pixels.
-        stated: `mean`, `std`, `returns`, `output`; what is None is not stated.
-        rest: the other fields.
+        size: size of an image in pixels.
+        options: `mean`, `std`, `returns` and `output` in any form; None is not stated.
+        fields: the other fields of the contract.
 
     Raises:
         SpecError: as InputContract.
     """
-    ours = {key: value for key, value in stated.items() if value is not None}
-    for name in {"mean", "std"} & ours.keys():
-        ours[name] = statistic(name, ours[name], channels)
-    check_returns(ours.get("returns", "auto"))
-    if isinstance(ours.get("output"), list):
-        ours["output"] = tuple(ours["output"])
-    check_output(ours.get("output"))
-    return InputContract(channels=channels, size=size, **ours, **rest)
+    stated = {key: value for key, value in options.items() if value is not None}
+    for name in {"mean", "std"} & stated.keys():
+        stated[name] = statistic(name, stated[name], channels)
+    check_returns(stated.get("returns", "auto"))
+    if isinstance(stated.get("output"), list):
+        stated["output"] = tuple(stated["output"])
+    check_output(stated.get("output"))
+    return InputContract(channels=channels, size=size, **stated, **fields)
 
 
 def check_returns(returns: object) -> None:
-    """Raise SpecError unless this is a way in which outputs can be read."""
+    """Raise SpecError unless outputs can be read in this way."""
     if not isinstance(returns, str) or returns not in RETURNS:
         raise SpecError(
             f"expected returns='logits', 'probabilities' or 'auto', got {_short(returns)}"
@@ -98,37 +98,37 @@ def check_returns(returns: object) -> None:
 
 def check_output(output: object) -> None:
     """Raise SpecError unless this can name one of several outputs."""
-    parts = output if isinstance(output, tuple) else (output,)
+    path = output if isinstance(output, tuple) else (output,)
     if output is not None and not all(
-        isinstance(one, str | int) and not isinstance(one, bool) for one in parts
+        isinstance(key, str | int) and not isinstance(key, bool) for key in path
     ):
         raise SpecError(
-            "expected output='KEY', a place such as output=0, or a tuple of them, got "
+            "expected output='KEY', an index such as output=0, or a tuple of them, got "
             f"{_short(output)}"
         )
 
 
 def statistic(name: str, values: object, channels: int) -> tuple[float, ...]:
-    """Return a mean or a standard deviation as floats, one or one a channel.
+    """Return a mean or a standard deviation as floats: one, or one per channel.
 
     Args:
         name: "mean" or "std".
         values: a number, or a list, tuple, array or tensor of numbers.
-        channels: of an image.
+        channels: number of image channels.
 
     Raises:
-        SpecError: something else, another number of them, or no statistic of images in [0,1].
+        SpecError: they are not numbers, too few or too many, or no statistic of images in [0,1].
     """
     numbers = tuple(_numbers(name, values))
     if len(numbers) not in (1, channels):
-        wanted = "1 number" if channels == 1 else f"1 number or {channels}, one a channel"
-        raise SpecError(f"{name}: expected {wanted}, got {len(numbers)}: {_listed(numbers)}")
+        expected = "1 number" if channels == 1 else f"1 number or {channels}, one per channel"
+        raise SpecError(f"{name}: expected {expected}, got {len(numbers)}: {_listed(numbers)}")
     if not all(map(math.isfinite, numbers)):
         raise SpecError(f"{name}: expected finite numbers, got {_listed(numbers)}")
     if max(numbers) > _LARGEST or (name == "mean" and min(numbers) < _LOWEST_MEAN):
         raise SpecError(
-            f"{name}: expected a statistic of images in [0,1], got {_listed(numbers)}: divide by "
-            "255 what was measured on grey levels 0..255 (by 65535 on 16 bits)"
+            f"{name}: expected a statistic of images in [0,1], got {_listed(numbers)}: divide "
+            "statistics of grey levels 0..255 by 255 (of 16-bit images by 65535)"
         )
     if name == "std" and min(numbers) <= 0:
         raise SpecError(f"std: expected numbers above 0, got {_listed(numbers)}")
@@ -138,7 +138,7 @@ def statistic(name: str, values: object, channels: int) -> tuple[float, ...]:
 def _numbers(name: str, values: object) -> Iterable[float]:
     flat = list(_flat(values))
     if not flat or not all(isinstance(v, Real) and not isinstance(v, bool) for v in flat):
-        raise SpecError(f"expected {name}=[a number a channel], got {_short(values)}")
+        raise SpecError(f"expected {name}=[one number per channel], got {_short(values)}")
     return map(float, flat)  # type: ignore[arg-type]
 
 
@@ -147,14 +147,14 @@ def _flat(value: object) -> Iterable[object]:
     if not isinstance(value, Real | str) and hasattr(value, "tolist") and hasattr(value, "shape"):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        for one in value:
-            yield from _flat(one)
+        for item in value:
+            yield from _flat(item)
     else:
         yield value
 
 
 def _listed(numbers: Iterable[float]) -> str:
-    return ", ".join(f"{one:g}" for one in numbers)
+    return ", ".join(f"{number:g}" for number in numbers)
 
 
 def _short(value: object) -> str:

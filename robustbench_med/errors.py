@@ -1,6 +1,6 @@
-"""Every error a person can cause, in one tree. The CLI shows the message as one line, exit code 2.
+"""All errors that a user can cause, in one tree. The CLI prints one line and exits with code 2.
 
-A message states the rule, then the value, then the way out.
+A message states what was expected, then the value it got, then what to do.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from collections.abc import Iterable
 
 
 class BenchError(Exception):
-    """Base of everything raised for a person's input; never for a bug of ours."""
+    """Base class of the errors that a user's input causes; a bug of ours raises something else."""
 
 
 class UnknownNameError(BenchError):
-    """A name that no card carries."""
+    """A name that no card has."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        written = {one.lower(): one for one in names}
-        near = difflib.get_close_matches(name.lower(), written, n=1, cutoff=0.5)
-        hint = f"did you mean {written[near[0]]!r}? " if near else ""
+        spelling = {known_name.lower(): known_name for known_name in names}
+        similar = difflib.get_close_matches(name.lower(), spelling, n=1, cutoff=0.5)
+        hint = f"did you mean {spelling[similar[0]]!r}? " if similar else ""
         super().__init__(f"expected a known {kind}, got {name!r}: {hint}known: {', '.join(names)}")
 
 
 class NotInstalledError(BenchError):
-    """A package that one of our extras brings and that is not installed."""
+    """A package of one of our extras is not installed."""
 
     def __init__(self, package: str, wanted_by: str, extra: str) -> None:
         super().__init__(
@@ -35,7 +35,7 @@ class NotInstalledError(BenchError):
 
 
 class SpecError(BenchError):
-    """A spec, suite or parameter that cannot be read or is out of its range."""
+    """A spec, suite or parameter that cannot be read or is out of range."""
 
 
 class DataError(BenchError):
@@ -43,19 +43,19 @@ class DataError(BenchError):
 
 
 class MissingSplitError(DataError):
-    """A split that the data does not have at all; any defect of one it has is a DataError."""
+    """A split that the data does not have. A defect in a split is a DataError."""
 
 
 class ChecksumError(BenchError):
-    """A file whose checksum is not the one its card states."""
+    """A file whose checksum differs from the one in its card."""
 
 
 class VictimError(BenchError):
-    """A model that does not fit its weights, its card or the data it is asked to read."""
+    """A model that does not fit its weights, its card or the data."""
 
 
 class ResultsError(BenchError):
-    """A results folder that cannot be written or a record that cannot be read."""
+    """A results folder that cannot be written, or a record that cannot be read."""
 
 
 class InvalidOutputError(BenchError):
@@ -63,7 +63,7 @@ class InvalidOutputError(BenchError):
 
 
 class CheckpointError(BenchError):
-    """A checkpoint that cannot be read, or of another card, recipe or data."""
+    """A checkpoint that cannot be read, or that belongs to another card, recipe or data."""
 
 
 class DivergedError(BenchError):

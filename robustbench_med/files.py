@@ -1,4 +1,4 @@
-"""Files written in one step."""
+"""Write files in one step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 def write_text(path: Path, text: str) -> Path:
     """Write `text` to `path` in one step, so that a reader never sees half a file.
 
-    What was there stays, and nothing else is left, where it cannot be written whole.
+    If the text cannot be written whole, the old file stays and no temporary file remains.
 
     Raises:
         OSError: the folder cannot be written, or is full.

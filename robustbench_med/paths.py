@@ -1,4 +1,4 @@
-"""Names of files and folders that no file system takes, refused before it is asked."""
+"""Refuse names of files and folders that are too long for a file system."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ MAX_PATH = 4096  # bytes of a path: PATH_MAX of Linux
 
 
 def check_name(path: str | Path, *, suffix: int = 0) -> Path:
-    """Return a path whose every name a file system takes.
+    """Return the path if a file system accepts all of its names.
 
     Args:
-        path: of a file or folder, whether it exists or not.
-        suffix: bytes that are going to be added to its last name.
+        path: the path of a file or folder, which need not exist.
+        suffix: the number of bytes that will be added to its last name.
 
     Raises:
-        SpecError: a name has more than 255 bytes, the whole too many, or there is a zero byte.
+        SpecError: a name has more than 255 bytes, the path is too long, or it has a zero byte.
     """
     text = os.fspath(path)
     raw = os.fsencode(text)

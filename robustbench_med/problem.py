@@ -1,4 +1,4 @@
-"""Problem: one batch posed to an attack. No attack sees more; every pass is counted."""
+"""Problem: one batch for an attack, and all that an attack sees. Every pass is counted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from robustbench_med.ball import Ball
 from robustbench_med.errors import VictimError
 from robustbench_med.objectives import Objective
-from robustbench_med.types import Images, Output, Rows, Truth, Verdict
+from robustbench_med.types import Images, Output, Rows, Truth, Verdict, joined_outputs
 
 Model = Callable[[Images], Output]
 
@@ -24,14 +24,14 @@ class Counter:
 
     forward: int = 0
     backward: int = 0
-    nonfinite: int = 0  # of the back-propagated: images whose gradient had NaN or Inf
-    zero: int = 0  # of the back-propagated: images whose gradient was 0 everywhere
+    nonfinite: int = 0  # back-propagated images whose gradient had NaN or Inf
+    zero: int = 0  # back-propagated images whose gradient was 0 everywhere
 
 
 class Slopes(NamedTuple):
-    """Margins at a candidate, the gradients of some of them, and the guide's verdict.
+    """Margins at candidates, the gradients of some of them, and the guide's verdict.
 
-    `columns` says which margins those are, in the order of the gradients.
+    `columns` are the indices of the differentiated margins, in the order of the gradients.
     """
 
     margins: Float[Tensor, "b m"]
@@ -42,18 +42,18 @@ class Slopes(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """Clean images, the ball around them, and what the attacker wants of whom.
+    """Clean images, the ball around them, the attacker's goal and the model that is attacked.
 
     Attributes:
         x: `(b, c, *s)` clean images in [0,1].
-        y: truth, see Batch.
+        y: the truth, see Batch.
         ball: the allowed perturbation.
-        objective: what the attacker wants.
+        objective: the attacker's goal.
         judge: the deployed victim in full precision; it alone decides success.
-        guide: the differentiable view the attacker climbs; the judge itself unless given.
-        counter: shared by every problem taken from this one.
+        guide: the differentiable model whose gradients the attacker uses; None = the judge.
+        counter: counts the passes of this problem and of all problems selected from it.
         chunk: images per forward pass; results do not depend on it.
-        keeps: whether what is measured of candidates keeps the candidates themselves.
+        keeps: whether measurements of candidates keep the candidates themselves.
     """
 
     x: Images
@@ -72,49 +72,51 @@ class Problem:
     def outputs(self, z: Images) -> Output:
         """Return the judge's output on candidates `z`, without gradient."""
         self.counter.forward += len(z)
-        if len(z) == 0:  # many networks cannot reshape an empty batch: show one image, keep none
+        if (
+            len(z) == 0
+        ):  # many networks cannot reshape an empty batch: show one image, drop it after
             with torch.no_grad():
-                one = self.judge(z.new_zeros((1, *z.shape[1:])))
-            return Output(one.logits[:0], None if one.suspicion is None else one.suspicion[:0])
+                logits, suspicion = self.judge(z.new_zeros((1, *z.shape[1:])))
+            return Output(logits[:0], None if suspicion is None else suspicion[:0])
         with torch.no_grad():
-            parts = [self.judge(part) for part in z.split(self.chunk)]
-        if len(parts) == 1:
-            return parts[0]
-        suspicion = [p.suspicion for p in parts if p.suspicion is not None]
-        logits = torch.cat([p.logits for p in parts])
-        return Output(logits, torch.cat(suspicion) if suspicion else None)
+            return joined_outputs([self.judge(chunk) for chunk in z.split(self.chunk)])
 
     def probe(self, z: Images) -> Verdict:
         """Return the judge's verdict on `z`: forward only, full precision."""
         return self.objective(self.outputs(z), self.y)
 
     def gradient(self, z: Images) -> tuple[Images, Verdict]:
-        """Return the gradient of the guide's loss at `z`, and the guide's verdict there.
+        """Return the gradient of the guide's loss at `z`, and the guide's verdict on `z`.
 
-        The gradient of each image is its own: losses are summed, not averaged, over the batch.
+        The gradient of an image does not depend on the others: losses are summed over the batch,
+        not averaged.
         """
         if len(z) == 0:
             return z, self.probe(z)
         model = self.guide or self.judge
-        found: list[tuple[Tensor, Verdict]] = []
+        gradients: list[Tensor] = []
+        verdicts: list[Verdict] = []
         for rows in self._chunks(z):
             leaf = z[rows].detach().requires_grad_(True)
             with torch.enable_grad():
                 verdict = self.objective.select(rows)(model(leaf), self.y[rows])
-                g = _slope(_climbable(verdict.loss).sum(), leaf)
+                g = _gradient(_differentiable(verdict.loss).sum(), leaf)
             self._count(len(rows), backward=1)
-            found.append((self._finite(g), _detached(verdict)))
-        if len(found) == 1:
-            return found[0]
-        return torch.cat([g for g, _ in found]), _joined([verdict for _, verdict in found])
+            gradients.append(self._finite(g))
+            verdicts.append(_detached(verdict))
+        if len(verdicts) == 1:
+            return gradients[0], verdicts[0]
+        return torch.cat(gradients), _joined(verdicts)
 
     def jacobian(self, z: Images, columns: Int[Tensor, "b n"] | int) -> Slopes:
-        """Return the guide's margins at `z` and the gradients of the chosen ones.
+        """Return the guide's margins at `z` and the gradients of some of them.
+
+        It costs one forward pass, and one backward pass for each column that counts in any sample.
 
         Args:
             z: `(b, c, *s)` candidates.
             columns: `(b, n)` which margins of each sample are differentiated, or how many of the
-                largest: one forward pass, and a backward pass for each that counts in any sample.
+                largest.
         """
         if len(z) == 0:
             margins = self.margins(z)
@@ -122,7 +124,7 @@ class Problem:
             none = torch.zeros_like(margins, dtype=torch.long)[:, :n]
             return Slopes(margins, z[:, None].expand(0, n, *z.shape[1:]), self.probe(z), none)
         model = self.guide or self.judge
-        found: list[Slopes] = []
+        slopes: list[Slopes] = []
         for rows in self._chunks(z):
             leaf, objective = z[rows].detach().requires_grad_(True), self.objective.select(rows)
             with torch.enable_grad():
@@ -132,30 +134,32 @@ class Problem:
                     picked = _leading(margins.detach(), columns)
                 else:
                     picked = columns[rows]
-                chosen = _climbable(margins).gather(1, picked)
-                live = torch.isfinite(chosen.detach()).any(0).nonzero()[:, 0].tolist()
-                slopes = [torch.zeros_like(leaf) for _ in range(chosen.shape[1])]
+                selected = _differentiable(margins).gather(1, picked)
+                finite = torch.isfinite(selected.detach())
+                live = finite.any(0).nonzero()[:, 0].tolist()
+                gradients = [torch.zeros_like(leaf) for _ in range(selected.shape[1])]
                 for j in live:
-                    g = _slope(chosen[:, j].sum(), leaf, again=j < live[-1])
-                    slopes[j] = self._finite(g, torch.isfinite(chosen[:, j].detach()))
+                    g = _gradient(selected[:, j].sum(), leaf, retain_graph=j < live[-1])
+                    gradients[j] = self._finite(g, finite[:, j])
                 verdict = objective(output, self.y[rows])
             self._count(len(rows), backward=len(live))
-            stack = torch.stack(slopes, 1)
-            found.append(Slopes(margins.detach(), stack, _detached(verdict), picked))
-        if len(found) == 1:
-            return found[0]
+            jacobian = torch.stack(gradients, 1)
+            slopes.append(Slopes(margins.detach(), jacobian, _detached(verdict), picked))
+        if len(slopes) == 1:
+            return slopes[0]
         return Slopes(
-            torch.cat([one.margins for one in found]),
-            torch.cat([one.jacobian for one in found]),
-            _joined([one.verdict for one in found]),
-            torch.cat([one.columns for one in found]),
+            torch.cat([chunk.margins for chunk in slopes]),
+            torch.cat([chunk.jacobian for chunk in slopes]),
+            _joined([chunk.verdict for chunk in slopes]),
+            torch.cat([chunk.columns for chunk in slopes]),
         )
 
     def confirm(self, z: Images, verdict: Verdict) -> Verdict:
-        """Return the guide's verdict on `z` with the judge's where the guide claims success.
+        """Return the guide's verdict, with the judge's verdict where the guide claims success.
 
-        A guide may be coarse; without one of its own, the guide is the judge and nothing is done.
-        With `use_all_steps` no verdict is final: there the goal reached is the claim.
+        A guide may be coarse, so its claims are checked. Without a guide the judge made the verdict
+        and there is nothing to check. A claim is `success`, not `is_final`, because with
+        `use_all_steps` no verdict is final.
         """
         claimed = verdict.success.nonzero()[:, 0]
         if self.guide is None or len(claimed) == 0:
@@ -175,12 +179,12 @@ class Problem:
         self.counter.backward += images * backward
 
     def _finite(self, g: Images, counts: Bool[Tensor, " b"] | None = None) -> Images:
-        """Return the gradient with 0 for NaN and Inf, and count what is wrong with it.
+        """Return the gradient with 0 for NaN and Inf; count those images and those with gradient 0.
 
-        NaN in one image must neither move the others nor stop the attack. A way that does not count
-        has no slope to miss.
+        NaN in one image must neither change the others nor stop the attack. A margin of -inf does
+        not count: its gradient is 0 by design.
         """
-        peak = g.flatten(1).abs().amax(1)  # NaN and Inf show in it
+        peak = g.flatten(1).abs().amax(1)  # NaN or Inf anywhere in the image shows here
         zero = peak == 0 if counts is None else (peak == 0) & counts
         self.counter.zero += int(zero.sum())
         finite = torch.isfinite(peak)
@@ -190,11 +194,11 @@ class Problem:
         return torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0)
 
     def margins(self, z: Images) -> Float[Tensor, "b m"]:
-        """Return the judge's margins on `z`, `(b, m)`: the ways to the goal, reached above 0."""
+        """Return the judge's margins on `z`, `(b, m)`: one per way to succeed; > 0 is success."""
         return self.objective.margins(self.outputs(z), self.y)
 
     def select(self, rows: Rows) -> Problem:
-        """Return the problem of the given rows; costs are still counted together."""
+        """Return the problem of some rows; the passes of both problems are counted together."""
         return replace(
             self,
             x=self.x[rows],
@@ -204,38 +208,39 @@ class Problem:
         )
 
     def bind(self) -> Problem:
-        """Return the same problem with its objective bound to its truths, see Objective."""
+        """Return the problem with its objective bound to its truths, see Objective."""
         return replace(self, objective=self.objective.bind(self.y))
 
     def at(self, eps: float | Float[Tensor, " b"]) -> Problem:
-        """Return the same problem at another radius, or at one a sample."""
+        """Return the problem at another radius, or at one radius per sample."""
         return replace(self, ball=self.ball.at(eps))
 
 
 def _leading(margins: Float[Tensor, "b m"], count: int) -> Int[Tensor, "b n"]:
-    """Return the columns of the `count` largest margins of each sample, NaN last."""
+    """Return the columns of the `count` largest margins of each sample; NaN comes last."""
     ranked = margins.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     return ranked.topk(min(count, margins.shape[1]), dim=1).indices
 
 
-def _climbable(loss: Tensor) -> Tensor:
+def _differentiable(loss: Tensor) -> Tensor:
     if not loss.requires_grad:
-        raise _blind()
+        raise _no_gradient()
     return loss
 
 
-def _slope(loss: Tensor, leaf: Images, *, again: bool = False) -> Images:
-    """Return the gradient of a loss at a leaf; `again` where the graph is asked once more."""
+def _gradient(loss: Tensor, leaf: Images, *, retain_graph: bool = False) -> Images:
+    """Return the gradient of a loss at a leaf."""
     try:
-        (g,) = torch.autograd.grad(loss, leaf, retain_graph=again)
-    except RuntimeError as error:  # of a quantised layer the first, of a cut graph the second
+        (g,) = torch.autograd.grad(loss, leaf, retain_graph=retain_graph)
+    except RuntimeError as error:
+        # a quantised layer gives the first message, a cut graph the second
         if "not implemented" in str(error) or "not have been used in the graph" in str(error):
-            raise _blind() from None
+            raise _no_gradient() from None
         raise
     return g
 
 
-def _blind() -> VictimError:
+def _no_gradient() -> VictimError:
     return VictimError(
         "expected a victim with gradients, got one whose output does not depend on its input "
         "differentiably: choose an attack by queries, e.g. --attack square"

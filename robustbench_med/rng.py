@@ -1,6 +1,6 @@
 """Random draws keyed by sample: batch size, order and sharding never change them.
 
-A library generator hands out one stream in the order it is asked; here every row owns a stream. The
+A library's generator has one stream for all callers; here every row has a stream of its own. The
 counter-based mixer is SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number
 generators", OOPSLA 2014, fig. 14), computed on int64 tensors for a whole batch at once.
 """
@@ -25,7 +25,8 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def _shift(bits: Tensor, by: int) -> Tensor:
-    return (bits >> by) & ((1 << (64 - by)) - 1)  # `>>` on int64 copies the sign: mask it away
+    # `>>` on int64 copies the sign bit, so mask it away
+    return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
 def _mix(bits: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ def key(*words: object) -> int:
 
 @contextmanager
 def seeded(*words: object) -> Iterator[None]:
-    """Seed torch's own generators for a victim that draws from them; restore them after."""
+    """Seed torch's own generators for a victim that draws from them; restore them afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(key(*words) & 0x7FFF_FFFF)
         yield
@@ -50,10 +51,10 @@ def seeded(*words: object) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Draws:
-    """One random stream a row.
+    """One random stream per row.
 
     Attributes:
-        keys: `(b,)` int64, one key a sample.
+        keys: `(b,)` int64, one key per sample.
     """
 
     keys: Int[Tensor, " b"]
@@ -83,5 +84,5 @@ class Draws:
     def normal(self, *shape: int) -> Float[Tensor, "b *shape"]:
         """Return standard normal draws, `(b, *shape)` float32."""
         u = self.uniform(*shape).double()
-        found: Tensor = torch.special.ndtri(u).float()
-        return found
+        normal: Tensor = torch.special.ndtri(u).float()
+        return normal

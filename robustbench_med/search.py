@@ -1,6 +1,6 @@
-"""Search: the best candidate of every sample and the rows still open; Nearest: the closest one.
+"""Search keeps the most harmful candidate of each sample; Nearest keeps the closest success.
 
-Finished samples leave the batch: this is where most of the speed comes from.
+Search drops finished samples from the batch, which is where most of the speed comes from.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from robustbench_med.types import Images, Rows, Verdict
 
 
 class Search:
-    """Keeps, per sample, the candidate with the most harm, and drops samples that are done.
+    """Keep the most harmful candidate of each sample, and drop the samples that are finished.
 
     Attributes:
-        best: `(b, c, *s)` best candidates so far; the clean images before any was seen.
-        rows: `(r,)` indices of the samples still open.
-        active: the problem of those rows. Candidates handed in are of these rows, in this order.
-        loss: `(r,)` the guide's loss at the candidates climbed from last, of the rows still open.
+        best: `(b, c, *s)` best candidates so far; the clean images at the start.
+        rows: `(r,)` indices of the active samples: those that are not finished.
+        active: the problem of these rows. Candidates are passed for these rows, in this order.
+        loss: `(r,)` the guide's loss at the last candidates of the active rows.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -32,32 +32,32 @@ class Search:
 
     @property
     def finished(self) -> bool:
-        """Whether every sample is done."""
+        """Whether every sample is finished."""
         return len(self.rows) == 0
 
     def gradient(self, z: Images, *state: Tensor) -> tuple[Tensor, ...]:
-        """Return `(g, z, *state)` of the rows still open, after judging `z`.
+        """Judge `z`, and return `(g, z, *state)` of the rows that are active after that.
 
         Args:
-            z: `(r, c, *s)` candidates of the open rows.
-            state: further tensors `(r, ...)` an attack carries along, e.g. its momentum.
+            z: `(r, c, *s)` candidates of the active rows.
+            state: further tensors `(r, ...)` of an attack, e.g. its momentum.
         """
         g, verdict = self.active.gradient(z)
-        kept = self._note(z, self.active.confirm(z, verdict))
-        everything = (verdict.loss, g, z, *state)
-        if kept is not None:
-            everything = tuple(value[kept] for value in everything)
-        self.loss = everything[0]
-        return everything[1:]
+        still_active = self._update(z, self.active.confirm(z, verdict))
+        tensors = (verdict.loss, g, z, *state)
+        if still_active is not None:
+            tensors = tuple(tensor[still_active] for tensor in tensors)
+        self.loss = tensors[0]
+        return tensors[1:]
 
     def probe(self, z: Images) -> None:
-        """Judge the candidates `z` of the open rows by a forward pass only."""
+        """Judge the candidates `z` of the active rows by a forward pass only."""
         if not self.finished:
-            self._note(z, self.active.probe(z))
+            self._update(z, self.active.probe(z))
 
-    def _note(self, z: Images, verdict: Verdict) -> Rows | None:
-        """Keep what is better; return the positions still open, None where all are."""
-        # a done candidate beats any other, whatever the guide thinks of their harm
+    def _update(self, z: Images, verdict: Verdict) -> Rows | None:
+        """Keep better candidates; return the positions that stay active, None if all do."""
+        # a final candidate is better than any other, whatever the guide says about their harm
         harm = verdict.harm.masked_fill(verdict.is_final, torch.inf)
         better = harm > self._harm[self.rows]
         rows = self.rows[better]
@@ -65,18 +65,18 @@ class Search:
         self._harm[rows] = harm[better]
         if not bool(verdict.is_final.any()):
             return None
-        kept = (~verdict.is_final).nonzero()[:, 0]
-        self.rows = self.rows[kept]
-        self.active = self.active.select(kept)
-        return kept
+        still_active = (~verdict.is_final).nonzero()[:, 0]
+        self.rows = self.rows[still_active]
+        self.active = self.active.select(still_active)
+        return still_active
 
 
 class Nearest:
-    """Keeps, per sample, the successful candidate nearest to the clean image.
+    """Keep, for each sample, the successful candidate that is nearest to the clean image.
 
     Attributes:
-        best: `(b, c, *s)` nearest successful candidates; the clean image of a sample without one.
-        size: `(b,)` their distance in the ball's norm; inf without one.
+        best: `(b, c, *s)` nearest successful candidates; the clean image where there is none.
+        size: `(b,)` their distances in the norm of the ball; inf without a success.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -84,17 +84,17 @@ class Nearest:
         self.size = problem.x.new_full((len(problem),), torch.inf)
         self._problem = problem
 
-    def keep(self, z: Images, done: Bool[Tensor, " rows"], rows: Rows | None = None) -> None:
-        """Keep the candidates that succeed and are nearer than what is kept.
+    def keep(self, z: Images, success: Bool[Tensor, " rows"], rows: Rows | None = None) -> None:
+        """Keep the candidates that succeed and are nearer than the best so far.
 
         Args:
             z: `(r, c, *s)` candidates of `rows`, in [0,1].
-            done: `(r,)` whether the judge calls each a success.
-            rows: which samples they are of; all by default.
+            success: `(r,)` whether the judge calls each a success.
+            rows: the samples of the candidates; None = all.
         """
-        here = self._problem if rows is None else self._problem.select(rows)
-        kept = self.size if rows is None else self.size[rows]
-        size = here.ball.size(z, here.x)
-        nearer = (done & (size < kept)).nonzero()[:, 0]
-        place = nearer if rows is None else rows[nearer]
-        self.best[place], self.size[place] = z[nearer], size[nearer]
+        problem = self._problem if rows is None else self._problem.select(rows)
+        best_size = self.size if rows is None else self.size[rows]
+        size = problem.ball.size(z, problem.x)
+        nearer = (success & (size < best_size)).nonzero()[:, 0]
+        index = nearer if rows is None else rows[nearer]
+        self.best[index], self.size[index] = z[nearer], size[nearer]

@@ -1,8 +1,9 @@
-"""The words of the bench that are plain data: Batch, Output, Verdict; tensor shapes."""
+"""Plain data of the bench: Batch, Output, Verdict, and the names of tensor shapes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,18 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Images = Float[Tensor, "b c *s"]
-Logits = Float[Tensor, "b k *places"]  # none of labels and findings, those of x of masks
+Logits = Float[Tensor, "b k *places"]  # *places: empty for labels and findings; as x for masks
 Truth = Int[Tensor, "b *k"]
 PerSample = Float[Tensor, " b"]
 Rows = Int[Tensor, " rows"]
 Channels = tuple[int, ...] | None
 
 
-MOST_PIXELS = 2**20  # of the images forwarded at a time: what a small network holds in 2 GiB
+MOST_PIXELS = 2**20  # pixels forwarded at a time; a small network then fits into 2 GiB
 
 
 def images_at_once(size: tuple[int, ...]) -> int:
-    """Return how many images of a size are forwarded at a time, 64 at most.
+    """Return how many images of this size are forwarded at a time, at most 64.
 
     >>> images_at_once((48, 64, 48))
     7
@@ -33,21 +34,31 @@ def images_at_once(size: tuple[int, ...]) -> int:
 
 
 class Output(NamedTuple):
-    """What a victim answers.
+    """What a victim returns for a batch of images.
 
-    Logits `(b, k)`, of masks `(b, k, *s)`; a suspicion `(b,)` where a detector guards it.
+    `logits` is `(b, k)`, for masks `(b, k, *s)`. `suspicion` is `(b,)` where a detector guards the
+    victim: the image is rejected above 0.
     """
 
     logits: Logits
     suspicion: Float[Tensor, " b"] | None = None
 
 
-class Verdict(NamedTuple):
-    """What the attacker has reached, per sample."""
+def joined_outputs(outputs: Sequence[Output]) -> Output:
+    """Return the outputs of the chunks of a batch as one."""
+    if len(outputs) == 1:
+        return outputs[0]
+    suspicion = [output.suspicion for output in outputs if output.suspicion is not None]
+    logits = torch.cat([output.logits for output in outputs])
+    return Output(logits, torch.cat(suspicion) if suspicion else None)
 
-    loss: Float[Tensor, " b"]  # to climb
-    harm: Float[Tensor, " b"]  # how far the goal is reached; the candidate with the most is kept
-    is_final: Bool[Tensor, " b"]  # nothing more to gain
+
+class Verdict(NamedTuple):
+    """How far the attacker has come, per sample."""
+
+    loss: Float[Tensor, " b"]  # what the attack maximises
+    harm: Float[Tensor, " b"]  # how far the goal is reached; attacks return the most harmful image
+    is_final: Bool[Tensor, " b"]  # the attack cannot gain more and may stop
 
     @property
     def success(self) -> Bool[Tensor, " b"]:
@@ -59,7 +70,7 @@ if TYPE_CHECKING:
     _X = Images
     _Y = Truth
     _Ids = NDArray[np.character]
-else:  # what a person hands in is checked by batches.checked, whose message says more than a type
+else:  # batches.checked checks the data of users, with better messages than a type has
     _X = _Y = _Ids = Any
 
 

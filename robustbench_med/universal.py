@@ -1,6 +1,7 @@
-"""Universal: one pattern fitted on training images, applied to any others.
+"""Universal perturbations: one pattern, fitted on training images and applied to any others.
 
-The pattern alone obeys the ball; what an image's own [0,1] box cuts off never comes back into it.
+The pattern itself lies in the ball. Where an image's [0,1] box cuts a part of it off, the pattern
+does not change.
 """
 
 from __future__ import annotations
@@ -21,29 +22,29 @@ from robustbench_med.rng import Draws
 from robustbench_med.types import Images
 
 Position = Literal["random", "centre", "corner"]
-_FIXED: dict[str, float] = {"centre": 0.5, "corner": 0.0}  # share of the free range
+_FIXED: dict[str, float] = {"centre": 0.5, "corner": 0.0}  # fraction of the free range
 
 
 @runtime_checkable
 class Universal(Protocol):
-    """A perturbation that does not know the image it will meet."""
+    """A perturbation that does not depend on the image it is applied to."""
 
     @property
     def pattern(self) -> Float[Tensor, "c *s"]:
-        """What is saved with the record."""
+        """The pattern that is saved with the record."""
         ...
 
     def apply(self, x: Images, ball: Ball, rng: Draws) -> Images:
-        """Return candidates `(b, c, *s)` in the ball and in [0,1]; one stream a sample."""
+        """Return candidates `(b, c, *s)` in the ball and in [0,1]; `rng`: one stream per sample."""
         ...
 
     def control(self, ball: Ball, rng: Draws) -> Universal:
-        """Return a random one of equal norm, drawn from `rng` of one stream."""
+        """Return a random perturbation of equal norm; `rng` has one stream."""
         ...
 
 
-def shared(ball: Ball) -> Ball:
-    """Return the ball of the pattern itself: one radius, and the region that any image may change.
+def pattern_ball(ball: Ball) -> Ball:
+    """Return the ball of the pattern: one radius, and the region that any of the images may change.
 
     Raises:
         SpecError: the images have different radii.
@@ -59,7 +60,7 @@ def shared(ball: Ball) -> Ball:
 
 @dataclass(frozen=True)
 class Additive:
-    """A pattern added to every image.
+    """A pattern that is added to every image.
 
     Attributes:
         pattern: `(c, *s)` perturbation in image units, inside the norm's ball.
@@ -81,10 +82,10 @@ class Additive:
             known = ", ".join(sorted(_DIRECTIONS))
             raise SpecError(f"expected a norm with a random control ({known}), got {ball.norm}")
         drawn = _DIRECTIONS[ball.norm](rng.fork("control"), tuple(self.pattern.shape))
-        own = shared(ball)
-        pattern = own.mask(self.pattern[None])
-        size = own.size(pattern, torch.zeros_like(pattern))
-        return Additive(own.at(size).full(drawn.to(pattern))[0])
+        allowed = pattern_ball(ball)
+        pattern = allowed.mask(self.pattern[None])
+        size = allowed.size(pattern, torch.zeros_like(pattern))
+        return Additive(allowed.at(size).full(drawn.to(pattern))[0])
 
 
 _DIRECTIONS: dict[str, Callable[[Draws, tuple[int, ...]], Tensor]] = {
@@ -95,12 +96,12 @@ _DIRECTIONS: dict[str, Callable[[Draws, tuple[int, ...]], Tensor]] = {
 
 @dataclass(frozen=True)
 class Patch:
-    """A square (cube) of values pasted over a part of every image.
+    """A square (or cube) of values that is pasted over a part of every image.
 
     Attributes:
         pattern: `(c, side, side[, side])` values in [0,1].
-        scale: least and greatest size of the pasted patch, as a share of the pattern's.
-        rotation: greatest angle in degrees, to either side, in the plane of the last two axes.
+        scale: smallest and largest size of the pasted patch, as a fraction of the pattern's size.
+        rotation: largest angle in degrees, to either side, in the plane of the last two axes.
         position: "random" (anywhere inside the image), "centre", or "corner" (the first).
     """
 
@@ -110,25 +111,25 @@ class Patch:
     position: Position = "random"
 
     def apply(self, x: Images, ball: Ball, rng: Draws) -> Images:
-        """Return `x` with the patch at a place drawn for each sample; the rest stays as it is."""
+        """Return `x` with the patch at a position drawn for each sample."""
         pasted, inside = self.paste(x, rng)
-        # a turned square can hold more pixel centres than its area: the ball drops the smallest
+        # a turned square may hold more pixel centres than its area: the ball drops the smallest
         return ball.project(torch.where(inside, pasted, x), x)
 
     def control(self, ball: Ball, rng: Draws) -> Patch:  # noqa: ARG002 - the size is the pattern's
-        """Return the patch with its own values in a random order."""
+        """Return the patch with its values in a random order."""
         order = rng.fork("control").uniform(self.pattern.numel())[0].argsort()
         return replace(self, pattern=self.pattern.flatten()[order].view_as(self.pattern))
 
     def paste(
         self, x: Images, rng: Draws, patterns: Float[Tensor, "b c *t"] | None = None
     ) -> tuple[Images, Bool[Tensor, "b 1 *s"]]:
-        """Return the patch drawn over canvases like `x`, and where it lies on them.
+        """Return the patch pasted on canvases like `x`, and a mask of where it lies.
 
         Args:
-            x: `(b, c, *s)` images; only their shape counts.
-            rng: one stream a sample: its place, size and angle.
-            patterns: one pattern a sample in place of ours, to be differentiated.
+            x: `(b, c, *s)` images; only their shape is used.
+            rng: one stream per sample, for position, size and angle.
+            patterns: one pattern per sample that replaces the patch's, to be differentiated.
         """
         grid = self._grid(tuple(x.shape[2:]), rng)
         pattern = self.pattern.expand(len(x), *self.pattern.shape)
@@ -140,7 +141,7 @@ class Patch:
         return pasted, (grid.detach().abs() < 1).all(-1)[:, None]
 
     def _grid(self, size: tuple[int, ...], rng: Draws) -> Float[Tensor, "b *s axes"]:
-        """Return where in the pattern each pixel falls, -1..1 inside, last axis first."""
+        """Return the position of each pixel in the pattern, -1..1 inside, last axis first."""
         axes, side = len(size), self.pattern.shape[-1]
         u = rng.fork("place").uniform(axes + 2)
         low, high = self.scale
@@ -162,7 +163,7 @@ class Patch:
     def _centre(
         self, u: Float[Tensor, "b axes"], half: Float[Tensor, "b axes"], size: tuple[int, ...]
     ) -> Float[Tensor, "b axes"]:
-        """Return the patch's centre in pixels: its box inside the image, by whole pixels."""
-        share = u if self.position == "random" else torch.full_like(u, _FIXED[self.position])
+        """Return the centre of the patch in pixels, so that its box lies inside the image."""
+        position = u if self.position == "random" else torch.full_like(u, _FIXED[self.position])
         free = (torch.tensor(size, device=u.device) - 2 * half).clamp_min(0).floor()
-        return half - 0.5 + (share * (free + 1)).floor().minimum(free)
+        return half - 0.5 + (position * (free + 1)).floor().minimum(free)

@@ -50,8 +50,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("mean", [0.5, 0.5], "mean: expected 1 number, got 2: 0.5, 0.5"),
     ("mean", [0.485, 0.456, 0.406], "mean: expected 1 number, got 3"),
     ("std", [0.2, 0.2], "std: expected 1 number, got 2"),
-    ("mean", 127.5, "divide by 255 what was measured on grey levels 0..255"),
-    ("mean", [32768.0], "by 65535 on 16 bits"),
+    ("mean", 127.5, "divide statistics of grey levels 0..255 by 255"),
+    ("mean", [32768.0], "16-bit images by 65535"),
     ("std", 63.75, "std: expected a statistic of images in [0,1], got 63.75"),
     ("mean", -400.0, "mean: expected a statistic of images in [0,1], got -400"),
     ("std", [-0.25], "std: expected numbers above 0, got -0.25"),
@@ -59,12 +59,12 @@ WRONG: list[tuple[str, Any, str]] = [
     ("mean", float("nan"), "mean: expected finite numbers, got nan"),
     ("std", np.array([np.inf]), "std: expected finite numbers, got inf"),
     ("mean", np.array([np.nan]), "mean: expected finite numbers, got nan"),
-    ("mean", "0.5", "expected mean=[a number a channel], got '0.5'"),
-    ("mean", [True], "expected mean=[a number a channel], got [True]"),
-    ("mean", [], "expected mean=[a number a channel], got []"),
-    ("std", {"r": 1.0}, "expected std=[a number a channel], got {'r': 1.0}"),
-    ("mean", [0.5j], "expected mean=[a number a channel], got [0.5j]"),
-    ("mean", [None], "expected mean=[a number a channel], got [None]"),
+    ("mean", "0.5", "expected mean=[one number per channel], got '0.5'"),
+    ("mean", [True], "expected mean=[one number per channel], got [True]"),
+    ("mean", [], "expected mean=[one number per channel], got []"),
+    ("std", {"r": 1.0}, "expected std=[one number per channel], got {'r': 1.0}"),
+    ("mean", [0.5j], "expected mean=[one number per channel], got [0.5j]"),
+    ("mean", [None], "expected mean=[one number per channel], got [None]"),
 ]
 
 
@@ -83,9 +83,9 @@ def test_what_is_no_statistic(name: str, values: Any, message: str) -> None:  # 
 
 def test_a_contract_of_ones_own_is_checked() -> None:
     assert rm.InputContract is InputContract
-    with pytest.raises(SpecError, match="divide by 255"):
+    with pytest.raises(SpecError, match="divide statistics of grey levels"):
         InputContract(1, (16, 16), mean=(127.5,), std=(63.75,))
-    with pytest.raises(SpecError, match="expected 1 number or 3, one a channel, got 2"):
+    with pytest.raises(SpecError, match="expected 1 number or 3, one per channel, got 2"):
         InputContract(3, (16, 16), mean=(0.5, 0.5))
     contract = InputContract(1, (16, 16))
     with pytest.raises(SpecError, match="expected mean in the contract, got it beside a contract"):
@@ -96,12 +96,12 @@ def test_a_contract_of_ones_own_is_checked() -> None:
     ("inside", "message"),
     [
         ("mean=[0.5, 0.5], std=[0.2, 0.2]", "mean: expected 1 number, got 2"),
-        ("mean=[127.5], std=[63.75]", "divide by 255"),
+        ("mean=[127.5], std=[63.75]", "divide statistics of grey levels"),
         ("mean=[0.5], std=[-0.2]", "std: expected numbers above 0"),
         ("mean=[0.5]", "expected mean=[..] and std=[..] together, got no std"),
         ("returns='likely'", "expected returns='logits', 'probabilities' or 'auto', got 'likely'"),
-        ("output=0.5", "expected output='KEY', a place such as output=0"),
-        ("output=[True]", "expected output='KEY', a place such as output=0"),
+        ("output=0.5", "expected output='KEY', an index such as output=0"),
+        ("output=[True]", "expected output='KEY', an index such as output=0"),
     ],
 )
 def test_what_a_spec_states_is_checked(tmp_path: Any, inside: str, message: str) -> None:  # noqa: ANN401

@@ -10,7 +10,7 @@ import torch
 from robustbench_med.ball import Ball
 from robustbench_med.cards import Norm
 from robustbench_med.errors import SpecError
-from robustbench_med.universal import Additive, Patch, Position, Universal, shared
+from robustbench_med.universal import Additive, Patch, Position, Universal, pattern_ball
 from tests.toys import draws
 
 SHAPES = ((7, 1, 12, 9), (3, 3, 10, 10), (2, 1, 8, 9, 7))
@@ -65,8 +65,8 @@ def test_a_norm_without_a_control_and_several_radii_are_refused() -> None:
     with pytest.raises(SpecError, match="expected a norm with a random control .l2, linf., got l1"):
         Additive(torch.zeros(1, 4, 4)).control(Ball("l1", 1.0), draws(1))
     with pytest.raises(SpecError, match="expected one eps for all images, got 0.1..0.2"):
-        shared(Ball("linf", torch.tensor([0.1, 0.2])))
-    assert shared(Ball("linf", torch.tensor([0.5, 0.5]))).eps == 0.5
+        pattern_ball(Ball("linf", torch.tensor([0.1, 0.2])))
+    assert pattern_ball(Ball("linf", torch.tensor([0.5, 0.5]))).eps == 0.5
 
 
 @pytest.mark.parametrize("position", ["random", "centre", "corner"])

@@ -54,5 +54,5 @@ def ball_of(case: Case, card: DatasetCard, eps: float) -> Ball:
         case.norm,
         eps,
         channels=tuple(known.index(name) for name in case.channels),
-        shares=None if set(shares) == {1.0} else shares,
+        channel_scales=None if set(shares) == {1.0} else shares,
     )

@@ -147,7 +147,8 @@ def plan_command(
         costs = [clock.seconds(resolved) for resolved in planned]
     folder = results / selected_suite.name
     finished = [_is_finished(folder, resolved.case.id) for resolved in planned]
-    table = Table(title=f"{selected_suite.title}: {len(planned)} cases", title_justify="left")
+    title = f"{selected_suite.title}: {_count(len(planned), 'case')}"
+    table = Table(title=title, title_justify="left")
     for heading in ("case", "dataset", "victim", "attack", "time", "state"):
         right, id_ = heading == "time", heading == "case"
         table.add_column(heading, justify="right" if right else "left", no_wrap=id_ or right)
@@ -185,7 +186,7 @@ def _time_line(costs: list[Seconds | None]) -> str:
         f"The attacks take about {words(likely)} on this machine, or {words(most)} if no image "
         "breaks. Checks and defenses add to that."
     )
-    return line + (f" {untimed} cases could not be timed." if untimed else "")
+    return line + (f" {_count(untimed, 'case')} could not be timed." if untimed else "")
 
 
 def leaderboard(

@@ -111,7 +111,5 @@ def _compare(trained: str, shipped: str) -> str:
     if not shipped:
         return ""
     return (
-        ", the same as the shipped weights"
-        if trained == shipped
-        else ", other than the shipped weights"
+        ", the same as the shipped weights" if trained == shipped else ", not the shipped weights"
     )

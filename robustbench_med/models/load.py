@@ -370,7 +370,7 @@ def _statistics(
         return (sum(mean) / len(mean),), (sum(std) / len(std),)
     if len(mean) not in (1, data.channels):
         raise SpecError(
-            f"expected mean=[..] and std=[..] with {data.channels} numbers, a number a channel, "
+            f"expected mean=[..] and std=[..] with {data.channels} numbers, one per channel, "
             f"got none: the network's own are of {len(mean)} channels"
         )
     return mean, std

@@ -306,9 +306,11 @@ def test_plan_prints_cases_and_an_estimate_and_computes_nothing(
     monkeypatch.setattr(preparing, "prepare_setup", None)
     said = call("plan", "quick", "--victim", "chest_resnet", "--attack", "pgd", "-n", "5")
     assert said.code == 0
-    assert "1 cases" in said.out
+    assert "Quick: 1 case" in said.out
     assert "chest_resnet" in said.out
-    assert re.search(r"about .+ of attacks on this machine, .+ if no image breaks", said.out)
+    assert re.search(
+        r"The attacks take about .+ on this machine, or .+ if no image breaks\.", said.out
+    )
     assert not (tmp_path / "results").exists()
     assert re.search(r"\b[0-9a-f]{16}\b", said.out)  # whole, however narrow the terminal
 
