@@ -72,9 +72,8 @@ class Problem:
     def outputs(self, z: Images) -> Output:
         """Return the judge's output on candidates `z`, without gradient."""
         self.counter.forward += len(z)
-        if (
-            len(z) == 0
-        ):  # many networks cannot reshape an empty batch: show one image, drop it after
+        # many networks cannot reshape an empty batch: show them one image and drop it afterwards
+        if len(z) == 0:
             with torch.no_grad():
                 logits, suspicion = self.judge(z.new_zeros((1, *z.shape[1:])))
             return Output(logits[:0], None if suspicion is None else suspicion[:0])

@@ -195,9 +195,8 @@ def large_radius(found: Evidence) -> Measured | None:
     rows = found.affordable(rows, found.per_image + 1, share=0.15)
     here = found.problem.select(rows)
     away = (here.x < 0.5).to(here.x)  # the farthest corner of the box; half way is enough
-    here = replace(
-        here, ball=replace(here.ball, channel_scales=None)
-    )  # whole radius for every channel
+    # the whole radius for every channel
+    here = replace(here, ball=replace(here.ball, channel_scales=None))
     here = here.at(Ball(found.planned.case.norm, 0.0).size(here.x + (away - here.x) * 0.75, here.x))
     z = found.run.attack(here, found.rng.select(rows).fork("large"))
     return _share(~here.probe(z).success) or Measured(0.0, 0)

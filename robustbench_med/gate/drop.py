@@ -105,9 +105,8 @@ def drop_of(
 
         smallest = mcnemar_smallest(len(fell) / inflated, back, level=level) if able else math.nan
     else:
-        spread = standard_error(fell, number) * math.sqrt(
-            groups
-        )  # of one patient's share in the mean
+        # the spread of one patient's contribution to the mean
+        spread = standard_error(fell, number) * math.sqrt(groups)
         a, b = scipy_stats.norm.ppf([1 - level, POWER])
         few = a**2 / 2  # patients more, since the spread is not known: Guenther 1981
 

@@ -59,7 +59,7 @@ def test_a_second_run_keeps_the_models_of_the_first(call: Call) -> None:
     code, said = call("run", "quick", "--victim", SECOND, *COMMON, "--results", "r")
     assert code == 0
     holds(Path("r/quick"), FIRST, SECOND)
-    assert "1 case of this run and 1 of earlier ones" in said
+    assert "1 case of this run and 1 of earlier runs" in said
 
 
 def test_a_narrower_run_keeps_the_page_of_a_larger_one(call: Call) -> None:

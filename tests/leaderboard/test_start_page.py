@@ -84,7 +84,7 @@ def test_axe_finds_nothing_serious_and_nothing_scrolls_sideways(
         ("missing", "there is no such folder"),
         ("file.txt", "there is no such folder"),
         ("empty", "got none: run a suite first"),
-        ("one/case", "got that of one case: give"),
+        ("one/case", "got that of one case: pass"),
     ],
 )
 def test_a_wrong_folder_gets_one_line(tmp_path: Path, folder: str, words: str) -> None:
