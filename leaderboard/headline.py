@@ -251,6 +251,15 @@ def lost_below(score: Score) -> float:
     return _TARGET_DRAWN if score.attacked else _DICE_LOST
 
 
+def lone_result(board: Board) -> str:
+    """Return what the only model of a board keeps in the worst case."""
+    row = board.rows[0]
+    worst = row.worst[board.headline].value
+    if not math.isfinite(worst):
+        return ""
+    return f"{row.title} keeps {text.measured(worst, board.score.kind, board.score.short)}."
+
+
 def verdict(board: Board) -> str:
     """Return how sure it is which model of a board is the most robust, or that all fail."""
     if board.control:

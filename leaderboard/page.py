@@ -189,9 +189,17 @@ def packed(estimates: tuple[Estimate, ...], kind: str = "percent") -> str:
     return ";".join(written)
 
 
-def with_unit(written: str, value: float | str | None, score: Score) -> str:
-    """Return a written number of a board's score with its unit; a text or a dash as it is."""
-    unit = text.sign(score.kind, score.short) if isinstance(value, float) else ""
+def with_unit(written: str, value: float | str | None, score: Score, only: str = "") -> str:
+    """Return a written number of a board's score with its unit; a text or a dash as it is.
+
+    Args:
+        written: the number as text.
+        value: the number; None or a text where there is none.
+        score: of the board.
+        only: the kind of score that has its unit written; each by default.
+    """
+    units = isinstance(value, float) and score.kind == (only or score.kind)
+    unit = text.sign(score.kind, score.short) if units else ""
     return f"{written}\N{NO-BREAK SPACE}{unit}" if unit else written
 
 

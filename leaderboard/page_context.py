@@ -22,7 +22,7 @@ from .boards.defenses import defense_names, prices
 from .boards.detectors import RULE, detectors, has_detectors
 from .boards.transfer import matrices
 from .gallery import PAGE_BYTES, gallery, regions_shown, shown
-from .headline import radius_words, verdict
+from .headline import lone_result, radius_words, verdict
 from .rows import board_columns
 from .tables import facts, patients, radii_words
 from .wording import text
@@ -113,6 +113,7 @@ def _view(board: Board, ident: str, share: int) -> dict[str, Any]:
         "task": TASKS[board.dataset.task],
         "radius": radius_words(board),
         "verdict": verdict(board),
+        "outcome": verdict(board) or lone_result(board),
         "attack_names": _attack_names(board),
         "about": _about(board),
         "facts": _facts(board),

@@ -33,7 +33,8 @@
     all(section, "td.worst, td.rung").forEach((cell) => {
       const [value, low, high] = estimate(cell, rung);
       cell.querySelector(".v").textContent = value ? value + (unit && `\u00a0${unit}`) : DASH;
-      cell.querySelector(".ci").textContent = bounds(low, high);
+      const interval = bounds(low, high);
+      cell.querySelector(".ci").textContent = interval + (interval && unit === "%" ? "\u00a0%" : "");
       const fill = cell.querySelector(".fill"), span = cell.querySelector(".span");
       if (!fill || !value) return;
       fill.setAttribute("width", (100 * value) / full);

@@ -44,6 +44,8 @@ def test_axe_finds_nothing_serious(
     path: Path = request.getfixturevalue(which)
     size = {"width": width, "height": 900}
     with opened(chromium, path, color_scheme=theme, viewport=size) as page:
+        for button in page.locator(".unfold:visible").all():  # on a phone boards are closed
+            button.click()
         for button in page.locator(".open").all()[:3]:
             button.click()
         dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(14, 17, 20)"
@@ -87,7 +89,8 @@ EVIL = '"><img src=x onerror="window.hacked=1;alert(1)"><script>window.hacked=1;
 
 def poisoned(value: Any) -> Any:  # noqa: ANN401
     """Return cards and records with the payload in every text field that may be any text."""
-    fixed = {"task", "tasks", "norms", "threat", "rungs", "augment", "precision", "returns"}
+    fixed = {"task", "tasks", "norms", "threat", "schedule", "kind", "augment"}
+    fixed |= {"precision", "returns", "weights_type"}
     if isinstance(value, dict):
         return {k: v if k in fixed else poisoned(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -53,6 +53,9 @@ def test_the_menu_jumps_to_a_board_and_opens_it(chromium: Browser, suite: Path) 
     with opened(chromium, suite, viewport={"width": WIDTH, "height": 844}) as page:
         menu = page.locator(".jump")
         menu.locator("summary").click()
+        box = menu.locator("nav").bounding_box()
+        assert box is not None
+        assert (box["x"] >= 0, box["x"] + box["width"] <= WIDTH) == (True, True)
         entry = menu.locator("ul ul a").nth(1)
         ident = (entry.get_attribute("href") or "").removeprefix("#")
         entry.click()
