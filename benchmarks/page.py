@@ -61,9 +61,9 @@ def plant(folder: Path) -> None:
                     rungs=rungs_of(samples, LADDER),
                     audit=Audit(
                         norm="linf",
-                        largest=LADDER,
-                        lowest_pixel=0.0,
-                        highest_pixel=1.0,
+                        max_size=LADDER,
+                        min_value=0.0,
+                        max_value=1.0,
                         over_budget=0,
                         tolerance=1e-6,
                         bit_depth=8,
@@ -71,7 +71,7 @@ def plant(folder: Path) -> None:
                     ),
                     cost=Cost(forward=4000, backward=4000, seconds=9.0 + v, peak_memory_mib=400),
                     checks=tuple(
-                        Check(name=f"check_{i}", measured=0.0, threshold=1.0, checked=12)
+                        Check(name=f"check_{i}", value=0.0, threshold=1.0, n_images=12)
                         for i in range(10)
                     ),
                     dataset_card=dataset,

@@ -190,8 +190,8 @@ def measured(record: Record) -> list[tuple[float, str, Estimate]]:
     estimates = [(rung.eps, name, e) for rung in record.rungs for name, e in rung.metrics.items()]
     if record.distance is not None:
         estimates.append((math.nan, "median_distance", record.distance))
-    if record.spread is not None:
-        for eps, rung in zip(record.case.ladder, record.spread.rungs, strict=True):
+    if record.universal is not None:
+        for eps, rung in zip(record.case.ladder, record.universal.rungs, strict=True):
             estimates += [
                 (eps, f"universal_{name}", getattr(rung, field))
                 for name, field in _UNIVERSAL.items()

@@ -129,7 +129,7 @@ def _picture(row: Row, column: str, example: Example) -> Picture | None:
 
 def _of_labels(example: Example) -> list[Tile]:
     clean, attacked = plain(example.clean_prediction), plain(example.adversarial_prediction)
-    factor = f"×{example.amplified:g}"
+    factor = f"×{example.amplification:g}"
     return [
         Tile(example.clean, f"clean image, read as {clean}", clean, side="clean"),
         Tile(
@@ -163,8 +163,8 @@ def _of_masks(example: Example, masks: MaskExample) -> list[Tile]:
         *([wanted] if masks.target else []),
         Tile(
             example.perturbation,
-            f"perturbation, amplified ×{example.amplified:g}",
-            f"change ×{example.amplified:g}",
+            f"perturbation, amplified ×{example.amplification:g}",
+            f"change ×{example.amplification:g}",
             soft=True,
         ),
     ]

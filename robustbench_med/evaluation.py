@@ -278,7 +278,7 @@ def _success(stored: Stored, eps: float) -> pd.Series[bool]:
     """Return on which of the attacked images the attack succeeds at a radius, by their ids."""
     rung = (0.0, *stored.record.case.ladder)[_rung(stored, eps)]
     rows = stored.samples[(stored.samples["eps"] == rung) & stored.samples["attacked"]]
-    return rows.set_index("sample")["broken"]
+    return rows.set_index("sample")["success"]
 
 
 @api_function
@@ -335,7 +335,7 @@ def evaluate(
         output: which of several outputs of a torch module to read.
         folder: the folder with the files of real datasets.
         grid: other fields of a suite's grid: operating_point="argmax", channels=["T1"],
-            surrogates=["chest_vgg"], draws=8, guide="bfloat16", budget="mean_norm", fit=64.
+            surrogates=["chest_vgg"], draws=8, guide="bfloat16", budget="mean_norm", n_fit=64.
 
     Raises:
         InvalidOutputError: the model returned NaN or Inf.

@@ -66,7 +66,7 @@ def _correct(samples: pd.DataFrame) -> NDArray[Any]:
 
 
 def _goal_not_reached(samples: pd.DataFrame) -> NDArray[Any]:
-    return ~samples["broken"].to_numpy(dtype=bool)
+    return ~samples["success"].to_numpy(dtype=bool)
 
 
 def _attacked_and_robust(samples: pd.DataFrame) -> NDArray[Any]:

@@ -178,7 +178,7 @@ def test_the_worst_case_is_taken_image_by_image(mine: str) -> None:
     assert found.accuracy == found.interval.value == at_eight.mean()
     assert found.interval.low <= found.accuracy <= found.interval.high
     assert found.clean_interval.low < found.clean < found.clean_interval.high
-    broken = pd.concat([table.groupby("sample")["broken"].any() for table in tables], axis=1)
+    broken = pd.concat([table.groupby("sample")["success"].any() for table in tables], axis=1)
     attacked = tables[0].groupby("sample")["attacked"].all()
     assert found.attack_success == broken.any(axis=1)[attacked].mean()
     assert len(found.samples) == sum(map(len, tables))
@@ -211,8 +211,8 @@ def test_another_objective_counts_the_images_it_is_not_reached_on(mine: str) -> 
     found = rm.evaluate(net_of(), mine, PGD, eps="4/255", objective="targeted(target=1)")
     last = found.samples[found.samples["eps"] > 0]
     aimed = last[last["attacked"]]
-    assert found.accuracy == 1 - aimed["broken"].mean()
-    assert found.attack_success == aimed["broken"].mean()
+    assert found.accuracy == 1 - aimed["success"].mean()
+    assert found.attack_success == aimed["success"].mean()
 
 
 def test_masks_have_a_dice(tmp_path: Path) -> None:
@@ -642,7 +642,7 @@ def test_an_attack_leaves_the_images_that_a_record_is_scored_on(mine: str, spec:
     table = rm.evaluate(net, mine, spec, **options).samples
     table = table[table["eps"] > 0]
     assert list(left.ids) == list(table["sample"])
-    assert left.success.tolist() == table["broken"].tolist()
+    assert left.success.tolist() == table["success"].tolist()
     assert left.attacked.tolist() == table["attacked"].tolist()
     size = (left.z - left.x).flatten(1).norm(p=2 if norm == "l2" else torch.inf, dim=1)
     kept = left.attacked.numpy()
@@ -686,7 +686,7 @@ def test_an_attacker_without_the_model_climbs_another(mine: str) -> None:
     found = rm.evaluate(net_of(), mine, PGD, **options)
     assert found.records[0].record.case.threat == "transfer"
     table = found.samples[found.samples["eps"] > 0]
-    assert left.success.tolist() == table["broken"].tolist()
+    assert left.success.tolist() == table["success"].tolist()
     white = rm.attack(net_of(), mine, PGD, eps="8/255")
     assert not torch.equal(white.z, left.z)
 

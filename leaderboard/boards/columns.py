@@ -94,7 +94,7 @@ def _setting(asked: Asked) -> dict[str, Any]:
     own = {
         "guide": case.guide,
         "v": case.attack_version,
-        "fit": case.fit,
+        "n_fit": case.n_fit,
         "weights": case.surrogate_sha256[:8],
         "train": case.train_sha256[:8] if asked.trains else "",
     }

@@ -123,7 +123,9 @@ def _undefended(row: Row, board: Board) -> Row | None:
 
 def _slower(row: Row) -> float | None:
     costs = [run.record.cost for run in row.runs.values() if run.record.cost is not None]
-    ratios = [cost.slower for cost in costs if cost.slower is not None]
+    ratios = [
+        cost.relative_forward_time for cost in costs if cost.relative_forward_time is not None
+    ]
     ratios = [ratio for ratio in ratios if math.isfinite(ratio)]
     return median(ratios) if ratios else None
 

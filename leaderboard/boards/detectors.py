@@ -23,7 +23,7 @@ COLUMNS = {
     "auroc": ("AUROC", "unit"),
     "tpr_at_1": ("TPR at 1 % FPR, %", "percent"),
     "tpr_at_5": ("TPR at 5 % FPR, %", "percent"),
-    "caught": ("Caught, %", "percent"),
+    "detected": ("Detected, %", "percent"),
 }
 
 
@@ -115,7 +115,7 @@ def _rate(row: Row) -> str:
 
 
 def _ease(metrics: dict[str, Estimate]) -> tuple[float, float]:
-    values = (metrics.get(name, UNDEFINED).value for name in ("auroc", "caught"))
+    values = (metrics.get(name, UNDEFINED).value for name in ("auroc", "detected"))
     first, second = (math.inf if math.isnan(value) else value for value in values)
     return first, second
 

@@ -52,7 +52,7 @@ METRICS: dict[str, tuple[bool, str, float]] = {
     "auroc": (True, "unit", 1),
     "tpr_at_1": (True, "percent", 1),
     "tpr_at_5": (True, "percent", 1),
-    "caught": (True, "percent", 1),
+    "detected": (True, "percent", 1),
     "false_alarms": (False, "count", 1000),
 }
 

@@ -35,7 +35,7 @@ def accuracy(pool: Pool) -> tuple[Estimate, ...]:
 
 def success(pool: Pool) -> tuple[Estimate, ...]:
     """Return the share of the images attacked that any attack broke."""
-    stands = pool.worst(lambda run: ~run.samples["broken"].to_numpy(dtype=bool))
+    stands = pool.worst(lambda run: ~run.samples["success"].to_numpy(dtype=bool))
     return kept("attack_success", "", stands[pool.attacked], pool, lost=True).estimates
 
 

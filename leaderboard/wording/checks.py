@@ -110,9 +110,9 @@ def check_rows(record: Record) -> list[CheckRow]:
         rows.append(
             CheckRow(
                 title,
-                _written(write, check.measured, None),
+                _written(write, check.value, None),
                 _written(write, check.threshold, None),
-                DASH if check.checked is None else f"{check.checked:,}",
+                DASH if check.n_images is None else f"{check.n_images:,}",
                 check.name in raised,
             )
         )
@@ -126,7 +126,7 @@ def flag_words(record: Record, flag: Flag) -> str:
     """
     check = next((c for c in record.checks if c.name == flag.name), None)
     _, write = CHECKS.get(flag.name, ("", _plain))
-    measured = _written(write, flag.measured, _checked(check))
+    measured = _written(write, flag.value, _checked(check))
     allowed = _written(write, flag.threshold, None)
     if write is _images:
         allowed = _count(flag.threshold, None)
@@ -137,7 +137,7 @@ def flag_words(record: Record, flag: Flag) -> str:
 
 
 def _checked(check: Check | None) -> int | None:
-    return None if check is None else check.checked
+    return None if check is None else check.n_images
 
 
 def _written(write: _Write, value: float, of: int | None) -> str:

@@ -85,10 +85,10 @@ def distance_words(record: Record) -> str:
 
 def spread_words(record: Record) -> str:
     """Return what a universal perturbation was fitted on and where it lies; empty for others."""
-    spread = record.spread
+    spread = record.universal
     if spread is None:
         return ""
-    images = f"{spread.fitted:,} training image{'' if spread.fitted == 1 else 's'}"
+    images = f"{spread.n_fit:,} training image{'' if spread.n_fit == 1 else 's'}"
     last = len(spread.rungs) - 1
     tensors = "tensor rung_0" if last < 1 else f"tensors rung_0 to rung_{last}, smallest first"
     return (
@@ -106,7 +106,7 @@ def audit_words(record: Record) -> list[str]:
     audit = record.audit
     if audit is None:
         return ["No budget audit: nothing was attacked."]
-    used = ", ".join(radius(size, audit.norm) for size in audit.largest)
+    used = ", ".join(radius(size, audit.norm) for size in audit.max_size)
     verdict = (
         f"within budget for every image (tolerance {audit.tolerance:.0e})"
         if audit.over_budget == 0
@@ -122,7 +122,7 @@ def audit_words(record: Record) -> list[str]:
         still += f"{number(rounding.value)} %" + (f" ({bounds})." if bounds else ".")
     return [
         f"Largest {norm} perturbation at each radius: {used}; {verdict}.",
-        f"Attacked pixels lie in [{audit.lowest_pixel:.3f}, {audit.highest_pixel:.3f}].",
+        f"Attacked pixels lie in [{audit.min_value:.3f}, {audit.max_value:.3f}].",
         still,
     ]
 
@@ -139,7 +139,7 @@ def ladder_words(record: Record) -> str:
     if not audit.checked:
         return f"{taken}; none was run to check."
     outcome = (
-        f"{audit.broken} of them broke, so all were rerun"
+        f"{audit.success} of them broke, so all were rerun"
         if audit.reran
         else f"none of them broke: at most {100 * audit.miss_bound:.1f} % would (95 % confidence)"
     )

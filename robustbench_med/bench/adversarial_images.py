@@ -45,7 +45,9 @@ class Saved(NamedTuple):
     @property
     def entry(self) -> Entry:
         """What the record says of them."""
-        return Entry(file=FILE, kept=len(self.images), sha256=hashlib.sha256(self.file).hexdigest())
+        return Entry(
+            file=FILE, n_images=len(self.images), sha256=hashlib.sha256(self.file).hexdigest()
+        )
 
     def columns(
         self, problem: Problem, radii: tuple[float, ...], depth: int, rest: Measurements
@@ -70,14 +72,14 @@ class Saved(NamedTuple):
             )
         table = Table(*wanted)
         everyone = torch.arange(len(problem), device=problem.x.device)
-        lost = rest["broken"]  # of masks: before the attack, and so not its doing
-        rest = rest | {"broken": torch.zeros_like(lost)}
+        lost = rest["success"]  # of masks: before the attack, and so not its doing
+        rest = rest | {"success": torch.zeros_like(lost)}
         for i, eps in enumerate(radii):
             which = self.which[i].to(everyone)
             rows = everyone[which >= 0]
             z = self.images.to(problem.x)[which[rows]]
             columns = measure(problem.at(eps).select(rows), z, depth)
-            columns["broken"] &= ~lost[rows]
+            columns["success"] &= ~lost[rows]
             table.put(i, everyone, rest)
             table.put(i, rows, columns)
         return table.columns
@@ -92,7 +94,7 @@ def saved_of(columns: Measurements, x: Tensor, *, masks: bool) -> Saved:
         masks: whether the victim calls masks.
     """
     z = columns[CANDIDATES]
-    wanted: Bool[Tensor, "r b"] = columns["broken"]
+    wanted: Bool[Tensor, "r b"] = columns["success"]
     if masks:
         wanted = (z != x[None]).flatten(2).any(2)
     which = torch.full(wanted.shape, -1, dtype=torch.int32)

@@ -91,7 +91,7 @@ class AttackRun(NamedTuple):
         success of the attack.
         """
         found = self.attacked.clone()
-        found[self.attacked] = ~self.rest["broken"]
+        found[self.attacked] = ~self.rest["success"]
         return found
 
 

@@ -61,7 +61,7 @@ class Case(BaseModel):
     budget: Literal["absolute", "mean_norm"] = Field(
         default="absolute", description="whether radii are ratios of a training image's mean norm"
     )
-    fit: int | None = Field(
+    n_fit: int | None = Field(
         default=None, description="training images a universal perturbation is fitted on, at most"
     )
     seed: int = 0

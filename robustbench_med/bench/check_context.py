@@ -173,7 +173,7 @@ class Evidence:
 
     def improvable(self) -> Rows:
         """Return a few of the images that more harm could be done to at the headline radius."""
-        lost = "done" if self.graded else "broken"
+        lost = "done" if self.graded else "success"
         return self.some(~self.run.rungs[lost][self.headline])
 
     def to_beat(self, rows: Rows) -> Float[Tensor, " rows"]:

@@ -173,7 +173,7 @@ def shrinking(found: Evidence) -> Measured | None:
         return None
     if found.ready.victim.draws > 1:  # near the boundary the victim's own noise decides
         return None
-    rows = found.some(found.run.rungs["broken"][:-1].any(0))
+    rows = found.some(found.run.rungs["success"][:-1].any(0))
     rows = found.affordable(rows, found.per_image + 1, share=0.2)
     here = found.problem.select(rows).at(found.run.radii[-1])
     z = found.run.attack(here, found.rng.select(rows).fork("afresh"))
@@ -317,7 +317,7 @@ def below_control(found: Evidence) -> Measured | None:
 def rounding(found: Evidence) -> Measured | None:
     """Return the share of the images broken at the headline radius that rounding repairs."""
     levels = 2**found.planned.data.card.bit_depth - 1
-    broken = found.run.rungs["broken"][found.headline]
+    broken = found.run.rungs["success"][found.headline]
     # less than a level is rounded off
     moved = found.run.rungs["linf"][found.headline] >= 1 / levels
     if not found.iterative or found.card.schedule == "distance":

@@ -161,8 +161,8 @@ def checks_of(found: Evidence) -> tuple[tuple[Check, ...], tuple[Flag, ...]]:
             measured = row.measure(found)
             if measured is None:
                 continue
-            value = {"name": name, "measured": measured.value, "threshold": row.threshold}
-            checks.append(Check(**value, checked=measured.checked))
+            value = {"name": name, "value": measured.value, "threshold": row.threshold}
+            checks.append(Check(**value, n_images=measured.checked))
             if measured.value > row.threshold:
                 meaning = f"{row.meaning}; {measured.more}." if measured.more else row.meaning
                 flags.append(Flag(**value, meaning=meaning))

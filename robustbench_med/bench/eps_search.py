@@ -58,7 +58,7 @@ def ascend(
         here = problem.at(eps).select(rows)
         columns = measure(here, attack(here, Draws(streams[i, rows])), depth)
         table.put(i, rows, columns)
-        rows = rows[~columns["broken"]]
+        rows = rows[~columns["success"]]
     table.carry()
     return table.columns
 
@@ -107,12 +107,12 @@ def worst(
     """
     table, streams = Table(len(ladder), len(problem)), _streams(rng, ladder)
     # what was lost before the attack is not its doing
-    everyone, best = _every_row(problem), rest | {"broken": torch.zeros_like(rest["broken"])}
+    everyone, best = _every_row(problem), rest | {"success": torch.zeros_like(rest["success"])}
     for i, eps in enumerate(ladder):
         rows = everyone[~best["done"]]
         here = problem.at(eps).select(rows)
         columns = measure(here, attack(here, Draws(streams[i, rows])), depth)
-        columns["broken"] &= ~rest["broken"][rows]
+        columns["success"] &= ~rest["success"][rows]
         worse = columns["harm"] > best["harm"][rows]
         table.put(i, everyone, best)
         table.put(i, rows[worse], {name: value[worse] for name, value in columns.items()})
@@ -150,7 +150,7 @@ def descend(
         z = attack(here, Draws(streams[rung, rows]))
         columns = measure(here, z, depth)
         table.put(rung, rows, columns)
-        ran[rung, rows], broken, known = True, columns["broken"], True
+        ran[rung, rows], broken, known = True, columns["success"], True
         falls[rows[broken]] = rung[broken]
         stands[rows[~broken]] = rung[~broken]
         failed[rows[~broken]] = z[~broken]
@@ -180,7 +180,7 @@ def by_distance(
     """
     here = problem.at(torch.inf)
     found = measure(here, attack(here, rng), depth)
-    distance = found["size"].masked_fill(~found["broken"], torch.inf)
+    distance = found["size"].masked_fill(~found["success"], torch.inf)
     table, rows = Table(len(ladder), len(problem)), _every_row(problem)
     for i, eps in enumerate(ladder):
         table.put(i, rows, rest)
@@ -209,7 +209,7 @@ def _judge(
     """Return which samples break at their next rung by the last candidate, grown or pulled in."""
     here = problem.select(rows).at(radii[turn[rows]])
     columns = measure(here, here.ball.project(near[rows], here.x), depth)
-    broken = columns["broken"]
+    broken = columns["success"]
     hit = rows[broken]
     table.put(turn[hit], hit, {name: value[broken] for name, value in columns.items()})
     falls[hit] = turn[hit]
@@ -241,7 +241,7 @@ def _audit(
     inferred: Bool[Tensor, "r b"],
 ) -> LadderAudit:
     """Attack a keyed draw of the pairs inferred to stand; all of them if one of those breaks."""
-    broken = table.columns["broken"]
+    broken = table.columns["success"]
     pairs = inferred & ~broken
     total = int(pairs.sum())
 
@@ -251,7 +251,7 @@ def _audit(
         columns = measure(here, attack(here, Draws(streams[rung, rows])), depth)
         table.put(rung, rows, columns)
         table.carry()
-        return len(rows), int(columns["broken"].sum())
+        return len(rows), int(columns["success"].sum())
 
     lots = [Draws(keys).fork("ladder audit").uniform(1)[:, 0] for keys in streams]
     drawn = torch.stack(lots) < max(AUDITED, LEAST_AUDITED / max(total, 1))
@@ -260,5 +260,5 @@ def _audit(
         attacked(pairs & ~drawn)
     bound = 0.0 if fell or not total else miss_bound(checked)
     return LadderAudit(
-        inferred=total, checked=checked, broken=fell, reran=bool(fell), miss_bound=bound
+        inferred=total, checked=checked, success=fell, reran=bool(fell), miss_bound=bound
     )

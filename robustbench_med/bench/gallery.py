@@ -56,7 +56,7 @@ def pictures_of(planned: ResolvedCase, ready: AttackSetup, run: AttackRun, most:
     examples: list[Example] = []
     files: dict[str, bytes] = {}
     for row in _choose(run, most):
-        first = int(run.rungs["broken"][:, row].nonzero()[0, 0])
+        first = int(run.rungs["success"][:, row].nonzero()[0, 0])
         with frozen(ready.victim.module), seeded(case.seed, case.id, "examples", row):
             again = _attack_again(case, run, row, first)
             if again is None:
@@ -112,7 +112,7 @@ def _three(x: Tensor, z: Tensor, i: int, files: dict[str, bytes]) -> dict[str, A
     parts = {"clean": x, "perturbation": delta * amplified + 0.5, "adversarial": z}
     names = {part: f"example_{i}_{part}.png" for part in parts}
     files |= {names[part]: png(pixels) for part, pixels in parts.items()}
-    return {"amplified": amplified, **names}
+    return {"amplification": amplified, **names}
 
 
 def _attack_again(case: Case, run: AttackRun, row: int, first: int) -> tuple[float, Images] | None:
@@ -151,7 +151,7 @@ def _example(
 
 def _choose(run: AttackRun, most: int) -> list[int]:
     """Return rows broken at the smallest radii, one a class before a second of any."""
-    rung = run.rungs["broken"].sum(0)  # at how many rungs each is broken
+    rung = run.rungs["success"].sum(0)  # at how many rungs each is broken
     truth = [tuple(np.atleast_1d(y)) for y in run.problem.y.cpu().numpy()]
     seen: dict[tuple[int, ...], int] = {}
     ranked = []

@@ -36,7 +36,7 @@ def measure(problem: Problem, z: Images, depth: int) -> Measurements:
         "answer": answer,
         "harm": verdict.harm,
         "done": verdict.is_final,
-        "broken": broken,
+        "success": broken,
         "rounded": rounded,
         "size": problem.ball.size(z, x),
         "linf": flat.abs().amax(1),
@@ -61,7 +61,7 @@ def clean_measurements(problem: Problem, answer: Output, verdict: Verdict) -> Me
         "answer": answer.logits,
         "harm": verdict.harm,
         "done": verdict.is_final,
-        "broken": verdict.success,
+        "success": verdict.success,
         "rounded": verdict.success,
         "size": nothing,
         "linf": nothing,
@@ -110,10 +110,10 @@ def smallest_success(columns: Measurements) -> Float[Tensor, " b"]:
     """Return the smallest perturbation that broke each sample at any rung, `(b,)`; inf where none.
 
     >>> broken = torch.tensor([[False], [True]])
-    >>> smallest_success({"size": torch.tensor([[0.1], [0.2]]), "broken": broken})
+    >>> smallest_success({"size": torch.tensor([[0.1], [0.2]]), "success": broken})
     tensor([0.2000])
     """
-    return columns["size"].masked_fill(~columns["broken"], torch.inf).amin(0)
+    return columns["size"].masked_fill(~columns["success"], torch.inf).amin(0)
 
 
 class Table:
@@ -132,7 +132,7 @@ class Table:
 
     def carry(self) -> None:
         """Make a sample broken at one rung broken above it, by the image that broke it."""
-        broken = self.columns["broken"]
+        broken = self.columns["success"]
         for i in range(1, len(broken)):
             rows = (broken[i - 1] & ~broken[i]).nonzero()[:, 0]
             for value in self.columns.values():

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robustbench_med.bench.record import Record
+from robustbench_med.bench.record import Record, check_schema
 from robustbench_med.errors import ResultsError
 
 RECORDS, SAMPLES = "records.jsonl.gz", "all_samples.parquet"
@@ -52,6 +52,7 @@ class Packed:
 
     def record(self, case_id: str) -> Record:
         """Return the record of a case; raise ValueError where its line is no record."""
+        check_schema(self._lines[case_id])
         return Record.model_validate_json(self._lines[case_id])
 
     def table(self, case_id: str) -> pa.Table:

@@ -343,7 +343,7 @@ def _case(
             "norm": grid.norm,
             "ladder": attack.ladder,
             "budget": grid.budget,
-            "fit": grid.fit if universal else None,
+            "n_fit": grid.n_fit if universal else None,
             "seed": suite.seed,
         }
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,7 +14,20 @@ from robustbench_med.stats import Estimate
 if TYPE_CHECKING:  # half a second that `plan` does without
     import pandas as pd
 
-SCHEMA = 1
+SCHEMA = 2
+
+
+_VERSION = re.compile(r'"schema_version":\s*(\d+)')
+
+
+def check_schema(text: str) -> None:
+    """Raise ValueError where the JSON of a record states another schema than this version's."""
+    version = _VERSION.search(text)
+    if version is not None and int(version[1]) != SCHEMA:
+        raise ValueError(
+            f"a record of schema {version[1]}, where this version reads schema {SCHEMA}: run its "
+            "case again"
+        )
 
 
 class _Frozen(BaseModel):
@@ -30,7 +44,7 @@ class Rung(_Frozen):
 
     Metrics of labels and findings: accuracy, balanced_accuracy, sensitivity, specificity, auc and
     f1 of the victim; attack_success, flips_to_normal and flips_to_disease of the attack; behind a
-    detector also auroc, tpr_at_1, tpr_at_5, caught and false_alarms (per 1,000 studies; see
+    detector also auroc, tpr_at_1, tpr_at_5, detected and false_alarms (per 1,000 studies; see
     metrics/detection.py).
 
     Metrics of the perturbation, as means over the attacked images: ssim, psnr (dB), l2, linf.
@@ -40,7 +54,7 @@ class Rung(_Frozen):
     metrics: dict[str, Estimate]
 
 
-class SpreadRung(_Frozen):
+class UniversalRung(_Frozen):
     """What one universal perturbation does to all images of the case, attacked or not.
 
     "Changed" and "wrong" are two counts that the literature mixes under one name: a prediction that
@@ -58,11 +72,11 @@ class SpreadRung(_Frozen):
     control_success: Estimate
 
 
-class Spread(_Frozen):
+class UniversalResult(_Frozen):
     """A universal perturbation a rung, fitted on training images and applied to others."""
 
-    fitted: int = Field(description="training images it was fitted on")
-    rungs: tuple[SpreadRung, ...]
+    n_fit: int = Field(description="training images it was fitted on")
+    rungs: tuple[UniversalRung, ...]
     file: str = Field(description="safetensors beside record.json, a tensor `rung_i` each")
 
 
@@ -70,9 +84,9 @@ class Audit(_Frozen):
     """What the attack really used, measured on the stored float32 images."""
 
     norm: str
-    largest: tuple[float, ...] = Field(description="largest perturbation size at each rung")
-    lowest_pixel: float
-    highest_pixel: float
+    max_size: tuple[float, ...] = Field(description="largest perturbation size at each rung")
+    min_value: float
+    max_value: float
     over_budget: int = Field(
         description="images over their radius by more than the tolerance; must be 0"
     )
@@ -91,7 +105,7 @@ class LadderAudit(_Frozen):
         description="(sample, rung) pairs taken to stand because a larger radius failed"
     )
     checked: int
-    broken: int = Field(
+    success: int = Field(
         description="of those checked, broken all the same; > 0 reruns all the inferred"
     )
     reran: bool
@@ -118,7 +132,7 @@ class Cost(_Frozen):
     backward: int = Field(description="images back-propagated")
     seconds: float
     peak_memory_mib: float
-    slower: float | None = Field(
+    relative_forward_time: float | None = Field(
         default=None, description="time of a forward pass with the defense over one without"
     )
 
@@ -127,9 +141,9 @@ class Check(_Frozen):
     """Something that would make a record untrustworthy, measured; raised above its threshold."""
 
     name: str
-    measured: float
+    value: float
     threshold: float
-    checked: int | None = Field(default=None, description="images it was measured on")
+    n_images: int | None = Field(default=None, description="images it was measured on")
 
 
 class Flag(_Frozen):
@@ -137,7 +151,7 @@ class Flag(_Frozen):
 
     name: str
     meaning: str
-    measured: float
+    value: float
     threshold: float
 
 
@@ -145,7 +159,7 @@ class Images(_Frozen):
     """Adversarial images saved beside the record; `verify --images` judges them."""
 
     file: str = Field(description="safetensors beside record.json: images, and whose they are")
-    kept: int = Field(description="distinct images in it")
+    n_images: int = Field(description="distinct images in it")
     sha256: str
 
 
@@ -171,7 +185,7 @@ class Example(_Frozen):
     clean_prediction: str
     adversarial_prediction: str
     eps: float
-    amplified: float = Field(description="factor the perturbation picture is multiplied with")
+    amplification: float = Field(description="factor the perturbation picture is multiplied with")
     clean: str = Field(description="file names beside record.json")
     perturbation: str
     adversarial: str
@@ -218,7 +232,7 @@ class Record(_Frozen):
     distance: Estimate | None = Field(
         default=None, description="median distance of the images attacked; inf where half stand"
     )
-    spread: Spread | None = None
+    universal: UniversalResult | None = None
     certificate: Certificate | None = None
     audit: Audit | None = None
     ladder_audit: LadderAudit | None = None
@@ -245,7 +259,7 @@ class Record(_Frozen):
         if not over or any(flag.name == "over_budget" for flag in self.flags):
             return self.flags
         meaning = f"{over} images over their budget"
-        flag = Flag(name="over_budget", meaning=meaning, measured=over, threshold=0)
+        flag = Flag(name="over_budget", meaning=meaning, value=over, threshold=0)
         return (*self.flags, flag)
 
 
@@ -263,7 +277,7 @@ class Stored(NamedTuple):
             the mean over its regions.
         target_dice: of masks with a target, the Dice with it; else there is no such column.
         attacked: labelled, and the attacker's goal was not reached by the clean image.
-        broken: the attacker's goal is reached at this radius.
+        success: the attacker's goal is reached at this radius.
         l2, linf: size of the perturbation, NaN where not attacked.
         distance: smallest perturbation found that broke the image, in the case's norm, the same in
             every row of an image; inf where none did, NaN where not attacked.

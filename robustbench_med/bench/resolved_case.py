@@ -70,8 +70,8 @@ class ResolvedCase(NamedTuple):
         case, card = self.case, self.attack.card
         available = len(self.data.arrays(case.split))
         n = available if case.n is None else min(case.n, available)
-        if case.fit is not None:  # the passes are those of the images it is fitted on
-            n = min(case.fit, len(self.data.arrays("train")))
+        if case.n_fit is not None:  # the passes are those of the images it is fitted on
+            n = min(case.n_fit, len(self.data.arrays("train")))
         every_rung = float(len(case.ladder))
         masks = self.data.card.task == "segmentation"  # searched for the worst at every radius
         runs = every_rung if masks else _RUNS.get(card.schedule, every_rung)

@@ -35,7 +35,7 @@ def score_attack(
         patients: `(n,)` of the images, where they are known.
         weights: `(replicates, n)` from resamples.
     """
-    attacked, success = table["attacked"].to_numpy(), table["broken"].to_numpy()
+    attacked, success = table["attacked"].to_numpy(), table["success"].to_numpy()
     owners = None if patients is None else patients[attacked]
     metrics = {"attack_success": intervals.cluster_mean(success[attacked].astype(float), owners)}
     for name, bounds in VISIBILITY.items():
@@ -116,7 +116,7 @@ def score_detector(
     attacked = table["suspicion"].to_numpy(dtype=float)[positives]
     rates = detection(suspicion, attacked, patients=sides, seed=seed)
     if nearest:
-        rates = {name: estimate for name, estimate in rates.items() if name == "caught"}
+        rates = {name: estimate for name, estimate in rates.items() if name == "detected"}
     n = float(len(positives))
     return rates | metrics | {"positives": Estimate(value=n, low=n, high=n)}
 

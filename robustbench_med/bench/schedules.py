@@ -69,7 +69,7 @@ class FilledLadder(NamedTuple):
 
 def _universal(ladder: Ladder) -> FilledLadder:
     planned, case, problem = ladder.planned, ladder.planned.case, ladder.problem
-    train = planned.data.batch("train", n=case.fit, seed=case.seed).to(problem.x.device)
+    train = planned.data.batch("train", n=case.n_fit, seed=case.seed).to(problem.x.device)
     fitted = fit_universal(
         problem,
         registry.function("attacks", planned.attack.card),

@@ -132,7 +132,7 @@ def _table(
             "eps": eps,
             **told.columns,
             "attacked": run.aimed.cpu().numpy(),
-            "broken": _spread(columns, "broken", attacked, False),
+            "success": _spread(columns, "success", attacked, False),
             **{name: _spread(columns, name, attacked, np.nan) for name in VISIBILITY},
             **_guarded(ready, run, columns, told),
         }
@@ -172,9 +172,9 @@ def _spread(
 def _audit(case: Case, ready: AttackSetup, run: AttackRun) -> Audit:
     """Return what the attack really used, and whether its images survive rounding."""
     rungs, attacked = run.rungs, run.attacked
-    fell = rungs["broken"].any(0)
+    fell = rungs["success"].any(0)
     # argmax gives the first: each image counts once
-    lowest_rung = rungs["broken"].float().argmax(0)
+    lowest_rung = rungs["success"].float().argmax(0)
     survived = rungs["rounded"].gather(0, lowest_rung[None])[0][fell]
     owners = ready.batch.patients
     if owners is not None:
@@ -188,9 +188,9 @@ def _audit(case: Case, ready: AttackSetup, run: AttackRun) -> Audit:
     undefined = float("nan")
     return Audit(
         norm=case.norm,
-        largest=tuple(rungs["size"].amax(1).tolist() if some else [undefined] * len(eps)),
-        lowest_pixel=float(lowest.min()) if some else undefined,
-        highest_pixel=float(highest.max()) if some else undefined,
+        max_size=tuple(rungs["size"].amax(1).tolist() if some else [undefined] * len(eps)),
+        min_value=float(lowest.min()) if some else undefined,
+        max_value=float(highest.max()) if some else undefined,
         over_budget=int(over.any(0).sum()),
         tolerance=tolerance,
         bit_depth=ready.data.card.bit_depth,

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from robustbench_med.bench import packed
 from robustbench_med.bench.failure import Failure
-from robustbench_med.bench.record import Record, Stored
+from robustbench_med.bench.record import Record, Stored, check_schema
 from robustbench_med.bench.verify.consistency import score_errors, table_errors
 from robustbench_med.errors import ResultsError
 from robustbench_med.paths import check_name
@@ -212,7 +212,9 @@ def _record(home: Path) -> Record:
     pack = _pack_of(home)
     if pack is not None:
         return pack.record(home.resolve().name)
-    return Record.model_validate_json((home / RECORD).read_text(encoding="utf-8"))
+    text = (home / RECORD).read_text(encoding="utf-8")
+    check_schema(text)
+    return Record.model_validate_json(text)
 
 
 def _pack_of(home: Path) -> packed.Packed | None:

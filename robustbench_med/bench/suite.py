@@ -55,7 +55,7 @@ class Grid(BaseModel):
         default=(), description='models attacked in the victim\'s place; "*" = those of the dataset'
     )
     draws: int = Field(default=1, ge=1, description="forward passes averaged (EOT)")
-    fit: int = Field(default=512, ge=1, description="training images for universal attacks")
+    n_fit: int = Field(default=512, ge=1, description="training images for universal attacks")
     objective: str = "untargeted"
     split: Literal["train", "val", "test"] = "test"
     n: int | None = Field(default=None, ge=1)

@@ -1,4 +1,4 @@
-"""Spread: one perturbation fitted on training images, applied to every image attacked."""
+"""UniversalResult: one perturbation fitted on training images, applied to every image attacked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 from robustbench_med.bench.eps_search import at_rung
 from robustbench_med.bench.measurements import measure
-from robustbench_med.bench.record import Spread, SpreadRung
+from robustbench_med.bench.record import UniversalResult, UniversalRung
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.errors import DataError
 from robustbench_med.objectives.decide import decide, verdict_on
@@ -30,7 +30,7 @@ class FittedUniversal(NamedTuple):
     """The perturbations of a case, a rung each, and what they do to all images."""
 
     by_radius: dict[float, Universal]
-    counts: Spread
+    counts: UniversalResult
 
     def apply(self, problem: Problem, rng: Draws) -> Images:
         """Return the images with the perturbation of the problem's radius."""
@@ -89,7 +89,7 @@ def fit_universal(
         counts = [_counts(one, whole, ready, at_rung(everyone, eps)) for one in (made, control)]
         flat = made.pattern.flatten()
         counted.append(
-            SpreadRung(
+            UniversalRung(
                 eps=eps,
                 linf=float(flat.abs().max()),
                 l2=float(flat.norm()),
@@ -98,7 +98,7 @@ def fit_universal(
             )
         )
         by_radius[eps] = made
-    spread = Spread(fitted=len(lesson), rungs=tuple(counted), file=PATTERNS)
+    spread = UniversalResult(n_fit=len(lesson), rungs=tuple(counted), file=PATTERNS)
     return FittedUniversal(by_radius, spread)
 
 
@@ -131,7 +131,7 @@ def _counts(made: Universal, whole: Problem, ready: AttackSetup, rng: Draws) -> 
             found = (rows & known).sum(axis=1) / known.sum(axis=1)
         return found
 
-    success = columns["broken"].cpu().numpy()[attacked]
+    success = columns["success"].cpu().numpy()[attacked]
     return _Counts(
         changed=intervals.mean(each(called != clean), owners),
         wrong=intervals.mean(each((called != truth) & (truth >= 0)), owners),

@@ -128,8 +128,8 @@ def merged(run: AttackRun, other: AttackRun) -> AttackRun:
     rungs: Measurements = {name: value.clone() for name, value in run.rungs.items()}
     harm = (one.rungs["harm"].masked_fill(one.rungs["done"], torch.inf) for one in (run, other))
     mine, theirs = harm
-    broken = other.rungs["broken"] & ~run.rungs["broken"]
-    worse = broken | ((other.rungs["broken"] == run.rungs["broken"]) & (theirs > mine))
+    broken = other.rungs["success"] & ~run.rungs["success"]
+    worse = broken | ((other.rungs["success"] == run.rungs["success"]) & (theirs > mine))
     for name, value in rungs.items():
         value[worse] = other.rungs[name][worse]
     counter = replace(

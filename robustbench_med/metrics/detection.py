@@ -30,7 +30,7 @@ def detection(
     """Return how well a suspicion tells attacked images from clean ones, with 95 % intervals.
 
     `auroc`; `tpr_at_1` and `tpr_at_5`, the share of the attacked found where at most 1 % or 5 % of
-    these clean images are rejected (a threshold of hindsight); at the frozen threshold, `caught`,
+    these clean images are rejected (a threshold of hindsight); at the frozen threshold, `detected`,
     the share of the attacked rejected, and `false_alarms`, clean images rejected in 1,000 studies.
     NaN where a side is empty, and of a rate that is finer than one of these clean images.
 
@@ -66,7 +66,7 @@ def detection(
         repeat = partial(_tprs, scores, truth, level)
         found[f"tpr_at_{round(100 * level)}"] = intervals.bootstrap(value, repeat, weights)
     sides = (None, None) if patients is None else patients
-    found["caught"] = intervals.cluster_mean((attacked > threshold).astype(np.float64), sides[1])
+    found["detected"] = intervals.cluster_mean((attacked > threshold).astype(np.float64), sides[1])
     alarms = intervals.cluster_mean((clean > threshold).astype(np.float64), sides[0])
     found["false_alarms"] = Estimate(
         value=STUDIES * alarms.value, low=STUDIES * alarms.low, high=STUDIES * alarms.high

@@ -49,7 +49,7 @@ def rows_of(ready: AttackSetup, rows: Tensor) -> AttackSetup:
 
 def verdicts(run: AttackRun, ready: AttackSetup) -> dict[str, list[bool]]:
     ids = ready.batch.ids[run.attacked.numpy()]
-    return {str(i): run.rungs["broken"][:, j].tolist() for j, i in enumerate(ids)}
+    return {str(i): run.rungs["success"][:, j].tolist() for j, i in enumerate(ids)}
 
 
 def scored(ready: AttackSetup, attack: str = "pgd", **fields: Any) -> tuple[AttackRun, Scores]:  # noqa: ANN401
@@ -139,7 +139,7 @@ def test_a_targeted_objective_attacks_the_other_classes() -> None:
     ready = ready_for(generic_victim(3))
     run, scores = scored(ready, objective="targeted(target=1)")
     assert not run.attacked[ready.batch.y == 1].any()
-    broken = scores.samples["broken"].to_numpy()
+    broken = scores.samples["success"].to_numpy()
     assert broken.any()
     assert (scores.samples["prediction"].to_numpy()[broken] == 1).all()
 
@@ -162,13 +162,13 @@ def test_the_samples_table() -> None:
         assert chances.sum(1) == pytest.approx(np.ones(N))
         assert (chances.argmax(1) == part["prediction"]).all()
         if eps == 0:
-            assert not part["broken"].any()
+            assert not part["success"].any()
             assert part["linf"].isna().all()
         else:
             assert (
-                part["broken"].to_numpy()[run.attacked] == run.rungs["broken"][i - 1].numpy()
+                part["success"].to_numpy()[run.attacked] == run.rungs["success"][i - 1].numpy()
             ).all()
-            assert (part["broken"] == (part["attacked"] & ~part["correct"])).all()
+            assert (part["success"] == (part["attacked"] & ~part["correct"])).all()
             assert (part["linf"].to_numpy()[run.attacked] <= eps * (1 + 1e-5) + 1e-6).all()
         # what was not attacked keeps its clean prediction at every rung
         clean = table[table["eps"] == 0]["prediction"].to_numpy()
@@ -187,14 +187,14 @@ def test_the_rungs() -> None:
     assert accuracies == sorted(accuracies, reverse=True)
     assert accuracies[-1] < accuracies[0]
     for i, rung in enumerate(rest):
-        success = float(run.rungs["broken"][i].float().mean())
+        success = float(run.rungs["success"][i].float().mean())
         assert rung.metrics["attack_success"].value == pytest.approx(success)
         expected = clean.metrics["accuracy"].value * (1 - success)
         assert rung.metrics["accuracy"].value == pytest.approx(expected)
         for name, found in rung.metrics.items():
             assert np.isnan(found.value) or found.low <= found.value <= found.high, name
     table = scores.samples
-    top = table[(table["eps"] == LADDER[-1]) & table["broken"]]
+    top = table[(table["eps"] == LADDER[-1]) & table["success"]]
     for name in ("linf", "l2", "psnr"):  # of those that broke
         assert rest[-1].metrics[name].value == pytest.approx(top[name].mean(), rel=1e-6), name
     assert np.isnan(clean.metrics["linf"].value)
@@ -239,11 +239,11 @@ def test_an_honest_attack_keeps_its_budget() -> None:
         audit = scores.audit
         assert audit.over_budget == 0
         assert audit.norm == norm
-        assert len(audit.largest) == 3
-        for eps, largest in zip((0.01, 0.1, 0.3), audit.largest, strict=True):
+        assert len(audit.max_size) == 3
+        for eps, largest in zip((0.01, 0.1, 0.3), audit.max_size, strict=True):
             assert largest <= eps * (1 + 1e-5) + 1e-6
-        assert audit.lowest_pixel >= 0
-        assert audit.highest_pixel <= 1
+        assert audit.min_value >= 0
+        assert audit.max_value <= 1
 
 
 def cheating(problem: Problem, *, rng: Draws) -> Images:
@@ -265,9 +265,9 @@ def test_an_attack_that_ignores_the_ball_is_counted_and_flagged(rungs: str, plan
     audit = outcome.record.audit
     assert audit is not None
     assert audit.over_budget == int((ready.clean.argmax(1) == ready.batch.y).sum())
-    assert max(audit.largest) == pytest.approx(2 * LADDER[-1], rel=1e-4)
+    assert max(audit.max_size) == pytest.approx(2 * LADDER[-1], rel=1e-4)
     flags = {flag.name: flag for flag in outcome.record.flags}
-    assert flags["over_budget"].measured == audit.over_budget
+    assert flags["over_budget"].value == audit.over_budget
 
 
 def test_an_image_outside_of_0_and_1_is_over_budget(plant: Plant) -> None:
@@ -277,14 +277,14 @@ def test_an_image_outside_of_0_and_1_is_over_budget(plant: Plant) -> None:
     ready = prepared_of(victim, dataset_of(x, victim.logits(x).argmax(1), 2))
     _, scores = scored(ready, plant(leaving))
     assert scores.audit.over_budget == 1
-    assert scores.audit.highest_pixel == pytest.approx(1.001)
+    assert scores.audit.max_value == pytest.approx(1.001)
 
 
 def test_survival_of_rounding_counts_each_image_once() -> None:
     """A broken image is carried up the ladder: its copies are no further evidence."""
     ready = ready_for(linear_victim(2))
     run, scores = scored(ready, ladder=(0.05, 0.1, 0.2, 0.4))
-    assert run.rungs["broken"].all()
+    assert run.rungs["success"].all()
     alone = scored(ready, ladder=(0.05,))[1].audit.survives_rounding
     found = scores.audit.survives_rounding
     assert found.value == alone.value
@@ -356,7 +356,7 @@ def test_flags_and_notes() -> None:
     assert record.provenance.command == "again"
     assert record.cost is not None
     assert record.cost.backward > 0
-    assert all(flag.meaning and flag.measured > flag.threshold for flag in record.flags)
+    assert all(flag.meaning and flag.value > flag.threshold for flag in record.flags)
     grouped = ready_for(generic_victim(2), patients=[f"p{i // 4}" for i in range(N)])
     record = execute(planned_of(grouped.data), lambda: grouped, command="c").record
     assert record.patients == N // 4
@@ -380,7 +380,7 @@ def test_pictures_are_of_broken_images_each_class_in_turn() -> None:
         assert example.adversarial_prediction != example.truth
         assert example.clean_prediction == example.truth
         assert example.eps in LADDER
-        assert example.amplified >= 1
+        assert example.amplification >= 1
         sizes = set()
         for name in (example.clean, example.perturbation, example.adversarial):
             with Image.open(io.BytesIO(found.files[name])) as image:
@@ -426,7 +426,7 @@ def test_a_black_box_attack_never_asks_for_a_gradient() -> None:
     planned = planned_of(ready.data, "square", parameters=parameters, ladder=(0.02, 0.1, 0.5))
     run = run_attack(planned, ready)
     assert run.counter.backward == 0
-    assert run.rungs["broken"][-1].float().mean() > 0.5
+    assert run.rungs["success"][-1].float().mean() > 0.5
     with pytest.raises(VictimError, match="expected a victim with gradients"):
         run_attack(planned_of(ready.data, "pgd", ladder=(0.02, 0.1, 0.5)), ready)
 

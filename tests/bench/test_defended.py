@@ -205,8 +205,8 @@ def test_who_does_not_know_the_detector_is_caught_and_who_knows_it_is_not() -> N
     _, _, blind = walked("oblivious")
     _, _, knowing = walked("adaptive")
     assert (blind.rungs["suspicion"] > 0).all()  # the sign of the gradient raises both pixels
-    assert not blind.rungs["broken"].any()
-    assert knowing.rungs["broken"].all()
+    assert not blind.rungs["success"].any()
+    assert knowing.rungs["success"].all()
     assert (knowing.rungs["suspicion"] <= 0).all()
 
 
@@ -317,7 +317,7 @@ def test_a_caught_image_counts_as_right_though_it_is_called_wrong() -> None:
     assert metrics["accuracy"].value == pytest.approx(20 / 24)
     assert metrics["attack_success"].value == 0
     assert metrics["auroc"].value > 0.9
-    assert metrics["caught"].value == 1
+    assert metrics["detected"].value == 1
     assert metrics["false_alarms"].value == pytest.approx(1000 * 4 / 24)
 
 

@@ -75,7 +75,7 @@ def alone(problem: Problem, attack: Attack, ladder: Sequence[float]) -> Tensor:
 
 
 def lowest_of(columns: Measurements) -> Tensor:
-    broken = columns["broken"]
+    broken = columns["success"]
     return (~broken).long().cumprod(0).sum(0)
 
 
@@ -111,7 +111,7 @@ def test_rungs_far_apart_alone_or_all_on_one_side(way: str, shares: tuple[float,
     expected = alone(problem, ATTACKS["pgd"], ladder)
     columns = walked(problem, ATTACKS["pgd"], ladder, way)
     assert torch.equal(lowest_of(columns), expected)
-    assert columns["broken"].shape == (len(ladder), N)
+    assert columns["success"].shape == (len(ladder), N)
 
 
 @pytest.mark.parametrize("way", ["ascend", "descend"])
@@ -119,7 +119,7 @@ def test_what_is_measured_is_of_the_image_that_broke(way: str) -> None:
     problem, nearest = posed(2, "linf")
     ladder = rungs_between(nearest, (0.2, 0.5, 0.8))
     columns = walked(problem, ATTACKS["pgd"], ladder, way)
-    broken, lowest = columns["broken"], lowest_of(columns)
+    broken, lowest = columns["success"], lowest_of(columns)
     for below, above in pairwise(broken):
         assert (above | ~below).all()  # once broken, broken above
     radii = torch.tensor(ladder)[:, None]
@@ -141,7 +141,7 @@ def test_a_ladder_may_have_nobody_to_attack() -> None:
     nobody = problem.select(torch.zeros(0, dtype=torch.long))
     for way in ("ascend", "descend"):
         columns = walked(nobody, ATTACKS["pgd"], (0.01, 0.02), way)
-        assert columns["broken"].shape == (2, 0)
+        assert columns["success"].shape == (2, 0)
 
 
 def test_findings_walk_the_ladder_too() -> None:
@@ -166,7 +166,7 @@ def test_a_victim_without_any_gradient_walks_to_the_end() -> None:
     problem, _ = posed(2, "linf")
     flat_problem = replace(problem, judge=flat, y=torch.zeros(N, dtype=torch.long))
     columns, audit = descend(flat_problem, ATTACKS["bim"], draws(N), (0.01, 0.02, 0.04), 8)
-    assert not columns["broken"].any()
+    assert not columns["success"].any()
     assert audit.inferred == 2 * N
 
 
@@ -228,10 +228,10 @@ def test_an_attack_that_works_at_small_radii_only_is_caught_and_all_inferred_is_
     columns, audit = descend(far(problem), attack, draws(N), ladder, 8)
     assert audit.inferred > 2 * N
     assert 0 < audit.checked < audit.inferred
-    assert audit.broken > 0
+    assert audit.success > 0
     assert audit.reran
     assert torch.equal(lowest_of(columns), expected)
-    assert columns["broken"][-1].sum() == (expected < len(ladder)).sum() > 0
+    assert columns["success"][-1].sum() == (expected < len(ladder)).sum() > 0
 
 
 def test_an_honest_attack_is_sampled_and_not_rerun() -> None:
@@ -242,7 +242,7 @@ def test_an_honest_attack_is_sampled_and_not_rerun() -> None:
     assert audit.inferred == 3 * N
     assert 3 * N / 16 <= audit.checked <= 35  # a sixteenth, and about 20 where there are as many
     assert audit.miss_bound == pytest.approx(1 - 0.05 ** (1 / audit.checked), rel=0.5)
-    assert (audit.broken, audit.reran) == (0, False)
+    assert (audit.success, audit.reran) == (0, False)
     # one run of 8 steps each, the first guess, and the share that was checked
     assert counted.counter.backward == 8 * N + N + 8 * audit.checked
 
@@ -260,8 +260,8 @@ def test_a_failed_image_pulled_into_a_smaller_ball_is_judged_there() -> None:
     window = replace(problem, judge=_Window(problem, small))
     columns, _ = descend(far(window), overshooting, draws(N), (small, 0.9), 8)
     assert (torch.tensor(ran) > 0.5).float().mean() > 0.9
-    assert columns["broken"][0].all()
-    assert columns["broken"].all()
+    assert columns["success"][0].all()
+    assert columns["success"].all()
 
 
 class _Window:
@@ -300,7 +300,7 @@ def test_a_ladder_costs_little_more_than_its_hardest_rung() -> None:
         costs.append(single.counter.backward)
     whole = fresh(problem)
     columns, _ = descend(whole, attack, draws(64), ladder, 8)
-    share = columns["broken"].float().mean(1)
+    share = columns["success"].float().mean(1)
     assert share[0] < 0.3 < 0.7 < share[-1]  # a ladder that spans the distances
     assert whole.counter.backward <= 1.6 * max(costs)
 
@@ -325,7 +325,7 @@ def test_measure_by_hand() -> None:
     z[0, 0, 0, 0] += 0.003
     z[1] = fgsm(problem, rng=draws(3))[1]
     columns = measure(problem, z, 8)
-    assert columns["broken"].tolist() == [False, True, False]
+    assert columns["success"].tolist() == [False, True, False]
     assert columns["linf"].tolist() == pytest.approx([0.003, 0.1, 0.0], abs=1e-6)
     assert columns["l2"].tolist() == pytest.approx([0.003, 0.1 * 32**0.5, 0.0], abs=1e-5)
     assert columns["size"].tolist() == columns["linf"].tolist()
@@ -348,7 +348,7 @@ def test_what_survives_rounding() -> None:
     problem = problem_of(replace(victim, module=module), x, torch.tensor([0, 0]), eps=0.1)
     z = x + torch.tensor([0.4, 0.6]).view(2, 1, 1, 1) / 255
     columns = measure(problem, z, 8)
-    assert columns["broken"].tolist() == [True, True]
+    assert columns["success"].tolist() == [True, True]
     assert columns["rounded"].tolist() == [False, True]
     assert measure(problem, z, 16)["rounded"].tolist() == [True, True]
 

@@ -248,16 +248,16 @@ def test_a_target_is_drawn_and_scored() -> None:
     drawn = [rung.metrics["target_dice"].value for rung in scores.rungs]
     assert drawn[0] == drawn[1] < 0.75
     assert drawn[2] == 1
-    assert run.rungs["broken"].tolist() == [[False, False], [True, True]]
+    assert run.rungs["success"].tolist() == [[False, False], [True, True]]
     assert set(scores.samples["target_dice"]) == set(drawn)
 
 
 def test_one_perturbation_for_all_masks_counts_pixels() -> None:
     x = images(12)
     ready = ready_for(x)
-    planned = plan(ready, "uap_gradient", threat="universal", fit=12)
+    planned = plan(ready, "uap_gradient", threat="universal", n_fit=12)
     outcome = execute(planned, lambda: ready, command="")
-    spread = outcome.record.spread
+    spread = outcome.record.universal
     assert spread is not None
     last = spread.rungs[-1]
     changed = 1 - outcome.record.rungs[-1].metrics["pixel_accuracy"].value
@@ -362,7 +362,7 @@ def test_a_mask_lost_at_rest_is_no_success_of_the_attack() -> None:
     assert run.aimed.tolist() == [False] * 2 + [True] * 4
     rows = scores.samples[scores.samples["sample"] == "s001"]
     assert not rows["attacked"].any()
-    assert not rows["broken"].any()
+    assert not rows["success"].any()
     assert rows["distance"].isna().all()
     assert rows["correct"].is_monotonic_decreasing
     assert rows["correct"].iloc[-1] < rows["correct"].iloc[0] < 0.5
@@ -377,10 +377,10 @@ def test_a_universal_perturbation_is_not_counted_on_ignored_pixels() -> None:
     y[:, :, 4:] = -1
     ready = ready_for(x, y)
     record = execute(
-        plan(ready, "uap_gradient", threat="universal", fit=12), lambda: ready, command=""
+        plan(ready, "uap_gradient", threat="universal", n_fit=12), lambda: ready, command=""
     ).record
-    assert record.spread is not None
-    for rung, wrong in zip(record.rungs[1:], record.spread.rungs, strict=True):
+    assert record.universal is not None
+    for rung, wrong in zip(record.rungs[1:], record.universal.rungs, strict=True):
         right = rung.metrics["pixel_accuracy"].value
         assert wrong.wrong.value == wrong.changed.value == pytest.approx(1 - right)
 

@@ -44,7 +44,7 @@ FIELDS: dict[str, Any] = {
     "norm": "linf",
     "ladder": (0.001, 0.002),
     "budget": "absolute",
-    "fit": None,
+    "n_fit": None,
     "train_sha256": "",
     "seed": 0,
 }
@@ -72,7 +72,7 @@ OTHER: dict[str, Any] = {
     "surrogate_sha256": "e" * 64,
     "ladder": (0.001, 0.003),
     "budget": "mean_norm",
-    "fit": 512,
+    "n_fit": 512,
     "train_sha256": "f" * 64,
     "seed": 1,
 }

@@ -68,7 +68,7 @@ def test_an_attack_on_the_sum_of_findings_out_of_reach_is_beaten_by_margin(attac
     weak = record("summed")
     found = check_of(weak, "margin_beats_attack")
     assert found is not None
-    assert found.measured > 1
+    assert found.value > 1
     assert "margin_beats_attack" in raised(weak)
     assert score_of(weak) > stands + 0.1
     for loss in ("cross_entropy", "margin"):  # the default is the nearest finding

@@ -217,7 +217,7 @@ def test_a_record_that_its_samples_do_not_bear_out_is_damaged(
     outcome: Any,  # noqa: ANN401
     tmp_path: Path,
 ) -> None:
-    right = outcome.samples.assign(correct=1.0, broken=False)
+    right = outcome.samples.assign(correct=1.0, success=False)
     home = store.write(tmp_path, outcome.record, right, {})
     assert store.read(home).record.case == outcome.record.case  # it can be read, and verified
     found, (damaged,) = store.read_each(tmp_path)
@@ -227,6 +227,16 @@ def test_a_record_that_its_samples_do_not_bear_out_is_damaged(
     odd = outcome.samples.assign(correct="yes")
     store.write(tmp_path, outcome.record, odd, {}, replace=True)
     assert "of another kind than its name says: correct" in store.read_each(tmp_path)[1][0].line
+
+
+def test_a_record_of_an_older_schema_is_one_clear_line(outcome: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    path = store.write(tmp_path, *outcome) / "record.json"
+    text = path.read_text()
+    assert '"schema_version": 2' in text
+    path.write_text(text.replace('"schema_version": 2', '"schema_version": 1'))
+    found, (damaged,) = store.read_each(tmp_path)
+    assert not found
+    assert "a record of schema 1, where this version reads schema 2: run its case" in damaged.line
 
 
 def test_a_folder_that_lost_its_record_is_damaged(outcome: Any, tmp_path: Path) -> None:  # noqa: ANN401

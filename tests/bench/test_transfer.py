@@ -65,9 +65,9 @@ def test_a_victim_that_is_its_own_surrogate_falls_as_in_a_white_box() -> None:
     moved = run_attack(
         planned_of(ready.data, "pgd", threat="transfer", surrogate="x", **fields), ready
     )
-    assert white.rungs["broken"].any()
-    assert not (moved.rungs["broken"] & ~white.rungs["broken"]).any()
-    assert moved.rungs["broken"].sum() >= 0.9 * white.rungs["broken"].sum()
+    assert white.rungs["success"].any()
+    assert not (moved.rungs["success"] & ~white.rungs["success"]).any()
+    assert moved.rungs["success"].sum() >= 0.9 * white.rungs["success"].sum()
 
 
 def test_candidates_are_crafted_once_for_all_victims() -> None:

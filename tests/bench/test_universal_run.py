@@ -46,15 +46,15 @@ def split_data(*, train: bool = True) -> tuple[Dataset, list[str]]:
 def outcome_of(attack: str, **fields: Any) -> tuple[Outcome, AttackSetup]:  # noqa: ANN401
     data, _ = split_data()
     ready = prepared_of(linear_victim(2, scale=3.0), data)
-    planned = planned_of(data, attack, **{"ladder": LADDER, "fit": 40, **fields})
+    planned = planned_of(data, attack, **{"ladder": LADDER, "n_fit": 40, **fields})
     return execute(planned, lambda: ready, command="", examples=1), ready
 
 
 def test_both_counts_and_the_control_are_those_of_all_images() -> None:
     outcome, ready = outcome_of("uap_gradient")
-    spread = outcome.record.spread
+    spread = outcome.record.universal
     assert spread is not None
-    assert spread.fitted == 40
+    assert spread.n_fit == 40
     patterns = load(outcome.files[PATTERNS])
     x, y = ready.batch.x, ready.batch.y
     clean = ready.clean.argmax(1)
@@ -79,7 +79,7 @@ def test_success_is_that_of_the_one_pattern_at_each_radius() -> None:
         wrong = (ready.victim.logits(z).argmax(1) != ready.batch.y).numpy()
         rows = samples[samples["eps"] == eps]
         attacked = rows["attacked"].to_numpy()
-        assert (rows["broken"].to_numpy()[attacked] == wrong[attacked]).all()
+        assert (rows["success"].to_numpy()[attacked] == wrong[attacked]).all()
         assert len(attacked) == N
 
 
@@ -87,7 +87,7 @@ def test_it_is_fitted_on_training_images_only() -> None:
     data, asked = split_data()
     ready = prepared_of(linear_victim(2, scale=3.0), data)
     asked.clear()
-    execute(planned_of(data, "uap", ladder=LADDER, fit=10), lambda: ready, command="", examples=0)
+    execute(planned_of(data, "uap", ladder=LADDER, n_fit=10), lambda: ready, command="", examples=0)
     assert set(asked) <= {"train"}
 
 
@@ -100,7 +100,7 @@ def test_a_ratio_of_the_mean_norm_is_a_radius() -> None:
     audit = outcome.record.audit
     assert audit is not None
     assert audit.over_budget == 0
-    assert math.isclose(audit.largest[1], 0.05 * unit, rel_tol=0.05)
+    assert math.isclose(audit.max_size[1], 0.05 * unit, rel_tol=0.05)
 
 
 def test_a_picture_shows_the_fitted_pattern() -> None:
@@ -118,18 +118,18 @@ def test_nothing_to_attack_is_no_crash() -> None:
         ready.batch, x=ready.batch.x[rows], y=ready.batch.y[rows], ids=ready.batch.ids[rows]
     )
     ready = replace(ready, batch=few, clean=ready.clean[rows])
-    planned = planned_of(data, "uap_gradient", ladder=LADDER, fit=20, objective=objective)
+    planned = planned_of(data, "uap_gradient", ladder=LADDER, n_fit=20, objective=objective)
     record = execute(planned, lambda: ready, command="", examples=1).record
     assert record.status == "ok"
-    assert record.spread is not None
-    assert np.isnan(record.spread.rungs[0].success.value)
+    assert record.universal is not None
+    assert np.isnan(record.universal.rungs[0].success.value)
 
 
 def test_a_pattern_is_better_than_a_random_one_of_its_size() -> None:
     for attack in ("uap", "uap_gradient"):
         outcome, _ = outcome_of(attack)
         checks = {check.name: check for check in outcome.record.checks}
-        assert checks["universal_below_control"].measured < 0
-        spread = outcome.record.spread
+        assert checks["universal_below_control"].value < 0
+        spread = outcome.record.universal
         assert spread is not None
         assert spread.rungs[-1].success.value > spread.rungs[-1].control_success.value

@@ -105,7 +105,7 @@ def test_a_case_run_again_matches_to_the_last_sample(kept: Stored) -> None:
     found = verify(kept)
     assert found.lines == ()
     assert (found.word, found.differing, found.samples) == ("match", 0, 24)
-    broken = kept.samples.groupby("eps")["broken"].sum()
+    broken = kept.samples.groupby("eps")["success"].sum()
     assert broken.iloc[-1] > 0  # else the match says nothing of the attack
 
 
@@ -116,7 +116,12 @@ def test_a_case_run_again_matches_to_the_last_sample(kept: Stored) -> None:
         {"attacks": ["fgsm"]},
         {"attacks": ["deepfool"]},
         pytest.param(
-            {"attacks": ["uap_gradient"], "split": "val", "fit": 8, "datasets": ["phantom_fundus"]}
+            {
+                "attacks": ["uap_gradient"],
+                "split": "val",
+                "n_fit": 8,
+                "datasets": ["phantom_fundus"],
+            }
             | {"victims": ["fundus_resnet"], "n": 8},
             marks=pytest.mark.slow,
         ),
@@ -137,7 +142,7 @@ def test_a_case_run_again_matches_to_the_last_sample(kept: Stored) -> None:
 def test_saved_images_show_what_the_record_claims(changed: dict[str, Any], tmp_path: Path) -> None:
     stored = made(tmp_path, **changed)
     assert stored.record.images is not None
-    assert stored.record.images.kept > 0
+    assert stored.record.images.n_images > 0
     found = verify(stored, images=True)
     assert found.lines == ()
     assert (found.word, found.differing) == ("match", 0)
@@ -145,7 +150,7 @@ def test_saved_images_show_what_the_record_claims(changed: dict[str, Any], tmp_p
 
 def test_an_image_is_saved_once_at_the_lowest_radius_it_breaks(kept: Stored) -> None:
     tensors = load_file(Path(kept.folder) / adversarial_images.FILE)
-    broken = kept.samples.groupby("sample")["broken"].any()
+    broken = kept.samples.groupby("sample")["success"].any()
     assert len(tensors["images"]) == broken.sum()
     # in pgd's ladder, broken below is broken above by the same image
     which = tensors["which"]
@@ -154,15 +159,15 @@ def test_an_image_is_saved_once_at_the_lowest_radius_it_breaks(kept: Stored) -> 
 
 def one_stands(samples: pd.DataFrame, *, near: bool = True) -> None:
     """Say of one broken image that it stands, by a hair or by far."""
-    share = samples.groupby("eps")["broken"].mean()
+    share = samples.groupby("eps")["success"].mean()
     middle = samples["eps"] == (share - 0.15).abs().idxmin()
     right = np.array(
         [row[int(y)] for row, y in zip(samples["scores"], samples["truth"], strict=True)]
     )
-    rows = samples["broken"] & middle
+    rows = samples["success"] & middle
     row = (right[rows.to_numpy()].argmax() if near else right[rows.to_numpy()].argmin()).item()
     row = samples.index[rows][row]
-    samples.loc[row, ["broken", "correct"]] = [False, True]
+    samples.loc[row, ["success", "correct"]] = [False, True]
     samples["prediction"] = samples["prediction"].mask(samples.index == row, samples["truth"])
     truth = int(samples.loc[row, "truth"])
     surely = 0.501 if near else 0.99
@@ -173,7 +178,7 @@ def one_stands(samples: pd.DataFrame, *, near: bool = True) -> None:
     ]
     if math.isfinite(samples.loc[row, "distance"]):
         below = samples["sample"] == samples.loc[row, "sample"]
-        larger = samples[below & samples["broken"]]["eps"].min()
+        larger = samples[below & samples["success"]]["eps"].min()
         samples.loc[below, "distance"] = max(larger, samples.loc[row, "distance"])
     samples.loc[row, ["ssim", "psnr"]] = np.nan
 
@@ -209,7 +214,7 @@ def test_one_other_outcome_excuses_no_flag_and_no_effort(
     kept: Stored, rerun: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, *rest = rerun.record.checks
-    raised = first.model_copy(update={"measured": first.threshold + 5})
+    raised = first.model_copy(update={"value": first.threshold + 5})
     assert rerun.record.cost is not None
     spent = {"forward": 3 * rerun.record.cost.forward}
     record = rerun.record.model_copy(
@@ -239,7 +244,7 @@ def test_a_claim_that_is_too_good_is_a_mismatch_with_both_values(kept: Stored) -
     def stand(samples: pd.DataFrame) -> None:
         samples.loc[samples["eps"] > 0, "correct"] = True
         samples.loc[samples["eps"] > 0, "prediction"] = samples["truth"]
-        samples.loc[samples["eps"] > 0, "broken"] = False
+        samples.loc[samples["eps"] > 0, "success"] = False
 
     for images in (False, True):
         found = verify(edited(kept, stand), images=images)
@@ -254,7 +259,7 @@ def test_the_recorded_interval_is_not_its_own_judge(kept: Stored) -> None:
     """All stand, says the record, and its intervals are wide enough for anything."""
 
     def stand(samples: pd.DataFrame) -> None:
-        samples.loc[samples["eps"] > 0, "broken"] = False
+        samples.loc[samples["eps"] > 0, "success"] = False
         n = kept.record.n
         for name in ("prediction", "correct"):
             samples[name] = np.tile(samples[name].to_numpy()[:n], len(kept.record.rungs))
@@ -348,7 +353,7 @@ ENTRIES = {  # what was planted, and whether the record or its saved images alon
     "dataset_card.synthetic": (_part("dataset_card", synthetic=True), True),
     "model_card.title": (_part("model_card", title="Better"), True),
     "audit.over_budget": (_part("audit", over_budget=5), True),
-    "audit.largest": (_part("audit", largest=(0.0, 0.0, 0.0)), False),
+    "audit.max_size": (_part("audit", max_size=(0.0, 0.0, 0.0)), False),
     "eps": (_rungs(eps=0.5), True),
     "metrics": (_rungs(metrics={}), True),
     "f1": (_metric("f1", value=0.9), True),
@@ -364,8 +369,8 @@ ENTRIES = {  # what was planted, and whether the record or its saved images alon
 def flagged(kept: Stored) -> Stored:
     """Return the record as if a check had raised a flag."""
     check = kept.record.checks[0]
-    flag = Flag(name=check.name, meaning="", measured=1.0, threshold=check.threshold)
-    checks = (check.model_copy(update={"measured": 1.0}), *kept.record.checks[1:])
+    flag = Flag(name=check.name, meaning="", value=1.0, threshold=check.threshold)
+    checks = (check.model_copy(update={"value": 1.0}), *kept.record.checks[1:])
     record = kept.record.model_copy(update={"flags": (flag,), "checks": checks})
     return kept._replace(record=record)
 
@@ -386,7 +391,7 @@ def _one(name: str, factor: float) -> Callable[[pd.DataFrame], None]:
     """Change what one attacked image that broke is said to have measured."""
 
     def change(samples: pd.DataFrame) -> None:
-        broke = samples.loc[samples["broken"], "sample"].iloc[0]
+        broke = samples.loc[samples["success"], "sample"].iloc[0]
         rows = samples["sample"] == broke
         rows &= (samples["eps"] > 0) | (name == "distance")
         samples[name] = samples[name].where(~rows, samples[name] * factor)
@@ -453,7 +458,7 @@ def test_edited_noise_is_measured_by_column_and_has_a_floor(kept: Stored, rerun:
     assert none.values["scores"] == none.values["l2"] == 0.05
     moved = claim.samples.copy()
     moved["scores"] = [(np.asarray(one) + 0.1).tolist() for one in moved["scores"]]
-    moved["broken"] = ~moved["broken"]
+    moved["success"] = ~moved["success"]
     much = noise.noise_of(claim, claim._replace(samples=moved))
     assert much.values["scores"] == pytest.approx(0.3)
     assert much.samples == 2 + 2 * kept.record.n
@@ -462,11 +467,11 @@ def test_edited_noise_is_measured_by_column_and_has_a_floor(kept: Stored, rerun:
 def test_a_foreign_table_is_a_mismatch_or_one_line(kept: Stored) -> None:
     short = kept.record.model_copy(update={"rungs": kept.record.rungs[:-1]})
     assert "scores at eps 0, " in verify(kept._replace(record=short)).lines[0]
-    found = verify(kept._replace(samples=kept.samples.drop(columns="broken")))
-    assert found.lines == ("no column broken in the samples",)
+    found = verify(kept._replace(samples=kept.samples.drop(columns="success")))
+    assert found.lines == ("no column success in the samples",)
     found = verify(kept._replace(samples=kept.samples.iloc[:-1]))
     assert found.lines == ("95 rows of samples for 24 images at 4 radii",)
-    for name in ("eps", "broken", "attacked", "sample", "distance"):
+    for name in ("eps", "success", "attacked", "sample", "distance"):
         found = verify(edited_alone(kept, name, [["x"]] * len(kept.samples)))
         assert found.lines[0].endswith(f"of another kind than its name says: {name}")
     without = kept.record.model_copy(update={"audit": None})
@@ -566,7 +571,7 @@ def test_clean_images_in_place_of_adversarial_ones_show_nothing(tmp_path: Path) 
     emptied = _with_images(stored, lambda t: t["which"].fill_(-1))
     found = verify(emptied, images=True)
     assert found.word == "mismatch"
-    assert found.differing == int(stored.samples.groupby("sample")["broken"].any().sum())
+    assert found.differing == int(stored.samples.groupby("sample")["success"].any().sum())
 
 
 def _with_images(stored: Stored, change: Callable[[dict[str, torch.Tensor]], Any]) -> Stored:

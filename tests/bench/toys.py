@@ -88,7 +88,7 @@ def resolved_of(case: Case, data: Dataset) -> ResolvedCase:
         data=data,
         model=MODEL,
         victim=ModelSource(case.victim, card=MODEL),
-        attack=ResolvedAttack(attack, case.parameters, case.ladder, trains=case.fit is not None),
+        attack=ResolvedAttack(attack, case.parameters, case.ladder, trains=case.n_fit is not None),
         defense=ResolvedDefense(knowledge=case.knowledge),  # the victim has it on already
         objective=objectives.make(case.objective, data.card.task, card=data.card),
     )

@@ -72,7 +72,7 @@ def test_an_attack_as_the_page_says(copy: Path) -> None:
     assert record["case"]["attack"] == "brightness"
     assert record["status"] == "ok"
     assert record["audit"]["over_budget"] == 0
-    assert record["audit"]["largest"] == pytest.approx([2 / 255, 8 / 255], rel=1e-4)
+    assert record["audit"]["max_size"] == pytest.approx([2 / 255, 8 / 255], rel=1e-4)
     assert "Brightness" in run(["python", "-m", "robustbench_med", "list", "attacks"], copy)
 
 

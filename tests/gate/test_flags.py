@@ -25,7 +25,7 @@ from tests.toys import Small, grey_images
 READ = store.read(RECORDS / "quick" / QUICK["chest_resnet deepfool"])
 SPEC = "pgd(eps=0.02, steps=8)"
 LIE = "gradients_disagree"
-FLAG = Flag(name=LIE, meaning="They lie.", measured=0.5, threshold=0.0)
+FLAG = Flag(name=LIE, meaning="They lie.", value=0.5, threshold=0.0)
 
 
 def flagged(*flags: Flag, **changes: Any) -> Stored:  # noqa: ANN401

@@ -91,7 +91,7 @@ def make_stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Store
                     clean_prediction=dataset.classes[1],
                     adversarial_prediction=dataset.classes[0],
                     eps=ladder[len(ladder) // 2],
-                    amplified=16,
+                    amplification=16,
                     clean=files[0],
                     perturbation=files[1],
                     adversarial=files[2],
@@ -107,16 +107,16 @@ def make_stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Store
             "rungs": rungs_of(samples, ladder),
             "audit": Audit(
                 norm="linf",
-                largest=ladder,
-                lowest_pixel=0.0,
-                highest_pixel=1.0,
+                max_size=ladder,
+                min_value=0.0,
+                max_value=1.0,
                 over_budget=over_budget,
                 tolerance=1e-6,
                 bit_depth=8,
                 survives_rounding=Estimate(value=0.981, low=0.95, high=0.994),
             ),
             "ladder_audit": LadderAudit(
-                inferred=412, checked=41, broken=0, reran=False, miss_bound=0.07
+                inferred=412, checked=41, success=0, reran=False, miss_bound=0.07
             ),
             "cost": Cost(forward=48_120, backward=46_020, seconds=18.4, peak_memory_mib=412),
             "examples": tuple(examples),
@@ -155,7 +155,7 @@ def records(make_stored: Callable[..., Stored]) -> list[Stored]:
                     changes |= {"rungs": (), "audit": None, "cost": None}
                 if (d, v, attack) == (2, 1, "bim"):
                     meaning = "the gradient of 41 % of images is exactly zero"
-                    flag = Flag(name="zero_gradient", meaning=meaning, measured=0.41, threshold=0.1)
+                    flag = Flag(name="zero_gradient", meaning=meaning, value=0.41, threshold=0.1)
                     changes = {"flags": (flag,)}
                 if (d, v, attack) == (2, 3, "pgd"):
                     continue

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from robustbench_med.bench.record import Check, Flag, Spread, SpreadRung, Stored
+from robustbench_med.bench.record import Check, Flag, Stored, UniversalResult, UniversalRung
 from robustbench_med.stats import Estimate
 from robustbench_med.stats.intervals import wilson
 
@@ -30,19 +30,19 @@ MANY = (
     ("more_effort_breaks_more", 1.0, 1.0, 12),
     ("rounding_repairs", 0.02, 0.5, 61),
 )
-CHECKS = tuple(Check(name=n, measured=m, threshold=t, checked=c) for n, m, t, c in MANY)
+CHECKS = tuple(Check(name=n, value=m, threshold=t, n_images=c) for n, m, t, c in MANY)
 QUERIES = Flag(
     name="black_box_beats_white_box",
     meaning="An attack that only asks for answers breaks images that this attack, which knows the "
     "whole model, missed: the model hides its gradients.",
-    measured=3,
+    value=3,
     threshold=1,
 )
 
 
 def raised(flag: Flag, checks: tuple[Check, ...] = CHECKS) -> dict[str, Any]:
     """Return the fields of a record whose check of that name was raised."""
-    own = Check(name=flag.name, measured=flag.measured, threshold=flag.threshold, checked=12)
+    own = Check(name=flag.name, value=flag.value, threshold=flag.threshold, n_images=12)
     return {"flags": (flag,), "checks": tuple(own if c.name == flag.name else c for c in checks)}
 
 
@@ -51,13 +51,13 @@ def distance(value: float, low: float, high: float) -> dict[str, Any]:
     return {"distance": Estimate(value=value / 255, low=low / 255, high=high / 255)}
 
 
-def spread(ladder: tuple[float, ...] = LADDER, n: int = 90) -> Spread:
+def spread(ladder: tuple[float, ...] = LADDER, n: int = 90) -> UniversalResult:
     """Return what a universal perturbation does: more at larger radii, more than its control."""
     rungs = []
     for i, eps in enumerate(ladder):
         changed, control = min(4 + 12 * i, n), 1 + i
         rungs.append(
-            SpreadRung(
+            UniversalRung(
                 eps=eps,
                 linf=eps,
                 l2=40 * eps,
@@ -69,7 +69,7 @@ def spread(ladder: tuple[float, ...] = LADDER, n: int = 90) -> Spread:
                 control_success=wilson(control, n),
             )
         )
-    return Spread(fitted=512, rungs=tuple(rungs), file="universal.safetensors")
+    return UniversalResult(n_fit=512, rungs=tuple(rungs), file="universal.safetensors")
 
 
 def field(make: Maker) -> list[Stored]:
@@ -106,8 +106,8 @@ def field(make: Maker) -> list[Stored]:
             stored(
                 "uap",
                 2.2 * white,
-                case={"parameters": {"epochs": 5}, "fit": 512},
-                record={"spread": spread()},
+                case={"parameters": {"epochs": 5}, "n_fit": 512},
+                record={"universal": spread()},
             ),
             stored("square", 1.3, case={"parameters": {"queries": 1000}}),
             stored("noise", 9.0, case={"parameters": {"draws": 10}}),

@@ -113,7 +113,7 @@ def samples_table(breaks: np.ndarray[Any, Any], ladder: tuple[float, ...]) -> pd
                     "scores": [0.5, 0.5],
                     "correct": correct,
                     "attacked": bool(rung > 0),
-                    "broken": not correct and rung > 0,
+                    "success": not correct and rung > 0,
                 }
             )
     return pd.DataFrame(rows)
@@ -130,7 +130,7 @@ def rungs_of(samples: pd.DataFrame, ladder: tuple[float, ...]) -> tuple[Rung, ..
         metrics = {"accuracy": accuracy, "balanced_accuracy": accuracy, "sensitivity": accuracy}
         metrics |= {"specificity": accuracy, "auc": nan if eps == ladder[-1] else accuracy}
         if eps:
-            success = cluster_mean(at["broken"].to_numpy(dtype=float), None)
+            success = cluster_mean(at["success"].to_numpy(dtype=float), None)
             psnr = Estimate(value=-20 * np.log10(eps), low=30.0, high=60.0)
             metrics |= {"attack_success": success, "flips_to_normal": success, "linf": size}
             metrics |= {"flips_to_disease": nan, "psnr": psnr}

@@ -79,7 +79,7 @@ def mask_samples(regions: Array, ladder: tuple[float, ...], target: Array | None
                 "scores": regions[i, level].tolist(),
                 "correct": float(one[level]),
                 "attacked": attacked,
-                "broken": bool(attacked and fell),
+                "success": bool(attacked and fell),
             }
             rows.append(row if target is None else row | {"target_dice": float(target[i, level])})
     return pd.DataFrame(rows)
@@ -107,7 +107,7 @@ def mask_rungs(samples: pd.DataFrame, card: DatasetCard) -> tuple[Rung, ...]:
         if "target_dice" in at:
             metrics["target_dice"] = estimate(float(at["target_dice"].mean()))
         if eps:
-            broken = float(at.loc[at["attacked"], "broken"].mean())
+            broken = float(at.loc[at["attacked"], "success"].mean())
             metrics |= {"attack_success": estimate(broken), "ssim": estimate(0.97, 0.01)}
             metrics |= {"linf": estimate(eps, 0.0)}
         found.append(Rung(eps=eps, metrics=metrics))
@@ -191,7 +191,7 @@ def _example(folder: Path, k: int, card: DatasetCard, eps: float, target: bool) 
         clean_prediction="",
         adversarial_prediction="",
         eps=eps,
-        amplified=16,
+        amplification=16,
         clean=files["truth"],
         perturbation=files["perturbation"],
         adversarial=files["after"],

@@ -56,7 +56,7 @@ def wrapped(
     **given: Any,  # noqa: ANN401 - of make_stored
 ) -> Stored:
     """Return a record of a wrapped victim."""
-    cost = Cost(forward=9, backward=9, seconds=1, peak_memory_mib=1, slower=slower)
+    cost = Cost(forward=9, backward=9, seconds=1, peak_memory_mib=1, relative_forward_time=slower)
     fields = {"defense_card": CARDS.get(defense), "cost": cost, **(record or {})}
     stated = {"defense": defense, "knowledge": knowledge, **(case or {})}
     return make(breaks, case=stated, record=fields, **given)
@@ -73,7 +73,7 @@ def detecting(
     """Return the fields of a guarded record: easier by a hundredth at each rung, NaN at no FPR."""
     rungs = list(rungs_of(samples_table(np.asarray(breaks), LADDER), LADDER))
     for i, rung in enumerate(rungs[1:], 1):
-        own = {"auroc": exactly(auroc + 0.01 * (i - 3)), "caught": exactly(caught)}
+        own = {"auroc": exactly(auroc + 0.01 * (i - 3)), "detected": exactly(caught)}
         own |= {"tpr_at_1": UNDEFINED, "tpr_at_5": exactly(caught + 0.02)}
         own["false_alarms"] = Estimate(value=alarms, low=alarms - 30, high=alarms + 60)
         rungs[i] = rung.model_copy(update={"metrics": rung.metrics | own})

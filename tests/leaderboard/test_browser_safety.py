@@ -101,8 +101,8 @@ def poisoned(value: Any) -> Any:  # noqa: ANN401
 def test_a_payload_in_every_field_executes_nothing(
     chromium: Browser, make_stored: Maker, tmp_path: Path
 ) -> None:
-    flag = Flag(name=EVIL, meaning=EVIL, measured=1, threshold=0)
-    check = Check(name=EVIL, measured=1, threshold=0)
+    flag = Flag(name=EVIL, meaning=EVIL, value=1, threshold=0)
+    check = Check(name=EVIL, value=1, threshold=0)
     stored = make_stored(
         [6, 1, 1],
         victim=(EVIL, EVIL, EVIL),

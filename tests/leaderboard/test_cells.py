@@ -37,7 +37,7 @@ PAIRS: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ("unread rivals", {}, {"knowledge": "lid(k="}, {"knowledge": "lid(k=5"}),
     ("versions", {"defense": "jpeg"}, {"defense_version": 1}, {"defense_version": 2}),
     ("fitted", {"defense": GUARD}, {"train_sha256": "a" * 64}, {"train_sha256": "b" * 64}),
-    ("trained", {"fit": 9}, {"train_sha256": "a" * 64}, {"train_sha256": "b" * 64}),
+    ("trained", {"n_fit": 9}, {"train_sha256": "a" * 64}, {"train_sha256": "b" * 64}),
     ("ratios", {"budget": "mean_norm"}, {"train_sha256": "a" * 64}, {"train_sha256": "b" * 64}),
     ("points", {}, {"operating_point": "youden"}, {"operating_point": "argmax"}),
     ("weights", {}, {"victim_sha256": "a" * 64}, {"victim_sha256": "b" * 64}),
@@ -59,7 +59,7 @@ PAIRS: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
 def test_no_record_is_lost_to_another(
     make_stored: Maker, shared: dict[str, Any], one: dict[str, Any], two: dict[str, Any]
 ) -> None:
-    attack = "uap" if "fit" in shared else "pgd"
+    attack = "uap" if "n_fit" in shared else "pgd"
     records = alike(make_stored, shared | one, shared | two, attack=attack)
     assert records[0].record.case_id != records[1].record.case_id
     made = leaderboard.make_boards(records)

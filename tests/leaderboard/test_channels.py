@@ -18,7 +18,7 @@ from .planted_masks import ATTENTION, BRAIN, UNET, make_masks
 
 Maker = Callable[..., Stored]
 CLEAN = np.array([0.9, 0.8, 0.7])
-FLAG = Flag(name="zero_gradients", meaning="gradients are zero", measured=0.4, threshold=0.1)
+FLAG = Flag(name="zero_gradients", meaning="gradients are zero", value=0.4, threshold=0.1)
 
 
 def stored(make: Maker, left: float, channel: str = "", **given: Any) -> Stored:  # noqa: ANN401

@@ -48,14 +48,14 @@ def test_a_flag_says_what_it_means_and_its_numbers(
     checked: int | None,
     words: str,
 ) -> None:
-    flag = Flag(name=name, meaning="It is bad.", measured=measured, threshold=threshold)
-    check = Check(name=name, measured=measured, threshold=threshold, checked=checked)
+    flag = Flag(name=name, meaning="It is bad.", value=measured, threshold=threshold)
+    check = Check(name=name, value=measured, threshold=threshold, n_images=checked)
     record = make_stored([6], record={"flags": (flag,), "checks": (check,)}).record
     assert flag_words(record, flag) == f"It is bad ({words})"
 
 
 def test_a_flag_without_a_check_or_a_meaning_still_reads(make_stored: Maker) -> None:
-    flag = Flag(name="one_step_beats_iterative", meaning="", measured=2, threshold=1)
+    flag = Flag(name="one_step_beats_iterative", meaning="", value=2, threshold=1)
     record = make_stored([6], record={"flags": (flag,)}).record
     assert flag_words(record, flag) == "One step beats iterative (measured 2 images, allowed 1)"
 
@@ -69,13 +69,13 @@ def test_all_checks_are_listed_those_raised_first(make_stored: Maker) -> None:
     assert sum(row.raised for row in rows) == 1
     blind = "The model answers probabilities, which blinds gradients"
     assert CheckRow(blind, "no", "no", "–", False) in rows
-    unknown = Check(name="of_<b>_tomorrow", measured=2, threshold=1)
+    unknown = Check(name="of_<b>_tomorrow", value=2, threshold=1)
     (row,) = check_rows(make_stored([6], record={"checks": (unknown,)}).record)
     assert row.title == "Of <b> tomorrow"
 
 
 def test_every_raised_flag_is_a_reason_in_words(make_stored: Maker) -> None:
-    over = Flag(name="over_budget", meaning="Too far.", measured=3, threshold=0)
+    over = Flag(name="over_budget", meaning="Too far.", value=3, threshold=0)
     given: dict[str, Any] = {"flags": (QUERIES, over), "checks": MANY}
     (board,) = leaderboard.make_boards([make_stored([6, 6], over_budget=3, record=given)])
     assert board.rows[0].reasons == (

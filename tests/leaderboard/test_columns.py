@@ -33,8 +33,8 @@ def test_weights_fit_and_guide_tell_columns_apart(make_stored: Maker) -> None:
         "PGD-40 from vit_tiny (weights=aaaaaaaa)",
         "PGD-40 from vit_tiny (weights=bbbbbbbb)",
     ]
-    fitted = [make_stored([6], attack="uap", case={"fit": n}) for n in (64, 512)]
-    assert columns_of(fitted) == ["UAP (fit=64)", "UAP (fit=512)"]
+    fitted = [make_stored([6], attack="uap", case={"n_fit": n}) for n in (64, 512)]
+    assert columns_of(fitted) == ["UAP (n_fit=64)", "UAP (n_fit=512)"]
 
 
 def test_a_hostile_surrogate_name_is_one_line_of_text(make_stored: Maker) -> None:

@@ -139,7 +139,7 @@ def test_the_csv_holds_defense_knowledge_change_and_time(
     blind = guarded["attack"].str.contains("oblivious")
     assert set(guarded[blind]["knowledge"]) == {"oblivious"}
     assert set(guarded[~blind]["knowledge"]) == {"adaptive"}
-    assert {"auroc", "caught", "false_alarms"} <= set(guarded["metric"])
+    assert {"auroc", "detected", "false_alarms"} <= set(guarded["metric"])
     trained = frame[frame["victim"] == RETRAINED[0]]
     assert trained["trained_with"].str.startswith("pgd_at(eps=0.0156").all()
     assert math.isclose(trained["clean_change"].iloc[0], -0.1)

@@ -69,7 +69,7 @@ def test_what_was_not_run_is_told_apart_from_what_is_undefined(make_stored: Make
 
 def test_an_invalid_run_has_no_say_and_a_flagged_row_is_marked(make_stored: Maker) -> None:
     invalid = {"status": "invalid", "reason": "NaN logits", **detecting(0.1, 0.0)}
-    flag = Flag(name="zero_gradients", meaning="blind", measured=1, threshold=0)
+    flag = Flag(name="zero_gradients", meaning="blind", value=1, threshold=0)
     records = [
         wrapped(make_stored, WRAPPED, GUARD, attack="bim", record=invalid),
         wrapped(make_stored, WRAPPED, GUARD, record={"flags": (flag,), **detecting(0.9, 0.5)}),

@@ -22,7 +22,7 @@ Maker = Callable[..., Stored]
 # clean and at three radii: each image is worst under another attack, one is lost when clean
 PGD = [[0.9, 0.2, 0.2, 0.1], [0.8, 0.7, 0.6, 0.5], [0.9, 0.8, 0.7, 0.1], [0.3, 0.4, 0.3, 0.3]]
 SEG = [[0.9, 0.8, 0.7, 0.6], [0.8, 0.1, 0.1, 0.0], [0.9, 0.7, 0.5, 0.4], [0.3, 0.3, 0.2, 0.1]]
-FLAG = Flag(name="zero_gradients", meaning="gradients are zero", measured=0.4, threshold=0.1)
+FLAG = Flag(name="zero_gradients", meaning="gradients are zero", value=0.4, threshold=0.1)
 
 
 def only(records: list[Stored]) -> leaderboard.Board:

@@ -16,7 +16,7 @@ import leaderboard
 from leaderboard.gallery import SHOWN, gallery
 from leaderboard.page import TEMPLATES
 from robustbench_med.bench import store
-from robustbench_med.bench.record import Check, Flag, LadderAudit, Spread, Stored
+from robustbench_med.bench.record import Check, Flag, LadderAudit, Stored, UniversalResult
 
 from .browser import Tags
 from .field import spread
@@ -112,12 +112,12 @@ def test_hostile_names_stay_text(make_stored: Maker, tmp_path: Path) -> None:
 
 def test_hostile_surrogates_and_flags_stay_text(make_stored: Maker, tmp_path: Path) -> None:
     evil = '"><img src=x onerror=alert(1)>' + HOSTILE
-    flag = Flag(name=evil, meaning=evil, measured=1, threshold=0)
-    check = Check(name=evil, measured=1, threshold=0)
+    flag = Flag(name=evil, meaning=evil, value=1, threshold=0)
+    check = Check(name=evil, value=1, threshold=0)
     hostile = {"flags": (flag,), "checks": (check,)}
     records = [
         make_stored([6, 1], surrogate=(evil, evil, evil), record=hostile),
-        make_stored([6, 1], victim=(evil, evil, evil), record={"spread": _spread(evil)}),
+        make_stored([6, 1], victim=(evil, evil, evil), record={"universal": _spread(evil)}),
     ]
     page = leaderboard.publish(records, tmp_path, title="t").read_text(encoding="utf-8")
     assert 'class="matrix"' in page
@@ -126,7 +126,7 @@ def test_hostile_surrogates_and_flags_stay_text(make_stored: Maker, tmp_path: Pa
     assert page.count("<script>") == 2
 
 
-def _spread(file: str) -> Spread:
+def _spread(file: str) -> UniversalResult:
     return spread().model_copy(update={"file": file})
 
 
@@ -152,11 +152,11 @@ def test_no_records_still_make_a_page(tmp_path: Path) -> None:
     ("audit", "words"),
     [
         (
-            LadderAudit(inferred=9, checked=3, broken=0, reran=False, miss_bound=0.63),
+            LadderAudit(inferred=9, checked=3, success=0, reran=False, miss_bound=0.63),
             "none of them broke: at most 63.0 % would",
         ),
         (
-            LadderAudit(inferred=9, checked=3, broken=2, reran=True, miss_bound=0),
+            LadderAudit(inferred=9, checked=3, success=2, reran=True, miss_bound=0),
             "2 of them broke, so all were",
         ),
     ],

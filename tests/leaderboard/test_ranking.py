@@ -17,7 +17,7 @@ from robustbench_med.worst_case import lowest, standing_table
 Maker = Callable[..., Stored]
 RESNET = ("resnet_narrow", "ResNet-18 narrow", "ResNet")
 VIT = ("vit_tiny", "ViT tiny", "ViT")
-FLAG = Flag(name="zero_gradient", meaning="gradients are zero", measured=0.4, threshold=0.1)
+FLAG = Flag(name="zero_gradient", meaning="gradients are zero", value=0.4, threshold=0.1)
 
 
 def only(records: list[Stored]) -> leaderboard.Board:

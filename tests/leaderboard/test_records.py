@@ -119,11 +119,11 @@ def test_a_distance_in_pixels_is_counted(make_stored: Maker) -> None:
 
 
 def test_a_universal_perturbation_says_where_it_comes_from(make_stored: Maker) -> None:
-    record = make_stored([6], attack="uap", record={"spread": spread()}).record
+    record = make_stored([6], attack="uap", record={"universal": spread()}).record
     said = spread_words(record)
     assert "fitted on 512 training images" in said
     assert "universal.safetensors beside the record (tensors rung_0 to rung_4" in said
-    single = make_stored([6], attack="uap", record={"spread": spread(LADDER[:1])}).record
+    single = make_stored([6], attack="uap", record={"universal": spread(LADDER[:1])}).record
     assert "(tensor rung_0)" in spread_words(single)
     assert spread_words(make_stored([6]).record) == ""
 

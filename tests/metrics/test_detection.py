@@ -28,7 +28,7 @@ def test_values_are_those_of_scikit_learn(ties: bool) -> None:
     for level, name in ((0.01, "tpr_at_1"), (0.05, "tpr_at_5")):
         best = max((attacked >= t).mean() for t in [*both, 99.0] if (clean >= t).mean() <= level)
         assert found[name].value == pytest.approx(best)
-    assert found["caught"].value == pytest.approx((attacked > 1).mean())
+    assert found["detected"].value == pytest.approx((attacked > 1).mean())
     assert found["false_alarms"].value == pytest.approx(1000 * (clean > 1).mean())
     alarms = intervals.wilson(int((clean > 1).sum()), 300)
     assert found["false_alarms"].low == pytest.approx(1000 * alarms.low)
@@ -63,7 +63,7 @@ def test_patients_who_repeat_widen_the_interval() -> None:
 
 def test_a_side_without_images_is_undefined() -> None:
     found = detection(np.arange(4.0), np.zeros(0))
-    for name in ("auroc", "tpr_at_1", "caught"):
+    for name in ("auroc", "tpr_at_1", "detected"):
         assert np.isnan(found[name].value)
     assert found["false_alarms"].value == 750
     assert np.isnan(detection(np.zeros(0), np.arange(4.0))["false_alarms"].value)

@@ -25,7 +25,7 @@ SLOW = {
     "chest_vit deepfool": "24e9b10d219cb3e6",
     "chest_findings_resnet pgd": "f9893a489a421639",
     "fundus_densenet square": "479b42841233affa",
-    "fundus_resnet uap_gradient": "9dc7322a6e0f3b69",
+    "fundus_resnet uap_gradient": "4ca4dfd62c6491b5",
     "dermoscopy_inception mi_fgsm from dermoscopy_resnet": "7a96164980ec1afb",
     "brain_unet segpgd": "d91ffe0cdab1599c",
     "organs_unet apgd": "365ff9834135c42a",

@@ -29,15 +29,10 @@ COLUMNS = (
     "scores",
     "correct",
     "attacked",
-    "broken",
-    "l2",
-    "linf",
-    "distance",
-    "ssim",
-    "psnr",
+    "success",
 )
-_NUMBERS = ("eps", "correct", "l2", "linf", "distance", "ssim", "psnr")
-_OUTCOMES = ("attacked", "broken")
+_MEASURED = ("l2", "linf", "distance", "ssim", "psnr")  # no page needs them, `verify` does
+_OUTCOMES = ("attacked", "success")
 _OF_IMAGES = ("sample", "patient", "truth", "attacked", "distance")  # the same at every radius
 _ROUNDING = 1e-6  # of a mean
 _TIE = 1e-3  # between probabilities: less may be rounding
@@ -57,7 +52,8 @@ def table_errors(record: Record, samples: pd.DataFrame) -> list[str]:
     if missing := [name for name in columns if name not in samples]:
         return [f"no column {', '.join(missing)} in the samples"]
     kinds = {name: dtype.kind for name, dtype in samples.dtypes.items()}
-    wrong = [name for name in _NUMBERS if kinds[name] not in "biuf"]
+    numbers = ("eps", "correct", *(name for name in _MEASURED if name in kinds))
+    wrong = [name for name in numbers if kinds[name] not in "biuf"]
     wrong += [name for name in _OUTCOMES if kinds[name] != "b"]
     wrong += [] if infer_dtype(samples["sample"]) in ("string", "empty") else ["sample"]
     if wrong:
@@ -87,7 +83,7 @@ def score_errors(stored: Stored) -> list[str]:
     rungs, order = stored.record.rungs, _by_radius(stored.samples)
     columns = (
         stored.samples[name].to_numpy(float)[order].reshape(len(rungs), -1)
-        for name in ("correct", "broken", "attacked")
+        for name in ("correct", "success", "attacked")
     )
     errors = []
     for rung, correct, broken, attacked in zip(rungs, *columns, strict=True):
@@ -111,6 +107,8 @@ def layout_errors(stored: Stored) -> list[str]:
         stored: of which `table_errors` says nothing.
     """
     record, table = stored.record, stored.samples
+    if missing := [name for name in _MEASURED if name not in table]:
+        return [f"no column {', '.join(missing)} in the samples"]
     ladder, lines = (0.0, *record.case.ladder), []
     if record.audit is None or record.cost is None:
         lines.append("a scored record has an audit and a cost, this one has not")
@@ -179,9 +177,9 @@ def _outcome_errors(stored: Stored) -> Iterator[str]:
     if not all(map(same, list(right), table["correct"])):
         yield "correct of the samples is not whether prediction is truth"
     attacked = (table["attacked"] & (table["eps"] > 0)).to_numpy(bool)
-    broken = table["broken"].to_numpy(bool)
+    broken = table["success"].to_numpy(bool)
     if stored.record.case.objective == "untargeted" and (broken == right)[attacked].any():
-        yield "broken of the samples is not whether prediction is wrong"
+        yield "success of the samples is not whether prediction is wrong"
 
 
 def _follows(prediction: NDArray[np.int64], scores: NDArray[np.float64]) -> bool:
@@ -208,8 +206,8 @@ def _entry_errors(stored: Stored) -> Iterator[str]:
                 f"distance: the record says {shown(record.distance)}, its own samples "
                 f"{shown(distance)}"
             )
-    raised = {c.name: (c.measured, c.threshold) for c in record.checks if c.measured > c.threshold}
-    flagged = {flag.name: (flag.measured, flag.threshold) for flag in record.flags}
+    raised = {c.name: (c.value, c.threshold) for c in record.checks if c.value > c.threshold}
+    flagged = {flag.name: (flag.value, flag.threshold) for flag in record.flags}
     if raised != flagged:
         yield line("flags", sorted(flagged), sorted(raised), "its own checks raise")
 

@@ -55,7 +55,7 @@ def of_rerun(again: Outcome) -> Claim:
     """Return all that a case says when it is run again, but when and where that was."""
     record = again.record
     whole = record.model_dump()
-    loose = {name: whole[name] for name in ("distance", "spread", "certificate", "ladder_audit")}
+    loose = {name: whole[name] for name in ("distance", "universal", "certificate", "ladder_audit")}
     loose |= {"flags": whole["flags"], "checks": whole["checks"]}
     loose["audit"] = {k: v for k, v in (whole["audit"] or {}).items() if k not in _BUDGET}
     case = record.case

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from robustbench_med.bench.verify.expected import Claim
 
-OUTCOMES = ("broken", "correct", "prediction", "rejected")
+OUTCOMES = ("success", "correct", "prediction", "rejected")
 ABSOLUTE = ("scores", "suspicion", "target_dice", "ssim")  # columns measured in units of their own
 RELATIVE = ("l2", "linf", "distance", "psnr")
 MEASURED = (*ABSOLUTE, *RELATIVE)

@@ -237,5 +237,5 @@ def _grid_of(case: Case) -> Grid:
         n=case.n,
         operating_point=case.operating_point,
         guide=case.guide,
-        **({} if case.fit is None else {"fit": case.fit}),
+        **({} if case.n_fit is None else {"n_fit": case.n_fit}),
     )

@@ -45,7 +45,7 @@ _EFFORT = 0.25  # how much more or fewer passes other outcomes may take
 _ENTRIES = 1e-3  # of numbers beside the metrics
 _SCORED = {"rtol": 0.0, "atol": 1e-3}  # of what is made of scores, or of ranks among them
 _NEAR = {"rtol": 1e-3, "atol": 1e-6}
-_SCORES = ("auc", "auroc", "tpr_at_1", "tpr_at_5", "caught")
+_SCORES = ("auc", "auroc", "tpr_at_1", "tpr_at_5", "detected")
 
 
 class Finding(NamedTuple):
@@ -201,12 +201,12 @@ def _whatever(record: Record, kept: dict[str, Any], again: dict[str, Any]) -> It
         yield from differences(was, now, rtol=0.0, atol=near)
     raised = {flag["name"] for flag in kept.get("flags", ())}
     for check in again.get("checks", ()):
-        one_image = 1.0 if check["threshold"] >= 1 else 1 / (check["checked"] or record.n)
-        surely = check["measured"] > check["threshold"] + one_image
+        one_image = 1.0 if check["threshold"] >= 1 else 1 / (check["n_images"] or record.n)
+        surely = check["value"] > check["threshold"] + one_image
         if surely and check["name"] not in raised:
-            yield line(f"flag {check['name']}", None, check["measured"])
-    was, now = (one.get("audit", {}).get("largest", ()) for one in (kept, again))
-    yield from differences({"audit.largest": was}, {"audit.largest": now}, rtol=_EFFORT)
+            yield line(f"flag {check['name']}", None, check["value"])
+    was, now = (one.get("audit", {}).get("max_size", ()) for one in (kept, again))
+    yield from differences({"audit.max_size": was}, {"audit.max_size": now}, rtol=_EFFORT)
     for name, spent in again.get("cost", {}).items():
         if not same(kept["cost"][name], spent, rtol=_EFFORT):
             yield line(f"cost.{name}", kept["cost"][name], spent)
@@ -235,7 +235,7 @@ def _other(before: pd.DataFrame, claim: Claim) -> NDArray[np.bool_]:
     """Return which rows have another outcome."""
     names: tuple[str, ...] = OUTCOMES
     if claim.saved:
-        names = ("broken", "correct") if claim.decided else ("broken",)
+        names = ("success", "correct") if claim.decided else ("success",)
     return other_outcome(before, claim.samples, names)
 
 
@@ -245,7 +245,7 @@ def _unmoved(stored: Stored, claim: Claim) -> Iterator[str]:
     if set(before.columns) != set(after.columns):
         yield line("columns of the samples", sorted(before.columns), sorted(after.columns))
     clean = (before["eps"] == 0).to_numpy()
-    lost, found = before["broken"].to_numpy(bool), after["broken"].to_numpy(bool)
+    lost, found = before["success"].to_numpy(bool), after["success"].to_numpy(bool)
     if claim.saved and (surplus := before.loc[found & ~lost, "sample"].nunique()):
         yield f"the saved images break {surplus} samples said to stand"
     for name in _FIXED:
@@ -281,7 +281,7 @@ def _columns(stored: Stored, claim: Claim, noise: Noise) -> Iterator[str]:
     """Yield a line for every column whose values lie farther apart than `noise`, where known."""
     before, after = stored.samples, claim.samples
     other = _other(before, claim)
-    lost, found = before["broken"].to_numpy(bool), after["broken"].to_numpy(bool)
+    lost, found = before["success"].to_numpy(bool), after["success"].to_numpy(bool)
     strays = before["sample"].isin(before.loc[other, "sample"]).to_numpy()
     known = np.ones(len(before), dtype=np.bool_) if noise.samples == 0 else ~strays
     if claim.saved and not claim.masks:  # of an image that stands nothing was saved

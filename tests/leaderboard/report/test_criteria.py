@@ -231,7 +231,7 @@ def test_an_invalid_record_meets_nothing(make_stored: Maker, tmp_path: Path) -> 
 
 
 def test_a_flag_marks_a_met_criterion_as_doubted(make_stored: Maker, tmp_path: Path) -> None:
-    flag = Flag(name="zero_gradients", meaning="blind", measured=0.4, threshold=0.1)
+    flag = Flag(name="zero_gradients", meaning="blind", value=0.4, threshold=0.1)
     records = [pair(make_stored)[0], make_stored([6] * N, attack="pgd", record={"flags": (flag,)})]
     found = judged(records, tmp_path, GOOD.replace("0.5", "0.1"))
     assert (found.verdict, found.doubted) == ("met", True)

@@ -134,7 +134,7 @@ def test_detectors_show_both_kinds_of_attacker(make_stored: Maker, tmp_path: Pat
     written = made([known, blind], tmp_path)
     lines = {line.knowledge: line for line in written.document.boards[0].detectors}
     assert lines["adaptive"].metrics["auroc"].value == pytest.approx(0.7)
-    assert lines["oblivious"].metrics["caught"].value == pytest.approx(0.8)
+    assert lines["oblivious"].metrics["detected"].value == pytest.approx(0.8)
     assert lines["adaptive"].metrics["false_alarms"].value == pytest.approx(40)
     html = page(written)
     assert "0.700" in html
@@ -184,7 +184,7 @@ def test_a_flag_is_said_where_the_worst_case_stands(
     make_stored: Maker, tmp_path: Path, name: str
 ) -> None:
     """Of gradients that lie and of every other flag: beside the number, not on another page."""
-    flag = Flag(name=name, meaning="The gradients lie.", measured=1.0, threshold=0.0)
+    flag = Flag(name=name, meaning="The gradients lie.", value=1.0, threshold=0.0)
     fine, lying = (
         page(made([make_stored([6] * N, attack="pgd", record=record)], tmp_path / folder))
         for folder, record in (("fine", {}), ("lying", {"flags": (flag,)}))

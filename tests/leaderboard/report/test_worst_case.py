@@ -197,7 +197,7 @@ def graded(make: Maker, calls: int, *, rung: int = 1, **given: Any) -> Stored:  
     samples["truth"], samples["prediction"] = truth, truth.where(~fell, other)
     samples["correct"] = samples["truth"] == samples["prediction"]
     samples["attacked"] = truth > 0 if given.get("case") else True
-    samples["broken"] = fell
+    samples["success"] = fell
     return stored._replace(samples=samples)
 
 
@@ -366,7 +366,7 @@ def test_every_dataset_means_every_one_of_the_model(make_stored: Maker, tmp_path
 def test_accuracy_is_not_that_a_goal_was_missed(make_stored: Maker, tmp_path: Path) -> None:
     """On a board of a goal 12 of 20 images are wrong, and the goal is reached on none."""
     stored = make_stored([LAST] * N, case={"objective": "targeted(target=1)"})
-    samples = stored.samples.assign(broken=False)
+    samples = stored.samples.assign(success=False)
     samples["correct"] = samples["sample"].str[1:].astype(int) >= 12
     records = [stored._replace(samples=samples)]
     goal = 'objective = "targeted(target = 1)"\n'
@@ -396,7 +396,7 @@ def test_clean_images_are_judged_whatever_an_attack_was_flagged_for(
     make_stored: Maker, tmp_path: Path
 ) -> None:
     table = 'metric = "accuracy"\nat_least = 0.5\nattack = "clean"'
-    flag = Flag(name="zero_gradients", meaning="blind", measured=0.4, threshold=0.1)
+    flag = Flag(name="zero_gradients", meaning="blind", value=0.4, threshold=0.1)
     flagged = make_stored([LAST] * 6, case={"n": 6}, record={"flags": (flag,)})
     whole = make_stored([LAST] * N, attack="bim", ladder=LADDER[:2])
     found = judged([whole, flagged], tmp_path, table)
@@ -438,7 +438,7 @@ def test_a_radius_off_the_ladder_is_not_tested(
 
 
 def test_flags_of_any_board_taken_together_are_doubts(make_stored: Maker, tmp_path: Path) -> None:
-    flag = Flag(name="zero_gradients", meaning="blind", measured=0.4, threshold=0.1)
+    flag = Flag(name="zero_gradients", meaning="blind", value=0.4, threshold=0.1)
     records = [
         make_stored([LAST] * N, attack="bim"),
         make_stored([LAST] * N, ladder=LADDER[1:], record={"flags": (flag,)}),
