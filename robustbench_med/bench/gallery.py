@@ -28,7 +28,7 @@ from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.cards import DatasetCard
 from robustbench_med.metrics.segmentation import overlap
 from robustbench_med.objectives import Objective
-from robustbench_med.objectives.decide import decide, kept
+from robustbench_med.objectives.decide import answer_of, decide
 from robustbench_med.objectives.segmentation import TargetMask
 from robustbench_med.palette import colour
 from robustbench_med.problem import Counter
@@ -85,7 +85,7 @@ def _of_masks(planned: ResolvedCase, ready: AttackSetup, run: AttackRun, most: i
     posed = replace(run.problem.select(rows), counter=Counter()).at(run.radii[rung])
     with frozen(ready.victim.module), seeded(case.seed, case.id, "examples"):
         z = run.attack(posed, at_rung(run.rng, run.radii[rung]).select(rows))
-        after = kept(posed.outputs(z).logits)
+        after = answer_of(posed.outputs(z).logits)
     examples: list[Example] = []
     files: dict[str, bytes] = {}
     for i, n in enumerate(run.attacked.nonzero()[rows, 0].tolist()):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustbench_med.errors import InvalidOutputError
 from robustbench_med.metrics.perturbation import psnr, ssim
-from robustbench_med.objectives.decide import kept
+from robustbench_med.objectives.decide import answer_of
 from robustbench_med.problem import Problem
 from robustbench_med.types import Images, Output, Rows, Verdict
 
@@ -91,7 +91,7 @@ def _judged(problem: Problem, z: Images) -> tuple[Tensor, Measurements, Verdict]
             raise InvalidOutputError("expected finite logits, got NaN or Inf on an attacked image")
         guarded = output.suspicion is not None
         seen = output.suspicion if guarded else output.logits.flatten(1)[:, 0]
-        found.append((kept(output.logits), seen, *part.objective(output, part.y)))
+        found.append((answer_of(output.logits), seen, *part.objective(output, part.y)))
     answer, seen, *verdict = map(torch.cat, zip(*found, strict=True))
     return answer, {"suspicion": seen} if guarded else {}, Verdict(*verdict)
 

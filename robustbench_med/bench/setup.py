@@ -23,7 +23,7 @@ from robustbench_med.defense import Certified, Defended
 from robustbench_med.errors import ChecksumError
 from robustbench_med.models.load import load_victim
 from robustbench_med.models.operating_point import undecided, youden
-from robustbench_med.objectives.decide import kept
+from robustbench_med.objectives.decide import answer_of
 from robustbench_med.rng import Draws, seeded
 from robustbench_med.types import Batch, Images
 from robustbench_med.victim import Victim, frozen, looks_like_probabilities
@@ -209,7 +209,7 @@ def _answers(victim: Victim, x: Images) -> tuple[Tensor, Tensor | None]:
     """Return what is kept of the victim's answers, and how suspicious the images are."""
     parts = [victim.outputs(part) for part in x.split(victim.chunk)]
     suspicion = [part.suspicion for part in parts if part.suspicion is not None]
-    answer = torch.cat([kept(part.logits) for part in parts])
+    answer = torch.cat([answer_of(part.logits) for part in parts])
     return answer, torch.cat(suspicion) if suspicion else None
 
 

@@ -1,4 +1,4 @@
-"""Objectives: what the attacker wants. `make` builds one from its spec for a task."""
+"""Objectives: the goals of an attacker. `make` builds one from its spec for a task."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class _Row(NamedTuple):
-    """What an objective is made of: parameters it must have, and those it may have."""
+    """The parameters that an objective requires, and the optional ones."""
 
-    needed: tuple[str, ...] = ()
-    may: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
 
 _ROWS: dict[tuple[str, Task], _Row] = {
@@ -34,11 +34,12 @@ _ROWS: dict[tuple[str, Task], _Row] = {
 
 @runtime_checkable
 class Objective(Protocol):
-    """What the attacker wants: turns an output and the truth into a verdict.
+    """The attacker's goal: a function of an output and the truth that returns a verdict.
 
-    `margins` are the ways to get there, `(b, m)`: the goal is reached where any is above 0; a way
-    that does not count is -inf. Harm is their maximum. `bind` is the same goal with what it needs
-    of these truths prepared; `select` keeps that aligned, and other truths are still judged right.
+    `margins(output, y)` is `(b, m)`: one signed distance per way to succeed; > 0 is success, -inf
+    is not allowed. Harm is the largest margin. `bind(y)` returns the objective with what it needs
+    of these truths prepared; `select(rows)` keeps that aligned with the rows. A bound objective
+    still returns the right verdict on other truths.
     """
 
     def __call__(self, output: Output, y: Any) -> Verdict: ...  # noqa: ANN401, D102
@@ -57,28 +58,31 @@ class Objective(Protocol):
 def make(
     text: str, task: Task, *, k: int | None = None, card: DatasetCard | None = None
 ) -> Objective:
-    """Return the objective of a spec.
+    """Return the objective that a spec describes.
 
-    `untargeted`; `targeted(target=1)` of labels, `finding(index=2)` of findings;
-    `region(name='lesion')` and `targeted(mask='heart', label=1)` of masks.
+    Specs are `untargeted`; for labels `targeted(target=1)`; for findings `finding(index=2)`; for
+    masks `region(name='lesion')` and `targeted(mask='heart', label=1)`.
 
     Args:
         text: the spec.
-        task: of the data.
-        k: number of classes or findings; where given, a target or index beyond it is refused here.
-        card: of the data; needed for masks, gives `k`.
+        task: the task of the data.
+        k: number of classes or findings; a target or index beyond it is refused.
+        card: the card of the data, which states `k`; required for masks.
 
     Raises:
-        SpecError: unknown for this task, or a parameter is missing, unknown or out of range.
+        SpecError: the task has no such objective, or a parameter is missing, unknown or out of
+            range.
     """
     name, parameters = parse(text)
     if (name, task) not in _ROWS:
         known = ", ".join(sorted(n for n, t in _ROWS if t == task))
         raise SpecError(f"expected an objective for {task} data ({known}), got {text!r}")
     row = _ROWS[name, task]
-    if not set(row.needed) <= set(parameters) <= {*row.needed, *row.may}:
-        wanted = [f"{key}=..." for key in row.needed] + [f"[{key}=...]" for key in row.may]
-        form = f"{name}({', '.join(wanted)})" if wanted else name
+    if not set(row.required) <= set(parameters) <= {*row.required, *row.optional}:
+        form_parameters = [f"{key}=..." for key in row.required] + [
+            f"[{key}=...]" for key in row.optional
+        ]
+        form = f"{name}({', '.join(form_parameters)})" if form_parameters else name
         raise SpecError(f"objective {name}: expected {form}, got {text!r}")
     if task == "segmentation":
         if card is None:
@@ -98,8 +102,8 @@ def make(
         ("untargeted", "multi_label"): multilabel.AnyFinding,
         ("finding", "multi_label"): multilabel.OneFinding,
     }
-    made: Objective = makers[name, task](**parameters)
-    return made
+    objective: Objective = makers[name, task](**parameters)
+    return objective
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {

@@ -1,4 +1,4 @@
-"""Objectives on one label an image: untargeted and targeted, for every K >= 2 and for one logit."""
+"""Objectives on one label per image: untargeted and targeted, for K >= 2 classes or one logit."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def log_odds_against(
 ) -> Float[Tensor, "b *s"]:
     """Return log((1 - p) / p) of the softmax probability p of class `y`, `(b, *s)`.
 
-    Cross-entropy is log(1 + exp(this)): the same function but for a monotone map of each sample, so
-    every attack that only follows the gradient's direction takes the same steps. But where p rounds
-    to 1, the gradient of the cross-entropy is lost to underflow and this one is not: a victim sure
-    of itself gains nothing.
+    Cross-entropy is log(1 + exp(this)), a monotone function of it per sample, so every attack that
+    only follows the direction of the gradient takes the same steps. Where p rounds to 1, the
+    gradient of the cross-entropy underflows and this one does not: a very confident victim is not
+    safer for that.
     """
     others = logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
     return others - logits.gather(1, y[:, None])[:, 0]
@@ -37,11 +37,11 @@ def best_other(logits: Float[Tensor, "b k"], y: Int[Tensor, " b"]) -> Float[Tens
 
 
 class Untargeted:
-    """Any wrong class will do.
+    """Any wrong class is a success.
 
-    Loss: cross-entropy of the truth, as log-odds (see log_odds_against). Harm: margin of the best
-        wrong class over the truth, in logits.
-    Done: the predicted class (argmax; the first on a tie) is not the truth.
+    Loss: the cross-entropy of the truth, as log-odds (see log_odds_against).
+    Harm: the margin of the best wrong class over the truth, in logits.
+    Success: the predicted class (argmax; the first on a tie) is not the truth.
     """
 
     def __call__(self, output: Output, y: Int[Tensor, " b"]) -> Verdict:
@@ -57,11 +57,11 @@ class Untargeted:
         return (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf)
 
     def dlr_scale(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:
-        """Return what the difference of logits ratio divides by, `(b,)`, > 0.
+        """Return the divisor of the difference of logits ratio, `(b,)`, > 0.
 
-        The largest logit minus the third, or, `towards` a class, minus the mean of the third and
-        fourth (Croce & Hein, ICML 2020, eq. 6 and 7). With fewer classes than the ratio needs it is
-        1: over the third alone, the ratio toward the third class is -1 whatever the image.
+        It is the largest logit minus the third, or, `towards` a class, minus the mean of the third
+        and fourth (Croce & Hein, ICML 2020, eq. 6 and 7). With too few classes it is 1: with the
+        third logit alone, the ratio toward the third class would be -1 for any image.
         """
         logits = two_sided(output.logits)
         top = logits.topk(min(4, logits.shape[1])).values
@@ -71,11 +71,11 @@ class Untargeted:
         return top[:, 0] - low + 1e-12
 
     def select(self, rows: Rows) -> Untargeted:  # noqa: ARG002 - the same for every sample
-        """Return the objective of the given rows: itself."""
+        """Return the objective itself: it is the same for all rows."""
         return self
 
     def bind(self, y: Int[Tensor, " b"]) -> Untargeted:  # noqa: ARG002 - nothing to prepare
-        """Return the objective bound to these truths: itself."""
+        """Return the objective itself: nothing depends on the truths."""
         return self
 
     def applies(self, y: Int[Tensor, " b"]) -> Tensor:
@@ -84,10 +84,10 @@ class Untargeted:
 
 
 class Targeted(Untargeted):
-    """Only the class `target` will do.
+    """Only the class `target` is a success.
 
-    Loss: minus the cross-entropy of the target, as log-odds. Harm: margin of the target over the
-        best other class.
+    Loss: minus the cross-entropy of the target, as log-odds.
+    Harm: the margin of the target over the best other class.
     """
 
     def __init__(self, target: int) -> None:
@@ -112,9 +112,9 @@ class Targeted(Untargeted):
         return self(output, y).harm[:, None]
 
     def dlr_scale(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:  # noqa: ARG002
-        """Return the spread toward a class: this goal is one whatever the loss."""
+        """Return the scale toward a class, because this goal is a class whatever the loss."""
         return super().dlr_scale(output, towards=True)
 
     def applies(self, y: Int[Tensor, " b"]) -> Tensor:
-        """Return the labelled samples that are not of the target class already."""
+        """Return the labelled samples that do not belong to the target class."""
         return (y >= 0) & (y != self.target)

@@ -1,4 +1,4 @@
-"""The decision of a victim: what it calls, and with which probability."""
+"""The decision of a victim: the classes it predicts, and their probabilities."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ def called(logits: Logits) -> UInt8[Tensor, "b *s"]:
     """Return masks of class ids `(b, *s)`: argmax, the first on a tie.
 
     Raises:
-        VictimError: more classes than a byte tells apart from what is ignored, 255.
+        VictimError: there are more classes than a byte can hold beside 255 for ignored pixels.
     """
     if logits.shape[1] > MAX_IDS:
         raise VictimError(f"expected at most {MAX_IDS} classes of masks, got {logits.shape[1]}")
     return two_sided(logits).argmax(1).to(torch.uint8)
 
 
-def kept(logits: Logits) -> Float[Tensor, "b k"] | UInt8[Tensor, "b *s"]:
-    """Return what is kept of a victim's output: its logits, or of masks the classes called."""
+def answer_of(logits: Logits) -> Float[Tensor, "b k"] | UInt8[Tensor, "b *s"]:
+    """Return the part of an output that is stored: the logits, or the class of each pixel."""
     return logits if logits.ndim == 2 else called(logits)
 
 
 def verdict_on(
     objective: Objective, answer: Tensor, y: Truth, k: int, suspicion: PerSample | None = None
 ) -> Verdict:
-    """Return the verdict on answers that were kept, without a pass through the victim.
+    """Return the verdict on stored answers, without a pass through the victim.
 
     Args:
-        objective: says what is reached; of masks, its loss means nothing here.
+        objective: the attacker's goal. For masks, the loss of the verdict has no meaning.
         answer: `(n, k)` logits or `(n, *s)` masks of class ids.
         y: the truth.
         k: number of classes.
-        suspicion: of each image, where a detector guards the victim.
+        suspicion: the suspicion of each image, where a detector guards the victim.
     """
     if answer.dtype != torch.uint8:
         return objective(Output(answer, suspicion), y)
     at_once = images_at_once(tuple(answer.shape[1:]))
-    parts = []
+    verdicts = []
     for rows in torch.arange(len(answer), device=answer.device).split(at_once):
         one_hot = functional.one_hot(answer[rows].long(), k).movedim(-1, 1).float()
-        parts.append(objective.select(rows)(Output(one_hot), y[rows]))
-    return Verdict(*map(torch.cat, zip(*parts, strict=True)))
+        verdicts.append(objective.select(rows)(Output(one_hot), y[rows]))
+    return Verdict(*map(torch.cat, zip(*verdicts, strict=True)))
 
 
 def decide(logits: Tensor, task: Task) -> NDArray[np.int64]:
     """Return class ids `(b,)` (argmax; the first on a tie) or findings `(b, k)` (logit above 0).
 
-    Of masks, what is kept of an answer is the decision: class ids `(b, *s)`.
+    For masks, the stored answer is the decision: class ids `(b, *s)`.
     """
     if task == "segmentation":
         return np.asarray(logits.long().cpu().numpy())
@@ -68,7 +68,7 @@ def decide(logits: Tensor, task: Task) -> NDArray[np.int64]:
 
 
 def probabilities(logits: Logits, task: Task) -> NDArray[np.float64]:
-    """Return probabilities `(b, k)`, in double precision: a saturated score keeps its rank."""
+    """Return probabilities `(b, k)`, in double precision so that saturated scores keep a rank."""
     values = logits.double()
-    found = values.sigmoid() if task == "multi_label" else two_sided(values).softmax(1)
-    return np.asarray(found.cpu().numpy())
+    probability = values.sigmoid() if task == "multi_label" else two_sided(values).softmax(1)
+    return np.asarray(probability.cpu().numpy())

@@ -1,4 +1,4 @@
-"""Evasion: any goal, reached while a detector lets the image pass."""
+"""Reach any goal with an image that a detector does not reject."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ EvasionLoss = Literal["joint", "selective", "goal", "suspicion", "both"]
 
 @dataclass(frozen=True)
 class EvadeDetector:
-    """Another objective, reached only where the suspicion is at most 0.
+    """Another objective that is reached only where the suspicion is at most 0.
 
-    Harm: the smaller of the goal's harm and of how far the suspicion lies below 0, so that both
-        must be had. Done: the goal is, and the image passes.
+    Harm: the smaller of the goal's harm and the distance of the suspicion below 0, because both
+        must be positive.
+    Final: the goal is, and the image passes the detector.
 
     Attributes:
         base: the goal.
-        loss: what is maximised. "joint": the goal's loss, less `weight` times the suspicion above
-            0. "selective": the goal's loss until the goal is reached, from there the suspicion's
-            negative (Bryniarski et al., ICLR 2022, section 4.1). "goal" and "suspicion": one of
-            them alone. "both": the goal's loss less the suspicion, below 0 too: who does not know
-            the detector cannot know what is enough.
-        weight: of the suspicion in the joint loss.
+        loss: what is maximised. "joint": the goal's loss minus `weight` times the suspicion above
+            0. "selective": the goal's loss until the goal is reached, then the negative suspicion
+            (Bryniarski et al., ICLR 2022, section 4.1). "goal" and "suspicion": one of the two
+            alone. "both": the goal's loss minus the suspicion, also below 0, because an attacker
+            who does not know the detector does not know its threshold.
+        weight: the weight of the suspicion in the joint loss.
     """
 
     base: Objective
@@ -40,23 +41,23 @@ class EvadeDetector:
 
     def __call__(self, output: Output, y: Any) -> Verdict:  # noqa: ANN401 - truth of any task
         """Return the verdict on an output that carries a suspicion."""
-        goal, calm = self.base(output, y), self._calm(output)
+        goal, below = self.base(output, y), self._below_threshold(output)
         losses = {
-            "joint": lambda: goal.loss + self.weight * calm.clamp_max(0),
-            "selective": lambda: torch.where(goal.success, calm, goal.loss),
+            "joint": lambda: goal.loss + self.weight * below.clamp_max(0),
+            "selective": lambda: torch.where(goal.success, below, goal.loss),
             "goal": lambda: goal.loss,
-            "suspicion": lambda: calm,
-            "both": lambda: goal.loss + self.weight * calm,
+            "suspicion": lambda: below,
+            "both": lambda: goal.loss + self.weight * below,
         }
-        passed = calm >= 0
-        return Verdict(losses[self.loss](), goal.harm.minimum(calm), goal.is_final & passed)
+        passed = below >= 0
+        return Verdict(losses[self.loss](), goal.harm.minimum(below), goal.is_final & passed)
 
     def margins(self, output: Output, y: Any) -> Float[Tensor, "b m"]:  # noqa: ANN401
-        """Return each way to the goal, no further along than the suspicion allows."""
-        return self.base.margins(output, y).minimum(self._calm(output)[:, None])
+        """Return each margin of the goal, at most as large as the suspicion allows."""
+        return self.base.margins(output, y).minimum(self._below_threshold(output)[:, None])
 
     def dlr_scale(self, output: Output, *, towards: bool = False) -> PerSample:
-        """Return the spread of the goal's leading logits."""
+        """Return the scale of the goal's leading logits."""
         return self.base.dlr_scale(output, towards=towards)
 
     def applies(self, y: Any) -> Tensor:  # noqa: ANN401
@@ -64,7 +65,7 @@ class EvadeDetector:
         return self.base.applies(y)
 
     def select(self, rows: Rows) -> EvadeDetector:
-        """Return the objective of the given rows."""
+        """Return the objective of some rows."""
         return replace(self, base=self.base.select(rows))
 
     def bind(self, y: Any) -> EvadeDetector:  # noqa: ANN401
@@ -72,8 +73,9 @@ class EvadeDetector:
         return replace(self, base=self.base.bind(y))
 
     @staticmethod
-    def _calm(output: Output) -> PerSample:
-        if output.suspicion is None:  # of a view without the detector, all images pass
-            first = output.logits.flatten(1)[:, 0]
-            return torch.inf + 0 * first  # with a slope of 0, so that it can be climbed
+    def _below_threshold(output: Output) -> PerSample:
+        """Return how far the suspicion is below the threshold."""
+        if output.suspicion is None:  # without the detector, all images pass
+            # the gradient is 0, but it exists
+            return torch.inf + 0 * output.logits.flatten(1)[:, 0]
         return -output.suspicion

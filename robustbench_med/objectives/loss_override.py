@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LossOverride:
-    """An objective whose loss is replaced.
+    """An objective with another loss.
 
     Attributes:
-        base: the goal; its harm and done are kept.
-        loss: "given" (the objective's own), "margin" (its harm: largest logit margin), "dlr" (the
-            margin over the spread of the leading logits: Croce & Hein, ICML 2020, eq. 6; where the
-            task has no third class, the margin), or "toward" (the margin of one column a sample
-            over the spread: their eq. 7; below four classes, the margin), or "nearest" (the margin
-            of the way whose linearised distance is least, see `objectives.nearest`).
-        columns: `(b,)` column of `base.margins` to climb toward; only for "toward".
-        weights: `(b, m)` of each way's margin, > 0; 0 for a way that is not climbed; only for
+        base: the objective; its harm and success stay the same.
+        loss: "given" (the objective's own), "margin" (its harm: the largest logit margin), "dlr"
+            (the margin divided by a scale of the leading logits: Croce & Hein, ICML 2020, eq. 6;
+            the margin itself where the task has no third class), "toward" (the margin of one column
+            per sample divided by that scale: their eq. 7; the margin itself below four classes), or
+            "nearest" (the margin with the least linearised distance, see `objectives.nearest`).
+        columns: `(b,)` the column of `base.margins` that is maximised; only for "toward".
+        weights: `(b, m)` weight of each margin, > 0; 0 for a margin that is not maximised; only for
             "nearest".
-        use_all_steps: never done: the attack spends all its steps, as a transfer attack must.
+        use_all_steps: no verdict is final, so that the attack uses all its steps, as transfers do.
     """
 
     base: Objective
@@ -41,17 +41,17 @@ class LossOverride:
     def __call__(self, output: Output, y: Any) -> Verdict:  # noqa: ANN401 - truth of any task
         """Return the verdict with the loss replaced."""
         verdict = self.base(output, y)
-        done = torch.zeros_like(verdict.is_final) if self.use_all_steps else verdict.is_final
+        is_final = verdict.is_final & (not self.use_all_steps)
         if self.loss == "given":
-            return Verdict(verdict.loss, verdict.harm, done)
+            return Verdict(verdict.loss, verdict.harm, is_final)
         if self.weights is not None:
-            return Verdict(self._nearest(output, y, self.weights), verdict.harm, done)
-        climbed = verdict.harm
+            return Verdict(self._nearest(output, y, self.weights), verdict.harm, is_final)
+        margin = verdict.harm
         if self.columns is not None:
-            climbed = self.margins(output, y).gather(1, self.columns[:, None])[:, 0]
+            margin = self.margins(output, y).gather(1, self.columns[:, None])[:, 0]
         if self.loss != "margin":
-            climbed = climbed / self.dlr_scale(output, towards=self.columns is not None)
-        return Verdict(climbed, verdict.harm, done)
+            margin = margin / self.dlr_scale(output, towards=self.columns is not None)
+        return Verdict(margin, verdict.harm, is_final)
 
     def _nearest(self, output: Output, y: Any, weights: Float[Tensor, "b m"]) -> PerSample:  # noqa: ANN401
         weighted = self.margins(output, y) * weights
@@ -62,7 +62,7 @@ class LossOverride:
         return self.base.margins(output, y)
 
     def dlr_scale(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:
-        """Return the spread of the objective's leading logits."""
+        """Return the scale of the objective's leading logits."""
         return self.base.dlr_scale(output, towards=towards)
 
     def applies(self, y: Any) -> Tensor:  # noqa: ANN401
@@ -70,7 +70,7 @@ class LossOverride:
         return self.base.applies(y)
 
     def select(self, rows: Rows) -> LossOverride:
-        """Return the objective of the given rows."""
+        """Return the objective of some rows."""
         columns = None if self.columns is None else self.columns[rows]
         weights = None if self.weights is None else self.weights[rows]
         return replace(self, base=self.base.select(rows), columns=columns, weights=weights)

@@ -12,7 +12,7 @@ from robustbench_med.types import Output, Rows, Verdict
 
 
 class AnyFinding:
-    """Any finding called wrong will do: the counterpart of exact-match accuracy.
+    """Any wrong finding is a success: the counterpart of exact-match accuracy.
 
     Loss: the log of the binary cross-entropy summed over the labelled findings. It rises in the
         same direction and does not underflow where the victim is sure of every finding. Attacks
@@ -42,15 +42,15 @@ class AnyFinding:
         return wrong.masked_fill(~self._counted(y), -torch.inf)
 
     def dlr_scale(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:  # noqa: ARG002
-        """Return ones: findings are no rivals, there is no ratio of their logits."""
+        """Return ones: a ratio of logits has no meaning, as findings do not exclude one another."""
         return torch.ones_like(output.logits[:, 0])
 
     def select(self, rows: Rows) -> AnyFinding:  # noqa: ARG002 - the same for every sample
-        """Return the objective of the given rows: itself."""
+        """Return the objective itself: it is the same for all rows."""
         return self
 
     def bind(self, y: Int[Tensor, "b k"]) -> AnyFinding:  # noqa: ARG002 - nothing to prepare
-        """Return the objective bound to these truths: itself."""
+        """Return the objective itself: nothing depends on the truths."""
         return self
 
     def applies(self, y: Int[Tensor, "b k"]) -> Tensor:
@@ -62,13 +62,13 @@ class AnyFinding:
 
 
 def _log_softplus(margin: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
-    """Return log(log(1 + exp(m))): `m` itself where exp(m) would vanish beside 1."""
+    """Return log(log(1 + exp(m))); this is `m` where exp(m) is negligible beside 1."""
     tiny = margin < -15
     return torch.where(tiny, margin, functional.softplus(margin.masked_fill(tiny, 0.0)).log())
 
 
 class OneFinding(AnyFinding):
-    """One finding must be called wrong: hidden where it is present, planted where it is absent."""
+    """One finding must be wrong: hidden where it is present, planted where it is absent."""
 
     several = False
 
@@ -80,6 +80,6 @@ class OneFinding(AnyFinding):
     def _counted(self, y: Int[Tensor, "b k"]) -> Tensor:
         if self.index >= y.shape[1]:
             raise SpecError(f"expected a finding index in 0..{y.shape[1] - 1}, got {self.index}")
-        chosen = torch.zeros_like(y, dtype=torch.bool)
-        chosen[:, self.index] = True
-        return chosen & (y >= 0)
+        counted = torch.zeros_like(y, dtype=torch.bool)
+        counted[:, self.index] = True
+        return counted & (y >= 0)

@@ -1,4 +1,4 @@
-"""Nearest: climb the way to the goal whose boundary is nearest, not the one whose logit leads."""
+"""A loss toward the nearest decision boundary, in place of that of the leading logit."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from robustbench_med.objectives.loss_override import LossOverride
 if TYPE_CHECKING:
     from robustbench_med.problem import Problem
 
-WAYS = 20  # the most ways that are linearised, those of the largest margins: a backward pass each
+WAYS = 20  # how many of the largest margins are linearised: each costs a backward pass
 
 
 def nearest(problem: Problem, ways: int = WAYS) -> Problem:
-    """Return the problem with the margin of the nearest way as the loss to climb.
+    """Return the problem with the margin to the nearest decision boundary as its loss.
 
-    A linear victim is broken along a way where minus the margin is below eps times the dual norm of
-    its slope. So each way's margin is divided by that norm, measured once at the clean images, and
-    the largest quotient is climbed: the nearest way, and from step to step the one that has become
-    nearest. The loss is given in logits of the way that is nearest at first, so that it is 0 on the
-    boundary and, where there is only one way, the margin itself.
+    On a linear victim, an attack across a boundary succeeds where minus the margin is below eps
+    times the dual norm of the margin's gradient. So each margin is divided by that norm, which is
+    measured once at the clean images, and the loss is the largest quotient: that of the boundary
+    which is nearest at each step. The loss is scaled to logits of the boundary that is nearest at
+    the start, so that it is 0 on the boundary, and it is the margin itself if there is only one.
 
-    It costs a forward pass, and of images that are not broken and have several ways another one and
-    a backward pass for each way; an ascent of it costs one of each a step. A way without slope is
-    not climbed, unless none has a slope.
+    This costs a forward pass; for images that are still right and have several margins, it costs
+    another forward pass and a backward pass for each margin. Each step of an ascent costs one
+    forward and one backward pass. A margin without gradient is not maximised, unless none has one.
 
     Args:
-        problem: the batch attacked, of labels or findings.
-        ways: the most ways that are linearised.
+        problem: the batch that is attacked, with labels or findings.
+        ways: the largest number of margins that are linearised.
     """
     if len(problem) == 0:
         return problem
@@ -46,20 +46,21 @@ def nearest(problem: Problem, ways: int = WAYS) -> Problem:
 
 def _weights(problem: Problem, ways: int) -> Float[Tensor, "b m"]:
     x = problem.x
-    # where the number of values counts, any value may move by all its room
+    # where only the number of values counts, each may change as far as the box allows
     ball = replace(problem.ball, norm="linf") if problem.ball.norm == "l0" else problem.ball
     zeros = problem.counter.zero
     slopes = problem.jacobian(x, ways)
-    problem.counter.zero = zeros  # a way without slope is not climbed: nothing is missed
+    # a margin without gradient is not maximised, so it does not count as a masked gradient
+    problem.counter.zero = zeros
     norms = []
     for g in slopes.jacobian.unbind(1):
         free = torch.where(g > 0, x < 1, x > 0)  # a value at the edge of the box cannot leave it
         norms.append((g * free * ball.steepest(g * free)).flatten(1).sum(1))
-    chosen = slopes.margins.gather(1, slopes.columns)
-    norm = torch.stack(norms, 1).masked_fill(~chosen.isfinite(), 0.0)
-    distance = (chosen / norm).masked_fill(norm == 0, -torch.inf)
+    margins = slopes.margins.gather(1, slopes.columns)
+    norm = torch.stack(norms, 1).masked_fill(~margins.isfinite(), 0.0)
+    distance = (margins / norm).masked_fill(norm == 0, -torch.inf)
     first = norm.gather(1, distance.argmax(1, keepdim=True))
     weight = (first / norm).masked_fill(norm == 0, 0.0)
     flat = (weight == 0).all(1, keepdim=True)
-    spread = torch.zeros_like(slopes.margins).scatter(1, slopes.columns, weight)
-    return torch.where(flat, 1.0, spread)
+    weights = torch.zeros_like(slopes.margins).scatter(1, slopes.columns, weight)
+    return torch.where(flat, 1.0, weights)

@@ -1,4 +1,4 @@
-"""Losses on the pixels of a mask, by name, and the objective that climbs one of them."""
+"""Losses on the pixels of a mask, by name, and the choice of the loss that an attack maximises."""
 
 from __future__ import annotations
 
@@ -23,66 +23,68 @@ if TYPE_CHECKING:
     from robustbench_med.objectives import Objective
     from robustbench_med.problem import Problem
 
-PixelLoss = Callable[..., PerSample]  # what is climbed: of Pixels, and of the state where given
+PixelLoss = Callable[..., PerSample]  # takes Pixels, and the state where there is one
 
 
-def masked(here: Pixels) -> PerSample:
-    """Return the cross-entropy of the pixels that are not yet as wanted.
+def masked(pixels: Pixels) -> PerSample:
+    """Return the cross-entropy of the pixels that have not reached the goal.
 
-    Source: L_MCE of Croce, Singh, Hein, ECCV 2024, section 3.4: pixels that are wrong already pull
-        no more. Deviation: in an image with no other pixel they all do, see `Pixels.active`.
+    Source: L_MCE of Croce, Singh, Hein, ECCV 2024, section 3.4: pixels that are wrong already have
+        no gradient. Deviation: if an image has no other pixels, all of them have one, see
+        `Pixels.active`.
     """
-    return here.gain(here.cross_entropy * here.active)
+    return pixels.gain(pixels.cross_entropy * pixels.active)
 
 
-def balanced(here: Pixels) -> PerSample:
-    """Return the masked cross-entropy in which every class of the reference weighs the same.
+def balanced(pixels: Pixels) -> PerSample:
+    """Return the masked cross-entropy in which every class of the reference has the same weight.
 
-    A class weighs the inverse of its pixels: a lesion of few pixels as much as the background.
+    The weight of a class is the inverse of its number of pixels, so that a small lesion counts as
+    much as the background.
 
     Source: L_MCE-Bal of Croce, Singh, Hein, ECCV 2024, section 3.4. Deviation: the pixels of a
-        class are counted in the image, not in the training images: our Dice is an image's too; in
-        an image with every pixel wrong they all pull, see `Pixels.active`.
+        class are counted in the image, not in the training images, because the Dice is per image
+        too; if every pixel of an image is wrong, all of them have a gradient, see `Pixels.active`.
     """
-    k = here.logits.shape[1]
-    here_is = here.reference[:, None] == torch.arange(k, device=here.reference.device)[:, None]
-    count = (here_is & here.counted[:, None]).sum(2)
-    weight = here.counted.sum(1, keepdim=True) / ((count > 0).sum(1, keepdim=True) * count)
-    weight = weight.masked_fill(count == 0, 0.0).to(here.logits.dtype)
-    return here.gain(here.cross_entropy * here.active * weight.gather(1, here.reference))
+    k = pixels.logits.shape[1]
+    is_class = pixels.reference[:, None] == torch.arange(k, device=pixels.reference.device)[:, None]
+    count = (is_class & pixels.counted[:, None]).sum(2)
+    weight = pixels.counted.sum(1, keepdim=True) / ((count > 0).sum(1, keepdim=True) * count)
+    weight = weight.masked_fill(count == 0, 0.0).to(pixels.logits.dtype)
+    return pixels.gain(pixels.cross_entropy * pixels.active * weight.gather(1, pixels.reference))
 
 
-def soft_dice(here: Pixels) -> PerSample:
-    """Return 1 minus the Dice of probabilities, the mean over regions; its negative for a target.
+def soft_dice(pixels: Pixels) -> PerSample:
+    """Return 1 minus the mean Dice of the probabilities over regions; for a target, the Dice.
 
     Source: Milletari, Navab, Ahmadi, 3DV 2016, section 3, with the sums of the probabilities
     themselves in the denominator. One pixel is added on both sides, so that an empty region is
     defined.
     """
-    counted = here.counted[:, None].to(here.logits.dtype)
-    member = here.regions.to(here.logits.dtype)
-    called = torch.einsum("rk,bkp->brp", member, here.logits.softmax(1)) * counted
-    truth = member[:, here.reference].movedim(0, 1) * counted
+    counted = pixels.counted[:, None].to(pixels.logits.dtype)
+    member = pixels.regions.to(pixels.logits.dtype)
+    called = torch.einsum("rk,bkp->brp", member, pixels.logits.softmax(1)) * counted
+    truth = member[:, pixels.reference].movedim(0, 1) * counted
     sizes = called.sum(2) + truth.sum(2)
-    found = ((2 * (called * truth).sum(2) + 1) / (sizes + 1)).mean(1)
-    return 1 - found if here.away else found
+    dice = ((2 * (called * truth).sum(2) + 1) / (sizes + 1)).mean(1)
+    return 1 - dice if pixels.away else dice
 
 
-def jensen_shannon(here: Pixels) -> PerSample:
+def jensen_shannon(pixels: Pixels) -> PerSample:
     """Return the Jensen-Shannon divergence of the probabilities from the reference, in nats.
 
     Source: L_JS of Croce, Singh, Hein, ECCV 2024, section 3.4. Of a one-hot reference only the
         probability of its class matters; the divergence is at most log 2 and its slope falls to 0
-        with that probability, so that pixels long wrong pull no more.
+        with that probability, so that pixels that are far on the wrong side lose their gradient.
     """
-    p = (-here.cross_entropy).exp()
+    p = (-pixels.cross_entropy).exp()
     half = (1 + p) / 2
-    each = -half.log() + p * (p.clamp_min(1e-30) / half).log() + (1 - p) * math.log(2)
-    return here.gain(each / 2)
+    divergence = -half.log() + p * (p.clamp_min(1e-30) / half).log() + (1 - p) * math.log(2)
+    return pixels.gain(divergence / 2)
 
 
 LOSSES: dict[str, PixelLoss] = {
-    "cross_entropy": lambda here: here.gain(here.cross_entropy),
+    "cross_entropy": lambda pixels: pixels.gain(pixels.cross_entropy),
     "masked": masked,
     "balanced": balanced,
     "dice": soft_dice,
@@ -94,13 +96,13 @@ _MARGINS: dict[str, Literal["margin", "dlr"]] = {"margin": "margin", "dlr": "dlr
 
 @dataclass(frozen=True)
 class PixelLossOverride:
-    """An objective on masks whose loss is replaced; harm and done stay its own.
+    """An objective on masks with another loss; its harm and success stay the same.
 
     Attributes:
-        base: the goal.
-        loss: what is climbed.
-        use_all_steps: never done, as a transfer attack must be.
-        state: tensors `(b, ...)` that the loss is given after the pixels, one row an image.
+        base: the objective.
+        loss: the loss that an attack maximises.
+        use_all_steps: no verdict is final, so that the attack uses all its steps, as transfers do.
+        state: tensors `(b, ...)` that are passed to the loss after the pixels, one row per image.
     """
 
     base: Masks
@@ -110,16 +112,16 @@ class PixelLossOverride:
 
     def __call__(self, output: Output, y: Int[Tensor, "b *s"]) -> Verdict:
         """Return the verdict with the loss replaced."""
-        here = self.base.pixels(output, y)
-        verdict = self.base.verdict(here, self.loss(here, *self.state))
+        pixels = self.base.pixels(output, y)
+        verdict = self.base.verdict(pixels, self.loss(pixels, *self.state))
         return verdict._replace(is_final=verdict.is_final & (not self.use_all_steps))
 
     def margins(self, output: Output, y: Int[Tensor, "b *s"]) -> Float[Tensor, "b m"]:
-        """Raise, as the goal does."""
+        """Raise, as the objective does."""
         return self.base.margins(output, y)
 
     def dlr_scale(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:
-        """Raise, as the goal does."""
+        """Raise, as the objective does."""
         return self.base.dlr_scale(output, towards=towards)
 
     def applies(self, y: Int[Tensor, "b *s"]) -> Tensor:
@@ -127,8 +129,8 @@ class PixelLossOverride:
         return self.base.applies(y)
 
     def select(self, rows: Rows) -> PixelLossOverride:
-        """Return the objective of the given rows."""
-        state = tuple(one[rows] for one in self.state)
+        """Return the objective of some rows."""
+        state = tuple(tensor[rows] for tensor in self.state)
         return replace(self, base=self.base.select(rows), state=state)
 
     def bind(self, y: Int[Tensor, "b *s"]) -> PixelLossOverride:
@@ -137,15 +139,15 @@ class PixelLossOverride:
 
 
 def on_pixels(problem: Problem, loss: PixelLoss, *state: Tensor) -> Problem:
-    """Return the problem with another loss on its pixels to climb.
+    """Return the problem with another loss on its pixels.
 
     Args:
-        problem: one of masks.
-        loss: of the pixels, `(b,)`.
-        state: what else the loss is given, see PixelLossOverride.
+        problem: a problem on masks.
+        loss: the loss of the pixels, `(b,)`.
+        state: further arguments of the loss, see PixelLossOverride.
 
     Raises:
-        SpecError: the problem is not one of masks.
+        SpecError: the problem is not on masks.
     """
     objective, use_all_steps = _goal(problem)
     if not isinstance(objective, Masks):
@@ -154,23 +156,23 @@ def on_pixels(problem: Problem, loss: PixelLoss, *state: Tensor) -> Problem:
 
 
 def with_loss(problem: Problem, loss: str) -> Problem:
-    """Return the problem with the loss of that name to climb.
+    """Return the problem with the loss of that name.
 
     Args:
-        problem: of any task.
-        loss: of labels and findings "cross_entropy" (the objective's own; of several findings that
-            of the nearest one, see `objectives.nearest`), "margin" or "dlr" (see LossOverride); of
-            findings also "summed" (the cross-entropies of all, which spends its slope on findings
-            that are out of reach); of masks a name in LOSSES; past a detector "joint", "selective",
-            "goal" or "suspicion" (see EvadeDetector).
+        problem: a problem of any task.
+        loss: for labels and findings "cross_entropy" (the objective's own loss; for several
+            findings that of the nearest one, see `objectives.nearest`), "margin" or "dlr" (see
+            LossOverride); for findings also "summed" (the cross-entropies of all findings, whose
+            gradient is spent on those out of reach too); for masks a name in LOSSES; against a
+            detector "joint", "selective", "goal" or "suspicion" (see EvadeDetector).
 
     Raises:
-        SpecError: no such loss for the problem's task, or no detector to pass.
+        SpecError: the task has no such loss, or there is no detector to evade.
     """
     if loss == "cross_entropy":
         return _nearest_finding(problem)
     if loss == "summed":
-        if not isinstance(_wanted(problem), AnyFinding):
+        if not isinstance(_own_goal(problem), AnyFinding):
             raise SpecError("expected several findings an image for loss 'summed', got none")
         return problem
     for evasion in get_args(EvasionLoss):
@@ -187,12 +189,12 @@ def with_loss(problem: Problem, loss: str) -> Problem:
 
 
 def _nearest_finding(problem: Problem) -> Problem:
-    """Return the problem with the nearest finding to climb, where any of several will do."""
-    wanted = _wanted(problem)
-    if not (isinstance(wanted, AnyFinding) and wanted.several):
+    """Return the problem with the loss of the nearest finding, where several may be changed."""
+    findings = _own_goal(problem)
+    if not (isinstance(findings, AnyFinding) and findings.several):
         return problem
     goal, use_all_steps = _goal(problem)
-    posed: Objective = nearest(replace(problem, objective=wanted)).objective
+    posed: Objective = nearest(replace(problem, objective=findings)).objective
     if isinstance(goal, EvadeDetector):
         posed = replace(goal, base=posed)
     return replace(
@@ -201,29 +203,29 @@ def _nearest_finding(problem: Problem) -> Problem:
 
 
 def phases(problem: Problem, steps: int) -> list[tuple[Problem, int]]:
-    """Return the problems to climb one after another, and the steps each is given.
+    """Return the problems to attack one after another, each with its number of steps.
 
-    One problem with all steps, unless it climbs the nearest of several findings: then a second
-    climbs all of them with half of the steps. On hardened victims, where slopes turn on the way,
-    either breaks images that the other leaves.
+    This is one problem with all steps, unless its loss is that of the nearest of several findings:
+    then a second problem takes the loss of all findings for half of the steps. On hardened victims,
+    whose gradients turn on the way, each of the two succeeds on images on which the other fails.
     """
     goal, use_all_steps = _goal(problem)
     base = goal.base if isinstance(goal, EvadeDetector) else goal
-    climb = problem.objective if isinstance(problem.objective, LossOverride) else None
+    override = problem.objective if isinstance(problem.objective, LossOverride) else None
     if isinstance(base, LossOverride):  # within a detector, or with use_all_steps
-        climb = base
-    if climb is None or climb.loss != "nearest" or steps < 2:
+        override = base
+    if override is None or override.loss != "nearest" or steps < 2:
         return [(problem, steps)]
-    posed: Objective = climb.base
+    second: Objective = override.base
     if isinstance(goal, EvadeDetector):
-        posed = replace(goal, base=posed)
+        second = replace(goal, base=second)
     if use_all_steps:
-        posed = LossOverride(posed, use_all_steps=True)
-    return [(problem, steps - steps // 2), (replace(problem, objective=posed), steps // 2)]
+        second = LossOverride(second, use_all_steps=True)
+    return [(problem, steps - steps // 2), (replace(problem, objective=second), steps // 2)]
 
 
-def _wanted(problem: Problem) -> Objective | None:
-    """Return the goal without the detector to pass; None where its loss is replaced already."""
+def _own_goal(problem: Problem) -> Objective | None:
+    """Return the goal without a detector; None if its loss is replaced already."""
     goal = _goal(problem)[0]
     if isinstance(problem.objective, LossOverride) and problem.objective.loss != "given":
         return None
@@ -241,7 +243,7 @@ def _past_detector(problem: Problem, loss: EvasionLoss) -> Problem:
 
 
 def _goal(problem: Problem) -> tuple[Objective, bool]:
-    """Return the objective itself, and whether it is climbed with all steps."""
+    """Return the objective without its override, and whether the attack uses all steps."""
     objective = problem.objective
     if isinstance(objective, LossOverride | PixelLossOverride):
         return objective.base, objective.use_all_steps

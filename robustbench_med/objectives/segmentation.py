@@ -1,6 +1,6 @@
-"""Objectives on masks: spoil all regions, spoil one, or draw another mask in a region's place.
+"""Objectives on masks: damage all regions, damage one, or replace one by another mask.
 
-Pixels labelled -1 (outside a field of view, or 255 in a file) are neither climbed nor counted.
+Pixels labelled -1 (outside a field of view, or 255 in a file) do not count in losses and scores.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from robustbench_med.objectives import shapes
 from robustbench_med.objectives.classification import log_odds_against, two_sided
 from robustbench_med.types import Logits, Output, PerSample, Rows, Verdict
 
-LOST = 0.5  # an image is called broken where its Dice is below: less than half of it is right
-DRAWN = 0.75  # a target counts as drawn from this Dice on
+DAMAGE_DICE = 0.5  # an attack that damages regions succeeds where the Dice of the image is below
+TARGET_DICE = 0.75  # a target mask counts as drawn from this Dice on
 
 
 class Pixels(NamedTuple):
-    """What the pixels of each image say; `p` of them, in one row an image.
+    """The outputs and the goal at the `p` pixels of each image, one row per image.
 
     Attributes:
-        logits: of at least two classes.
-        reference: the class a pixel is to leave, or to reach; 0 where it does not count.
-        counted: whether it counts.
-        called: the class it is called; the first on a tie.
-        reached: whether it is as the attacker wants it; False where it does not count.
-        away: whether it is to leave the reference (untargeted), or to reach it (targeted).
-        regions: which classes make each region.
+        logits: logits of at least two classes.
+        reference: the class that a pixel must leave, or reach; 0 where the pixel does not count.
+        counted: whether the pixel counts.
+        called: the predicted class; the first on a tie.
+        reached: whether the pixel has reached the goal; False where it does not count.
+        away: whether the goal is to leave the reference (untargeted) or to reach it (targeted).
+        regions: the classes of each region.
     """
 
     logits: Float[Tensor, "b k p"]
@@ -48,51 +48,53 @@ class Pixels(NamedTuple):
 
     @property
     def cross_entropy(self) -> Float[Tensor, "b p"]:
-        """The cross-entropy of the reference, by its log-odds: sure pixels have a gradient too."""
+        """The cross-entropy of the reference; by log-odds, so confident pixels have a gradient."""
         if self.logits.shape[1] > 2:
             return functional.softplus(log_odds_against(self.logits, self.reference))
-        outside, inside = self.logits.unbind(1)  # the same of two, without a scatter
+        outside, inside = self.logits.unbind(1)  # the same for two classes, without a scatter
         return functional.softplus((inside - outside) * (1 - 2 * self.reference))
 
     @property
     def active(self) -> Bool[Tensor, "b p"]:
-        """The counted pixels not yet as wanted; all that count where none of an image is left.
+        """The counted pixels that have not reached the goal; all counted pixels if all have.
 
-        With every pixel wrong an image may not be done: its Dice stays above 0 while a region that
-        is absent is not called. Without the latter its gradient would be 0, and it could not go on.
+        An image with every pixel wrong may not be final: its Dice stays above 0 until a region that
+        is absent is predicted. Without all its pixels its gradient would be 0 and the attack would
+        stop there.
         """
-        left = self.counted & ~self.reached
-        return left | (self.counted & ~left.any(1, keepdim=True))
+        missing = self.counted & ~self.reached
+        return missing | (self.counted & ~missing.any(1, keepdim=True))
 
-    def mean(self, each: Float[Tensor, "b p"]) -> PerSample:
-        """Return the mean of `each` over the pixels that count; 0 where none does."""
-        return (each * self.counted).sum(1) / self.counted.sum(1).clamp_min(1)
+    def mean(self, values: Float[Tensor, "b p"]) -> PerSample:
+        """Return the mean of pixel values over the pixels that count; 0 where none does."""
+        return (values * self.counted).sum(1) / self.counted.sum(1).clamp_min(1)
 
-    def gain(self, each: Float[Tensor, "b p"]) -> PerSample:
-        """Return what the attacker climbs: the mean of a loss that pushes away, or minus it."""
-        return self.mean(each) if self.away else -self.mean(each)
+    def gain(self, losses: Float[Tensor, "b p"]) -> PerSample:
+        """Return what the attacker maximises: the mean of the losses, or minus it for a target."""
+        return self.mean(losses) if self.away else -self.mean(losses)
 
 
 def classes(logits: Float[Tensor, "b k *s"]) -> Int[Tensor, "b *s"]:
     """Return the class of the largest logit; the first on a tie.
 
-    Class by class: `argmax` over an axis that is not the last takes as long as a small network.
+    The loop is faster than `argmax`, which takes as long as a small network on an inner axis.
     """
     logits = logits.detach()
-    largest, found = logits[:, 0], torch.zeros_like(logits[:, 0], dtype=torch.long)
+    largest, label = logits[:, 0], torch.zeros_like(logits[:, 0], dtype=torch.long)
     for k in range(1, logits.shape[1]):
-        found = torch.maximum(found, (logits[:, k] > largest) * k)
+        label = torch.maximum(label, (logits[:, k] > largest) * k)
         largest = torch.maximum(largest, logits[:, k])
-    return found
+    return label
 
 
-def confusion(here: Pixels) -> Float[Tensor, "b k k"]:
-    """Return how many counted pixels of each reference class are called each class."""
-    b, k, _ = here.logits.shape
-    cell = here.reference * k + here.called + ~here.counted * k * k  # the latter to be dropped
+def confusion(pixels: Pixels) -> Float[Tensor, "b k k"]:
+    """Return how many counted pixels of each reference class are predicted as each class."""
+    b, k, _ = pixels.logits.shape
+    # pixels that do not count get cells beyond k * k, which are dropped below
+    cell = pixels.reference * k + pixels.called + ~pixels.counted * k * k
     cell = cell + torch.arange(b, device=cell.device)[:, None] * 2 * k * k
     count = torch.bincount(cell.flatten(), minlength=b * 2 * k * k)
-    return count.view(b, 2, k, k)[:, 0].to(here.logits.dtype)
+    return count.view(b, 2, k, k)[:, 0].to(pixels.logits.dtype)
 
 
 def dice(table: Float[Tensor, "b k k"], regions: Bool[Tensor, "r k"]) -> Float[Tensor, "b r"]:
@@ -111,10 +113,10 @@ def dice(table: Float[Tensor, "b k k"], regions: Bool[Tensor, "r k"]) -> Float[T
 
 
 class Masks(ABC):
-    """What objectives on masks share.
+    """Base class of the objectives on masks.
 
-    Loss: mean cross-entropy of the reference over counted pixels; minus it where that is the goal.
-    Margins do not exist: the ways of a mask to be wrong are too many to differentiate one by one.
+    Loss: the mean cross-entropy of the reference over the counted pixels; minus it for a target.
+    There are no margins: a mask can be wrong in too many ways to differentiate each.
     """
 
     def __init__(self, card: DatasetCard) -> None:
@@ -124,16 +126,16 @@ class Masks(ABC):
 
     @abstractmethod
     def pixels(self, output: Output, y: Int[Tensor, "b *s"]) -> Pixels:
-        """Return what each pixel says of logits `(b, k, *s)` against masks `y`."""
+        """Return the pixels of logits `(b, k, *s)` against masks `y`."""
 
     @abstractmethod
-    def verdict(self, here: Pixels, loss: PerSample) -> Verdict:
-        """Return the verdict on what the pixels say, with the loss given."""
+    def verdict(self, pixels: Pixels, loss: PerSample) -> Verdict:
+        """Return the verdict on the pixels, with this loss."""
 
     def __call__(self, output: Output, y: Int[Tensor, "b *s"]) -> Verdict:
         """Return the verdict on logits `(b, k, *s)` against masks `y`."""
-        here = self.pixels(output, y)
-        return self.verdict(here, here.gain(here.cross_entropy))
+        pixels = self.pixels(output, y)
+        return self.verdict(pixels, pixels.gain(pixels.cross_entropy))
 
     def _pixels(
         self,
@@ -168,11 +170,11 @@ class Masks(ABC):
         return (y >= 0).flatten(1).any(1)
 
     def select(self, rows: Rows) -> Masks:  # noqa: ARG002 - the same for every sample
-        """Return the objective of the given rows: itself."""
+        """Return the objective itself: it is the same for all rows."""
         return self
 
     def bind(self, y: Int[Tensor, "b *s"]) -> Masks:  # noqa: ARG002 - nothing to prepare
-        """Return the objective bound to these truths: itself."""
+        """Return the objective itself: nothing depends on the truths."""
         return self
 
 
@@ -181,27 +183,27 @@ def _no_margins() -> SpecError:
 
 
 class Damage(Masks):
-    """Spoil every region.
+    """Damage every region.
 
-    Harm: how far the image's Dice, the mean over its regions, is below 0.5. Done: it is 0, and
-        nothing is left to spoil.
+    Harm: how far the image's Dice, the mean over its regions, is below 0.5.
+    Final: the Dice is 0.
     """
 
     def pixels(self, output: Output, y: Int[Tensor, "b *s"]) -> Pixels:
-        """Return what each pixel says; the reference is the truth."""
+        """Return the pixels; the reference is the truth."""
         return self._pixels(two_sided(output.logits), y, y, self.regions, away=True)
 
-    def verdict(self, here: Pixels, loss: PerSample) -> Verdict:
-        """Return the verdict on what the pixels say, with the loss given."""
-        found = dice(confusion(here), here.regions).mean(1)
-        return Verdict(loss, LOST - found, found == 0)
+    def verdict(self, pixels: Pixels, loss: PerSample) -> Verdict:
+        """Return the verdict on the pixels, with this loss."""
+        score = dice(confusion(pixels), pixels.regions).mean(1)
+        return Verdict(loss, DAMAGE_DICE - score, score == 0)
 
 
 class OneRegion(Damage):
-    """Spoil one region, whatever becomes of the others.
+    """Damage one region; the others do not matter.
 
-    A pixel is inside the region or outside it, with the largest logit of the classes on either
-    side. Harm: how far the region's Dice is below 0.5.
+    Each pixel has two logits: the largest of the classes inside the region, and of those outside.
+    Harm: how far the region's Dice is below 0.5.
     """
 
     def __init__(self, card: DatasetCard, region: str) -> None:
@@ -213,30 +215,31 @@ class OneRegion(Damage):
             raise SpecError(f"expected a region that leaves some class out, got {region!r}")
 
     def pixels(self, output: Output, y: Int[Tensor, "b *s"]) -> Pixels:
-        """Return what each pixel says of two classes: outside and inside."""
+        """Return the pixels with two classes: outside and inside the region."""
         logits, inside = two_sided(output.logits), self.inside.long().to(y.device)
         sides: tuple[list[Tensor], list[Tensor]] = [], []
-        for here, one in zip(self.inside.tolist(), logits.unbind(1), strict=True):
-            sides[here].append(one)
+        for is_inside, logit in zip(self.inside.tolist(), logits.unbind(1), strict=True):
+            sides[is_inside].append(logit)
         pair = torch.stack([reduce(torch.maximum, side) for side in sides], 1)
         member = inside.index_select(0, y.flatten().clamp_min(0)).view(y.shape)
-        # on a tie, what the mask itself says
+        # a tie is decided as for the mask itself
         called = inside.index_select(0, classes(logits).flatten()).view(y.shape)
         only = torch.tensor([[False, True]])
         return self._pixels(pair, y, member, only, away=True, called=called)
 
 
 class TargetMask(Masks):
-    """Have another mask drawn in the place of one class; all else as in the truth.
+    """Replace the mask of one class by another; all else stays as in the truth.
 
-    Harm: how far the Dice of that class with the target is above 0.75; of an empty target, whose
-        Dice is 0 until nothing is left, that minus the share of the pixels still called the class,
-        so that the search sees it shrink. Done: every counted pixel is as drawn.
+    Harm: how far the Dice of that class with the target is above 0.75. An empty target has Dice 0
+        until no pixel is predicted as the class; there, the fraction of such pixels is subtracted,
+        so that the search sees progress.
+    Final: every counted pixel is as in the target.
 
     Args:
-        card: of the data.
+        card: card of the data.
         label: the class id whose mask is replaced.
-        mask, size, by: what is drawn, see `shapes.replaced`.
+        mask, size, by: the new mask, see `shapes.replaced`.
     """
 
     def __init__(
@@ -247,44 +250,46 @@ class TargetMask(Masks):
             raise SpecError(f"expected label in 1..{self.k - 1}, got {label}")
         shapes.check(mask, size=size, by=by, side=min(card.size))
         self.label, self._mask, self._size, self._by = label, mask, size, by
-        self._drawn: tuple[Tensor, Tensor] | None = None  # truth and target, a row an image
+        self._drawn: tuple[Tensor, Tensor] | None = None  # truth and target, one row per image
 
     def target(self, y: Int[Tensor, "b *s"]) -> Int[Tensor, "b *s"]:
-        """Return the mask wanted; -1 where the truth is.
+        """Return the target mask; -1 where the truth is -1.
 
-        What `bind` drew is used for that truth alone: of another, the target is drawn here.
+        The target that `bind` drew is used for its truths only; for others it is drawn anew.
         """
         if self._drawn is not None and torch.equal(self._drawn[0], y):
             return self._drawn[1]
         return shapes.replaced(y, self.label, self._mask, size=self._size, by=self._by)
 
     def bind(self, y: Int[Tensor, "b *s"]) -> TargetMask:
-        """Return the objective with the targets of these truths drawn, once for all steps."""
+        """Return the objective with the targets of these truths, drawn once for all steps."""
         return self._with((y, self.target(y)))
 
     def select(self, rows: Rows) -> TargetMask:
-        """Return the objective of the given rows, with the targets drawn for them."""
+        """Return the objective of some rows, with their targets."""
         if self._drawn is None:
             return self
         return self._with((self._drawn[0][rows], self._drawn[1][rows]))
 
     def _with(self, drawn: tuple[Tensor, Tensor]) -> TargetMask:
-        found = copy(self)
-        found._drawn = drawn
-        return found
+        bound = copy(self)
+        bound._drawn = drawn
+        return bound
 
     def pixels(self, output: Output, y: Int[Tensor, "b *s"]) -> Pixels:
-        """Return what each pixel says; the reference is the target, the region the class drawn."""
+        """Return the pixels; the reference is the target, and the region is the replaced class."""
         only = torch.arange(self.k)[None] == self.label
         return self._pixels(two_sided(output.logits), y, self.target(y), only, away=False)
 
-    def verdict(self, here: Pixels, loss: PerSample) -> Verdict:
-        """Return the verdict on what the pixels say, with the loss given."""
-        table = confusion(here)
-        found = dice(table, here.regions)[:, 0]
-        left = table[:, :, self.label].sum(1) / here.counted.sum(1).clamp_min(1)
-        left = torch.where(table[:, self.label].sum(1) == 0, left, 0.0)
-        return Verdict(loss, found - left - DRAWN, (here.reached | ~here.counted).all(1))
+    def verdict(self, pixels: Pixels, loss: PerSample) -> Verdict:
+        """Return the verdict on the pixels, with this loss."""
+        table = confusion(pixels)
+        score = dice(table, pixels.regions)[:, 0]
+        remaining = table[:, :, self.label].sum(1) / pixels.counted.sum(1).clamp_min(1)
+        remaining = torch.where(table[:, self.label].sum(1) == 0, remaining, 0.0)
+        return Verdict(
+            loss, score - remaining - TARGET_DICE, (pixels.reached | ~pixels.counted).all(1)
+        )
 
     def applies(self, y: Int[Tensor, "b *s"]) -> Bool[Tensor, " b"]:
         """Return the images whose target is not their truth."""

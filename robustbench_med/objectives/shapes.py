@@ -1,4 +1,4 @@
-"""Shapes: masks an attacker may want drawn in the place of an organ, in two and three dimensions.
+"""Shapes: masks that an attacker may draw in place of an organ, in two and three dimensions.
 
 A drawn shape is centred on the organ it replaces, or on the image where the organ is absent.
 """
@@ -15,23 +15,23 @@ from torch.nn import functional
 from robustbench_med.errors import SpecError
 
 Organ = Bool[Tensor, "b *s"]
-Places = Float[Tensor, "b n *s"]  # of each pixel from the shape's centre; 1 = half its height
+Positions = Float[Tensor, "b n *s"]  # of each pixel from the shape's centre; 1 = half its height
 
 
 def replaced(
     y: Int[Tensor, "b *s"], label: int, mask: str, *, size: float = 0.4, by: int = 3
 ) -> Int[Tensor, "b *s"]:
-    """Return masks in which class `label` has another shape; what it leaves is background.
+    """Return masks in which class `label` has another shape; the pixels it leaves are background.
 
     Args:
         y: the truth; where it is -1, so is the result.
         label: the class id replaced.
         mask: "heart", "disc", "cross", "shrink", "grow", "move" or "empty".
-        size: height of a heart, disc or cross, as a share of the image's.
-        by: pixels an organ shrinks, grows or moves (to the right; negative: to the left).
+        size: height of a heart, disc or cross, as a fraction of the image's height.
+        by: by how many pixels an organ shrinks, grows or moves (to the right; negative: left).
     """
     organ = y == label
-    drawn = _moved(mask, organ, by) if mask in _MOVED else _SHAPES[mask](_places(organ, size))
+    drawn = _moved(mask, organ, by) if mask in _MOVED else _SHAPES[mask](_positions(organ, size))
     target = y.masked_fill(organ, 0).masked_fill(drawn, label)
     return torch.where(y < 0, y, target)
 
@@ -50,8 +50,8 @@ def check(mask: str, *, size: float, by: int, side: int) -> None:
         raise SpecError(f"expected by below {side} pixels, the smallest side, to {mask}, got {by}")
 
 
-def _places(organ: Organ, size: float) -> Places:
-    """Return where each pixel lies from the organ's centre, axes as those of the image."""
+def _positions(organ: Organ, size: float) -> Positions:
+    """Return the position of each pixel from the organ's centre, in the order of the image axes."""
     sides = organ.shape[1:]
     axes = [torch.arange(n, device=organ.device, dtype=torch.float32) for n in sides]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
@@ -63,31 +63,31 @@ def _places(organ: Organ, size: float) -> Places:
     return (grid[None] - centre.view(*centre.shape, *[1] * len(sides))) / half
 
 
-def _heart(place: Places) -> Organ:
+def _heart(position: Positions) -> Organ:
     """Return the heart curve (x^2 + y^2 - 1)^3 = x^2 y^3; in 3-D Taubin's surface (1994)."""
-    right, up = place[:, -1] * 1.2, -place[:, -2] * 1.2 + 0.1
-    if place.shape[1] == 2:
+    right, up = position[:, -1] * 1.2, -position[:, -2] * 1.2 + 0.1
+    if position.shape[1] == 2:
         return (right**2 + up**2 - 1) ** 3 - right**2 * up**3 <= 0
-    deep = place[:, 0] * 1.2
+    deep = position[:, 0] * 1.2
     round_ = right**2 + 2.25 * deep**2 + up**2 - 1
     return round_**3 - right**2 * up**3 - 9 / 80 * deep**2 * up**3 <= 0
 
 
-def _disc(place: Places) -> Organ:
-    return place.square().sum(1) <= 1
+def _disc(position: Positions) -> Organ:
+    return position.square().sum(1) <= 1
 
 
-def _cross(place: Places) -> Organ:
-    near, far = 1 / 3, place.abs().amax(1) <= 1
-    thin = (place.abs() <= near).sum(1) >= place.shape[1] - 1
+def _cross(position: Positions) -> Organ:
+    near, far = 1 / 3, position.abs().amax(1) <= 1
+    thin = (position.abs() <= near).sum(1) >= position.shape[1] - 1
     return thin & far
 
 
-def _empty(place: Places) -> Organ:
-    return torch.zeros_like(place[:, 0], dtype=torch.bool)
+def _empty(position: Positions) -> Organ:
+    return torch.zeros_like(position[:, 0], dtype=torch.bool)
 
 
-_SHAPES: dict[str, Callable[[Places], Organ]] = {
+_SHAPES: dict[str, Callable[[Positions], Organ]] = {
     "heart": _heart,
     "disc": _disc,
     "cross": _cross,
@@ -110,7 +110,8 @@ def _moved(mask: str, organ: Organ, by: int) -> Organ:
 def _dilated(organ: Organ, by: int) -> Organ:
     """Return the organ grown by `by` pixels in every direction, diagonals included.
 
-    One axis after another: the same of a box, in 3 (2 by + 1) looks a pixel and not (2 by + 1)^3.
+    One axis after another: the result is the same, at 3 (2 by + 1) operations per pixel instead of
+    (2 by + 1)^3.
     """
     axes = organ.ndim - 1
     pool = functional.max_pool2d if axes == 2 else functional.max_pool3d

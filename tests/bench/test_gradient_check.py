@@ -16,7 +16,7 @@ from robustbench_med.bench.gradient_recorder import GradientRecorder, GradientSa
 from robustbench_med.bench.record import Record
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.traced_guide import TracedModule, traced_guide
-from robustbench_med.objectives.decide import kept
+from robustbench_med.objectives.decide import answer_of
 from robustbench_med.rng import seeded
 from robustbench_med.victim import Victim, frozen
 from tests.bench.lies import LIES, Edited, Lying
@@ -79,7 +79,7 @@ def record_of(
     victim = victim_of(wrap(body), channels=channels, size=(SIDE, SIDE))
     batch = data.batch("test")
     with frozen(victim.module):
-        clean = kept(victim.logits(batch.x))
+        clean = answer_of(victim.logits(batch.x))
     ready = AttackSetup(batch, victim, MODEL, data, clean, probabilities=False)
     values = {
         "ladder": (0.02,),

@@ -32,7 +32,7 @@ from robustbench_med.bench.suite import Grid
 from robustbench_med.bench.transfer import crafting_key
 from robustbench_med.cards import AttackCard
 from robustbench_med.errors import SpecError
-from robustbench_med.objectives.decide import kept
+from robustbench_med.objectives.decide import answer_of
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images
@@ -66,7 +66,7 @@ def ready_for(x: Tensor, y: Tensor | None = None, **fields: Any) -> AttackSetup:
     given = {"classes": ("background", "lesion"), "normal": None, "task": "segmentation"} | fields
     data = dataset_of(x, truth, 2, **given)
     batch = data.batch("test")
-    return AttackSetup(batch, victim, MODEL, data, kept(victim.logits(batch.x)), False)
+    return AttackSetup(batch, victim, MODEL, data, answer_of(victim.logits(batch.x)), False)
 
 
 def plan(ready: AttackSetup, attack: str = "pgd", **fields: Any) -> ResolvedCase:  # noqa: ANN401
