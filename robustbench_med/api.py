@@ -21,8 +21,8 @@ from robustbench_med.bench.plan import plan
 from robustbench_med.bench.publish import publish
 from robustbench_med.bench.record import Stored
 from robustbench_med.bench.resolved_case import ResolvedCase
-from robustbench_med.bench.runner import Shared, run_cases
-from robustbench_med.bench.setup import AttackSetup, prepare_setup
+from robustbench_med.bench.runner import run_cases
+from robustbench_med.bench.setup import AttackSetup, SetupCache, prepare_setup
 from robustbench_med.bench.suite import find_suite, override
 from robustbench_med.bench.verified_run import run_verified
 from robustbench_med.cards import Norm
@@ -177,7 +177,7 @@ def attack(
         if len(planned) != 1 or len(planned[0].case.ladder) != 1:
             radii = sum(len(resolved.case.ladder) for resolved in planned)
             raise SpecError(f"expected one radius, got {radii}: evaluate takes several")
-        return _attack_result(planned[0], Shared(device_of(device)).of(planned[0]))
+        return _attack_result(planned[0], SetupCache(device_of(device)).of(planned[0]))
 
 
 def _attack_result(resolved: ResolvedCase, setup: AttackSetup) -> AttackResult:

@@ -15,12 +15,12 @@ from torch import Tensor
 from robustbench_med import registry
 from robustbench_med.ball import Ball
 from robustbench_med.bench.adversarial_images import Saved
+from robustbench_med.bench.attack_spec import ball_of
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.channels import ball_of
 from robustbench_med.bench.eps_search import Attack
 from robustbench_med.bench.gradient_recorder import GradientRecorder
 from robustbench_med.bench.measurements import Measurements, clean_measurements, smallest_success
-from robustbench_med.bench.memory import reset_peak
+from robustbench_med.bench.provenance import reset_peak
 from robustbench_med.bench.record import LadderAudit
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.schedules import Ladder, schedule_of

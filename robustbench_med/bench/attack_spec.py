@@ -1,4 +1,4 @@
-"""Resolve the text of an attack: its card, all its parameters and its radii, checked."""
+"""Resolve the texts of an attack: its parameters, its radii, and the channels it may change."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from robustbench_med import registry, spec
 from robustbench_med.ball import Ball, check_image_units
+from robustbench_med.bench.case import Case
 from robustbench_med.bench.suite import Grid
 from robustbench_med.cards import AttackCard, DatasetCard, Norm
 from robustbench_med.errors import SpecError
@@ -20,12 +21,19 @@ from robustbench_med.types import Output
 
 
 class ResolvedAttack(NamedTuple):
-    """An attack as a suite asks for it: its card, all its parameters, and its radii."""
+    """An attack as a suite asks for it.
+
+    Attributes:
+        card: its description.
+        parameters: all of them, defaults included.
+        ladder: the radii, rising.
+        trains: whether training images take part.
+    """
 
     card: AttackCard
     parameters: dict[str, object]
     ladder: tuple[float, ...]
-    trains: bool  # whether training images take part
+    trains: bool
 
 
 def resolve_attack(text: str, grid: Grid) -> ResolvedAttack:
@@ -38,11 +46,11 @@ def resolve_attack(text: str, grid: Grid) -> ResolvedAttack:
         UnknownNameError: no such attack.
         SpecError: a parameter it does not have, a norm it is not defined for, or no radius.
     """
-    name, given = spec.parse(text)
+    name, stated = spec.parse(text)
     card: AttackCard = registry.find("attacks", name)
-    ladder = _radii(name, given.pop("eps", None), grid)
+    ladder = _radii(name, stated.pop("eps", None), grid)
     absolute = ladder if grid.budget == "absolute" else ()
-    parameters = complete(card, with_total_step(card, given, absolute))
+    parameters = complete(card, with_total_step(card, stated, absolute))
     if grid.norm not in card.norms:
         raise SpecError(f"{name}: expected norm in {', '.join(card.norms)}, got {grid.norm!r}")
     if grid.surrogates and card.threat != "white_box":
@@ -56,14 +64,14 @@ def resolve_attack(text: str, grid: Grid) -> ResolvedAttack:
 
 
 def validate_parameters(
-    chosen: ResolvedAttack, data: DatasetCard, objective: Objective, norm: Norm
+    attack: ResolvedAttack, data: DatasetCard, objective: Objective, norm: Norm
 ) -> None:
     """Run an attack on no image at all, so that a value it refuses costs no case.
 
     Raises:
         SpecError: it cannot be run on such data, or does not take its parameters.
     """
-    card, parameters = chosen.card, chosen.parameters
+    card, parameters = attack.card, attack.parameters
     if data.task not in card.tasks:
         known = " or ".join(card.tasks)
         raise SpecError(
@@ -77,7 +85,7 @@ def validate_parameters(
     problem = Problem(
         torch.zeros(0, data.channels, *data.size),
         torch.zeros(0, *truth, dtype=torch.int64),
-        Ball(norm, chosen.ladder[0]),
+        Ball(norm, attack.ladder[0]),
         objective,
         judge=lambda x: Output(x.new_zeros(len(x), k, *places)),
     )
@@ -96,8 +104,8 @@ def _radii(name: str, eps: object, grid: Grid) -> tuple[float, ...]:
             f"{name}: expected eps, the radii to score at: {name}(eps=2/255), --eps 2/255, or a "
             "ladder in the suite"
         )
-    found: Any = grid.ladder if eps is None else eps
-    values = found if isinstance(found, list | tuple) else [found]
+    radii: Any = grid.ladder if eps is None else eps
+    values = radii if isinstance(radii, list | tuple) else [radii]
     if not values:
         raise SpecError(f"{name}: expected at least one eps, got none")
     ladder = tuple(spec.number(value) for value in values)
@@ -117,3 +125,53 @@ def check_ladder(ladder: tuple[float, ...]) -> None:
         raise SpecError(
             f"expected a ladder of rising eps > 0, got {', '.join(f'{e:g}' for e in ladder)}"
         )
+
+
+def channel_names(card: DatasetCard) -> tuple[str, ...]:
+    """Return the names of a dataset's channels; their numbers where it names none."""
+    return card.channel_names or tuple(map(str, range(card.channels)))
+
+
+def resolve_channels(text: str, card: DatasetCard, norm: Norm) -> dict[str, float]:
+    """Return the channels that may change, each with its fraction of the radius.
+
+    Args:
+        text: "all", or names joined by "+", each with a fraction after "=" or the whole radius.
+        card: names the channels.
+        norm: must be L-inf where a fraction is stated.
+
+    Returns:
+        The fractions by name; empty where all channels may change by the whole radius.
+
+    Raises:
+        SpecError: no such channel, one twice, or a fraction out of (0, 1].
+    """
+    if text.strip() == "all":
+        return {}
+    known, fractions = channel_names(card), dict[str, float]()
+    for part in text.split("+"):
+        name, equals, fraction = (word.strip() for word in part.partition("="))
+        if name not in known or name in fractions:
+            twice = " once each" if name in fractions else ""
+            raise SpecError(f"expected channels in {', '.join(known)}{twice}, got {text!r}")
+        fractions[name] = spec.number(fraction) if equals else 1.0
+        if not 0 < fractions[name] <= 1:
+            raise SpecError(f"expected a fraction of the radius in (0, 1], got {part.strip()!r}")
+    if norm != "linf" and set(fractions.values()) != {1.0}:
+        raise SpecError(f"expected norm linf for fractions of the radius, got {norm!r}")
+    whole = len(fractions) == len(known) and set(fractions.values()) == {1.0}
+    return {} if whole else {name: fractions[name] for name in known if name in fractions}
+
+
+def ball_of(case: Case, card: DatasetCard, eps: float) -> Ball:
+    """Return the ball of a case at one radius."""
+    if not case.channels:
+        return Ball(case.norm, eps)
+    known = channel_names(card)
+    scales = tuple(case.channels.get(name, 1.0) for name in known)
+    return Ball(
+        case.norm,
+        eps,
+        channels=tuple(known.index(name) for name in case.channels),
+        channel_scales=None if set(scales) == {1.0} else scales,
+    )

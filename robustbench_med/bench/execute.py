@@ -1,4 +1,4 @@
-"""Execute: from a case to its record."""
+"""Run one case: attack, score and check it, and assemble its record."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from robustbench_med.bench import assemble, scoring
+from robustbench_med import registry
 from robustbench_med.bench.adversarial_images import FILE, saved_of
+from robustbench_med.bench.attack_run import AttackRun
+from robustbench_med.bench.check_context import Evidence
+from robustbench_med.bench.checks import checks_of
 from robustbench_med.bench.gallery import pictures_of
-from robustbench_med.bench.provenance import now
-from robustbench_med.bench.record import Record
+from robustbench_med.bench.provenance import now, peak_mib, provenance
+from robustbench_med.bench.record import Cost, Example, Record
 from robustbench_med.bench.resolved_case import ResolvedCase
+from robustbench_med.bench.scoring import Scores, certificate, score_run
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.universal_run import PATTERNS
 from robustbench_med.bench.verified_run import run_verified
 from robustbench_med.errors import InvalidOutputError
+from robustbench_med.models.user_factory import factory_of
 
 
 class Outcome(NamedTuple):
@@ -54,13 +59,13 @@ def execute(
         ready = prepare()
         run = run_verified(planned, ready, keeps=images)
     except InvalidOutputError as error:
-        record = assemble.invalid(
+        record = _invalid_record(
             planned, reason=str(error), started=started, command=command, device=device
         )
         return Outcome(record, pd.DataFrame(), {})
-    scores = scoring.score_run(planned, ready, run)
+    scores = score_run(planned, ready, run)
     pictures = pictures_of(planned, ready, run, examples)
-    record = assemble.valid(
+    record = _record(
         planned, ready, run, scores, pictures.examples, started=started, command=command
     )
     files = dict(pictures.files)
@@ -68,7 +73,87 @@ def execute(
         files[PATTERNS] = run.fitted.file
     if images:
         masks = planned.data.card.task == "segmentation"
-        found = saved_of(run.rungs, run.problem.x, masks=masks)
-        record = record.model_copy(update={"images": found.entry})
-        files[FILE] = found.file
+        saved = saved_of(run.rungs, run.problem.x, masks=masks)
+        record = record.model_copy(update={"images": saved.entry})
+        files[FILE] = saved.file
     return Outcome(record, scores.samples, files)
+
+
+def _record(
+    planned: ResolvedCase,
+    ready: AttackSetup,
+    run: AttackRun,
+    scores: Scores,
+    examples: tuple[Example, ...],
+    *,
+    started: str,
+    command: str,
+) -> Record:
+    """Return the record of a case that ran."""
+    patients = ready.batch.patients
+    notes = [] if patients is not None else ["images treated as independent"]
+    if ready.card.name not in registry.load("models"):
+        coded = factory_of(ready.card.name) or ready.card.name.startswith("module:")
+        what = "model, code and weights" if coded else "model and weights"
+        notes.append(f"{what} are the user's own: no card vouches for them")
+    notes += ready.card.notes
+    if ready.undecided:
+        notes.append(
+            f"no operating point for {', '.join(ready.undecided)}: validation holds one value of "
+            "it; the model's own decision counts"
+        )
+    if planned.data.card.task == "segmentation" and planned.data.card.spacing is None:
+        notes.append("spacing unknown: distances and sizes are in pixels, not in mm")
+    device = ready.batch.x.device
+    card = planned.attack.card
+    checks, flags = checks_of(Evidence(planned, ready, run, scores.audit, card))
+    return Record(
+        case_id=planned.case.id,
+        case=planned.case,
+        status="ok",
+        n=len(ready.batch),
+        patients=None if patients is None else len(set(patients.tolist())),
+        threshold=scores.threshold,
+        rungs=scores.rungs,
+        radii=run.radii,
+        distance=scores.distance if card.schedule == "distance" else None,
+        universal=None if run.fitted is None else run.fitted.counts,
+        certificate=certificate(ready),
+        audit=scores.audit,
+        ladder_audit=run.ladder,
+        cost=Cost(
+            forward=run.counter.forward,
+            backward=run.counter.backward,
+            seconds=round(run.seconds, 3),
+            peak_memory_mib=peak_mib(device),
+            relative_forward_time=None if ready.slower is None else round(ready.slower, 2),
+        ),
+        flags=flags,
+        checks=checks,
+        notes=(*notes, *planned.data.card.notes),
+        examples=examples,
+        dataset_card=planned.data.card,
+        model_card=ready.card,
+        attack_card=card,
+        defense_card=planned.defense.card,
+        provenance=provenance(started=started, command=command, device=str(device)),
+    )
+
+
+def _invalid_record(
+    planned: ResolvedCase, *, reason: str, started: str, command: str, device: str
+) -> Record:
+    """Return the record of a case whose model gave no usable answer: a reason and no score."""
+    return Record(
+        case_id=planned.case.id,
+        case=planned.case,
+        status="invalid",
+        reason=reason,
+        n=0,
+        patients=None,
+        dataset_card=planned.data.card,
+        model_card=planned.model,
+        attack_card=planned.attack.card,
+        defense_card=planned.defense.card,
+        provenance=provenance(started=started, command=command, device=device),
+    )

@@ -19,8 +19,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from robustbench_med.bench.attack_run import AttackRun
+from robustbench_med.bench.attack_spec import channel_names
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.channels import names_of
 from robustbench_med.bench.eps_search import at_rung
 from robustbench_med.bench.record import Example, MaskExample
 from robustbench_med.bench.resolved_case import ResolvedCase
@@ -255,7 +255,7 @@ def _view(
     if card.channels not in (1, 3):
         moved = int((seen.z - seen.x).abs().flatten(1).sum(1).argmax())
         channels = slice(moved, moved + 1)
-        said.append(names_of(card)[moved])
+        said.append(channel_names(card)[moved])
     if len(card.size) == 2:
         return (channels, slice(None), slice(None)), ", ".join(said)
     inside = (truth > 0).sum(axis=(1, 2))

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from robustbench_med import objectives, registry
-from robustbench_med.bench.attack_spec import ResolvedAttack, resolve_attack, validate_parameters
+from robustbench_med.bench.attack_spec import (
+    ResolvedAttack,
+    resolve_attack,
+    resolve_channels,
+    validate_parameters,
+)
 from robustbench_med.bench.case import Case
-from robustbench_med.bench.channels import channels_of
 from robustbench_med.bench.defense_spec import ResolvedDefense, resolve_defenses
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.resolved_case import ResolvedCase, ResolvedSurrogate
@@ -119,7 +123,7 @@ def _block_of(grid: Grid, name: str, dataset: Dataset, attacks: list[ResolvedAtt
     objective = objectives.make(grid.objective, card.task, card=card)
     for attack in attacks:
         validate_parameters(attack, card, objective, grid.norm)
-    channels = [channels_of(text, card, grid.norm) for text in grid.channels]
+    channels = [resolve_channels(text, card, grid.norm) for text in grid.channels]
     return _Block(grid, name, dataset, attacks, defenses, channels, objective, sha256, train)
 
 

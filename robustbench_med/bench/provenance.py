@@ -1,17 +1,24 @@
-"""Provenance: with what, where and when a record was made."""
+"""Provenance: when, where and with what a record was made, and the memory that took."""
 
 from __future__ import annotations
 
+import contextlib
 import platform
+import re
+import resource
 import subprocess
+import sys
 from datetime import UTC, datetime
 from functools import cache
+from pathlib import Path
 
 import torch
 
 from robustbench_med import __version__, registry
 from robustbench_med.bench.record import Provenance
 from robustbench_med.bench.verify.rounding import processor
+
+_STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @cache
@@ -21,7 +28,7 @@ def git_state() -> tuple[str, bool]:
         return "", False
 
     def git(*words: str) -> str:
-        done = subprocess.run(  # noqa: S603 - fixed words
+        result = subprocess.run(  # noqa: S603 - fixed words
             ["git", *words],  # noqa: S607 - the user's own git
             cwd=registry.CORE.parent,
             capture_output=True,
@@ -29,7 +36,7 @@ def git_state() -> tuple[str, bool]:
             check=True,
             timeout=20,
         )
-        return done.stdout.strip()
+        return result.stdout.strip()
 
     try:
         # records are no code
@@ -60,3 +67,24 @@ def provenance(*, started: str, command: str, device: str) -> Provenance:
         started=started,
         command=command,
     )
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forget the peak so far. Where the system cannot, the process's own peak goes on counting."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        # Linux: 5 resets the "high water mark" of resident memory
+        with contextlib.suppress(OSError):
+            _REFERENCES.write_text("5")
+
+
+def peak_mib(device: torch.device) -> float:
+    """Return the most memory held since `reset_peak`, in MiB: tensors on CUDA, else the process."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    line = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text() if _STATUS.is_file() else "")
+    if line:
+        return round(int(line[1]) / 2**10, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

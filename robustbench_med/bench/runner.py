@@ -9,7 +9,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,10 +27,9 @@ from robustbench_med.bench import store, workers
 from robustbench_med.bench.execute import execute
 from robustbench_med.bench.failure import Failure, unique_labels
 from robustbench_med.bench.resolved_case import ResolvedCase
-from robustbench_med.bench.setup import AttackSetup, attacker_view, prepare_setup, setup_key
-from robustbench_med.bench.transfer import Surrogate, crafting_key, is_oblivious, load_surrogate
+from robustbench_med.bench.setup import SetupCache, crafting_key, is_oblivious, setup_key
 from robustbench_med.devices import device_of
-from robustbench_med.errors import BenchError, InvalidOutputError, SpecError
+from robustbench_med.errors import BenchError, SpecError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -130,12 +129,12 @@ class _Work:
             defense=one.defense.card,
         )
 
-    def run(self, one: ResolvedCase, ready: Shared) -> list[Failure]:
+    def run(self, one: ResolvedCase, setups: SetupCache) -> list[Failure]:
         """Run a case and write its record; return the failure if it failed."""
         try:
             outcome = execute(
                 one,
-                lambda: ready.of(one),
+                lambda: setups.of(one),
                 command=f"{self.command} --case {one.case.id} --force",
                 examples=self.examples,
                 images=self.images,
@@ -155,9 +154,9 @@ class _Work:
 
 
 def _one_by_one(waiting: list[ResolvedCase], work: _Work) -> Generator[_Ran, None, None]:
-    ready = Shared(work.device)
+    setups = SetupCache(work.device)
     for one in waiting:
-        yield [one], work.run(one, ready)
+        yield [one], work.run(one, setups)
 
 
 def _at_once(
@@ -218,51 +217,6 @@ def _worthwhile(waiting: list[ResolvedCase], device: torch.device) -> int:
 
 def _seconds(one: ResolvedCase) -> float:
     return one.seconds or 1.0
-
-
-class Shared:
-    """The last prepared victim, which cases in a row share as they do its failure; surrogates."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._key: tuple[object, ...] = ()
-        self._value: AttackSetup | InvalidOutputError | None = None
-        self._dataset = ""
-        self._surrogates: dict[tuple[object, ...], Surrogate] = {}
-
-    def of(self, one: ResolvedCase) -> AttackSetup:
-        """Return what a case is run on, prepared now unless it was for the last one."""
-        ready = self._prepared(one)
-        if one.case.surrogate is None and not is_oblivious(one.case):
-            return ready
-        if one.case.dataset != self._dataset:  # candidates of another dataset are of no more use
-            self._dataset, self._surrogates = one.case.dataset, {}
-        key = crafting_key(one.case)
-        if key not in self._surrogates:
-            if one.surrogate is None:
-                own = Surrogate(attacker_view(ready, one), one.data.card, one.case.threat)
-            else:
-                own = load_surrogate(one.surrogate, one.case.threat, self._device)
-            self._surrogates[key] = own
-        return replace(ready, surrogate=self._surrogates[key])
-
-    def _prepared(self, one: ResolvedCase) -> AttackSetup:
-        key = setup_key(one.case)
-        if key != self._key or self._value is None:
-            self._value = None
-            try:
-                self._value = prepare_setup(one, self._device)
-            except InvalidOutputError as error:
-                self._value = error
-            self._key = key
-        if isinstance(self._value, InvalidOutputError):
-            raise self._value
-        return self._value
-
-
-def prepared(one: ResolvedCase, device: torch.device) -> AttackSetup:
-    """Return the victim, images and surrogate of a single case."""
-    return Shared(device).of(one)
 
 
 def _progress(console: Console) -> Progress:

@@ -1,7 +1,8 @@
-"""What all cases on one victim and one set of images share, computed once."""
+"""Prepare what all cases on one victim and one set of images share, once."""
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,11 +17,11 @@ from robustbench_med.bench.case import Case
 from robustbench_med.bench.defense_spec import apply_defense, at
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.sample_metrics import UnattackedImages
-from robustbench_med.bench.transfer import Surrogate
+from robustbench_med.bench.transfer import Surrogate, load_surrogate
 from robustbench_med.cards import ModelCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.defense import Certified, Defended
-from robustbench_med.errors import ChecksumError
+from robustbench_med.errors import ChecksumError, InvalidOutputError
 from robustbench_med.models.load import load_victim
 from robustbench_med.models.operating_point import undecided, youden
 from robustbench_med.objectives.decide import answer_of
@@ -79,7 +80,7 @@ class AttackSetup:
 
 
 def setup_key(case: Case) -> tuple[object, ...]:
-    """Return what two cases must have in common to share an `AttackSetup`."""
+    """Cache key: cases with equal keys share one `AttackSetup`."""
     return (case.dataset, case.data_sha256, case.split, case.n, case.seed) + (
         case.victim,
         case.victim_sha256,
@@ -88,6 +89,73 @@ def setup_key(case: Case) -> tuple[object, ...]:
         case.defense,
         case.defense_version,
     )
+
+
+def crafting_key(case: Case) -> tuple[object, ...]:
+    """Cache key: cases with equal keys share the candidates that were crafted on the surrogate."""
+    return (
+        case.dataset,
+        case.data_sha256,
+        case.seed,
+        case.surrogate,
+        case.surrogate_sha256,
+        case.threat,
+        case.attack,
+        case.attack_version,
+        json.dumps(case.parameters, sort_keys=True),
+        case.norm,
+        json.dumps(case.channels, sort_keys=True),
+        case.objective,
+        case.budget,
+        *((case.victim, case.victim_sha256, case.operating_point) if is_oblivious(case) else ()),
+        case.evaded_detector,
+    )
+
+
+def is_oblivious(case: Case) -> bool:
+    """Whether the attacker optimises against the undefended victim, or behind another detector."""
+    return case.knowledge != "adaptive"
+
+
+class SetupCache:
+    """The last setup, which cases in a row share as they do its failure, and the surrogates."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._key: tuple[object, ...] = ()
+        self._last: AttackSetup | InvalidOutputError | None = None
+        self._dataset = ""
+        self._surrogates: dict[tuple[object, ...], Surrogate] = {}
+
+    def of(self, planned: ResolvedCase) -> AttackSetup:
+        """Return the setup of a case, prepared now unless it was that of the last case."""
+        setup, case = self._prepared(planned), planned.case
+        if case.surrogate is None and not is_oblivious(case):
+            return setup
+        if case.dataset != self._dataset:  # candidates of another dataset are of no more use
+            self._dataset, self._surrogates = case.dataset, {}
+        key = crafting_key(case)
+        if key not in self._surrogates:
+            if planned.surrogate is None:
+                view = attacker_view(setup, planned)
+                surrogate = Surrogate(view, planned.data.card, case.threat)
+            else:
+                surrogate = load_surrogate(planned.surrogate, case.threat, self._device)
+            self._surrogates[key] = surrogate
+        return replace(setup, surrogate=self._surrogates[key])
+
+    def _prepared(self, planned: ResolvedCase) -> AttackSetup:
+        key = setup_key(planned.case)
+        if key != self._key or self._last is None:
+            self._last = None
+            try:
+                self._last = prepare_setup(planned, self._device)
+            except InvalidOutputError as error:
+                self._last = error
+            self._key = key
+        if isinstance(self._last, InvalidOutputError):
+            raise self._last
+        return self._last
 
 
 def prepare_setup(planned: ResolvedCase, device: torch.device) -> AttackSetup:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustbench_med import objectives, registry
-from robustbench_med.bench.case import Case
 from robustbench_med.bench.gradient_recorder import GradientRecorder
 from robustbench_med.bench.resolved_case import ResolvedSurrogate
 from robustbench_med.cards import DatasetCard, Threat
@@ -78,32 +76,6 @@ class Surrogate:
         if not use_all_steps:
             return own
         return replace(own, objective=LossOverride(own.objective, use_all_steps=True))
-
-
-def crafting_key(case: Case) -> tuple[object, ...]:
-    """Return what two cases must have in common to share what was crafted on the surrogate."""
-    return (
-        case.dataset,
-        case.data_sha256,
-        case.seed,
-        case.surrogate,
-        case.surrogate_sha256,
-        case.threat,
-        case.attack,
-        case.attack_version,
-        json.dumps(case.parameters, sort_keys=True),
-        case.norm,
-        json.dumps(case.channels, sort_keys=True),
-        case.objective,
-        case.budget,
-        *((case.victim, case.victim_sha256, case.operating_point) if is_oblivious(case) else ()),
-        case.evaded_detector,
-    )
-
-
-def is_oblivious(case: Case) -> bool:
-    """Whether the attacker climbs the victim without its defense, or behind another detector."""
-    return case.knowledge != "adaptive"
 
 
 def load_surrogate(surrogate: ResolvedSurrogate, threat: Threat, device: torch.device) -> Surrogate:

@@ -78,13 +78,13 @@ def verify(
     how far that machine's rounding may move its values: they match "within rounding".
     """
     from robustbench_med.bench import store
-    from robustbench_med.bench.runner import Shared
+    from robustbench_med.bench.setup import SetupCache
     from robustbench_med.bench.verify.replay import Places
     from robustbench_med.bench.verify.verify import verify as recompute
     from robustbench_med.devices import device_of
 
     homes = [home for record in records for home in record_folders(record, results)]
-    ready, verdicts = Shared(device_of(device)), []
+    setups, verdicts = SetupCache(device_of(device)), []
     places = Places(dataset, victim, surrogate)
     for home in dict.fromkeys(homes):
         try:
@@ -96,7 +96,7 @@ def verify(
                 device=device,
                 code=run_code,
                 places=places,
-                ready=ready,
+                setups=setups,
             )
         except BenchError as error:
             if len(homes) == 1:

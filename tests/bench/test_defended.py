@@ -19,9 +19,9 @@ from robustbench_med.bench.defense_spec import resolve_defense
 from robustbench_med.bench.plan import plan
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.sample_metrics import UnattackedImages
-from robustbench_med.bench.setup import AttackSetup, attacker_view, prepare_setup
+from robustbench_med.bench.setup import AttackSetup, attacker_view, crafting_key, prepare_setup
 from robustbench_med.bench.suite import Suite, find_suite
-from robustbench_med.bench.transfer import Surrogate, crafting_key
+from robustbench_med.bench.transfer import Surrogate
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.defense import Certified, Fitting, guarded, threshold_of
 from robustbench_med.errors import SpecError

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from robustbench_med import registry
 from robustbench_med.bench.attack_run import AttackRun, run_attack
-from robustbench_med.bench.channels import channels_of
+from robustbench_med.bench.attack_spec import resolve_channels
 from robustbench_med.bench.check_context import Evidence
 from robustbench_med.bench.checks import checks_of
 from robustbench_med.bench.execute import execute
@@ -27,9 +27,8 @@ from robustbench_med.bench.plan import data_sha256
 from robustbench_med.bench.record import Flag
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.scoring import Scores, score_run
-from robustbench_med.bench.setup import AttackSetup
+from robustbench_med.bench.setup import AttackSetup, crafting_key
 from robustbench_med.bench.suite import Grid
-from robustbench_med.bench.transfer import crafting_key
 from robustbench_med.cards import AttackCard
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.decide import answer_of
@@ -221,20 +220,20 @@ def test_an_attack_that_strays_to_a_forbidden_channel_is_flagged(
 
 def test_names_of_channels() -> None:
     card = two_channels().data.card
-    assert channels_of("all", card, "linf") == channels_of("T1+FLAIR", card, "linf") == {}
-    assert channels_of("FLAIR=0.5 + T1", card, "linf") == {"T1": 1.0, "FLAIR": 0.5}
+    assert resolve_channels("all", card, "linf") == resolve_channels("T1+FLAIR", card, "linf") == {}
+    assert resolve_channels("FLAIR=0.5 + T1", card, "linf") == {"T1": 1.0, "FLAIR": 0.5}
     unnamed = card.model_copy(update={"channel_names": ()})
-    assert channels_of("1", unnamed, "l2") == {"1": 1.0}
+    assert resolve_channels("1", unnamed, "l2") == {"1": 1.0}
     for text, norm, match in (
         ("T2", "linf", "expected channels in T1, FLAIR, got 'T2'"),
         ("T1+T1", "linf", "once each"),
-        ("T1=2", "linf", r"share of the radius in \(0, 1\], got 'T1=2'"),
+        ("T1=2", "linf", r"fraction of the radius in \(0, 1\], got 'T1=2'"),
         ("T1=x", "linf", "expected a number"),
         ("T1=", "linf", "expected a number .* got ''"),
         ("T1=0.5", "l2", "expected norm linf"),
     ):
         with pytest.raises(SpecError, match=match):
-            channels_of(text, card, norm)  # type: ignore[arg-type]
+            resolve_channels(text, card, norm)  # type: ignore[arg-type]
 
 
 # --- targets, universal perturbations, checks, pictures ------------------------------------------

@@ -12,8 +12,7 @@ from robustbench_med.bench.attack_run import run_attack
 from robustbench_med.bench.execute import Outcome
 from robustbench_med.bench.record import Record, Rung, Stored
 from robustbench_med.bench.resolved_case import ResolvedCase
-from robustbench_med.bench.runner import prepared
-from robustbench_med.bench.transfer import is_oblivious
+from robustbench_med.bench.setup import SetupCache, is_oblivious
 from robustbench_med.devices import device_of
 
 CARDS = ("dataset_card", "model_card", "attack_card", "defense_card")
@@ -73,7 +72,7 @@ def of_images(stored: Stored, planned: ResolvedCase, device: str) -> Claim:
     """Return what the saved images show; what was asked of the attack itself is not asked again."""
     case, card = stored.record.case, planned.data.card
     kept = adversarial_images.read(Path(stored.folder), stored.record.images)
-    ready = prepared(planned, device_of(device))
+    ready = SetupCache(device_of(device)).of(planned)
     run = run_attack(planned, ready, saved=kept)
     found = scoring.score_run(planned, ready, run)
     patients = ready.batch.patients

@@ -13,7 +13,7 @@ from robustbench_med.bench.case import Case
 from robustbench_med.bench.execute import Outcome, execute
 from robustbench_med.bench.plan import plan
 from robustbench_med.bench.resolved_case import ResolvedCase
-from robustbench_med.bench.runner import Shared
+from robustbench_med.bench.setup import SetupCache
 from robustbench_med.bench.suite import Grid, Suite
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
 from robustbench_med.datasets.load import load_dataset
@@ -175,7 +175,11 @@ def _moved(victim: str, place: str | None, option: str) -> str:
 
 
 def run_again(
-    planned: ResolvedCase, *, images: bool = False, device: str = "cpu", ready: Shared | None = None
+    planned: ResolvedCase,
+    *,
+    images: bool = False,
+    device: str = "cpu",
+    setups: SetupCache | None = None,
 ) -> Outcome:
     """Return the outcome of a case, written nowhere.
 
@@ -183,12 +187,12 @@ def run_again(
         planned: the case.
         images: keep the adversarial images.
         device: as `run`.
-        ready: prepared victims, shared with other cases.
+        setups: prepared victims, shared with other cases.
     """
     where = device_of(device)
     return execute(
         planned,
-        lambda: (ready or Shared(where)).of(planned),
+        lambda: (setups or SetupCache(where)).of(planned),
         command="",  # written nowhere
         examples=0,
         images=images,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from robustbench_med.bench.record import Record, Stored
 from robustbench_med.bench.resolved_case import ResolvedCase
-from robustbench_med.bench.runner import Shared
+from robustbench_med.bench.setup import SetupCache
 from robustbench_med.bench.verify.consistency import contradictions, layout_errors, table_errors
 from robustbench_med.bench.verify.diff import EXACT, differences, line, plain, same, shown, written
 from robustbench_med.bench.verify.expected import CARDS, FOUND, Claim, entries, of_images, of_rerun
@@ -75,7 +75,7 @@ def verify(
     device: str = "cpu",
     code: bool = False,
     places: Places | None = None,
-    ready: Shared | None = None,
+    setups: SetupCache | None = None,
 ) -> Finding:
     """Recompute a record by running its case again, or from the images saved beside it.
 
@@ -91,7 +91,7 @@ def verify(
         device: as `run`.
         code: execute the Python file that the case names, if it names one.
         places: where own files that the record names lie now.
-        ready: prepared victims, shared with other records.
+        setups: prepared victims, shared with other records.
 
     Raises:
         BenchError: the case cannot be run here, or there are no such images.
@@ -106,7 +106,7 @@ def verify(
     planned = _named_as(record, planned)
     with threads_of(record.provenance):
         told = machines(record.provenance, str(device_of(device)))
-        found = _recomputed(stored, planned, images, device, ready)
+        found = _recomputed(stored, planned, images, device, setups)
     return found._replace(machines=told)
 
 
@@ -124,7 +124,7 @@ def _named_as(record: Record, planned: ResolvedCase) -> ResolvedCase:
 
 
 def _recomputed(
-    stored: Stored, planned: ResolvedCase, images: bool, device: str, ready: Shared | None
+    stored: Stored, planned: ResolvedCase, images: bool, device: str, setups: SetupCache | None
 ) -> Finding:
     record = stored.record
     if record.status == "invalid":
@@ -137,7 +137,7 @@ def _recomputed(
     if images:
         judged = of_images(stored, planned, device)
         return compare(stored, judged, own, lambda: None if here else JUDGED)
-    again = run_again(planned, device=device, ready=ready)
+    again = run_again(planned, device=device, setups=setups)
     if again.record.status == "invalid":
         return Finding("mismatch", lines=(f"the case is invalid now: {again.record.reason}",))
     claim = of_rerun(again)
