@@ -386,7 +386,8 @@ def _invalid(record: Record, planned: ResolvedCase, device: str) -> Finding:
     except InvalidOutputError as error:  # where it is not caught: while drawing pictures
         return Finding("match", lines=(str(error),))
     if again.status == "invalid":
-        other = (name for name in CARDS if getattr(record, name) != getattr(again, name))
+        before, after = (one.model_dump(include=set(CARDS)) for one in (record, again))
+        other = (name for name in CARDS if before[name] != after[name])
         lines = [f"{name} is not that of the case" for name in other]
         return Finding("mismatch" if lines else "match", lines=(*lines, again.reason))
     return Finding("mismatch", lines=(f"recorded as invalid ({record.reason}), and it ran",))
