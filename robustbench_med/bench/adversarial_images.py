@@ -50,7 +50,7 @@ class Saved(NamedTuple):
         )
 
     def columns(
-        self, problem: Problem, radii: tuple[float, ...], depth: int, rest: Measurements
+        self, problem: Problem, radii: tuple[float, ...], depth: int, clean: Measurements
     ) -> Measurements:
         """Return what the judge and the ball say of the saved images, `(r, b, ...)` a name.
 
@@ -58,7 +58,7 @@ class Saved(NamedTuple):
             problem: the samples attacked.
             radii: the ladder in image units.
             depth: bits a pixel is stored with.
-            rest: of the clean images.
+            clean: of the clean images.
 
         Raises:
             ResultsError: they are not of so many samples, rungs or pixels.
@@ -72,15 +72,15 @@ class Saved(NamedTuple):
             )
         table = Table(*wanted)
         everyone = torch.arange(len(problem), device=problem.x.device)
-        lost = rest["success"]  # of masks: before the attack, and so not its doing
-        rest = rest | {"success": torch.zeros_like(lost)}
+        lost = clean["success"]  # of masks: before the attack, and so not its doing
+        clean = clean | {"success": torch.zeros_like(lost)}
         for i, eps in enumerate(radii):
             which = self.which[i].to(everyone)
             rows = everyone[which >= 0]
             z = self.images.to(problem.x)[which[rows]]
             columns = measure(problem.at(eps).select(rows), z, depth)
             columns["success"] &= ~lost[rows]
-            table.put(i, everyone, rest)
+            table.put(i, everyone, clean)
             table.put(i, rows, columns)
         return table.columns
 

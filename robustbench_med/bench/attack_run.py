@@ -1,4 +1,4 @@
-"""Walk: one attack on one victim up its ladder."""
+"""Run one attack on one victim at every radius of the ladder."""
 
 from __future__ import annotations
 
@@ -41,30 +41,30 @@ from robustbench_med.victim import frozen
 if TYPE_CHECKING:
     from robustbench_med.bench.verified_run import GradientFinding
 
-# of images handed to an attack at once: JSMA and DeepFool hold thirty times as much beside them
+# of the images in a shard: JSMA and DeepFool hold thirty times as much beside them
 _SHARD_BYTES = 32 * 2**20
-RECORDED = (12, 2)  # gradients that are kept of an attack on labels or findings, and on masks
+RECORDED = (12, 2)  # gradients that are kept: of labels or findings, and of masks
 
 
 class AttackRun(NamedTuple):
-    """An attack walked up its ladder.
+    """What an attack did at every radius of its ladder.
 
     Attributes:
-        problem: the samples attacked: those the victim calls right, or masks not wholly wrong.
+        problem: the images attacked: those the victim calls right, or masks not wholly wrong.
         attack: as it was applied; a universal one only applies its patterns.
-        rng: its draws, one stream a sample attacked.
+        rng: its draws, one stream for each image attacked.
         radii: the ladder in image units.
-        attacked: `(n,)` which of the batch those are.
-        rungs: what was measured of them, `(r, b, ...)` a name, smallest radius first.
-        distance: `(b,)` the smallest perturbation found that broke each of them; inf where none.
-        ladder: how a descending ladder was checked.
-        counter: what it cost.
+        attacked: `(n,)` which images of the batch were attacked.
+        rungs: the measurements, `(r, b, ...)` by name, smallest radius first.
+        distance: `(b,)` the size of the smallest success on each image; inf where there is none.
+        ladder: how the inferences of a descending ladder were checked.
+        counter: the passes it cost.
         seconds: wall-clock time.
-        rest: the columns of the clean images.
-        fitted: a universal perturbation a rung.
-        minimal: whether the attack knows no radius.
+        clean: the measurements of the clean images attacked.
+        fitted: the universal perturbation of each rung.
+        minimal: whether the attack minimises the norm and is given no radius.
         recorder: holds a few of the gradients that the attack got.
-        gradients: what a check of those found (robustbench_med/bench/verified_run.py).
+        gradients: the result of checking those (robustbench_med/bench/verified_run.py).
     """
 
     problem: Problem
@@ -77,7 +77,7 @@ class AttackRun(NamedTuple):
     ladder: LadderAudit | None
     counter: Counter
     seconds: float
-    rest: Measurements
+    clean: Measurements
     fitted: FittedUniversal | None = None
     minimal: bool = False
     recorder: GradientRecorder | None = None
@@ -85,116 +85,116 @@ class AttackRun(NamedTuple):
 
     @property
     def aimed(self) -> Bool[Tensor, " n"]:
-        """Which of the attacked images the clean image does not give the attacker for nothing.
+        """Which of the attacked images count in the success rate.
 
-        Masks that are lost at rest are attacked all the same, for the worst case, but are no
-        success of the attack.
+        A mask whose goal the clean image reaches already is attacked too, for the worst case, but
+        it is no success of the attack.
         """
-        found = self.attacked.clone()
-        found[self.attacked] = ~self.rest["success"]
-        return found
+        aimed = self.attacked.clone()
+        aimed[self.attacked] = ~self.clean["success"]
+        return aimed
 
 
 def run_attack(
-    planned: ResolvedCase, ready: AttackSetup, *, keeps: bool = False, saved: Saved | None = None
+    planned: ResolvedCase, setup: AttackSetup, *, keeps: bool = False, saved: Saved | None = None
 ) -> AttackRun:
-    """Attack every sample whose goal is not reached yet, at every radius of the ladder.
+    """Attack every image whose goal is not reached yet, at every radius of the ladder.
 
     Args:
         planned: the case and its data.
-        ready: its victim and images.
-        keeps: whether the columns of every rung hold the candidates too.
-        saved: judge these images and attack nothing.
+        setup: its victim and images.
+        keeps: whether the measurements of every rung hold the candidates too.
+        saved: adversarial images of an earlier run; they are judged, and nothing is attacked.
     """
     clock = time.perf_counter()
-    case, batch = planned.case, ready.batch
+    case, batch = planned.case, setup.batch
     reset_peak(batch.x.device)
     card = planned.data.card
     objective = planned.objective
-    if ready.victim.guard is not None:
+    if setup.victim.guard is not None:
         objective = EvadeDetector(objective)
-    before = verdict_on(objective, ready.clean, batch.y, len(card.classes), ready.suspicion)
-    attacked = objective.applies(batch.y) & ~before.is_final
-    if ready.suspicion is not None:  # what is rejected when clean is lost already
-        attacked &= ready.suspicion <= 0
-    before = Verdict(*(value[attacked] for value in before))
+    verdict = verdict_on(objective, setup.clean, batch.y, len(card.classes), setup.suspicion)
+    attacked = objective.applies(batch.y) & ~verdict.is_final
+    if setup.suspicion is not None:  # a clean image that is rejected is wrong already
+        attacked &= setup.suspicion <= 0
+    verdict = Verdict(*(value[attacked] for value in verdict))
     rows = attacked.nonzero()[:, 0]
     radii = _radii(case, planned.data)
     recorder = GradientRecorder(RECORDED[card.task == "segmentation"], seed=case.seed)
-    ready = _recorded(ready, recorder)
-    guide = ready.guide
+    setup = _with_recorder(setup, recorder)
+    guide = setup.guide
     if case.guide == "bfloat16":
-        guide = replace(bfloat16(ready.guide or ready.victim), recorder=recorder)
+        guide = replace(bfloat16(setup.guide or setup.victim), recorder=recorder)
     problem = Problem(
         x=batch.x[rows],
         y=batch.y[rows],
         ball=ball_of(case, card, radii[0]),
         objective=objective,
-        judge=ready.victim,
+        judge=setup.victim,
         guide=guide,
         counter=Counter(forward=2 * len(batch)),  # the clean images are asked twice
-        chunk=ready.victim.chunk,
+        chunk=setup.victim.chunk,
         keeps=keeps,
     )
-    # keyed by what the attack does, not by the case's id: a victim trained anew meets the same
-    # draws
-    everyone = Draws.of(case.seed, map(str, batch.ids), device=batch.x.device)
-    everyone = everyone.fork(case.drawn_by, case.attack)
-    modules = [ready.victim.module] + ([ready.surrogate.victim.module] if ready.surrogate else [])
-    with ExitStack() as held:
+    # keyed by what the attack does, not by the case's id: a victim that is trained again is
+    # attacked with the same draws
+    every_rng = Draws.of(case.seed, map(str, batch.ids), device=batch.x.device)
+    every_rng = every_rng.fork(case.drawn_by, case.attack)
+    modules = [setup.victim.module] + ([setup.surrogate.victim.module] if setup.surrogate else [])
+    with ExitStack() as stack:
         for module in modules:
-            held.enter_context(frozen(module))
-        held.enter_context(seeded(case.seed, case.id, "walk"))
-        suspicion = None if ready.suspicion is None else ready.suspicion[attacked]
-        rest = clean_measurements(problem, Output(ready.clean[attacked], suspicion), before)
+            stack.enter_context(frozen(module))
+        stack.enter_context(seeded(case.seed, case.id, "walk"))
+        suspicion = None if setup.suspicion is None else setup.suspicion[attacked]
+        clean = clean_measurements(problem, Output(setup.clean[attacked], suspicion), verdict)
         if saved is None:
-            run = _rungs(planned, ready, problem, everyone, radii, attacked, rest)
+            run = _attack_rungs(planned, setup, problem, every_rng, radii, attacked, clean)
         else:
-            run = _judged(planned, problem, everyone, radii, attacked, rest, saved)
+            run = _judge_saved(planned, problem, every_rng, radii, attacked, clean, saved)
     recorder.active = False
     return run._replace(seconds=time.perf_counter() - clock, recorder=recorder)
 
 
-def _recorded(ready: AttackSetup, recorder: GradientRecorder) -> AttackSetup:
-    """Return the same victim, guide and surrogate, whose gradients are recorded."""
-    surrogate = ready.surrogate
+def _with_recorder(setup: AttackSetup, recorder: GradientRecorder) -> AttackSetup:
+    """Return the setup with a recorder on the gradients of victim, guide and surrogate."""
+    surrogate = setup.surrogate
     if surrogate is not None:
-        # cases that share a surrogate share what was crafted on it, and so its gradients
-        own = surrogate.recorder
-        surrogate = replace(surrogate, victim=replace(surrogate.victim, recorder=own))
+        # cases that share a surrogate share the candidates crafted on it, and so its gradients
+        victim = replace(surrogate.victim, recorder=surrogate.recorder)
+        surrogate = replace(surrogate, victim=victim)
     return replace(
-        ready,
-        victim=replace(ready.victim, recorder=recorder),
-        guide=None if ready.guide is None else replace(ready.guide, recorder=recorder),
+        setup,
+        victim=replace(setup.victim, recorder=recorder),
+        guide=None if setup.guide is None else replace(setup.guide, recorder=recorder),
         surrogate=surrogate,
     )
 
 
-def _rungs(
+def _attack_rungs(
     planned: ResolvedCase,
-    ready: AttackSetup,
+    setup: AttackSetup,
     problem: Problem,
-    everyone: Draws,
+    every_rng: Draws,
     radii: tuple[float, ...],
     attacked: Bool[Tensor, " n"],
-    rest: Measurements,
+    clean: Measurements,
 ) -> AttackRun:
-    """Return the attack run at every rung, as its schedule says."""
+    """Run the attack at every rung, as its schedule says."""
     card = planned.attack.card
     attack = sharded(registry.function("attacks", card), planned.case.parameters)
-    if uses_all_steps(card, ready):
+    if uses_all_steps(card, setup):
         attack = with_all_steps(attack)
-    if ready.surrogate is not None:
-        attack = transferred(attack, ready.surrogate, use_all_steps=card.schedule != "distance")
-    rng = everyone.select(attacked.nonzero()[:, 0])
+    if setup.surrogate is not None:
+        attack = transferred(attack, setup.surrogate, use_all_steps=card.schedule != "distance")
+    rng = every_rng.select(attacked.nonzero()[:, 0])
     schedule = schedule_of(
         card,
         planned.data.card.task,
-        surrogate=ready.surrogate is not None,
-        guard=ready.victim.guard is not None,
+        surrogate=setup.surrogate is not None,
+        guard=setup.victim.guard is not None,
     )
     filled = schedule.fill(
-        Ladder(planned, ready, problem, attack, rng, everyone, radii, clean=rest)
+        Ladder(planned, setup, problem, attack, rng, every_rng, radii, clean=clean)
     )
     distance = filled.distance
     return AttackRun(
@@ -208,28 +208,28 @@ def _rungs(
         ladder=filled.audit,
         counter=problem.counter,
         seconds=0.0,
-        rest=rest,
+        clean=clean,
         fitted=filled.universal,
         minimal=distance is not None,
     )
 
 
-def _judged(
+def _judge_saved(
     planned: ResolvedCase,
     problem: Problem,
-    everyone: Draws,
+    every_rng: Draws,
     radii: tuple[float, ...],
     attacked: Bool[Tensor, " n"],
-    rest: Measurements,
+    clean: Measurements,
     saved: Saved,
 ) -> AttackRun:
-    """Return the run of images that were attacked before."""
+    """Return the run that judges adversarial images of an earlier one."""
 
     def untouched(problem: Problem, rng: Draws) -> Images:
         return problem.x
 
-    rungs = saved.columns(problem, radii, planned.data.card.bit_depth, rest)
-    rng = everyone.select(attacked.nonzero()[:, 0])
+    rungs = saved.columns(problem, radii, planned.data.card.bit_depth, clean)
+    rng = every_rng.select(attacked.nonzero()[:, 0])
     return AttackRun(
         problem=problem,
         attack=untouched,
@@ -241,7 +241,7 @@ def _judged(
         ladder=None,
         counter=problem.counter,
         seconds=0.0,
-        rest=rest,
+        clean=clean,
     )
 
 
@@ -259,31 +259,31 @@ def _radii(case: Case, data: Dataset) -> tuple[float, ...]:
     return tuple(eps * unit for eps in case.ladder)
 
 
-def uses_all_steps(card: AttackCard, ready: AttackSetup) -> bool:
-    """Whether an attack spends all its steps on this victim, every sample at every radius.
+def uses_all_steps(card: AttackCard, setup: AttackSetup) -> bool:
+    """Whether an attack spends all its steps on this victim, on every image at every radius.
 
-    Of a victim that answers at random, the first success may be a lucky draw: on one behind random
-    resizing PGD-20 left 62 % standing when it stopped there, and 12 % when it climbed on. Of a
-    guarded one, a search that ends just below the threshold leaves images that a lower threshold
-    would catch: AUROC 0.92 where 80 of 87 were broken, and 0.50 when it climbed on.
+    A victim that answers at random may be fooled by a lucky draw: behind random resizing 62 % were
+    robust when PGD-20 stopped at its first success, and 12 % when it used all its steps. Behind a
+    detector, a search that ends just below the threshold leaves images that a lower threshold
+    would catch: the AUROC was 0.92 with 80 successes on 87 images, and 0.50 with all steps.
     """
-    changes = ready.victim.draws > 1 or ready.victim.guard is not None
-    return changes and card.schedule in ("ascend", "descend")
+    needed = setup.victim.draws > 1 or setup.victim.guard is not None
+    return needed and card.schedule in ("ascend", "descend")
 
 
 def with_all_steps(attack: Attack) -> Attack:
-    """Return the attack that spends all its steps on every sample."""
+    """Return the attack that spends all its steps on every image."""
 
-    def climbed(problem: Problem, rng: Draws) -> Images:
+    def attack_on(problem: Problem, rng: Draws) -> Images:
         return attack(
             replace(problem, objective=LossOverride(problem.objective, use_all_steps=True)), rng
         )
 
-    return climbed
+    return attack_on
 
 
 def sharded(function: Callable[..., Images], parameters: dict[str, Any]) -> Attack:
-    """Return the attack as a function of problem and draws, fed what fits the memory."""
+    """Return the attack as a function of problem and draws, run on shards that fit the memory."""
 
     def attack(problem: Problem, rng: Draws) -> Images:
         if len(problem) == 0:
@@ -291,7 +291,7 @@ def sharded(function: Callable[..., Images], parameters: dict[str, Any]) -> Atta
         per_image = problem.x[0].numel() * problem.x.element_size()
         rows = torch.arange(len(problem), device=problem.x.device)
         shards = rows.split(max(1, _SHARD_BYTES // per_image))
-        # posed here and no earlier: the objective of a Run meets other truths too
+        # bound here and no earlier: the objective of an AttackRun is used with other truths too
         return torch.cat(
             [function(problem.select(s).bind(), rng=rng.select(s), **parameters) for s in shards]
         )

@@ -69,7 +69,7 @@ class Evidence:
 
     Attributes:
         planned: the case.
-        ready: its victim and images.
+        setup: its victim and images.
         run: what the attack did.
         audit: of its budget.
         card: of its attack.
@@ -78,7 +78,7 @@ class Evidence:
     """
 
     planned: ResolvedCase
-    ready: AttackSetup
+    setup: AttackSetup
     run: AttackRun
     audit: Audit
     card: AttackCard
@@ -144,7 +144,7 @@ class Evidence:
     @property
     def counter(self) -> Counter:
         """What was wrong with the gradients: the victim's, or those of its surrogate."""
-        surrogate, gradients = self.ready.surrogate, self.run.gradients
+        surrogate, gradients = self.setup.surrogate, self.run.gradients
         if gradients is not None and gradients.counter is not None:
             return gradients.counter
         return self.run.counter if surrogate is None else surrogate.counter
@@ -152,7 +152,7 @@ class Evidence:
     @cached_property
     def rng(self) -> Draws:
         """Draws of the images attacked that are the same for every attack on this victim."""
-        case, ids = self.planned.case, self.ready.batch.ids
+        case, ids = self.planned.case, self.setup.batch.ids
         rows = self.run.attacked.nonzero()[:, 0]
         names = (str(ids[i]) for i in rows.tolist())
         return Draws.of(case.seed, names, device=rows.device).fork(case.drawn_by, "checks")
@@ -190,7 +190,7 @@ class Evidence:
         """
         if not self.iterative or not self.card.effort or self.card.schedule == "distance":
             return None
-        if self.ready.depends_on_batch > 0:  # all rows are watched in one batch
+        if self.setup.depends_on_batch > 0:  # all rows are watched in one batch
             return None
         rows = self.affordable(self.improvable(), self.per_image + 1, share=0.25)
         if len(rows) == 0:

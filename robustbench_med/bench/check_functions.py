@@ -29,21 +29,21 @@ _JUST = 1.25  # radii that BIM's steps add up to; MI-FGSM's are 1
 
 def probabilities(found: Evidence) -> Measured:
     """Return 1 where the victim answers probabilities for logits."""
-    return Measured(float(found.ready.probabilities))
+    return Measured(float(found.setup.probabilities))
 
 
 def randomized(found: Evidence) -> Measured | None:
     """Return the share of images answered differently when asked twice."""
-    if found.ready.victim.draws > 1:  # asked for by the case, or the defense's own
+    if found.setup.victim.draws > 1:  # asked for by the case, or the defense's own
         return None  # attacked and judged in expectation
-    return Measured(found.ready.randomized, len(found.ready.batch))
+    return Measured(found.setup.randomized, len(found.setup.batch))
 
 
 def depends_on_batch(found: Evidence) -> Measured | None:
     """Return the share of a few images answered otherwise alone than among others."""
-    if found.ready.victim.draws > 1:
+    if found.setup.victim.draws > 1:
         return None
-    return Measured(found.ready.depends_on_batch, min(len(found.ready.batch), ALONE))
+    return Measured(found.setup.depends_on_batch, min(len(found.setup.batch), ALONE))
 
 
 def over_budget(found: Evidence) -> Measured:
@@ -88,7 +88,7 @@ def one_step(found: Evidence) -> Measured | None:
 
 def margin(found: Evidence) -> Measured | None:
     """Return how many missed images a PGD breaks that climbs the nearest finding alone."""
-    if found.planned.data.card.task != "multi_label" or found.ready.victim.guard is not None:
+    if found.planned.data.card.task != "multi_label" or found.setup.victim.guard is not None:
         return None
     if found.card.schedule == "distance" or not found.iterative:
         return None
@@ -153,7 +153,7 @@ def _probe(
     rows, problem = found.affordable(found.improvable(), each, share=share), found.problem
     radius = found.run.radii[found.headline]
     place = (name, loss, case.norm, radius, case.objective, tuple(case.channels.items()))
-    known = found.ready.probes.setdefault(place, {})
+    known = found.setup.probes.setdefault(place, {})
     new = torch.tensor([r for r in rows.tolist() if r not in known], dtype=torch.int64)
     new = new.to(rows.device)
     if len(new):
@@ -171,7 +171,7 @@ def shrinking(found: Evidence) -> Measured | None:
     """Return how many images broken below the largest radius are not, attacked afresh there."""
     if not found.iterative or found.card.schedule == "distance" or len(found.run.radii) < 2:
         return None
-    if found.ready.victim.draws > 1:  # near the boundary the victim's own noise decides
+    if found.setup.victim.draws > 1:  # near the boundary the victim's own noise decides
         return None
     rows = found.some(found.run.rungs["success"][:-1].any(0))
     rows = found.affordable(rows, found.per_image + 1, share=0.2)
@@ -184,7 +184,7 @@ def large_radius(found: Evidence) -> Measured | None:
     """Return the share of a few images that stand where almost any image lies in the ball."""
     if not found.iterative or found.card.fixed_step:
         return None
-    if found.ready.suspicion is not None:  # the farther from a clean image, the more suspicious
+    if found.setup.suspicion is not None:  # the farther from a clean image, the more suspicious
         return None
     everyone = torch.ones(
         len(found.run.problem), dtype=torch.bool, device=found.run.distance.device
@@ -209,7 +209,7 @@ def _share(hit: Bool[Tensor, " rows"]) -> Measured | None:
 def silent(found: Evidence) -> Measured | None:
     """Return how many images the attack passed a success of and returned none."""
     # of a victim that answers at random, one lucky pass proves nothing
-    if found.ready.randomized > 0 or found.watched is None:
+    if found.setup.randomized > 0 or found.watched is None:
         return None
     watch, verdict = found.watched
     kept_back = watch.ever & ~verdict.success
@@ -262,7 +262,7 @@ def gains_nothing(found: Evidence) -> Measured | None:
     steps go up and down by chance, the loss does not rise by as much as one of them moves it.
     """
     losses = _climbed(found)
-    if losses is None or found.ready.victim.guard is not None or found.ready.victim.draws > 1:
+    if losses is None or found.setup.victim.guard is not None or found.setup.victim.draws > 1:
         return None
     moved = losses.diff(dim=0).abs().mean(0).sum()
     if float(moved) == 0:  # no gradient at all is another check's
@@ -291,7 +291,7 @@ def more_effort(found: Evidence) -> Measured | None:
     each = int(2 * registry.passes(found.card, doubled)) + 2
     rows = found.affordable(found.improvable(), each, share=1.0)
     attack = sharded(registry.function("attacks", found.card), doubled)
-    if uses_all_steps(found.card, found.ready):
+    if uses_all_steps(found.card, found.setup):
         attack = with_all_steps(attack)
     here = found.problem.select(rows)
     posed = here.at(torch.inf) if found.card.schedule == "distance" else here

@@ -156,7 +156,7 @@ def checks_of(found: Evidence) -> tuple[tuple[Check, ...], tuple[Flag, ...]]:
     """Return everything that was measured on a run, and the flags it raises."""
     checks, flags = [], []
     case = found.planned.case
-    with seeded(case.seed, case.id, "checks"), frozen(found.ready.victim.module):
+    with seeded(case.seed, case.id, "checks"), frozen(found.setup.victim.module):
         for name, row in _CHECKS.items():
             measured = row.measure(found)
             if measured is None:

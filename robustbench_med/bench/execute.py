@@ -56,17 +56,17 @@ def execute(
     """
     started = now()
     try:
-        ready = prepare()
-        run = run_verified(planned, ready, keeps=images)
+        setup = prepare()
+        run = run_verified(planned, setup, keeps=images)
     except InvalidOutputError as error:
         record = _invalid_record(
             planned, reason=str(error), started=started, command=command, device=device
         )
         return Outcome(record, pd.DataFrame(), {})
-    scores = score_run(planned, ready, run)
-    pictures = pictures_of(planned, ready, run, examples)
+    scores = score_run(planned, setup, run)
+    pictures = pictures_of(planned, setup, run, examples)
     record = _record(
-        planned, ready, run, scores, pictures.examples, started=started, command=command
+        planned, setup, run, scores, pictures.examples, started=started, command=command
     )
     files = dict(pictures.files)
     if run.fitted is not None:
@@ -81,7 +81,7 @@ def execute(
 
 def _record(
     planned: ResolvedCase,
-    ready: AttackSetup,
+    setup: AttackSetup,
     run: AttackRun,
     scores: Scores,
     examples: tuple[Example, ...],
@@ -90,35 +90,35 @@ def _record(
     command: str,
 ) -> Record:
     """Return the record of a case that ran."""
-    patients = ready.batch.patients
+    patients = setup.batch.patients
     notes = [] if patients is not None else ["images treated as independent"]
-    if ready.card.name not in registry.load("models"):
-        coded = factory_of(ready.card.name) or ready.card.name.startswith("module:")
+    if setup.card.name not in registry.load("models"):
+        coded = factory_of(setup.card.name) or setup.card.name.startswith("module:")
         what = "model, code and weights" if coded else "model and weights"
         notes.append(f"{what} are the user's own: no card vouches for them")
-    notes += ready.card.notes
-    if ready.undecided:
+    notes += setup.card.notes
+    if setup.undecided:
         notes.append(
-            f"no operating point for {', '.join(ready.undecided)}: validation holds one value of "
+            f"no operating point for {', '.join(setup.undecided)}: validation holds one value of "
             "it; the model's own decision counts"
         )
     if planned.data.card.task == "segmentation" and planned.data.card.spacing is None:
         notes.append("spacing unknown: distances and sizes are in pixels, not in mm")
-    device = ready.batch.x.device
+    device = setup.batch.x.device
     card = planned.attack.card
-    checks, flags = checks_of(Evidence(planned, ready, run, scores.audit, card))
+    checks, flags = checks_of(Evidence(planned, setup, run, scores.audit, card))
     return Record(
         case_id=planned.case.id,
         case=planned.case,
         status="ok",
-        n=len(ready.batch),
+        n=len(setup.batch),
         patients=None if patients is None else len(set(patients.tolist())),
         threshold=scores.threshold,
         rungs=scores.rungs,
         radii=run.radii,
         distance=scores.distance if card.schedule == "distance" else None,
         universal=None if run.fitted is None else run.fitted.counts,
-        certificate=certificate(ready),
+        certificate=certificate(setup),
         audit=scores.audit,
         ladder_audit=run.ladder,
         cost=Cost(
@@ -126,14 +126,14 @@ def _record(
             backward=run.counter.backward,
             seconds=round(run.seconds, 3),
             peak_memory_mib=peak_mib(device),
-            relative_forward_time=None if ready.slower is None else round(ready.slower, 2),
+            relative_forward_time=None if setup.slower is None else round(setup.slower, 2),
         ),
         flags=flags,
         checks=checks,
         notes=(*notes, *planned.data.card.notes),
         examples=examples,
         dataset_card=planned.data.card,
-        model_card=ready.card,
+        model_card=setup.card,
         attack_card=card,
         defense_card=planned.defense.card,
         provenance=provenance(started=started, command=command, device=str(device)),

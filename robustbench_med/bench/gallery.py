@@ -44,55 +44,55 @@ class Pictures(NamedTuple):
     files: dict[str, bytes]
 
 
-def pictures_of(planned: ResolvedCase, ready: AttackSetup, run: AttackRun, most: int) -> Pictures:
+def pictures_of(planned: ResolvedCase, setup: AttackSetup, run: AttackRun, most: int) -> Pictures:
     """Return pictures of `most` images, each at the smallest radius that broke it.
 
     The images are attacked once more, because the ladder keeps no candidates. Draws are keyed by
     sample, so that the candidates are the same.
     """
     case = planned.case
-    if ready.data.card.task == "segmentation":
-        return _of_masks(planned, ready, run, most)
+    if setup.data.card.task == "segmentation":
+        return _of_masks(planned, setup, run, most)
     examples: list[Example] = []
     files: dict[str, bytes] = {}
     for row in _choose(run, most):
         first = int(run.rungs["success"][:, row].nonzero()[0, 0])
-        with frozen(ready.victim.module), seeded(case.seed, case.id, "examples", row):
+        with frozen(setup.victim.module), seeded(case.seed, case.id, "examples", row):
             again = _attack_again(case, run, row, first)
             if again is None:
                 continue
             eps, z = again
-            logits = ready.victim(z).logits.detach()
-        example, parts = _example(ready, run, row, eps, z[0], logits, len(examples))
+            logits = setup.victim(z).logits.detach()
+        example, parts = _example(setup, run, row, eps, z[0], logits, len(examples))
         examples.append(example)
         files |= parts
     return Pictures(tuple(examples), files)
 
 
-def _of_masks(planned: ResolvedCase, ready: AttackSetup, run: AttackRun, most: int) -> Pictures:
+def _of_masks(planned: ResolvedCase, setup: AttackSetup, run: AttackRun, most: int) -> Pictures:
     """Return pictures of the images most harmed at the headline radius, with their masks.
 
     Those with a region come first: a false alarm on an empty mask costs all its Dice, and shows
     little.
     """
     case, rung = planned.case, (len(run.radii) - 1) // 2
-    lost = run.rungs["harm"][rung] - run.rest["harm"]
+    lost = run.rungs["harm"][rung] - run.clean["harm"]
     empty = ~(run.problem.y > 0).flatten(1).any(1)
     ranked = (lost - 2 * empty.to(lost)).argsort(descending=True, stable=True)
     shown = [row for row in ranked.tolist() if lost[row] > 0]
     shown = shown[:most]
     rows = torch.tensor(shown, device=run.problem.x.device, dtype=torch.int64)
     posed = replace(run.problem.select(rows), counter=Counter()).at(run.radii[rung])
-    with frozen(ready.victim.module), seeded(case.seed, case.id, "examples"):
+    with frozen(setup.victim.module), seeded(case.seed, case.id, "examples"):
         z = run.attack(posed, at_rung(run.rng, run.radii[rung]).select(rows))
         after = answer_of(posed.outputs(z).logits)
     examples: list[Example] = []
     files: dict[str, bytes] = {}
     for i, n in enumerate(run.attacked.nonzero()[rows, 0].tolist()):
-        seen = Seen(posed.x[i], z[i], posed.y[i], ready.clean[n], after[i])
-        shot = masks_of(planned.objective, ready.data.card, seen, f"example_{i}")
+        seen = Seen(posed.x[i], z[i], posed.y[i], setup.clean[n], after[i])
+        shot = masks_of(planned.objective, setup.data.card, seen, f"example_{i}")
         example = Example(
-            sample=str(ready.batch.ids[n]),
+            sample=str(setup.batch.ids[n]),
             truth=shot.truth,
             clean_prediction=f"Dice {shot.masks.dice_before:.2f}",
             adversarial_prediction=f"Dice {shot.masks.dice_after:.2f}",
@@ -134,14 +134,14 @@ def _attack_again(case: Case, run: AttackRun, row: int, first: int) -> tuple[flo
 
 
 def _example(
-    ready: AttackSetup, run: AttackRun, row: int, eps: float, z: Tensor, logits: Tensor, i: int
+    setup: AttackSetup, run: AttackRun, row: int, eps: float, z: Tensor, logits: Tensor, i: int
 ) -> tuple[Example, dict[str, bytes]]:
-    card, files = ready.data.card, dict[str, bytes]()
+    card, files = setup.data.card, dict[str, bytes]()
     n = int(run.attacked.nonzero()[row, 0])
     example = Example(
-        sample=str(ready.batch.ids[n]),
-        truth=words(ready.batch.y[n].cpu().numpy(), card),
-        clean_prediction=words(decide(ready.clean[n : n + 1], card.task)[0], card),
+        sample=str(setup.batch.ids[n]),
+        truth=words(setup.batch.y[n].cpu().numpy(), card),
+        clean_prediction=words(decide(setup.clean[n : n + 1], card.task)[0], card),
         adversarial_prediction=words(decide(logits, card.task)[0], card),
         eps=eps,
         **_three(run.problem.x[row], z, i, files),

@@ -75,7 +75,7 @@ def _universal(ladder: Ladder) -> FilledLadder:
         registry.function("attacks", planned.attack.card),
         case.parameters,
         train=train,
-        ready=ladder.setup,
+        setup=ladder.setup,
         everyone=ladder.every_rng,
         radii=ladder.radii,
         seed=case.seed,

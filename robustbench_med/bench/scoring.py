@@ -41,30 +41,30 @@ class Scores(NamedTuple):
     distance: Estimate
 
 
-def score_run(planned: ResolvedCase, ready: AttackSetup, run: AttackRun) -> Scores:
+def score_run(planned: ResolvedCase, setup: AttackSetup, run: AttackRun) -> Scores:
     """Return the samples table, a Rung for clean and each radius, the audit, the threshold.
 
     Images that were not attacked keep their clean output at every rung.
 
     Args:
         planned: says norm, ladder and objective.
-        ready: clean logits and truth of all `n` images.
+        setup: clean logits and truth of all `n` images.
         run: what was measured of those attacked.
     """
     case = planned.case
-    attacked, clusters = run.attacked, ready.batch.patients
+    attacked, clusters = run.attacked, setup.batch.patients
     aimed = run.aimed
-    weights = resamples(len(ready.batch), clusters, seed=case.seed)
+    weights = resamples(len(setup.batch), clusters, seed=case.seed)
     tables, scored = [], []
     for i, eps in enumerate((0.0, *case.ladder)):
         columns = {name: value[i - 1] for name, value in run.rungs.items()} if i else None
         told = evaluate_outputs(
-            planned.objective, ready, _answers(ready, attacked, columns), aimed, weights
+            planned.objective, setup, _answers(setup, attacked, columns), aimed, weights
         )
-        table = _table(ready, run, columns, eps, told)
+        table = _table(setup, run, columns, eps, told)
         tables.append(table)
         metrics = told.metrics | score_attack(table, clusters, weights)
-        if ready.suspicion is not None:
+        if setup.suspicion is not None:
             right = table["correct"].to_numpy(dtype=float)
             # the others are of calls, rejected or not: beside an accuracy that counts rejections
             # they would contradict it
@@ -72,9 +72,9 @@ def score_run(planned: ResolvedCase, ready: AttackSetup, run: AttackRun) -> Scor
             metrics["accuracy"] = intervals.cluster_mean(right, clusters)
             metrics |= score_detector(
                 table,
-                ready.suspicion.double().cpu().numpy(),
+                setup.suspicion.double().cpu().numpy(),
                 told.wrong,
-                unattacked=ready.unattacked,
+                unattacked=setup.unattacked,
                 nearest=run.minimal and case.knowledge == "adaptive",
                 seed=case.seed,
             )
@@ -86,23 +86,23 @@ def score_run(planned: ResolvedCase, ready: AttackSetup, run: AttackRun) -> Scor
     return Scores(
         samples,
         tuple(scored),
-        _audit(case, ready, run),
-        probability(ready.victim.offset, ready.data.card),
+        _audit(case, setup, run),
+        probability(setup.victim.offset, setup.data.card),
         intervals.median(distance[aimed.cpu().numpy()], weights[:, aimed.cpu().numpy()]),
     )
 
 
-def certificate(ready: AttackSetup) -> Certificate | None:
+def certificate(setup: AttackSetup) -> Certificate | None:
     """Return the curve of what is certified as right, by patients; None of other defenses."""
-    if ready.certified is None:
+    if setup.certified is None:
         return None
-    radius, clusters = ready.certified.radius.cpu().numpy(), ready.batch.patients
-    right = (ready.certified.label == ready.batch.y).cpu().numpy()
+    radius, clusters = setup.certified.radius.cpu().numpy(), setup.batch.patients
+    right = (setup.certified.label == setup.batch.y).cpu().numpy()
     radii = np.linspace(0.0, max(float(radius.max(initial=0.0)), 1e-6), _CERTIFIED + 1)
     shares = [
         intervals.cluster_mean((right & (radius >= r)).astype(float), clusters) for r in radii
     ]
-    abstained = (ready.certified.label < 0).cpu().numpy()
+    abstained = (setup.certified.label < 0).cpu().numpy()
     return Certificate(
         radii=tuple(radii.tolist()),
         correct=tuple(shares),
@@ -111,24 +111,24 @@ def certificate(ready: AttackSetup) -> Certificate | None:
 
 
 def _answers(
-    ready: AttackSetup, attacked: Bool[Tensor, " n"], columns: Measurements | None
+    setup: AttackSetup, attacked: Bool[Tensor, " n"], columns: Measurements | None
 ) -> Tensor:
     """Return what the victim says of all images; of those not attacked, what it said when clean."""
-    found = ready.clean.clone()
+    found = setup.clean.clone()
     if columns is not None:
         found[attacked] = columns["answer"]
     return found
 
 
 def _table(
-    ready: AttackSetup,
+    setup: AttackSetup,
     run: AttackRun,
     columns: Measurements | None,
     eps: float,
     told: OutputScores,
 ) -> pd.DataFrame:
     """Return one row an image at one radius; the columns are documented at Stored."""
-    batch, attacked = ready.batch, run.attacked
+    batch, attacked = setup.batch, run.attacked
     return pd.DataFrame(
         {
             "sample": batch.ids,
@@ -138,22 +138,22 @@ def _table(
             "attacked": run.aimed.cpu().numpy(),
             "success": _spread(columns, "success", attacked, False),
             **{name: _spread(columns, name, attacked, np.nan) for name in VISIBILITY},
-            **_guarded(ready, run, columns, told),
+            **_guarded(setup, run, columns, told),
         }
     )
 
 
 def _guarded(
-    ready: AttackSetup, run: AttackRun, columns: Measurements | None, told: OutputScores
+    setup: AttackSetup, run: AttackRun, columns: Measurements | None, told: OutputScores
 ) -> dict[str, Any]:
     """Return the columns that a detector adds or changes; none without one.
 
     An image counts as right where it is called right and, when clean, is not rejected. Rejecting an
     attacked one is no mistake: nobody acts on what it is called.
     """
-    if ready.suspicion is None:
+    if setup.suspicion is None:
         return {}
-    suspicion = ready.suspicion.cpu().numpy().copy()
+    suspicion = setup.suspicion.cpu().numpy().copy()
     accepted, attacked = suspicion <= 0, run.attacked.cpu().numpy()
     right = told.columns["correct"] & accepted
     if columns is not None:
@@ -173,14 +173,14 @@ def _spread(
     return spread
 
 
-def _audit(case: Case, ready: AttackSetup, run: AttackRun) -> Audit:
+def _audit(case: Case, setup: AttackSetup, run: AttackRun) -> Audit:
     """Return what the attack really used, and whether its images survive rounding."""
     rungs, attacked = run.rungs, run.attacked
     fell = rungs["success"].any(0)
     # argmax gives the first: each image counts once
     lowest_rung = rungs["success"].float().argmax(0)
     survived = rungs["rounded"].gather(0, lowest_rung[None])[0][fell]
-    owners = ready.batch.patients
+    owners = setup.batch.patients
     if owners is not None:
         owners = owners[attacked.cpu().numpy()][fell.cpu().numpy()]
     eps = rungs["size"].new_tensor(run.radii)[:, None]
@@ -197,7 +197,7 @@ def _audit(case: Case, ready: AttackSetup, run: AttackRun) -> Audit:
         max_value=float(highest.max()) if some else undefined,
         over_budget=int(over.any(0).sum()),
         tolerance=tolerance,
-        bit_depth=ready.data.card.bit_depth,
+        bit_depth=setup.data.card.bit_depth,
         survives_rounding=intervals.cluster_mean(survived.cpu().numpy().astype(float), owners),
     )
 
@@ -216,7 +216,7 @@ class OutputScores(NamedTuple):
 
 def evaluate_outputs(
     objective: Objective,
-    ready: AttackSetup,
+    setup: AttackSetup,
     answer: Tensor,
     attacked: Bool[Tensor, " n"],
     weights: NDArray[np.float64],
@@ -225,21 +225,21 @@ def evaluate_outputs(
 
     Args:
         objective: what the attacker wants.
-        ready: truth, patients and clean answers of all images.
+        setup: truth, patients and clean answers of all images.
         answer: `(n, k)` logits or `(n, *s)` masks of class ids.
         attacked: which images were.
         weights: `(replicates, n)` from resamples.
     """
-    if ready.data.card.task == "segmentation":
-        return _masks(objective, ready, answer, weights)
-    return _labels(ready, answer, attacked.cpu().numpy(), weights)
+    if setup.data.card.task == "segmentation":
+        return _masks(objective, setup, answer, weights)
+    return _labels(setup, answer, attacked.cpu().numpy(), weights)
 
 
 def _labels(
-    ready: AttackSetup, answer: Tensor, attacked: NDArray[np.bool_], weights: NDArray[np.float64]
+    setup: AttackSetup, answer: Tensor, attacked: NDArray[np.bool_], weights: NDArray[np.float64]
 ) -> OutputScores:
-    card, clusters = ready.data.card, ready.batch.patients
-    truth, predicted = ready.batch.y.cpu().numpy(), decide(answer, card.task)
+    card, clusters = setup.data.card, setup.batch.patients
+    truth, predicted = setup.batch.y.cpu().numpy(), decide(answer, card.task)
     scores = probabilities(answer, card.task)
     right = (predicted == truth) | (truth < 0)
     columns = {
@@ -249,16 +249,16 @@ def _labels(
         "correct": right.all(1) if right.ndim == 2 else right,
     }
     found = Predictions.of(truth, predicted, scores, card)
-    before = decide(ready.clean, card.task)
+    before = decide(setup.clean, card.task)
     turned = flips(truth, before, predicted, card, attacked=attacked, clusters=clusters)
     return OutputScores(columns, score(found, card, clusters=clusters, weights=weights) | turned)
 
 
 def _masks(
-    objective: Objective, ready: AttackSetup, answer: Tensor, weights: NDArray[np.float64]
+    objective: Objective, setup: AttackSetup, answer: Tensor, weights: NDArray[np.float64]
 ) -> OutputScores:
-    card, parts = ready.data.card, ready.data.card.parts
-    truth, called = ready.batch.y.cpu().numpy(), answer.cpu().numpy()
+    card, parts = setup.data.card, setup.data.card.parts
+    truth, called = setup.batch.y.cpu().numpy(), answer.cpu().numpy()
     found = of_masks(called, truth, parts=parts, spacing=card.spacing, tolerance=card.tolerance)
     columns = {
         "truth": _pixels(truth, truth, parts),
@@ -268,7 +268,7 @@ def _masks(
     }
     metrics = score_masks(found, parts=parts, weights=weights)
     if isinstance(objective, TargetMask):
-        target = objective.target(ready.batch.y).cpu().numpy()
+        target = objective.target(setup.batch.y).cpu().numpy()
         drawn = overlap(called, target, parts={"target": (objective.label,)})[:, 0]
         columns["target_dice"] = drawn
         metrics["target_dice"] = intervals.bootstrap(

@@ -179,12 +179,12 @@ def prepare_setup(planned: ResolvedCase, device: torch.device) -> AttackSetup:
     victim = replace(loaded.victim, draws=case.draws)
     victim.module.to(device)
     victim.check(batch.x, data.card.outputs, masks=data.card.task == "segmentation")
-    ready = _prepared(victim, planned, batch, loaded.card)
-    if ready.depends_on_batch == 0:
-        return ready
+    setup = _prepared(victim, planned, batch, loaded.card)
+    if setup.depends_on_batch == 0:
+        return setup
     # a device is asked one image at a time: that answer counts, not one among others
     alone = _prepared(replace(victim, chunk=1), planned, batch, loaded.card)
-    return replace(alone, depends_on_batch=ready.depends_on_batch)
+    return replace(alone, depends_on_batch=setup.depends_on_batch)
 
 
 def _prepared(victim: Victim, planned: ResolvedCase, batch: Batch, card: ModelCard) -> AttackSetup:
@@ -250,18 +250,18 @@ def _probabilities(victim: Victim, raw: Tensor, data: Dataset) -> bool:
     return looks_like_probabilities(raw, span=0.0 if alone else 0.5)
 
 
-def attacker_view(ready: AttackSetup, planned: ResolvedCase) -> Victim:
+def attacker_view(setup: AttackSetup, planned: ResolvedCase) -> Victim:
     """Return the model that an oblivious attacker optimises against.
 
     It is the undefended victim, or the victim behind the detector that is evaded instead.
     """
-    if ready.bare is None:
+    if setup.bare is None:
         raise RuntimeError("expected a prepared victim without its defense")
     evaded, case = planned.defense.evaded, planned.case
     if evaded is None:
-        return ready.bare
-    with frozen(ready.bare.module), seeded(*setup_key(case), evaded.text):
-        view = apply_defense(ready.bare, evaded, case, ready.data, ready.batch.x.device)
+        return setup.bare
+    with frozen(setup.bare.module), seeded(*setup_key(case), evaded.text):
+        view = apply_defense(setup.bare, evaded, case, setup.data, setup.batch.x.device)
     return view.guide or view.judge
 
 

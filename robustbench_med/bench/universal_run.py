@@ -53,7 +53,7 @@ def fit_universal(
     parameters: dict[str, Any],
     *,
     train: Batch,
-    ready: AttackSetup,
+    setup: AttackSetup,
     everyone: Draws,
     radii: Sequence[float],
     seed: int,
@@ -65,7 +65,7 @@ def fit_universal(
         function: a universal attack.
         parameters: its parameters.
         train: the images it is fitted on.
-        ready: all images of the case.
+        setup: all images of the case.
         everyone: one stream an image of the case.
         radii: the rungs, in image units.
         seed: of the case.
@@ -85,8 +85,8 @@ def fit_universal(
         made = function(lesson.at(eps), rng=at_rung(streams.fork("fit"), eps), **parameters)
         single = at_rung(Draws.of(seed, ["control"], device=device), eps)
         control = made.control(problem.at(eps).ball, single)
-        whole = replace(problem, x=ready.batch.x, y=ready.batch.y).at(eps)
-        counts = [_counts(one, whole, ready, at_rung(everyone, eps)) for one in (made, control)]
+        whole = replace(problem, x=setup.batch.x, y=setup.batch.y).at(eps)
+        counts = [_counts(one, whole, setup, at_rung(everyone, eps)) for one in (made, control)]
         flat = made.pattern.flatten()
         counted.append(
             UniversalRung(
@@ -113,13 +113,13 @@ class _Counts(NamedTuple):
     success: Estimate
 
 
-def _counts(made: Universal, whole: Problem, ready: AttackSetup, rng: Draws) -> _Counts:
-    card, owners = ready.data.card, ready.batch.patients
+def _counts(made: Universal, whole: Problem, setup: AttackSetup, rng: Draws) -> _Counts:
+    card, owners = setup.data.card, setup.batch.patients
     columns = measure(whole, made.apply(whole.x, whole.ball, rng), card.bit_depth)
-    called, clean = (decide(found, card.task) for found in (columns["answer"], ready.clean))
-    truth, masks = ready.batch.y.cpu().numpy(), card.task == "segmentation"
+    called, clean = (decide(found, card.task) for found in (columns["answer"], setup.clean))
+    truth, masks = setup.batch.y.cpu().numpy(), card.task == "segmentation"
     # labelled, and the goal not reached by the clean image
-    before = verdict_on(whole.objective, ready.clean, whole.y, len(card.classes)).success
+    before = verdict_on(whole.objective, setup.clean, whole.y, len(card.classes)).success
     attacked = (whole.objective.applies(whole.y) & ~before).cpu().numpy()
 
     known = (truth >= 0).reshape(len(truth), -1)

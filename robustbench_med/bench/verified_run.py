@@ -62,15 +62,15 @@ class GradientFinding:
         return self.disagree > 0 or self.moved > 0
 
 
-def run_verified(planned: ResolvedCase, ready: AttackSetup, *, keeps: bool = False) -> AttackRun:
+def run_verified(planned: ResolvedCase, setup: AttackSetup, *, keeps: bool = False) -> AttackRun:
     """Attack as `run_attack` does, check the gradients, and attack again where they lie."""
-    run = run_attack(planned, ready, keeps=keeps)
-    finding = check_gradients(planned, ready, run)
-    if finding is None or not finding.lies or ready.surrogate is not None:
+    run = run_attack(planned, setup, keeps=keeps)
+    finding = check_gradients(planned, setup, run)
+    if finding is None or not finding.lies or setup.surrogate is not None:
         return run._replace(gradients=finding)
-    guide = _honest_guide(planned, ready, run)
+    guide = _honest_guide(planned, setup, run)
     if guide is not None:
-        again = run_attack(planned, replace(ready, guide=guide), keeps=keeps)
+        again = run_attack(planned, replace(setup, guide=guide), keeps=keeps)
         finding = replace(finding, remedy="traced", counter=run.counter)
         return merged(again, run)._replace(gradients=finding)
     square: AttackCard = registry.find("attacks", "square")
@@ -78,19 +78,19 @@ def run_verified(planned: ResolvedCase, ready: AttackSetup, *, keeps: bool = Fal
     if case.norm not in square.norms or run.fitted is not None:
         return run._replace(gradients=finding)
     parameters = {**square.parameters, "queries": QUERIES}
-    again = run_attack(planned.with_attack(square, parameters), ready, keeps=keeps)
+    again = run_attack(planned.with_attack(square, parameters), setup, keeps=keeps)
     finding = replace(finding, remedy="queries", counter=run.counter)
     return merged(run, again)._replace(gradients=finding)
 
 
 def check_gradients(
-    planned: ResolvedCase, ready: AttackSetup, run: AttackRun
+    planned: ResolvedCase, setup: AttackSetup, run: AttackRun
 ) -> GradientFinding | None:
     """Return what finite differences say of the gradients of a run; None where it got none."""
-    victim, samples = ready.victim, [] if run.recorder is None else run.recorder.samples
+    victim, samples = setup.victim, [] if run.recorder is None else run.recorder.samples
     coarse = planned.case.guide == "bfloat16"
-    if ready.surrogate is not None:
-        victim, samples, coarse = ready.surrogate.victim, ready.surrogate.recorder.samples, False
+    if setup.surrogate is not None:
+        victim, samples, coarse = setup.surrogate.victim, setup.surrogate.recorder.samples, False
     if not samples:
         return None
     case, cost = planned.case, run.counter
@@ -107,15 +107,15 @@ def check_gradients(
     )
 
 
-def _honest_guide(planned: ResolvedCase, ready: AttackSetup, run: AttackRun) -> Victim | None:
+def _honest_guide(planned: ResolvedCase, setup: AttackSetup, run: AttackRun) -> Victim | None:
     """Return the victim with the gradients of its own operations, traced once a victim."""
-    place = ("traced guide", ready.guide is None)
-    if place not in ready.probes:
+    place = ("traced guide", setup.guide is None)
+    if place not in setup.probes:
         samples = [] if run.recorder is None else run.recorder.samples
-        case, victim = planned.case, ready.guide or ready.victim
+        case, victim = planned.case, setup.guide or setup.victim
         with frozen(victim.module), seeded(case.seed, case.id, "guide"):
-            ready.probes[place] = traced_guide(victim, samples, seed=case.seed)
-    found: Victim | None = ready.probes[place]
+            setup.probes[place] = traced_guide(victim, samples, seed=case.seed)
+    found: Victim | None = setup.probes[place]
     return found
 
 

@@ -40,22 +40,22 @@ def ready_for(victim: Victim, n: int = N, *, seed: int = 1, **fields: Any) -> At
     return prepared_of(victim, dataset_of(x, y, max(k, 2), **fields))
 
 
-def rows_of(ready: AttackSetup, rows: Tensor) -> AttackSetup:
-    b = ready.batch
+def rows_of(setup: AttackSetup, rows: Tensor) -> AttackSetup:
+    b = setup.batch
     patients = None if b.patients is None else b.patients[rows.numpy()]
     batch = replace(b, x=b.x[rows], y=b.y[rows], ids=b.ids[rows.numpy()], patients=patients)
-    return replace(ready, batch=batch, clean=ready.clean[rows])
+    return replace(setup, batch=batch, clean=setup.clean[rows])
 
 
-def verdicts(run: AttackRun, ready: AttackSetup) -> dict[str, list[bool]]:
-    ids = ready.batch.ids[run.attacked.numpy()]
+def verdicts(run: AttackRun, setup: AttackSetup) -> dict[str, list[bool]]:
+    ids = setup.batch.ids[run.attacked.numpy()]
     return {str(i): run.rungs["success"][:, j].tolist() for j, i in enumerate(ids)}
 
 
-def scored(ready: AttackSetup, attack: str = "pgd", **fields: Any) -> tuple[AttackRun, Scores]:  # noqa: ANN401
-    planned = planned_of(ready.data, attack, **fields)
-    run = run_attack(planned, ready)
-    return run, score_run(planned, ready, run)
+def scored(setup: AttackSetup, attack: str = "pgd", **fields: Any) -> tuple[AttackRun, Scores]:  # noqa: ANN401
+    planned = planned_of(setup.data, attack, **fields)
+    run = run_attack(planned, setup)
+    return run, score_run(planned, setup, run)
 
 
 # --- walk ----------------------------------------------------------------------------------------
@@ -63,51 +63,51 @@ def scored(ready: AttackSetup, attack: str = "pgd", **fields: Any) -> tuple[Atta
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd"])
 def test_verdicts_depend_on_neither_batch_nor_order(attack: str) -> None:
-    ready = ready_for(generic_victim(3))
+    setup = ready_for(generic_victim(3))
     # steps too few to reach every boundary: here the random start decides some verdicts
     given = {"parameters": {"steps": 3, "total_step": 1.0}} if attack == "pgd" else {}
-    planned = planned_of(ready.data, attack, ladder=(0.02, 0.04, 0.08, 0.16), **given)
-    expected = verdicts(run_attack(planned, ready), ready)
+    planned = planned_of(setup.data, attack, ladder=(0.02, 0.04, 0.08, 0.16), **given)
+    expected = verdicts(run_attack(planned, setup), setup)
     assert 0.1 < np.mean(list(expected.values())) < 0.9
     for size in (1, 7, 64):
         found: dict[str, list[bool]] = {}
         order = torch.randperm(N, generator=torch.Generator().manual_seed(size))
         for rows in order.split(size):
-            part = rows_of(ready, rows)
+            part = rows_of(setup, rows)
             part = replace(part, victim=replace(part.victim, chunk=size))
             found |= verdicts(run_attack(planned, part), part)
         assert found == expected, size
 
 
 def test_the_seed_reaches_the_attack() -> None:
-    ready = ready_for(generic_victim(3))
+    setup = ready_for(generic_victim(3))
     given = {"steps": 1, "total_step": 0.1}
     a, b = (
-        run_attack(planned_of(ready.data, seed=seed, parameters=given), ready).rungs["answer"]
+        run_attack(planned_of(setup.data, seed=seed, parameters=given), setup).rungs["answer"]
         for seed in (0, 1)
     )
     assert not torch.equal(a, b)
 
 
 def test_only_what_the_victim_calls_right_is_attacked() -> None:
-    ready = ready_for(generic_victim(3))
-    run = run_attack(planned_of(ready.data), ready)
-    assert torch.equal(run.attacked, ready.clean.argmax(1) == ready.batch.y)
+    setup = ready_for(generic_victim(3))
+    run = run_attack(planned_of(setup.data), setup)
+    assert torch.equal(run.attacked, setup.clean.argmax(1) == setup.batch.y)
     assert int((~run.attacked).sum()) == N // 8
     assert run.counter.forward > N
     assert run.ladder is not None
-    assert run_attack(planned_of(ready.data, "fgsm"), ready).ladder is None
+    assert run_attack(planned_of(setup.data, "fgsm"), setup).ladder is None
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_unlabelled_images_are_neither_attacked_nor_scored(k: int) -> None:
     victim = generic_victim(k)
-    ready = ready_for(victim)
-    y = ready.batch.y.clone()
+    setup = ready_for(victim)
+    y = setup.batch.y.clone()
     y[1:4] = -1
-    ready = prepared_of(victim, dataset_of(ready.batch.x, y, max(k, 2)))
-    run, scores = scored(ready, "fgsm")
-    assert len(ready.batch) == N - 3
+    setup = prepared_of(victim, dataset_of(setup.batch.x, y, max(k, 2)))
+    run, scores = scored(setup, "fgsm")
+    assert len(setup.batch) == N - 3
     assert not {"s001", "s002", "s003"} & set(scores.samples["sample"])
     assert int((~run.attacked).sum()) == N // 8
     assert scores.rungs[0].metrics["accuracy"].value == pytest.approx(1 - 8 / (N - 3))
@@ -117,7 +117,7 @@ def test_the_victim_is_as_it_was_after_an_attack_and_frozen_during_it(
     plant: Plant,
 ) -> None:
     victim = small_victim(2)
-    ready = ready_for(victim, 16)
+    setup = ready_for(victim, 16)
     victim.module.train()
     first = next(victim.module.parameters()).requires_grad_(False)
     seen: list[bool] = []
@@ -127,7 +127,7 @@ def test_the_victim_is_as_it_was_after_an_attack_and_frozen_during_it(
         seen.append(any(p.requires_grad for p in victim.module.parameters()))
         return fgsm(problem, rng=rng)
 
-    run_attack(planned_of(ready.data, plant(watching)), ready)
+    run_attack(planned_of(setup.data, plant(watching)), setup)
     assert seen
     assert not any(seen)
     assert all(part.training for part in victim.module.modules())
@@ -136,9 +136,9 @@ def test_the_victim_is_as_it_was_after_an_attack_and_frozen_during_it(
 
 
 def test_a_targeted_objective_attacks_the_other_classes() -> None:
-    ready = ready_for(generic_victim(3))
-    run, scores = scored(ready, objective="targeted(target=1)")
-    assert not run.attacked[ready.batch.y == 1].any()
+    setup = ready_for(generic_victim(3))
+    run, scores = scored(setup, objective="targeted(target=1)")
+    assert not run.attacked[setup.batch.y == 1].any()
     broken = scores.samples["success"].to_numpy()
     assert broken.any()
     assert (scores.samples["prediction"].to_numpy()[broken] == 1).all()
@@ -148,14 +148,14 @@ def test_a_targeted_objective_attacks_the_other_classes() -> None:
 
 
 def test_the_samples_table() -> None:
-    ready = ready_for(generic_victim(3))
-    run, scores = scored(ready)
+    setup = ready_for(generic_victim(3))
+    run, scores = scored(setup)
     table = scores.samples
     assert len(table) == N * (1 + len(LADDER))
     assert sorted(table["eps"].unique()) == [0.0, *LADDER]
     for i, eps in enumerate((0.0, *LADDER)):
         part = table[table["eps"] == eps]
-        assert part["sample"].tolist() == ready.batch.ids.tolist()
+        assert part["sample"].tolist() == setup.batch.ids.tolist()
         assert (part["attacked"].to_numpy() == run.attacked.numpy()).all()
         assert (part["correct"] == (part["prediction"] == part["truth"])).all()
         chances = np.stack(part["scores"].to_list())
@@ -177,8 +177,8 @@ def test_the_samples_table() -> None:
 
 
 def test_the_rungs() -> None:
-    ready = ready_for(generic_victim(3))
-    run, scores = scored(ready)
+    setup = ready_for(generic_victim(3))
+    run, scores = scored(setup)
     assert [rung.eps for rung in scores.rungs] == [0.0, *LADDER]
     clean, *rest = scores.rungs
     assert clean.metrics["accuracy"].value == 1 - 8 / N
@@ -212,8 +212,8 @@ def test_intervals_are_by_patient_where_patients_are_known() -> None:
 
 def test_a_threshold_is_told_as_a_probability() -> None:
     victim = generic_victim(2)
-    ready = ready_for(victim.at(torch.tensor([0.0, -torch.log(torch.tensor(3.0)).item()])))
-    assert scored(ready, "fgsm")[1].threshold == pytest.approx((0.75,))
+    setup = ready_for(victim.at(torch.tensor([0.0, -torch.log(torch.tensor(3.0)).item()])))
+    assert scored(setup, "fgsm")[1].threshold == pytest.approx((0.75,))
     assert scored(ready_for(victim), "fgsm")[1].threshold == ()
     one = generic_victim(1)
     assert scored(ready_for(one.at(torch.tensor([0.0]))), "fgsm")[1].threshold == (0.5,)
@@ -224,8 +224,8 @@ def test_every_finding_has_its_threshold() -> None:
     victim = generic_victim(2).at(torch.tensor([0.0, -1.0]))
     x = grey_images(16)
     y = (victim.logits(x) > 0).long()
-    ready = prepared_of(victim, dataset_of(x, y, 2, task="multi_label", normal=None))
-    found = scored(ready, "fgsm")[1].threshold
+    setup = prepared_of(victim, dataset_of(x, y, 2, task="multi_label", normal=None))
+    found = scored(setup, "fgsm")[1].threshold
     assert found == pytest.approx((0.5, 1 / (1 + np.exp(-1))))
 
 
@@ -234,8 +234,8 @@ def test_every_finding_has_its_threshold() -> None:
 
 def test_an_honest_attack_keeps_its_budget() -> None:
     for norm in ("linf", "l2"):
-        ready = ready_for(generic_victim(2))
-        _, scores = scored(ready, norm=norm, ladder=(0.01, 0.1, 0.3))
+        setup = ready_for(generic_victim(2))
+        _, scores = scored(setup, norm=norm, ladder=(0.01, 0.1, 0.3))
         audit = scores.audit
         assert audit.over_budget == 0
         assert audit.norm == norm
@@ -258,13 +258,13 @@ def leaving(problem: Problem, *, rng: Draws) -> Images:
 
 @pytest.mark.parametrize("rungs", ["ascend", "descend"])
 def test_an_attack_that_ignores_the_ball_is_counted_and_flagged(rungs: str, plant: Plant) -> None:
-    ready = ready_for(linear_victim(2))
+    setup = ready_for(linear_victim(2))
     name = plant(cheating, schedule=rungs)
-    planned = planned_of(ready.data, name)
-    outcome = execute(planned, lambda: ready, command="c", examples=0)
+    planned = planned_of(setup.data, name)
+    outcome = execute(planned, lambda: setup, command="c", examples=0)
     audit = outcome.record.audit
     assert audit is not None
-    assert audit.over_budget == int((ready.clean.argmax(1) == ready.batch.y).sum())
+    assert audit.over_budget == int((setup.clean.argmax(1) == setup.batch.y).sum())
     assert max(audit.max_size) == pytest.approx(2 * LADDER[-1], rel=1e-4)
     flags = {flag.name: flag for flag in outcome.record.flags}
     assert flags["over_budget"].value == audit.over_budget
@@ -274,18 +274,18 @@ def test_an_image_outside_of_0_and_1_is_over_budget(plant: Plant) -> None:
     victim = linear_victim(2)
     x = grey_images(8)
     x[0] = 1.0
-    ready = prepared_of(victim, dataset_of(x, victim.logits(x).argmax(1), 2))
-    _, scores = scored(ready, plant(leaving))
+    setup = prepared_of(victim, dataset_of(x, victim.logits(x).argmax(1), 2))
+    _, scores = scored(setup, plant(leaving))
     assert scores.audit.over_budget == 1
     assert scores.audit.max_value == pytest.approx(1.001)
 
 
 def test_survival_of_rounding_counts_each_image_once() -> None:
     """A broken image is carried up the ladder: its copies are no further evidence."""
-    ready = ready_for(linear_victim(2))
-    run, scores = scored(ready, ladder=(0.05, 0.1, 0.2, 0.4))
+    setup = ready_for(linear_victim(2))
+    run, scores = scored(setup, ladder=(0.05, 0.1, 0.2, 0.4))
     assert run.rungs["success"].all()
-    alone = scored(ready, ladder=(0.05,))[1].audit.survives_rounding
+    alone = scored(setup, ladder=(0.05,))[1].audit.survives_rounding
     found = scores.audit.survives_rounding
     assert found.value == alone.value
     assert found.low == pytest.approx(alone.low)
@@ -295,9 +295,9 @@ def test_nobody_to_attack_still_makes_a_record() -> None:
     victim = generic_victim(2)
     x = grey_images(6)
     y = 1 - victim.logits(x).argmax(1)
-    ready = prepared_of(victim, dataset_of(x, y, 2))
+    setup = prepared_of(victim, dataset_of(x, y, 2))
     for attack in ("fgsm", "pgd"):
-        outcome = execute(planned_of(ready.data, attack), lambda: ready, command="c")
+        outcome = execute(planned_of(setup.data, attack), lambda: setup, command="c")
         record = outcome.record
         assert record.status == "ok"
         assert record.rungs[1].metrics["accuracy"].value == 0
@@ -324,8 +324,8 @@ class FrailAt(nn.Module):
 
 def test_nan_on_attacked_images_makes_the_case_invalid() -> None:
     inner = generic_victim(2)
-    ready = ready_for(victim_of(FrailAt(inner.module, 0.605)))
-    outcome = execute(planned_of(ready.data), lambda: ready, command="c")
+    setup = ready_for(victim_of(FrailAt(inner.module, 0.605)))
+    outcome = execute(planned_of(setup.data), lambda: setup, command="c")
     assert outcome.record.status == "invalid"
     assert "NaN or Inf" in outcome.record.reason
     assert outcome.record.rungs == ()
@@ -334,20 +334,20 @@ def test_nan_on_attacked_images_makes_the_case_invalid() -> None:
 
 
 def test_nan_on_clean_images_makes_the_case_invalid() -> None:
-    ready = ready_for(generic_victim(2))
+    setup = ready_for(generic_victim(2))
 
     def failing() -> AttackSetup:
         raise InvalidOutputError("expected finite logits, got NaN or Inf on 3 of 9 images")
 
-    outcome = execute(planned_of(ready.data), failing, command="c")
+    outcome = execute(planned_of(setup.data), failing, command="c")
     assert (outcome.record.status, outcome.record.n) == ("invalid", 0)
     assert outcome.record.reason.endswith("3 of 9 images")
 
 
 def test_flags_and_notes() -> None:
-    ready = ready_for(generic_victim(2))
-    planned = planned_of(ready.data)
-    outcome = execute(planned, lambda: replace(ready, probabilities=True), command="again")
+    setup = ready_for(generic_victim(2))
+    planned = planned_of(setup.data)
+    outcome = execute(planned, lambda: replace(setup, probabilities=True), command="again")
     record = outcome.record
     assert [flag.name for flag in record.flags] == ["probabilities"]
     assert "images treated as independent" in record.notes
@@ -367,12 +367,12 @@ def test_flags_and_notes() -> None:
 
 
 def test_pictures_are_of_broken_images_each_class_in_turn() -> None:
-    ready = ready_for(generic_victim(3), 96)
-    planned = planned_of(ready.data)
-    run = run_attack(planned, ready)
-    found = pictures_of(planned, ready, run, 5)
+    setup = ready_for(generic_victim(3), 96)
+    planned = planned_of(setup.data)
+    run = run_attack(planned, setup)
+    found = pictures_of(planned, setup, run, 5)
     assert len(found.examples) == 5
-    there = {words(y.numpy(), ready.data.card) for y in ready.batch.y[run.attacked]}
+    there = {words(y.numpy(), setup.data.card) for y in setup.batch.y[run.attacked]}
     first = [example.truth for example in found.examples[: len(there)]]
     assert len(set(first)) == len(first)  # none twice before every class had its turn
     assert len(found.files) == 15
@@ -387,11 +387,11 @@ def test_pictures_are_of_broken_images_each_class_in_turn() -> None:
                 assert image.format == "PNG"
                 sizes.add((image.size, image.mode))
         assert sizes == {((8, 8), "L")}
-        row = ready.batch.ids.tolist().index(example.sample)
+        row = setup.batch.ids.tolist().index(example.sample)
         with Image.open(io.BytesIO(found.files[example.clean])) as image:
             stored = np.asarray(image)
-        assert (stored == (ready.batch.x[row, 0] * 255).round().numpy()).all()
-    assert pictures_of(planned, ready, run, 0).files == {}
+        assert (stored == (setup.batch.x[row, 0] * 255).round().numpy()).all()
+    assert pictures_of(planned, setup, run, 0).files == {}
 
 
 def test_a_picture_shows_an_image_that_breaks_though_the_ladder_found_it_otherwise(
@@ -404,10 +404,10 @@ def test_a_picture_shows_an_image_that_breaks_though_the_ladder_found_it_otherwi
         eps = torch.as_tensor(problem.ball.eps).expand(len(problem))
         return torch.where((eps > 0.1).view(-1, 1, 1, 1), z, problem.x)
 
-    ready = ready_for(linear_victim(2))
-    planned = planned_of(ready.data, plant(coarse, schedule="descend"), ladder=(0.05, 0.2))
-    run = run_attack(planned, ready)
-    found = pictures_of(planned, ready, run, 4)
+    setup = ready_for(linear_victim(2))
+    planned = planned_of(setup.data, plant(coarse, schedule="descend"), ladder=(0.05, 0.2))
+    run = run_attack(planned, setup)
+    found = pictures_of(planned, setup, run, 4)
     assert found.examples
     for example in found.examples:
         assert example.adversarial_prediction != example.truth
@@ -421,22 +421,22 @@ def test_a_black_box_attack_never_asks_for_a_gradient() -> None:
             found: Tensor = victim.module(x).detach()
             return found
 
-    ready = ready_for(replace(victim, module=Closed()))
+    setup = ready_for(replace(victim, module=Closed()))
     parameters = {"queries": 30, "p_init": 0.8}
-    planned = planned_of(ready.data, "square", parameters=parameters, ladder=(0.02, 0.1, 0.5))
-    run = run_attack(planned, ready)
+    planned = planned_of(setup.data, "square", parameters=parameters, ladder=(0.02, 0.1, 0.5))
+    run = run_attack(planned, setup)
     assert run.counter.backward == 0
     assert run.rungs["success"][-1].float().mean() > 0.5
     with pytest.raises(VictimError, match="expected a victim with gradients"):
-        run_attack(planned_of(ready.data, "pgd", ladder=(0.02, 0.1, 0.5)), ready)
+        run_attack(planned_of(setup.data, "pgd", ladder=(0.02, 0.1, 0.5)), setup)
 
 
 def test_pictures_do_not_count_as_cost() -> None:
-    ready = ready_for(generic_victim(2))
-    planned = planned_of(ready.data)
-    run = run_attack(planned, ready)
+    setup = ready_for(generic_victim(2))
+    planned = planned_of(setup.data)
+    run = run_attack(planned, setup)
     before = (run.counter.forward, run.counter.backward)
-    pictures_of(planned, ready, run, 4)
+    pictures_of(planned, setup, run, 4)
     assert (run.counter.forward, run.counter.backward) == before
 
 

@@ -158,10 +158,10 @@ def ready_of(victim: Victim) -> AttackSetup:
 
 
 def record_of(victim: Victim, attack: str = "pgd", **fields: Any) -> Record:  # noqa: ANN401
-    ready = ready_of(victim)
+    setup = ready_of(victim)
     values = {"ladder": LADDER, "parameters": {"steps": 20} if attack == "pgd" else {}} | fields
-    planned = planned_of(ready.data, attack, **values)
-    return execute(planned, lambda: ready, command="", examples=0).record
+    planned = planned_of(setup.data, attack, **values)
+    return execute(planned, lambda: setup, command="", examples=0).record
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -202,11 +202,11 @@ def flags_of_planted(
     """Return the checks of a planted attack with one parameter of effort, `steps`."""
     name = plant(function, cost=lambda steps: steps, effort=("steps",))
     card: AttackCard = registry.find("attacks", name)
-    ready = ready_of(trained(Honest))
-    planned = planned_of(ready.data, name, ladder=ladder, parameters={"steps": steps})
-    run = run_attack(planned, ready)
-    audit = score_run(planned, ready, run).audit
-    checks, _ = checks_of(Evidence(planned, ready, run, audit, card))
+    setup = ready_of(trained(Honest))
+    planned = planned_of(setup.data, name, ladder=ladder, parameters={"steps": steps})
+    run = run_attack(planned, setup)
+    audit = score_run(planned, setup, run).audit
+    checks, _ = checks_of(Evidence(planned, setup, run, audit, card))
     return {check.name: check for check in checks}
 
 
@@ -219,11 +219,11 @@ def test_an_attack_of_one_step_is_not_asked_about_its_steps(
     # two looks at the victim, and no step
     name = plant(darker, cost=lambda: 2)
     card: AttackCard = registry.find("attacks", name)
-    ready = ready_of(trained(Honest))
-    planned = planned_of(ready.data, name, ladder=LADDER)
-    run = run_attack(planned, ready)
-    audit = score_run(planned, ready, run).audit
-    checks, _ = checks_of(Evidence(planned, ready, run, audit, card))
+    setup = ready_of(trained(Honest))
+    planned = planned_of(setup.data, name, ladder=LADDER)
+    run = run_attack(planned, setup)
+    audit = score_run(planned, setup, run).audit
+    checks, _ = checks_of(Evidence(planned, setup, run, audit, card))
     assert "one_step_beats_iterative" not in {one.name for one in checks}
 
 
@@ -282,7 +282,7 @@ def test_an_attack_weaker_than_noise_and_queries_is_caught(plant: Plant) -> None
 
 
 def test_probes_are_asked_once_a_victim() -> None:
-    ready = ready_of(trained(Honest))
+    setup = ready_of(trained(Honest))
     calls: list[int] = []
     square = registry.function("attacks", registry.find("attacks", "square"))
 
@@ -294,8 +294,8 @@ def test_probes_are_asked_once_a_victim() -> None:
 
     with registry.register("attacks", counted, replace=True):
         for attack, steps in (("bim", 10), ("pgd", 10)):  # the same images, whichever asks first
-            planned = planned_of(ready.data, attack, ladder=LADDER, parameters={"steps": steps})
-            execute(planned, lambda: ready, command="", examples=0)
+            planned = planned_of(setup.data, attack, ladder=LADDER, parameters={"steps": steps})
+            execute(planned, lambda: setup, command="", examples=0)
     assert len(calls) == 1
 
 
@@ -319,14 +319,14 @@ class Counting(Honest):
 def test_checks_cost_at_most_what_the_attack_costs(attack: str) -> None:
     steps = {} if attack == "fgsm" else {"steps": 20}
     victim = trained(Counting)
-    ready = ready_of(victim)
-    planned = planned_of(ready.data, attack, ladder=(0.03,), parameters=steps)
+    setup = ready_of(victim)
+    planned = planned_of(setup.data, attack, ladder=(0.03,), parameters=steps)
     module = victim.module
     assert isinstance(module, Counting)
     asked_before = module.passes
-    record = execute(planned, lambda: ready, command="", examples=0).record
+    record = execute(planned, lambda: setup, command="", examples=0).record
     assert record.cost is not None
     cost = record.cost.forward + record.cost.backward
-    clean = 2 * len(ready.batch)  # asked by `ready_of`, and part of the cost of the record
+    clean = 2 * len(setup.batch)  # asked by `ready_of`, and part of the cost of the record
     checks = module.passes - asked_before - (cost - clean)
     assert 0 < checks <= cost

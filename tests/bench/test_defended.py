@@ -71,21 +71,21 @@ def test_another_detector_is_evaded_in_the_place_of_the_one_deployed() -> None:
     assert planned.case.evaded_detector == "feature_mixture(fpr=0.05, components=2, fit=512)"
     mixture = planned_with(defenses=["feature_mixture"], attacks=["pgd(steps=2)"])[0]
     cpu = torch.device("cpu")
-    ready, own = (prepare_setup(one, cpu) for one in (planned, mixture))
-    seen = attacker_view(ready, planned)
-    assert ready.surrogate is None
-    assert ready.bare is not None
+    setup, own = (prepare_setup(one, cpu) for one in (planned, mixture))
+    seen = attacker_view(setup, planned)
+    assert setup.surrogate is None
+    assert setup.bare is not None
     oblivious = planned._replace(defense=planned.defense._replace(evaded=None))
     assert attacker_view(ready, oblivious) is ready.bare
     with frozen(seen.module):
-        found = seen.outputs(ready.batch.x).suspicion
+        found = seen.outputs(setup.batch.x).suspicion
     torch.testing.assert_close(found, own.suspicion)
     goal = EvadeDetector(Untargeted())
     posed = Surrogate(seen, planned.data.card, "white_box").pose(
-        Problem(ready.batch.x, ready.batch.y, Ball("linf", EPS), goal, ready.victim),
+        Problem(setup.batch.x, setup.batch.y, Ball("linf", EPS), goal, setup.victim),
         use_all_steps=False,
     )
-    assert posed.judge is not ready.victim  # the detector deployed is asked nothing
+    assert posed.judge is not setup.victim  # the detector deployed is asked nothing
     assert isinstance(posed.objective, EvadeDetector)
     assert (posed.objective.base, posed.objective.loss) == (goal.base, "both")
 
@@ -177,25 +177,25 @@ def walked(
     knowledge: str,
     **parameters: Any,  # noqa: ANN401
 ) -> tuple[ResolvedCase, AttackSetup, attack_run.AttackRun]:
-    data, ready = posed()
+    data, setup = posed()
     planned = planned_of(
         data, "pgd", knowledge=knowledge, defense="d", ladder=(EPS,), parameters=parameters
     )
     if knowledge == "oblivious":
-        assert ready.bare is not None
-        ready = replace(ready, surrogate=Surrogate(ready.bare, data.card, "white_box"))
-    return planned, ready, attack_run.run_attack(planned, ready)
+        assert setup.bare is not None
+        setup = replace(setup, surrogate=Surrogate(setup.bare, data.card, "white_box"))
+    return planned, setup, attack_run.run_attack(planned, setup)
 
 
 def test_what_is_rejected_when_clean_is_lost_and_not_attacked() -> None:
-    planned, ready, run = walked("adaptive")
-    assert ready.suspicion is not None
-    rejected = ready.suspicion > 0
+    planned, setup, run = walked("adaptive")
+    assert setup.suspicion is not None
+    rejected = setup.suspicion > 0
     assert rejected[:3].all()
     assert int(rejected.sum()) == 4  # and the one of 21 that the threshold gives up
     assert not run.attacked[rejected].any()
     assert run.attacked[~rejected].all()
-    samples = scoring.score_run(planned, ready, run).samples
+    samples = scoring.score_run(planned, setup, run).samples
     clean = samples[samples["eps"] == 0]
     np.testing.assert_array_equal(clean["correct"], ~rejected.numpy())
     np.testing.assert_array_equal(clean["rejected"], rejected.numpy())
@@ -212,7 +212,7 @@ def test_who_does_not_know_the_detector_is_caught_and_who_knows_it_is_not() -> N
 
 def test_who_knows_the_detector_goes_on_where_it_lets_him_pass() -> None:
     """The search that stops ends at the threshold, which 95 % of clean images lie below."""
-    planned, ready, blind = walked("oblivious")
+    planned, setup, blind = walked("oblivious")
     # equal steps: one of the whole radius jumps far beyond the threshold by itself
     _, _, knowing = walked("adaptive", loss="selective", total_step=2.5)
     stopped = pgd(knowing.problem.bind(), rng=knowing.rng, loss="selective", total_step=2.5)
@@ -220,14 +220,14 @@ def test_who_knows_the_detector_goes_on_where_it_lets_him_pass() -> None:
     assert calm is not None
     assert knowing.rungs["suspicion"].mean() < calm.mean() - 0.1
     areas = [
-        scoring.score_run(planned, ready, run).rungs[1].metrics["auroc"].value
+        scoring.score_run(planned, setup, run).rungs[1].metrics["auroc"].value
         for run in (knowing, blind)
     ]
     assert areas[0] < areas[1] - 0.2
 
 
 def test_an_image_that_is_rejected_is_no_success_passed_over() -> None:
-    _, ready, run = walked("adaptive")
+    _, setup, run = walked("adaptive")
     watch = Watch(run.problem)
     x = run.problem.x
     high = x + torch.tensor([0.0, EPS])  # called wrong, and suspicious
@@ -240,25 +240,25 @@ def test_an_image_that_is_rejected_is_no_success_passed_over() -> None:
 
 
 def test_clean_images_that_nobody_attacked_are_told_from_all_that_were() -> None:
-    planned, ready, run = walked("oblivious")
+    planned, setup, run = walked("oblivious")
     rest = UnattackedImages(np.linspace(-1, -0.5, 120), None)
-    halves = scoring.score_run(planned, ready, run).rungs[1].metrics
-    whole = scoring.score_run(planned, replace(ready, unattacked=rest), run).rungs[1].metrics
+    halves = scoring.score_run(planned, setup, run).rungs[1].metrics
+    whole = scoring.score_run(planned, replace(setup, unattacked=rest), run).rungs[1].metrics
     assert whole["positives"].value == 20
     assert halves["positives"].value < 20
     assert np.isnan(halves["tpr_at_1"].value)
     assert whole["tpr_at_1"].value == 1
     assert whole["false_alarms"].value == pytest.approx(1000 * 4 / 144)
-    few = replace(ready, unattacked=UnattackedImages(rest.suspicion[:10], None))
+    few = replace(setup, unattacked=UnattackedImages(rest.suspicion[:10], None))
     assert scoring.score_run(planned, few, run).rungs[1].metrics["positives"] == halves["positives"]
 
 
 def test_no_metric_stands_beside_an_accuracy_that_counts_rejections_and_does_not() -> None:
-    planned, ready, run = walked("oblivious")
-    names = set(scoring.score_run(planned, ready, run).rungs[1].metrics)
+    planned, setup, run = walked("oblivious")
+    names = set(scoring.score_run(planned, setup, run).rungs[1].metrics)
     assert (
         "balanced_accuracy"
-        in scoring.score_run(planned, replace(ready, suspicion=None), run).rungs[1].metrics
+        in scoring.score_run(planned, replace(setup, suspicion=None), run).rungs[1].metrics
     )
     assert not {name for name in names if "balanced" in name or name.startswith("flip")}
 
@@ -282,23 +282,23 @@ def test_every_board_of_detectors_has_attacks_that_do_not_only_climb_both_losses
 
 
 def test_an_oblivious_attacker_wants_what_he_wants_of_the_bare_victim() -> None:
-    _, ready, run = walked("oblivious")
-    assert ready.surrogate is not None
-    seen = ready.surrogate.pose(run.problem, use_all_steps=False)
+    _, setup, run = walked("oblivious")
+    assert setup.surrogate is not None
+    seen = setup.surrogate.pose(run.problem, use_all_steps=False)
     assert isinstance(run.problem.objective, EvadeDetector)
     assert isinstance(seen.objective, Untargeted)
 
 
 def test_a_watched_attack_climbs_the_guide_and_is_judged_by_the_judge() -> None:
-    data, ready = posed()
-    assert ready.bare is not None
-    judge = replace(ready.bare, before=lambda x: (x * 4).round() / 4)  # no slope anywhere
-    view = replace(ready.bare, before=through(judge.before or torch.round))
+    data, setup = posed()
+    assert setup.bare is not None
+    judge = replace(setup.bare, before=lambda x: (x * 4).round() / 4)  # no slope anywhere
+    view = replace(setup.bare, before=through(judge.before or torch.round))
     planned = planned_of(data, "pgd", parameters={"steps": 5}, ladder=(0.05,))
-    ready = replace(prepared_of(judge, data), guide=view)
-    run = attack_run.run_attack(planned, ready)
-    audit = scoring.score_run(planned, ready, run).audit
-    found = Evidence(planned, ready, run, audit, registry.find("attacks", "pgd"))
+    setup = replace(prepared_of(judge, data), guide=view)
+    run = attack_run.run_attack(planned, setup)
+    audit = scoring.score_run(planned, setup, run).audit
+    found = Evidence(planned, setup, run, audit, registry.find("attacks", "pgd"))
     assert found.watched is not None
     watch, verdict = found.watched
     assert run.counter.zero == 0
@@ -307,8 +307,8 @@ def test_a_watched_attack_climbs_the_guide_and_is_judged_by_the_judge() -> None:
 
 
 def test_a_caught_image_counts_as_right_though_it_is_called_wrong() -> None:
-    planned, ready, run = walked("oblivious")
-    found = scoring.score_run(planned, ready, run)
+    planned, setup, run = walked("oblivious")
+    found = scoring.score_run(planned, setup, run)
     attacked = found.samples[(found.samples["eps"] > 0) & found.samples["attacked"]]
     assert (attacked["prediction"] == 1).all()
     assert attacked["rejected"].all()
@@ -332,15 +332,15 @@ def test_candidates_of_an_oblivious_attacker_are_shared_by_the_defenses_of_one_v
 
 
 def test_the_curve_of_a_certificate() -> None:
-    data, ready = posed()
+    data, setup = posed()
     label = torch.zeros(24, dtype=torch.int64)
     label[:6], label[6:12] = -1, 1
     radius = torch.where(label < 0, 0.0, torch.linspace(0.5, 1.0, 24))
-    found = scoring.certificate(replace(ready, certified=Certified(label, radius)))
+    found = scoring.certificate(replace(setup, certified=Certified(label, radius)))
     assert found is not None
     assert found.radii[0] == 0
     assert found.radii[-1] == 1
     assert found.abstained.value == 0.25
     assert found.correct[0].value == 0.5
     assert found.correct[-1].value == pytest.approx(1 / 24)
-    assert scoring.certificate(ready) is None
+    assert scoring.certificate(setup) is None

@@ -80,12 +80,12 @@ def record_of(
     batch = data.batch("test")
     with frozen(victim.module):
         clean = answer_of(victim.logits(batch.x))
-    ready = AttackSetup(batch, victim, MODEL, data, clean, probabilities=False)
+    setup = AttackSetup(batch, victim, MODEL, data, clean, probabilities=False)
     values = {
         "ladder": (0.02,),
         "parameters": {"steps": 8, "total_step": 2.5} if attack == "pgd" else {},
     } | fields
-    return execute(planned_of(data, attack, **values), lambda: ready, command="", examples=0).record
+    return execute(planned_of(data, attack, **values), lambda: setup, command="", examples=0).record
 
 
 def score_of(record: Record) -> float:

@@ -68,23 +68,23 @@ def ready_for(x: Tensor, y: Tensor | None = None, **fields: Any) -> AttackSetup:
     return AttackSetup(batch, victim, MODEL, data, answer_of(victim.logits(batch.x)), False)
 
 
-def plan(ready: AttackSetup, attack: str = "pgd", **fields: Any) -> ResolvedCase:  # noqa: ANN401
+def plan(setup: AttackSetup, attack: str = "pgd", **fields: Any) -> ResolvedCase:  # noqa: ANN401
     few = {"parameters": {"steps": 5}} if attack in ("pgd", "segpgd") else {}
-    return planned_of(ready.data, attack, **({"ladder": LADDER} | few | fields))
+    return planned_of(setup.data, attack, **({"ladder": LADDER} | few | fields))
 
 
-def scored(ready: AttackSetup, attack: str = "pgd", **fields: Any) -> tuple[AttackRun, Scores]:  # noqa: ANN401
-    planned = plan(ready, attack, **fields)
-    run = run_attack(planned, ready)
-    return run, score_run(planned, ready, run)
+def scored(setup: AttackSetup, attack: str = "pgd", **fields: Any) -> tuple[AttackRun, Scores]:  # noqa: ANN401
+    planned = plan(setup, attack, **fields)
+    run = run_attack(planned, setup)
+    return run, score_run(planned, setup, run)
 
 
-def flags_of(ready: AttackSetup, attack: str = "pgd", **fields: Any) -> list[str]:  # noqa: ANN401
-    planned = plan(ready, attack, **fields)
-    run = run_attack(planned, ready)
+def flags_of(setup: AttackSetup, attack: str = "pgd", **fields: Any) -> list[str]:  # noqa: ANN401
+    planned = plan(setup, attack, **fields)
+    run = run_attack(planned, setup)
     card: AttackCard = registry.find("attacks", attack)
-    audit = score_run(planned, ready, run).audit
-    flags: tuple[Flag, ...] = checks_of(Evidence(planned, ready, run, audit, card))[1]
+    audit = score_run(planned, setup, run).audit
+    flags: tuple[Flag, ...] = checks_of(Evidence(planned, setup, run, audit, card))[1]
     return [flag.name for flag in flags]
 
 
@@ -102,10 +102,10 @@ def least_dice(x: Tensor, y: Tensor, eps: float) -> Tensor:
 @pytest.mark.parametrize("attack", ["pgd", "segpgd", "fgsm"])
 def test_every_rung_has_the_worst_dice_of_each_image(attack: str, size: tuple[int, ...]) -> None:
     x = images(size=size)
-    ready = ready_for(x)
-    run, scores = scored(ready, attack)
+    setup = ready_for(x)
+    run, scores = scored(setup, attack)
     for i, eps in enumerate(LADDER):
-        worst = least_dice(x, ready.batch.y, eps)
+        worst = least_dice(x, setup.batch.y, eps)
         table = scores.samples[np.isclose(scores.samples["eps"], eps)]
         np.testing.assert_allclose(table["correct"].to_numpy(), worst.numpy(), atol=1e-6)
         np.testing.assert_allclose(0.5 - run.rungs["harm"][i].numpy(), worst.numpy(), atol=1e-6)
@@ -136,8 +136,8 @@ def test_an_attack_that_repairs_the_mask_leaves_the_clean_image(
         z[:, :, 2:6, 6] = 0.51
         return problem.ball.project(z, problem.x)
 
-    ready = ready_for(x, y)
-    run, scores = scored(ready, plant(mend), ladder=(0.5,))
+    setup = ready_for(x, y)
+    run, scores = scored(setup, plant(mend), ladder=(0.5,))
     clean, attacked = (scores.samples[scores.samples["eps"] == e]["correct"] for e in (0, 0.5))
     assert (clean < 0.9).all()
     np.testing.assert_array_equal(clean.to_numpy(), attacked.to_numpy())
@@ -159,8 +159,8 @@ def test_ignored_pixels_are_neither_climbed_nor_scored() -> None:
     x = images()
     y = (x[:, 0] > 0.5).long()
     y[:, :, 4:] = -1
-    ready = ready_for(x, y)
-    run, scores = scored(ready)
+    setup = ready_for(x, y)
+    run, scores = scored(setup)
     for eps in LADDER:
         worst = least_dice(x, y, eps)
         table = scores.samples[np.isclose(scores.samples["eps"], eps)]
@@ -195,14 +195,14 @@ def test_a_channel_the_victim_does_not_read_harms_nothing() -> None:
 
 
 def test_the_channel_it_reads_does_all_the_harm_and_half_the_radius_less() -> None:
-    ready = two_channels()
+    setup = two_channels()
     every, one, half = (
-        [r.metrics["dice"].value for r in scored(ready, channels=channels)[1].rungs]
+        [r.metrics["dice"].value for r in scored(setup, channels=channels)[1].rungs]
         for channels in ({}, {"FLAIR": 1.0}, {"FLAIR": 0.5})
     )
     assert every == one
     assert half[2] == one[1] > one[2]
-    run, scores = scored(ready, channels={"FLAIR": 0.5})
+    run, scores = scored(setup, channels={"FLAIR": 0.5})
     assert scores.audit.over_budget == 0
     assert float(run.rungs["linf"][2].max()) == pytest.approx(0.1, abs=1e-6)
 
@@ -253,9 +253,9 @@ def test_a_target_is_drawn_and_scored() -> None:
 
 def test_one_perturbation_for_all_masks_counts_pixels() -> None:
     x = images(12)
-    ready = ready_for(x)
-    planned = plan(ready, "uap_gradient", threat="universal", n_fit=12)
-    outcome = execute(planned, lambda: ready, command="")
+    setup = ready_for(x)
+    planned = plan(setup, "uap_gradient", threat="universal", n_fit=12)
+    outcome = execute(planned, lambda: setup, command="")
     spread = outcome.record.universal
     assert spread is not None
     last = spread.rungs[-1]
@@ -278,10 +278,10 @@ def test_an_attack_weaker_than_one_step_is_flagged(plant: Plant) -> None:
 @pytest.mark.parametrize("size", [(8, 8), (6, 8, 7)])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_pictures_show_truth_and_predictions(channels: int, size: tuple[int, ...]) -> None:
-    ready = ready_for(images(channels=channels, size=size))
-    planned = plan(ready)
-    run = run_attack(planned, ready)
-    found = pictures_of(planned, ready, run, 2)
+    setup = ready_for(images(channels=channels, size=size))
+    planned = plan(setup)
+    run = run_attack(planned, setup)
+    found = pictures_of(planned, setup, run, 2)
     assert len(found.examples) == 2
     shown = found.examples[0].masks
     assert shown is not None
@@ -307,10 +307,10 @@ def test_pictures_show_truth_and_predictions(channels: int, size: tuple[int, ...
 
 
 def test_a_target_has_a_picture_of_its_own() -> None:
-    ready = ready_for(images(size=(16, 16)))
+    setup = ready_for(images(size=(16, 16)))
     spec = "targeted(mask='move', label=1, by=2)"
-    planned = plan(ready, objective=spec, ladder=(0.6,))
-    found = pictures_of(planned, ready, run_attack(planned, ready), 1)
+    planned = plan(setup, objective=spec, ladder=(0.6,))
+    found = pictures_of(planned, setup, run_attack(planned, setup), 1)
     shown = found.examples[0].masks
     assert shown is not None
     assert shown.target in found.files
@@ -321,8 +321,8 @@ def test_a_target_has_a_picture_of_its_own() -> None:
 
 @pytest.mark.parametrize("spacing", [None, (2.0, 2.0)])
 def test_a_record_says_when_lengths_are_in_pixels(spacing: tuple[float, ...] | None) -> None:
-    ready = ready_for(images(), spacing=spacing)
-    record = execute(plan(ready), lambda: ready, command="").record
+    setup = ready_for(images(), spacing=spacing)
+    record = execute(plan(setup), lambda: setup, command="").record
     assert any("in pixels" in note for note in record.notes) == (spacing is None)
     assert record.cost is not None
     assert record.cost.peak_memory_mib > 0
@@ -374,9 +374,9 @@ def test_a_universal_perturbation_is_not_counted_on_ignored_pixels() -> None:
     x = images(12)
     y = (x[:, 0] > 0.5).long()
     y[:, :, 4:] = -1
-    ready = ready_for(x, y)
+    setup = ready_for(x, y)
     record = execute(
-        plan(ready, "uap_gradient", threat="universal", n_fit=12), lambda: ready, command=""
+        plan(setup, "uap_gradient", threat="universal", n_fit=12), lambda: setup, command=""
     ).record
     assert record.universal is not None
     for rung, wrong in zip(record.rungs[1:], record.universal.rungs, strict=True):
@@ -398,6 +398,6 @@ def test_what_is_crafted_for_one_channel_is_not_used_for_another() -> None:
 def test_a_small_share_of_the_radius_is_audited_in_its_own_rounding() -> None:
     x = images(64, channels=2)
     planned = plan(ready_for(x, channel_names=("T1", "FLAIR")), channels={"FLAIR": 0.01})
-    ready = ready_for(x, channel_names=("T1", "FLAIR"))
-    assert score_run(planned, ready, run_attack(planned, ready)).audit.over_budget == 0
-    assert flags_of(ready, channels={"FLAIR": 0.1}, ladder=(0.01, 0.02)) == []
+    setup = ready_for(x, channel_names=("T1", "FLAIR"))
+    assert score_run(planned, setup, run_attack(planned, setup)).audit.over_budget == 0
+    assert flags_of(setup, channels={"FLAIR": 0.1}, ladder=(0.01, 0.02)) == []

@@ -28,13 +28,13 @@ from tests.toys import generic_victim, grey_images
 @pytest.fixture(scope="module")
 def outcomes() -> list[Outcome]:
     victim, x = generic_victim(2), grey_images(8)
-    ready = prepared_of(victim, dataset_of(x, victim.logits(x).argmax(1), 2))
+    setup = prepared_of(victim, dataset_of(x, victim.logits(x).argmax(1), 2))
     outcomes = []
     for seed in (1, 2, 3):
-        planned = planned_of(ready.data)
+        planned = planned_of(setup.data)
         case = planned.case.model_copy(update={"seed": seed})
         planned = planned._replace(case=case)
-        outcomes.append(execute(planned, lambda: ready, command="c", examples=1))
+        outcomes.append(execute(planned, lambda: setup, command="c", examples=1))
     return outcomes
 
 

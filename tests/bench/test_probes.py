@@ -50,20 +50,20 @@ def small_logits() -> tuple[AttackSetup, float]:
     b[1:] += torch.tensor([0.05, -0.05, 0.05, -0.05, 0.05])
     victim = victim_of(Linear(w, b))
     data = dataset_of(x, (logits + b > 0).long(), 6, task="multi_label")
-    ready = prepared_of(victim, data)
+    setup = prepared_of(victim, data)
     with torch.no_grad():
-        away = (victim(ready.batch.x).logits.abs() / slopes).amin(1)
-    return ready, float((away > EPS).float().mean())
+        away = (victim(setup.batch.x).logits.abs() / slopes).amin(1)
+    return setup, float((away > EPS).float().mean())
 
 
 @pytest.mark.parametrize("attack", ["pgd", "bim"])
 def test_an_attack_on_the_sum_of_findings_out_of_reach_is_beaten_by_margin(attack: str) -> None:
-    ready, stands = small_logits()
+    setup, stands = small_logits()
 
     def record(loss: str) -> Record:
         steps = {"steps": 40, "loss": loss}
-        planned = planned_of(ready.data, attack, ladder=(EPS,), parameters=steps)
-        return execute(planned, lambda: ready, command="", examples=0).record
+        planned = planned_of(setup.data, attack, ladder=(EPS,), parameters=steps)
+        return execute(planned, lambda: setup, command="", examples=0).record
 
     weak = record("summed")
     found = check_of(weak, "margin_beats_attack")

@@ -28,8 +28,8 @@ CHECKOUT = Path(__file__).parents[2]
 def outcome() -> Any:  # noqa: ANN401 - an Outcome, imported lazily by nobody
     victim = generic_victim(2)
     x = grey_images(8)
-    ready = prepared_of(victim, dataset_of(x, victim.logits(x).argmax(1), 2))
-    return execute(planned_of(ready.data), lambda: ready, command="c", examples=1)
+    setup = prepared_of(victim, dataset_of(x, victim.logits(x).argmax(1), 2))
+    return execute(planned_of(setup.data), lambda: setup, command="c", examples=1)
 
 
 def again(record: Record, **changed: Any) -> Record:  # noqa: ANN401

@@ -26,8 +26,8 @@ N, K = 24, 3
 def ready_with(surrogate: Surrogate | None, seed: int = 0) -> AttackSetup:
     victim = generic_victim(K)
     x = grey_images(N)
-    ready = prepared_of(victim, dataset_of(x, victim.logits(x).argmax(1), K))
-    return replace(ready, surrogate=surrogate)
+    setup = prepared_of(victim, dataset_of(x, victim.logits(x).argmax(1), K))
+    return replace(setup, surrogate=surrogate)
 
 
 def surrogate_of(victim: Any, threat: Threat = "transfer") -> Surrogate:  # noqa: ANN401
@@ -61,9 +61,9 @@ def test_a_victim_that_is_its_own_surrogate_falls_as_in_a_white_box() -> None:
     own = surrogate_of(generic_victim(K))
     fields: dict[str, Any] = {"parameters": {"steps": 10}, "ladder": (0.01, 0.02, 0.04)}
     white = run_attack(planned_of(ready_with(None).data, "pgd", **fields), ready_with(None))
-    ready = ready_with(own)
+    setup = ready_with(own)
     moved = run_attack(
-        planned_of(ready.data, "pgd", threat="transfer", surrogate="x", **fields), ready
+        planned_of(setup.data, "pgd", threat="transfer", surrogate="x", **fields), setup
     )
     assert white.rungs["success"].any()
     assert not (moved.rungs["success"] & ~white.rungs["success"]).any()
@@ -73,9 +73,9 @@ def test_a_victim_that_is_its_own_surrogate_falls_as_in_a_white_box() -> None:
 def test_candidates_are_crafted_once_for_all_victims() -> None:
     surrogate = surrogate_of(small_victim(K))
     fields: dict[str, Any] = {"threat": "transfer", "surrogate": "x", "ladder": (0.02,)}
-    ready = ready_with(surrogate)
-    first = run_attack(planned_of(ready.data, "fgsm", **fields), ready)
-    again = run_attack(planned_of(ready.data, "fgsm", **fields), ready)
+    setup = ready_with(surrogate)
+    first = run_attack(planned_of(setup.data, "fgsm", **fields), setup)
+    again = run_attack(planned_of(setup.data, "fgsm", **fields), setup)
     assert first.counter.backward == N
     assert again.counter.backward == 0
     for name, value in first.rungs.items():
@@ -167,10 +167,10 @@ def test_eps_in_a_spec_stands_for_the_ladder() -> None:
 
 def test_nothing_is_carried_from_radius_to_radius() -> None:
     """An attacker without the victim cannot tell which radius worked."""
-    ready = ready_with(surrogate_of(small_victim(K)))
+    setup = ready_with(surrogate_of(small_victim(K)))
     fields: dict[str, Any] = {"threat": "transfer", "surrogate": "x", "ladder": (0.02, 0.1, 0.3)}
-    run = run_attack(planned_of(ready.data, "fgsm", **fields), ready)
-    assert len(ready.surrogate.known) == 3 * N if ready.surrogate else False
+    run = run_attack(planned_of(setup.data, "fgsm", **fields), setup)
+    assert len(setup.surrogate.known) == 3 * N if setup.surrogate else False
     for i, eps in enumerate((0.02, 0.1, 0.3)):
         size = run.rungs["size"][i]
         assert (size <= eps * (1 + 1e-5)).all()

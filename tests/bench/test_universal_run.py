@@ -45,23 +45,23 @@ def split_data(*, train: bool = True) -> tuple[Dataset, list[str]]:
 
 def outcome_of(attack: str, **fields: Any) -> tuple[Outcome, AttackSetup]:  # noqa: ANN401
     data, _ = split_data()
-    ready = prepared_of(linear_victim(2, scale=3.0), data)
+    setup = prepared_of(linear_victim(2, scale=3.0), data)
     planned = planned_of(data, attack, **{"ladder": LADDER, "n_fit": 40, **fields})
-    return execute(planned, lambda: ready, command="", examples=1), ready
+    return execute(planned, lambda: setup, command="", examples=1), setup
 
 
 def test_both_counts_and_the_control_are_those_of_all_images() -> None:
-    outcome, ready = outcome_of("uap_gradient")
+    outcome, setup = outcome_of("uap_gradient")
     spread = outcome.record.universal
     assert spread is not None
     assert spread.n_fit == 40
     patterns = load(outcome.files[PATTERNS])
-    x, y = ready.batch.x, ready.batch.y
-    clean = ready.clean.argmax(1)
+    x, y = setup.batch.x, setup.batch.y
+    clean = setup.clean.argmax(1)
     for i, (rung, eps) in enumerate(zip(spread.rungs, LADDER, strict=True)):
         pattern: Tensor = patterns[f"rung_{i}"]
         z = Ball("linf", eps).project(x + pattern, x)
-        called = ready.victim.logits(z).argmax(1)
+        called = setup.victim.logits(z).argmax(1)
         assert rung.changed.value == pytest.approx(float((called != clean).float().mean()))
         assert rung.wrong.value == pytest.approx(float((called != y).float().mean()))
         assert rung.linf <= eps * (1 + 1e-5)
@@ -71,12 +71,12 @@ def test_both_counts_and_the_control_are_those_of_all_images() -> None:
 
 
 def test_success_is_that_of_the_one_pattern_at_each_radius() -> None:
-    outcome, ready = outcome_of("uap")
+    outcome, setup = outcome_of("uap")
     patterns = load(outcome.files[PATTERNS])
     samples = outcome.samples
     for i, eps in enumerate(LADDER):
-        z = Ball("linf", eps).project(ready.batch.x + patterns[f"rung_{i}"], ready.batch.x)
-        wrong = (ready.victim.logits(z).argmax(1) != ready.batch.y).numpy()
+        z = Ball("linf", eps).project(setup.batch.x + patterns[f"rung_{i}"], setup.batch.x)
+        wrong = (setup.victim.logits(z).argmax(1) != setup.batch.y).numpy()
         rows = samples[samples["eps"] == eps]
         attacked = rows["attacked"].to_numpy()
         assert (rows["success"].to_numpy()[attacked] == wrong[attacked]).all()
@@ -85,9 +85,9 @@ def test_success_is_that_of_the_one_pattern_at_each_radius() -> None:
 
 def test_it_is_fitted_on_training_images_only() -> None:
     data, asked = split_data()
-    ready = prepared_of(linear_victim(2, scale=3.0), data)
+    setup = prepared_of(linear_victim(2, scale=3.0), data)
     asked.clear()
-    execute(planned_of(data, "uap", ladder=LADDER, n_fit=10), lambda: ready, command="", examples=0)
+    execute(planned_of(data, "uap", ladder=LADDER, n_fit=10), lambda: setup, command="", examples=0)
     assert set(asked) <= {"train"}
 
 
@@ -111,15 +111,15 @@ def test_a_picture_shows_the_fitted_pattern() -> None:
 
 def test_nothing_to_attack_is_no_crash() -> None:
     data, _ = split_data()
-    ready = prepared_of(linear_victim(2, scale=3.0), data)
+    setup = prepared_of(linear_victim(2, scale=3.0), data)
     objective = "targeted(target=1)"
-    rows = np.flatnonzero(ready.batch.y.numpy() == 1)[:3]
+    rows = np.flatnonzero(setup.batch.y.numpy() == 1)[:3]
     few = replace(
-        ready.batch, x=ready.batch.x[rows], y=ready.batch.y[rows], ids=ready.batch.ids[rows]
+        setup.batch, x=setup.batch.x[rows], y=setup.batch.y[rows], ids=setup.batch.ids[rows]
     )
-    ready = replace(ready, batch=few, clean=ready.clean[rows])
+    setup = replace(setup, batch=few, clean=setup.clean[rows])
     planned = planned_of(data, "uap_gradient", ladder=LADDER, n_fit=20, objective=objective)
-    record = execute(planned, lambda: ready, command="", examples=1).record
+    record = execute(planned, lambda: setup, command="", examples=1).record
     assert record.status == "ok"
     assert record.universal is not None
     assert np.isnan(record.universal.rungs[0].success.value)

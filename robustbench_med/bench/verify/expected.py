@@ -72,20 +72,20 @@ def of_images(stored: Stored, planned: ResolvedCase, device: str) -> Claim:
     """Return what the saved images show; what was asked of the attack itself is not asked again."""
     case, card = stored.record.case, planned.data.card
     kept = adversarial_images.read(Path(stored.folder), stored.record.images)
-    ready = SetupCache(device_of(device)).of(planned)
-    run = run_attack(planned, ready, saved=kept)
-    found = scoring.score_run(planned, ready, run)
-    patients = ready.batch.patients
+    setup = SetupCache(device_of(device)).of(planned)
+    run = run_attack(planned, setup, saved=kept)
+    found = scoring.score_run(planned, setup, run)
+    patients = setup.batch.patients
     audit = found.audit.model_dump()
     defense = planned.defense.card
     fixed = {
-        "n": len(ready.batch),
+        "n": len(setup.batch),
         "patients": None if patients is None else len(set(patients.tolist())),
         "threshold": found.threshold,
         "radii": run.radii,
         "audit": {name: audit[name] for name in _BUDGET},
         "dataset_card": card.model_dump(),
-        "model_card": ready.card.model_dump(),
+        "model_card": setup.card.model_dump(),
         "attack_card": planned.attack.card.model_dump(),
         "defense_card": None if defense is None else defense.model_dump(),
     }
