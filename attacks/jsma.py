@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustbench_med.declarations import attack
 from robustbench_med.errors import SpecError
-from robustbench_med.objectives import Objective
+from robustbench_med.objective import Objective
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.search import Nearest

@@ -13,7 +13,8 @@ from torch import Tensor
 from attacks.pgd import pgd
 from robustbench_med.ball import Ball
 from robustbench_med.cards import DatasetCard
-from robustbench_med.objectives import Objective, make
+from robustbench_med.objective import Objective
+from robustbench_med.objectives import make
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.victim import InputContract, Victim, frozen

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from robustbench_med import palette
+from robustbench_med.bench.check_words import check_rows, flag_words
 from robustbench_med.bench.failure import Failure
 from robustbench_med.files import write_text
 from robustbench_med.stats import Estimate
@@ -29,7 +30,6 @@ from .page_context import choices, origin, views
 from .rows import Column, place
 from .tables import argmax_words, beyond_words
 from .wording import text
-from .wording.checks import check_rows, flag_words
 from .wording.metrics import metric_notes, metric_rows
 from .wording.records import (
     attacker_words,

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from robustbench_med.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from robustbench_med.api import (
         AttackResult,
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
         run_suite,
     )
 
-__version__ = "0.1.0"
 __all__ = [
     "AttackResult",
     "Evaluation",

@@ -1,10 +1,15 @@
-"""Devices: from the name that a person gives to the device of torch."""
+"""The device of torch that a name stands for, and the processor of this machine."""
 
 from __future__ import annotations
+
+import platform
+from pathlib import Path
 
 import torch
 
 from robustbench_med.errors import SpecError
+
+_CPU = Path("/proc/cpuinfo")
 
 
 def device_of(name: str) -> torch.device:
@@ -24,3 +29,16 @@ def device_of(name: str) -> torch.device:
             f"expected a device of this machine (cpu), got {name!r}: {first_line}"
         ) from None
     return device
+
+
+def processor() -> str:
+    """Return the processor and the instructions that torch uses of it."""
+    said: dict[str, str] = {}
+    if _CPU.is_file():
+        for line in _CPU.read_text().split("\n\n")[0].splitlines():
+            key, _, value = line.partition(":")
+            said[key.strip()] = value.strip()
+    name = said.get("model name") or platform.processor() or platform.machine()
+    numbers = [f"{said[key]}" for key in ("cpu family", "model", "stepping") if key in said]
+    which = f" ({'/'.join(numbers)})" if numbers else ""
+    return f"{name}{which}, {torch.backends.cpu.get_cpu_capability()}"

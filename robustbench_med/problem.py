@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustbench_med.ball import Ball
 from robustbench_med.errors import VictimError
-from robustbench_med.objectives import Objective
+from robustbench_med.objective import Objective
 from robustbench_med.types import Images, Output, Rows, Truth, Verdict, joined_outputs
 
 Model = Callable[[Images], Output]

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args, overload
 from pydantic import BaseModel, ValidationError
 
 from robustbench_med.cards import AttackCard, Card, DatasetCard, DefenseCard, ModelCard, Schedule
-from robustbench_med.datasets.cards import load_cards
+from robustbench_med.dataset_cards import load_cards
 from robustbench_med.declarations import declaration_of, passes_of, read_cards
 from robustbench_med.errors import SpecError, UnknownNameError
 
@@ -230,10 +230,10 @@ def _described(kind: Kind, item: Any, origin: str) -> Entry:  # noqa: ANN401 - a
     if isinstance(item, _CARDS[kind]) and kind in ("datasets", "models"):
         return Entry(item, None, origin)
     if kind == "datasets":
-        from robustbench_med.datasets.dataset import Dataset
-
-        if isinstance(item, Dataset):
-            return Entry(item.card, item, origin)
+        # a Dataset; its module imports this one
+        card = getattr(item, "card", None)
+        if isinstance(card, DatasetCard) and callable(getattr(item, "read", None)):
+            return Entry(card, item, origin)
         raise SpecError(f"expected a Dataset or a DatasetCard, got {type(item).__name__}")
     decorator = kind.removesuffix("s")
     got = getattr(item, "__name__", type(item).__name__)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustbench_med.ball import Ball
 from robustbench_med.cards import DatasetCard, Norm
-from robustbench_med.objectives import Objective
+from robustbench_med.objective import Objective
 from robustbench_med.objectives.classification import Untargeted
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws

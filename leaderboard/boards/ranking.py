@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from robustbench_med.bench.case import Case
+from robustbench_med.bench.check_words import flag_words
 from robustbench_med.bench.decision import argmax_score
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Stored
@@ -33,7 +34,6 @@ from robustbench_med.worst_case import (
     standing_table,
 )
 
-from ..wording.checks import flag_words
 from ..wording.commands import commands
 from ..wording.text import THREATS, plain, radii
 from .board import ORDER, Board, Row, RowKey, Standing, Versus, told_apart

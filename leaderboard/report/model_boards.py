@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from robustbench_med.bench.check_words import check_rows, flag_words
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Stored
 from robustbench_med.bench.store import files_of
@@ -15,7 +16,6 @@ from robustbench_med.errors import ResultsError, UnknownNameError
 
 from ..boards.board import Board, Row, narrowed
 from ..boards.ranking import make_boards
-from ..wording.checks import check_rows, flag_words
 from ..wording.records import audit_words, cost_words
 from ..wording.text import plain
 from .document import Reference

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 from urllib.parse import urlsplit
 
+from robustbench_med.printable import plain as plain
 from robustbench_med.stats import Estimate
 
 DASH = "–"
@@ -137,16 +137,6 @@ def radii(ladder: tuple[float, ...], norm: str, budget: str = "absolute") -> str
     each = [radius(eps, norm, budget) for eps in ladder]
     tail = next((t for t in ("/255", " %") if each and each[0].endswith(t)), "")
     return "{" + ", ".join(text.removesuffix(tail) for text in each) + "}" + tail
-
-
-def plain(text: str) -> str:
-    r"""Return `text` on one line without control characters, which could drive a terminal.
-
-    >>> plain("a\x1b[2Jb\nc")
-    'a[2Jb c'
-    """
-    kept = "".join(c for c in re.sub(r"\s+", " ", text) if c.isprintable())
-    return kept.strip()
 
 
 def https(url: str) -> str:

@@ -13,7 +13,7 @@ from robustbench_med.bench.case import Case
 from robustbench_med.bench.suite import Grid
 from robustbench_med.cards import AttackCard, DatasetCard, Norm
 from robustbench_med.errors import SpecError
-from robustbench_med.objectives import Objective
+from robustbench_med.objective import Objective
 from robustbench_med.parameters import complete, with_total_step
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws

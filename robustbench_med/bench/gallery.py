@@ -27,7 +27,7 @@ from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.cards import DatasetCard
 from robustbench_med.metrics.segmentation import overlap
-from robustbench_med.objectives import Objective
+from robustbench_med.objective import Objective
 from robustbench_med.objectives.decide import answer_of, decide
 from robustbench_med.objectives.segmentation import TargetMask
 from robustbench_med.palette import colour

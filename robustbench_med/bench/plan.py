@@ -35,7 +35,7 @@ from robustbench_med.errors import (
     VictimError,
 )
 from robustbench_med.models.load import Loaded, ModelSource, describe, resolve_model
-from robustbench_med.objectives import Objective
+from robustbench_med.objective import Objective
 
 
 def plan(

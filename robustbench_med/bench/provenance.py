@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
-from robustbench_med import __version__, registry
+from robustbench_med import registry
 from robustbench_med.bench.record import Provenance
-from robustbench_med.bench.verify.rounding import processor
+from robustbench_med.devices import processor
+from robustbench_med.version import __version__
 
 _STATUS, _REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

@@ -11,7 +11,7 @@ from robustbench_med.bench.defense_spec import ResolvedDefense
 from robustbench_med.cards import AttackCard, DatasetCard, ModelCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.models.load import Loaded, ModelSource
-from robustbench_med.objectives import Objective
+from robustbench_med.objective import Objective
 
 _RUNS = {"descend": 1.5, "distance": 1.0}  # full runs of an attack a ladder costs; else one a rung
 

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from robustbench_med import __version__
 from robustbench_med.cli import (
     inspect_commands,
     pack_command,
@@ -20,6 +19,7 @@ from robustbench_med.cli import (
 )
 from robustbench_med.cli.streams import lasting_streams
 from robustbench_med.errors import BenchError
+from robustbench_med.version import __version__
 
 app = typer.Typer(
     name="robustbench_med",

@@ -96,12 +96,12 @@ def doctor() -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from robustbench_med import __version__
     from robustbench_med.bench.store import check_writable
     from robustbench_med.cli.choices import LOCAL
     from robustbench_med.datasets.cache import cache_dir
     from robustbench_med.datasets.load import FOLDER
     from robustbench_med.errors import ResultsError
+    from robustbench_med.version import __version__
 
     rows = [("robustbench_med", __version__), ("python", platform.python_version())]
     rows += [(name, _version(name)) for name in (*_PACKAGES, *_PEERS)]

@@ -65,16 +65,16 @@ def report(
     """
     from rich.console import Console
 
-    from robustbench_med import registry
+    from robustbench_med.bench.publish import pages
 
-    pages: Any = registry.module("leaderboard")
+    leaderboard = pages()
     levels = _levels(fail_on, criteria)
-    acceptance = None if criteria is None else pages.read_criteria(criteria)
+    acceptance = None if criteria is None else leaderboard.read_criteria(criteria)
     stored, damaged = _records(folder)
     unreadable = [record.failure for record in damaged]
     target, console = out or folder, Console()
     try:
-        reports = pages.write_reports(
+        reports = leaderboard.write_reports(
             stored,
             victims=victim or (),
             base=folder,
@@ -89,7 +89,7 @@ def report(
     failed = [line for model_report in written for line in _show(model_report, levels, console)]
     reported = [model_report.document.victim for model_report in written]
     known = {record.record.case.victim for record in stored}
-    for line, missing in pages.unjudged(acceptance, reported, known) if acceptance else []:
+    for line, missing in leaderboard.unjudged(acceptance, reported, known) if acceptance else []:
         _print_line(line, console)
         if missing and "not_tested" in levels:
             failed.append(f"fails on not_tested: {line.split()[0]}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -200,21 +200,20 @@ def leaderboard(
     """
     from rich.console import Console
 
-    from robustbench_med import registry
+    from robustbench_med.bench.publish import pages
     from robustbench_med.bench.suite import title_of
 
     console = Console()
     suites = _suite_folders(folder, console)
     published = {suite: _publish(suite, title_of(suite), console) for suite in suites}
     if suites != [folder]:
-        pages: Any = registry.module("leaderboard")
         entries = [
-            pages.suite_entry(
+            pages().suite_entry(
                 result.boards, suite, title=title_of(suite), not_scored=result.not_scored
             )
             for suite, result in published.items()
         ]
-        line = f"\nstart page: {pages.write_start_page(entries, folder)}"
+        line = f"\nstart page: {pages().write_start_page(entries, folder)}"
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     unreadable = [failure for result in published.values() for failure in _unreadable(result)]
     _report_failures(unreadable, console)
@@ -302,15 +301,13 @@ def _publish(
         planned: the cases of a run; None without a run.
         failures: the failures of the run, which the page names.
     """
-    from robustbench_med import registry
-    from robustbench_med.bench.publish import publish
+    from robustbench_med.bench.publish import pages, publish
 
     published = publish(folder, title, planned=planned, failures=failures or [])
     if published.page is None:
         return published
-    pages: Any = registry.module("leaderboard")
     run_ids = None if planned is None else {resolved.case.id for resolved in planned}
-    unprinted = pages.show_boards(published.boards, console, only=run_ids)
+    unprinted = pages().show_boards(published.boards, console, only=run_ids)
     lines = [f"\nleaderboard: {published.page}"]
     earlier = 0 if run_ids is None else len(published.cases - run_ids)
     if run_ids is not None and earlier:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Sequence
-from types import ModuleType
 from typing import NamedTuple
 
-from robustbench_med import registry
+from robustbench_med.bench.check_words import flag_words
 from robustbench_med.bench.checks import NAMES
 from robustbench_med.bench.record import Record, Stored
 from robustbench_med.errors import SpecError, UnknownNameError
@@ -86,7 +84,7 @@ def judge(
     for one in records:
         record = one.record
         for flag in record.doubts:
-            words = _checks().flag_words(record, flag)
+            words = flag_words(record, flag)
             said = f"{flag.name} in {record.case.label}: {words}"
             if flag.name in names:
                 fine.append(f"accepted: {said}")
@@ -103,8 +101,3 @@ def _of(record: Record, name: str) -> str:
     if any(check.name == name for check in record.checks):
         return "; its record has no such flag"
     return "; its record was made without this check"
-
-
-def _checks() -> ModuleType:
-    """Return the module that says flags in words, as pages do."""
-    return importlib.import_module(f"{registry.package('leaderboard')}.wording.checks")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from robustbench_med.cards import DatasetCard, Task
 from robustbench_med.errors import SpecError
 from robustbench_med.spec import parse
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from robustbench_med.types import Output, Rows, Verdict
+    from robustbench_med.objective import Objective as Objective
 
 
 class _Row(NamedTuple):
@@ -30,29 +28,6 @@ _ROWS: dict[tuple[str, Task], _Row] = {
     ("region", "segmentation"): _Row(("name",)),  # damage to this region
     ("targeted", "segmentation"): _Row(("mask", "label"), ("size", "by")),  # this mask drawn
 }
-
-
-@runtime_checkable
-class Objective(Protocol):
-    """The attacker's goal: a function of an output and the truth that returns a verdict.
-
-    `margins(output, y)` is `(b, m)`: one signed distance per way to succeed; > 0 is success, -inf
-    is not allowed. Harm is the largest margin. `bind(y)` returns the objective with what it needs
-    of these truths prepared; `select(rows)` keeps that aligned with the rows. A bound objective
-    still returns the right verdict on other truths.
-    """
-
-    def __call__(self, output: Output, y: Any) -> Verdict: ...  # noqa: ANN401, D102
-
-    def margins(self, output: Output, y: Any) -> Tensor: ...  # noqa: ANN401, D102
-
-    def dlr_scale(self, output: Output, *, towards: bool = False) -> Tensor: ...  # noqa: D102
-
-    def applies(self, y: Any) -> Tensor: ...  # noqa: ANN401, D102
-
-    def select(self, rows: Rows) -> Objective: ...  # noqa: D102
-
-    def bind(self, y: Any) -> Objective: ...  # noqa: ANN401, D102
 
 
 def make(

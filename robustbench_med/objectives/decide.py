@@ -12,7 +12,7 @@ from torch.nn import functional
 from robustbench_med.cards import Task
 from robustbench_med.datasets.codes import MAX_IDS
 from robustbench_med.errors import VictimError
-from robustbench_med.objectives import Objective
+from robustbench_med.objective import Objective
 from robustbench_med.objectives.classification import two_sided
 from robustbench_med.types import Logits, Output, PerSample, Truth, Verdict, images_at_once
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from robustbench_med.types import Output, PerSample, Rows, Verdict
 
 if TYPE_CHECKING:
-    from robustbench_med.objectives import Objective
+    from robustbench_med.objective import Objective
 
 EvasionLoss = Literal["joint", "selective", "goal", "suspicion", "both"]
 

@@ -20,7 +20,7 @@ from robustbench_med.objectives.segmentation import Masks, Pixels
 from robustbench_med.types import Output, PerSample, Rows, Verdict
 
 if TYPE_CHECKING:
-    from robustbench_med.objectives import Objective
+    from robustbench_med.objective import Objective
     from robustbench_med.problem import Problem
 
 PixelLoss = Callable[..., PerSample]  # takes Pixels, and the state where there is one

@@ -25,7 +25,7 @@ from robustbench_med.bench.attack_spec import resolve_attack
 from robustbench_med.bench.suite import Grid
 from robustbench_med.cards import AttackCard
 from robustbench_med.errors import BenchError, NotInstalledError, SpecError, UnknownNameError
-from robustbench_med.objectives import Objective
+from robustbench_med.objective import Objective
 from robustbench_med.objectives.classification import Targeted
 from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.objectives.multilabel import AnyFinding, OneFinding

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from robustbench_med import registry
-from robustbench_med.datasets.cards import load_cards
+from robustbench_med.dataset_cards import load_cards
 
 CLASSES = {
     "pathmnist": 9,

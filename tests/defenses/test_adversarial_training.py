@@ -369,7 +369,7 @@ def test_a_linear_victim_becomes_robust() -> None:
 
 def test_the_objective_of_training_is_one() -> None:
     from defenses.crafting import Climbed
-    from robustbench_med.objectives import Objective
+    from robustbench_med.objective import Objective
     from robustbench_med.types import Output
 
     objective = Climbed(lambda logits: logits.square().mean())

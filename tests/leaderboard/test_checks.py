@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import leaderboard
-from leaderboard.wording.checks import CHECKS, CheckRow, check_rows, flag_words
 from robustbench_med.bench import checks as bench
+from robustbench_med.bench.check_words import CHECKS, CheckRow, check_rows, flag_words
 from robustbench_med.bench.record import Check, Flag, Stored
 
 from .field import CHECKS as MANY

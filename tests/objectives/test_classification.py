@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustbench_med.errors import SpecError
-from robustbench_med.objectives import Objective, make
+from robustbench_med.objective import Objective
+from robustbench_med.objectives import make
 from robustbench_med.objectives.classification import Targeted, Untargeted, two_sided
 from robustbench_med.objectives.decide import decide, probabilities
 from robustbench_med.types import Output

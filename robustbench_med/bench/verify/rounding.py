@@ -8,19 +8,17 @@ here and now: the case is run once more with every layer rounded otherwise.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from robustbench_med.bench.record import Provenance
+from robustbench_med.devices import processor
 
 _STEP = 1 + 2**-23  # the next float32 after 1
-_CPU = Path("/proc/cpuinfo")
 
 
 @contextmanager
@@ -50,19 +48,6 @@ def threads_of(recorded: Provenance) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def processor() -> str:
-    """Return the processor and the instructions that torch uses of it."""
-    said: dict[str, str] = {}
-    if _CPU.is_file():
-        for line in _CPU.read_text().split("\n\n")[0].splitlines():
-            key, _, value = line.partition(":")
-            said[key.strip()] = value.strip()
-    name = said.get("model name") or platform.processor() or platform.machine()
-    numbers = [f"{said[key]}" for key in ("cpu family", "model", "stepping") if key in said]
-    which = f" ({'/'.join(numbers)})" if numbers else ""
-    return f"{name}{which}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def same_machine(recorded: Provenance, device: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from robustbench_med.cards import DatasetCard
 
-CARDS = Path(__file__).with_name("cards.toml")
+CARDS = Path(__file__).parent / "datasets" / "cards.toml"
 # MedMNIST+ 3.0.2, medmnist/info.py: the address of every file of every size.
 MEDMNIST = "https://zenodo.org/records/10519652/files/{file}?download=1"
 PLAIN = 28  # the size whose file name has no suffix

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from robustbench_med.bench.record import Check, Flag, Record
+from robustbench_med.printable import plain
 
-from .text import DASH, plain
+DASH = "–"
 
 
 def _images(value: float, of: int | None) -> str:
