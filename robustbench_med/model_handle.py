@@ -19,7 +19,7 @@ from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.devices import device_of
 from robustbench_med.errors import SpecError, VictimError
-from robustbench_med.models.load import Loaded, check_name, load_victim, of_module, tell
+from robustbench_med.models.load import Loaded, check_name, load_victim, log_notes, of_module
 from robustbench_med.models.sliding import bare
 from robustbench_med.models.user_factory import identity
 from robustbench_med.models.weights import fingerprint
@@ -198,7 +198,7 @@ def _load_again(model: ModelHandle, undefended: Victim, card: DatasetCard) -> Lo
     unchanged = fits and identity(undefended.module) == model.card.sha256
     if not unchanged or model.card.dataset != card.name:
         return of_module(undefended.module, card, name=title, contract=contract)
-    tell(model.card)
+    log_notes(model.card)
     device = next((parameter.device for parameter in undefended.module.parameters()), None)
     victim = Victim(undefended.module, contract, chunk=undefended.chunk, reading=undefended.reading)
     x = torch.zeros(2, card.channels, *card.size, device=device)
@@ -288,7 +288,7 @@ def load_model(
     _, loaded = resolve_model(model, card, name=name, **options)
     if loaded is None:
         loaded = load_victim(str(model), card)
-        tell(loaded.card)
+        log_notes(loaded.card)
         loaded.victim.module.eval()
     if device is not None:
         loaded.victim.module.to(device_of(device))

@@ -1,4 +1,4 @@
-"""Builders: an architecture from its spec. timm, smp and MONAI do most architectures."""
+"""Build a network from its spec, most often with timm, smp or MONAI."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def build(
     """Return a freshly initialised network.
 
     Args:
-        spec: of labels, `timm:NAME(...)` with any keyword timm takes (widths, depths), or
-            `vgg(cfg=[...], mlp_ratio=...)`; of masks, `smp:NAME(...)`, `monai:NAME(...)` with any
-            keyword they take, or `fcn(...)`, `segnet(...)`, `vnet(...)` of
-            robustbench_med/models/networks.py. A spec may name its number of logits itself, as
+        spec: for labels, `timm:NAME(...)` with any keyword of timm (widths, depths), or
+            `vgg(cfg=[...], mlp_ratio=...)`; for masks, `smp:NAME(...)`, `monai:NAME(...)` with any
+            of their keywords, or `fcn(...)`, `segnet(...)`, `vnet(...)` of
+            robustbench_med/models/networks.py. A spec may state its number of logits itself, as
             smp's `classes=1`, MONAI's `out_channels=1` or our `outputs=1`.
-        channels: image channels.
-        outputs: logits; None = as many as the architecture (or its hub weights) has.
-        size: `(h, w)` or `(d, h, w)`; handed to networks that are built for one size.
-        pretrained: take timm's own weights from its hub.
+        channels: number of image channels.
+        outputs: number of logits; None = that of the architecture or its hub weights.
+        size: `(h, w)` or `(d, h, w)`; used by networks that are built for one size.
+        pretrained: load the weights of timm's hub.
 
     Raises:
-        UnknownNameError: no such builder, or no such model, network or encoder of its library.
+        UnknownNameError: there is no such builder, or its library has no such model or encoder.
         VictimError: the parameters do not fit the architecture.
     """
     library, colon, name = spec.name.partition(":")
@@ -51,7 +51,7 @@ def build(
         return _timm(spec.name.removeprefix("timm:"), arguments, size, pretrained)
     if spec.name == "vgg":
         return _vgg(**arguments)
-    known = ["timm:NAME", "vgg", *NETWORKS, *(f"{one}:NAME" for one in _LIBRARIES)]
+    known = ["timm:NAME", "vgg", *NETWORKS, *(f"{library}:NAME" for library in _LIBRARIES)]
     raise UnknownNameError("builder", spec.name, known)
 
 
@@ -63,12 +63,12 @@ def _timm(
     if not name.startswith("hf-hub:") and not timm.is_model(name):
         raise UnknownNameError("timm model", name, _near(name, timm.list_models()))
     try:
-        try:  # transformers and mixers are built for one size; convolutional networks take any
-            made: nn.Module = timm.create_model(
+        try:  # transformers and mixers are built for one image size; others take no such argument
+            network: nn.Module = timm.create_model(
                 name, pretrained=pretrained, **{"img_size": size, **arguments}
             )
         except TypeError:
-            made = timm.create_model(name, pretrained=pretrained, **arguments)
+            network = timm.create_model(name, pretrained=pretrained, **arguments)
     except (TypeError, AssertionError, ValueError) as error:
         raise VictimError(f"timm:{name}: {str(error).splitlines()[0]}") from None
     except (OSError, RuntimeError) as error:
@@ -76,7 +76,7 @@ def _timm(
             f"timm:{name}: expected its weights from timm's hub, got {type(error).__name__}: "
             "check the network, or give a file with weights='FILE.safetensors'"
         ) from error
-    return made
+    return network
 
 
 def _near(name: str, known: list[str]) -> list[str]:
@@ -84,11 +84,11 @@ def _near(name: str, known: list[str]) -> list[str]:
 
 
 def _vgg(*, cfg: list[int | str], **arguments: Any) -> nn.Module:  # noqa: ANN401 - handed to timm
-    # timm's entry points fix the widths; its class takes them
+    # timm's functions fix the widths; its class takes them as arguments
     from timm.models.vgg import VGG
 
-    made: nn.Module = VGG(cfg, norm_layer=nn.BatchNorm2d, **arguments)
-    return made
+    network: nn.Module = VGG(cfg, norm_layer=nn.BatchNorm2d, **arguments)
+    return network
 
 
 def _smp(
@@ -101,7 +101,7 @@ def _smp(
     import segmentation_models_pytorch as smp
     import timm
 
-    known = {one.__name__: one for one in smp.MODEL_ARCHITECTURES_MAPPING.values()}
+    known = {network.__name__: network for network in smp.MODEL_ARCHITECTURES_MAPPING.values()}
     if name not in known:
         raise UnknownNameError("smp network", name, known)
     _refuse(f"smp:{name}", parameters, ("encoder_weights", "pretrained", "aux_params"))
@@ -109,15 +109,17 @@ def _smp(
         raise VictimError(f"smp:{name}: expected images of two axes, got size {size}")
     encoder = parameters.get("encoder_name", "resnet34")
     inner = str(encoder).removeprefix("tu-")
-    # a name with a colon would have timm fetch from a hub; of the others it only draws
+    # timm would download a model whose name has a colon
     if encoder not in smp.encoders.encoders and (encoder == inner or not timm.is_model(inner)):
-        every = [*smp.encoders.encoders, *(f"tu-{one}" for one in timm.list_models())]
+        every = [*smp.encoders.encoders, *(f"tu-{model}" for model in timm.list_models())]
         raise UnknownNameError("smp encoder", str(encoder), _near(str(encoder), every))
     unknown = set(parameters) - set(inspect.signature(known[name].__init__).parameters)
-    if unknown and encoder == inner:  # smp drops silently what only timm's encoders take
+    if (
+        unknown and encoder == inner
+    ):  # smp silently ignores arguments that only timm's encoders take
         raise VictimError(f"smp:{name}: expected a parameter that it takes, got {min(unknown)!r}")
     arguments = {"in_channels": channels, "classes": outputs, **parameters}
-    return _made(f"smp:{name}", known[name], {"encoder_weights": None, **arguments})
+    return _construct(f"smp:{name}", known[name], {"encoder_weights": None, **arguments})
 
 
 _MONAI = (
@@ -154,7 +156,7 @@ def _monai(
     }
     if name == "UNETR":
         arguments["img_size"] = size
-    return _made(f"monai:{name}", getattr(nets, name), {**arguments, **parameters})
+    return _construct(f"monai:{name}", getattr(nets, name), {**arguments, **parameters})
 
 
 def _ours(
@@ -165,11 +167,11 @@ def _ours(
     size: tuple[int, ...],
 ) -> nn.Module:
     arguments = {"axes": len(size), "channels": channels, "outputs": outputs, **parameters}
-    return _made(name, NETWORKS[name], arguments)
+    return _construct(name, NETWORKS[name], arguments)
 
 
 def _refuse(builder: str, parameters: dict[str, Any], keys: tuple[str, ...]) -> None:
-    """Raise where a spec asks for what would be downloaded, or for a second output."""
+    """Raise VictimError if a spec asks for a download or for a second output."""
     for key in keys:
         if parameters.get(key):
             raise VictimError(
@@ -178,10 +180,12 @@ def _refuse(builder: str, parameters: dict[str, Any], keys: tuple[str, ...]) -> 
             )
 
 
-def _made(builder: str, make: Callable[..., nn.Module], arguments: dict[str, Any]) -> nn.Module:
+def _construct(
+    builder: str, make: Callable[..., nn.Module], arguments: dict[str, Any]
+) -> nn.Module:
     try:
         return make(**arguments)
-    except Exception as error:  # a library meets what a person wrote and may raise anything
+    except Exception as error:  # a library may raise any error for the parameters of a user
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise VictimError(f"{builder}: {first}") from None
 

@@ -1,4 +1,4 @@
-"""Endings: the last operation of a module, as autograd knows it, and how to get in front of it."""
+"""Find the last operation of a module through autograd, and read the values before it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SQUASHES = {
     "LogSigmoidBackward": LOG_SIGMOID,
     "LogSoftmaxBackward": LOG_SOFTMAX,
 }
-# nodes that move numbers about and change none
+# nodes that move values without changing them
 _MOVES = re.compile(
     r"(UnsafeView|ReshapeAlias|View|Squeeze|Unsqueeze|Select|Slice|Index|Narrow|Transpose|T|"
     r"Permute|Clone|ToCopy|Alias|AsStrided|Unbind|Split|SplitWithSizes|IndexSelect|Gather|Cat|"
@@ -32,13 +32,13 @@ _AFFINE = re.compile(r"(Addmm|Baddbmm|Addmv|Linear|(Mkldnn|Cudnn|Slow|Thnn)?Conv
 
 
 class Ending(NamedTuple):
-    """What a module ends in.
+    """The last operation of a module.
 
     Attributes:
-        name: of the squashing function that is last; "" where there is none, or it is not known:
-            of a scripted or compiled module, behind an own function, without gradient.
-        affine: whether a linear layer or a convolution is last.
-        bypass: the calls of that function; None where they are not known.
+        name: name of the squashing function that comes last; "" if there is none or it is unknown,
+            as for a scripted or compiled module, a custom function, or outputs without gradient.
+        affine: whether a linear layer or a convolution comes last.
+        bypass: the calls of that function; None if they are unknown.
     """
 
     name: str = ""
@@ -47,7 +47,7 @@ class Ending(NamedTuple):
 
 
 def ending_of(victim: Victim, x: Images, reading: Reading) -> Ending:
-    """Return what the outputs that are read of a victim's module end in."""
+    """Return the last operation of the outputs that are read from a victim's module."""
     calls = Squashes(record=True)
     compiled = any(
         isinstance(part, torch.jit.ScriptModule) or hasattr(part, "_orig_mod")
@@ -58,7 +58,7 @@ def ending_of(victim: Victim, x: Images, reading: Reading) -> Ending:
         x.requires_grad_(True)
         try:
             raw = victim.module(victim.normalised(x))
-        except Exception:  # a model is foreign code; without gradients it has been asked before
+        except Exception:  # foreign code may raise anything; it ran without gradients before
             return Ending()
     tensor = leaves(raw).get(reading.path)
     nodes = [] if tensor is None else _last(tensor.grad_fn)
@@ -66,26 +66,26 @@ def ending_of(victim: Victim, x: Images, reading: Reading) -> Ending:
     if len(names) != 1:
         return Ending()
     name = names.pop()
-    places = [[i for i, made in enumerate(calls.nodes) if made is node] for node in nodes]
-    known = all(places) and name in _SQUASHES
-    bypass = Bypass(frozenset(one[0] for one in places), calls.count) if known else None
+    indices = [[i for i, call in enumerate(calls.nodes) if call is node] for node in nodes]
+    known = all(indices) and name in _SQUASHES
+    bypass = Bypass(frozenset(matches[0] for matches in indices), calls.count) if known else None
     return Ending(_SQUASHES.get(name, ""), bool(_AFFINE.fullmatch(name)), bypass)
 
 
 def _last(node: Any) -> list[Any]:  # noqa: ANN401 - autograd's nodes have no common type
-    """Return the nodes that computed the numbers; [] where some of them have none."""
+    """Return the nodes that computed the values; [] if some values have no node."""
     waiting, ends, met = [node], [], set()
     while waiting:
-        one = waiting.pop()
-        if one is None:
+        node = waiting.pop()
+        if node is None:
             return []
-        if one in met:
+        if node in met:
             continue
-        met.add(one)
-        if _MOVES.fullmatch(_name(one)):
-            waiting += [before for before, _ in one.next_functions]
+        met.add(node)
+        if _MOVES.fullmatch(_name(node)):
+            waiting += [before for before, _ in node.next_functions]
         else:
-            ends.append(one)
+            ends.append(node)
     return ends
 
 
@@ -94,11 +94,11 @@ def _name(node: Any) -> str:  # noqa: ANN401
 
 
 def link_of(p: Tensor, *, alone: bool) -> Link:
-    """Return the link of probabilities `(b, k, *s)`: of one of several classes if they sum to 1.
+    """Return the link of probabilities `(b, k, *s)`: "log" if they sum to 1 over classes.
 
     Args:
-        p: as the module returned them.
-        alone: whether each answers a question of its own.
+        p: probabilities that the module returned.
+        alone: whether each probability is that of an independent finding.
     """
     if alone or not bool(((p.sum(1) - 1).abs() < 1e-3).all()):
         return "logit"
@@ -106,27 +106,27 @@ def link_of(p: Tensor, *, alone: bool) -> Link:
 
 
 def direct(victim: Victim, x: Images, reading: Reading, end: Ending, p: Tensor) -> Reading:
-    """Return the reading that leaves the last sigmoid or softmax out, where that is the same.
+    """Return a reading that bypasses the last sigmoid or softmax, if it gives the same result.
 
     Args:
-        victim: whose module is read.
+        victim: its module is read.
         x: images.
-        reading: with the link of the probabilities.
-        end: what the module ends in.
-        p: its outputs for `x`.
+        reading: has the link of the probabilities.
+        end: last operation of the module.
+        p: outputs of the module for `x`.
     """
     if end.bypass is None:
         return reading
     shorter = replace(reading, bypass=end.bypass)
     try:
         logits = shorter.logits(victim.module, victim.normalised(x))
-    except Exception:  # a model is foreign code: then the longer way is taken
+    except Exception:  # foreign code may raise anything: the probabilities are read then
         return reading
     return shorter if agrees(logits, p, reading.link) else reading
 
 
 def agrees(logits: Tensor, numbers: Tensor, link: Link) -> bool:
-    """Whether logits and the numbers that a module returns are the same probabilities."""
+    """Return whether logits and the values that a module returns are the same probabilities."""
     logits, numbers = logits.double(), numbers.double()
     p = logits.softmax(1) if link == "log" else logits.sigmoid()
     return torch.allclose(p, numbers.exp() if link == "log_odds" else numbers, atol=1e-3)

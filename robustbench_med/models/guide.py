@@ -1,4 +1,4 @@
-"""Guides: what an attack climbs in the judge's place: bfloat16, or straight through a transform."""
+"""Guides: differentiable models that an attack ascends in place of the judge."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from robustbench_med.victim import InputContract, Transform, Victim
 
 
 class _Half(nn.Module):
-    """A network that computes in bfloat16, channels last, and answers in float32 where it can."""
+    """A network that computes in bfloat16, channels last, and returns float32 tensors."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -34,9 +34,9 @@ class _Half(nn.Module):
 def bfloat16(victim: Victim) -> Victim:
     """Return a copy of the victim that computes in bfloat16, batch norms folded where possible.
 
-    Its gradients are a guide only: a sample it calls done is confirmed by the judge before it is
-    dropped (robustbench_med/search.py), and every candidate is judged in full precision at the end.
-    It is faster where the processor multiplies bfloat16 in hardware (AMX, CUDA), slower elsewhere.
+    It gives gradients only: the judge confirms each sample that the guide reports as successful
+    (robustbench_med/search.py), and every candidate is judged in full precision at the end. It is
+    faster if the processor multiplies bfloat16 in hardware (AMX, CUDA), and slower elsewhere.
     """
     module = _fused(copy.deepcopy(victim.module).eval(), victim.contract)
     layout = torch.channels_last if len(victim.contract.size) == 2 else torch.contiguous_format
@@ -45,10 +45,10 @@ def bfloat16(victim: Victim) -> Victim:
 
 
 def _fused(module: nn.Module, contract: InputContract) -> nn.Module:
-    """Return the module with its batch norms folded; itself where that is not the same network.
+    """Return the module with its batch norms folded, or the module itself if that changes it.
 
-    Control flow that fx cannot trace raises, or it is followed as for no tensor at all: MONAI's
-    BasicUNet loses its skip connections in silence. So the answers are compared.
+    fx raises for control flow that it cannot trace, or follows it wrongly: MONAI's BasicUNet
+    silently loses its skip connections. The outputs are therefore compared.
     """
     shape = (2, contract.channels, *contract.size)
     x = torch.linspace(-1, 1, math.prod(shape)).view(shape)
@@ -65,15 +65,15 @@ def _fused(module: nn.Module, contract: InputContract) -> nn.Module:
 
 
 def straight_through(transform: Transform, model: Model) -> Model:
-    """Return a guide that transforms on the way forward and is the identity on the way back.
+    """Return a guide that applies a transform in the forward pass, and the identity backwards.
 
-    For victims that transform their input in a way without useful gradients: rounding, median
-    filters, JPEG. The attack climbs the model behind the transform; the judge stays what is
-    deployed.
+    It serves victims whose input transform has no useful gradients, such as rounding, median
+    filters and JPEG. The attack ascends the model behind the transform; the judge is the deployed
+    model.
 
     Args:
-        transform: what the victim does to `(b, c, *s)` images in [0,1] first.
-        model: the victim behind it.
+        transform: first step of the victim, on `(b, c, *s)` images in [0,1].
+        model: the victim behind the transform.
 
     Source: BPDA with the identity for the backward pass, Athalye, Carlini, Wagner, ICML 2018,
         section 4.1.
@@ -87,9 +87,9 @@ def straight_through(transform: Transform, model: Model) -> Model:
 
 
 def through(transform: Transform) -> Transform:
-    """Return a transform that is itself on the way forward, the identity on the way back.
+    """Return a transform whose backward pass is the identity.
 
-    Source: as of `straight_through`.
+    Source: as for `straight_through`.
     """
 
     def view(x: Images) -> Images:

@@ -1,4 +1,4 @@
-"""Victims by name: a card of the zoo, or any model that can be built, with a weights file."""
+"""Load a victim: a model of the zoo, a library's model with a weights file, or a user's own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from robustbench_med.victim import Victim
 ZOO = registry.CORE / "models" / "zoo"
 _OURS = ("weights", "pretrained", "mean", "std", "window", "overlap", "returns", "output")
 _log = logging.getLogger(__name__)
-_said: set[tuple[str, str]] = set()  # what this process has told of a model
+_logged: set[tuple[str, str]] = set()  # models and notes that this process has logged
 
 
 _FILES = {
@@ -40,7 +40,7 @@ _FILES = {
 
 
 class Loaded(NamedTuple):
-    """A victim with its card and the hash of everything that makes its answers."""
+    """A victim with its card and the hash of everything that determines its outputs."""
 
     victim: Victim
     card: ModelCard
@@ -48,20 +48,20 @@ class Loaded(NamedTuple):
 
 
 def check_name(name: str) -> None:
-    """Raise VictimError where a file stands in the place of a model's name."""
+    """Raise VictimError if a file is given in place of a model's name."""
     ending = Path(name).suffix.lower()
     if not registry.is_own(name) and ending in _FILES:
         raise VictimError(f"expected a model's name or spec, got {name!r}: {_FILES[ending]}")
 
 
 class ModelSource(NamedTuple):
-    """What the text of a victim names; parsed once, loaded as often as needed.
+    """The model that the text of a victim names: parsed once, and loaded as often as needed.
 
     Attributes:
         name: the text.
-        card: the card of the zoo; None of a model of the user's own.
-        factory: the Python file and function that make it, where the text names one.
-        builder: a library's model with its parameters, where the text names one.
+        card: the card of the zoo; None for a user's own model.
+        factory: the Python file and function that make the model, if the text names one.
+        builder: a library's model with its parameters, if the text names one.
         entry: a model that a package or a script registered as a function.
     """
 
@@ -73,11 +73,11 @@ class ModelSource(NamedTuple):
 
 
 def resolve_model(name: str) -> ModelSource:
-    """Return what the text of a victim names.
+    """Return the model that the text of a victim names.
 
     Raises:
         UnknownNameError: no such card.
-        SpecError, VictimError: a text that is no spec, or names a file in the place of a model.
+        SpecError, VictimError: the text is no spec, or names a file in place of a model.
     """
     if not registry.is_own(name):
         check_name(name)
@@ -96,30 +96,30 @@ def load_victim(model: str | ModelSource, data: DatasetCard, *, zoo: Path = ZOO)
 
     Args:
         model: a card of the zoo, or `timm:NAME(weights='FILE.safetensors', mean=[..], std=[..],
-            ...)`, or `timm:NAME(pretrained=True)` for timm's own hub; of masks
+            ...)`, or `timm:NAME(pretrained=True)` for timm's own hub; for masks
             `smp:NAME(weights=...)`, `monai:NAME(weights=...)` or a network of `build`, with
-            `window=[..], overlap=0.25` where it reads an image window by window; or
+            `window=[..], overlap=0.25` if it reads an image window by window; or
             `FILE.py:FACTORY(...)`, which executes that file. Each takes `returns='probabilities'`
             and `output='KEY'`, see InputContract.
-        data: says channels, size and classes.
-        zoo: folder with the cards' weights.
+        data: states channels, size and classes.
+        zoo: folder with the weights of the zoo.
 
     Raises:
-        UnknownNameError: no such card, builder or model of a builder.
+        UnknownNameError: there is no such card, builder or model of a builder.
         ChecksumError: the weights are not those of the card.
-        VictimError: the weights do not fit the architecture, or the model the data.
+        VictimError: the weights do not fit the architecture, or the model does not fit the data.
     """
     source = resolve_model(model) if isinstance(model, str) else model
     if source.factory is not None:
         return _of_factory(source.name, source.factory, data)
     if source.builder is not None:
-        return _own(source.builder, data)
+        return _of_spec(source.builder, data)
     if source.entry is not None:
         return _of_function(source.entry, data)
     card = _card_of(source)
     victim = untrained(card, _trained_on(card, data))
-    found = weights.read(bare(victim.module), zoo / card.weights, sha256=card.sha256)
-    return Loaded(victim, card, _answers_of(card, found))
+    sha256 = weights.read(bare(victim.module), zoo / card.weights, sha256=card.sha256)
+    return Loaded(victim, card, _answers_of(card, sha256))
 
 
 def _trained_on(card: ModelCard, data: DatasetCard) -> DatasetCard:
@@ -146,16 +146,16 @@ def _card_of(source: ModelSource) -> ModelCard:
 
 
 def describe(model: str | ModelSource, data: DatasetCard) -> tuple[ModelCard, str]:
-    """Return the card and hash that `load_victim` would, with the same errors, at less cost.
+    """Return the card and hash of `load_victim`, with the same errors, at less cost.
 
-    A model of the zoo is not built: its file's checksum and its card say enough.
+    A model of the zoo is not built: its card and the checksum of its file are sufficient.
     """
     source = resolve_model(model) if isinstance(model, str) else model
     if source.card is None:
         loaded = load_victim(source, data)
         x = torch.zeros(2, data.channels, *data.size)
         loaded.victim.check(x, data.outputs, masks=data.task == "segmentation")
-        tell(loaded.card)
+        log_notes(loaded.card)
         return loaded.card, loaded.sha256
     card = source.card
     _trained_on(card, data)
@@ -164,7 +164,7 @@ def describe(model: str | ModelSource, data: DatasetCard) -> tuple[ModelCard, st
 
 
 def untrained(card: ModelCard, data: DatasetCard) -> Victim:
-    """Return the card's architecture with fresh weights behind its contract."""
+    """Return a victim of the card's architecture with fresh weights."""
     module = build(
         spec.parse(card.builder),
         channels=data.channels,
@@ -175,11 +175,11 @@ def untrained(card: ModelCard, data: DatasetCard) -> Victim:
     return Victim(_slid(module, card), contract, chunk=images_at_once(data.size))
 
 
-def tell(card: ModelCard) -> None:
-    """Say what was decided of a model, once in a process."""
+def log_notes(card: ModelCard) -> None:
+    """Log the notes of a model's card, each once per process."""
     for note in card.notes:
-        if (card.name, note) not in _said:
-            _said.add((card.name, note))
+        if (card.name, note) not in _logged:
+            _logged.add((card.name, note))
             _log.warning("%s: %s", card.name, note)
 
 
@@ -201,20 +201,20 @@ def _contract(
     )
 
 
-def _own(wanted: spec.Spec, data: DatasetCard) -> Loaded:
-    ours = {key: wanted.parameters[key] for key in _OURS if key in wanted.parameters}
-    inner = {key: value for key, value in wanted.parameters.items() if key not in _OURS}
-    library, _, name = wanted.name.rpartition(":")
+def _of_spec(builder_spec: spec.Spec, data: DatasetCard) -> Loaded:
+    ours = {key: builder_spec.parameters[key] for key in _OURS if key in builder_spec.parameters}
+    inner = {key: value for key, value in builder_spec.parameters.items() if key not in _OURS}
+    library, _, name = builder_spec.name.rpartition(":")
     pretrained = library.startswith("timm") and bool(ours.get("pretrained"))
     if not ours.get("weights") and not pretrained:
         way = " or pretrained=True" if library.startswith("timm") else ""
-        raise VictimError(f"expected weights='FILE.safetensors'{way}, got {wanted}")
+        raise VictimError(f"expected weights='FILE.safetensors'{way}, got {builder_spec}")
     if not isinstance(ours.get("weights", ""), str):
         raise VictimError(f"expected weights='FILE.safetensors', got {ours['weights']!r}")
     window, overlap = _window(ours, data)
-    # a hub model keeps its own head: timm would put a random one in place of one of another width
+    # a hub model keeps its own head: for another width timm would make a random one
     outputs = None if pretrained else inner.pop("num_classes", len(data.classes))
-    builder = spec.Spec(wanted.name, inner)
+    builder = spec.Spec(builder_spec.name, inner)
     module = build(
         builder,
         channels=data.channels,
@@ -223,15 +223,15 @@ def _own(wanted: spec.Spec, data: DatasetCard) -> Loaded:
         pretrained=pretrained,
     )
     if ours.get("weights"):
-        found = weights.read(module, Path(ours["weights"]))
+        sha256 = weights.read(module, Path(ours["weights"]))
     else:
-        found = weights.fingerprint(module)
+        sha256 = weights.fingerprint(module)
     default = getattr(module, "pretrained_cfg", {})
     mean, std = _statistics(ours, default, data)
     card = ModelCard(
-        name=str(wanted),
-        title=wanted.name,
-        summary=f"A {library or wanted.name} model with weights the user gave.",
+        name=str(builder_spec),
+        title=builder_spec.name,
+        summary=f"A {library or builder_spec.name} model with weights the user gave.",
         family=name.partition("_")[0].lower(),
         dataset=data.name,
         builder=str(builder),
@@ -239,40 +239,40 @@ def _own(wanted: spec.Spec, data: DatasetCard) -> Loaded:
         std=std,
         window=window,
         overlap=overlap,
-        sha256=found,
+        sha256=sha256,
     )
     return _admitted(_slid(module, card), card, _contract(data, mean, std, ours), data)
 
 
 def _of_factory(name: str, factory: user_factory.Factory, data: DatasetCard) -> Loaded:
-    made = user_factory.made(factory, _OURS)
-    ours, sha256 = made.rest, made.sha256
+    product = user_factory.make_model(factory, _OURS)
+    ours, sha256 = product.unused, product.sha256
     for key in ours.keys() & {"pretrained"}:
         raise SpecError(f"{name}: expected a parameter that the factory takes, got {key!r}")
     if not isinstance(ours.get("weights", ""), str):
         raise VictimError(f"expected weights='FILE.safetensors', got {ours['weights']!r}")
     if ours.get("weights"):
-        sha256 = _digest(sha256, weights.read(made.module, Path(ours["weights"])))
+        sha256 = _digest(sha256, weights.read(product.module, Path(ours["weights"])))
     window, overlap = _window(ours, data)
     mean, std = _statistics(ours, {}, data)
     card = ModelCard(
         name=name,
-        title=f"{factory.path.name}:{factory.wanted.name}",
+        title=f"{factory.path.name}:{factory.call.name}",
         summary="A model that the user's own code makes.",
-        family=factory.wanted.name.lower(),
+        family=factory.call.name.lower(),
         dataset=data.name,
-        builder=str(factory.wanted),
+        builder=str(factory.call),
         mean=mean,
         std=std,
         window=window,
         overlap=overlap,
         sha256=sha256,
     )
-    return _admitted(_slid(made.module, card), card, _contract(data, mean, std, ours), data)
+    return _admitted(_slid(product.module, card), card, _contract(data, mean, std, ours), data)
 
 
 def _of_function(entry: registry.Entry, data: DatasetCard) -> Loaded:
-    """Return the victim that a declared function makes: another package's, or registered."""
+    """Return the victim of a registered function, or of a function of another package."""
     _trained_on(entry.card, data)
     module = user_factory.run_factory(entry.card.name, entry.item)
     sha256 = _digest(entry.origin, user_factory.identity(module))
@@ -283,7 +283,7 @@ def _of_function(entry: registry.Entry, data: DatasetCard) -> Loaded:
 def _admitted(
     module: nn.Module, card: ModelCard, contract: InputContract, data: DatasetCard
 ) -> Loaded:
-    """Return a model of the user's own as a victim, its outputs looked at."""
+    """Return a user's own model as a victim, after probing its outputs."""
     victim = Victim(module, contract, chunk=images_at_once(data.size))
     expected = Expected(
         data.outputs, masks=data.task == "segmentation", findings=data.task == "multi_label"
@@ -303,19 +303,19 @@ def of_module(
     contract: InputContract | None = None,
     **stated: Any,  # noqa: ANN401 - each is checked
 ) -> Loaded:
-    """Return a module handed in from Python as a victim for the images of `data`.
+    """Return a Python module as a victim for the images of `data`.
 
     Args:
-        module: takes images in [0,1], unless `mean` and `std` say what else it is shown.
-        data: says channels, size and classes, and so the contract.
-        name: what records call it; its class unless given.
-        contract: in place of the one made of `data` and what is stated.
-        stated: `mean` and `std`, one number or one a channel, in [0,1] units; `returns` and
-            `output`, see InputContract. None is not stated.
+        module: reads images in [0,1], unless `mean` and `std` state a normalisation.
+        data: states channels, size and classes, and thereby the contract.
+        name: its name in records; by default that of its class.
+        contract: replaces the contract made from `data` and `stated`.
+        stated: `mean` and `std`, one number or one per channel, in [0,1] units; `returns` and
+            `output`, see InputContract. None counts as not stated.
 
     Raises:
-        SpecError: `mean` or `std` are no such numbers, or stated beside a contract.
-        VictimError: it does not read such images or answers another number of logits.
+        SpecError: `mean` or `std` are no such numbers, or are stated beside a contract.
+        VictimError: the module does not read such images or returns another number of logits.
     """
     ours = {key: value for key, value in stated.items() if value is not None}
     if contract is None:
@@ -341,18 +341,18 @@ def of_module(
     device = None if parameter is None else parameter.device
     x = torch.zeros(2, data.channels, *data.size, device=device)
     loaded.victim.check(x, data.outputs, masks=data.task == "segmentation")
-    tell(loaded.card)
+    log_notes(loaded.card)
     return loaded
 
 
 def _statistics(
     ours: Mapping[str, Any], default: Mapping[str, Any], data: DatasetCard
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std: those given, else the architecture's, else those of [0,1] images.
+    """Return mean and std: as stated, else those of the architecture, else 0 and 1.
 
     Raises:
-        SpecError: one of two alone where the architecture has statistics of its own, or numbers
-            that do not fit the data.
+        SpecError: one of the two is stated alone although the architecture has both, or the
+            numbers do not fit the data.
     """
     names = ("mean", "std")
     if any(name in ours for name in names):
@@ -362,8 +362,8 @@ def _statistics(
                 f"expected mean=[..] and std=[..] together, got no {missing[0]}: the network's own "
                 "belong to each other"
             )
-        rest = {"mean": (0.0,), "std": (1.0,)}
-        mean, std = (statistic(n, ours.get(n, rest[n]), data.channels) for n in names)
+        default_statistics = {"mean": (0.0,), "std": (1.0,)}
+        mean, std = (statistic(n, ours.get(n, default_statistics[n]), data.channels) for n in names)
         return mean, std
     mean, std = tuple(default.get("mean") or (0.0,)), tuple(default.get("std") or (1.0,))
     if data.channels == 1:  # timm folds RGB stems into one channel; their statistics fold alike
@@ -383,7 +383,7 @@ def _slid(module: nn.Module, card: ModelCard) -> nn.Module:
 
 
 def _window(ours: dict[str, Any], data: DatasetCard) -> tuple[tuple[int, ...] | None, float]:
-    """Return the window and overlap a spec asks for; (None, 0.25) where it reads whole images."""
+    """Return the window and overlap of a spec; (None, 0.25) if it reads whole images."""
     window, overlap = ours.get("window"), ours.get("overlap", 0.25)
     if not isinstance(overlap, int | float) or not 0 <= overlap < 1:
         raise SpecError(f"expected overlap in [0,1), got {overlap!r}")
@@ -397,7 +397,7 @@ def _window(ours: dict[str, Any], data: DatasetCard) -> tuple[tuple[int, ...] | 
 
 
 def _answers_of(card: ModelCard, weights_sha256: str) -> str:
-    """Return the hash of what makes a victim's answers."""
+    """Return the hash of everything that determines a victim's outputs."""
     slides = () if card.window is None else (card.window, card.overlap)
     read: list[str] = [] if card.returns == "logits" else [card.returns]
     read += [card.output] if card.output else []

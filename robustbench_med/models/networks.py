@@ -1,4 +1,4 @@
-"""Small segmentation networks that no kept library has narrow: FCN, SegNet, V-Net; 2-D and 3-D."""
+"""Small segmentation networks, 2-D and 3-D: FCN, SegNet, V-Net; no library has them so narrow."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
 def _stage(axes: int, before: int, width: int, convs: int) -> nn.Sequential:
-    """Return `convs` 3-wide convolutions, each with batch norm and ReLU, as those of VGG."""
-    parts: list[nn.Module] = []
+    """Return `convs` convolutions of width 3, each with batch norm and ReLU, as in VGG."""
+    layers: list[nn.Module] = []
     for i in range(convs):
         conv = _CONV[axes](width if i else before, width, 3, padding=1, bias=False)
-        parts += [conv, _NORM[axes](width), nn.ReLU(inplace=True)]
-    return nn.Sequential(*parts)
+        layers += [conv, _NORM[axes](width), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
 
 
 class FCN(nn.Module):
-    """A fully convolutional network with skips: scores of each level, summed from coarse to fine.
+    """A fully convolutional network: the scores of all levels are summed from coarse to fine.
 
     Args:
-        axes: of an image, 2 or 3.
-        channels: of an image.
-        outputs: logits a pixel.
-        widths: of the levels; each halves the resolution of the one before.
-        convs: convolutions a level.
-        stride: of the finest level that is scored; 8 for FCN-8s.
+        axes: spatial axes of an image, 2 or 3.
+        channels: channels of an image.
+        outputs: logits per pixel.
+        widths: channels of the levels; each level has half the resolution of the one before.
+        convs: convolutions per level.
+        stride: stride of the finest level that is scored; 8 for FCN-8s.
 
     Source: Long, Shelhamer, Darrell, CVPR 2015, section 4.2. The backbone is VGG's pattern with
         batch norm; scores are upsampled linearly (the paper learns that from the same start), and
@@ -86,14 +86,14 @@ class FCN(nn.Module):
 
 
 class SegNet(nn.Module):
-    """An encoder whose pooling remembers where each maximum was, and a decoder that puts it back.
+    """An encoder that stores the position of each maximum, and a decoder that restores it there.
 
     Args:
-        axes: of an image, 2 or 3.
-        channels: of an image.
-        outputs: logits a pixel.
-        widths: of the levels.
-        convs: convolutions a level, on either side.
+        axes: spatial axes of an image, 2 or 3.
+        channels: channels of an image.
+        outputs: logits per pixel.
+        widths: channels of the levels.
+        convs: convolutions per level, in the encoder and in the decoder.
 
     Source: Badrinarayanan, Kendall, Cipolla, IEEE TPAMI 39:2481 (2017), section 3 and figure 2.
         Narrow, and with as many levels as `widths` has in place of VGG16's five.
@@ -131,40 +131,40 @@ class SegNet(nn.Module):
         for stage in self.up:
             where, size = places.pop()
             x = stage(_UNPOOL[self.axes](x, where, (2,) * self.axes, output_size=size))
-        found: Tensor = self.head(x)
-        return found
+        logits: Tensor = self.head(x)
+        return logits
 
 
 class _Residual(nn.Module):
-    """Convolutions whose result is added to what the stage was given."""
+    """Convolutions whose result is added to a skip connection."""
 
     def __init__(self, axes: int, before: int, width: int, convs: int, kernel: int) -> None:
         super().__init__()
-        parts: list[nn.Module] = []
+        layers: list[nn.Module] = []
         for i in range(convs):
             conv = _CONV[axes](
                 width if i else before, width, kernel, padding=kernel // 2, bias=False
             )
-            parts += [conv, _NORM[axes](width)] + [nn.PReLU(width)] * (i + 1 < convs)
-        self.convs = nn.Sequential(*parts)
+            layers += [conv, _NORM[axes](width)] + [nn.PReLU(width)] * (i + 1 < convs)
+        self.convs = nn.Sequential(*layers)
         self.act = nn.PReLU(width)
 
     def forward(
-        self, x: Float[Tensor, "b before *s"], kept: Float[Tensor, "b #w *s"]
+        self, x: Float[Tensor, "b before *s"], skip: Float[Tensor, "b #w *s"]
     ) -> Float[Tensor, "b w *s"]:
-        found: Tensor = self.act(self.convs(x) + kept)
-        return found
+        result: Tensor = self.act(self.convs(x) + skip)
+        return result
 
 
 class VNet(nn.Module):
     """Residual stages between strided convolutions, with concatenated skips.
 
     Args:
-        axes: of an image, 2 or 3.
-        channels: of an image.
-        outputs: logits a voxel.
-        width: of the finest level; each level below has twice as many.
-        convs: convolutions of each level, from fine to coarse.
+        axes: spatial axes of an image, 2 or 3.
+        channels: channels of an image.
+        outputs: logits per voxel.
+        width: channels of the finest level; each coarser level has twice as many.
+        convs: convolutions per level, from fine to coarse.
         kernel: width of a convolution, odd.
 
     Source: Milletari, Navab, Ahmadi, 3DV 2016, section 2 and figure 2. The paper's are width 16,
@@ -215,8 +215,8 @@ class VNet(nn.Module):
         for up, right in zip(reversed(self.up), reversed(self.right), strict=True):
             x = up(x)
             x = right(torch.cat([x, skips.pop()], 1), x)
-        found: Tensor = self.head(x)
-        return found
+        logits: Tensor = self.head(x)
+        return logits
 
 
 NETWORKS: dict[str, type[nn.Module]] = {"fcn": FCN, "segnet": SegNet, "vnet": VNet}

@@ -1,7 +1,7 @@
-"""The operating point: the threshold of a deployed device, frozen on validation.
+"""The operating point: the threshold of a deployed device, chosen on the validation split.
 
-It is folded into the victim as an offset of its logits. So there is one decision rule: what the
-device calls is what the attack climbs, and what accuracy, sensitivity and the flips are counted on.
+It becomes an offset of the victim's logits, so that there is one decision rule: the attack ascends
+the same decision from which accuracy, sensitivity and flips are counted.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from robustbench_med.cards import DatasetCard
 def youden(
     logits: Float[Tensor, "n k *s"], y: Int[Tensor, "n *k"], card: DatasetCard
 ) -> Float[Tensor, " k"] | None:
-    """Return the offset `(k,)` that puts the decision where sensitivity + specificity is largest.
+    """Return the offset `(k,)` at which sensitivity + specificity is largest.
 
     Args:
-        logits: of the validation images; of masks at every pixel.
-        y: their class ids or findings.
-        card: two classes and findings have a threshold; three and more classes and masks do not
-            (None).
+        logits: logits of the validation images; for masks at every pixel.
+        y: class ids or findings of these images.
+        card: describes the data. Two classes and findings have a threshold; more classes and masks
+            have none, and the result is None.
 
     Source: Youden, Cancer 1950. The threshold lies half-way between the two neighbouring scores, in
         logits.
@@ -39,7 +39,7 @@ def youden(
 
 
 def undecided(y: Int[Tensor, "n *k"], card: DatasetCard) -> tuple[str, ...]:
-    """Return the class or the findings that labels hold one value of: no threshold parts them."""
+    """Return the class or findings whose labels have a single value, and thus no threshold."""
     if not card.binary and card.task != "multi_label":
         return ()
     names = card.classes if card.task == "multi_label" else card.classes[1:]
@@ -52,7 +52,7 @@ def undecided(y: Int[Tensor, "n *k"], card: DatasetCard) -> tuple[str, ...]:
 
 
 def _threshold(scores: Float[Tensor, " n"], y: Int[Tensor, " n"]) -> float:
-    """Return the score above which class 1 is called; 0 where validation has only one class."""
+    """Return the score above which class 1 is predicted; 0 if validation has only one class."""
     from sklearn.metrics import roc_curve
 
     known = y >= 0
@@ -62,13 +62,13 @@ def _threshold(scores: Float[Tensor, " n"], y: Int[Tensor, " n"]) -> float:
     false_alarms, hits, thresholds = roc_curve(truth, values, drop_intermediate=False)
     best = int(np.argmax(hits - false_alarms))
     below = values[values < thresholds[best]]
-    if best == 0 or len(below) == 0:  # no threshold tells the classes apart: keep the model's own
+    if best == 0 or len(below) == 0:  # no threshold separates the classes: the model's own is used
         return 0.0
     return float((thresholds[best] + below.max()) / 2)
 
 
 def probability(offset: Float[Tensor, " k"] | None, card: DatasetCard) -> tuple[float, ...]:
-    """Return the offset as probabilities: of class 1, or of each finding. () without one."""
+    """Return the offset as a probability of class 1 or of each finding; () without an offset."""
     if offset is None:
         return ()
     values: list[float] = torch.sigmoid(-offset.double()).tolist()

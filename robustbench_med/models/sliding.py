@@ -1,4 +1,4 @@
-"""Sliding window: a network that reads a large image window by window, as it is deployed."""
+"""Sliding window: apply a network to a large image window by window."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from robustbench_med.types import Images, Logits, images_at_once
 
 
 class Sliding(nn.Module):
-    """A network put over an image window by window, its logits blended where windows overlap.
+    """A network that is applied window by window; logits are blended where windows overlap.
 
-    All of it is differentiable, so an attack climbs what is deployed and not one window of it.
+    The whole is differentiable, so that an attack ascends the deployed model and not one window.
 
     Args:
         network: returns logits of the window's size.
-        window: size of a window; an image of that size is read plainly.
-        overlap: share of a window's side that its neighbour reads too, in [0,1).
+        window: size of a window; an image of that size is read in one pass.
+        overlap: fraction of a window's side that the next window reads too, in [0,1).
 
     Source: gaussian weights with sigma 1/8 of a side, Isensee et al., Nature Methods 18:203 (2021);
         monai.inferers.sliding_window_inference does it.
@@ -32,8 +32,8 @@ class Sliding(nn.Module):
         from monai.inferers.utils import sliding_window_inference
 
         if tuple(x.shape[2:]) == self.window:
-            found: Logits = self.network(x)
-            return found
+            logits: Logits = self.network(x)
+            return logits
         blended = sliding_window_inference(
             x,
             roi_size=self.window,
@@ -46,5 +46,5 @@ class Sliding(nn.Module):
 
 
 def bare(module: nn.Module) -> nn.Module:
-    """Return the network itself, whose weights a file holds, without the sliding around it."""
+    """Return the network without its sliding window; weights files hold this network."""
     return module.network if isinstance(module, Sliding) else module

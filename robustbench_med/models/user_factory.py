@@ -1,4 +1,4 @@
-"""Models made by the user's own code: `FILE.py:FACTORY(...)`, and what tells two of them apart."""
+"""Make models with a user's own code, `FILE.py:FACTORY(...)`, and identify them by a hash."""
 
 from __future__ import annotations
 
@@ -32,59 +32,58 @@ from robustbench_med.rng import seeded
 
 _PREFIX = "_own_"
 _FORM = re.compile(r"(.+?\.py):(.*)", re.DOTALL)
-_TORCHS = vars(nn.Module()).keys()  # what every module has
+_TORCHS = vars(nn.Module()).keys()  # attributes of every module
 _PACKAGED = tuple(
-    str(Path(one)) for one in (*site.getsitepackages(), str(Path(spec.__file__).parent))
+    str(Path(folder)) for folder in (*site.getsitepackages(), str(Path(spec.__file__).parent))
 )
 
 
 class Factory(NamedTuple):
-    """A function in a file of the user's that returns a model."""
+    """A function in a user's file that returns a model."""
 
     path: Path
-    wanted: spec.Spec  # its name and what it is called with
+    call: spec.Spec  # name and arguments of the function
 
 
-class Made(NamedTuple):
-    """What a factory returned."""
+class Product(NamedTuple):
+    """The model that a factory returned."""
 
     module: nn.Module
-    sha256: str  # of the file, the code of the module, and its weights
-    rest: dict[str, Any]  # parameters that the factory does not take
+    sha256: str  # covers the file, the code of the module and its weights
+    unused: dict[str, Any]  # parameters that the factory does not take
 
 
 def factory_of(text: str) -> Factory | None:
-    """Return the factory that a victim's spec names; None where it is of another form.
+    """Return the factory that a victim's spec names; None if the spec has another form.
 
     Raises:
-        VictimError: a file without a function.
-        SpecError: no name or name(key=value, ...) after the file.
+        VictimError: the spec names a file without a function.
+        SpecError: the file is not followed by a name or name(key=value, ...).
 
-    >>> factory_of("models/net.py:make(width=8)").wanted.parameters
+    >>> factory_of("models/net.py:make(width=8)").call.parameters
     {'width': 8}
     >>> factory_of("timm:resnet18(pretrained=True)") is None
     True
     """
     if text.endswith(".py"):
         raise VictimError(f"expected FILE.py:FACTORY, a function that makes a model, got {text!r}")
-    found = _FORM.fullmatch(text)
-    if found is None or re.match(r"\w+(:[^(]*)?\(", text):  # a ".py:" among some spec's parameters
+    match = _FORM.fullmatch(text)
+    if match is None or re.match(r"\w+(:[^(]*)?\(", text):  # a ".py:" among some spec's parameters
         return None
-    return Factory(Path(found[1]).expanduser(), spec.parse(found[2]))
+    return Factory(Path(match[1]).expanduser(), spec.parse(match[2]))
 
 
-def made(factory: Factory, ours: tuple[str, ...]) -> Made:
-    """Return what a factory makes; this executes the user's own file.
+def make_model(factory: Factory, ours: tuple[str, ...]) -> Product:
+    """Return the model that a factory makes; this executes the user's own file.
 
-    Torch's generators are seeded alike at every call, so that weights drawn by the factory stay the
-    same.
+    Torch's generators are seeded equally at every call, so that a factory draws the same weights.
 
     Args:
         factory: file, function and arguments.
-        ours: parameters that are not for the factory, unless its signature names them.
+        ours: parameters of the bench, which the factory receives only if its signature names them.
 
     Raises:
-        VictimError: no such file or function, it raises, or returns something else than a module.
+        VictimError: the file or function is missing, it raises, or it returns no module.
     """
     path, (name, parameters) = factory
     where = f"{path}:{name}"
@@ -97,24 +96,24 @@ def made(factory: Factory, ours: tuple[str, ...]) -> Made:
             raise VictimError(f"{where}: expected a function {name!r} in {path.name}, got none")
         theirs = _taken(function, parameters, ours)
         module = run_factory(where, lambda: function(**theirs), seed=name)
-        parts = (hashlib.sha256(content).hexdigest(), identity(module))
-    rest = {key: value for key, value in parameters.items() if key not in theirs}
-    return Made(module, hashlib.sha256("\n".join(parts).encode()).hexdigest(), rest)
+        hashes = (hashlib.sha256(content).hexdigest(), identity(module))
+    unused = {key: value for key, value in parameters.items() if key not in theirs}
+    return Product(module, hashlib.sha256("\n".join(hashes).encode()).hexdigest(), unused)
 
 
-def run_factory(where: str, make: Callable[[], object], *, seed: str = "") -> nn.Module:
-    """Return the module that a function makes; torch's generators are seeded alike at every call.
+def run_factory(where: str, call: Callable[[], object], *, seed: str = "") -> nn.Module:
+    """Return the module that a function makes; torch's generators are seeded equally at every call.
 
     Args:
-        where: named in errors.
-        make: the function.
-        seed: of the generators; `where` if it is empty.
+        where: name of the function, for error messages.
+        call: calls the function.
+        seed: seed of the generators; `where` if it is empty.
 
     Raises:
-        VictimError: it raises, or returns something else than a module.
+        VictimError: the function raises, or returns no module.
     """
     with seeded("factory", seed or where):
-        module = _run(where, make)
+        module = _run(where, call)
     if not isinstance(module, nn.Module):
         raise VictimError(
             f"{where}: expected a factory that returns a torch nn.Module, got "
@@ -124,21 +123,21 @@ def run_factory(where: str, make: Callable[[], object], *, seed: str = "") -> nn
 
 
 def with_gradients(module: nn.Module) -> nn.Module:
-    """Return the module; a copy of it where its weights were made inside torch.inference_mode.
+    """Return the module, or a copy if its weights were made inside torch.inference_mode.
 
-    Such weights take part in no gradient ever; those of a copy made outside do.
+    Such weights can take part in no gradient; those of a copy made outside can.
     """
     weights = itertools.chain(module.parameters(), module.buffers())
-    return copy.deepcopy(module) if any(one.is_inference() for one in weights) else module
+    return copy.deepcopy(module) if any(tensor.is_inference() for tensor in weights) else module
 
 
 def identity(module: nn.Module) -> str:
-    """Return the SHA-256 of a module's weights and of what can be seen of its code.
+    """Return the SHA-256 of a module's weights and of the visible part of its code.
 
-    Seen are its structure as it prints, its attributes (numbers, texts, tensors, functions, objects
-    of the user's own classes and collections of them; anything else as it prints), and the source
-    of every class in it that no installed package brings. Not seen are functions that those classes
-    call.
+    Visible are its printed structure, its attributes (numbers, texts, tensors, functions, objects
+    of the user's own classes and collections of them; anything else in printed form), and the
+    source of each of its classes that belongs to no installed package. Functions that those classes
+    call are not visible.
     """
     return _identity(module, ())
 
@@ -149,14 +148,14 @@ def _identity(module: nn.Module, inside: tuple[int, ...]) -> str:
     digest.update(f"\n{printed(module)}".encode())
     stated = module.state_dict().keys()
     for name, buffer in module.named_buffers():
-        if name not in stated:  # one that is not saved
+        if name not in stated:  # a buffer that is not saved
             digest.update(f"\n{name}\n".encode() + bytes_of(buffer))
     scripted: tuple[str, ...] = ()
     for name, part in module.named_modules():
-        own = {key: value for key, value in vars_of(part).items() if key not in _TORCHS}
+        attributes = {key: value for key, value in vars_of(part).items() if key not in _TORCHS}
         digest.update(f"\n{name}\n".encode())
-        digest.update(_seen(own, inside))
-        inner = any(not one or name.startswith(f"{one}.") for one in scripted)
+        digest.update(_visible_state(attributes, inside))
+        inner = any(not prefix or name.startswith(f"{prefix}.") for prefix in scripted)
         if isinstance(part, torch.jit.ScriptModule) and not inner:
             scripted = (*scripted, name)
             digest.update(_archived(part))
@@ -166,22 +165,24 @@ def _identity(module: nn.Module, inside: tuple[int, ...]) -> str:
 
 
 def _archived(module: torch.jit.ScriptModule) -> bytes:
-    """Return what a scripted module would be saved as: a frozen one has no other state."""
+    """Return the bytes that a scripted module saves; a frozen module has no other state."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's advice to its own users
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # torch's advice to users of scripted modules
         torch.jit.save(module, buffer)
-    parts = []
+    digests = []
     with zipfile.ZipFile(buffer) as archive:
         for name in sorted(archive.namelist()):
             if not name.endswith((".debug_pkl", "serialization_id")):
                 content = re.sub(rb"___torch_mangle_\d+", b"", archive.read(name))
-                parts.append(hashlib.sha256(content).digest())
-    return b"".join(parts)
+                digests.append(hashlib.sha256(content).digest())
+    return b"".join(digests)
 
 
-def _seen(value: object, inside: tuple[int, ...]) -> bytes:
-    """Return what can be seen of an attribute; `inside` is what holds it, by address."""
+def _visible_state(value: object, inside: tuple[int, ...]) -> bytes:
+    """Return bytes for an attribute; `inside` holds the addresses of the objects around it."""
     if id(value) in inside:
         return b"itself"
     inside = (*inside, id(value))
@@ -189,10 +190,10 @@ def _seen(value: object, inside: tuple[int, ...]) -> bytes:
         return state_bytes(value)
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {value.shape} ".encode() + value.tobytes()
-    if isinstance(value, nn.Module):  # one in a plain list, which torch does not know of
+    if isinstance(value, nn.Module):  # a module in a plain list, which torch does not register
         return _identity(value, inside).encode()
     if isinstance(value, set | frozenset):
-        return b", ".join(sorted(_seen(one, inside) for one in value))
+        return b", ".join(sorted(_visible_state(item, inside) for item in value))
     if isinstance(value, dict):
         value = list(value.items())
     if isinstance(value, functools.partial):
@@ -200,25 +201,25 @@ def _seen(value: object, inside: tuple[int, ...]) -> bytes:
     if inspect.ismethod(value):
         value = [value.__func__, value.__self__]
     if isinstance(value, tuple | list):
-        return b"[" + b", ".join(_seen(one, inside) for one in value) + b"]"
+        return b"[" + b", ".join(_visible_state(item, inside) for item in value) + b"]"
     if isinstance(value, type):
         return _written(value).encode()
     if inspect.isfunction(value) and not _packaged(value):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
         held = [value.__defaults__, value.__kwdefaults__, *cells]
-        return _code(value.__code__).encode() + _seen(held, inside)
+        return _code(value.__code__).encode() + _visible_state(held, inside)
     if _source(type(value)) and type(value).__repr__ is object.__repr__:
-        return _written(type(value)).encode() + _seen(vars_of(value), inside)
+        return _written(type(value)).encode() + _visible_state(vars_of(value), inside)
     return printed(value).encode()
 
 
 def vars_of(value: object) -> dict[str, object]:
     """Return an object's attributes in the order of their names.
 
-    Without those of a compiled module that say where the compiler holds it in memory.
+    Attributes that the compiler adds are left out, because they depend on memory addresses.
     """
     named = sorted(getattr(value, "__dict__", {}).items())
-    return {key: one for key, one in named if not key.startswith("_torchdynamo")}
+    return {key: attribute for key, attribute in named if not key.startswith("_torchdynamo")}
 
 
 def _packaged(function: Callable[..., Any]) -> bool:
@@ -226,27 +227,29 @@ def _packaged(function: Callable[..., Any]) -> bool:
 
 
 def _written(kind: type) -> str:
-    """Return the name of a class with its source; of a package's, with where it comes from."""
+    """Return the name of a class with its source, or with its module if a package brings it."""
     source = _source(kind)
     return f"{kind.__qualname__}\n{source}" if source else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _source(kind: type) -> str:
-    """Return the source of a class; what its methods compute where it was typed in, not read."""
+    """Return the source of a class, or its methods' bytecode if the source is in no file."""
     try:
         home = inspect.getsourcefile(kind) or ""
         return "" if home.startswith(_PACKAGED) else inspect.getsource(kind)
     except (OSError, TypeError):
-        codes = [one.__code__ for one in vars(kind).values() if inspect.isfunction(one)]
+        codes = [
+            attribute.__code__ for attribute in vars(kind).values() if inspect.isfunction(attribute)
+        ]
         return "\n".join(map(_code, codes))
 
 
 def _code(code: CodeType) -> str:
-    """Return what a function computes, functions inside it too; not where it is written."""
-    inner = "".join(_code(one) for one in code.co_consts if inspect.iscode(one))
+    """Return the bytecode and constants of a function and of the functions inside it."""
+    inner = "".join(_code(constant) for constant in code.co_consts if inspect.iscode(constant))
     return (
         f"{code.co_name} {code.co_code.hex()} {code.co_names} {code.co_varnames} "
-        f"{[one for one in code.co_consts if not inspect.iscode(one)]}{inner}"
+        f"{[constant for constant in code.co_consts if not inspect.iscode(constant)]}{inner}"
     )
 
 
@@ -261,11 +264,11 @@ def _taken(
 
 
 def _executed(path: Path, content: bytes) -> ModuleType:
-    """Return the file as a module, executed now: the bytes that were hashed, no compiled copy."""
+    """Execute the hashed bytes of the file, not a compiled copy, and return the module."""
     name = f"{_PREFIX}{hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:16]}"
     module = ModuleType(name)
     module.__file__ = str(path.resolve())
-    sys.modules[name] = module  # the source of its classes is looked up there
+    sys.modules[name] = module  # inspect looks up the source of its classes there
     try:
         _run(str(path), lambda: exec(compile(content, str(path), "exec"), vars(module)))  # noqa: S102
     except VictimError:
@@ -277,7 +280,7 @@ def _executed(path: Path, content: bytes) -> ModuleType:
 def _run(where: str, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever it returns
     try:
         return call()
-    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
         first = (str(error) or "no message").splitlines()[0]
         raise VictimError(
             f"{where}: expected code that runs, got {type(error).__name__}: {first}"
@@ -286,10 +289,10 @@ def _run(where: str, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever
 
 @contextmanager
 def _beside(path: Path) -> Iterator[None]:
-    """Let a file import those beside it, as it can where it is run by itself.
+    """Let a file import the modules beside it, as in a script.
 
-    They are forgotten after: one that was edited is read anew, and another project's file of the
-    same name is not taken for it.
+    These modules are removed afterwards, so that an edited file is read again and is not mistaken
+    for a file of the same name in another project.
     """
     home, before, known = str(path.resolve().parent), list(sys.path), set(sys.modules)
     sys.path.insert(0, home)

@@ -1,4 +1,4 @@
-"""Weights: safetensors only, checked against their SHA-256 at every load."""
+"""Read and write weights: safetensors files, whose SHA-256 is checked at every load."""
 
 from __future__ import annotations
 
@@ -18,34 +18,35 @@ from robustbench_med.errors import ChecksumError, VictimError
 from robustbench_med.files import write_bytes
 from robustbench_med.paths import check_name
 
-HALF_ROUNDING = 2**-11  # of a value, the most that float16 changes it unless it is very small
+HALF_ROUNDING = 2**-11  # largest relative change of a normal number in float16
 
 
 def read(module: nn.Module, path: Path, *, sha256: str = "") -> str:
     """Load `path` into `module` and return the file's SHA-256.
 
     Args:
-        module: receives the weights; every tensor must be there and fit.
-        path: a safetensors file. It is read once: what was hashed is what is loaded.
-        sha256: what it must be; "" = whatever it is.
+        module: receives the weights; the file must hold each of its tensors in the same shape.
+        path: a safetensors file; it is read once, so that the hashed bytes are the loaded ones.
+        sha256: expected checksum; "" = any.
 
     Raises:
-        VictimError: missing, not safetensors, or not of this architecture and number of outputs.
-        ChecksumError: another file than the card describes.
+        VictimError: the file is missing, is no safetensors file, or holds the weights of another
+            architecture or number of outputs.
+        ChecksumError: the file has another checksum.
     """
-    found = content(path, sha256=sha256)
+    raw = content(path, sha256=sha256)
     try:
-        tensors = load(found)
+        tensors = load(raw)
     except (SafetensorError, ValueError) as error:
         raise VictimError(
-            f"{path.name}: expected a safetensors file, {_kind(path, found, error)}"
+            f"{path.name}: expected a safetensors file, {_kind(path, raw, error)}"
         ) from None
     _fit(module, tensors, path.name)
-    return hashlib.sha256(found).hexdigest()
+    return hashlib.sha256(raw).hexdigest()
 
 
 _log = logging.getLogger(__name__)
-_said: set[tuple[str, str]] = set()  # what this process has told of a file
+_logged: set[tuple[str, str]] = set()  # files and prefixes that this process has logged
 _STARTS = {
     b"PK": "torch",
     b"\x80": "torch",
@@ -56,10 +57,10 @@ _STARTS = {
 }
 
 
-def _kind(path: Path, found: bytes, error: Exception) -> str:
-    """Return what a file is that is none of safetensors, and what to do."""
-    kind = next((what for start, what in _STARTS.items() if found.startswith(start)), "")
-    if not found:
+def _kind(path: Path, raw: bytes, error: Exception) -> str:
+    """Return the kind of a file that is no safetensors file, and a remedy."""
+    kind = next((what for start, what in _STARTS.items() if raw.startswith(start)), "")
+    if not raw:
         return "got an empty one"
     if kind == "torch":
         new = path.with_suffix(".safetensors").name
@@ -72,96 +73,108 @@ def _kind(path: Path, found: bytes, error: Exception) -> str:
 
 
 def content(path: Path, *, sha256: str = "") -> bytes:
-    """Return the bytes of a weights file whose checksum is `sha256`; "" = whatever it is.
+    """Return the bytes of a weights file, after comparing its checksum; "" = any.
 
     Raises:
         VictimError, ChecksumError: as `read`.
     """
     if not check_name(path).is_file():
         raise VictimError(f"expected a weights file at {path}, got none: train it or give its path")
-    read = path.read_bytes()
-    found = hashlib.sha256(read).hexdigest()
-    if sha256 and found != sha256:
+    raw = path.read_bytes()
+    digest = hashlib.sha256(raw).hexdigest()
+    if sha256 and digest != sha256:
         raise ChecksumError(
-            f"{path.name}: expected sha256 {sha256[:12]}..., got {found[:12]}...: "
+            f"{path.name}: expected sha256 {sha256[:12]}..., got {digest[:12]}...: "
             "the file was changed or damaged; restore it or train it again"
         )
-    return read
+    return raw
 
 
 def _fit(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
-    wanted = module.state_dict()
-    tensors = _unprefixed(tensors, wanted, name)
+    expected = module.state_dict()
+    tensors = _unprefixed(tensors, expected, name)
     for key, value in tensors.items():
-        if value.shape != wanted[key].shape:
+        if value.shape != expected[key].shape:
             raise VictimError(
-                f"{name}: expected {key!r} {tuple(wanted[key].shape)}, got {tuple(value.shape)}"
-                f": {_misfit(key, value, wanted)}"
+                f"{name}: expected {key!r} {tuple(expected[key].shape)}, got {tuple(value.shape)}"
+                f": {_misfit(key, value, expected)}"
             )
     module.load_state_dict(tensors)
 
 
 def _unprefixed(
-    tensors: dict[str, Tensor], wanted: Mapping[str, object], name: str
+    tensors: dict[str, Tensor], expected: Mapping[str, object], name: str
 ) -> dict[str, Tensor]:
-    """Return the tensors by the names of the architecture, without a prefix they have in common.
+    """Return the tensors by their names in the architecture, without a common prefix.
 
-    Training code saves the network inside another module: DataParallel's "module.", a Lightning
-    module's "model." or "net.", a compiled one's "_orig_mod.".
+    A prefix appears if a network is saved inside another module: "module." of DataParallel,
+    "model." or "net." of a Lightning module, "_orig_mod." of a compiled module.
 
     Raises:
-        VictimError: some are missing or of another architecture.
+        VictimError: some tensors are missing or belong to another architecture.
     """
-    if tensors.keys() == wanted.keys():
+    if tensors.keys() == expected.keys():
         return tensors
     for prefix in _prefixes(tensors):
-        if {key.removeprefix(prefix) for key in tensors if key.startswith(prefix)} == wanted.keys():
-            rest = [key for key in tensors if not key.startswith(prefix)]
-            if not rest:
-                if (name, prefix) not in _said:
-                    _said.add((name, prefix))
+        if {
+            key.removeprefix(prefix) for key in tensors if key.startswith(prefix)
+        } == expected.keys():
+            remaining = [key for key in tensors if not key.startswith(prefix)]
+            if not remaining:
+                if (name, prefix) not in _logged:
+                    _logged.add((name, prefix))
                     _log.warning("%s: read without %r, with which every name begins", name, prefix)
                 return {key.removeprefix(prefix): value for key, value in tensors.items()}
             raise VictimError(
-                f"{name}: expected the weights of this architecture alone, got {len(rest)} more, "
-                f"such as {min(rest)!r}: save those below {prefix!r} alone, without it"
+                f"{name}: expected the weights of this architecture alone, got "
+                f"{len(remaining)} more, such as {min(remaining)!r}: save those below {prefix!r} "
+                "alone, without it"
             )
-    missing, others = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
-    parts = [f"{missing[0]!r} missing from the file{_more(missing)}"] if missing else []
-    parts += [f"{others[0]!r} not of this architecture{_more(others)}"] if others else []
-    whole = " (all of them)" if len(missing) == len(wanted) else ""
+    missing, others = (
+        sorted(expected.keys() - tensors.keys()),
+        sorted(tensors.keys() - expected.keys()),
+    )
+    differences = [f"{missing[0]!r} missing from the file{_more(missing)}"] if missing else []
+    differences += [f"{others[0]!r} not of this architecture{_more(others)}"] if others else []
+    whole = " (all of them)" if len(missing) == len(expected) else ""
     raise VictimError(
-        f"{name}: expected the weights of this architecture, got {' and '.join(parts)}{whole}: "
+        f"{name}: expected the weights of this architecture, got "
+        f"{' and '.join(differences)}{whole}: "
         "give the spec the name and parameters that it was trained with, and save the state dict "
         "of the network itself"
     )
 
 
 def _prefixes(tensors: Mapping[str, object]) -> list[str]:
-    """Return what the names in a file may begin with, the shortest first."""
+    """Return candidates for a common prefix of the names in a file, the shortest first."""
     heads = {".".join(key.split(".")[:n]) + "." for key in tensors for n in (1, 2, 3)}
-    return sorted((one for one in heads if one.rstrip(".") not in tensors), key=len)
+    return sorted((head for head in heads if head.rstrip(".") not in tensors), key=len)
 
 
 def _more(keys: list[str]) -> str:
     return f" and {len(keys) - 1} more" if len(keys) > 1 else ""
 
 
-def _misfit(key: str, value: Tensor, wanted: Mapping[str, Tensor]) -> str:
-    """Return what a tensor of another shape most likely comes from."""
-    there, here = tuple(value.shape), tuple(wanted[key].shape)
-    keys = list(wanted)
-    place, ending = keys.index(key), {k.rpartition(".")[0] for k in keys[-2:]}
-    if len(there) == len(here) and there[1:] == here[1:] and key.rpartition(".")[0] in ending:
+def _misfit(key: str, value: Tensor, expected: Mapping[str, Tensor]) -> str:
+    """Return the most likely cause of a tensor's different shape."""
+    stored, shape = tuple(value.shape), tuple(expected[key].shape)
+    keys = list(expected)
+    index, ending = keys.index(key), {k.rpartition(".")[0] for k in keys[-2:]}
+    if len(stored) == len(shape) and stored[1:] == shape[1:] and key.rpartition(".")[0] in ending:
         return (
             f"check the number of classes and channels of the data: the file's last layer has "
-            f"{there[0]} outputs, the data wants {here[0]}"
+            f"{stored[0]} outputs, the data wants {shape[0]}"
         )
-    first = place == 0 or not any(wanted[k].ndim > 1 for k in keys[:place])
-    if len(there) == len(here) > 2 and there[0] == here[0] and there[2:] == here[2:] and first:
+    first = index == 0 or not any(expected[k].ndim > 1 for k in keys[:index])
+    if (
+        len(stored) == len(shape) > 2
+        and stored[0] == shape[0]
+        and stored[2:] == shape[2:]
+        and first
+    ):
         return (
             f"check the number of classes and channels of the data: the file's first layer reads "
-            f"{there[1]} channels, the data has {here[1]}"
+            f"{stored[1]} channels, the data has {shape[1]}"
         )
     return (
         "it is of a network of another input size, width or depth: give the spec the parameters it "
@@ -199,9 +212,9 @@ def as_stored(value: Tensor) -> Tensor:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Return the SHA-256 over all parameters and buffers, for weights that came from no file.
+    """Return the SHA-256 over all parameters and buffers of a module.
 
-    State that is no tensor takes part too: packed weights of a quantised layer, extra state.
+    State that is no tensor is included: packed weights of a quantised layer, extra state.
     """
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
@@ -211,7 +224,7 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def bytes_of(value: Tensor) -> bytes:
-    """Return the bytes of a tensor's values; of a quantised one with its scale."""
+    """Return the bytes of a tensor's values; for a quantised tensor with its scale."""
     value = plain(value).cpu()
     if value.is_quantized:
         return f"{value.qscheme()} {_scale(value)} ".encode() + bytes_of(value.int_repr())
@@ -222,7 +235,7 @@ def bytes_of(value: Tensor) -> bytes:
 
 
 def plain(value: Tensor) -> Tensor:
-    """Return a tensor without its gradient and without what a subclass knows of it."""
+    """Return a plain tensor, without gradient and without the state of a subclass."""
     value = value.detach()
     return value if type(value) is Tensor else value.as_subclass(Tensor)
 
@@ -235,7 +248,7 @@ def _scale(value: Tensor) -> str:
 
 
 def state_bytes(value: object) -> bytes:
-    """Return bytes that tell one state of a layer from another, whatever it is made of."""
+    """Return bytes that differ between different states of a layer, whatever their types."""
     if isinstance(value, Tensor):
         return f"{value.dtype} {tuple(value.shape)} ".encode() + bytes_of(value)
     if isinstance(value, dict):
@@ -249,10 +262,10 @@ def state_bytes(value: object) -> bytes:
             return b"opaque"
     try:
         return pickle.dumps(value)
-    except Exception:  # it may refuse in any way
+    except Exception:  # pickling foreign objects may raise anything
         return printed(value).encode()
 
 
 def printed(value: object) -> str:
-    """Return a value as it prints, but for where it lies in memory."""
+    """Return the printed form of a value without memory addresses."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

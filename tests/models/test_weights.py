@@ -165,7 +165,7 @@ def test_a_common_prefix_is_left_out_and_said(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(weights, "_said", set())
+    monkeypatch.setattr(weights, "_logged", set())
     path, _ = written
     tensors = load_file(path)
     save_file({f"{prefix}{key}": value for key, value in tensors.items()}, path)

@@ -154,15 +154,15 @@ def _moved(victim: str, place: str | None, option: str) -> str:
                 f"expected --{option} with a record of a model of one's own, got one of {victim}"
             )
         if factory is not None and place.endswith(".py"):
-            return f"{place}:{factory.wanted}"
+            return f"{place}:{factory.call}"
         if Path(place).suffix and "(" not in place and ".py:" not in place:
-            wanted = spec.parse(victim) if factory is None else factory.wanted
+            wanted = spec.parse(victim) if factory is None else factory.call
             moved = str(Spec(wanted.name, {**wanted.parameters, "weights": place}))
             return moved if factory is None else f"{factory.path}:{moved}"
         return place
     if not registry.is_own(victim) or victim.startswith("module:"):
         return victim
-    wanted = spec.parse(victim) if factory is None else factory.wanted
+    wanted = spec.parse(victim) if factory is None else factory.call
     files = [] if factory is None else [factory.path]
     files += [Path(str(wanted.parameters["weights"]))] if "weights" in wanted.parameters else []
     for path in files:
