@@ -90,9 +90,7 @@ def train(
             dataset,
             out,
             progress=lambda fraction: bar.update(task, completed=fraction),
-            tell=lambda line: bar.console.print(
-                line, highlight=False, markup=False, soft_wrap=True
-            ),
+            log=lambda line: bar.console.print(line, highlight=False, markup=False, soft_wrap=True),
         )
     if trained.measured is None:
         raise RuntimeError("train returned a card without measurements")

@@ -1,1 +1,1 @@
-"""Training: how the shipped victims are fitted, plain or with a defense that trains."""
+"""Train the shipped victims, plainly or with a training defense."""

@@ -21,26 +21,26 @@ from robustbench_med.universal import Additive
 from robustbench_med.victim import Victim, frozen
 
 Loss = Callable[[Logits, Truth], Tensor]
-_OURS = ("attack", "every", "images")  # parameters of a card that are the core's to follow
+_OURS = ("attack", "every", "images")  # parameters that the core uses, not the defense
 
 
 class Refit(NamedTuple):
-    """How a universal perturbation is fitted on training images, and how often."""
+    """How and how often a universal perturbation is fitted on training images."""
 
     attack: AttackCard
     ball: Ball
     every: int  # epochs between two fits
-    images: int  # drawn for a fit
+    images: int  # number of images of a fit
 
 
 class AdversarialSetup(NamedTuple):
-    """A defense that trains.
+    """A training defense with its parameters and its attack.
 
     Attributes:
-        card: of the defense.
-        parameters: all of them, those of the spec over the defaults.
-        crafts: card of the attack it is handed; None where it asks for none.
-        fitting: where that attack is fitted on the training images and not crafted for a batch.
+        card: card of the defense.
+        parameters: all parameters; those of the spec replace the defaults.
+        crafts: card of the attack that the defense trains against; None if it uses none.
+        fitting: how a universal attack is fitted; None for an attack on single images.
     """
 
     card: DefenseCard
@@ -50,38 +50,40 @@ class AdversarialSetup(NamedTuple):
 
     @property
     def ball(self) -> Ball | None:
-        """The ball trained for; None of a defense without a radius."""
+        """The ball of the training attack; None for a defense without a radius."""
         return _ball(self.parameters)
 
     def loss(
         self, victim: Victim, x: Images, y: Truth, loss: Loss, pattern: Tensor | None
     ) -> Tensor:
-        """Return the scalar to descend on a batch.
+        """Return the scalar loss of a batch.
 
         Args:
-            victim: in train mode.
+            victim: the victim in train mode.
             x: images of a batch.
             y: their truth.
-            loss: the recipe's own, of logits and truth.
-            pattern: the universal perturbation last fitted, where the defense wants one.
+            loss: the loss of the recipe, a function of logits and truth.
+            pattern: the last universal perturbation, if the defense uses one.
         """
-        given = {key: value for key, value in self.parameters.items() if key not in _OURS}
+        arguments = {key: value for key, value in self.parameters.items() if key not in _OURS}
         if pattern is not None:
-            given["attack"] = _adding(pattern)
+            arguments["attack"] = _adding(pattern)
         elif self.crafts is not None:
-            given["attack"] = _crafting(self.crafts)
-        found: Tensor = registry.function("defenses", self.card)(victim, x, y, loss=loss, **given)
-        return found
+            arguments["attack"] = _crafting(self.crafts)
+        value: Tensor = registry.function("defenses", self.card)(
+            victim, x, y, loss=loss, **arguments
+        )
+        return value
 
 
 def _crafting(card: AttackCard) -> Callable[..., Images]:
-    """Return the attack, taking of a defense's effort what it knows."""
+    """Return the attack as a function that ignores unknown parameters of the defense."""
     attack = registry.function("attacks", card)
 
     def craft(problem: Problem, *, rng: Draws, **effort: Any) -> Images:  # noqa: ANN401
         known = {key: value for key, value in effort.items() if key in card.parameters}
-        found: Images = attack(problem, rng=rng, **{**card.parameters, **known})
-        return found
+        adv: Images = attack(problem, rng=rng, **{**card.parameters, **known})
+        return adv
 
     return craft
 
@@ -103,26 +105,26 @@ def _ball(parameters: dict[str, Any]) -> Ball | None:
 
 
 def adversarial_setup(text: str, data: DatasetCard, *, windowed: bool = False) -> AdversarialSetup:
-    """Return the training defense of a spec, checked against the data.
+    """Return the training defense of a spec, after checking it against the data.
 
     Args:
         text: e.g. `trades(eps=4/255, beta=3)`.
-        data: says the task.
-        windowed: whether the victim trains on windows of its images.
+        data: states the task.
+        windowed: whether the victim is trained on windows of its images.
 
     Raises:
-        UnknownNameError: no such defense or attack.
-        SpecError: it does not train or does not take the task, or a parameter is unknown, of
-            another type or out of its range.
+        UnknownNameError: there is no such defense or attack.
+        SpecError: the defense does not train or does not support the task, or a parameter is
+            unknown, of another type or out of its range.
     """
-    name, given = spec.parse(text)
+    name, stated = spec.parse(text)
     card: DefenseCard = registry.find("defenses", name)
     if card.kind != "training":
         raise SpecError(f"{name}: expected a defense that trains, got one of kind {card.kind}")
     if data.task not in card.tasks:
         known = " or ".join(card.tasks)
         raise SpecError(f"{name}: expected {known} data, got {data.task} ({data.name})")
-    parameters = complete(card, given)
+    parameters = complete(card, stated)
     norm: Norm = parameters.get("norm", "linf")
     crafts = registry.find("attacks", parameters["attack"]) if "attack" in parameters else None
     if crafts is not None and (norm not in crafts.norms or data.task not in crafts.tasks):
@@ -138,15 +140,15 @@ def adversarial_setup(text: str, data: DatasetCard, *, windowed: bool = False) -
     return AdversarialSetup(card, parameters, crafts, fitting)
 
 
-def fitted(fitting: Refit, victim: Victim, batch: Batch, card: DatasetCard) -> Tensor:
-    """Return a universal perturbation `(c, *s)` fitted on a draw of the training images."""
+def fit_universal(fitting: Refit, victim: Victim, batch: Batch, card: DatasetCard) -> Tensor:
+    """Fit a universal perturbation `(c, *s)` on randomly drawn training images, and return it."""
     rows = torch.randperm(len(batch))[: fitting.images]
     objective = make("untargeted", card.task, card=card)
     x, y = batch.x[rows], batch.y[rows]
     rng = Draws(torch.randint(-(2**62), 2**62, (len(rows),)))
     with frozen(victim.module):
         problem = Problem(x, y, fitting.ball, objective.bind(y), victim, chunk=victim.chunk)
-        found: Additive = registry.function("attacks", fitting.attack)(
+        perturbation: Additive = registry.function("attacks", fitting.attack)(
             problem, rng=rng, **fitting.attack.parameters
         )
-    return found.pattern
+    return perturbation.pattern

@@ -1,4 +1,4 @@
-"""Augmentation: a randomly moved copy of each image, and of its mask with it; 2-D and 3-D."""
+"""Augmentation: transform each image randomly, together with its mask; 2-D and 3-D."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from robustbench_med.types import Images
 
 
 def augment(x: Images, recipe: Recipe) -> Images:
-    """Return a randomly moved copy of each image, one resampling for all moves together."""
+    """Return a randomly transformed copy of each image, which is resampled only once."""
     grid = functional.affine_grid(_placed(x, recipe), list(x.shape), align_corners=False)
     moved = functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
     return _contrasted(moved, recipe)
@@ -21,22 +21,22 @@ def augment(x: Images, recipe: Recipe) -> Images:
 def augment_masks(
     x: Images, y: Int[Tensor, "b *s"], recipe: Recipe, *, window: tuple[int, ...] | None = None
 ) -> tuple[Float[Tensor, "b c *w"], Int[Tensor, "b *w"]]:
-    """Return each image and its mask moved alike, cut to one random window if one is given.
+    """Return each image and its mask after the same transform, cut to a random window if given.
 
-    The image is resampled linearly and continued at its border; the mask by nearest neighbour, and
-    ignored (-1) beyond its border.
+    The image is resampled linearly and extended at its border; the mask is resampled by nearest
+    neighbour and ignored (-1) beyond its border.
     """
     grid = functional.affine_grid(_placed(x, recipe), list(x.shape), align_corners=False)
     for axis, (side, width) in enumerate(zip(x.shape[2:], window or (), strict=False), start=1):
         grid = grid.narrow(axis, int(torch.randint(side - width + 1, ())), width)
     moved = functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
-    ids = (y[:, None] + 1).to(x)  # 0 = ignored, which is also what lies outside
+    ids = (y[:, None] + 1).to(x)  # 0 = ignored, and also the value outside
     ids = functional.grid_sample(ids, grid, mode="nearest", align_corners=False)
     return _contrasted(moved, recipe), ids[:, 0].round().long() - 1
 
 
 def _placed(x: Images, recipe: Recipe) -> Float[Tensor, "b axes axes1"]:
-    """Return what affine_grid takes: where each pixel of the copy comes from, in units of -1..1."""
+    """Return matrices for affine_grid: the source of each pixel of the copy, in units of -1..1."""
     b, axes = len(x), x.ndim - 2
     angle = (torch.rand(b) - 0.5) * (0.35 if "rotate" in recipe.augment else 0)  # +-10 degrees
     mirror = 1 - 2.0 * (torch.rand(b) < 0.5) if "flip" in recipe.augment else torch.ones(b)
@@ -47,7 +47,7 @@ def _placed(x: Images, recipe: Recipe) -> Float[Tensor, "b axes axes1"]:
     rotation = torch.stack(
         [angle.cos() * mirror, -angle.sin(), angle.sin() * mirror, angle.cos()], 1
     )
-    linear[:, :2, :2] = rotation.view(b, 2, 2)  # of the last two axes
+    linear[:, :2, :2] = rotation.view(b, 2, 2)  # acts on the last two axes
     if "flips" in recipe.augment:
         linear = linear * (1 - 2.0 * (torch.rand(b, 1, axes) < 0.5))
     if "zoom" in recipe.augment:
@@ -58,6 +58,6 @@ def _placed(x: Images, recipe: Recipe) -> Float[Tensor, "b axes axes1"]:
 def _contrasted(x: Images, recipe: Recipe) -> Images:
     if "contrast" not in recipe.augment:
         return x
-    one = (len(x), *[1] * (x.ndim - 1))
-    gain = 1 + (torch.rand(one) - 0.5) * 0.3
-    return ((x - 0.5) * gain + 0.5 + (torch.rand(one) - 0.5) * 0.1).clamp(0, 1)
+    shape = (len(x), *[1] * (x.ndim - 1))
+    gain = 1 + (torch.rand(shape) - 0.5) * 0.3
+    return ((x - 0.5) * gain + 0.5 + (torch.rand(shape) - 0.5) * 0.1).clamp(0, 1)

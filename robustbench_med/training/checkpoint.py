@@ -1,4 +1,4 @@
-"""Checkpoint: all that a training needs to go on as if it had never been stopped."""
+"""Checkpoints: the full state of a training, from which it continues to the same weights."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from robustbench_med.errors import CheckpointError
 
-_KEY = "training"  # of the file's JSON
+_KEY = "training"  # key of the JSON in the file's metadata
 
 
 class Saved(NamedTuple):
-    """Where checkpoints go, and whose they are: a hash of card, recipe and data."""
+    """Path of a checkpoint, and the hash of card, recipe and data that it belongs to."""
 
     path: Path
     fingerprint: str
@@ -31,14 +31,14 @@ class State:
     """A training between two epochs.
 
     Attributes:
-        module: trained.
-        optimizer, schedule: of the module.
+        module: the module in training.
+        optimizer, schedule: optimizer of the module and schedule of its learning rate.
         ema: moving average of the module; None = off.
-        pattern: universal perturbation last fitted, if any.
-        best: weights with the best validation so far, where a patience asks for them.
+        pattern: last universal perturbation, if any.
+        best: weights with the best validation score so far, if the recipe has a patience.
         score: their score.
-        stale: epochs since.
-        epoch: epochs done.
+        stale: epochs since then.
+        epoch: number of completed epochs.
     """
 
     module: nn.Module
@@ -53,9 +53,9 @@ class State:
 
 
 def write(saved: Saved, state: State) -> None:
-    """Write the state and torch's generator to one file, whole or not at all.
+    """Write the state and torch's generator to one file, in one step.
 
-    One safetensors file: tensors under prefixed names, the rest as JSON in its header.
+    It is a safetensors file with tensors under prefixed names, and all else as JSON in its header.
     """
     tensors = {f"module.{key}": value for key, value in state.module.state_dict().items()}
     if state.ema is not None:
@@ -67,7 +67,7 @@ def write(saved: Saved, state: State) -> None:
     for i, values in optimizer["state"].items():
         tensors |= {f"optimizer.{i}.{key}": value for key, value in values.items()}
     tensors["rng"] = torch.get_rng_state()
-    rest = {
+    metadata = {
         "fingerprint": saved.fingerprint,
         "epoch": state.epoch,
         "score": state.score,
@@ -78,7 +78,7 @@ def write(saved: Saved, state: State) -> None:
     temporary = saved.path.with_name(f".{saved.path.name}.{os.getpid()}.tmp")
     try:
         copies = {key: value.detach().contiguous().clone() for key, value in tensors.items()}
-        save_file(copies, temporary, metadata={_KEY: json.dumps(rest)})
+        save_file(copies, temporary, metadata={_KEY: json.dumps(metadata)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(saved.path)
@@ -87,18 +87,18 @@ def write(saved: Saved, state: State) -> None:
 
 
 def restore(saved: Saved, state: State) -> bool:
-    """Put a checkpoint into a fresh state and torch's generator; return whether there was one.
+    """Restore a state and torch's generator from a checkpoint; return whether there is one.
 
     Raises:
-        CheckpointError: damaged, or of another card, recipe or data.
+        CheckpointError: the file is damaged, or belongs to another card, recipe or data.
     """
     if not saved.path.is_file():
         return False
     try:
         with safe_open(saved.path, framework="pt") as file:
-            rest: dict[str, Any] = json.loads((file.metadata() or {})[_KEY])
+            metadata: dict[str, Any] = json.loads((file.metadata() or {})[_KEY])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
-        fingerprint = rest["fingerprint"]
+        fingerprint = metadata["fingerprint"]
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"expected a readable checkpoint, got {saved.path} ({type(error).__name__}): remove it "
@@ -109,12 +109,12 @@ def restore(saved: Saved, state: State) -> bool:
             f"expected a checkpoint of this card, recipe and data, got {saved.path} of another "
             "training: remove it, or write elsewhere with --out DIR"
         )
-    _fill(state, tensors, rest)
+    _fill(state, tensors, metadata)
     torch.set_rng_state(tensors["rng"])
     return True
 
 
-def _fill(state: State, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
+def _fill(state: State, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     state.module.load_state_dict(_below("module.", tensors))
     if state.ema is not None:
         state.ema.load_state_dict(_below("ema.", tensors))
@@ -124,13 +124,15 @@ def _fill(state: State, tensors: dict[str, Tensor], rest: dict[str, Any]) -> Non
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     for key, value in _below("optimizer.", tensors).items():
         i, _, name = key.partition(".")
-        own = parameters[int(i)]
-        # in the layout of its parameter: another layout may round the same sums differently
-        laid = torch.empty_like(own).copy_(value) if value.shape == own.shape else value
-        slots.setdefault(int(i), {})[name] = laid.detach()
-    state.optimizer.load_state_dict({"state": slots, "param_groups": rest["groups"]})
-    state.schedule.load_state_dict(rest["schedule"])
-    state.epoch, state.score, state.stale = rest["epoch"], rest["score"], rest["stale"]
+        parameter = parameters[int(i)]
+        # keep the memory layout of the parameter: another layout may round sums differently
+        restored = (
+            torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+        )
+        slots.setdefault(int(i), {})[name] = restored.detach()
+    state.optimizer.load_state_dict({"state": slots, "param_groups": metadata["groups"]})
+    state.schedule.load_state_dict(metadata["schedule"])
+    state.epoch, state.score, state.stale = metadata["epoch"], metadata["score"], metadata["stale"]
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Fit: the loop over epochs and batches, plain or with a defense that trains."""
+"""The training loop over epochs and batches, plain or with a training defense."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from robustbench_med.training.adversarial_setup import (
     AdversarialSetup,
     Loss,
     adversarial_setup,
-    fitted,
+    fit_universal,
 )
 from robustbench_med.training.augment import augment, augment_masks
 from robustbench_med.training.checkpoint import Saved, State
@@ -34,16 +34,16 @@ Progress = Callable[[float], None]
 
 
 class _Task(NamedTuple):
-    """What does not change while a victim is trained."""
+    """The constants of one training."""
 
     victim: Victim
     batch: Batch
     card: DatasetCard
     recipe: Recipe
     window: tuple[int, ...] | None
-    hard: AdversarialSetup | None
+    setup: AdversarialSetup | None
     loss: Loss
-    rounds: int  # batches an epoch
+    rounds: int  # batches per epoch
 
 
 def fit(
@@ -56,55 +56,55 @@ def fit(
     window: tuple[int, ...] | None = None,
     val: Batch | None = None,
     saved: Saved | None = None,
-    tell: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Train the victim's module on a batch, in place, by the recipe, with torch's generator.
+    """Train the victim's module in place by a recipe, with torch's generator.
 
     Args:
-        victim: whose module is trained.
-        batch: images and truth to fit.
-        card: of the data.
-        recipe: how.
-        progress: called with the share done, 0..1.
-        window: of masks: train on random windows of this size.
-        val: validation images, watched every epoch where the recipe has a defense or a patience.
-        saved: where a checkpoint is written every epoch, and gone on from; None = nowhere.
-        tell: called with a line an epoch that was watched.
+        victim: its module is trained.
+        batch: training images with their truth.
+        card: describes the data.
+        recipe: states how to train.
+        progress: called with the completed fraction, 0..1.
+        window: size of the random windows that a segmenter is trained on.
+        val: validation images, scored after every epoch if the recipe has a defense or a patience.
+        saved: checkpoint that is written after every epoch and continued from; None = none.
+        log: called with a line after every epoch that was validated.
 
     Raises:
         SpecError: the recipe's defense is unknown or does not fit the data.
-        CheckpointError: the checkpoint is damaged or of another training.
+        CheckpointError: the checkpoint is damaged or belongs to another training.
         DivergedError: the loss or a weight became NaN or Inf.
     """
-    hard = None
+    setup = None
     if recipe.defense:
-        hard = adversarial_setup(recipe.defense, card, windowed=window is not None)
+        setup = adversarial_setup(recipe.defense, card, windowed=window is not None)
     rounds = math.ceil(len(batch) / recipe.batch)
     balance = _balance(batch.y, card)
     loss = partial(_loss, card=card, balance=balance, smoothing=recipe.label_smoothing)
-    task = _Task(victim, batch, card, recipe, window, hard, loss, rounds)
-    watched = val if hard is not None or recipe.patience else None
+    task = _Task(victim, batch, card, recipe, window, setup, loss, rounds)
+    monitored = val if setup is not None or recipe.patience else None
     if _fast(recipe) and len(card.size) == 2:
         victim.module.to(memory_format=torch.channels_last)
     victim.module.train()
     state = _fresh(task)
     if saved is not None and checkpoint.restore(saved, state):
-        tell(f"goes on after epoch {state.epoch} of {recipe.epochs}, from {saved.path}")
+        log(f"continues after epoch {state.epoch} of {recipe.epochs}, from {saved.path}")
     while state.epoch < recipe.epochs and not (recipe.patience and state.stale >= recipe.patience):
         start = time.perf_counter()
         mean = _epoch(task, state, progress, saved)
         state.epoch += 1
-        if watched is not None:
-            seen = _watched(task, state, watched)
+        if monitored is not None:
+            scores = _validate(task, state, monitored)
             seconds = time.perf_counter() - start
-            tell(f"epoch {state.epoch}/{recipe.epochs}: loss {mean:.3f}, {seen}, {seconds:.1f} s")
+            log(f"epoch {state.epoch}/{recipe.epochs}: loss {mean:.3f}, {scores}, {seconds:.1f} s")
         if saved is not None:
             checkpoint.write(saved, state)
     _finish(task, state)
 
 
 def _fast(recipe: Recipe) -> bool:
-    """Whether sums may be ordered for speed: older recipes keep their weights to the bit."""
+    """Return whether speed may change rounding: plain recipes reproduce their weights exactly."""
     return bool(recipe.defense) or recipe.precision != "float32"
 
 
@@ -123,19 +123,19 @@ def _fresh(task: _Task) -> State:
 
 def _epoch(task: _Task, state: State, progress: Progress, saved: Saved | None) -> float:
     """Train one epoch and return its mean loss."""
-    recipe, epoch, found = task.recipe, state.epoch, []
-    fitting = task.hard.fitting if task.hard is not None else None
+    recipe, epoch, losses = task.recipe, state.epoch, []
+    fitting = task.setup.fitting if task.setup is not None else None
     if fitting is not None and epoch % fitting.every == 0:
-        state.pattern = fitted(fitting, task.victim, task.batch, task.card)
+        state.pattern = fit_universal(fitting, task.victim, task.batch, task.card)
     for i, rows in enumerate(torch.randperm(len(task.batch)).split(recipe.batch)):
-        if len(rows) == 1:  # batch norm needs two: one image sits this epoch out
+        if len(rows) == 1:  # batch norm needs two images: a single one is skipped
             state.schedule.step()
             progress((epoch + 1) / recipe.epochs)
             continue
-        loss = _descended(task, rows, state.pattern)
-        found.append(float(loss.detach()))
-        if not math.isfinite(found[-1]):
-            raise _diverged("loss", found[-1], state, recipe, saved)
+        loss = _batch_loss(task, rows, state.pattern)
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise _diverged("loss", losses[-1], state, recipe, saved)
         state.optimizer.zero_grad()
         loss.backward()
         state.optimizer.step()
@@ -145,11 +145,11 @@ def _epoch(task: _Task, state: State, progress: Progress, saved: Saved | None) -
         progress((epoch + (i + 1) / task.rounds) / recipe.epochs)
     if not all(bool(p.isfinite().all()) for p in state.module.parameters()):
         raise _diverged("weights", math.nan, state, recipe, saved)
-    return sum(found) / max(len(found), 1)
+    return sum(losses) / max(len(losses), 1)
 
 
-def _descended(task: _Task, rows: Tensor, pattern: Tensor | None) -> Tensor:
-    """Return the loss of a batch, augmented, in the recipe's precision."""
+def _batch_loss(task: _Task, rows: Tensor, pattern: Tensor | None) -> Tensor:
+    """Return the loss of an augmented batch, in the precision of the recipe."""
     x, y = task.batch.x[rows], task.batch.y[rows]
     if task.card.task == "segmentation":
         x, y = augment_masks(x, y, task.recipe, window=task.window)
@@ -157,27 +157,27 @@ def _descended(task: _Task, rows: Tensor, pattern: Tensor | None) -> Tensor:
         x = augment(x, task.recipe)
     half = task.recipe.precision == "bfloat16"
     with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=half):
-        if task.hard is None:
+        if task.setup is None:
             return task.loss(task.victim(x).logits, y)
-        return task.hard.loss(task.victim, x, y, task.loss, pattern)
+        return task.setup.loss(task.victim, x, y, task.loss, pattern)
 
 
-def _watched(task: _Task, state: State, val: Batch) -> object:
-    """Return the scores on validation, and keep the weights if they are the best so far."""
+def _validate(task: _Task, state: State, val: Batch) -> object:
+    """Return the validation scores, and store the weights if they are the best so far."""
     module = state.module if state.ema is None else state.ema.module
     victim = replace(task.victim, module=module)
-    seen = validate(victim, val, task.card, task.hard, state.pattern)
-    if seen.kept > state.score:
-        state.score, state.stale = seen.kept, 0
+    scores = validate(victim, val, task.card, task.setup, state.pattern)
+    if scores.monitored > state.score:
+        state.score, state.stale = scores.monitored, 0
         if task.recipe.patience:
             state.best = {key: value.clone() for key, value in module.state_dict().items()}
     else:
         state.stale += 1
-    return seen
+    return scores
 
 
 def _finish(task: _Task, state: State) -> None:
-    """Leave the weights the recipe asks for in the victim's module."""
+    """Load the best or averaged weights into the victim's module, as the recipe states."""
     if state.best is not None:
         state.module.load_state_dict(state.best)
     elif state.ema is not None:
@@ -189,17 +189,17 @@ def _finish(task: _Task, state: State) -> None:
 def _diverged(
     what: str, value: float, state: State, recipe: Recipe, saved: Saved | None
 ) -> DivergedError:
-    kept = "no checkpoint is kept"
+    remedy = "no checkpoint is kept"
     if saved is not None and state.epoch:
-        kept = f"the last good checkpoint, after epoch {state.epoch}, is {saved.path}"
+        remedy = f"the last good checkpoint, after epoch {state.epoch}, is {saved.path}"
     return DivergedError(
         f"expected finite {what}, got {value} in epoch {state.epoch + 1} of {recipe.epochs}: "
-        f"{kept}; lower the recipe's lr"
+        f"{remedy}; lower the recipe's lr"
     )
 
 
 def _balance(y: Truth, card: DatasetCard) -> Float[Tensor, " k"]:
-    """Return weights that make rare classes (or present findings) count as much as others."""
+    """Return class weights by which rare classes (or present findings) count as much as others."""
     if card.task == "multi_label":
         present = (y == 1).sum(0).clamp_min(1)
         return (y == 0).sum(0).clamp_min(1) / present

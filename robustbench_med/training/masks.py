@@ -1,4 +1,4 @@
-"""Training on masks: the loss that is climbed down, and the Dice that is measured."""
+"""The training loss and the validation Dice of segmenters."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from robustbench_med.objectives.segmentation import Damage, confusion, dice
 from robustbench_med.types import Batch, Logits, Output
 from robustbench_med.victim import Victim
 
-SMOOTH = 1.0  # pixels added to both counts of the soft Dice, so that an absent class is no 0/0
+SMOOTH = (
+    1.0  # pixels added to both counts of the soft Dice, so that it is defined for absent classes
+)
 
 
 def loss(logits: Logits, y: Int[Tensor, "b *s"]) -> Float[Tensor, ""]:
-    """Return cross-entropy plus one minus the soft Dice, over the pixels that count.
+    """Return cross-entropy plus one minus the soft Dice, without ignored pixels.
 
     Args:
-        logits: `(b, k, *s)`; one logit is the pair (0, l).
-        y: class ids, -1 where a pixel does not count.
+        logits: `(b, k, *s)`; a single logit l stands for the pair (0, l).
+        y: class ids; -1 = ignored.
 
     Source: the sum, with equal weights and the Dice of the whole batch, Isensee et al., Nature
         Methods 18:203 (2021), methods; here the mean over the classes but the background.
@@ -41,9 +43,9 @@ def loss(logits: Logits, y: Int[Tensor, "b *s"]) -> Float[Tensor, ""]:
 def mean_dice(victim: Victim, batch: Batch, card: DatasetCard) -> float:
     """Return the mean over images of the mean Dice over the card's regions."""
     objective = Damage(card)
-    found = [
-        dice(confusion(here), here.regions).mean(1)
+    dices = [
+        dice(confusion(counts), counts.regions).mean(1)
         for x, y in zip(batch.x.split(victim.chunk), batch.y.split(victim.chunk), strict=True)
-        for here in [objective.pixels(Output(victim.logits(x)), y)]
+        for counts in [objective.pixels(Output(victim.logits(x)), y)]
     ]
-    return float(torch.cat(found).mean())
+    return float(torch.cat(dices).mean())

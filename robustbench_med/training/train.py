@@ -1,4 +1,4 @@
-"""Training of the shipped zoo: one seeded recipe a card, on balanced cross-entropy or on masks."""
+"""Train the model of a card by its seeded recipe, and write its weights and card."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ def train(
     out: Path,
     *,
     progress: Callable[[float], None] = lambda _: None,
-    tell: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> ModelCard:
     """Train the card's model, write weights and card to `out`, and return the card.
 
-    A checkpoint in `out` is written after every epoch, gone on from after a kill, and removed at
-    the end: the weights are the same to the bit.
+    A checkpoint in `out` is written after every epoch and removed at the end; a training that was
+    killed continues from it, and ends with exactly the same weights.
 
     Args:
-        card: has a recipe.
-        data: the dataset the card names; train is fitted on, val watches over it and chooses the
-            operating point, test is measured.
+        card: states the recipe.
+        data: the dataset that the card names. The model is fitted on train, validation chooses the
+            best epoch and the operating point, and the scores are those of test.
         out: folder for `NAME.safetensors` and `NAME.json`.
-        progress: called with the share done, 0..1.
-        tell: called with a line an epoch, where the recipe has a defense or a patience.
+        progress: called with the completed fraction, 0..1.
+        log: called with a line per epoch, if the recipe has a defense or a patience.
 
     Raises:
         SpecError: the card has no recipe, or its defense is unknown or does not fit the data.
-        CheckpointError: the checkpoint in `out` is damaged or of another training.
+        CheckpointError: the checkpoint in `out` is damaged or belongs to another training.
         DivergedError: the loss or a weight became NaN or Inf.
     """
     recipe = card.recipe
@@ -75,7 +75,7 @@ def train(
             window=card.window,
             val=data.batch("val", n=IMAGES),
             saved=saved,
-            tell=tell,
+            log=log,
         )
     name = f"{card.name}.safetensors"
     sha256 = weights.write(bare(victim.module), out / name)
@@ -97,31 +97,31 @@ def train(
 def defended(card: ModelCard, text: str) -> ModelCard:
     """Return the card of the same model trained with a defense, named CARD_DEFENSE.
 
-    Where the zoo has a card of that name its recipe is followed, with the parameters of `text` over
-    its own; else the card's own recipe, from fresh weights.
+    If the zoo has a card of that name, its recipe is used, and the parameters of `text` replace
+    those of the recipe. Otherwise the recipe of `card` is used, from fresh weights.
 
     Raises:
-        UnknownNameError: no such defense.
+        UnknownNameError: there is no such defense.
         SpecError: the spec cannot be read, or the card has no recipe.
     """
     if card.recipe is None:
         raise SpecError(f"expected a card with a recipe, got {card.name}")
-    name, given = spec.parse(text)
+    name, parameters = spec.parse(text)
     title = registry.find("defenses", name).title
     shipped = registry.load("models").get(f"{card.name}_{name}")
     if shipped is not None and shipped.recipe is not None:
-        own = spec.parse(shipped.recipe.defense).parameters
-        wanted = spec.Spec(name, {**own, **given})
+        shipped_parameters = spec.parse(shipped.recipe.defense).parameters
+        defense = spec.Spec(name, {**shipped_parameters, **parameters})
         recipe = shipped.recipe
-        if wanted.parameters != own:
-            recipe = recipe.model_copy(update={"defense": str(wanted)})
+        if defense.parameters != shipped_parameters:
+            recipe = recipe.model_copy(update={"defense": str(defense)})
         return shipped.model_copy(update={"recipe": recipe})
     return card.model_copy(
         update={
             "name": f"{card.name}_{name}",
             "title": f"{card.title}, {title}",
             "summary": f"{card.name} trained with {text}.",
-            "recipe": card.recipe.model_copy(update={"defense": str(spec.Spec(name, given))}),
+            "recipe": card.recipe.model_copy(update={"defense": str(spec.Spec(name, parameters))}),
             "undefended": card.name,
             "weights": "",
             "sha256": "",
@@ -131,7 +131,7 @@ def defended(card: ModelCard, text: str) -> ModelCard:
 
 
 def adjusted(card: ModelCard, changes: Mapping[str, object]) -> ModelCard:
-    """Return the card with other fields of its recipe; without a recipe, the card itself.
+    """Return the card with changed fields of its recipe; without a recipe, the card itself.
 
     Raises:
         SpecError: a value is out of its range.
@@ -143,9 +143,9 @@ def adjusted(card: ModelCard, changes: Mapping[str, object]) -> ModelCard:
 
 
 def check(card: ModelCard) -> None:
-    """Raise SpecError unless the card has a recipe whose defense takes its data.
+    """Raise SpecError unless the card has a recipe whose defense supports its data.
 
-    Before the data are loaded: a mistake costs no time.
+    This is checked before the data are loaded, so that a mistake costs no time.
     """
     if card.recipe is None:
         raise SpecError(f"expected a card with a recipe, got {card.name}")
@@ -157,13 +157,13 @@ def check(card: ModelCard) -> None:
 
 
 def _fingerprint(card: ModelCard, recipe: Recipe, data: Dataset) -> str:
-    """Return the hash of all that decides the weights: what is trained, how, and on what."""
-    said = {"title", "summary", "source", "weights", "sha256", "weights_type", "measured"}
-    told = card.model_dump(mode="json", exclude={*said, "returns", "output", "notes"})
+    """Return the hash of everything that determines the weights: model, recipe and data."""
+    ignored = {"title", "summary", "source", "weights", "sha256", "weights_type", "measured"}
+    fields = card.model_dump(mode="json", exclude={*ignored, "returns", "output", "notes"})
     start = registry.find("models", recipe.start).sha256 if recipe.start else ""
-    parts = [json.dumps(told, sort_keys=True), start, torch.__version__]
-    parts += [data.arrays(split).fingerprint() for split in ("train", "val")]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    texts = [json.dumps(fields, sort_keys=True), start, torch.__version__]
+    texts += [data.arrays(split).fingerprint() for split in ("train", "val")]
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def measure(victim: Victim, data: Dataset) -> Measured:
@@ -173,11 +173,11 @@ def measure(victim: Victim, data: Dataset) -> Measured:
         if data.card.task != "segmentation":
             val = data.batch("val")
             victim = victim.at(youden(victim.logits(val.x), val.y, data.card))
-        found = scores(victim, test, data.card)
+        values = scores(victim, test, data.card)
         cost = _gradient_ms(victim, test, data.card)
     return Measured(
         parameters=sum(p.numel() for p in victim.module.parameters()),
-        **{name: round(value, 4) for name, value in found.items()},
+        **{name: round(value, 4) for name, value in values.items()},
         gradient_ms=round(cost, 3),
         machine=f"{platform.machine()}, {torch.get_num_threads()} threads",
     )
@@ -185,9 +185,9 @@ def measure(victim: Victim, data: Dataset) -> Measured:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch and keep it to one thread inside the block; give both back after it.
+    """Seed torch and use one thread inside the block; restore both after it.
 
-    The order of sums depends on the number of threads, and with it the last bits of the weights.
+    The order of sums, and with it the last bits of the weights, depends on the number of threads.
     """
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     torch.manual_seed(seed)

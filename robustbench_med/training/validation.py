@@ -1,4 +1,4 @@
-"""Watch: what a victim in training scores on validation, clean and attacked."""
+"""Score a victim in training on validation images, clean and attacked."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from robustbench_med.types import Batch
 from robustbench_med.universal import Additive
 from robustbench_med.victim import Victim, frozen
 
-STEPS = 10  # of PGD: quick, and no more than a watch; the board attacks in earnest
-IMAGES = 200  # of validation, at most
+STEPS = 10  # PGD steps: enough to compare epochs; the benchmark attacks with more
+IMAGES = 200  # largest number of validation images
 
 
 class ValidationScores(NamedTuple):
-    """Scores of one epoch; robust is None without a radius to train for."""
+    """Scores of one epoch; `robust` is None for training without a radius."""
 
     metric: str
     clean: float
     robust: float | None
 
     @property
-    def kept(self) -> float:
-        """The score that early stopping watches."""
+    def monitored(self) -> float:
+        """The score that early stopping uses."""
         return self.clean if self.robust is None else self.robust
 
     def __str__(self) -> str:
@@ -45,32 +45,32 @@ def validate(
     victim: Victim,
     val: Batch,
     card: DatasetCard,
-    hard: AdversarialSetup | None,
+    setup: AdversarialSetup | None,
     pattern: Tensor | None,
 ) -> ValidationScores:
-    """Return the victim's scores on validation images, and those under the attack trained for.
+    """Return the victim's scores on clean validation images and on attacked ones.
 
-    The attack is PGD-10 at the training radius; of universal training, the pattern last fitted.
+    The attack is PGD-10 at the training radius, or the last universal perturbation.
 
     Args:
-        victim: in any mode; restored after.
+        victim: the victim in any mode, which is restored.
         val: validation images.
-        card: of the data.
-        hard: the defense trained with, if any.
-        pattern: universal perturbation last fitted, if any.
+        card: describes the data.
+        setup: the training defense, if any.
+        pattern: last universal perturbation, if any.
     """
     metric = "Dice" if card.task == "segmentation" else "balanced accuracy"
     key = metric.replace(" ", "_").lower()
     with frozen(victim.module):
         clean = scores(victim, val, card)[key]
-        if hard is None or hard.ball is None:
+        if setup is None or setup.ball is None:
             return ValidationScores(metric, clean, None)
         rng = Draws.of(0, map(str, val.ids))
         if pattern is not None:
-            z = Additive(pattern).apply(val.x, hard.ball, rng)
+            z = Additive(pattern).apply(val.x, setup.ball, rng)
         else:
             objective = make("untargeted", card.task, card=card).bind(val.y)
-            problem = Problem(val.x, val.y, hard.ball, objective, victim, chunk=victim.chunk)
+            problem = Problem(val.x, val.y, setup.ball, objective, victim, chunk=victim.chunk)
             pgd = registry.function("attacks", registry.find("attacks", "pgd"))
             z = pgd(problem, rng=rng, steps=STEPS)
         attacked = Batch(z, val.y, val.ids, val.patients)
@@ -82,10 +82,10 @@ def scores(victim: Victim, batch: Batch, card: DatasetCard) -> dict[str, float]:
     if card.task == "segmentation":
         return {"dice": masks.mean_dice(victim, batch, card)}
     logits, y = victim.logits(batch.x), batch.y.numpy()
-    found = score(
+    values = score(
         Predictions.of(y, decide(logits, card.task), probabilities(logits, card.task), card),
         card,
         clusters=None,
         weights=np.ones((1, len(y))),
     )
-    return {name: found[name].value for name in ("balanced_accuracy", "accuracy")}
+    return {name: values[name].value for name in ("balanced_accuracy", "accuracy")}

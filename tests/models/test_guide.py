@@ -26,8 +26,8 @@ def test_the_guide_answers_as_the_transformed_victim_and_has_its_gradient() -> N
     leaf = x.clone().requires_grad_(True)
     (g,) = torch.autograd.grad(guide(leaf).logits[:, 1].sum(), leaf)
     inner = rounded(x).requires_grad_(True)
-    (wanted,) = torch.autograd.grad(victim(inner).logits[:, 1].sum(), inner)
-    torch.testing.assert_close(g, wanted)
+    (expected,) = torch.autograd.grad(victim(inner).logits[:, 1].sum(), inner)
+    torch.testing.assert_close(g, expected)
 
 
 def test_pgd_through_it_breaks_what_the_naive_attack_cannot() -> None:

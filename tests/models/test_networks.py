@@ -79,8 +79,8 @@ def test_networks_in_3d(text: str) -> None:
 def test_the_half_precision_guide_is_the_same_network(text: str, size: tuple[int, ...]) -> None:
     victim = Victim(built(text, size).eval(), InputContract(channels=1, size=size))
     x = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(0))
-    wanted, found = victim(x).logits, bfloat16(victim)(x).logits
-    assert (found - wanted).abs().max() < 0.05 * wanted.abs().max()
+    expected, logits = victim(x).logits, bfloat16(victim)(x).logits
+    assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 @pytest.mark.slow
@@ -96,8 +96,8 @@ def test_networks_at_larger_sizes(text: str, side: int) -> None:
 def test_networks_on_larger_volumes(text: str, size: tuple[int, ...]) -> None:
     outputs = 3
     with torch.no_grad():
-        found = built(text, size, outputs=outputs).eval()(torch.rand(1, 1, *size))
-    assert found.shape == (1, outputs, *size)
+        logits = built(text, size, outputs=outputs).eval()(torch.rand(1, 1, *size))
+    assert logits.shape == (1, outputs, *size)
 
 
 @pytest.mark.parametrize("text", ["segnet(widths=[4, 8])", "vnet(width=4, convs=[1, 1])"])
@@ -127,12 +127,12 @@ def test_segnet_puts_a_maximum_back_where_it_was() -> None:
         side[0] = nn.Identity()  # only pooling, unpooling and the head are left
     net.head.load_state_dict({"weight": torch.ones(1, 1, 1, 1), "bias": torch.zeros(1)})
     x = torch.rand(1, 1, 8, 8)
-    found = net(x)
+    logits = net(x)
     blocks = x.unfold(2, 2, 2).unfold(3, 2, 2).amax((-1, -2))
-    kept = found != 0
-    assert kept.sum() == 16
-    assert torch.equal(found[kept], x[kept])
-    assert torch.equal(found.unfold(2, 2, 2).unfold(3, 2, 2).amax((-1, -2)), blocks)
+    restored = logits != 0
+    assert restored.sum() == 16
+    assert torch.equal(logits[restored], x[restored])
+    assert torch.equal(logits.unfold(2, 2, 2).unfold(3, 2, 2).amax((-1, -2)), blocks)
 
 
 def test_fcn_sums_the_scores_of_its_levels() -> None:
@@ -141,12 +141,12 @@ def test_fcn_sums_the_scores_of_its_levels() -> None:
     whole = net(x)
     alone = []
     for level in range(3):
-        kept = {k: v.clone() for k, v in net.state_dict().items()}
-        for other in {"0", "1", "2"} - {str(level)}:
-            for parameter in net.scores[other].parameters():
+        state = {k: v.clone() for k, v in net.state_dict().items()}
+        for other_level in {"0", "1", "2"} - {str(level)}:
+            for parameter in net.scores[other_level].parameters():
                 nn.init.zeros_(parameter)
         alone.append(net(x))
-        net.load_state_dict(kept)
+        net.load_state_dict(state)
     torch.testing.assert_close(sum(alone), whole)
     with pytest.raises(ValueError, match="expected stride <= 4, got 8"):
         FCN(axes=2, channels=1, outputs=2, widths=(4, 4, 4), stride=8)

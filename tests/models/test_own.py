@@ -71,9 +71,9 @@ def test_any_network_with_a_file(tmp_path: Path, text: str, data: object) -> Non
     assert normalised.sha256 != loaded.sha256
     # its file is what counts: other weights, other answers, another hash
     torch.manual_seed(1)
-    other = load_victim(saved(tmp_path / "v", text, data), data)
-    assert other.sha256 != loaded.sha256
-    assert not torch.equal(other.victim.logits(x), loaded.victim.logits(x))
+    other_model = load_victim(saved(tmp_path / "v", text, data), data)
+    assert other_model.sha256 != loaded.sha256
+    assert not torch.equal(other_model.victim.logits(x), loaded.victim.logits(x))
 
 
 def test_one_logit_answers_for_two_classes_alone(tmp_path: Path) -> None:

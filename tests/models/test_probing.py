@@ -49,8 +49,8 @@ def margin(logits: Tensor) -> Tensor:
 
 def robust(module: nn.Module, data: Dataset, spec: str = "pgd(steps=10)", **stated: Any) -> float:  # noqa: ANN401
     """Return the share of images that are right under attack."""
-    found = rm.attack(module, data, spec, eps=EPS, operating_point="argmax", **stated)
-    return float((found.attacked & ~found.success).float().mean())
+    result = rm.attack(module, data, spec, eps=EPS, operating_point="argmax", **stated)
+    return float((result.attacked & ~result.success).float().mean())
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +110,12 @@ def test_what_was_decided_is_said_and_kept(caplog: pytest.LogCaptureFixture) -> 
     assert model.card.returns == "probabilities"
     assert "the model ends in a sigmoid" in model.card.notes[0]
     assert "returns='logits'" in caplog.text
-    found = rm.evaluate(model, data, "fgsm", eps=EPS, operating_point="argmax")
-    record = found.records[0].record
+    result = rm.evaluate(model, data, "fgsm", eps=EPS, operating_point="argmax")
+    record = result.records[0].record
     assert model.card.notes[0] in record.notes
     assert record.model_card.returns == "probabilities"
-    assert "probabilities" not in [flag.name for flag in found.flags]
-    assert found.clean == pytest.approx(CLEAN)
+    assert "probabilities" not in [flag.name for flag in result.flags]
+    assert result.clean == pytest.approx(CLEAN)
     assert not rm.load_model(Truth(1), dataset=data).card.notes
 
 
@@ -188,9 +188,9 @@ def test_masks(k: int, last: Last) -> None:
 def test_masks_with_narrow_probabilities_have_their_dice() -> None:
     data = masks()
     narrow = Pixelwise(1, lambda z: (0.1 * z).sigmoid())
-    found = rm.attack(narrow, data, "fgsm", eps=EPS)
-    assert torch.equal(found.clean_output.long(), MASKS)
-    assert found.success.shape == (8,)
+    result = rm.attack(narrow, data, "fgsm", eps=EPS)
+    assert torch.equal(result.clean_output.long(), MASKS)
+    assert result.success.shape == (8,)
 
 
 # --- containers and axes -------------------------------------------------------------------------
@@ -212,7 +212,7 @@ class ModelOutput(OrderedDict[str, Any]):
 
 
 @pytest.mark.parametrize(
-    ("last", "said"),
+    ("last", "path"),
     [
         (lambda z: {"logits": z, "other": -z}, "'logits'"),
         (lambda z: {"out": z, "aux": -z}, "'out'"),
@@ -229,10 +229,10 @@ class ModelOutput(OrderedDict[str, Any]):
         (lambda z: (z.argmax(1), z), "1"),
     ],
 )
-def test_containers(last: Last, said: str) -> None:
+def test_containers(last: Last, path: str) -> None:
     model = rm.load_model(Truth(2, last), dataset=labels())
     torch.testing.assert_close(margin(model(X).logits).detach(), SCORES)
-    assert model.card.notes == (f"of what the model returns, {said} is read as its answer",)
+    assert model.card.notes == (f"of what the model returns, {path} is read as its answer",)
 
 
 def test_an_output_can_be_chosen() -> None:
@@ -403,8 +403,8 @@ def test_a_module_in_double_precision_meets_every_kind_of_attack(attack: str) ->
 def test_a_quantised_model_answers_queries(script: bool) -> None:
     module = quantised(affine())
     module = scripted(module) if script else module
-    found = rm.evaluate(module, labels(), "square(queries=30)", eps=0.01, operating_point="argmax")
-    assert found.clean == pytest.approx(CLEAN, abs=0.05)
+    result = rm.evaluate(module, labels(), "square(queries=30)", eps=0.01, operating_point="argmax")
+    assert result.clean == pytest.approx(CLEAN, abs=0.05)
     with pytest.raises(BenchError, match="choose an attack by queries"):
         rm.attack(module, labels(), "fgsm", eps=EPS)
 
@@ -542,8 +542,8 @@ def test_contexts_of_the_caller(around: Callable[[], Any], exact: float) -> None
     with around():
         assert robust(affine_outside(), data) == pytest.approx(exact)
         model = rm.load_model(affine_outside(), dataset=data)
-        found = rm.evaluate(model, data, "fgsm", eps=EPS, operating_point="argmax")
-    assert found.accuracy == pytest.approx(exact)
+        result = rm.evaluate(model, data, "fgsm", eps=EPS, operating_point="argmax")
+    assert result.accuracy == pytest.approx(exact)
 
 
 def affine_outside() -> nn.Sequential:

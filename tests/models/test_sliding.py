@@ -37,12 +37,12 @@ def test_the_gradient_is_that_of_finite_differences(
     )
     (g,) = torch.autograd.grad((sliding(leaf) * weight).sum(), leaf)
     step = 1e-5
-    for place in range(x[0].numel()):  # corners, overlaps and all others
+    for pixel in range(x[0].numel()):  # corners, overlaps and all others
         change = torch.zeros_like(x).flatten(1)
-        change[:, place] = step
+        change[:, pixel] = step
         up, down = x + change.view_as(x), x - change.view_as(x)
         slope = ((sliding(up) - sliding(down)) * weight).flatten(1).sum(1) / (2 * step)
-        torch.testing.assert_close(g.flatten(1)[:, place], slope, atol=1e-7, rtol=1e-6)
+        torch.testing.assert_close(g.flatten(1)[:, pixel], slope, atol=1e-7, rtol=1e-6)
     assert (g != 0).all()
 
 
@@ -55,15 +55,15 @@ def test_a_window_that_is_the_image_is_the_plain_network() -> None:
 def test_windows_are_read_apart_and_blended_where_they_overlap() -> None:
     sliding = Sliding(Centred(), window=(8, 8), overlap=0.25)
     x = torch.rand(2, 1, 8, 14)
-    found = sliding(x)
-    left, right = Centred()(x[..., :8]), Centred()(x[..., 6:])
-    torch.testing.assert_close(found[..., :6], left[..., :6])
-    torch.testing.assert_close(found[..., 8:], right[..., 2:])
-    both, a, b = found[..., 6:8], left[..., 6:], right[..., :2]
-    share = ((both - b) * (a - b)).sum((0, 1, 2)) / (a - b).square().sum((0, 1, 2))
+    blended = sliding(x)
+    first, second = Centred()(x[..., :8]), Centred()(x[..., 6:])
+    torch.testing.assert_close(blended[..., :6], first[..., :6])
+    torch.testing.assert_close(blended[..., 8:], second[..., 2:])
+    both, a, b = blended[..., 6:8], first[..., 6:], second[..., :2]
+    weight = ((both - b) * (a - b)).sum((0, 1, 2)) / (a - b).square().sum((0, 1, 2))
     # of the window each column is nearer to, the more; and the two mirror each other
-    assert 0.5 < share[0] < 1
-    torch.testing.assert_close(share.sum(), torch.tensor(1.0), atol=0.05, rtol=0)
+    assert 0.5 < weight[0] < 1
+    torch.testing.assert_close(weight.sum(), torch.tensor(1.0), atol=0.05, rtol=0)
 
 
 def test_a_network_of_single_pixels_does_not_notice_windows() -> None:

@@ -227,7 +227,7 @@ def test_the_zoo_has_every_family_and_every_real_set() -> None:
         masks = registry.load("datasets")[card.dataset].task == "segmentation"
         if masks and not card.undefended:
             segmenters.setdefault(card.dataset, set()).add(card.name)
-    assert {name: len(found) for name, found in segmenters.items()} == {
+    assert {name: len(names) for name, names in segmenters.items()} == {
         "phantom_brain": 3,
         "phantom_chest_organs": 3,
         "phantom_vessels": 2,
@@ -268,7 +268,7 @@ def test_a_shipped_card_and_its_weights(name: str) -> None:
 def test_no_recipe_swaps_left_and_right_where_they_are_classes(name: str) -> None:
     card: ModelCard = CARDS[name]
     classes = registry.load("datasets")[card.dataset].classes
-    if any(side in one for one in classes for side in ("left", "right")):
+    if any(side in name_ for name_ in classes for side in ("left", "right")):
         assert card.recipe is not None
         assert not {"flip", "flips"} & set(card.recipe.augment)
 
@@ -300,11 +300,11 @@ def test_the_zoo_has_a_victim_of_one_logit_and_one_under_a_window() -> None:
 def reproduces(name: str, data: Path | None) -> None:
     card: ModelCard = CARDS[name]
     dataset = load_dataset(card.dataset, data=data)
-    found = measure(load_victim(name, dataset.card).victim, dataset)
+    measured = measure(load_victim(name, dataset.card).victim, dataset)
     assert card.measured is not None
-    assert found.headline[0] == card.measured.headline[0]
-    assert found.headline[1] == pytest.approx(card.measured.headline[1], abs=0.003)
-    assert found.accuracy == pytest.approx(card.measured.accuracy, abs=0.003)
+    assert measured.headline[0] == card.measured.headline[0]
+    assert measured.headline[1] == pytest.approx(card.measured.headline[1], abs=0.003)
+    assert measured.accuracy == pytest.approx(card.measured.accuracy, abs=0.003)
 
 
 def test_a_phantom_victim_scores_what_its_card_says() -> None:
@@ -372,8 +372,8 @@ def test_any_timm_model_with_a_file(tmp_path: Path) -> None:
     assert describe(spec, GREY) == (loaded.card, loaded.sha256)
     # normalised as the model was trained: three statistics folded into one for grey images
     assert loaded.victim.contract.mean == (0.5,)
-    given = f"{spec[:-1]}, mean=[0.25], std=[0.125])"
-    other = load_victim(given, GREY)
+    other_spec = f"{spec[:-1]}, mean=[0.25], std=[0.125])"
+    other = load_victim(other_spec, GREY)
     assert (other.victim.contract.mean, other.victim.contract.std) == ((0.25,), (0.125,))
     assert other.sha256 != loaded.sha256  # the contract is part of the answers
     colour = save_timm(tmp_path / "c.safetensors", channels=3)

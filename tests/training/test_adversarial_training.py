@@ -71,9 +71,9 @@ def test_every_method_trains_every_task_it_takes(tmp_path: Path, method: str, ta
     spec = f"{method}({QUICK.get(method, 'eps=0.02')})"
     plain = train(card(task), data(task), tmp_path / "plain")
     lines: list[str] = []
-    one = train(card(task, defense=spec), data(task), tmp_path / "one", tell=lines.append)
-    two = train(card(task, defense=spec), data(task), tmp_path / "two")
-    assert one.sha256 == two.sha256 != plain.sha256
+    first = train(card(task, defense=spec), data(task), tmp_path / "one", log=lines.append)
+    second = train(card(task, defense=spec), data(task), tmp_path / "two")
+    assert first.sha256 == second.sha256 != plain.sha256
     (line,) = lines
     metric = "Dice" if task == "segmentation" else "balanced accuracy"
     assert line.startswith("epoch 1/1: loss ")
@@ -83,22 +83,24 @@ def test_every_method_trains_every_task_it_takes(tmp_path: Path, method: str, ta
 
 
 def test_mixed_precision_trains_other_but_like_weights(tmp_path: Path) -> None:
-    found = {}
+    parameters = {}
     for precision in ("float32", "bfloat16"):
-        made = train(card(defense="fast_at", precision=precision), data(), tmp_path / precision)
-        victim = untrained(made, data().card)
-        weights.read(victim.module, tmp_path / precision / made.weights, sha256=made.sha256)
-        found[precision] = torch.cat([p.detach().flatten() for p in victim.module.parameters()])
-    assert not torch.equal(found["float32"], found["bfloat16"])
-    torch.testing.assert_close(found["float32"], found["bfloat16"], atol=0.02, rtol=0.1)
+        trained = train(card(defense="fast_at", precision=precision), data(), tmp_path / precision)
+        victim = untrained(trained, data().card)
+        weights.read(victim.module, tmp_path / precision / trained.weights, sha256=trained.sha256)
+        parameters[precision] = torch.cat(
+            [p.detach().flatten() for p in victim.module.parameters()]
+        )
+    assert not torch.equal(parameters["float32"], parameters["bfloat16"])
+    torch.testing.assert_close(parameters["float32"], parameters["bfloat16"], atol=0.02, rtol=0.1)
 
 
 def test_an_average_without_memory_is_the_weights(tmp_path: Path) -> None:
     tensors = {}
     for ema in (0.0, 1e-9, 0.9):
-        made = train(card(ema=ema, epochs=2), data(), tmp_path / str(ema))
-        victim = untrained(made, data().card)
-        weights.read(victim.module, tmp_path / str(ema) / made.weights)
+        trained = train(card(ema=ema, epochs=2), data(), tmp_path / str(ema))
+        victim = untrained(trained, data().card)
+        weights.read(victim.module, tmp_path / str(ema) / trained.weights)
         tensors[ema] = torch.cat([p.detach().flatten() for p in victim.module.parameters()])
     torch.testing.assert_close(tensors[1e-9], tensors[0.0], atol=1e-6, rtol=1e-5)
     assert float((tensors[0.9] - tensors[0.0]).abs().max()) > 1e-3
@@ -116,34 +118,34 @@ def test_it_stops_after_the_patience_and_keeps_the_best(
         return ValidationScores("balanced accuracy", 1.0, next(scores))
 
     monkeypatch.setattr(fitting, "validate", validate)
-    made = train(card(epochs=8, patience=2, defense="fast_at"), data(), tmp_path)
+    trained = train(card(epochs=8, patience=2, defense="fast_at"), data(), tmp_path)
     assert len(epochs) == 4  # an equal score is no better one
-    stored = load_file(tmp_path / made.weights)
+    stored = load_file(tmp_path / trained.weights)
     equal = [all(torch.equal(state[key], stored[key]) for key in stored) for state in epochs]
     assert equal == [False, True, False, False]
 
 
 def test_a_patience_without_a_defense_watches_the_clean_score(tmp_path: Path) -> None:
     lines: list[str] = []
-    train(card(epochs=3, patience=1), data(), tmp_path, tell=lines.append)
+    train(card(epochs=3, patience=1), data(), tmp_path, log=lines.append)
     assert lines
     assert not any("robust" in line for line in lines)
 
 
 def test_it_starts_from_the_weights_of_a_shipped_victim() -> None:
     shipped = registry.load("models")["chest_resnet"]
-    found = registry.load("datasets")[shipped.dataset]
-    x = torch.rand(4, found.channels, *found.size)
+    dataset_card = registry.load("datasets")[shipped.dataset]
+    x = torch.rand(4, dataset_card.channels, *dataset_card.size)
     few = dataset_of(x, torch.arange(4) % 2, 2)
     recipe = Recipe(epochs=1, batch=4, lr=1e-9, weight_decay=0, start="chest_resnet")
-    own = shipped.model_copy(update={"recipe": recipe, "name": "toy"})
+    toy = shipped.model_copy(update={"recipe": recipe, "name": "toy"})
 
     def near(out: Path, start: str) -> float:
-        made = train(
-            own.model_copy(update={"recipe": recipe.model_copy(update={"start": start})}), few, out
+        trained = train(
+            toy.model_copy(update={"recipe": recipe.model_copy(update={"start": start})}), few, out
         )
-        a, b = untrained(made, few.card).module, untrained(made, few.card).module
-        weights.read(a, out / made.weights)
+        a, b = untrained(trained, few.card).module, untrained(trained, few.card).module
+        weights.read(a, out / trained.weights)
         weights.read(b, ZOO / shipped.weights)
         pairs = zip(a.parameters(), b.parameters(), strict=True)
         return max(float((p - q).detach().abs().max()) for p, q in pairs)
@@ -191,8 +193,8 @@ def test_a_defense_that_does_not_train() -> None:
 
 
 def test_another_attack_takes_of_the_effort_what_it_knows(tmp_path: Path) -> None:
-    made = train(card(defense="pgd_at(steps=3, attack='apgd')"), data(), tmp_path)
-    assert made.measured is not None
+    trained = train(card(defense="pgd_at(steps=3, attack='apgd')"), data(), tmp_path)
+    assert trained.measured is not None
 
 
 @pytest.mark.parametrize(
@@ -211,25 +213,26 @@ def test_a_recipe_that_cannot_be_followed(changes: dict[str, object], message: s
 def test_the_card_of_a_defended_victim() -> None:
     shipped = registry.find("models", "chest_resnet")
     plain = shipped.model_copy(update={"name": "toy_resnet"})
-    found = training.defended(plain, "trades(eps=2/255)")
-    assert found.name == "toy_resnet_trades"
-    assert found.undefended == "toy_resnet"
-    assert found.title == "ResNet, TRADES"
-    assert found.recipe is not None
-    assert found.recipe.defense == "trades(eps=0.00784313725490196)"
-    assert (found.weights, found.sha256, found.measured) == ("", "", None)
-    own = Recipe(epochs=3, defense="trades(eps=0.01, beta=2.0)", start="toy_resnet")
-    trained = found.model_copy(update={"recipe": own, "sha256": "abc"})
+    defended = training.defended(plain, "trades(eps=2/255)")
+    assert defended.name == "toy_resnet_trades"
+    assert defended.undefended == "toy_resnet"
+    assert defended.title == "ResNet, TRADES"
+    assert defended.recipe is not None
+    assert defended.recipe.defense == "trades(eps=0.00784313725490196)"
+    assert (defended.weights, defended.sha256, defended.measured) == ("", "", None)
+    recipe = Recipe(epochs=3, defense="trades(eps=0.01, beta=2.0)", start="toy_resnet")
+    trained = defended.model_copy(update={"recipe": recipe, "sha256": "abc"})
     with registry.register("models", trained):
         assert training.defended(plain, "trades(beta=2.0)") == trained
         changed = training.defended(plain, "trades(beta=4.0)").recipe
     assert changed is not None
     assert changed.defense == "trades(eps=0.01, beta=4.0)"
     assert changed.epochs == 3
-    assert training.adjusted(trained, {"epochs": 7}).recipe == own.model_copy(update={"epochs": 7})
+    longer = recipe.model_copy(update={"epochs": 7})
+    assert training.adjusted(trained, {"epochs": 7}).recipe == longer
     bare = plain.model_copy(update={"recipe": None})
     assert training.adjusted(bare, {"epochs": 7}) == bare
-    for refuse in (training.check, lambda one: training.defended(one, "pgd_at")):
+    for refuse in (training.check, lambda plain_card: training.defended(plain_card, "pgd_at")):
         with pytest.raises(SpecError, match="expected a card with a recipe, got toy_resnet"):
             refuse(bare)
 
@@ -237,13 +240,13 @@ def test_the_card_of_a_defended_victim() -> None:
 @pytest.mark.slow
 def test_the_command_refuses_before_it_loads_data(tmp_path: Path) -> None:
     words = ["train", "chest_findings_resnet", "--defense", "mart", "--out", str(tmp_path / "zoo")]
-    said = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "robustbench_med", *words],
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert said.returncode == 2
-    (line,) = said.stderr.strip().splitlines()
+    assert process.returncode == 2
+    (line,) = process.stderr.strip().splitlines()
     assert "mart: expected single_label data, got multi_label" in line
     assert not (tmp_path / "zoo").exists()

@@ -40,31 +40,31 @@ class KilledError(Exception):
 def test_killed_in_an_epoch_it_goes_on_to_the_same_weights(
     tmp_path: Path, name: str, epoch: int
 ) -> None:
-    wanted = card(epochs=4, **RECIPES[name])
-    whole = train(wanted, data(), tmp_path / "whole")
+    toy = card(epochs=4, **RECIPES[name])
+    whole = train(toy, data(), tmp_path / "whole")
 
-    def kill(share: float) -> None:
-        if share > (epoch + 0.5) / 4:
+    def kill(fraction: float) -> None:
+        if fraction > (epoch + 0.5) / 4:
             raise KilledError
 
     with pytest.raises(KilledError):
-        train(wanted, data(), tmp_path / "killed", progress=kill)
+        train(toy, data(), tmp_path / "killed", progress=kill)
     assert [path.name for path in (tmp_path / "killed").iterdir()] == ["toy.checkpoint"]
     torch.rand(3)  # whatever the generator did in between
-    shares: list[float] = []
+    fractions: list[float] = []
     lines: list[str] = []
-    again = train(wanted, data(), tmp_path / "killed", progress=shares.append, tell=lines.append)
+    again = train(toy, data(), tmp_path / "killed", progress=fractions.append, log=lines.append)
     assert again.sha256 == whole.sha256
-    assert min(shares) > epoch / 4  # what was done is not done again
-    assert lines[0].startswith(f"goes on after epoch {epoch} of 4")
+    assert min(fractions) > epoch / 4  # what was done is not done again
+    assert lines[0].startswith(f"continues after epoch {epoch} of 4")
     assert not (tmp_path / "killed" / "toy.checkpoint").exists()
 
 
 def test_killed_after_the_last_epoch_or_while_stopping_early(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = card(epochs=6, defense="fast_at", patience=1)
-    whole = train(wanted, data(), tmp_path / "whole")
+    toy = card(epochs=6, defense="fast_at", patience=1)
+    whole = train(toy, data(), tmp_path / "whole")
 
     def kill(*_: object) -> None:
         raise KilledError
@@ -72,16 +72,16 @@ def test_killed_after_the_last_epoch_or_while_stopping_early(
     with monkeypatch.context() as patch:
         patch.setattr(fitting, "_finish", kill)
         with pytest.raises(KilledError):
-            train(wanted, data(), tmp_path / "killed")
-    shares: list[float] = []
-    again = train(wanted, data(), tmp_path / "killed", progress=shares.append)
+            train(toy, data(), tmp_path / "killed")
+    fractions: list[float] = []
+    again = train(toy, data(), tmp_path / "killed", progress=fractions.append)
     assert again.sha256 == whole.sha256
-    assert shares == []
+    assert fractions == []
 
 
 def _killed(out: Path, **changed: Any) -> Path:  # noqa: ANN401
-    def kill(share: float) -> None:
-        if share > 0.6:
+    def kill(fraction: float) -> None:
+        if fraction > 0.6:
             raise KilledError
 
     with pytest.raises(KilledError):
@@ -93,13 +93,13 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     path = _killed(tmp_path)
     before = path.read_bytes()
     text = "expected a checkpoint of this card, recipe and data, got .*toy.checkpoint of another"
-    for other, images in (
+    for other_card, images in (
         (card(epochs=2, lr=0.1), data()),
         (card(epochs=2, defense="fast_at"), data()),
         (card(epochs=2), data(n=22)),
     ):
         with pytest.raises(CheckpointError, match=text):
-            train(other, images, tmp_path)
+            train(other_card, images, tmp_path)
     assert path.read_bytes() == before
     train(card(epochs=2), data(), tmp_path)
 
@@ -134,28 +134,28 @@ def test_a_write_that_is_stopped_leaves_the_last_checkpoint(
     with pytest.raises(KilledError):
         train(card(epochs=2), data(), tmp_path)
     assert path.read_bytes() == before
-    assert [one.name for one in tmp_path.iterdir()] == ["toy.checkpoint"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["toy.checkpoint"]
 
 
 def test_divergence_stops_with_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = fitting._descended, []
+    real, calls = fitting._batch_loss, []
 
     def nan(*words: Any) -> Tensor:  # noqa: ANN401
         calls.append(1)
-        found = real(*words)
-        return found * float("nan") if len(calls) == 5 else found  # 3 batches an epoch
+        value = real(*words)
+        return value * float("nan") if len(calls) == 5 else value  # 3 batches an epoch
 
-    wanted = card(epochs=3, defense="fast_at")
+    toy = card(epochs=3, defense="fast_at")
     with monkeypatch.context() as patch:
-        patch.setattr(fitting, "_descended", nan)
+        patch.setattr(fitting, "_batch_loss", nan)
         text = "expected finite loss, got nan in epoch 2 of 3: the last good checkpoint, after "
         with pytest.raises(DivergedError, match=text + "epoch 1, is .*toy.checkpoint; lower"):
-            train(wanted, data(), tmp_path / "a")
-    assert [one.name for one in (tmp_path / "a").iterdir()] == ["toy.checkpoint"]
-    whole = train(wanted, data(), tmp_path / "b")
-    assert train(wanted, data(), tmp_path / "a").sha256 == whole.sha256  # it was good
+            train(toy, data(), tmp_path / "a")
+    assert [entry.name for entry in (tmp_path / "a").iterdir()] == ["toy.checkpoint"]
+    whole = train(toy, data(), tmp_path / "b")
+    assert train(toy, data(), tmp_path / "a").sha256 == whole.sha256  # it was good
 
 
 def test_weights_that_blow_up_are_never_a_checkpoint(tmp_path: Path) -> None:
@@ -165,14 +165,14 @@ def test_weights_that_blow_up_are_never_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_weights_without_a_bad_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = fitting._descended
+    real = fitting._batch_loss
 
     def steep(task: Any, *words: Any) -> Tensor:  # noqa: ANN401
-        found = real(task, *words)
-        found.register_hook(lambda g: g * float("nan"))
-        return found
+        value = real(task, *words)
+        value.register_hook(lambda g: g * float("nan"))
+        return value
 
-    monkeypatch.setattr(fitting, "_descended", steep)
+    monkeypatch.setattr(fitting, "_batch_loss", steep)
     with pytest.raises(DivergedError, match="expected finite weights, got nan in epoch 1 of 1"):
         train(card(batch=24), data(), tmp_path)  # one batch: its loss is seen before its step
 
@@ -198,5 +198,7 @@ def test_kill_9_and_again(tmp_path: Path) -> None:
     assert killed.wait(60) == -signal.SIGKILL
     assert not (tmp_path / "killed" / f"{name}.safetensors").exists()
     assert start(tmp_path / "killed").wait(300) == 0
-    found = [(tmp_path / one / f"{name}.safetensors").read_bytes() for one in ("whole", "killed")]
-    assert found[0] == found[1]
+    value = [
+        (tmp_path / entry / f"{name}.safetensors").read_bytes() for entry in ("whole", "killed")
+    ]
+    assert value[0] == value[1]

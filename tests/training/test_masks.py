@@ -30,8 +30,8 @@ def test_the_loss_in_closed_form() -> None:
     y = torch.tensor([[[0, 1], [2, -1]]])
     cross = -(math.log(0.7) + math.log(0.8) + math.log(0.4)) / 3
     soft = [(2 * 0.8 + 1) / (1 + 1.3 + 1), (2 * 0.4 + 1) / (1 + 0.6 + 1)]  # classes 1 and 2
-    wanted = cross + 1 - sum(soft) / 2
-    torch.testing.assert_close(loss(logits, y), torch.tensor(wanted))
+    expected = cross + 1 - sum(soft) / 2
+    torch.testing.assert_close(loss(logits, y), torch.tensor(expected))
 
 
 def test_right_and_wrong_masks() -> None:
@@ -62,9 +62,9 @@ def test_ignored_pixels_do_not_train(k: int) -> None:
     (g,) = torch.autograd.grad(value, logits)
     assert (g[:, :, :2] == 0).all()
     assert (g[:, :, 2:] != 0).all()
-    other = logits.detach().clone()
-    other[:, :, :2] = 100 * torch.randn(2, k, 2, 6, generator=generator)
-    assert loss(other, y) == value
+    changed = logits.detach().clone()
+    changed[:, :, :2] = 100 * torch.randn(2, k, 2, 6, generator=generator)
+    assert loss(changed, y) == value
     nowhere = torch.full_like(y, -1)
     (g,) = torch.autograd.grad(loss(logits, nowhere), logits)
     assert (g == 0).all()
@@ -95,37 +95,37 @@ def blob(size: tuple[int, ...], n: int = 8) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("move", EVERY)
 def test_a_mask_moves_with_its_image(size: tuple[int, ...], move: str) -> None:
     x, y = blob(size)
-    z, found = moved(x, y, move)
+    z, masks = moved(x, y, move)
     assert z.shape == x.shape
-    assert found.shape == y.shape
-    assert set(found.unique().tolist()) <= {-1, 0, 1}
-    assert any(not torch.equal(a, b) for a, b in zip(found, y, strict=True))
-    counted = found >= 0
+    assert masks.shape == y.shape
+    assert set(masks.unique().tolist()) <= {-1, 0, 1}
+    assert any(not torch.equal(a, b) for a, b in zip(masks, y, strict=True))
+    counted = masks >= 0
     drawn = z[:, 0] > 0.5  # the edge of what was resampled linearly
     near = (z[:, 0] - 0.5).abs() < 0.45  # where the two resamplings may round apart
-    assert (drawn == (found == 1))[counted & ~near].all()
+    assert (drawn == (masks == 1))[counted & ~near].all()
     assert (counted & ~near).float().mean() > 0.7
-    assert (found == 1).flatten(1).any(1).all()
+    assert (masks == 1).flatten(1).any(1).all()
 
 
 def test_flips_turn_every_axis_and_flip_only_the_last() -> None:
     x, y = blob((6, 7, 8), n=40)
     for moves, most in ((("flip",), 2), (("flips",), 8)):
-        z, found = moved(x, y, *moves)
-        torch.testing.assert_close(z[:, 0], found.float(), atol=1e-4, rtol=0)
-        assert len({tuple(one.flatten().tolist()) for one in found}) == most
+        z, masks = moved(x, y, *moves)
+        torch.testing.assert_close(z[:, 0], masks.float(), atol=1e-4, rtol=0)
+        assert len({tuple(mask.flatten().tolist()) for mask in masks}) == most
     _, flipped = moved(x, y, "flip")
-    for one in flipped:
-        assert torch.equal(one, y[0]) or torch.equal(one, y[0].flip(-1))
+    for mask in flipped:
+        assert torch.equal(mask, y[0]) or torch.equal(mask, y[0].flip(-1))
 
 
 def test_what_comes_in_from_outside_is_ignored() -> None:
     x = torch.ones(16, 1, 40, 40)
     y = torch.ones(16, 40, 40, dtype=torch.int64)
-    z, found = moved(x, y, "shift")
+    z, masks = moved(x, y, "shift")
     torch.testing.assert_close(z, x)  # the border goes on
-    assert set(found.unique().tolist()) == {-1, 1}
-    rows = (found == -1).sum((1, 2)) / 40  # whole rows and columns, 2 pixels at most each way
+    assert set(masks.unique().tolist()) == {-1, 1}
+    rows = (masks == -1).sum((1, 2)) / 40  # whole rows and columns, 2 pixels at most each way
     assert rows.max() <= 4
     y[:, 0] = -1  # ignored pixels stay ignored
     x, same = moved(x, y)
@@ -139,13 +139,13 @@ def test_windows_are_cut_from_image_and_mask_alike(
     numbers = torch.arange(math.prod(size)).view(1, *size)
     y = numbers.expand(2, *size)
     x = y[:, None] / math.prod(size)
-    seen = set()
+    windows = set()
     for seed in range(12):
-        z, found = moved(x, y, window=window, seed=seed)
-        assert z.shape[2:] == found.shape[1:] == window
-        torch.testing.assert_close(z[:, 0] * math.prod(size), found.float(), atol=0.05, rtol=0)
-        seen.add(int(found[0].flatten()[0]))
-    assert len(seen) > 4  # at random places
+        z, masks = moved(x, y, window=window, seed=seed)
+        assert z.shape[2:] == masks.shape[1:] == window
+        torch.testing.assert_close(z[:, 0] * math.prod(size), masks.float(), atol=0.05, rtol=0)
+        windows.add(int(masks[0].flatten()[0]))
+    assert len(windows) > 4  # at random places
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -191,20 +191,20 @@ def test_training_learns_what_can_be_learnt(
     tmp_path: Path, builder: str, size: tuple[int, ...], window: tuple[int, ...] | None
 ) -> None:
     data = drawn(size)
-    made = train(card(builder, window=window), data, tmp_path / "a")
-    assert made.measured is not None
-    assert made.measured.headline == ("Dice", made.measured.dice)
-    assert made.measured.accuracy is None
-    assert made.measured.dice is not None
-    assert made.measured.dice > 0.9
-    assert made.measured.gradient_ms > 0
+    trained = train(card(builder, window=window), data, tmp_path / "a")
+    assert trained.measured is not None
+    assert trained.measured.headline == ("Dice", trained.measured.dice)
+    assert trained.measured.accuracy is None
+    assert trained.measured.dice is not None
+    assert trained.measured.dice > 0.9
+    assert trained.measured.gradient_ms > 0
     again = train(card(builder, window=window), data, tmp_path / "b")
-    assert again.sha256 == made.sha256
-    victim = untrained(made, data.card)
-    weights.read(bare(victim.module), tmp_path / "a" / made.weights, sha256=made.sha256)
+    assert again.sha256 == trained.sha256
+    victim = untrained(trained, data.card)
+    weights.read(bare(victim.module), tmp_path / "a" / trained.weights, sha256=trained.sha256)
     victim.module.eval()
     assert mean_dice(victim, data.batch("test"), data.card) == pytest.approx(
-        made.measured.dice, abs=1e-4
+        trained.measured.dice, abs=1e-4
     )
 
 

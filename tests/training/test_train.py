@@ -51,8 +51,8 @@ def test_two_runs_write_the_same_bytes_and_another_seed_others(tmp_path: Path, t
     a = train(card(), data(task=task), tmp_path / "a")
     torch.rand(7)  # whatever the generator did in between
     b = train(card(), data(task=task), tmp_path / "b")
-    other = RECIPE.model_copy(update={"seed": 1})
-    c = train(card(recipe=other), data(task=task), tmp_path / "c")
+    other_recipe = RECIPE.model_copy(update={"seed": 1})
+    c = train(card(recipe=other_recipe), data(task=task), tmp_path / "c")
     assert a.sha256 == b.sha256 != c.sha256
     name = "toy.safetensors"
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -69,7 +69,7 @@ def test_the_generator_and_the_threads_are_left_as_they_were(tmp_path: Path) -> 
 def test_the_generator_is_given_back_after_a_failure(tmp_path: Path) -> None:
     state = torch.get_rng_state()
 
-    def stop(share: float) -> None:
+    def stop(fraction: float) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -80,23 +80,26 @@ def test_the_generator_is_given_back_after_a_failure(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("n", [24, 25])  # 25: a last batch of one, which batch norm cannot read
 def test_progress_rises_to_one(tmp_path: Path, n: int) -> None:
-    shares: list[float] = []
-    train(card(), data(n), tmp_path, progress=shares.append)
-    assert all(a < b for a, b in pairwise(shares))
-    assert shares[0] > 0
-    assert shares[-1] == pytest.approx(1.0)
+    fractions: list[float] = []
+    train(card(), data(n), tmp_path, progress=fractions.append)
+    assert all(a < b for a, b in pairwise(fractions))
+    assert fractions[0] > 0
+    assert fractions[-1] == pytest.approx(1.0)
 
 
 def test_the_card_says_what_was_written(tmp_path: Path) -> None:
-    made = train(card(), data(), tmp_path)
-    assert ModelCard.model_validate_json((tmp_path / "toy.json").read_text()) == made
-    victim = untrained(made, data().card)
-    assert weights.read(victim.module, tmp_path / made.weights, sha256=made.sha256) == made.sha256
-    assert made.weights_type == "float16"
-    assert made.measured is not None
-    assert made.measured.parameters == sum(p.numel() for p in victim.module.parameters())
-    assert 0 <= made.measured.headline[1] <= 1
-    assert made.recipe == RECIPE
+    trained = train(card(), data(), tmp_path)
+    assert ModelCard.model_validate_json((tmp_path / "toy.json").read_text()) == trained
+    victim = untrained(trained, data().card)
+    assert (
+        weights.read(victim.module, tmp_path / trained.weights, sha256=trained.sha256)
+        == trained.sha256
+    )
+    assert trained.weights_type == "float16"
+    assert trained.measured is not None
+    assert trained.measured.parameters == sum(p.numel() for p in victim.module.parameters())
+    assert 0 <= trained.measured.headline[1] <= 1
+    assert trained.recipe == RECIPE
 
 
 def test_scores_are_measured_on_the_stored_weights(
@@ -109,17 +112,17 @@ def test_scores_are_measured_on_the_stored_weights(
         return Measured(parameters=1, gradient_ms=1.0, machine="a test")
 
     monkeypatch.setattr(training, "measure", measure)
-    made = train(card(), data(), tmp_path)
+    trained = train(card(), data(), tmp_path)
     (state,) = measured
-    for key, value in load_file(tmp_path / made.weights).items():
+    for key, value in load_file(tmp_path / trained.weights).items():
         assert torch.equal(state[key], value.to(state[key].dtype)), key
 
 
 def test_training_learns_what_can_be_learnt(tmp_path: Path) -> None:
     recipe = Recipe(epochs=12, batch=8, lr=0.02)
-    made = train(card(recipe=recipe), data(48), tmp_path)
-    assert made.measured is not None
-    assert made.measured.headline[1] > 0.9
+    trained = train(card(recipe=recipe), data(48), tmp_path)
+    assert trained.measured is not None
+    assert trained.measured.headline[1] > 0.9
 
 
 def test_a_card_without_a_recipe(tmp_path: Path) -> None:
@@ -142,10 +145,10 @@ def test_augmentation() -> None:
     mirrored = [
         bool(torch.allclose(z, o.flip(-1), atol=1e-4)) for z, o in zip(flipped, x, strict=True)
     ]
-    kept = [bool(torch.allclose(z, o, atol=1e-4)) for z, o in zip(flipped, x, strict=True)]
-    assert all(a != b for a, b in zip(mirrored, kept, strict=True))
+    unchanged = [bool(torch.allclose(z, o, atol=1e-4)) for z, o in zip(flipped, x, strict=True)]
+    assert all(a != b for a, b in zip(mirrored, unchanged, strict=True))
     assert any(mirrored)
-    assert any(kept)
+    assert any(unchanged)
     for moves in (("shift",), ("rotate",), ("contrast",), ("flip", "shift", "rotate", "contrast")):
         x, changed = moved(*moves)
         assert changed.shape == x.shape
