@@ -11,7 +11,6 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from robustbench_med.declarations import attack
-from robustbench_med.errors import SpecError
 from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.objectives.pixels import phases, with_loss
 from robustbench_med.problem import Problem
@@ -74,7 +73,6 @@ def apgd(
         "cross_entropy" climbs the nearest (see `objectives.nearest`) with half of the steps, and
         then their sum, as the paper has one label an image.
     """
-    _check(steps=steps, restarts=restarts)
     climbs = phases(with_loss(problem, loss), steps)
     search = Search(climbs[0][0])
     for restart, (climbed, count) in product(range(restarts), climbs):
@@ -119,7 +117,6 @@ def apgd_targeted(problem: Problem, *, rng: Draws, steps: int = 100, targets: in
     Deviations: those of `apgd`; below 4 classes and for findings too (see LossOverride): the ways
         are the columns of the margins, and a way that does not count is no target.
     """
-    _check(steps=steps, targets=targets)
     search = Search(problem)
     margins, ways = problem.margins(problem.x).sort(dim=1, descending=True, stable=True)
     for n in range(min(targets, ways.shape[1])):
@@ -231,9 +228,3 @@ def _checkpoints(steps: int) -> set[int]:
 
 def _per_image(values: Tensor, like: Images) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
-
-
-def _check(**positive: int) -> None:
-    for name, value in positive.items():
-        if not value > 0:
-            raise SpecError(f"expected {name} > 0, got {value}")

@@ -10,8 +10,6 @@ from robustbench_med.rng import Draws
 from robustbench_med.search import Search
 from robustbench_med.types import Images, PerSample
 
-from .universal import positive
-
 
 @attack(
     title="ASMA",
@@ -56,7 +54,6 @@ def asma(
         is right, see `Pixels.active`), and the multiplier grows with what the regions' IoU has
         lost.
     """
-    positive(steps=steps, tau=tau, beta=beta)
     search, z = Search(on_pixels(problem, adaptive)), problem.x
     for _ in range(steps):
         g, z = search.gradient(z)

@@ -92,9 +92,6 @@ def carlini_wagner(
         the leading wrong class need not be the nearest one.
         All: a sample leaves when its search gains nothing more.
     """
-    for name, value in {"steps": steps, "searches": searches, "lr": lr}.items():
-        if not value > 0:
-            raise SpecError(f"expected {name} > 0, got {value}")
     if not confidence >= 0:
         raise SpecError(f"expected confidence >= 0, got {confidence}")
     if len(problem) == 0:

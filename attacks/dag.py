@@ -14,8 +14,6 @@ from robustbench_med.rng import Draws
 from robustbench_med.search import Search
 from robustbench_med.types import Images, PerSample
 
-from .universal import positive
-
 _GREY = 255  # gamma is given in grey levels, as in the paper; x is in [0,1]
 
 
@@ -59,7 +57,6 @@ def dag(problem: Problem, *, rng: Draws, steps: int = 200, gamma: float = 0.5) -
         is returned, not the last; an image with no active pixel left that is not done goes on with
         all its pixels (see `Pixels.active`), where theirs stops.
     """
-    positive(steps=steps, gamma=gamma)
     lot = rng.fork("labels").uniform(1)[:, 0].to(problem.x)
     search, z = Search(on_pixels(problem, pull, lot)), problem.x
     for _ in range(steps):

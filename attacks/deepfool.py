@@ -65,9 +65,6 @@ def deepfool(
         the boundary (see clearance); the crossing is walked back to it (`refine`; 0 for the paper's
         result).
     """
-    for name, value in {"steps": steps, "overshoot": overshoot, "candidates": candidates}.items():
-        if not value > 0:
-            raise SpecError(f"expected {name} > 0, got {value}")
     if refine < 0:
         raise SpecError(f"expected refine >= 0, got {refine}")
     if len(problem) == 0:

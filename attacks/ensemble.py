@@ -34,7 +34,7 @@ _LEADING = 3  # ways FAB linearises at a time; targeted APGD goes to the farther
     norms=("linf", "l2"),
     tasks=("single_label", "multi_label"),
     schedule="descend",
-    positive=("steps", "queries", "targets", "growth"),
+    positive=("steps", "queries", "targets"),
     cost=lambda steps, targets, queries: 7.2 * steps + 1.2 * steps * targets + 1.2 * queries,
 )
 def ensemble(
@@ -75,7 +75,8 @@ def ensemble(
         the three leading ways at a time instead of going to 9 targets one by one; defined below 10
         classes, for findings and one logit; a sample leaves at the step that breaks it.
     """
-    _check(steps, queries, targets, growth)
+    if not growth >= 1:
+        raise SpecError(f"expected growth >= 1, got {growth}")
     ways = (problem.margins(problem.x) > -torch.inf).sum(1)
     search = Search(problem)
     search.probe(problem.x)
@@ -144,11 +145,3 @@ def _breaks(problem: Problem, z: Images, growth: float) -> Bool[Tensor, " b"]:
         return torch.ones(len(z), dtype=torch.bool, device=z.device)
     # by the harm, not by `done`: an objective that never ends has successes too
     return problem.probe((problem.x + growth * (z - problem.x)).clamp_(0, 1)).harm > 0
-
-
-def _check(steps: int, queries: int, targets: int, growth: float) -> None:
-    for name, value in {"steps": steps, "queries": queries, "targets": targets}.items():
-        if not value > 0:
-            raise SpecError(f"expected {name} > 0, got {value}")
-    if not growth >= 1:
-        raise SpecError(f"expected growth >= 1, got {growth}")

@@ -36,7 +36,7 @@ class _Settings(NamedTuple):
     norms=("linf", "l2", "l1"),
     tasks=("single_label", "multi_label"),
     schedule="distance",
-    positive=("steps", "restarts", "candidates", "extrapolation", "backward"),
+    positive=("steps", "restarts", "candidates"),
     effort=("steps", "restarts"),
     cost=lambda steps, restarts, candidates: steps * restarts * candidates,
 )
@@ -85,7 +85,7 @@ def fab(
         within half of its linear distance; the final search aims a little beyond the root (see
         shrink).
     """
-    _check(steps, restarts, candidates, alpha, extrapolation, backward, refine)
+    _check(alpha, extrapolation, backward, refine)
     if len(problem) == 0:
         return problem.x
     slopes = problem.jacobian(problem.x, candidates)
@@ -175,22 +175,13 @@ def _biased(here: Problem, z: Images, way: Way, cap: Tensor, settings: _Settings
     return moved.clamp_(0, 1)
 
 
-def _check(
-    steps: int,
-    restarts: int,
-    candidates: int,
-    alpha: float,
-    extrapolation: float,
-    backward: float,
-    refine: int,
-) -> None:
-    counts = (("steps", steps), ("restarts", restarts), ("candidates", candidates))
-    for name, value, rule, kept in (
-        *((name, count, "> 0", count > 0) for name, count in counts),
+def _check(alpha: float, extrapolation: float, backward: float, refine: int) -> None:
+    rules = (
         ("alpha", alpha, "in [0, 1)", 0 <= alpha < 1),
         ("extrapolation", extrapolation, ">= 1", extrapolation >= 1),
         ("backward", backward, "in (0, 1)", 0 < backward < 1),
         ("refine", refine, ">= 0", refine >= 0),
-    ):
-        if not kept:
+    )
+    for name, value, rule, valid in rules:
+        if not valid:
             raise SpecError(f"expected {name} {rule}, got {value}")

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from robustbench_med.ball import Ball
 from robustbench_med.declarations import attack
-from robustbench_med.errors import SpecError
 from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.objectives.nearest import nearest as climb_nearest
 from robustbench_med.problem import Problem
@@ -74,9 +73,6 @@ def fmn(
         halving the way to the clean image (L1, L2, L-inf: 8 forward passes), restoring values (L0:
         3 gradients and about log2 of the values changed forward passes after each).
     """
-    for name, value in {"steps": steps, "alpha": alpha, "gamma": gamma}.items():
-        if not value > 0:
-            raise SpecError(f"expected {name} > 0, got {value}")
     if problem.ball.norm == "l0":
         problem = replace(problem, objective=LossOverride(problem.objective, "margin"))
     else:

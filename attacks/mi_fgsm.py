@@ -60,9 +60,6 @@ def mi_fgsm(
         the same direction and, at unit norm, the same value; of several findings the nearest is
         climbed (see `objectives.nearest`), as the paper has one label an image.
     """
-    for name, value in {"steps": steps, "total_step": total_step}.items():
-        if not value > 0:
-            raise SpecError(f"expected {name} > 0, got {value}")
     if not decay >= 0:
         raise SpecError(f"expected decay >= 0, got {decay}")
     search, z = Search(with_loss(problem, loss)), problem.x

@@ -88,8 +88,6 @@ def orthogonal_pgd(
             loss="selective" if _goal(problem)[1] else "cross_entropy",
         )
     lengths = step_lengths(steps, total_step)
-    if not restarts > 0:
-        raise SpecError(f"expected restarts > 0, got {restarts}")
     search = Search(with_loss(problem, "suspicion"))
     for restart in range(restarts):
         if search.finished:

@@ -16,7 +16,7 @@ from robustbench_med.rng import Draws
 from robustbench_med.types import Images, Verdict
 from robustbench_med.universal import Patch, Position, pattern_ball
 
-from .universal import Pace, Pattern, below_one, climb, positive
+from .universal import Pace, Pattern, below_one, climb
 
 _POSITIONS = ("random", "centre", "corner")
 
@@ -76,7 +76,6 @@ def patch(
         and the budget counts values.
     """
     _check(scale, rotation, position)
-    positive(epochs=epochs, batch=batch, total_step=total_step)
     below_one(momentum=momentum)
     problem = with_loss(problem, "cross_entropy")
     made = _start(problem, rng, (scale[0], scale[1]), rotation, cast(Position, position))

@@ -54,8 +54,6 @@ def bim(
         level; the best iterate is returned, not the last; of several findings the nearest is
         climbed, as in `pgd`.
     """
-    if not total_step > 0:
-        raise SpecError(f"expected total_step > 0, got {total_step}")
     return pgd(problem, rng=rng, steps=steps, total_step=total_step, random_start=False, loss=loss)
 
 
@@ -111,8 +109,6 @@ def pgd(
         and then their sum, as the paper has one label an image.
     """
     step_lengths(steps, total_step)
-    if not restarts > 0:
-        raise SpecError(f"expected restarts > 0, got {restarts}")
     climbs = phases(with_loss(problem, loss), steps)
     search = Search(climbs[0][0])
     for restart, (climbed, count) in product(range(restarts), climbs):
@@ -186,9 +182,6 @@ def pgd_last(
 
     Source: Madry et al., ICLR 2018, section 2.1, equation of x^{t+1}.
     """
-    for name, value in {"steps": steps, "total_step": total_step}.items():
-        if not value > 0:
-            raise SpecError(f"expected {name} > 0, got {value}")
     problem = with_loss(problem, "cross_entropy")
     z = problem.ball.sample(problem.x, rng) if random_start else problem.x
     for _ in range(steps):

@@ -10,7 +10,6 @@ from robustbench_med.search import Search
 from robustbench_med.types import Images
 
 from .apgd import ascend
-from .universal import positive
 
 _MEMBERS = ("masked", "balanced", "jensen_shannon")
 _SLOTS = ((2.0, 3), (1.5, 3), (1.0, 4))  # radius in units of eps, tenths of the steps: section 3.5
@@ -52,7 +51,6 @@ def segmentation_ensemble(problem: Problem, *, rng: Draws, steps: int = 300) -> 
         `objectives.pixels.balanced`); a slot hands on its candidate with the most harm; for a
         target, the losses are descended.
     """
-    positive(steps=steps)
     search = Search(problem)
     for name in _MEMBERS:
         if search.finished:

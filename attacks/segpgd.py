@@ -14,8 +14,6 @@ from robustbench_med.rng import Draws
 from robustbench_med.search import Search
 from robustbench_med.types import Images, PerSample
 
-from .universal import positive
-
 
 @attack(
     title="SegPGD",
@@ -61,7 +59,6 @@ def segpgd(
         the others 1 - lambda, and the loss is descended; steps of eps * total_step / steps as in
         `pgd` (theirs: 0.01); the best iterate is returned; a sample that is done stops.
     """
-    positive(steps=steps, total_step=total_step, restarts=restarts)
     search = Search(on_pixels(problem, weighted))
     for restart in range(restarts):
         if search.finished:

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustbench_med.declarations import attack
-from robustbench_med.errors import SpecError
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.search import Search
@@ -63,9 +62,6 @@ def square(problem: Problem, *, rng: Draws, queries: int = 5000, p_init: float =
         edge; of a volume, windows are cubes, stripes are planes, and a bump is split across one of
         three axes; in L2 the unused mass is shared among the channels that may change.
     """
-    for name, value in {"queries": queries, "p_init": p_init}.items():
-        if not value > 0:
-            raise SpecError(f"expected {name} > 0, got {value}")
     if len(problem) == 0:
         return problem.x
     kind, size = _NORMS[problem.ball.norm], tuple(problem.x.shape[2:])

@@ -76,7 +76,6 @@ def uap(
         count as 0. The best perturbation is returned, not the last, or the same direction pushed to
         the ball's surface (its sign times eps for L-inf) where that fools more training images.
     """
-    positive(epochs=epochs, batch=batch, ways=ways)
     below_one(delta=delta)
     if not overshoot >= 0:
         raise SpecError(f"expected overshoot >= 0, got {overshoot}")
@@ -155,7 +154,6 @@ def uap_gradient(
         done still counts. Gradients that would push a pixel out of [0,1] count as 0. Of several
         findings each image climbs its nearest (see `objectives.nearest`).
     """
-    positive(epochs=epochs, batch=batch, total_step=total_step)
     below_one(momentum=momentum)
     problem = with_loss(problem, loss)
     ball = pattern_ball(problem.ball)
@@ -243,13 +241,6 @@ def _minimal(
     length = length.masked_fill(slopes.verdict.is_final, 0.0)
     chosen = jacobian[torch.arange(len(z), device=z.device), nearest[:, 0]]
     return torch.einsum("b,b...->b...", length, chosen)
-
-
-def positive(**parameters: float | int) -> None:
-    """Raise SpecError unless every parameter is > 0."""
-    for name, value in parameters.items():
-        if not value > 0:
-            raise SpecError(f"expected {name} > 0, got {value}")
 
 
 def below_one(**parameters: float | int) -> None:
