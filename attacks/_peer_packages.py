@@ -124,9 +124,9 @@ def class_of(name: str) -> Any:  # noqa: ANN401 - a class of theirs
         raise NotInstalledError(package.distribution, name, "peers")
     with quiet():
         classes = package.attacks()
-        names = {one: f"{module}:{one}" for one in classes}
+        names = {key: f"{module}:{key}" for key in classes}
         if attack not in classes:
-            known = [full for one, full in names.items() if not _unfit(full, classes[one])]
+            known = [full for key, full in names.items() if not _unfit(full, classes[key])]
             raise UnknownNameError("attack", name, known)
         reason = _unfit(name, classes[attack])
     if reason:
@@ -147,7 +147,7 @@ def is_relative(parameter: str, signature: Signature) -> bool:
     return step and any(key in signature for key in BUDGET)
 
 
-def share(step: str, signature: Signature) -> float:
+def default_rel_step(step: str, signature: Signature) -> float:
     """Return the default of a step in units of the default radius."""
     radius = next(signature[key].default for key in BUDGET if key in signature)
     return float(signature[step].default / radius)
@@ -164,8 +164,10 @@ def _unfit(name: str, cls: Any) -> str:  # noqa: ANN401 - a class of theirs
             return "attacks another kind of model"
     needed = [
         key
-        for key, one in parameters_of(cls).items()
-        if one.default is one.empty and key not in VICTIM and one.kind is not one.VAR_KEYWORD
+        for key, parameter in parameters_of(cls).items()
+        if parameter.default is parameter.empty
+        and key not in VICTIM
+        and parameter.kind is not parameter.VAR_KEYWORD
     ]
     return f"needs {', '.join(needed)}" if needed else ""
 
@@ -210,13 +212,13 @@ def _module_alone(name: str) -> ModuleType:
     package, _, module = name.partition(".")
     spec = importlib.util.find_spec(package)
     home = spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else ""
-    own = importlib.util.spec_from_file_location(name, os.path.join(home, f"{module}.py"))
-    if own is None or own.loader is None:
+    file_spec = importlib.util.spec_from_file_location(name, os.path.join(home, f"{module}.py"))
+    if file_spec is None or file_spec.loader is None:
         raise ImportError(f"expected {module}.py in {home}")
-    made = importlib.util.module_from_spec(own)
-    own.loader.exec_module(made)
-    sys.modules[name] = made
-    return made
+    module_object = importlib.util.module_from_spec(file_spec)
+    file_spec.loader.exec_module(module_object)
+    sys.modules[name] = module_object
+    return module_object
 
 
 _PACKAGES = {

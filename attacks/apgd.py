@@ -20,7 +20,7 @@ from robustbench_med.types import Images, PerSample
 
 _MOMENTUM = 0.75  # alpha: Croce & Hein, ICML 2020, section 3.1
 _RISES = 0.75  # rho: section 3.2, condition 1
-_FIRST_SHARE = 2.0  # initial step in units of eps: section 3.2
+_FIRST_STEP = 2.0  # initial step in units of eps: section 3.2
 _FIRST_CHECK, _SHRINK, _LEAST = 22, 3, 6  # % of the steps: p_1 and p_{j+1} of section 3.2
 
 
@@ -143,7 +143,7 @@ class _Track(NamedTuple):
     last: PerSample  # the loss at the iterate before
     mark: PerSample  # the highest loss at the last checkpoint
     rises: PerSample  # steps since the last checkpoint on which the loss rose
-    share: PerSample  # the step in units of eps
+    rel_stepsize: PerSample  # the step in units of eps
     halved: Bool[Tensor, " b"]  # whether it was halved at the last checkpoint
 
 
@@ -166,9 +166,9 @@ def ascend(search: Search, z: Images, steps: int) -> None:
             z, g, track = _checkpoint(track, z, g, k - since)
             since = k
         ball, x = search.active.ball, search.active.x
-        ahead = ball.step(z, g, x, track.share)
-        kept = _MOMENTUM if k else 1.0
-        moved = z + kept * (ahead - z) + (1 - kept) * (z - track.previous)
+        ahead = ball.step(z, g, x, track.rel_stepsize)
+        weight = _MOMENTUM if k else 1.0
+        moved = z + weight * (ahead - z) + (1 - weight) * (z - track.previous)
         track, z = track._replace(previous=z), ball.project(moved, x)
     search.probe(z)
 
@@ -176,7 +176,7 @@ def ascend(search: Search, z: Images, steps: int) -> None:
 def _start(z: Images) -> _Track:
     zero = z.new_zeros(len(z))
     low = zero - torch.inf
-    first = zero + _FIRST_SHARE
+    first = zero + _FIRST_STEP
     return _Track(z, z, torch.zeros_like(z), low, low, low, zero, first, zero > 0)
 
 
@@ -206,7 +206,7 @@ def _checkpoint(track: _Track, z: Images, g: Images, length: int) -> tuple[Image
         last=torch.where(halve, track.highest, track.last),
         mark=track.highest,
         rises=torch.zeros_like(track.rises),
-        share=torch.where(halve, track.share / 2, track.share),
+        rel_stepsize=torch.where(halve, track.rel_stepsize / 2, track.rel_stepsize),
         halved=halve,
     )
     return torch.where(row, track.best, z), torch.where(row, track.slope, g), after
@@ -218,12 +218,12 @@ def _checkpoints(steps: int) -> set[int]:
     >>> sorted(_checkpoints(100))
     [22, 41, 57, 70, 80, 87, 93, 99]
     """
-    found, p, gap = set[int](), _FIRST_CHECK, _FIRST_CHECK
+    iterates, p, gap = set[int](), _FIRST_CHECK, _FIRST_CHECK
     while p < 100:
-        found.add(-(-p * steps // 100))  # in whole %, as 0.7 * 100 is not 70 in floats
+        iterates.add(-(-p * steps // 100))  # in whole %, as 0.7 * 100 is not 70 in floats
         gap = max(gap - _SHRINK, _LEAST)
         p += gap
-    return found
+    return iterates
 
 
 def _per_image(values: Tensor, like: Images) -> Tensor:

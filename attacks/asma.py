@@ -59,18 +59,18 @@ def asma(
         g, z = search.gradient(z)
         if search.finished:
             return search.best
-        share = tau + beta * search.loss
-        z = search.active.ball.step(z, g, search.active.x, share)
+        rel_stepsize = tau + beta * search.loss
+        z = search.active.ball.step(z, g, search.active.x, rel_stepsize)
     search.probe(z)
     return search.best
 
 
-def adaptive(here: Pixels) -> PerSample:
+def adaptive(pixels: Pixels) -> PerSample:
     """Return how much is as wanted, in 0..1, with the gradient of the logits still to be moved."""
-    centred = here.logits - here.logits.mean(1, keepdim=True)
-    own = centred.gather(1, here.reference[:, None])[:, 0]
-    pull = (own * here.active).sum(1)
-    overlap = dice(confusion(here), here.regions)
+    centred = pixels.logits - pixels.logits.mean(1, keepdim=True)
+    reference_logit = centred.gather(1, pixels.reference[:, None])[:, 0]
+    pull = (reference_logit * pixels.active).sum(1)
+    overlap = dice(confusion(pixels), pixels.regions)
     iou = (overlap / (2 - overlap)).mean(1)
-    reached, slope = (1 - iou, -pull) if here.away else (iou, pull)
+    reached, slope = (1 - iou, -pull) if pixels.away else (iou, pull)
     return reached + slope - slope.detach()

@@ -20,7 +20,7 @@ from robustbench_med.search import Nearest
 from robustbench_med.types import Images, PerSample, Rows
 
 from .carlini_wagner_limits import limited
-from .carlini_wagner_steps import TINY, Adam, Settings, free_to_move, look, total, wide
+from .carlini_wagner_steps import TINY, Adam, Settings, evaluate, free_to_move, total, wide
 
 _PUSH = 2.0  # c over its critical value: push and pull then have the same strength
 _GROW = 4.0  # of c after a search that fails
@@ -109,31 +109,31 @@ def _l2(problem: Problem, settings: Settings) -> Images:
     searches = -(-settings.searches // _JOINED)
     steps = settings.steps * settings.searches // searches
     settings = settings._replace(steps=steps, searches=searches)
-    nearest, seen = Nearest(problem), look(problem, problem.x, settings.confidence)
-    nearest.keep(problem.x, seen.won)
-    slope = total((seen.g * free_to_move(problem.x, seen.g)).square()).sqrt().flatten()
+    nearest, clean = Nearest(problem), evaluate(problem, problem.x, settings.confidence)
+    nearest.keep(problem.x, clean.success)
+    slope = total((clean.g * free_to_move(problem.x, clean.g)).square()).sqrt().flatten()
     slope = slope.clamp_min(TINY)
     # where it is flat, the linear guess promises any distance
-    reach = (seen.gap / slope).clamp_max(_FAR * problem.x[0].numel() ** 0.5)
-    c = (_PUSH * 2 * seen.gap / slope.square()).clamp_max(_MOST)
+    distance = (clean.gap / slope).clamp_max(_FAR * problem.x[0].numel() ** 0.5)
+    c = (_PUSH * 2 * clean.gap / slope.square()).clamp_max(_MOST)
     push, z = torch.full_like(c, _PUSH), problem.x.clone()
     rows = (nearest.size > 0).nonzero()[:, 0]
     for search in range(settings.searches):
         if len(rows) == 0:
             break
         before = nearest.size[rows]
-        start = _Start(z[rows], c[rows], push[rows], torch.minimum(before, reach[rows]))
+        start = _Start(z[rows], c[rows], push[rows], torch.minimum(before, distance[rows]))
         fade = [settings.lr * _LAST ** ((search + i) / settings.searches) for i in (0, 1)]
-        z[rows], c[rows], found = _descend(problem, nearest, rows, start, fade, settings)
+        z[rows], c[rows], succeeded = _descend(problem, nearest, rows, start, fade, settings)
         if search == 0:
             _approach(problem, nearest, rows, settings.confidence)
         size = nearest.size[rows]
         known = size.isfinite()
         z[rows[known]] = nearest.best[rows[known]]
-        reach[rows[known]] = size[known]
-        grow = torch.where(found, 1.0, _GROW)
+        distance[rows[known]] = size[known]
+        grow = torch.where(succeeded, 1.0, _GROW)
         push[rows], c[rows] = push[rows] * grow, c[rows] * grow
-        ended = torch.where(known, found & (size > (1 - _STALL) * before), c[rows] > _MOST)
+        ended = torch.where(known, succeeded & (size > (1 - _STALL) * before), c[rows] > _MOST)
         rows = rows[~ended]
     return nearest.best
 
@@ -142,7 +142,7 @@ class _Start(NamedTuple):
     z: Images
     c: PerSample
     push: PerSample
-    reach: PerSample
+    distance: PerSample
 
 
 def _descend(
@@ -154,21 +154,21 @@ def _descend(
     settings: Settings,
 ) -> tuple[Images, PerSample, Bool[Tensor, " b"]]:
     """Descend on |delta|^2 + c f; return the last iterates, c, and which succeeded on the way."""
-    here, z, c = problem.select(rows), start.z, start.c
+    active, z, c = problem.select(rows), start.z, start.c
     adam = Adam(z, shared=True)
-    unit = wide(start.reach / z[0].numel() ** 0.5, z)
-    known, found = nearest.size[rows].isfinite(), torch.zeros_like(rows, dtype=torch.bool)
+    unit = wide(start.distance / z[0].numel() ** 0.5, z)
+    known, succeeded = nearest.size[rows].isfinite(), torch.zeros_like(rows, dtype=torch.bool)
     for step in range(settings.steps):
-        g, _, won = look(here, z, settings.confidence)
-        nearest.keep(z, won, rows)
+        g, _, success = evaluate(active, z, settings.confidence)
+        nearest.keep(z, success, rows)
         if step == 0:
-            c = torch.where(known, start.push * _critical(g, z, here.x, c), c)
+            c = torch.where(known, start.push * _critical(g, z, active.x, c), c)
         if 3 * step >= settings.steps:  # a start that succeeds says nothing of c
-            found |= won
-        down = wide(c * ~won, z) * g - 2 * (z - here.x)
+            succeeded |= success
+        down = wide(c * ~success, z) * g - 2 * (z - active.x)
         rate = fade[0] * (fade[1] / fade[0]) ** (step / settings.steps)
         z = (z + rate * unit * adam.direction(z, down)).clamp(0, 1)
-    return z, c, found
+    return z, c, succeeded
 
 
 def _critical(g: Images, z: Images, x: Images, otherwise: PerSample) -> PerSample:
@@ -182,19 +182,19 @@ def _critical(g: Images, z: Images, x: Images, otherwise: PerSample) -> PerSampl
 def _approach(problem: Problem, nearest: Nearest, rows: Rows, confidence: float) -> None:
     """Bisect the line from each success to its clean image."""
     rows = rows[nearest.size[rows].isfinite()]
-    here, far = problem.select(rows), nearest.best[rows]
+    active, far = problem.select(rows), nearest.best[rows]
     low, high = (wide(far.new_full((len(rows),), value), far) for value in (0.0, 1.0))
     for _ in range(_BISECT):
         if len(rows) == 0:
             return
-        share = (low + high) / 2
-        z = (here.x + share * (far - here.x)).clamp(0, 1)
-        verdict = here.probe(z)
-        won = verdict.is_final & (verdict.harm >= confidence)
-        nearest.keep(z, won, rows)
+        fraction = (low + high) / 2
+        z = (active.x + fraction * (far - active.x)).clamp(0, 1)
+        verdict = active.probe(z)
+        success = verdict.is_final & (verdict.harm >= confidence)
+        nearest.keep(z, success, rows)
         low, high = (
-            torch.where(wide(won, z), low, share),
-            torch.where(wide(won, z), share, high),
+            torch.where(wide(success, z), low, fraction),
+            torch.where(wide(success, z), fraction, high),
         )
 
 

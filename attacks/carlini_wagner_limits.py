@@ -14,7 +14,7 @@ from robustbench_med.problem import Problem
 from robustbench_med.search import Nearest
 from robustbench_med.types import Images, PerSample, Rows
 
-from .carlini_wagner_steps import TINY, Adam, Seen, Settings, look, total, wide
+from .carlini_wagner_steps import TINY, Adam, Evaluation, Settings, evaluate, total, wide
 
 _CLOSE = 1.005  # a limit known within this factor is found
 
@@ -22,28 +22,28 @@ _CLOSE = 1.005  # a limit known within this factor is found
 class _Rule(NamedTuple):
     """What a limit bounds: how far each value moves (L-inf), or how many move (L0)."""
 
-    guess: Callable[[Seen, Images], PerSample]  # the limit that suffices on a linear victim
+    guess: Callable[[Evaluation, Images], PerSample]  # the limit that suffices on a linear victim
     room: Callable[[PerSample, Images], Tensor]  # how far each value may move, by limit and worth
     widest: Callable[[Images], float]
     shrink: float  # of the limit after a success
     gap: float  # limits closer than this are not told apart
 
 
-def _linear_tau(seen: Seen, worth: Images) -> PerSample:
-    return seen.gap / total((worth > 0) * seen.g.abs()).flatten().clamp_min(TINY)
+def _linear_tau(clean: Evaluation, worth: Images) -> PerSample:
+    return clean.gap / total((worth > 0) * clean.g.abs()).flatten().clamp_min(TINY)
 
 
-def _linear_count(seen: Seen, worth: Images) -> PerSample:
+def _linear_count(clean: Evaluation, worth: Images) -> PerSample:
     ordered = worth.flatten(1).sort(dim=1, descending=True).values
-    return (ordered.cumsum(1) < seen.gap[:, None]).sum(1) + seen.gap.new_ones(1)
+    return (ordered.cumsum(1) < clean.gap[:, None]).sum(1) + clean.gap.new_ones(1)
 
 
 def _most_worth(limit: PerSample, worth: Images) -> Tensor:
     """Return 1 for the `limit` values of most worth, 0 for the frozen ones."""
     order = worth.flatten(1).argsort(dim=1, descending=True, stable=True)
-    place = torch.arange(order.shape[1], device=order.device) < limit[:, None]
+    free = torch.arange(order.shape[1], device=order.device) < limit[:, None]
     room = worth.new_zeros(order.shape)
-    return room.scatter_(1, order, place.to(room.dtype)).view_as(worth)
+    return room.scatter_(1, order, free.to(room.dtype)).view_as(worth)
 
 
 _RULES = {
@@ -62,7 +62,9 @@ class _Limits:
     failures: PerSample
     age: PerSample  # steps since the limit was set
 
-    def revise(self, won: Bool[Tensor, " b"], failed: Bool[Tensor, " b"], high: PerSample) -> None:
+    def revise(
+        self, success: Bool[Tensor, " b"], failed: Bool[Tensor, " b"], high: PerSample
+    ) -> None:
         """Set the next limit below a success, above a failure."""
         self.low = torch.where(failed, torch.maximum(self.low, self.now), self.low)
         middle = torch.where(high.isfinite(), (self.low * high).sqrt(), 2 * self.now)
@@ -72,9 +74,9 @@ class _Limits:
                 torch.maximum(torch.minimum(value.floor(), high - 1), self.low + 1)
                 for value in (middle, shrunk)
             )
-        self.now = torch.where(won, shrunk, torch.where(failed, middle, self.now))
+        self.now = torch.where(success, shrunk, torch.where(failed, middle, self.now))
         self.failures = self.failures + failed.to(self.failures.dtype)
-        self.age = torch.where(won | failed, 0.0, self.age + 1)
+        self.age = torch.where(success | failed, 0.0, self.age + 1)
 
     def ended(self, high: PerSample, x: Images, searches: int) -> Bool[Tensor, " b"]:
         """Return which samples have found their limit, or given up."""
@@ -83,50 +85,50 @@ class _Limits:
 
     def select(self, rows: Rows) -> _Limits:
         """Return the limits of the given rows."""
-        kept = (value[rows] for value in (self.now, self.low, self.failures, self.age))
-        return _Limits(self.rule, *kept)
+        values = (value[rows] for value in (self.now, self.low, self.failures, self.age))
+        return _Limits(self.rule, *values)
 
 
 def limited(problem: Problem, settings: Settings) -> Images:
     """Climb the harm within a limit: a success shrinks it, a run without one fails it."""
     rule = _RULES[problem.ball.norm]
-    nearest, seen = Nearest(problem), look(problem, problem.x, settings.confidence)
-    nearest.keep(problem.x, seen.won)
+    nearest, clean = Nearest(problem), evaluate(problem, problem.x, settings.confidence)
+    nearest.keep(problem.x, clean.success)
     # the most harm that a value can do on a linear victim before it meets the box
-    worth = torch.maximum(seen.g * (1 - problem.x), -seen.g * problem.x)
+    worth = torch.maximum(clean.g * (1 - problem.x), -clean.g * problem.x)
     widest = rule.widest(problem.x)
-    now = rule.guess(seen, worth).clamp_max(widest)
+    now = rule.guess(clean, worth).clamp_max(widest)
     zero = torch.zeros_like(now)
     rows = (nearest.size > 0).nonzero()[:, 0]
     limits = _Limits(rule, now, zero, zero, zero).select(rows)
-    here, z, worth = problem.select(rows), problem.x[rows], worth[rows]
+    active, z, worth = problem.select(rows), problem.x[rows], worth[rows]
     room, adam = rule.room(limits.now, worth), Adam(z, shared=False)
     for step in range(settings.steps * settings.searches):
         if len(rows) == 0:
             break
-        g, _, won = look(here, z, settings.confidence) if step else seen
+        g, _, success = evaluate(active, z, settings.confidence) if step else clean
         if step == 0:
-            g, won = g[rows], won[rows]
-        nearest.keep(z, won, rows)
-        failed = ~won & (limits.age + 1 >= settings.steps)
+            g, success = g[rows], success[rows]
+        nearest.keep(z, success, rows)
+        failed = ~success & (limits.age + 1 >= settings.steps)
         high = nearest.size[rows]
-        limits.revise(won, failed, high)
+        limits.revise(success, failed, high)
         limits.now = limits.now.clamp_max(widest)
-        worth = torch.where(wide(won, z), g * (z - here.x), worth)
+        worth = torch.where(wide(success, z), g * (z - active.x), worth)
         back = failed & high.isfinite()
         z = torch.where(wide(back, z), nearest.best[rows], z)
-        changed = (won | failed).nonzero()[:, 0]
+        changed = (success | failed).nonzero()[:, 0]
         room[changed] = rule.room(limits.now[changed], worth[changed])
         adam.restart(failed)
         unit = wide(limits.now, z) if rule.gap == 0 else 1.0
         rate = settings.lr * (1 - limits.age / settings.steps) / (1 + limits.failures)
         g = g * ~wide(back, z)
-        moved = z + wide(rate, z) * unit * adam.direction(z, g * (room > 0)) - here.x
-        z = (here.x + torch.minimum(torch.maximum(moved, -room), room)).clamp(0, 1)
-        ended = limits.ended(high, here.x, settings.searches)
+        moved = z + wide(rate, z) * unit * adam.direction(z, g * (room > 0)) - active.x
+        z = (active.x + torch.minimum(torch.maximum(moved, -room), room)).clamp(0, 1)
+        ended = limits.ended(high, active.x, settings.searches)
         if bool(ended.any()):
-            kept = (~ended).nonzero()[:, 0]
-            rows, z, worth, room = rows[kept], z[kept], worth[kept], room[kept]
-            limits, here = limits.select(kept), here.select(kept)
-            adam.select(kept)
+            open_rows = (~ended).nonzero()[:, 0]
+            rows, z, worth, room = rows[open_rows], z[open_rows], worth[open_rows], room[open_rows]
+            limits, active = limits.select(open_rows), active.select(open_rows)
+            adam.select(open_rows)
     return nearest.best

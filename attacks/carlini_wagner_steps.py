@@ -1,4 +1,4 @@
-"""What the attacks of Carlini and Wagner share: one look at a candidate, and Adam in a box."""
+"""What the attacks of Carlini and Wagner share: to evaluate a candidate, and Adam in a box."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ class Settings(NamedTuple):
     confidence: float
 
 
-class Seen(NamedTuple):
+class Evaluation(NamedTuple):
     """What one pass shows of a candidate."""
 
     g: Images  # gradient of the harm, 0 where no change is allowed
     gap: PerSample  # what the loss climbed still lacks
-    won: Bool[Tensor, " b"]
+    success: Bool[Tensor, " b"]
 
 
-def look(problem: Problem, z: Images, confidence: float) -> Seen:
+def evaluate(problem: Problem, z: Images, confidence: float) -> Evaluation:
     """Return what one forward and backward pass shows at `z`; the judge confirms success."""
     g, verdict = problem.gradient(z)
     verdict = problem.confirm(z, verdict)
-    won = verdict.is_final & (verdict.harm >= confidence)
+    success = verdict.is_final & (verdict.harm >= confidence)
     # where the guide claims a success, the judge's harm is what is still missing
     reached = torch.where(verdict.loss > 0, verdict.harm, verdict.loss)
-    return Seen(problem.ball.mask(g), confidence - reached, won)
+    return Evaluation(problem.ball.mask(g), confidence - reached, success)
 
 
 def total(values: Tensor) -> Tensor:

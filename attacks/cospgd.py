@@ -66,11 +66,11 @@ def cospgd(
     )
 
 
-def aligned(here: Pixels) -> PerSample:
+def aligned(pixels: Pixels) -> PerSample:
     """Return the cross-entropy, each pixel weighted by its similarity to what it is to leave.
 
     Where the reference is to be reached, by what it lacks of it.
     """
-    p = here.logits.detach().softmax(1)
-    similarity = p.gather(1, here.reference[:, None])[:, 0] / p.norm(dim=1)
-    return here.gain(here.cross_entropy * (similarity if here.away else 1 - similarity))
+    p = pixels.logits.detach().softmax(1)
+    similarity = p.gather(1, pixels.reference[:, None])[:, 0] / p.norm(dim=1)
+    return pixels.gain(pixels.cross_entropy * (similarity if pixels.away else 1 - similarity))

@@ -71,16 +71,18 @@ def dag(problem: Problem, *, rng: Draws, steps: int = 200, gamma: float = 0.5) -
     return search.best
 
 
-def pull(here: Pixels, lot: Float[Tensor, " b"]) -> PerSample:
+def pull(pixels: Pixels, lot: Float[Tensor, " b"]) -> PerSample:
     """Return the logits of the adversarial labels minus those to be left, over `here.active`.
 
     Args:
-        here: the pixels.
+        pixels: the pixels.
         lot: in (0,1), which shift of the class ids.
     """
-    k = here.logits.shape[1]
+    k = pixels.logits.shape[1]
     shift = 1 + (lot * (k - 1)).long().clamp_max(k - 2)
-    left = here.reference if here.away else here.called
-    wanted = (here.reference + shift[:, None]) % k if here.away else here.reference
-    rise = (here.logits.gather(1, wanted[:, None]) - here.logits.gather(1, left[:, None]))[:, 0]
-    return (rise * here.active).sum(1)
+    lowered = pixels.reference if pixels.away else pixels.called
+    raised = (pixels.reference + shift[:, None]) % k if pixels.away else pixels.reference
+    rise = (pixels.logits.gather(1, raised[:, None]) - pixels.logits.gather(1, lowered[:, None]))[
+        :, 0
+    ]
+    return (rise * pixels.active).sum(1)

@@ -73,42 +73,47 @@ def deepfool(
     # a guide's margins may be coarse, the judge's cost a pass more
     margins = slopes.margins if problem.guide is None else problem.margins(problem.x)
     clean = margins.amax(1)
-    found, harm = problem.x.clone(), clean.clone()
+    best, harm = problem.x.clone(), clean.clone()
     rows = torch.arange(len(problem), device=problem.x.device)
-    here, z, standing = problem, problem.x, ~(clean > 0)
-    way = _nearest(here, z, margins, slopes)
+    active, z, robust = problem, problem.x, ~(clean > 0)
+    way = _nearest(active, z, margins, slopes)
     clear = clearance(way)
     for step in range(steps):
         if step:
-            way = _nearest(here, z, margins, here.jacobian(z, candidates))
-        z, moved = _step(here, z, way, overshoot), way.size > 0
-        margins = here.margins(z)
-        reached = margins.amax(1)
-        won = standing & (reached > clear[rows])
-        found[rows[won]], harm[rows[won]] = z[won], reached[won]
-        standing = standing & moved & ~won
-        kept = standing.nonzero()[:, 0]  # finished samples leave
-        if len(kept) == 0:
+            way = _nearest(active, z, margins, active.jacobian(z, candidates))
+        z, moved = _step(active, z, way, overshoot), way.size > 0
+        margins = active.margins(z)
+        margin = margins.amax(1)
+        success = robust & (margin > clear[rows])
+        best[rows[success]], harm[rows[success]] = z[success], margin[success]
+        robust = robust & moved & ~success
+        open_rows = robust.nonzero()[:, 0]  # finished samples leave
+        if len(open_rows) == 0:
             break
-        if len(kept) < len(rows):
-            rows, here, z, margins = rows[kept], here.select(kept), z[kept], margins[kept]
-            standing = standing[kept]
+        if len(open_rows) < len(rows):
+            rows, active, z, margins = (
+                rows[open_rows],
+                active.select(open_rows),
+                z[open_rows],
+                margins[open_rows],
+            )
+            robust = robust[open_rows]
     across = ((harm > 0) & ~(clean > 0)).nonzero()[:, 0]
-    ends = found[across], clean[across], harm[across], clear[across]
-    return found.index_copy(0, across, shrink(problem.select(across), *ends, passes=refine))
+    ends = best[across], clean[across], harm[across], clear[across]
+    return best.index_copy(0, across, shrink(problem.select(across), *ends, passes=refine))
 
 
-def _nearest(here: Problem, z: Images, margins: Float[Tensor, "b m"], slopes: Slopes) -> Way:
+def _nearest(problem: Problem, z: Images, margins: Float[Tensor, "b m"], slopes: Slopes) -> Way:
     """Return the nearest way: its margin is the judge's; only the slopes are the guide's."""
-    chosen, allowed = margins.gather(1, slopes.columns), here.ball.mask(torch.ones_like(z))
-    return nearest_way(chosen, slopes.jacobian, z, allowed, here.ball.norm)
+    leading, allowed = margins.gather(1, slopes.columns), problem.ball.mask(torch.ones_like(z))
+    return nearest_way(leading, slopes.jacobian, z, allowed, problem.ball.norm)
 
 
-def _step(here: Problem, z: Images, way: Way, overshoot: float) -> Images:
+def _step(problem: Problem, z: Images, way: Way, overshoot: float) -> Images:
     """Return `z` moved beyond the linearised boundary; as it is where no way is open."""
-    norm = here.ball.norm
-    floor = _FLOOR * here.ball.size(torch.ones_like(z), torch.zeros_like(z))
-    beyond = torch.maximum(overshoot * here.ball.size(z, here.x), floor)
+    norm = problem.ball.norm
+    floor = _FLOOR * problem.ball.size(torch.ones_like(z), torch.zeros_like(z))
+    beyond = torch.maximum(overshoot * problem.ball.size(z, problem.x), floor)
     gain = (1 + overshoot) * way.margin.abs() + beyond * way.size
     cap = L1_CAP if norm == "l1" else 1.0
     moved = (z + least_move(z, way.slope, gain, norm, cap=cap)).clamp_(0, 1)

@@ -121,8 +121,8 @@ def _fab_within(problem: Problem, *, rng: Draws, steps: int) -> Images:
     ball, x = problem.ball, problem.x
     z = fab(problem.at(torch.inf), rng=rng, steps=steps, candidates=_LEADING)
     size = ball.size(z, x)
-    share = (torch.as_tensor(ball.eps).to(size) / size).nan_to_num(nan=1.0).clamp_max(1)
-    return ball.project(x + share.view(-1, *[1] * (x.ndim - 1)) * (z - x), x)
+    scale = (torch.as_tensor(ball.eps).to(size) / size).nan_to_num(nan=1.0).clamp_max(1)
+    return ball.project(x + scale.view(-1, *[1] * (x.ndim - 1)) * (z - x), x)
 
 
 def _run(

@@ -96,66 +96,71 @@ def fab(
     if len(rows) == 0:
         return problem.x.clone()
     way = _nearest(problem, problem.x, slopes)
-    here, way = problem.select(rows), Way(*(value[rows] for value in way))
-    clear, nearest = clearance(way), Nearest(here)
+    active, way = problem.select(rows), Way(*(value[rows] for value in way))
+    clear, nearest = clearance(way), Nearest(active)
     settings = _Settings(steps, candidates, alpha, extrapolation, backward, clear)
-    _hop(here, here.x, way, nearest, settings)
+    _hop(active, active.x, way, nearest, settings)
     for restart in range(1, restarts):
         linear = (way.margin.abs() / way.size).nan_to_num(nan=0.0, posinf=0.0)
         radius = torch.where(torch.isfinite(nearest.size), nearest.size, linear) / 2
-        z = here.ball.at(radius).sample(here.x, rng.select(rows).fork("restart", restart))
-        _hop(here, z, None, nearest, settings)
+        z = active.ball.at(radius).sample(active.x, rng.select(rows).fork("restart", restart))
+        _hop(active, z, None, nearest, settings)
     best = nearest.best
-    won = torch.isfinite(nearest.size).nonzero()[:, 0]
-    inner, z = here.select(won), best[won]
-    ends = clean[rows[won]], inner.margins(z).amax(1), clear[won]
-    best[won] = shrink(inner, z, *ends, passes=refine)
+    succeeded = torch.isfinite(nearest.size).nonzero()[:, 0]
+    inner, z = active.select(succeeded), best[succeeded]
+    ends = clean[rows[succeeded]], inner.margins(z).amax(1), clear[succeeded]
+    best[succeeded] = shrink(inner, z, *ends, passes=refine)
     return problem.x.index_copy(0, rows, best)
 
 
-def _hop(here: Problem, z: Images, way: Way | None, nearest: Nearest, settings: _Settings) -> None:
+def _hop(
+    problem: Problem, z: Images, way: Way | None, nearest: Nearest, settings: _Settings
+) -> None:
     """Run all steps from `z`; `way` is the nearest there, where it is known."""
     shape, clear = (-1, *[1] * (z.ndim - 1)), settings.clear
     cap = torch.ones_like(nearest.size)
     for step in range(settings.steps):
         if step == max(1, settings.steps // 2):
             stuck = torch.isinf(nearest.size)
-            cap = torch.where(stuck, L1_CAP, cap) if here.ball.norm == "l1" else cap
-            z = _seeded(here, z, nearest, stuck, settings)
+            cap = torch.where(stuck, L1_CAP, cap) if problem.ball.norm == "l1" else cap
+            z = _seeded(problem, z, nearest, stuck, settings)
         if step or way is None:
-            slopes = here.jacobian(z, settings.candidates)
-            seen = here.confirm(z, slopes.verdict)
-            nearest.keep(z, seen.is_final & (seen.harm > clear))
-            way = _nearest(here, z, slopes)
-        z = _biased(here, z, way, cap, settings)
-        won = here.margins(z).amax(1) > clear
-        nearest.keep(z, won)
-        back = (here.x + settings.backward * (z - here.x)).clamp_(0, 1)
-        z = torch.where(won.view(shape), back, z)
+            slopes = problem.jacobian(z, settings.candidates)
+            verdict = problem.confirm(z, slopes.verdict)
+            nearest.keep(z, verdict.is_final & (verdict.harm > clear))
+            way = _nearest(problem, z, slopes)
+        z = _biased(problem, z, way, cap, settings)
+        success = problem.margins(z).amax(1) > clear
+        nearest.keep(z, success)
+        back = (problem.x + settings.backward * (z - problem.x)).clamp_(0, 1)
+        z = torch.where(success.view(shape), back, z)
 
 
-def _nearest(here: Problem, z: Images, slopes: Slopes) -> Way:
-    chosen, allowed = slopes.margins.gather(1, slopes.columns), here.ball.mask(torch.ones_like(z))
-    return nearest_way(chosen, slopes.jacobian, z, allowed, here.ball.norm)
+def _nearest(problem: Problem, z: Images, slopes: Slopes) -> Way:
+    leading, allowed = (
+        slopes.margins.gather(1, slopes.columns),
+        problem.ball.mask(torch.ones_like(z)),
+    )
+    return nearest_way(leading, slopes.jacobian, z, allowed, problem.ball.norm)
 
 
 def _seeded(
-    here: Problem, z: Images, nearest: Nearest, stuck: Bool[Tensor, " b"], settings: _Settings
+    problem: Problem, z: Images, nearest: Nearest, stuck: Bool[Tensor, " b"], settings: _Settings
 ) -> Images:
     """Return `z` with DeepFool's success for each sample that has none yet."""
     rows = stuck.nonzero()[:, 0]
     if len(rows) == 0:
         return z
-    inner = here.select(rows)
+    inner = problem.select(rows)
     # it draws nothing
     seed = deepfool(inner, rng=Draws.of(0, []), candidates=settings.candidates)
     nearest.keep(seed, inner.margins(seed).amax(1) > 0, rows)
     return z.index_copy(0, rows, seed)
 
 
-def _biased(here: Problem, z: Images, way: Way, cap: Tensor, settings: _Settings) -> Images:
+def _biased(problem: Problem, z: Images, way: Way, cap: Tensor, settings: _Settings) -> Images:
     """Return the mean of both projections, weighted by eq. 9."""
-    ball, x = here.ball, here.x
+    ball, x = problem.ball, problem.x
     at_x = way.margin + (way.slope * (x - z)).flatten(1).sum(1)  # the linear margin at x
     lift = 2 * settings.clear
     both = settings.extrapolation * least_move(

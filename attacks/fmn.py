@@ -95,44 +95,44 @@ def _descend(
     z, eps = problem.x, problem.x.new_full((len(problem),), torch.inf)
     farthest = _farthest(problem)
     rows: Rows = torch.arange(len(problem), device=z.device)
-    here, change = problem, _scaled
+    active, change = problem, _scaled
     least = 0.0
     if problem.ball.norm == "l0":
         change, least = _counted, 1.0
     for step in range(steps):
-        g, verdict = here.gradient(z)
-        loss, harm, done = here.confirm(z, verdict)
+        g, verdict = active.gradient(z)
+        loss, harm, done = active.confirm(z, verdict)
         if step == 0:
             clear = _CLEAR * loss.abs()
             nearest.keep(z, done)
         done = done & (harm > clear[rows])
         nearest.keep(z, done, rows)
-        left = (nearest.size[rows] > least).nonzero()[:, 0]
-        if len(left) < len(rows):
-            rows, here = rows[left], here.select(left)
-            z, g, eps, loss, done = (v[left] for v in (z, g, eps, loss, done))
+        open_rows = (nearest.size[rows] > least).nonzero()[:, 0]
+        if len(open_rows) < len(rows):
+            rows, active = rows[open_rows], active.select(open_rows)
+            z, g, eps, loss, done = (v[open_rows] for v in (z, g, eps, loss, done))
         if len(rows) == 0:
             return clear
-        g, best = here.ball.mask(g), nearest.size[rows]
-        share = (1 + math.cos(math.pi * step / steps)) / 2
-        rate = _LAST_GAMMA + (gamma - _LAST_GAMMA) * share
+        g, best = active.ball.mask(g), nearest.size[rows]
+        anneal = (1 + math.cos(math.pi * step / steps)) / 2
+        rate = _LAST_GAMMA + (gamma - _LAST_GAMMA) * anneal
         eps = torch.where(done, change(eps, -rate).minimum(best), change(eps, rate))
         new = best.isinf().nonzero()[:, 0]
         if len(new):  # the boundary is not crossed yet: go beyond where the linear model puts it
-            start = _start(here.select(new), z[new], g[new], loss[new])
+            start = _start(active.select(new), z[new], g[new], loss[new])
             eps = eps.index_copy(0, new, change(start, rate))
         eps = eps.maximum(_LEAST * farthest[rows]).minimum(farthest[rows])
-        length = alpha * (_LAST_ALPHA + (1 - _LAST_ALPHA) * share)
-        z = here.ball.at(eps).project(z + length * _unit(g), here.x)
-    _judge(here, nearest, rows, z, clear)
+        length = alpha * (_LAST_ALPHA + (1 - _LAST_ALPHA) * anneal)
+        z = active.ball.at(eps).project(z + length * _unit(g), active.x)
+    _judge(active, nearest, rows, z, clear)
     return clear
 
 
 def _judge(
-    here: Problem, nearest: Nearest, rows: Rows, z: Images, clear: Tensor
+    problem: Problem, nearest: Nearest, rows: Rows, z: Images, clear: Tensor
 ) -> Bool[Tensor, " r"]:
     """Keep the candidates of `rows` that succeed clearly; return which do."""
-    verdict = here.probe(z)
+    verdict = problem.probe(z)
     done = verdict.is_final & (verdict.harm > clear[rows])
     nearest.keep(z, done, rows)
     return done
@@ -161,12 +161,12 @@ def _start(problem: Problem, z: Images, g: Images, loss: PerSample) -> PerSample
     loss over the dual norm of g.
     """
     size, flat = problem.ball.size(z, problem.x), g.flatten(1).abs()
-    left = loss.abs()
+    missing = loss.abs()
     if problem.ball.norm == "l0":
         gain = (g * ((g > 0).to(z) - z)).flatten(1).sort(dim=1, descending=True).values
-        return size + 1 + (gain.cumsum(1) <= left[:, None]).sum(1)
+        return size + 1 + (gain.cumsum(1) <= missing[:, None]).sum(1)
     dual: Tensor = flat.norm(p=_DUAL[problem.ball.norm], dim=1)
-    return size + left / dual.clamp_min(torch.finfo(g.dtype).tiny)
+    return size + missing / dual.clamp_min(torch.finfo(g.dtype).tiny)
 
 
 def _unit(g: Images) -> Images:
@@ -179,14 +179,14 @@ def _halve(problem: Problem, nearest: Nearest, clear: Tensor) -> None:
     rows = ((nearest.size > 0) & nearest.size.isfinite()).nonzero()[:, 0]
     if len(rows) == 0:
         return
-    here, far = problem.select(rows), nearest.best[rows]
+    active, far = problem.select(rows), nearest.best[rows]
     low = far.new_zeros((len(rows), *[1] * (far.ndim - 1)))
     high = low + 1
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        z = here.x + middle * (far - here.x)
-        won = _judge(here, nearest, rows, z, clear).view_as(middle)
-        low, high = torch.where(won, low, middle), torch.where(won, middle, high)
+        z = active.x + middle * (far - active.x)
+        success = _judge(active, nearest, rows, z, clear).view_as(middle)
+        low, high = torch.where(success, low, middle), torch.where(success, middle, high)
 
 
 def _restore(problem: Problem, nearest: Nearest, clear: Tensor) -> None:
@@ -199,24 +199,24 @@ def _restore(problem: Problem, nearest: Nearest, clear: Tensor) -> None:
         rows = ((nearest.size > 1) & nearest.size.isfinite()).nonzero()[:, 0]
         if len(rows) == 0:
             return
-        here, z = problem.select(rows), nearest.best[rows]
-        g, _ = here.gradient(z)
-        pushed = torch.where((z != here.x) & (g != 0), (g > 0).to(z), z)
-        done = _judge(here, nearest, rows, pushed, clear)
+        active, z = problem.select(rows), nearest.best[rows]
+        g, _ = active.gradient(z)
+        pushed = torch.where((z != active.x) & (g != 0), (g > 0).to(z), z)
+        done = _judge(active, nearest, rows, pushed, clear)
         z = torch.where(done.view(-1, *[1] * (z.ndim - 1)), pushed, z)
-        _spare(here, nearest, rows, z, g, clear)
+        _spare(active, nearest, rows, z, g, clear)
 
 
 def _spare(
-    here: Problem, nearest: Nearest, rows: Rows, z: Images, g: Images, clear: Tensor
+    problem: Problem, nearest: Nearest, rows: Rows, z: Images, g: Images, clear: Tensor
 ) -> None:
     """Halve the number of values restored between none and all, the least gain first."""
-    changed = (z != here.x).flatten(1)
-    gain = (g * (z - here.x)).flatten(1).masked_fill(~changed, torch.inf)
-    place = gain.argsort(dim=1, stable=True).argsort(dim=1).view_as(z)
+    changed = (z != problem.x).flatten(1)
+    gain = (g * (z - problem.x)).flatten(1).masked_fill(~changed, torch.inf)
+    rank = gain.argsort(dim=1, stable=True).argsort(dim=1).view_as(z)
     low, high = torch.zeros_like(rows), changed.sum(1)
     for _ in range(math.ceil(math.log2(max(int(high.max()), 2)))):
         middle = (low + high) // 2
-        near = torch.where(place < middle.view(-1, *[1] * (z.ndim - 1)), here.x, z)
-        done = _judge(here, nearest, rows, near, clear)
+        near = torch.where(rank < middle.view(-1, *[1] * (z.ndim - 1)), problem.x, z)
+        done = _judge(problem, nearest, rows, near, clear)
         low, high = torch.where(done, middle, low), torch.where(done, high, middle)

@@ -85,9 +85,9 @@ def jsma(
     if len(rows):
         moves = _Moves(abs(theta), up=both or theta > 0, down=both or theta < 0)
         margins = problem.objective.margins(output, problem.y)[rows]
-        here = _aim(problem.select(rows), margins, moves)
+        aimed = _aim(problem.select(rows), margins, moves)
         alone = bool((margins.isfinite().sum(1) < 2).all())  # beta is -alpha: one gradient less
-        _change(here, nearest, rows, moves=moves, pixels=pixels, fraction=fraction, alone=alone)
+        _change(aimed, nearest, rows, moves=moves, pixels=pixels, fraction=fraction, alone=alone)
     return nearest.best
 
 
@@ -161,17 +161,19 @@ def _aim(problem: Problem, margins: Float[Tensor, "b m"], moves: _Moves) -> Prob
         change = moves.of(problem, problem.x)
         jacobian = problem.jacobian(problem.x, ways.indices).jacobian
         cost = []
-        for j, left in enumerate((-ways.values).unbind(1)):
+        for j, missing in enumerate((-ways.values).unbind(1)):
             gain = (jacobian[:, j].flatten(1).repeat_interleave(2, 1) * change).clamp_min(0)
             total = gain.sort(dim=1, descending=True).values.cumsum(1)
-            cost.append((total <= left[:, None]).sum(1))
-        chosen = torch.stack(cost, 1).argmin(1, keepdim=True)  # the first on a tie: nearest margin
-        columns = ways.indices.gather(1, chosen)[:, 0]
+            cost.append((total <= missing[:, None]).sum(1))
+        cheapest = torch.stack(cost, 1).argmin(
+            1, keepdim=True
+        )  # the first on a tie: nearest margin
+        columns = ways.indices.gather(1, cheapest)[:, 0]
     return replace(problem, objective=_Toward(problem.objective, columns))
 
 
 def _change(
-    here: Problem,
+    problem: Problem,
     nearest: Nearest,
     rows: Rows,
     *,
@@ -181,24 +183,24 @@ def _change(
     alone: bool,
 ) -> None:
     """Run Algorithm 3 on every sample until it succeeds, or its fraction or its moves are spent."""
-    z = here.x
+    z = problem.x
     limit = math.floor(fraction * z[0].numel())
     columns = torch.arange(1 if alone else 2, device=z.device)
     while len(rows):
-        slopes = here.jacobian(z, columns.expand(len(rows), -1))
-        done = here.confirm(z, slopes.verdict).is_final
+        slopes = problem.jacobian(z, columns.expand(len(rows), -1))
+        done = problem.confirm(z, slopes.verdict).is_final
         nearest.keep(z, done, rows)
-        change = moves.of(here, z)
+        change = moves.of(problem, z)
         gain = slopes.jacobian.flatten(2).repeat_interleave(2, 2) * change[:, None]
-        places, found = _salient(
+        places, gains = _salient(
             gain[:, 0], gain[:, 0] if alone else -gain[:, 1], change != 0, pixels
         )
-        step = torch.zeros_like(change).scatter_(1, places, change.gather(1, places) * found)
+        step = torch.zeros_like(change).scatter_(1, places, change.gather(1, places) * gains)
         z = (z + step.unflatten(1, (-1, 2)).sum(2).view_as(z)).clamp(0, 1)
-        small = here.ball.size(z, here.x) <= limit
-        left = (~done & found.any(1) & small).nonzero()[:, 0]
-        if len(left) < len(rows):
-            rows, z, here = rows[left], z[left], here.select(left)
+        small = problem.ball.size(z, problem.x) <= limit
+        open_rows = (~done & gains.any(1) & small).nonzero()[:, 0]
+        if len(open_rows) < len(rows):
+            rows, z, problem = rows[open_rows], z[open_rows], problem.select(open_rows)
 
 
 def _salient(
@@ -238,19 +240,19 @@ def best_pair(gain: Points, loss: Points) -> tuple[Float[Tensor, " b"], Int[Tens
     three such betters are looked at. Memory is linear in the number of moves; the table of the
     pairs of those left is walked `_BLOCK` rows at a time. Time is quadratic only in those left.
     """
-    chosen = _unbettered(gain, loss)
-    size = chosen.shape[1]
-    a, b, value = gain.gather(1, chosen), loss.gather(1, chosen), chosen // 2
-    best, pair = gain.new_full((len(gain),), -1.0), chosen[:, :2].clone()
+    moves = _unbettered(gain, loss)
+    size = moves.shape[1]
+    a, b, value = gain.gather(1, moves), loss.gather(1, moves), moves // 2
+    best, pair = gain.new_full((len(gain),), -1.0), moves[:, :2].clone()
     for at in range(0, size, _BLOCK):
         part = slice(at, at + _BLOCK)
         table = _product(a[:, part, None] + a[:, None], b[:, part, None] + b[:, None])
         table = table.masked_fill(value[:, part, None] == value[:, None], -1.0).flatten(1)
-        here, place = table.max(1)
-        better = here > best
-        found = torch.stack([place // size + at, place % size], 1)
-        pair = torch.where(better[:, None], chosen.gather(1, found), pair)
-        best = torch.where(better, here, best)
+        value_in_block, flat_index = table.max(1)
+        better = value_in_block > best
+        pair_in_block = torch.stack([flat_index // size + at, flat_index % size], 1)
+        pair = torch.where(better[:, None], moves.gather(1, pair_in_block), pair)
+        best = torch.where(better, value_in_block, best)
     return best, pair
 
 
@@ -265,20 +267,20 @@ def _unbettered(gain: Points, loss: Points) -> Int[Tensor, "b n"]:
         loss / loss.amax(1, keepdim=True).clamp_min(tiny),
     )
     three = key.topk(min(3, key.shape[1]), dim=1).indices
-    floor = [one.gather(1, three).amin(1, keepdim=True) for one in (gain, loss)]
-    chosen = _first(((gain > floor[0]) | (loss > floor[1])).scatter(1, three, True))
-    order = gain.gather(1, chosen).sort(dim=1, descending=True, stable=True).indices
-    chosen = chosen.gather(1, order)
-    rest = loss.gather(1, chosen)
-    kept = rest > _third_best_before(rest)
-    kept[:, :2] = True
-    return chosen.gather(1, _first(kept))
+    floor = [values.gather(1, three).amin(1, keepdim=True) for values in (gain, loss)]
+    moves = _first(((gain > floor[0]) | (loss > floor[1])).scatter(1, three, True))
+    order = gain.gather(1, moves).sort(dim=1, descending=True, stable=True).indices
+    moves = moves.gather(1, order)
+    losses = loss.gather(1, moves)
+    unbettered = losses > _third_best_before(losses)
+    unbettered[:, :2] = True
+    return moves.gather(1, _first(unbettered))
 
 
-def _first(kept: Bool[Tensor, "b p"]) -> Int[Tensor, "b n"]:
+def _first(mask: Bool[Tensor, "b p"]) -> Int[Tensor, "b n"]:
     """Return the places of what is kept, as many a row as the fullest has."""
-    size = int(kept.sum(1).max())
-    return kept.to(torch.uint8).topk(size, dim=1).indices
+    size = int(mask.sum(1).max())
+    return mask.to(torch.uint8).topk(size, dim=1).indices
 
 
 def _third_best_before(values: Points) -> Points:

@@ -154,25 +154,27 @@ def shrink(
     below, above = below - clear, above - clear
     low, high, last = torch.zeros_like(above), torch.ones_like(above), torch.zeros_like(above)
     best, change = z.clone(), z - problem.x
-    rows, here = torch.arange(len(z), device=z.device), problem
+    rows, active = torch.arange(len(z), device=z.device), problem
     for _ in range(passes):
-        share = _aim(below, above, low, high)
-        kept = (share < high * (1 - _CLOSE)).nonzero()[:, 0]  # the others have nothing to gain
-        if len(kept) == 0:
+        fraction = _aim(below, above, low, high)
+        open_rows = (fraction < high * (1 - _CLOSE)).nonzero()[
+            :, 0
+        ]  # the others have nothing to gain
+        if len(open_rows) == 0:
             break
-        if len(kept) < len(rows):
-            rows, here, change = rows[kept], here.select(kept), change[kept]
-            state = (below, above, low, high, last, clear, share)
-            below, above, low, high, last, clear, share = (value[kept] for value in state)
-        trial = (here.x + share.view(-1, *[1] * (z.ndim - 1)) * change).clamp_(0, 1)
-        harm = here.margins(trial).amax(1) - clear
-        won = harm > 0
-        best[rows[won]] = trial[won]
+        if len(open_rows) < len(rows):
+            rows, active, change = rows[open_rows], active.select(open_rows), change[open_rows]
+            state = (below, above, low, high, last, clear, fraction)
+            below, above, low, high, last, clear, fraction = (value[open_rows] for value in state)
+        trial = (active.x + fraction.view(-1, *[1] * (z.ndim - 1)) * change).clamp_(0, 1)
+        harm = active.margins(trial).amax(1) - clear
+        success = harm > 0
+        best[rows[success]] = trial[success]
         # the Illinois rule: the end that stands still for a second time counts half
-        below = torch.where(won, torch.where(last > 0, below / 2, below), harm)
-        above = torch.where(won, harm, torch.where(last < 0, above / 2, above))
-        low, high = torch.where(won, low, share), torch.where(won, share, high)
-        last = torch.where(won, 1.0, -1.0)
+        below = torch.where(success, torch.where(last > 0, below / 2, below), harm)
+        above = torch.where(success, harm, torch.where(last < 0, above / 2, above))
+        low, high = torch.where(success, low, fraction), torch.where(success, fraction, high)
+        last = torch.where(success, 1.0, -1.0)
     return best
 
 
@@ -213,9 +215,9 @@ def _together(
     t = torch.zeros_like(need)
     stopped: Bool[Tensor, "b d"] = speed * t[:, None] > room
     for _ in range(_TURNS):
-        held = torch.where(stopped, most, 0.0).sum(1)
+        gained = torch.where(stopped, most, 0.0).sum(1)
         slope = torch.where(stopped, 0.0, rate).sum(1)
-        t = ((need - held) / slope).nan_to_num(nan=0.0, posinf=top).clamp(0, top)
+        t = ((need - gained) / slope).nan_to_num(nan=0.0, posinf=top).clamp(0, top)
         beyond = speed * t[:, None] > room
         if not bool((beyond & ~stopped).any()):
             break
@@ -229,6 +231,6 @@ def _steepest_first(
     """Return a move that uses up the room of the steepest entries first."""
     order = steep.argsort(dim=1, descending=True)
     gain = (steep * room).gather(1, order)
-    left = need[:, None] - (gain.cumsum(1) - gain)  # what the steeper ones leave to do
-    share = (left / gain).nan_to_num(nan=0.0).clamp(0, 1)
-    return torch.zeros_like(room).scatter_(1, order, share * room.gather(1, order))
+    missing = need[:, None] - (gain.cumsum(1) - gain)  # what the steeper ones leave to do
+    fraction = (missing / gain).nan_to_num(nan=0.0).clamp(0, 1)
+    return torch.zeros_like(room).scatter_(1, order, fraction * room.gather(1, order))

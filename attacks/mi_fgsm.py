@@ -77,6 +77,6 @@ def mi_fgsm(
 
 def _unit_l1(g: Tensor) -> Tensor:
     """Return `g` at L1 norm 1 per sample, scaled by its peak first: 1e-40 has a direction too."""
-    one = (-1, *[1] * (g.ndim - 1))
-    g = g / g.flatten(1).abs().amax(1).clamp_min(torch.finfo(g.dtype).tiny).view(one)
-    return g / g.flatten(1).abs().sum(1).clamp_min(torch.finfo(g.dtype).tiny).view(one)
+    shape = (-1, *[1] * (g.ndim - 1))
+    g = g / g.flatten(1).abs().amax(1).clamp_min(torch.finfo(g.dtype).tiny).view(shape)
+    return g / g.flatten(1).abs().sum(1).clamp_min(torch.finfo(g.dtype).tiny).view(shape)

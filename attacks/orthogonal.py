@@ -101,7 +101,7 @@ def _ascend(search: Search, start: Draws | None, spare: str, lengths: list[float
     z = search.active.x
     if start is not None:
         z = search.active.ball.sample(z, start.select(search.rows))
-    for share in lengths:
+    for rel_stepsize in lengths:
         calming, z = search.gradient(z)
         if search.finished:
             return
@@ -111,11 +111,11 @@ def _ascend(search: Search, start: Draws | None, spare: str, lengths: list[float
             step = torch.where(reached, apart(calming, g), apart(g, calming))
         else:
             step = torch.where(reached, apart(calming, g, against=True), g)
-        z = search.active.ball.step(z, step, search.active.x, share)
+        z = search.active.ball.step(z, step, search.active.x, rel_stepsize)
     search.probe(z)
 
 
-def apart(g: Images, other: Images, *, against: bool = False) -> Images:
+def apart(g: Images, reference: Images, *, against: bool = False) -> Images:
     """Return what of each image's gradient is orthogonal to the other; all of it if nothing is.
 
     >>> apart(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[0.0, 2.0]]]))
@@ -123,15 +123,15 @@ def apart(g: Images, other: Images, *, against: bool = False) -> Images:
 
     Args:
         g: `(b, c, *s)`.
-        other: `(b, c, *s)`.
+        reference: `(b, c, *s)`.
         against: leave alone a gradient that has no part against the other.
     """
-    flat, away = g.flatten(1), other.flatten(1)
+    flat, away = g.flatten(1), reference.flatten(1)
     away = away / away.norm(dim=1, keepdim=True).clamp_min(1e-30)
     along = (flat * away).sum(1, keepdim=True)
-    left = flat - (along.clamp_max(0) if against else along) * away
-    some = left.norm(dim=1, keepdim=True) > _PARALLEL * flat.norm(dim=1, keepdim=True)
-    return torch.where(some, left, flat).view_as(g)
+    remainder = flat - (along.clamp_max(0) if against else along) * away
+    some = remainder.norm(dim=1, keepdim=True) > _PARALLEL * flat.norm(dim=1, keepdim=True)
+    return torch.where(some, remainder, flat).view_as(g)
 
 
 def _goal(problem: Problem) -> tuple[Problem, bool]:

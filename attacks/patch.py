@@ -78,23 +78,23 @@ def patch(
     _check(scale, rotation, position)
     below_one(momentum=momentum)
     problem = with_loss(problem, "cross_entropy")
-    made = _start(problem, rng, (scale[0], scale[1]), rotation, cast(Position, position))
+    initial = _start(problem, rng, (scale[0], scale[1]), rotation, cast(Position, position))
 
     def pull(visited: Problem, pattern: Pattern, rng: Draws) -> tuple[Images, Verdict]:
         x, mask = visited.x, visited.ball.mask
         # one copy of the pattern an image, so that each gradient is its own
         leaf = pattern.expand(len(x), *pattern.shape).clone().requires_grad_(True)
         with torch.enable_grad():
-            pasted, inside = made.paste(x, rng, leaf)
+            pasted, inside = initial.paste(x, rng, leaf)
         g, verdict = visited.gradient(x + mask(torch.where(inside, pasted.detach(), x) - x))
-        (found,) = torch.autograd.grad(pasted, leaf, mask(g * inside))
-        return found, verdict
+        (gradient,) = torch.autograd.grad(pasted, leaf, mask(g * inside))
+        return gradient, verdict
 
-    def step(pattern: Pattern, g: Pattern, share: float) -> Pattern:
-        return (pattern + total_step * share * g.sign()).clamp_(0, 1)
+    def step(pattern: Pattern, g: Pattern, weight: float) -> Pattern:
+        return (pattern + total_step * weight * g.sign()).clamp_(0, 1)
 
     pace = Pace(epochs, batch, momentum, clip)
-    return replace(made, pattern=climb(problem, made.pattern, pull, step, rng, pace))
+    return replace(initial, pattern=climb(problem, initial.pattern, pull, step, rng, pace))
 
 
 def _start(

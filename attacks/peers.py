@@ -40,10 +40,10 @@ from ._peer_packages import (
     VICTIM,
     Signature,
     class_of,
+    default_rel_step,
     is_relative,
     package_of,
     quiet,
-    share,
     signature_of,
 )
 
@@ -67,7 +67,9 @@ def card(name: str) -> AttackCard:
     parameters = _defaults(signature)
     cost = tuple(key_ for key_ in COST if key_ in parameters)
     steps = [key_ for key_ in STEP if is_relative(key_, signature)]
-    notes = [f"{one} = 0 stands for {share(one, signature):.3g} eps." for one in steps]
+    notes = [
+        f"{step} = 0 stands for {default_rel_step(step, signature):.3g} eps." for step in steps
+    ]
     module, _, class_name = name.partition(":")
     return AttackCard(
         name=name,
@@ -88,21 +90,23 @@ def card(name: str) -> AttackCard:
 
 def passes(name: str, parameters: dict[str, Any]) -> float:
     """Return a guess of the passes an image costs: the product of what a name says is repeated."""
-    own = math.prod(parameters[key] for key in COST if key in parameters)
-    return float(PASSES.get(name, own))
+    product = math.prod(parameters[key] for key in COST if key in parameters)
+    return float(PASSES.get(name, product))
 
 
 def _defaults(signature: Signature) -> dict[str, Any]:
     """Return the parameters a person may set: plain literals that the bench does not set itself."""
-    found: dict[str, Any] = {}
-    for name, one in signature.items():
-        value: Any = list(one.default) if isinstance(one.default, tuple) else one.default
+    defaults: dict[str, Any] = {}
+    for name, parameter in signature.items():
+        value: Any = (
+            list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+        )
         if name in (*VICTIM, *BUDGET, *PLUMBING) or not _plain(value):
             continue
-        found[name] = float(value) if name in REAL else value
+        defaults[name] = float(value) if name in REAL else value
         if is_relative(name, signature):
-            found[name] = 0.0
-    return found
+            defaults[name] = 0.0
+    return defaults
 
 
 def attack(name: str, problem: Problem, /, *, rng: Draws, **parameters: Any) -> Images:  # noqa: ANN401
@@ -128,25 +132,25 @@ def attack(name: str, problem: Problem, /, *, rng: Draws, **parameters: Any) -> 
         raise SpecError(f"{name}: expected a finite eps, got inf")
     if ball.channels is not None or ball.region is not None:
         raise SpecError(f"{name}: expected a ball over the whole image, got channels or a region")
-    found = problem.x.detach().clone()
+    z_all = problem.x.detach().clone()
     if len(problem) == 0:
-        return found
+        return z_all
     for eps, rows in _radii(problem.ball, len(problem)):
-        for part in rows.to(found.device).split(1 if name in _ONE_IMAGE else problem.chunk):
+        for part in rows.to(z_all.device).split(1 if name in _ONE_IMAGE else problem.chunk):
             posed, seed = (
                 problem.select(part),
                 key(name, *rng.select(part).keys.tolist()) & 0x7FFFFFFF,
             )
             shell = _Shell(posed).eval()
-            with quiet(), _seeded(seed, found.device), torch.enable_grad():
+            with quiet(), _seeded(seed, z_all.device), torch.enable_grad():
                 z = _call(name, shell, signature, parameters, eps=eps, seed=seed, target=target)
             if z.shape != posed.x.shape:
-                got, wanted = tuple(z.shape), tuple(posed.x.shape)
-                raise SpecError(f"{name}: expected an attack returning {wanted}, got {got}")
-            z = z.detach().to(found)
+                got, expected = tuple(z.shape), tuple(posed.x.shape)
+                raise SpecError(f"{name}: expected an attack returning {expected}, got {got}")
+            z = z.detach().to(z_all)
             finite = torch.isfinite(z.flatten(1)).all(1).view(-1, *[1] * (z.ndim - 1))
-            found[part] = torch.where(finite, z, posed.x)
-    return found
+            z_all[part] = torch.where(finite, z, posed.x)
+    return z_all
 
 
 class _Shell(nn.Module):
@@ -192,8 +196,8 @@ def _radii(ball: Ball, n: int) -> Iterator[tuple[float, Rows]]:
     if not isinstance(ball.eps, Tensor) or ball.eps.ndim == 0:
         yield float(ball.eps), torch.arange(n)
         return
-    for one in ball.eps.unique():
-        yield float(one), (ball.eps == one).nonzero()[:, 0]
+    for radius in ball.eps.unique():
+        yield float(radius), (ball.eps == radius).nonzero()[:, 0]
 
 
 def _call(
@@ -208,42 +212,46 @@ def _call(
 ) -> Tensor:
     package, x = package_of(name), shell.problem.x
     k = two_sided(shell.problem.outputs(x[:1]).logits).shape[1]
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         **dict.fromkeys(BUDGET, eps),
         "seed": seed,
         "n_classes": k,
         "verbose": False,
     }
-    given |= {"norm": package.names[shell.problem.ball.norm], "targeted": target is not None}
+    arguments |= {"norm": package.names[shell.problem.ball.norm], "targeted": target is not None}
     if name not in _OWN_BATCH:
-        given["batch_size"] = len(x)
+        arguments["batch_size"] = len(x)
     for key_, value in parameters.items():
         if is_relative(key_, signature) and value == 0:
-            given[key_] = eps * share(key_, signature)
+            arguments[key_] = eps * default_rel_step(key_, signature)
         else:
-            given[key_] = tuple(value) if isinstance(signature[key_].default, tuple) else value
-    known = {key_: value for key_, value in given.items() if key_ in signature}
+            arguments[key_] = tuple(value) if isinstance(signature[key_].default, tuple) else value
+    known = {key_: value for key_, value in arguments.items() if key_ in signature}
     run = _run_torchattacks if name.startswith("torchattacks:") else _run_art
     return run(name, shell, known, k, target)
 
 
 def _run_torchattacks(
-    name: str, shell: _Shell, given: dict[str, Any], _: int, target: int | None
+    name: str, shell: _Shell, arguments: dict[str, Any], _: int, target: int | None
 ) -> Tensor:
-    made = class_of(name)(shell, **given)
+    attack_object = class_of(name)(shell, **arguments)
     if target is not None:
-        if "targeted" not in made.supported_mode:
+        if "targeted" not in attack_object.supported_mode:
             raise SpecError(f"{name}: expected an attack with a targeted mode, got none")
-        made.set_mode_targeted_by_function(lambda _, y: torch.full_like(y, target), quiet=True)
-    found: Tensor = made(shell.problem.x.clone(), shell.problem.y)
-    return found
+        attack_object.set_mode_targeted_by_function(
+            lambda _, y: torch.full_like(y, target), quiet=True
+        )
+    z: Tensor = attack_object(shell.problem.x.clone(), shell.problem.y)
+    return z
 
 
-def _run_art(name: str, shell: _Shell, given: dict[str, Any], k: int, target: int | None) -> Tensor:
+def _run_art(
+    name: str, shell: _Shell, arguments: dict[str, Any], k: int, target: int | None
+) -> Tensor:
     from art.estimators.classification import PyTorchClassifier
 
     by_truth = name in _TARGET_AS_TRUTH
-    if target is not None and "targeted" not in given and not by_truth:
+    if target is not None and "targeted" not in arguments and not by_truth:
         raise SpecError(f"{name}: expected an attack with a targeted mode, got none")
     x = shell.problem.x
     with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
@@ -259,8 +267,8 @@ def _run_art(name: str, shell: _Shell, given: dict[str, Any], k: int, target: in
         truth = nn.functional.one_hot(goal, k).float().cpu().numpy()
         images = x.detach().float().cpu().numpy().copy()
         unguided = by_truth and target is None  # what they call the truth is the target
-        found = class_of(name)(classifier, **given).generate(images, None if unguided else truth)
-    return torch.from_numpy(np.asarray(found))
+        z = class_of(name)(classifier, **arguments).generate(images, None if unguided else truth)
+    return torch.from_numpy(np.asarray(z))
 
 
 def _plain(value: object) -> bool:
@@ -274,7 +282,7 @@ def _plain(value: object) -> bool:
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed every global generator that a peer may draw from, and restore them after."""
-    kept = random.getstate(), np.random.get_state()
+    states = random.getstate(), np.random.get_state()
     cuda = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=cuda):
@@ -285,5 +293,5 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
             np.random.seed(seed)
             yield
     finally:
-        random.setstate(kept[0])
-        np.random.set_state(kept[1])
+        random.setstate(states[0])
+        np.random.set_state(states[1])

@@ -194,9 +194,9 @@ def _ascend(search: Search, start: Draws | None, lengths: list[float]) -> None:
     z = search.active.x
     if start is not None:
         z = search.active.ball.sample(z, start.select(search.rows))
-    for share in lengths:
+    for rel_stepsize in lengths:
         g, z = search.gradient(z)
         if search.finished:
             return
-        z = search.active.ball.step(z, g, search.active.x, share)
+        z = search.active.ball.step(z, g, search.active.x, rel_stepsize)
     search.probe(z)

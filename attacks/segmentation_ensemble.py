@@ -65,11 +65,11 @@ def _shrinking(problem: Problem, rng: Draws, steps: int) -> Images:
     eps, spent = problem.ball.eps, 0
     z = problem.ball.at(eps * _SLOTS[0][0]).sample(problem.x, rng)
     for radius, tenths in _SLOTS:
-        share = steps * tenths // 10 if radius > 1 else steps - spent
-        if share == 0:
+        count = steps * tenths // 10 if radius > 1 else steps - spent
+        if count == 0:
             continue
         posed = problem.at(eps * radius)
         search = Search(posed)
-        ascend(search, posed.ball.project(z, posed.x), share)
-        z, spent = search.best, spent + share
+        ascend(search, posed.ball.project(z, posed.x), count)
+        z, spent = search.best, spent + count
     return z

@@ -67,8 +67,8 @@ def segpgd(
         if random_start:
             z = search.active.ball.sample(z, rng.fork("restart", restart).select(search.rows))
         for t in range(1, steps + 1):
-            share = (t - 1) / (2 * steps)
-            search.active = on_pixels(search.active, partial(weighted, share=share))
+            weight = (t - 1) / (2 * steps)
+            search.active = on_pixels(search.active, partial(weighted, weight=weight))
             g, z = search.gradient(z)
             if search.finished:
                 return search.best
@@ -77,6 +77,9 @@ def segpgd(
     return search.best
 
 
-def weighted(here: Pixels, *, share: float = 0.0) -> PerSample:
-    """Return the cross-entropy with weight `share` on pixels as wanted, 1 - share on the others."""
-    return here.gain(here.cross_entropy * torch.where(here.reached, share, 1 - share))
+def weighted(pixels: Pixels, *, weight: float = 0.0) -> PerSample:
+    """Return the cross-entropy with `weight` on pixels that reached the goal.
+
+    The others have 1 - weight.
+    """
+    return pixels.gain(pixels.cross_entropy * torch.where(pixels.reached, weight, 1 - weight))

@@ -74,15 +74,15 @@ def square(problem: Problem, *, rng: Draws, queries: int = 5000, p_init: float =
         if search.active is not opened:  # rows have left
             opened = search.active
             frame = kind.frame(opened)
-        wanted = kind.sides(_share(i / queries, p_init), size)
-        if wanted != sides:
-            sides, window = wanted, _window(wanted, size, problem.x)
+        new_sides = kind.sides(_window_fraction(i / queries, p_init), size)
+        if new_sides != sides:
+            sides, window = new_sides, _window(new_sides, size, problem.x)
         draws = rng.select(search.rows).fork("window", i)
         search.probe(kind.propose(opened, search.best[search.rows], frame, window, draws))
     return search.best
 
 
-def _share(progress: float, p_init: float) -> float:
+def _window_fraction(progress: float, p_init: float) -> float:
     """Return the share of the pixels in a window after `progress` of all queries."""
     return p_init * 0.5 ** sum(progress * 10_000 > halving for halving in _HALVINGS)
 
@@ -128,15 +128,15 @@ def _bumps(sides: Shape) -> Float[Tensor, "n *p"]:
 
     Both have the same norm, as in the authors' code.
     """
-    found = []
+    bumps = []
     for axis, side in enumerate(sides):
         up, down = (
             _peak((*sides[:axis], part, *sides[axis + 1 :]))
             for part in (side // 2, side - side // 2)
         )
         both = torch.cat([up / up.norm(), -down / down.norm()], dim=axis)
-        found.append(both / both.norm())
-    return torch.stack(found)
+        bumps.append(both / both.norm())
+    return torch.stack(bumps)
 
 
 def _peak(sides: Shape) -> Tensor:
@@ -147,15 +147,15 @@ def _peak(sides: Shape) -> Tensor:
         distance = torch.maximum(distance[..., None], away)
     n = max(side // 2 for side in sides)
     terms = 1.0 / torch.arange(1, n + 2).square()
-    found: Tensor = terms.flip(0).cumsum(0).flip(0)[distance]
-    return found
+    peak: Tensor = terms.flip(0).cumsum(0).flip(0)[distance]
+    return peak
 
 
 # --- L-inf: section 4.2 and algorithm 2 ---------------------------------------------------------
 
 
-def _linf_sides(share: float, size: Shape) -> Shape:
-    side = max(1, round((share * math.prod(size)) ** (1 / len(size))))
+def _linf_sides(fraction: float, size: Shape) -> Shape:
+    side = max(1, round((fraction * math.prod(size)) ** (1 / len(size))))
     return tuple(min(side, length) for length in size)
 
 
@@ -181,19 +181,19 @@ def _to_the_ends(
     """
     n, c = z.ndim - 2, z.shape[1]
     u = draws.uniform(n + c)
-    place, up = window.at(u[:, :n], c), u[:, n:, None] > 0.5
-    now, low, high = (values.gather(2, place) for values in (z.flatten(2), *frame))
+    positions, up = window.at(u[:, :n], c), u[:, n:, None] > 0.5
+    now, low, high = (values.gather(2, positions) for values in (z.flatten(2), *frame))
     drawn = torch.where(up, high, low)
     changed = (drawn != now).flatten(1).any(1)[:, None, None]
-    return z.flatten(2).scatter(2, place, torch.where(up == changed, high, low)).view_as(z)
+    return z.flatten(2).scatter(2, positions, torch.where(up == changed, high, low)).view_as(z)
 
 
 # --- L2: section 4.3 and algorithm 3 ------------------------------------------------------------
 
 
-def _l2_sides(share: float, size: Shape) -> Shape:
+def _l2_sides(fraction: float, size: Shape) -> Shape:
     """Return odd sides of at least 3, as the authors' code does: a bump has a centre."""
-    side = max(3, round((share * math.prod(size)) ** (1 / len(size))))
+    side = max(3, round((fraction * math.prod(size)) ** (1 / len(size))))
     return tuple(min(side + 1 - side % 2, length) for length in size)
 
 
@@ -234,16 +234,16 @@ def _move_mass(problem: Problem, z: Images, frame: Frame, window: _Window, draws
     sign = (u[:, 2 * n : -1, None] - 0.5).sign()
     new = sign * _unit(bump) + _unit(old)
     alive = _size(new) > 0  # a channel whose first window may not change keeps what it has
-    share = unused / alive.sum(1, keepdim=True).clamp_min(1)
-    mass = _size(old).square() + _size(there).square() + share
+    spare = unused / alive.sum(1, keepdim=True).clamp_min(1)
+    mass = _size(old).square() + _size(there).square() + spare
     nu = nu.scatter(2, second, there.masked_fill(alive, 0.0))
     nu = nu.scatter(2, first, torch.where(alive, _unit(new) * mass.sqrt(), old))
     return problem.ball.project(problem.x + nu.view_as(z), problem.x)
 
 
 def _size(values: Tensor) -> Tensor:
-    found: Tensor = values.norm(dim=2, keepdim=True)
-    return found
+    size: Tensor = values.norm(dim=2, keepdim=True)
+    return size
 
 
 def _unit(values: Tensor) -> Tensor:

@@ -163,8 +163,8 @@ def uap_gradient(
         g, verdict = visited.gradient(z)
         return visited.ball.mask(_inward(g, z)), verdict
 
-    def step(v: Pattern, g: Pattern, share: float) -> Pattern:
-        return ball.bound(v[None] + total_step * share * ball.full(g[None]))[0]
+    def step(v: Pattern, g: Pattern, weight: float) -> Pattern:
+        return ball.bound(v[None] + total_step * weight * ball.full(g[None]))[0]
 
     start = problem.x.new_zeros(problem.x.shape[1:])
     return Additive(climb(problem, start, pull, step, rng, Pace(epochs, batch, momentum, clip)))
@@ -230,7 +230,7 @@ def _minimal(
     counted = max(1, int(margins.isfinite().sum(1).max()))  # two classes have one way
     columns = margins.topk(min(ways, counted), 1).indices
     slopes = problem.jacobian(z, columns)
-    free = [problem.ball.mask(one) for one in slopes.jacobian.unbind(1)]
+    free = [problem.ball.mask(jacobian_row) for jacobian_row in slopes.jacobian.unbind(1)]
     jacobian = _inward(torch.stack(free, 1), z[:, None])
     gap = (-slopes.margins.gather(1, columns)).clamp_min(0)
     size = jacobian.flatten(2).norm(dim=2)
@@ -239,8 +239,8 @@ def _minimal(
     # a way that does not count (-inf) or has no slope is no step
     length = torch.where(gap.isfinite() & (size > 0), gap / size.clamp_min(_TINY) ** 2, 0.0)
     length = length.masked_fill(slopes.verdict.is_final, 0.0)
-    chosen = jacobian[torch.arange(len(z), device=z.device), nearest[:, 0]]
-    return torch.einsum("b,b...->b...", length, chosen)
+    slope = jacobian[torch.arange(len(z), device=z.device), nearest[:, 0]]
+    return torch.einsum("b,b...->b...", length, slope)
 
 
 def below_one(**parameters: float | int) -> None:

@@ -193,8 +193,8 @@ def trades(
     )
 
     def descended(v: Victim) -> Tensor:
-        here = v(x).logits
-        return loss(here, y) + beta * divergence(here, v(z).logits, y)
+        logits = v(x).logits
+        return loss(logits, y) + beta * divergence(logits, v(z).logits, y)
 
     return perturbed(victim, descended, _unit(awp=awp))
 
@@ -257,9 +257,11 @@ def mart(
     truth = y.clamp_min(0)
 
     def descended(v: Victim) -> Tensor:
-        here, there = v(x).logits, v(z).logits
-        each = boost(there, truth) + beta * label_divergence(here, there) * doubt(here, truth)
-        return loss(there, y) + (each * labelled).sum() / labelled.sum().clamp_min(1)
+        clean_logits, logits = v(x).logits, v(z).logits
+        each = boost(logits, truth) + beta * label_divergence(clean_logits, logits) * doubt(
+            clean_logits, truth
+        )
+        return loss(logits, y) + (each * labelled).sum() / labelled.sum().clamp_min(1)
 
     return perturbed(victim, descended, _unit(awp=awp))
 

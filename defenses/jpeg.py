@@ -99,8 +99,8 @@ def tables_of(quality: int) -> Tensor:
 
     file = io.BytesIO()
     Image.new("RGB", (_BLOCK, _BLOCK)).save(file, "JPEG", quality=quality)
-    found = Image.open(file).quantization  # type: ignore[attr-defined]
-    return torch.tensor([found[0], found[1], found[1]]).view(3, _BLOCK, _BLOCK).float()
+    tables = Image.open(file).quantization  # type: ignore[attr-defined]
+    return torch.tensor([tables[0], tables[1], tables[1]]).view(3, _BLOCK, _BLOCK).float()
 
 
 def cubic(c: Tensor) -> Tensor:
@@ -130,10 +130,10 @@ def recoded(x: Tensor, tables: Tensor, *, rounding: Callable[[Tensor], Tensor]) 
         chroma = F.interpolate(chroma, scale_factor=2.0, mode="bilinear")
         luma = _quantised(x[:, :1] - 128, tables[:1], rounding) + 128
         ycc = torch.cat([luma, chroma], 1)
-        found = torch.einsum("kc,nchw->nkhw", torch.linalg.inv(to_luma), ycc)
+        decoded = torch.einsum("kc,nchw->nkhw", torch.linalg.inv(to_luma), ycc)
     else:
-        found = _quantised(x - 128, tables[:1], rounding) + 128
-    return found[:, :, :h, :w].div(255).clamp(0, 1)
+        decoded = _quantised(x - 128, tables[:1], rounding) + 128
+    return decoded[:, :, :h, :w].div(255).clamp(0, 1)
 
 
 def _quantised(x: Tensor, tables: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
@@ -145,5 +145,5 @@ def _quantised(x: Tensor, tables: Tensor, rounding: Callable[[Tensor], Tensor]) 
     blocks = x.view(n, c, h // _BLOCK, _BLOCK, w // _BLOCK, _BLOCK)
     coefficients = torch.einsum("ui,nchiwj,vj->nchwuv", cosines, blocks, cosines)
     steps = tables[:, None, None]
-    kept = rounding(coefficients / steps) * steps
-    return torch.einsum("ui,nchwuv,vj->nchiwj", cosines, kept, cosines).reshape(x.shape)
+    rounded = rounding(coefficients / steps) * steps
+    return torch.einsum("ui,nchwuv,vj->nchiwj", cosines, rounded, cosines).reshape(x.shape)

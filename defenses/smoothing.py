@@ -144,9 +144,9 @@ def certify(
     counts = votes(victim, x, rng=rng.fork("bound"), sigma=sigma, n=n)
     successes = np.take_along_axis(counts, label[:, None], 1)[:, 0]
     # one-sided at alpha is the lower end of the two-sided interval at twice that
-    share = proportion_confint(successes, n, alpha=2 * alpha, method="beta")[0]
-    sure = share > 0.5
-    radius = np.where(sure, sigma * norm.ppf(np.where(sure, share, 0.5)), 0.0)
+    lower_bound = proportion_confint(successes, n, alpha=2 * alpha, method="beta")[0]
+    sure = lower_bound > 0.5
+    radius = np.where(sure, sigma * norm.ppf(np.where(sure, lower_bound, 0.5)), 0.0)
     return Certified(
         torch.from_numpy(np.where(sure, label, ABSTAIN)).to(x.device),
         torch.from_numpy(radius).to(x),
@@ -184,19 +184,19 @@ def predict(
 
 def votes(victim: Victim, x: Images, *, rng: Draws, sigma: float, n: int) -> NDArray[np.int64]:
     """Return how often each class was called of `n` noisy copies of each image, `(b, k)`."""
-    found: list[Tensor] = []
+    totals: list[Tensor] = []
     rows = torch.arange(len(x), device=x.device)
     with frozen(victim.module):
-        for part in rows.split(max(1, victim.chunk // _TOGETHER)):
-            keyed, clean = rng.select(part), x[part][:, None]
+        for chunk in rows.split(max(1, victim.chunk // _TOGETHER)):
+            keyed, clean = rng.select(chunk), x[chunk][:, None]
             total: Tensor | int = 0
             for start in range(0, n, _TOGETHER):
                 noise = keyed.fork(start).normal(_TOGETHER, *x.shape[1:])
                 noisy = clean + sigma * noise[:, : n - start]
                 called = _called(victim.logits(noisy.flatten(0, 1)))
                 total = total + called.view(*noisy.shape[:2], -1).sum(1)
-            found.append(torch.as_tensor(total))
-    counted: NDArray[np.int64] = torch.cat(found).cpu().numpy()
+            totals.append(torch.as_tensor(total))
+    counted: NDArray[np.int64] = torch.cat(totals).cpu().numpy()
     return counted
 
 

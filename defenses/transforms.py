@@ -58,8 +58,8 @@ def fewer_bits(x: Images, bits: int) -> Images:
     tensor([[[0., 1.]]])
     """
     top = 2**bits - 1
-    found: Images = (x * top).round() / top
-    return found
+    squeezed: Images = (x * top).round() / top
+    return squeezed
 
 
 @defense(
@@ -109,27 +109,27 @@ def median(x: Images, size: int) -> Images:
 
 def _windows(x: Images, size: int) -> list[Tensor]:
     """Return what stands at each place of the window around every pixel: images like `x`."""
-    found = [x]
+    images = [x]
     for axis in range(2, x.ndim):
         n = x.shape[axis]
         at = torch.arange(n, device=x.device)
         shifted = [at + j - size // 2 for j in range(size)]
         mirrored = [torch.where(i < 0, -1 - i, i) for i in shifted]
         rows = [torch.where(i >= n, 2 * n - 1 - i, i) for i in mirrored]
-        found = [part.index_select(axis, i) for part in found for i in rows]
-    return found
+        images = [image.index_select(axis, i) for image in images for i in rows]
+    return images
 
 
-def _median(parts: list[Tensor]) -> Tensor:
+def _median(values: list[Tensor]) -> Tensor:
     """Return the median of each value over the parts; of an even number, the larger middle one.
 
     Forgetful selection: of just more than half the parts neither the smallest nor the largest can
     be the median; both are dropped for the next part. It is three times as fast as sorting.
     """
-    if len(parts) % 2 == 0:
-        parts = [*parts, torch.full_like(parts[0], torch.inf)]
-    half = len(parts) // 2 + 2
-    held, rest = parts[:half], parts[half:]
+    if len(values) % 2 == 0:
+        values = [*values, torch.full_like(values[0], torch.inf)]
+    half = len(values) // 2 + 2
+    held, waiting = values[:half], values[half:]
     while len(held) > 1:
         for i in range(len(held) - 1):  # the largest moves to the end
             low, high = torch.minimum(held[i], held[i + 1]), torch.maximum(held[i], held[i + 1])
@@ -137,7 +137,7 @@ def _median(parts: list[Tensor]) -> Tensor:
         least = held[0]
         for i in range(1, len(held) - 1):
             held[i], least = torch.maximum(held[i], least), torch.minimum(held[i], least)
-        held, rest = [*held[1:-1], *rest[:1]], rest[1:]
+        held, waiting = [*held[1:-1], *waiting[:1]], waiting[1:]
     return held[0]
 
 

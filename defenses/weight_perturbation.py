@@ -16,7 +16,7 @@ from robustbench_med.victim import Victim
 _TINY = 1e-20
 
 
-class _Standing(nn.Module):
+class _WithTensors(nn.Module):
     """A module that computes with other tensors in the place of some of its own."""
 
     def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -24,8 +24,8 @@ class _Standing(nn.Module):
         self.module, self.tensors = module, dict(tensors)
 
     def forward(self, x: Images) -> Tensor:
-        found: Tensor = functional_call(self.module, self.tensors, (x,))
-        return found
+        output: Tensor = functional_call(self.module, self.tensors, (x,))
+        return output
 
 
 def perturbed(
@@ -56,11 +56,11 @@ def perturbed(
         if layer.ndim > 1 and layer.requires_grad
     }
     copies = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    aside = replace(victim, module=_Standing(module, copies))
+    aside = replace(victim, module=_WithTensors(module, copies))
     slopes = torch.autograd.grad(descended(aside), list(layers.values()), allow_unused=True)
     moved = {
         name: layer + gamma * layer.detach().norm() / (g.norm() + _TINY) * g
         for (name, layer), g in zip(layers.items(), slopes, strict=True)
         if g is not None
     }
-    return descended(replace(victim, module=_Standing(module, moved)))
+    return descended(replace(victim, module=_WithTensors(module, moved)))

@@ -46,8 +46,8 @@ def whole(name: str, value: object, low: int, high: int | None = None) -> int:
     """
     fits = isinstance(value, int) and not isinstance(value, bool) and value >= low
     if not fits or (high is not None and value > high):  # type: ignore[operator]
-        wanted = f">= {low}" if high is None else f"in {low}..{high}"
-        raise SpecError(f"expected {name} {wanted}, got {value!r}")
+        range_text = f">= {low}" if high is None else f"in {low}..{high}"
+        raise SpecError(f"expected {name} {range_text}, got {value!r}")
     return int(value)  # type: ignore[call-overload, no-any-return]
 
 

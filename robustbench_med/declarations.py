@@ -53,10 +53,12 @@ class Declaration(NamedTuple):
         """Return the card of the declared function."""
         name, signature = function.__name__, inspect.signature(function).parameters
         defaults = {
-            key: one.default for key, one in signature.items() if one.default is not one.empty
+            key: parameter.default
+            for key, parameter in signature.items()
+            if parameter.default is not parameter.empty
         }
-        place = f"{function.__module__}:{name}"
-        return _card(self.kind, name, place, self.fields, defaults, signature, function.__doc__)
+        path_text = f"{function.__module__}:{name}"
+        return _card(self.kind, name, path_text, self.fields, defaults, signature, function.__doc__)
 
 
 def attack(
@@ -209,21 +211,21 @@ def _of_file(kind: Declared, folder: Path, path: Path) -> Iterator[Card]:
 def _of_source(kind: Declared, module: str, node: ast.FunctionDef, call: ast.Call) -> Card:
     where = f"{module}.{node.name}"
     fields = {str(k.arg): literal(k.value, where) for k in call.keywords if k.arg != "cost"}
-    names = {one.arg for one in (*node.args.args, *node.args.kwonlyargs)}
+    names = {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
     defaults = {
-        one.arg: value
-        for one, value in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-        if value is not None and one.arg not in _NOT_SETTINGS
+        argument.arg: value
+        for argument, value in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+        if value is not None and argument.arg not in _NOT_SETTINGS
     }
     known = {key: literal(value, where) for key, value in defaults.items()}
-    place, doc = f"{module}:{node.name}", ast.get_docstring(node)
-    return _card(kind, node.name, place, fields, known, names, doc)
+    path_text, doc = f"{module}:{node.name}", ast.get_docstring(node)
+    return _card(kind, node.name, path_text, fields, known, names, doc)
 
 
 def _card(
     kind: Declared,
     name: str,
-    place: str,
+    path_text: str,
     fields: Mapping[str, Any],
     defaults: Mapping[str, Any],
     names: Any,  # noqa: ANN401 - whatever holds all names of the signature
@@ -231,16 +233,16 @@ def _card(
 ) -> Card:
     if kind == "model":
         return ModelCard.model_validate(
-            {**fields, "family": fields["family"] or name, "name": name, "builder": place}
+            {**fields, "family": fields["family"] or name, "name": name, "builder": path_text}
         )
-    own = {key: value for key, value in fields.items() if key != "training"}
+    declared = {key: value for key, value in fields.items() if key != "training"}
     settings = {key: value for key, value in defaults.items() if key not in _NOT_SETTINGS}
     settings |= fields.get("training") or {}
     meanings = explained(doc)
     values = {
-        **own,
+        **declared,
         "name": name,
-        "function": place,
+        "function": path_text,
         "parameters": settings,
         "meanings": {key: meanings[key] for key in settings if key in meanings},
     }

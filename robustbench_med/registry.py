@@ -364,11 +364,11 @@ def validate(model: type[C], values: dict[str, Any], where: str) -> C:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        *_, name = place = [str(part) for part in first["loc"]] or ["it"]
+        *_, name = location = [str(part) for part in first["loc"]] or ["it"]
         if first["type"] == "missing":
-            raise SpecError(f"{where}: expected {'.'.join(place)}, got none") from None
+            raise SpecError(f"{where}: expected {'.'.join(location)}, got none") from None
         if first["type"] == "extra_forbidden":
             raise SpecError(f"{where}: expected no {name!r}: there is no such setting") from None
         raise SpecError(
-            f"{where}: {'.'.join(place)}: {first['msg']}, got {first['input']!r}"
+            f"{where}: {'.'.join(location)}: {first['msg']}, got {first['input']!r}"
         ) from None

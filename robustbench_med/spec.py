@@ -61,12 +61,12 @@ def number(value: str | int | float) -> float:
     0.007843
     """
     try:
-        found = literal(ast.parse(str(value), mode="eval").body, str(value))
+        parsed = literal(ast.parse(str(value), mode="eval").body, str(value))
     except (SyntaxError, SpecError):
-        found = None
-    if isinstance(found, bool) or not isinstance(found, int | float):
+        parsed = None
+    if isinstance(parsed, bool) or not isinstance(parsed, int | float):
         raise SpecError(f"expected a number such as 0.01 or 2/255, got {value!r}")
-    return float(found)
+    return float(parsed)
 
 
 def literal(node: ast.expr, text: str) -> Any:  # noqa: ANN401 - a literal is any plain value

@@ -11,7 +11,7 @@ from robustbench_med.defense import Defended, Fitting, guarded
 from robustbench_med.types import Images, Logits, PerSample
 from robustbench_med.victim import Victim
 
-from .examples import Examples, chosen, examples
+from .examples import Examples, draw_training_images, examples
 from .features import Features, reader
 from .fits import Score, labelled, numbers, surrogate
 
@@ -49,10 +49,10 @@ def deep_features(
         network fitted to the forest's own answers on training features and mixes of them.
     """
     read = reader(victim, stages=False)
-    batch, _ = chosen(fitting, fit, wanted_by="deep_features")
-    seen = examples(victim, read, batch, fitting)
-    forest = grown(seen, trees=trees, seed=fitting.seed)
-    rows = between(seen, seed=fitting.seed)
+    batch, _ = draw_training_images(fitting, fit, wanted_by="deep_features")
+    rows_by_kind = examples(victim, read, batch, fitting)
+    forest = grown(rows_by_kind, trees=trees, seed=fitting.seed)
+    rows = between(rows_by_kind, seed=fitting.seed)
     imitated = surrogate(rows, forest(rows), seed=fitting.seed)
 
     def judge(x: Images, logits: Logits) -> PerSample:  # noqa: ARG001 - a guard's signature
@@ -64,25 +64,29 @@ def deep_features(
     return guarded(victim, judge, fitting=fitting, fpr=fpr, guide=guide)
 
 
-def grown(seen: Examples, *, trees: int, seed: int) -> Score:
+def grown(rows_by_kind: Examples, *, trees: int, seed: int) -> Score:
     """Return the log-odds of a random forest, without gradient."""
     from sklearn.ensemble import RandomForestClassifier
 
-    rows, truth = labelled([seen.clean[-1]], seen.attacked[-1])
+    rows, truth = labelled([rows_by_kind.clean[-1]], rows_by_kind.attacked[-1])
     forest = RandomForestClassifier(trees, min_samples_leaf=2, random_state=seed).fit(rows, truth)
 
-    def score(found: Features) -> PerSample:
-        p = forest.predict_proba(numbers(found))[:, 1]
+    def score(features: Features) -> PerSample:
+        p = forest.predict_proba(numbers(features))[:, 1]
         smooth = (p * trees + 0.5) / (trees + 1)
-        return found.new_tensor(np.log(smooth / (1 - smooth)))
+        return features.new_tensor(np.log(smooth / (1 - smooth)))
 
     return score
 
 
-def between(seen: Examples, *, seed: int) -> Tensor:
+def between(rows_by_kind: Examples, *, seed: int) -> Tensor:
     """Return features of clean, noisy and attacked images, and mixes of clean and attacked."""
-    clean, noisy, attacked = seen.clean[-1], seen.noisy[-1], seen.attacked[-1]
+    clean, noisy, attacked = (
+        rows_by_kind.clean[-1],
+        rows_by_kind.noisy[-1],
+        rows_by_kind.attacked[-1],
+    )
     generator = torch.Generator().manual_seed(seed)
-    share = torch.rand(_MIXES, len(clean), 1, generator=generator).to(clean)
-    mixed = clean + 1.2 * share * (attacked - clean)
+    mix = torch.rand(_MIXES, len(clean), 1, generator=generator).to(clean)
+    mixed = clean + 1.2 * mix * (attacked - clean)
     return torch.cat([clean, noisy, attacked, mixed.flatten(0, 1)])

@@ -42,7 +42,9 @@ def called(logits: Logits, fitting: Fitting) -> Int[Tensor, " b"]:
     return two_sided(logits.detach()).argmax(1)
 
 
-def chosen(fitting: Fitting, most: int, *, wanted_by: str) -> tuple[Batch, Int[Tensor, " n"]]:
+def draw_training_images(
+    fitting: Fitting, most: int, *, wanted_by: str
+) -> tuple[Batch, Int[Tensor, " n"]]:
     """Return at most `most` labelled training images, and the class of each.
 
     Drawn by name and seed, the same number of every class; of findings all images are one class.
@@ -104,8 +106,8 @@ def noisy_images(batch: Batch, attacked: Images, fitting: Fitting) -> Images:
     size = (attacked - batch.x).flatten(1).norm(dim=1)
     rng = Draws.of(fitting.seed, map(str, batch.ids), device=batch.x.device).fork("noise")
     noise = rng.normal(*batch.x.shape[1:])
-    share = size / noise.flatten(1).norm(dim=1)
-    moved: Images = batch.x + share.view(-1, *[1] * (noise.ndim - 1)) * noise
+    scale = size / noise.flatten(1).norm(dim=1)
+    moved: Images = batch.x + scale.view(-1, *[1] * (noise.ndim - 1)) * noise
     return moved.clamp(0, 1)
 
 

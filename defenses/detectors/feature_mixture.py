@@ -14,7 +14,7 @@ from robustbench_med.defense import Defended, Fitting, guarded
 from robustbench_med.types import Images, Logits, PerSample
 from robustbench_med.victim import Victim
 
-from .examples import called, chosen
+from .examples import called, draw_training_images
 from .features import Features, read_all, reader
 from .fits import numbers
 
@@ -61,40 +61,43 @@ def feature_mixture(
         feature, or the widest would decide alone; variances are diagonal.
     """
     read = reader(victim)
-    batch, y = chosen(fitting, fit, wanted_by="feature_mixture")
-    found = read_all(victim, read, batch.x)
-    layers = [mixtures(one, y, components=components, seed=fitting.seed) for one in found]
+    batch, y = draw_training_images(fitting, fit, wanted_by="feature_mixture")
+    features = read_all(victim, read, batch.x)
+    layers = [
+        mixtures(layer_features, y, components=components, seed=fitting.seed)
+        for layer_features in features
+    ]
 
     def score(x: Images, logits: Logits) -> PerSample:
         mine = called(logits, fitting)
         each = [
-            log_likelihood(one, mine, layer) / one.shape[1]
-            for one, layer in zip(read(x), layers, strict=True)
+            log_likelihood(layer_features, mine, layer) / layer_features.shape[1]
+            for layer_features, layer in zip(read(x), layers, strict=True)
         ]
         return -torch.stack(each).sum(0)
 
     return guarded(victim, score, fitting=fitting, fpr=fpr)
 
 
-def mixtures(found: Features, y: Int[Tensor, " b"], *, components: int, seed: int) -> Mixture:
+def mixtures(features: Features, y: Int[Tensor, " b"], *, components: int, seed: int) -> Mixture:
     """Return the mixtures of the classes 0..K-1 on one layer."""
     from sklearn.mixture import GaussianMixture
 
-    floor = 1e-3 * float(found.var(0).mean()) + 1e-12
-    parts: list[tuple[Tensor, ...]] = []
+    floor = 1e-3 * float(features.var(0).mean()) + 1e-12
+    fits: list[tuple[Tensor, ...]] = []
     for k in range(int(y.max()) + 1):
-        rows = numbers(found[y == k])
+        rows = numbers(features[y == k])
         fitted = GaussianMixture(
             min(components, len(rows)), covariance_type="diag", reg_covar=floor, random_state=seed
         ).fit(rows)
         values = (fitted.weights_, fitted.means_, fitted.covariances_)
-        parts.append(tuple(found.new_tensor(one) for one in values))
-    return Mixture(*(torch.stack(each) for each in zip(*parts, strict=True)))
+        fits.append(tuple(features.new_tensor(value) for value in values))
+    return Mixture(*(torch.stack(each) for each in zip(*fits, strict=True)))
 
 
-def log_likelihood(found: Features, mine: Int[Tensor, " b"], layer: Mixture) -> PerSample:
+def log_likelihood(features: Features, mine: Int[Tensor, " b"], layer: Mixture) -> PerSample:
     """Return the log-likelihood under the mixture of each image's class, in nats."""
-    weights, means, variances = (one[mine] for one in layer)
-    away = ((found[:, None] - means).square() / variances).sum(2)
-    norm = variances.log().sum(2) + found.shape[1] * math.log(2 * math.pi)
+    weights, means, variances = (value[mine] for value in layer)
+    away = ((features[:, None] - means).square() / variances).sum(2)
+    norm = variances.log().sum(2) + features.shape[1] * math.log(2 * math.pi)
     return (weights.log() - (away + norm) / 2).logsumexp(1)

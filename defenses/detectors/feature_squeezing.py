@@ -59,17 +59,17 @@ def feature_squeezing(
 
     def judge(x: Images, logits: Logits) -> PerSample:
         shown = _probabilities(logits, findings=findings)
-        each = [_probabilities(victim(one(x)).logits, findings=findings) for one in squeezers]
-        return torch.stack([(one - shown).abs().sum(1) for one in each]).amax(0)
+        each = [_probabilities(victim(view(x)).logits, findings=findings) for view in squeezers]
+        return torch.stack([(view - shown).abs().sum(1) for view in each]).amax(0)
 
     def guide(x: Images, logits: Logits) -> PerSample:
         rounded = x + (squeezers[0](x) - x).detach()
         views = [victim(z).logits for z in (rounded, squeezers[1](x))]
         shown = _probabilities(logits, findings=findings)
-        each = [_probabilities(one, findings=findings) for one in views]
-        apart = torch.stack([(one - shown).abs().sum(1) for one in each]).amax(0).detach()
+        each = [_probabilities(view, findings=findings) for view in views]
+        apart = torch.stack([(view - shown).abs().sum(1) for view in each]).amax(0).detach()
         slope = torch.stack(
-            [disagreement(one, logits, findings=findings) for one in (*views, logits)]
+            [disagreement(view, logits, findings=findings) for view in (*views, logits)]
         ).sum(0)
         return apart + slope - slope.detach()
 
@@ -83,8 +83,8 @@ def disagreement(view: Logits, logits: Logits, *, findings: bool) -> PerSample:
         losses: Tensor = functional.binary_cross_entropy_with_logits(view, called, reduction="none")
         return losses.sum(1)
     mine = two_sided(logits.detach()).argmax(1)
-    found: Tensor = functional.cross_entropy(two_sided(view), mine, reduction="none")
-    return found
+    loss: Tensor = functional.cross_entropy(two_sided(view), mine, reduction="none")
+    return loss
 
 
 def _probabilities(logits: Logits, *, findings: bool) -> Float[Tensor, "b classes"]:

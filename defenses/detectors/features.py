@@ -40,8 +40,8 @@ def layers_of(module: nn.Module) -> Layers:
     named = {name: part for name, part in module.named_modules() if name}
     linear = [name for name, part in named.items() if isinstance(part, nn.Linear)]
     classifier: Any = getattr(module, "get_classifier", None)
-    own = classifier() if classifier else None
-    heads = [name for name in linear if named[name] is own] or linear[-1:]
+    stated = classifier() if classifier else None
+    heads = [name for name in linear if named[name] is stated] or linear[-1:]
     if not heads:
         raise VictimError(
             "expected a network that ends in a linear classifier, got one without a linear layer"
@@ -74,11 +74,11 @@ def activations(victim: Victim, x: Images, layers: Layers) -> list[Features]:
     Raises:
         VictimError: the pass did not reach the classifier.
     """
-    with _read(victim.module, layers) as found:
+    with _read(victim.module, layers) as outputs:
         victim.module(victim.normalised(x))
-    if layers.head not in found:
+    if layers.head not in outputs:
         raise VictimError(f"expected a forward pass through {layers.head!r}, got one around it")
-    return [found[name] for name in (*layers.stages, layers.head) if name in found]
+    return [outputs[name] for name in (*layers.stages, layers.head) if name in outputs]
 
 
 def reader(victim: Victim, *, stages: bool = True) -> Reader:
@@ -91,32 +91,32 @@ def reader(victim: Victim, *, stages: bool = True) -> Reader:
 def read_all(victim: Victim, read: Reader, x: Images) -> list[Features]:
     """Return features of any number of images, without gradient, chunk by chunk."""
     with torch.no_grad(), frozen(victim.module):
-        parts = [read(part) for part in x.split(victim.chunk)]
-    return [torch.cat(layer) for layer in zip(*parts, strict=True)]
+        chunks = [read(chunk) for chunk in x.split(victim.chunk)]
+    return [torch.cat(layer) for layer in zip(*chunks, strict=True)]
 
 
 @contextmanager
 def _read(module: nn.Module, layers: Layers) -> Iterator[dict[str, Tensor]]:
-    found: dict[str, Tensor] = {}
-    here = threading.get_ident()  # another thread's pass through the same module is not ours
+    outputs: dict[str, Tensor] = {}
+    thread = threading.get_ident()  # another thread's pass through the same module is not ours
 
     def stage(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-            if threading.get_ident() == here:
-                found[name] = _places_averaged(output)
+            if threading.get_ident() == thread:
+                outputs[name] = _places_averaged(output)
 
         return hook
 
     def head(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if threading.get_ident() == here:
-            found[layers.head] = inputs[0].float().flatten(1)
+        if threading.get_ident() == thread:
+            outputs[layers.head] = inputs[0].float().flatten(1)
 
     hooks = []
     try:
         for name in layers.stages:
             hooks.append(module.get_submodule(name).register_forward_hook(stage(name)))
         hooks.append(module.get_submodule(layers.head).register_forward_pre_hook(head))
-        yield found
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()

@@ -27,7 +27,7 @@ def labelled(
     clean: list[Features], attacked: Features
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the rows of a two-class fit: 0 = clean or noisy, 1 = attacked."""
-    good = np.concatenate([numbers(one) for one in clean])
+    good = np.concatenate([numbers(features) for features in clean])
     bad = numbers(attacked)
     truth = np.repeat(np.array([0, 1]), [len(good), len(bad)])
     return np.concatenate([good, bad]), truth
@@ -44,7 +44,7 @@ def logistic(clean: list[Features], attacked: Features) -> Score:
     model.fit(scale.transform(rows), truth)
     mean, spread = attacked.new_tensor(scale.mean_), attacked.new_tensor(scale.scale_)
     weight, bias = attacked.new_tensor(model.coef_[0]), float(model.intercept_[0])
-    return lambda found: ((found - mean) / spread) @ weight + bias
+    return lambda features: ((features - mean) / spread) @ weight + bias
 
 
 def svm(model: Any, like: Tensor) -> Score:  # noqa: ANN401 - scikit-learn has no types
@@ -53,8 +53,8 @@ def svm(model: Any, like: Tensor) -> Score:  # noqa: ANN401 - scikit-learn has n
     weight, bias = like.new_tensor(model.dual_coef_[0]), float(model.intercept_[0])
     gamma = float(model._gamma)
 
-    def score(found: Features) -> PerSample:
-        return torch.exp(-gamma * squared(found, support)) @ weight + bias
+    def score(features: Features) -> PerSample:
+        return torch.exp(-gamma * squared(features, support)) @ weight + bias
 
     return score
 
@@ -97,4 +97,4 @@ def surrogate(
             loss.backward()
             optimiser.step()
     net.requires_grad_(False)
-    return lambda found: net((found - mean) / spread)[:, 0]
+    return lambda features: net((features - mean) / spread)[:, 0]

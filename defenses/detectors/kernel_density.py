@@ -15,7 +15,7 @@ from robustbench_med.errors import SpecError
 from robustbench_med.types import Images, Logits, PerSample
 from robustbench_med.victim import Victim
 
-from .examples import called, chosen
+from .examples import called, draw_training_images
 from .features import Features, read_all, reader
 from .fits import numbers, squared
 
@@ -63,7 +63,7 @@ def kernel_density(
     if bandwidth < 0:
         raise SpecError(f"expected bandwidth >= 0, got {bandwidth}")
     read = reader(victim, stages=False)
-    batch, y = chosen(fitting, fit, wanted_by="kernel_density")
+    batch, y = draw_training_images(fitting, fit, wanted_by="kernel_density")
     bank = read_all(victim, read, batch.x)[-1]
     width = bandwidth or likeliest(bank, y)
 
@@ -74,7 +74,7 @@ def kernel_density(
 
 
 def log_density(
-    found: Features,
+    features: Features,
     predicted: Int[Tensor, " b"],
     bank: Float[Tensor, "n d"],
     y: Int[Tensor, " n"],
@@ -82,9 +82,9 @@ def log_density(
 ) -> PerSample:
     """Return the log density under the kernels on the bank's features of the predicted class."""
     mine = predicted[:, None] == y
-    exponent = (-squared(found, bank) / (2 * width**2)).masked_fill(~mine, -torch.inf)
-    count = mine.sum(1).to(found)
-    norm = found.shape[1] / 2 * math.log(2 * math.pi * width**2)
+    exponent = (-squared(features, bank) / (2 * width**2)).masked_fill(~mine, -torch.inf)
+    count = mine.sum(1).to(features)
+    norm = features.shape[1] / 2 * math.log(2 * math.pi * width**2)
     return exponent.logsumexp(1) - count.log() - norm
 
 

@@ -12,7 +12,7 @@ from robustbench_med.errors import DataError
 from robustbench_med.types import Images, Logits, PerSample
 from robustbench_med.victim import Victim
 
-from .examples import bank_and_rows, chosen, examples
+from .examples import bank_and_rows, draw_training_images, examples
 from .features import Features, read_all, reader
 from .fits import logistic
 
@@ -50,7 +50,7 @@ def lid(
         clean twin of what it judges; one of the bank that is the image itself is no neighbour.
     """
     read = reader(victim)
-    batch, y = chosen(fitting, fit, wanted_by="lid")
+    batch, y = draw_training_images(fitting, fit, wanted_by="lid")
     bank_batch, rows, _ = bank_and_rows(batch, y, fitting)
     if len(bank_batch) <= k:
         raise DataError(
@@ -58,11 +58,11 @@ def lid(
             "give more images, or a smaller k"
         )
     bank = read_all(victim, read, bank_batch.x)
-    found = [
+    dimensions = [
         torch.stack([dimension(a, b, k=k) for a, b in zip(layers, bank, strict=True)], 1)
         for layers in examples(victim, read, rows, fitting)
     ]
-    odds = logistic(found[:2], found[2])
+    odds = logistic(dimensions[:2], dimensions[2])
 
     def score(x: Images, logits: Logits) -> PerSample:  # noqa: ARG001 - a guard's signature
         each = [dimension(a, b, k=k) for a, b in zip(read(x), bank, strict=True)]
@@ -71,13 +71,13 @@ def lid(
     return guarded(victim, score, fitting=fitting, fpr=fpr)
 
 
-def dimension(found: Features, bank: Float[Tensor, "n d"], *, k: int) -> PerSample:
+def dimension(features: Features, bank: Float[Tensor, "n d"], *, k: int) -> PerSample:
     """Return the maximum-likelihood estimate of the local intrinsic dimensionality, `(b,)`.
 
     Minus the inverse of the mean of log(r_i / r_k) over the k nearest of the bank; finite always.
     An image of the bank at no distance is the image itself and left out.
     """
-    r = torch.cdist(found, bank, compute_mode="donot_use_mm_for_euclid_dist")
+    r = torch.cdist(features, bank, compute_mode="donot_use_mm_for_euclid_dist")
     same = r <= _SAME * r.detach().amax(1, keepdim=True)
     near = r.masked_fill(same, torch.inf).topk(k, largest=False, sorted=True).values
     there = torch.isfinite(near)

@@ -13,7 +13,7 @@ from robustbench_med.defense import Defended, Fitting, guarded
 from robustbench_med.types import Images, Logits, PerSample
 from robustbench_med.victim import Victim
 
-from .examples import bank_and_rows, chosen, examples
+from .examples import bank_and_rows, draw_training_images, examples
 from .features import Features, read_all, reader
 from .fits import logistic, numbers
 
@@ -55,11 +55,11 @@ def mahalanobis(victim: Victim, *, fitting: Fitting, fpr: float = 0.05, fit: int
         all images are one.
     """
     read = reader(victim)
-    batch, y = chosen(fitting, fit, wanted_by="mahalanobis")
+    batch, y = draw_training_images(fitting, fit, wanted_by="mahalanobis")
     bank, rows, owner = bank_and_rows(batch, y, fitting)
-    layers = [gaussians(one, owner) for one in read_all(victim, read, bank.x)]
-    found = [_distances(each, layers) for each in examples(victim, read, rows, fitting)]
-    odds = logistic(found[:2], found[2])
+    layers = [gaussians(features, owner) for features in read_all(victim, read, bank.x)]
+    distances = [_distances(each, layers) for each in examples(victim, read, rows, fitting)]
+    odds = logistic(distances[:2], distances[2])
 
     def score(x: Images, logits: Logits) -> PerSample:  # noqa: ARG001 - a guard's signature
         return odds(_distances(read(x), layers))
@@ -67,23 +67,23 @@ def mahalanobis(victim: Victim, *, fitting: Fitting, fpr: float = 0.05, fit: int
     return guarded(victim, score, fitting=fitting, fpr=fpr)
 
 
-def gaussians(found: Features, y: Int[Tensor, " b"]) -> Gaussians:
+def gaussians(features: Features, y: Int[Tensor, " b"]) -> Gaussians:
     """Return the Gaussians of the classes that occur."""
     from sklearn.covariance import LedoitWolf
 
     classes, member = y.unique(return_inverse=True)
-    means = torch.stack([found[member == k].mean(0) for k in range(len(classes))])
-    fitted = LedoitWolf(assume_centered=True).fit(numbers(found - means[member]))
+    means = torch.stack([features[member == k].mean(0) for k in range(len(classes))])
+    fitted = LedoitWolf(assume_centered=True).fit(numbers(features - means[member]))
     precision = torch.from_numpy(fitted.precision_)
     root = torch.linalg.cholesky((precision + precision.T) / 2)
-    return Gaussians(means, root.to(found))
+    return Gaussians(means, root.to(features))
 
 
-def distance(found: Features, layer: Gaussians) -> PerSample:
+def distance(features: Features, layer: Gaussians) -> PerSample:
     """Return the squared Mahalanobis distance to the nearest class, `(b,)`."""
-    apart = (found[:, None] - layer.means) @ layer.root
+    apart = (features[:, None] - layer.means) @ layer.root
     return apart.square().sum(2).amin(1)
 
 
-def _distances(found: list[Features], layers: list[Gaussians]) -> Float[Tensor, "b l"]:
-    return torch.stack([distance(a, b) for a, b in zip(found, layers, strict=True)], 1)
+def _distances(features: list[Features], layers: list[Gaussians]) -> Float[Tensor, "b l"]:
+    return torch.stack([distance(a, b) for a, b in zip(features, layers, strict=True)], 1)

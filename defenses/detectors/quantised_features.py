@@ -12,7 +12,7 @@ from robustbench_med.errors import SpecError
 from robustbench_med.types import Images, Logits, PerSample
 from robustbench_med.victim import Victim
 
-from .examples import chosen, examples
+from .examples import draw_training_images, examples
 from .features import Features, reader
 from .fits import labelled, svm
 
@@ -53,10 +53,10 @@ def quantised_features(
     if levels < 2:
         raise SpecError(f"expected levels >= 2, got {levels}")
     read = reader(victim, stages=False)
-    batch, _ = chosen(fitting, fit, wanted_by="quantised_features")
-    seen = [one[-1] for one in examples(victim, read, batch, fitting)]
-    cuts = cuts_of(seen[0], levels=levels)
-    codes = [quantised(one, cuts) for one in seen]
+    batch, _ = draw_training_images(fitting, fit, wanted_by="quantised_features")
+    kinds = [rows[-1] for rows in examples(victim, read, batch, fitting)]
+    cuts = cuts_of(kinds[0], levels=levels)
+    codes = [quantised(rows, cuts) for rows in kinds]
     machine = SVC(kernel="rbf", class_weight="balanced").fit(*labelled(codes[:2], codes[2]))
     decide = svm(machine, batch.x)
 
@@ -71,21 +71,21 @@ def quantised_features(
 
 def cuts_of(clean: Features, *, levels: int) -> Float[Tensor, "levels_1 d"]:
     """Return where features are cut: at equal shares of the clean images."""
-    shares = torch.arange(1, levels, device=clean.device).to(clean) / levels
-    return torch.quantile(clean, shares, dim=0)
+    quantiles = torch.arange(1, levels, device=clean.device).to(clean) / levels
+    return torch.quantile(clean, quantiles, dim=0)
 
 
-def quantised(found: Features, cuts: Float[Tensor, "levels_1 d"]) -> Features:
+def quantised(features: Features, cuts: Float[Tensor, "levels_1 d"]) -> Features:
     """Return codes in [0,1]: the share of the cuts that a feature is above; without gradient."""
-    return (found.detach()[:, None] > cuts).to(found).mean(1)
+    return (features.detach()[:, None] > cuts).to(features).mean(1)
 
 
-def sloped(found: Features, cuts: Float[Tensor, "levels_1 d"]) -> Features:
+def sloped(features: Features, cuts: Float[Tensor, "levels_1 d"]) -> Features:
     """Return the same codes, with the gradient of sigmoids in the place of the steps.
 
     Source: straight-through estimator, Bengio, Leonard, Courville, 2013; BPDA, Athalye et al.,
         ICML 2018.
     """
     width = ((cuts[-1] - cuts[0]) / len(cuts)).clamp_min(1e-3 * cuts.abs().mean() + 1e-6)
-    smooth = torch.sigmoid((found[:, None] - cuts) / width).mean(1)
-    return quantised(found, cuts) + smooth - smooth.detach()
+    smooth = torch.sigmoid((features[:, None] - cuts) / width).mean(1)
+    return quantised(features, cuts) + smooth - smooth.detach()

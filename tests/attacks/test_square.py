@@ -61,10 +61,10 @@ def box_of(changed: Tensor) -> tuple[int, ...]:
 def test_windows_halve_where_the_paper_halves_them() -> None:
     at = [0, 10, 11, 50, 51, 201, 501, 1001, 2001, 4001, 6001, 8001, 9999]
     halved = [0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9]
-    found = [module._share(i / 10_000, 0.8) for i in at]
+    found = [module._window_fraction(i / 10_000, 0.8) for i in at]
     assert found == pytest.approx([0.8 / 2**times for times in halved])
     # at 500 queries the schedule is 20 times as fast
-    assert module._share(3 / 500, 0.8) == pytest.approx(0.8 / 2**2)
+    assert module._window_fraction(3 / 500, 0.8) == pytest.approx(0.8 / 2**2)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from attacks.pgd import pgd
-from defenses.detectors.examples import bank_and_rows, chosen, noisy_images
+from defenses.detectors.examples import bank_and_rows, draw_training_images, noisy_images
 from defenses.detectors.feature_mixture import feature_mixture, log_likelihood, mixtures
 from defenses.detectors.features import activations, layers_of
 from defenses.detectors.fits import logistic, surrogate, svm
@@ -145,7 +145,7 @@ def test_at_most_two_passes_more(name: str) -> None:
 def test_bank_and_compared_images_share_no_patient() -> None:
     victim = toy_victim(2)
     fitting = toy_fitting(victim, patients=40)
-    batch, y = chosen(fitting, 512, wanted_by="lid")
+    batch, y = draw_training_images(fitting, 512, wanted_by="lid")
     bank, rows, owner = bank_and_rows(batch, y, fitting)
     assert bank.patients is not None
     assert rows.patients is not None
@@ -157,7 +157,7 @@ def test_bank_and_compared_images_share_no_patient() -> None:
 def test_a_twin_planted_under_its_patients_name_does_not_reach_the_bank() -> None:
     victim = toy_victim(2)
     fitting = toy_fitting(victim, patients=40)
-    batch, y = chosen(fitting, 512, wanted_by="lid")
+    batch, y = draw_training_images(fitting, 512, wanted_by="lid")
     bank, rows, _ = bank_and_rows(batch, y, fitting)
     t = fitting.train
     assert rows.patients is not None
@@ -171,7 +171,7 @@ def test_a_twin_planted_under_its_patients_name_does_not_reach_the_bank() -> Non
         patients=np.concatenate([t.patients, rows.patients]),
     )
     poisoned = replace(fitting, train=planted)
-    again, labels = chosen(poisoned, 512, wanted_by="lid")
+    again, labels = draw_training_images(poisoned, 512, wanted_by="lid")
     assert len(again) == 120 + len(rows)
     found, _, _ = bank_and_rows(again, labels, poisoned)
     assert set(found.ids) == set(bank.ids)
@@ -189,13 +189,13 @@ def test_an_own_twin_in_the_bank_does_not_change_the_dimension() -> None:
 def test_training_images_are_chosen_by_name() -> None:
     victim = toy_victim(2)
     fitting = toy_fitting(victim)
-    batch, y = chosen(fitting, 40, wanted_by="lid")
+    batch, y = draw_training_images(fitting, 40, wanted_by="lid")
     assert y.bincount().tolist() == [20, 20]
     assert torch.equal(batch.y, y)
     order = torch.randperm(120, generator=torch.Generator().manual_seed(0))
     t = fitting.train
     moved = replace(fitting, train=replace(t, x=t.x[order], y=t.y[order], ids=t.ids[order.numpy()]))
-    again, _ = chosen(moved, 40, wanted_by="lid")
+    again, _ = draw_training_images(moved, 40, wanted_by="lid")
     assert list(again.ids) == list(batch.ids)
     assert torch.equal(again.x, batch.x)
 

@@ -82,7 +82,7 @@ FORMULAS: dict[str, tuple[PixelLoss, Callable[[Tensor, Tensor], Tensor]]] = {
     "balanced": (LOSSES["balanced"], _balanced),
     "jensen_shannon": (LOSSES["jensen_shannon"], _jensen_shannon),
     "dice": (LOSSES["dice"], _dice),
-    "segpgd": (lambda here: weighted(here, share=0.3), _segpgd),
+    "segpgd": (lambda here: weighted(here, weight=0.3), _segpgd),
     "cospgd": (aligned, _cospgd),
 }
 
