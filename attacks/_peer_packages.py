@@ -1,4 +1,4 @@
-"""What is known of the peers' attacks: how to import them, what they take, which can serve."""
+"""The peers' packages: how to import their attacks, what these take, and which can serve."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Package(NamedTuple):
     Attributes:
         distribution: what pip calls it.
         attacks: imports it and returns its attacks by class name.
-        norms: what an attack takes that has the norm as a parameter.
+        norms: those of an attack that has the norm as a parameter.
         names: what it calls them.
     """
 
@@ -107,7 +107,7 @@ def signature_of(name: str) -> Signature:
     Raises:
         UnknownNameError: no such package or attack.
         NotInstalledError: the package is not installed.
-        SpecError: the attack cannot be posed our problems, and why.
+        SpecError: the attack cannot serve here, and why.
     """
     return parameters_of(class_of(name))
 

@@ -1,4 +1,4 @@
-"""APGD: projected gradient ascent that halves its own steps; once for any way, once way by way."""
+"""APGD: projected gradient ascent that halves its own steps, untargeted or target by target."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def apgd(
         problem: the batch attacked; targeted where its objective is.
         rng: one stream a sample; each restart forks its own.
         steps: gradient steps a restart, >= 1.
-        restarts: independent runs from random starts, >= 1; only samples still standing are run
-            again.
+        restarts: independent runs from random starts, >= 1; only samples that are still robust are
+            attacked again.
         loss: "cross_entropy" (the objective's own loss); of labels and findings also "margin"
             (largest logit margin) or "dlr" (margin over the spread of the leading logits; the
             margin where there is no third class); of masks, see `objectives.pixels`.
@@ -69,16 +69,16 @@ def apgd(
         nothing underflows.
     Deviations: a checkpoint is judged at iterate w_j, the last one its condition 1 counts, not one
         step later; the candidate with the most harm is returned, not the one with the most loss; a
-        sample that is done stops; every task; of several findings
-        "cross_entropy" climbs the nearest (see `objectives.nearest`) with half of the steps, and
+        sample that is final stops; every task; of several findings
+        "cross_entropy" attacks the nearest (see `objectives.nearest`) with half of the steps, and
         then their sum, as the paper has one label an image.
     """
-    climbs = phases(with_loss(problem, loss), steps)
-    search = Search(climbs[0][0])
-    for restart, (climbed, count) in product(range(restarts), climbs):
+    stages = phases(with_loss(problem, loss), steps)
+    search = Search(stages[0][0])
+    for restart, (stage, count) in product(range(restarts), stages):
         if search.finished:
             break
-        search.active = climbed.select(search.rows)
+        search.active = stage.select(search.rows)
         ascend(search, _drawn(search, rng.select(search.rows).fork("restart", restart)), count)
     return search.best
 
@@ -104,7 +104,7 @@ def apgd_targeted(problem: Problem, *, rng: Draws, steps: int = 100, targets: in
         rng: one stream a sample; each target forks its own.
         steps: gradient steps a target, >= 1.
         targets: ways tried, the nearest at the clean image first, >= 1; fewer where there are fewer
-            (K classes have K - 1). Only samples still standing go on to the next.
+            (K classes have K - 1). Only samples that are still robust go on to the next.
 
     Returns:
         `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
@@ -120,21 +120,21 @@ def apgd_targeted(problem: Problem, *, rng: Draws, steps: int = 100, targets: in
     search = Search(problem)
     margins, ways = problem.margins(problem.x).sort(dim=1, descending=True, stable=True)
     for n in range(min(targets, ways.shape[1])):
-        there = (margins[search.rows, n] > -torch.inf).nonzero()[:, 0]  # an n-th way exists
-        if len(there) == 0:
+        open_rows = (margins[search.rows, n] > -torch.inf).nonzero()[:, 0]  # an n-th way exists
+        if len(open_rows) == 0:
             break
-        rows, z = search.rows[there], search.active.x.clone()
-        posed = search.active.select(there)
-        toward = LossOverride(posed.objective, "toward", ways[rows, n])
-        inner = Search(replace(posed, objective=toward))
+        rows, z = search.rows[open_rows], search.active.x.clone()
+        inner_problem = search.active.select(open_rows)
+        toward = LossOverride(inner_problem.objective, "toward", ways[rows, n])
+        inner = Search(replace(inner_problem, objective=toward))
         ascend(inner, _drawn(inner, rng.select(rows).fork("target", n)), steps)
-        z[there] = inner.best
+        z[open_rows] = inner.best
         search.probe(z)
     return search.best
 
 
 class _Track(NamedTuple):
-    """What APGD remembers of every open sample."""
+    """The state of APGD for every active sample."""
 
     previous: Images  # the iterate before
     best: Images  # the iterate with the highest loss
@@ -148,12 +148,12 @@ class _Track(NamedTuple):
 
 
 def _drawn(search: Search, rng: Draws) -> Images:
-    """Return a random start of the open samples; `rng` is theirs, in order."""
+    """Return a random start of the active samples; `rng` has their streams, in order."""
     return search.active.ball.sample(search.active.x, rng)
 
 
 def ascend(search: Search, z: Images, steps: int) -> None:
-    """Run algorithm 1 once on the open samples, from `z`."""
+    """Run algorithm 1 once on the active samples, from `z`."""
     track, checks, since = _start(z), _checkpoints(steps), 0
     for k in range(steps):
         g, z, *state = search.gradient(z, *track)
@@ -181,7 +181,7 @@ def _start(z: Images) -> _Track:
 
 
 def _note(track: _Track, z: Images, g: Images, loss: PerSample) -> _Track:
-    """Return the track after an iterate was seen."""
+    """Return the track after a new iterate."""
     better = loss > track.highest
     row = _per_image(better, z)
     return track._replace(

@@ -1,4 +1,4 @@
-"""ASMA: draws another mask by the logits of the pixels that are not yet as drawn."""
+"""ASMA: pulls the mask towards a target by the logits of the pixels that differ from it."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def asma(
 
     Args:
         problem: the batch attacked, of masks; made for targets.
-        rng: unused; every attack is called alike.
+        rng: unused; all attacks have the same signature.
         steps: gradient steps, >= 1.
-        tau: length of a step while nothing is as drawn, in units of eps, > 0.
-        beta: what the overlap with the target adds to it, in units of eps, > 0.
+        tau: length of a step while no pixel has its target class, in units of eps, > 0.
+        beta: what the overlap with the target adds to that length, in units of eps, > 0.
 
     Returns:
         `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
@@ -44,8 +44,8 @@ def asma(
 
     Source: Ozbulak, Van Messem, De Neve, "Impact of adversarial examples on deep learning models
         for biomedical image segmentation", MICCAI 2019: an adaptive mask keeps the target's logits
-        of the pixels that are not yet called as drawn; a step along their gradient is multiplied by
-        beta * IoU + tau (the dynamic perturbation multiplier).
+        of the pixels whose class is not yet the target's; a step along their gradient is multiplied
+        by beta * IoU + tau (the dynamic perturbation multiplier).
     Deviations: a step is a share of eps along the steepest direction of the ball (L2: that of the
         gradient), as their beta = 1e-6 and tau = 1e-7 fit the logits of one victim; beta / tau is
         theirs; IoU is that of each image's class drawn; the mean over the classes is taken off the
@@ -66,7 +66,7 @@ def asma(
 
 
 def adaptive(pixels: Pixels) -> PerSample:
-    """Return how much is as wanted, in 0..1, with the gradient of the logits still to be moved."""
+    """Return how far the goal is reached, in 0..1, with the gradient of the pixels that miss it."""
     centred = pixels.logits - pixels.logits.mean(1, keepdim=True)
     reference_logit = centred.gather(1, pixels.reference[:, None])[:, 0]
     pull = (reference_logit * pixels.active).sum(1)

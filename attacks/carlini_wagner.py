@@ -28,7 +28,7 @@ _MOST = 1e10  # c beyond which a sample is given up, as in the authors' code
 _LAST = 0.03  # last step over the first (L2)
 _STALL = 0.002  # a search that shrinks the distance by a smaller share is the sample's last
 _FAR = 0.1  # root mean square change that the linear guess may promise
-_JOINED = 3  # searches (L2) that are made one
+_JOINED = 3  # searches (L2) that are joined into one
 _WAYS = 10  # leading ways whose distance is compared, as DeepFool's and FAB's candidates
 _BISECT = 6  # forward passes along the line to the clean image
 
@@ -58,16 +58,17 @@ def carlini_wagner(
     """Return the nearest successful candidates that a penalised descent with Adam finds.
 
     L2: descend on |delta|^2 + c f, where f = max(confidence - harm, 0), and search for c. L-inf:
-    climb the harm while no value changes by more than tau; tau shrinks. L0: climb the harm while
+    maximise the harm while no value changes by more than tau; tau shrinks. L0: maximise it while
     few values may change at all; the least important are frozen.
 
     Args:
         problem: the batch attacked; the ball's norm says which of the three.
-        rng: unused; every attack is called alike.
-        steps: gradient steps a search, >= 1; in L2 three searches are made one, with all their
-            steps.
+        rng: unused; all attacks have the same signature.
+        steps: gradient steps a search, >= 1; in L2 three searches are joined into one with all
+            their steps.
         searches: values of c (L2), or failed limits (L-inf, L0), tried a sample, >= 1.
-        lr: first step as a share of the distance (L2), of tau (L-inf), of the grey range (L0), > 0.
+        lr: first step as a fraction of the distance (L2), of tau (L-inf) or of the grey range
+            (L0), > 0.
         confidence: margin in logits by which a candidate must succeed, >= 0.
 
     Returns:
@@ -85,7 +86,8 @@ def carlini_wagner(
         solution 2 delta = c grad f: c starts at twice the value that solves this, estimated from
         the last gradient, and grows while a search fails; bisection then has nothing left to find.
         L-inf: what exceeds tau is clipped, the limit of a steep penalty. L0: within the free set
-        the distance counts no more, so only the harm is climbed; several values are frozen at once.
+        the distance no longer counts, so only the harm is maximised; several values are frozen at
+        once.
         Both: the limit starts at the linear guess, shrinks at every success, and is bisected after
         failures.
         L2, L-inf: f is the margin of the way whose boundary is nearest (see `objectives.nearest`);

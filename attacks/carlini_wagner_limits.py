@@ -1,4 +1,4 @@
-"""Carlini and Wagner in L-inf and L0: climb the harm within a limit that shrinks."""
+"""Carlini and Wagner in L-inf and L0: maximise the harm within a limit that shrinks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Rule(NamedTuple):
     room: Callable[[PerSample, Images], Tensor]  # how far each value may move, by limit and worth
     widest: Callable[[Images], float]
     shrink: float  # of the limit after a success
-    gap: float  # limits closer than this are not told apart
+    gap: float  # limits closer than this count as equal
 
 
 def _linear_tau(clean: Evaluation, worth: Images) -> PerSample:
@@ -54,7 +54,7 @@ _RULES = {
 
 @dataclass
 class _Limits:
-    """The limit every open sample is tried at, and what is known of the right one."""
+    """The limit of every active sample, and the bounds of the one it searches for."""
 
     rule: _Rule
     now: PerSample
@@ -90,7 +90,7 @@ class _Limits:
 
 
 def limited(problem: Problem, settings: Settings) -> Images:
-    """Climb the harm within a limit: a success shrinks it, a run without one fails it."""
+    """Maximise the harm within a limit: a success shrinks it, a run without one fails it."""
     rule = _RULES[problem.ball.norm]
     nearest, clean = Nearest(problem), evaluate(problem, problem.x, settings.confidence)
     nearest.keep(problem.x, clean.success)

@@ -25,15 +25,15 @@ class Settings(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What one pass shows of a candidate."""
+    """What one forward and backward pass says of a candidate."""
 
     g: Images  # gradient of the harm, 0 where no change is allowed
-    gap: PerSample  # what the loss climbed still lacks
+    gap: PerSample  # what the loss still lacks
     success: Bool[Tensor, " b"]
 
 
 def evaluate(problem: Problem, z: Images, confidence: float) -> Evaluation:
-    """Return what one forward and backward pass shows at `z`; the judge confirms success."""
+    """Return what one forward and backward pass says of `z`; the judge confirms success."""
     g, verdict = problem.gradient(z)
     verdict = problem.confirm(z, verdict)
     success = verdict.is_final & (verdict.harm >= confidence)

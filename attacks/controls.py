@@ -1,4 +1,4 @@
-"""Controls: perturbations as large as an attack's, without its knowledge: to be beaten."""
+"""Controls: perturbations as large as an attack's but without its knowledge."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def noise(problem: Problem, *, rng: Draws, draws: int = 10) -> Images:
     Args:
         problem: the batch attacked.
         rng: one stream a sample; each draw forks its own.
-        draws: images drawn of each sample, >= 1.
+        draws: images drawn for each sample, >= 1.
 
     Returns:
         `(b, c, *s)` candidates in the ball.
@@ -39,7 +39,7 @@ def noise(problem: Problem, *, rng: Draws, draws: int = 10) -> Images:
     Raises:
         SpecError: a parameter is not positive.
 
-    Source: control; an attack that noise matches has found nothing of its own.
+    Source: control; an attack that is no stronger than noise has learned nothing of the victim.
     """
     search = Search(problem)
     for i in range(draws):

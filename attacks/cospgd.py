@@ -40,7 +40,7 @@ def cospgd(
         rng: one stream a sample; each restart forks its own.
         steps: gradient steps a restart, >= 1.
         total_step: length of all steps of a restart together in units of eps, > 0.
-        restarts: independent runs, >= 1.
+        restarts: independent runs, >= 1; only samples that are still robust are attacked again.
         random_start: start uniformly in the ball instead of at the clean image.
 
     Returns:
@@ -54,7 +54,7 @@ def cospgd(
         the loss is descended. The weight is a constant of the gradient, as in the authors' package;
         they use softmax, not the sigmoid of some ports. One logit is the pair (0, l).
     Deviations: only pixels that count are averaged; steps of eps * total_step / steps as in `pgd`;
-        the best iterate is returned; a sample that is done stops.
+        the best iterate is returned; a sample that is final stops.
     """
     return pgd(
         on_pixels(problem, aligned),
@@ -67,9 +67,9 @@ def cospgd(
 
 
 def aligned(pixels: Pixels) -> PerSample:
-    """Return the cross-entropy, each pixel weighted by its similarity to what it is to leave.
+    """Return the cross-entropy, each pixel weighted by its similarity to the reference.
 
-    Where the reference is to be reached, by what it lacks of it.
+    For a target the weight is 1 minus that similarity.
     """
     p = pixels.logits.detach().softmax(1)
     similarity = p.gather(1, pixels.reference[:, None])[:, 0] / p.norm(dim=1)

@@ -1,4 +1,4 @@
-"""DAG: every pixel still right is pulled to a wrong class, until none is left."""
+"""DAG: each correct pixel is pulled towards a wrong class, until none is correct."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def dag(problem: Problem, *, rng: Draws, steps: int = 200, gamma: float = 0.5) -
 
     Source: Xie et al., "Adversarial examples for semantic segmentation and object detection", ICCV
         2017, Algorithm 1: over the active pixels, those still right, the logit of the adversarial
-        label minus that of the truth is climbed along a gradient divided by its L-inf norm and
+        label minus that of the truth is maximised along a gradient divided by its L-inf norm and
         times gamma. Adversarial labels are the truth's through a permutation drawn for each image
         that leaves no class in place; gamma = 0.5 and 200 steps are theirs.
     Deviations: each iterate is projected into the ball: theirs has none, which is eps = inf; the
         permutation is a cyclic shift of the class ids; for a target the adversarial label is the
         target's and the logit lowered is that of the class called; the iterate with the most harm
-        is returned, not the last; an image with no active pixel left that is not done goes on with
+        is returned, not the last; an image without active pixels that is not final goes on with
         all its pixels (see `Pixels.active`), where theirs stops.
     """
     lot = rng.fork("labels").uniform(1)[:, 0].to(problem.x)
@@ -72,11 +72,11 @@ def dag(problem: Problem, *, rng: Draws, steps: int = 200, gamma: float = 0.5) -
 
 
 def pull(pixels: Pixels, lot: Float[Tensor, " b"]) -> PerSample:
-    """Return the logits of the adversarial labels minus those to be left, over `here.active`.
+    """Return the logits of the adversarial labels minus the lowered ones, over active pixels.
 
     Args:
         pixels: the pixels.
-        lot: in (0,1), which shift of the class ids.
+        lot: drawn in (0,1): the shift of the class ids.
     """
     k = pixels.logits.shape[1]
     shift = 1 + (lot * (k - 1)).long().clamp_max(k - 2)

@@ -43,12 +43,12 @@ def deepfool(
 
     Args:
         problem: the batch attacked; of its ball, the norm, channels and region count.
-        rng: unused; every attack is called alike.
+        rng: unused; all attacks have the same signature.
         steps: linearisations a sample, at most, >= 1; the shipped victims need two or three.
-        overshoot: how far beyond the linearised boundary each step goes, as a share of the whole
+        overshoot: how far beyond the linearised boundary each step goes, as a fraction of the whole
             perturbation, > 0.
-        candidates: how many of the leading ways are linearised, >= 1: one backward pass each.
-        refine: forward passes spent on walking back along the line to the clean image, >= 0.
+        candidates: leading ways to the goal that are linearised, >= 1: one backward pass each.
+        refine: forward passes that move back along the line to the clean image, >= 0.
 
     Returns:
         `(b, c, *s)` candidates that succeed; the clean image where no step did.
@@ -62,7 +62,7 @@ def deepfool(
         tends to the boundary may never cross it; the step is the least one within [0,1], and values
         at the box with no room are left out of the norm of the slope (there the paper's step would
         be clipped and fall short); only the leading ways are linearised; a success must clear
-        the boundary (see clearance); the crossing is walked back to it (`refine`; 0 for the paper's
+        the boundary (see clearance); the crossing is moved back to it (`refine`; 0 for the paper's
         result).
     """
     if refine < 0:

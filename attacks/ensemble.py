@@ -1,4 +1,4 @@
-"""Worst case: several attacks in turn, each only on what the others left standing."""
+"""Ensemble: several attacks in turn, each only on samples that are still robust."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ def ensemble(
 ) -> Images:
     """Return the best candidates of an ensemble with nothing to configure, for every task.
 
-    First every member scouts with a fifth of its effort. Then it runs in full on the samples still
-    standing that its scout came near: those its candidate breaks when grown by `growth`. On the
-    others a fivefold effort would be lost, and most of the cost would be theirs. This asks
-    nothing of the scale of the logits.
+    First every member scouts with a fifth of its effort. Then it runs in full on the samples that
+    are still robust and that its scout came near: those on which its perturbation succeeds when it
+    is multiplied by `growth`. On the others a fivefold effort would be wasted, and they would be
+    most of the cost. The rule does not depend on the scale of the logits.
 
     Args:
         problem: the batch attacked.
         rng: one stream a sample; each member forks its own.
         steps: gradient steps of a member, >= 1.
-        queries: of Square, >= 1.
-        targets: ways that targeted APGD tries, >= 1.
+        queries: images of a sample that Square shows to the victim, >= 1.
+        targets: wrong classes that targeted APGD tries, >= 1.
         growth: factor on a scout's perturbation that tells whether it came near, >= 1; inf: it
             always did.
 
@@ -70,10 +70,10 @@ def ensemble(
 
     Source: AutoAttack (Croce & Hein, ICML 2020, section 6): APGD on cross-entropy, targeted APGD,
         FAB and Square with its 100 steps, 9 targets and 5,000 queries.
-    Deviations: the scouts and `growth` (with inf, every member runs in full on every sample still
-        standing, as in AutoAttack); APGD on the difference of logits ratio joins; FAB linearises
-        the three leading ways at a time instead of going to 9 targets one by one; defined below 10
-        classes, for findings and one logit; a sample leaves at the step that breaks it.
+    Deviations: the scouts and `growth` (with inf, every member runs in full on every sample that
+        is still robust, as in AutoAttack); APGD on the difference of logits ratio joins; FAB
+        linearises the three leading ways at a time instead of going to 9 targets one by one;
+        defined below 10 classes, for findings and one logit; a sample leaves at its first success.
     """
     if not growth >= 1:
         raise SpecError(f"expected growth >= 1, got {growth}")
@@ -128,7 +128,7 @@ def _fab_within(problem: Problem, *, rng: Draws, steps: int) -> Images:
 def _run(
     search: Search, member: _Member, fit: Bool[Tensor, " b"], rng: Draws
 ) -> tuple[Rows, Float[Tensor, "rows c *s"]]:
-    """Let a member attack the samples that stand and fit; return which, and its candidates."""
+    """Let a member attack the robust samples that fit it; return which, and its candidates."""
     there = fit[search.rows].nonzero()[:, 0]
     rows, z = search.rows[there], search.best[search.rows]
     if len(rows):
@@ -140,7 +140,7 @@ def _run(
 
 
 def _breaks(problem: Problem, z: Images, growth: float) -> Bool[Tensor, " b"]:
-    """Return which candidates succeed when grown by `growth`; with inf, all count."""
+    """Return which perturbations succeed when multiplied by `growth`; with inf, all count."""
     if growth == torch.inf:
         return torch.ones(len(z), dtype=torch.bool, device=z.device)
     # by the harm, not by `done`: an objective that never ends has successes too

@@ -1,4 +1,4 @@
-"""FAB: hops between both sides of the linearised boundary, drawn to the clean image."""
+"""FAB: projections onto the linearised boundary, biased towards the clean image."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def fab(
         steps: linearisations a restart, >= 1.
         restarts: runs, >= 1: the first from the clean image, the others from a random point half as
             far away as the best success.
-        candidates: how many of the leading ways are linearised, >= 1: one backward pass each.
-        alpha: the largest weight of the clean image's own projection, 0 <= alpha < 1.
+        candidates: leading ways to the goal that are linearised, >= 1: one backward pass each.
+        alpha: largest weight of the clean image's own projection, in [0, 1).
         extrapolation: how far a projection goes: 1 is onto the linearised boundary, >= 1.
-        backward: after a success, what is kept of the perturbation, 0 < backward < 1.
+        backward: factor on the perturbation after a success, in (0, 1).
         refine: forward passes of the final search, >= 0.
 
     Returns:

@@ -24,8 +24,9 @@ def fgsm(problem: Problem, *, rng: Draws, loss: str = "cross_entropy") -> Images
 
     Args:
         problem: the batch attacked.
-        rng: unused; every attack is called alike.
-        loss: what is climbed, see `objectives.pixels.with_loss`.
+        rng: unused; all attacks have the same signature.
+        loss: what is maximised: "cross_entropy" (the objective's own loss), of labels "margin" or
+            "dlr"; of masks a pixel loss; see `objectives.pixels.with_loss`.
 
     Returns:
         `(b, c, *s)` candidates in the ball.
@@ -36,7 +37,7 @@ def fgsm(problem: Problem, *, rng: Draws, loss: str = "cross_entropy") -> Images
     Source: Goodfellow, Shlens, Szegedy, ICLR 2015, section 4 (L-inf: eps times the sign of the
         gradient of the cross-entropy); L2: eps times the gradient of unit norm. Targeted: the
         objective descends on the target.
-    Deviation: of several findings the nearest is climbed (see `objectives.nearest`), as the paper
+    Deviation: of several findings the nearest is attacked (see `objectives.nearest`), as the paper
         has one label an image.
     """
     g, _ = with_loss(problem, loss).gradient(problem.x)

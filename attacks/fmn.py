@@ -1,4 +1,4 @@
-"""FMN: the fast minimum-norm attack, an adaptive radius around steps that are projected on it."""
+"""FMN: the fast minimum-norm attack, steps projected on a radius that adapts."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def fmn(
     """Return the nearest candidates that reach the goal, in L0, L1, L2 or L-inf.
 
     Args:
-        problem: the batch attacked; the norm is its ball's, whose radius is not looked at.
-        rng: unused; every attack is called alike.
+        problem: the batch attacked; the norm is that of its ball, the radius is ignored.
+        rng: unused; all attacks have the same signature.
         steps: gradient steps, >= 1.
         alpha: L2 length of the first step in image units (x in [0,1]), > 0; annealed to 1 % of it.
         gamma: relative change of the radius at first, > 0; annealed to 0.001.
 
     Returns:
-        `(b, c, *s)` of each sample the nearest success; the clean image where none was found.
+        `(b, c, *s)` the nearest success of each sample; the clean image where there is none.
 
     Raises:
         SpecError: a parameter is not positive.
@@ -62,13 +62,13 @@ def fmn(
         norm constraints", Algorithm 1. Steps follow g / |g|_2 in every norm, as there.
     Deviations: (0) The loss is the margin of the way whose boundary is nearest (see
         `objectives.nearest`), in L0 that of the leading logit as in the paper. The leading wrong
-        class need not be the nearest one, and who climbs its margin makes it lead: on a hardened
-        victim of four classes the median L2 distance was 1.19 where DDN's was 1.07.
-        (1) a sample leaves at distance 0, and in L0 at 1: nothing is nearer. (2) Before the
-        first success the radius is gamma beyond the linear estimate, which alone creeps up to a
-        curved boundary; in L0 that estimate is the least number of values that cover the margin in
-        the linear model inside the box, where the paper starts at 1 and grows by gamma. (3) The
-        last candidate is judged too. (4) A success counts where its harm is above 1e-4 of the clean
+        class need not be the nearest one, and maximising its margin keeps it in the lead: on a
+        hardened victim of four classes the median L2 distance was 1.19 where DDN's was 1.07. (1) a
+        sample leaves at distance 0, and in L0 at 1: nothing is nearer. (2) Before the first success
+        the radius is gamma beyond the linear estimate, which alone creeps up to a curved boundary;
+        in L0 that estimate is the least number of values that cover the margin in the linear model
+        inside the box, where the paper starts at 1 and grows by gamma. (3) The last candidate is
+        judged too. (4) A success counts where its harm is above 1e-4 of the clean
         margin: nearer than that, rounding in another batch undoes it. (5) A short search ends it:
         halving the way to the clean image (L1, L2, L-inf: 8 forward passes), restoring values (L0:
         3 gradients and about log2 of the values changed forward passes after each).
@@ -190,10 +190,10 @@ def _halve(problem: Problem, nearest: Nearest, clear: Tensor) -> None:
 
 
 def _restore(problem: Problem, nearest: Nearest, clear: Tensor) -> None:
-    """Restore the values that matter least, as many as the goal can spare; L0 only.
+    """Restore the values that matter least, as many as the goal allows; L0 only.
 
     First every changed value goes to the edge of the box that the gradient points to, where the
-    goal bears it: fewer values then carry more.
+    goal is still reached: fewer values are then enough.
     """
     for _ in range(_ROUNDS):
         rows = ((nearest.size > 1) & nearest.size.isfinite()).nonzero()[:, 0]

@@ -49,14 +49,15 @@ def jsma(
 
     Args:
         problem: the batch attacked; its ball is one of L0.
-        rng: unused; every attack is called alike.
+        rng: unused; all attacks have the same signature.
         pixels: values changed a step, 1 or 2. A colour pixel has three values.
         theta: change of a value a step in image units (x in [0,1]), not 0; 1 jumps to the edge.
         fraction: largest fraction of the values that may change, in (0, 1].
-        both: each value moves the better way; else up where theta > 0, down where theta < 0.
+        both: whether a value moves in the better direction; else up where theta > 0, down where
+            theta < 0.
 
     Returns:
-        `(b, c, *s)` of each sample the nearest success; the clean image where none was found.
+        `(b, c, *s)` the nearest success of each sample; the clean image where there is none.
 
     Raises:
         SpecError: a parameter is out of range.
@@ -66,7 +67,7 @@ def jsma(
         (Upsilon) of 14.5 %, theta of 1.
     Forward derivative: of a way's margin m_t (its logit over the truth's), and for "all other
         classes" of the sum over them of their logits over the target's: -m_t for the truth, m_j -
-        m_t for each other way. So it asks nothing but margins, does not change when all logits
+        m_t for each other way. So it needs nothing but margins, does not change when all logits
         shift together, and with one way (K = 2, one logit, a target) beta = -alpha.
     Deviations: (1) the target is the way that the linear model reaches with the fewest values. (2)
         Derivatives are multiplied by the change that the box allows, so that a value near its edge
@@ -102,10 +103,10 @@ def _check(*, pixels: int, theta: float, fraction: float) -> None:
 
 @dataclass(frozen=True)
 class _Toward:
-    """A goal with two margins: of the way a sample was aimed at, and of all that stands against it.
+    """A goal with two margins: of the way a sample is aimed at, and of all other classes.
 
     Attributes:
-        base: the goal; its verdict is kept.
+        base: the goal, which gives the verdict.
         columns: `(b,)` the way of each sample.
     """
 
@@ -237,8 +238,9 @@ def best_pair(gain: Points, loss: Points) -> tuple[Float[Tensor, " b"], Int[Tens
     The product (gain_p + gain_q) (loss_p + loss_q) rises with each of the four numbers. So a move
     that three others match or beat in both gain and loss can be replaced by one of them that is
     neither the partner nor the partner's value moved the other way: only moves with fewer than
-    three such betters are looked at. Memory is linear in the number of moves; the table of the
-    pairs of those left is walked `_BLOCK` rows at a time. Time is quadratic only in those left.
+    three such betters are compared. Memory is linear in the number of moves; the table of the
+    remaining pairs is computed `_BLOCK` rows at a time. Time is quadratic only in the remaining
+    moves.
     """
     moves = _unbettered(gain, loss)
     size = moves.shape[1]
@@ -278,7 +280,7 @@ def _unbettered(gain: Points, loss: Points) -> Int[Tensor, "b n"]:
 
 
 def _first(mask: Bool[Tensor, "b p"]) -> Int[Tensor, "b n"]:
-    """Return the places of what is kept, as many a row as the fullest has."""
+    """Return the positions where the mask is true, as many a row as the fullest row has."""
     size = int(mask.sum(1).max())
     return mask.to(torch.uint8).topk(size, dim=1).indices
 
@@ -288,5 +290,5 @@ def _third_best_before(values: Points) -> Points:
     for _ in range(3):
         best = values.cummax(1).values
         before = torch.cat([best.new_full((len(best), 1), -torch.inf), best[:, :-1]], 1)
-        values = torch.minimum(values, before)  # what loses against the best goes on to the next
+        values = torch.minimum(values, before)  # what is below the best is compared with the next
     return before

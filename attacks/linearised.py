@@ -19,11 +19,11 @@ from robustbench_med.types import Images, PerSample
 
 _CLEAR = 1e-4  # of the clean margin
 _ROUNDING = 2e-7  # of each value of an image: thrice what float32 resolves near 1
-_NUDGE = 0.01  # share of the way back to a known success: lands beyond the root, not on it
+_NUDGE = 0.01  # fraction of the way back to a known success: lands beyond the root, not on it
 # the least L1 change moves a few values by all their room, where no slope holds; smaller steps keep
-# to it: of 0.01 to 1, this crossed with the smallest L1 norm on three phantom victims
+# to it: of 0.01 to 1, this one crossed with the smallest L1 norm on three phantom victims
 L1_CAP = 0.05
-_CLOSE = 1e-3  # a way back shorter than this share of the perturbation is not worth a pass
+_CLOSE = 1e-3  # a way back shorter than this fraction of the perturbation is not worth a pass
 _TURNS = 50  # of Newton's method: four or five are needed
 
 
@@ -79,9 +79,9 @@ def nearest_way(
 def clearance(clean: Way) -> PerSample:
     """Return by how much a success must clear the boundary, in logits, `(b,)`.
 
-    Another batch size rounds otherwise, and the judge would take back what lies on the boundary
-    itself. So that it never does, a success has 1e-4 of the clean margin in hand, and what the
-    rounding of the image can change.
+    Another batch size rounds otherwise, and the judge would reject a candidate on the boundary
+    itself. So a success must exceed it by 1e-4 of the clean margin, or by what the rounding of the
+    image can change.
 
     Args:
         clean: the nearest way at the clean images.
@@ -170,7 +170,7 @@ def shrink(
         harm = active.margins(trial).amax(1) - clear
         success = harm > 0
         best[rows[success]] = trial[success]
-        # the Illinois rule: the end that stands still for a second time counts half
+        # the Illinois rule: an end that stays for a second time counts half
         below = torch.where(success, torch.where(last > 0, below / 2, below), harm)
         above = torch.where(success, harm, torch.where(last < 0, above / 2, above))
         low, high = torch.where(success, low, fraction), torch.where(success, fraction, high)
@@ -179,7 +179,7 @@ def shrink(
 
 
 def _aim(below: PerSample, above: PerSample, low: PerSample, high: PerSample) -> PerSample:
-    """Return a little more than the share of the change at which a linear harm would be 0."""
+    """Return a little more than the fraction of the change at which a linear harm would be 0."""
     root = low + (high - low) * (below / (below - above)).nan_to_num(nan=0.5).clamp(0, 1)
     return root + _NUDGE * (high - root)
 
@@ -231,6 +231,6 @@ def _steepest_first(
     """Return a move that uses up the room of the steepest entries first."""
     order = steep.argsort(dim=1, descending=True)
     gain = (steep * room).gather(1, order)
-    missing = need[:, None] - (gain.cumsum(1) - gain)  # what the steeper ones leave to do
+    missing = need[:, None] - (gain.cumsum(1) - gain)  # what the steeper entries have not gained
     fraction = (missing / gain).nan_to_num(nan=0.0).clamp(0, 1)
     return torch.zeros_like(room).scatter_(1, order, fraction * room.gather(1, order))

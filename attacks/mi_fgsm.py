@@ -39,12 +39,13 @@ def mi_fgsm(
 
     Args:
         problem: the batch attacked; targeted where its objective is.
-        rng: unused; every attack is called alike.
+        rng: unused; all attacks have the same signature.
         steps: gradient steps, >= 1.
         total_step: length of all steps together in units of eps, > 0; one step is
             eps * total_step / steps.
-        decay: share of the momentum kept from step to step, >= 0; 0 is BIM.
-        loss: what is climbed, see `objectives.pixels.with_loss`.
+        decay: factor on the momentum from step to step, >= 0; 0 is BIM.
+        loss: what is maximised: "cross_entropy" (the objective's own loss), of labels "margin" or
+            "dlr"; of masks a pixel loss; see `objectives.pixels.with_loss`.
 
     Returns:
         `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
@@ -55,10 +56,10 @@ def mi_fgsm(
     Source: Dong et al., CVPR 2018, algorithm 1: the momentum of eq. 6 with gradients of unit L1
         norm, the sign step of eq. 7; L2: the step of eq. 8. Steps 10, decay 1.0 and steps of
         eps / steps are theirs (section 4.1).
-    Deviations: the best iterate is returned, not the last; a sample that is done stops (unless the
+    Deviations: the best iterate is returned, not the last; a sample that is final stops (unless the
         objective uses all steps, as transfer wants); cross-entropy as log-odds, whose gradient has
         the same direction and, at unit norm, the same value; of several findings the nearest is
-        climbed (see `objectives.nearest`), as the paper has one label an image.
+        attacked (see `objectives.nearest`), as the paper has one label an image.
     """
     if not decay >= 0:
         raise SpecError(f"expected decay >= 0, got {decay}")

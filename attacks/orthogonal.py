@@ -1,4 +1,4 @@
-"""Orthogonal PGD: climbs the goal or the detector, whichever is not had yet, sparing the other."""
+"""Orthogonal PGD: each step serves the goal or evades the detector without undoing the other."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def orthogonal_pgd(
     random_start: bool = True,
     spare: str = "goal",
 ) -> Images:
-    """Return the best candidates of an ascent that takes goal and detector one at a time.
+    """Return the best candidates of an ascent that serves goal and detector one at a time.
 
     Each step follows the gradient of what a sample has not reached: of the goal's loss, or, once
     the goal is reached, of the suspicion's negative. Without a detector it is PGD.
@@ -53,11 +53,11 @@ def orthogonal_pgd(
         rng: one stream a sample; each restart forks its own.
         steps: gradient steps a restart, >= 1; two passes each.
         total_step: length of all steps of a restart together in units of eps, >= 0; 0: see `pgd`.
-        restarts: independent runs, >= 1; only samples still standing are run again.
+        restarts: independent runs, >= 1; only samples that are still robust are attacked again.
         random_start: start uniformly in the ball instead of at the clean image.
-        spare: what a step must not undo. "goal": steps that calm the detector leave out what moves
-            against the goal; "both": every step is orthogonal to the other's gradient, the paper's
-            orthogonal PGD; "neither": selective PGD, which is `pgd(loss="selective")`.
+        spare: what a step must not undo. "goal": steps that lower the suspicion leave out what
+            moves against the goal; "both": every step is orthogonal to the other's gradient, the
+            paper's orthogonal PGD; "neither": selective PGD, which is `pgd(loss="selective")`.
 
     Returns:
         `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
@@ -73,7 +73,7 @@ def orthogonal_pgd(
         chest_resnet at 4/255 against kernel density: 16 % pass with "both", 94 % with "goal");
         the goal counts as reached by its own rule, not by a loss's sign; where the two gradients
         are parallel nothing orthogonal is left, and the gradient itself is taken; the best iterate
-        is returned; a sample that is done stops.
+        is returned; a sample that is final stops.
     """
     if spare not in SPARE:
         raise SpecError(f"expected spare in {', '.join(SPARE)}, got {spare!r}")
@@ -102,21 +102,21 @@ def _ascend(search: Search, start: Draws | None, spare: str, lengths: list[float
     if start is not None:
         z = search.active.ball.sample(z, start.select(search.rows))
     for rel_stepsize in lengths:
-        calming, z = search.gradient(z)
+        evading, z = search.gradient(z)
         if search.finished:
             return
         g, verdict = _goal(search.active)[0].gradient(z)
         reached = verdict.success.view(-1, *[1] * (z.ndim - 1))
         if spare == "both":
-            step = torch.where(reached, apart(calming, g), apart(g, calming))
+            step = torch.where(reached, apart(evading, g), apart(g, evading))
         else:
-            step = torch.where(reached, apart(calming, g, against=True), g)
+            step = torch.where(reached, apart(evading, g, against=True), g)
         z = search.active.ball.step(z, step, search.active.x, rel_stepsize)
     search.probe(z)
 
 
 def apart(g: Images, reference: Images, *, against: bool = False) -> Images:
-    """Return what of each image's gradient is orthogonal to the other; all of it if nothing is.
+    """Return the part of each gradient that is orthogonal to the other; all of it if none is.
 
     >>> apart(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[0.0, 2.0]]]))
     tensor([[[3., 0.]]])
@@ -124,7 +124,7 @@ def apart(g: Images, reference: Images, *, against: bool = False) -> Images:
     Args:
         g: `(b, c, *s)`.
         reference: `(b, c, *s)`.
-        against: leave alone a gradient that has no part against the other.
+        against: whether a gradient that does not oppose the other is returned unchanged.
     """
     flat, away = g.flatten(1), reference.flatten(1)
     away = away / away.norm(dim=1, keepdim=True).clamp_min(1e-30)

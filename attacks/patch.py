@@ -16,7 +16,7 @@ from robustbench_med.rng import Draws
 from robustbench_med.types import Images, Verdict
 from robustbench_med.universal import Patch, Position, pattern_ball
 
-from .universal import Pace, Pattern, below_one, climb
+from .universal import Pace, Pattern, below_one, fit_pattern
 
 _POSITIONS = ("random", "centre", "corner")
 
@@ -46,7 +46,7 @@ def patch(
     rotation: float = 20.0,
     position: str = "random",
 ) -> Patch:
-    """Return a patch climbed along the gradient of the mean loss over images and placements.
+    """Return a patch found by gradient ascent on the mean loss over images and placements.
 
     Args:
         problem: the training images; its ball is "l0", eps the number of values that may change.
@@ -55,10 +55,10 @@ def patch(
         epochs: visits to every image, >= 1.
         batch: images a step, >= 1.
         total_step: length of all steps together, in units of the range [0,1], > 0.
-        momentum: share of the running gradient that is kept, in [0, 1).
+        momentum: weight of the running gradient, in [0, 1).
         clip: an image whose goal is reached has no weight while its loss (log-odds) is above this;
             any number, > 0 to be of use.
-        scale: least and greatest size when pasted, as a share of the largest square, in (0, 1].
+        scale: least and greatest size when pasted, as a fraction of the largest square, in (0, 1].
         rotation: greatest angle to either side, in degrees, 0..180; of a volume: in the plane of
             its last two axes.
         position: "random", "centre" or "corner".
@@ -94,7 +94,7 @@ def patch(
         return (pattern + total_step * weight * g.sign()).clamp_(0, 1)
 
     pace = Pace(epochs, batch, momentum, clip)
-    return replace(initial, pattern=climb(problem, initial.pattern, pull, step, rng, pace))
+    return replace(initial, pattern=fit_pattern(problem, initial.pattern, pull, step, rng, pace))
 
 
 def _start(

@@ -1,8 +1,9 @@
 """Peers: any attack of torchattacks or ART by name, under our budget audit and our judge.
 
 A peer is called as its authors wrote it. What it returns is not clipped into the ball: the budget
-audit of the record says where it went too far. Its draws come from the global generators, seeded by
-the samples' keys and restored after: one seed gives one result, but batch and order matter.
+audit of the record says where it left it. Its draws come from the global generators, which are
+seeded by the samples' keys and restored after: one seed gives one result, but batch and order
+matter.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def card(name: str) -> AttackCard:
     Raises:
         UnknownNameError: no such package or attack.
         NotInstalledError: the package is not installed.
-        SpecError: the attack cannot be posed this problem, and why.
+        SpecError: the attack cannot serve here, and why.
     """
     package, signature = package_of(name), signature_of(name)
     budgeted = any(key_ in signature for key_ in BUDGET)
@@ -117,7 +118,8 @@ def attack(name: str, problem: Problem, /, *, rng: Draws, **parameters: Any) -> 
         problem: the batch attacked, of one label an image; targeted where its objective is. The
             judge is attacked, not the guide. A radius a sample costs one call a distinct radius.
         rng: seeds the peer's generators.
-        parameters: of the card; lists stand for tuples, a step of 0 for the peer's share of eps.
+        parameters: of the card; a list is passed as a tuple, a step of 0 as the peer's fraction of
+            eps.
 
     Returns:
         `(b, c, *s)` candidates.
@@ -137,24 +139,24 @@ def attack(name: str, problem: Problem, /, *, rng: Draws, **parameters: Any) -> 
         return z_all
     for eps, rows in _radii(problem.ball, len(problem)):
         for part in rows.to(z_all.device).split(1 if name in _ONE_IMAGE else problem.chunk):
-            posed, seed = (
+            part_problem, seed = (
                 problem.select(part),
                 key(name, *rng.select(part).keys.tolist()) & 0x7FFFFFFF,
             )
-            shell = _Shell(posed).eval()
+            wrapper = _Shell(part_problem).eval()
             with quiet(), _seeded(seed, z_all.device), torch.enable_grad():
-                z = _call(name, shell, signature, parameters, eps=eps, seed=seed, target=target)
-            if z.shape != posed.x.shape:
-                got, expected = tuple(z.shape), tuple(posed.x.shape)
+                z = _call(name, wrapper, signature, parameters, eps=eps, seed=seed, target=target)
+            if z.shape != part_problem.x.shape:
+                got, expected = tuple(z.shape), tuple(part_problem.x.shape)
                 raise SpecError(f"{name}: expected an attack returning {expected}, got {got}")
             z = z.detach().to(z_all)
             finite = torch.isfinite(z.flatten(1)).all(1).view(-1, *[1] * (z.ndim - 1))
-            z_all[part] = torch.where(finite, z, posed.x)
+            z_all[part] = torch.where(finite, z, part_problem.x)
     return z_all
 
 
 class _Shell(nn.Module):
-    """The judge as a peer wants it: images in, logits of two classes or more out; it counts.
+    """The judge as a peer calls it: images in, logits of two or more classes out; it counts passes.
 
     The victim is no submodule: a peer that toggles train, eval or gradients does not reach it.
     """

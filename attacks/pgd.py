@@ -37,10 +37,11 @@ def bim(
 
     Args:
         problem: the batch attacked.
-        rng: unused; every attack is called alike.
+        rng: unused; all attacks have the same signature.
         steps: gradient steps, >= 1.
         total_step: length of all steps together in units of eps, > 0.
-        loss: what is climbed, see `objectives.pixels.with_loss`.
+        loss: what is maximised: "cross_entropy" (the objective's own loss), of labels "margin" or
+            "dlr"; of masks a pixel loss; see `objectives.pixels.with_loss`.
 
     Returns:
         `(b, c, *s)` candidates in the ball.
@@ -52,7 +53,7 @@ def bim(
         2.2: steps of 1 grey level, min(eps + 4, 1.25 eps) of them, hence `total_step=1.25`.
     Deviations: the number of steps is a parameter, since small medical radii are below one grey
         level; the best iterate is returned, not the last; of several findings the nearest is
-        climbed, as in `pgd`.
+        attacked, as in `pgd`.
     """
     return pgd(problem, rng=rng, steps=steps, total_step=total_step, random_start=False, loss=loss)
 
@@ -88,9 +89,10 @@ def pgd(
         total_step: length of all steps of a restart together in units of eps, >= 0; each step is
             eps * total_step / steps. 0: the steps fall linearly from eps to 0, whatever their
             number.
-        restarts: independent runs, >= 1; only samples still standing are run again.
+        restarts: independent runs, >= 1; only samples that are still robust are attacked again.
         random_start: start uniformly in the ball instead of at the clean image.
-        loss: what is climbed, see `objectives.pixels.with_loss`.
+        loss: what is maximised: "cross_entropy" (the objective's own loss), of labels "margin" or
+            "dlr"; of masks a pixel loss; see `objectives.pixels.with_loss`.
 
     Returns:
         `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
@@ -102,19 +104,19 @@ def pgd(
         100 steps, is `total_step=2.5`.
     Deviations: by default the steps fall. A drawn start of many pixels lies on the sphere of L2,
         far from where the gradient points, and 2.5 eps of equal steps end before they have turned
-        there: even of a linear victim they gain 98.6 % of what the ball holds, and on hardened ones
-        more steps do not help (docs/speed.md has the figures). Falling steps first go anywhere and
-        then settle. The best iterate is returned, not the last; a sample that is done stops. Of
-        several findings the nearest is climbed (see `objectives.nearest`) with half of the steps,
-        and then their sum, as the paper has one label an image.
+        there: even on a linear victim they gain 98.6 % of the largest possible loss, and on
+        hardened ones more steps do not help (docs/speed.md has the figures). Falling steps first
+        cross the ball and then converge. The best iterate is returned, not the last; a sample that
+        is final stops. Of several findings the nearest is attacked (see `objectives.nearest`) with
+        half of the steps, and then their sum, as the paper has one label an image.
     """
     step_lengths(steps, total_step)
-    climbs = phases(with_loss(problem, loss), steps)
-    search = Search(climbs[0][0])
-    for restart, (climbed, count) in product(range(restarts), climbs):
+    stages = phases(with_loss(problem, loss), steps)
+    search = Search(stages[0][0])
+    for restart, (stage, count) in product(range(restarts), stages):
         if search.finished:
             break
-        search.active = climbed.select(search.rows)
+        search.active = stage.select(search.rows)
         start = rng.fork("restart", restart) if random_start else None
         _ascend(search, start, step_lengths(count, total_step))
     return search.best
@@ -163,11 +165,11 @@ def pgd_last(
 ) -> Images:
     """Return the last candidates of projected gradient ascent, after all its steps.
 
-    No sample stops before, no iterate is judged: steps forward and backward passes and none more.
-    Adversarial training crafts so; to score a victim, `pgd` is the stronger.
+    No sample stops early and no iterate is judged, so that it costs exactly `steps` forward and
+    backward passes. Adversarial training uses it; to score a victim, `pgd` is stronger.
 
     Args:
-        problem: the batch attacked; its objective's own loss is climbed, of several findings that
+        problem: the batch attacked; its objective's own loss is maximised, of several findings that
             of the nearest.
         rng: one stream a sample.
         steps: gradient steps, >= 1.

@@ -1,4 +1,4 @@
-"""SEA: APGD in a shrinking ball on three losses of masks; the worst of them, image by image."""
+"""SEA: APGD in a shrinking ball with three losses of masks; the worst for each image counts."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ def segmentation_ensemble(problem: Problem, *, rng: Draws, steps: int = 300) -> 
         semantic segmentation models", ECCV 2024, section 3.6: one run of 300 steps on each of
         L_JS, L_MCE and L_MCE-Bal (section 3.4), by APGD at 2 eps, 1.5 eps and eps for 3, 3 and 4
         tenths of the steps, each from the projection of the last (section 3.5).
-    Deviations: the worst case is taken by the harm of each image, where theirs of the mean IoU is
+    Deviations: the worst is taken by the harm of each image, where theirs of the mean IoU is
         found greedily over all images together; the first start is drawn (see `apgd`, whose
         deviations hold too); L_MCE-Bal counts the pixels of a class in the image (see
-        `objectives.pixels.balanced`); a slot hands on its candidate with the most harm; for a
+        `objectives.pixels.balanced`); a slot passes on its candidate with the most harm; for a
         target, the losses are descended.
     """
     search = Search(problem)
     for name in _MEMBERS:
         if search.finished:
             break
-        posed = on_pixels(search.active, LOSSES[name])
-        search.probe(_shrinking(posed, rng.select(search.rows).fork(name), steps))
+        problem_ = on_pixels(search.active, LOSSES[name])
+        search.probe(_shrinking(problem_, rng.select(search.rows).fork(name), steps))
     return search.best
 
 
@@ -68,8 +68,8 @@ def _shrinking(problem: Problem, rng: Draws, steps: int) -> Images:
         count = steps * tenths // 10 if radius > 1 else steps - spent
         if count == 0:
             continue
-        posed = problem.at(eps * radius)
-        search = Search(posed)
-        ascend(search, posed.ball.project(z, posed.x), count)
+        enlarged = problem.at(eps * radius)
+        search = Search(enlarged)
+        ascend(search, enlarged.ball.project(z, enlarged.x), count)
         z, spent = search.best, spent + count
     return z

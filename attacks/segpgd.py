@@ -1,4 +1,4 @@
-"""SegPGD: PGD on masks that turns from the pixels still right to all alike."""
+"""SegPGD: PGD on masks whose weight shifts from the correct pixels to all of them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def segpgd(
         rng: one stream a sample; each restart forks its own.
         steps: gradient steps a restart, T, >= 1.
         total_step: length of all steps of a restart together in units of eps, > 0.
-        restarts: independent runs, >= 1.
+        restarts: independent runs, >= 1; only samples that are still robust are attacked again.
         random_start: start uniformly in the ball instead of at the clean image.
 
     Returns:
@@ -55,9 +55,10 @@ def segpgd(
     Source: Gu, Zhao, Tresp, Torr, "SegPGD", ECCV 2022: at step t of T the cross-entropy of the
         pixels still right weighs 1 - lambda and that of the wrong ones lambda, with
         lambda = (t - 1) / (2 T), both over the number of all pixels.
-    Deviations: only pixels that count are averaged; for a target the pixels as drawn weigh lambda,
-        the others 1 - lambda, and the loss is descended; steps of eps * total_step / steps as in
-        `pgd` (theirs: 0.01); the best iterate is returned; a sample that is done stops.
+    Deviations: only pixels that count are averaged; for a target the pixels that have its
+        class weigh lambda, the others 1 - lambda, and the loss is descended; steps of eps *
+        total_step / steps as in `pgd` (theirs: 0.01); the best iterate is returned; a sample that
+        is final stops.
     """
     search = Search(on_pixels(problem, weighted))
     for restart in range(restarts):

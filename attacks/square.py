@@ -1,4 +1,4 @@
-"""Square: random search by queries alone; windows of the image are redrawn, improvements kept."""
+"""Square: random search by queries alone that redraws square windows and keeps improvements."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ Frame = tuple[Tensor, ...]  # what the proposals of a norm need of the open prob
 def square(problem: Problem, *, rng: Draws, queries: int = 5000, p_init: float = 0.8) -> Images:
     """Return the best candidates of a random search over square windows.
 
-    No gradient is asked for. Each query redraws one window a sample; what does more harm is kept.
+    It needs no gradient. Each query redraws one window of a sample, and more harm is kept.
 
     Args:
         problem: the batch attacked; targeted where its objective is.
         rng: one stream a sample; each query forks its own.
         queries: images of a sample shown to the victim, >= 1.
-        p_init: share of the pixels in the first windows, > 0; it is halved on the paper's schedule.
+        p_init: fraction of the pixels in the first windows, > 0; halved on the paper's schedule.
 
     Returns:
         `(b, c, *s)` candidates in the ball: of every one shown, the one with the most harm.
@@ -83,7 +83,7 @@ def square(problem: Problem, *, rng: Draws, queries: int = 5000, p_init: float =
 
 
 def _window_fraction(progress: float, p_init: float) -> float:
-    """Return the share of the pixels in a window after `progress` of all queries."""
+    """Return the fraction of the pixels in a window after `progress` of all queries."""
     return p_init * 0.5 ** sum(progress * 10_000 > halving for halving in _HALVINGS)
 
 

@@ -53,9 +53,9 @@ def uap(
         rng: one stream a training image: the order of visits.
         epochs: visits to every image not fooled, >= 1.
         batch: images a step, >= 1.
-        ways: leading ways to the goal that the minimal step chooses from, >= 1.
-        delta: stop once a share of 1 - delta of the images is fooled, in [0, 1).
-        overshoot: a step goes this share beyond the boundary, >= 0.
+        ways: leading ways to the goal among which the minimal step goes the nearest, >= 1.
+        delta: stop once a fraction of 1 - delta of the images is fooled, in [0, 1).
+        overshoot: fraction of a step by which it goes beyond the boundary, >= 0.
 
     Returns:
         The perturbation that fooled most training images, of all seen after an epoch.
@@ -124,7 +124,7 @@ def uap_gradient(
     clip: float = 10.0,
     loss: str = "cross_entropy",
 ) -> Additive:
-    """Return a perturbation climbed along the gradient of the mean clipped loss.
+    """Return a perturbation found by gradient ascent on the mean clipped loss.
 
     Args:
         problem: the training images; targeted where its objective is.
@@ -132,10 +132,11 @@ def uap_gradient(
         epochs: visits to every image, >= 1.
         batch: images a step, >= 1.
         total_step: length of all steps together in units of eps, > 0.
-        momentum: share of the running gradient that is kept, in [0, 1).
+        momentum: weight of the running gradient, in [0, 1).
         clip: an image whose goal is reached has no weight while its loss (log-odds) is above this;
             any number, > 0 to be of use.
-        loss: what is climbed, see `objectives.pixels.with_loss`.
+        loss: what is maximised: "cross_entropy" (the objective's own loss), of labels "margin" or
+            "dlr"; of masks a pixel loss; see `objectives.pixels.with_loss`.
 
     Returns:
         The last perturbation.
@@ -152,7 +153,7 @@ def uap_gradient(
         weighs as much as any other; the gradient is averaged over steps (momentum) and the step
         falls linearly to 0, so that the last iterate is the best; an image beyond `clip` but not
         done still counts. Gradients that would push a pixel out of [0,1] count as 0. Of several
-        findings each image climbs its nearest (see `objectives.nearest`).
+        findings the nearest of each image is attacked (see `objectives.nearest`).
     """
     below_one(momentum=momentum)
     problem = with_loss(problem, loss)
@@ -167,11 +168,13 @@ def uap_gradient(
         return ball.bound(v[None] + total_step * weight * ball.full(g[None]))[0]
 
     start = problem.x.new_zeros(problem.x.shape[1:])
-    return Additive(climb(problem, start, pull, step, rng, Pace(epochs, batch, momentum, clip)))
+    return Additive(
+        fit_pattern(problem, start, pull, step, rng, Pace(epochs, batch, momentum, clip))
+    )
 
 
 class Pace(NamedTuple):
-    """How a pattern is climbed: visits, images a step, gradient kept, loss that is enough."""
+    """How a pattern is fitted: epochs, images a step, momentum, and the loss that is clipped."""
 
     epochs: int
     batch: int
@@ -179,7 +182,7 @@ class Pace(NamedTuple):
     clip: float
 
 
-def climb(
+def fit_pattern(
     problem: Problem, start: Pattern, pull: Pull, step: Step, rng: Draws, pace: Pace
 ) -> Pattern:
     """Return the pattern after steps along the running gradient of the mean clipped loss.
@@ -188,7 +191,7 @@ def climb(
         problem: the training images.
         start: the pattern to start from.
         pull: the gradient of each image's loss with respect to the pattern, and its verdict.
-        step: the pattern moved along a gradient by a share of the whole way.
+        step: moves the pattern along a gradient by a fraction of the total step.
         rng: one stream a training image.
         pace: see Pace.
     """

@@ -66,7 +66,7 @@ def pgd_at(
             `weight_perturbation.perturbed`; 0 = off.
 
     Source: Madry et al., ICLR 2018, equation 2.1; 7 steps of 2/255 at 8/255, section 5. All steps
-        are taken, on the loss, by every image: an image already misclassified climbs on.
+        are taken, on the loss, by every image, even if it is already misclassified.
     """
     z = crafted(
         victim,
@@ -176,7 +176,7 @@ def trades(
             `weight_perturbation.perturbed`; 0 = off.
 
     Source: Zhang et al., ICML 2019, equation 5 and algorithm 1, with KL(clean || perturbed) as in
-        the authors' code; 10 steps, beta 6. Deviation: the climb starts uniformly in the ball, not
+        the authors' code; 10 steps, beta 6. Deviation: the ascent starts uniformly in the ball, not
         from a normal draw of deviation 0.001.
     """
     with frozen(victim.module), torch.no_grad():

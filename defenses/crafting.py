@@ -1,7 +1,7 @@
-"""Crafting: the images that a victim in training is shown, made by an attack that is handed in.
+"""Crafting: adversarial examples for a victim in training, found by an attack that is passed in.
 
 While images are crafted the network is in eval mode with its parameters' gradients off: batch norm
-keeps its statistics and dropout rests, so that what is attacked is the network as deployed. The
+keeps its statistics and dropout is off, so that the attacked network is the deployed one. The
 authors of TRADES and MART do so in their code; Madry et al. and Wong et al. crafted in train mode,
 which is the deviation of `pgd_at` and `fast_at` (Pang et al., ICLR 2021, section 3.4, find eval
 mode the better or equal choice; cited from memory).
@@ -25,8 +25,8 @@ from robustbench_med.victim import Victim, frozen
 Attack = Callable[..., Images]
 
 
-class Climbed:
-    """The objective of training: a loss of the batch is climbed, and nothing is ever done.
+class TrainingLoss:
+    """The objective of training: the loss of the batch is maximised, and no sample is ever final.
 
     The loss is a mean over the batch; the gradient of each image is its own all the same, but for
     the Dice of masks, which is the batch's.
@@ -50,14 +50,14 @@ class Climbed:
         return output.logits.new_ones(len(output.logits))
 
     def applies(self, y: Truth) -> Tensor:
-        """Return that every image can be climbed."""
+        """Return that every image can be attacked."""
         return torch.ones(len(y), dtype=torch.bool, device=y.device)
 
-    def select(self, rows: Rows) -> Climbed:  # noqa: ARG002 - a batch is climbed as one
+    def select(self, rows: Rows) -> TrainingLoss:  # noqa: ARG002 - a batch is one loss
         """Return the objective itself."""
         return self
 
-    def bind(self, y: Truth) -> Climbed:  # noqa: ARG002 - bound to its truths already
+    def bind(self, y: Truth) -> TrainingLoss:  # noqa: ARG002 - bound to its truths already
         """Return the objective itself."""
         return self
 
@@ -66,7 +66,7 @@ def crafted(
     victim: Victim,
     x: Images,
     y: Truth,
-    climbed: Callable[[Logits], Tensor],
+    maximised: Callable[[Logits], Tensor],
     attack: Attack,
     ball: Ball,
     **effort: Any,  # noqa: ANN401 - of any attack
@@ -77,12 +77,12 @@ def crafted(
         victim: whose modes and gradients are restored after.
         x: images of a batch.
         y: their truth.
-        climbed: the loss of logits that is climbed.
+        maximised: the loss of logits that the attack maximises.
         attack: takes a problem, `rng` and the effort.
         ball: the allowed perturbation.
         effort: parameters of the attack.
     """
     rng = Draws(torch.randint(-(2**62), 2**62, (len(x),)).to(x.device))
     with frozen(victim.module):
-        problem = Problem(x, y, ball, Climbed(climbed), victim, chunk=len(x))
+        problem = Problem(x, y, ball, TrainingLoss(maximised), victim, chunk=len(x))
         return attack(problem, rng=rng, **effort).detach()

@@ -1,4 +1,4 @@
-"""JPEG: an image is written and read again before the victim sees it."""
+"""JPEG: an image is compressed and decoded before the victim sees it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def jpeg(victim: Victim, *, quality: int = 75) -> Defended:
 
     Args:
         victim: undefended.
-        quality: of the codec, in 1..100.
+        quality: of the JPEG codec, in 1..100; lower loses more.
 
     Returns:
         The judge's own gradient is 0. The guide is a JPEG of cosines and matrix products whose

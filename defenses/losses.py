@@ -20,7 +20,7 @@ def divergence(p: Logits, q: Logits, y: Truth) -> Float[Tensor, ""]:
     Args:
         p: logits of the clean images.
         q: logits of the perturbed images.
-        y: truth, see Batch: tells the task apart by its shape; -1 does not count.
+        y: truth, see Batch: its shape says the task; -1 does not count.
     """
     if p.ndim == 2 and y.ndim == 2:
         return _mean(_bernoulli(p, q), y)

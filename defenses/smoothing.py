@@ -46,7 +46,8 @@ def smoothing(
         victim: undefended, best trained on such noise (`gaussian_noise`).
         sigma: of the noise in [0,1] image units, > 0; noisy images are not clipped to [0,1].
         draws: passes whose logits are averaged, >= 1.
-        n: noisy copies that bound a class's share in the certificate, >= 1, see `certify`.
+        n: noisy copies that bound a class's fraction of the votes in the certificate, >= 1, see
+            `certify`.
         alpha: chance that an image's certificate is wrong, in (0,1).
 
     Returns:

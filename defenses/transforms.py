@@ -1,7 +1,8 @@
 """Input transforms: what a defense does to an image before the victim reads it.
 
 Each keeps the image's shape, works on any number of channels, in 2-D and 3-D, and is one function
-`(victim, *, <parameters>) -> Defended`. The guide is the view an adaptive attacker climbs.
+`(victim, *, <parameters>) -> Defended`. The guide is the view that an adaptive attacker
+differentiates.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def bit_depth(victim: Victim, *, bits: int = 4) -> Defended:
 
     Args:
         victim: undefended.
-        bits: a value keeps, in 1..8: 2^bits levels from 0 to 1.
+        bits: of a grey value, in 1..8: 2^bits levels from 0 to 1.
 
     Returns:
         The guide is the identity on the way back (BPDA).
@@ -75,7 +76,7 @@ def median_filter(victim: Victim, *, size: int = 3) -> Defended:
 
     Args:
         victim: undefended.
-        size: of the window along every axis in pixels, >= 2 and at most twice the image's.
+        size: of the window along every axis in pixels, >= 2 and at most twice that of the image.
 
     Returns:
         The guide is exact: each value is one of the image's, and its gradient goes there. On
@@ -108,7 +109,7 @@ def median(x: Images, size: int) -> Images:
 
 
 def _windows(x: Images, size: int) -> list[Tensor]:
-    """Return what stands at each place of the window around every pixel: images like `x`."""
+    """Return one image for each position of the window around every pixel."""
     images = [x]
     for axis in range(2, x.ndim):
         n = x.shape[axis]
@@ -224,7 +225,7 @@ def random_resize_pad(victim: Victim, *, smallest: float = 0.9, draws: int = 8) 
 
     Args:
         victim: undefended.
-        smallest: share of the image's size that it may shrink to, in (0,1).
+        smallest: least fraction of its size to which an image shrinks, in (0,1).
         draws: passes whose logits are averaged, >= 1: attacked and judged in expectation (EOT).
 
     Returns:

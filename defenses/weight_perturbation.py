@@ -17,7 +17,7 @@ _TINY = 1e-20
 
 
 class _WithTensors(nn.Module):
-    """A module that computes with other tensors in the place of some of its own."""
+    """A module that computes with other tensors instead of some of its own."""
 
     def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ def perturbed(
     Args:
         victim: whose weights are moved.
         descended: the loss of a victim.
-        gamma: length of the move of each layer as a share of its weights' norm, >= 0; 0 = none.
+        gamma: length of the move of each layer as a fraction of its weights' norm, >= 0; 0 = none.
 
     Source: Wu, Xia, Wang, NeurIPS 2020, equations 8 to 10, K2 = 1 step. As in the authors' code
         (from memory), only weights of two axes or more move, not biases and norms. Deviation: the

@@ -322,7 +322,7 @@ def function(
 ) -> Callable[..., Any]:
     """Return the function behind a card, importing its module now."""
     if kind == "attacks" and ":" in card.name:
-        # one function drives every peer's attack: it has to be told which
+        # one function calls every peer's attack: it needs the name
         return partial(_peers().attack, card.name)
     entry = entry_of(kind, card.name)
     if entry is not None:

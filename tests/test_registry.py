@@ -187,6 +187,18 @@ def test_a_plug_in_is_planned_and_run(call: Call, tmp_path: Path) -> None:
         assert record["dataset_card"]["name"] == "squares"
 
 
+def test_a_plug_in_adds_no_victim_to_shipped_data(call: Call) -> None:
+    before = call("plan quick --dataset phantom_chest --attack fgsm --eps 2/255")[1]
+    card = registry.find("models", "mean_net").model_copy(
+        update={"name": "other_net", "dataset": "phantom_chest"}
+    )
+    with registry.register("models", card):
+        after = call("plan quick --dataset phantom_chest --attack fgsm --eps 2/255")[1]
+    assert "chest_resnet" in before
+    assert "other_net" not in after
+    assert "mean_net" in call("plan quick --dataset squares --attack fgsm --eps 2/255")[1]
+
+
 def test_a_broken_plug_in_is_one_line_where_it_is_asked_for(call: Call) -> None:
     code, _, err = call("show broken_attack")
     assert code == 2

@@ -1,4 +1,4 @@
-"""Confidence: the answer itself is a detector; what the victim is not sure of goes to a person."""
+"""Confidence: images of which the victim is not sure are rejected and go to a person."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from robustbench_med.victim import Victim
     positive=("fpr",),
 )
 def confidence(victim: Victim, *, fitting: Fitting, fpr: float = 0.05) -> Defended:
-    """Return the victim with a reject option: images it is least sure of are rejected.
+    """Return the victim with a reject option: it rejects the images of which it is least sure.
 
     Costs no further forward pass.
 
     Args:
         victim: undefended.
         fitting: its validation images give the threshold; nothing else is fitted.
-        fpr: share of clean validation images rejected, in (0,1).
+        fpr: fraction of clean validation images that are rejected, in (0,1).
 
     Source: Hendrycks, Gimpel, "A baseline for detecting misclassified and out-of-distribution
         examples in neural networks", ICLR 2017, section 2: maximum softmax probability. Deviation:

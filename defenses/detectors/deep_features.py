@@ -34,9 +34,9 @@ def deep_features(
 
     Args:
         victim: undefended.
-        fitting: its training images are shown to the forest clean and attacked.
-        fpr: share of clean validation images rejected, in (0,1).
-        trees: of the forest, >= 1.
+        fitting: the forest is fitted on its training images, clean and attacked.
+        fpr: fraction of clean validation images that are rejected, in (0,1).
+        trees: number of trees in the forest, >= 1.
         fit: training images used at most, >= 1.
 
     Raises:

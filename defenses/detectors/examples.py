@@ -1,4 +1,4 @@
-"""Examples: the training images a detector is fitted on, and what a plain attack makes of them."""
+"""Examples: the training images on which a detector is fitted: clean, noisy and attacked."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def bank_and_rows(batch: Batch, y: Tensor, fitting: Fitting) -> tuple[Batch, Bat
 
 
 def attacked_images(batch: Batch, fitting: Fitting) -> Images:
-    """Return what the plain attack leaves of the images: broken or not, both are attacks."""
+    """Return the images after the plain attack, whether it succeeded or not."""
     return fitting.attacked(batch).detach()
 
 

@@ -47,7 +47,7 @@ def feature_mixture(
     Args:
         victim: undefended.
         fitting: its training images give the mixtures.
-        fpr: share of clean validation images rejected, in (0,1).
+        fpr: fraction of clean validation images that are rejected, in (0,1).
         components: Gaussians a class and layer, >= 1.
         fit: training images used at most, >= 1.
 

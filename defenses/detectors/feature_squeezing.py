@@ -36,8 +36,8 @@ def feature_squeezing(
     Args:
         victim: undefended.
         fitting: its validation images give the threshold; nothing else is fitted.
-        fpr: share of clean validation images rejected, in (0,1).
-        bits: of a pixel, >= 1.
+        fpr: fraction of clean validation images that are rejected, in (0,1).
+        bits: of a squeezed grey value, >= 1.
         window: side of the median filter in pixels, in 2..3.
 
     Raises:

@@ -45,7 +45,7 @@ def kernel_density(
     Args:
         victim: undefended.
         fitting: its training images are the kernels' centres.
-        fpr: share of clean validation images rejected, in (0,1).
+        fpr: fraction of clean validation images that are rejected, in (0,1).
         bandwidth: standard deviation of a kernel in units of features, >= 0; 0 = the likeliest.
         fit: training images used at most, >= 1.
 

@@ -37,8 +37,8 @@ def lid(
         victim: undefended.
         fitting: half of its training images is the bank, half is compared with it: clean, noisy and
             attacked. No patient is in both halves.
-        fpr: share of clean validation images rejected, in (0,1).
-        k: neighbours, >= 1.
+        fpr: fraction of clean validation images that are rejected, in (0,1).
+        k: number of nearest neighbours, >= 1.
         fit: training images used at most, both halves together, >= 1.
 
     Raises:

@@ -41,7 +41,7 @@ def mahalanobis(victim: Victim, *, fitting: Fitting, fpr: float = 0.05, fit: int
         victim: undefended.
         fitting: half of its training images gives the Gaussians, half the regression: clean, noisy
             and attacked. No patient is in both halves.
-        fpr: share of clean validation images rejected, in (0,1).
+        fpr: fraction of clean validation images that are rejected, in (0,1).
         fit: training images used at most, both halves together, >= 1.
 
     Raises:

@@ -33,9 +33,9 @@ def quantised_features(
 
     Args:
         victim: undefended.
-        fitting: its training images are shown to the machine clean, noisy and attacked.
-        fpr: share of clean validation images rejected, in (0,1).
-        levels: codes a feature takes, >= 2.
+        fitting: the machine is fitted on its training images, clean, noisy and attacked.
+        fpr: fraction of clean validation images that are rejected, in (0,1).
+        levels: number of codes of a feature, >= 2.
         fit: training images used at most, >= 1.
 
     Raises:

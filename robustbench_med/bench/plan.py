@@ -230,7 +230,10 @@ def victims_of(grid: Grid, dataset: Dataset) -> list[str]:
     A pattern ("*", "*_resnet") stands for the shipped victims of the dataset that no defense
     retrained, "defended" for those retrained, each beside the one it was made from.
     """
-    shipped = [c for c in registry.load("models").values() if c.dataset == dataset.card.name]
+    # of a shipped dataset a plug-in's model is named: no suite changes where a package is installed
+    is_shipped = dataset.card.name in registry.shipped("datasets")
+    cards = registry.shipped("models") if is_shipped else registry.load("models")
+    shipped = [c for c in cards.values() if c.dataset == dataset.card.name]
     retrained = [c for c in shipped if c.undefended]
     plain = [c.name for c in shipped if not c.undefended]
     defended = sorted({v for c in retrained for v in (c.undefended, c.name)})

@@ -269,7 +269,7 @@ def test_show_as_json_explains_every_parameter(call: Call) -> None:
         "name": "p_init",
         "type": "float",
         "default": 0.8,
-        "meaning": "share of the pixels in the first windows, > 0; it is halved on the paper's "
+        "meaning": "fraction of the pixels in the first windows, > 0; halved on the paper's "
         "schedule.",
     }
     assert json.loads(call("show", "quick", "--json").out)["name"] == "quick"

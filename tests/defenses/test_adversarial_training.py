@@ -368,11 +368,11 @@ def test_a_linear_victim_becomes_robust() -> None:
 
 
 def test_the_objective_of_training_is_one() -> None:
-    from defenses.crafting import Climbed
+    from defenses.crafting import TrainingLoss
     from robustbench_med.objective import Objective
     from robustbench_med.types import Output
 
-    objective = Climbed(lambda logits: logits.square().mean())
+    objective = TrainingLoss(lambda logits: logits.square().mean())
     output, y = Output(torch.full((4, 2), 2.0)), torch.zeros(4, dtype=torch.long)
     assert isinstance(objective, Objective)
     verdict = objective(output, y)

@@ -8,12 +8,16 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from robustbench_med import registry
+from robustbench_med.datasets.load import load_dataset
+from robustbench_med.models.load import load_victim
 from robustbench_med.problem import Problem
 from robustbench_med.search import Nearest, Search
 from tests.docs.pages import CHECKOUT, blocks, source
@@ -108,6 +112,47 @@ def test_a_dataset_as_the_page_says(copy: Path) -> None:
     assert run(["python", "-c", textwrap.dedent(code)], copy).split() == [
         "48", "1", "64", "64", "16", "True",
     ]  # fmt: skip
+
+
+def test_a_plug_in_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's module and entry points, installed; then its last block in the same process."""
+    module, points, registering = blocks("plug_ins.md")
+    (tmp_path / module.path).write_text(module.text)
+    info = tmp_path / "med_plugin-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: med-plugin\nVersion: 0.1\n")
+    groups = tomllib.loads(points.text)["project"]["entry-points"]
+    lines = [
+        line
+        for group, names in groups.items()
+        for line in (f"[{group}]", *(f"{name} = {value}" for name, value in names.items()))
+    ]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    registry.refresh()
+    try:
+        for kind in ("attacks", "defenses", "datasets", "models"):
+            (name,) = groups[f"robustbench_med.{kind}"]
+            assert registry.origin(kind, name) == "med-plugin 0.1"
+        data = load_dataset("squares")
+        assert (
+            load_victim("linear_net", data.card)
+            .victim.logits(data.batch("test").x)
+            .isfinite()
+            .all()
+        )
+    finally:
+        monkeypatch.undo()
+        sys.modules.pop("med_plugin", None)
+        registry.refresh()
+    names: dict[str, Any] = {}
+    exec(module.text, names)  # noqa: S102 - the page's own code
+    names["brighten"].__module__ = names["nothing"].__module__ = "med_plugin"
+    exec(registering.text, names)  # noqa: S102 - the page's own code
+    assert registry.find("attacks", "brighten").title == "Brighten"
+    names["added"].remove()
+    assert "brighten" not in registry.names("attacks")
+    assert "nothing" not in registry.names("defenses")
 
 
 @pytest.mark.parametrize("page", PAGES)
