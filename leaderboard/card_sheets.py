@@ -87,9 +87,9 @@ def paper(source: str) -> str:
     >>> paper("control; Madry et al., ICLR 2018, section 2.1"), paper("drawn here")
     ('https://arxiv.org/abs/1706.06083', '')
     """
-    places = {reference: source.find(reference) for reference in papers()}
-    known = [reference for reference, place in places.items() if place >= 0]
-    return papers()[min(known, key=lambda reference: places[reference])] if known else ""
+    positions = {reference: source.find(reference) for reference in papers()}
+    known = [reference for reference, position in positions.items() if position >= 0]
+    return papers()[min(known, key=lambda reference: positions[reference])] if known else ""
 
 
 def _sheet(kind: str, card: Card, lines: Iterable[tuple[str, str]], *, name: str = "") -> Sheet:

@@ -22,15 +22,15 @@ _SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
 }
 
 
-def bibtex(made: list[Board], *, versions: Iterable[str]) -> str:
+def bibtex(boards: list[Board], *, versions: Iterable[str]) -> str:
     """Return an entry for the bench and one for each attack and defense with a source.
 
     Args:
-        made: boards; their records carry the cards.
+        boards: boards; their records carry the cards.
         versions: of the bench, that made the records.
     """
     cards: dict[str, Card] = {}
-    for board in made:
+    for board in boards:
         for row in board.rows:
             for run in row.runs.values():
                 for card in (run.record.attack_card, run.record.defense_card):
@@ -68,17 +68,17 @@ def _authors(source: str) -> str:
     ''
     """
     head = source.split(";")[0].replace(" & ", ", ")
-    parts = [part.strip() for part in head.split(",")]
-    place = next((i for i, part in enumerate(parts) if re.search(r"\d", part)), 0)
-    names = parts[:place]
+    items = [part.strip() for part in head.split(",")]
+    venue = next((i for i, part in enumerate(items) if re.search(r"\d", part)), 0)
+    names = items[:venue]
     if names and re.search(r"[A-Z]{2}|Journal|Imaging|Recognition", names[-1]):
         names.pop()  # a venue whose year comes later
     if not names or not all(re.fullmatch(r"[A-Z][\w' -]*( et al\.)?", name) for name in names):
         return ""
-    found = [name.removesuffix(" et al.") for name in names]
+    surnames = [name.removesuffix(" et al.") for name in names]
     # surnames only: braces keep one of two words whole
-    found = [f"{{{_text(name)}}}" if " " in name else _text(name) for name in found]
-    return " and ".join([*found, *(["others"] if names[-1].endswith(" et al.") else [])])
+    surnames = [f"{{{_text(name)}}}" if " " in name else _text(name) for name in surnames]
+    return " and ".join([*surnames, *(["others"] if names[-1].endswith(" et al.") else [])])
 
 
 def _entry(kind: str, key: str, fields: dict[str, str]) -> str:

@@ -60,15 +60,15 @@ def gallery(board: Board, *, budget: int) -> list[Picture]:
 
     A picture that is missing, no PNG, too large or outside its record's folder is left out.
     """
-    found: list[Picture] = []
+    pictures: list[Picture] = []
     for row, column, example in _in_turn(board):
         picture = _picture(row, column, example)
         if picture and picture.size <= budget:
             budget -= picture.size
-            found.append(picture)
-        if len(found) == SHOWN:
+            pictures.append(picture)
+        if len(pictures) == SHOWN:
             break
-    return found
+    return pictures
 
 
 def regions_shown(board: Board, pictures: Sequence[Picture]) -> list[tuple[str, str]]:
@@ -88,29 +88,29 @@ def shown(pictures: Sequence[Picture], *, slides: bool = True) -> str:
             else "The clean image, the attacked one, and"
         )
         return f"{both} the perturbation, amplified around mid-grey by the factor given."
-    wanted = ", what the attacker wants" if any(mask.target for mask in masks) else ""
+    target = ", what the attacker wants" if any(mask.target for mask in masks) else ""
     between = ", with a slider between" if slides else " on"
     return (
         f"The truth; what the model draws{between} the clean and the attacked image"
-        f"{wanted}; and the perturbation, amplified around mid-grey by the factor given."
+        f"{target}; and the perturbation, amplified around mid-grey by the factor given."
     )
 
 
 def _in_turn(board: Board) -> list[tuple[Row, str, Example]]:
     """Return the examples ordered so that victims take turns, and attacks within a victim do."""
     turns: list[tuple[int, int, Row, str, Example]] = []
-    seen: set[tuple[int, str]] = set()
-    for place, row in enumerate(board.rows):
+    shown_samples: set[tuple[int, str]] = set()
+    for index, row in enumerate(board.rows):
         columns = [c for c in board.columns if c in row.runs]
-        columns = columns[place % len(columns) :] + columns[: place % len(columns)]
+        columns = columns[index % len(columns) :] + columns[: index % len(columns)]
         queues = [[(c, e) for e in row.runs[c].record.examples] for c in columns]
         turn = 0
         for depth in range(max(map(len, queues))):
             for queue in queues:
-                if depth >= len(queue) or (place, queue[depth][1].sample) in seen:
+                if depth >= len(queue) or (index, queue[depth][1].sample) in shown_samples:
                     continue
-                seen.add((place, queue[depth][1].sample))
-                turns.append((turn, place, row, *queue[depth]))
+                shown_samples.add((index, queue[depth][1].sample))
+                turns.append((turn, index, row, *queue[depth]))
                 turn += 1
     turns.sort(key=lambda item: item[:2])
     return [item[2:] for item in turns]
@@ -147,7 +147,7 @@ def _of_labels(example: Example) -> list[Tile]:
 
 def _of_masks(example: Example, masks: MaskExample) -> list[Tile]:
     before, after = number(masks.dice_before, "unit"), number(masks.dice_after, "unit")
-    wanted = Tile(masks.target, "clean image with the mask the attacker wants", "wanted", soft=True)
+    target = Tile(masks.target, "clean image with the mask the attacker wants", "wanted", soft=True)
     return [
         Tile(masks.truth, "clean image with its true mask", "truth", soft=True),
         Tile(
@@ -160,7 +160,7 @@ def _of_masks(example: Example, masks: MaskExample) -> list[Tile]:
             "strong",
             side="attacked",
         ),
-        *([wanted] if masks.target else []),
+        *([target] if masks.target else []),
         Tile(
             example.perturbation,
             f"perturbation, amplified ×{example.amplification:g}",
@@ -172,11 +172,11 @@ def _of_masks(example: Example, masks: MaskExample) -> list[Tile]:
 
 def _dice(masks: MaskExample) -> str:
     """Return the Dice before and after the attack, and what is shown."""
-    parts = [f"Dice {number(masks.dice_before, 'unit')} → {number(masks.dice_after, 'unit')}"]
+    phrases = [f"Dice {number(masks.dice_before, 'unit')} → {number(masks.dice_after, 'unit')}"]
     if masks.target_before is not None and masks.target_after is not None:
         before, after = (number(v, "unit") for v in (masks.target_before, masks.target_after))
-        parts.append(f"target Dice {before} → {after}")
-    return " · ".join(parts + ([plain(masks.view)] if masks.view else []))
+        phrases.append(f"target Dice {before} → {after}")
+    return " · ".join(phrases + ([plain(masks.view)] if masks.view else []))
 
 
 def _data_uri(run: Stored, file: str) -> str:

@@ -51,17 +51,22 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_page(
-    made: list[Board], folder: Path, *, title: str, failures: Sequence[Failure] = (), csv: str = ""
+    boards: list[Board],
+    folder: Path,
+    *,
+    title: str,
+    failures: Sequence[Failure] = (),
+    csv: str = "",
 ) -> Path:
     """Write `leaderboard.html` into `folder` in one step and return its path."""
-    html = render(made, title=title, suite=folder.name, failures=failures, csv=csv)
+    html = render(boards, title=title, suite=folder.name, failures=failures, csv=csv)
     return write_text(folder / "leaderboard.html", html)
 
 
 def render(
-    made: list[Board], *, title: str, suite: str, failures: Sequence[Failure] = (), csv: str = ""
+    boards: list[Board], *, title: str, suite: str, failures: Sequence[Failure] = (), csv: str = ""
 ) -> str:
-    """Return the page of `made`, which names the failures; the same boards give the same text.
+    """Return the page of `boards`, which names the failures; the same boards give the same text.
 
     `csv` is that of `exports.csv_text`, where the caller has it.
     """
@@ -74,15 +79,15 @@ def render(
             **page_parts(),
             failures=failures,
             means=FAILURES_MEAN,
-            headline=headline_of(made),
+            headline=headline_of(boards),
             card_kinds=KINDS,
-            sheets=sheets(made),
-            groups=views(made),
-            origin=(source := origin(made)),
-            choices=choices(made),
-            data=page_json(made),
-            csv=packed_csv(csv or csv_text(made)),
-            bibtex=bibtex(made, versions=source["versions"]),
+            sheets=sheets(boards),
+            groups=views(boards),
+            origin=(source := origin(boards)),
+            choices=choices(boards),
+            data=page_json(boards),
+            csv=packed_csv(csv or csv_text(boards)),
+            bibtex=bibtex(boards, versions=source["versions"]),
         )
     )
 
@@ -111,14 +116,14 @@ def page_parts() -> dict[str, str]:
 
 def environment() -> Environment:
     """Return what renders our templates: every value is escaped, whatever the file is called."""
-    made = Environment(
+    templates = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals.update(
+    templates.globals.update(
         argmax_words=argmax_words,
         attack_anchor=partial(anchor, "attack"),
         attacker_words=attacker_words,
@@ -148,7 +153,7 @@ def environment() -> Environment:
         spread_words=spread_words,
         versus_words=versus_words,
     )
-    made.filters.update(
+    templates.filters.update(
         finite=math.isfinite,
         first_upper=lambda words: words[:1].upper() + words[1:],
         heat=heat,
@@ -158,14 +163,14 @@ def environment() -> Environment:
         number=text.number,
         packed=packed,
         packed_column=packed_column,
-        percent_of=lambda share: f"{100 * share:.2f}",
+        percent_of=lambda value: f"{100 * value:.2f}",
         plain=text.plain,
         radius=text.radius,
         sign=text.sign,
         with_unit=with_unit,
         scale=lambda kind: f"{text.SCALE[kind][0]:g}",
     )
-    return made
+    return templates
 
 
 def policy_hash(content: str) -> str:
@@ -214,7 +219,7 @@ def packed_column(column: Column, row: Row, rungs: int) -> str:
     return ";".join(cells)
 
 
-def heat(share: float) -> str:
+def heat(value: float) -> str:
     """Return the class of the background of a share, in steps of a tenth; empty where undefined.
 
     Of the number that is shown, which is all the script knows.
@@ -222,6 +227,6 @@ def heat(share: float) -> str:
     >>> heat(0.0), heat(0.47), heat(1.0)
     ('heat0', 'heat5', 'heat10')
     """
-    if not math.isfinite(share):
+    if not math.isfinite(value):
         return ""
-    return f"heat{math.floor(float(text.number(share)) / 10 + 0.5)}"
+    return f"heat{math.floor(float(text.number(value)) / 10 + 0.5)}"

@@ -38,18 +38,18 @@ TASKS = {
 }
 
 
-def views(made: list[Board]) -> list[list[dict[str, Any]]]:
+def views(boards: list[Board]) -> list[list[dict[str, Any]]]:
     """Return what the page shows of each board, by dataset; a matrix is on its first board."""
-    found, channels = matrices(made), channel_bars(made)
-    share = PAGE_BYTES // max(len(made), 1)
+    all_matrices, channels = matrices(boards), channel_bars(boards)
+    budget = PAGE_BYTES // max(len(boards), 1)
     groups: dict[str, list[dict[str, Any]]] = {}
-    defenses = _defenses(made)
+    defenses = _defenses(boards)
     proved: set[tuple[str, RowKey]] = set()
-    for ident, board in with_ids(made):
-        view = _view(board, ident, share)
-        view["matrices"] = [matrix for matrix in found if matrix.board is board]
-        own = [bars for bars in channels if bars.board is board]
-        view["bars"] = [(bars, _charts(bars, f"{ident}-bars-{i}")) for i, bars in enumerate(own)]
+    for ident, board in with_ids(boards):
+        view = _view(board, ident, budget)
+        view["matrices"] = [matrix for matrix in all_matrices if matrix.board is board]
+        charts = [bars for bars in channels if bars.board is board]
+        view["bars"] = [(bars, _charts(bars, f"{ident}-bars-{i}")) for i, bars in enumerate(charts)]
         marks = {row: [f"d{defenses.index(n)}" for n in view["shields"][row]] for row in board.rows}
         view["marks"] = {row: ["defended", *m] if m else ["undefended"] for row, m in marks.items()}
         view["certified"] = _certified(board, ident, proved)
@@ -67,38 +67,38 @@ def _certified(board: Board, ident: str, proved: set[tuple[str, RowKey]]) -> dic
 
     A certificate is of the clean images and whatever attack: other boards would only repeat it.
     """
-    found = certified(board)
-    keys = {(board.dataset.name, row.key) for row in found}
+    places = certified(board)
+    keys = {(board.dataset.name, row.key) for row in places}
     if keys <= proved:
         return {}
     proved |= keys
     svg = Markup(certified_curves(board, f"{ident}-certified"))  # noqa: S704 - drawn by certified.py
-    rows = [(place, row.title, certified_words(row)) for row, place in found.items()]
+    rows = [(curve, row.title, certified_words(row)) for row, curve in places.items()]
     return {"svg": svg, "rows": rows}
 
 
-def _defenses(made: list[Board]) -> list[str]:
+def _defenses(boards: list[Board]) -> list[str]:
     """Return the defenses of a page by name: what the filter lists."""
-    found: set[str] = set()
-    for board in made:
+    names: set[str] = set()
+    for board in boards:
         for row, price in prices(board).items():
-            found.update(defense_names(row, price.against))
-    return sorted(found)
+            names.update(defense_names(row, price.against))
+    return sorted(names)
 
 
-def choices(made: list[Board]) -> dict[str, list[str]]:
+def choices(boards: list[Board]) -> dict[str, list[str]]:
     """Return what the filters of the page list; a filter of one choice is none."""
-    rows = [row for board in made for row in board.rows]
+    rows = [row for board in boards for row in board.rows]
     return {
-        "tasks": sorted({TASKS[board.dataset.task] for board in made}),
-        "modalities": sorted({text.plain(board.dataset.modality) for board in made}),
+        "tasks": sorted({TASKS[board.dataset.task] for board in boards}),
+        "modalities": sorted({text.plain(board.dataset.modality) for board in boards}),
         "families": sorted({text.plain(row.model.family) for row in rows}),
-        "defenses": _defenses(made),
+        "defenses": _defenses(boards),
     }
 
 
-def _view(board: Board, ident: str, share: int) -> dict[str, Any]:
-    rows, pictures = drawn(board), gallery(board, budget=share)
+def _view(board: Board, ident: str, budget: int) -> dict[str, Any]:
+    rows, pictures = drawn(board), gallery(board, budget=budget)
     columns = board_columns(board)
     price, costs = prices(board), compute(board)
     attacks = [column for column in columns if column.role == "attack"]
@@ -121,7 +121,7 @@ def _view(board: Board, ident: str, share: int) -> dict[str, Any]:
         "radii": [text.radius(eps, board.norm, board.budget) for eps in board.ladder],
         "unit": text.unit(board.norm, board.budget),
         "legend": rows,
-        "curve": {row: place for place, row in enumerate(rows)},
+        "curve": {row: number for number, row in enumerate(rows)},
         "unranked": any(row.standing not in ("ranked", "control") for row in rows),
         "svg": Markup(curves(board, ident)) if rows else "",  # noqa: S704 - drawn by figures.py
         "costs": costs,
@@ -146,17 +146,17 @@ def _view(board: Board, ident: str, share: int) -> dict[str, Any]:
 
 def _row_ids(board: Board, ident: str) -> dict[Row, str]:
     """Return the anchor of each row: the same whatever its place, so that links stay right."""
-    found: dict[Row, str] = {}
+    idents: dict[Row, str] = {}
     for row in board.rows:
-        parts = [row.model.name, row.key.defense if row.key.defense != "none" else ""]
-        parts += [f"{row.key.draws}-passes"] if row.key.draws > 1 else []
-        parts += [row.apart] if row.apart else []
-        slug = re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
+        words = [row.model.name, row.key.defense if row.key.defense != "none" else ""]
+        words += [f"{row.key.draws}-passes"] if row.key.draws > 1 else []
+        words += [row.apart] if row.apart else []
+        slug = re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
         stem = f"{ident}--{slug or 'row'}"
-        found[row] = next(
-            c for c in (stem, *(f"{stem}-{i}" for i in range(2, 9999))) if c not in found.values()
+        idents[row] = next(
+            c for c in (stem, *(f"{stem}-{i}" for i in range(2, 9999))) if c not in idents.values()
         )
-    return found
+    return idents
 
 
 def _attack_names(board: Board) -> dict[str, str]:
@@ -198,18 +198,18 @@ def _leading(scores: list[Score]) -> list[Score]:
     Those of an aim of its own are explained by their boards, unless the page has no other.
     """
     general = [score for score in scores if not score.attacked] or scores or [NOTHING]
-    found: dict[str, Score] = {}
+    by_meaning: dict[str, Score] = {}
     for score in sorted(general, key=lambda score: score.kind):
-        found.setdefault(score.counted, score)
-    return list(found.values())
+        by_meaning.setdefault(score.counted, score)
+    return list(by_meaning.values())
 
 
-def origin(made: list[Board]) -> dict[str, Any]:
+def origin(boards: list[Board]) -> dict[str, Any]:
     """Return where the records of the page come from."""
-    rows: list[Row] = [row for board in made for row in board.rows]
+    rows: list[Row] = [row for board in boards for row in board.rows]
     records = [run.record for row in rows for run in row.runs.values()]
     sources = [record.provenance for record in records]
-    scores = _leading([board.score for board in made])
+    scores = _leading([board.score for board in boards])
     return {
         "counted": ", or ".join(score.counted for score in scores),
         "least": ", or ".join(score.least for score in scores),
@@ -217,15 +217,15 @@ def origin(made: list[Board]) -> dict[str, Any]:
         "versions": sorted({text.plain(p.version) for p in sources}),
         "torch": sorted({text.plain(p.torch) for p in sources}),
         "commits": sorted({commit_words(p) for p in sources if p.git_commit}),
-        "rule": RULE if any(map(has_detectors, made)) else "",
-        "synthetic": _synthetic(made),
+        "rule": RULE if any(map(has_detectors, boards)) else "",
+        "synthetic": _synthetic(boards),
         "sizes": _sizes(rows),
     }
 
 
-def _synthetic(made: list[Board]) -> str:
+def _synthetic(boards: list[Board]) -> str:
     """Return whether "all" datasets are phantoms, "some", or none (empty)."""
-    phantoms = {board.dataset.synthetic for board in made}
+    phantoms = {board.dataset.synthetic for board in boards}
     return "all" if phantoms == {True} else "some" if True in phantoms else ""
 
 

@@ -13,13 +13,13 @@ from robustbench_med.bench.record import Stored
 from robustbench_med.files import write_text
 
 from .build import Source, build
-from .criteria import Given, read_criteria
+from .criteria import CriteriaFile, read_criteria
 from .document import Report
 from .render import render
 from .suggestions import unjudged
 
 __all__ = [
-    "Given",
+    "CriteriaFile",
     "Report",
     "Written",
     "build",
@@ -45,7 +45,7 @@ def write_report(
     victim: str,
     base: Path,
     out: Path,
-    criteria: Given | None = None,
+    criteria: CriteriaFile | None = None,
     unreadable: Iterable[Failure | str] = (),
 ) -> Written:
     """Write `report-VICTIM.html` and `.json` into `out`, each in one step.
@@ -72,7 +72,7 @@ def write_reports(
     victims: Iterable[str] = (),
     base: Path,
     out: Path,
-    criteria: Given | None = None,
+    criteria: CriteriaFile | None = None,
     unreadable: Iterable[Failure | str] = (),
 ) -> Iterator[Written]:
     """Write a report of each model, and yield each once its files are there.
@@ -89,16 +89,18 @@ def write_reports(
         ResultsError, UnknownNameError: as of `write_report`, before the first file is written.
     """
     source = Source.of(records, unreadable)
-    named = list(dict.fromkeys(source.find(one) for one in victims))
+    named = list(dict.fromkeys(source.find(name) for name in victims))
     if not named and not source.records:
         source.find("")
-    return (_write(source, one, base, out, criteria) for one in named or source.victims)
+    return (_write(source, name, base, out, criteria) for name in named or source.victims)
 
 
-def _write(source: Source, victim: str, base: Path, out: Path, criteria: Given | None) -> Written:
-    document, chosen = source.document(victim, base=base, criteria=criteria)
+def _write(
+    source: Source, victim: str, base: Path, out: Path, criteria: CriteriaFile | None
+) -> Written:
+    document, model_boards = source.document(victim, base=base, criteria=criteria)
     stem = f"report-{file_name(victim)}"
-    page = write_text(out / f"{stem}.html", render(document, chosen))
+    page = write_text(out / f"{stem}.html", render(document, model_boards))
     data = write_text(out / f"{stem}.json", document.model_dump_json(indent=1) + "\n")
     return Written(page, data, document)
 

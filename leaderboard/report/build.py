@@ -17,11 +17,11 @@ from ..wording.metrics import spacing_words
 from ..wording.text import https, plain
 from ..wording.threat_model import range_words
 from .clauses import CLAUSES, FRAMEWORKS, STATEMENT
-from .criteria import Given
+from .criteria import CriteriaFile
 from .document import Data, Model, Report, Software, Use
-from .evaluate_criteria import judge
+from .evaluate_criteria import evaluate_criteria
 from .evidence import evidence
-from .model_boards import Chosen, find_victim, references, rows_of, single, victims
+from .model_boards import ModelBoard, find_victim, references, rows_of, single, victims
 from .residual_risk import limits
 from .threats import not_tested, threat_models
 
@@ -31,9 +31,9 @@ def build(
     *,
     victim: str,
     base: Path,
-    criteria: Given | None = None,
+    criteria: CriteriaFile | None = None,
     unreadable: Iterable[Failure | str] = (),
-) -> tuple[Report, list[Chosen]]:
+) -> tuple[Report, list[ModelBoard]]:
     """Return the document of a victim and the boards it is made of; same records, same document.
 
     Args:
@@ -69,56 +69,58 @@ class Source(NamedTuple):
     @classmethod
     def of(cls, records: Iterable[Stored], unreadable: Iterable[Failure | str] = ()) -> Source:
         """Return the source made of the records of a folder; arguments as of `build`."""
-        kept, lines = single(records)
+        unique, lines = single(records)
         failures = [
             line if isinstance(line, Failure) else Failure(label="", reason=line)
             for line in unreadable
         ]
-        read = {stored.record.case_id for stored in kept}
+        read = {stored.record.case_id for stored in unique}
         missing = [f for f in failures if f.case is not None and f.case.id not in read]
-        return cls(kept, make_boards(kept, missing) if kept else [], lines, failures)
+        return cls(unique, make_boards(unique, missing) if unique else [], lines, failures)
 
     @property
     def victims(self) -> dict[str, str]:
         """The models there are, name -> title."""
         return victims(self.records)
 
-    def find(self, asked: str) -> str:
+    def find(self, query: str) -> str:
         """Return the name of a model asked for by name or title; see `find_victim`."""
-        return find_victim(self.records, asked, self.failures)
+        return find_victim(self.records, query, self.failures)
 
     def document(
-        self, victim: str, *, base: Path, criteria: Given | None = None
-    ) -> tuple[Report, list[Chosen]]:
+        self, victim: str, *, base: Path, criteria: CriteriaFile | None = None
+    ) -> tuple[Report, list[ModelBoard]]:
         """Return the document of a victim that `find` returned, and its boards."""
-        chosen = rows_of(self.boards, victim)
-        runs = [run.record for one in chosen for run in one.runs.values()]
+        model_boards = rows_of(self.boards, victim)
+        runs = [run.record for model_board in model_boards for run in model_board.runs.values()]
         # a record that is known to be of another model says nothing of this one
         damaged = tuple(
-            plain(one.reason)
-            for one in self.failures
-            if one.case is None or one.case.victim == victim
+            plain(model_board.reason)
+            for model_board in self.failures
+            if model_board.case is None or model_board.case.victim == victim
         )
         doubts = (_damaged(len(damaged)),) if damaged else ()
         document = Report(
             victim=victim,
-            title=plain(chosen[0].row.model.title),
+            title=plain(model_boards[0].row.model.title),
             statement=STATEMENT,
             frameworks=FRAMEWORKS,
             clauses=CLAUSES,
-            models=_models(chosen),
+            models=_models(model_boards),
             data=_data(runs),
             software=_software(runs),
-            tested=threat_models(chosen),
-            not_tested=not_tested(chosen),
-            criteria=None if criteria is None else judge(criteria, chosen, doubts),
-            boards=tuple(evidence(one, chosen) for one in chosen),
-            limits=limits(chosen, [*self.lines, *doubts]),
+            tested=threat_models(model_boards),
+            not_tested=not_tested(model_boards),
+            criteria=None
+            if criteria is None
+            else evaluate_criteria(criteria, model_boards, doubts),
+            boards=tuple(evidence(model_board, model_boards) for model_board in model_boards),
+            limits=limits(model_boards, [*self.lines, *doubts]),
             unreadable=damaged,
             command=_command(victim, base, criteria),
-            records=tuple(references(chosen, base).values()),
+            records=tuple(references(model_boards, base).values()),
         )
-        return document, chosen
+        return document, model_boards
 
 
 def _damaged(count: int) -> str:
@@ -126,11 +128,11 @@ def _damaged(count: int) -> str:
     return f"{many} in the folder could not be read and may be of this model"
 
 
-def _command(victim: str, base: Path, criteria: Given | None) -> str:
+def _command(victim: str, base: Path, criteria: CriteriaFile | None) -> str:
     """Return the command that makes the report again from where it was called."""
     words = ["python", "-m", "robustbench_med", "report", "--victim", victim, str(base)]
-    made = shlex.join([*words, *(["--criteria", criteria.command] if criteria else [])])
-    return made if made.isprintable() else plain(made)
+    command = shlex.join([*words, *(["--criteria", criteria.command] if criteria else [])])
+    return command if command.isprintable() else plain(command)
 
 
 def _grouped(runs: list[Record], key: Callable[[Record], str]) -> dict[str, list[Record]]:
@@ -154,13 +156,15 @@ def _software_key(record: Record) -> str:
     return record.provenance.model_copy(update=same).model_dump_json()
 
 
-def _models(chosen: list[Chosen]) -> tuple[Model, ...]:
+def _models(model_boards: list[ModelBoard]) -> tuple[Model, ...]:
     """Return each state of the weights that records were made from."""
-    runs = [run.record for one in chosen for run in one.runs.values()]
-    shields = {one.row.key.weights: list[str]() for one in chosen}
-    for one in chosen:
-        shields[one.row.key.weights] += [one.row.shield] if one.row.shield else []
-    found = []
+    runs = [run.record for model_board in model_boards for run in model_board.runs.values()]
+    shields = {model_board.row.key.weights: list[str]() for model_board in model_boards}
+    for model_board in model_boards:
+        shields[model_board.row.key.weights] += (
+            [model_board.row.shield] if model_board.row.shield else []
+        )
+    models = []
     for weights, records in _grouped(runs, lambda r: r.case.victim_sha256).items():
         card = records[0].model_card
         measured = card.measured
@@ -169,7 +173,7 @@ def _models(chosen: list[Chosen]) -> tuple[Model, ...]:
         if card.recipe is not None:
             hardened = card.recipe.defense
             trained = card.dataset + (f", trained with {hardened}" if hardened else "")
-        found.append(
+        models.append(
             Model(
                 name=plain(card.name),
                 title=plain(card.title),
@@ -186,14 +190,14 @@ def _models(chosen: list[Chosen]) -> tuple[Model, ...]:
                 records=_ids(records),
             )
         )
-    return tuple(found)
+    return tuple(models)
 
 
 def _data(runs: list[Record]) -> tuple[Data, ...]:
-    found = []
+    datasets = []
     for records in _grouped(runs, lambda r: r.case.dataset).values():
         card = records[0].dataset_card
-        found.append(
+        datasets.append(
             Data(
                 name=plain(card.name),
                 heading=plain(card.heading),
@@ -211,7 +215,7 @@ def _data(runs: list[Record]) -> tuple[Data, ...]:
                 uses=tuple(map(_use, _grouped(records, _data_key).values())),
             )
         )
-    return tuple(found)
+    return tuple(datasets)
 
 
 def _use(records: list[Record]) -> Use:
@@ -227,16 +231,16 @@ def _use(records: list[Record]) -> Use:
 
 
 def _software(runs: list[Record]) -> tuple[Software, ...]:
-    found = []
+    versions = []
     for records in _grouped(runs, _software_key).values():
-        made = records[0].provenance
+        provenance = records[0].provenance
         times = sorted(record.provenance.started for record in records)
-        found.append(
+        versions.append(
             Software(
-                **made.model_dump(exclude={"started", "command"}),
+                **provenance.model_dump(exclude={"started", "command"}),
                 first=times[0],
                 last=times[-1],
                 records=_ids(records),
             )
         )
-    return tuple(found)
+    return tuple(versions)

@@ -79,14 +79,14 @@ _SUBJECTS: dict[str, dict[str, str]] = {
 
 def _of(*names: str) -> tuple[Clause, ...]:
     """Return clauses by name, those of one framework together; a name that is unknown fails."""
-    found = [
+    clauses = [
         Clause(framework=framework, clause=name, subject=subjects[name])
         for framework, subjects in _SUBJECTS.items()
         for name in names
         if name in subjects
     ]
-    assert len(found) == len(names), names  # noqa: S101 - names are our own
-    return tuple(found)
+    assert len(clauses) == len(names), names  # noqa: S101 - names are our own
+    return tuple(clauses)
 
 
 CLAUSES: dict[str, tuple[Clause, ...]] = {

@@ -27,7 +27,7 @@ from robustbench_med.cards import Norm, Threat
 from robustbench_med.errors import SpecError, UnknownNameError
 from robustbench_med.spec import number
 
-_PARTS = ("dice", "iou", "hd95", "nsd", "volume_error", "lesion_miss", "false_alarm")
+_METRICS_OF_REGIONS = ("dice", "iou", "hd95", "nsd", "volume_error", "lesion_miss", "false_alarm")
 # metric -> whether higher is better, how it is written, and the largest limit that makes sense
 METRICS: dict[str, tuple[bool, str, float]] = {
     "accuracy": (True, "percent", 1),
@@ -109,7 +109,7 @@ class Criterion(BaseModel):
         return 0.0 if self.eps is None else number(self.eps)
 
 
-class Given(NamedTuple):
+class CriteriaFile(NamedTuple):
     """A file of criteria.
 
     Attributes:
@@ -127,7 +127,7 @@ class Given(NamedTuple):
     command: str
 
 
-def read_criteria(path: Path) -> Given:
+def read_criteria(path: Path) -> CriteriaFile:
     """Return the criteria in a TOML file.
 
     Raises:
@@ -144,17 +144,19 @@ def read_criteria(path: Path) -> Given:
     if set(tables) != {"criteria"} or not _tables(tables["criteria"]):
         listed = ", ".join(tables) or "nothing"
         raise SpecError(f"expected [[criteria]] tables alone in {path}, got {listed}")
-    found = tuple(
-        _criterion(table, f"{path}, criterion {place}")
-        for place, table in enumerate(tables["criteria"], 1)
+    criteria = tuple(
+        _criterion(table, f"{path}, criterion {number}")
+        for number, table in enumerate(tables["criteria"], 1)
     )
     modified = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
     digest = hashlib.sha256(content).hexdigest()
-    return Given(path.name, digest, modified, found, str(path))
+    return CriteriaFile(path.name, digest, modified, criteria, str(path))
 
 
 def _tables(value: Any) -> bool:  # noqa: ANN401 - whatever the file holds
-    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+    return (
+        isinstance(value, list) and bool(value) and all(isinstance(table, dict) for table in value)
+    )
 
 
 def _criterion(table: dict[str, Any], where: str) -> Criterion:
@@ -171,24 +173,28 @@ def _criterion(table: dict[str, Any], where: str) -> Criterion:
 
 def _problems(c: Criterion) -> list[str]:
     higher, _, most = METRICS[c.base]
-    found = []
+    problems = []
     part = re.fullmatch(r"\w+(\[.+\])?", c.metric)
-    if part is None or (part[1] is None) != (c.base != "recall") and c.base not in _PARTS:
+    if (
+        part is None
+        or (part[1] is None) != (c.base != "recall")
+        and c.base not in _METRICS_OF_REGIONS
+    ):
         form = "recall[CLASS]" if c.base == "recall" else c.base
-        found.append(f"expected metric {form}, got {c.metric!r}")
+        problems.append(f"expected metric {form}, got {c.metric!r}")
     if (c.at_least is None) == (c.at_most is None):
-        found.append("expected one of at_least and at_most, got both or none")
-        return found
-    key, other = ("at_least", "at_most") if higher else ("at_most", "at_least")
+        problems.append("expected one of at_least and at_most, got both or none")
+        return problems
+    key, opposite = ("at_least", "at_most") if higher else ("at_most", "at_least")
     if (c.at_least is not None) != higher:
         better = "higher" if higher else "lower"
-        found.append(f"expected {key} with {c.metric} ({better} is better), got {other}")
+        problems.append(f"expected {key} with {c.metric} ({better} is better), got {opposite}")
     if not 0 <= c.limit <= most:
-        found.append(f"expected {key} in [0, {most:g}] with {c.metric}, got {c.limit:g}")
+        problems.append(f"expected {key} in [0, {most:g}] with {c.metric}, got {c.limit:g}")
     if c.basis not in (None, "value", "low" if higher else "high"):
         end = "low" if higher else "high"
-        found.append(f"expected basis {end!r} or 'value' with {key}, got {c.basis!r}")
-    return found + _radius_problems(c)
+        problems.append(f"expected basis {end!r} or 'value' with {key}, got {c.basis!r}")
+    return problems + _radius_problems(c)
 
 
 def _radius_problems(c: Criterion) -> list[str]:

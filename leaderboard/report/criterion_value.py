@@ -29,7 +29,7 @@ _NO_WORST_CASE = (
 )
 
 
-class Found(NamedTuple):
+class CriterionValue(NamedTuple):
     """What a criterion is judged on.
 
     Attributes:
@@ -62,18 +62,18 @@ def of_records(criterion: Criterion) -> bool:
     return criterion.base not in _OF_IMAGES
 
 
-def measured(criterion: Criterion, pool: Pool) -> Found:
+def criterion_value(criterion: Criterion, pool: Pool) -> CriterionValue:
     """Return a criterion's metric at the last level of a pool, or why it is not tested."""
     card, clean = pool.card, criterion.attack == "clean"
     why = _refused(criterion, pool)
     if why:
-        return Found(None, pool.ids, why)
+        return CriterionValue(None, pool.ids, why)
     doubts = () if clean else (*_weak(criterion, pool), *_unaimed(criterion, pool))
     every = _by_image(criterion, card)
     if every is not None:
-        found = every(pool)
-        if found is not None:
-            return Found(found[-1], pool.ids, doubts=doubts)
+        estimates = every(pool)
+        if estimates is not None:
+            return CriterionValue(estimates[-1], pool.ids, doubts=doubts)
     # a record's own metric is of all its images
     runs = [run for run in pool.covering() if len(image_ids(run)) == len(pool.images)]
     worst = hardest(
@@ -81,10 +81,10 @@ def measured(criterion: Criterion, pool: Pool) -> Found:
     )
     if worst is None:
         lacks = f"the records hold no {criterion.metric} of {plain(card.title)}"
-        return Found(None, pool.ids, unknown_part(criterion.metric, card) or lacks)
+        return CriterionValue(None, pool.ids, unknown_part(criterion.metric, card) or lacks)
     if criterion.base == "auc" and not clean:
         doubts = (*doubts, "the attack stops once the decision flips: no worst case for the AUC")
-    return Found(worst[0], (worst[1].record.case_id,), "", doubts, single=not clean)
+    return CriterionValue(worst[0], (worst[1].record.case_id,), "", doubts, single=not clean)
 
 
 def _refused(criterion: Criterion, pool: Pool) -> str:
@@ -113,7 +113,7 @@ def _weak(criterion: Criterion, pool: Pool) -> list[str]:
     runs, groups = pool.covering(), []
     if over_goals(criterion, pool.card):
         groups = [
-            found for need in needs(criterion.metric, pool.card) if (found := toward(need, runs))
+            aimed for need in needs(criterion.metric, pool.card) if (aimed := toward(need, runs))
         ]
     for group in groups or [runs]:
         if not any(many_steps(run.record.attack_card) for run in group):
@@ -158,15 +158,15 @@ def _of_masks(
     part = metric.partition("[")[2].removesuffix("]")
     if part and part not in card.parts:
         return None
-    place = list(card.parts).index(part) if part else None
+    index = list(card.parts).index(part) if part else None
     if base == "dice":
         return (
             pooled_metrics.accuracy
-            if place is None
-            else lambda pool: pooled_metrics.dice(pool, place)
+            if index is None
+            else lambda pool: pooled_metrics.dice(pool, index)
         )
     if base == "iou":
-        return lambda pool: pooled_metrics.iou(pool, place)
+        return lambda pool: pooled_metrics.iou(pool, index)
     if base == "target_dice":
         return lambda pool: (
             pooled_metrics.target_dice(pool) if "target_dice" in pool.home.samples else None
@@ -176,5 +176,5 @@ def _of_masks(
 
 def judged_end(criterion: Criterion, estimate: Estimate) -> float:
     """Return the number of an estimate that a criterion judges; NaN where it is undefined."""
-    found = {"low": estimate.low, "value": estimate.value, "high": estimate.high}
-    return math.nan if math.isnan(estimate.value) else found[criterion.judged_on]
+    ends = {"low": estimate.low, "value": estimate.value, "high": estimate.high}
+    return math.nan if math.isnan(estimate.value) else ends[criterion.judged_on]

@@ -16,9 +16,9 @@ from ..wording.text import plain, radius
 from ..wording.threat_model import measure_words, native_radius
 from .document import Cell, DetectorLine, Evidence, Line, Proved
 from .goals import lacking, untested
-from .model_boards import Chosen
+from .model_boards import ModelBoard
 from .pooled_runs import Pool, board_pool, rung_of, valid_runs
-from .recalls import Kept, directed_flips, recalls, region_dice
+from .recalls import PooledShare, directed_flips, recalls, region_dice
 from .residual_risk import remaining
 
 _OF_MASKS = {"volume_error": False, "lesion_miss": False, "hd95": False}  # higher is worse
@@ -26,21 +26,21 @@ _ALARMS = "false_alarms"
 _RADII = 6  # columns of a certificate
 
 
-def evidence(one: Chosen, chosen: list[Chosen]) -> Evidence:
+def evidence(model_board: ModelBoard, model_boards: list[ModelBoard]) -> Evidence:
     """Return what is known of the model on one board.
 
     Args:
-        one: the board.
-        chosen: all boards of the model: calls are taken over all goals of the attackers.
+        model_board: the board.
+        model_boards: all boards of the model: calls are taken over all goals of the attackers.
     """
-    board, row, card = one.board, one.row, one.board.dataset
-    pool = board_pool(one, chosen)
-    calls, flips = (_told(pool), directed_flips(pool)) if pool else ([], [])
+    board, row, card = model_board.board, model_board.row, model_board.board.dataset
+    pool = board_pool(model_board, model_boards)
+    calls, flips = (_reported_recalls(pool), directed_flips(pool)) if pool else ([], [])
     first = next(iter(row.runs.values())).record
     eps = (0.0, *board.ladder)
     labels = ("clean", *(radius(e, board.norm, board.budget) for e in board.ladder))
     return Evidence(
-        anchor=one.anchor,
+        anchor=model_board.anchor,
         dataset=card.name,
         heading=plain(card.heading),
         setting=board.setting,
@@ -67,90 +67,94 @@ def evidence(one: Chosen, chosen: list[Chosen]) -> Evidence:
         crosscheck=row.crosscheck,
         images=row.images,
         patients=row.patients,
-        worst=_worst(one, eps),
-        attacks=_attacks(one, eps),
-        calls=tuple(_line(kept, pool) for kept in calls if pool),
-        flips=tuple(_line(kept, pool) for kept in flips if pool),
-        unaimed=_unaimed(one, pool, [kept.name for kept in (*calls, *flips)]),
+        worst=_worst(model_board, eps),
+        attacks=_attacks(model_board, eps),
+        calls=tuple(_line(pooled, pool) for pooled in calls if pool),
+        flips=tuple(_line(pooled, pool) for pooled in flips if pool),
+        unaimed=_unaimed(model_board, pool, [pooled.name for pooled in (*calls, *flips)]),
         regions=()
         if board.score.attacked or not pool
-        else (*_regions(pool), *_mask_metrics(one, eps)),
-        detectors=_detectors(one),
-        proved=_proved(one),
-        remaining=remaining(one),
+        else (*_regions(pool), *_mask_metrics(model_board, eps)),
+        detectors=_detectors(model_board),
+        proved=_proved(model_board),
+        remaining=remaining(model_board),
         decision=decision_words(first),
-        records=one.ids,
+        records=model_board.ids,
     )
 
 
-def counted(one: Chosen) -> tuple[str, ...]:
+def counted(model_board: ModelBoard) -> tuple[str, ...]:
     """Return the case ids that the worst case is taken over."""
-    return tuple(run.record.case_id for run in valid_runs(one.row))
+    return tuple(run.record.case_id for run in valid_runs(model_board.row))
 
 
-def _worst(one: Chosen, eps: tuple[float, ...]) -> Line:
-    row, ids = one.row, counted(one) or one.ids
+def _worst(model_board: ModelBoard, eps: tuple[float, ...]) -> Line:
+    row, ids = model_board.row, counted(model_board) or model_board.ids
     clean = Cell(eps=0.0, estimate=row.clean, records=ids)
-    cells = [clean] if one.board.score.clean else []  # empty: it is 1 by construction
+    cells = [clean] if model_board.board.score.clean else []  # empty: it is 1 by construction
     for rung, estimate in enumerate(row.worst):
         by = row.strongest(rung) if math.isfinite(estimate.value) else ""
         cells.append(Cell(eps=eps[rung + 1], estimate=estimate, records=ids, by=by))
-    score = one.board.score
+    score = model_board.board.score
     title = "Worst case of all attacks, image by image"
     return Line(name="worst_case", title=title, kind=score.kind, n=row.images, cells=tuple(cells))
 
 
-def _attacks(one: Chosen, eps: tuple[float, ...]) -> tuple[Line, ...]:
+def _attacks(model_board: ModelBoard, eps: tuple[float, ...]) -> tuple[Line, ...]:
     lines = []
-    for column, estimates in one.row.scores.items():
-        run = one.runs[column].record
+    for column, estimates in model_board.row.scores.items():
+        run = model_board.runs[column].record
         cells = tuple(
             Cell(eps=e, estimate=estimate, records=(run.case_id,))
             for e, estimate in zip(eps[1:], estimates, strict=True)
         )
-        kind = one.board.score.kind
+        kind = model_board.board.score.kind
         lines.append(Line(name=run.case.attack, title=column, kind=kind, n=run.n, cells=cells))
     return tuple(lines)
 
 
-def _told(pool: Pool) -> list[Kept]:
+def _reported_recalls(pool: Pool) -> list[PooledShare]:
     """Return the recalls that a table shows: none that sensitivity or specificity says already."""
-    card, found = pool.card, recalls(pool)
+    card, all_recalls = pool.card, recalls(pool)
     if card.task == "multi_label" or card.normal is None:
-        return found
+        return all_recalls
     if card.binary:
-        return found[:2]
-    return [kept for kept in found if kept.name != f"recall[{card.classes[card.normal]}]"]
+        return all_recalls[:2]
+    return [
+        pooled for pooled in all_recalls if pooled.name != f"recall[{card.classes[card.normal]}]"
+    ]
 
 
-def _line(kept: Kept, pool: Pool, kind: str = "percent") -> Line:
+def _line(pooled: PooledShare, pool: Pool, kind: str = "percent") -> Line:
     none = (None,) * len(pool.levels)
-    counts: tuple[int | None, ...] = kept.counts if kind == "percent" else none
+    counts: tuple[int | None, ...] = pooled.counts if kind == "percent" else none
     cells = tuple(
         Cell(eps=e, estimate=estimate, records=pool.ids, count=count)
-        for e, estimate, count in zip(pool.levels, kept.estimates, counts, strict=True)
+        for e, estimate, count in zip(pool.levels, pooled.estimates, counts, strict=True)
     )
     lax = kind == "percent" and pool.home.record.case.threat != "control"
-    aimed = not lax or not lacking(kept.name, pool.card, pool.covering())
-    return Line(name=kept.name, title=kept.title, kind=kind, n=kept.n, cells=cells, aimed=aimed)
+    aimed = not lax or not lacking(pooled.name, pool.card, pool.covering())
+    return Line(
+        name=pooled.name, title=pooled.title, kind=kind, n=pooled.n, cells=cells, aimed=aimed
+    )
 
 
-def _unaimed(one: Chosen, pool: Pool | None, names: list[str]) -> tuple[str, ...]:
+def _unaimed(model_board: ModelBoard, pool: Pool | None, names: list[str]) -> tuple[str, ...]:
     """Return why some of the calls named are no worst case; empty where all are."""
-    if pool is None or one.board.control:
+    if pool is None or model_board.board.control:
         return ()
     missing = [need for name in names for need in lacking(name, pool.card, pool.covering())]
     return (untested(list(dict.fromkeys(missing)), list(pool.runs)),) if missing else ()
 
 
 def _regions(pool: Pool) -> list[Line]:
-    return [_line(kept, pool, "unit") for kept in region_dice(pool)]
+    return [_line(pooled, pool, "unit") for pooled in region_dice(pool)]
 
 
-def _mask_metrics(one: Chosen, eps: tuple[float, ...]) -> list[Line]:
+def _mask_metrics(model_board: ModelBoard, eps: tuple[float, ...]) -> list[Line]:
     """Return metrics of masks that no image-by-image worst case is kept of."""
-    runs = valid_runs(one.row)
-    if not runs or one.board.dataset.task != "segmentation":
+    runs = valid_runs(model_board.row)
+    if not runs or model_board.board.dataset.task != "segmentation":
         return []
     named = _written(runs[0].record)
     lines = []
@@ -158,10 +162,15 @@ def _mask_metrics(one: Chosen, eps: tuple[float, ...]) -> list[Line]:
         if name not in named:
             continue
         label, kind = named[name]
-        found = [hardest(runs, name, e, higher=higher) for e in eps]
+        hardest_runs = [hardest(runs, name, e, higher=higher) for e in eps]
         cells = tuple(
-            Cell(eps=e, estimate=cell[0], records=(cell[1].record.case_id,), by=_by(one, cell[1]))
-            for e, cell in zip(eps, found, strict=True)
+            Cell(
+                eps=e,
+                estimate=cell[0],
+                records=(cell[1].record.case_id,),
+                by=_by(model_board, cell[1]),
+            )
+            for e, cell in zip(eps, hardest_runs, strict=True)
             if cell is not None
         )
         if len(cells) == len(eps):
@@ -169,8 +178,8 @@ def _mask_metrics(one: Chosen, eps: tuple[float, ...]) -> list[Line]:
     return lines
 
 
-def _by(one: Chosen, run: Stored) -> str:
-    return next(column for column, other in one.runs.items() if other is run)
+def _by(model_board: ModelBoard, run: Stored) -> str:
+    return next(column for column, other_run in model_board.runs.items() if other_run is run)
 
 
 def _written(record: Record) -> dict[str, tuple[str, str]]:
@@ -205,7 +214,7 @@ def hardest(
     Returns:
         None where no record has it, or it is undefined in all.
     """
-    found = [
+    pairs = [
         (estimate, run)
         for run in runs
         if (rung := rung_of(eps, (0.0, *run.record.case.ladder))) is not None
@@ -213,45 +222,45 @@ def hardest(
         and (estimate := run.record.rungs[rung].metrics.get(metric)) is not None
         and not math.isnan(estimate.value)
     ]
-    if not found:
+    if not pairs:
         return None
     pick = min if higher else max
-    return pick(found, key=lambda pair: pair[0].model_dump()[end])
+    return pick(pairs, key=lambda pair: pair[0].model_dump()[end])
 
 
-def _proved(one: Chosen) -> Proved | None:
+def _proved(model_board: ModelBoard) -> Proved | None:
     """Return the certificate of a board's defense at a few radii; None without one."""
-    found = certificate(one.row)
-    if found is None:
+    certified = certificate(model_board.row)
+    if certified is None:
         return None
-    record, proved = found
+    record, proved = certified
     last = len(proved.radii) - 1
     places = sorted({round(step * last / (_RADII - 1)) for step in range(_RADII)})
     cells = tuple(
         Cell(eps=proved.radii[i], estimate=proved.correct[i], records=(record.case_id,))
         for i in places
     )
-    return Proved(words=certified_words(one.row), cells=cells)
+    return Proved(words=certified_words(model_board.row), cells=cells)
 
 
-def _detectors(one: Chosen) -> tuple[DetectorLine, ...]:
+def _detectors(model_board: ModelBoard) -> tuple[DetectorLine, ...]:
     """Return what the detector catches of each attack at the headline radius."""
-    rung = one.board.headline + 1
+    rung = model_board.board.headline + 1
     lines = []
-    for column, run in one.runs.items():
+    for column, run in model_board.runs.items():
         record = run.record
         if record.status != "ok" or not guarded(record) or rung >= len(record.rungs):
             continue
         metrics = record.rungs[rung].metrics
-        kept = {n: metrics[n] for n in (*COLUMNS, _ALARMS) if n in metrics}
+        own_metrics = {n: metrics[n] for n in (*COLUMNS, _ALARMS) if n in metrics}
         blind = record.case.knowledge == "oblivious"
         lines.append(
             DetectorLine(
-                name=one.row.shield,
+                name=model_board.row.shield,
                 knowledge="oblivious" if blind else "adaptive",
                 attack=column,
-                eps=one.board.ladder[one.board.headline],
-                metrics=kept,
+                eps=model_board.board.ladder[model_board.board.headline],
+                metrics=own_metrics,
                 records=(record.case_id,),
             )
         )

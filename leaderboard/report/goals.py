@@ -49,8 +49,8 @@ def spell(name: str, parameters: Mapping[str, object]) -> str:
     >>> spell("targeted", {"target": 0}), spell("untargeted", {})
     ('targeted(target=0)', 'untargeted')
     """
-    told = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
-    return f"{name}({told})" if told else name
+    listed = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
+    return f"{name}({listed})" if listed else name
 
 
 def needs(metric: str, card: DatasetCard) -> list[Need]:
@@ -118,14 +118,14 @@ def untested(missing: list[Need], runs: list[Stored]) -> str:
         missing: of `lacking`; at least one.
         runs: those there are; the command is made like theirs.
     """
-    wanted = [spell(goal[0], dict(goal[1])) for goal in (need.goals[0] for need in missing)]
-    said = "; ".join(need.words for need in missing)
+    objectives = [spell(goal[0], dict(goal[1])) for goal in (need.goals[0] for need in missing)]
+    goals = "; ".join(need.words for need in missing)
     lax = any(goal_of(run.record.case.objective) == _ANY for run in runs)
     stops = ": one who wants any wrong call stops at the first he finds" if lax else ""
-    how = "; ".join(command(runs, objective) for objective in wanted)
+    how = "; ".join(command(runs, objective) for objective in objectives)
     return (
         f"no attack aims at it{stops}, and no record of all these images and radii is of an "
-        f"attacker who wants {said} ({', '.join(wanted)}). Run: {how}"
+        f"attacker who wants {goals} ({', '.join(objectives)}). Run: {how}"
     )
 
 

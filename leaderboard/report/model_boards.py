@@ -21,7 +21,7 @@ from ..wording.text import plain
 from .document import Reference
 
 
-class Chosen(NamedTuple):
+class ModelBoard(NamedTuple):
     """A board cut down to one row of the model; `anchor` is unique in the report."""
 
     board: Board
@@ -41,19 +41,19 @@ class Chosen(NamedTuple):
 
 def single(records: Iterable[Stored]) -> tuple[list[Stored], list[str]]:
     """Return each case once, of those in several folders the first, and a line on each other."""
-    kept: dict[str, Stored] = {}
+    first_by_id: dict[str, Stored] = {}
     lines = []
     for stored in sorted(records, key=lambda s: s.folder):
         case_id = stored.record.case_id
-        first = kept.setdefault(case_id, stored)
+        first = first_by_id.setdefault(case_id, stored)
         if first is not stored:
             same = first.record == stored.record
-            found = "the same record" if same else "another record of the same case"
-            lines.append(f"{found} as {case_id} lies in a second folder and is not used")
-    return list(kept.values()), lines
+            what = "the same record" if same else "another record of the same case"
+            lines.append(f"{what} as {case_id} lies in a second folder and is not used")
+    return list(first_by_id.values()), lines
 
 
-def choose(records: list[Stored], victim: str) -> list[Chosen]:
+def boards_of_model(records: list[Stored], victim: str) -> list[ModelBoard]:
     """Return every board of `victim`, in the order of the leaderboard, a row each.
 
     Boards are made of all records, so that a row knows which attacks others met and it did not.
@@ -65,25 +65,27 @@ def choose(records: list[Stored], victim: str) -> list[Chosen]:
     return rows_of(make_boards(records), find_victim(records, victim))
 
 
-def rows_of(made: list[Board], victim: str) -> list[Chosen]:
+def rows_of(boards: list[Board], victim: str) -> list[ModelBoard]:
     """Return the boards that have a row of `victim`, cut down to it; a board for each row."""
-    rows = [(board, row) for board in made for row in board.rows if row.key.victim == victim]
+    rows = [(board, row) for board in boards for row in board.rows if row.key.victim == victim]
     cut = [narrowed(board, row) for board, row in rows]
-    return [Chosen(board, board.rows[0], f"board-{place}") for place, board in enumerate(cut, 1)]
+    return [
+        ModelBoard(board, board.rows[0], f"board-{number}") for number, board in enumerate(cut, 1)
+    ]
 
 
 def victims(records: Iterable[Stored]) -> dict[str, str]:
     """Return the models that records are of, in the order of their names: name -> title."""
-    found = {one.record.case.victim: one.record.model_card.title for one in records}
-    return dict(sorted(found.items()))
+    titles = {stored.record.case.victim: stored.record.model_card.title for stored in records}
+    return dict(sorted(titles.items()))
 
 
-def find_victim(records: list[Stored], asked: str, failures: Sequence[Failure] = ()) -> str:
+def find_victim(records: list[Stored], query: str, failures: Sequence[Failure] = ()) -> str:
     """Return the name that records state of the model asked for by name or by title.
 
     Args:
         records: those that could be read.
-        asked: a name as records state it, or the title that pages show where one model has it.
+        query: a name as records state it, or the title that pages show where one model has it.
         failures: records that could not be read: a model may have no other.
 
     Raises:
@@ -92,25 +94,25 @@ def find_victim(records: list[Stored], asked: str, failures: Sequence[Failure] =
         UnknownNameError: no record is of it; lists the models there are.
     """
     known = victims(records)
-    if asked in known:
-        return asked
-    own = [f for f in failures if f.case is not None and f.case.victim == asked]
-    if own or (failures and not records):
-        of = f" of {asked!r}" if own else ""
+    if query in known:
+        return query
+    mine = [f for f in failures if f.case is not None and f.case.victim == query]
+    if mine or (failures and not records):
+        of = f" of {query!r}" if mine else ""
         raise ResultsError(
-            f"expected a record{of} that can be read, got none: {failure_words(own or failures)}"
+            f"expected a record{of} that can be read, got none: {failure_words(mine or failures)}"
         )
     if not records:
         raise ResultsError("expected records to report on, got none: run a suite first")
-    named = [name for name, title in known.items() if plain(title).lower() == asked.lower()]
+    named = [name for name, title in known.items() if plain(title).lower() == query.lower()]
     if len(named) > 1:
         raise ResultsError(
-            f"expected the name of one model, got {asked!r}, the title of {len(named)}: "
+            f"expected the name of one model, got {query!r}, the title of {len(named)}: "
             f"{', '.join(named)}"
         )
     if named:
         return named[0]
-    error = UnknownNameError("victim with records", asked, known)
+    error = UnknownNameError("victim with records", query, known)
     if failures:
         error.args = (f"{error}; {failure_words(failures)}",)
     raise error
@@ -122,23 +124,23 @@ def failure_words(failures: Sequence[Failure]) -> str:
     return f"{len(failures)} cannot be read: {failures[0].reason}{more}"
 
 
-def references(chosen: list[Chosen], base: Path) -> dict[str, Reference]:
+def references(model_boards: list[ModelBoard], base: Path) -> dict[str, Reference]:
     """Return the records of the boards by case id, numbered in their order.
 
     Args:
-        chosen: the boards.
+        model_boards: the boards.
         base: folder that paths are given below.
     """
-    found: dict[str, Reference] = {}
-    for one in chosen:
-        for column, run in one.runs.items():
-            number = f"R{len(found) + 1}"
-            found.setdefault(run.record.case_id, _reference(number, column, run, base))
-    return found
+    by_id: dict[str, Reference] = {}
+    for model_board in model_boards:
+        for column, run in model_board.runs.items():
+            number = f"R{len(by_id) + 1}"
+            by_id.setdefault(run.record.case_id, _reference(number, column, run, base))
+    return by_id
 
 
 def _reference(number: str, column: str, run: Stored, base: Path) -> Reference:
-    record, made = run.record, run.record.provenance
+    record, provenance = run.record, run.record.provenance
     file, samples = files_of(Path(run.folder))
     checked = check_rows(record)
     return Reference(
@@ -152,11 +154,11 @@ def _reference(number: str, column: str, run: Stored, base: Path) -> Reference:
         threat=record.case.threat,
         n=record.n,
         status=record.status,
-        started=made.started,
-        version=made.version,
-        git_commit=made.git_commit,
-        git_dirty=made.git_dirty,
-        command=plain(made.command),
+        started=provenance.started,
+        version=provenance.version,
+        git_commit=provenance.git_commit,
+        git_dirty=provenance.git_dirty,
+        command=plain(provenance.command),
         flags=tuple(flag_words(record, flag) for flag in record.flags),
         passed=sum(not row.raised for row in checked),
         audit=tuple(audit_words(record)),

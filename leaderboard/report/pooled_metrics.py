@@ -19,7 +19,7 @@ from robustbench_med.stats import UNDEFINED, Estimate, intervals
 from robustbench_med.stats.patients import resampled_patients, resamples
 
 from .pooled_runs import Bools, Pool
-from .recalls import held, is_, kept, region, rest
+from .recalls import complement, held_calls, is_, pooled_share, region
 
 Floats = NDArray[np.float64]
 _Score = Callable[[Floats, int], Floats]  # of weights, an entry a row of them, at a level
@@ -36,28 +36,28 @@ def accuracy(pool: Pool) -> tuple[Estimate, ...]:
 def success(pool: Pool) -> tuple[Estimate, ...]:
     """Return the share of the images attacked that any attack broke."""
     stands = pool.worst(lambda run: ~run.samples["success"].to_numpy(dtype=bool))
-    return kept("attack_success", "", stands[pool.attacked], pool, lost=True).estimates
+    return pooled_share("attack_success", "", stands[pool.attacked], pool, as_loss=True).estimates
 
 
 def target_dice(pool: Pool) -> tuple[Estimate, ...]:
     """Return how much any attack had drawn of its target, mean over the images attacked."""
-    left = pool.worst(lambda run: 1 - run.samples["target_dice"].to_numpy(dtype=np.float64))
-    return tuple(map(rest, pool.means(left[pool.attacked])))
+    undrawn = pool.worst(lambda run: 1 - run.samples["target_dice"].to_numpy(dtype=np.float64))
+    return tuple(map(complement, pool.means(undrawn[pool.attacked])))
 
 
-def dice(pool: Pool, place: int) -> tuple[Estimate, ...]:
+def dice(pool: Pool, index: int) -> tuple[Estimate, ...]:
     """Return the worst Dice of a region."""
-    return pool.means(pool.worst(lambda run: region(run, place)))
+    return pool.means(pool.worst(lambda run: region(run, index)))
 
 
-def iou(pool: Pool, place: int | None = None) -> tuple[Estimate, ...]:
+def iou(pool: Pool, index: int | None = None) -> tuple[Estimate, ...]:
     """Return the worst IoU of a region, or the mean over regions; of one mask it is d / (2 - d)."""
-    parts = range(len(pool.card.parts)) if place is None else (place,)
+    indices = range(len(pool.card.parts)) if index is None else (index,)
 
     def read(run: Stored) -> Floats:
-        dice = np.stack([region(run, j) for j in parts])
-        found: Floats = (dice / (2 - dice)).mean(0)
-        return found
+        dice = np.stack([region(run, j) for j in indices])
+        iou: Floats = (dice / (2 - dice)).mean(0)
+        return iou
 
     return pool.means(pool.worst(read))
 
@@ -66,14 +66,16 @@ def balanced_accuracy(pool: Pool) -> tuple[Estimate, ...]:
     """Return the mean over classes of their worst-case recalls; of findings also over absence."""
     card = pool.card
     if card.task == "multi_label":
-        return _mean(pool, [held(pool, is_(v), is_(v), j) for j in _all(pool) for v in (1, 0)])
-    sides = [held(pool, is_(k), is_(k)) for k in _all(pool)]
+        return _mean(
+            pool, [held_calls(pool, is_(v), is_(v), j) for j in _all(pool) for v in (1, 0)]
+        )
+    sides = [held_calls(pool, is_(k), is_(k)) for k in _all(pool)]
     return _mean(pool, [side for side in sides if side[0].any()])
 
 
 def of_findings(pool: Pool, there: int) -> tuple[Estimate, ...]:
     """Return the mean over findings of the recall of presence (1) or absence (0)."""
-    return _mean(pool, [held(pool, is_(there), is_(there), j) for j in _all(pool)])
+    return _mean(pool, [held_calls(pool, is_(there), is_(there), j) for j in _all(pool)])
 
 
 def _all(pool: Pool) -> range:
@@ -87,17 +89,17 @@ def _mean(pool: Pool, sides: list[tuple[Bools, pd.DataFrame]]) -> tuple[Estimate
     weights = resamples(len(pool.images), pool.owners)
     some = pool.card.task == "single_label"  # a class that a resample missed is left out
 
-    def shares(w: Floats, column: int) -> Floats:
+    def mean_shares(w: Floats, column: int) -> Floats:
         each = [
             (w @ (there & worst[column].to_numpy(dtype=bool))) / (w @ there)
             for there, worst in sides
         ]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            found: Floats = np.nanmean(each, axis=0) if some else np.mean(each, axis=0)
-        return found
+            means: Floats = np.nanmean(each, axis=0) if some else np.mean(each, axis=0)
+        return means
 
-    return _levels(pool, shares, weights, among)
+    return _levels(pool, mean_shares, weights, among)
 
 
 def f1(pool: Pool) -> tuple[Estimate, ...]:
@@ -109,35 +111,38 @@ def f1(pool: Pool) -> tuple[Estimate, ...]:
     card = pool.card
     if card.task == "multi_label":
         columns = [
-            (held(pool, is_(1), is_(1), j), held(pool, is_(0), is_(0), j)) for j in _all(pool)
+            (held_calls(pool, is_(1), is_(1), j), held_calls(pool, is_(0), is_(0), j))
+            for j in _all(pool)
         ]
     else:
         ill = 1 - (card.normal or 0)
-        columns = [(held(pool, is_(ill), is_(ill)), held(pool, is_(1 - ill), is_(1 - ill)))]
+        columns = [
+            (held_calls(pool, is_(ill), is_(ill)), held_calls(pool, is_(1 - ill), is_(1 - ill)))
+        ]
 
     def scores(w: Floats, column: int) -> Floats:
         each = []
-        for (there, found), (absent, quiet) in columns:
-            hit = there & found[column].to_numpy(dtype=bool)
+        for (there, recalled), (absent, quiet) in columns:
+            hit = there & recalled[column].to_numpy(dtype=bool)
             alarm = absent & ~quiet[column].to_numpy(dtype=bool)
             score = 2 * (w @ hit) / (w @ there + w @ hit + w @ alarm)
             each.append(np.where(w @ there > 0, score, np.nan))
-        found_: Floats = np.mean(each, axis=0)
-        return found_
+        means: Floats = np.mean(each, axis=0)
+        return means
 
     weights = resamples(len(pool.images), pool.owners)
-    among = np.logical_or.reduce([one[0] | other[0] for one, other in columns])
+    among = np.logical_or.reduce([present[0] | healthy[0] for present, healthy in columns])
     return _levels(pool, scores, weights, among)
 
 
 def _levels(pool: Pool, score: _Score, weights: Floats, among: Bools) -> tuple[Estimate, ...]:
     """Return a score of weighted images at each level with its interval over patients."""
     once = np.ones((1, len(pool.images)))
-    found = []
+    estimates = []
     for column in range(len(pool.levels)):
         with np.errstate(invalid="ignore", divide="ignore"):
             value = float(score(once, column)[0])
             repeats = score(weights, column)
         n_patients = resampled_patients(weights, among)
-        found.append(intervals.interval(value, repeats, n_patients=n_patients))
-    return tuple(found)
+        estimates.append(intervals.interval(value, repeats, n_patients=n_patients))
+    return tuple(estimates)

@@ -23,7 +23,7 @@ from robustbench_med.worst_case import image_table, lowest, means, owners_of
 
 from ..boards.board import Row
 from ..boards.ranking import knowing
-from .model_boards import Chosen
+from .model_boards import ModelBoard
 
 Bools = NDArray[np.bool_]
 Reader = Callable[[Stored], NDArray[Any]]  # of a run: a value a row of its samples table
@@ -64,14 +64,14 @@ class Pool(NamedTuple):
 
     def fit(self, run: Stored, table: pd.DataFrame) -> pd.DataFrame:
         """Return a table of a run on the pool's images and radii; 1, the best, where not tried."""
-        own = (0.0, *run.record.case.ladder)
-        found = np.ones((len(self.images), len(self.levels)), dtype=table.to_numpy().dtype)
+        levels = (0.0, *run.record.case.ladder)
+        aligned = np.ones((len(self.images), len(self.levels)), dtype=table.to_numpy().dtype)
         at = self.images.get_indexer(table.index)
         values = table.to_numpy()
         for column, level in enumerate(self.levels):
-            if (rung := rung_of(level, own)) is not None:
-                found[at[at >= 0], column] = values[at >= 0, rung]
-        return pd.DataFrame(found, index=self.images)
+            if (rung := rung_of(level, levels)) is not None:
+                aligned[at[at >= 0], column] = values[at >= 0, rung]
+        return pd.DataFrame(aligned, index=self.images)
 
     def worst(self, values: Reader) -> pd.DataFrame:
         """Return the lowest value of each image over the runs: a row an image, a column a level."""
@@ -81,15 +81,17 @@ class Pool(NamedTuple):
     def clean(self, values: Reader) -> NDArray[Any]:
         """Return what the clean row of each image says, `(images,)`."""
         table = image_table(self.home, values(self.home))
-        found: NDArray[Any] = table[0].loc[self.images].to_numpy()
-        return found
+        first: NDArray[Any] = table[0].loc[self.images].to_numpy()
+        return first
 
     @property
     def attacked(self) -> Bools:
         """Which images some run attacked, `(images,)`."""
         every = [self.fit(run, ~image_table(run, _attacked(run)))[0] for run in self.runs]
-        found: Bools = ~np.logical_and.reduce([one.to_numpy(dtype=bool) for one in every])
-        return found
+        attacked: Bools = ~np.logical_and.reduce(
+            [untouched.to_numpy(dtype=bool) for untouched in every]
+        )
+        return attacked
 
     def means(self, table: pd.DataFrame) -> tuple[Estimate, ...]:
         """Return the mean of each column with its interval."""
@@ -106,8 +108,8 @@ class Pool(NamedTuple):
 
 
 def _attacked(run: Stored) -> Bools:
-    found: Bools = run.samples["attacked"].to_numpy(dtype=bool)
-    return found
+    attacked: Bools = run.samples["attacked"].to_numpy(dtype=bool)
+    return attacked
 
 
 def rung_of(eps: float, levels: Iterable[float]) -> int | None:
@@ -122,8 +124,8 @@ def rung_of(eps: float, levels: Iterable[float]) -> int | None:
 
 def image_ids(run: Stored) -> pd.Index[Any]:
     """Return the images of a run, sorted."""
-    found: pd.Index[Any] = pd.Index(pd.factorize(run.samples["sample"], sort=True)[1])
-    return found
+    ids: pd.Index[Any] = pd.Index(pd.factorize(run.samples["sample"], sort=True)[1])
+    return ids
 
 
 def valid_runs(row: Row) -> list[Stored]:
@@ -154,35 +156,35 @@ def pools(runs: list[Stored], levels: tuple[float, ...], *, largest: bool = Fals
     sets: dict[tuple[str, ...], list[Stored]] = {}
     for run in runs:
         sets.setdefault(tuple(map(str, image_ids(run))), []).append(run)
-    found = []
-    for images, own in sets.items():
-        if largest and any(set(images) < set(other) for other in sets):
+    pools_ = []
+    for images, same_images in sets.items():
+        if largest and any(set(images) < set(larger) for larger in sets):
             continue
-        index = image_ids(own[0])
-        rest = [r for r in runs if r not in own and index.isin(image_ids(r)).any()]
-        found.append(Pool((*own, *rest), index, levels))
-    return found
+        index = image_ids(same_images[0])
+        overlapping = [r for r in runs if r not in same_images and index.isin(image_ids(r)).any()]
+        pools_.append(Pool((*same_images, *overlapping), index, levels))
+    return pools_
 
 
-def board_pool(one: Chosen, chosen: Iterable[Chosen]) -> Pool | None:
+def board_pool(model_board: ModelBoard, model_boards: Iterable[ModelBoard]) -> Pool | None:
     """Return the runs of a board and those of other goals on its images; None where it has none.
 
     Args:
-        one: the board.
-        chosen: all boards of the model.
+        model_board: the board.
+        model_boards: all boards of the model.
     """
-    own = valid_runs(one.row)
-    if not own:
+    own_runs = valid_runs(model_board.row)
+    if not own_runs:
         return None
-    images = image_ids(own[0])
-    for run in own[1:]:
+    images = image_ids(own_runs[0])
+    for run in own_runs[1:]:
         images = images[images.isin(image_ids(run))]
-    key = alike(own[0].record.case)
+    key = alike(own_runs[0].record.case)
     others = [
         run
-        for other in chosen
-        if other.anchor != one.anchor
-        for run in valid_runs(other.row)
+        for other_board in model_boards
+        if other_board.anchor != model_board.anchor
+        for run in valid_runs(other_board.row)
         if alike(run.record.case) == key and images.isin(image_ids(run)).any()
     ]
-    return Pool((*own, *others), images, (0.0, *one.board.ladder))
+    return Pool((*own_runs, *others), images, (0.0, *model_board.board.ladder))

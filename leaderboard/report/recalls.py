@@ -24,7 +24,7 @@ from .pooled_runs import Bools, Pool
 Event = Callable[[NDArray[Any]], Bools]  # of predictions, one a row of the samples table
 
 
-class Kept(NamedTuple):
+class PooledShare(NamedTuple):
     """A share of images at every radius, the clean one first.
 
     Attributes:
@@ -42,7 +42,7 @@ class Kept(NamedTuple):
     counts: tuple[int, ...]
 
 
-def recalls(pool: Pool) -> list[Kept]:
+def recalls(pool: Pool) -> list[PooledShare]:
     """Return sensitivity and specificity, and the recall of each class or finding; of masks none.
 
     An image counts as found only if it is called so when clean and under every attack.
@@ -55,13 +55,13 @@ def recalls(pool: Pool) -> list[Kept]:
             _recall(pool, f"recall[{name}]", f"Recall of {called(name)}", is_(1), is_(1), j)
             for j, name in enumerate(card.classes)
         ]
-    found, healthy = [], card.normal
+    two_sides, healthy = [], card.normal
     if healthy is not None:
         ill = "Sensitivity (disease called diseased)"
         well = "Specificity (healthy called healthy)"
-        found.append(_recall(pool, "sensitivity", ill, other(healthy), other(healthy)))
-        found.append(_recall(pool, "specificity", well, is_(healthy), is_(healthy)))
-    return found + [
+        two_sides.append(_recall(pool, "sensitivity", ill, is_not(healthy), is_not(healthy)))
+        two_sides.append(_recall(pool, "specificity", well, is_(healthy), is_(healthy)))
+    return two_sides + [
         _recall(pool, f"recall[{name}]", f"Recall of {called(name)}", is_(k), is_(k))
         for k, name in enumerate(card.classes)
     ]
@@ -69,15 +69,15 @@ def recalls(pool: Pool) -> list[Kept]:
 
 def is_(value: int) -> Event:
     """Return whether a call is `value`."""
-    return lambda found: found == value
+    return lambda predicted: predicted == value
 
 
-def other(value: int) -> Event:
+def is_not(value: int) -> Event:
     """Return whether a call is another one than `value`."""
-    return lambda found: (found != value) & (found >= 0)  # -1: unlabelled
+    return lambda predicted: (predicted != value) & (predicted >= 0)  # -1: unlabelled
 
 
-def held(
+def held_calls(
     pool: Pool, among: Event, event: Event, column: int | None = None
 ) -> tuple[Bools, pd.DataFrame]:
     """Return which images count, `(images,)`, and of all whether a call holds under every attack.
@@ -95,35 +95,37 @@ def held(
 
 def values(run: Stored, field: str, column: int | None) -> NDArray[Any]:
     """Return truths or predictions of a run, one a row of its samples; of findings one column."""
-    found = run.samples[field]
+    column_values = run.samples[field]
     if column is None:
-        return found.to_numpy(dtype=np.int64)
-    return np.array([one[column] for one in found], dtype=np.int64)
+        return column_values.to_numpy(dtype=np.int64)
+    return np.array([row[column] for row in column_values], dtype=np.int64)
 
 
 def _recall(
     pool: Pool, name: str, title: str, among: Event, event: Event, column: int | None = None
-) -> Kept:
-    there, worst = held(pool, among, event, column)
-    return kept(name, title, worst[there], pool)
+) -> PooledShare:
+    there, worst = held_calls(pool, among, event, column)
+    return pooled_share(name, title, worst[there], pool)
 
 
-def kept(name: str, title: str, table: pd.DataFrame, pool: Pool, *, lost: bool = False) -> Kept:
-    """Return the share of a table that is true at each level, or with `lost` that is not."""
+def pooled_share(
+    name: str, title: str, table: pd.DataFrame, pool: Pool, *, as_loss: bool = False
+) -> PooledShare:
+    """Return the share of a table that is true at each level, or with `as_loss` that is not."""
     estimates = pool.means(table)
     count = table.to_numpy(dtype=bool).sum(0)
-    counts = len(table) - count if lost else count
-    if lost:
-        estimates = tuple(map(rest, estimates))
-    return Kept(name, title, len(table), estimates, tuple(int(count) for count in counts))
+    counts = len(table) - count if as_loss else count
+    if as_loss:
+        estimates = tuple(map(complement, estimates))
+    return PooledShare(name, title, len(table), estimates, tuple(int(count) for count in counts))
 
 
-def rest(e: Estimate) -> Estimate:
+def complement(e: Estimate) -> Estimate:
     """Return 1 less an estimate."""
     return Estimate(value=1 - e.value, low=1 - e.high, high=1 - e.low)
 
 
-def directed_flips(pool: Pool) -> list[Kept]:
+def directed_flips(pool: Pool) -> list[PooledShare]:
     """Return how many images flip from disease to healthy, and how many the other way.
 
     Of the images called right when clean, under any attack of the pool. For findings: images in
@@ -142,21 +144,21 @@ def directed_flips(pool: Pool) -> list[Kept]:
         return [_findings(pool, *side) for side in sides]
     healthy = card.normal or 0
     return [
-        _turned(pool, "flips_to_normal", "Disease → healthy", other(healthy), is_(healthy)),
-        _turned(pool, "flips_to_disease", "Healthy → disease", is_(healthy), other(healthy)),
+        _turned(pool, "flips_to_normal", "Disease → healthy", is_not(healthy), is_(healthy)),
+        _turned(pool, "flips_to_disease", "Healthy → disease", is_(healthy), is_not(healthy)),
     ]
 
 
-def _turned(pool: Pool, name: str, title: str, among: Event, turned: Event) -> Kept:
+def _turned(pool: Pool, name: str, title: str, among: Event, turned: Event) -> PooledShare:
     truth, before = (
         pool.clean(partial(values, field=field, column=None)) for field in ("truth", "prediction")
     )
     eligible = among(truth) & (before == truth) & pool.attacked
     worst = pool.worst(lambda run: ~turned(values(run, "prediction", None)))
-    return kept(name, title, worst[eligible], pool, lost=True)
+    return pooled_share(name, title, worst[eligible], pool, as_loss=True)
 
 
-def _findings(pool: Pool, name: str, title: str, there: int) -> Kept:
+def _findings(pool: Pool, name: str, title: str, there: int) -> PooledShare:
     """Return the flips of findings whose truth is `there`; one is enough for an image to count."""
     stands, right = [], np.zeros(len(pool.images), dtype=bool)
     for j in range(len(pool.card.classes)):
@@ -164,26 +166,26 @@ def _findings(pool: Pool, name: str, title: str, there: int) -> Kept:
             pool.clean(partial(values, field=field, column=j)) for field in ("truth", "prediction")
         )
         before = (truth == there) & (call == there)
-        _, worst = held(pool, is_(there), is_(there), j)
+        _, worst = held_calls(pool, is_(there), is_(there), j)
         stands.append(worst | ~before[:, None])
         right |= before
     worst = lowest(stands)
-    return kept(name, title, worst[right & pool.attacked], pool, lost=True)
+    return pooled_share(name, title, worst[right & pool.attacked], pool, as_loss=True)
 
 
-def region_dice(pool: Pool) -> list[Kept]:
+def region_dice(pool: Pool) -> list[PooledShare]:
     """Return the Dice of each region under the worst of all attacks, image by image."""
     if pool.card.task != "segmentation":
         return []
-    found = []
+    shares = []
     for j, name in enumerate(pool.card.parts):
-        worst = pool.worst(partial(region, place=j))
+        worst = pool.worst(partial(region, index=j))
         zero = (0,) * worst.shape[1]
         title = f"Dice of {called(name)}"
-        found.append(Kept(f"dice[{name}]", title, len(worst), pool.means(worst), zero))
-    return found
+        shares.append(PooledShare(f"dice[{name}]", title, len(worst), pool.means(worst), zero))
+    return shares
 
 
-def region(run: Stored, place: int) -> NDArray[np.float64]:
+def region(run: Stored, index: int) -> NDArray[np.float64]:
     """Return the Dice of a region, one a row of the samples."""
-    return np.array([dice[place] for dice in run.samples["scores"]], dtype=np.float64)
+    return np.array([dice[index] for dice in run.samples["scores"]], dtype=np.float64)

@@ -13,15 +13,15 @@ from ..gallery import PAGE_BYTES, gallery, regions_shown, shown
 from ..page import TEMPLATES, environment, policy_hash
 from ..wording import text
 from .document import Clause, Report
-from .model_boards import Chosen
+from .model_boards import ModelBoard
 
 
-def render(document: Report, chosen: list[Chosen]) -> str:
+def render(document: Report, model_boards: list[ModelBoard]) -> str:
     """Return the HTML of a report; the same document gives the same text.
 
     Args:
         document: what is shown.
-        chosen: its boards, for curves and pictures.
+        model_boards: its boards, for curves and pictures.
     """
     style = "".join(
         (TEMPLATES / file).read_text(encoding="utf-8") for file in ("style.css", "report.css")
@@ -35,54 +35,54 @@ def render(document: Report, chosen: list[Chosen]) -> str:
             "form-action 'none'",
         ]
     )
-    made = environment()
-    made.filters.update(served=served, spans=spans, stamp=stamp)
+    templates = environment()
+    templates.filters.update(served=served, spans=spans, stamp=stamp)
     numbers = {reference.case_id: reference.number for reference in document.records}
-    return made.get_template("report.html.j2").render(
+    return templates.get_template("report.html.j2").render(
         document=document,
         policy=policy,
         style=Markup(style),  # noqa: S704 - our own files, hashed in the policy
         numbers=numbers,
-        figures={one.anchor: _curves(one) for one in chosen},
-        galleries=_galleries(chosen),
+        figures={model_board.anchor: _curves(model_board) for model_board in model_boards},
+        galleries=_galleries(model_boards),
         detector_columns=COLUMNS,
         headings=list(dict.fromkeys(board.heading for board in document.boards)),
     )
 
 
-def _curves(one: Chosen) -> str:
-    row = one.row
-    if one.board.control or row.standing == "invalid" or not row.images:
+def _curves(model_board: ModelBoard) -> str:
+    row = model_board.row
+    if model_board.board.control or row.standing == "invalid" or not row.images:
         return ""
-    return Markup(curves(one.board, one.anchor))  # noqa: S704 - drawn by figures.py
+    return Markup(curves(model_board.board, model_board.anchor))  # noqa: S704 - drawn by figures.py
 
 
-def _galleries(chosen: list[Chosen]) -> list[dict[str, Any]]:
+def _galleries(model_boards: list[ModelBoard]) -> list[dict[str, Any]]:
     """Return the pictures stored with the records of each board that has some."""
-    share = PAGE_BYTES // max(len(chosen), 1)
-    found = []
-    for one in chosen:
-        pictures = gallery(one.board, budget=share)
+    budget = PAGE_BYTES // max(len(model_boards), 1)
+    galleries = []
+    for model_board in model_boards:
+        pictures = gallery(model_board.board, budget=budget)
         if pictures:
-            found.append(
+            galleries.append(
                 {
-                    "anchor": one.anchor,
-                    "pictures": [(p, one.runs[p.column].record.case_id) for p in pictures],
-                    "regions": regions_shown(one.board, pictures),
+                    "anchor": model_board.anchor,
+                    "pictures": [(p, model_board.runs[p.column].record.case_id) for p in pictures],
+                    "regions": regions_shown(model_board.board, pictures),
                     "shown": shown(pictures, slides=False),
-                    "board": one.board,
+                    "board": model_board.board,
                 }
             )
-    return found
+    return galleries
 
 
 def served(clauses: tuple[Clause, ...]) -> list[tuple[str, str]]:
     """Return the clauses of a section by framework: ("EU AI Act", "Art. 9(8) (testing ...)")."""
-    found: dict[str, list[str]] = {}
+    by_framework: dict[str, list[str]] = {}
     for clause in clauses:
         words = f"{clause.clause} ({clause.subject})"
-        found.setdefault(clause.framework, []).append(words)
-    return [(framework, "; ".join(words)) for framework, words in found.items()]
+        by_framework.setdefault(clause.framework, []).append(words)
+    return [(framework, "; ".join(words)) for framework, words in by_framework.items()]
 
 
 def spans(ids: Iterable[str], numbers: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -97,17 +97,17 @@ def spans(ids: Iterable[str], numbers: Mapping[str, str]) -> list[tuple[str, str
     >>> spans("abcdf", {"a": "R1", "b": "R2", "c": "R3", "d": "R4", "f": "R6"})
     [('a', 'd'), ('f', 'f')]
     """
-    ordered = sorted(set(ids), key=lambda one: int(numbers[one][1:]))
+    ordered = sorted(set(ids), key=lambda case_id: int(numbers[case_id][1:]))
     runs: list[list[str]] = []
-    for one in ordered:
-        if runs and int(numbers[one][1:]) == int(numbers[runs[-1][-1]][1:]) + 1:
-            runs[-1].append(one)
+    for case_id in ordered:
+        if runs and int(numbers[case_id][1:]) == int(numbers[runs[-1][-1]][1:]) + 1:
+            runs[-1].append(case_id)
         else:
-            runs.append([one])
-    found = []
+            runs.append([case_id])
+    spans_ = []
     for run in runs:
-        found += [(run[0], run[-1])] if len(run) > 3 else [(one, one) for one in run]
-    return found
+        spans_ += [(run[0], run[-1])] if len(run) > 3 else [(case_id, case_id) for case_id in run]
+    return spans_
 
 
 def stamp(time: str) -> str:

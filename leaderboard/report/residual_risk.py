@@ -12,7 +12,7 @@ from robustbench_med.stats.paired_tests import fewest_changes
 from ..tables import patients
 from ..wording.text import plain, radius
 from .document import Remaining
-from .model_boards import Chosen
+from .model_boards import ModelBoard
 from .pooled_runs import valid_runs
 
 ALPHA = 0.05
@@ -31,14 +31,14 @@ def least_changes(n: int) -> float:
     return k / n if n >= k else float("nan")
 
 
-def remaining(one: Chosen) -> Remaining | None:
+def remaining(model_board: ModelBoard) -> Remaining | None:
     """Return what is left of the risk at the smallest radius; None where nothing was scored.
 
     Counted by patient where patients are known: one of whose images is right when clean and broken
     by any attack.
     """
-    row, runs = one.row, valid_runs(one.row)
-    if not runs or not row.images or one.board.control:
+    row, runs = model_board.row, valid_runs(model_board.row)
+    if not runs or not row.images or model_board.board.control:
         return None
     sound = row.stands[0].to_numpy(dtype=bool)
     broken = sound & ~row.stands[1].to_numpy(dtype=bool)
@@ -50,7 +50,7 @@ def remaining(one: Chosen) -> Remaining | None:
     units = pd.Series(broken).groupby(owner.to_numpy()).any()
     changed, of = int(units.sum()), len(units)
     return Remaining(
-        eps=one.board.ladder[0],
+        eps=model_board.board.ladder[0],
         units="patients" if by_patient else "images",
         changed=changed,
         of=of,
@@ -60,13 +60,19 @@ def remaining(one: Chosen) -> Remaining | None:
     )
 
 
-def _sample(title: str, mine: list[Chosen]) -> str:
+def _sample(title: str, mine: list[ModelBoard]) -> str:
     """Return how many images the boards of a dataset have, and what they could have seen."""
-    images = sorted({one.row.images for one in mine if one.row.images})
-    largest = max((one.row.patients or one.row.images for one in mine), default=0)
-    units = "patients" if any(one.row.patients is not None for one in mine) else "images"
+    images = sorted({model_board.row.images for model_board in mine if model_board.row.images})
+    largest = max(
+        (model_board.row.patients or model_board.row.images for model_board in mine), default=0
+    )
+    units = (
+        "patients"
+        if any(model_board.row.patients is not None for model_board in mine)
+        else "images"
+    )
     least = least_changes(largest)
-    seen = (
+    smallest = (
         f"a change of fewer than {round(least * largest)} of {largest} {units} "
         f"({100 * least:.1f} %) cannot be told from chance"
         if math.isfinite(least)
@@ -74,38 +80,44 @@ def _sample(title: str, mine: list[Chosen]) -> str:
     )
     return (
         f"Sample of {title}: {' / '.join(map(str, images)) or 'no'} images, "
-        f"{patients(mine[0].board)}; {seen} (exact McNemar test at 5 %). Intervals cover the "
+        f"{patients(mine[0].board)}; {smallest} (exact McNemar test at 5 %). Intervals cover the "
         "drawing of images (by patient where patients are known), not the training of the model."
     )
 
 
-def limits(chosen: list[Chosen], lines: list[str]) -> tuple[str, ...]:
+def limits(model_boards: list[ModelBoard], lines: list[str]) -> tuple[str, ...]:
     """Return what the figures cannot say, the gravest first; `lines` are told at the end."""
-    cards = {one.board.dataset.name: one.board.dataset for one in chosen}
+    cards = {
+        model_board.board.dataset.name: model_board.board.dataset for model_board in model_boards
+    }
     synthetic = [plain(card.title) for card in cards.values() if card.synthetic]
-    runs = [run.record for one in chosen for run in one.runs.values()]
-    found = []
+    runs = [run.record for model_board in model_boards for run in model_board.runs.values()]
+    lines_ = []
     if synthetic:
-        found.append(
+        lines_.append(
             f"Synthetic data: {', '.join(synthetic)}. Drawn phantoms, not patients: they compare "
             "attacks and models, and say nothing about a clinic."
         )
     for card in cards.values():
-        mine = [one for one in chosen if one.board.dataset.name == card.name]
-        found.append(_sample(plain(card.title), mine))
-        found += [f"{plain(card.title)}: {plain(note)}" for note in card.notes]
+        mine = [
+            model_board
+            for model_board in model_boards
+            if model_board.board.dataset.name == card.name
+        ]
+        lines_.append(_sample(plain(card.title), mine))
+        lines_ += [f"{plain(card.title)}: {plain(note)}" for note in card.notes]
     if any(record.patients is None for record in runs):
-        found.append(
+        lines_.append(
             "Where patients are not known, images are treated as independent. If several are of "
             "one patient, intervals are too narrow."
         )
     largest = sorted({radius(r.case.ladder[-1], r.case.norm, r.case.budget) for r in runs})
-    found.append(f"No radius above the largest tried was tested ({', '.join(largest)}).")
-    found.append("Robustness under attack is an upper bound: an attack that fails proves nothing.")
+    lines_.append(f"No radius above the largest tried was tested ({', '.join(largest)}).")
+    lines_.append("Robustness under attack is an upper bound: an attack that fails proves nothing.")
     if any(record.provenance.git_dirty for record in runs):
-        found.append(
+        lines_.append(
             "Some records were made from a checkout with changes that no commit holds (marked +)."
         )
     if any(not record.provenance.git_commit for record in runs):
-        found.append("Some records do not state the commit they were made from.")
-    return (*found, *map(plain, lines))
+        lines_.append("Some records do not state the commit they were made from.")
+    return (*lines_, *map(plain, lines))

@@ -12,14 +12,14 @@ from collections.abc import Iterable
 from robustbench_med.cards import DatasetCard
 
 from ..wording.text import plain
-from .criteria import Criterion, Given
+from .criteria import CriteriaFile, Criterion
 from .goals import goal_of
-from .model_boards import Chosen
+from .model_boards import ModelBoard
 
 _OBJECTIVES = ("untargeted", "targeted", "finding", "region")
 
 
-def unknown_names(criterion: Criterion, chosen: list[Chosen]) -> str:
+def unknown_names(criterion: Criterion, model_boards: list[ModelBoard]) -> str:
     """Return the names of a criterion that no board of a model has, each with those there are.
 
     E.g. "no record is of dataset 'phantom_funds' (did you mean 'phantom_fundus'?)"; empty where all
@@ -27,22 +27,30 @@ def unknown_names(criterion: Criterion, chosen: list[Chosen]) -> str:
 
     Args:
         criterion: as read.
-        chosen: every board of the model.
+        model_boards: every board of the model.
     """
-    attacks = {run.record.case.attack for one in chosen for run in one.runs.values()}
-    named = {
-        "dataset": (criterion.dataset, {one.board.dataset.name for one in chosen}),
-        "attack": (criterion.attack, {"", "clean", "worst_case", *attacks}),
-        "defense": (criterion.defense, {one.row.key.defense for one in chosen} | {"none"}),
+    attacks = {
+        run.record.case.attack for model_board in model_boards for run in model_board.runs.values()
     }
-    found = [
+    named = {
+        "dataset": (
+            criterion.dataset,
+            {model_board.board.dataset.name for model_board in model_boards},
+        ),
+        "attack": (criterion.attack, {"", "clean", "worst_case", *attacks}),
+        "defense": (
+            criterion.defense,
+            {model_board.row.key.defense for model_board in model_boards} | {"none"},
+        ),
+    }
+    sentences = [
         f"no record is of {key} {plain(name)!r}{_hint(name, known)}"
         for key, (name, known) in named.items()
         if name and name not in known
     ]
     if (aim := goal_of(criterion.objective)[0]) not in _OBJECTIVES:
-        found.append(f"no objective is called {plain(aim)!r}{_hint(aim, _OBJECTIVES)}")
-    return plain("; ".join(found))
+        sentences.append(f"no objective is called {plain(aim)!r}{_hint(aim, _OBJECTIVES)}")
+    return plain("; ".join(sentences))
 
 
 def unknown_part(metric: str, card: DatasetCard) -> str:
@@ -57,31 +65,33 @@ def unknown_part(metric: str, card: DatasetCard) -> str:
     return plain(f"{card.title} has no {kind} {plain(name)!r}{_hint(name, known)}; it has {listed}")
 
 
-def unjudged(given: Given, reported: Iterable[str], known: Iterable[str]) -> list[tuple[str, bool]]:
+def unjudged(
+    file: CriteriaFile, reported: Iterable[str], known: Iterable[str]
+) -> list[tuple[str, bool]]:
     """Return a line on each criterion that is of a model without a report.
 
     Args:
-        given: the file.
+        file: the file.
         reported: models that a report was written of.
         known: models with records.
 
     Returns:
         Lines, each with whether that model has no record at all.
     """
-    done, there, found = set(reported), set(known), []
-    for place, one in enumerate(given.criteria, 1):
-        if one.victim in ("", *done):
+    done, there, lines = set(reported), set(known), []
+    for number, criterion in enumerate(file.criteria, 1):
+        if criterion.victim in ("", *done):
             continue
-        missing = one.victim not in there
-        why = f"has no record{_hint(one.victim, there)}" if missing else "was not reported on"
+        missing = criterion.victim not in there
+        why = f"has no record{_hint(criterion.victim, there)}" if missing else "was not reported on"
         word = "not tested" if missing else "not judged"
-        found.append(
-            (plain(f"C{place} {word}: it is of {plain(one.victim)!r}, which {why}"), missing)
+        lines.append(
+            (plain(f"C{number} {word}: it is of {plain(criterion.victim)!r}, which {why}"), missing)
         )
-    return found
+    return lines
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
-    written = {one.lower(): one for one in known if one}
+    written = {name_.lower(): name_ for name_ in known if name_}
     near = difflib.get_close_matches(name.lower(), written, n=1, cutoff=0.5)
     return f" (did you mean {written[near[0]]!r}?)" if near else ""

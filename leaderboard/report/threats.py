@@ -8,7 +8,7 @@ from ..boards.ranking import knowing
 from ..wording.text import KNOWS, NORMS, THREATS, radii
 from ..wording.threat_model import channel_words, linf_words, objective_words
 from .document import Tested
-from .model_boards import Chosen
+from .model_boards import ModelBoard
 
 _MAY = {
     "linf": "change every value of the image by at most {radii}",
@@ -38,35 +38,43 @@ _NEVER = (
 )
 
 
-def threat_models(chosen: list[Chosen]) -> tuple[Tested, ...]:
+def threat_models(model_boards: list[ModelBoard]) -> tuple[Tested, ...]:
     """Return the threat models that were tested, each once."""
-    groups: dict[tuple[str, str, str], list[Chosen]] = {}
-    for one in chosen:
-        groups.setdefault((_who(one), _may(one), _wants(one)), []).append(one)
+    groups: dict[tuple[str, str, str], list[ModelBoard]] = {}
+    for model_board in model_boards:
+        groups.setdefault((_who(model_board), _may(model_board), _wants(model_board)), []).append(
+            model_board
+        )
     return tuple(
         Tested(
             who=who,
             may=may,
             wants=wants,
-            attacks=tuple(dict.fromkeys(column for one in group for column in one.runs)),
-            boards=tuple(one.anchor for one in group),
+            attacks=tuple(
+                dict.fromkeys(column for model_board in group for column in model_board.runs)
+            ),
+            boards=tuple(model_board.anchor for model_board in group),
         )
         for (who, may, wants), group in groups.items()
     )
 
 
-def _who(one: Chosen) -> str:
-    who = _CONTROL if one.board.control else KNOWS.get(one.board.threat, one.board.threat)
-    if one.row.key.defense != "none":
-        who += f" The model is defended by {one.row.shield}."
-        known = bool(knowing(one.runs))
+def _who(model_board: ModelBoard) -> str:
+    who = (
+        _CONTROL
+        if model_board.board.control
+        else KNOWS.get(model_board.board.threat, model_board.board.threat)
+    )
+    if model_board.row.key.defense != "none":
+        who += f" The model is defended by {model_board.row.shield}."
+        known = bool(knowing(model_board.runs))
         who += " The attacker knows of it." if known else ""
-        who += f" {_BLIND}" if one.row.oblivious else ""
+        who += f" {_BLIND}" if model_board.row.oblivious else ""
     return who
 
 
-def _may(one: Chosen) -> str:
-    board = one.board
+def _may(model_board: ModelBoard) -> str:
+    board = model_board.board
     if board.budget == "mean_norm":
         norm = NORMS.get(board.norm, board.norm)
         listed = re.sub("[{}]", "", radii(board.ladder, board.norm, board.budget))
@@ -79,32 +87,32 @@ def _may(one: Chosen) -> str:
     return f"{may}; {touched}" if touched else may
 
 
-def _wants(one: Chosen) -> str:
-    if one.board.control:
+def _wants(model_board: ModelBoard) -> str:
+    if model_board.board.control:
         return "none"
-    aim = objective_words(one.board.objective, one.board.dataset)
+    aim = objective_words(model_board.board.objective, model_board.board.dataset)
     if aim == "untargeted":
-        masks = one.board.dataset.task == "segmentation"
+        masks = model_board.board.dataset.task == "segmentation"
         return "masks as far from the truth as can be" if masks else "any wrong call"
     return aim
 
 
-def not_tested(chosen: list[Chosen]) -> tuple[str, ...]:
+def not_tested(model_boards: list[ModelBoard]) -> tuple[str, ...]:
     """Return the threat models that were not tested, in words."""
-    threats = {one.board.threat for one in chosen}
-    norms = {one.board.norm for one in chosen}
+    threats = {model_board.board.threat for model_board in model_boards}
+    norms = {model_board.board.norm for model_board in model_boards}
     missing = [THREATS[t] for t in THREATS if t not in threats and t != "control"]
     lines = []
     if missing:
         lines.append(f"Attackers: {'; '.join(missing)}.")
     if "control" not in threats:
         lines.append("No control: what noise of the same size does without any aim.")
-    if left := [name for norm, name in NORMS.items() if norm not in norms]:
-        lines.append(f"Changes measured in {', '.join(left)}.")
-    if all(one.board.objective == "untargeted" for one in chosen):
+    if norms_missing := [name for norm, name in NORMS.items() if norm not in norms]:
+        lines.append(f"Changes measured in {', '.join(norms_missing)}.")
+    if all(model_board.board.objective == "untargeted" for model_board in model_boards):
         lines.append("An attacker who wants one particular wrong call (a targeted objective).")
-    shields = [one for one in chosen if one.row.key.defense != "none"]
-    if any(not knowing(one.runs) for one in shields):
+    shields = [model_board for model_board in model_boards if model_board.row.key.defense != "none"]
+    if any(not knowing(model_board.runs) for model_board in shields):
         lines.append("An attacker who knows of the defense (adaptive).")
     if not shields:
         lines.append("The model behind a defense or a detector.")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from leaderboard.report.criteria import METRICS, Given, read_criteria
+from leaderboard.report.criteria import METRICS, CriteriaFile, read_criteria
 from leaderboard.report.document import Judged
-from leaderboard.report.evaluate_criteria import judge
-from leaderboard.report.model_boards import choose
+from leaderboard.report.evaluate_criteria import evaluate_criteria
+from leaderboard.report.model_boards import boards_of_model
 from robustbench_med.bench.record import Flag, Stored
 from robustbench_med.cards import DatasetCard
 from robustbench_med.errors import SpecError
@@ -30,12 +30,12 @@ def written(folder: Path, *tables: str) -> Path:
     return path
 
 
-def given(folder: Path, *tables: str) -> Given:
+def given(folder: Path, *tables: str) -> CriteriaFile:
     return read_criteria(written(folder, *tables))
 
 
 def judged(records: list[Stored], folder: Path, table: str, victim: str = VICTIM) -> Judged:
-    found = judge(given(folder, table), choose(records, victim))
+    found = evaluate_criteria(given(folder, table), boards_of_model(records, victim))
     return found.judged[0]
 
 
@@ -261,7 +261,7 @@ def test_criteria_younger_than_the_first_record_are_said_to_be(
     path = written(tmp_path, GOOD)
     started = 1_768_471_920  # 2026-01-15T10:12:00Z, when the planted records were started
     os.utime(path, (started + second, started + second))
-    found = judge(read_criteria(path), choose(pair(make_stored), VICTIM))
+    found = evaluate_criteria(read_criteria(path), boards_of_model(pair(make_stored), VICTIM))
     assert found.first_record == "2026-01-15T10:12:00Z"
     assert found.written_after is after
 

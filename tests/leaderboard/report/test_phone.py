@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from leaderboard.report import Given, read_criteria, write_report
+from leaderboard.report import CriteriaFile, read_criteria, write_report
 from robustbench_med.bench import store
 from robustbench_med.bench.record import Stored
 from tests.leaderboard.browser import needs_chromium, opened
@@ -74,19 +74,19 @@ def of_suite(suite: str, victim: str) -> list[Stored]:
     return [stored for stored in records if stored.record.case.victim == victim]
 
 
-def labels(make: Maker, path: Path) -> tuple[list[Stored], str, Given | None]:
+def labels(make: Maker, path: Path) -> tuple[list[Stored], str, CriteriaFile | None]:
     path.write_text(TABLE)
     return pair(make, pictures=1), VICTIM, read_criteria(path)
 
 
-def guarded(make: Maker, path: Path) -> tuple[list[Stored], str, Given | None]:
+def guarded(make: Maker, path: Path) -> tuple[list[Stored], str, CriteriaFile | None]:
     del path
     return [wrapped(make, WRAPPED, GUARD, record=detecting(0.7, 0.1))], VICTIM, None
 
 
 def committed(
     suite: str, victim: str
-) -> Callable[[Maker, Path], tuple[list[Stored], str, Given | None]]:
+) -> Callable[[Maker, Path], tuple[list[Stored], str, CriteriaFile | None]]:
     return lambda make, path: (of_suite(suite, victim), victim, None)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leaderboard.report.model_boards import choose
+from leaderboard.report.model_boards import boards_of_model
 from leaderboard.report.pooled_runs import Pool, board_pool
-from leaderboard.report.recalls import Kept, directed_flips, recalls, region_dice
+from leaderboard.report.recalls import PooledShare, directed_flips, recalls, region_dice
 from robustbench_med.bench import store
 from robustbench_med.bench.record import Stored
 from tests.leaderboard.planted import DATASETS
@@ -25,13 +25,13 @@ RESULTS = Path(__file__).parents[3] / "results"
 
 def only(records: list[Stored]) -> Pool:
     """Return the runs of the one board that records make."""
-    chosen = choose(records, records[0].record.case.victim)
+    chosen = boards_of_model(records, records[0].record.case.victim)
     found = board_pool(chosen[0], chosen)
     assert found is not None
     return found
 
 
-def named(found: list[Kept]) -> dict[str, Kept]:
+def named(found: list[PooledShare]) -> dict[str, PooledShare]:
     return {kept.name: kept for kept in found}
 
 
@@ -118,7 +118,7 @@ def test_an_oblivious_attacker_does_not_count(make_stored: Maker) -> None:
     pool = only([known, blind])
     first = only([known])
     assert recalls(pool) == recalls(first)
-    chosen = choose([blind], VICTIM)
+    chosen = boards_of_model([blind], VICTIM)
     assert board_pool(chosen[0], chosen) is None
 
 

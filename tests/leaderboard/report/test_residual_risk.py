@@ -10,7 +10,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from leaderboard.report.document import Remaining
-from leaderboard.report.model_boards import choose, single
+from leaderboard.report.model_boards import boards_of_model, single
 from leaderboard.report.residual_risk import least_changes, limits, remaining
 from leaderboard.report.threats import not_tested, threat_models
 from robustbench_med.bench.record import Stored
@@ -36,7 +36,7 @@ def test_too_few_images_can_show_no_change() -> None:
 
 
 def left(records: list[Stored]) -> Remaining:
-    (one,) = choose(records, VICTIM)
+    (one,) = boards_of_model(records, VICTIM)
     found = remaining(one)
     assert found is not None
     return found
@@ -56,16 +56,16 @@ def test_what_changes_at_the_smallest_radius_is_counted_by_patient(make_stored: 
 
 
 def test_controls_and_invalid_records_leave_nothing_to_count(make_stored: Maker) -> None:
-    (control,) = choose([make_stored([1] * N, attack="noise")], VICTIM)
+    (control,) = boards_of_model([make_stored([1] * N, attack="noise")], VICTIM)
     assert remaining(control) is None
     broken = {"status": "invalid", "reason": "NaN", "rungs": (), "audit": None}
-    (invalid,) = choose([make_stored([1] * N, record=broken)], VICTIM)
+    (invalid,) = boards_of_model([make_stored([1] * N, record=broken)], VICTIM)
     assert remaining(invalid) is None
 
 
 def test_limits_say_what_the_data_are(make_stored: Maker) -> None:
     dirty = PROVENANCE.model_copy(update={"git_dirty": True, "git_commit": ""})
-    said = " ".join(limits(choose(pair(make_stored), VICTIM), ["a last line"]))
+    said = " ".join(limits(boards_of_model(pair(make_stored), VICTIM), ["a last line"]))
     assert "Synthetic data: Chest X-ray. Drawn phantoms, not patients" in said
     assert "20 images, images treated as independent; a change of fewer than 6 of 20 " in said
     assert "(30.0 %) cannot be told from chance" in said
@@ -74,11 +74,11 @@ def test_limits_say_what_the_data_are(make_stored: Maker) -> None:
     assert "checkout with changes" not in said
     notes = DATASETS[2].model_copy(update={"notes": ("one image a child",)})
     real = [make_stored([6] * N, dataset=notes, patients=True, record={"provenance": dirty})]
-    said = " ".join(limits(choose(real, VICTIM), []))
+    said = " ".join(limits(boards_of_model(real, VICTIM), []))
     assert "Synthetic" not in said
     assert "PneumoniaMNIST: one image a child" in said
     assert "6 patients; a change of fewer than 6 of 6 patients" in said
-    few = " ".join(limits(choose([make_stored([6] * 5)], VICTIM), []))
+    few = " ".join(limits(boards_of_model([make_stored([6] * 5)], VICTIM), []))
     assert "5 images are too few to tell any change from chance" in few
     assert "images are treated as independent" not in said
     assert "checkout with changes that no commit holds" in said
@@ -103,14 +103,14 @@ def test_limits_say_what_the_data_are(make_stored: Maker) -> None:
 def test_what_the_attacker_may_change_in_plain_words(
     make_stored: Maker, given: dict[str, Any], words: str
 ) -> None:
-    (found,) = threat_models(choose([make_stored([6] * N, **given)], VICTIM))
+    (found,) = threat_models(boards_of_model([make_stored([6] * N, **given)], VICTIM))
     assert words in found.may
     assert found.wants == "any wrong call"
     assert found.attacks == ("PGD-40",)
 
 
 def test_what_was_tested_is_not_listed_as_missing(make_stored: Maker) -> None:
-    alone = " ".join(not_tested(choose(pair(make_stored), VICTIM)))
+    alone = " ".join(not_tested(boards_of_model(pair(make_stored), VICTIM)))
     for words in (
         "one perturbation for all images; transfer from another model; no box",
         "black box by queries",
@@ -126,24 +126,24 @@ def test_what_was_tested_is_not_listed_as_missing(make_stored: Maker) -> None:
     more = [*pair(make_stored), make_stored([6] * N, attack="square")]
     more += [make_stored([6] * N, attack="noise"), make_stored([6] * N, case={"norm": "l2"})]
     more += [make_stored([6] * N, case={"objective": "targeted(target=1)"})]
-    said = " ".join(not_tested(choose(more, VICTIM)))
+    said = " ".join(not_tested(boards_of_model(more, VICTIM)))
     for words in ("queries", "No control", "L2", "one particular wrong call"):
         assert words not in said
 
 
 def test_an_attacker_who_overlooks_the_defense_is_told(make_stored: Maker) -> None:
     blind = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.9, 0.8), knowledge="oblivious")
-    chosen = choose([blind], VICTIM)
+    chosen = boards_of_model([blind], VICTIM)
     assert "An attacker who knows of the defense (adaptive)." in not_tested(chosen)
     (found,) = threat_models(chosen)
     assert "defended by Mahalanobis" in found.who
     assert "overlooks the defense" in found.who
     assert "knows of it" not in found.who
     known = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.7, 0.1))
-    (found,) = threat_models(choose([known], VICTIM))
+    (found,) = threat_models(boards_of_model([known], VICTIM))
     assert "The attacker knows of it." in found.who
     assert "An attacker who knows of the defense (adaptive)." not in not_tested(
-        choose([known], VICTIM)
+        boards_of_model([known], VICTIM)
     )
 
 

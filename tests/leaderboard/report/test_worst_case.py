@@ -11,9 +11,9 @@ import pytest
 
 from leaderboard.report.criteria import read_criteria
 from leaderboard.report.document import Judged
-from leaderboard.report.evaluate_criteria import judge
+from leaderboard.report.evaluate_criteria import evaluate_criteria
 from leaderboard.report.evidence import evidence
-from leaderboard.report.model_boards import choose
+from leaderboard.report.model_boards import boards_of_model
 from leaderboard.report.pooled_metrics import balanced_accuracy, f1, of_findings, success
 from robustbench_med.bench import store
 from robustbench_med.bench.record import Flag, Stored
@@ -41,7 +41,9 @@ def judged(
 ) -> Judged:
     path = folder / "criteria.toml"
     path.write_text(f"[[criteria]]\n{table}\n")
-    return judge(read_criteria(path), choose(records, victim), doubts).judged[0]
+    return evaluate_criteria(read_criteria(path), boards_of_model(records, victim), doubts).judged[
+        0
+    ]
 
 
 def halves(make: Maker, **given: Any) -> list[Stored]:  # noqa: ANN401
@@ -241,7 +243,9 @@ def test_an_aim_at_other_radii_or_images_is_none(make_stored: Maker, tmp_path: P
         told = [o for o in found.outcomes if lax.record.case_id in o.records]
         assert [outcome.verdict for outcome in told] == ["not tested"]
     # on the board, too, it is one only where it is of every radius shown
-    chosen = choose([lax, graded(make_stored, 0, case=TARGETED, ladder=LADDER[:2])], VICTIM)
+    chosen = boards_of_model(
+        [lax, graded(make_stored, 0, case=TARGETED, ladder=LADDER[:2])], VICTIM
+    )
     told_ = {one.board.objective: evidence(one, chosen) for one in chosen}
     assert told_["untargeted"].unaimed
     assert not told_["targeted(target=0)"].unaimed
@@ -259,7 +263,7 @@ def test_accuracy_is_of_every_wrong_call(make_stored: Maker, tmp_path: Path) -> 
 
 
 def test_a_control_has_no_aim_to_lack(make_stored: Maker) -> None:
-    chosen = choose([graded(make_stored, 1, attack="noise")], VICTIM)
+    chosen = boards_of_model([graded(make_stored, 1, attack="noise")], VICTIM)
     found = evidence(chosen[0], chosen)
     assert found.unaimed == ()
     assert all(line.aimed for line in (*found.calls, *found.flips))
