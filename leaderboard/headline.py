@@ -181,8 +181,8 @@ def _sentence(group: list[Board], last: str) -> tuple[str, str]:
     change = change_words(met, eps)
     when = "under the same attack" if change == last else f"when {change}"
     score = group[0].score
-    verdict_ = " No model withstands it." if max(worst) <= lost_below(score) else ""
-    return f"{_results(score, clean, worst)} {when}.{verdict_}", change
+    ending = " No model withstands it." if max(worst) <= lost_below(score) else ""
+    return f"{_results(score, clean, worst)} {when}.{ending}", change
 
 
 def _results(score: Score, clean: list[float], worst: list[float]) -> str:

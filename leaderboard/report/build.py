@@ -95,9 +95,9 @@ class Source(NamedTuple):
         runs = [run.record for model_board in model_boards for run in model_board.runs.values()]
         # a record that is known to be of another model says nothing of this one
         damaged = tuple(
-            plain(model_board.reason)
-            for model_board in self.failures
-            if model_board.case is None or model_board.case.victim == victim
+            plain(failure.reason)
+            for failure in self.failures
+            if failure.case is None or failure.case.victim == victim
         )
         doubts = (_damaged(len(damaged)),) if damaged else ()
         document = Report(

@@ -156,14 +156,14 @@ def pools(runs: list[Stored], levels: tuple[float, ...], *, largest: bool = Fals
     sets: dict[tuple[str, ...], list[Stored]] = {}
     for run in runs:
         sets.setdefault(tuple(map(str, image_ids(run))), []).append(run)
-    pools_ = []
+    pooled = []
     for images, same_images in sets.items():
         if largest and any(set(images) < set(larger) for larger in sets):
             continue
         index = image_ids(same_images[0])
         overlapping = [r for r in runs if r not in same_images and index.isin(image_ids(r)).any()]
-        pools_.append(Pool((*same_images, *overlapping), index, levels))
-    return pools_
+        pooled.append(Pool((*same_images, *overlapping), index, levels))
+    return pooled
 
 
 def board_pool(model_board: ModelBoard, model_boards: Iterable[ModelBoard]) -> Pool | None:

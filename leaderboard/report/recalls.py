@@ -177,13 +177,13 @@ def region_dice(pool: Pool) -> list[PooledShare]:
     """Return the Dice of each region under the worst of all attacks, image by image."""
     if pool.card.task != "segmentation":
         return []
-    shares = []
+    pooled = []
     for j, name in enumerate(pool.card.parts):
         worst = pool.worst(partial(region, index=j))
         zero = (0,) * worst.shape[1]
         title = f"Dice of {called(name)}"
-        shares.append(PooledShare(f"dice[{name}]", title, len(worst), pool.means(worst), zero))
-    return shares
+        pooled.append(PooledShare(f"dice[{name}]", title, len(worst), pool.means(worst), zero))
+    return pooled
 
 
 def region(run: Stored, index: int) -> NDArray[np.float64]:

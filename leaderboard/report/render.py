@@ -104,10 +104,10 @@ def spans(ids: Iterable[str], numbers: Mapping[str, str]) -> list[tuple[str, str
             runs[-1].append(case_id)
         else:
             runs.append([case_id])
-    spans_ = []
+    ranges = []
     for run in runs:
-        spans_ += [(run[0], run[-1])] if len(run) > 3 else [(case_id, case_id) for case_id in run]
-    return spans_
+        ranges += [(run[0], run[-1])] if len(run) > 3 else [(case_id, case_id) for case_id in run]
+    return ranges
 
 
 def stamp(time: str) -> str:

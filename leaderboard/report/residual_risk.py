@@ -92,9 +92,9 @@ def limits(model_boards: list[ModelBoard], lines: list[str]) -> tuple[str, ...]:
     }
     synthetic = [plain(card.title) for card in cards.values() if card.synthetic]
     runs = [run.record for model_board in model_boards for run in model_board.runs.values()]
-    lines_ = []
+    sentences = []
     if synthetic:
-        lines_.append(
+        sentences.append(
             f"Synthetic data: {', '.join(synthetic)}. Drawn phantoms, not patients: they compare "
             "attacks and models, and say nothing about a clinic."
         )
@@ -104,20 +104,22 @@ def limits(model_boards: list[ModelBoard], lines: list[str]) -> tuple[str, ...]:
             for model_board in model_boards
             if model_board.board.dataset.name == card.name
         ]
-        lines_.append(_sample(plain(card.title), mine))
-        lines_ += [f"{plain(card.title)}: {plain(note)}" for note in card.notes]
+        sentences.append(_sample(plain(card.title), mine))
+        sentences += [f"{plain(card.title)}: {plain(note)}" for note in card.notes]
     if any(record.patients is None for record in runs):
-        lines_.append(
+        sentences.append(
             "Where patients are not known, images are treated as independent. If several are of "
             "one patient, intervals are too narrow."
         )
     largest = sorted({radius(r.case.ladder[-1], r.case.norm, r.case.budget) for r in runs})
-    lines_.append(f"No radius above the largest tried was tested ({', '.join(largest)}).")
-    lines_.append("Robustness under attack is an upper bound: an attack that fails proves nothing.")
+    sentences.append(f"No radius above the largest tried was tested ({', '.join(largest)}).")
+    sentences.append(
+        "Robustness under attack is an upper bound: an attack that fails proves nothing."
+    )
     if any(record.provenance.git_dirty for record in runs):
-        lines_.append(
+        sentences.append(
             "Some records were made from a checkout with changes that no commit holds (marked +)."
         )
     if any(not record.provenance.git_commit for record in runs):
-        lines_.append("Some records do not state the commit they were made from.")
-    return (*lines_, *map(plain, lines))
+        sentences.append("Some records do not state the commit they were made from.")
+    return (*sentences, *map(plain, lines))

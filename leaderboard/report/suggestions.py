@@ -92,6 +92,6 @@ def unjudged(
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
-    written = {name_.lower(): name_ for name_ in known if name_}
+    written = {known_name.lower(): known_name for known_name in known if known_name}
     near = difflib.get_close_matches(name.lower(), written, n=1, cutoff=0.5)
     return f" (did you mean {written[near[0]]!r}?)" if near else ""

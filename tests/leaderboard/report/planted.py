@@ -43,8 +43,8 @@ def falls(**rungs: int) -> list[int]:
 
 
 # one diseased image each at rung 1, and the same diseased one at rung 2; image 0 is never right
-ONE = falls(i0=0, i1=1, i5=2, i2=3)
-OTHER = falls(i0=0, i3=1, i5=2, i4=3)
+FIRST = falls(i0=0, i1=1, i5=2, i2=3)
+SECOND = falls(i0=0, i3=1, i5=2, i4=3)
 # what stands of the ten diseased under both: 8 at rung 1, 7 from rung 2 on; of the healthy 9, then
 # 7 from rung 3 on
 SENSITIVITY = (10, 8, 7, 7, 7, 7)
@@ -52,9 +52,9 @@ SPECIFICITY = (9, 9, 9, 7, 7, 7)
 ACCURACY = tuple(a + b for a, b in zip(SENSITIVITY, SPECIFICITY, strict=True))
 
 
-def pair(make: Maker, **given: Any) -> list[Stored]:  # noqa: ANN401 - of make_stored
+def pair(make: Maker, **changes: Any) -> list[Stored]:  # noqa: ANN401 - of make_stored
     """Return the two records of one victim."""
-    return [make(ONE, attack="bim", **given), make(OTHER, attack="pgd", **given)]
+    return [make(FIRST, attack="bim", **changes), make(SECOND, attack="pgd", **changes)]
 
 
 def wilson(k: int, n: int) -> tuple[float, float]:
@@ -64,10 +64,15 @@ def wilson(k: int, n: int) -> tuple[float, float]:
     return (middle - half) / (n + z * z), (middle + half) / (n + z * z)
 
 
-def made(records: list[Stored], out: Path, victim: str = VICTIM, **given: Any) -> Written:  # noqa: ANN401
+def written_report(
+    records: list[Stored],
+    out: Path,
+    victim: str = VICTIM,
+    **changes: Any,  # noqa: ANN401
+) -> Written:
     """Write the report of a victim."""
     return write_report(
-        records, victim=victim, base=Path(records[0].folder).parent, out=out, **given
+        records, victim=victim, base=Path(records[0].folder).parent, out=out, **changes
     )
 
 
@@ -80,8 +85,8 @@ def rows(html: str, table: str) -> list[list[str]]:
     """Return the cells of a table of the report, each the text of its parts."""
     inside = html[html.index(f'id="{table}"') :]
     inside = inside[inside.index("<tbody>") : inside.index("</tbody>")]
-    found = []
+    samples = []
     for row in re.findall(r"<tr.*?</tr>", inside, flags=re.DOTALL):
         cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, flags=re.DOTALL)
-        found.append([unescape(re.sub(r"<[^>]+>", " ", cell)).strip() for cell in cells])
-    return found
+        samples.append([unescape(re.sub(r"<[^>]+>", " ", cell)).strip() for cell in cells])
+    return samples

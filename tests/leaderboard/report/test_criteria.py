@@ -18,7 +18,7 @@ from robustbench_med.cards import DatasetCard
 from robustbench_med.errors import SpecError
 from tests.leaderboard.planted_masks import BRAIN, CHEST, make_masks
 
-from .planted import ACCURACY, VICTIM, N, made, page, pair, wilson
+from .planted import ACCURACY, VICTIM, N, page, pair, wilson, written_report
 
 Maker = Callable[..., Stored]
 GOOD = 'metric = "accuracy"\nat_least = 0.5\neps = "2/255"\n'
@@ -30,13 +30,13 @@ def written(folder: Path, *tables: str) -> Path:
     return path
 
 
-def given(folder: Path, *tables: str) -> CriteriaFile:
+def criteria_file(folder: Path, *tables: str) -> CriteriaFile:
     return read_criteria(written(folder, *tables))
 
 
 def judged(records: list[Stored], folder: Path, table: str, victim: str = VICTIM) -> Judged:
-    found = evaluate_criteria(given(folder, table), boards_of_model(records, victim))
-    return found.judged[0]
+    result = evaluate_criteria(criteria_file(folder, table), boards_of_model(records, victim))
+    return result.judged[0]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def judged(records: list[Stored], folder: Path, table: str, victim: str = VICTIM
 )
 def test_a_mistake_in_a_criterion_is_named(tmp_path: Path, table: str, words: str) -> None:
     with pytest.raises(SpecError) as caught:
-        given(tmp_path, table)
+        criteria_file(tmp_path, table)
     assert words in str(caught.value)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -99,11 +99,11 @@ def test_a_file_that_is_no_criteria_is_refused(tmp_path: Path, content: bytes, w
 def test_the_file_is_known_by_its_hash(tmp_path: Path) -> None:
     path = written(tmp_path, GOOD)
     os.utime(path, (0, 0))
-    found = read_criteria(path)
-    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert found.modified == "1970-01-01T00:00:00+00:00"
-    assert found.criteria[0].judged_on == "low"
-    assert found.criteria[0].radius == pytest.approx(2 / 255)
+    result = read_criteria(path)
+    assert result.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert result.modified == "1970-01-01T00:00:00+00:00"
+    assert result.criteria[0].judged_on == "low"
+    assert result.criteria[0].radius == pytest.approx(2 / 255)
 
 
 @pytest.mark.parametrize("rung", [1, 2, 3])
@@ -116,9 +116,9 @@ def test_a_limit_is_met_at_the_boundary_and_not_above(
     eps = {1: "0.5/255", 2: "1/255", 3: "2/255"}[rung]
     for added, verdict in ((0.0, "met"), (1e-6, "not met"), (-1e-6, "met")):
         table = f'metric = "accuracy"\nat_least = {limit + added!r}\neps = "{eps}"\n'
-        found = judged(pair(make_stored), tmp_path, table + f'basis = "{basis}"')
-        assert found.verdict == verdict
-        assert found.outcomes[0].judged == pytest.approx(limit)
+        result = judged(pair(make_stored), tmp_path, table + f'basis = "{basis}"')
+        assert result.verdict == verdict
+        assert result.outcomes[0].judged == pytest.approx(limit)
 
 
 def test_low_is_judged_unless_the_file_says_value(make_stored: Maker, tmp_path: Path) -> None:
@@ -144,20 +144,20 @@ def test_a_metric_is_of_the_attack_named(
     make_stored: Maker, tmp_path: Path, metric: str, eps: str, attack: str, value: float
 ) -> None:
     table = f'metric = "{metric}"\nattack = "{attack}"\nat_least = {value!r}\nbasis = "value"\n'
-    found = judged(pair(make_stored), tmp_path, table + (f'eps = "{eps}"' if eps else ""))
-    assert found.verdict == "met"
-    assert found.outcomes[0].judged == pytest.approx(value)
+    result = judged(pair(make_stored), tmp_path, table + (f'eps = "{eps}"' if eps else ""))
+    assert result.verdict == "met"
+    assert result.outcomes[0].judged == pytest.approx(value)
     above = table.replace(repr(value), repr(value + 1e-6))
-    found = judged(pair(make_stored), tmp_path, above + (f'eps = "{eps}"' if eps else ""))
-    assert found.verdict == "not met"
+    result = judged(pair(make_stored), tmp_path, above + (f'eps = "{eps}"' if eps else ""))
+    assert result.verdict == "not met"
 
 
 def test_flips_are_judged_on_the_upper_end(make_stored: Maker, tmp_path: Path) -> None:
     high = wilson(3, 10)[1]
     for added, verdict in ((1e-6, "met"), (-1e-6, "not met")):
         table = f'metric = "flips_to_normal"\nat_most = {high + added!r}\neps = "1/255"'
-        found = judged(pair(make_stored), tmp_path, table)
-        assert (found.basis, found.verdict) == ("high", verdict)
+        result = judged(pair(make_stored), tmp_path, table)
+        assert (result.basis, result.verdict) == ("high", verdict)
 
 
 def test_masks_are_judged_on_the_least_favourable_attack(
@@ -176,10 +176,10 @@ def test_masks_are_judged_on_the_least_favourable_attack(
         ("lesion_miss", "at_most", 0.2),
     ):
         table = f'metric = "{metric}"\n{way} = {value!r}' + eps
-        found = judged(records, tmp_path, table, "unet_narrow")
-        assert found.verdict == "met", metric
-        assert found.outcomes[0].judged == pytest.approx(value)
-        assert found.outcomes[0].records == (
+        result = judged(records, tmp_path, table, "unet_narrow")
+        assert result.verdict == "met", metric
+        assert result.outcomes[0].judged == pytest.approx(value)
+        assert result.outcomes[0].records == (
             (records[1].record.case_id,)
             if way == "at_most"
             else tuple(record.record.case_id for record in records)
@@ -200,21 +200,21 @@ def test_masks_are_judged_on_the_least_favourable_attack(
 )
 def test_what_was_not_run_is_not_tested(make_stored: Maker, tmp_path: Path, changed: str) -> None:
     key = changed.partition(" ")[0]
-    kept = [line for line in GOOD.splitlines() if not line.startswith(key)]
-    found = judged(pair(make_stored), tmp_path, "\n".join([*kept, changed]))
-    assert found.verdict == "not tested"
+    lines = [line for line in GOOD.splitlines() if not line.startswith(key)]
+    result = judged(pair(make_stored), tmp_path, "\n".join([*lines, changed]))
+    assert result.verdict == "not tested"
     (key, _, value) = changed.split(maxsplit=2)
     named = {"dataset": "elsewhere", "attack": "apgd", "defense": "jpeg(quality=75)"}
     why = "no record of this dataset, attack, radius"
     if key in named:
         why = f"no record is of {key} {named[key]!r}"
-    assert why in found.outcomes[0].why, value
-    assert "there is phantom_cxr, white box" in found.outcomes[0].why
+    assert why in result.outcomes[0].why, value
+    assert "there is phantom_cxr, white box" in result.outcomes[0].why
 
 
 def test_a_metric_the_records_do_not_hold_is_not_tested(make_stored: Maker, tmp_path: Path) -> None:
-    found = judged(pair(make_stored), tmp_path, 'metric = "dice"\nat_least = 0.5\neps = "2/255"')
-    assert (found.verdict, found.outcomes[0].why) == (
+    result = judged(pair(make_stored), tmp_path, 'metric = "dice"\nat_least = 0.5\neps = "2/255"')
+    assert (result.verdict, result.outcomes[0].why) == (
         "not tested",
         "the records hold no dice of Chest X-ray",
     )
@@ -225,25 +225,25 @@ def test_a_metric_the_records_do_not_hold_is_not_tested(make_stored: Maker, tmp_
 def test_an_invalid_record_meets_nothing(make_stored: Maker, tmp_path: Path) -> None:
     broken = {"status": "invalid", "reason": "NaN logits", "rungs": (), "audit": None}
     records = [*pair(make_stored)[:1], make_stored([6] * N, attack="pgd", record=broken)]
-    found = judged(records, tmp_path, GOOD)
-    assert found.verdict == "not tested"
-    assert found.doubted
+    result = judged(records, tmp_path, GOOD)
+    assert result.verdict == "not tested"
+    assert result.doubted
 
 
 def test_a_flag_marks_a_met_criterion_as_doubted(make_stored: Maker, tmp_path: Path) -> None:
     flag = Flag(name="zero_gradients", meaning="blind", value=0.4, threshold=0.1)
     records = [pair(make_stored)[0], make_stored([6] * N, attack="pgd", record={"flags": (flag,)})]
-    found = judged(records, tmp_path, GOOD.replace("0.5", "0.1"))
-    assert (found.verdict, found.doubted) == ("met", True)
-    assert any("blind" in doubt for doubt in found.outcomes[0].doubts)
+    result = judged(records, tmp_path, GOOD.replace("0.5", "0.1"))
+    assert (result.verdict, result.doubted) == ("met", True)
+    assert any("blind" in doubt for doubt in result.outcomes[0].doubts)
     assert not judged(pair(make_stored), tmp_path, GOOD).doubted
 
 
 def test_a_criterion_is_met_only_on_every_board_it_fits(make_stored: Maker, tmp_path: Path) -> None:
     weak = make_stored([1] * N, attack="pgd", case={"victim_sha256": "a" * 64})
-    found = judged([*pair(make_stored), weak], tmp_path, GOOD.replace("0.5", "0.4"))
-    assert {outcome.verdict for outcome in found.outcomes} == {"met", "not met"}
-    assert found.verdict == "not met"
+    result = judged([*pair(make_stored), weak], tmp_path, GOOD.replace("0.5", "0.4"))
+    assert {outcome.verdict for outcome in result.outcomes} == {"met", "not met"}
+    assert result.verdict == "not met"
     clean = 'metric = "accuracy"\nat_least = 0.5\nattack = "clean"'
     blurred = make_stored([6] * N, attack="square")
     fewer = make_stored([6] * 6, attack="square", case={"n": 6})
@@ -261,9 +261,9 @@ def test_criteria_younger_than_the_first_record_are_said_to_be(
     path = written(tmp_path, GOOD)
     started = 1_768_471_920  # 2026-01-15T10:12:00Z, when the planted records were started
     os.utime(path, (started + second, started + second))
-    found = evaluate_criteria(read_criteria(path), boards_of_model(pair(make_stored), VICTIM))
-    assert found.first_record == "2026-01-15T10:12:00Z"
-    assert found.written_after is after
+    result = evaluate_criteria(read_criteria(path), boards_of_model(pair(make_stored), VICTIM))
+    assert result.first_record == "2026-01-15T10:12:00Z"
+    assert result.written_after is after
 
 
 def test_every_metric_of_a_record_can_be_judged(make_stored: Maker) -> None:
@@ -298,9 +298,9 @@ def test_a_length_is_judged_with_its_unit(
 ) -> None:
     card = BRAIN.model_copy(update={"spacing": spacing})
     table = f'metric = "{metric}"\n{way} = 0.5\neps = "1/255"\n'
-    found = judged([of_masks(make_stored, card)], tmp_path, table, "unet_narrow")
-    assert f"{metric} {way.replace('_', ' ')} 0.5{' ' + unit if unit else ''} under" in found.words
-    assert found.outcomes[0].unit == unit
+    result = judged([of_masks(make_stored, card)], tmp_path, table, "unet_narrow")
+    assert f"{metric} {way.replace('_', ' ')} 0.5{' ' + unit if unit else ''} under" in result.words
+    assert result.outcomes[0].unit == unit
 
 
 def test_one_limit_of_two_units_names_both(make_stored: Maker, tmp_path: Path) -> None:
@@ -310,12 +310,12 @@ def test_one_limit_of_two_units_names_both(make_stored: Maker, tmp_path: Path) -
         of_masks(make_stored, CHEST.model_copy(update={"spacing": None})),
     ]
     table = 'metric = "hd95"\nat_most = 30.0\neps = "1/255"\n'
-    found = judged(records, tmp_path, table, "unet_narrow")
-    assert "at most 30 (in the unit of each dataset: px, mm)" in found.words
-    assert sorted(outcome.unit for outcome in found.outcomes) == ["mm", "px"]
+    result = judged(records, tmp_path, table, "unet_narrow")
+    assert "at most 30 (in the unit of each dataset: px, mm)" in result.words
+    assert sorted(outcome.unit for outcome in result.outcomes) == ["mm", "px"]
     path = tmp_path / "criteria.toml"
-    done = made(records, tmp_path, victim="unet_narrow", criteria=read_criteria(path))
+    done = written_report(records, tmp_path, victim="unet_narrow", criteria=read_criteria(path))
     html = page(done)
-    for outcome in found.outcomes:
+    for outcome in result.outcomes:
         assert outcome.estimate is not None
         assert f"{outcome.estimate.value:.1f} {outcome.unit}<small>" in html

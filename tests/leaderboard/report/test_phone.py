@@ -52,7 +52,7 @@ _WORDS = """
 """
 
 
-class Seen(NamedTuple):
+class Shown(NamedTuple):
     """What a person sees of a cell, and where."""
 
     table: int
@@ -62,10 +62,10 @@ class Seen(NamedTuple):
     text: str
 
 
-def cells(page: Page) -> list[Seen]:
+def cells(page: Page) -> list[Shown]:
     """Return the cells with a text, in the order of the page."""
-    found: list[dict[str, Any]] = page.evaluate(_CELLS)
-    return [Seen(*(one[key] for key in Seen._fields)) for one in found if one["text"]]
+    boxes: list[dict[str, Any]] = page.evaluate(_CELLS)
+    return [Shown(*(box[key] for key in Shown._fields)) for box in boxes if box["text"]]
 
 
 def of_suite(suite: str, victim: str) -> list[Stored]:
@@ -111,18 +111,18 @@ def test_a_phone_shows_every_number_under_its_own_heading(
     records, victim, criteria = REPORTS[kind](make_stored, tmp_path / "plan.toml")
     base = Path(records[0].folder).parent
     written = write_report(records, victim=victim, base=base, out=tmp_path, criteria=criteria)
-    found, words = {}, {}
+    by_width, words = {}, {}
     for width in (WIDE, PHONE):
         with opened(chromium, written.html, viewport={"width": width, "height": 844}) as page:
-            found[width], words[width] = cells(page), page.evaluate(_WORDS)
+            by_width[width], words[width] = cells(page), page.evaluate(_WORDS)
             boxes = page.evaluate(_CELLS)
             # nothing has to be pushed into sight
-            assert max(one["right"] for one in boxes) <= width
-            assert min(one["left"] for one in boxes) >= 0
-    assert found[PHONE] == found[WIDE]
+            assert max(box["right"] for box in boxes) <= width
+            assert min(box["left"] for box in boxes) >= 0
+    assert by_width[PHONE] == by_width[WIDE]
     assert words[PHONE] == words[WIDE]
-    headed = [one for one in found[PHONE] if one.head]
-    assert {"Clean", "Worst case"} <= {one.head for one in headed}
+    headed = [line for line in by_width[PHONE] if line.head]
+    assert {"Clean", "Worst case"} <= {line.head for line in headed}
 
 
 @pytest.mark.slow
@@ -138,9 +138,9 @@ def test_the_worst_case_stands_under_worst_case(
     worst = board.worst.cells
     expected = {"Clean": worst[0], "Worst case": worst[board.headline + 1]}
     with opened(chromium, written.html, viewport={"width": width, "height": 844}) as page:
-        top = [one for one in cells(page) if one.table == 0]
+        top = [line for line in cells(page) if line.table == 0]
     for head, cell in expected.items():
-        (text,) = [one.text for one in top if one.head == head]
+        (text,) = [line.text for line in top if line.head == head]
         assert float(text.split()[0]) == pytest.approx(100 * cell.estimate.value, abs=0.05)
     assert expected["Clean"].estimate.value != expected["Worst case"].estimate.value
 
@@ -159,4 +159,4 @@ def test_paper_shows_every_number(
         page.emulate_media(media="print")
         page.set_viewport_size({"width": 680, "height": 960})  # A4 within its margins
         assert cells(page) == screen
-        assert max(one["right"] for one in page.evaluate(_CELLS)) < 681
+        assert max(line["right"] for line in page.evaluate(_CELLS)) < 681

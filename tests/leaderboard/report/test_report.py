@@ -29,14 +29,14 @@ from tests.leaderboard.planted import DATASETS, VICTIMS
 from tests.leaderboard.planted_masks import make_masks
 from tests.leaderboard.planted_shields import GUARD, WRAPPED, detecting, wrapped
 
-from .planted import ACCURACY, SENSITIVITY, TABLE, VICTIM, N, made, page, pair, rows
+from .planted import ACCURACY, SENSITIVITY, TABLE, VICTIM, N, page, pair, rows, written_report
 from .test_worst_case import TARGETED, graded
 
 Maker = Callable[..., Stored]
 
 
 def test_html_and_json_hold_the_same_numbers(make_stored: Maker, tmp_path: Path) -> None:
-    written = made(pair(make_stored), tmp_path)
+    written = written_report(pair(make_stored), tmp_path)
     held = json.loads(written.json.read_text())
     board = held["boards"][0]
     worst, *attacks = rows(page(written), "board-1-worst")
@@ -46,8 +46,8 @@ def test_html_and_json_hold_the_same_numbers(make_stored: Maker, tmp_path: Path)
     assert len(lines) == len(shown) == 3 + 4
     document = Report.model_validate(held)
     every = document.boards[0]
-    own = [every.worst, *every.attacks, *every.calls, *every.flips]
-    for row, line in zip(shown, own, strict=True):
+    lines = [every.worst, *every.attacks, *every.calls, *every.flips]
+    for row, line in zip(shown, lines, strict=True):
         assert line.title in row[0]
         cells = row[1:-1] if len(line.cells) == len(row) - 2 else row[2:-1]
         for text, cell in zip(cells, line.cells, strict=True):
@@ -61,7 +61,7 @@ def test_html_and_json_hold_the_same_numbers(make_stored: Maker, tmp_path: Path)
 
 def test_every_figure_points_at_a_record(make_stored: Maker, tmp_path: Path) -> None:
     records = pair(make_stored, pictures=2)
-    written = made(records, tmp_path)
+    written = written_report(records, tmp_path)
     html, document = page(written), written.document
     ids = {stored.record.case_id for stored in records}
     assert {reference.case_id for reference in document.records} == ids
@@ -85,9 +85,9 @@ def test_the_same_records_give_the_same_bytes(
     make_stored: Maker, tmp_path: Path, criteria: Path
 ) -> None:
     records = [*pair(make_stored, pictures=1), make_stored([6, 1] * 10, victim=VICTIMS[1])]
-    given = read_criteria(criteria)
-    first = made(records, tmp_path / "a", criteria=given)
-    second = made(records[::-1], tmp_path / "b", criteria=given)
+    file = read_criteria(criteria)
+    first = written_report(records, tmp_path / "a", criteria=file)
+    second = written_report(records[::-1], tmp_path / "b", criteria=file)
     assert first.html.read_bytes() == second.html.read_bytes()
     assert first.json.read_bytes() == second.json.read_bytes()
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
@@ -97,7 +97,7 @@ def test_the_same_records_give_the_same_bytes(
 
 
 def test_the_json_is_standard_and_states_its_schema(make_stored: Maker, tmp_path: Path) -> None:
-    written = made(pair(make_stored), tmp_path)
+    written = written_report(pair(make_stored), tmp_path)
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
@@ -111,27 +111,27 @@ def test_the_json_is_standard_and_states_its_schema(make_stored: Maker, tmp_path
 def test_verdicts_are_counted_at_the_top(
     make_stored: Maker, tmp_path: Path, criteria: Path
 ) -> None:
-    given = read_criteria(criteria)
-    html = page(made(pair(make_stored), tmp_path, criteria=given))
+    file = read_criteria(criteria)
+    html = page(written_report(pair(make_stored), tmp_path, criteria=file))
     tally = re.sub(r"<[^>]+>|\s+", " ", html[html.index('class="tally"') :].split("</p>")[0])
     assert re.findall(r"(met|not met|not tested)\s+(\d)", tally) == [
         ("met", "1"),
         ("not met", "1"),
         ("not tested", "1"),
     ]
-    assert given.sha256 in html
+    assert file.sha256 in html
     assert "Written after the results" not in html
     assert "C2 not met: 4.2: sensitivity at least 0.99 (99 %)" in html
     os.utime(criteria, (4e9, 4e9))
-    html = page(made(pair(make_stored), tmp_path, criteria=read_criteria(criteria)))
+    html = page(written_report(pair(make_stored), tmp_path, criteria=read_criteria(criteria)))
     assert "Written after the results" in html
-    assert "No acceptance criteria were given" in page(made(pair(make_stored), tmp_path))
+    assert "No acceptance criteria were given" in page(written_report(pair(make_stored), tmp_path))
 
 
 def test_detectors_show_both_kinds_of_attacker(make_stored: Maker, tmp_path: Path) -> None:
     known = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.7, 0.1))
     blind = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.9, 0.8), knowledge="oblivious")
-    written = made([known, blind], tmp_path)
+    written = written_report([known, blind], tmp_path)
     lines = {line.knowledge: line for line in written.document.boards[0].detectors}
     assert lines["adaptive"].metrics["auroc"].value == pytest.approx(0.7)
     assert lines["oblivious"].metrics["detected"].value == pytest.approx(0.8)
@@ -140,7 +140,7 @@ def test_detectors_show_both_kinds_of_attacker(make_stored: Maker, tmp_path: Pat
     assert "0.700" in html
     assert "behind Mahalanobis" in html
     assert "No detector stood before the model" not in html
-    assert "No detector stood before the model" in page(made(pair(make_stored), tmp_path))
+    assert "No detector stood before the model" in page(written_report(pair(make_stored), tmp_path))
 
 
 def test_masks_have_regions_and_pictures(make_stored: Maker, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_masks_have_regions_and_pictures(make_stored: Maker, tmp_path: Path) -> 
         make_masks(make_stored, [[0.9, 0.8, 0.7]] * 6, attack="pgd", pictures=2, patients=True),
         make_masks(make_stored, [[0.9, 0.6, 0.7]] * 6, attack="segpgd"),
     ]
-    written = made(records, tmp_path, victim="unet_narrow")
+    written = written_report(records, tmp_path, victim="unet_narrow")
     (board,) = written.document.boards
     lines = {line.name: line for line in board.regions}
     assert [c.estimate.value for c in lines["dice[tumour core]"].cells] == pytest.approx(
@@ -167,7 +167,9 @@ def test_masks_have_regions_and_pictures(make_stored: Maker, tmp_path: Path) -> 
 
 def test_flags_and_missing_pictures_are_said(make_stored: Maker, tmp_path: Path) -> None:
     flagged = make_stored([6] * N, attack="pgd", record=raised(QUERIES), over_budget=2)
-    written = made([flagged], tmp_path, unreadable=["expected a readable record in x, got: y"])
+    written = written_report(
+        [flagged], tmp_path, unreadable=["expected a readable record in x, got: y"]
+    )
     html = page(written)
     assert "measured 3 of 12 images, allowed 1" in html
     assert "2 images exceed their radius" in html
@@ -186,7 +188,7 @@ def test_a_flag_is_said_where_the_worst_case_stands(
     """Of gradients that lie and of every other flag: beside the number, not on another page."""
     flag = Flag(name=name, meaning="The gradients lie.", value=1.0, threshold=0.0)
     fine, lying = (
-        page(made([make_stored([6] * N, attack="pgd", record=record)], tmp_path / folder))
+        page(written_report([make_stored([6] * N, attack="pgd", record=record)], tmp_path / folder))
         for folder, record in (("fine", {}), ("lying", {"flags": (flag,)}))
     )
     (row,) = _glance(lying)
@@ -204,23 +206,23 @@ def test_a_flag_is_said_where_the_worst_case_stands(
 def _glance(html: str) -> list[str]:
     """Return the rows of the overview, each with the number of its worst case."""
     table = html[html.index('class="metrics evidence overview"') :].split("</table>")[0]
-    found = re.findall(r"<tr.*?</tr>", table[table.index("<tbody>") :], flags=re.DOTALL)
-    return [row for row in found if 'data-label="Worst case"' in row]
+    rows = re.findall(r"<tr.*?</tr>", table[table.index("<tbody>") :], flags=re.DOTALL)
+    return [row for row in rows if 'data-label="Worst case"' in row]
 
 
 def test_what_could_not_be_read_doubts_every_verdict(
     make_stored: Maker, tmp_path: Path, criteria: Path
 ) -> None:
     """The record lost may be of the attack that breaks most."""
-    given = read_criteria(criteria)
-    whole = made(pair(make_stored), tmp_path, criteria=given)
+    file = read_criteria(criteria)
+    whole = written_report(pair(make_stored), tmp_path, criteria=file)
     assert whole.document.criteria is not None
-    assert not any(one.doubted for one in whole.document.criteria.judged)
+    assert not any(criterion.doubted for criterion in whole.document.criteria.judged)
     assert whole.document.unreadable == ()
     assert "no doubt raised" in page(whole)
-    written = made(pair(make_stored), tmp_path, criteria=given, unreadable=["x", "y"])
+    written = written_report(pair(make_stored), tmp_path, criteria=file, unreadable=["x", "y"])
     assert written.document.criteria is not None
-    assert all(one.doubted for one in written.document.criteria.judged)
+    assert all(criterion.doubted for criterion in written.document.criteria.judged)
     html = page(written)
     assert "2 records in the folder could not be read and may be of this model" in html
     assert "no doubt raised" not in html
@@ -229,7 +231,7 @@ def test_what_could_not_be_read_doubts_every_verdict(
 def test_calls_that_no_attack_aims_at_are_said_to_be_no_worst_case(
     make_stored: Maker, tmp_path: Path
 ) -> None:
-    written = made([graded(make_stored, 1)], tmp_path / "a")
+    written = written_report([graded(make_stored, 1)], tmp_path / "a")
     (board,) = written.document.boards
     aimed = {line.name: line.aimed for line in (*board.calls, *board.flips)}
     assert [name for name, held in aimed.items() if not held] == ["sensitivity", "flips_to_normal"]
@@ -239,7 +241,7 @@ def test_calls_that_no_attack_aims_at_are_said_to_be_no_worst_case(
     assert "The rows marked are no worst case" in html
     assert "--objective &#39;targeted(target=0)&#39;" in html
     records = [graded(make_stored, 1), graded(make_stored, 0, case=TARGETED)]
-    written = made(records, tmp_path / "b")
+    written = written_report(records, tmp_path / "b")
     for board in written.document.boards:  # both hold what either attack lowers
         assert board.unaimed == ()
         lines = {line.name: line for line in board.calls}
@@ -253,7 +255,7 @@ def test_a_clean_score_that_is_1_by_construction_is_left_out(
 ) -> None:
     scored = replace(score_of(DATASETS[1], "untargeted"), clean="")
     monkeypatch.setattr(Board, "score", property(lambda _: scored))
-    written = made(pair(make_stored), tmp_path)
+    written = written_report(pair(make_stored), tmp_path)
     (board,) = written.document.boards
     assert [cell.eps for cell in board.worst.cells] == list(board.ladder)
     (row,) = [row for row in rows(page(written), "board-1-worst") if "Worst case" in row[0]]
@@ -268,8 +270,8 @@ def test_the_report_is_made_again_by_its_command(make_stored: Maker, tmp_path: P
     base.mkdir()
     path.write_text(TABLE)
     records = [store.read(store.write(base, s.record, s.samples, {})) for s in pair(make_stored)]
-    given = read_criteria(path)
-    command = made(records, tmp_path, criteria=given).document.command
+    file = read_criteria(path)
+    command = written_report(records, tmp_path, criteria=file).document.command
     words = ["report", "--victim", VICTIM, str(base), "--criteria", str(path)]
     assert shlex.split(command) == ["python", "-m", "robustbench_med", *words]
 
@@ -277,7 +279,7 @@ def test_the_report_is_made_again_by_its_command(make_stored: Maker, tmp_path: P
 def test_what_could_not_be_scored_is_shown_as_such(make_stored: Maker, tmp_path: Path) -> None:
     broken = {"status": "invalid", "reason": "3 images gave NaN logits", "rungs": ()}
     invalid = make_stored([6] * N, record=broken | {"audit": None, "cost": None})
-    written = made([invalid], tmp_path)
+    written = written_report([invalid], tmp_path)
     (board,) = written.document.boards
     assert (board.standing, board.calls, board.flips, board.remaining) == ("invalid", (), (), None)
     html = page(written)
@@ -285,7 +287,7 @@ def test_what_could_not_be_scored_is_shown_as_such(make_stored: Maker, tmp_path:
     assert "no valid record of an attacker" in html
     assert "<svg" not in html
     blind = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.9, 0.8), knowledge="oblivious")
-    written = made([blind], tmp_path)
+    written = written_report([blind], tmp_path)
     assert "attacked only as if it had no defense" in written.document.boards[0].doubts
     assert "an attacked image that is rejected counts as right" in page(written)
 
@@ -293,19 +295,19 @@ def test_what_could_not_be_scored_is_shown_as_such(make_stored: Maker, tmp_path:
 def test_records_on_the_disk_are_hashed(make_stored: Maker, tmp_path: Path) -> None:
     stored = make_stored([6] * N)
     home = store.write(tmp_path, stored.record, stored.samples, {})
-    (reference,) = made([store.read(home)], tmp_path).document.records
-    for name, found in (
+    (reference,) = written_report([store.read(home)], tmp_path).document.records
+    for name, digest in (
         ("record.json", reference.record_sha256),
         ("samples.parquet", reference.samples_sha256),
     ):
-        assert found == hashlib.sha256((home / name).read_bytes()).hexdigest()
+        assert digest == hashlib.sha256((home / name).read_bytes()).hexdigest()
 
 
 def test_a_victim_without_records_lists_those_there_are(make_stored: Maker, tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="expected a known victim with records, got 'res'"):
-        made(pair(make_stored), tmp_path, victim="res")
+        written_report(pair(make_stored), tmp_path, victim="res")
     with pytest.raises(UnknownNameError, match="known: resnet_narrow"):
-        made(pair(make_stored), tmp_path, victim="res")
+        written_report(pair(make_stored), tmp_path, victim="res")
     with pytest.raises(ResultsError, match="expected records to report on, got none"):
         write_report([], victim=VICTIM, base=tmp_path, out=tmp_path)
 
@@ -317,7 +319,7 @@ def plain_text(written: Written) -> str:
 
 
 @pytest.mark.parametrize(
-    ("norm", "said"),
+    ("norm", "sentences"),
     [
         ("linf", "ε is the largest change of a value, as a part of the range (L∞)."),
         ("l2", "ε is the root of the summed squares of all changes (L2), of values from 0 to 1."),
@@ -326,15 +328,15 @@ def plain_text(written: Written) -> str:
     ],
 )
 def test_a_table_says_what_its_radii_are(
-    make_stored: Maker, tmp_path: Path, norm: str, said: str
+    make_stored: Maker, tmp_path: Path, norm: str, sentences: str
 ) -> None:
-    written = made([make_stored([6] * N, case={"norm": norm})], tmp_path)
-    assert said in plain_text(written)
+    written = written_report([make_stored([6] * N, case={"norm": norm})], tmp_path)
+    assert sentences in plain_text(written)
 
 
 def test_radii_stand_in_the_units_of_the_data(make_stored: Maker, tmp_path: Path) -> None:
     card = DATASETS[1].model_copy(update={"native_range": "HU -160..240"})
-    written = made(pair(make_stored, dataset=card), tmp_path)
+    written = written_report(pair(make_stored, dataset=card), tmp_path)
     (board,) = written.document.boards
     assert board.native == ("", "0.784 HU", "1.57 HU", "3.14 HU", "6.27 HU", "12.5 HU")
     text = plain_text(written)
@@ -342,7 +344,7 @@ def test_radii_stand_in_the_units_of_the_data(make_stored: Maker, tmp_path: Path
     assert "by at most 0.784, 1.57, 3.14, 6.27, 12.5 HU (0.5, 1, 2, 4, 8 parts in 255" in text
     assert "grey" not in text
     floats = DATASETS[1].model_copy(update={"native_range": "float 0..1"})
-    text = plain_text(made(pair(make_stored, dataset=floats), tmp_path))
+    text = plain_text(written_report(pair(make_stored, dataset=floats), tmp_path))
     assert "0 to 1 stands for values from 0 to 1, in units that are not stated" in text
     assert "grey" not in text
 
@@ -351,18 +353,18 @@ def test_what_nobody_lost_is_no_answer_where_some_were_lost(
     make_stored: Maker, tmp_path: Path
 ) -> None:
     """The share that could fail though none did has no meaning where some did."""
-    lost = plain_text(made([make_stored([1] * 3 + [6] * 17)], tmp_path))
-    assert re.search(r"3 of 20 images [\d.]+–[\d.]+ 30\.0 % – R1", lost)
-    none = plain_text(made([make_stored([6] * N)], tmp_path))
+    worst_text = plain_text(written_report([make_stored([1] * 3 + [6] * 17)], tmp_path))
+    assert re.search(r"3 of 20 images [\d.]+–[\d.]+ 30\.0 % – R1", worst_text)
+    none = plain_text(written_report([make_stored([6] * N)], tmp_path))
     assert re.search(r"0 of 20 images [\d.]+–[\d.]+ 30\.0 % 13\.9 % R1", none)
 
 
 def test_a_certificate_stands_beside_the_attacks(make_stored: Maker, tmp_path: Path) -> None:
     radii = tuple(step / 10 for step in range(11))
-    shares = tuple(Estimate(value=1 - r / 2, low=0.9 - r / 2, high=1.0) for r in radii)
+    percentages = tuple(Estimate(value=1 - r / 2, low=0.9 - r / 2, high=1.0) for r in radii)
     abstained = Estimate(value=0.05, low=0.0, high=0.1)
-    proved = Certificate(radii=radii, correct=shares, abstained=abstained)
-    written = made([make_stored([6] * N, record={"certificate": proved})], tmp_path)
+    proved = Certificate(radii=radii, correct=percentages, abstained=abstained)
+    written = written_report([make_stored([6] * N, record={"certificate": proved})], tmp_path)
     (board,) = written.document.boards
     assert board.proved is not None
     assert [cell.eps for cell in board.proved.cells] == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
@@ -371,7 +373,7 @@ def test_a_certificate_stands_beside_the_attacks(make_stored: Maker, tmp_path: P
         "100.0", "90.0", "80.0", "70.0", "60.0", "50.0",
     ]  # fmt: skip
     assert "abstains on 5.0 % of images" in plain_text(written)
-    assert "L2 radius" not in plain_text(made(pair(make_stored), tmp_path))
+    assert "L2 radius" not in plain_text(written_report(pair(make_stored), tmp_path))
 
 
 def test_an_oblivious_attacker_is_said_to_be_in_no_worst_case(
@@ -379,7 +381,7 @@ def test_an_oblivious_attacker_is_said_to_be_in_no_worst_case(
 ) -> None:
     known = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.7, 0.1))
     blind = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.9, 0.8), knowledge="oblivious")
-    written = made([known, blind], tmp_path)
+    written = written_report([known, blind], tmp_path)
     (board,) = written.document.boards
     assert len(board.oblivious) == 1
     text = plain_text(written)
@@ -388,12 +390,12 @@ def test_an_oblivious_attacker_is_said_to_be_in_no_worst_case(
     assert "ranked" not in text
     (tested,) = written.document.tested
     assert "; ".join(tested.attacks) in text
-    assert "are left out of it" not in plain_text(made([known], tmp_path))
+    assert "are left out of it" not in plain_text(written_report([known], tmp_path))
 
 
 def test_words_on_calls_stand_where_there_are_calls(make_stored: Maker, tmp_path: Path) -> None:
     records = [make_masks(make_stored, [[0.9, 0.8, 0.7]] * 6, attack="pgd")]
-    masks = plain_text(made(records, tmp_path, victim="unet_narrow"))
-    labels = plain_text(made(pair(make_stored), tmp_path))
+    masks = plain_text(written_report(records, tmp_path, victim="unet_narrow"))
+    labels = plain_text(written_report(pair(make_stored), tmp_path))
     assert ("At the frozen threshold" in masks, "Of masks, each region" in masks) == (False, True)
     assert ("At the frozen threshold" in labels, "Of masks, each region" in labels) == (True, False)

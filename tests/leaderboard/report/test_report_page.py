@@ -19,7 +19,7 @@ from tests.leaderboard.field import QUERIES, raised
 from tests.leaderboard.planted import HOSTILE
 from tests.leaderboard.planted_shields import GUARD, WRAPPED, detecting, wrapped
 
-from .planted import TABLE, made, page, pair
+from .planted import TABLE, page, pair, written_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -53,8 +53,10 @@ def test_hostile_names_stay_text(make_stored: Maker, tmp_path: Path, criteria: P
         records.append(stored._replace(record=record.model_copy(update=cards | flagged)))
     criteria.write_text(TABLE.replace('name = "4.2"', f"name = '{EVIL}'"))
     renamed = criteria.rename(criteria.with_name("<script>alert(1).toml"))
-    given = read_criteria(renamed)
-    html = page(made(records, tmp_path / "out", victim=EVIL, criteria=given, unreadable=[EVIL]))
+    file = read_criteria(renamed)
+    html = page(
+        written_report(records, tmp_path / "out", victim=EVIL, criteria=file, unreadable=[EVIL])
+    )
     assert "<script" not in html
     assert "<img src=x" not in html
     assert "javascript:" not in html
@@ -68,7 +70,7 @@ def test_hostile_names_stay_text(make_stored: Maker, tmp_path: Path, criteria: P
 
 
 def test_the_page_runs_nothing_and_loads_nothing(make_stored: Maker, tmp_path: Path) -> None:
-    html = page(made(pair(make_stored, pictures=1), tmp_path))
+    html = page(written_report(pair(make_stored, pictures=1), tmp_path))
     tags = Tags(html).tags
     (policy,) = [a["content"] for _, a in tags if a.get("http-equiv") == "Content-Security-Policy"]
     assert policy.startswith("default-src 'none'")
@@ -80,7 +82,7 @@ def test_the_page_runs_nothing_and_loads_nothing(make_stored: Maker, tmp_path: P
 
 
 def test_sections_name_clauses_as_evidence_alone(make_stored: Maker, tmp_path: Path) -> None:
-    html = page(made(pair(make_stored), tmp_path))
+    html = page(written_report(pair(make_stored), tmp_path))
     headings = re.findall(r'<h2 id="(\w+)"><span class="secno">', html)
     assert set(headings) == set(CLAUSES)
     assert html.count('<p class="serves"><strong>Evidence for</strong>') == len(CLAUSES)
@@ -94,33 +96,34 @@ def test_sections_name_clauses_as_evidence_alone(make_stored: Maker, tmp_path: P
 def test_every_clause_is_of_an_edition_that_says_what_was_read_and_when(
     make_stored: Maker, tmp_path: Path
 ) -> None:
-    written = made(pair(make_stored), tmp_path)
+    written = written_report(pair(make_stored), tmp_path)
     html, text = page(written), unescape(re.sub(r"<[^>]+>", "", page(written)))
-    editions = {one.name: one for one in written.document.frameworks}
-    assert list(editions) == [one.name for one in FRAMEWORKS]
+    editions = {framework.name: framework for framework in written.document.frameworks}
+    assert list(editions) == [framework.name for framework in FRAMEWORKS]
     named = {(c.framework, c.clause) for clauses in CLAUSES.values() for c in clauses}
     assert {framework for framework, _ in named} == set(editions)
-    for one in editions.values():
-        assert date.fromisoformat(one.checked) >= date(2026, 11, 30)
-        assert one.url.startswith("https://")
-        said = "Checked" if one.read else "Not checked against the text"
-        assert f"{one.name}: {one.edition}. {said}, as of {one.checked}: {one.basis}." in text
-        assert f'href="{one.url}"' in html
+    for framework in editions.values():
+        assert date.fromisoformat(framework.checked) >= date(2026, 11, 30)
+        assert framework.url.startswith("https://")
+        status = "Checked" if framework.read else "Not checked against the text"
+        checked = f"{status}, as of {framework.checked}: {framework.basis}."
+        assert f"{framework.name}: {framework.edition}. {checked}" in text
+        assert f'href="{framework.url}"' in html
     # a standard that is sold was not read, and the page says so
     assert not editions["ISO 14971:2019"].read
 
 
 def test_the_guidance_cited_is_the_one_in_force() -> None:
-    (fda,) = [one for one in FRAMEWORKS if one.name.startswith("FDA")]
+    (fda,) = [framework for framework in FRAMEWORKS if framework.name.startswith("FDA")]
     assert "Quality Management System Considerations" in fda.edition
     assert "3 February 2026" in fda.edition
     assert "2023" not in fda.edition
-    (act,) = [one for one in FRAMEWORKS if one.name == "EU AI Act"]
+    (act,) = [framework for framework in FRAMEWORKS if framework.name == "EU AI Act"]
     assert "amended by Regulation (EU) 2026/1744" in act.edition
 
 
 def test_ids_are_unique_and_references_resolve(make_stored: Maker, tmp_path: Path) -> None:
-    tags = Tags(page(made(pair(make_stored), tmp_path))).tags
+    tags = Tags(page(written_report(pair(make_stored), tmp_path))).tags
     ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     for tag, attributes in tags:
@@ -132,7 +135,7 @@ def test_ids_are_unique_and_references_resolve(make_stored: Maker, tmp_path: Pat
 @pytest.mark.slow
 @needs_chromium
 def test_the_report_prints(chromium: Browser, make_stored: Maker, tmp_path: Path) -> None:
-    written = made(pair(make_stored, pictures=1), tmp_path)
+    written = written_report(pair(make_stored, pictures=1), tmp_path)
     with opened(chromium, written.html) as shown:
         pdf = shown.pdf(prefer_css_page_size=True)
     assert len(pdf) > 20_000
@@ -152,8 +155,8 @@ def test_the_report_is_accessible_and_asks_for_nothing(
     scheme: str,
 ) -> None:
     guard = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.7, 0.1))
-    given = read_criteria(criteria)
-    written = made([*pair(make_stored, pictures=1), guard], tmp_path, criteria=given)
+    file = read_criteria(criteria)
+    written = written_report([*pair(make_stored, pictures=1), guard], tmp_path, criteria=file)
     look: dict[str, Any] = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme}
     with opened(chromium, written.html, bypass_csp=True, **look) as shown:
         assert violations(shown) == []

@@ -35,24 +35,27 @@ def test_too_few_images_can_show_no_change() -> None:
     assert np.isnan(least_changes(5))
 
 
-def left(records: list[Stored]) -> Remaining:
-    (one,) = boards_of_model(records, VICTIM)
-    found = remaining(one)
-    assert found is not None
-    return found
+def residual_risk(records: list[Stored]) -> Remaining:
+    (model_board,) = boards_of_model(records, VICTIM)
+    tested = remaining(model_board)
+    assert tested is not None
+    return tested
 
 
 def test_what_changes_at_the_smallest_radius_is_counted_by_patient(make_stored: Maker) -> None:
     # images 1 and 3 fall first; of patients of three images 0-2 and 3-5
-    images, patients = left(pair(make_stored)), left(pair(make_stored, patients=True))
+    images, patients = (
+        residual_risk(pair(make_stored)),
+        residual_risk(pair(make_stored, patients=True)),
+    )
     assert (images.units, images.changed, images.of) == ("images", 2, N)
     assert (patients.units, patients.changed, patients.of) == ("patients", 2, 7)
     assert patients.share.value == pytest.approx(2 / 7)
     assert (patients.share.low, patients.share.high) == pytest.approx(wilson(2, 7))
     assert patients.least_seen == pytest.approx(6 / 7)
     assert patients.possible == pytest.approx(1 - 0.05 ** (1 / 7))  # Clopper-Pearson, none of 7
-    one = left([make_stored(falls(i3=1, i4=1), patients=True)])
-    assert one.changed == 1  # both images are of one patient
+    risk = residual_risk([make_stored(falls(i3=1, i4=1), patients=True)])
+    assert risk.changed == 1  # both images are of one patient
 
 
 def test_controls_and_invalid_records_leave_nothing_to_count(make_stored: Maker) -> None:
@@ -65,28 +68,28 @@ def test_controls_and_invalid_records_leave_nothing_to_count(make_stored: Maker)
 
 def test_limits_say_what_the_data_are(make_stored: Maker) -> None:
     dirty = PROVENANCE.model_copy(update={"git_dirty": True, "git_commit": ""})
-    said = " ".join(limits(boards_of_model(pair(make_stored), VICTIM), ["a last line"]))
-    assert "Synthetic data: Chest X-ray. Drawn phantoms, not patients" in said
-    assert "20 images, images treated as independent; a change of fewer than 6 of 20 " in said
-    assert "(30.0 %) cannot be told from chance" in said
-    assert "No radius above the largest tried was tested (8/255)" in said
-    assert said.endswith("a last line")
-    assert "checkout with changes" not in said
+    sentences = " ".join(limits(boards_of_model(pair(make_stored), VICTIM), ["a last line"]))
+    assert "Synthetic data: Chest X-ray. Drawn phantoms, not patients" in sentences
+    assert "20 images, images treated as independent; a change of fewer than 6 of 20 " in sentences
+    assert "(30.0 %) cannot be told from chance" in sentences
+    assert "No radius above the largest tried was tested (8/255)" in sentences
+    assert sentences.endswith("a last line")
+    assert "checkout with changes" not in sentences
     notes = DATASETS[2].model_copy(update={"notes": ("one image a child",)})
     real = [make_stored([6] * N, dataset=notes, patients=True, record={"provenance": dirty})]
-    said = " ".join(limits(boards_of_model(real, VICTIM), []))
-    assert "Synthetic" not in said
-    assert "PneumoniaMNIST: one image a child" in said
-    assert "6 patients; a change of fewer than 6 of 6 patients" in said
+    sentences = " ".join(limits(boards_of_model(real, VICTIM), []))
+    assert "Synthetic" not in sentences
+    assert "PneumoniaMNIST: one image a child" in sentences
+    assert "6 patients; a change of fewer than 6 of 6 patients" in sentences
     few = " ".join(limits(boards_of_model([make_stored([6] * 5)], VICTIM), []))
     assert "5 images are too few to tell any change from chance" in few
-    assert "images are treated as independent" not in said
-    assert "checkout with changes that no commit holds" in said
-    assert "do not state the commit" in said
+    assert "images are treated as independent" not in sentences
+    assert "checkout with changes that no commit holds" in sentences
+    assert "do not state the commit" in sentences
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("changes", "words"),
     [
         ({}, "change every value of the image by at most 0.5, 1, 2, 4, 8 grey levels (0.5, 1, "),
         ({"dataset": CT}, "by at most 0.784, 1.57, 3.14, 6.27, 12.5 HU (0.5, 1, 2, 4, 8 parts in "),
@@ -101,12 +104,12 @@ def test_limits_say_what_the_data_are(make_stored: Maker) -> None:
     ],
 )
 def test_what_the_attacker_may_change_in_plain_words(
-    make_stored: Maker, given: dict[str, Any], words: str
+    make_stored: Maker, changes: dict[str, Any], words: str
 ) -> None:
-    (found,) = threat_models(boards_of_model([make_stored([6] * N, **given)], VICTIM))
-    assert words in found.may
-    assert found.wants == "any wrong call"
-    assert found.attacks == ("PGD-40",)
+    (tested,) = threat_models(boards_of_model([make_stored([6] * N, **changes)], VICTIM))
+    assert words in tested.may
+    assert tested.wants == "any wrong call"
+    assert tested.attacks == ("PGD-40",)
 
 
 def test_what_was_tested_is_not_listed_as_missing(make_stored: Maker) -> None:
@@ -126,22 +129,22 @@ def test_what_was_tested_is_not_listed_as_missing(make_stored: Maker) -> None:
     more = [*pair(make_stored), make_stored([6] * N, attack="square")]
     more += [make_stored([6] * N, attack="noise"), make_stored([6] * N, case={"norm": "l2"})]
     more += [make_stored([6] * N, case={"objective": "targeted(target=1)"})]
-    said = " ".join(not_tested(boards_of_model(more, VICTIM)))
+    sentences = " ".join(not_tested(boards_of_model(more, VICTIM)))
     for words in ("queries", "No control", "L2", "one particular wrong call"):
-        assert words not in said
+        assert words not in sentences
 
 
 def test_an_attacker_who_overlooks_the_defense_is_told(make_stored: Maker) -> None:
     blind = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.9, 0.8), knowledge="oblivious")
-    chosen = boards_of_model([blind], VICTIM)
-    assert "An attacker who knows of the defense (adaptive)." in not_tested(chosen)
-    (found,) = threat_models(chosen)
-    assert "defended by Mahalanobis" in found.who
-    assert "overlooks the defense" in found.who
-    assert "knows of it" not in found.who
+    model_boards = boards_of_model([blind], VICTIM)
+    assert "An attacker who knows of the defense (adaptive)." in not_tested(model_boards)
+    (tested,) = threat_models(model_boards)
+    assert "defended by Mahalanobis" in tested.who
+    assert "overlooks the defense" in tested.who
+    assert "knows of it" not in tested.who
     known = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.7, 0.1))
-    (found,) = threat_models(boards_of_model([known], VICTIM))
-    assert "The attacker knows of it." in found.who
+    (tested,) = threat_models(boards_of_model([known], VICTIM))
+    assert "The attacker knows of it." in tested.who
     assert "An attacker who knows of the defense (adaptive)." not in not_tested(
         boards_of_model([known], VICTIM)
     )
@@ -150,9 +153,9 @@ def test_an_attacker_who_overlooks_the_defense_is_told(make_stored: Maker) -> No
 def test_a_case_in_two_folders_counts_once(make_stored: Maker) -> None:
     first, second = pair(make_stored)
     copy = first._replace(folder=first.folder + "-copy")
-    other = copy._replace(record=first.record.model_copy(update={"n": 3}), folder="zzz")
-    kept, lines = single([other, copy, second, first])
-    assert [stored.folder for stored in kept] == sorted([first.folder, second.folder])
+    differing = copy._replace(record=first.record.model_copy(update={"n": 3}), folder="zzz")
+    unique, lines = single([differing, copy, second, first])
+    assert [stored.folder for stored in unique] == sorted([first.folder, second.folder])
     assert lines == [
         f"the same record as {first.record.case_id} lies in a second folder and is not used",
         f"another record of the same case as {first.record.case_id} lies in a second folder and "
