@@ -188,7 +188,7 @@ def task_of(model: ModelLike) -> Task | None:
 
 def _card_of(batch: Batch, model: ModelLike, options: dict[str, Any]) -> DatasetCard:
     if isinstance(model, ModelHandle):
-        model = model.name if model.name in registry.load("models") else model
+        model = model.name if model.name in registry.names("models") else model
     if isinstance(model, str | Path):
         if registry.is_own(str(model)):
             raise SpecError(

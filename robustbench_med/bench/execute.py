@@ -92,7 +92,7 @@ def _record(
     """Return the record of a case that ran."""
     patients = setup.batch.patients
     notes = [] if patients is not None else ["images treated as independent"]
-    if setup.card.name not in registry.load("models"):
+    if setup.card.name not in registry.names("models"):
         coded = factory_of(setup.card.name) or setup.card.name.startswith("module:")
         what = "model, code and weights" if coded else "model and weights"
         notes.append(f"{what} are the user's own: no card vouches for them")

@@ -294,7 +294,7 @@ def _moved(before: Case, now: Case) -> Case:
 
 
 def _own_data(name: str) -> bool:
-    return name not in registry.load("datasets")
+    return name not in registry.names("datasets")
 
 
 def _asked(ask: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever was asked for

@@ -94,6 +94,6 @@ def _command(record: Record, home: Path) -> str:
     case = record.case
     if any(name is not None and factory_of(name) for name in (case.victim, case.surrogate)):
         words.append("--run-code")
-    if case.dataset in registry.load("datasets") and not record.dataset_card.synthetic:
+    if case.dataset in registry.names("datasets") and not record.dataset_card.synthetic:
         words += ["--data", "DIR"]
     return shlex.join(words)

@@ -125,7 +125,7 @@ def test_takes_the_steps_of_algorithm_1(norm: Norm) -> None:
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "margin", "dlr"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_climbs_higher_than_pgd_of_equal_steps(loss: str, norm: Norm) -> None:
+def test_reaches_more_loss_than_pgd_of_equal_steps(loss: str, norm: Norm) -> None:
     problem = waves(norm, n=24).at(EPS[norm] / 12)
     problem = replace(problem, objective=LossOverride(problem.objective, use_all_steps=True))
     ours = problem.probe(apgd(problem, rng=draws(24), steps=50, loss=loss)).harm

@@ -127,7 +127,7 @@ def test_few_candidates_are_fewer_passes() -> None:
     assert one.median() >= all_ways.median() * 0.999
 
 
-def test_nothing_to_climb_gives_the_clean_image_back() -> None:
+def test_without_a_slope_the_clean_image_is_returned() -> None:
     victim, x, y = near(2, n=4)
     problem = problem_of(victim, x, 1 - y, eps=torch.inf, norm="l2")  # done before it starts
     assert torch.equal(deepfool(problem, rng=draws(4)), x)

@@ -1,4 +1,4 @@
-"""The ensemble: every small K, only the samples still standing, never weaker than a member."""
+"""The ensemble: every small K, only robust samples, never weaker than a member."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_is_at_least_as_strong_as_each_member_on_the_same_draws(
         assert not (alone & ~ours).any(), name
 
 
-def test_every_member_sees_only_what_still_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_member_sees_only_robust_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = waves("linf", 10)
     seen: list[tuple[str, int, int]] = []
 

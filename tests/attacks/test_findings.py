@@ -1,4 +1,4 @@
-"""Several findings: every attack that climbs breaks what the exact answer says can be broken."""
+"""Several findings: every gradient attack succeeds where the exact answer says it can."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_goal_and_harm_stay_and_the_loss_is_the_margin_of_the_nearest(use_all_st
     torch.testing.assert_close(problem.select(rows).probe(x[rows]).loss, ours.loss[rows])
 
 
-def test_the_nearest_is_climbed_past_a_detector_too() -> None:
+def test_the_nearest_is_attacked_past_a_detector_too() -> None:
     class Guarded:
         def __init__(self, victim: Victim) -> None:
             self.victim = victim
@@ -157,7 +157,7 @@ def test_one_way_costs_no_slope_and_is_the_margin() -> None:
     assert with_loss(alone, "cross_entropy") is alone
 
 
-def test_a_finding_without_slope_is_passed_over_and_a_flat_victim_climbs_its_margin() -> None:
+def test_a_finding_without_slope_is_skipped_and_a_flat_victim_is_attacked_by_its_margin() -> None:
     class Half(torch.nn.Module):
         def __init__(self, slope: float) -> None:
             super().__init__()

@@ -79,7 +79,7 @@ def test_every_step_is_projected_on_its_radius(norm: Norm, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_successes_stand_when_judged_one_by_one(norm: Norm) -> None:
+def test_successes_are_confirmed_when_judged_one_by_one(norm: Norm) -> None:
     problem = posed(norm, n=12)
     z = fmn(problem, rng=draws(12), steps=50)
     one = [problem.select(torch.tensor([i])).probe(z[i : i + 1]).is_final for i in range(12)]
@@ -106,7 +106,7 @@ def test_samples_done_at_the_clean_image_cost_one_pass() -> None:
     assert len(fmn(nothing, rng=draws(0))) == 0
 
 
-def test_a_sample_broken_by_one_value_leaves() -> None:
+def test_a_sample_that_one_value_fools_leaves() -> None:
     victim = linear_victim(2)
     x = clear_images(victim, 8)
     problem = problem_of(victim, x, victim(x).logits.argmax(1), eps=torch.inf, norm="l0")

@@ -1,4 +1,4 @@
-"""The least move in the box against a general solver; ways, and the walk back."""
+"""The least move in the box against a general solver; ways, and the search back."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_without_a_detector_it_is_pgd(spare: str) -> None:
     assert torch.equal(ours, pgd(plain, rng=draws(N), steps=5, restarts=2))
 
 
-def test_a_view_without_the_detector_is_climbed_as_pgd_climbs_it() -> None:
+def test_a_view_without_the_detector_is_attacked_as_by_pgd() -> None:
     problem = guarded(overlap=0.9, eps=0.05)  # out of reach: no sample leaves the batch
     blind = replace(problem, guide=lambda z: Output(problem.judge(z).logits))
     z = orthogonal_pgd(blind, rng=draws(N), steps=6, random_start=False)
@@ -152,7 +152,7 @@ def test_an_unknown_word_for_what_is_spared_is_refused() -> None:
 
 
 @pytest.mark.parametrize("loss", ["joint", "selective"])
-def test_pgd_and_apgd_climb_the_losses_past_a_detector(loss: str) -> None:
+def test_pgd_and_apgd_maximise_the_losses_past_a_detector(loss: str) -> None:
     problem = guarded(overlap=0.7, eps=0.2, bar=0.02)
     for z in (pgd(problem, rng=draws(N), loss=loss), apgd(problem, rng=draws(N), loss=loss)):
         assert problem.probe(z).is_final.float().mean() > 0.9

@@ -273,7 +273,7 @@ class Logits(nn.Module):
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.02), ("l2", 0.25)])
-def test_no_more_stand_than_against_torchattacks(norm: Norm, eps: float) -> None:
+def test_no_more_samples_are_robust_than_against_torchattacks(norm: Norm, eps: float) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import torchattacks

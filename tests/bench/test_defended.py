@@ -76,7 +76,7 @@ def test_another_detector_is_evaded_in_the_place_of_the_one_deployed() -> None:
     assert setup.surrogate is None
     assert setup.bare is not None
     oblivious = planned._replace(defense=planned.defense._replace(evaded=None))
-    assert attacker_view(ready, oblivious) is ready.bare
+    assert attacker_view(setup, oblivious) is setup.bare
     with frozen(seen.module):
         found = seen.outputs(setup.batch.x).suspicion
     torch.testing.assert_close(found, own.suspicion)

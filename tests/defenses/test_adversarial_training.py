@@ -105,7 +105,7 @@ def test_crafted_images_stay_in_the_ball_and_raise_the_loss(
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_trades_climbs_the_divergence(task: str) -> None:
+def test_trades_maximises_the_divergence(task: str) -> None:
     victim, x, y, loss = posed(task)
     seen = Recorder()
     torch.manual_seed(1)
@@ -116,7 +116,7 @@ def test_trades_climbs_the_divergence(task: str) -> None:
     assert num(climbed) > 2 * num(divergence(clean, victim(start.clamp(0, 1)).logits, y)) > 0
 
 
-def test_every_image_climbs_all_the_steps() -> None:
+def test_every_image_takes_all_steps() -> None:
     victim, x, y, loss = posed("single_label")
     seen = Recorder()
     pgd_at(victim, x, y, loss=loss, attack=seen, eps=0.5, steps=6)

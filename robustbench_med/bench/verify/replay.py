@@ -98,7 +98,7 @@ def called_as(case: Case, planned: Case) -> Case:
 
 def _dataset(case: Case, data: Path | None, place: str | None) -> Dataset:
     """Return the images of a case; of a file that was moved, from where it lies now."""
-    known = case.dataset in registry.load("datasets")
+    known = case.dataset in registry.names("datasets")
     if place is not None and known:
         raise SpecError(
             f"expected --dataset with a record of one's own file, got one of {case.dataset}, which "
