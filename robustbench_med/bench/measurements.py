@@ -14,12 +14,12 @@ from robustbench_med.objectives.decide import answer_of
 from robustbench_med.problem import Problem
 from robustbench_med.types import Images, Output, Rows, Verdict
 
-Measurements = dict[str, Tensor]  # what was measured of every sample, a tensor a name
-CANDIDATES = "z"  # the column of the candidates, where a problem keeps them
+Measurements = dict[str, Tensor]  # by name; the first axis of each tensor is the samples
+CANDIDATES = "z"  # the measurement that is the candidates, where a problem keeps them
 
 
 def measure(problem: Problem, z: Images, depth: int) -> Measurements:
-    """Return what the judge and the ball say of candidates `z`, a tensor `(b, ...)` a name.
+    """Return what the judge and the ball say of candidates `z`, `(b, ...)` by name.
 
     Raises:
         InvalidOutputError: the judge returned NaN or Inf.
@@ -43,15 +43,15 @@ def measure(problem: Problem, z: Images, depth: int) -> Measurements:
         "l2": flat.norm(dim=1),
         "lowest": z.flatten(1).amin(1),
         "highest": z.flatten(1).amax(1),
-        "ssim": _of_broken(ssim, z, x, rows, problem.chunk),
-        "psnr": _of_broken(psnr, z, x, rows, problem.chunk),
+        "ssim": _of_successes(ssim, z, x, rows, problem.chunk),
+        "psnr": _of_successes(psnr, z, x, rows, problem.chunk),
         **suspicion,
         **({CANDIDATES: z} if problem.keeps else {}),
     }
 
 
 def clean_measurements(problem: Problem, answer: Output, verdict: Verdict) -> Measurements:
-    """Return the columns of the clean images, from what is kept of the judge's answer to them.
+    """Return the measurements of the clean images, from the judge's answer to them.
 
     `size` 0; `ssim` and `psnr` NaN; nothing was rounded.
     """
@@ -76,38 +76,38 @@ def clean_measurements(problem: Problem, answer: Output, verdict: Verdict) -> Me
 
 
 def _judged(problem: Problem, z: Images) -> tuple[Tensor, Measurements, Verdict]:
-    """Return what is kept of the judge's answers to `z`, the suspicion, and the verdict.
+    """Return the judge's answers to `z`, their suspicion and the verdicts, chunk by chunk.
 
-    A chunk at a time; no suspicion where nothing guards the victim.
+    There is no suspicion where no detector guards the victim.
 
     Raises:
         InvalidOutputError: the judge returned NaN or Inf.
     """
-    found = []
+    chunks = []
     for rows in torch.arange(len(problem), device=z.device).split(problem.chunk):
-        part = problem.select(rows)
-        output = part.outputs(z[rows])
+        chunk = problem.select(rows)
+        output = chunk.outputs(z[rows])
         if not torch.isfinite(output.logits).all():
             raise InvalidOutputError("expected finite logits, got NaN or Inf on an attacked image")
         guarded = output.suspicion is not None
-        seen = output.suspicion if guarded else output.logits.flatten(1)[:, 0]
-        found.append((answer_of(output.logits), seen, *part.objective(output, part.y)))
-    answer, seen, *verdict = map(torch.cat, zip(*found, strict=True))
-    return answer, {"suspicion": seen} if guarded else {}, Verdict(*verdict)
+        suspicion = output.suspicion if guarded else output.logits.flatten(1)[:, 0]
+        chunks.append((answer_of(output.logits), suspicion, *chunk.objective(output, chunk.y)))
+    answer, suspicion, *verdict = map(torch.cat, zip(*chunks, strict=True))
+    return answer, {"suspicion": suspicion} if guarded else {}, Verdict(*verdict)
 
 
-def _of_broken(
-    of: Callable[[Images, Images], Tensor], z: Images, x: Images, rows: Rows, chunk: int
+def _of_successes(
+    metric: Callable[[Images, Images], Tensor], z: Images, x: Images, rows: Rows, chunk: int
 ) -> Tensor:
-    """Return how visible each perturbation that broke its sample is; NaN for the others."""
-    found = x.new_full((len(x),), torch.nan)
-    for part in rows.split(chunk):
-        found[part] = of(z[part], x[part])
-    return found
+    """Return a metric of the perturbation of each success; NaN for the other samples."""
+    values = x.new_full((len(x),), torch.nan)
+    for chunk_rows in rows.split(chunk):
+        values[chunk_rows] = metric(z[chunk_rows], x[chunk_rows])
+    return values
 
 
 def smallest_success(columns: Measurements) -> Float[Tensor, " b"]:
-    """Return the smallest perturbation that broke each sample at any rung, `(b,)`; inf where none.
+    """Return the size of the smallest success on each sample, `(b,)`; inf where there is none.
 
     >>> broken = torch.tensor([[False], [True]])
     >>> smallest_success({"size": torch.tensor([[0.1], [0.2]]), "success": broken})
@@ -117,21 +117,21 @@ def smallest_success(columns: Measurements) -> Float[Tensor, " b"]:
 
 
 class Table:
-    """What was measured of every sample at every rung, a tensor `(r, b, ...)` a name."""
+    """The measurements of every sample at every rung, `(r, b, ...)` by name."""
 
     def __init__(self, rungs: int, samples: int) -> None:
         self.columns: Measurements = {}
         self._shape = (rungs, samples)
 
     def put(self, rung: int | Rows, rows: Rows, columns: Measurements) -> None:
-        """Write the columns of some rows at one rung, or at a rung each."""
+        """Write the measurements of some rows, all at one rung or each at its own."""
         for name, value in columns.items():
             if name not in self.columns:
                 self.columns[name] = value.new_zeros((*self._shape, *value.shape[1:]))
             self.columns[name][rung, rows] = value
 
     def carry(self) -> None:
-        """Make a sample broken at one rung broken above it, by the image that broke it."""
+        """Count a success at one rung at all larger ones too, by the same candidate."""
         broken = self.columns["success"]
         for i in range(1, len(broken)):
             rows = (broken[i - 1] & ~broken[i]).nonzero()[:, 0]

@@ -76,7 +76,7 @@ def _universal(ladder: Ladder) -> FilledLadder:
         case.parameters,
         train=train,
         setup=ladder.setup,
-        everyone=ladder.every_rng,
+        every_rng=ladder.every_rng,
         radii=ladder.radii,
         seed=case.seed,
     )

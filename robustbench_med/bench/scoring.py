@@ -20,7 +20,7 @@ from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.metrics.classification import Predictions, flips, score
 from robustbench_med.metrics.segmentation import of_masks, overlap, score_masks
 from robustbench_med.models.operating_point import probability
-from robustbench_med.objectives import Objective
+from robustbench_med.objective import Objective
 from robustbench_med.objectives.decide import decide, probabilities
 from robustbench_med.objectives.segmentation import TargetMask
 from robustbench_med.stats import Estimate, intervals

@@ -1,4 +1,4 @@
-"""Surrogate: another model the attacker climbs where the victim itself is out of reach."""
+"""Surrogate: the model that is attacked where the attacker cannot use the victim itself."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Surrogate:
         victim: at its own decision rule (argmax, or a logit above 0).
         data: the card of the images it was trained on.
         threat: "transfer" where it was trained on the victim's data, "no_box" where on other data.
-        known: candidates crafted before by the key of their draws: victims of one dataset meet the
-            same ones, so each is crafted once.
-        counter: what crafting them all cost, and what was wrong with the gradients.
-        recorder: holds a few of the gradients that crafting them got.
+        known: the candidates crafted so far, by the key of their draws. All victims of a dataset
+            are shown the same candidates, so each is crafted once.
+        counter: the passes that crafting cost, and what was wrong with the gradients.
+        recorder: holds a few of the gradients of the crafting attack.
     """
 
     victim: Victim
@@ -58,28 +58,29 @@ class Surrogate:
             x = functional.interpolate(x, c.size, mode=mode, align_corners=False)
         return self.victim(x)
 
-    def pose(self, problem: Problem, *, use_all_steps: bool) -> Problem:
+    def view(self, problem: Problem, *, use_all_steps: bool) -> Problem:
         """Return the problem as the attacker sees it: the surrogate in the victim's place.
 
-        A surrogate trained on other data knows other classes: there the attacker leaves what the
-        surrogate itself says of the clean image.
+        A surrogate trained on other data knows other classes. The attacker then leaves the class
+        that the surrogate itself calls on the clean image.
         """
-        own = replace(problem, judge=self, guide=None, counter=self.counter)
-        if isinstance(own.objective, EvadeDetector):  # of the victim's detector he knows nothing
-            guarded = self.victim.guard is not None  # by one of the attacker's own
-            evades = replace(own.objective, loss="both")
-            own = replace(own, objective=evades if guarded else own.objective.base)
+        view = replace(problem, judge=self, guide=None, counter=self.counter)
+        # the attacker does not know the victim's detector, and evades one of his own if he has it
+        if isinstance(view.objective, EvadeDetector):
+            evades = replace(view.objective, loss="both")
+            guarded = self.victim.guard is not None
+            view = replace(view, objective=evades if guarded else view.objective.base)
         if self.threat == "no_box":
-            said = decide(own.outputs(own.x).logits, self.data.task)
-            y = torch.from_numpy(said).to(problem.y)
-            own = replace(own, y=y, objective=objectives.make("untargeted", self.data.task))
+            called = decide(view.outputs(view.x).logits, self.data.task)
+            y = torch.from_numpy(called).to(problem.y)
+            view = replace(view, y=y, objective=objectives.make("untargeted", self.data.task))
         if not use_all_steps:
-            return own
-        return replace(own, objective=LossOverride(own.objective, use_all_steps=True))
+            return view
+        return replace(view, objective=LossOverride(view.objective, use_all_steps=True))
 
 
 def load_surrogate(surrogate: ResolvedSurrogate, threat: Threat, device: torch.device) -> Surrogate:
-    """Return the surrogate of a case, its weights loaded."""
+    """Load the surrogate of a case."""
     loaded = load_victim(surrogate.source, surrogate.data)
     if loaded.sha256 != surrogate.sha256:
         raise ChecksumError(
@@ -98,7 +99,7 @@ def trained_on(source: ModelSource, data: DatasetCard) -> DatasetCard:
 
 
 def transferred(attack: Attack, surrogate: Surrogate, *, use_all_steps: bool) -> Attack:
-    """Return the attack carried out on the surrogate alone; the victim only judges at the end.
+    """Return the attack on the surrogate alone; the victim only judges the candidates at the end.
 
     Args:
         attack: as it is applied to a problem.
@@ -113,8 +114,8 @@ def transferred(attack: Attack, surrogate: Surrogate, *, use_all_steps: bool) ->
         if new:
             rows = torch.tensor(new, device=problem.x.device)
             before = replace(surrogate.counter)
-            posed = surrogate.pose(problem.select(rows), use_all_steps=use_all_steps)
-            z = attack(posed, rng.select(rows)).cpu()
+            view = surrogate.view(problem.select(rows), use_all_steps=use_all_steps)
+            z = attack(view, rng.select(rows)).cpu()
             known.update(zip((keys[i] for i in new), z, strict=True))
             problem.counter.forward += surrogate.counter.forward - before.forward
             problem.counter.backward += surrogate.counter.backward - before.backward

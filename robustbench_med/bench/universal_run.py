@@ -1,4 +1,4 @@
-"""UniversalResult: one perturbation fitted on training images, applied to every image attacked."""
+"""Fit one perturbation on training images, and apply it to every image attacked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATTERNS = "universal.safetensors"  # beside the record: one tensor a rung
 
 
 class FittedUniversal(NamedTuple):
-    """The perturbations of a case, a rung each, and what they do to all images."""
+    """The perturbation of each rung of a case, and its effect on all images."""
 
     by_radius: dict[float, Universal]
     counts: UniversalResult
@@ -35,8 +35,8 @@ class FittedUniversal(NamedTuple):
     def apply(self, problem: Problem, rng: Draws) -> Images:
         """Return the images with the perturbation of the problem's radius."""
         eps = float(torch.as_tensor(problem.ball.eps).flatten()[0])  # one for all images
-        fitted = min(self.by_radius, key=lambda radius: abs(radius - eps))
-        return self.by_radius[fitted].apply(problem.x, problem.ball, rng)
+        nearest = min(self.by_radius, key=lambda radius: abs(radius - eps))
+        return self.by_radius[nearest].apply(problem.x, problem.ball, rng)
 
     @property
     def file(self) -> bytes:
@@ -54,11 +54,11 @@ def fit_universal(
     *,
     train: Batch,
     setup: AttackSetup,
-    everyone: Draws,
+    every_rng: Draws,
     radii: Sequence[float],
     seed: int,
 ) -> FittedUniversal:
-    """Fit a perturbation at each radius and count what it does to all images.
+    """Fit a perturbation at each radius and count its effect on all images.
 
     Args:
         problem: the images attacked.
@@ -66,7 +66,7 @@ def fit_universal(
         parameters: its parameters.
         train: the images it is fitted on.
         setup: all images of the case.
-        everyone: one stream an image of the case.
+        every_rng: one stream for each image of the case.
         radii: the rungs, in image units.
         seed: of the case.
 
@@ -76,19 +76,21 @@ def fit_universal(
     applies = problem.objective.applies(train.y).nonzero()[:, 0]
     if len(applies) == 0:
         raise DataError("expected training images that the objective applies to, got none")
-    lesson = replace(problem, x=train.x[applies], y=train.y[applies]).bind()
+    train_problem = replace(problem, x=train.x[applies], y=train.y[applies]).bind()
     device = train.x.device
     streams = Draws.of(seed, (str(train.ids[i]) for i in applies.tolist()), device=device)
     by_radius: dict[float, Universal] = {}
-    counted = []
+    counts_by_rung = []
     for eps in radii:
-        made = function(lesson.at(eps), rng=at_rung(streams.fork("fit"), eps), **parameters)
-        single = at_rung(Draws.of(seed, ["control"], device=device), eps)
-        control = made.control(problem.at(eps).ball, single)
+        fit_rng = at_rung(streams.fork("fit"), eps)
+        fitted = function(train_problem.at(eps), rng=fit_rng, **parameters)
+        control_rng = at_rung(Draws.of(seed, ["control"], device=device), eps)
+        control = fitted.control(problem.at(eps).ball, control_rng)
         whole = replace(problem, x=setup.batch.x, y=setup.batch.y).at(eps)
-        counts = [_counts(one, whole, setup, at_rung(everyone, eps)) for one in (made, control)]
-        flat = made.pattern.flatten()
-        counted.append(
+        rng = at_rung(every_rng, eps)
+        counts = [_counts(universal, whole, setup, rng) for universal in (fitted, control)]
+        flat = fitted.pattern.flatten()
+        counts_by_rung.append(
             UniversalRung(
                 eps=eps,
                 linf=float(flat.abs().max()),
@@ -97,15 +99,15 @@ def fit_universal(
                 **{f"control_{name}": value for name, value in counts[1]._asdict().items()},
             )
         )
-        by_radius[eps] = made
-    spread = UniversalResult(n_fit=len(lesson), rungs=tuple(counted), file=PATTERNS)
-    return FittedUniversal(by_radius, spread)
+        by_radius[eps] = fitted
+    result = UniversalResult(n_fit=len(train_problem), rungs=tuple(counts_by_rung), file=PATTERNS)
+    return FittedUniversal(by_radius, result)
 
 
 class _Counts(NamedTuple):
-    """Shares: prediction changed, prediction wrong, and goal reached of the images attacked.
+    """Fractions of the images: prediction changed, prediction wrong, and success of the attack.
 
-    Of masks the first two are shares of the pixels of an image.
+    For masks the first two are fractions of the pixels of an image.
     """
 
     changed: Estimate
@@ -113,10 +115,10 @@ class _Counts(NamedTuple):
     success: Estimate
 
 
-def _counts(made: Universal, whole: Problem, setup: AttackSetup, rng: Draws) -> _Counts:
-    card, owners = setup.data.card, setup.batch.patients
-    columns = measure(whole, made.apply(whole.x, whole.ball, rng), card.bit_depth)
-    called, clean = (decide(found, card.task) for found in (columns["answer"], setup.clean))
+def _counts(universal: Universal, whole: Problem, setup: AttackSetup, rng: Draws) -> _Counts:
+    card, patients = setup.data.card, setup.batch.patients
+    columns = measure(whole, universal.apply(whole.x, whole.ball, rng), card.bit_depth)
+    called, clean = (decide(answer, card.task) for answer in (columns["answer"], setup.clean))
     truth, masks = setup.batch.y.cpu().numpy(), card.task == "segmentation"
     # labelled, and the goal not reached by the clean image
     before = verdict_on(whole.objective, setup.clean, whole.y, len(card.classes)).success
@@ -124,16 +126,15 @@ def _counts(made: Universal, whole: Problem, setup: AttackSetup, rng: Draws) -> 
 
     known = (truth >= 0).reshape(len(truth), -1)
 
-    def each(hit: NDArray[np.bool_]) -> NDArray[Any]:
+    def per_image(hit: NDArray[np.bool_]) -> NDArray[Any]:
         rows = hit.reshape(len(hit), -1)
-        found: NDArray[Any] = np.any(rows, axis=1)
         if masks:
-            found = (rows & known).sum(axis=1) / known.sum(axis=1)
-        return found
+            return np.asarray((rows & known).sum(axis=1) / known.sum(axis=1))
+        return np.asarray(np.any(rows, axis=1))
 
     success = columns["success"].cpu().numpy()[attacked]
     return _Counts(
-        changed=intervals.mean(each(called != clean), owners),
-        wrong=intervals.mean(each((called != truth) & (truth >= 0)), owners),
-        success=intervals.mean(success, None if owners is None else owners[attacked]),
+        changed=intervals.mean(per_image(called != clean), patients),
+        wrong=intervals.mean(per_image((called != truth) & (truth >= 0)), patients),
+        success=intervals.mean(success, None if patients is None else patients[attacked]),
     )

@@ -81,7 +81,7 @@ def test_another_detector_is_evaded_in_the_place_of_the_one_deployed() -> None:
         found = seen.outputs(setup.batch.x).suspicion
     torch.testing.assert_close(found, own.suspicion)
     goal = EvadeDetector(Untargeted())
-    posed = Surrogate(seen, planned.data.card, "white_box").pose(
+    posed = Surrogate(seen, planned.data.card, "white_box").view(
         Problem(setup.batch.x, setup.batch.y, Ball("linf", EPS), goal, setup.victim),
         use_all_steps=False,
     )
@@ -284,7 +284,7 @@ def test_every_board_of_detectors_has_attacks_that_do_not_only_climb_both_losses
 def test_an_oblivious_attacker_wants_what_he_wants_of_the_bare_victim() -> None:
     _, setup, run = walked("oblivious")
     assert setup.surrogate is not None
-    seen = setup.surrogate.pose(run.problem, use_all_steps=False)
+    seen = setup.surrogate.view(run.problem, use_all_steps=False)
     assert isinstance(run.problem.objective, EvadeDetector)
     assert isinstance(seen.objective, Untargeted)
 

@@ -88,7 +88,7 @@ def test_no_box_leaves_what_the_surrogate_says_of_the_clean_image() -> None:
     surrogate = Surrogate(other, card_of(grey_images(1, channels=3, side=16), 7), "no_box")
     x = grey_images(N)
     problem = problem_of(generic_victim(K), x, torch.zeros(N, dtype=torch.long), eps=0.05)
-    posed = surrogate.pose(problem, use_all_steps=False)
+    posed = surrogate.view(problem, use_all_steps=False)
     assert not posed.probe(x).is_final.any()
     g, verdict = posed.gradient(x)
     assert g.shape == x.shape
