@@ -1,4 +1,4 @@
-"""Small `.npz` files, cards of them, and the folder of real images where there is one."""
+"""Fixtures: small `.npz` files, their cards, and the folder of real images if there is one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Downloads from a local https server: verified before use, or nothing stays behind."""
+"""Downloads from a local https server are verified before use, or leave no file behind."""
 
 from __future__ import annotations
 

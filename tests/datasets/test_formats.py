@@ -1,4 +1,4 @@
-"""Files of other formats are named as what they are, with the way to make an .npz of them."""
+"""The format of other files is recognised, with advice on how to make an .npz of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images without content are refused or said; copies and shared patients are counted."""
+"""Images without content are refused or noted; copies and common patients are counted."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_split_that_a_threshold_is_chosen_on_must_show_something(save: Save) -
         (np.concatenate([GREY[:3], GREY[:1]]), "1 of 4 images of test are copies of another"),
     ],
 )
-def test_images_with_little_content_are_said(
+def test_images_with_little_content_are_noted(
     save: Save, images: NDArray[Any], message: str
 ) -> None:
     assert any(message in note for note in notes(save, images).split(" | "))
@@ -88,7 +88,7 @@ def test_what_splits_have_in_common_is_counted(save: Save) -> None:
     assert not any("val" in note for note in result)
 
 
-def test_a_defect_of_a_split_that_nobody_asked_for_costs_nothing(save: Save) -> None:
+def test_a_defect_of_an_unused_split_does_not_matter(save: Save) -> None:
     path = save(train_images=np.full((4, 8, 6), np.nan, np.float32))
     load_dataset(path).scored_on("test")
 
@@ -165,7 +165,7 @@ def test_slices_are_no_channels_unless_stated(save: Save, slices: int) -> None:
 
 
 @pytest.mark.parametrize("channels", [2, 4])
-def test_few_channels_are_said(save: Save, channels: int) -> None:
+def test_few_channels_are_noted(save: Save, channels: int) -> None:
     card = load_dataset(save(**volumes(9, 7, channels))).card
     assert (card.size, card.channels) == ((9, 7), channels)
     assert any(f"is taken for {channels} channels" in note for note in card.notes)
@@ -174,7 +174,7 @@ def test_few_channels_are_said(save: Save, channels: int) -> None:
     )
 
 
-def test_a_volume_of_few_slices_first_is_said(save: Save) -> None:
+def test_a_volume_of_few_slices_is_noted(save: Save) -> None:
     card = load_dataset(save(**volumes(6, 20, 18))).card
     assert (card.size, card.channels) == ((6, 20, 18), 1)
     assert any("are taken for volumes of 6 slices" in note for note in card.notes)
@@ -197,7 +197,7 @@ def test_two_files_of_one_name_have_two_titles(save: Save, tmp_path: Path) -> No
     assert load_dataset(save(test_images=GREY)).card.title != first
 
 
-def test_splits_that_are_only_compared_are_not_kept(save: Save) -> None:
+def test_splits_that_are_only_compared_are_not_cached(save: Save) -> None:
     data = load_dataset(save())
     data.scored_on("test", also=("val",))
     assert sorted(data._splits) == ["test", "val"]

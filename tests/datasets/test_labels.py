@@ -1,4 +1,4 @@
-"""Labels and masks of one meaning are taken and said; those of two are refused in one line."""
+"""Unambiguous labels and masks are read and noted; ambiguous ones are refused in one line."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_rows_of_two_meanings_are_refused(
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
-def test_whole_floats_are_class_ids_and_said(save: Save, kind: type[np.floating[Any]]) -> None:
+def test_whole_floats_are_class_ids_with_a_note(save: Save, kind: type[np.floating[Any]]) -> None:
     path = labelled(save, IDS.astype(kind))
     assert load_dataset(path).arrays("test").labels.tolist() == IDS.tolist()
     assert "test_labels: whole float" in notes_of(path)
@@ -170,7 +170,7 @@ def test_unknown_findings_are_counted(save: Save) -> None:
     assert "2 findings of 2 of 4 images of test are not known (-1) and not counted" in text
 
 
-def test_a_class_that_a_split_lacks_is_said_and_kept(save: Save) -> None:
+def test_a_class_that_a_split_lacks_is_noted_and_stays_a_class(save: Save) -> None:
     dataset = scored(labelled(save, IDS, IDS, np.array([0, 1, 1, 0])))
     assert dataset.card.absent == ("class 2",)
     assert len(dataset.card.classes) == 3
@@ -265,7 +265,7 @@ def test_regions_that_no_mask_of_the_split_holds_count_nowhere(save: Save) -> No
     assert "in no region and not scored: necrosis" in dataset.card.notes
 
 
-def test_a_split_without_any_region_is_said(save: Save) -> None:
+def test_a_split_without_any_region_is_noted(save: Save) -> None:
     path = masked(save, lesions(), test_masks=np.zeros((4, 8, 6), np.uint8))
     assert scored(path).card.parts == {"class 1": (1,)}
     assert "no mask of test holds a region (class 1)" in notes_of(path)
@@ -283,7 +283,7 @@ def test_masks_have_names_of_their_own(save: Save) -> None:
     assert (card.task, card.classes) == ("single_label", ("nevus", "melanoma", "other"))
 
 
-def test_what_is_said_is_logged_once(save: Save, caplog: pytest.LogCaptureFixture) -> None:
+def test_notes_are_logged_once(save: Save, caplog: pytest.LogCaptureFixture) -> None:
     path = labelled(save, ONE_HOT)
     path = path.rename(path.with_name("said_once.npz"))
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""`load_dataset` finds the right file, or says how to get it."""
+"""`load_dataset` loads the right file, or says how to get it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "download", refuse)
 
 
-def test_a_path_is_ones_own_data(save: Save) -> None:
+def test_a_path_is_a_users_own_data(save: Save) -> None:
     batch = load_dataset(str(save(test_patients=np.array(["p", "p", "q", "q"])))).batch("test")
     assert batch.x.shape == (4, 1, 8, 6)
     assert batch.x.dtype == float32
@@ -57,7 +57,7 @@ def test_a_path_may_begin_with_the_home_folder(save: Save, monkeypatch: pytest.M
     assert len(load_dataset("~/toy.npz").batch("test")) == 4
 
 
-def test_a_path_without_ending_is_ones_own_data(save: Save) -> None:
+def test_a_path_without_ending_is_a_users_own_data(save: Save) -> None:
     assert len(load_dataset(str(save().rename(save().parent / "bare"))).batch("test")) == 4
 
 

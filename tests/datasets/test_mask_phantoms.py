@@ -1,4 +1,4 @@
-"""Phantoms with masks: deterministic, split by patient, and masks that agree with their images."""
+"""Phantoms with masks are deterministic and split by patient; masks agree with their images."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_regions_of_the_brain_are_nested() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.4, 1.0])
-def test_layers_of_a_tumour_are_nested_and_seen_as_they_are(scale: float) -> None:
+def test_layers_of_a_tumour_are_nested_and_keep_their_shape_in_the_view(scale: float) -> None:
     at = canvas.axes()
     pose = canvas.Pose(tilt=0.2, reach=0.9, u=0.05, v=-0.05)
     for seed in range(8):
@@ -395,7 +395,7 @@ def test_a_stance_moves_volume_and_mask_together(monkeypatch: pytest.MonkeyPatch
 # ---- brushes ----
 
 
-def test_a_seen_mask_covers_its_area_and_later_layers_lie_on_top() -> None:
+def test_a_mask_in_view_covers_its_area_and_later_layers_lie_on_top() -> None:
     disc = canvas.ellipse((0.1, 0.0), (0.6, 0.4), soft=0.01)
     core = canvas.ellipse((0.1, 0.0), (0.3, 0.2), soft=0.01)
     pose = canvas.Pose(tilt=0.4, reach=0.8, u=0.1, v=0.0)
@@ -413,7 +413,7 @@ def test_a_bent_ellipse_is_drawn_where_its_coordinates_say() -> None:
     np.testing.assert_allclose(moved, canvas.ellipse((0.2, -0.1), (0.4, 0.3), soft=0.02))
 
 
-def test_a_volume_is_seen_from_the_middle_and_turned() -> None:
+def test_a_view_of_a_volume_is_centred_and_rotated() -> None:
     fine, line = (canvas.axes(side)[0][0] for side in (hippocampus.FINE, hippocampus.SIDE))
     ramp = fine[:, None, None] + 2.0 * fine[:, None] + 3.0 * fine
     expected = line[:, None, None] + 2.0 * line[:, None] + 3.0 * line

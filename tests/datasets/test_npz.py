@@ -1,4 +1,4 @@
-"""Files of users and strangers: sound ones are read, all others refused with one line."""
+"""Sound files are read, and all others are refused with one line."""
 
 from __future__ import annotations
 
@@ -102,12 +102,12 @@ def test_floats_are_read_as_float32_in_c_order(save: Save, dtype: str) -> None:
     np.testing.assert_array_equal(arrays, images.astype(np.float32))
 
 
-def test_one_channel_axis_is_dropped_and_colour_kept(save: Save) -> None:
+def test_an_axis_of_one_channel_is_dropped_and_colour_is_not(save: Save) -> None:
     assert read(save(test_images=np.zeros((4, 8, 6, 1), np.uint8)), "test").images.ndim == 3
     assert read(save(test_images=np.zeros((4, 8, 6, 3), np.uint8)), "test").images.shape[3] == 3
 
 
-def test_only_the_split_asked_for_is_read(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_requested_split_is_read(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     keys_read: list[str] = []
     array = Npz.array
 

@@ -1,4 +1,4 @@
-"""The card of a user's file: what it says of itself, and what of that is refused."""
+"""The card of a user's own file follows its statements; wrong statements are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A straight-through guide climbs what a transform hides; the judge stays what is deployed."""
+"""A straight-through guide has gradients behind a transform; the judge is the deployed model."""
 
 from __future__ import annotations
 

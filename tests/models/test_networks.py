@@ -1,4 +1,4 @@
-"""Every builder of masks answers one set of logits a pixel, at the image's own size."""
+"""Every segmentation network returns one set of logits per pixel, at the size of the image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operating point is the best of all thresholds, and deciding by it is thresholding."""
+"""The operating point is the best of all thresholds, and the offset applies it."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_one_class_alone_keeps_the_models_own_threshold(only: int) -> None:
     assert offset.tolist() == [0, 0]
 
 
-def test_scores_that_tell_nothing_keep_the_models_own_threshold() -> None:
+def test_uninformative_scores_keep_the_models_own_threshold() -> None:
     y = torch.arange(N) % 2
     offset = youden(torch.ones(N, 1), y, card(2))
     assert offset is not None

@@ -1,4 +1,4 @@
-"""A segmentation model of one's own: built by smp, MONAI or here, with a weights file."""
+"""A user's own segmentation model, built by smp, MONAI or us, with a weights file."""
 
 from __future__ import annotations
 

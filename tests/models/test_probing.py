@@ -1,4 +1,4 @@
-"""How the outputs of a model of one's own are read: containers, axes, probabilities, state."""
+"""How the outputs of a user's own model are read: containers, axes, probabilities, state."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_any_squashed_output_gives_the_right_numbers(
         assert robust(module, data, spec) == pytest.approx(exact), name
 
 
-def test_what_was_decided_is_said_and_kept(caplog: pytest.LogCaptureFixture) -> None:
+def test_decisions_are_logged_and_recorded(caplog: pytest.LogCaptureFixture) -> None:
     data = labels()
     with caplog.at_level(logging.WARNING):
         model = rm.load_model(Truth(1, torch.sigmoid), dataset=data, name="said")
@@ -119,7 +119,7 @@ def test_what_was_decided_is_said_and_kept(caplog: pytest.LogCaptureFixture) -> 
     assert not rm.load_model(Truth(1), dataset=data).card.notes
 
 
-def test_a_statement_goes_before_what_is_seen() -> None:
+def test_a_statement_overrides_the_probe() -> None:
     data = labels()
     stated = rm.load_model(Truth(1, torch.sigmoid), dataset=data, returns="probabilities")
     assert not stated.card.notes
@@ -128,14 +128,14 @@ def test_a_statement_goes_before_what_is_seen() -> None:
     torch.testing.assert_close(raw(X).logits[:, 0].detach(), SCORES.sigmoid())
     flags = rm.evaluate(raw, data, "fgsm", eps=EPS, operating_point="argmax").flags
     assert "probabilities" in [flag.name for flag in flags]
-    assert len({one.sha256 for one in (stated, raw, rm.load_model(Truth(1), dataset=data))}) == 3
+    assert len({item.sha256 for item in (stated, raw, rm.load_model(Truth(1), dataset=data))}) == 3
     with pytest.raises(VictimError, match=r"expected probabilities in \[0,1\], got 0"):
         rm.load_model(Truth(1), dataset=data, returns="probabilities")
     with pytest.raises(SpecError, match="expected returns='logits', 'probabilities' or 'auto'"):
         rm.load_model(Truth(1), dataset=data, returns="probs")
 
 
-def test_outputs_on_one_side_of_0_are_told() -> None:
+def test_outputs_on_one_side_of_0_are_noted() -> None:
     data = labels()
     model = rm.load_model(Truth(1, lambda z: functional.softplus(z) + 1e-3), dataset=data)
     assert "no image tried gave an output below 0" in model.card.notes[0]
@@ -149,7 +149,7 @@ def test_outputs_on_one_side_of_0_are_told() -> None:
         lambda z: z,
         torch.sigmoid,
         lambda z: (0.2 * z).sigmoid(),
-        lambda z: torch.cat([one.sigmoid() for one in z.split(1, 1)], 1),
+        lambda z: torch.cat([item.sigmoid() for item in z.split(1, 1)], 1),
         functional.logsigmoid,
         lambda z: torch.stack([z.sigmoid(), z.sigmoid()]).mean(0),
     ],
@@ -318,10 +318,10 @@ def quantised(module: nn.Module) -> nn.Module:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made: nn.Module = torch.ao.quantization.quantize_dynamic(
+        models: nn.Module = torch.ao.quantization.quantize_dynamic(
             module, {nn.Linear}, dtype=torch.qint8
         )
-    return made
+    return models
 
 
 def affine(shift: float = 0.0) -> nn.Sequential:
@@ -338,13 +338,13 @@ def scripted(module: nn.Module, *, freeze: bool = False) -> nn.Module:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = torch.jit.script(module.eval())
-        return torch.jit.freeze(made) if freeze else made
+        models = torch.jit.script(module.eval())
+        return torch.jit.freeze(models) if freeze else models
 
 
 def compiled(module: nn.Module) -> nn.Module:
-    made: nn.Module = torch.compile(module, backend="eager")  # type: ignore[assignment]
-    return made
+    models: nn.Module = torch.compile(module, backend="eager")  # type: ignore[assignment]
+    return models
 
 
 class Extra(Truth):
@@ -410,11 +410,11 @@ def test_a_quantised_model_answers_queries(script: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
-def test_state_of_every_kind_tells_models_apart() -> None:
+def test_every_kind_of_state_changes_the_hash() -> None:
     def hash_of(module: nn.Module) -> str:
         return rm.load_model(module, dataset=labels()).sha256
 
-    made: list[Callable[[float], nn.Module]] = [
+    models: list[Callable[[float], nn.Module]] = [
         affine,
         lambda s: quantised(affine(s)),
         lambda s: scripted(affine(s)),
@@ -423,9 +423,9 @@ def test_state_of_every_kind_tells_models_apart() -> None:
         lambda s: compiled(affine(s)),
         lambda s: Truth(2, lambda z: z + s),
     ]
-    hashes = [[hash_of(make(0.0)), hash_of(make(0.0)), hash_of(make(1.0))] for make in made]
-    assert [one == again != other for one, again, other in hashes] == [True] * len(made)
-    assert len({one for row in hashes for one in row}) == 2 * len(made)
+    hashes = [[hash_of(make(0.0)), hash_of(make(0.0)), hash_of(make(1.0))] for make in models]
+    assert [item == again != different for item, again, different in hashes] == [True] * len(models)
+    assert len({item for row in hashes for item in row}) == 2 * len(models)
     plus, minus = Truth(1, lambda z: z + 1), Truth(1, lambda z: z - 1)
     assert hash_of(plus) != hash_of(minus)
 
@@ -457,7 +457,7 @@ class KeepsTraining(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["mode", "functional"])
-def test_a_batch_norm_kept_in_training_is_told_and_put_back(how: str) -> None:
+def test_a_batch_norm_in_training_mode_is_noted_and_restored(how: str) -> None:
     module = KeepsTraining(how).eval()
     before = copy.deepcopy(module.state_dict())
     calls = module.calls
@@ -481,7 +481,7 @@ def test_buffers_are_put_back_after_an_exception() -> None:
     assert int(norm.num_batches_tracked) == 0
 
 
-def test_a_model_that_adapts_when_asked_is_refused_and_put_back() -> None:
+def test_a_model_that_adapts_in_the_forward_pass_is_refused_and_restored() -> None:
     class Adapting(Truth):
         def forward(self, x: Tensor) -> Any:  # noqa: ANN401
             self.w.data.add_(0.01)
@@ -556,10 +556,10 @@ def test_weights_made_inside_inference_mode(exact: float) -> None:
         module = affine()
         shipped = rm.load_model("chest_resnet")
     weights = list(module.parameters())
-    assert all(one.is_inference() for one in weights)
+    assert all(item.is_inference() for item in weights)
     assert robust(module, labels()) == pytest.approx(exact)
-    assert [id(one) for one in module.parameters()] == [id(one) for one in weights]
-    assert not any(one.is_inference() for one in shipped.victim.module.parameters())
+    assert [id(item) for item in module.parameters()] == [id(item) for item in weights]
+    assert not any(item.is_inference() for item in shipped.victim.module.parameters())
 
 
 def test_another_default_type(exact: float) -> None:

@@ -75,7 +75,7 @@ def test_a_network_of_single_pixels_does_not_notice_windows() -> None:
     assert bare(network) is network
 
 
-def test_a_model_of_ones_own_under_a_window(tmp_path: Path) -> None:
+def test_a_users_own_model_under_a_window(tmp_path: Path) -> None:
     from robustbench_med.models.build import build
     from robustbench_med.spec import parse
 

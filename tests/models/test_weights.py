@@ -44,14 +44,14 @@ def written(tmp_path: Path) -> tuple[Path, str]:
 def test_weights_come_back_as_they_were_written(written: tuple[Path, str]) -> None:
     path, sha256 = written
     assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    other = Small(1, 2)
-    assert weights.read(other, path, sha256=sha256) == sha256
+    loaded_module = Small(1, 2)
+    assert weights.read(loaded_module, path, sha256=sha256) == sha256
     for key, value in module().state_dict().items():
         rounded = value.half().float() if value.ndim > 1 else value
-        loaded = other.state_dict()[key]
+        loaded = loaded_module.state_dict()[key]
         assert loaded.dtype == value.dtype
         assert torch.equal(loaded, rounded), key
-    assert weights.read(other, path) == sha256  # whatever it is
+    assert weights.read(loaded_module, path) == sha256  # whatever it is
 
 
 def test_matrices_are_stored_in_half_precision_and_vectors_are_not(
@@ -68,10 +68,10 @@ def test_matrices_are_stored_in_half_precision_and_vectors_are_not(
 
 def test_a_file_in_single_precision_is_read_as_it_is(tmp_path: Path) -> None:
     save_file(module().state_dict(), tmp_path / "w.safetensors")
-    other = Small(1, 2)
-    weights.read(other, tmp_path / "w.safetensors")
+    loaded_module = Small(1, 2)
+    weights.read(loaded_module, tmp_path / "w.safetensors")
     for key, value in module().state_dict().items():
-        assert torch.equal(other.state_dict()[key], value), key
+        assert torch.equal(loaded_module.state_dict()[key], value), key
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,13 @@ def test_a_matrix_that_half_precision_cannot_hold_keeps_its_type(
 def test_every_flipped_byte_is_noticed_before_anything_is_loaded(written: tuple[Path, str]) -> None:
     path, sha256 = written
     content = path.read_bytes()
-    other = Small(1, 2)
-    before = {key: value.clone() for key, value in other.state_dict().items()}
+    loaded_module = Small(1, 2)
+    before = {key: value.clone() for key, value in loaded_module.state_dict().items()}
     for at in (0, 9, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         with pytest.raises(ChecksumError, match=f"expected sha256 {sha256[:12]}..., got"):
-            weights.read(other, path, sha256=sha256)
-    assert all(torch.equal(other.state_dict()[key], value) for key, value in before.items())
+            weights.read(loaded_module, path, sha256=sha256)
+    assert all(torch.equal(loaded_module.state_dict()[key], value) for key, value in before.items())
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_tensor_too_few_too_many_or_of_another_shape(written: tuple[Path, str]
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "net.", "_orig_mod.", "model.net."])
-def test_a_common_prefix_is_left_out_and_said(
+def test_a_common_prefix_is_removed_and_logged(
     written: tuple[Path, str],
     prefix: str,
     caplog: pytest.LogCaptureFixture,
@@ -169,15 +169,17 @@ def test_a_common_prefix_is_left_out_and_said(
     path, _ = written
     tensors = load_file(path)
     save_file({f"{prefix}{key}": value for key, value in tensors.items()}, path)
-    other = Small(1, 2)
-    assert weights.read(other, path) == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert all(torch.equal(other.state_dict()[key], value) for key, value in tensors.items())
+    loaded_module = Small(1, 2)
+    assert weights.read(loaded_module, path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert all(
+        torch.equal(loaded_module.state_dict()[key], value) for key, value in tensors.items()
+    )
     assert f"read without '{prefix}'" in caplog.text
     save_file({f"{prefix}{k}": v for k, v in tensors.items()} | {"loss.w": torch.zeros(1)}, path)
     with pytest.raises(
         VictimError, match=f"got 1 more, such as 'loss.w': save those below '{prefix}"
     ):
-        weights.read(other, path)
+        weights.read(loaded_module, path)
 
 
 def test_a_shape_that_differs_says_why(tmp_path: Path) -> None:
@@ -186,13 +188,13 @@ def test_a_shape_that_differs_says_why(tmp_path: Path) -> None:
         return nn.Sequential(conv, nn.Flatten(), nn.Linear(width * side**2, outputs))
 
     path = tmp_path / "w.safetensors"
-    for other, message in (
+    for network_, message in (
         (network(outputs=5), "the file's last layer has 5 outputs, the data wants 2"),
         (network(channels=3), "the file's first layer reads 3 channels, the data has 1"),
         (network(side=8), "it is of a network of another input size, width or depth"),
         (network(width=6), "it is of a network of another input size, width or depth"),
     ):
-        weights.write(other, path)
+        weights.write(network_, path)
         with pytest.raises(VictimError, match=message) as caught:
             weights.read(network(), path)
         assert "\n" not in str(caught.value)
@@ -373,9 +375,12 @@ def test_any_timm_model_with_a_file(tmp_path: Path) -> None:
     # normalised as the model was trained: three statistics folded into one for grey images
     assert loaded.victim.contract.mean == (0.5,)
     other_spec = f"{spec[:-1]}, mean=[0.25], std=[0.125])"
-    other = load_victim(other_spec, GREY)
-    assert (other.victim.contract.mean, other.victim.contract.std) == ((0.25,), (0.125,))
-    assert other.sha256 != loaded.sha256  # the contract is part of the answers
+    other_model = load_victim(other_spec, GREY)
+    assert (other_model.victim.contract.mean, other_model.victim.contract.std) == (
+        (0.25,),
+        (0.125,),
+    )
+    assert other_model.sha256 != loaded.sha256  # the contract is part of the answers
     colour = save_timm(tmp_path / "c.safetensors", channels=3)
     rgb = card_of(torch.zeros(1, 3, 32, 32), 2)
     assert load_victim(colour, rgb).victim.contract.mean == (0.5, 0.5, 0.5)

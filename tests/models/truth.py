@@ -1,4 +1,4 @@
-"""A linear model whose right answers are known, behind every kind of output."""
+"""A linear model with known correct predictions, behind every kind of output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training with a defense: every task and method runs, and mistakes are one line each."""
+"""Training with a defense runs for every task and method; mistakes are refused in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training that is killed goes on to the same weights; one that diverges stops."""
+"""A killed training continues to the same weights; a diverging one stops."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class KilledError(Exception):
     ("name", "epoch"),
     [("plain", 1), ("pgd_at", 3), ("average", 1), ("patience", 2), ("universal", 1)],
 )
-def test_killed_in_an_epoch_it_goes_on_to_the_same_weights(
+def test_a_killed_training_continues_to_the_same_weights(
     tmp_path: Path, name: str, epoch: int
 ) -> None:
     toy = card(epochs=4, **RECIPES[name])

@@ -1,4 +1,4 @@
-"""Training on masks: the loss in closed forms, masks that move with images, toys that learn."""
+"""Training on masks: the loss in closed form, augmentation of masks, and toys that learn."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_the_generator_and_the_threads_are_left_as_they_were(tmp_path: Path) -> 
     assert torch.get_num_threads() == threads
 
 
-def test_the_generator_is_given_back_after_a_failure(tmp_path: Path) -> None:
+def test_the_generator_is_restored_after_a_failure(tmp_path: Path) -> None:
     state = torch.get_rng_state()
 
     def stop(fraction: float) -> None:
