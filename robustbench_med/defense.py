@@ -1,4 +1,4 @@
-"""Defense: what a wrapped victim consists of, and what a defense may be fitted on."""
+"""Defense: the victim behind a defense, and the data that a defense may be fitted on."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ABSTAIN = -1
 
 
 class Certified(NamedTuple):
-    """What is proved of each image.
+    """The certificate of each image.
 
     Attributes:
-        label: `(b,)` the class called, -1 where it abstains.
-        radius: `(b,)` L2, in [0,1] image units: no image nearer has another class; 0 where it
-            abstains.
+        label: `(b,)` the predicted class, -1 where the classifier abstains.
+        radius: `(b,)` L2, in [0,1] image units: all images within it have the same class; 0 where
+            the classifier abstains.
     """
 
     label: Int[Tensor, " b"]
@@ -36,10 +36,10 @@ class Defended:
     """A victim behind a defense.
 
     Attributes:
-        judge: what is deployed; it alone decides success.
-        guide: the differentiable view that an adaptive attacker climbs; None = the judge itself.
-        certify: proves what it can of images, where the defense can; one stream of draws a sample.
-            Of the victim that was handed in, at its operating point there.
+        judge: the deployed model; it alone decides success.
+        guide: the differentiable model whose gradients an adaptive attacker uses; None = the judge.
+        certify: returns certificates of images, if the defense can; one stream of draws per sample.
+            Its argument is the undefended victim at the operating point.
     """
 
     judge: Victim
@@ -49,15 +49,15 @@ class Defended:
 
 @dataclass(frozen=True)
 class Fitting:
-    """What a defense may be fitted on: never an image of the test split.
+    """The data that a defense may be fitted on: never an image of the test split.
 
     Attributes:
         train: labelled training images, on the victim's device.
-        val: labelled validation images: for thresholds, nothing else is fitted on them.
-        card: of the data.
-        seed: of everything random.
-        attacked: returns the images of a batch as a plain attack leaves them, `(b, c, *s)`; for
-            detectors that learn from examples. Made on the undefended victim.
+        val: labelled validation images, only for thresholds.
+        card: the card of the data.
+        seed: seed of everything random.
+        attacked: returns the images of a batch after a plain attack on the undefended victim,
+            `(b, c, *s)`; for detectors that learn from examples.
     """
 
     train: Batch
@@ -70,27 +70,27 @@ class Fitting:
 def guarded(
     victim: Victim, score: Guard, *, fitting: Fitting, fpr: float, guide: Guard | None = None
 ) -> Defended:
-    """Return the victim with a detector that rejects a share `fpr` of the clean validation images.
+    """Return the victim with a detector that rejects a fraction `fpr` of clean validation images.
 
-    The threshold is the quantile of the scores on validation, and is folded into the suspicion, as
-    an operating point is into the logits: rejected where it is above 0, in units of the scores'
-    spread on validation.
+    The threshold is the quantile of the scores on validation. It is folded into the suspicion, as
+    an operating point is into the logits: images are rejected above 0, in units of the standard
+    deviation of the scores on validation.
 
     Args:
-        victim: undefended.
-        score: how suspicious images look, higher = more; may be without gradients.
+        victim: the undefended victim.
+        score: returns how suspicious images are, higher = more; may have no gradients.
         fitting: holds the validation images.
-        fpr: share of them that is rejected, in (0,1).
-        guide: a differentiable view of the score, in its units; None = the score itself.
+        fpr: the fraction of them that is rejected, in (0,1).
+        guide: a differentiable version of the score, in its units; None = the score itself.
     """
     with torch.no_grad(), frozen(victim.module):
-        parts = [part for part in fitting.val.x.split(victim.chunk)]
-        scores = torch.cat([score(part, victim(part).logits) for part in parts])
-    threshold, spread = threshold_of(scores, fpr=fpr)
+        chunks = fitting.val.x.split(victim.chunk)
+        scores = torch.cat([score(chunk, victim(chunk).logits) for chunk in chunks])
+    threshold, deviation = threshold_of(scores, fpr=fpr)
 
     def folded(raw: Guard) -> Guard:
         def suspicion(x: Images, logits: Logits) -> PerSample:
-            return (raw(x, logits) - threshold) / spread
+            return (raw(x, logits) - threshold) / deviation
 
         return suspicion
 
@@ -99,9 +99,9 @@ def guarded(
 
 
 def threshold_of(scores: Float[Tensor, " n"], *, fpr: float) -> tuple[float, float]:
-    """Return the threshold that a share `fpr` of the scores exceeds, at most, and their spread.
+    """Return the threshold that at most a fraction `fpr` of scores exceeds, and their deviation.
 
-    The smallest such score: where scores are tied, fewer are rejected than asked for.
+    The threshold is the smallest such score; where scores are tied, fewer are rejected.
 
     >>> threshold_of(torch.arange(100.0), fpr=0.05)[0]
     94.0

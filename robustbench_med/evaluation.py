@@ -265,8 +265,8 @@ class Evaluation:
 
     def _expect(self, *, masks: bool) -> None:
         if masks != (self.records[0].record.dataset_card.task == "segmentation"):
-            kind, other = ("masks", "dice") if not masks else ("labels", "accuracy")
-            raise SpecError(f"expected {'masks' if masks else 'labels'}, got {kind}: read .{other}")
+            kind, score = ("masks", "dice") if not masks else ("labels", "accuracy")
+            raise SpecError(f"expected {'masks' if masks else 'labels'}, got {kind}: read .{score}")
 
 
 def _rung(stored: Stored, eps: float) -> int:

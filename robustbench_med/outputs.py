@@ -1,4 +1,4 @@
-"""Outputs: from what a module returns, of whatever kind, to logits."""
+"""Read logits from the output of a module, whatever its form."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 from robustbench_med.errors import VictimError
 from robustbench_med.types import Images, Logits
 
-# how a number that the module returns becomes a logit: it is one; it is a probability of its own;
-# it is a probability of one of several classes; it is the logarithm of a probability of its own
+# what a number of the output is: a logit; a probability by itself; a probability of one of several
+# classes; the logarithm of a probability by itself
 Link = Literal["identity", "logit", "log", "log_odds"]
 Path = tuple[str | int, ...]
 
@@ -35,13 +35,13 @@ _SQUASHING = {
 
 
 class Squashes(TorchFunctionMode):
-    """Counts the calls of sigmoid and softmax inside, and leaves some of them out.
+    """Count the calls of sigmoid and softmax, and skip some of them.
 
-    A probability that rounds to 1 has no gradient left; the number that went into the sigmoid has.
+    A probability that rounds to 1 has no gradient; the input of the sigmoid has one.
 
     Args:
-        skip: places of the calls, counted from 0, that return what they were given.
-        record: keep the autograd node of each call, so that the last one can be told.
+        skip: indices of the calls, from 0, that return their input.
+        record: record the autograd node of each call, so that the last one can be recognised.
     """
 
     def __init__(self, skip: frozenset[int] = frozenset(), *, record: bool = False) -> None:
@@ -57,12 +57,12 @@ class Squashes(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - whatever the function returns
-        """Call torch's function, unless it is one to leave out."""
+        """Call torch's function, or skip it."""
         kwargs = kwargs or {}
         if func not in _SQUASHING:
             return func(*args, **kwargs)
-        place, self.count = self.count, self.count + 1
-        if place in self.skip:
+        index, self.count = self.count, self.count + 1
+        if index in self.skip:
             return args[0] if args else kwargs["input"]
         squashed = func(*args, **kwargs)
         if self.record:
@@ -71,7 +71,7 @@ class Squashes(TorchFunctionMode):
 
 
 class Bypass(NamedTuple):
-    """The calls of sigmoid or softmax that end a module, of all that one pass makes."""
+    """The calls of sigmoid or softmax at the end of a module, and the total number of calls."""
 
     calls: frozenset[int]
     total: int
@@ -79,16 +79,16 @@ class Bypass(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """How the logits of a module are read; the default takes a tensor of logits as it is.
+    """How to read the logits of a module; by default its output is a tensor of logits.
 
     Attributes:
-        path: what leads from what is returned to the tensor; () = it is the tensor.
-        width: logits k of an image, or of a pixel; None = the tensor is not reshaped.
+        path: the keys that lead from the output to the tensor; () = the output is the tensor.
+        width: number of logits k per image or pixel; None = the tensor is not reshaped.
         masks: whether there are k logits at every pixel.
         link: how a number becomes a logit.
-        bypass: what is left out to get the logits themselves; None = they are computed by the link.
-        dtype: of the images that the module is shown; None = as they are.
-        certain: whether the module's own last operation tells the link.
+        bypass: the calls to skip to get the logits; None = the link computes them.
+        dtype: type of the images that the module gets; None = unchanged.
+        certain: whether the link is known from the module's last operation.
     """
 
     path: Path = ()
@@ -102,10 +102,10 @@ class Reading:
     def logits(self, module: nn.Module, x: Images) -> Logits:
         """Return the module's logits of normalised images, `(b, k)` or `(b, k, *s)`.
 
-        In float32, or in float64 where the images are: finite differences need the digits.
+        They are float32, or float64 if the images are, which finite differences need.
 
         Raises:
-            VictimError: it returns something else than when it was looked at.
+            VictimError: the output differs in form from the one that was probed.
         """
         if self.bypass is not None:
             with Squashes(self.bypass.calls) as calls:
@@ -114,31 +114,31 @@ class Reading:
                 logits = self.shaped(raw, x)
                 logits = logits if x.dtype == torch.float64 else logits.float()
                 return logits.log_softmax(1) if self.link == "log" else logits
-        found = self.shaped(module(x), x)
-        if x.dtype == torch.float64 and found.dtype == torch.float64:
-            return _linked(found, self.link)
-        return to_logits(found, self.link)
+        numbers = self.shaped(module(x), x)
+        if x.dtype == torch.float64 and numbers.dtype == torch.float64:
+            return _linked(numbers, self.link)
+        return to_logits(numbers, self.link)
 
     def shaped(self, raw: object, x: Images) -> Tensor:
-        """Return the tensor that is read of what a module returned, with its axes in place."""
+        """Return the tensor that is read from an output, with its axes in order."""
         tensor = tensor_at(raw, self.path)
         if self.width is None:
             return tensor
-        wanted = (len(x), self.width, *(x.shape[2:] if self.masks else ()))
-        if tuple(tensor.shape) == wanted:
+        shape = (len(x), self.width, *(x.shape[2:] if self.masks else ()))
+        if tuple(tensor.shape) == shape:
             return tensor
-        if _squeezed(tensor.shape) != _squeezed(wanted):
+        if _squeezed(tensor.shape) != _squeezed(shape):
             raise VictimError(
-                f"expected outputs of shape {wanted} for {len(x)} images, got {tuple(tensor.shape)}"
+                f"expected outputs of shape {shape} for {len(x)} images, got {tuple(tensor.shape)}"
             )
-        return tensor.reshape(wanted)
+        return tensor.reshape(shape)
 
 
 def tensor_at(raw: object, path: Path) -> Tensor:
-    """Return the plain tensor of numbers at a place of what a module returned.
+    """Return the tensor at a path of an output.
 
     Raises:
-        VictimError: there is none, or it holds no real numbers with a fraction.
+        VictimError: there is no tensor, or its numbers are not real floats.
     """
     for step in path:
         raw = children(raw).get(step)
@@ -157,7 +157,7 @@ def tensor_at(raw: object, path: Path) -> Tensor:
 
 
 def children(raw: object) -> dict[str | int, object]:
-    """Return what a container of outputs holds, by key, attribute or place; {} of anything else."""
+    """Return the items of a container by key, attribute or index; {} for anything else."""
     if isinstance(raw, Tensor | str | bytes | nn.Module | type) or raw is None:
         return {}
     if isinstance(raw, Mapping):
@@ -167,12 +167,12 @@ def children(raw: object) -> dict[str | int, object]:
     if isinstance(raw, tuple | list):
         return dict(enumerate(raw))
     if dataclasses.is_dataclass(raw):
-        return {one.name: getattr(raw, one.name) for one in dataclasses.fields(raw)}
+        return {field.name: getattr(raw, field.name) for field in dataclasses.fields(raw)}
     return {key: value for key, value in getattr(raw, "__dict__", {}).items() if key[:1] != "_"}
 
 
 def leaves(raw: object, path: Path = ()) -> dict[Path, Tensor]:
-    """Return every tensor of a container of outputs by its path."""
+    """Return all tensors of a container by their paths."""
     if isinstance(raw, Tensor):
         return {path: raw}
     if len(path) > 3:
@@ -184,22 +184,22 @@ def leaves(raw: object, path: Path = ()) -> dict[Path, Tensor]:
 
 
 def described(raw: object) -> str:
-    """Return what a module returned in a few words, with the keys of what it holds."""
-    parts = children(raw)
-    if not parts:
+    """Return a short description of an output, with its keys."""
+    items = children(raw)
+    if not items:
         return "None" if raw is None else type(raw).__name__
     shown = ", ".join(
         f"{key!r} {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
-        for key, value in list(parts.items())[:8]
+        for key, value in list(items.items())[:8]
     )
     return f"{type(raw).__name__} of {shown}"
 
 
 def to_logits(numbers: Tensor, link: Link) -> Tensor:
-    """Return the logits that numbers stand for, in float32; probabilities may be 0 and 1.
+    """Return the logits of numbers, in float32; probabilities may be 0 and 1.
 
-    In the numbers' own precision: a probability in float64 tells logits of 30 apart, one in
-    float32 rounds to 1 from a logit of 17 on.
+    They are computed in the precision of the numbers: a probability in float64 distinguishes logits
+    up to 30, one in float32 rounds to 1 from a logit of 17 on.
     """
     precise = numbers if numbers.dtype == torch.float64 else numbers.float()
     return _linked(precise, link).float()
@@ -223,6 +223,6 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(side for side in shape if side != 1)
 
 
-def fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Whether a tensor has the wanted axes in their order, but for some of one element."""
-    return _squeezed(shape) == _squeezed(wanted)
+def fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Whether a tensor has the expected axes in order, apart from axes of one element."""
+    return _squeezed(shape) == _squeezed(expected)

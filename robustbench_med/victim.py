@@ -1,4 +1,4 @@
-"""Victim: a deployed model with its input contract; images in [0,1] in, an `Output` out."""
+"""Victim: a deployed model with its input contract. It maps images in [0,1] to an `Output`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.jit import ScriptModule
 from robustbench_med.contract import InputContract
 from robustbench_med.errors import InvalidOutputError, VictimError
 from robustbench_med.outputs import Reading, to_logits
-from robustbench_med.types import Images, Logits, Output, PerSample
+from robustbench_med.types import Images, Logits, Output, PerSample, joined_outputs
 
 __all__ = ["Guard", "InputContract", "Transform", "Victim", "frozen", "looks_like_probabilities"]
 
 Transform = Callable[[Images], Images]  # images in [0,1] to images in [0,1]
 Guard = Callable[[Images, Logits], PerSample]  # images in [0,1], and the victim's logits of them
-# called with `answer` (normalised images to logits) and what it is shown; returns its logits
+# called with `answer` (normalised images -> logits) and normalised images; returns the logits
 Recorder = Callable[[Callable[[Images], Logits], Images], Logits]
 
 
@@ -29,19 +29,20 @@ class Victim:
     """A module behind its contract.
 
     Attributes:
-        module: takes normalised images, returns `(b, k)`, or `(b, k, *s)` for masks, or what
-            `reading` makes that of.
+        module: maps normalised images to logits `(b, k)`, or `(b, k, *s)` for masks, or to an
+            output that `reading` turns into them.
         contract: see InputContract.
         offset: `(k,)` added to the logits: the operating point of the deployed device (see
-            `operating_point`). Decision, attack and score all see the same shifted logits.
-        chunk: images forwarded at a time.
-        draws: forward passes whose logits are averaged: a randomised victim is attacked and judged
-            in expectation (EOT: Athalye, Engstrom, Ilyas, Kwok, ICML 2018).
-        before: what a defense does to an image first; random ones draw from torch's generator.
-        guard: a detector: how suspicious each image is, above 0 where it is rejected.
-        reading: how logits are read of what the module returns.
-        recorder: stands between the module and who asks it, and keeps some of the gradients that
-            an attack gets (bench/gradient_recorder.py). It changes no value.
+            `operating_point`). Decision, attack and score all use the same shifted logits.
+        chunk: number of images forwarded at a time.
+        draws: number of forward passes whose logits are averaged, so that a randomised victim is
+            attacked and judged in expectation (EOT: Athalye, Engstrom, Ilyas, Kwok, ICML 2018).
+        before: the transform that a defense applies to an image first; a random one draws from
+            torch's generator.
+        guard: a detector, which returns the suspicion of each image: rejected above 0.
+        reading: how logits are read from the output of the module.
+        recorder: wraps the calls of the module and records some of the gradients that an attack
+            gets (bench/gradient_recorder.py). It changes no value.
     """
 
     module: nn.Module
@@ -58,14 +59,14 @@ class Victim:
         """Return logits `(b, k)`, or `(b, k, *s)`, for images in [0,1]; suspicion with a guard."""
         logits = self._answer(x)
         if self.draws > 1:
-            rest = [self._answer(x) for _ in range(self.draws - 1)]
-            logits = torch.stack([logits, *rest]).mean(0)
+            more_draws = [self._answer(x) for _ in range(self.draws - 1)]
+            logits = torch.stack([logits, *more_draws]).mean(0)
         if self.offset is not None:
             logits = logits + self.offset.to(logits).view(-1, *[1] * (logits.ndim - 2))
         return Output(logits, None if self.guard is None else self.guard(x, logits))
 
     def normalised(self, x: Images) -> Images:
-        """Return what the module is shown of images in [0,1]."""
+        """Return the input of the module for images in [0,1]."""
         c = self.contract
         if type(x) is not Tensor:  # a subclass, e.g. MONAI's MetaTensor
             x = x.as_subclass(Tensor)
@@ -75,24 +76,25 @@ class Victim:
         return shown if self.reading.dtype is None else shown.to(self.reading.dtype)
 
     def settled(self, x: Images) -> Victim:
-        """Return the victim, its last sigmoid left out only if that is the same on these images."""
+        """Return the victim; skip its last sigmoid only if these outputs stay the same."""
         if self.reading.bypass is None:
             return self
-        longer = replace(self, reading=replace(self.reading, bypass=None))
+        complete = replace(self, reading=replace(self.reading, bypass=None))
         squash = _softmax if self.reading.link == "log" else torch.sigmoid
         with torch.no_grad():
-            one, other = (squash(victim._answer(x)) for victim in (self, longer))
-        return self if torch.allclose(one, other, atol=1e-3) else longer
+            bypassed = squash(self._answer(x))
+            full = squash(complete._answer(x))
+        return self if torch.allclose(bypassed, full, atol=1e-3) else complete
 
     def _answer(self, x: Images) -> Logits:
         shown = self.normalised(x)
         logits = self.answer(shown) if self.recorder is None else self.recorder(self.answer, shown)
-        return logits.to(x.dtype)  # a module in double precision is shown images in it
+        return logits.to(x.dtype)  # a module in double precision gets images in double precision
 
     def answer(self, shown: Images) -> Logits:
-        """Return the logits of normalised images, in float32, or in float64 where those are.
+        """Return the logits of normalised images, in float32, or float64 if the images are.
 
-        One pass, without the operating point and the guard.
+        This is one pass, without the operating point and the guard.
         """
         logits = self.reading.logits(self.module, shown)
         if self.reading.width is None and self.contract.returns == "probabilities":
@@ -106,18 +108,14 @@ class Victim:
             InvalidOutputError: a logit or suspicion is NaN or Inf.
         """
         with torch.no_grad():
-            parts = [self(part) for part in x.split(self.chunk)]
-        suspicion = [part.suspicion for part in parts if part.suspicion is not None]
-        found = Output(
-            torch.cat([part.logits for part in parts]), torch.cat(suspicion) if suspicion else None
-        )
-        for value in found:
+            output = joined_outputs([self(chunk) for chunk in x.split(self.chunk)])
+        for value in output:
             if value is not None and not torch.isfinite(value).all():
                 bad = int((~torch.isfinite(value)).reshape(len(x), -1).any(1).sum())
                 raise InvalidOutputError(
                     f"expected finite logits, got NaN or Inf on {bad} of {len(x)} images"
                 )
-        return found
+        return output
 
     def logits(self, x: Images) -> Logits:
         """Return the logits of any number of images, without gradient, chunk by chunk.
@@ -132,12 +130,12 @@ class Victim:
         return replace(self, offset=offset)
 
     def check(self, x: Images, outputs: tuple[int, ...], *, masks: bool = False) -> None:
-        """Raise unless the victim reads images like `x` and answers one of the given widths.
+        """Raise unless the victim accepts images like `x` and returns a fitting number of logits.
 
         Args:
             x: images.
-            outputs: numbers of logits that will do.
-            masks: whether they are wanted at every pixel.
+            outputs: the numbers of logits that are accepted.
+            masks: whether the logits must be at every pixel.
 
         Raises:
             VictimError: wrong channels, size, or number of logits.
@@ -150,18 +148,18 @@ class Victim:
                 logits = self(x[:2]).logits
         except VictimError:
             raise
-        except Exception as error:  # a model is foreign code and may raise anything
-            first = (str(error) or type(error).__name__).splitlines()[0]
+        except Exception as error:  # the code of a model is not ours and may raise anything
+            first_line = (str(error) or type(error).__name__).splitlines()[0]
             raise VictimError(
-                f"expected a model that reads {expected} images, got: {first}"
+                f"expected a model that reads {expected} images, got: {first_line}"
             ) from None
-        places, shape = tuple(x.shape[2:]) if masks else (), tuple(logits.shape[1:])
-        if shape[1:] != places or not shape or shape[0] not in outputs:
-            wanted = " or ".join(map(str, outputs))
+        pixels, shape = tuple(x.shape[2:]) if masks else (), tuple(logits.shape[1:])
+        if shape[1:] != pixels or not shape or shape[0] not in outputs:
+            widths = " or ".join(map(str, outputs))
             each = " at every pixel" if masks else ""
             raise VictimError(
-                f"expected {wanted} logits{each} for this data, got outputs "
-                f"{shape}: {_way_out(shape, x, outputs, masks=masks)}"
+                f"expected {widths} logits{each} for this data, got outputs "
+                f"{shape}: {_advice(shape, x, outputs, masks=masks)}"
             )
 
 
@@ -169,11 +167,11 @@ def _softmax(logits: Logits) -> Logits:
     return logits.softmax(1)
 
 
-def _way_out(shape: tuple[int, ...], x: Images, outputs: tuple[int, ...], *, masks: bool) -> str:
-    """Return what to do about outputs of a shape that does not fit the data."""
+def _advice(shape: tuple[int, ...], x: Images, outputs: tuple[int, ...], *, masks: bool) -> str:
+    """Return what to do about outputs whose shape does not fit the data."""
     size = tuple(x.shape[2:])
     if masks and len(shape) == len(size) + 1 and shape[-1] in outputs and shape[:-1] == size:
-        return "put the axis of the classes before those of the pixels"
+        return "move the axis of the classes before those of the pixels"
     if masks and len(shape) == len(size) + 1 and shape[0] in outputs:
         return f"resize them to {size} in the model"
     if not masks and len(shape) > 1 and shape[0] in outputs:
@@ -186,9 +184,9 @@ def _way_out(shape: tuple[int, ...], x: Images, outputs: tuple[int, ...], *, mas
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
-    """Hold a module in eval mode with no trainable parameter; restore it and its buffers after.
+    """Keep a module in eval mode without trainable parameters; restore it and its buffers after.
 
-    Inside, CUDA computes float32 in float32: by default its convolutions round to 10 bits (TF32).
+    Inside, CUDA computes float32 in full: by default its convolutions round to 10 bits (TF32).
     """
     tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     # a frozen script has no modes
@@ -206,8 +204,8 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
         for part, mode in modes:
             part.training = mode
-        for parameter, wanted in grads:
-            parameter.requires_grad_(wanted)
+        for parameter, requires_grad in grads:
+            parameter.requires_grad_(requires_grad)
         for part, name, buffer, value in buffers:
             if part._buffers.get(name) is not buffer and not isinstance(part, ScriptModule):
                 part._buffers[name] = buffer
@@ -217,7 +215,7 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _buffers(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor, Tensor]]:
-    """Yield each buffer with where it is held and a copy of its values."""
+    """Yield each buffer with its module, its name and a copy of its values."""
     for part in module.modules():
         for name, buffer in part._buffers.items():
             if buffer is not None:
@@ -225,11 +223,11 @@ def _buffers(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor, Tensor
 
 
 def looks_like_probabilities(logits: Logits, *, span: float = 0.5) -> bool:
-    """Whether outputs called logits are probabilities: all in [0,1], and rows of several sum to 1.
+    """Whether outputs declared as logits are probabilities: in [0,1], with rows that sum to 1.
 
-    A one-logit or multi-label victim cannot be told by the sum: there all values in [0,1] with both
-    a small and a large one among them, more than `span` apart, decide.
+    For a single logit or for findings the sum says nothing. There, outputs are taken for
+    probabilities if all are in [0,1] and the smallest and largest are more than `span` apart.
     """
-    inside = bool(((logits > -1e-5) & (logits < 1 + 1e-5)).all())  # an offset was taken off again
+    inside = bool(((logits > -1e-5) & (logits < 1 + 1e-5)).all())  # an offset was subtracted
     sums_to_one = bool(torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-3))
     return inside and (sums_to_one or float(logits.max()) - float(logits.min()) > span)

@@ -1,7 +1,7 @@
 """The worst case of each image over attacks, and its mean over images with the interval.
 
-The one place that knows which number of a samples table is the score of an image: boards, the
-report and `evaluate` all count by it.
+This module defines which number of a samples table is the score of an image. Boards, the report
+and `evaluate` all use it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Reader = Callable[[pd.DataFrame], NDArray[Any]]
 
 
 class ImageScore(NamedTuple):
-    """What is counted of each image: 1 is best, 0 worst.
+    """The score of an image: 1 is best, 0 is worst.
 
     Attributes:
-        metric: its name, as the CSV states it.
-        values: reads it off a samples table, one a row; the mean of truth values is a share.
-        robust: reads off a samples table whether the attacker has not reached the goal.
-        attacked: whether only images attacked count.
+        metric: name of the score, as in the CSV.
+        values: returns the score of each row of a samples table; booleans are right or wrong.
+        robust: returns for each row of a samples table whether the attacker misses the goal.
+        attacked: whether only attacked images count.
     """
 
     metric: str
@@ -42,7 +42,7 @@ class ImageScore(NamedTuple):
 
 
 def image_score(card: DatasetCard, objective: str) -> ImageScore:
-    """Return what is counted of each image of a dataset under an objective."""
+    """Return the score of an image for a dataset and an objective."""
     if card.task != "segmentation":
         return ACCURACY if objective == "untargeted" else GOAL_NOT_REACHED
     goal = parse_objective(objective)
@@ -84,17 +84,17 @@ def _target_not_drawn(samples: pd.DataFrame) -> NDArray[Any]:
 
 
 def _region_score(card: DatasetCard, name: str) -> ImageScore:
-    place = list(card.parts).index(name)
+    region = list(card.parts).index(name)
 
     def values(samples: pd.DataFrame) -> NDArray[Any]:
-        return np.array([scores[place] for scores in samples["scores"]], dtype=np.float64)
+        return np.array([scores[region] for scores in samples["scores"]], dtype=np.float64)
 
     return ImageScore(f"dice[{name}]", values, _attacked_and_robust)
 
 
 ACCURACY = ImageScore("accuracy", _correct, _correct)
-# any other objective on labels: of the images attacked, those on which the goal is not reached;
-# only images on which it is not reached when clean are attacked
+# any other objective on labels: the attacked images on which the goal is not reached; images on
+# which the clean image reaches it are not attacked
 GOAL_NOT_REACHED = ImageScore(
     "1-attack_success", _goal_not_reached, _goal_not_reached, attacked=True
 )
@@ -105,15 +105,15 @@ TARGET_NOT_DRAWN = ImageScore(
 
 
 def score_table(stored: Stored, ladder: Sequence[float] | None = None) -> pd.DataFrame:
-    """Return the score of each image: a row an image, a column a rung (0 = clean).
+    """Return the score of each image: one row per image, one column per rung (0 = clean).
 
-    Truth values where an image is right or wrong, numbers where it has a Dice; of the images
-    attacked alone where the objective has an aim of its own.
+    Scores are booleans where an image is right or wrong, and numbers where it has a Dice. For
+    objectives other than untargeted, only the attacked images have a row.
 
     Args:
         stored: the record.
-        ladder: radii the columns are counted on, 1 the first; a record has a column for each of
-            its own radii. By default its own ladder.
+        ladder: the radii that the columns are numbered by, 1 = the first. The table has a column
+            for each radius of the record. By default the record's own ladder.
 
     Raises:
         ResultsError: the samples table lacks an (image, rung) pair or has one twice.
@@ -124,7 +124,7 @@ def score_table(stored: Stored, ladder: Sequence[float] | None = None) -> pd.Dat
 
 
 def standing_table(stored: Stored, ladder: Sequence[float] | None = None) -> pd.DataFrame:
-    """Return who stands, right and not broken: a row an image, a column a rung (0 = clean).
+    """Return whether each image is robust: one row per image, one column per rung (0 = clean).
 
     Args:
         stored: the record.
@@ -139,25 +139,25 @@ def standing_table(stored: Stored, ladder: Sequence[float] | None = None) -> pd.
 
 
 def on_ladder(table: pd.DataFrame, stored: Stored, ladder: Sequence[float] | None) -> pd.DataFrame:
-    """Return a table of a record with its columns counted on another ladder that has its radii."""
-    own = stored.record.case.ladder
-    if ladder is None or tuple(ladder) == own:
+    """Return a table of a record with its columns numbered by another ladder with its radii."""
+    record_ladder = stored.record.case.ladder
+    if ladder is None or tuple(ladder) == record_ladder:
         return table
-    return table.set_axis([0, *(rung_of(eps, ladder) + 1 for eps in own)], axis=1)
+    return table.set_axis([0, *(rung_of(eps, ladder) + 1 for eps in record_ladder)], axis=1)
 
 
 def rung_of(eps: float, ladder: Sequence[float]) -> int:
-    """Return the place of a radius on a ladder that has it, from 0; -1 where it has not.
+    """Return the index of a radius on a ladder, from 0; -1 if the ladder does not have it.
 
     >>> rung_of(2 / 255, (1 / 255, 2 / 255)), rung_of(0.5, (0.1,))
     (1, -1)
     """
-    same = (i for i, one in enumerate(ladder) if math.isclose(one, eps, rel_tol=1e-6))
+    same = (i for i, radius in enumerate(ladder) if math.isclose(radius, eps, rel_tol=1e-6))
     return next(same, -1)
 
 
 def score_table_stands(stored: Stored) -> bool:
-    """Whether the score table is the standing table: an image is right or wrong."""
+    """Whether the score table equals the standing table: an image is right or wrong."""
     score = _score(stored)
     return score.values is score.robust
 
@@ -167,12 +167,12 @@ def _score(stored: Stored) -> ImageScore:
 
 
 def image_table(stored: Stored, values: NDArray[Any], *, attacked: bool = False) -> pd.DataFrame:
-    """Return `values`, one a row of the samples table, as a row an image and a column a rung.
+    """Return values of the rows of a samples table with one row per image and one column per rung.
 
     Args:
-        stored: the record the samples are of.
+        stored: the record of the samples.
         values: `(rows,)` in the order of the samples table.
-        attacked: whether only images attacked at every rung are kept.
+        attacked: whether only images that are attacked at every rung have a row.
 
     Raises:
         ResultsError: as `score_table`.
@@ -188,29 +188,29 @@ def image_table(stored: Stored, values: NDArray[Any], *, attacked: bool = False)
     filled[owner, rung] = True
     if len(eps) != table.size or not filled.all():
         raise ResultsError(
-            f"expected one row a (sample, rung) in samples of record {stored.record.case_id}, got "
-            f"{len(eps)} rows for {table.size} pairs: run that case again with --force"
+            f"expected one row per (sample, rung) in samples of record {stored.record.case_id}, "
+            f"got {len(eps)} rows for {table.size} pairs: run that case again with --force"
         )
-    found = pd.DataFrame(table, index=ids)
+    frame = pd.DataFrame(table, index=ids)
     if not attacked:
-        return found
-    kept = samples.groupby("sample")["attacked"].all()
-    return found[kept.loc[ids].to_numpy(dtype=bool)]
+        return frame
+    always_attacked = samples.groupby("sample")["attacked"].all()
+    return frame[always_attacked.loc[ids].to_numpy(dtype=bool)]
 
 
 def lowest(
     tables: list[pd.DataFrame], rungs: Sequence[int] | None = None, *, clean: bool = True
 ) -> pd.DataFrame:
-    """Return the worst of each image over all `tables`: a row an image, a column a rung.
+    """Return the worst score of each image over tables: one row per image, one column per rung.
 
-    Of the images common to all: the lowest value at that rung under every attack that has it, never
-    above that of the clean image. Of truth values: whether it stands against all and was right when
-    clean.
+    The result has the images that all tables have. A score is the lowest at that rung under any
+    attack with that rung, and never above the score of the clean image. For booleans this is
+    whether the image is right when clean and under every attack.
 
     Args:
-        tables: one table an attack.
+        tables: one table per attack.
         rungs: columns of the result, 0 first; by default those that all tables have.
-        clean: whether the clean image bounds it.
+        clean: whether the score of the clean image is an upper bound.
     """
     if not tables:
         return pd.DataFrame(dtype=bool)
@@ -219,38 +219,38 @@ def lowest(
     first = tables[0].index
     # the fast path: attacks nearly always share one image index
     if all(table.index.equals(first) for table in tables):
-        common, kept = first, tables
+        common, aligned = first, tables
     else:
         common = pd.Index(sorted(set.intersection(*(set(table.index) for table in tables))))
-        kept = [table.loc[common] for table in tables]
-    each = [
-        np.minimum.reduce([table[rung].to_numpy() for table in kept if rung in table.columns])
+        aligned = [table.loc[common] for table in tables]
+    minima = [
+        np.minimum.reduce([table[rung].to_numpy() for table in aligned if rung in table.columns])
         for rung in rungs
     ]
-    worst = np.stack(each, axis=1) if each else np.zeros((len(common), 0), dtype=bool)
-    bounded = np.minimum(worst, worst[:, :1]) if clean and each else worst
+    worst = np.stack(minima, axis=1) if minima else np.zeros((len(common), 0), dtype=bool)
+    bounded = np.minimum(worst, worst[:, :1]) if clean and minima else worst
     return pd.DataFrame(bounded, index=common, columns=pd.Index(rungs))
 
 
 def rungs_of(table: pd.DataFrame) -> list[int]:
-    """Return the rungs that a table has a column of, 0 the clean image."""
+    """Return the rungs of a table's columns; 0 is the clean image."""
     return [int(rung) for rung in table.columns]
 
 
 def on_rungs(table: pd.DataFrame, estimates: Sequence[Estimate], rungs: int) -> list[Estimate]:
-    """Return what `means` says of a table for the clean image and each of `rungs` radii.
+    """Return the `means` of a table for the clean image and each of `rungs` radii.
 
-    Undefined where the table has no such column.
+    They are undefined where the table has no such column.
     """
     known = dict(zip(rungs_of(table), estimates, strict=True))
     return [known.get(rung, UNDEFINED) for rung in range(rungs + 1)]
 
 
 def means(table: pd.DataFrame, run: Stored) -> tuple[Estimate, ...]:
-    """Return the mean of each column with its interval, by patient where `run` knows patients.
+    """Return the mean of each column with its interval, by patient if `run` states patients.
 
-    Shares have a Wilson interval, means of numbers that of their bootstrap, with the same resamples
-    at every rung.
+    Means of booleans have a Wilson interval; means of numbers have a bootstrap interval, with the
+    same resamples at every rung.
     """
     values = table.to_numpy()
     rungs = range(values.shape[1])
@@ -268,22 +268,22 @@ def means(table: pd.DataFrame, run: Stored) -> tuple[Estimate, ...]:
 
 
 def owners_of(table: pd.DataFrame, run: Stored) -> NDArray[np.character] | None:
-    """Return the patient of each image of `table`; None where `run` does not know them."""
+    """Return the patient of each image of `table`; None if `run` does not state them."""
     if run.record.patients is None:
         return None
-    clean = run.samples["eps"].to_numpy(dtype=np.float64) == 0.0  # a row an image
+    clean = run.samples["eps"].to_numpy(dtype=np.float64) == 0.0  # one row per image
     ids, owner = run.samples["sample"][clean], run.samples["patient"][clean].to_numpy(dtype=object)
-    found: NDArray[np.character] = owner[pd.Index(ids).get_indexer(table.index)].astype(np.str_)
-    return found
+    patients: NDArray[np.character] = owner[pd.Index(ids).get_indexer(table.index)].astype(np.str_)
+    return patients
 
 
-def region_table(stored: Stored, place: int, ladder: Sequence[float]) -> pd.DataFrame:
-    """Return the Dice of the region at `place` of the card: a row an image, a column a rung.
+def region_table(stored: Stored, region: int, ladder: Sequence[float]) -> pd.DataFrame:
+    """Return the Dice of a region: one row per image, one column per rung.
 
     Args:
         stored: the record.
-        place: of the region.
+        region: index of the region in the card.
         ladder: as `score_table`.
     """
-    values = np.array([scores[place] for scores in stored.samples["scores"]], dtype=np.float64)
+    values = np.array([scores[region] for scores in stored.samples["scores"]], dtype=np.float64)
     return on_ladder(image_table(stored, values, attacked=False), stored, ladder)

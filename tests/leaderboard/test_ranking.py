@@ -192,7 +192,7 @@ def test_intervals_are_by_patient_where_patients_are_known(make_stored: Maker) -
 def test_a_damaged_samples_table_is_refused(make_stored: Maker) -> None:
     stored = make_stored([6, 6, 1])
     for samples in (stored.samples.iloc[1:], pd.concat([stored.samples, stored.samples.iloc[:1]])):
-        with pytest.raises(ResultsError, match=r"expected one row a \(sample, rung\).*--force"):
+        with pytest.raises(ResultsError, match=r"expected one row per \(sample, rung\).*--force"):
             leaderboard.make_boards([stored._replace(samples=samples)])
 
 

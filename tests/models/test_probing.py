@@ -294,7 +294,7 @@ def test_outputs_that_have_no_single_meaning(k: int, last: Last, message: str) -
 @pytest.mark.parametrize(
     ("k", "last", "message"),
     [
-        (2, lambda z: z.movedim(1, -1), "put the axis of the classes before those of the pixels"),
+        (2, lambda z: z.movedim(1, -1), "move the axis of the classes before those of the pixels"),
         (2, lambda z: functional.avg_pool2d(z, 4), r"resize them to \(16, 16\) in the model"),
         (2, lambda z: z.argmax(1), "got whole numbers"),
         (2, lambda z: z.mean((2, 3)), "expected 1 or 2 logits at every pixel"),
