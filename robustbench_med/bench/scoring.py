@@ -42,45 +42,44 @@ class Scores(NamedTuple):
 
 
 def score_run(planned: ResolvedCase, setup: AttackSetup, run: AttackRun) -> Scores:
-    """Return the samples table, a Rung for clean and each radius, the audit, the threshold.
+    """Return the samples table, the metrics of the clean images and each radius, and the audit.
 
-    Images that were not attacked keep their clean output at every rung.
+    An image that was not attacked counts with its clean output at every radius.
 
     Args:
         planned: says norm, ladder and objective.
         setup: clean logits and truth of all `n` images.
-        run: what was measured of those attacked.
+        run: the measurements of the images attacked.
     """
     case = planned.case
-    attacked, clusters = run.attacked, setup.batch.patients
+    attacked, patients = run.attacked, setup.batch.patients
     aimed = run.aimed
-    weights = resamples(len(setup.batch), clusters, seed=case.seed)
+    weights = resamples(len(setup.batch), patients, seed=case.seed)
     tables, scored = [], []
     for i, eps in enumerate((0.0, *case.ladder)):
         columns = {name: value[i - 1] for name, value in run.rungs.items()} if i else None
-        told = evaluate_outputs(
+        outputs = evaluate_outputs(
             planned.objective, setup, _answers(setup, attacked, columns), aimed, weights
         )
-        table = _table(setup, run, columns, eps, told)
+        table = _table(setup, run, columns, eps, outputs)
         tables.append(table)
-        metrics = told.metrics | score_attack(table, clusters, weights)
+        metrics = outputs.metrics | score_attack(table, patients, weights)
         if setup.suspicion is not None:
             right = table["correct"].to_numpy(dtype=float)
-            # the others are of calls, rejected or not: beside an accuracy that counts rejections
-            # they would contradict it
+            # the other metrics do not count rejections, and would contradict this accuracy
             metrics = {name: e for name, e in metrics.items() if name in _REJECTED_OR_NOT}
-            metrics["accuracy"] = intervals.cluster_mean(right, clusters)
+            metrics["accuracy"] = intervals.cluster_mean(right, patients)
             metrics |= score_detector(
                 table,
                 setup.suspicion.double().cpu().numpy(),
-                told.wrong,
+                outputs.wrong,
                 unattacked=setup.unattacked,
                 nearest=run.minimal and case.knowledge == "adaptive",
                 seed=case.seed,
             )
         scored.append(Rung(eps=eps, metrics=metrics))
     samples = pd.concat(tables, ignore_index=True)
-    distance = _spread({"distance": run.distance}, "distance", attacked, np.nan)
+    distance = _for_all_images({"distance": run.distance}, "distance", attacked, np.nan)
     distance = np.where(aimed.cpu().numpy(), distance, np.nan)
     samples["distance"] = np.tile(distance, len(tables))
     return Scores(
@@ -93,31 +92,31 @@ def score_run(planned: ResolvedCase, setup: AttackSetup, run: AttackRun) -> Scor
 
 
 def certificate(setup: AttackSetup) -> Certificate | None:
-    """Return the curve of what is certified as right, by patients; None of other defenses."""
+    """Return the certified accuracy over the radius; None where the defense proves nothing."""
     if setup.certified is None:
         return None
-    radius, clusters = setup.certified.radius.cpu().numpy(), setup.batch.patients
+    radius, patients = setup.certified.radius.cpu().numpy(), setup.batch.patients
     right = (setup.certified.label == setup.batch.y).cpu().numpy()
     radii = np.linspace(0.0, max(float(radius.max(initial=0.0)), 1e-6), _CERTIFIED + 1)
-    shares = [
-        intervals.cluster_mean((right & (radius >= r)).astype(float), clusters) for r in radii
+    correct = [
+        intervals.cluster_mean((right & (radius >= r)).astype(float), patients) for r in radii
     ]
     abstained = (setup.certified.label < 0).cpu().numpy()
     return Certificate(
         radii=tuple(radii.tolist()),
-        correct=tuple(shares),
-        abstained=intervals.cluster_mean(abstained.astype(float), clusters),
+        correct=tuple(correct),
+        abstained=intervals.cluster_mean(abstained.astype(float), patients),
     )
 
 
 def _answers(
     setup: AttackSetup, attacked: Bool[Tensor, " n"], columns: Measurements | None
 ) -> Tensor:
-    """Return what the victim says of all images; of those not attacked, what it said when clean."""
-    found = setup.clean.clone()
+    """Return the victim's answers to all images; the clean answer where none was attacked."""
+    answers = setup.clean.clone()
     if columns is not None:
-        found[attacked] = columns["answer"]
-    return found
+        answers[attacked] = columns["answer"]
+    return answers
 
 
 def _table(
@@ -125,80 +124,82 @@ def _table(
     run: AttackRun,
     columns: Measurements | None,
     eps: float,
-    told: OutputScores,
+    outputs: OutputScores,
 ) -> pd.DataFrame:
-    """Return one row an image at one radius; the columns are documented at Stored."""
+    """Return a row for each image at one radius; the columns are documented at Stored."""
     batch, attacked = setup.batch, run.attacked
     return pd.DataFrame(
         {
             "sample": batch.ids,
             "patient": batch.patients if batch.patients is not None else [None] * len(batch),
             "eps": eps,
-            **told.columns,
+            **outputs.columns,
             "attacked": run.aimed.cpu().numpy(),
-            "success": _spread(columns, "success", attacked, False),
-            **{name: _spread(columns, name, attacked, np.nan) for name in VISIBILITY},
-            **_guarded(setup, run, columns, told),
+            "success": _for_all_images(columns, "success", attacked, False),
+            **{name: _for_all_images(columns, name, attacked, np.nan) for name in VISIBILITY},
+            **_guarded(setup, run, columns, outputs),
         }
     )
 
 
 def _guarded(
-    setup: AttackSetup, run: AttackRun, columns: Measurements | None, told: OutputScores
+    setup: AttackSetup, run: AttackRun, columns: Measurements | None, outputs: OutputScores
 ) -> dict[str, Any]:
-    """Return the columns that a detector adds or changes; none without one.
+    """Return the columns that a detector adds or changes; none without a detector.
 
-    An image counts as right where it is called right and, when clean, is not rejected. Rejecting an
-    attacked one is no mistake: nobody acts on what it is called.
+    An image is correct if its class is right and its clean version is not rejected. Rejecting an
+    attacked image is no mistake, because nobody acts on its class.
     """
     if setup.suspicion is None:
         return {}
     suspicion = setup.suspicion.cpu().numpy().copy()
     accepted, attacked = suspicion <= 0, run.attacked.cpu().numpy()
-    right = told.columns["correct"] & accepted
+    right = outputs.columns["correct"] & accepted
     if columns is not None:
         suspicion[attacked] = columns["suspicion"].cpu().numpy()
         right |= attacked & (suspicion > 0)
     return {"suspicion": suspicion, "rejected": suspicion > 0, "correct": right}
 
 
-def _spread(
+def _for_all_images(
     columns: Measurements | None, name: str, attacked: Bool[Tensor, " n"], missing: float | bool
 ) -> NDArray[np.generic]:
-    """Return a measured column for all images, `missing` where an image was not attacked."""
+    """Return a measurement for all images, `missing` where an image was not attacked."""
     rows = attacked.cpu().numpy()
-    spread = np.full(len(rows), missing)
+    values = np.full(len(rows), missing)
     if columns is not None:
-        spread[rows] = columns[name].cpu().numpy()
-    return spread
+        values[rows] = columns[name].cpu().numpy()
+    return values
 
 
 def _audit(case: Case, setup: AttackSetup, run: AttackRun) -> Audit:
-    """Return what the attack really used, and whether its images survive rounding."""
+    """Return the budget that the attack used, and how often its successes survive rounding."""
     rungs, attacked = run.rungs, run.attacked
-    fell = rungs["success"].any(0)
-    # argmax gives the first: each image counts once
+    success = rungs["success"].any(0)
+    # argmax is the smallest radius with a success: each image counts once
     lowest_rung = rungs["success"].float().argmax(0)
-    survived = rungs["rounded"].gather(0, lowest_rung[None])[0][fell]
-    owners = setup.batch.patients
-    if owners is not None:
-        owners = owners[attacked.cpu().numpy()][fell.cpu().numpy()]
+    survived = rungs["rounded"].gather(0, lowest_rung[None])[0][success]
+    patients = setup.batch.patients
+    if patients is not None:
+        patients = patients[attacked.cpu().numpy()][success.cpu().numpy()]
     eps = rungs["size"].new_tensor(run.radii)[:, None]
     lowest, highest = rungs["lowest"], rungs["highest"]
     outside = (lowest < -TOLERANCE) | (highest > 1 + TOLERANCE)
-    tolerance = TOLERANCE / min(case.channels.values(), default=1.0)  # sizes are in shares
+    tolerance = TOLERANCE / min(
+        case.channels.values(), default=1.0
+    )  # a size is in units of the scale
     over = (rungs["size"] > eps * (1 + 1e-5) + tolerance) | outside
-    some = rungs["size"].shape[1] > 0
+    any_attacked = rungs["size"].shape[1] > 0
     undefined = float("nan")
     return Audit(
         norm=case.norm,
-        max_size=tuple(rungs["size"].amax(1).tolist() if some else [undefined] * len(eps)),
-        min_value=float(lowest.min()) if some else undefined,
-        max_value=float(highest.max()) if some else undefined,
+        max_size=tuple(rungs["size"].amax(1).tolist() if any_attacked else [undefined] * len(eps)),
+        min_value=float(lowest.min()) if any_attacked else undefined,
+        max_value=float(highest.max()) if any_attacked else undefined,
         over_budget=int(over.any(0).sum()),
         tolerance=tolerance,
         bit_depth=setup.data.card.bit_depth,
-        survives_rounding=intervals.cluster_mean(survived.cpu().numpy().astype(float), owners),
+        survives_rounding=intervals.cluster_mean(survived.cpu().numpy().astype(float), patients),
     )
 
 
@@ -221,13 +222,13 @@ def evaluate_outputs(
     attacked: Bool[Tensor, " n"],
     weights: NDArray[np.float64],
 ) -> OutputScores:
-    """Return what the answers say.
+    """Turn model outputs into per-image columns and aggregate metrics.
 
     Args:
         objective: what the attacker wants.
         setup: truth, patients and clean answers of all images.
         answer: `(n, k)` logits or `(n, *s)` masks of class ids.
-        attacked: which images were.
+        attacked: `(n,)` which images were attacked.
         weights: `(replicates, n)` from resamples.
     """
     if setup.data.card.task == "segmentation":
@@ -238,7 +239,7 @@ def evaluate_outputs(
 def _labels(
     setup: AttackSetup, answer: Tensor, attacked: NDArray[np.bool_], weights: NDArray[np.float64]
 ) -> OutputScores:
-    card, clusters = setup.data.card, setup.batch.patients
+    card, patients = setup.data.card, setup.batch.patients
     truth, predicted = setup.batch.y.cpu().numpy(), decide(answer, card.task)
     scores = probabilities(answer, card.task)
     right = (predicted == truth) | (truth < 0)
@@ -248,39 +249,43 @@ def _labels(
         "scores": list(scores),
         "correct": right.all(1) if right.ndim == 2 else right,
     }
-    found = Predictions.of(truth, predicted, scores, card)
-    before = decide(setup.clean, card.task)
-    turned = flips(truth, before, predicted, card, attacked=attacked, clusters=clusters)
-    return OutputScores(columns, score(found, card, clusters=clusters, weights=weights) | turned)
+    predictions = Predictions.of(truth, predicted, scores, card)
+    clean = decide(setup.clean, card.task)
+    flip_rates = flips(truth, clean, predicted, card, attacked=attacked, clusters=patients)
+    return OutputScores(
+        columns, score(predictions, card, clusters=patients, weights=weights) | flip_rates
+    )
 
 
 def _masks(
     objective: Objective, setup: AttackSetup, answer: Tensor, weights: NDArray[np.float64]
 ) -> OutputScores:
-    card, parts = setup.data.card, setup.data.card.parts
+    card, regions = setup.data.card, setup.data.card.parts
     truth, called = setup.batch.y.cpu().numpy(), answer.cpu().numpy()
-    found = of_masks(called, truth, parts=parts, spacing=card.spacing, tolerance=card.tolerance)
+    per_image = of_masks(
+        called, truth, parts=regions, spacing=card.spacing, tolerance=card.tolerance
+    )
     columns = {
-        "truth": _pixels(truth, truth, parts),
-        "prediction": _pixels(called, truth, parts),
-        "scores": list(found["dice"]),
-        "correct": found["dice"].mean(1),
+        "truth": _pixels(truth, truth, regions),
+        "prediction": _pixels(called, truth, regions),
+        "scores": list(per_image["dice"]),
+        "correct": per_image["dice"].mean(1),
     }
-    metrics = score_masks(found, parts=parts, weights=weights)
+    metrics = score_masks(per_image, parts=regions, weights=weights)
     if isinstance(objective, TargetMask):
         target = objective.target(setup.batch.y).cpu().numpy()
-        drawn = overlap(called, target, parts={"target": (objective.label,)})[:, 0]
-        columns["target_dice"] = drawn
+        target_dice = overlap(called, target, parts={"target": (objective.label,)})[:, 0]
+        columns["target_dice"] = target_dice
         metrics["target_dice"] = intervals.bootstrap(
-            float(drawn.mean()), lambda w: (w @ drawn) / w.sum(1), weights
+            float(target_dice.mean()), lambda w: (w @ target_dice) / w.sum(1), weights
         )
     return OutputScores(columns, metrics)
 
 
 def _pixels(
-    masks: NDArray[Any], truth: NDArray[Any], parts: dict[str, tuple[int, ...]]
+    masks: NDArray[Any], truth: NDArray[Any], regions: dict[str, tuple[int, ...]]
 ) -> list[NDArray[np.int64]]:
     """Return how many counted pixels of each image are of each region."""
     axes = tuple(range(1, masks.ndim))
-    inside = [(np.isin(masks, ids) & (truth >= 0)).sum(axis=axes) for ids in parts.values()]
+    inside = [(np.isin(masks, ids) & (truth >= 0)).sum(axis=axes) for ids in regions.values()]
     return list(np.stack(inside, axis=1))
