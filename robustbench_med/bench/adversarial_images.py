@@ -63,23 +63,23 @@ class Saved(NamedTuple):
         Raises:
             ResultsError: they are not of so many samples, rungs or pixels.
         """
-        wanted = (len(radii), len(problem))
-        if tuple(self.which.shape) != wanted or self.images.shape[1:] != problem.x.shape[1:]:
+        shape = (len(radii), len(problem))
+        if tuple(self.which.shape) != shape or self.images.shape[1:] != problem.x.shape[1:]:
             raise ResultsError(
-                f"expected images of {wanted[1]} samples of {tuple(problem.x.shape[1:])} at "
-                f"{wanted[0]} radii, got {self.which.shape[1]} of {tuple(self.images.shape[1:])} "
+                f"expected images of {shape[1]} samples of {tuple(problem.x.shape[1:])} at "
+                f"{shape[0]} radii, got {self.which.shape[1]} of {tuple(self.images.shape[1:])} "
                 f"at {self.which.shape[0]}"
             )
-        table = Table(*wanted)
+        table = Table(*shape)
         everyone = torch.arange(len(problem), device=problem.x.device)
-        lost = clean["success"]  # of masks: before the attack, and so not its doing
-        clean = clean | {"success": torch.zeros_like(lost)}
+        before = clean["success"]  # of masks: before the attack, and so not its doing
+        clean = clean | {"success": torch.zeros_like(before)}
         for i, eps in enumerate(radii):
             which = self.which[i].to(everyone)
             rows = everyone[which >= 0]
             z = self.images.to(problem.x)[which[rows]]
             columns = measure(problem.at(eps).select(rows), z, depth)
-            columns["success"] &= ~lost[rows]
+            columns["success"] &= ~before[rows]
             table.put(i, everyone, clean)
             table.put(i, rows, columns)
         return table.columns
@@ -94,12 +94,12 @@ def saved_of(columns: Measurements, x: Tensor, *, masks: bool) -> Saved:
         masks: whether the victim calls masks.
     """
     z = columns[CANDIDATES]
-    wanted: Bool[Tensor, "r b"] = columns["success"]
+    saved: Bool[Tensor, "r b"] = columns["success"]
     if masks:
-        wanted = (z != x[None]).flatten(2).any(2)
-    which = torch.full(wanted.shape, -1, dtype=torch.int32)
+        saved = (z != x[None]).flatten(2).any(2)
+    which = torch.full(saved.shape, -1, dtype=torch.int32)
     images: list[Tensor] = []
-    for i, row in wanted.nonzero().tolist():
+    for i, row in saved.nonzero().tolist():
         below = int(which[i - 1, row]) if i else -1
         if below < 0 or not torch.equal(images[below], z[i, row].cpu()):
             below = len(images)
@@ -127,10 +127,10 @@ def read(folder: Path, entry: Entry | None) -> Saved:
             f"expected saved images at {path}, got: {error.strerror}; leave out --images to rerun "
             "the case"
         ) from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != entry.sha256:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != entry.sha256:
         raise ResultsError(
-            f"{path}: expected sha256 {entry.sha256[:12]}..., got {found[:12]}...: these are not "
+            f"{path}: expected sha256 {entry.sha256[:12]}..., got {digest[:12]}...: these are not "
             "the images of the record"
         )
     try:

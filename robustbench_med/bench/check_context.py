@@ -48,16 +48,16 @@ class Watch:
         guided = z.requires_grad and self._problem.guide is not None
         output = (self._problem.guide if guided else self._problem.judge)(z)  # type: ignore[misc]
         if len(z) == len(self._problem):
-            here, seen = self._problem, output._replace(logits=output.logits.detach())
-            if seen.suspicion is not None:
-                seen = seen._replace(suspicion=seen.suspicion.detach())
-            verdict = here.objective(seen, here.y)
+            problem, detached = self._problem, output._replace(logits=output.logits.detach())
+            if detached.suspicion is not None:
+                detached = detached._replace(suspicion=detached.suspicion.detach())
+            verdict = problem.objective(detached, problem.y)
             if z.requires_grad:
                 self.climbed.append(verdict.loss)
             if guided:
                 return output
-            size = here.ball.size(z.detach(), here.x)
-            inside = size <= here.ball.eps * (1 + 1e-5) + TOLERANCE
+            size = problem.ball.size(z.detach(), problem.x)
+            inside = size <= problem.ball.eps * (1 + 1e-5) + TOLERANCE
             self.ever |= verdict.success & inside
             self.worst = torch.where(inside, self.worst.maximum(verdict.harm), self.worst)
         return output
@@ -92,11 +92,11 @@ class Evidence:
     @property
     def problem(self) -> Problem:
         """The images attacked, at that radius; passes are no cost of the record."""
-        here = self.run.problem.at(self.run.radii[self.headline])
-        return replace(here, counter=Counter())
+        problem = self.run.problem.at(self.run.radii[self.headline])
+        return replace(problem, counter=Counter())
 
     @property
-    def left(self) -> int:
+    def budget_left(self) -> int:
         """Passes, forward and backward, that the checks may still cost.
 
         Together they cost at most what the attack did; of an attack that hardly asked anything,
@@ -105,15 +105,15 @@ class Evidence:
         cost, gradients = self.run.counter, self.run.gradients
         budget = max(cost.forward + cost.backward, len(self.run.problem) * self.per_image // 2)
         # of gradients in doubt more is asked, which takes nothing from the other checks
-        own = 0 if gradients is None else PASSES * gradients.asked
-        return max(budget - sum(self.reserved) - own, 0)
+        for_gradients = 0 if gradients is None else PASSES * gradients.asked
+        return max(budget - sum(self.reserved) - for_gradients, 0)
 
     @property
     def per_image(self) -> int:
         """Passes, forward and backward, that all steps of the attack cost an image."""
         return int(2 * registry.passes(self.card, self.planned.case.parameters)) + 1
 
-    def affordable(self, rows: Rows, each: int, *, share: float) -> Int[Tensor, " some"]:
+    def affordable(self, rows: Rows, each: int, *, fraction: float) -> Int[Tensor, " some"]:
         """Return the first of the rows that a share of what is left pays for.
 
         None where it does not pay for two, since one image may be luck.
@@ -121,12 +121,12 @@ class Evidence:
         Args:
             rows: images that would be attacked.
             each: passes that one of them costs.
-            share: of the passes left that this check may take.
+            fraction: of the passes left that this check may take.
         """
-        most = int(share * self.left / each)
-        chosen = rows[:most] if most >= min(LEAST, len(rows)) else rows[:0]
-        self.reserved.append(each * len(chosen))
-        return chosen
+        most = int(fraction * self.budget_left / each)
+        paid = rows[:most] if most >= min(LEAST, len(rows)) else rows[:0]
+        self.reserved.append(each * len(paid))
+        return paid
 
     @property
     def white_box(self) -> bool:
@@ -157,12 +157,12 @@ class Evidence:
         names = (str(ids[i]) for i in rows.tolist())
         return Draws.of(case.seed, names, device=rows.device).fork(case.drawn_by, "checks")
 
-    def some(self, chosen: Bool[Tensor, " b"]) -> Rows:
+    def some(self, candidates: Bool[Tensor, " b"]) -> Rows:
         """Return a few of the chosen images, the same ones for every attack on this victim."""
         most = SAMPLE
         if self.graded:  # fewer of large images and volumes, but two
             most = max(2, min(MASKS, images_at_once(self.planned.data.card.size) // 8))
-        rows = chosen.nonzero()[:, 0]
+        rows = candidates.nonzero()[:, 0]
         lots = self.rng.select(rows).uniform(1)[:, 0]
         return rows[lots.argsort()[:most]].sort().values
 
@@ -173,8 +173,8 @@ class Evidence:
 
     def improvable(self) -> Rows:
         """Return a few of the images that more harm could be done to at the headline radius."""
-        lost = "done" if self.graded else "success"
-        return self.some(~self.run.rungs[lost][self.headline])
+        column = "done" if self.graded else "success"
+        return self.some(~self.run.rungs[column][self.headline])
 
     def to_beat(self, rows: Rows) -> Float[Tensor, " rows"]:
         """Return the harm above which a simpler attack has done better than this one."""
@@ -192,24 +192,24 @@ class Evidence:
             return None
         if self.setup.depends_on_batch > 0:  # all rows are watched in one batch
             return None
-        rows = self.affordable(self.improvable(), self.per_image + 1, share=0.25)
+        rows = self.affordable(self.improvable(), self.per_image + 1, fraction=0.25)
         if len(rows) == 0:
             return None
-        here = replace(self.problem.select(rows), chunk=len(rows))
+        problem = replace(self.problem.select(rows), chunk=len(rows))
         # of several findings, the loss is that of the nearest: what the attack climbs
-        watch = Watch(with_loss(here, "cross_entropy"))
-        guide = None if here.guide is None else watch
-        posed = replace(
-            here,
+        watch = Watch(with_loss(problem, "cross_entropy"))
+        guide = None if problem.guide is None else watch
+        watched_problem = replace(
+            problem,
             judge=watch,
             guide=guide,
-            objective=LossOverride(here.objective, use_all_steps=True),
+            objective=LossOverride(problem.objective, use_all_steps=True),
         )
         attack = registry.function("attacks", self.card)  # not in shards: all rows are watched
         draws = self.rng.select(rows).fork("watched")
-        z = attack(posed, rng=draws, **self.planned.case.parameters)
-        watch.arrived = here.ball.size(z, here.x) >= 0.95 * torch.as_tensor(here.ball.eps)
-        return watch, here.probe(z)
+        z = attack(watched_problem, rng=draws, **self.planned.case.parameters)
+        watch.arrived = problem.ball.size(z, problem.x) >= 0.95 * torch.as_tensor(problem.ball.eps)
+        return watch, problem.probe(z)
 
 
 class Measured(NamedTuple):

@@ -27,198 +27,202 @@ _NEVER = 100.0  # written where the loss does not rise at all
 _JUST = 1.25  # radii that BIM's steps add up to; MI-FGSM's are 1
 
 
-def probabilities(found: Evidence) -> Measured:
+def probabilities(context: Evidence) -> Measured:
     """Return 1 where the victim answers probabilities for logits."""
-    return Measured(float(found.setup.probabilities))
+    return Measured(float(context.setup.probabilities))
 
 
-def randomized(found: Evidence) -> Measured | None:
+def randomized(context: Evidence) -> Measured | None:
     """Return the share of images answered differently when asked twice."""
-    if found.setup.victim.draws > 1:  # asked for by the case, or the defense's own
+    if context.setup.victim.draws > 1:  # asked for by the case, or the defense's own
         return None  # attacked and judged in expectation
-    return Measured(found.setup.randomized, len(found.setup.batch))
+    return Measured(context.setup.randomized, len(context.setup.batch))
 
 
-def depends_on_batch(found: Evidence) -> Measured | None:
+def depends_on_batch(context: Evidence) -> Measured | None:
     """Return the share of a few images answered otherwise alone than among others."""
-    if found.setup.victim.draws > 1:
+    if context.setup.victim.draws > 1:
         return None
-    return Measured(found.setup.depends_on_batch, min(len(found.setup.batch), ALONE))
+    return Measured(context.setup.depends_on_batch, min(len(context.setup.batch), ALONE))
 
 
-def over_budget(found: Evidence) -> Measured:
+def over_budget(context: Evidence) -> Measured:
     """Return how many images left their budget."""
-    return Measured(float(found.audit.over_budget), len(found.run.problem))
+    return Measured(float(context.audit.over_budget), len(context.run.problem))
 
 
-def nonfinite(found: Evidence) -> Measured:
+def nonfinite(context: Evidence) -> Measured:
     """Return how many gradients had NaN or Inf."""
-    return Measured(float(found.counter.nonfinite))
+    return Measured(float(context.counter.nonfinite))
 
 
-def zero(found: Evidence) -> Measured:
+def zero(context: Evidence) -> Measured:
     """Return the share of gradients that were 0 everywhere."""
-    return Measured(found.counter.zero / max(found.counter.backward, 1))
+    return Measured(context.counter.zero / max(context.counter.backward, 1))
 
 
-def gradients_disagree(found: Evidence) -> Measured | None:
+def gradients_disagree(context: Evidence) -> Measured | None:
     """Return the share of a few of the attack's gradients that finite differences contradict."""
-    gradients = found.run.gradients
+    gradients = context.run.gradients
     if gradients is None:
         return None
-    share = gradients.disagree / max(gradients.checked, 1)
-    return Measured(share, gradients.checked, REMEDIES[gradients.remedy])
+    fraction = gradients.disagree / max(gradients.checked, 1)
+    return Measured(fraction, gradients.checked, REMEDIES[gradients.remedy])
 
 
-def answers_differ(found: Evidence) -> Measured | None:
+def answers_differ(context: Evidence) -> Measured | None:
     """Return the share of a few of the attack's answers that differ without gradients."""
-    gradients = found.run.gradients
+    gradients = context.run.gradients
     if gradients is None:
         return None
     return Measured(gradients.moved / gradients.asked, gradients.asked, REMEDIES[gradients.remedy])
 
 
-def one_step(found: Evidence) -> Measured | None:
+def one_step(context: Evidence) -> Measured | None:
     """Return how many missed images FGSM breaks."""
     # DeepFool's few steps go to one plane, not through a ball
-    if found.card.schedule == "distance":
+    if context.card.schedule == "distance":
         return None
-    return _probe(found, "fgsm", {}, each=3, share=1.0)
+    return _probe(context, "fgsm", {}, each=3, fraction=1.0)
 
 
-def margin(found: Evidence) -> Measured | None:
+def margin(context: Evidence) -> Measured | None:
     """Return how many missed images a PGD breaks that climbs the nearest finding alone."""
-    if found.planned.data.card.task != "multi_label" or found.setup.victim.guard is not None:
+    if context.planned.data.card.task != "multi_label" or context.setup.victim.guard is not None:
         return None
-    if found.card.schedule == "distance" or not found.iterative:
+    if context.card.schedule == "distance" or not context.iterative:
         return None
-    summed = found.planned.case.parameters.get("loss") == "summed"
-    if _has_steps_of_its_paper(found) and not summed:
+    summed = context.planned.case.parameters.get("loss") == "summed"
+    if _has_steps_of_its_paper(context) and not summed:
         return None
     each = 2 * MARGIN_STEPS + 2
-    return _probe(found, "pgd", {"steps": MARGIN_STEPS}, loss="margin", each=each, share=0.4)
+    return _probe(context, "pgd", {"steps": MARGIN_STEPS}, loss="margin", each=each, fraction=0.4)
 
 
-def apgd(found: Evidence) -> Measured | None:
+def apgd(context: Evidence) -> Measured | None:
     """Return how many missed images a short APGD breaks, where its steps are of the attack's norm.
 
     Attacks that choose their steps as APGD does are not asked, nor those whose paper fixes the
     steps so that they just reach the radius (BIM, MI-FGSM), nor those on masks, whose harm has
     degrees and whose losses differ more than their steps.
     """
-    if _has_steps_of_its_paper(found):
+    if _has_steps_of_its_paper(context):
         return None
-    if found.graded or found.card.schedule == "distance" or "apgd" in found.card.function:
+    if context.graded or context.card.schedule == "distance" or "apgd" in context.card.function:
         return None
-    if found.planned.case.attack.startswith("ensemble"):  # begins with APGD
+    if context.planned.case.attack.startswith("ensemble"):  # begins with APGD
         return None
-    return _probe(found, "apgd", {"steps": APGD_STEPS}, each=2 * APGD_STEPS + 4, share=0.3)
+    return _probe(context, "apgd", {"steps": APGD_STEPS}, each=2 * APGD_STEPS + 4, fraction=0.3)
 
 
-def noise(found: Evidence) -> Measured | None:
+def noise(context: Evidence) -> Measured | None:
     """Return how many missed images noise breaks."""
-    return _probe(found, "noise", {"draws": DRAWS}, each=DRAWS + 1, share=0.5)
+    return _probe(context, "noise", {"draws": DRAWS}, each=DRAWS + 1, fraction=0.5)
 
 
-def queries(found: Evidence) -> Measured | None:
+def queries(context: Evidence) -> Measured | None:
     """Return how many missed images Square breaks."""
-    count = QUERIES // 2 if found.graded else QUERIES
-    return _probe(found, "square", {"queries": count}, each=count + 2, share=0.2)
+    count = QUERIES // 2 if context.graded else QUERIES
+    return _probe(context, "square", {"queries": count}, each=count + 2, fraction=0.2)
 
 
 def _probe(
-    found: Evidence,
+    context: Evidence,
     name: str,
     parameters: dict[str, Any],
     *,
     each: int,
-    share: float,
+    fraction: float,
     loss: Literal["given", "margin"] = "given",
 ) -> Measured | None:
     """Return how many images that the attack missed a simpler one breaks; kept for each victim.
 
     Args:
-        found: the run.
+        context: the run and its case.
         name: of the simpler attack.
         parameters: of it.
         each: passes an image costs it.
-        share: of the passes left that it may cost.
+        fraction: of the passes left that it may cost.
         loss: what it climbs.
     """
     card: AttackCard = registry.find("attacks", name)
-    case = found.planned.case
+    case = context.planned.case
     same = case.attack == name and loss == "given"
-    if not found.iterative or case.norm not in card.norms or same:
+    if not context.iterative or case.norm not in card.norms or same:
         return None
-    rows, problem = found.affordable(found.improvable(), each, share=share), found.problem
-    radius = found.run.radii[found.headline]
-    place = (name, loss, case.norm, radius, case.objective, tuple(case.channels.items()))
-    known = found.setup.probes.setdefault(place, {})
+    rows, problem = (
+        context.affordable(context.improvable(), each, fraction=fraction),
+        context.problem,
+    )
+    radius = context.run.radii[context.headline]
+    key = (name, loss, case.norm, radius, case.objective, tuple(case.channels.items()))
+    known = context.setup.probes.setdefault(key, {})
     new = torch.tensor([r for r in rows.tolist() if r not in known], dtype=torch.int64)
     new = new.to(rows.device)
     if len(new):
-        here = problem.select(new)
-        here = replace(here, objective=LossOverride(here.objective, loss=loss))
+        attacked = problem.select(new)
+        attacked = replace(attacked, objective=LossOverride(attacked.objective, loss=loss))
         attack = sharded(registry.function("attacks", card), parameters)
-        verdict = here.probe(attack(here, found.rng.select(new).fork("probe", name)))
+        verdict = attacked.probe(attack(attacked, context.rng.select(new).fork("probe", name)))
         harm = verdict.harm.masked_fill(verdict.is_final, torch.inf)
         known |= dict(zip(new.tolist(), harm.tolist(), strict=True))
-    harm = found.run.rungs["harm"].new_tensor([known[r] for r in rows.tolist()])
-    return Measured(float((harm > found.to_beat(rows)).sum()), len(rows))
+    harm = context.run.rungs["harm"].new_tensor([known[r] for r in rows.tolist()])
+    return Measured(float((harm > context.to_beat(rows)).sum()), len(rows))
 
 
-def shrinking(found: Evidence) -> Measured | None:
+def shrinking(context: Evidence) -> Measured | None:
     """Return how many images broken below the largest radius are not, attacked afresh there."""
-    if not found.iterative or found.card.schedule == "distance" or len(found.run.radii) < 2:
+    if not context.iterative or context.card.schedule == "distance" or len(context.run.radii) < 2:
         return None
-    if found.setup.victim.draws > 1:  # near the boundary the victim's own noise decides
+    if context.setup.victim.draws > 1:  # near the boundary the victim's own noise decides
         return None
-    rows = found.some(found.run.rungs["success"][:-1].any(0))
-    rows = found.affordable(rows, found.per_image + 1, share=0.2)
-    here = found.problem.select(rows).at(found.run.radii[-1])
-    z = found.run.attack(here, found.rng.select(rows).fork("afresh"))
-    return Measured(float((~here.probe(z).success).sum()), len(rows))
+    rows = context.some(context.run.rungs["success"][:-1].any(0))
+    rows = context.affordable(rows, context.per_image + 1, fraction=0.2)
+    problem = context.problem.select(rows).at(context.run.radii[-1])
+    z = context.run.attack(problem, context.rng.select(rows).fork("afresh"))
+    return Measured(float((~problem.probe(z).success).sum()), len(rows))
 
 
-def large_radius(found: Evidence) -> Measured | None:
+def large_radius(context: Evidence) -> Measured | None:
     """Return the share of a few images that stand where almost any image lies in the ball."""
-    if not found.iterative or found.card.fixed_step:
+    if not context.iterative or context.card.fixed_step:
         return None
-    if found.setup.suspicion is not None:  # the farther from a clean image, the more suspicious
+    if context.setup.suspicion is not None:  # the farther from a clean image, the more suspicious
         return None
     everyone = torch.ones(
-        len(found.run.problem), dtype=torch.bool, device=found.run.distance.device
+        len(context.run.problem), dtype=torch.bool, device=context.run.distance.device
     )
-    rows = found.some(everyone)
-    if found.card.schedule == "distance":
-        return _share(torch.isinf(found.run.distance[rows]))
-    rows = found.affordable(rows, found.per_image + 1, share=0.15)
-    here = found.problem.select(rows)
-    away = (here.x < 0.5).to(here.x)  # the farthest corner of the box; half way is enough
+    rows = context.some(everyone)
+    if context.card.schedule == "distance":
+        return _mean_of(torch.isinf(context.run.distance[rows]))
+    rows = context.affordable(rows, context.per_image + 1, fraction=0.15)
+    problem = context.problem.select(rows)
+    away = (problem.x < 0.5).to(problem.x)  # the farthest corner of the box; half way is enough
     # the whole radius for every channel
-    here = replace(here, ball=replace(here.ball, channel_scales=None))
-    here = here.at(Ball(found.planned.case.norm, 0.0).size(here.x + (away - here.x) * 0.75, here.x))
-    z = found.run.attack(here, found.rng.select(rows).fork("large"))
-    return _share(~here.probe(z).success) or Measured(0.0, 0)
+    problem = replace(problem, ball=replace(problem.ball, channel_scales=None))
+    norm = Ball(context.planned.case.norm, 0.0)
+    problem = problem.at(norm.size(problem.x + (away - problem.x) * 0.75, problem.x))
+    z = context.run.attack(problem, context.rng.select(rows).fork("large"))
+    return _mean_of(~problem.probe(z).success) or Measured(0.0, 0)
 
 
-def _share(hit: Bool[Tensor, " rows"]) -> Measured | None:
+def _mean_of(hit: Bool[Tensor, " rows"]) -> Measured | None:
     return Measured(float(hit.float().mean()), len(hit)) if len(hit) else None
 
 
-def silent(found: Evidence) -> Measured | None:
+def silent(context: Evidence) -> Measured | None:
     """Return how many images the attack passed a success of and returned none."""
     # of a victim that answers at random, one lucky pass proves nothing
-    if found.setup.randomized > 0 or found.watched is None:
+    if context.setup.randomized > 0 or context.watched is None:
         return None
-    watch, verdict = found.watched
+    watch, verdict = context.watched
     kept_back = watch.ever & ~verdict.success
-    if found.graded:
+    if context.graded:
         kept_back = watch.worst > verdict.harm + 1e-4
     return Measured(float(kept_back.sum()), len(kept_back))
 
 
-def rising(found: Evidence) -> Measured | None:
+def rising(context: Evidence) -> Measured | None:
     """Return how fast the loss rose in the last quarter, to its whole rise; not of masks.
 
     1 = as fast as on average: nothing has converged; 0 = not at all. Of several restarts or
@@ -227,12 +231,12 @@ def rising(found: Evidence) -> Measured | None:
     Of masks the loss rises without end, by pixels long wrong, and the harm by jumps: what more
     steps would cost them is asked by `more_effort`.
     """
-    losses = _climbed(found)
-    if losses is None or found.watched is None:
+    losses = _climbed(context)
+    if losses is None or context.watched is None:
         return None
-    rows = torch.ones_like(found.watched[0].arrived)
-    if _just_reaches(found):
-        rows = ~found.watched[0].arrived
+    rows = torch.ones_like(context.watched[0].arrived)
+    if _just_reaches(context):
+        rows = ~context.watched[0].arrived
     if not bool(rows.any()):
         return None
     best = losses.cummax(0).values[:, rows]
@@ -244,25 +248,25 @@ def rising(found: Evidence) -> Measured | None:
     return Measured(float((late / (last - start)) / (total / last)), best.shape[1])
 
 
-def _has_steps_of_its_paper(found: Evidence) -> bool:
+def _has_steps_of_its_paper(context: Evidence) -> bool:
     """Whether the attack's paper fixes its steps so that they just reach the radius."""
-    usual = float(found.card.parameters.get("total_step", torch.inf))
-    return _just_reaches(found) and 0 < usual <= _JUST
+    usual = float(context.card.parameters.get("total_step", torch.inf))
+    return _just_reaches(context) and 0 < usual <= _JUST
 
 
-def _just_reaches(found: Evidence) -> bool:
+def _just_reaches(context: Evidence) -> bool:
     """Whether all steps of the attack together are about as long as the radius."""
-    return 0 < float(found.planned.case.parameters.get("total_step", torch.inf)) <= _JUST
+    return 0 < float(context.planned.case.parameters.get("total_step", torch.inf)) <= _JUST
 
 
-def gains_nothing(found: Evidence) -> Measured | None:
+def gains_nothing(context: Evidence) -> Measured | None:
     """Return how far a step moves the loss on average, over its rise from first to last pass.
 
     Of n steps that all climb alike it is 1/n; where gradients change from point to point, so that
     steps go up and down by chance, the loss does not rise by as much as one of them moves it.
     """
-    losses = _climbed(found)
-    if losses is None or found.setup.victim.guard is not None or found.setup.victim.draws > 1:
+    losses = _climbed(context)
+    if losses is None or context.setup.victim.guard is not None or context.setup.victim.draws > 1:
         return None
     moved = losses.diff(dim=0).abs().mean(0).sum()
     if float(moved) == 0:  # no gradient at all is another check's
@@ -271,55 +275,55 @@ def gains_nothing(found: Evidence) -> Measured | None:
     return Measured(float(moved / rise), losses.shape[1])
 
 
-def _climbed(found: Evidence) -> Float[Tensor, "steps rows"] | None:
+def _climbed(context: Evidence) -> Float[Tensor, "steps rows"] | None:
     """Return the loss at each step of the first run on the watched images; None of masks."""
-    if found.watched is None or found.graded:
+    if context.watched is None or context.graded:
         return None
-    given = found.planned.case.parameters
-    runs = int(given.get("restarts", 1)) * int(given.get("targets", 1))
-    seen = found.watched[0].climbed
-    losses = seen[: max(len(seen) // runs, 1)]
+    parameters = context.planned.case.parameters
+    runs = int(parameters.get("restarts", 1)) * int(parameters.get("targets", 1))
+    passes = context.watched[0].climbed
+    losses = passes[: max(len(passes) // runs, 1)]
     return None if len(losses) < 4 else torch.stack(losses)
 
 
-def more_effort(found: Evidence) -> Measured | None:
+def more_effort(context: Evidence) -> Measured | None:
     """Return how many images that stand break when every parameter of effort is doubled."""
-    if not found.iterative or not found.card.effort:
+    if not context.iterative or not context.card.effort:
         return None
-    given = found.planned.case.parameters
-    doubled = {**given, **{name: given[name] * 2 for name in found.card.effort}}
-    each = int(2 * registry.passes(found.card, doubled)) + 2
-    rows = found.affordable(found.improvable(), each, share=1.0)
-    attack = sharded(registry.function("attacks", found.card), doubled)
-    if uses_all_steps(found.card, found.setup):
+    parameters = context.planned.case.parameters
+    doubled = {**parameters, **{name: parameters[name] * 2 for name in context.card.effort}}
+    each = int(2 * registry.passes(context.card, doubled)) + 2
+    rows = context.affordable(context.improvable(), each, fraction=1.0)
+    attack = sharded(registry.function("attacks", context.card), doubled)
+    if uses_all_steps(context.card, context.setup):
         attack = with_all_steps(attack)
-    here = found.problem.select(rows)
-    posed = here.at(torch.inf) if found.card.schedule == "distance" else here
+    problem = context.problem.select(rows)
+    attacked = problem.at(torch.inf) if context.card.schedule == "distance" else problem
     try:
-        z = attack(posed, found.rng.select(rows).fork("effort"))
+        z = attack(attacked, context.rng.select(rows).fork("effort"))
     except SpecError:  # twice as much is more than the parameter allows
         return None
-    near = here.ball.size(z, here.x) <= found.run.radii[found.headline]
-    verdict = here.probe(z)
-    more = verdict.harm > found.to_beat(rows) if found.graded else verdict.success
+    near = problem.ball.size(z, problem.x) <= context.run.radii[context.headline]
+    verdict = problem.probe(z)
+    more = verdict.harm > context.to_beat(rows) if context.graded else verdict.success
     return Measured(float((more & near).sum()), len(rows))
 
 
-def below_control(found: Evidence) -> Measured | None:
+def below_control(context: Evidence) -> Measured | None:
     """Return how many more images a random direction of equal norm breaks than the fitted one."""
-    n = len(found.run.problem)
-    if found.run.fitted is None or n == 0:
+    n = len(context.run.problem)
+    if context.run.fitted is None or n == 0:
         return None
-    rung = found.run.fitted.counts.rungs[found.headline]
+    rung = context.run.fitted.counts.rungs[context.headline]
     return Measured(round(n * (rung.control_success.value - rung.success.value)), n)
 
 
-def rounding(found: Evidence) -> Measured | None:
+def rounding(context: Evidence) -> Measured | None:
     """Return the share of the images broken at the headline radius that rounding repairs."""
-    levels = 2**found.planned.data.card.bit_depth - 1
-    broken = found.run.rungs["success"][found.headline]
+    levels = 2**context.planned.data.card.bit_depth - 1
+    broken = context.run.rungs["success"][context.headline]
     # less than a level is rounded off
-    moved = found.run.rungs["linf"][found.headline] >= 1 / levels
-    if not found.iterative or found.card.schedule == "distance":
+    moved = context.run.rungs["linf"][context.headline] >= 1 / levels
+    if not context.iterative or context.card.schedule == "distance":
         return None
-    return _share(~found.run.rungs["rounded"][found.headline][broken & moved])
+    return _mean_of(~context.run.rungs["rounded"][context.headline][broken & moved])

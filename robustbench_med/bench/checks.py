@@ -152,13 +152,13 @@ _CHECKS = {
 NAMES = tuple(_CHECKS)  # of all checks, and of the flags they raise
 
 
-def checks_of(found: Evidence) -> tuple[tuple[Check, ...], tuple[Flag, ...]]:
+def checks_of(context: Evidence) -> tuple[tuple[Check, ...], tuple[Flag, ...]]:
     """Return everything that was measured on a run, and the flags it raises."""
     checks, flags = [], []
-    case = found.planned.case
-    with seeded(case.seed, case.id, "checks"), frozen(found.setup.victim.module):
+    case = context.planned.case
+    with seeded(case.seed, case.id, "checks"), frozen(context.setup.victim.module):
         for name, row in _CHECKS.items():
-            measured = row.measure(found)
+            measured = row.measure(context)
             if measured is None:
                 continue
             value = {"name": name, "value": measured.value, "threshold": row.threshold}

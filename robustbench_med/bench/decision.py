@@ -49,8 +49,8 @@ def argmax_score(stored: Stored) -> Estimate | None:
 
 def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
     with np.errstate(divide="ignore"):
-        found: NDArray[np.float64] = np.log(p) - np.log1p(-p)
-    return found
+        logit: NDArray[np.float64] = np.log(p) - np.log1p(-p)
+    return logit
 
 
 def _patients(clean: pd.DataFrame, known: int | None) -> NDArray[np.character] | None:

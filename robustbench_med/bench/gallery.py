@@ -63,9 +63,9 @@ def pictures_of(planned: ResolvedCase, setup: AttackSetup, run: AttackRun, most:
                 continue
             eps, z = again
             logits = setup.victim(z).logits.detach()
-        example, parts = _example(setup, run, row, eps, z[0], logits, len(examples))
+        example, pictures = _example(setup, run, row, eps, z[0], logits, len(examples))
         examples.append(example)
-        files |= parts
+        files |= pictures
     return Pictures(tuple(examples), files)
 
 
@@ -76,21 +76,21 @@ def _of_masks(planned: ResolvedCase, setup: AttackSetup, run: AttackRun, most: i
     little.
     """
     case, rung = planned.case, (len(run.radii) - 1) // 2
-    lost = run.rungs["harm"][rung] - run.clean["harm"]
+    added = run.rungs["harm"][rung] - run.clean["harm"]
     empty = ~(run.problem.y > 0).flatten(1).any(1)
-    ranked = (lost - 2 * empty.to(lost)).argsort(descending=True, stable=True)
-    shown = [row for row in ranked.tolist() if lost[row] > 0]
+    ranked = (added - 2 * empty.to(added)).argsort(descending=True, stable=True)
+    shown = [row for row in ranked.tolist() if added[row] > 0]
     shown = shown[:most]
     rows = torch.tensor(shown, device=run.problem.x.device, dtype=torch.int64)
-    posed = replace(run.problem.select(rows), counter=Counter()).at(run.radii[rung])
+    attacked = replace(run.problem.select(rows), counter=Counter()).at(run.radii[rung])
     with frozen(setup.victim.module), seeded(case.seed, case.id, "examples"):
-        z = run.attack(posed, at_rung(run.rng, run.radii[rung]).select(rows))
-        after = answer_of(posed.outputs(z).logits)
+        z = run.attack(attacked, at_rung(run.rng, run.radii[rung]).select(rows))
+        after = answer_of(attacked.outputs(z).logits)
     examples: list[Example] = []
     files: dict[str, bytes] = {}
     for i, n in enumerate(run.attacked.nonzero()[rows, 0].tolist()):
-        seen = Seen(posed.x[i], z[i], posed.y[i], setup.clean[n], after[i])
-        shot = masks_of(planned.objective, setup.data.card, seen, f"example_{i}")
+        pair = ImagePair(attacked.x[i], z[i], attacked.y[i], setup.clean[n], after[i])
+        shot = masks_of(planned.objective, setup.data.card, pair, f"example_{i}")
         example = Example(
             sample=str(setup.batch.ids[n]),
             truth=shot.truth,
@@ -98,7 +98,7 @@ def _of_masks(planned: ResolvedCase, setup: AttackSetup, run: AttackRun, most: i
             adversarial_prediction=f"Dice {shot.masks.dice_after:.2f}",
             eps=case.ladder[rung],
             masks=shot.masks,
-            **_three(seen.x[shot.view], seen.z[shot.view], i, files),
+            **_three(pair.x[shot.view], pair.z[shot.view], i, files),
         )
         examples.append(example)
         files |= shot.files
@@ -109,9 +109,9 @@ def _three(x: Tensor, z: Tensor, i: int, files: dict[str, bytes]) -> dict[str, A
     """Return the fields of an Example that are its pictures, and put their PNGs into `files`."""
     delta = z - x
     amplified = float(np.floor(0.5 / min(max(float(delta.abs().max()), 1e-3), 0.5)))
-    parts = {"clean": x, "perturbation": delta * amplified + 0.5, "adversarial": z}
-    names = {part: f"example_{i}_{part}.png" for part in parts}
-    files |= {names[part]: png(pixels) for part, pixels in parts.items()}
+    pictures = {"clean": x, "perturbation": delta * amplified + 0.5, "adversarial": z}
+    names = {name: f"example_{i}_{name}.png" for name in pictures}
+    files |= {names[name]: png(pixels) for name, pixels in pictures.items()}
     return {"amplification": amplified, **names}
 
 
@@ -122,13 +122,13 @@ def _attack_again(case: Case, run: AttackRun, row: int, first: int) -> tuple[flo
     or pulled in from another rung.
     """
     rows = torch.tensor([row], device=run.problem.x.device)
-    one = replace(run.problem.select(rows), counter=Counter())
+    problem = replace(run.problem.select(rows), counter=Counter())
     if run.minimal:
-        return case.ladder[first], run.attack(one.at(torch.inf), run.rng.select(rows))
+        return case.ladder[first], run.attack(problem.at(torch.inf), run.rng.select(rows))
     for stated, eps in zip(case.ladder[first:], run.radii[first:], strict=True):
-        here = one.at(eps)
-        z = run.attack(here, at_rung(run.rng, eps).select(rows))
-        if bool(here.probe(z).success.all()):
+        attacked = problem.at(eps)
+        z = run.attack(attacked, at_rung(run.rng, eps).select(rows))
+        if bool(attacked.probe(z).success.all()):
             return stated, z
     return None
 
@@ -153,11 +153,11 @@ def _choose(run: AttackRun, most: int) -> list[int]:
     """Return rows broken at the smallest radii, one a class before a second of any."""
     rung = run.rungs["success"].sum(0)  # at how many rungs each is broken
     truth = [tuple(np.atleast_1d(y)) for y in run.problem.y.cpu().numpy()]
-    seen: dict[tuple[int, ...], int] = {}
+    turns: dict[tuple[int, ...], int] = {}
     ranked = []
     for row in rung.argsort(descending=True, stable=True).tolist():
         if rung[row] > 0:
-            turn = seen[truth[row]] = seen.get(truth[row], 0) + 1
+            turn = turns[truth[row]] = turns.get(truth[row], 0) + 1
             ranked.append((turn, row))
     return [row for _, row in sorted(ranked, key=lambda pair: pair[0])[:most]]
 
@@ -185,7 +185,7 @@ _SIDE = 192  # pixels a small image is enlarged to, so that outlines are thin
 _FILL = 0.3  # opacity of a region; its outline is opaque
 
 
-class Seen(NamedTuple):
+class ImagePair(NamedTuple):
     """One image before and after: pixels `(c, *s)` in [0,1], and masks of class ids `(*s)`."""
 
     x: Tensor
@@ -195,7 +195,7 @@ class Seen(NamedTuple):
     after: Tensor
 
 
-class Shot(NamedTuple):
+class MaskPicture(NamedTuple):
     """What a picture shows of an image with masks.
 
     Attributes:
@@ -211,36 +211,36 @@ class Shot(NamedTuple):
     files: dict[str, bytes]
 
 
-def masks_of(objective: Objective, card: DatasetCard, seen: Seen, name: str) -> Shot:
+def masks_of(objective: Objective, card: DatasetCard, pair: ImagePair, name: str) -> MaskPicture:
     """Return the overlays of truth, clean and attacked prediction, and of the target if any.
 
     Args:
         objective: what the attacker wants.
         card: names channels and regions.
-        seen: the image.
+        pair: the image before and after.
         name: starts the file names.
     """
-    truth, before, after = (m.cpu().numpy() for m in (seen.truth, seen.before, seen.after))
-    drawn = {"truth": (seen.x, truth), "before": (seen.x, before), "after": (seen.z, after)}
+    truth, before, after = (m.cpu().numpy() for m in (pair.truth, pair.before, pair.after))
+    drawn = {"truth": (pair.x, truth), "before": (pair.x, before), "after": (pair.z, after)}
     scores: dict[str, float] = {
-        f"dice_{when}": float(overlap(mask[None], truth[None], parts=card.parts).mean())
+        f"dice_{when}": float(overlap(mask[None], truth[None], regions=card.parts).mean())
         for when, mask in {"before": before, "after": after}.items()
     }
     if isinstance(objective, TargetMask):
-        target = objective.target(seen.truth[None]).cpu().numpy()
-        drawn["target"] = (seen.x, target[0])
+        target = objective.target(pair.truth[None]).cpu().numpy()
+        drawn["target"] = (pair.x, target[0])
         only = {"target": (objective.label,)}
         for when, mask in {"before": before, "after": after}.items():
-            scores[f"target_{when}"] = float(overlap(mask[None], target, parts=only)[0, 0])
-    view, words = _view(card, seen, truth)
-    names = {part: f"{name}_{part}.png" for part in drawn}
+            scores[f"target_{when}"] = float(overlap(mask[None], target, regions=only)[0, 0])
+    view, words = _view(card, pair, truth)
+    names = {region: f"{name}_{region}.png" for region in drawn}
     files = {
-        names[part]: png_of(pixels[view].cpu().numpy(), mask[view[1:]], card)
-        for part, (pixels, mask) in drawn.items()
+        names[region]: png_of(pixels[view].cpu().numpy(), mask[view[1:]], card)
+        for region, (pixels, mask) in drawn.items()
     }
-    there = [part for part, ids in card.parts.items() if np.isin(truth, ids).any()]
-    return Shot(
-        truth=", ".join(there) or "no region",
+    present = [region for region, ids in card.parts.items() if np.isin(truth, ids).any()]
+    return MaskPicture(
+        truth=", ".join(present) or "no region",
         masks=MaskExample(**names, **scores, view=words),
         view=view,
         files=files,
@@ -248,22 +248,22 @@ def masks_of(objective: Objective, card: DatasetCard, seen: Seen, name: str) -> 
 
 
 def _view(
-    card: DatasetCard, seen: Seen, truth: NDArray[Any]
+    card: DatasetCard, pair: ImagePair, truth: NDArray[Any]
 ) -> tuple[tuple[slice | int, ...], str]:
     """Return which channel and slice say most: the most changed one, the one with most to see."""
-    channels, said = slice(None), []
+    channels, texts = slice(None), []
     if card.channels not in (1, 3):
-        moved = int((seen.z - seen.x).abs().flatten(1).sum(1).argmax())
+        moved = int((pair.z - pair.x).abs().flatten(1).sum(1).argmax())
         channels = slice(moved, moved + 1)
-        said.append(channel_names(card)[moved])
+        texts.append(channel_names(card)[moved])
     if len(card.size) == 2:
-        return (channels, slice(None), slice(None)), ", ".join(said)
+        return (channels, slice(None), slice(None)), ", ".join(texts)
     inside = (truth > 0).sum(axis=(1, 2))
     if not inside.any():
-        inside = (seen.after.cpu().numpy() > 0).sum(axis=(1, 2))
-    place = int(inside.argmax()) if inside.any() else len(inside) // 2
-    said.append(f"slice {place + 1} of {len(inside)}")
-    return (channels, place, slice(None), slice(None)), ", ".join(said)
+        inside = (pair.after.cpu().numpy() > 0).sum(axis=(1, 2))
+    index = int(inside.argmax()) if inside.any() else len(inside) // 2
+    texts.append(f"slice {index + 1} of {len(inside)}")
+    return (channels, index, slice(None), slice(None)), ", ".join(texts)
 
 
 def png_of(pixels: NDArray[Any], mask: NDArray[Any], card: DatasetCard) -> bytes:

@@ -74,7 +74,7 @@ def compare(victim: Victim, samples: Sequence[GradientSample], *, seed: int) -> 
         seed: of the directions.
     """
     shown, logits, cotangent, gradient = (
-        torch.stack([getattr(one, name) for one in samples]) for name in _NAMES
+        torch.stack([getattr(sample, name) for sample in samples]) for name in _NAMES
     )
     plain = replace(victim, recorder=None)
     first = _Differences(plain, shown, logits, cotangent, gradient, seed)
@@ -109,8 +109,8 @@ def _doubtful(judged: Bool[Tensor, " p"], residual: Float[Tensor, " p"]) -> Int[
     return (~judged | (residual > DOUBT)).nonzero()[:, 0]
 
 
-def _apart(answer: Logits, other: Logits) -> bool:
-    return not torch.equal(answer, other) and float(_moved(answer, other).max()) > 1e-4
+def _apart(answer: Logits, second: Logits) -> bool:
+    return not torch.equal(answer, second) and float(_moved(answer, second).max()) > 1e-4
 
 
 def _again(doubtful: _Differences) -> tuple[Bool[Tensor, " p"], Float[Tensor, " p"], int]:
@@ -122,17 +122,17 @@ def _again(doubtful: _Differences) -> tuple[Bool[Tensor, " p"], Float[Tensor, " 
     residual = torch.full(ok.shape, torch.inf, dtype=torch.float64, device=ok.device)
     passes, rows = 0, ok.logical_not().nonzero()[:, 0]
     for step in (STEP, *STEPS, TINY):
-        here: _Differences | None = doubtful.select(rows)
+        subset: _Differences | None = doubtful.select(rows)
         if step == TINY:  # not every module computes in double precision; volumes take minutes
-            here = _double(doubtful.select(rows)) if doubtful.shown.ndim == 4 else None
-        if here is None or len(rows) == 0:
+            subset = _double(doubtful.select(rows)) if doubtful.shown.ndim == 4 else None
+        if subset is None or len(rows) == 0:
             break
-        judged, found = here.at(step, MORE)
+        judged, error = subset.at(step, MORE)
         passes += (2 * MORE + int(step == TINY)) * len(rows)
         ok[rows] |= judged
-        residual[rows] = residual[rows].minimum(found.masked_fill(~judged, torch.inf))
+        residual[rows] = residual[rows].minimum(error.masked_fill(~judged, torch.inf))
         if step == TINY:  # answers that jump have no gradient of their own
-            residual[rows[here.flat()]] *= TOLERANCE / STRAIGHT
+            residual[rows[subset.flat()]] *= TOLERANCE / STRAIGHT
         rows = (residual > TOLERANCE).nonzero()[:, 0]
     return ok, residual.nan_to_num(posinf=0.0), passes
 
@@ -144,10 +144,10 @@ def _double(differences: _Differences) -> _Differences | None:
         return None
 
 
-def _moved(answer: Logits, other: Logits) -> Float[Tensor, " p"]:
+def _moved(answer: Logits, second: Logits) -> Float[Tensor, " p"]:
     """Return the largest distance of two answers to each image in units of the logits' spread."""
     spread = float(answer.max() - answer.min())
-    return (answer - other).flatten(1).abs().amax(1) / max(spread, 1e-6)
+    return (answer - second).flatten(1).abs().amax(1) / max(spread, 1e-6)
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,8 @@ class _Differences:
 
     def select(self, rows: Tensor) -> _Differences:
         """Return the same of some rows; where draws are fixed, with those of a batch of these."""
-        found = replace(self, **{name: getattr(self, name)[rows] for name in _NAMES})
-        return found.with_own_gradient() if self.fixed and len(rows) else found
+        subset = replace(self, **{name: getattr(self, name)[rows] for name in _NAMES})
+        return subset.with_own_gradient() if self.fixed and len(rows) else subset
 
     def answers(self, shown: Images) -> Logits:
         with torch.no_grad(), self._draws():
@@ -188,8 +188,8 @@ class _Differences:
         """Return the same with the gradient of a pass that has the draws of its answers."""
         leaf = self.shown.clone().requires_grad_(True)
         with torch.enable_grad(), self._draws():
-            parts = [self.victim.answer(part) for part in leaf.split(self.victim.chunk)]
-            (g,) = torch.autograd.grad((torch.cat(parts) * self.cotangent).sum(), leaf)
+            logits = [self.victim.answer(chunk) for chunk in leaf.split(self.victim.chunk)]
+            (g,) = torch.autograd.grad((torch.cat(logits) * self.cotangent).sum(), leaf)
         return replace(self, gradient=g)
 
     def draws_at_random(self) -> tuple[bool, int]:
@@ -251,5 +251,5 @@ class _Differences:
 
     def _value(self, shown: Images) -> Float[Tensor, " p"]:
         """Return the answer to each image along its cotangent."""
-        found = self.answers(shown).double() * self.cotangent.double()
-        return found.flatten(1).sum(1)
+        products = self.answers(shown).double() * self.cotangent.double()
+        return products.flatten(1).sum(1)

@@ -72,7 +72,7 @@ class GradientRecorder:
         if not logits.requires_grad:
             return logits
         leaving = logits.clone()
-        kept = logits.detach()[rows].clone()
+        recorded = logits.detach()[rows].clone()
         cotangents: list[Tensor] = []
 
         def forth(u: Tensor) -> None:
@@ -86,7 +86,7 @@ class GradientRecorder:
                 # of a Jacobian, the last row that asks this image anything
                 if bool((cotangents[0][i] != 0).any()):
                     self._slots[slot] = GradientSample(
-                        images[i], kept[i], cotangents[0][i], gradients[i]
+                        images[i], recorded[i], cotangents[0][i], gradients[i]
                     )
 
         leaving.register_hook(forth)
@@ -108,13 +108,13 @@ class GradientRecorder:
         order = np.arange(self.images, self.images + count)
         slots = np.where(order < half, order, self._random.integers(0, order + 1)).tolist()
         places = {slot: row for row, slot in enumerate(slots) if slot < half}
-        rest = self.keep - half
-        late = self.calls if self.calls < rest else int(self._random.integers(0, self.calls + 1))
-        if late < rest:
+        latest = self.keep - half
+        late = self.calls if self.calls < latest else int(self._random.integers(0, self.calls + 1))
+        if late < latest:
             places[half + late] = int(self._random.integers(0, count))
         if self.calls == 0:  # of an attack of one step there is no other call
             others = [row for row in range(count) if row not in places.values()]
-            places |= {half + i: row for i, row in enumerate(others[:rest])}
+            places |= {half + i: row for i, row in enumerate(others[:latest])}
         self.images += count
         self.calls += 1
         return places

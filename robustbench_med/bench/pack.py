@@ -42,10 +42,10 @@ def pack(folder: Path) -> Pack:
         raise ResultsError(f"not packed: {damaged[0].line}{more}")
     if not stored:
         raise ResultsError(f"expected records in {folder}, got none")
-    paths = [Path(one.folder) for one in stored]
+    paths = [Path(record.folder) for record in stored]
     loose = {home: _written(home) for home in paths if store.is_loose(home)}
     tables = {home.name: store.table_of(home) for home in paths}
-    records = {one.record.case_id: one.record for one in stored}
+    records = {case.record.case_id: case.record for case in stored}
     # the samples first: a record whose samples are not packed yet would be damaged
     _write(folder, {packed.SAMPLES: packed.encode_samples(tables)})
     _write(folder, {packed.RECORDS: packed.encode_records(records)})

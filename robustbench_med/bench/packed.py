@@ -177,15 +177,15 @@ def encode_samples(tables: Mapping[str, pa.Table]) -> bytes:
 def _columns(tables: list[pa.Table]) -> dict[str, pa.ChunkedArray]:
     """Return the columns of all tables below one another, null where a table has no such column."""
     fields = {(f.name, str(f.type)): f for t in tables for f in t.schema}
-    kept = [fields[key] for key in sorted(fields) if not pa.types.is_null(fields[key].type)]
-    names = [field.name for field in kept]
+    stored = [fields[key] for key in sorted(fields) if not pa.types.is_null(fields[key].type)]
+    names = [field.name for field in stored]
     columns = {}
-    for field in kept:
+    for field in stored:
         chunks: list[pa.Array] = []
         for table in tables:
-            place = table.schema.get_field_index(field.name)
-            if place >= 0 and table.schema.field(place).type == field.type:
-                chunks += table.column(place).chunks
+            index = table.schema.get_field_index(field.name)
+            if index >= 0 and table.schema.field(index).type == field.type:
+                chunks += table.column(index).chunks
             else:
                 chunks.append(pa.nulls(table.num_rows, field.type))
         typed, plain = _names(field)

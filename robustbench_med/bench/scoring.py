@@ -263,7 +263,7 @@ def _masks(
     card, regions = setup.data.card, setup.data.card.parts
     truth, called = setup.batch.y.cpu().numpy(), answer.cpu().numpy()
     per_image = of_masks(
-        called, truth, parts=regions, spacing=card.spacing, tolerance=card.tolerance
+        called, truth, regions=regions, spacing=card.spacing, tolerance=card.tolerance
     )
     columns = {
         "truth": _pixels(truth, truth, regions),
@@ -271,10 +271,10 @@ def _masks(
         "scores": list(per_image["dice"]),
         "correct": per_image["dice"].mean(1),
     }
-    metrics = score_masks(per_image, parts=regions, weights=weights)
+    metrics = score_masks(per_image, regions=regions, weights=weights)
     if isinstance(objective, TargetMask):
         target = objective.target(setup.batch.y).cpu().numpy()
-        target_dice = overlap(called, target, parts={"target": (objective.label,)})[:, 0]
+        target_dice = overlap(called, target, regions={"target": (objective.label,)})[:, 0]
         columns["target_dice"] = target_dice
         metrics["target_dice"] = intervals.bootstrap(
             float(target_dice.mean()), lambda w: (w @ target_dice) / w.sum(1), weights

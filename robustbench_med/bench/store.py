@@ -45,10 +45,10 @@ def check_writable(folder: Path) -> None:
             f"expected a writable results folder, got {folder} ({error.strerror}): choose another "
             "with --results DIR"
         ) from None
-    for left in folder.glob(".*.tmp"):
+    for leftover in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):  # another run may be sweeping too
-            if left.is_dir() and time.time() - left.stat().st_mtime > _STALE:
-                shutil.rmtree(left, ignore_errors=True)
+            if leftover.is_dir() and time.time() - leftover.stat().st_mtime > _STALE:
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def finished(folder: Path, case_id: str) -> bool:
@@ -150,11 +150,11 @@ def homes_below(folder: Path) -> list[Path]:
     Raises:
         ResultsError: a file of packed records is damaged.
     """
-    own = {path.parent for name in (RECORD, SAMPLES) for path in folder.rglob(name)}
+    loose = {path.parent for name in (RECORD, SAMPLES) for path in folder.rglob(name)}
     packs = [path.parent for path in folder.rglob(packed.RECORDS)]
-    found = {*own, *(home for pack in packs for home in homes(pack))}
+    every = {*loose, *(home for pack in packs for home in homes(pack))}
     return sorted(
-        home for home in found if not any(p[0] == "." for p in home.relative_to(folder).parts)
+        home for home in every if not any(p[0] == "." for p in home.relative_to(folder).parts)
     )
 
 
@@ -228,8 +228,8 @@ def _pack_of(home: Path) -> packed.Packed | None:
 
 def read_all(folder: Path, *, only: Container[str] | None = None) -> tuple[list[Stored], list[str]]:
     """Return the records in `folder` (of `only` those cases), and a line a bad one."""
-    found, damaged = read_each(folder, only=only)
-    return found, [one.line for one in damaged]
+    records, damaged = read_each(folder, only=only)
+    return records, [record.line for record in damaged]
 
 
 class Damaged(NamedTuple):
@@ -264,7 +264,7 @@ def read_each(
     folder: Path, *, only: Container[str] | None = None
 ) -> tuple[list[Stored], list[Damaged]]:
     """Return the records in `folder` (of `only` those cases), and the damaged ones."""
-    found, damaged = [], []
+    records, damaged = [], []
     try:
         known = homes(folder)
     except ResultsError as error:
@@ -280,10 +280,10 @@ def read_each(
                     f"expected a record that its own samples bear out in {home}, got {errors[0]}; "
                     "run that case again with --force"
                 )
-            found.append(stored)
+            records.append(stored)
         except ResultsError as error:
             damaged.append(Damaged(home, str(error), _asked(home)))
-    return found, damaged
+    return records, damaged
 
 
 def _asked(home: Path) -> Record | None:

@@ -43,8 +43,8 @@ class TracedModule(nn.Module):
         shape = tuple(filled.shape)
         if shape not in self._graphs:
             self._graphs[shape] = _trace(self._source[0], filled.detach().clone())
-        found = self._graphs[shape](filled)
-        return pytree.tree_map_only(Tensor, lambda part: part[: len(x)], found)
+        output = self._graphs[shape](filled)
+        return pytree.tree_map_only(Tensor, lambda part: part[: len(x)], output)
 
 
 def _trace(module: nn.Module, x: Images) -> Callable[[Images], Any]:
@@ -83,21 +83,21 @@ def traced_guide(victim: Victim, samples: Sequence[GradientSample], *, seed: int
         seed: of the directions of the finite differences.
     """
     guide = replace(victim, module=TracedModule(victim.module), recorder=None)
-    shown = torch.stack([one.shown for one in samples])
-    cotangent = torch.stack([one.cotangent for one in samples])
+    shown = torch.stack([sample.shown for sample in samples])
+    cotangent = torch.stack([sample.cotangent for sample in samples])
     try:
         fresh = _fresh(guide, shown, cotangent)
         # the graph was made from these images: other ones tell whether it holds values of theirs
-        other = shown.flip(-1).roll(1, 0)
+        moved_images = shown.flip(-1).roll(1, 0)
         with torch.no_grad():
-            apart = (guide.answer(other) - victim.answer(other)).abs().max()
+            apart = (guide.answer(moved_images) - victim.answer(moved_images)).abs().max()
             known = victim.answer(shown)
     except Exception:  # noqa: BLE001 - foreign code, traced by an experimental interface
         return None
     if float(apart) > MOVED * float(known.max() - known.min()):
         return None
-    found = compare(victim, fresh, seed=seed)
-    good = found.judged & ~found.disagree & (found.moved <= MOVED)
+    comparison = compare(victim, fresh, seed=seed)
+    good = comparison.judged & ~comparison.disagree & (comparison.moved <= MOVED)
     return guide if bool(good.all()) else None
 
 
@@ -106,5 +106,5 @@ def _fresh(guide: Victim, shown: Images, cotangent: Tensor) -> list[GradientSamp
     with torch.enable_grad():
         logits = guide.answer(leaf)
         (g,) = torch.autograd.grad((logits * cotangent).sum(), leaf)
-    parts = zip(shown, logits.detach(), cotangent, g, strict=True)
-    return [GradientSample(*part) for part in parts]
+    fields = zip(shown, logits.detach(), cotangent, g, strict=True)
+    return [GradientSample(*values) for values in fields]

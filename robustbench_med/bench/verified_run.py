@@ -97,49 +97,49 @@ def check_gradients(
     # the attack's own cost bounds that of the check; two say something in any case
     samples = samples[: max(2, (cost.forward + cost.backward) // (2 * PASSES))]
     with frozen(victim.module), seeded(case.seed, case.id, "gradients"):
-        found = compare(victim, samples, seed=case.seed)
+        comparison = compare(victim, samples, seed=case.seed)
     return GradientFinding(
-        checked=int(found.judged.sum()),
-        disagree=int(found.disagree.sum()),
+        checked=int(comparison.judged.sum()),
+        disagree=int(comparison.disagree.sum()),
         asked=len(samples),
-        moved=0 if coarse else int((found.moved > MOVED).sum()),
-        passes=found.passes,
+        moved=0 if coarse else int((comparison.moved > MOVED).sum()),
+        passes=comparison.passes,
     )
 
 
 def _honest_guide(planned: ResolvedCase, setup: AttackSetup, run: AttackRun) -> Victim | None:
     """Return the victim with the gradients of its own operations, traced once a victim."""
-    place = ("traced guide", setup.guide is None)
-    if place not in setup.probes:
+    key = ("traced guide", setup.guide is None)
+    if key not in setup.probes:
         samples = [] if run.recorder is None else run.recorder.samples
         case, victim = planned.case, setup.guide or setup.victim
         with frozen(victim.module), seeded(case.seed, case.id, "guide"):
-            setup.probes[place] = traced_guide(victim, samples, seed=case.seed)
-    found: Victim | None = setup.probes[place]
-    return found
+            setup.probes[key] = traced_guide(victim, samples, seed=case.seed)
+    guide: Victim | None = setup.probes[key]
+    return guide
 
 
-def merged(run: AttackRun, other: AttackRun) -> AttackRun:
+def merged(run: AttackRun, second: AttackRun) -> AttackRun:
     """Return a run whose images keep, at each radius, what does more harm in either of two.
 
     Both are of the same images and radii. All that is not of an image is the first one's, but the
     cost, which is of both.
     """
     rungs: Measurements = {name: value.clone() for name, value in run.rungs.items()}
-    harm = (one.rungs["harm"].masked_fill(one.rungs["done"], torch.inf) for one in (run, other))
+    harm = (r.rungs["harm"].masked_fill(r.rungs["done"], torch.inf) for r in (run, second))
     mine, theirs = harm
-    broken = other.rungs["success"] & ~run.rungs["success"]
-    worse = broken | ((other.rungs["success"] == run.rungs["success"]) & (theirs > mine))
+    broken = second.rungs["success"] & ~run.rungs["success"]
+    worse = broken | ((second.rungs["success"] == run.rungs["success"]) & (theirs > mine))
     for name, value in rungs.items():
-        value[worse] = other.rungs[name][worse]
+        value[worse] = second.rungs[name][worse]
     counter = replace(
         run.counter,
-        forward=run.counter.forward + other.counter.forward,
-        backward=run.counter.backward + other.counter.backward,
+        forward=run.counter.forward + second.counter.forward,
+        backward=run.counter.backward + second.counter.backward,
     )
     distance = run.distance.minimum(
-        smallest_success(rungs) if other.minimal is False else other.distance
+        smallest_success(rungs) if second.minimal is False else second.distance
     )
     return run._replace(
-        rungs=rungs, distance=distance, counter=counter, seconds=run.seconds + other.seconds
+        rungs=rungs, distance=distance, counter=counter, seconds=run.seconds + second.seconds
     )

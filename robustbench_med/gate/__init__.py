@@ -85,18 +85,24 @@ def robustness(
 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
-    """Explain a share that fell short by its interval and sample."""
-    share = sys.modules.get("robustbench_med.gate.share")
-    if share is None or not isinstance(left, share.Share) or not isinstance(right, int | float):
+    """Explain a score that fell short by its interval and sample."""
+    module = sys.modules.get("robustbench_med.gate.measured_score")
+    if (
+        module is None
+        or not isinstance(left, module.MeasuredScore)
+        or not isinstance(right, int | float)
+    ):
         return None
     return [f"{float(left):.3f} {op} {right:g}", *left.explain(float(right))]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what the gate wrote, whatever became of the test."""
-    reports = (one for several in terminalreporter.stats.values() for one in several)
-    told = [one for one in reports if getattr(one, "when", "") == "call"]  # not what cleans up
-    lines = [line for one in told for line in _lines(one.user_properties)]
+    reports = (report for several in terminalreporter.stats.values() for report in several)
+    calls = [
+        report for report in reports if getattr(report, "when", "") == "call"
+    ]  # not what cleans up
+    lines = [line for report in calls for line in _lines(report.user_properties)]
     if lines:
         terminalreporter.write_sep("-", "robustness")
         for line in lines:

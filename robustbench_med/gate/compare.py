@@ -80,9 +80,11 @@ def compare(
         SpecError: no such radius, level or direction.
     """
     check_choices(level=level, fails=fails)
-    for one in (recorded.record, now.record):
-        if one.status == "invalid":
-            raise ResultsError(f"expected a case that was scored, got an invalid one: {one.reason}")
+    for record in (recorded.record, now.record):
+        if record.status == "invalid":
+            raise ResultsError(
+                f"expected a case that was scored, got an invalid one: {record.reason}"
+            )
     before, after = recorded.samples, now.samples
     if list(before["sample"]) != list(after["sample"]):
         raise ResultsError(
@@ -90,18 +92,18 @@ def compare(
             f"({after['sample'].nunique()})"
         )
     ladder = (0.0, *recorded.record.case.ladder)
-    wanted = None if eps is None else number(eps)
-    radii = [one for one in ladder if wanted is None or np.isclose(one, wanted, rtol=1e-6)]
+    only = None if eps is None else number(eps)
+    radii = [radius for radius in ladder if only is None or np.isclose(radius, only, rtol=1e-6)]
     if not radii:
         listed = ", ".join(map(written, ladder))
         raise SpecError(f"expected eps in the ladder of the record ({listed}), got {eps!r}")
-    tests = [(one, way) for one in radii for way in _WAYS[fails]]
+    tests = [(radius, way) for radius in radii for way in _WAYS[fails]]
     _check_able(before, tests, radii, level, fails)
-    drops = [_drop(before, after, one, way, level / len(tests)) for one, way in tests]
-    corrected = holm(np.array([one.p for one in drops])).tolist()
+    drops = [_drop(before, after, radius, way, level / len(tests)) for radius, way in tests]
+    corrected = holm(np.array([drop.p for drop in drops])).tolist()
     rows = zip(tests, drops, corrected, strict=True)
     changes = [Change(*test, drop, p) for test, drop, p in rows]
-    worst = min(changes, key=lambda one: (one.p, one.drop.p, -one.drop.size))
+    worst = min(changes, key=lambda change: (change.p, change.drop.p, -change.drop.size))
     text = _message(recorded, worst, len(tests))
     return Comparison(worst.p > level, worst, identical(recorded, now), text)
 
@@ -111,7 +113,7 @@ def identical(recorded: Stored, now: Stored) -> bool:
     before, after = recorded.samples, now.samples
     ladder = (0.0, *recorded.record.case.ladder)
     return list(before["sample"]) == list(after["sample"]) and all(
-        np.allclose(_scores(before, one), _scores(after, one)) for one in ladder
+        np.allclose(_scores(before, eps), _scores(after, eps)) for eps in ladder
     )
 
 
@@ -147,8 +149,8 @@ def _check_able(
         narrower.append("fails='drop'")
     able = [eps for eps in radii if min(_p_at(worst, tests, eps)) * len(_WAYS[fails]) <= level]
     if len(radii) > 1 and able:
-        said = written(able[0])
-        narrower.append(f"at={said if '/' in said else repr(able[0])}")
+        radius = written(able[0])
+        narrower.append(f"at={radius if '/' in radius else repr(able[0])}")
     less = f", or ask less: {' or '.join(narrower)}" if narrower else ""
     enough = fewest_changes(level / len(tests))
     more = f"take {enough} {noun}s or more"
@@ -162,19 +164,19 @@ def _check_able(
 
 
 def _p_at(worst: NDArray[np.float64], tests: list[tuple[float, int]], eps: float) -> list[float]:
-    return [float(p) for p, (one, _) in zip(worst, tests, strict=True) if one == eps]
+    return [float(p) for p, (radius, _) in zip(worst, tests, strict=True) if radius == eps]
 
 
 def _at_worst(before: pd.DataFrame, eps: float, way: int) -> float:
     """Return p of the worst outcome: every score at a radius lost, or, of a rise, gained."""
     scores = _scores(before, eps)
-    found = (scores, np.zeros_like(scores)) if way > 0 else (np.ones_like(scores), scores)
-    return one_sided_p(*found, _owners(before, eps))
+    scores_of_both = (scores, np.zeros_like(scores)) if way > 0 else (np.ones_like(scores), scores)
+    return one_sided_p(*scores_of_both, _owners(before, eps))
 
 
 def _scores(samples: pd.DataFrame, eps: float) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = samples.loc[samples["eps"] == eps, "correct"].to_numpy(float)
-    return found
+    scores: NDArray[np.float64] = samples.loc[samples["eps"] == eps, "correct"].to_numpy(float)
+    return scores
 
 
 def _drop(before: pd.DataFrame, after: pd.DataFrame, eps: float, way: int, level: float) -> Drop:
@@ -193,7 +195,7 @@ def _message(recorded: Stored, change: Change, tests: int) -> str:
     masks = record.dataset_card.task == "segmentation"
     score = "Dice" if masks else "accuracy"
     was, is_ = (drop.before, drop.now)[:: change.way]
-    lost, gained = (drop.lost, drop.gained)[:: change.way]
+    fell, rose = (drop.lost, drop.gained)[:: change.way]
     owned = f" of {drop.patients} patients" if drop.patients < drop.n else ""
     over = f", corrected for {tests} tests" if tests > 1 else ""
     exact = not masks and drop.patients == drop.n
@@ -201,7 +203,7 @@ def _message(recorded: Stored, change: Change, tests: int) -> str:
     lines = [
         f"{score} {_where(change.eps)} {_CALLED[change.way]} from {was:.3f} to {is_:.3f} "
         f"on {drop.n} images{owned}: {record.case.label}",
-        f"{lost} images lost, {gained} gained: p = {change.p:.2g} ({test}{over})",
+        f"{fell} images lost, {rose} gained: p = {change.p:.2g} ({test}{over})",
     ]
     if change.way < 0:
         lines.append("a score that rises means an attack that got weaker, or a model stronger")

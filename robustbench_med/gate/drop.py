@@ -89,7 +89,7 @@ def drop_of(
     fell = np.asarray(before, dtype=np.float64) - np.asarray(now, dtype=np.float64)
     number = patient_numbers(len(fell), patients)
     groups = len(np.unique(number))
-    lost, gained = int((fell > 0).sum()), int((fell < 0).sum())
+    worse, better = int((fell > 0).sum()), int((fell < 0).sum())
     binary = bool(np.isin(before, (0, 1)).all() and np.isin(now, (0, 1)).all())
     size = float(fell.mean()) if len(fell) else 0.0
     able = 0.5**groups <= level  # else not even losing every image is called a drop
@@ -97,7 +97,7 @@ def drop_of(
     counted: Callable[[float], float | None]
     if binary:
         inflated = _design_effect(fell, number)
-        back = gained / len(fell) if len(fell) else 0.0
+        back = better / len(fell) if len(fell) else 0.0
 
         def counted(drop: float) -> float | None:
             n = mcnemar_images(drop + back, back, level=level)
@@ -125,8 +125,8 @@ def drop_of(
     return Drop(
         before=float(np.mean(before)) if len(fell) else math.nan,
         now=float(np.mean(now)) if len(fell) else math.nan,
-        lost=lost,
-        gained=gained,
+        lost=worse,
+        gained=better,
         n=len(fell),
         patients=groups,
         p=one_sided_p(before, now, patients, seed=seed),

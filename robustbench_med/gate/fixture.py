@@ -22,13 +22,17 @@ from robustbench_med.errors import BenchError, ResultsError, SpecError
 from robustbench_med.evaluation import Evaluation
 from robustbench_med.gate.compare import Comparison, check_choices, compare, identical
 from robustbench_med.gate.flags import Doubts, accepted, judge
+from robustbench_med.gate.measured_score import MeasuredScore
 from robustbench_med.gate.records import AGAIN, home_of, locked, recorded, rewrite
-from robustbench_med.gate.share import Share
 from robustbench_med.model_handle import DataLike, ModelLike
 from robustbench_med.spec import number
 from robustbench_med.stats import Estimate
 
-_OWN = ("level", "fails", "accept")  # settings of the gate, not of robustbench_med.evaluate
+_GATE_SETTINGS = (
+    "level",
+    "fails",
+    "accept",
+)  # settings of the gate, not of robustbench_med.evaluate
 # a record is held against what may have got weaker: models, and attacks and defenses anew
 _MAY_CHANGE = (
     "victim",
@@ -50,21 +54,21 @@ class Measured:
     evaluation: Evaluation
 
     @property
-    def accuracy(self) -> Share:
+    def accuracy(self) -> MeasuredScore:
         """The worst-case accuracy at the largest radius."""
-        _ = _asked(lambda: self.evaluation.accuracy)
-        return self._share(self.evaluation.interval)
+        _ = _or_fail(lambda: self.evaluation.accuracy)
+        return self._score(self.evaluation.interval)
 
     @property
-    def dice(self) -> Share:
+    def dice(self) -> MeasuredScore:
         """The worst-case Dice at the largest radius."""
-        _ = _asked(lambda: self.evaluation.dice)
-        return self._share(self.evaluation.interval)
+        _ = _or_fail(lambda: self.evaluation.dice)
+        return self._score(self.evaluation.interval)
 
     @property
-    def clean(self) -> Share:
+    def clean(self) -> MeasuredScore:
         """The accuracy or Dice without an attack."""
-        return self._share(self.evaluation.clean_interval)
+        return self._score(self.evaluation.clean_interval)
 
     @property
     def interval(self) -> Estimate:
@@ -76,12 +80,12 @@ class Measured:
         """A record an attack."""
         return self.evaluation.records
 
-    def at(self, eps: float | int) -> Share:
+    def at(self, eps: float | int) -> MeasuredScore:
         """Return the worst-case score at one of the radii asked for; 0 is clean."""
-        return self._share(_asked(lambda: self.evaluation.at(eps)))
+        return self._score(_or_fail(lambda: self.evaluation.at(eps)))
 
-    def _share(self, estimate: Estimate) -> Share:
-        return Share.of(estimate, self.records[0].record.n)
+    def _score(self, estimate: Estimate) -> MeasuredScore:
+        return MeasuredScore.of(estimate, self.records[0].record.n)
 
 
 @dataclass(frozen=True)
@@ -116,14 +120,14 @@ class Robustness:
         measured before in this session is not computed again.
         """
         __tracebackhide__ = True
-        names = _asked(lambda: self._accepted(settings))
-        found = Measured(_asked(lambda: self._evaluate(model, data, attacks, settings)))
-        doubts = judge(found.records, names)
+        names = _or_fail(lambda: self._accepted(settings))
+        measured = Measured(_or_fail(lambda: self._evaluate(model, data, attacks, settings)))
+        doubts = judge(measured.records, names)
         for line in doubts.accepted:
             self.tell(line)
         if doubts.refused:
             pytest.fail(doubts.message("robustness"), pytrace=False)
-        return found
+        return measured
 
     def holds(
         self,
@@ -153,39 +157,39 @@ class Robustness:
                 flags that do not fail.
         """
         __tracebackhide__ = True
-        found: Comparison
-        found, doubts = _asked(
+        comparison: Comparison
+        comparison, doubts = _or_fail(
             lambda: self._compared(Path(record), model, data, attacks, at, settings)
         )
         clean_only = at is not None and number(at) == 0  # of which no attack says anything
-        said = [] if found.holds else [found.message]
+        lines = [] if comparison.holds else [comparison.message]
         if doubts.refused and not clean_only:
-            said.append(doubts.message("robustness.holds"))
-        if said:
-            said.append(f"record: {record} (rewrite it with --robustness-update)")
-            pytest.fail("\n".join(said), pytrace=False)
-        return found
+            lines.append(doubts.message("robustness.holds"))
+        if lines:
+            lines.append(f"record: {record} (rewrite it with --robustness-update)")
+            pytest.fail("\n".join(lines), pytrace=False)
+        return comparison
 
     def _compared(
         self,
-        place: Path,
+        path: Path,
         model: ModelLike | None,
         data: DataLike | None,
         attacks: str | Sequence[str] | None,
         at: float | int | str | None,
         settings: dict[str, Any],
     ) -> tuple[Comparison, Doubts]:
-        chosen = self.settings | settings
-        how = {key: chosen[key] for key in ("level", "fails") if key in chosen}
+        chosen_settings = self.settings | settings
+        how = {key: chosen_settings[key] for key in ("level", "fails") if key in chosen_settings}
         check_choices(**how)
         names = self._accepted(settings)
-        home = home_of(place)
+        home = home_of(path)
         with locked(home) if self.update else nullcontext():
-            before = recorded(place)
+            before = recorded(path)
         if before is None and (model is None or not self.update):
             way = "name model, data and attacks, and " if model is None else ""
             raise ResultsError(
-                f"expected a record in {place}, got none: {way}run pytest --robustness-update to "
+                f"expected a record in {path}, got none: {way}run pytest --robustness-update to "
                 "write it"
             )
         if model is None and before is not None:
@@ -199,10 +203,10 @@ class Robustness:
             if doubts.refused:  # nor one that would hide what it is flagged for
                 raise ResultsError(f"not written: {doubts.message('robustness.holds')}")
             with locked(home):  # another worker may have written it since
-                before = recorded(place) or recorded(home / now.record.case_id)
+                before = recorded(path) or recorded(home / now.record.case_id)
                 if before is None or not _same(before, now):
                     written = rewrite(home, now, None if before is None else Path(before.folder))
-                    named = place.parent if place.name == "record.json" else place
+                    named = path.parent if path.name == "record.json" else path
                     moved = home != named and named.name != written.name
                     hint = ": its id is new, name it so in the test" if moved else ""
                     self.tell(f"wrote {written}{hint}")
@@ -226,10 +230,10 @@ class Robustness:
     ) -> Stored:
         if model is None or data is None or attacks is None:
             raise SpecError("expected model, data and attacks together, or none of them")
-        found = self._evaluate(model, data, attacks, settings).records
-        if len(found) != 1:
-            raise SpecError(f"expected one attack a record, got {len(found)}")
-        return found[0]
+        records = self._evaluate(model, data, attacks, settings).records
+        if len(records) != 1:
+            raise SpecError(f"expected one attack a record, got {len(records)}")
+        return records[0]
 
     def _evaluate(
         self,
@@ -238,11 +242,13 @@ class Robustness:
         attacks: str | Sequence[str],
         settings: dict[str, Any],
     ) -> Evaluation:
-        chosen = {
-            key: value for key, value in (self.settings | settings).items() if key not in _OWN
+        arguments = {
+            key: value
+            for key, value in (self.settings | settings).items()
+            if key not in _GATE_SETTINGS
         }
         return evaluate(
-            model, data, attacks, **{"folder": self.data, "results": self.cache} | chosen
+            model, data, attacks, **{"folder": self.data, "results": self.cache} | arguments
         )
 
     def _again(self, case: Case) -> Stored:
@@ -264,7 +270,7 @@ def _same(before: Stored, now: Stored) -> bool:
     """Whether a record would say the same, wherever its files lie."""
     changes = changed(before.record.case, _moved(before.record.case, now.record.case))
     scored = before.record.status == "ok"
-    flags = [{flag.name for flag in one.record.doubts} for one in (before, now)]
+    flags = [{flag.name for flag in stored.record.doubts} for stored in (before, now)]
     return scored and not changes and flags[0] == flags[1] and identical(before, now)
 
 
@@ -287,7 +293,7 @@ def _moved(before: Case, now: Case) -> Case:
     if _own_data(before.dataset) and _own_data(now.dataset):
         names["dataset"] = before.dataset
     for role in ("victim", "surrogate"):
-        pair = [getattr(one, role) for one in (before, now)]
+        pair = [getattr(case, role) for case in (before, now)]
         if all(name is not None and registry.is_own(name) for name in pair):
             names[role] = pair[0]
     return now.model_copy(update=names)
@@ -297,7 +303,7 @@ def _own_data(name: str) -> bool:
     return name not in registry.names("datasets")
 
 
-def _asked(ask: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever was asked for
+def _or_fail(ask: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever was asked for
     """Return the answer; a mistake in what was asked fails the test with one line."""
     __tracebackhide__ = True
     try:

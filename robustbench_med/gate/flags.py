@@ -58,13 +58,13 @@ def accepted(names: object) -> tuple[str, ...]:
     several = [names] if isinstance(names, str) else names
     if not isinstance(several, Iterable):
         raise SpecError(f"expected accept as names of flags, got {names!r}")
-    found = tuple(several)
-    for name in found:
+    flags = tuple(several)
+    for name in flags:
         if not isinstance(name, str):
             raise SpecError(f"expected accept as names of flags, got {name!r}")
         if name not in NAMES:
             raise UnknownNameError("flag to accept", name, NAMES)
-    return found
+    return flags
 
 
 def judge(
@@ -81,18 +81,18 @@ def judge(
     refused: list[str] = []
     lines: list[str] = []
     fine: list[str] = []
-    for one in records:
-        record = one.record
+    for stored in records:
+        record = stored.record
         for flag in record.doubts:
             words = flag_words(record, flag)
-            said = f"{flag.name} in {record.case.label}: {words}"
+            line = f"{flag.name} in {record.case.label}: {words}"
             if flag.name in names:
-                fine.append(f"accepted: {said}")
+                fine.append(f"accepted: {line}")
             elif flag.name in known:
-                fine.append(f"flagged as in its record: {said}")
+                fine.append(f"flagged as in its record: {line}")
             else:
                 refused.append(flag.name)
-                lines.append(said + ("" if before is None else _of(before.record, flag.name)))
+                lines.append(line + ("" if before is None else _of(before.record, flag.name)))
     return Doubts(tuple(dict.fromkeys(refused)), tuple(lines), tuple(fine))
 
 

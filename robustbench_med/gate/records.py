@@ -23,34 +23,34 @@ from robustbench_med.models.user_factory import factory_of
 AGAIN = "again"  # the command of a record that was run again and has no place yet
 
 
-def recorded(place: Path) -> Stored | None:
-    """Return the record at a place, None where there is none yet.
+def recorded(path: Path) -> Stored | None:
+    """Return the record at a path, None where there is none yet.
 
     Args:
-        place: a record's folder, its record.json, or a folder that holds one record's folder.
+        path: a record's folder, its record.json, or a folder that holds one record's folder.
 
     Raises:
         ResultsError: several records, or one that cannot be read.
     """
-    if place.name == "record.json":
-        place = place.parent
-    if store.has_record(place):
-        return store.read(place.resolve())
-    homes = store.homes(place)
+    if path.name == "record.json":
+        path = path.parent
+    if store.has_record(path):
+        return store.read(path.resolve())
+    homes = store.homes(path)
     if len(homes) > 1:
-        raise ResultsError(f"expected one record in {place}, got {len(homes)}: name one of them")
+        raise ResultsError(f"expected one record in {path}, got {len(homes)}: name one of them")
     return store.read(homes[0].resolve()) if homes else None
 
 
-def home_of(place: Path) -> Path:
+def home_of(path: Path) -> Path:
     """Return the folder that a place's record lies in, or will lie in.
 
     A record's folder is called by the id of its case, which changes with the weights: where the
     place is such a folder, a new one lies beside where it was.
     """
-    if place.name == "record.json":
-        place = place.parent
-    return place.parent if store.has_record(place) else place
+    if path.name == "record.json":
+        path = path.parent
+    return path.parent if store.has_record(path) else path
 
 
 @contextmanager
@@ -75,8 +75,8 @@ def rewrite(home: Path, stored: Stored, before: Path | None = None) -> Path:
     record = stored.record.model_copy(update={"examples": (), "images": None})
     if record.provenance.command.startswith(AGAIN):
         command = _command(record, home)
-        told = record.provenance.model_copy(update={"command": command})
-        record = record.model_copy(update={"provenance": told})
+        provenance = record.provenance.model_copy(update={"command": command})
+        record = record.model_copy(update={"provenance": provenance})
     patterns = Path(stored.folder) / PATTERNS
     files = {PATTERNS: patterns.read_bytes()} if patterns.exists() else {}
     written = store.write(home, record, stored.samples, files, replace=True)

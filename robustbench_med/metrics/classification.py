@@ -61,7 +61,7 @@ def score(
     """
     right = ((p.called == p.truth) | ~p.known).all(1)
     labelled = p.known.any(1)
-    found = {
+    scores = {
         "accuracy": intervals.cluster_mean(
             right[labelled].astype(float), None if clusters is None else clusters[labelled]
         )
@@ -72,8 +72,8 @@ def score(
         "f1": (_f1(p, card), lambda w: _mean([_f1_repeats(p, j, w) for j in _columns(p, card)])),
     }
     for name, (value, repeat) in repeated.items():
-        found[name] = intervals.bootstrap(value, repeat, weights)
-    return found | _sides(p, card, clusters, weights)
+        scores[name] = intervals.bootstrap(value, repeat, weights)
+    return scores | _sides(p, card, clusters, weights)
 
 
 def _columns(p: Predictions, card: DatasetCard) -> list[int]:
@@ -85,8 +85,8 @@ def _columns(p: Predictions, card: DatasetCard) -> list[int]:
 
 
 def _mean(columns: list[Floats]) -> Floats:
-    found: Floats = np.mean(columns, axis=0)
-    return found
+    means: Floats = np.mean(columns, axis=0)
+    return means
 
 
 def _column(p: Predictions, j: int) -> tuple[Bools, Bools, Floats]:
@@ -125,8 +125,8 @@ def _f1(p: Predictions, card: DatasetCard) -> float:
 
 
 def _recall_repeats(truth: Bools, called: Bools, weights: Floats) -> Floats:
-    found: Floats = (weights @ (truth & called)) / (weights @ truth)
-    return found
+    recalls: Floats = (weights @ (truth & called)) / (weights @ truth)
+    return recalls
 
 
 def _recalls_repeats(p: Predictions, each: list[int], weights: Floats) -> Floats:
@@ -156,8 +156,8 @@ def _negated(p: Predictions) -> Predictions:
 def _f1_repeats(p: Predictions, j: int, weights: Floats) -> Floats:
     truth, called = p.truth[:, j] & p.known[:, j], p.called[:, j] & p.known[:, j]
     hit = weights @ (truth & called)
-    found: Floats = 2 * hit / (weights @ truth + weights @ called)
-    return found
+    f1: Floats = 2 * hit / (weights @ truth + weights @ called)
+    return f1
 
 
 def _auc_repeats(p: Predictions, j: int, weights: Floats) -> Floats:
@@ -169,8 +169,8 @@ def _auc_repeats(p: Predictions, j: int, weights: Floats) -> Floats:
     ill = np.add.reduceat(w * (truth & known), first, axis=1)
     well = np.add.reduceat(w * (~truth & known), first, axis=1)
     below = np.cumsum(well, axis=1) - well / 2
-    found: Floats = (ill * below).sum(1) / (ill.sum(1) * well.sum(1))
-    return found
+    auc: Floats = (ill * below).sum(1) / (ill.sum(1) * well.sum(1))
+    return auc
 
 
 def _sides(
@@ -178,23 +178,23 @@ def _sides(
 ) -> dict[str, Estimate]:
     """Return sensitivity and specificity: of "not healthy", or the mean over findings."""
     if card.task == "multi_label":
-        found = {}
+        sides = {}
         for name, side in {"sensitivity": p, "specificity": _negated(p)}.items():
             each = _columns(p, card)
             value = float(np.mean([_recall(*_column(side, j)[:2]) for j in each]))
-            found[name] = intervals.bootstrap(value, partial(_recalls_repeats, side, each), weights)
-        return found
+            sides[name] = intervals.bootstrap(value, partial(_recalls_repeats, side, each), weights)
+        return sides
     if card.normal is None:
         return {"sensitivity": UNDEFINED, "specificity": UNDEFINED}
     healthy, called = p.truth[:, card.normal], p.called[:, card.normal]
     known = p.known[:, 0]
     return {
-        "sensitivity": _share(~called, ~healthy & known, clusters),
-        "specificity": _share(called, healthy & known, clusters),
+        "sensitivity": _rate(~called, ~healthy & known, clusters),
+        "specificity": _rate(called, healthy & known, clusters),
     }
 
 
-def _share(event: Bools, among: Bools, clusters: NDArray[np.character] | None) -> Estimate:
+def _rate(event: Bools, among: Bools, clusters: NDArray[np.character] | None) -> Estimate:
     owners = None if clusters is None else clusters[among]
     return intervals.cluster_mean(event[among].astype(float), owners)
 
@@ -217,14 +217,14 @@ def flips(
         there, absent = (y == 1) & (before == 1), (y == 0) & (before == 0)
         hidden, planted = (there & (after == 0)).any(1), (absent & (after == 1)).any(1)
         return {
-            "flips_to_normal": _share(hidden, attacked & there.any(1), clusters),
-            "flips_to_disease": _share(planted, attacked & absent.any(1), clusters),
+            "flips_to_normal": _rate(hidden, attacked & there.any(1), clusters),
+            "flips_to_disease": _rate(planted, attacked & absent.any(1), clusters),
         }
     if card.normal is None:
         return {"flips_to_normal": UNDEFINED, "flips_to_disease": UNDEFINED}
     right = attacked & (before == y)  # a targeted attack works on images called wrong as well
     ill, well = right & (y != card.normal), right & (y == card.normal)
     return {
-        "flips_to_normal": _share(after == card.normal, ill, clusters),
-        "flips_to_disease": _share(after != card.normal, well, clusters),
+        "flips_to_normal": _rate(after == card.normal, ill, clusters),
+        "flips_to_disease": _rate(after != card.normal, well, clusters),
     }

@@ -58,20 +58,22 @@ def detection(
     scores = np.concatenate([clean, attacked]).astype(np.float64)
     truth = np.arange(len(scores)) >= len(clean)
     weights = resamples(len(scores), owners, seed=seed)
-    found = {
+    metrics = {
         "auroc": intervals.bootstrap(_auroc(scores, truth), partial(_areas, scores, truth), weights)
     }
     for level in LEVELS:
         value = _tpr(scores, truth, level)
         repeat = partial(_tprs, scores, truth, level)
-        found[f"tpr_at_{round(100 * level)}"] = intervals.bootstrap(value, repeat, weights)
+        metrics[f"tpr_at_{round(100 * level)}"] = intervals.bootstrap(value, repeat, weights)
     sides = (None, None) if patients is None else patients
-    found["detected"] = intervals.cluster_mean((attacked > threshold).astype(np.float64), sides[1])
+    metrics["detected"] = intervals.cluster_mean(
+        (attacked > threshold).astype(np.float64), sides[1]
+    )
     alarms = intervals.cluster_mean((clean > threshold).astype(np.float64), sides[0])
-    found["false_alarms"] = Estimate(
+    metrics["false_alarms"] = Estimate(
         value=STUDIES * alarms.value, low=STUDIES * alarms.low, high=STUDIES * alarms.high
     )
-    return found
+    return metrics
 
 
 def split_twins(
@@ -124,13 +126,13 @@ def _curve(scores: Floats, truth: NDArray[np.bool_], weights: Floats) -> tuple[F
 
 def _areas(scores: Floats, truth: NDArray[np.bool_], weights: Floats) -> Floats:
     fpr, tpr = (np.pad(rate, ((0, 0), (1, 0))) for rate in _curve(scores, truth, weights))
-    found: Floats = (np.diff(fpr, axis=1) * (tpr[:, 1:] + tpr[:, :-1]) / 2).sum(1)
-    return found
+    areas: Floats = (np.diff(fpr, axis=1) * (tpr[:, 1:] + tpr[:, :-1]) / 2).sum(1)
+    return areas
 
 
 def _tprs(scores: Floats, truth: NDArray[np.bool_], level: float, weights: Floats) -> Floats:
     fpr, tpr = _curve(scores, truth, weights)
     allowed: Floats = np.where(fpr <= level + 1e-12, tpr, 0.0)
-    found: Floats = np.sort(allowed, axis=1)[:, -1]
+    tpr_at_level: Floats = np.sort(allowed, axis=1)[:, -1]
     undefined = np.isnan(fpr[:, 0]) | np.isnan(tpr[:, 0])
-    return np.where(undefined, np.nan, found)
+    return np.where(undefined, np.nan, tpr_at_level)

@@ -26,8 +26,8 @@ def ssim(z: Images, x: Images) -> PerSample:
     edge = _WINDOW // 2  # where the window leaves the image: torchmetrics pads, the paper does not
     for axis, side in enumerate(x.shape[2:], start=2):
         each = each.narrow(axis, edge, side - 2 * edge)
-    found: Tensor = each.flatten(1).mean(1)
-    return found
+    means: Tensor = each.flatten(1).mean(1)
+    return means
 
 
 def psnr(z: Images, x: Images) -> Float[Tensor, " b"]:

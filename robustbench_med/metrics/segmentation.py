@@ -24,7 +24,7 @@ def of_masks(
     called: UInt8[np.ndarray, "n *s"],
     truth: Integer[np.ndarray, "n *s"],
     *,
-    parts: Parts,
+    regions: Parts,
     spacing: tuple[float, ...] | None,
     tolerance: float,
 ) -> dict[str, Float64[np.ndarray, "n _"]]:
@@ -33,12 +33,12 @@ def of_masks(
     Args:
         called: class ids, 2-D or 3-D.
         truth: class ids; -1 is ignored: background in both.
-        parts: region name -> class ids whose union it is; regions may overlap.
+        regions: region name -> class ids whose union it is; regions may overlap.
         spacing: mm a pixel along each axis of `s`; None = unknown, lengths are in pixels.
         tolerance: of the normalised surface distance, in mm (pixels without spacing).
 
     Returns:
-        Arrays `(n, r)`, columns in the order of `parts`, by name:
+        Arrays `(n, r)`, columns in the order of `regions`, by name:
             dice, iou: in [0, 1].
             hd95: mm or pixels; nsd: in [0, 1]; see metrics/surface.py.
             volume_error: |called - truth| of the region's size; for the unit see `units`.
@@ -59,23 +59,24 @@ def of_masks(
     axes = tuple(range(1, truth.ndim))
     right = (called == truth).sum(axis=axes)  # nothing is called -1
     columns = [
-        _region(one, other, spacing=spacing, tolerance=tolerance)
-        for one, other in _pairs(called, truth, parts)
+        _region(predicted, true, spacing=spacing, tolerance=tolerance)
+        for predicted, true in _pairs(called, truth, regions)
     ]
-    found = {name: np.stack([column[name] for column in columns], axis=1) for name in columns[0]}
-    return found | {_WHOLE: _ratio(right, counted.sum(axis=axes), empty=np.nan)[:, None]}
+    metrics = {name: np.stack([column[name] for column in columns], axis=1) for name in columns[0]}
+    return metrics | {_WHOLE: _ratio(right, counted.sum(axis=axes), empty=np.nan)[:, None]}
 
 
 def overlap(
-    called: UInt8[np.ndarray, "n *s"], truth: Integer[np.ndarray, "n *s"], *, parts: Parts
+    called: UInt8[np.ndarray, "n *s"], truth: Integer[np.ndarray, "n *s"], *, regions: Parts
 ) -> Float64[np.ndarray, "n _"]:
     """Return the Dice of each image and region, `(n, r)`, as `of_masks` does, and nothing else.
 
     >>> truth = np.array([[[1, 1, 0, -1]]])
-    >>> overlap(np.array([[[1, 0, 0, 1]]], dtype=np.uint8), truth, parts={"lesion": (1,)}).round(3)
+    >>> called = np.array([[[1, 0, 0, 1]]], dtype=np.uint8)
+    >>> overlap(called, truth, regions={"lesion": (1,)}).round(3)
     array([[0.667]])
     """
-    return np.stack([_dice(*_sizes(*pair)) for pair in _pairs(called, truth, parts)], axis=1)
+    return np.stack([_dice(*_sizes(*pair)) for pair in _pairs(called, truth, regions)], axis=1)
 
 
 def units(spacing: tuple[float, ...] | None, ndim: int) -> dict[str, str]:
@@ -92,14 +93,14 @@ def units(spacing: tuple[float, ...] | None, ndim: int) -> dict[str, str]:
 def score_masks(
     found: dict[str, Float64[np.ndarray, "n _"]],
     *,
-    parts: Parts,
+    regions: Parts,
     weights: Float64[np.ndarray, "replicates n"],
 ) -> dict[str, Estimate]:
     """Return the mean of each metric over images, with 95 % bootstrap intervals.
 
     Args:
         found: from `of_masks`.
-        parts: the regions, in the order of the columns of `found`.
+        regions: the regions, in the order of the columns of `found`.
         weights: from resamples, by patient where ids exist.
 
     Returns:
@@ -110,10 +111,10 @@ def score_masks(
     """
     columns = {name: _mean_over_regions(values) for name, values in found.items()}
     columns |= {
-        f"{name}[{part}]": values[:, j]
+        f"{name}[{region}]": values[:, j]
         for name, values in found.items()
         if name != _WHOLE
-        for j, part in enumerate(parts)
+        for j, region in enumerate(regions)
     }
     values = np.stack(list(columns.values()), axis=1)
     known = np.isfinite(values)
@@ -139,11 +140,11 @@ def _mean_over_regions(values: Float64[np.ndarray, "n r"]) -> Float64[np.ndarray
 
 
 def _pairs(
-    called: UInt8[np.ndarray, "n *s"], truth: Integer[np.ndarray, "n *s"], parts: Parts
+    called: UInt8[np.ndarray, "n *s"], truth: Integer[np.ndarray, "n *s"], regions: Parts
 ) -> Iterator[tuple[Bool[np.ndarray, "n *s"], Bool[np.ndarray, "n *s"]]]:
     """Yield each region's masks, called and true, without the ignored pixels."""
     counted = truth >= 0
-    for ids in parts.values():
+    for ids in regions.values():
         yield np.isin(called, ids) & counted, np.isin(truth, ids) & counted
 
 
@@ -177,8 +178,9 @@ def _sizes(
 ) -> tuple[Integer[np.ndarray, " n"], Integer[np.ndarray, " n"], Integer[np.ndarray, " n"]]:
     """Return the pixels in both, called and true, of each image."""
     axes = tuple(range(1, truth.ndim))
-    both, one, other = (np.count_nonzero(m, axis=axes) for m in (called & truth, called, truth))
-    return both, one, other
+    masks = (called & truth, called, truth)
+    both, predicted, true = (np.count_nonzero(mask, axis=axes) for mask in masks)
+    return both, predicted, true
 
 
 def _dice(
@@ -195,10 +197,10 @@ def _ratio(
     *,
     empty: float,
 ) -> Float64[np.ndarray, "*m"]:
-    found: Float64[np.ndarray, "*m"] = np.divide(
+    ratio: Float64[np.ndarray, "*m"] = np.divide(
         part, whole, out=np.full(whole.shape, empty), where=whole > 0
     )
-    return found
+    return ratio
 
 
 def _lesion_miss(

@@ -45,8 +45,8 @@ def surface(masks: Bool[np.ndarray, "n *s"]) -> Bool[np.ndarray, "n *s"]:
         inside[1:] &= mask[:-1]
         inside[:-1] &= mask[1:]
         inside[[0, -1]] = False
-    found: Bool[np.ndarray, "n *s"] = masks & ~inner
-    return found
+    surfaces: Bool[np.ndarray, "n *s"] = masks & ~inner
+    return surfaces
 
 
 def agreement(
@@ -72,13 +72,13 @@ def agreement(
     Source: see the module.
     """
     axes = tuple(range(1, truth.ndim))
-    there, wanted = called.any(axis=axes), truth.any(axis=axes)
+    predicted, present = called.any(axis=axes), truth.any(axis=axes)
     extent = np.multiply(truth.shape[1:], spacing)
-    hd95 = np.where(there != wanted, np.sqrt((extent**2).sum()), 0.0)
-    nsd = np.where(there != wanted, 0.0, 1.0)
-    for i in np.flatnonzero(there & wanted & (called != truth).any(axis=axes)):
-        one, other = surface(np.stack([called[i], truth[i]]))
-        pair = [_distances(one, other, spacing), _distances(other, one, spacing)]
+    hd95 = np.where(predicted != present, np.sqrt((extent**2).sum()), 0.0)
+    nsd = np.where(predicted != present, 0.0, 1.0)
+    for i in np.flatnonzero(predicted & present & (called != truth).any(axis=axes)):
+        first, second = surface(np.stack([called[i], truth[i]]))
+        pair = [_distances(first, second, spacing), _distances(second, first, spacing)]
         hd95[i] = max(np.percentile(d, _PERCENTILE) for d in pair)
         # in single precision, so that 3 pixels of 0.1 mm are within 0.3 mm
         near = [np.count_nonzero(d.astype(np.float32) <= np.float32(tolerance)) for d in pair]
@@ -90,11 +90,11 @@ def _distances(
     start: Bool[np.ndarray, "*s"], goal: Bool[np.ndarray, "*s"], spacing: tuple[float, ...]
 ) -> Float64[np.ndarray, " m"]:
     """Return the distance of each pixel of `start` to the nearest of `goal`, in no order."""
-    found = np.zeros(np.count_nonzero(start))
+    distances = np.zeros(np.count_nonzero(start))
     off = np.argwhere(start & ~goal)  # the pixels of both are at distance 0
     if len(off):
-        found[: len(off)] = _nearest(off, np.argwhere(goal), spacing)
-    return found
+        distances[: len(off)] = _nearest(off, np.argwhere(goal), spacing)
+    return distances
 
 
 def _nearest(
@@ -111,7 +111,7 @@ def _nearest(
             free, sampling=spacing, return_distances=False, return_indices=True
         )
         steps = (nearest[(slice(None), *at)].T + low - points) * spacing
-        found: Float64[np.ndarray, " m"] = np.sqrt((steps**2).sum(1))
+        distances: Float64[np.ndarray, " m"] = np.sqrt((steps**2).sum(1))
     else:
-        found = KDTree(goals * spacing, leafsize=32).query(points * spacing)[0]
-    return found
+        distances = KDTree(goals * spacing, leafsize=32).query(points * spacing)[0]
+    return distances

@@ -77,22 +77,22 @@ def one_sided_p(
     return signs_one_sided(np.bincount(number, weights=drop).astype(np.float64), seed=seed)
 
 
-def mcnemar(lost: int, gained: int) -> float:
+def mcnemar(losses: int, gains: int) -> float:
     """Return McNemar's exact one-sided p of so many lost or more, of the images that changed.
 
     >>> mcnemar(5, 0)
     0.03125
     """
-    return float(scipy_stats.binom.sf(lost - 1, lost + gained, 0.5))
+    return float(scipy_stats.binom.sf(losses - 1, losses + gains, 0.5))
 
 
-def mcnemar_two_sided(won: NDArray[np.intp], lost: NDArray[np.intp]) -> Floats:
+def mcnemar_two_sided(gains: NDArray[np.intp], losses: NDArray[np.intp]) -> Floats:
     """Return McNemar's exact two-sided p of each pair of counts.
 
     >>> mcnemar_two_sided(np.array([6]), np.array([0]))
     array([0.03125])
     """
-    tail = scipy_stats.binom.cdf(np.minimum(won, lost), won + lost, 0.5)
+    tail = scipy_stats.binom.cdf(np.minimum(gains, losses), gains + losses, 0.5)
     return np.minimum(2 * np.asarray(tail, dtype=np.float64), 1.0)
 
 

@@ -13,8 +13,8 @@ from robustbench_med.bench import store
 from robustbench_med.bench.record import Stored
 from robustbench_med.errors import ResultsError, SpecError
 from robustbench_med.gate.compare import compare
+from robustbench_med.gate.measured_score import MeasuredScore
 from robustbench_med.gate.records import home_of, recorded, rewrite
-from robustbench_med.gate.share import Share
 from robustbench_med.stats import Estimate
 from tests.regression.test_shipped import QUICK, RECORDS
 
@@ -165,7 +165,7 @@ def test_the_level_is_kept_over_all_radii() -> None:
 
 
 def test_a_share_explains_how_sure_it_is() -> None:
-    near = Share.of(Estimate(value=0.66, low=0.54, high=0.76), 64)
+    near = MeasuredScore.of(Estimate(value=0.66, low=0.54, high=0.76), 64)
     assert repr(near) == "0.660 [0.540, 0.760]"
     assert near.explain(0.70) == [
         "measured on 64 images, 95 % interval 0.540 to 0.760",

@@ -20,7 +20,7 @@ def test_a_score_is_the_mean_over_images_of_the_mean_over_regions() -> None:
         "false_alarm": np.full((3, 2), np.nan),
         "pixel_accuracy": np.array([[0.9], [0.8], [np.nan]]),
     }
-    score = score_masks(found, parts=PARTS, weights=resamples(3, None))
+    score = score_masks(found, regions=PARTS, weights=resamples(3, None))
     values = {name: each.value for name, each in score.items()}
     expected = {
         "dice": (0.5 + 0.6 + 0.3) / 3, "dice[a]": 1.7 / 3, "dice[b]": 1.1 / 3,
@@ -43,7 +43,7 @@ def test_intervals_are_those_of_the_resampled_means() -> None:
     values[rng.random((40, 2)) < 0.3] = np.nan
     values[0] = np.nan
     weights = resamples(40, None, replicates=200)
-    score = score_masks({"hd95": values}, parts=PARTS, weights=weights)
+    score = score_masks({"hd95": values}, regions=PARTS, weights=weights)
     for name, column in {"hd95[a]": values[:, 0], "hd95[b]": values[:, 1]}.items():
         drawn = [np.nanmean(np.repeat(column, w.astype(int))) for w in weights]
         count = int(np.isfinite(column).sum())
@@ -59,15 +59,15 @@ def test_intervals_widen_where_patients_repeat() -> None:
     width = {}
     for name, clusters in {"images": None, "patients": owners}.items():
         weights = resamples(120, clusters)
-        score = score_masks({"dice": dice}, parts={"a": (1,)}, weights=weights)["dice"]
+        score = score_masks({"dice": dice}, regions={"a": (1,)}, weights=weights)["dice"]
         width[name] = score.high - score.low
     assert width["patients"] / width["images"] == pytest.approx(np.sqrt(10), rel=0.15)
 
 
 def test_without_images_every_score_is_undefined() -> None:
     nobody = np.zeros((0, 4, 4), dtype=np.int64)
-    found = of_masks(nobody.astype(np.uint8), nobody, parts=PARTS, spacing=None, tolerance=1.0)
+    found = of_masks(nobody.astype(np.uint8), nobody, regions=PARTS, spacing=None, tolerance=1.0)
     assert {v.shape for v in found.values()} == {(0, 2), (0, 1)}
-    score = score_masks(found, parts=PARTS, weights=resamples(0, None))
+    score = score_masks(found, regions=PARTS, weights=resamples(0, None))
     assert len(score) == 8 + 7 * 2
     assert set(map(str, score.values())) == {str(UNDEFINED)}

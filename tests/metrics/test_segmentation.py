@@ -45,7 +45,7 @@ def measured(
     return of_masks(
         called.astype(np.uint8),
         truth,
-        parts={"lesion": (1,)} if parts is None else parts,
+        regions={"lesion": (1,)} if parts is None else parts,
         spacing=spacing,
         tolerance=tolerance,
     )
@@ -84,7 +84,7 @@ def test_metrics_of_nested_regions_are_those_of_independent_references(
             sk.accuracy_score(truth[i][known], called[i][known])
         )
     np.testing.assert_array_equal(
-        overlap(called.astype(np.uint8), truth, parts=TUMOUR), found["dice"]
+        overlap(called.astype(np.uint8), truth, regions=TUMOUR), found["dice"]
     )
 
 

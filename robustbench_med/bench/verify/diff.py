@@ -24,9 +24,9 @@ def same(before: object, after: object, *, rtol: float = EXACT, atol: float = EX
     (True, False, False)
     """
     if isinstance(before, _NUMBERS) and isinstance(after, _NUMBERS):
-        one, other = float(before), float(after)
-        undefined = math.isnan(one) and math.isnan(other)
-        return undefined or math.isclose(one, other, rel_tol=rtol, abs_tol=atol)
+        first, second = float(before), float(after)
+        undefined = math.isnan(first) and math.isnan(second)
+        return undefined or math.isclose(first, second, rel_tol=rtol, abs_tol=atol)
     if isinstance(before, str) and isinstance(after, str):  # numpy's among them
         return str(before) == str(after)
     if isinstance(before, _SEVERAL) and isinstance(after, _SEVERAL):
@@ -41,16 +41,16 @@ def differences(
     """Yield a line for every leaf of two nested values that differs, named by its place."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         for key in dict.fromkeys([*before, *after]):
-            place = f"{path}.{plain(str(key))}" if path else plain(str(key))
+            where = f"{path}.{plain(str(key))}" if path else plain(str(key))
             if key not in before or key not in after:
-                yield line(place, before.get(key), after.get(key))
+                yield line(where, before.get(key), after.get(key))
             else:
-                yield from differences(before[key], after[key], place, rtol=rtol, atol=atol)
+                yield from differences(before[key], after[key], where, rtol=rtol, atol=atol)
     elif (
         isinstance(before, _SEVERAL)
         and isinstance(after, _SEVERAL)
         and len(before) == len(after)
-        and any(isinstance(one, Mapping) for one in before)  # else it is shown whole
+        and any(isinstance(item, Mapping) for item in before)  # else it is shown whole
     ):
         for i, pair in enumerate(zip(before, after, strict=True)):
             yield from differences(*pair, f"{path}[{i}]", rtol=rtol, atol=atol)

@@ -64,24 +64,24 @@ def of_rerun(again: Outcome) -> Claim:
     fixed = {name: whole[name] for name in ("schema_version", "n", "patients", "notes", *CARDS)}
     fixed |= {name: whole[name] for name in ("threshold", "radii", "status", "reason")}
     fixed["audit"] = {name: whole["audit"][name] for name in _BUDGET}
-    fixed["checks"] = [(one["name"], one["threshold"]) for one in whole["checks"]]
+    fixed["checks"] = [(check["name"], check["threshold"]) for check in whole["checks"]]
     return Claim(again.samples, record.rungs, fixed, loose)
 
 
 def of_images(stored: Stored, planned: ResolvedCase, device: str) -> Claim:
     """Return what the saved images show; what was asked of the attack itself is not asked again."""
     case, card = stored.record.case, planned.data.card
-    kept = adversarial_images.read(Path(stored.folder), stored.record.images)
+    images = adversarial_images.read(Path(stored.folder), stored.record.images)
     setup = SetupCache(device_of(device)).of(planned)
-    run = run_attack(planned, setup, saved=kept)
-    found = scoring.score_run(planned, setup, run)
+    run = run_attack(planned, setup, saved=images)
+    scores = scoring.score_run(planned, setup, run)
     patients = setup.batch.patients
-    audit = found.audit.model_dump()
+    audit = scores.audit.model_dump()
     defense = planned.defense.card
     fixed = {
         "n": len(setup.batch),
         "patients": None if patients is None else len(set(patients.tolist())),
-        "threshold": found.threshold,
+        "threshold": scores.threshold,
         "radii": run.radii,
         "audit": {name: audit[name] for name in _BUDGET},
         "dataset_card": card.model_dump(),
@@ -92,15 +92,15 @@ def of_images(stored: Stored, planned: ResolvedCase, device: str) -> Claim:
     loose = {"audit": {"survives_rounding": audit["survives_rounding"]}}
     whole = case.objective == "untargeted"
     masks = card.task == "segmentation"
-    return Claim(found.samples, found.rungs, fixed, loose, True, masks, whole)
+    return Claim(scores.samples, scores.rungs, fixed, loose, True, masks, whole)
 
 
-def entries(record: Record, wanted: dict[str, Any]) -> dict[str, Any]:
+def entries(record: Record, recomputed: dict[str, Any]) -> dict[str, Any]:
     """Return those entries of a record that were recomputed."""
     whole = record.model_dump()
-    found = {}
-    for name, value in wanted.items():
-        found[name] = whole[name]
+    recorded = {}
+    for name, value in recomputed.items():
+        recorded[name] = whole[name]
         if name in ("audit", "cost"):  # of which a part was
-            found[name] = {key: one for key, one in whole[name].items() if key in value}
-    return found
+            recorded[name] = {key: part for key, part in whole[name].items() if key in value}
+    return recorded

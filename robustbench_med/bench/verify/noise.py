@@ -50,14 +50,14 @@ STRICT = Noise(0, dict.fromkeys(MEASURED, _TIGHT), {})
 JUDGED = Noise(_SAMPLES, dict.fromkeys(MEASURED, CLEAN), {"scores": CLEAN})  # saved images
 
 
-def noise_of(claim: Claim, other: Claim) -> Noise:
+def noise_of(claim: Claim, second: Claim) -> Noise:
     """Return what may differ where two reruns differ as these do."""
-    flipped = other_outcome(claim.samples, other.samples)
+    flipped = other_outcome(claim.samples, second.samples)
     samples = int(claim.samples.loc[flipped, "sample"].nunique())
     values, at_flips = {}, {}
     for name in MEASURED:
-        if name in claim.samples and name in other.samples:
-            apart = distances(name, claim.samples, other.samples)
+        if name in claim.samples and name in second.samples:
+            apart = distances(name, claim.samples, second.samples)
             apart = apart[np.isfinite(apart)]
             farthest = float(apart.max(initial=0.0))
             unit = _unit(name, claim.samples)
@@ -71,12 +71,12 @@ def other_outcome(
     before: pd.DataFrame, after: pd.DataFrame, names: tuple[str, ...] = OUTCOMES
 ) -> NDArray[np.bool_]:
     """Return which rows have another outcome; Dice that merely moved is none."""
-    other = np.zeros(len(before), dtype=np.bool_)
+    differs = np.zeros(len(before), dtype=np.bool_)
     for name in names:
         if name in before and name in after and _is_discrete(before[name]):
             pairs = zip(before[name], after[name], strict=True)
-            other |= np.array([not np.array_equal(*pair) for pair in pairs], dtype=np.bool_)
-    return other
+            differs |= np.array([not np.array_equal(*pair) for pair in pairs], dtype=np.bool_)
+    return differs
 
 
 def _is_discrete(column: pd.Series[Any]) -> bool:
@@ -91,22 +91,22 @@ def _is_discrete(column: pd.Series[Any]) -> bool:
 
 def distances(name: str, before: pd.DataFrame, after: pd.DataFrame) -> Floats:
     """Return how far apart the values of a column are: inf where only one is a number."""
-    one, two = (_numbers(table[name]) for table in (before, after))
-    if one.shape != two.shape:
+    first, second = (_numbers(table[name]) for table in (before, after))
+    if first.shape != second.shape:
         return np.full(len(before), np.inf)
     with np.errstate(invalid="ignore", divide="ignore"):
-        apart = np.abs(one - two)
+        apart = np.abs(first - second)
         if name in RELATIVE:
-            apart = apart / np.maximum(np.maximum(np.abs(one), np.abs(two)), 1e-3)
-    apart[(one == two) | (np.isnan(one) & np.isnan(two))] = 0
+            apart = apart / np.maximum(np.maximum(np.abs(first), np.abs(second)), 1e-3)
+    apart[(first == second) | (np.isnan(first) & np.isnan(second))] = 0
     apart[np.isnan(apart)] = np.inf
-    found: Floats = apart.reshape(len(before), -1).max(1)
-    return found
+    farthest: Floats = apart.reshape(len(before), -1).max(1)
+    return farthest
 
 
 def _numbers(column: pd.Series[Any]) -> Floats:
     try:
-        return np.array([np.asarray(one, dtype=np.float64) for one in column], dtype=np.float64)
+        return np.array([np.asarray(value, dtype=np.float64) for value in column], dtype=np.float64)
     except ValueError:  # rows of several lengths
         return np.zeros(0)
 

@@ -44,7 +44,7 @@ def _mask_metrics(
 ) -> dict[str, Estimate]:
     dice = np.stack([np.asarray(row, dtype=np.float64) for row in rows["scores"]])
     regions = record.dataset_card.parts
-    metrics = score_masks({"dice": dice}, parts=regions, weights=weights)
+    metrics = score_masks({"dice": dice}, regions=regions, weights=weights)
     if "target_dice" in rows:
         target_dice = rows["target_dice"].to_numpy(dtype=np.float64)
         metrics["target_dice"] = intervals.bootstrap(

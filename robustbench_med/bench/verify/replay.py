@@ -96,50 +96,50 @@ def called_as(case: Case, planned: Case) -> Case:
     return planned.model_copy(update={"victim": case.victim, "surrogate": case.surrogate})
 
 
-def _dataset(case: Case, data: Path | None, place: str | None) -> Dataset:
+def _dataset(case: Case, data: Path | None, path: str | None) -> Dataset:
     """Return the images of a case; of a file that was moved, from where it lies now."""
     known = case.dataset in registry.names("datasets")
-    if place is not None and known:
+    if path is not None and known:
         raise SpecError(
             f"expected --dataset with a record of one's own file, got one of {case.dataset}, which "
             "is found by --data DIR"
         )
     if known:
         return load_dataset(case.dataset, data=data)
-    if place is None and not Path(case.dataset).expanduser().is_file():
+    if path is None and not Path(case.dataset).expanduser().is_file():
         raise SpecError(
             f"expected {case.dataset}, which the record was made of, got no such file: say with "
             "--dataset FILE where it lies now; its hash is compared"
         )
-    if place is None:
+    if path is None:
         return load_dataset(case.dataset)
-    return _under_its_name(Path(place).expanduser(), Path(case.dataset))
+    return _under_its_name(Path(path).expanduser(), Path(case.dataset))
 
 
-def _under_its_name(place: Path, recorded: Path) -> Dataset:
+def _under_its_name(path: Path, recorded: Path) -> Dataset:
     """Return the dataset of a file as if it were still called, and lay, as a record names it.
 
     A file's name and folder are what its card calls it by, and so the record.
     """
-    if not place.is_file():
-        raise SpecError(f"expected a .npz file with --dataset, got no file at {place}")
+    if not path.is_file():
+        raise SpecError(f"expected a .npz file with --dataset, got no file at {path}")
     home = tempfile.mkdtemp(prefix="robustbench_med-")
     alias = Path(home) / (recorded.parent.name or "data") / recorded.name
     alias.parent.mkdir(exist_ok=True)
     try:
-        alias.symlink_to(place.resolve())
+        alias.symlink_to(path.resolve())
     except OSError:  # Windows asks for a privilege
-        shutil.copyfile(place, alias)
-    found = load_dataset(str(alias))
+        shutil.copyfile(path, alias)
+    dataset = load_dataset(str(alias))
 
     def read(split: SplitName) -> Arrays:
-        return found.read(split)
+        return dataset.read(split)
 
     weakref.finalize(read, shutil.rmtree, home, ignore_errors=True)
-    return Dataset(found.card, read)
+    return Dataset(dataset.card, read)
 
 
-def _moved(victim: str, place: str | None, option: str) -> str:
+def _moved(victim: str, location: str | None, option: str) -> str:
     """Return the spec of a model of one's own with its file where it lies now.
 
     >>> _moved("timm:resnet18(weights='/a/w.safetensors')", "w.safetensors", "victim")
@@ -148,23 +148,23 @@ def _moved(victim: str, place: str | None, option: str) -> str:
     'b/net.py:make(width=8)'
     """
     factory = factory_of(victim) if registry.is_own(victim) else None
-    if place is not None:
+    if location is not None:
         if not registry.is_own(victim):
             raise SpecError(
                 f"expected --{option} with a record of a model of one's own, got one of {victim}"
             )
-        if factory is not None and place.endswith(".py"):
-            return f"{place}:{factory.call}"
-        if Path(place).suffix and "(" not in place and ".py:" not in place:
-            wanted = spec.parse(victim) if factory is None else factory.call
-            moved = str(Spec(wanted.name, {**wanted.parameters, "weights": place}))
+        if factory is not None and location.endswith(".py"):
+            return f"{location}:{factory.call}"
+        if Path(location).suffix and "(" not in location and ".py:" not in location:
+            model = spec.parse(victim) if factory is None else factory.call
+            moved = str(Spec(model.name, {**model.parameters, "weights": location}))
             return moved if factory is None else f"{factory.path}:{moved}"
-        return place
+        return location
     if not registry.is_own(victim) or victim.startswith("module:"):
         return victim
-    wanted = spec.parse(victim) if factory is None else factory.call
+    model = spec.parse(victim) if factory is None else factory.call
     files = [] if factory is None else [factory.path]
-    files += [Path(str(wanted.parameters["weights"]))] if "weights" in wanted.parameters else []
+    files += [Path(str(model.parameters["weights"]))] if "weights" in model.parameters else []
     for path in files:
         if not path.expanduser().is_file():
             raise SpecError(
@@ -223,7 +223,7 @@ def _short(value: object) -> str:
 
 
 def _grid_of(case: Case) -> Grid:
-    shares = [f"{name}={share}" for name, share in case.channels.items()]
+    channels = [f"{name}={fraction}" for name, fraction in case.channels.items()]
     return Grid(
         datasets=(case.dataset,),
         victims=(case.victim,),
@@ -231,7 +231,7 @@ def _grid_of(case: Case) -> Grid:
         knowledge=(case.knowledge,),
         attacks=(str(Spec(case.attack, case.parameters)),),
         norm=case.norm,
-        channels=(" + ".join(shares) or "all",),
+        channels=(" + ".join(channels) or "all",),
         ladder=case.ladder,
         budget=case.budget,
         surrogates=() if case.surrogate is None else (case.surrogate,),

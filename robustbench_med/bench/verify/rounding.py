@@ -55,8 +55,8 @@ def same_machine(recorded: Provenance, device: str) -> bool:
 
     On an accelerator sums are added in an order that changes from run to run.
     """
-    here = (torch.__version__, processor(), torch.get_num_threads(), "cpu")
-    return here == (recorded.torch, recorded.cpu, recorded.threads, recorded.device) and (
+    machine = (torch.__version__, processor(), torch.get_num_threads(), "cpu")
+    return machine == (recorded.torch, recorded.cpu, recorded.threads, recorded.device) and (
         device == "cpu"
     )
 

@@ -105,9 +105,9 @@ def verify(
         return Finding("mismatch", lines=_few(lines))
     planned = _named_as(record, planned)
     with threads_of(record.provenance):
-        told = machines(record.provenance, str(device_of(device)))
-        found = _recomputed(stored, planned, images, device, setups)
-    return found._replace(machines=told)
+        line = machines(record.provenance, str(device_of(device)))
+        finding = _recomputed(stored, planned, images, device, setups)
+    return finding._replace(machines=line)
 
 
 def _named_as(record: Record, planned: ResolvedCase) -> ResolvedCase:
@@ -118,9 +118,9 @@ def _named_as(record: Record, planned: ResolvedCase) -> ResolvedCase:
         update={"name": record.model_card.name, "title": record.model_card.title}
     )
     loaded = load_victim(planned.victim, planned.data.card)
-    own = loaded._replace(card=card)
+    renamed = loaded._replace(card=card)
     case = planned.case.model_copy(update={"victim": record.case.victim})
-    return planned._replace(case=case, model=card, loaded=own)
+    return planned._replace(case=case, model=card, loaded=renamed)
 
 
 def _recomputed(
@@ -132,48 +132,53 @@ def _recomputed(
     lines = table_errors(record, stored.samples) or layout_errors(stored)
     if lines:
         return Finding("mismatch", lines=_few(lines))
-    own = contradictions(stored)
-    here = same_machine(record.provenance, str(device_of(device)))
+    contradicted = contradictions(stored)
+    same = same_machine(record.provenance, str(device_of(device)))
     if images:
         judged = of_images(stored, planned, device)
-        return compare(stored, judged, own, lambda: None if here else JUDGED)
+        return compare(stored, judged, contradicted, lambda: None if same else JUDGED)
     again = run_again(planned, device=device, setups=setups)
     if again.record.status == "invalid":
         return Finding("mismatch", lines=(f"the case is invalid now: {again.record.reason}",))
     claim = of_rerun(again)
 
     def noise() -> Noise | None:
-        if here:
+        if same:
             return None
         with rounded_otherwise():  # everything prepared anew: clean scores are rounded too
             other = run_again(planned, device=device)
         return None if other.record.status == "invalid" else noise_of(claim, of_rerun(other))
 
-    return compare(stored, claim, own, noise)
+    return compare(stored, claim, contradicted, noise)
 
 
 def compare(
-    stored: Stored, claim: Claim, own: list[str], noise: Callable[[], Noise | None] | None = None
+    stored: Stored,
+    claim: Claim,
+    contradicted: list[str],
+    noise: Callable[[], Noise | None] | None = None,
 ) -> Finding:
     """Return whether what was recomputed is what a record says.
 
     Args:
         stored: the record.
         claim: what was recomputed.
-        own: the contradictions of the record.
+        contradicted: the contradictions of the record.
         noise: measures how far rounding takes the case; asked only where something differs that
             rounding moves. It returns None on the very machine of the record.
     """
     record, n = stored.record, stored.record.n
     if list(stored.samples["sample"]) != list(claim.samples["sample"]):
-        return Finding("mismatch", lines=_few([*own, "the samples are not those of the record"]))
-    other = _other(stored.samples, claim)
-    differing = int(stored.samples.loc[other, "sample"].nunique())
-    hard = [*own, *_fixed(record, claim), *_unmoved(stored, claim)]
-    kept = entries(record, claim.loose)
-    soft = [*_flips(stored, claim, other, STRICT)]
+        return Finding(
+            "mismatch", lines=_few([*contradicted, "the samples are not those of the record"])
+        )
+    differs = _other_rows(stored.samples, claim)
+    differing = int(stored.samples.loc[differs, "sample"].nunique())
+    hard = [*contradicted, *_fixed(record, claim), *_unmoved(stored, claim)]
+    recorded = entries(record, claim.loose)
+    soft = [*_flips(stored, claim, differs, STRICT)]
     soft += _main_first(_metrics(stored, claim, outcomes=0))
-    soft += [*_columns(stored, claim, STRICT), *differences(kept, claim.loose, rtol=_ENTRIES)]
+    soft += [*_columns(stored, claim, STRICT), *differences(recorded, claim.loose, rtol=_ENTRIES)]
     if not hard and not soft:
         return Finding("match", 0, n)
     if hard:
@@ -186,52 +191,52 @@ def compare(
                 "explain this"
             )
         return Finding("mismatch", differing, n, _few(soft))
-    lines = [*_flips(stored, claim, other, measured), *_columns(stored, claim, measured)]
+    lines = [*_flips(stored, claim, differs, measured), *_columns(stored, claim, measured)]
     lines += _main_first(_metrics(stored, claim, outcomes=differing or n))
-    lines += _whatever(record, kept, claim.loose)
+    lines += _whatever(record, recorded, claim.loose)
     word: Literal["within rounding", "mismatch"] = "mismatch" if lines else "within rounding"
     return Finding(word, differing, n, _few(lines))
 
 
-def _whatever(record: Record, kept: dict[str, Any], again: dict[str, Any]) -> Iterator[str]:
+def _whatever(record: Record, recorded: dict[str, Any], again: dict[str, Any]) -> Iterator[str]:
     """Yield what differs though it does not hang on a few outcomes: proofs, flags, effort."""
     if "certificate" in again:  # of the clean images
         near = 1 / record.n + EXACT
-        was, now = ({"certificate": one["certificate"]} for one in (kept, again))
+        was, now = ({"certificate": part["certificate"]} for part in (recorded, again))
         yield from differences(was, now, rtol=0.0, atol=near)
-    raised = {flag["name"] for flag in kept.get("flags", ())}
+    raised = {flag["name"] for flag in recorded.get("flags", ())}
     for check in again.get("checks", ()):
         one_image = 1.0 if check["threshold"] >= 1 else 1 / (check["n_images"] or record.n)
         surely = check["value"] > check["threshold"] + one_image
         if surely and check["name"] not in raised:
             yield line(f"flag {check['name']}", None, check["value"])
-    was, now = (one.get("audit", {}).get("max_size", ()) for one in (kept, again))
+    was, now = (part.get("audit", {}).get("max_size", ()) for part in (recorded, again))
     yield from differences({"audit.max_size": was}, {"audit.max_size": now}, rtol=_EFFORT)
     for name, spent in again.get("cost", {}).items():
-        if not same(kept["cost"][name], spent, rtol=_EFFORT):
-            yield line(f"cost.{name}", kept["cost"][name], spent)
+        if not same(recorded["cost"][name], spent, rtol=_EFFORT):
+            yield line(f"cost.{name}", recorded["cost"][name], spent)
 
 
 def _fixed(record: Record, claim: Claim) -> Iterator[str]:
     """Yield where entries differ that no machine changes."""
-    kept = entries(record, claim.fixed)
-    if "checks" in kept:
-        kept["checks"] = [(one["name"], one["threshold"]) for one in kept["checks"]]
+    recorded = entries(record, claim.fixed)
+    if "checks" in recorded:
+        recorded["checks"] = [(check["name"], check["threshold"]) for check in recorded["checks"]]
     for name, value in claim.fixed.items():
         if name == "checks":
-            was, now = ([one for one, _ in part] for part in (kept[name], value))
-            if kept[name] != value:
+            was, now = ([check for check, _ in part] for part in (recorded[name], value))
+            if recorded[name] != value:
                 yield line("checks", was, now)
         elif name == "threshold":  # chosen among scores
-            yield from differences({name: kept[name]}, {name: value}, atol=1e-3)
+            yield from differences({name: recorded[name]}, {name: value}, atol=1e-3)
         else:
             near = 1e-4 if name == "radii" else 0.0
-            yield from differences({name: kept[name]}, {name: value}, rtol=near, atol=0.0)
+            yield from differences({name: recorded[name]}, {name: value}, rtol=near, atol=0.0)
     if claim.fixed["audit"]["over_budget"]:
         yield f"{claim.fixed['audit']['over_budget']} images lie outside their ball"
 
 
-def _other(before: pd.DataFrame, claim: Claim) -> NDArray[np.bool_]:
+def _other_rows(before: pd.DataFrame, claim: Claim) -> NDArray[np.bool_]:
     """Return which rows have another outcome."""
     names: tuple[str, ...] = OUTCOMES
     if claim.saved:
@@ -245,8 +250,8 @@ def _unmoved(stored: Stored, claim: Claim) -> Iterator[str]:
     if set(before.columns) != set(after.columns):
         yield line("columns of the samples", sorted(before.columns), sorted(after.columns))
     clean = (before["eps"] == 0).to_numpy()
-    lost, found = before["success"].to_numpy(bool), after["success"].to_numpy(bool)
-    if claim.saved and (surplus := before.loc[found & ~lost, "sample"].nunique()):
+    claimed, shown_success = before["success"].to_numpy(bool), after["success"].to_numpy(bool)
+    if claim.saved and (surplus := before.loc[shown_success & ~claimed, "sample"].nunique()):
         yield f"the saved images break {surplus} samples said to stand"
     for name in _FIXED:
         if name in before and name in after:
@@ -260,45 +265,45 @@ def _unmoved(stored: Stored, claim: Claim) -> Iterator[str]:
         )
 
 
-def _flips(stored: Stored, claim: Claim, other: NDArray[np.bool_], noise: Noise) -> Iterator[str]:
+def _flips(stored: Stored, claim: Claim, differs: NDArray[np.bool_], noise: Noise) -> Iterator[str]:
     """Yield where more samples have another outcome than rounding gives one, or by farther."""
     before, after = stored.samples, claim.samples
-    differing = before.loc[other, "sample"].nunique()
+    differing = before.loc[differs, "sample"].nunique()
     if differing > noise.samples:
         allowed = f", rounding explains {noise.samples}" if noise.samples else ""
-        rows = before[other].iloc[0]
+        rows = before[differs].iloc[0]
         yield (
             f"another outcome of {differing} samples{allowed}, such as "
             f"{plain(str(rows['sample']))} at eps {written(float(rows['eps']))}"
         )
     for name, near in noise.flipped.items():
         if name in before and name in after:
-            far = other & (distances(name, before, after) > near)
+            far = differs & (distances(name, before, after) > near)
             yield from _differing(name, before, after, far)
 
 
 def _columns(stored: Stored, claim: Claim, noise: Noise) -> Iterator[str]:
     """Yield a line for every column whose values lie farther apart than `noise`, where known."""
     before, after = stored.samples, claim.samples
-    other = _other(before, claim)
-    lost, found = before["success"].to_numpy(bool), after["success"].to_numpy(bool)
-    strays = before["sample"].isin(before.loc[other, "sample"]).to_numpy()
+    differs = _other_rows(before, claim)
+    claimed, shown_success = before["success"].to_numpy(bool), after["success"].to_numpy(bool)
+    strays = before["sample"].isin(before.loc[differs, "sample"]).to_numpy()
     known = np.ones(len(before), dtype=np.bool_) if noise.samples == 0 else ~strays
     if claim.saved and not claim.masks:  # of an image that stands nothing was saved
-        known = (before["eps"] == 0).to_numpy() | (lost & found)
+        known = (before["eps"] == 0).to_numpy() | (claimed & shown_success)
     for name, near in noise.values.items():
         if name not in before or name not in after:
             continue
         rows = known
         if name == "distance" and claim.saved:  # of what broke within the ladder
-            rows = lost & found
+            rows = claimed & shown_success
         yield from _differing(name, before, after, rows & (distances(name, before, after) > near))
     if claim.saved:
         for name in OUTCOMES:
             if name in before and name in after:
                 pairs = zip(before[name], after[name], strict=True)
                 differ = np.array([not same(*pair) for pair in pairs], dtype=np.bool_)
-                yield from _differing(name, before, after, differ & known & ~other)
+                yield from _differing(name, before, after, differ & known & ~differs)
 
 
 def _differing(
@@ -336,7 +341,7 @@ def _metrics(stored: Stored, claim: Claim, *, outcomes: int) -> Iterator[str]:
 
 def _main_first(lines: Iterator[str]) -> list[str]:
     """Return lines on metrics, those on what a board ranks by first."""
-    return sorted(lines, key=lambda one: not one.startswith(("accuracy at", "dice at")))
+    return sorted(lines, key=lambda text: not text.startswith(("accuracy at", "dice at")))
 
 
 def _fewest(stored: Stored) -> int:
@@ -353,7 +358,7 @@ def _fewest(stored: Stored) -> int:
         for rows in (slice(None), attacked)
         for value in np.unique(column[column >= 0])
     ]
-    return min((one for one in sizes if one), default=1)
+    return min((size for size in sizes if size), default=1)
 
 
 def _alike(name: str, want: Estimate, got: Estimate, step: float, outcomes: int) -> bool:
@@ -386,13 +391,13 @@ def _invalid(record: Record, planned: ResolvedCase, device: str) -> Finding:
     except InvalidOutputError as error:  # where it is not caught: while drawing pictures
         return Finding("match", lines=(str(error),))
     if again.status == "invalid":
-        before, after = (one.model_dump(include=set(CARDS)) for one in (record, again))
-        other = (name for name in CARDS if before[name] != after[name])
-        lines = [f"{name} is not that of the case" for name in other]
+        before, after = (version.model_dump(include=set(CARDS)) for version in (record, again))
+        changed_cards = (name for name in CARDS if before[name] != after[name])
+        lines = [f"{name} is not that of the case" for name in changed_cards]
         return Finding("mismatch" if lines else "match", lines=(*lines, again.reason))
     return Finding("mismatch", lines=(f"recorded as invalid ({record.reason}), and it ran",))
 
 
 def _few(lines: list[str]) -> tuple[str, ...]:
-    rest = len(lines) - _MOST
-    return tuple(lines if rest <= 0 else [*lines[: _MOST - 1], f"and {rest + 1} more"])
+    surplus = len(lines) - _MOST
+    return tuple(lines if surplus <= 0 else [*lines[: _MOST - 1], f"and {surplus + 1} more"])
