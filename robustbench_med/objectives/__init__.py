@@ -9,7 +9,7 @@ from robustbench_med.errors import SpecError
 from robustbench_med.spec import parse
 
 if TYPE_CHECKING:
-    from robustbench_med.objective import Objective as Objective
+    from robustbench_med.objective import Objective
 
 
 class _Row(NamedTuple):
