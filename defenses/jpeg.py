@@ -30,7 +30,6 @@ _LUMA = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0
     version=1,
     aliases=("jpeg_compression",),
     kind="transform",
-    positive=("quality",),
 )
 def jpeg(victim: Victim, *, quality: int = 75) -> Defended:
     """Return the victim behind lossy compression by the real codec (libjpeg, by Pillow).

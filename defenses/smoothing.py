@@ -31,7 +31,6 @@ _TOGETHER = 8  # noisy copies of an image drawn at a time; results do not depend
     aliases=("randomised_smoothing", "randomized_smoothing"),
     kind="smoothing",
     tasks=("single_label",),
-    positive=("sigma", "draws", "n", "alpha"),
 )
 def smoothing(
     victim: Victim, *, sigma: float = 0.25, draws: int = 16, n: int = 1000, alpha: float = 0.001
@@ -79,7 +78,6 @@ def smoothing(
     source="Cohen, Rosenfeld, Kolter, ICML 2019, section 3.3",
     version=1,
     kind="training",
-    positive=("sigma",),
 )
 def gaussian_noise(
     victim: Victim,

@@ -26,7 +26,6 @@ from .wrap import above, whole, wrapped
     source="Xu, Evans, Qi, NDSS 2018, section III-A",
     version=1,
     kind="transform",
-    positive=("bits",),
 )
 def bit_depth(victim: Victim, *, bits: int = 4) -> Defended:
     """Return the victim behind a coarser grey scale.
@@ -69,7 +68,6 @@ def fewer_bits(x: Images, bits: int) -> Images:
     source="Xu, Evans, Qi, NDSS 2018, section III-B",
     version=1,
     kind="transform",
-    positive=("size",),
 )
 def median_filter(victim: Victim, *, size: int = 3) -> Defended:
     """Return the victim behind a median filter.
@@ -149,7 +147,6 @@ def _median(values: list[Tensor]) -> Tensor:
     version=1,
     aliases=("tv", "tvm"),
     kind="transform",
-    positive=("weight", "steps"),
 )
 def total_variation(victim: Victim, *, weight: float = 0.03, steps: int = 20) -> Defended:
     """Return the victim behind total-variation denoising, each channel by itself.
@@ -218,7 +215,6 @@ def _spread(p: Tensor) -> Images:
     aliases=("random_resizing",),
     kind="transform",
     tasks=("single_label", "multi_label"),
-    positive=("smallest", "draws"),
 )
 def random_resize_pad(victim: Victim, *, smallest: float = 0.9, draws: int = 8) -> Defended:
     """Return the victim behind a random shrinking, padded with 0 at random to the old size.

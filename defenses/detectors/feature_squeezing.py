@@ -24,7 +24,7 @@ from ..transforms import fewer_bits, median
     version=1,
     kind="detector",
     tasks=("single_label", "multi_label"),
-    positive=("fpr", "bits", "window"),
+    positive=("fpr",),
 )
 def feature_squeezing(
     victim: Victim, *, fitting: Fitting, fpr: float = 0.05, bits: int = 5, window: int = 2
