@@ -131,7 +131,7 @@ def _head(ident: str, board: Board, row: Row, columns: dict[str, Column]) -> dic
         "norm": board.norm,
         "budget": board.budget,
         "channels": "+".join(f"{name}={share:g}" for name, share in board.channels.items()),
-        "image_set": board.drawn,
+        "image_set": board.image_set,
         "victim": row.model.name,
         "title": row.title,
         "family": row.model.family,
@@ -155,7 +155,7 @@ def _head(ident: str, board: Board, row: Row, columns: dict[str, Column]) -> dic
 
 def _run(row: Row, attack: str) -> dict[str, object]:
     """Return what a line says of the run behind it; of an attack that ran twice, of both runs."""
-    names = [attack, *(name for name, base in row.again.items() if base == attack)]
+    names = [attack, *(name for name, base in row.repeats.items() if base == attack)]
     records = [row.runs[name].record for name in names]
     return {
         "attack": attack,
@@ -221,7 +221,7 @@ def _board(ident: str, board: Board) -> dict[str, Any]:
         "norm": board.norm,
         "budget": board.budget,
         "channels": board.channels,
-        "image_set": board.drawn,
+        "image_set": board.image_set,
         "metric": board.score.metric,
         "radii": [_radius(board, eps) for eps in board.ladder],
         "headline": board.headline,

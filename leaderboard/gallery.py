@@ -17,7 +17,7 @@ from robustbench_med.bench.record import Example, MaskExample, Stored
 
 from .boards.board import Board, Row
 from .wording.text import number, plain
-from .wording.threat_model import called
+from .wording.threat_model import class_words
 
 SHOWN = 6  # pictures a board, before its share of bytes
 PAGE_BYTES = 3_000_000  # of data URIs on a page; leaves 2 MB for tables and curves
@@ -75,7 +75,7 @@ def regions_shown(board: Board, pictures: Sequence[Picture]) -> list[tuple[str, 
     """Return the regions drawn over `pictures` and their colours; none where no mask is."""
     if not any(picture.example.masks for picture in pictures):
         return []
-    return [(called(name), palette.colour(i)) for i, name in enumerate(board.dataset.parts)]
+    return [(class_words(name), palette.colour(i)) for i, name in enumerate(board.dataset.parts)]
 
 
 def shown(pictures: Sequence[Picture], *, slides: bool = True) -> str:

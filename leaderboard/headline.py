@@ -13,7 +13,7 @@ from typing import NamedTuple
 from robustbench_med.cards import DatasetCard
 
 from .boards.board import Board, Row
-from .boards.defenses import defense_names, prices
+from .boards.defenses import defense_effects, defense_names
 from .wording import text
 from .wording.score import Score
 from .wording.threat_model import native_radius
@@ -82,7 +82,7 @@ def _defense_count(boards: Iterable[Board]) -> int:
         {
             name
             for board in boards
-            for row, price in prices(board).items()
+            for row, price in defense_effects(board).items()
             for name in defense_names(row, price.against)
         }
     )

@@ -21,13 +21,13 @@ from robustbench_med.stats import Estimate
 from .boards.board import Board, Row
 from .boards.breakdown import by_class, by_patient
 from .boards.charts import colour, shape
-from .boards.defenses import change, counted, defense_words
+from .boards.defenses import change_unit, defense_words, signed_change
 from .card_sheets import KINDS, anchor, sheets
 from .cite import bibtex
 from .exports import csv_text, packed_csv, page_json
 from .headline import headline_of
 from .page_context import choices, origin, views
-from .rows import Column, place
+from .rows import Column, rank_text
 from .tables import argmax_words, beyond_words
 from .wording import text
 from .wording.metrics import metric_notes, metric_rows
@@ -36,13 +36,13 @@ from .wording.records import (
     audit_words,
     budget_words,
     commit_words,
+    comparison_words,
     cost_words,
     decision_words,
     distance_words,
     ladder_words,
     parameter_words,
     spread_words,
-    versus_words,
 )
 from .wording.score import Score
 from .wording.text import FAILURES_MEAN
@@ -132,12 +132,12 @@ def environment() -> Environment:
         beyond_words=beyond_words,
         by_class=by_class,
         by_patient=by_patient,
-        change=change,
+        signed_change=signed_change,
         check_rows=check_rows,
         colour=colour,
         commit_words=commit_words,
         cost_words=cost_words,
-        counted=counted,
+        change_unit=change_unit,
         decision_words=decision_words,
         defense_words=defense_words,
         distance_words=distance_words,
@@ -147,11 +147,11 @@ def environment() -> Environment:
         metric_rows=metric_rows,
         model_anchor=partial(anchor, "model"),
         parameter_words=parameter_words,
-        place=place,
+        rank_text=rank_text,
         region_colour=palette.colour,
         shape=shape,
         spread_words=spread_words,
-        versus_words=versus_words,
+        comparison_words=comparison_words,
     )
     templates.filters.update(
         finite=math.isfinite,

@@ -16,9 +16,9 @@ from .boards.charts import (
     compute,
     compute_chart,
     curves,
-    drawn,
+    rows_with_curve,
 )
-from .boards.defenses import defense_names, prices
+from .boards.defenses import defense_effects, defense_names
 from .boards.detectors import RULE, detectors, has_detectors
 from .boards.transfer import matrices
 from .gallery import PAGE_BYTES, gallery, regions_shown, shown
@@ -29,7 +29,7 @@ from .wording import text
 from .wording.metrics import shape_words, spacing_words
 from .wording.records import commit_words
 from .wording.score import NOTHING, Score
-from .wording.threat_model import called
+from .wording.threat_model import class_words
 
 TASKS = {
     "single_label": "classification",
@@ -50,7 +50,10 @@ def views(boards: list[Board]) -> list[list[dict[str, Any]]]:
         view["matrices"] = [matrix for matrix in all_matrices if matrix.board is board]
         charts = [bars for bars in channels if bars.board is board]
         view["bars"] = [(bars, _charts(bars, f"{ident}-bars-{i}")) for i, bars in enumerate(charts)]
-        marks = {row: [f"d{defenses.index(n)}" for n in view["shields"][row]] for row in board.rows}
+        marks = {
+            row: [f"d{defenses.index(n)}" for n in view["defense_titles"][row]]
+            for row in board.rows
+        }
         view["marks"] = {row: ["defended", *m] if m else ["undefended"] for row, m in marks.items()}
         view["certified"] = _certified(board, ident, proved)
         groups.setdefault(board.dataset.name, []).append(view)
@@ -81,7 +84,7 @@ def _defenses(boards: list[Board]) -> list[str]:
     """Return the defenses of a page by name: what the filter lists."""
     names: set[str] = set()
     for board in boards:
-        for row, price in prices(board).items():
+        for row, price in defense_effects(board).items():
             names.update(defense_names(row, price.against))
     return sorted(names)
 
@@ -98,9 +101,9 @@ def choices(boards: list[Board]) -> dict[str, list[str]]:
 
 
 def _view(board: Board, ident: str, budget: int) -> dict[str, Any]:
-    rows, pictures = drawn(board), gallery(board, budget=budget)
+    rows, pictures = rows_with_curve(board), gallery(board, budget=budget)
     columns = board_columns(board)
-    price, costs = prices(board), compute(board)
+    price, costs = defense_effects(board), compute(board)
     attacks = [column for column in columns if column.role == "attack"]
     as_bars = len(board.rows) == 1 and len(attacks) > 1
     return {
@@ -131,8 +134,8 @@ def _view(board: Board, ident: str, budget: int) -> dict[str, Any]:
         "knows": " ".join(
             filter(None, [text.KNOWS.get(board.threat, ""), text.BLIND if board.oblivious else ""])
         ),
-        "prices": price,
-        "shields": {
+        "defense_effects": price,
+        "defense_titles": {
             row: defense_names(row, price[row].against) if row in price else []
             for row in board.rows
         },
@@ -150,7 +153,7 @@ def _row_ids(board: Board, ident: str) -> dict[Row, str]:
     for row in board.rows:
         words = [row.model.name, row.key.defense if row.key.defense != "none" else ""]
         words += [f"{row.key.draws}-passes"] if row.key.draws > 1 else []
-        words += [row.apart] if row.apart else []
+        words += [row.distinction] if row.distinction else []
         slug = re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
         stem = f"{ident}--{slug or 'row'}"
         idents[row] = next(
@@ -171,7 +174,7 @@ def _about(board: Board) -> list[tuple[str, str]]:
     modality = ("Modality", f"{text.plain(card.modality)}, {shape_words(card)}")
     if card.task == "segmentation":
         word = "region" if len(card.parts) == 1 else "regions"
-        regions = (f"{len(card.parts)} {word}", ", ".join(map(called, card.parts)))
+        regions = (f"{len(card.parts)} {word}", ", ".join(map(class_words, card.parts)))
         pixel = "voxel" if len(card.size) == 3 else "pixel"
         return [modality, regions, (f"Size of a {pixel}", spacing_words(card))]
     classes = "findings" if card.task == "multi_label" else "classes"

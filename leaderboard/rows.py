@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from robustbench_med.stats import Estimate
 
 from .boards.board import Board, Row
-from .boards.defenses import Price, change, prices, times, trained_with
+from .boards.defenses import DefenseEffect, defense_effects, ratio_text, signed_change, trained_with
 from .wording.text import DASH, interval, number, plain, short
 
 Role = Literal["rank", "victim", "score", "attack", "defense", "run", "note"]
@@ -76,7 +76,7 @@ UNITS = {"percent": "%"}  # kind of a value -> unit of its text; a Dice has none
 
 def board_columns(board: Board) -> tuple[Column, ...]:
     """Return the columns of a board in the order in which every output writes them."""
-    costs = prices(board)
+    costs = defense_effects(board)
     return (
         Column("rank", "#", "", "rank", "", True, _rank),
         _text("title", "victim", "victim", lambda row: row.title),
@@ -92,7 +92,7 @@ def board_columns(board: Board) -> tuple[Column, ...]:
 
 def attacks_run(board: Board, row: Row) -> str:
     """Return how many of the attacks that a row can have ran on it: "5/6"."""
-    return f"{len(row.met)}/{len(board.columns) - len(row.own)}"
+    return f"{len(row.attacked_by)}/{len(board.columns) - len(row.not_applicable)}"
 
 
 def note(row: Row) -> str:
@@ -100,7 +100,7 @@ def note(row: Row) -> str:
     return f"{row.standing}: {'; '.join(row.reasons)}" if row.reasons else "; ".join(row.notes)
 
 
-def place(row: Row, rung: int) -> str:
+def rank_text(row: Row, rung: int) -> str:
     """Return the rank of a row as text: "1=" where rows share it, a dash where it has none."""
     rank = row.ranks[rung]
     return DASH if rank is None else f"{rank}{'=' if row.sharing[rung] > 1 else ''}"
@@ -158,26 +158,26 @@ def _attack(board: Board, attack: str) -> Column:
 
 def _missing(board: Board, row: Row, attack: str) -> str:
     """Return why a row has no score under an attack."""
-    if attack in row.met:
+    if attack in row.attacked_by:
         return "invalid"
-    if attack in row.own:
+    if attack in row.not_applicable:
         return "no defense" if attack in board.oblivious else "itself"
     return "not run"
 
 
-def _defenses(board: Board, costs: dict[Row, Price]) -> list[Column]:
+def _defenses(board: Board, costs: dict[Row, DefenseEffect]) -> list[Column]:
     """Return the columns that say what each defense changes and costs."""
     kind = board.score.kind
     points = "points" if kind == "percent" else ""
 
-    def moved(row: Row, values: Callable[[Price], float]) -> Value:
+    def moved(row: Row, values: Callable[[DefenseEffect], float]) -> Value:
         value = values(costs[row]) if row in costs else math.nan
-        written = change(value, kind)
+        written = signed_change(value, kind)
         return Value(_finite(value), written, short=written)
 
     def slower(row: Row, _rung: int) -> Value:
         ratio = costs[row].slower if row in costs else None
-        written = DASH if ratio is None else times(ratio).removesuffix(" ×")
+        written = DASH if ratio is None else ratio_text(ratio).removesuffix(" ×")
         return Value(ratio, written, short=written)
 
     columns = [
@@ -208,7 +208,7 @@ def _defenses(board: Board, costs: dict[Row, Price]) -> list[Column]:
     return columns
 
 
-def defense_spec(row: Row, costs: dict[Row, Price]) -> str:
+def defense_spec(row: Row, costs: dict[Row, DefenseEffect]) -> str:
     """Return the defenses of a row as one types them: what it was trained with, what wraps it."""
     if row not in costs:
         return "none"
@@ -217,14 +217,14 @@ def defense_spec(row: Row, costs: dict[Row, Price]) -> str:
     return " + ".join(filter(None, specs))
 
 
-def _knowledge(row: Row, costs: dict[Row, Price]) -> str:
+def _knowledge(row: Row, costs: dict[Row, DefenseEffect]) -> str:
     if row not in costs:
         return DASH
     return " and ".join(sorted({run.record.case.knowledge for run in row.runs.values()}))
 
 
 def _rank(row: Row, rung: int) -> Value:
-    return Value(row.ranks[rung], place(row, rung))
+    return Value(row.ranks[rung], rank_text(row, rung))
 
 
 def _text(key: str, heading: str, role: Role, read: Callable[[Row], str]) -> Column:

@@ -17,7 +17,7 @@ from robustbench_med.files import write_text
 from .boards.board import Board, Row
 from .boards.transfer import Cell, Matrix, matrices
 from .exports import csv_text
-from .rows import Column, board_columns, place
+from .rows import Column, board_columns, rank_text
 from .wording.commands import commands
 from .wording.text import DASH, FAILURES_MEAN, NORMS, THREATS, number, plain, radii
 from .wording.threat_model import channel_words, native_radii, objective_words
@@ -97,7 +97,7 @@ def matrix_title(matrix: Matrix) -> str:
 def matrix_key(matrix: Matrix) -> str:
     """Return how a transfer matrix is read."""
     marks = [
-        ("= attacker and victim are one model (white box)", any(_cells(matrix, "own"))),
+        ("= attacker and victim are one model (white box)", any(_cells(matrix, "white_box"))),
         ("† flagged or invalid", any(_cells(matrix, "note"))),
         ("* trained on other data", any(model.other_data for model in matrix.surrogates)),
     ]
@@ -125,7 +125,7 @@ def _success(matrix: Matrix, cell: Cell | None) -> str:
     if cell is None:
         return ""
     value = number(cell.success[matrix.board.headline].value)
-    return ("= " if cell.own else "") + value + (" †" if cell.note else "")
+    return ("= " if cell.white_box else "") + value + (" †" if cell.note else "")
 
 
 def _terminal(board: Board, width: int) -> list[Table | Text]:
@@ -166,7 +166,9 @@ def _terminal(board: Board, width: int) -> list[Table | Text]:
         for row in board.rows:
             cells = [_cell_of(columns[at], row, board.headline, layout.whole[at]) for at in part]
             style = "dim" if row.reasons else None
-            table.add_row(place(row, board.headline), Text(row.typed), *cells, style=style)
+            table.add_row(
+                rank_text(row, board.headline), Text(row.title_with_name), *cells, style=style
+            )
         tables.append(table)
     return [*tables, Text("\n".join([*_caption(board), ""]), style="italic")]
 
@@ -187,8 +189,13 @@ class _Layout(NamedTuple):
 
 def _layout(board: Board, columns: Sequence[Column], width: int) -> _Layout:
     """Return the first layout in which all columns share a table, else one for several tables."""
-    whole = max((len(row.typed) for row in board.rows), default=0)
-    folded = max((len(part) for row in board.rows for part in row.typed.split(" (")), default=0) + 2
+    whole = max((len(row.title_with_name) for row in board.rows), default=0)
+    folded = (
+        max(
+            (len(part) for row in board.rows for part in row.title_with_name.split(" (")), default=0
+        )
+        + 2
+    )
 
     def layout(name: int, *intervals: str) -> _Layout:
         """`intervals`: the columns, or roles of columns, that keep theirs."""
@@ -234,20 +241,22 @@ def terminal_title(board: Board) -> str:
     touched = channel_words(board.channels, board.dataset)
     relative = "relative to a training image's mean norm" if board.budget == "mean_norm" else ""
     norm = "" if board.norm == "linf" else NORMS.get(board.norm, board.norm)
-    told = filter(None, [THREATS[board.threat], norm, relative, aim, touched, board.drawn])
+    told = filter(None, [THREATS[board.threat], norm, relative, aim, touched, board.image_set])
     return f"{plain(board.dataset.heading)} at ε = {board.at}, {', '.join(told)}"
 
 
 def _caption(board: Board) -> list[str]:
     """Return the lines below a board: what it was measured on, and why rows have no rank."""
-    notes = [f"{row.typed}: {row.standing}. {'; '.join(row.reasons)}" for row in board.rows]
+    notes = [
+        f"{row.title_with_name}: {row.standing}. {'; '.join(row.reasons)}" for row in board.rows
+    ]
     kept = [note for note, row in zip(notes, board.rows, strict=True) if row.reasons]
     return [
         facts(board),
         f"{board.score.key}, [95 % interval]",
         *argmax_words(board),
         *beyond_words(board),
-        *(f"{row.typed}: {note}" for row in board.rows for note in row.notes),
+        *(f"{row.title_with_name}: {note}" for row in board.rows for note in row.notes),
         *(f"{DASH} {note}" for note in kept),
         *([CONTROL] if board.control else []),
     ]
@@ -261,7 +270,7 @@ def argmax_words(board: Board) -> list[str]:
     kind = board.score.kind
     moved = [(r, e) for r, e in found if number(e.value, kind) != number(r.clean.value, kind)]
     said = "; ".join(
-        f"{row.typed} {number(e.value, kind)} instead of {number(row.clean.value, kind)}"
+        f"{row.title_with_name} {number(e.value, kind)} instead of {number(row.clean.value, kind)}"
         for row, e in moved
     )
     return [
@@ -277,8 +286,8 @@ def beyond_words(board: Board) -> list[str]:
     for column in board.columns:
         if column in board.common or column in board.oblivious or board.control:
             continue
-        met = [row for row in board.rows if column in row.met]
-        lacking = [row for row in ranked if column not in row.met | row.own]
+        met = [row for row in board.rows if column in row.attacked_by]
+        lacking = [row for row in ranked if column not in row.attacked_by | row.not_applicable]
         if not met or not lacking:
             continue
         lines.append(

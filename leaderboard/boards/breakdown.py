@@ -13,7 +13,7 @@ from robustbench_med.stats import Estimate
 from robustbench_med.worst_case import lowest, means, on_rungs, region_table, rungs_of
 
 from ..wording.text import DASH, number, plain
-from ..wording.threat_model import called
+from ..wording.threat_model import class_words
 from .board import Board, Row
 
 _HARDEST = 5  # patients named one by one
@@ -58,16 +58,16 @@ def by_class(board: Board, row: Row) -> list[Outcome]:
         if board.score.attacked:
             return []
         return [
-            _outcome(board, called(name), _regions(board, row, runs, place), runs[0])
+            _outcome(board, class_words(name), _regions(board, row, runs, place), runs[0])
             for place, name in enumerate(board.dataset.parts)
         ]
     truth = runs[0].samples.drop_duplicates("sample").set_index("sample")["truth"]
-    own = truth.loc[row.left.left.index]
+    own = truth.loc[row.image_scores.table.index]
     found = []
     for place, name in enumerate(board.dataset.classes):
         has = np.array([_has(value, place) for value in own], dtype=bool)
         if has.any():
-            found.append(_outcome(board, plain(name), row.left.left[has], runs[0]))
+            found.append(_outcome(board, plain(name), row.image_scores.table[has], runs[0]))
     return found
 
 
@@ -83,7 +83,7 @@ def _outcome(board: Board, label: str, table: pd.DataFrame, run: Stored) -> Outc
 def _regions(board: Board, row: Row, runs: list[Stored], place: int) -> pd.DataFrame:
     """Return the lowest Dice of a region where the row is scored."""
     tables = [region_table(run, place, board.ladder) for run in runs]
-    return lowest(tables, rungs_of(row.left.left))
+    return lowest(tables, rungs_of(row.image_scores.table))
 
 
 def by_patient(board: Board, row: Row) -> Patients | None:
@@ -91,7 +91,7 @@ def by_patient(board: Board, row: Row) -> Patients | None:
 
     They tell no more than the images do where those are right or wrong and nobody has two.
     """
-    left, owner = row.left
+    left, owner = row.image_scores
     shares = board.score.kind == "percent"
     if owner is None or not len(left):
         return None

@@ -11,7 +11,7 @@ from robustbench_med.bench.record import Stored
 
 from ..wording.text import radii
 from .board import RowKey
-from .columns import Asked, named
+from .columns import AttackRequest, column_names
 
 
 class Grid(NamedTuple):
@@ -19,103 +19,114 @@ class Grid(NamedTuple):
 
     Attributes:
         cells: row -> column -> record.
-        asked: column -> what was asked for.
-        lost: row -> its columns without a record.
-        again: column -> the column whose attack it is, with another ladder or seed: a row ran it
-            twice.
+        requests: column -> the attack that was asked for.
+        failed: row -> its columns whose case failed.
+        repeats: column -> the column of the same attack, which a row ran a second time with
+            another ladder or seed.
     """
 
     cells: dict[RowKey, dict[str, Stored]]
-    asked: dict[str, Asked]
-    lost: dict[RowKey, list[str]]
-    again: dict[str, str]
+    requests: dict[str, AttackRequest]
+    failed: dict[RowKey, list[str]]
+    repeats: dict[str, str]
 
     @property
     def columns(self) -> list[str]:
         """The columns of the board: an attack on two ladders is one."""
-        return [column for column in self.asked if column not in self.again]
+        return [column for column in self.requests if column not in self.repeats]
 
-    def met(self, key: RowKey) -> set[str]:
+    def attacked_by(self, key: RowKey) -> set[str]:
         """Return the columns of the board that a row has a record of, or should have."""
-        return {self.again.get(c, c) for c in (*self.cells.get(key, {}), *self.lost.get(key, []))}
+        columns = (*self.cells.get(key, {}), *self.failed.get(key, []))
+        return {self.repeats.get(column, column) for column in columns}
 
-    def own(self, key: RowKey) -> frozenset[str]:
+    def not_applicable(self, key: RowKey) -> frozenset[str]:
         """Return the columns that a row cannot have.
 
-        An attack made on this very model, and one that mistakes a defense where there is none.
+        They are attacks made on this very model, and, where there is no defense, attacks that
+        mistake the defense.
         """
         return frozenset(
-            c
-            for c, asked in self.asked.items()
-            if asked.case.surrogate == key.victim
-            or (key.defense == "none" and asked.case.knowledge != "adaptive")
+            column
+            for column, request in self.requests.items()
+            if request.case.surrogate == key.victim
+            or (key.defense == "none" and request.case.knowledge != "adaptive")
         )
 
     def common(self) -> frozenset[str]:
-        """Return the columns that a row must have to be ranked: those that half of the rows met.
+        """Return the columns that a row must have to be ranked: those that half of the rows have.
 
-        So one row with an attack of its own does not make all others incomplete, nor does one that
-        lacks an attack make the others be ranked without it. Where no row has all of them: those of
-        the rows that most others agree with, the more attacks the better; of two that are equal in
-        both, none is preferred.
+        So one row with an attack of its own does not make all others incomplete, and a row that
+        lacks an attack does not make the others be ranked without it. Where no row has all of
+        these columns, the set of one row counts: the set that most other rows include, the larger
+        the better; of two sets that are equal in both, none is preferred.
         """
-        met, own = {k: self.met(k) for k in self.cells}, {k: self.own(k) for k in self.cells}
+        present = {key: self.attacked_by(key) for key in self.cells}
+        complete = {key: columns | self.not_applicable(key) for key, columns in present.items()}
         half = frozenset(
             column
             for column in self.columns
-            if 2 * sum(column in met[k] for k in met)
-            >= sum(column in met[k] or column not in own[k] for k in met)
+            if 2 * sum(column in present[key] for key in present)
+            >= sum(
+                column in present[key] or column not in self.not_applicable(key) for key in present
+            )
         )
-        if any(half <= met[k] | own[k] for k in met):
+        if any(half <= complete[key] for key in present):
             return half
-        sets = {frozenset(met[k]) for k in met}
+        sets = {frozenset(columns) for columns in present.values()}
 
-        def weight(one: frozenset[str]) -> tuple[int, int]:
-            return sum(one <= met[k] | own[k] for k in met), len(one)
+        def weight(columns: frozenset[str]) -> tuple[int, int]:
+            return sum(columns <= complete[key] for key in present), len(columns)
 
         best = max(map(weight, sets), default=(0, 0))
-        found = [one for one in sets if weight(one) == best]
-        return found[0] if len(found) == 1 else half
+        preferred = [columns for columns in sets if weight(columns) == best]
+        return preferred[0] if len(preferred) == 1 else half
 
 
 def grid_of(group: list[Stored], failures: list[Failure]) -> Grid:
-    """Return the records by row and column: no two share a cell, and none is left out."""
-    # of an attack that a row met on two ladders the longer one gives the column its name
-    group = sorted(group, key=lambda s: -len(s.record.case.ladder))
-    rows = [RowKey.of(*Asked.of(s), s.record.defense_card) for s in group]
-    gone = [
-        (RowKey.of(one.case, one.attack, one.defense), Asked(one.case, one.attack))
-        for one in failures
-        if one.case is not None and one.attack is not None
+    """Return the records by row and column.
+
+    Args:
+        group: records of one board.
+        failures: cases of this board without a usable record; those of other rows are left out.
+    """
+    # of an attack that a row ran on two ladders the longer one gives the column its name
+    group = sorted(group, key=lambda stored: -len(stored.record.case.ladder))
+    rows = [RowKey.of(*AttackRequest.of(s), s.record.defense_card) for s in group]
+    missing = [
+        (RowKey.of(f.case, f.attack, f.defense), AttackRequest(f.case, f.attack))
+        for f in failures
+        if f.case is not None and f.attack is not None
     ]
-    gone = [(key, asked) for key, asked in gone if key in rows]
-    every = [*map(Asked.of, group), *(asked for _, asked in gone)]
+    missing = [(key, request) for key, request in missing if key in rows]
+    requests = [*map(AttackRequest.of, group), *(request for _, request in missing)]
+    keys = [*rows, *(key for key, _ in missing)]
     grid = Grid({}, {}, defaultdict(list), {})
-    keys = [*rows, *(key for key, _ in gone)]
-    taken: dict[tuple[RowKey, str], Case] = {}
-    for place, (key, asked, name) in enumerate(zip(keys, every, named(every), strict=True)):
-        case, column = asked.case, name
-        if (key, name) in taken:
-            told = _apart(case, taken[key, name])
-            column = f"{name} ({', '.join(told)})"
-            if not told or (key, column) in taken:
+    cases: dict[tuple[RowKey, str], Case] = {}  # of the cells that are filled
+    names = column_names(requests)
+    for i, (key, request, name) in enumerate(zip(keys, requests, names, strict=True)):
+        case, column = request.case, name
+        if (key, name) in cases:
+            words = _difference_words(case, cases[key, name])
+            column = f"{name} ({', '.join(words)})"
+            if not words or (key, column) in cases:
                 column = f"{name} (case {case.id})"
-            if told:
-                grid.again[column] = name
-        taken[key, column] = case
-        grid.asked[column] = asked
-        if place < len(group):
-            grid.cells.setdefault(key, {})[column] = group[place]
+            if words:
+                grid.repeats[column] = name
+        cases[key, column] = case
+        grid.requests[column] = request
+        if i < len(group):
+            grid.cells.setdefault(key, {})[column] = group[i]
         else:
-            grid.lost[key].append(column)
+            grid.failed[key].append(column)
     return grid
 
 
-def _apart(case: Case, other: Case) -> list[str]:
-    """Return what tells two runs of one attack apart that one column holds: ladder and seed."""
-    told = []
+def _difference_words(case: Case, other: Case) -> list[str]:
+    """Return how two runs of one attack in one column differ: in ladder and seed."""
+    words = []
     if case.ladder != other.ladder:
-        told.append(f"ε ∈ {radii(case.ladder, case.norm, case.budget)}")
+        words.append(f"ε ∈ {radii(case.ladder, case.norm, case.budget)}")
     if case.seed != other.seed:
-        told.append(f"seed={case.seed}")
-    return told
+        words.append(f"seed={case.seed}")
+    return words

@@ -18,7 +18,7 @@ from ..svg import INK, drawing, inline, plain_axes, stroke
 from ..wording.text import SCALE, number
 from ..wording.threat_model import channel_label
 from .board import Board, Row, RowKey
-from .charts import colour, drawn
+from .charts import colour, rows_with_curve
 
 _LEAST = 2  # boards that are worth a comparison
 _CLEAN = "clean"
@@ -80,7 +80,7 @@ def _bars(boards: list[Board]) -> Bars | None:
     # one channel after the other, then several, and at the end all of them
     ordered = [b for b in boards if b.channels] + [b for b in boards if not b.channels]
     labels = tuple(channel_label(board.channels, board.dataset) for board in ordered)
-    place = {row.key: i for i, row in enumerate(drawn(boards[0]))}
+    place = {row.key: i for i, row in enumerate(rows_with_curve(boards[0]))}
     groups = [_group(key, ordered, labels, attacks, place[key]) for key in place]
     kept = tuple(group for group in groups if _compared(group) >= _LEAST)
     clean = (_CLEAN,) if boards[0].score.clean else ()

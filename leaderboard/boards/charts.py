@@ -34,7 +34,7 @@ def shape(place: int) -> int:
     return place // COLOURS
 
 
-def drawn(board: Board) -> list[Row]:
+def rows_with_curve(board: Board) -> list[Row]:
     """Return the rows that have a curve: all with a worst case, at most three a colour."""
     rows = [row for row in board.rows if row.standing != "invalid" and row.images]
     return rows[: COLOURS * len(_MARKERS)]
@@ -44,7 +44,7 @@ def curves(board: Board, prefix: str) -> str:
     """Return the worst-case score against eps with 95 % bands as an `<svg>` element.
 
     Args:
-        board: the board; the legend is the page's own, in the order of `drawn`.
+        board: the board; the legend is the page's own, in the order of `rows_with_curve`.
         prefix: starts every id inside, so that ids stay unique on the page.
     """
     with drawing(prefix, 6.6, 3.7) as figure:
@@ -52,7 +52,7 @@ def curves(board: Board, prefix: str) -> str:
         grey, full = _scale(board), SCALE[board.score.kind][0]
         start = 0 if board.score.clean else 1
         x = [0.0, *(eps * grey for eps in board.ladder)][start:]
-        for place, row in enumerate(drawn(board)):
+        for place, row in enumerate(rows_with_curve(board)):
             estimates = (row.clean, *row.worst)[start:]
             colour_ = stroke(colour(place))
             axes.plot(
@@ -109,7 +109,7 @@ def certificate(row: Row) -> tuple[Record, Certificate] | None:
 
 def certified(board: Board) -> dict[Row, int]:
     """Return the rows with a certificate, each with its place among the curves of the board."""
-    return {row: place for place, row in enumerate(drawn(board)) if certificate(row)}
+    return {row: place for place, row in enumerate(rows_with_curve(board)) if certificate(row)}
 
 
 def certified_curves(board: Board, prefix: str) -> str:
@@ -179,12 +179,12 @@ class Compute(NamedTuple):
     Attributes:
         cost: row -> ms of one image forward + backward.
         where: machines the cost was measured on.
-        left: rows without a cost.
+        without_cost: rows without a cost.
     """
 
     cost: dict[Row, float]
     where: tuple[str, ...]
-    left: int
+    without_cost: int
 
 
 def compute(board: Board) -> Compute | None:
@@ -192,7 +192,7 @@ def compute(board: Board) -> Compute | None:
 
     Elsewhere the passes counted are of another model, or repeat those of the white box.
     """
-    rows = drawn(board)
+    rows = rows_with_curve(board)
     if board.threat != "white_box" or board.channels:
         return None
     timed = {row: _timed(row) for row in rows}
@@ -231,7 +231,7 @@ def compute_chart(board: Board, found: Compute, prefix: str) -> str:
         prefix: starts every id inside, so that ids stay unique on the page.
     """
     full, said = SCALE[board.score.kind][0], []
-    place = {row: i for i, row in enumerate(drawn(board))}
+    place = {row: i for i, row in enumerate(rows_with_curve(board))}
     with drawing(prefix, 6.6, 3.0) as figure:
         axes = figure.add_axes((0.085, 0.155, 0.885, 0.82))
         for row, ms in found.cost.items():

@@ -1,4 +1,4 @@
-"""What columns are called: the attack, the surrogate, and what tells two settings apart."""
+"""Columns: what the attacks of a board are called, with whatever tells two settings apart."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from robustbench_med.spec import parse
 from ..wording.text import plain
 
 
-class Asked(NamedTuple):
+class AttackRequest(NamedTuple):
     """An attack as a case asks for it."""
 
     case: Case
     attack: AttackCard
 
     @classmethod
-    def of(cls, stored: Stored) -> Asked:
+    def of(cls, stored: Stored) -> AttackRequest:
         """Return what the case of a record asked for."""
         return cls(stored.record.case, stored.record.attack_card)
 
     @property
     def trains(self) -> bool:
-        """Whether the attack, or what its radii are counted in, takes training images."""
+        """Whether the attack, or the unit of its radii, takes training images."""
         return self.attack.schedule == "universal" or self.case.budget == "mean_norm"
 
 
@@ -35,12 +35,12 @@ def heading(stored: Stored) -> str:
 
     The model is called by the name that `--surrogate` takes.
     """
-    return _heading(Asked.of(stored))
+    return _heading(AttackRequest.of(stored))
 
 
-def _heading(asked: Asked) -> str:
-    title, surrogate = plain(asked.attack.title), asked.case.surrogate
-    knowledge = asked.case.knowledge
+def _heading(request: AttackRequest) -> str:
+    title, surrogate = plain(request.attack.title), request.case.surrogate
+    knowledge = request.case.knowledge
     if knowledge != "adaptive":
         return plain(f"{title}, {knowledge_words(knowledge)}")
     if surrogate is None:
@@ -49,7 +49,7 @@ def _heading(asked: Asked) -> str:
 
 
 def knowledge_words(knowledge: str) -> str:
-    """Return what an attacker knows of a defense, in a heading.
+    """Return what an attacker knows of a defense, for a heading.
 
     >>> knowledge_words("oblivious"), knowledge_words("lid(k=20)")
     ('oblivious', 'evading lid')
@@ -57,29 +57,29 @@ def knowledge_words(knowledge: str) -> str:
     return knowledge if knowledge == "oblivious" else f"evading {knowledge.partition('(')[0]}"
 
 
-def columns_of(group: list[Stored]) -> list[str]:
-    """Return the column of each record: its heading, and what tells two settings apart."""
-    return named([Asked.of(stored) for stored in group])
+def attack_columns(group: list[Stored]) -> list[str]:
+    """Return the column of each record: its heading, and how its setting differs from others."""
+    return column_names([AttackRequest.of(stored) for stored in group])
 
 
-def named(group: list[Asked]) -> list[str]:
-    """Return the column of each attack asked for, as `columns_of`."""
-    settings = [_setting(asked) for asked in group]
-    attacks = [(a.case.attack, a.case.surrogate, _rival(a.case)[0]) for a in group]
-    heads = [_heading(asked) for asked in group]
+def column_names(requests: list[AttackRequest]) -> list[str]:
+    """Return the column of each attack that was asked for, as `attack_columns`."""
+    settings = [_setting(request) for request in requests]
+    attacks = [(r.case.attack, r.case.surrogate, _evaded(r.case)[0]) for r in requests]
+    heads = [_heading(request) for request in requests]
     names = []
-    for attack, head, own in zip(attacks, heads, settings, strict=True):
+    for attack, head, setting in zip(attacks, heads, settings, strict=True):
         peers = [p for p, a in zip(settings, attacks, strict=True) if a == attack]
-        keys = [k for k in own if any(peer.get(k) != own[k] for peer in peers)]
-        parts = [plain(f"{k}={own[k]}") for k in keys]
+        keys = [k for k in setting if any(peer.get(k) != setting[k] for peer in peers)]
+        words = [plain(f"{k}={setting[k]}") for k in keys]
         if any(h == head and a != attack for a, h in zip(attacks, heads, strict=True)):
-            parts.insert(0, plain(" ".join(filter(None, attack[:2]))))
-        names.append(f"{head} ({', '.join(parts)})" if parts else head)
+            words.insert(0, plain(" ".join(filter(None, attack[:2]))))
+        names.append(f"{head} ({', '.join(words)})" if words else head)
     return names
 
 
-def _rival(case: Case) -> tuple[str, dict[str, Any]]:
-    """Return what an attacker knows of the defense: one word, and its parameters."""
+def _evaded(case: Case) -> tuple[str, dict[str, Any]]:
+    """Return the detector that an attacker evades, or the knowledge; with its parameters."""
     if not case.evaded_detector:
         return case.knowledge, {}
     try:
@@ -88,16 +88,16 @@ def _rival(case: Case) -> tuple[str, dict[str, Any]]:
         return case.evaded_detector, {}
 
 
-def _setting(asked: Asked) -> dict[str, Any]:
-    case = asked.case
-    name, evaded = _rival(case)
-    own = {
+def _setting(request: AttackRequest) -> dict[str, Any]:
+    case = request.case
+    name, evaded = _evaded(case)
+    fields = {
         "guide": case.guide,
         "v": case.attack_version,
         "n_fit": case.n_fit,
         "weights": case.surrogate_sha256[:8],
-        "train": case.train_sha256[:8] if asked.trains else "",
+        "train": case.train_sha256[:8] if request.trains else "",
     }
-    # a parameter of the attack may be called as one of ours: then both are kept
-    stated = {f"attack {k}" if k in own else k: v for k, v in case.parameters.items()}
-    return stated | {f"{name} {key}": value for key, value in evaded.items()} | own
+    # a parameter of the attack may have the name of a field: then both are there
+    stated = {f"attack {k}" if k in fields else k: v for k, v in case.parameters.items()}
+    return stated | {f"{name} {key}": value for key, value in evaded.items()} | fields

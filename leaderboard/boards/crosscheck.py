@@ -1,7 +1,7 @@
-"""Cross-check: images that an attack missed and one that knows less, or does less, broke. Pure.
+"""Cross-check: images that an attack missed and that a weaker attacker broke. Pure.
 
-An attack that knows the whole model should break whatever one without that knowledge breaks. Where
-it does not, its gradients misled it or it was too weak, and what looks robust may only be hidden.
+An attack that knows the whole model should break whatever an attack without that knowledge breaks.
+Where it does not, its gradients misled it or it was too weak, and the robustness may not be real.
 Source: Athalye, Carlini, Wagner, ICML 2018, section 3.1; Carlini et al. 2019, section 4.3.
 """
 
@@ -31,10 +31,10 @@ _KNOWS = {
 
 
 class Missed(NamedTuple):
-    """How many of the images that stand at one radius another attack breaks."""
+    """How many of the images that are robust at one radius another attack breaks."""
 
     broken: int
-    standing: int
+    robust: int
     rung: int
 
 
@@ -57,17 +57,17 @@ class Scale(NamedTuple):
         cls, ladder: tuple[float, ...], records: Iterable[Record], norm: str, budget: str
     ) -> Scale:
         """Return the scale of a board's `ladder` from records on it."""
-        found = [math.nan] * len(ladder)
+        radii = [math.nan] * len(ladder)
         for record in records:
             for eps, size in zip(record.case.ladder, _radii(record), strict=True):
-                found[rung_of(eps, ladder)] = size
-        return cls(ladder, tuple(found), norm, budget)
+                radii[rung_of(eps, ladder)] = size
+        return cls(ladder, tuple(radii), norm, budget)
 
     def shared(self, record: Record) -> list[tuple[int, int]]:
         """Return the rungs at which a record of any board has the same radius in image units."""
-        own = _radii(record)
-        pairs = ((i, j) for i in range(len(self.radii)) for j in range(len(own)))
-        return [(i, j) for i, j in pairs if math.isclose(self.radii[i], own[j], rel_tol=1e-6)]
+        radii = _radii(record)
+        pairs = ((i, j) for i in range(len(self.radii)) for j in range(len(radii)))
+        return [(i, j) for i, j in pairs if math.isclose(self.radii[i], radii[j], rel_tol=1e-6)]
 
     def at(self, rung: int) -> str:
         """Return a radius in words."""
@@ -79,89 +79,89 @@ def _radii(record: Record) -> tuple[float, ...]:
 
 
 def comparable(stored: Stored) -> tuple[object, ...]:
-    """Return what two records must share so that one may be held against the other, by image."""
+    """Return what two records must have in common to be compared image by image."""
     case = stored.record.case
     victim = (case.victim, case.victim_sha256, case.defense, case.operating_point, case.draws)
     aim = (case.objective, case.norm, tuple(sorted(case.channels.items())))
     return (case.dataset, case.data_sha256, case.split, *aim, *victim)
 
 
-def rivals(records: Iterable[Stored]) -> dict[tuple[object, ...], list[Stored]]:
+def weaker_attackers(records: Iterable[Stored]) -> dict[tuple[object, ...], list[Stored]]:
     """Return the records of attackers who know less than the model, by `comparable`.
 
-    One that failed, or left its budget, proves nothing.
+    A record that is invalid, or over its budget, proves nothing and is left out.
     """
-    found: dict[tuple[object, ...], list[Stored]] = {}
+    weaker: dict[tuple[object, ...], list[Stored]] = {}
     for stored in records:
         record = stored.record
         within = record.audit is None or record.audit.over_budget == 0
         if record.case.threat in _KNOWS and record.status == "ok" and within:
-            found.setdefault(comparable(stored), []).append(stored)
-    return found
+            weaker.setdefault(comparable(stored), []).append(stored)
+    return weaker
 
 
-def hidden_gradients(stands: pd.DataFrame, scale: Scale, others: Mapping[str, Stored]) -> list[str]:
-    """Return a reason to distrust a white-box row for each kind of attacker that beats it.
+def hidden_gradients(robust: pd.DataFrame, scale: Scale, others: Mapping[str, Stored]) -> list[str]:
+    """Return a reason to doubt a white-box row for each kind of attacker that beats it.
 
     Args:
-        stands: who stands against all its attacks; a row an image, a column a rung (0 = clean).
+        robust: which images are robust against all its attacks; a row for each image, a column for
+            each rung (0 = clean).
         scale: the radii of its columns.
-        others: name -> `rivals` on the same victim and data; their ladders may differ.
+        others: name -> `weaker_attackers` on the same victim and data; their ladders may differ.
     """
     worst: dict[str, tuple[Missed, str]] = {}
     for name, other in others.items():
-        broke = lowest([standing_table(other)])
-        missed = _most_missed(stands, broke, scale.shared(other.record))
+        right = lowest([standing_table(other)])
+        missed = _most_missed(robust, right, scale.shared(other.record))
         threat = _kind(other.record)
         if missed.broken > max(ALLOWED, worst[threat][0].broken if threat in worst else 0):
             worst[threat] = missed, name
     return [
-        f"{missed.broken} of {missed.standing} images that stand at "
-        f"ε = {scale.at(missed.rung)} "
-        f"against attacks which know the model fall to {rival}, {_KNOWS[threat]} ({ALLOWED} "
+        f"{missed.broken} of {missed.robust} images that are robust at ε = {scale.at(missed.rung)} "
+        f"against attacks which know the model are broken by {name}, {_KNOWS[threat]} ({ALLOWED} "
         "allowed): those attacks were misled by hidden gradients, or too weak"
-        for threat, (missed, rival) in sorted(worst.items(), key=lambda item: -item[1][0].broken)
+        for threat, (missed, name) in sorted(worst.items(), key=lambda item: -item[1][0].broken)
     ]
 
 
 def _kind(record: Record) -> str:
-    blind = record.case.knowledge == "oblivious"
-    return "oblivious" if blind else record.case.threat
+    oblivious = record.case.knowledge == "oblivious"
+    return "oblivious" if oblivious else record.case.threat
 
 
 def summary(names: Iterable[str], *, beaten: bool) -> str:
-    """Return what was held against the attacks of a white-box row, and how that ended."""
-    held = "; ".join(sorted(names))  # a name may hold a comma
-    if not held:
+    """Return which attacks were compared with those of a white-box row, and the result."""
+    listed = "; ".join(sorted(names))  # a name may hold a comma
+    if not listed:
         return "no attack that knows less was run on the same images: nothing to compare with"
-    end = "see above" if beaten else f"none breaks more than {ALLOWED} image that stands here"
-    return f"held, image by image, against attacks that know less ({held}): {end}"
+    end = "see above" if beaten else f"none breaks more than {ALLOWED} image that is robust here"
+    return f"compared, image by image, with attacks that know less ({listed}): {end}"
 
 
-def misled(runs: dict[str, Stored], scale: Scale) -> list[str]:
-    """Return a reason for each attack of a single step that beats all of many steps of a row.
+def single_step_doubts(runs: dict[str, Stored], scale: Scale) -> list[str]:
+    """Return a reason to doubt a row for each single-step attack that beats its iterative ones.
 
     Args:
         runs: column -> valid record, all of one white-box row.
         scale: the radii of its board.
     """
     iterative = [run for run in runs.values() if many_steps(run.record.attack_card)]
-    hasty = {column: run for column, run in runs.items() if _single_step(run.record.attack_card)}
-    if not iterative or not hasty:
+    single = {column: run for column, run in runs.items() if _single_step(run.record.attack_card)}
+    if not iterative or not single:
         return []
-    stands = lowest([standing_table(run, scale.ladder) for run in iterative])
+    robust = lowest([standing_table(run, scale.ladder) for run in iterative])
     reasons = []
-    for column, run in hasty.items():
-        broke = lowest([standing_table(run)])
-        own = run.record.case.ladder
-        every = [(rung_of(eps, scale.ladder), rung) for rung, eps in enumerate(own)]
-        missed = _most_missed(stands, broke, every)
+    for column, run in single.items():
+        right = lowest([standing_table(run)])
+        ladder = run.record.case.ladder
+        every = [(rung_of(eps, scale.ladder), rung) for rung, eps in enumerate(ladder)]
+        missed = _most_missed(robust, right, every)
         if missed.broken > ALLOWED:
             reasons.append(
-                f"{missed.broken} of {missed.standing} images that stand at "
-                f"ε = {scale.at(missed.rung)} against attacks "
-                f"of many steps fall to {column}, a single step ({ALLOWED} allowed): the steps "
-                "were misled by hidden gradients"
+                f"{missed.broken} of {missed.robust} images that are robust at "
+                f"ε = {scale.at(missed.rung)} against attacks of many steps are broken by "
+                f"{column}, a single step ({ALLOWED} allowed): the steps were misled by hidden "
+                "gradients"
             )
     return reasons
 
@@ -175,21 +175,21 @@ def many_steps(card: AttackCard) -> bool:
     return not _single_step(card) and card.schedule != "universal"
 
 
-def _most_missed(stands: pd.DataFrame, other: pd.DataFrame, rungs: list[tuple[int, int]]) -> Missed:
-    """Return the radius at which `other` breaks most of the images that stand, of those in both.
+def _most_missed(robust: pd.DataFrame, right: pd.DataFrame, rungs: list[tuple[int, int]]) -> Missed:
+    """Return the radius at which another attack breaks most of the robust images that both have.
 
     Args:
-        stands: columns on the ladder of the board, those that were scored.
-        other: columns on its own ladder.
+        robust: columns on the ladder of the board, those that were scored.
+        right: of the other attack, columns on its own ladder.
         rungs: pairs of places on the two that are one radius.
     """
-    common = stands.index.intersection(other.index)
-    left, right = stands.loc[common], other.loc[common]
-    found = [Missed(0, 0, 0)]
+    images = robust.index.intersection(right.index)
+    robust, right = robust.loc[images], right.loc[images]
+    counts = [Missed(0, 0, 0)]
     for i, j in rungs:
-        if i + 1 not in left.columns:
+        if i + 1 not in robust.columns:
             continue
-        held = left[i + 1].to_numpy(dtype=bool)
+        missed = robust[i + 1].to_numpy(dtype=bool)
         clean, after = (right[c].to_numpy(dtype=bool) for c in (0, j + 1))
-        found.append(Missed(int((held & clean & ~after).sum()), int(held.sum()), i))
-    return max(found, key=lambda missed: missed.broken)
+        counts.append(Missed(int((missed & clean & ~after).sum()), int(missed.sum()), i))
+    return max(counts, key=lambda missed: missed.broken)

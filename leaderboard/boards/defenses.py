@@ -25,7 +25,7 @@ from .columns import knowledge_words
 _OWN = {"pgd_at": 1, "fast_at": 1, "trades": 2, "mart": 2}
 
 
-class Price(NamedTuple):
+class DefenseEffect(NamedTuple):
     """What a defense changes and costs.
 
     Attributes:
@@ -45,21 +45,21 @@ class Price(NamedTuple):
     @property
     def cost(self) -> str:
         """The cost in words."""
-        ratio = "" if self.slower is None else f"{times(self.slower)} the time a pass"
+        ratio = "" if self.slower is None else f"{ratio_text(self.slower)} the time a pass"
         return ", ".join(filter(None, [ratio, self.training]))
 
 
-def prices(board: Board) -> dict[Row, Price]:
+def defense_effects(board: Board) -> dict[Row, DefenseEffect]:
     """Return the price of every defended row, wrapped or retrained."""
-    return {row: _price(row, board) for row in board.rows if defended(row)}
+    return {row: _price(row, board) for row in board.rows if is_defended(row)}
 
 
-def defended(row: Row) -> bool:
+def is_defended(row: Row) -> bool:
     """Whether the victim of a row is wrapped or retrained."""
-    return row.key.defense != "none" or retrained(row)
+    return row.key.defense != "none" or is_retrained(row)
 
 
-def retrained(row: Row) -> bool:
+def is_retrained(row: Row) -> bool:
     """Whether the victim of a row is another one trained with a defense."""
     return bool(row.model.undefended) and row.model.undefended != row.key.victim
 
@@ -73,7 +73,7 @@ def trained_with(row: Row) -> Spec:
         return Spec("", {})
 
 
-def _price(row: Row, board: Board) -> Price:
+def _price(row: Row, board: Board) -> DefenseEffect:
     base = _undefended(row, board)
     clean, worst = math.nan, (math.nan,) * len(board.ladder)
     if base is not None:
@@ -83,20 +83,20 @@ def _price(row: Row, board: Board) -> Price:
         if shared:
             pairs = zip(_worst(row, shared, board), _worst(base, shared, board), strict=True)
             worst = tuple(own - other for own, other in pairs)
-    return Price(base, clean, worst, _slower(row), training_words(row))
+    return DefenseEffect(base, clean, worst, _slower(row), training_words(row))
 
 
 def _attacks(row: Row) -> set[str]:
     """Return the columns that a row's worst case is of, but those no bare victim can have."""
     cases = {c: run.record.case for c, run in row.runs.items() if run.record.status == "ok"}
-    return {row.again.get(c, c) for c, case in cases.items() if case.knowledge == "adaptive"}
+    return {row.repeats.get(c, c) for c, case in cases.items() if case.knowledge == "adaptive"}
 
 
 def _worst(row: Row, columns: set[str], board: Board) -> list[float]:
     """Return the worst case of a row under some of its attacks; NaN where one did not run."""
     if columns == _attacks(row):
         return [e.value for e in row.worst]
-    runs = [run for c, run in row.runs.items() if row.again.get(c, c) in columns]
+    runs = [run for c, run in row.runs.items() if row.repeats.get(c, c) in columns]
     table = lowest([score_table(run, board.ladder) for run in runs if run.record.status == "ok"])
     found = table.mean().reindex(range(1, len(board.ladder) + 1))
     return [float(value) for value in found]
@@ -133,7 +133,7 @@ def _slower(row: Row) -> float | None:
 def training_words(row: Row) -> str:
     """Return what a retrained victim cost: "24 epochs, 8 passes an image instead of 1"."""
     recipe = row.model.recipe
-    if recipe is None or not retrained(row):
+    if recipe is None or not is_retrained(row):
         return ""
     name, given = trained_with(row)
     epochs = f"trained {recipe.epochs} epoch{'' if recipe.epochs == 1 else 's'}"
@@ -146,11 +146,13 @@ def training_words(row: Row) -> str:
     return f"{epochs}, {passes} passes an image instead of 1"
 
 
-def change(value: float, kind: str) -> str:
+def signed_change(value: float, kind: str) -> str:
     """Return a change with its sign: of shares in points, of a Dice with two decimals.
 
-    >>> change(-0.0312, "percent"), change(0.214, "unit"), change(-0.0001, "percent")
-    ('−3.1', '+0.21', '±0.0')
+    >>> [signed_change(value, "percent") for value in (-0.0312, -0.0001)]
+    ['−3.1', '±0.0']
+    >>> signed_change(0.214, "unit")
+    '+0.21'
     """
     if not math.isfinite(value):
         return DASH
@@ -158,12 +160,12 @@ def change(value: float, kind: str) -> str:
     return f"±{text[1:]}" if not float(text) else text.replace("-", "−")
 
 
-def times(ratio: float) -> str:
+def ratio_text(ratio: float) -> str:
     """Return a ratio of times."""
     return f"{ratio:.1f} ×"
 
 
-def counted(board: Board) -> str:
+def change_unit(board: Board) -> str:
     """Return what a change on a board is counted in."""
     return "points" if board.score.kind == "percent" else "Dice"
 
@@ -171,7 +173,7 @@ def counted(board: Board) -> str:
 def defense_names(row: Row, against: Row | None) -> list[str]:
     """Return the defenses of a row as a menu lists them, without their parameters."""
     names = []
-    if retrained(row):
+    if is_retrained(row):
         title = plain(row.model.title)
         stem = f"{plain(against.model.title)}, " if against else title
         short = title.removeprefix(stem) if title.startswith(stem) else ""
@@ -195,7 +197,7 @@ _KINDS = {
 }
 
 
-def shield_words(record: Record) -> str:
+def defense_title_of(record: Record) -> str:
     """Return the title of a record's defense, with the parameters that are not its defaults."""
     card = record.defense_card
     if card is None:
@@ -208,7 +210,7 @@ def shield_words(record: Record) -> str:
 def defense_words(row: Row) -> list[tuple[str, str]]:
     """Return what defends a row, as (heading, sentence) pairs; "none" of a bare victim."""
     lines = []
-    if retrained(row):
+    if is_retrained(row):
         name, given = trained_with(row)
         told = [f"{name or 'retrained'} (training: {_KINDS['training']})", _listed(given)]
         told += [training_words(row), f"undefended: {row.model.undefended}"]

@@ -27,7 +27,7 @@ COLUMNS = {
 }
 
 
-class Found(NamedTuple):
+class DetectorMetric(NamedTuple):
     """A metric by an attacker who overlooks the detector and by one who knows it; None: not run."""
 
     label: str
@@ -50,7 +50,7 @@ class Detector(NamedTuple):
     row: Row
     attacks: str
     rate: str
-    found: tuple[Found, ...]
+    found: tuple[DetectorMetric, ...]
     alarms: Estimate
 
     @property
@@ -59,7 +59,7 @@ class Detector(NamedTuple):
         return self.row.standing not in ("ranked", "control")
 
 
-def guarded(record: Record) -> bool:
+def has_detector(record: Record) -> bool:
     """Whether a detector stands before the victim of a record."""
     card = record.defense_card
     known = card is not None and card.kind == "detector"
@@ -68,7 +68,7 @@ def guarded(record: Record) -> bool:
 
 def has_detectors(board: Board) -> bool:
     """Whether any row of a board is guarded by a detector."""
-    return any(guarded(run.record) for row in board.rows for run in row.runs.values())
+    return any(has_detector(run.record) for row in board.rows for run in row.runs.values())
 
 
 def detectors(board: Board) -> list[Detector]:
@@ -86,7 +86,7 @@ def _detector(row: Row, eps: float) -> Detector | None:
     for column, run in row.runs.items():
         record = run.record
         rung = rung_of(eps, record.case.ladder)
-        if record.status != "ok" or not guarded(record) or rung < 0:
+        if record.status != "ok" or not has_detector(record) or rung < 0:
             continue
         metrics = record.rungs[rung + 1].metrics
         knowledge = "oblivious" if record.case.knowledge == "oblivious" else "adaptive"
@@ -96,7 +96,7 @@ def _detector(row: Row, eps: float) -> Detector | None:
         return None
     blind, knowing = hardest.get("oblivious"), hardest.get("adaptive")
     found = tuple(
-        Found(label, kind, _metric(blind, name), _metric(knowing, name))
+        DetectorMetric(label, kind, _metric(blind, name), _metric(knowing, name))
         for name, (label, kind) in COLUMNS.items()
     )
     alarms = _metric(knowing or blind, "false_alarms")

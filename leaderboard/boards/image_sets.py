@@ -1,7 +1,7 @@
-"""Images: which ones a record saw, and how records that saw others are kept apart. Pure.
+"""Image sets: which images a record was scored on, and which records therefore meet on a board.
 
-Records of one dataset may have drawn other images of it (another suite, another number, another
-split). What is scored on them is no statement on one set of images, so each set has its own board.
+Records of one dataset may have drawn other images of it: another suite, number or split. Scores on
+different images are no statement on one set of images, so each set has its own board. Pure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from robustbench_med.bench.record import Stored
 from ..wording.text import plain
 
 
-class Images(NamedTuple):
+class ImageSet(NamedTuple):
     """A set of images: the hash of the data, the split, and their ids."""
 
     data: str
@@ -29,23 +29,18 @@ class Images(NamedTuple):
 Draw = tuple[str, str, int | None, int]
 
 
-def _images_of(run: Stored) -> Images:
-    """Return the images a record saw."""
-    case = run.record.case
-    return Images(case.data_sha256, case.split, frozenset(map(str, run.samples["sample"].unique())))
-
-
-class Part(NamedTuple):
-    """Records that saw one set of images.
+class ImageSetRecords(NamedTuple):
+    """Records that were scored on one set of images.
 
     Attributes:
         runs: in the order of their case ids.
-        images: what most valid runs saw, the larger set where two are as common; None without one.
-        strays: ids of the valid cases that saw others.
+        images: those of most valid runs, of two equally common sets the larger one; None without
+            a valid run.
+        strays: ids of the valid cases that were scored on others.
     """
 
     runs: list[Stored]
-    images: Images | None
+    images: ImageSet | None
     strays: frozenset[str]
 
     @property
@@ -54,95 +49,101 @@ class Part(NamedTuple):
         return 0 if self.images is None else len(self.images.ids)
 
 
-def draw_of(case: Case) -> Draw:
+def _images_of(run: Stored) -> ImageSet:
+    """Return the images that a record was scored on."""
+    case, ids = run.record.case, run.samples["sample"].unique()
+    return ImageSet(case.data_sha256, case.split, frozenset(map(str, ids)))
+
+
+def draw_key(case: Case) -> Draw:
     """Return what decides which images a case draws."""
     return case.data_sha256, case.split, case.n, case.seed
 
 
-def by_images(group: list[Stored]) -> list[Part]:
-    """Return the records in parts of which each saw one set of images, the largest set first.
+def group_by_image_set(group: list[Stored]) -> list[ImageSetRecords]:
+    """Return the records grouped by the set of images they were scored on, the largest set first.
 
-    Draws that give the same images make one part ("all" and a number beyond what there is). One
-    that has only invalid records stands alone.
+    Draws that give the same images are one group ("all" and a number beyond what there is). A draw
+    with invalid records alone is a group of its own.
     """
-    seen = {run.record.case_id: _images_of(run) for run in group if run.record.status == "ok"}
+    images = {run.record.case_id: _images_of(run) for run in group if run.record.status == "ok"}
     draws: dict[Draw, list[Stored]] = {}
     for stored in group:
-        draws.setdefault(draw_of(stored.record.case), []).append(stored)
+        draws.setdefault(draw_key(stored.record.case), []).append(stored)
     sets: dict[object, list[Stored]] = {}
     for draw, runs in draws.items():
-        sets.setdefault(_part(runs, seen).images or draw, []).extend(runs)
-    parts = [_part(runs, seen) for runs in sets.values()]
-    return sorted(parts, key=lambda part: (-part.size, part.runs[0].record.case_id))
+        sets.setdefault(_records_of(runs, images).images or draw, []).extend(runs)
+    groups = [_records_of(runs, images) for runs in sets.values()]
+    return sorted(groups, key=lambda records: (-records.size, records.runs[0].record.case_id))
 
 
-def by_ladder(part: Part) -> list[tuple[tuple[float, ...], list[Stored]]]:
-    """Return the radii and records of a part, apart where no radius joins them.
+def _records_of(runs: list[Stored], images: Mapping[str, ImageSet]) -> ImageSetRecords:
+    ordered = sorted(runs, key=lambda run: run.record.case_id)
+    valid = {
+        case_id: images[case_id] for run in ordered if (case_id := run.record.case_id) in images
+    }
+    counts = Counter(valid.values())
+    common = max(counts, key=lambda k: (counts[k], len(k.ids), k[:2]), default=None)
+    strays = frozenset(case_id for case_id, own_set in valid.items() if own_set != common)
+    return ImageSetRecords(ordered, common, strays)
 
-    Records that share a radius belong together, and so do those that a third one joins.
+
+def group_by_ladder(records: ImageSetRecords) -> list[tuple[tuple[float, ...], list[Stored]]]:
+    """Return the radii and runs of each board of one image set: split where no radius joins them.
+
+    Runs with a common radius belong together, and so do two runs that a third one joins.
     """
     groups: list[tuple[tuple[float, ...], list[Stored]]] = []
-    for run in part.runs:
+    for run in records.runs:
         ladder, runs = run.record.case.ladder, [run]
-        rest = []
-        for other, found in groups:
-            if shares(other, ladder):
-                own = tuple(eps for eps in other if not shares((eps,), ladder))
-                ladder, runs = tuple(sorted((*ladder, *own))), [*found, *runs]
+        separate = []
+        for radii, members in groups:
+            if have_common_radius(radii, ladder):
+                new = tuple(eps for eps in radii if not have_common_radius((eps,), ladder))
+                ladder, runs = tuple(sorted((*ladder, *new))), [*members, *runs]
             else:
-                rest.append((other, found))
-        groups = [*rest, (ladder, runs)]
-    return sorted(((e, sorted(r, key=lambda s: s.record.case_id)) for e, r in groups), key=_first)
+                separate.append((radii, members))
+        groups = [*separate, (ladder, runs)]
+    ordered = ((e, sorted(runs, key=lambda s: s.record.case_id)) for e, runs in groups)
+    return sorted(ordered, key=lambda group: group[0])
 
 
-def _first(group: tuple[tuple[float, ...], list[Stored]]) -> tuple[float, ...]:
-    return group[0]
-
-
-def shares(one: Iterable[float], other: Iterable[float]) -> bool:
+def have_common_radius(ladder: Iterable[float], radii: Iterable[float]) -> bool:
     """Whether two ladders have a radius in common."""
-    others = list(other)
-    return any(math.isclose(a, b, rel_tol=1e-6) for a in one for b in others)
+    known = list(radii)
+    return any(math.isclose(a, b, rel_tol=1e-6) for a in ladder for b in known)
 
 
-def _part(runs: list[Stored], seen: Mapping[str, Images]) -> Part:
-    ordered = sorted(runs, key=lambda run: run.record.case_id)
-    found = {i: seen[i] for run in ordered if (i := run.record.case_id) in seen}
-    counted = Counter(found.values())
-    images = max(counted, key=lambda k: (counted[k], len(k.ids), k[:2]), default=None)
-    return Part(ordered, images, frozenset(i for i, own in found.items() if own != images))
-
-
-def image_words(parts: list[Part]) -> list[str]:
-    """Return what tells each part of `by_images` from the others; empty where there is one.
+def image_set_words(groups: list[ImageSetRecords]) -> list[str]:
+    """Return how each group of `group_by_image_set` differs from the others; empty if only one.
 
     E.g. "90 images of suite quick", "90 images of suite quick, seed 1".
     """
-    if len(parts) == 1:
+    if len(groups) == 1:
         return [""]
-    told: list[list[str]] = [[f"{part.size} images{_suite(part.runs)}"] for part in parts]
-    for more in (_splits, _seeds, _data):
-        common = Counter(map(tuple, told))
-        told = [
-            [*words, more(part.runs[0].record.case)] if common[tuple(words)] > 1 else words
-            for words, part in zip(told, parts, strict=True)
+    words: list[list[str]] = [[f"{g.size} images{_suite_words(g.runs)}"] for g in groups]
+    for more in (_split_words, _seed_words, _data_words):
+        common = Counter(map(tuple, words))
+        words = [
+            [*known, more(group.runs[0].record.case)] if common[tuple(known)] > 1 else known
+            for known, group in zip(words, groups, strict=True)
         ]
-    return [", ".join(words) for words in told]
+    return [", ".join(known) for known in words]
 
 
-def _suite(runs: list[Stored]) -> str:
-    found = (re.search(r"\brun (\w[\w.-]*)", s.record.provenance.command) for s in runs)
-    names = {plain(match[1]) for match in found if match}
+def _suite_words(runs: list[Stored]) -> str:
+    matches = (re.search(r"\brun (\w[\w.-]*)", s.record.provenance.command) for s in runs)
+    names = {plain(match[1]) for match in matches if match}
     return f" of suite {names.pop()}" if len(names) == 1 else ""
 
 
-def _splits(case: Case) -> str:
+def _split_words(case: Case) -> str:
     return f"{case.split} split"
 
 
-def _seeds(case: Case) -> str:
+def _seed_words(case: Case) -> str:
     return f"seed {case.seed}"
 
 
-def _data(case: Case) -> str:
+def _data_words(case: Case) -> str:
     return f"data {case.data_sha256[:8]}"

@@ -1,51 +1,233 @@
-"""Whether an attack that a row lacks may matter for its place among the rows that met it. Pure."""
+"""Decide which rows of a board rank, why others do not, and which places rows have. Pure.
+
+Every reason against a row is listed, the gravest first. A row without a reason is ranked; on a
+board of controls nobody is.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from robustbench_med.bench.check_words import flag_words
 from robustbench_med.bench.record import Stored
 from robustbench_med.worst_case import lowest, score_table
 
-from .board import Board, Row
-from .crosscheck import ALLOWED
+from ..wording.commands import commands
+from ..wording.text import plain
+from .board import ORDER, Board, Comparison, Row, Standing
+from .columns import heading
+from .crosscheck import (
+    ALLOWED,
+    Scale,
+    comparable,
+    hidden_gradients,
+    single_step_doubts,
+    summary,
+)
+from .significance import Pairs, pairs, places
 
-_DROP = 0.05  # of a Dice: less is no attack that does more
+_DROP = 0.05  # of a Dice: an attack that lowers it by less does not do more
 
 
-def adds(column: str, row: Row, rows: list[Row], board: Board) -> bool:
-    """Whether an attack that a row lacks may matter for its place.
+def is_oblivious(stored: Stored) -> bool:
+    """Whether the attacker did not know of the defense: the attack is shown, and never ranks."""
+    return stored.record.case.knowledge == "oblivious"
 
-    It does not where every row that met it, and one of those that this row met, was left by it as
-    those left it, but for an image a radius: then all of them are ranked by the attacks they share,
-    and the result is the same. An oblivious attack never ranks.
+
+def informed_runs(runs: dict[str, Stored]) -> dict[str, Stored]:
+    """Return the runs of attackers who know what they attack."""
+    return {column: run for column, run in runs.items() if not is_oblivious(run)}
+
+
+def cross_checked(
+    row: Row, board: Board, weaker: Mapping[tuple[object, ...], list[Stored]]
+) -> tuple[Row, list[str]]:
+    """Return a white-box row with its cross-check, and the reasons to doubt its attacks.
+
+    Args:
+        row: of a white-box board.
+        board: says the radii.
+        weaker: records of attackers who know less, see `crosscheck.weaker_attackers`.
+    """
+    valid = {c: run for c, run in informed_runs(row.runs).items() if run.record.status == "ok"}
+    if all(run.record.attack_card.schedule == "universal" for run in valid.values()):
+        return row, []  # one perturbation for all images need not beat what is made for each
+    first = next(iter(valid.values()))
+    scale = Scale.of(board.ladder, [run.record for run in valid.values()], board.norm, board.budget)
+    attackers = {heading(stored): stored for stored in weaker.get(comparable(first), [])}
+    # an attacker who knows of a defense can do everything that one who does not know can
+    attackers |= {
+        c: run for c, run in row.runs.items() if is_oblivious(run) and run.record.status == "ok"
+    }
+    names = tuple(name for name, stored in attackers.items() if scale.shared(stored.record))
+    doubts = hidden_gradients(row.robust, scale, {name: attackers[name] for name in names})
+    beaten = summary(names, beaten=bool(doubts))
+    return replace(row, crosscheck=beaten), doubts + single_step_doubts(valid, scale)
+
+
+def judge_row(
+    row: Row,
+    board: Board,
+    rows: list[Row],
+    failed: list[str],
+    doubts: list[str],
+    strays: frozenset[str],
+) -> Row:
+    """Return the row with its standing and every reason for it, the gravest first.
+
+    Args:
+        row: is judged.
+        board: without its rows.
+        rows: all of the board.
+        failed: columns of the row whose case failed.
+        doubts: reasons to doubt its attacks, of `cross_checked`.
+        strays: ids of cases that saw other images than the board.
+    """
+    reasons: list[tuple[Standing, str]] = [("flagged", doubt) for doubt in doubts]
+    for column, run in row.runs.items():
+        reasons += _record_reasons(column, run, strays)
+    if not row.images and all(run.record.status == "ok" for run in row.runs.values()):
+        reasons.append(("incomplete", "no image was attacked by every attack: nothing to score"))
+    if not informed_runs(row.runs):
+        reasons.append(("incomplete", "attacked only as if it had no defense"))
+    if failed:
+        reasons.append(("incomplete", f"failed or not readable: {', '.join(sorted(failed))}"))
+    required = board.common - row.attacked_by - row.not_applicable - {*failed}
+    missing = [column for column in board.columns if column in required]
+    needed = [column for column in missing if may_matter(column, row, rows, board)]
+    if needed:
+        how = commands(row, needed, rows)
+        end = f". To run it: {how}" if how else ""
+        reasons.append(("incomplete", f"not run: {', '.join(needed)}{end}"))
+    spared = [column for column in missing if column not in needed]
+    notes = row.notes
+    if spared:
+        how = commands(row, spared, rows)
+        notes = (
+            *notes,
+            f"not run: {', '.join(spared)}, which broke at most {ALLOWED} image more in any row "
+            f"that ran it than the attacks run here. To run it: {how}",
+        )
+    short = _not_run_at_headline(row, board)
+    if short and row.images:
+        how = commands(row, short, [row], ladder=board.ladder)
+        words = f"not run at ε = {board.at}: {', '.join(short)}. To run it: {how}"
+        reasons.append(("incomplete", words))
+    reasons.sort(key=lambda pair: -ORDER.index(pair[0]))
+    fine: Standing = "control" if board.control else "ranked"
+    standing = reasons[0][0] if reasons else fine
+    words_of_reasons = tuple(plain(text) for _, text in reasons)
+    return replace(row, standing=standing, reasons=words_of_reasons, notes=notes)
+
+
+def _record_reasons(column: str, run: Stored, strays: frozenset[str]) -> list[tuple[Standing, str]]:
+    """Return what one record is against its row: invalid, flagged, or of other images."""
+    record = run.record
+    if record.status == "invalid":
+        return [("invalid", f"{column}: {record.reason}")]
+    reasons: list[tuple[Standing, str]] = [
+        ("flagged", f"{column}: {flag_words(record, flag)}") for flag in record.doubts
+    ]
+    if record.case_id in strays:
+        words = f"{column}: scored on other images than the board ({record.n} images)"
+        reasons.append(("incomplete", words))
+    return reasons
+
+
+def _not_run_at_headline(row: Row, board: Board) -> list[str]:
+    """Return the columns of a row, among the required ones if it has any, without that radius."""
+    required = row.attacked_by & board.common or row.attacked_by
+    return [
+        column
+        for column in board.columns
+        if column in required
+        and column in row.scores
+        and column not in row.oblivious
+        and not np.isfinite(row.scores[column][board.headline].value)
+    ]
+
+
+def may_matter(column: str, row: Row, rows: list[Row], board: Board) -> bool:
+    """Whether an attack that a row lacks may change its place.
+
+    It may not where some row ran it beside attacks of this row, and in no such row it broke more
+    than one image a radius beyond those attacks: then ranking all by the attacks they have in
+    common gives the same result. An oblivious attack never ranks.
     """
     if any(column in other.oblivious for other in rows):
         return False
-    own = {c for c in row.met if c not in row.oblivious}
-    seen = False
+    present = {c for c in row.attacked_by if c not in row.oblivious}
+    compared = False
     for other in rows:
-        shared = {c for c in other.met if c in own and c not in other.oblivious}
-        if column not in other.met or not shared:
+        common = {c for c in other.attacked_by if c in present and c not in other.oblivious}
+        if column not in other.attacked_by or not common:
             continue
         before, after = (
-            [score_table(run, board.ladder) for run in _valid(other, kept)]
-            for kept in (shared, {*shared, column})
+            [score_table(run, board.ladder) for run in _valid_runs(other, columns)]
+            for columns in (common, {*common, column})
         )
         if len(after) <= len(before) or not before:
             return True
         rungs = [r for r in range(len(board.ladder) + 1) if any(r in t.columns for t in before)]
-        left, lower = (lowest(tables, rungs) for tables in (before, after))
-        common = left.index.intersection(lower.index)
-        drop = left.loc[common].to_numpy(float) - lower.loc[common].to_numpy(float)
+        without, with_it = (lowest(tables, rungs) for tables in (before, after))
+        images = without.index.intersection(with_it.index)
+        drop = without.loc[images].to_numpy(float) - with_it.loc[images].to_numpy(float)
         if ((drop > _DROP).sum(axis=0) > ALLOWED).any():
             return True
-        seen = True
-    return not seen
+        compared = True
+    return not compared
 
 
-def _valid(row: Row, columns: set[str]) -> list[Stored]:
+def _valid_runs(row: Row, columns: set[str]) -> list[Stored]:
     """Return the valid records of a row under the attacks of `columns`."""
     return [
         run
         for column, run in row.runs.items()
-        if row.again.get(column, column) in columns and run.record.status == "ok"
+        if row.repeats.get(column, column) in columns and run.record.status == "ok"
     ]
+
+
+def ranked_rows(rows: list[Row], rungs: int) -> list[Row]:
+    """Return the rows with their places at each rung; rows that no test tells apart share one."""
+    ranked = [row for row in rows if row.standing == "ranked"]
+    every = pairs([row.image_scores for row in ranked], rungs + 1)
+    # column 0 of the image scores is the clean image, which ranks nobody
+    tested = Pairs(every.gain[1:], every.p[1:])
+    worst = np.array([[e.value for e in row.worst] for row in ranked]).T
+    placed = places(worst, tested) if ranked else np.zeros((rungs, 0), dtype=np.intp)
+    index = {id(row): i for i, row in enumerate(ranked)}
+
+    def ranks_of(i: int) -> tuple[int | None, ...]:
+        return tuple(int(rank) or None for rank in placed[:, i])
+
+    def with_rank(row: Row) -> Row:
+        if id(row) not in index:
+            return replace(row, ranks=(None,) * rungs, sharing=(0,) * rungs)
+        i = index[id(row)]
+        comparisons = tuple(
+            Comparison(
+                other.title, tuple(tested.gain[:, i, j]), tuple(tested.p[:, i, j]), ranks_of(j)
+            )
+            for j, other in enumerate(ranked)
+            if j != i
+        )
+        ranks = ranks_of(i)
+        counts = (placed == placed[:, i : i + 1]).sum(axis=1)
+        sharing = tuple(int(n) if rank else 0 for n, rank in zip(counts, ranks, strict=True))
+        return replace(row, ranks=ranks, sharing=sharing, comparisons=comparisons)
+
+    return [with_rank(row) for row in rows]
+
+
+def row_order(row: Row, board: Board) -> tuple[int, float, float, str]:
+    """Return what sorts the rows of a board: by standing, then the best worst case first."""
+    value, clean = row.worst[board.headline].value, row.clean.value
+    return (
+        ORDER.index(row.standing),
+        -value if np.isfinite(value) else np.inf,
+        -clean if np.isfinite(clean) else np.inf,
+        row.model.name,
+    )

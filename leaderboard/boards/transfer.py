@@ -19,7 +19,7 @@ from robustbench_med.worst_case import rung_of
 
 from ..wording.text import plain
 from .board import Board, Row
-from .columns import Asked, columns_of
+from .columns import AttackRequest, attack_columns
 
 SURROGATES = ("transfer", "no_box")
 
@@ -38,13 +38,13 @@ class Cell:
 
     Attributes:
         attacked: images the share is taken over: those right when clean.
-        own: whether attacker and victim are one model (white box).
+        white_box: whether attacker and victim are one model (white box).
         note: "invalid" or "flagged"; empty where nothing speaks against it.
     """
 
     success: tuple[Estimate, ...]
     attacked: int
-    own: bool
+    white_box: bool
     note: str = ""
 
 
@@ -90,7 +90,7 @@ def matrices(made: list[Board]) -> list[Matrix]:
 def _setting(stored: Stored) -> tuple[object, ...]:
     case = stored.record.case
     parameters = json.dumps(case.parameters, sort_keys=True)
-    train = case.train_sha256 if Asked.of(stored).trains else ""
+    train = case.train_sha256 if AttackRequest.of(stored).trains else ""
     return (case.attack, case.attack_version, parameters, case.guide, case.seed, train)
 
 
@@ -101,7 +101,7 @@ def _attack(entry: _Entry, others: list[_Entry]) -> str:
     for one in (other.stored for other in beside):
         case = one.record.case.model_copy(update={"surrogate": None, "surrogate_sha256": ""})
         stored.append(one._replace(record=one.record.model_copy(update={"case": case})))
-    return columns_of(stored)[beside.index(entry)]
+    return attack_columns(stored)[beside.index(entry)]
 
 
 def _matrix(board: Board, attack: str, group: list[_Entry]) -> Matrix:
@@ -140,7 +140,9 @@ def _surrogates(moved: list[_Entry]) -> tuple[Model, ...]:
         key = _attacked(entry)
         other = entry.board.threat == "no_box"
         found[key] = Model(key, plain(key[0]), other)
-    return _told_apart(sorted(found.values(), key=lambda m: (m.other_data, m.title, m.key)))
+    return _with_distinct_titles(
+        sorted(found.values(), key=lambda m: (m.other_data, m.title, m.key))
+    )
 
 
 def _victims(entries: list[_Entry], surrogates: tuple[Model, ...]) -> tuple[Model, ...]:
@@ -153,10 +155,10 @@ def _victims(entries: list[_Entry], surrogates: tuple[Model, ...]) -> tuple[Mode
         return names.index(name) if name in names else len(names), row.title, repr(row.key)
 
     ordered = sorted(rows.values(), key=order)
-    return _told_apart([Model(row.key, row.name) for row in ordered])
+    return _with_distinct_titles([Model(row.key, row.name) for row in ordered])
 
 
-def _told_apart(models: Iterable[Model]) -> tuple[Model, ...]:
+def _with_distinct_titles(models: Iterable[Model]) -> tuple[Model, ...]:
     models = list(models)
     common = Counter(model.title for model in models)
     return tuple(
@@ -191,4 +193,4 @@ def _joined(one: Cell | None, other: Cell) -> Cell:
 
     pairs = zip(one.success, other.success, strict=True)
     both = tuple(max(pair, key=success) for pair in pairs)
-    return Cell(both, max(one.attacked, other.attacked), one.own, one.note or other.note)
+    return Cell(both, max(one.attacked, other.attacked), one.white_box, one.note or other.note)

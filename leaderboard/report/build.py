@@ -162,7 +162,7 @@ def _models(model_boards: list[ModelBoard]) -> tuple[Model, ...]:
     shields = {model_board.row.key.weights: list[str]() for model_board in model_boards}
     for model_board in model_boards:
         shields[model_board.row.key.weights] += (
-            [model_board.row.shield] if model_board.row.shield else []
+            [model_board.row.defense_title] if model_board.row.defense_title else []
         )
     models = []
     for weights, records in _grouped(runs, lambda r: r.case.victim_sha256).items():

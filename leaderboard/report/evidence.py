@@ -9,7 +9,7 @@ from robustbench_med.bench.record import Record, Stored
 from robustbench_med.stats import Estimate
 
 from ..boards.charts import certificate, certified_words
-from ..boards.detectors import COLUMNS, RULE, guarded, has_detectors
+from ..boards.detectors import COLUMNS, RULE, has_detector, has_detectors
 from ..wording.metrics import metric_rows
 from ..wording.records import decision_words
 from ..wording.text import plain, radius
@@ -55,7 +55,7 @@ def evidence(model_board: ModelBoard, model_boards: list[ModelBoard]) -> Evidenc
         labels=labels,
         native=("", *(native_radius(e, card, board.norm, board.budget) for e in board.ladder)),
         headline=board.headline,
-        defense=row.shield,
+        defense=row.defense_title,
         defense_spec=row.key.defense,
         weights=row.key.weights,
         metric=board.score.metric,
@@ -249,14 +249,14 @@ def _detectors(model_board: ModelBoard) -> tuple[DetectorLine, ...]:
     lines = []
     for column, run in model_board.runs.items():
         record = run.record
-        if record.status != "ok" or not guarded(record) or rung >= len(record.rungs):
+        if record.status != "ok" or not has_detector(record) or rung >= len(record.rungs):
             continue
         metrics = record.rungs[rung].metrics
         own_metrics = {n: metrics[n] for n in (*COLUMNS, _ALARMS) if n in metrics}
         blind = record.case.knowledge == "oblivious"
         lines.append(
             DetectorLine(
-                name=model_board.row.shield,
+                name=model_board.row.defense_title,
                 knowledge="oblivious" if blind else "adaptive",
                 attack=column,
                 eps=model_board.board.ladder[model_board.board.headline],

@@ -14,8 +14,8 @@ from robustbench_med.bench.record import Stored
 from robustbench_med.cards import DatasetCard
 from robustbench_med.worst_case import parse_objective
 
-from ..wording.commands import again
-from ..wording.threat_model import called
+from ..wording.commands import rerun_command
+from ..wording.threat_model import class_words
 
 Goal = tuple[str, tuple[tuple[str, object], ...]]
 _ANY: Goal = ("untargeted", ())
@@ -63,7 +63,7 @@ def needs(metric: str, card: DatasetCard) -> list[Need]:
         return _of_masks(base, part, card)
     if base in _MISSED and card.normal is not None:
         toward = _targeted(card.normal)
-        name = called(card.classes[card.normal])
+        name = class_words(card.classes[card.normal])
         goals = (_ANY, toward) if card.binary else (toward,)
         return [Need(goals, f"a wrong call of “{name}”")]
     if base in ("specificity", "flips_to_disease") and card.binary and card.normal is not None:
@@ -88,7 +88,7 @@ def _of_findings(base: str, part: str, card: DatasetCard) -> list[Need]:
     return [
         Need(
             (("finding", (("index", j),)), *alone),
-            f"“{called(card.classes[j])}” called wrong",
+            f"“{class_words(card.classes[j])}” called wrong",
         )
         for j in places
     ]
@@ -98,7 +98,7 @@ def _of_masks(base: str, part: str, card: DatasetCard) -> list[Need]:
     if part not in card.parts or base not in ("dice", "iou"):
         return []
     alone = (_ANY,) if len(card.parts) == 1 else ()
-    return [Need((("region", (("name", part),)), *alone), f"“{called(part)}” spoilt")]
+    return [Need((("region", (("name", part),)), *alone), f"“{class_words(part)}” spoilt")]
 
 
 def toward(need: Need, runs: Iterable[Stored]) -> list[Stored]:
@@ -133,4 +133,4 @@ def command(runs: list[Stored], objective: str) -> str:
     """Return the command that makes the like of a run for another goal: of one by steps, if any."""
     laddered = [r for r in runs if r.record.attack_card.schedule == "descend"]
     run = next((r for r in laddered if r.record.attack_card.effort), (*laddered, *runs)[0])
-    return again(run, objective=objective)
+    return rerun_command(run, objective=objective)

@@ -14,7 +14,7 @@ from robustbench_med.bench.record import Stored
 from robustbench_med.bench.store import files_of
 from robustbench_med.errors import ResultsError, UnknownNameError
 
-from ..boards.board import Board, Row, narrowed
+from ..boards.board import Board, Row, single_row_board
 from ..boards.ranking import make_boards
 from ..wording.records import audit_words, cost_words
 from ..wording.text import plain
@@ -68,7 +68,7 @@ def boards_of_model(records: list[Stored], victim: str) -> list[ModelBoard]:
 def rows_of(boards: list[Board], victim: str) -> list[ModelBoard]:
     """Return the boards that have a row of `victim`, cut down to it; a board for each row."""
     rows = [(board, row) for board in boards for row in board.rows if row.key.victim == victim]
-    cut = [narrowed(board, row) for board, row in rows]
+    cut = [single_row_board(board, row) for board, row in rows]
     return [
         ModelBoard(board, board.rows[0], f"board-{number}") for number, board in enumerate(cut, 1)
     ]

@@ -22,7 +22,7 @@ from robustbench_med.stats import Estimate
 from robustbench_med.worst_case import image_table, lowest, means, owners_of
 
 from ..boards.board import Row
-from ..boards.ranking import knowing
+from ..boards.standing import informed_runs
 from .model_boards import ModelBoard
 
 Bools = NDArray[np.bool_]
@@ -132,7 +132,7 @@ def valid_runs(row: Row) -> list[Stored]:
     """Return the runs that a worst case is taken over; none where one of all is invalid."""
     if any(run.record.status != "ok" for run in row.runs.values()):
         return []
-    return list(knowing(row.runs).values())
+    return list(informed_runs(row.runs).values())
 
 
 def alike(case: Case) -> tuple[object, ...]:

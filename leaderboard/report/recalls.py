@@ -18,7 +18,7 @@ from robustbench_med.bench.record import Stored
 from robustbench_med.stats import Estimate
 from robustbench_med.worst_case import lowest
 
-from ..wording.threat_model import called
+from ..wording.threat_model import class_words
 from .pooled_runs import Bools, Pool
 
 Event = Callable[[NDArray[Any]], Bools]  # of predictions, one a row of the samples table
@@ -52,7 +52,7 @@ def recalls(pool: Pool) -> list[PooledShare]:
         return []
     if card.task == "multi_label":
         return [
-            _recall(pool, f"recall[{name}]", f"Recall of {called(name)}", is_(1), is_(1), j)
+            _recall(pool, f"recall[{name}]", f"Recall of {class_words(name)}", is_(1), is_(1), j)
             for j, name in enumerate(card.classes)
         ]
     two_sides, healthy = [], card.normal
@@ -62,7 +62,7 @@ def recalls(pool: Pool) -> list[PooledShare]:
         two_sides.append(_recall(pool, "sensitivity", ill, is_not(healthy), is_not(healthy)))
         two_sides.append(_recall(pool, "specificity", well, is_(healthy), is_(healthy)))
     return two_sides + [
-        _recall(pool, f"recall[{name}]", f"Recall of {called(name)}", is_(k), is_(k))
+        _recall(pool, f"recall[{name}]", f"Recall of {class_words(name)}", is_(k), is_(k))
         for k, name in enumerate(card.classes)
     ]
 
@@ -181,7 +181,7 @@ def region_dice(pool: Pool) -> list[PooledShare]:
     for j, name in enumerate(pool.card.parts):
         worst = pool.worst(partial(region, index=j))
         zero = (0,) * worst.shape[1]
-        title = f"Dice of {called(name)}"
+        title = f"Dice of {class_words(name)}"
         pooled.append(PooledShare(f"dice[{name}]", title, len(worst), pool.means(worst), zero))
     return pooled
 

@@ -40,13 +40,13 @@ def remaining(model_board: ModelBoard) -> Remaining | None:
     row, runs = model_board.row, valid_runs(model_board.row)
     if not runs or not row.images or model_board.board.control:
         return None
-    sound = row.stands[0].to_numpy(dtype=bool)
-    broken = sound & ~row.stands[1].to_numpy(dtype=bool)
+    sound = row.robust[0].to_numpy(dtype=bool)
+    broken = sound & ~row.robust[1].to_numpy(dtype=bool)
     by_patient = row.patients is not None
-    owner = row.stands.index.to_series()
+    owner = row.robust.index.to_series()
     if by_patient:
         table = runs[0].samples.drop_duplicates("sample").set_index("sample")
-        owner = table["patient"].loc[row.stands.index]
+        owner = table["patient"].loc[row.robust.index]
     units = pd.Series(broken).groupby(owner.to_numpy()).any()
     changed, of = int(units.sum()), len(units)
     return Remaining(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..boards.ranking import knowing
+from ..boards.standing import informed_runs
 from ..wording.text import KNOWS, NORMS, THREATS, radii
 from ..wording.threat_model import channel_words, linf_words, objective_words
 from .document import Tested
@@ -66,8 +66,8 @@ def _who(model_board: ModelBoard) -> str:
         else KNOWS.get(model_board.board.threat, model_board.board.threat)
     )
     if model_board.row.key.defense != "none":
-        who += f" The model is defended by {model_board.row.shield}."
-        known = bool(knowing(model_board.runs))
+        who += f" The model is defended by {model_board.row.defense_title}."
+        known = bool(informed_runs(model_board.runs))
         who += " The attacker knows of it." if known else ""
         who += f" {_BLIND}" if model_board.row.oblivious else ""
     return who
@@ -112,7 +112,7 @@ def not_tested(model_boards: list[ModelBoard]) -> tuple[str, ...]:
     if all(model_board.board.objective == "untargeted" for model_board in model_boards):
         lines.append("An attacker who wants one particular wrong call (a targeted objective).")
     shields = [model_board for model_board in model_boards if model_board.row.key.defense != "none"]
-    if any(not knowing(model_board.runs) for model_board in shields):
+    if any(not informed_runs(model_board.runs) for model_board in shields):
         lines.append("An attacker who knows of the defense (adaptive).")
     if not shields:
         lines.append("The model behind a defense or a detector.")

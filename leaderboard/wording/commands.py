@@ -30,11 +30,11 @@ def commands(
     for column in columns:
         run = next((r.runs[column] for r in rows if column in r.runs), None)
         if run is not None:
-            found[again(run, row=row, ladder=ladder)] = None
+            found[rerun_command(run, row=row, ladder=ladder)] = None
     return "; ".join(found)
 
 
-def again(
+def rerun_command(
     run: Stored, *, row: Row | None = None, objective: str = "", ladder: Sequence[float] = ()
 ) -> str:
     """Return the command that makes the like of a run, for another victim, goal or ladder.

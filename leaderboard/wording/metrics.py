@@ -12,7 +12,7 @@ from robustbench_med.stats import Estimate
 from ..boards.detectors import COLUMNS
 from .score import score_of
 from .text import plain
-from .threat_model import called
+from .threat_model import class_words
 
 _ATTACK = {
     "attack_success": ("Attack success, %", "percent"),
@@ -62,7 +62,8 @@ def metric_rows(record: Record) -> list[MetricRow]:
     if card.task == "segmentation" and len(card.parts) > 1:
         after = next(i for i, (name, *_) in enumerate(labels) if name == "iou")
         labels[after:after] = [
-            (f"dice[{part}]", called(part), "unit", place) for place, part in enumerate(card.parts)
+            (f"dice[{part}]", class_words(part), "unit", place)
+            for place, part in enumerate(card.parts)
         ]
     return [
         MetricRow(label, kind, place, tuple(rung.metrics.get(name) for rung in record.rungs))

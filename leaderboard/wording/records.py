@@ -182,13 +182,13 @@ def decision_words(record: Record) -> str:
     )
 
 
-def versus_words(row: Row, rung: int) -> list[str]:
+def comparison_words(row: Row, rung: int) -> list[str]:
     """Return which other rows this one is told apart from at a radius, with the p values.
 
     Rows of one place may be told apart as a pair: no line parts all rows above it from all below,
     because another row of that place is told apart from neither.
     """
-    rivals = [v for v in row.versus if math.isfinite(v.gain[rung])]
+    rivals = [v for v in row.comparisons if math.isfinite(v.gain[rung])]
     heads = {
         (1, False): ("significantly better than", ""),
         (1, True): ("in one place with, though better as a pair than", _BETWEEN),
@@ -201,7 +201,7 @@ def versus_words(row: Row, rung: int) -> list[str]:
         found = [
             v
             for v in rivals
-            if v.told(rung) == sign and shared in (None, v.ranks[rung] == row.ranks[rung])
+            if v.sign(rung) == sign and shared in (None, v.ranks[rung] == row.ranks[rung])
         ]
         each = (f"{v.title} ({_p(v.p[rung])})" for v in found)
         said += [f"{head} {', '.join(each)}{why}"] if found else []

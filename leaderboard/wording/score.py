@@ -18,7 +18,7 @@ from robustbench_med.worst_case import (
     parse_objective,
 )
 
-from .threat_model import called, the
+from .threat_model import class_words, with_article
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def score_of(card: DatasetCard, objective: str) -> Score:
 
 
 def _region(card: DatasetCard, name: str, objective: str) -> Score:
-    title = f"Dice of {the(called(name))}"
+    title = f"Dice of {with_article(class_words(name))}"
     return replace(
         _DICE,
         image=image_score(card, objective),

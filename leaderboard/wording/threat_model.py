@@ -23,12 +23,12 @@ _SHARES = {0.25: "a quarter of", 0.5: "half", 0.75: "three quarters of"}
 _CHANGES = {"shrink": "shrink {organ}", "grow": "grow {organ}", "empty": "erase {organ}"}
 
 
-def called(name: str) -> str:
+def class_words(name: str) -> str:
     """Return a class or region as a sentence names it: `left_lung` is "left lung"."""
     return plain(name.replace("_", " "))
 
 
-def the(name: str) -> str:
+def with_article(name: str) -> str:
     """Return a name with its article."""
     return f"the {name}"
 
@@ -41,7 +41,7 @@ def objective_words(objective: str, card: DatasetCard) -> str:
     """
     aim = parse_objective(objective) if card.task == "segmentation" else Spec("", {})
     if aim.name == "region" and "name" in aim.parameters:
-        return f"spoil only {the(called(str(aim.parameters['name'])))}"
+        return f"spoil only {with_article(class_words(str(aim.parameters['name'])))}"
     if aim.name == "targeted" and {"mask", "label"} <= aim.parameters.keys():
         return _draw(aim.parameters, card)
     return plain(objective)
@@ -50,7 +50,9 @@ def objective_words(objective: str, card: DatasetCard) -> str:
 def _draw(parameters: Mapping[str, Any], card: DatasetCard) -> str:
     mask, label = str(parameters["mask"]), parameters["label"]
     known = isinstance(label, int) and 0 <= label < len(card.classes)
-    organ = the(called(card.classes[label])) if known else f"class {plain(str(label))}"
+    organ = (
+        with_article(class_words(card.classes[label])) if known else f"class {plain(str(label))}"
+    )
     by, size = parameters.get("by"), parameters.get("size")
     if mask == "move":
         left = isinstance(by, int | float) and by < 0
@@ -59,7 +61,7 @@ def _draw(parameters: Mapping[str, Any], card: DatasetCard) -> str:
     if mask in _CHANGES:
         steps = f" by {plain(str(by))} px" if by is not None and mask != "empty" else ""
         return _CHANGES[mask].format(organ=organ) + steps
-    drawn = called(mask) + (" shape" if known and mask == card.classes[label] else "")
+    drawn = class_words(mask) + (" shape" if known and mask == card.classes[label] else "")
     height = f", {100 * size:.3g} % of the image high" if isinstance(size, int | float) else ""
     return f"draw a {drawn} in place of {organ}{height}"
 

@@ -16,7 +16,7 @@ from leaderboard.boards.charts import compute
 from leaderboard.cite import bibtex
 from leaderboard.exports import page_json
 from leaderboard.headline import verdict
-from leaderboard.wording.records import versus_words
+from leaderboard.wording.records import comparison_words
 from robustbench_med.bench.record import Cost, Stored
 from robustbench_med.stats.intervals import wilson
 
@@ -85,11 +85,11 @@ def test_a_row_says_whom_it_beats(make_stored: Maker) -> None:
     rows = zip((strong, weak, near), VICTIMS, strict=False)
     board = only([make_stored(breaks, victim=victim) for breaks, victim in rows])
     best, second, last = board.rows
-    assert versus_words(best, board.headline) == [
+    assert comparison_words(best, board.headline) == [
         "significantly better than ViT tiny (p < 0.001)",
         f"not told apart from {second.title} (p = 0.5)",
     ]
-    assert versus_words(last, board.headline)[0].startswith("significantly worse than ResNet")
+    assert comparison_words(last, board.headline)[0].startswith("significantly worse than ResNet")
     assert verdict(board).startswith(f"{best.title} and {second.title} share the first place")
     two = only([make_stored(strong), make_stored(weak, victim=VICTIMS[1])])
     assert verdict(two).endswith("is more robust than the other model (paired test).")
@@ -111,12 +111,12 @@ def test_cost_is_that_of_the_attack_which_all_rows_have(make_stored: Maker) -> N
         "vit_tiny": 16.0,
     }
     assert found.where == ("cpu, 2 threads",)
-    assert found.left == 0
+    assert found.without_cost == 0
     assert compute(only(records[:2])) is None  # one row is no comparison
     untimed = make_stored([6, 1], victim=VICTIMS[2], record={"cost": None})
     with_one_left = compute(only([*records, untimed]))
     assert with_one_left is not None
-    assert with_one_left.left == 1
+    assert with_one_left.without_cost == 1
 
 
 def test_bibtex_makes_nothing_up_and_escapes(make_stored: Maker) -> None:

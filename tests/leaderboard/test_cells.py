@@ -95,7 +95,11 @@ def test_a_detector_fitted_on_other_images_is_another_row(make_stored: Maker) ->
     made = leaderboard.make_boards([*records, make_stored(WRAPPED)])
     white = next(board for board in made if board.threat == "white_box")
     assert white.columns == ("PGD-40",)
-    assert {row.apart for row in white.rows} == {"", "fitted on aaaaaaaa", "fitted on bbbbbbbb"}
+    assert {row.distinction for row in white.rows} == {
+        "",
+        "fitted on aaaaaaaa",
+        "fitted on bbbbbbbb",
+    }
     assert {len(board.rows) for board in made if board.threat == "universal"} == {2}
 
 
@@ -137,7 +141,7 @@ def test_other_images_have_their_own_board(make_stored: Maker) -> None:
     both = [*drawn("quick", 6), *drawn("attacks", 4)]
     made = leaderboard.make_boards(both)
     words = ["6 images of suite quick", "4 images of suite attacks"]
-    assert [board.drawn for board in made] == words
+    assert [board.image_set for board in made] == words
     assert {row.standing for board in made for row in board.rows} == {"ranked"}
     idents = [ident for ident, _ in with_ids(made)]
     assert [ident.partition("untargeted-")[2] for ident in idents] == [
@@ -145,15 +149,15 @@ def test_other_images_have_their_own_board(make_stored: Maker) -> None:
         "4-images-of-suite-attacks",
     ]
     assert made[0].setting.endswith(" · 6 images of suite quick")
-    assert [board.drawn for board in leaderboard.make_boards(both[:4])] == [""]
+    assert [board.image_set for board in leaderboard.make_boards(both[:4])] == [""]
     # another split, seed or file is told apart too, and "all" is a number like another
     more = [*drawn("quick", 6), *drawn("quick", 6, split="val"), *drawn("quick", 6, n=None)]
-    assert {board.drawn for board in leaderboard.make_boards(more)} == {
+    assert {board.image_set for board in leaderboard.make_boards(more)} == {
         "6 images of suite quick, test split",
         "6 images of suite quick, val split",
     }
     files = [*drawn("quick", 6), *drawn("quick", 6, data_sha256="c" * 64)]
-    assert {board.drawn.rpartition(", ")[2] for board in leaderboard.make_boards(files)} == {
+    assert {board.image_set.rpartition(", ")[2] for board in leaderboard.make_boards(files)} == {
         "data dddddddd",
         "data cccccccc",
     }

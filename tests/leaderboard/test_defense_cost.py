@@ -12,12 +12,12 @@ import pytest
 import leaderboard
 from leaderboard.boards.board import Board, Row
 from leaderboard.boards.defenses import (
-    Price,
-    change,
-    counted,
+    DefenseEffect,
+    change_unit,
+    defense_effects,
     defense_names,
     defense_words,
-    prices,
+    signed_change,
     training_words,
 )
 from robustbench_med.bench.record import Stored
@@ -40,10 +40,10 @@ from .planted_shields import (
 Maker = Callable[..., Stored]
 
 
-def one(records: list[Stored]) -> tuple[Board, Row, Price]:
+def one(records: list[Stored]) -> tuple[Board, Row, DefenseEffect]:
     """Return the board of `records` with its only defended row and that row's price."""
     (board,) = leaderboard.make_boards(records)
-    ((row, price),) = prices(board).items()
+    ((row, price),) = defense_effects(board).items()
     return board, row, price
 
 
@@ -55,7 +55,7 @@ def test_the_change_is_against_the_bare_victim_at_every_radius(make_stored: Make
     assert price.clean == pytest.approx(-0.1)
     assert price.worst == pytest.approx((0.9 - 0.8, 0.8 - 0.6, 0.6 - 0.3, 0.6 - 0.3, 0.5 - 0.2))
     assert (price.slower, price.training, price.cost) == (2.2, "", "2.2 × the time a pass")
-    assert counted(board) == "points"
+    assert change_unit(board) == "points"
 
 
 def test_a_retrained_victim_is_held_against_the_one_it_names(make_stored: Maker) -> None:
@@ -66,9 +66,9 @@ def test_a_retrained_victim_is_held_against_the_one_it_names(make_stored: Maker)
     assert price.against.model.name == VICTIMS[0][0]
     assert price.clean == pytest.approx(-0.1)
     assert price.cost == "trained 24 epochs, 8 passes an image instead of 1"
-    assert [defense_names(row, price.against) for row in board.rows if row in prices(board)] == [
-        ["PGD-AT"]
-    ]
+    assert [
+        defense_names(row, price.against) for row in board.rows if row in defense_effects(board)
+    ] == [["PGD-AT"]]
 
 
 def test_wrapped_and_retrained_is_held_against_neither(make_stored: Maker) -> None:
@@ -77,13 +77,13 @@ def test_wrapped_and_retrained_is_held_against_neither(make_stored: Maker) -> No
     stacked = wrapped(make_stored, WRAPPED, SMOOTHING, record=card, **both)
     records = [make_stored(BARE), retrained(make_stored, [6] * 10), stacked]
     (board,) = leaderboard.make_boards(records)
-    found = {row.key.defense: (row, price) for row, price in prices(board).items()}
+    found = {row.key.defense: (row, price) for row, price in defense_effects(board).items()}
     row, price = found[SMOOTHING]
     assert price.against is not None
     assert price.against.model.name == VICTIMS[0][0]
     assert defense_names(row, price.against) == ["PGD-AT", "Randomised smoothing"]
     (board,) = leaderboard.make_boards(records[1:])  # the bare one is not on the board
-    found = {row.key.defense: (row, price) for row, price in prices(board).items()}
+    found = {row.key.defense: (row, price) for row, price in defense_effects(board).items()}
     assert found["none"][1].against is None
     held = found[SMOOTHING][1].against
     assert held is not None
@@ -108,7 +108,7 @@ def test_nothing_is_compared_across_images_weights_or_judges(
         [make_stored(BARE, case=case), wrapped(make_stored, WRAPPED, JPEG)]
     )
     assert len(made) == (2 if {"data_sha256", "split"} & set(case) else 1)
-    (price,) = (price for board in made for price in prices(board).values())
+    (price,) = (price for board in made for price in defense_effects(board).values())
     assert price.against is None
     assert math.isnan(price.clean)
     assert all(map(math.isnan, price.worst))
@@ -151,16 +151,16 @@ def test_an_oblivious_attack_does_not_count_as_another(make_stored: Maker) -> No
 def test_a_victim_that_names_itself_is_no_retrained_one(make_stored: Maker) -> None:
     card = {"model_card": retrained_card(undefended=RETRAINED[0])}
     (board,) = leaderboard.make_boards([make_stored(BARE, victim=RETRAINED, record=card)])
-    assert prices(board) == {}
+    assert defense_effects(board) == {}
 
 
 def test_dice_is_counted_in_dice(make_stored: Maker) -> None:
     bare = make_masks(make_stored, _dice(0.9, 0.1))
     defended = make_masks(make_stored, _dice(0.85, 0.4), case={"defense": JPEG})
     board, _, price = one([bare, defended])
-    assert counted(board) == "Dice"
-    assert change(price.clean, board.score.kind) == "−0.05"
-    assert change(price.worst[0], board.score.kind) == "+0.30"
+    assert change_unit(board) == "Dice"
+    assert signed_change(price.clean, board.score.kind) == "−0.05"
+    assert signed_change(price.worst[0], board.score.kind) == "+0.30"
 
 
 def test_the_clean_score_of_images_attacked_alone_is_not_compared(make_stored: Maker) -> None:
@@ -197,7 +197,7 @@ def _dice(clean: float, after: float) -> np.ndarray[Any, Any]:
     ],
 )
 def test_a_change_has_its_sign(value: float, kind: str, text: str) -> None:
-    assert change(value, kind) == text
+    assert signed_change(value, kind) == text
 
 
 @pytest.mark.parametrize(

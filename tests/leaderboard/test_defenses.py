@@ -1,4 +1,4 @@
-"""The page of defended victims: prices under names, the filter, hostile names; CSV and Markdown."""
+"""The page of defended victims: changes and costs, the filter, hostile names; CSV, Markdown."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import leaderboard
-from leaderboard.boards.detectors import RULE, detectors, guarded, has_detectors
+from leaderboard.boards.detectors import RULE, detectors, has_detector, has_detectors
 from robustbench_med.bench.record import Flag, Stored
 from robustbench_med.stats import UNDEFINED
 
@@ -85,7 +85,7 @@ def test_a_board_without_detectors_has_no_table_and_no_rule(make_stored: Maker) 
     assert detectors(board) == []
     assert not has_detectors(board)
     bare = wrapped(make_stored, WRAPPED, GUARD).record  # its card says so before any metric does
-    assert guarded(bare)
+    assert has_detector(bare)
 
 
 def test_a_guarded_page_says_the_rule_and_what_positives_are(

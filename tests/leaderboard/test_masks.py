@@ -106,7 +106,7 @@ def test_a_drawn_mask_scores_what_is_not_drawn_of_the_images_attacked(make_store
     assert row.images == 2
     assert row.clean.value == pytest.approx(0.95)
     assert values(row.worst) == pytest.approx([0.65, 0.55, 0.2])
-    assert row.stands.to_numpy().tolist() == [[True, True, False, False], [True] * 4]
+    assert row.robust.to_numpy().tolist() == [[True, True, False, False], [True] * 4]
 
 
 def test_nobody_is_ranked_on_no_image(make_stored: Maker) -> None:
@@ -144,7 +144,7 @@ def test_a_weaker_attacker_who_breaks_more_flags_the_segmenter(make_stored: Make
     made = leaderboard.make_boards([white, square])
     row = next(board for board in made if board.threat == "white_box").rows[0]
     assert row.standing == "flagged"
-    assert row.reasons[0].startswith("3 of 3 images that stand at ε = 1/255")
+    assert row.reasons[0].startswith("3 of 3 images that are robust at ε = 1/255")
     # one who may change other channels is another attacker
     part = make_masks(make_stored, [[0.9] * 4] * 3, channels={"T1": 1.0})
     made = leaderboard.make_boards([part, square])

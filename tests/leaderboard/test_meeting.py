@@ -13,7 +13,7 @@ import pytest
 import leaderboard
 from leaderboard.boards.board import with_ids
 from leaderboard.tables import beyond_words, terminal_title
-from leaderboard.wording.records import versus_words
+from leaderboard.wording.records import comparison_words
 from robustbench_med.bench.record import Stored
 from robustbench_med.stats.intervals import wilson
 
@@ -76,7 +76,7 @@ def test_an_attack_that_changes_nothing_for_others_costs_no_place(make_stored: M
     assert set(standings(board).values()) == {"ranked"}
     row = next(row for row in board.rows if row.key.victim == "new_net")
     (note,) = row.notes
-    assert note.startswith("not run: BIM, which broke no more than 1 image of any row that met it")
+    assert note.startswith("not run: BIM, which broke at most 1 image more in any row that ran it")
     assert "--victim new_net --attack" in note
 
 
@@ -185,7 +185,7 @@ def test_a_shared_place_does_not_read_as_a_win(make_stored: Maker) -> None:
     assert rows
     board = only(rows)
     for row in board.rows:
-        for words in versus_words(row, board.headline):
-            rivals = [v for v in row.versus if v.title in words]
+        for words in comparison_words(row, board.headline):
+            rivals = [v for v in row.comparisons if v.title in words]
             same = [v for v in rivals if v.ranks[0] == row.ranks[0]]
             assert not (same and words.startswith("significantly"))

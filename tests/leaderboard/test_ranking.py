@@ -89,7 +89,7 @@ def test_rows_are_ranked_by_the_middle_rung_and_ties_share_a_place(make_stored: 
         (
             {"breaks": [6, 6]},
             "incomplete",
-            "PGD-40: scored on other images than the board (2 seen)",
+            "PGD-40: scored on other images than the board (2 images)",
         ),
         ({"attack": "bim"}, "incomplete", "not run: PGD-40"),
     ],

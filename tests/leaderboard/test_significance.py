@@ -12,17 +12,17 @@ from scipy.stats import binomtest
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from leaderboard.boards.significance import ALPHA, Scored, pairs, places
+from leaderboard.boards.significance import ALPHA, ImageScores, pairs, places
 from robustbench_med.stats.paired_tests import holm, two_sided_p
 
 Values = NDArray[Any]
 
 
-def rows_of(values: Values, patients: int | None = None) -> list[Scored]:
+def rows_of(values: Values, patients: int | None = None) -> list[ImageScores]:
     """Return rows of one rung from `(k, n)` scores; images go round the patients in turn."""
     n = values.shape[1]
     owner = None if patients is None else np.array([f"p{i % patients}" for i in range(n)])
-    return [Scored(pd.DataFrame(row[:, None]), owner) for row in values]
+    return [ImageScores(pd.DataFrame(row[:, None]), owner) for row in values]
 
 
 @pytest.mark.parametrize(("won", "lost", "tied"), [(6, 0, 9), (9, 3, 40), (5, 5, 2), (0, 0, 7)])
@@ -70,12 +70,12 @@ def test_every_pair_is_corrected_and_mirrored() -> None:
 
 
 def test_only_shared_images_are_compared() -> None:
-    one = Scored(pd.DataFrame({0: [True] * 8}, index=list("abcdefgh")), None)
-    other = Scored(pd.DataFrame({0: [False] * 8}, index=list("xyhgfedc")), None)
+    one = ImageScores(pd.DataFrame({0: [True] * 8}, index=list("abcdefgh")), None)
+    other = ImageScores(pd.DataFrame({0: [False] * 8}, index=list("xyhgfedc")), None)
     found = pairs([one, other])
     assert found.p[0, 0, 1] == 2 * 0.5**6
     assert found.gain[0, 0, 1] == 1
-    stranger = Scored(pd.DataFrame({0: [False] * 2}, index=list("qr")), None)
+    stranger = ImageScores(pd.DataFrame({0: [False] * 2}, index=list("qr")), None)
     assert pairs([one, stranger]).p[0, 0, 1] == 1
 
 

@@ -52,7 +52,10 @@ def test_rows_are_surrogates_columns_victims_and_the_diagonal_is_white_box(
         (1, 0): 0.0,
         (1, 2): 0.5,
     }
-    assert [pair for pair, cell in sorted(matrix.cells.items()) if cell.own] == [(0, 0), (1, 1)]
+    assert [pair for pair, cell in sorted(matrix.cells.items()) if cell.white_box] == [
+        (0, 0),
+        (1, 1),
+    ]
 
 
 def test_success_is_of_the_images_attacked_at_every_radius(make_stored: Maker) -> None:
@@ -79,7 +82,7 @@ def test_the_diagonal_is_the_same_attack_on_the_very_surrogate(
 ) -> None:
     moved = make_stored([1, 6], victim=RESNET, surrogate=VIT)
     matrix = only([moved, make_stored([1, 1], **({"victim": VIT} | other))])
-    assert not any(cell.own for cell in matrix.cells.values())
+    assert not any(cell.white_box for cell in matrix.cells.values())
     assert [model.title for model in matrix.victims] == ["resnet_narrow"]
 
 
