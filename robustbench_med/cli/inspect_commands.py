@@ -234,6 +234,8 @@ def _indented(value: object, depth: int = 1) -> str:
                 isinstance(inner, list) and isinstance(inner[0], dict)
             )
             text = "\n" + _indented(inner, depth + 1) if nested else " " + _indented(inner, 0)
+            if key == "notes":  # a sentence per line
+                text = "".join(f"\n{pad}  - {note}" for note in inner)
             lines.append(f"{pad}{key}:{text}")
         return "\n".join(lines)
     if isinstance(value, list) and value and isinstance(value[0], dict):

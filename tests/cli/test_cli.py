@@ -262,6 +262,14 @@ def test_show(call: Call, name: str, parts: tuple[str, ...]) -> None:
         assert part in said.out
 
 
+def test_show_prints_a_note_per_line(call: Call) -> None:
+    lines = call("show", "phantom_chest").out.splitlines()
+    start = lines.index("  notes:") + 1
+    notes = registry.load("datasets")["phantom_chest"].notes
+    assert len(notes) > 1
+    assert lines[start : start + len(notes)] == [f"    - {note}" for note in notes]
+
+
 def test_show_as_json_explains_every_parameter(call: Call) -> None:
     card = json.loads(call("show", "square", "--json").out)
     assert card["from"] == f"robustbench_med {version('robustbench-med')}"
