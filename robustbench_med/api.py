@@ -241,7 +241,7 @@ def defend(
         victim=setup.victim,
         guide=setup.guide,
         defense=resolved.text,
-        undefended=setup.bare,
+        undefended=setup.undefended,
     )
 
 

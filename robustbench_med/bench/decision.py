@@ -41,10 +41,10 @@ def argmax_score(stored: Stored) -> Estimate | None:
         right = (above[:, -1:].astype(int) == truth) | (truth < 0)
     else:
         right = (above.astype(int) == truth) | (truth < 0)
-    held = right.all(axis=1)
+    correct = right.all(axis=1)
     if "rejected" in clean:
-        held &= ~clean["rejected"].to_numpy(dtype=bool)
-    return intervals.cluster_mean(held.astype(np.float64), _patients(clean, record.patients))
+        correct &= ~clean["rejected"].to_numpy(dtype=bool)
+    return intervals.cluster_mean(correct.astype(np.float64), _patients(clean, record.patients))
 
 
 def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:

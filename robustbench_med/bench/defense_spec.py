@@ -188,7 +188,7 @@ def _without_near_duplicates(train: Batch, *others: Batch) -> Batch:
     """Return the training images without near-duplicates of others, where no patients are known."""
     if train.patients is not None:
         return train
-    twin = torch.stack([has_near_duplicate(train.x, other.x) for other in others]).any(0)
+    twin = torch.stack([has_near_duplicate(train.x, reference.x) for reference in others]).any(0)
     rows = (~twin).nonzero()[:, 0]
     return replace(train, x=train.x[rows], y=train.y[rows], ids=train.ids[rows.cpu().numpy()])
 

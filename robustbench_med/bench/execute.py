@@ -126,7 +126,9 @@ def _record(
             backward=run.counter.backward,
             seconds=round(run.seconds, 3),
             peak_memory_mib=peak_mib(device),
-            relative_forward_time=None if setup.slower is None else round(setup.slower, 2),
+            relative_forward_time=None
+            if setup.relative_forward_time is None
+            else round(setup.relative_forward_time, 2),
         ),
         flags=flags,
         checks=checks,

@@ -81,13 +81,13 @@ def unique_labels(cases: Iterable[Case]) -> dict[str, str]:
 
 def _differences(case: Case, group: Iterable[Case]) -> str:
     """Return the fields of a case whose values differ within a group, as text."""
-    values = [_fields(other) for other in group]
+    values = [_fields(member) for member in group]
     names = {name: None for fields in values for name in fields}
-    own = _fields(case)
+    texts = _fields(case)
     return ", ".join(
-        own[name]
+        texts[name]
         for name in names
-        if name in own and len({fields.get(name) for fields in values}) > 1
+        if name in texts and len({fields.get(name) for fields in values}) > 1
     )
 
 
@@ -95,8 +95,8 @@ def _fields(case: Case) -> dict[str, str]:
     """Return the fields that a label does not state, as text; a parameter each."""
     texts: dict[str, str] = {"norm": case.norm, "objective": case.objective}
     texts |= {f"parameter {name}": f"{name}={v!r}" for name, v in case.parameters.items()}
-    shares = (f"{name}={share:g}" for name, share in case.channels.items())
-    texts["channels"] = f"channels {' + '.join(shares) or 'all'}"
+    channels = (f"{name}={scale:g}" for name, scale in case.channels.items())
+    texts["channels"] = f"channels {' + '.join(channels) or 'all'}"
     texts["ladder"] = f"eps {', '.join(f'{eps:.4g}' for eps in case.ladder)}"
     others = [n for n in Case.model_fields if n not in {*texts, *_STATED, *_DIGESTS, "parameters"}]
     return texts | {name: f"{name} {getattr(case, name)}" for name in others}

@@ -276,14 +276,14 @@ def data_sha256(dataset: Dataset, grid: Grid, *, fitted: bool = False) -> str:
     card = dataset.card
     contract = (card.task, card.classes, card.normal, card.channels, card.size, card.bit_depth)
     splits = {grid.split, *_threshold_splits(dataset, grid, fitted)}
-    parts = [repr(contract)]
+    texts = [repr(contract)]
     if card.channel_names:  # a case may name them
-        parts.append(repr(card.channel_names))
+        texts.append(repr(card.channel_names))
     if card.task == "segmentation":
-        parts.append(repr((card.parts, card.spacing, card.tolerance)))
+        texts.append(repr((card.parts, card.spacing, card.tolerance)))
     for split in sorted(splits):
-        parts.append(dataset.arrays(split).fingerprint())
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        texts.append(dataset.arrays(split).fingerprint())
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def _threshold_splits(dataset: Dataset, grid: Grid, fitted: bool) -> tuple[SplitName, ...]:

@@ -60,21 +60,21 @@ def publish(
     """
     leaderboard = pages()
     stored, damaged = store.read_each(folder)
-    finished = {one.record.case_id for one in stored}
+    finished = {record.record.case_id for record in stored}
     try:
         missing = [
             *_without_record(folder, finished, planned, failures),
             *map(_failure_of, damaged),
         ]
-        made = leaderboard.make_boards(stored, missing)
+        boards = leaderboard.make_boards(stored, missing)
         page = (
-            leaderboard.publish_boards(made, folder, title=title, failures=missing)
+            leaderboard.publish_boards(boards, folder, title=title, failures=missing)
             if stored or damaged
             else None
         )
     except OSError as error:
         raise ResultsError(f"expected to write into {folder}, got: {error.strerror}") from None
-    return Published(page, made, finished, [one.line for one in damaged], len(missing))
+    return Published(page, boards, finished, [record.line for record in damaged], len(missing))
 
 
 def _without_record(
@@ -87,7 +87,7 @@ def _without_record(
     if planned is None:
         stored = [f for f in recall(folder) if f.case is not None and f.case.id not in finished]
     else:
-        ran = [one.case for one in planned]
+        ran = [resolved.case for resolved in planned]
         stored = remember(folder, ran, failures, finished=finished)
     return [*stored, *(failure for failure in failures if failure.case is None)]
 

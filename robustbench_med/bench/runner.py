@@ -1,4 +1,4 @@
-"""Runner: the cases of a plan, one by one or several at a time; a broken case costs itself only."""
+"""Run the cases of a plan in one process or several; a case that fails costs no other."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ def run_cases(
     where = device_of(device)
     if images:
         _check_private(planned, folder)
-    waiting = [one for one in planned if force or not store.finished(folder, one.case.id)]
+    waiting = [
+        resolved for resolved in planned if force or not store.finished(folder, resolved.case.id)
+    ]
     if len(waiting) < len(planned):
         console.print(
             f"{len(planned) - len(waiting)} of {len(planned)} cases are finished in {folder}",
@@ -81,24 +83,25 @@ def run_cases(
             markup=False,
             soft_wrap=True,
         )
-    labels = unique_labels(one.case for one in planned)
+    labels = unique_labels(resolved.case for resolved in planned)
     work = _Work(folder, command, force, examples, images, where, labels)
-    shares = _shares(waiting)
+    groups = _grouped(waiting)
     if jobs is None:
         jobs = _worthwhile(waiting, where)
-    jobs = max(min(jobs, len(shares)), 1) if workers.can_start() else 1
+    jobs = max(min(jobs, len(groups)), 1) if workers.can_start() else 1
     failures: list[Failure] = []
-    ran = _one_by_one(waiting, work) if jobs == 1 else _at_once(shares, work, jobs)
+    ran = _one_by_one(waiting, work) if jobs == 1 else _at_once(groups, work, jobs)
     with closing(ran), _progress(console) as bar:
         task = bar.add_task("", total=sum(map(_seconds, waiting)))
-        done, told = 0, time.monotonic()
+        done, last_line = 0, time.monotonic()
         for cases, failed in ran:
             failures += failed
             done += len(cases)
-            if not console.is_terminal and time.monotonic() - told > _SILENCE:  # no bar is shown
+            # in a log no bar is shown
+            if not console.is_terminal and time.monotonic() - last_line > _SILENCE:
                 line = f"{done} of {len(waiting)} cases done"
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
-                told = time.monotonic()
+                last_line = time.monotonic()
             bar.update(task, description=labels[cases[-1].case.id])
             bar.advance(task, sum(map(_seconds, cases)))
     return failures
@@ -119,79 +122,81 @@ class _Work:
     device: torch.device
     labels: dict[str, str]  # by case id
 
-    def failure(self, one: ResolvedCase, reason: str) -> Failure:
+    def failure(self, resolved: ResolvedCase, reason: str) -> Failure:
         """Return a case of this run that has no record, and why."""
         return Failure(
-            label=self.labels[one.case.id],
+            label=self.labels[resolved.case.id],
             reason=reason,
-            case=one.case,
-            attack=one.attack.card,
-            defense=one.defense.card,
+            case=resolved.case,
+            attack=resolved.attack.card,
+            defense=resolved.defense.card,
         )
 
-    def run(self, one: ResolvedCase, setups: SetupCache) -> list[Failure]:
+    def run(self, resolved: ResolvedCase, setups: SetupCache) -> list[Failure]:
         """Run a case and write its record; return the failure if it failed."""
         try:
             outcome = execute(
-                one,
-                lambda: setups.of(one),
-                command=f"{self.command} --case {one.case.id} --force",
+                resolved,
+                lambda: setups.of(resolved),
+                command=f"{self.command} --case {resolved.case.id} --force",
                 examples=self.examples,
                 images=self.images,
                 device=str(self.device),
             )
         except BenchError as error:
-            return [self.failure(one, str(error))]
+            return [self.failure(resolved, str(error))]
         except (
             Exception
         ) as error:  # a model is foreign code: it may raise anything, and costs one case
             _log.debug("%s", traceback.format_exc())
             last = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
-            return [self.failure(one, reason)]
+            return [self.failure(resolved, reason)]
         store.write(self.folder, *outcome, replace=self.force)
         return []
 
 
 def _one_by_one(waiting: list[ResolvedCase], work: _Work) -> Generator[_Ran, None, None]:
     setups = SetupCache(work.device)
-    for one in waiting:
-        yield [one], work.run(one, setups)
+    for resolved in waiting:
+        yield [resolved], work.run(resolved, setups)
 
 
 def _at_once(
-    shares: list[list[ResolvedCase]], work: _Work, jobs: int
+    groups: list[list[ResolvedCase]], work: _Work, jobs: int
 ) -> Generator[_Ran, None, None]:
-    """Run the shares in `jobs` processes, the longest first; a process that dies ends the rest."""
+    """Run the groups in `jobs` processes, the longest first; a process that dies ends them all."""
     threads = max((os.cpu_count() or 1) // jobs, 1)
-    longest = sorted(shares, key=lambda cases: -sum(map(_seconds, cases)))
-    left = dict(enumerate(longest))
-    arguments = [(*share, work, threads) for share in left.items()]
-    ran = workers.map_unordered(_share, arguments, jobs=jobs, threads=threads)
+    longest = sorted(groups, key=lambda cases: -sum(map(_seconds, cases)))
+    unfinished = dict(enumerate(longest))
+    arguments = [(*item, work, threads) for item in unfinished.items()]
+    ran = workers.map_unordered(_run_group, arguments, jobs=jobs, threads=threads)
     try:
         with closing(ran):
-            for place, reasons in ran:
-                yield left.pop(place), reasons
+            for index, failures in ran:
+                yield unfinished.pop(index), failures
     except workers.WorkerDiedError:
         reason = "a process died, perhaps for want of memory: run again with --jobs 1"
-        for cases in left.values():
-            lost = [one for one in cases if not store.finished(work.folder, one.case.id)]
-            yield cases, [work.failure(one, reason) for one in lost]
+        for cases in unfinished.values():
+            unwritten = [
+                resolved for resolved in cases if not store.finished(work.folder, resolved.case.id)
+            ]
+            yield cases, [work.failure(resolved, reason) for resolved in unwritten]
 
 
-def _share(
-    place: int, cases: list[ResolvedCase], work: _Work, threads: int
+def _run_group(
+    index: int, cases: list[ResolvedCase], work: _Work, threads: int
 ) -> tuple[int, list[Failure]]:
     torch.set_num_threads(threads)
-    return place, [failed for _, reasons in _one_by_one(cases, work) for failed in reasons]
+    return index, [failure for _, failures in _one_by_one(cases, work) for failure in failures]
 
 
-def _shares(waiting: list[ResolvedCase]) -> list[list[ResolvedCase]]:
+def _grouped(waiting: list[ResolvedCase]) -> list[list[ResolvedCase]]:
     """Return the cases in groups that share a victim, or the candidates of a surrogate."""
     groups: defaultdict[tuple[object, ...], list[ResolvedCase]] = defaultdict(list)
-    for one in waiting:
-        alike = one.case.surrogate is not None or is_oblivious(one.case)
-        groups[crafting_key(one.case) if alike else setup_key(one.case)].append(one)
+    for resolved in waiting:
+        alike = resolved.case.surrogate is not None or is_oblivious(resolved.case)
+        groups[crafting_key(resolved.case) if alike else setup_key(resolved.case)].append(resolved)
     return list(groups.values())
 
 
@@ -201,11 +206,12 @@ def _check_private(planned: list[ResolvedCase], folder: Path) -> None:
     home = folder.resolve()
     if not home.is_relative_to(committed) or home.is_relative_to(committed / "local"):
         return
-    for one in planned:
-        if not one.data.card.synthetic:
+    for resolved in planned:
+        if not resolved.data.card.synthetic:
             raise SpecError(
-                f"{one.case.dataset}: expected synthetic images for --save-images into {folder}, "
-                "got real ones, which are never committed: choose another folder with --results DIR"
+                f"{resolved.case.dataset}: expected synthetic images for --save-images into "
+                f"{folder}, got real ones, which are never committed: choose another folder with "
+                "--results DIR"
             )
 
 
@@ -215,8 +221,8 @@ def _worthwhile(waiting: list[ResolvedCase], device: torch.device) -> int:
     return min(os.cpu_count() or 1, _MOST)
 
 
-def _seconds(one: ResolvedCase) -> float:
-    return one.seconds or 1.0
+def _seconds(resolved: ResolvedCase) -> float:
+    return resolved.seconds or 1.0
 
 
 def _progress(console: Console) -> Progress:

@@ -29,7 +29,7 @@ from robustbench_med.rng import Draws, seeded
 from robustbench_med.types import Batch, Images
 from robustbench_med.victim import Victim, frozen, looks_like_probabilities
 
-_UNATTACKED = 512  # clean images that are not attacked and a detector is tried on, at most
+_UNATTACKED = 512  # clean images that are not attacked, for a detector, at most
 
 
 @dataclass(frozen=True)
@@ -44,20 +44,20 @@ class AttackSetup:
         clean: `(n, k)` logits on `batch`, offset included; of masks the classes called, `(n, *s)`
             uint8.
         probabilities: whether the module answers probabilities where logits are expected.
-        randomized: share of the images whose logits differ when asked a second time.
-        depends_on_batch: share of a few images answered otherwise alone than with others; above 0
-            the victim is asked one image at a time.
+        randomized: fraction of the images whose logits differ in a second forward pass.
+        depends_on_batch: fraction of a few images whose answer alone differs from that in a batch;
+            above 0 the victim is given one image at a time.
         surrogate: the model attacked in its place, where the case names one or the attacker does
             not know of the defense.
         guide: the differentiable view of a defended victim; None = the victim itself.
-        bare: the victim without its defense, at its operating point.
-        suspicion: `(n,)` of the clean images, where a detector guards the victim.
-        unattacked: the other clean images of the split, where a detector guards the victim.
-        certified: what the defense proves of the clean images, where it can.
-        slower: time of a forward pass with the defense over one without.
-        undecided: classes or findings that validation could choose no threshold of.
-        probes: what simple attacks do to this victim (robustbench_med/bench/probes.py), kept for
-            all cases on it.
+        undefended: the victim without its defense, at its operating point.
+        suspicion: `(n,)` of the clean images; None without a detector.
+        unattacked: the other clean images of the split; None without a detector.
+        certified: what the defense proves of the clean images; None where it proves nothing.
+        relative_forward_time: of a forward pass with the defense over one without.
+        undecided: classes or findings for which validation could not choose a threshold.
+        probes: the results of simple attacks on this victim (robustbench_med/bench/
+            check_functions.py), kept for all cases on it.
     """
 
     batch: Batch
@@ -70,11 +70,11 @@ class AttackSetup:
     depends_on_batch: float = 0.0
     surrogate: Surrogate | None = None
     guide: Victim | None = None
-    bare: Victim | None = None
+    undefended: Victim | None = None
     suspicion: Float[Tensor, " n"] | None = None
     unattacked: UnattackedImages | None = None
     certified: Certified | None = None
-    slower: float | None = None
+    relative_forward_time: float | None = None
     undecided: tuple[str, ...] = ()
     probes: dict[object, Any] = field(default_factory=dict)
 
@@ -182,7 +182,7 @@ def prepare_setup(planned: ResolvedCase, device: torch.device) -> AttackSetup:
     setup = _prepared(victim, planned, batch, loaded.card)
     if setup.depends_on_batch == 0:
         return setup
-    # a device is asked one image at a time: that answer counts, not one among others
+    # a deployed device is given one image at a time, so that answer counts
     alone = _prepared(replace(victim, chunk=1), planned, batch, loaded.card)
     return replace(alone, depends_on_batch=setup.depends_on_batch)
 
@@ -193,7 +193,7 @@ def _prepared(victim: Victim, planned: ResolvedCase, batch: Batch, card: ModelCa
         victim = victim.settled(batch.x[: victim.chunk])
         bare, defended = _defended(victim, planned, device)
         victim = defended.judge
-        (clean, suspicion), (again, _) = (_answers(victim, batch.x) for _ in range(2))
+        (clean, suspicion), (second, _) = (_answers(victim, batch.x) for _ in range(2))
         masks = data.card.task == "segmentation"
         shown = victim.logits(batch.x[: victim.chunk]) if masks else clean
         unattacked = None if suspicion is None else _unattacked(victim, case, data, batch)
@@ -201,7 +201,7 @@ def _prepared(victim: Victim, planned: ResolvedCase, batch: Batch, card: ModelCa
         if defended.certify is not None:
             draws = Draws.of(case.seed, map(str, batch.ids), device=device).fork("certify")
             certified = defended.certify(bare, batch.x, draws)
-        slower = None if case.defense == "none" else _slower(victim, bare, batch.x)
+        relative = None if case.defense == "none" else _relative_time(victim, bare, batch.x)
         alone = 0.0 if victim.draws > 1 else depends_on_batch(victim, batch.x, shown)
     raw = shown if victim.offset is None else shown - victim.offset.to(shown)
     return AttackSetup(
@@ -211,14 +211,14 @@ def _prepared(victim: Victim, planned: ResolvedCase, batch: Batch, card: ModelCa
         data,
         clean,
         probabilities=_probabilities(victim, raw, data),
-        randomized=float((again != clean).flatten(1).any(1).float().mean()),
+        randomized=float((second != clean).flatten(1).any(1).float().mean()),
         depends_on_batch=alone,
         guide=defended.guide,
-        bare=bare,
+        undefended=bare,
         suspicion=suspicion,
         unattacked=unattacked,
         certified=certified,
-        slower=slower,
+        relative_forward_time=relative,
         undecided=undecided(data.batch("val").y, data.card)
         if case.operating_point == "youden"
         else (),
@@ -228,9 +228,9 @@ def _prepared(victim: Victim, planned: ResolvedCase, batch: Batch, card: ModelCa
 def _defended(
     victim: Victim, planned: ResolvedCase, device: torch.device
 ) -> tuple[Victim, Defended]:
-    """Return the victim alone and behind the case's defense, each at its operating point.
+    """Return the victim without and with the case's defense, each at its operating point.
 
-    What a transform does to the images moves the threshold; a detector is fitted to the decision.
+    A transform changes the images and so the threshold. A detector is fitted to the decision.
     """
     case, data, defense = planned.case, planned.data, planned.defense
     bare = _deployed(victim, case, data, device)
@@ -255,13 +255,13 @@ def attacker_view(setup: AttackSetup, planned: ResolvedCase) -> Victim:
 
     It is the undefended victim, or the victim behind the detector that is evaded instead.
     """
-    if setup.bare is None:
+    if setup.undefended is None:
         raise RuntimeError("expected a prepared victim without its defense")
     evaded, case = planned.defense.evaded, planned.case
     if evaded is None:
-        return setup.bare
-    with frozen(setup.bare.module), seeded(*setup_key(case), evaded.text):
-        view = apply_defense(setup.bare, evaded, case, setup.data, setup.batch.x.device)
+        return setup.undefended
+    with frozen(setup.undefended.module), seeded(*setup_key(case), evaded.text):
+        view = apply_defense(setup.undefended, evaded, case, setup.data, setup.batch.x.device)
     return view.guide or view.judge
 
 
@@ -274,15 +274,15 @@ def _deployed(victim: Victim, case: Case, data: Dataset, device: torch.device) -
 
 
 def _answers(victim: Victim, x: Images) -> tuple[Tensor, Tensor | None]:
-    """Return what is kept of the victim's answers, and how suspicious the images are."""
-    parts = [victim.outputs(part) for part in x.split(victim.chunk)]
-    suspicion = [part.suspicion for part in parts if part.suspicion is not None]
-    answer = torch.cat([answer_of(part.logits) for part in parts])
+    """Return the victim's answers to images, and their suspicion where there is a detector."""
+    outputs = [victim.outputs(chunk) for chunk in x.split(victim.chunk)]
+    suspicion = [output.suspicion for output in outputs if output.suspicion is not None]
+    answer = torch.cat([answer_of(output.logits) for output in outputs])
     return answer, torch.cat(suspicion) if suspicion else None
 
 
 def _unattacked(victim: Victim, case: Case, data: Dataset, batch: Batch) -> UnattackedImages | None:
-    """Return what a detector says of clean images of the split that are not attacked."""
+    """Return the suspicion of clean images of the split that are not attacked."""
     every = data.batch(case.split, n=len(batch) + _UNATTACKED, seed=case.seed)
     rows = (~np.isin(every.ids, batch.ids)).nonzero()[0]
     if len(rows) == 0:
@@ -294,17 +294,17 @@ def _unattacked(victim: Victim, case: Case, data: Dataset, batch: Batch) -> Unat
     return UnattackedImages(suspicion.double().cpu().numpy(), patients)
 
 
-def _slower(victim: Victim, bare: Victim, x: Images) -> float:
+def _relative_time(victim: Victim, bare: Victim, x: Images) -> float:
     """Return the time of a pass with the defense over one without, the better of three each."""
-    some = x[: victim.chunk]
+    chunk = x[: victim.chunk]
     seconds = []
-    for one in (victim, bare):
+    for model in (victim, bare):
         times = []
         for _ in range(3):
             start = time.perf_counter()
-            one.outputs(some)
-            if some.device.type == "cuda":
-                torch.cuda.synchronize(some.device)
+            model.outputs(chunk)
+            if chunk.device.type == "cuda":
+                torch.cuda.synchronize(chunk.device)
             times.append(time.perf_counter() - start)
         seconds.append(min(times))
     return seconds[0] / seconds[1]

@@ -119,14 +119,13 @@ def read_suite(path: Path) -> Suite:
     return registry.validate(Suite, {**values, "name": path.stem}, str(path))
 
 
-def override(suite: Suite, given: dict[str, Any], seed: int | None) -> Suite:
+def override(suite: Suite, fields: dict[str, Any], seed: int | None) -> Suite:
     """Return the suite with fields of its grids replaced, e.g. `{"n": 20}`.
 
-    A suite whose datasets are replaced keeps one grid, its first, on those datasets; where they are
-    not its own it is called "custom", so that their records do not mix with the suite's, and saves
-    no images. One whose
-    victims are replaced keeps the grids of datasets they were trained on. One whose attacks or
-    surrogates are replaced runs them once on each dataset.
+    A suite whose datasets are replaced keeps its first grid alone. If the datasets are not its own,
+    it is called "custom", so that their records do not mix with the suite's, and saves no images.
+    If victims are replaced, the grids of datasets on which they were trained remain. If attacks or
+    surrogates are replaced, each dataset is attacked once.
 
     Raises:
         SpecError: a field breaks the schema.
@@ -134,39 +133,39 @@ def override(suite: Suite, given: dict[str, Any], seed: int | None) -> Suite:
     """
     grids = [grid.model_dump() for grid in suite.grids]
     shipped = {dataset for grid in suite.grids for dataset in grid.datasets}
-    if "datasets" in given:
+    if "datasets" in fields:
         grids = grids[:1]
-        if not set(given["datasets"]) <= shipped:
-            own = {"name": "custom", "title": "Own selection", "save_images": False}
-            suite = suite.model_copy(update=own)  # its images may be of patients
-    elif "victims" in given:
-        trained = {dataset_of(victim) for victim in given["victims"]} - {None}
+        if not set(fields["datasets"]) <= shipped:
+            changes = {"name": "custom", "title": "Own selection", "save_images": False}
+            suite = suite.model_copy(update=changes)  # its images may be of patients
+    elif "victims" in fields:
+        trained = {dataset_of(victim) for victim in fields["victims"]} - {None}
         for grid in grids:
             grid["datasets"] = [d for d in grid["datasets"] if not trained or d in trained]
         if not any(grid["datasets"] for grid in grids):  # a victim of another suite's data
             grids = [{**grids[0], "datasets": sorted(str(name) for name in trained)}]
         grids = [grid for grid in grids if grid["datasets"]]
-    if "attacks" in given or "surrogates" in given:  # once on each dataset, not once a grid
+    if "attacks" in fields or "surrogates" in fields:  # once on each dataset, not once a grid
         grids = _first_of_each(grids)
     values = suite.model_dump()
-    if any(name.endswith(".npz") for name in given.get("datasets", ())):
+    if any(name.endswith(".npz") for name in fields.get("datasets", ())):
         # all of one's own images, unless -n says less
         grids = [{**grid, "n": None} for grid in grids]
-    values["grids"] = [{**grid, **given} for grid in grids]
+    values["grids"] = [{**grid, **fields} for grid in grids]
     values["seed"] = suite.seed if seed is None else seed
     return registry.validate(Suite, values, "command line")
 
 
 def _first_of_each(grids: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return grids without surrogates in which no dataset comes twice."""
-    seen: set[str] = set()
-    kept = []
+    known: set[str] = set()
+    first = []
     for grid in grids:
-        datasets = [name for name in grid["datasets"] if name not in seen]
+        datasets = [name for name in grid["datasets"] if name not in known]
         if datasets and not grid["surrogates"]:
-            seen |= set(datasets)
-            kept.append({**grid, "datasets": datasets})
-    return kept or [{**grids[0], "surrogates": ()}]
+            known |= set(datasets)
+            first.append({**grid, "datasets": datasets})
+    return first or [{**grids[0], "surrogates": ()}]
 
 
 def dataset_of(victim: str) -> str | None:

@@ -53,8 +53,8 @@ class Clock:
         self._file = cache_root() / "timings.json"
         self._known: dict[str, float] = {}
         with contextlib.suppress(OSError, ValueError):
-            found = json.loads(self._file.read_text())
-            self._known = {k: float(v) for k, v in found.items() if float(v) > 0}
+            stored = json.loads(self._file.read_text())
+            self._known = {k: float(v) for k, v in stored.items() if float(v) > 0}
 
     def seconds(self, planned: ResolvedCase) -> Seconds | None:
         """Return what a case costs here, None where its victim cannot be timed."""
@@ -69,8 +69,8 @@ class Clock:
     def _gradient(self, planned: ResolvedCase) -> float | None:
         """Return the seconds of one image forward and backward."""
         case = planned.case
-        here = (torch.__version__, processor(), torch.get_num_threads())
-        key = " ".join(map(str, (case.victim_sha256, *planned.data.card.size, *here)))
+        machine = (torch.__version__, processor(), torch.get_num_threads())
+        key = " ".join(map(str, (case.victim_sha256, *planned.data.card.size, *machine)))
         if key not in self._known:
             try:
                 loaded = planned.loaded or load_victim(planned.victim, planned.data.card)

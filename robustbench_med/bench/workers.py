@@ -34,7 +34,7 @@ def map_unordered(
     jobs: int,
     threads: int,
 ) -> Generator[Result, None, None]:
-    """Yield `function(*one)` of all arguments as they come, computed in `jobs` processes.
+    """Yield `function(*call)` of all arguments as they come, computed in `jobs` processes.
 
     Workers that have no more to do wait for the next call. Where this generator is closed early, or
     the caller is interrupted, they are killed.
@@ -56,7 +56,7 @@ def map_unordered(
         initargs=(os.getpid(),),
     ):
         pool = Parallel(n_jobs=jobs, return_as="generator_unordered", max_nbytes=None)
-        results = pool(delayed(function)(*one) for one in arguments)
+        results = pool(delayed(function)(*call) for call in arguments)
     # joblib kills its workers where its generator is closed before its end
     with contextlib.closing(results):
         yield from results
@@ -105,6 +105,6 @@ def kill_children(*, since: float = 0.0) -> None:
 
 
 def _kill(process: psutil.Process) -> None:
-    for one in [*reversed(process.children(recursive=True)), process]:
+    for descendant in [*reversed(process.children(recursive=True)), process]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
+            descendant.kill()

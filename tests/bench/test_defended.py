@@ -74,9 +74,9 @@ def test_another_detector_is_evaded_in_the_place_of_the_one_deployed() -> None:
     setup, own = (prepare_setup(one, cpu) for one in (planned, mixture))
     seen = attacker_view(setup, planned)
     assert setup.surrogate is None
-    assert setup.bare is not None
+    assert setup.undefended is not None
     oblivious = planned._replace(defense=planned.defense._replace(evaded=None))
-    assert attacker_view(setup, oblivious) is setup.bare
+    assert attacker_view(setup, oblivious) is setup.undefended
     with frozen(seen.module):
         found = seen.outputs(setup.batch.x).suspicion
     torch.testing.assert_close(found, own.suspicion)
@@ -170,7 +170,7 @@ def posed() -> tuple[Dataset, AttackSetup]:
     fitting = Fitting(val, val, data.card, 0, attacked=lambda b: b.x)
     judge = guarded(victim, suspect, fitting=fitting, fpr=0.05).judge
     seen = judge.outputs(batch.x).suspicion
-    return data, replace(bare, victim=judge, bare=victim, suspicion=seen)
+    return data, replace(bare, victim=judge, undefended=victim, suspicion=seen)
 
 
 def walked(
@@ -182,8 +182,8 @@ def walked(
         data, "pgd", knowledge=knowledge, defense="d", ladder=(EPS,), parameters=parameters
     )
     if knowledge == "oblivious":
-        assert setup.bare is not None
-        setup = replace(setup, surrogate=Surrogate(setup.bare, data.card, "white_box"))
+        assert setup.undefended is not None
+        setup = replace(setup, surrogate=Surrogate(setup.undefended, data.card, "white_box"))
     return planned, setup, attack_run.run_attack(planned, setup)
 
 
@@ -291,9 +291,9 @@ def test_an_oblivious_attacker_wants_what_he_wants_of_the_bare_victim() -> None:
 
 def test_a_watched_attack_climbs_the_guide_and_is_judged_by_the_judge() -> None:
     data, setup = posed()
-    assert setup.bare is not None
-    judge = replace(setup.bare, before=lambda x: (x * 4).round() / 4)  # no slope anywhere
-    view = replace(setup.bare, before=through(judge.before or torch.round))
+    assert setup.undefended is not None
+    judge = replace(setup.undefended, before=lambda x: (x * 4).round() / 4)  # no slope anywhere
+    view = replace(setup.undefended, before=through(judge.before or torch.round))
     planned = planned_of(data, "pgd", parameters={"steps": 5}, ladder=(0.05,))
     setup = replace(prepared_of(judge, data), guide=view)
     run = attack_run.run_attack(planned, setup)
