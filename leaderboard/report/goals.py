@@ -121,7 +121,7 @@ def untested(missing: list[Need], runs: list[Stored]) -> str:
     objectives = [spell(goal[0], dict(goal[1])) for goal in (need.goals[0] for need in missing)]
     goals = "; ".join(need.words for need in missing)
     lax = any(goal_of(run.record.case.objective) == _ANY for run in runs)
-    stops = ": one who wants any wrong call stops at the first he finds" if lax else ""
+    stops = ": an attacker who wants any wrong call stops at the first one" if lax else ""
     how = "; ".join(command(runs, objective) for objective in objectives)
     return (
         f"no attack aims at it{stops}, and no record of all these images and radii is of an "
@@ -130,7 +130,7 @@ def untested(missing: list[Need], runs: list[Stored]) -> str:
 
 
 def command(runs: list[Stored], objective: str) -> str:
-    """Return the command that makes the like of a run for another goal: of one by steps, if any."""
+    """Return the command that repeats a run with another goal, of an attack by steps if any."""
     laddered = [r for r in runs if r.record.attack_card.schedule == "descend"]
     run = next((r for r in laddered if r.record.attack_card.effort), (*laddered, *runs)[0])
     return rerun_command(run, objective=objective)

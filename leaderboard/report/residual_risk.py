@@ -74,9 +74,9 @@ def _sample(title: str, mine: list[ModelBoard]) -> str:
     least = least_changes(largest)
     smallest = (
         f"a change of fewer than {round(least * largest)} of {largest} {units} "
-        f"({100 * least:.1f} %) cannot be told from chance"
+        f"({100 * least:.1f} %) is not distinguishable from chance"
         if math.isfinite(least)
-        else f"{largest} {units} are too few to tell any change from chance"
+        else f"{largest} {units} are too few to distinguish any change from chance"
     )
     return (
         f"Sample of {title}: {' / '.join(map(str, images)) or 'no'} images, "
@@ -86,7 +86,7 @@ def _sample(title: str, mine: list[ModelBoard]) -> str:
 
 
 def limits(model_boards: list[ModelBoard], lines: list[str]) -> tuple[str, ...]:
-    """Return what the figures cannot say, the gravest first; `lines` are told at the end."""
+    """Return what the figures cannot say, the gravest first; `lines` come last."""
     cards = {
         model_board.board.dataset.name: model_board.board.dataset for model_board in model_boards
     }
@@ -118,7 +118,7 @@ def limits(model_boards: list[ModelBoard], lines: list[str]) -> tuple[str, ...]:
     )
     if any(record.provenance.git_dirty for record in runs):
         sentences.append(
-            "Some records were made from a checkout with changes that no commit holds (marked +)."
+            "Some records were made from a checkout with uncommitted changes (marked +)."
         )
     if any(not record.provenance.git_commit for record in runs):
         sentences.append("Some records do not state the commit they were made from.")

@@ -21,7 +21,7 @@ _CONTROL = (
     "without any aim."
 )
 _BLIND = (
-    "An oblivious attacker overlooks the defense and aims at the model without it: his figures are "
+    "An oblivious attacker ignores the defense and attacks the model without it: these figures are "
     "shown, and are in no worst case."
 )
 _NEVER = (
@@ -31,10 +31,10 @@ _NEVER = (
     "there too).",
     "Attacks on the software, the network, the image files or their headers around the model.",
     "Changes made before the image is acquired (objects, patches on the patient, the scanner's "
-    "settings), and changes that are no pixel-wise noise (rotation, deformation, generated "
+    "settings), and changes other than pixel-wise noise (rotation, deformation, generated "
     "images).",
-    "Accidental faults: artefacts, other scanners, other populations. Attacks bound what small "
-    "changes do; they do not stand for these.",
+    "Accidental faults: artefacts, other scanners, other populations. Attacks bound the "
+    "effect of small changes; they do not represent these faults.",
 )
 
 

@@ -24,10 +24,10 @@ def attacker_words(record: Record) -> str:
     who = _KNOWS.get(case.threat, "")
     if case.surrogate is not None:
         model = plain(case.surrogate)
-        other = case.threat == "no_box"
+        other_data = case.threat == "no_box"
         who = (
-            f"made on {model}, a model trained on {'other' if other else 'the same'} data "
-            f"({'no box' if other else 'transfer'}); the victim is only asked at the end"
+            f"crafted on {model}, a model trained on {'other' if other_data else 'the same'} data "
+            f"({'no box' if other_data else 'transfer'}); the victim is only queried at the end"
         )
     if case.knowledge == "oblivious":
         who += ", but not of the defense (oblivious): aims at the model without it"
@@ -64,22 +64,24 @@ def budget_words(record: Record) -> str:
 
 def distance_words(record: Record) -> str:
     """Return how far the images are from breaking; empty for an attack at given radii."""
-    found = record.distance
-    if found is None:
+    distance = record.distance
+    if distance is None:
         return ""
-    if math.isnan(found.value):
+    if math.isnan(distance.value):
         return "No image was attacked, so there is no median distance."
     norm = record.case.norm
     counted = " values" if norm == "l0" else f" ({NORMS.get(norm, norm)})"
-    if math.isinf(found.value):
-        least = "" if math.isinf(found.low) else f" (it is at least {radius(found.low, norm)})"
+    if math.isinf(distance.value):
+        least = (
+            "" if math.isinf(distance.low) else f" (it is at least {radius(distance.low, norm)})"
+        )
         return (
             f"Fewer than half of the attacked images broke, so there is no median distance{least}."
         )
-    high = "no bound" if math.isinf(found.high) else _bare(found.high, norm)
+    high = "no bound" if math.isinf(distance.high) else _bare(distance.high, norm)
     return (
-        f"Half of the attacked images break within {radius(found.value, norm)}{counted}, "
-        f"95 % interval {_bare(found.low, norm)}–{high}."
+        f"Half of the attacked images break within {radius(distance.value, norm)}{counted}, "
+        f"95 % interval {_bare(distance.low, norm)}–{high}."
     )
 
 
@@ -133,8 +135,8 @@ def ladder_words(record: Record) -> str:
     if audit is None:
         return ""
     taken = (
-        f"{audit.inferred:,} (image, radius) pairs were taken to stand because a larger radius had "
-        "failed"
+        f"{audit.inferred:,} (image, radius) pairs were taken to be robust because a larger radius "
+        "had failed"
     )
     if not audit.checked:
         return f"{taken}; none was run to check."
@@ -188,24 +190,24 @@ def comparison_words(row: Row, rung: int) -> list[str]:
     Rows of one place may be told apart as a pair: no line parts all rows above it from all below,
     because another row of that place is told apart from neither.
     """
-    rivals = [v for v in row.comparisons if math.isfinite(v.gain[rung])]
+    compared = [v for v in row.comparisons if math.isfinite(v.gain[rung])]
     heads = {
         (1, False): ("significantly better than", ""),
         (1, True): ("in one place with, though better as a pair than", _BETWEEN),
-        (0, None): ("not told apart from", ""),
+        (0, None): ("not significantly different from", ""),
         (-1, True): ("in one place with, though worse as a pair than", _BETWEEN),
         (-1, False): ("significantly worse than", ""),
     }
-    said = []
+    phrases = []
     for (sign, shared), (head, why) in heads.items():
-        found = [
+        others = [
             v
-            for v in rivals
+            for v in compared
             if v.sign(rung) == sign and shared in (None, v.ranks[rung] == row.ranks[rung])
         ]
-        each = (f"{v.title} ({_p(v.p[rung])})" for v in found)
-        said += [f"{head} {', '.join(each)}{why}"] if found else []
-    return said
+        each = (f"{v.title} ({_p(v.p[rung])})" for v in others)
+        phrases += [f"{head} {', '.join(each)}{why}"] if others else []
+    return phrases
 
 
 _BETWEEN = " (no line parts all rows above it from all rows below it, so they share the place)"

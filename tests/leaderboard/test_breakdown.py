@@ -87,7 +87,7 @@ def test_a_row_says_whom_it_beats(make_stored: Maker) -> None:
     best, second, last = board.rows
     assert comparison_words(best, board.headline) == [
         "significantly better than ViT tiny (p < 0.001)",
-        f"not told apart from {second.title} (p = 0.5)",
+        f"not significantly different from {second.title} (p = 0.5)",
     ]
     assert comparison_words(last, board.headline)[0].startswith("significantly worse than ResNet")
     assert verdict(board).startswith(f"{best.title} and {second.title} share the first place")

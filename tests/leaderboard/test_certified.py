@@ -82,9 +82,9 @@ def test_a_certificate_is_shown_once_a_dataset(make_stored: Maker, tmp_path: Pat
         'id="phantom-cxr-linf-query-untargeted"'
     )
     assert (
-        "with proof that nothing within the radius changes that call, whatever the attack" in page
+        "with proof that no change within the radius alters that call, whatever the attack" in page
     )
-    assert "holds for the vote, not for the victim without noise" in page
+    assert "holds for the vote, not for the model without noise" in page
 
 
 def test_a_page_without_certificates_has_no_such_figure(make_stored: Maker, tmp_path: Path) -> None:

@@ -34,15 +34,15 @@ Maker = Callable[..., Stored]
         ({"attack": "noise"}, "none: a control"),
         (
             {"surrogate": VICTIMS[1]},
-            "made on vit_tiny, a model trained on the same data (transfer); the victim is only",
+            "crafted on vit_tiny, a model trained on the same data (transfer); the victim is only",
         ),
         (
             {"surrogate": VICTIMS[1], "threat": "no_box"},
-            "made on vit_tiny, a model trained on other data (no box)",
+            "crafted on vit_tiny, a model trained on other data (no box)",
         ),
         (
             {"surrogate": ("own.py:net", "t", "f")},
-            "made on own.py:net",
+            "crafted on own.py:net",
         ),
         ({"case": {"draws": 16}}, "attack and verdict average 16 passes"),
     ],

@@ -139,8 +139,10 @@ def test_detectors_show_both_kinds_of_attacker(make_stored: Maker, tmp_path: Pat
     html = page(written)
     assert "0.700" in html
     assert "behind Mahalanobis" in html
-    assert "No detector stood before the model" not in html
-    assert "No detector stood before the model" in page(written_report(pair(make_stored), tmp_path))
+    assert "No record is of this model behind a detector" not in html
+    assert "No record is of this model behind a detector" in page(
+        written_report(pair(make_stored), tmp_path)
+    )
 
 
 def test_masks_have_regions_and_pictures(make_stored: Maker, tmp_path: Path) -> None:
@@ -173,7 +175,7 @@ def test_flags_and_missing_pictures_are_said(make_stored: Maker, tmp_path: Path)
     html = page(written)
     assert "measured 3 of 12 images, allowed 1" in html
     assert "2 images exceed their radius" in html
-    assert "No pictures are stored with these records" in html
+    assert "These records have no pictures" in html
     assert "1 record in the folder could not be read.</strong>" in html
     assert html.index("expected a readable record in x, got: y") < html.index('id="identity"')
     held = json.loads(written.json.read_text())
@@ -284,7 +286,7 @@ def test_what_could_not_be_scored_is_shown_as_such(make_stored: Maker, tmp_path:
     assert (board.standing, board.calls, board.flips, board.remaining) == ("invalid", (), (), None)
     html = page(written)
     assert "3 images gave NaN logits" in html
-    assert "no valid record of an attacker" in html
+    assert "no valid record is of an attacker" in html
     assert "<svg" not in html
     blind = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.9, 0.8), knowledge="oblivious")
     written = written_report([blind], tmp_path)
@@ -386,7 +388,7 @@ def test_an_oblivious_attacker_is_said_to_be_in_no_worst_case(
     assert len(board.oblivious) == 1
     text = plain_text(written)
     assert "do not know of the defense (oblivious) are left out of it" in text
-    assert "his figures are shown, and are in no worst case" in text
+    assert "these figures are shown, and are in no worst case" in text
     assert "ranked" not in text
     (tested,) = written.document.tested
     assert "; ".join(tested.attacks) in text

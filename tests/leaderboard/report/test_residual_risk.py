@@ -71,7 +71,7 @@ def test_limits_say_what_the_data_are(make_stored: Maker) -> None:
     sentences = " ".join(limits(boards_of_model(pair(make_stored), VICTIM), ["a last line"]))
     assert "Synthetic data: Chest X-ray. Drawn phantoms, not patients" in sentences
     assert "20 images, images treated as independent; a change of fewer than 6 of 20 " in sentences
-    assert "(30.0 %) cannot be told from chance" in sentences
+    assert "(30.0 %) is not distinguishable from chance" in sentences
     assert "No radius above the largest tried was tested (8/255)" in sentences
     assert sentences.endswith("a last line")
     assert "checkout with changes" not in sentences
@@ -82,9 +82,9 @@ def test_limits_say_what_the_data_are(make_stored: Maker) -> None:
     assert "PneumoniaMNIST: one image a child" in sentences
     assert "6 patients; a change of fewer than 6 of 6 patients" in sentences
     few = " ".join(limits(boards_of_model([make_stored([6] * 5)], VICTIM), []))
-    assert "5 images are too few to tell any change from chance" in few
+    assert "5 images are too few to distinguish any change from chance" in few
     assert "images are treated as independent" not in sentences
-    assert "checkout with changes that no commit holds" in sentences
+    assert "checkout with uncommitted changes" in sentences
     assert "do not state the commit" in sentences
 
 
@@ -140,7 +140,7 @@ def test_an_attacker_who_overlooks_the_defense_is_told(make_stored: Maker) -> No
     assert "An attacker who knows of the defense (adaptive)." in not_tested(model_boards)
     (tested,) = threat_models(model_boards)
     assert "defended by Mahalanobis" in tested.who
-    assert "overlooks the defense" in tested.who
+    assert "ignores the defense" in tested.who
     assert "knows of it" not in tested.who
     known = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.7, 0.1))
     (tested,) = threat_models(boards_of_model([known], VICTIM))

@@ -216,7 +216,7 @@ def test_another_grade_is_no_missed_disease(make_stored: Maker, tmp_path: Path) 
         result = judged([lax], tmp_path, table)
         assert result.verdict == "not tested"
         why = result.outcomes[0].why
-        assert "stops at the first he finds" in why
+        assert "stops at the first one" in why
         assert "a wrong call of “none” (targeted(target=0)). Run: python -m robustbench_med" in why
         assert why.endswith("--objective 'targeted(target=0)'")
     aimed = graded(make_stored, 0, case=TARGETED)
