@@ -24,7 +24,7 @@ from robustbench_med.types import Batch, Images
 from robustbench_med.victim import InputContract, Victim
 
 # what detectors that learn from examples are shown: all steps of PGD on the undefended victim, as
-# in Ma et al. 2021. Fixed, so that one detector stands behind every attack and radius of a board;
+# in Ma et al. 2021. Fixed, so that all attacks and radii of a board meet one detector;
 # 2/255 is the radius boards rank by
 FITTED_ON = {"steps": 10}
 FITTED_EPS = 2 / 255
@@ -34,7 +34,7 @@ class ResolvedDefense(NamedTuple):
     """A defense with all its parameters, and what the attacker knows of it.
 
     Attributes:
-        card: of the defense; None where a victim stands alone.
+        card: of the defense; None of a victim without a defense.
         parameters: all of them, defaults included.
         knowledge: adaptive, oblivious, or the spec of the detector that is evaded instead.
         evaded: that detector.
@@ -52,7 +52,7 @@ class ResolvedDefense(NamedTuple):
 
     @property
     def guards(self) -> bool:
-        """Whether it is a detector: it leaves what the victim is shown as it is."""
+        """Whether it is a detector, which does not change the images."""
         return self.card is not None and self.card.kind == "detector"
 
     @property
@@ -62,7 +62,7 @@ class ResolvedDefense(NamedTuple):
 
     @property
     def case_fields(self) -> dict[str, object]:
-        """The fields of a case that state it; none of a victim that stands alone."""
+        """The fields of a case that state it; none without a defense."""
         if self.card is None:
             return {}
         return {

@@ -25,9 +25,9 @@ def measure(problem: Problem, z: Images, depth: int) -> Measurements:
         InvalidOutputError: the judge returned NaN or Inf.
     """
     answer, suspicion, verdict = _judged(problem, z)
-    x, broken = problem.x, verdict.success
-    rounded = torch.zeros_like(broken)
-    rows = broken.nonzero()[:, 0]
+    x, success = problem.x, verdict.success
+    rounded = torch.zeros_like(success)
+    rows = success.nonzero()[:, 0]
     if len(rows):
         levels = 2**depth - 1
         rounded[rows] = problem.select(rows).probe((z[rows] * levels).round() / levels).success
@@ -36,7 +36,7 @@ def measure(problem: Problem, z: Images, depth: int) -> Measurements:
         "answer": answer,
         "harm": verdict.harm,
         "done": verdict.is_final,
-        "success": broken,
+        "success": success,
         "rounded": rounded,
         "size": problem.ball.size(z, x),
         "linf": flat.abs().amax(1),
@@ -109,8 +109,8 @@ def _of_successes(
 def smallest_success(columns: Measurements) -> Float[Tensor, " b"]:
     """Return the size of the smallest success on each sample, `(b,)`; inf where there is none.
 
-    >>> broken = torch.tensor([[False], [True]])
-    >>> smallest_success({"size": torch.tensor([[0.1], [0.2]]), "success": broken})
+    >>> success = torch.tensor([[False], [True]])
+    >>> smallest_success({"size": torch.tensor([[0.1], [0.2]]), "success": success})
     tensor([0.2000])
     """
     return columns["size"].masked_fill(~columns["success"], torch.inf).amin(0)
@@ -132,8 +132,8 @@ class Table:
 
     def carry(self) -> None:
         """Count a success at one rung at all larger ones too, by the same candidate."""
-        broken = self.columns["success"]
-        for i in range(1, len(broken)):
-            rows = (broken[i - 1] & ~broken[i]).nonzero()[:, 0]
+        success = self.columns["success"]
+        for i in range(1, len(success)):
+            rows = (success[i - 1] & ~success[i]).nonzero()[:, 0]
             for value in self.columns.values():
                 value[i, rows] = value[i - 1, rows]

@@ -55,7 +55,7 @@ def run_cases(
     """Run the cases that `folder` has no record of, and return those that failed.
 
     Args:
-        planned: in the order they run; cases that share a victim should stand together.
+        planned: in the order they run; cases that share a victim should be next to each other.
         folder: of the suite, below the results folder.
         console: shows the progress.
         command: runs the suite again; goes into the provenance with the case's id.

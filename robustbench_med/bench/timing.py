@@ -1,4 +1,4 @@
-"""Timing: what the cases of a plan cost on this machine, from one small batch of each victim.
+"""Estimate what the cases of a plan cost on this machine, from one small batch of each victim.
 
 A card says how long a gradient took on the machine that trained its victim, which is another.
 """
@@ -40,7 +40,7 @@ _NEEDED = {
 
 
 class Seconds(NamedTuple):
-    """What a case costs: `likely`, and at `most` if no image breaks."""
+    """What a case costs: `likely`, and at `most`, if the attack never succeeds."""
 
     likely: float
     most: float

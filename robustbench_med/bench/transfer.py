@@ -103,7 +103,7 @@ def transferred(attack: Attack, surrogate: Surrogate, *, use_all_steps: bool) ->
 
     Args:
         attack: as it is applied to a problem.
-        surrogate: the model it climbs.
+        surrogate: the model that it optimises against.
         use_all_steps: whether it spends all its steps: an image that just crosses the surrogate's
             boundary seldom transfers.
     """
