@@ -29,7 +29,7 @@ class PluginCard(Card):
 
     function: str = Field(description="module:function; of a shipped one, inside its folder")
     version: int = Field(
-        description="protocol version: a change of results raises it, and case ids"
+        default=1, description="protocol version: a change of results raises it, and case ids"
     )
     aliases: tuple[str, ...] = Field(
         default=(), exclude=True, description="other names of it in the field; not in records"

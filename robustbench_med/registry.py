@@ -42,8 +42,8 @@ class Entry(NamedTuple):
 
     Attributes:
         card: its description.
-        item: what was registered, where it is more than a card: the function of an attack, defense
-            or model, or a `Dataset`.
+        item: the function of an attack, defense or model, or a `Dataset`; None where there is only
+            a card.
         origin: the package and version that it comes from.
     """
 
@@ -93,7 +93,7 @@ def shipped(kind: Kind) -> dict[str, Any]:
 
 
 def _group(card: AttackCard | DefenseCard) -> tuple[int, int]:
-    """Return where a card stands in a list: cards of one kind, threat and schedule are together."""
+    """Return the sort key that groups cards by kind, or by threat and schedule."""
     if isinstance(card, DefenseCard):
         return ("transform", "smoothing", "detector", "training").index(card.kind), 0
     threat = ("white_box", "query", "control").index(card.threat)
@@ -195,10 +195,10 @@ def register(kind: Kind, item: object, *, replace: bool = False) -> Registration
 
     Args:
         kind: "attacks", "defenses", "datasets" or "models".
-        item: an attack or defense: a function declared with `@attack(...)` or `@defense(...)`; a
-            model: a function declared with `@model(...)`; a dataset: a `Dataset`. A card alone
-            describes a dataset's file or a model of the zoo.
-        replace: whether it may stand in the place of one of that name.
+        item: for an attack, a defense or a model a function declared with `@attack(...)`,
+            `@defense(...)` or `@model(...)`; for a dataset a `Dataset`. A card alone describes a
+            dataset's file or a model of the zoo.
+        replace: whether it may replace one of that name, shipped or registered.
 
     Raises:
         SpecError: it is none of these, or its name is taken.
@@ -269,7 +269,7 @@ def _plugin(kind: Kind, name: str) -> Entry | str:
         entry = _described(kind, point.load(), _package(point))
     except SpecError as error:
         line = f"{where}: {error}"
-    except Exception as error:  # noqa: BLE001 - whatever another package's import raises
+    except (Exception, SystemExit) as error:  # whatever another package's import raises
         line = f"{where}: {type(error).__name__}: {' '.join(str(error).split())}"
     else:
         if entry.card.name == name:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -12,7 +14,7 @@ from robustbench_med import registry
 from robustbench_med.bench.attack_spec import resolve_attack
 from robustbench_med.bench.suite import Grid
 from robustbench_med.cards import AttackCard, DefenseCard, PluginCard
-from robustbench_med.declarations import attack, declaration_of, passes_of
+from robustbench_med.declarations import attack, declaration_of, passes_of, read_cards
 from robustbench_med.errors import SpecError, UnknownNameError
 
 EVERY = [
@@ -87,6 +89,27 @@ def test_a_declared_parameter_is_checked_at_the_call() -> None:
     assert card.meanings == {"steps": "how many, >= 1."}
     assert passes_of(toy, {"steps": 7}) == 7
     assert list(inspect.signature(toy).parameters) == ["problem", "rng", "steps"]
+
+
+def test_what_a_decorator_leaves_out_is_the_same_in_source_and_function(tmp_path: Path) -> None:
+    text = (
+        "from robustbench_med.declarations import attack, defense\n\n"
+        "@attack(title='A', norms=('l2',), schedule='ascend', cost=lambda: 1)\n"
+        "def a(problem, *, rng, size: int = 3): ...\n\n"
+        "@defense(title='D', kind='detector')\n"
+        "def d(victim, *, fitting, fpr: float = 1 / 20): ...\n"
+    )
+    (tmp_path / "own.py").write_text(text)
+    names: dict[str, Any] = {"__name__": "own"}
+    exec(text, names)  # noqa: S102 - the text above
+    kinds: tuple[tuple[Literal["attack", "defense"], str], ...] = (
+        ("attack", "a"),
+        ("defense", "d"),
+    )
+    for kind, name in kinds:
+        declaration = declaration_of(names[name])
+        assert declaration is not None
+        assert read_cards(kind, tmp_path) == {name: declaration.card(names[name])}
 
 
 @pytest.mark.parametrize(

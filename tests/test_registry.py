@@ -187,6 +187,18 @@ def test_a_plug_in_is_planned_and_run(call: Call, tmp_path: Path) -> None:
         assert record["dataset_card"]["name"] == "squares"
 
 
+def test_a_plug_in_that_exits_at_import_costs_one_line(
+    site: Path,
+    installed: None,  # noqa: ARG001
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (site / "toy_plugin.py").write_text("raise SystemExit('no licence')")
+    assert "floor" not in registry.load("defenses")
+    assert caplog.messages == [
+        "toy-plugin 1.2: defense 'floor' cannot be loaded: SystemExit: no licence"
+    ]
+
+
 def test_a_plug_in_adds_no_victim_to_shipped_data(call: Call) -> None:
     before = call("plan quick --dataset phantom_chest --attack fgsm --eps 2/255")[1]
     card = registry.find("models", "mean_net").model_copy(
