@@ -1,7 +1,7 @@
-"""Saved: the adversarial images of a case, kept so that its claim can be checked without an attack.
+"""The adversarial images of a case, saved so that its record can be checked without an attack.
 
-Kept is the least that shows what a record claims. Of labels and findings: every image that broke a
-sample, once, at its lowest rung, for it breaks the sample above as well; a sample that stands has
+Saved is the least that shows what a record claims. Of labels and findings: every image that broke a
+sample, once, at its lowest rung, for it breaks the sample above as well; a robust sample has
 nothing to show but its clean image. Of masks, whose harm has degrees: the image of every rung that
 changed. They are float32, as they were judged: rounding them would be another attack.
 """
@@ -85,7 +85,7 @@ class Saved(NamedTuple):
         return table.columns
 
 
-def saved_of(columns: Measurements, x: Tensor, *, masks: bool) -> Saved:
+def collect_images(columns: Measurements, x: Tensor, *, masks: bool) -> Saved:
     """Return the images worth saving of a case whose candidates were kept.
 
     Args:

@@ -1,4 +1,4 @@
-"""Evidence: a finished run, as the checks see it."""
+"""CheckContext: a finished run, as the checks see it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOTABLE = 0.05  # of Dice: less may be chance
 LEAST = 2  # images that say anything beside the one that may be luck
 
 
-class Watch:
+class RecordingVictim:
     """A victim that remembers what each pass reached, of rows that never leave the batch."""
 
     def __init__(self, problem: Problem) -> None:
@@ -64,7 +64,7 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class CheckContext:
     """A finished run, seen by the checks.
 
     Attributes:
@@ -183,7 +183,7 @@ class Evidence:
         return self.run.rungs["harm"][self.headline][rows] + NOTABLE
 
     @cached_property
-    def watched(self) -> tuple[Watch, Verdict] | None:
+    def watched(self) -> tuple[RecordingVictim, Verdict] | None:
         """The attack run once more on images it missed, none of which may leave the batch.
 
         What it saw, and the verdict on what it returned.
@@ -197,7 +197,7 @@ class Evidence:
             return None
         problem = replace(self.problem.select(rows), chunk=len(rows))
         # of several findings, the loss is that of the nearest: what the attack climbs
-        watch = Watch(with_loss(problem, "cross_entropy"))
+        watch = RecordingVictim(with_loss(problem, "cross_entropy"))
         guide = None if problem.guide is None else watch
         watched_problem = replace(
             problem,

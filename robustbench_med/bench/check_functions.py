@@ -13,7 +13,7 @@ from robustbench_med import registry
 from robustbench_med.ball import Ball
 from robustbench_med.bench.attack_run import sharded, uses_all_steps, with_all_steps
 from robustbench_med.bench.batch_check import ALONE
-from robustbench_med.bench.check_context import Evidence, Measured
+from robustbench_med.bench.check_context import CheckContext, Measured
 from robustbench_med.bench.verified_run import REMEDIES
 from robustbench_med.cards import AttackCard
 from robustbench_med.errors import SpecError
@@ -27,41 +27,41 @@ _NEVER = 100.0  # written where the loss does not rise at all
 _JUST = 1.25  # radii that BIM's steps add up to; MI-FGSM's are 1
 
 
-def probabilities(context: Evidence) -> Measured:
+def probabilities(context: CheckContext) -> Measured:
     """Return 1 where the victim answers probabilities for logits."""
     return Measured(float(context.setup.probabilities))
 
 
-def randomized(context: Evidence) -> Measured | None:
+def randomized(context: CheckContext) -> Measured | None:
     """Return the share of images answered differently when asked twice."""
     if context.setup.victim.draws > 1:  # asked for by the case, or the defense's own
         return None  # attacked and judged in expectation
     return Measured(context.setup.randomized, len(context.setup.batch))
 
 
-def depends_on_batch(context: Evidence) -> Measured | None:
+def depends_on_batch(context: CheckContext) -> Measured | None:
     """Return the share of a few images answered otherwise alone than among others."""
     if context.setup.victim.draws > 1:
         return None
     return Measured(context.setup.depends_on_batch, min(len(context.setup.batch), ALONE))
 
 
-def over_budget(context: Evidence) -> Measured:
+def over_budget(context: CheckContext) -> Measured:
     """Return how many images left their budget."""
     return Measured(float(context.audit.over_budget), len(context.run.problem))
 
 
-def nonfinite(context: Evidence) -> Measured:
+def nonfinite(context: CheckContext) -> Measured:
     """Return how many gradients had NaN or Inf."""
     return Measured(float(context.counter.nonfinite))
 
 
-def zero(context: Evidence) -> Measured:
+def zero(context: CheckContext) -> Measured:
     """Return the share of gradients that were 0 everywhere."""
     return Measured(context.counter.zero / max(context.counter.backward, 1))
 
 
-def gradients_disagree(context: Evidence) -> Measured | None:
+def gradients_disagree(context: CheckContext) -> Measured | None:
     """Return the share of a few of the attack's gradients that finite differences contradict."""
     gradients = context.run.gradients
     if gradients is None:
@@ -70,7 +70,7 @@ def gradients_disagree(context: Evidence) -> Measured | None:
     return Measured(fraction, gradients.checked, REMEDIES[gradients.remedy])
 
 
-def answers_differ(context: Evidence) -> Measured | None:
+def answers_differ(context: CheckContext) -> Measured | None:
     """Return the share of a few of the attack's answers that differ without gradients."""
     gradients = context.run.gradients
     if gradients is None:
@@ -78,7 +78,7 @@ def answers_differ(context: Evidence) -> Measured | None:
     return Measured(gradients.moved / gradients.asked, gradients.asked, REMEDIES[gradients.remedy])
 
 
-def one_step(context: Evidence) -> Measured | None:
+def one_step(context: CheckContext) -> Measured | None:
     """Return how many missed images FGSM breaks."""
     # DeepFool's few steps go to one plane, not through a ball
     if context.card.schedule == "distance":
@@ -86,7 +86,7 @@ def one_step(context: Evidence) -> Measured | None:
     return _probe(context, "fgsm", {}, each=3, fraction=1.0)
 
 
-def margin(context: Evidence) -> Measured | None:
+def margin(context: CheckContext) -> Measured | None:
     """Return how many missed images a PGD breaks that climbs the nearest finding alone."""
     if context.planned.data.card.task != "multi_label" or context.setup.victim.guard is not None:
         return None
@@ -99,7 +99,7 @@ def margin(context: Evidence) -> Measured | None:
     return _probe(context, "pgd", {"steps": MARGIN_STEPS}, loss="margin", each=each, fraction=0.4)
 
 
-def apgd(context: Evidence) -> Measured | None:
+def apgd(context: CheckContext) -> Measured | None:
     """Return how many missed images a short APGD breaks, where its steps are of the attack's norm.
 
     Attacks that choose their steps as APGD does are not asked, nor those whose paper fixes the
@@ -115,19 +115,19 @@ def apgd(context: Evidence) -> Measured | None:
     return _probe(context, "apgd", {"steps": APGD_STEPS}, each=2 * APGD_STEPS + 4, fraction=0.3)
 
 
-def noise(context: Evidence) -> Measured | None:
+def noise(context: CheckContext) -> Measured | None:
     """Return how many missed images noise breaks."""
     return _probe(context, "noise", {"draws": DRAWS}, each=DRAWS + 1, fraction=0.5)
 
 
-def queries(context: Evidence) -> Measured | None:
+def queries(context: CheckContext) -> Measured | None:
     """Return how many missed images Square breaks."""
     count = QUERIES // 2 if context.graded else QUERIES
     return _probe(context, "square", {"queries": count}, each=count + 2, fraction=0.2)
 
 
 def _probe(
-    context: Evidence,
+    context: CheckContext,
     name: str,
     parameters: dict[str, Any],
     *,
@@ -170,7 +170,7 @@ def _probe(
     return Measured(float((harm > context.to_beat(rows)).sum()), len(rows))
 
 
-def shrinking(context: Evidence) -> Measured | None:
+def shrinking(context: CheckContext) -> Measured | None:
     """Return how many images broken below the largest radius are not, attacked afresh there."""
     if not context.iterative or context.card.schedule == "distance" or len(context.run.radii) < 2:
         return None
@@ -183,8 +183,8 @@ def shrinking(context: Evidence) -> Measured | None:
     return Measured(float((~problem.probe(z).success).sum()), len(rows))
 
 
-def large_radius(context: Evidence) -> Measured | None:
-    """Return the share of a few images that stand where almost any image lies in the ball."""
+def large_radius(context: CheckContext) -> Measured | None:
+    """Return the share of a few images that are robust where almost any image lies in the ball."""
     if not context.iterative or context.card.fixed_step:
         return None
     if context.setup.suspicion is not None:  # the farther from a clean image, the more suspicious
@@ -210,7 +210,7 @@ def _mean_of(hit: Bool[Tensor, " rows"]) -> Measured | None:
     return Measured(float(hit.float().mean()), len(hit)) if len(hit) else None
 
 
-def silent(context: Evidence) -> Measured | None:
+def silent(context: CheckContext) -> Measured | None:
     """Return how many images the attack passed a success of and returned none."""
     # of a victim that answers at random, one lucky pass proves nothing
     if context.setup.randomized > 0 or context.watched is None:
@@ -222,7 +222,7 @@ def silent(context: Evidence) -> Measured | None:
     return Measured(float(kept_back.sum()), len(kept_back))
 
 
-def rising(context: Evidence) -> Measured | None:
+def rising(context: CheckContext) -> Measured | None:
     """Return how fast the loss rose in the last quarter, to its whole rise; not of masks.
 
     1 = as fast as on average: nothing has converged; 0 = not at all. Of several restarts or
@@ -248,18 +248,18 @@ def rising(context: Evidence) -> Measured | None:
     return Measured(float((late / (last - start)) / (total / last)), best.shape[1])
 
 
-def _has_steps_of_its_paper(context: Evidence) -> bool:
+def _has_steps_of_its_paper(context: CheckContext) -> bool:
     """Whether the attack's paper fixes its steps so that they just reach the radius."""
     usual = float(context.card.parameters.get("total_step", torch.inf))
     return _just_reaches(context) and 0 < usual <= _JUST
 
 
-def _just_reaches(context: Evidence) -> bool:
+def _just_reaches(context: CheckContext) -> bool:
     """Whether all steps of the attack together are about as long as the radius."""
     return 0 < float(context.planned.case.parameters.get("total_step", torch.inf)) <= _JUST
 
 
-def gains_nothing(context: Evidence) -> Measured | None:
+def gains_nothing(context: CheckContext) -> Measured | None:
     """Return how far a step moves the loss on average, over its rise from first to last pass.
 
     Of n steps that all climb alike it is 1/n; where gradients change from point to point, so that
@@ -275,7 +275,7 @@ def gains_nothing(context: Evidence) -> Measured | None:
     return Measured(float(moved / rise), losses.shape[1])
 
 
-def _climbed(context: Evidence) -> Float[Tensor, "steps rows"] | None:
+def _climbed(context: CheckContext) -> Float[Tensor, "steps rows"] | None:
     """Return the loss at each step of the first run on the watched images; None of masks."""
     if context.watched is None or context.graded:
         return None
@@ -286,8 +286,8 @@ def _climbed(context: Evidence) -> Float[Tensor, "steps rows"] | None:
     return None if len(losses) < 4 else torch.stack(losses)
 
 
-def more_effort(context: Evidence) -> Measured | None:
-    """Return how many images that stand break when every parameter of effort is doubled."""
+def more_effort(context: CheckContext) -> Measured | None:
+    """Return how many robust images break when every parameter of effort is doubled."""
     if not context.iterative or not context.card.effort:
         return None
     parameters = context.planned.case.parameters
@@ -309,7 +309,7 @@ def more_effort(context: Evidence) -> Measured | None:
     return Measured(float((more & near).sum()), len(rows))
 
 
-def below_control(context: Evidence) -> Measured | None:
+def below_control(context: CheckContext) -> Measured | None:
     """Return how many more images a random direction of equal norm breaks than the fitted one."""
     n = len(context.run.problem)
     if context.run.fitted is None or n == 0:
@@ -318,7 +318,7 @@ def below_control(context: Evidence) -> Measured | None:
     return Measured(round(n * (rung.control_success.value - rung.success.value)), n)
 
 
-def rounding(context: Evidence) -> Measured | None:
+def rounding(context: CheckContext) -> Measured | None:
     """Return the share of the images broken at the headline radius that rounding repairs."""
     levels = 2**context.planned.data.card.bit_depth - 1
     broken = context.run.rungs["success"][context.headline]

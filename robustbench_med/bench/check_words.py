@@ -57,7 +57,10 @@ CHECKS: dict[str, tuple[str, _Write]] = {
     "answers_depend_on_batch": ("Images answered otherwise alone than among others", _share),
     "over_budget": ("Images changed by more than the radius allows", _images),
     "nonfinite_gradients": ("Gradients that were not a number or infinite", _count),
-    "zero_gradients": ("Gradients that were zero everywhere: the attack was blind", _rise),
+    "zero_gradients": (
+        "Gradients that were zero everywhere: the attack had nothing to follow",
+        _rise,
+    ),
     "gradients_disagree": ("Gradients that finite differences of the answers contradict", _share),
     "answers_differ_under_attack": (
         "Answers that differ while the model is differentiated",
@@ -70,7 +73,7 @@ CHECKS: dict[str, tuple[str, _Write]] = {
     "black_box_beats_white_box": ("Missed images that an attack by queries breaks", _images),
     "success_falls_with_radius": ("Images broken at a small radius, not at the largest", _images),
     "large_radius_leaves_images": (
-        "Images that stand though nearly all of each may be changed",
+        "Robust images though nearly all of each may be changed",
         _share,
     ),
     "not_converged": (

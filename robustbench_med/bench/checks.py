@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from robustbench_med.bench import check_functions
-from robustbench_med.bench.check_context import Evidence, Measured
+from robustbench_med.bench.check_context import CheckContext, Measured
 from robustbench_med.bench.record import Check, Flag
 from robustbench_med.rng import seeded
 from robustbench_med.victim import frozen
@@ -20,7 +20,7 @@ from robustbench_med.victim import frozen
 
 @dataclass(frozen=True)
 class _Row:
-    measure: Callable[[Evidence], Measured | None]
+    measure: Callable[[CheckContext], Measured | None]
     threshold: float
     meaning: str
 
@@ -57,8 +57,8 @@ _CHECKS = {
     "zero_gradients": _Row(
         check_functions.zero,
         0.01,
-        "More than 1 % of the gradients were 0 everywhere: the attack was blind there, and what "
-        "looks robust may only be hidden.",
+        "More than 1 % of the gradients were 0 everywhere: the attack had nothing to follow there, "
+        "and what looks robust may only be hidden.",
     ),
     "gradients_disagree": _Row(
         check_functions.gradients_disagree,
@@ -104,14 +104,14 @@ _CHECKS = {
     "success_falls_with_radius": _Row(
         check_functions.shrinking,
         1.0,
-        "Images broken at a small radius stand when attacked at a larger one, though the larger "
+        "Images broken at a small radius are robust at a larger one, though the larger "
         "contains the smaller.",
     ),
     "large_radius_leaves_images": _Row(
         check_functions.large_radius,
         0.5,
-        "Images stand even where the attack may change almost the whole image: it is the attack "
-        "that fails.",
+        "Images are robust even where the attack may change almost the whole image: it is the "
+        "attack that fails.",
     ),
     "not_converged": _Row(
         check_functions.rising,
@@ -152,7 +152,7 @@ _CHECKS = {
 NAMES = tuple(_CHECKS)  # of all checks, and of the flags they raise
 
 
-def checks_of(context: Evidence) -> tuple[tuple[Check, ...], tuple[Flag, ...]]:
+def run_checks(context: CheckContext) -> tuple[tuple[Check, ...], tuple[Flag, ...]]:
     """Return everything that was measured on a run, and the flags it raises."""
     checks, flags = [], []
     case = context.planned.case

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import pandas as pd
 
 from robustbench_med import registry
-from robustbench_med.bench.adversarial_images import FILE, saved_of
+from robustbench_med.bench.adversarial_images import FILE, collect_images
 from robustbench_med.bench.attack_run import AttackRun
-from robustbench_med.bench.check_context import Evidence
-from robustbench_med.bench.checks import checks_of
-from robustbench_med.bench.gallery import pictures_of
+from robustbench_med.bench.check_context import CheckContext
+from robustbench_med.bench.checks import run_checks
+from robustbench_med.bench.gallery import make_pictures
 from robustbench_med.bench.provenance import now, peak_mib, provenance
 from robustbench_med.bench.record import Cost, Example, Record
 from robustbench_med.bench.resolved_case import ResolvedCase
@@ -64,7 +64,7 @@ def execute(
         )
         return Outcome(record, pd.DataFrame(), {})
     scores = score_run(planned, setup, run)
-    pictures = pictures_of(planned, setup, run, examples)
+    pictures = make_pictures(planned, setup, run, examples)
     record = _record(
         planned, setup, run, scores, pictures.examples, started=started, command=command
     )
@@ -73,7 +73,7 @@ def execute(
         files[PATTERNS] = run.fitted.file
     if images:
         masks = planned.data.card.task == "segmentation"
-        saved = saved_of(run.rungs, run.problem.x, masks=masks)
+        saved = collect_images(run.rungs, run.problem.x, masks=masks)
         record = record.model_copy(update={"images": saved.entry})
         files[FILE] = saved.file
     return Outcome(record, scores.samples, files)
@@ -106,7 +106,7 @@ def _record(
         notes.append("spacing unknown: distances and sizes are in pixels, not in mm")
     device = setup.batch.x.device
     card = planned.attack.card
-    checks, flags = checks_of(Evidence(planned, setup, run, scores.audit, card))
+    checks, flags = run_checks(CheckContext(planned, setup, run, scores.audit, card))
     return Record(
         case_id=planned.case.id,
         case=planned.case,

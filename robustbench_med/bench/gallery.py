@@ -44,7 +44,7 @@ class Pictures(NamedTuple):
     files: dict[str, bytes]
 
 
-def pictures_of(planned: ResolvedCase, setup: AttackSetup, run: AttackRun, most: int) -> Pictures:
+def make_pictures(planned: ResolvedCase, setup: AttackSetup, run: AttackRun, most: int) -> Pictures:
     """Return pictures of `most` images, each at the smallest radius that broke it.
 
     The images are attacked once more, because the ladder keeps no candidates. Draws are keyed by

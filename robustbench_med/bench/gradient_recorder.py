@@ -102,7 +102,7 @@ class GradientRecorder:
         """Return which of `count` rows are kept, by slot.
 
         Two reservoirs: over all images of all calls, and over the calls, of each one image. Calls
-        late in an attack are of the few images that still stand, and weigh as much as the others.
+        late in an attack are of the few images that are still robust, and weigh as much as others.
         """
         half = self.keep // 2
         order = np.arange(self.images, self.images + count)

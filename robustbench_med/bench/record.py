@@ -99,10 +99,10 @@ class Audit(_Frozen):
 
 
 class LadderAudit(_Frozen):
-    """How the descending ladder was checked: rows inferred to stand, and attacked after all."""
+    """How the descending ladder was checked: rows inferred to be robust, and attacked after all."""
 
     inferred: int = Field(
-        description="(sample, rung) pairs taken to stand because a larger radius failed"
+        description="(sample, rung) pairs taken to be robust because a larger radius failed"
     )
     checked: int
     success: int = Field(
@@ -230,7 +230,8 @@ class Record(_Frozen):
         default=(), description="the ladder in image units; the ladder itself unless it is a ratio"
     )
     distance: Estimate | None = Field(
-        default=None, description="median distance of the images attacked; inf where half stand"
+        default=None,
+        description="median distance of the images attacked; inf where half are robust",
     )
     universal: UniversalResult | None = None
     certificate: Certificate | None = None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from attacks.fgsm import fgsm
 from robustbench_med.bench.attack_run import AttackRun, run_attack
 from robustbench_med.bench.execute import execute
-from robustbench_med.bench.gallery import pictures_of, png, words
+from robustbench_med.bench.gallery import make_pictures, png, words
 from robustbench_med.bench.scoring import Scores, score_run
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.errors import InvalidOutputError, VictimError
@@ -370,7 +370,7 @@ def test_pictures_are_of_broken_images_each_class_in_turn() -> None:
     setup = ready_for(generic_victim(3), 96)
     planned = planned_of(setup.data)
     run = run_attack(planned, setup)
-    found = pictures_of(planned, setup, run, 5)
+    found = make_pictures(planned, setup, run, 5)
     assert len(found.examples) == 5
     there = {words(y.numpy(), setup.data.card) for y in setup.batch.y[run.attacked]}
     first = [example.truth for example in found.examples[: len(there)]]
@@ -391,7 +391,7 @@ def test_pictures_are_of_broken_images_each_class_in_turn() -> None:
         with Image.open(io.BytesIO(found.files[example.clean])) as image:
             stored = np.asarray(image)
         assert (stored == (setup.batch.x[row, 0] * 255).round().numpy()).all()
-    assert pictures_of(planned, setup, run, 0).files == {}
+    assert make_pictures(planned, setup, run, 0).files == {}
 
 
 def test_a_picture_shows_an_image_that_breaks_though_the_ladder_found_it_otherwise(
@@ -407,7 +407,7 @@ def test_a_picture_shows_an_image_that_breaks_though_the_ladder_found_it_otherwi
     setup = ready_for(linear_victim(2))
     planned = planned_of(setup.data, plant(coarse, schedule="descend"), ladder=(0.05, 0.2))
     run = run_attack(planned, setup)
-    found = pictures_of(planned, setup, run, 4)
+    found = make_pictures(planned, setup, run, 4)
     assert found.examples
     for example in found.examples:
         assert example.adversarial_prediction != example.truth
@@ -436,7 +436,7 @@ def test_pictures_do_not_count_as_cost() -> None:
     planned = planned_of(setup.data)
     run = run_attack(planned, setup)
     before = (run.counter.forward, run.counter.backward)
-    pictures_of(planned, setup, run, 4)
+    make_pictures(planned, setup, run, 4)
     assert (run.counter.forward, run.counter.backward) == before
 
 

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from robustbench_med import registry
 from robustbench_med.bench.attack_run import run_attack
-from robustbench_med.bench.check_context import Evidence
-from robustbench_med.bench.checks import checks_of
+from robustbench_med.bench.check_context import CheckContext
+from robustbench_med.bench.checks import run_checks
 from robustbench_med.bench.execute import execute
 from robustbench_med.bench.record import Check, Record
 from robustbench_med.bench.scoring import score_run
@@ -206,7 +206,7 @@ def flags_of_planted(
     planned = planned_of(setup.data, name, ladder=ladder, parameters={"steps": steps})
     run = run_attack(planned, setup)
     audit = score_run(planned, setup, run).audit
-    checks, _ = checks_of(Evidence(planned, setup, run, audit, card))
+    checks, _ = run_checks(CheckContext(planned, setup, run, audit, card))
     return {check.name: check for check in checks}
 
 
@@ -223,7 +223,7 @@ def test_an_attack_of_one_step_is_not_asked_about_its_steps(
     planned = planned_of(setup.data, name, ladder=LADDER)
     run = run_attack(planned, setup)
     audit = score_run(planned, setup, run).audit
-    checks, _ = checks_of(Evidence(planned, setup, run, audit, card))
+    checks, _ = run_checks(CheckContext(planned, setup, run, audit, card))
     assert "one_step_beats_iterative" not in {one.name for one in checks}
 
 

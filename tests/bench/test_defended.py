@@ -14,7 +14,7 @@ from attacks.pgd import pgd
 from robustbench_med import registry, spec
 from robustbench_med.ball import Ball
 from robustbench_med.bench import attack_run, scoring
-from robustbench_med.bench.check_context import Evidence, Watch
+from robustbench_med.bench.check_context import CheckContext, RecordingVictim
 from robustbench_med.bench.defense_spec import resolve_defense
 from robustbench_med.bench.plan import plan
 from robustbench_med.bench.resolved_case import ResolvedCase
@@ -228,7 +228,7 @@ def test_who_knows_the_detector_goes_on_where_it_lets_him_pass() -> None:
 
 def test_an_image_that_is_rejected_is_no_success_passed_over() -> None:
     _, setup, run = walked("adaptive")
-    watch = Watch(run.problem)
+    watch = RecordingVictim(run.problem)
     x = run.problem.x
     high = x + torch.tensor([0.0, EPS])  # called wrong, and suspicious
     assert (run.problem.judge(high).logits.argmax(1) == 1).all()
@@ -298,7 +298,7 @@ def test_a_watched_attack_climbs_the_guide_and_is_judged_by_the_judge() -> None:
     setup = replace(prepared_of(judge, data), guide=view)
     run = attack_run.run_attack(planned, setup)
     audit = scoring.score_run(planned, setup, run).audit
-    found = Evidence(planned, setup, run, audit, registry.find("attacks", "pgd"))
+    found = CheckContext(planned, setup, run, audit, registry.find("attacks", "pgd"))
     assert found.watched is not None
     watch, verdict = found.watched
     assert run.counter.zero == 0

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from robustbench_med import registry
 from robustbench_med.bench.attack_run import AttackRun, run_attack
 from robustbench_med.bench.attack_spec import resolve_channels
-from robustbench_med.bench.check_context import Evidence
-from robustbench_med.bench.checks import checks_of
+from robustbench_med.bench.check_context import CheckContext
+from robustbench_med.bench.checks import run_checks
 from robustbench_med.bench.execute import execute
-from robustbench_med.bench.gallery import pictures_of
+from robustbench_med.bench.gallery import make_pictures
 from robustbench_med.bench.plan import data_sha256
 from robustbench_med.bench.record import Flag
 from robustbench_med.bench.resolved_case import ResolvedCase
@@ -84,7 +84,7 @@ def flags_of(setup: AttackSetup, attack: str = "pgd", **fields: Any) -> list[str
     run = run_attack(planned, setup)
     card: AttackCard = registry.find("attacks", attack)
     audit = score_run(planned, setup, run).audit
-    flags: tuple[Flag, ...] = checks_of(Evidence(planned, setup, run, audit, card))[1]
+    flags: tuple[Flag, ...] = run_checks(CheckContext(planned, setup, run, audit, card))[1]
     return [flag.name for flag in flags]
 
 
@@ -281,7 +281,7 @@ def test_pictures_show_truth_and_predictions(channels: int, size: tuple[int, ...
     setup = ready_for(images(channels=channels, size=size))
     planned = plan(setup)
     run = run_attack(planned, setup)
-    found = pictures_of(planned, setup, run, 2)
+    found = make_pictures(planned, setup, run, 2)
     assert len(found.examples) == 2
     shown = found.examples[0].masks
     assert shown is not None
@@ -310,7 +310,7 @@ def test_a_target_has_a_picture_of_its_own() -> None:
     setup = ready_for(images(size=(16, 16)))
     spec = "targeted(mask='move', label=1, by=2)"
     planned = plan(setup, objective=spec, ladder=(0.6,))
-    found = pictures_of(planned, setup, run_attack(planned, setup), 1)
+    found = make_pictures(planned, setup, run_attack(planned, setup), 1)
     shown = found.examples[0].masks
     assert shown is not None
     assert shown.target in found.files

@@ -25,7 +25,7 @@ from robustbench_med.bench.suite import Suite
 from robustbench_med.bench.verify import noise
 from robustbench_med.bench.verify import verify as verifying
 from robustbench_med.bench.verify.consistency import contradictions
-from robustbench_med.bench.verify.expected import of_rerun
+from robustbench_med.bench.verify.expected import from_rerun
 from robustbench_med.bench.verify.recompute import recompute_metrics
 from robustbench_med.bench.verify.replay import changed, replan, run_again
 from robustbench_med.bench.verify.rounding import rounded_otherwise
@@ -199,7 +199,7 @@ def test_one_other_outcome_is_rounding_on_another_machine_alone(kept: Stored) ->
     assert (found.word, found.differing) == ("mismatch", 1)
     assert "rounding does not explain this" in found.lines[-1]
     found = verify(elsewhere(nearly), images=True)  # the image that breaks it lies beside
-    assert "the saved images break 1 samples said to stand" in found.lines
+    assert "the saved images break 1 samples recorded as robust" in found.lines
     assert found.word == "mismatch"
 
 
@@ -452,7 +452,7 @@ def test_another_rounding_of_the_case_is_within_rounding(kept: Stored) -> None:
 
 
 def test_edited_noise_is_measured_by_column_and_has_a_floor(kept: Stored, rerun: Outcome) -> None:
-    claim = of_rerun(rerun)
+    claim = from_rerun(rerun)
     none = noise.noise_of(claim, claim)
     assert none.samples == 2
     assert none.values["scores"] == none.values["l2"] == 0.05

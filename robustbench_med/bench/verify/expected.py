@@ -1,4 +1,4 @@
-"""Claim: what a record should say, made anew by a rerun or from its saved images."""
+"""Recomputed: what a record should say, made anew by a rerun or from its saved images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHOWN = ("attack_success", *FOUND)  # what saved images show whatever the objec
 _DECIDED = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1")
 
 
-class Claim(NamedTuple):
+class Recomputed(NamedTuple):
     """What was recomputed of a record.
 
     Attributes:
@@ -30,9 +30,9 @@ class Claim(NamedTuple):
         rungs: the metrics.
         fixed: entries of the record that no machine changes.
         loose: entries that are other where outcomes are.
-        saved: whether it comes of saved images: nothing is known of samples that stand.
+        saved: whether it comes of saved images: nothing is known of robust samples.
         masks: whether the victim calls masks.
-        decided: whether a sample that stands is called as its clean image.
+        decided: whether a robust sample is called as its clean image.
     """
 
     samples: pd.DataFrame
@@ -50,8 +50,8 @@ class Claim(NamedTuple):
         return metric in _SHOWN or (self.decided and metric in _DECIDED)
 
 
-def of_rerun(again: Outcome) -> Claim:
-    """Return all that a case says when it is run again, but when and where that was."""
+def from_rerun(again: Outcome) -> Recomputed:
+    """Return what a rerun of a case says, all but when and where it was run."""
     record = again.record
     whole = record.model_dump()
     loose = {name: whole[name] for name in ("distance", "universal", "certificate", "ladder_audit")}
@@ -65,10 +65,10 @@ def of_rerun(again: Outcome) -> Claim:
     fixed |= {name: whole[name] for name in ("threshold", "radii", "status", "reason")}
     fixed["audit"] = {name: whole["audit"][name] for name in _BUDGET}
     fixed["checks"] = [(check["name"], check["threshold"]) for check in whole["checks"]]
-    return Claim(again.samples, record.rungs, fixed, loose)
+    return Recomputed(again.samples, record.rungs, fixed, loose)
 
 
-def of_images(stored: Stored, planned: ResolvedCase, device: str) -> Claim:
+def from_images(stored: Stored, planned: ResolvedCase, device: str) -> Recomputed:
     """Return what the saved images show; what was asked of the attack itself is not asked again."""
     case, card = stored.record.case, planned.data.card
     images = adversarial_images.read(Path(stored.folder), stored.record.images)
@@ -92,7 +92,7 @@ def of_images(stored: Stored, planned: ResolvedCase, device: str) -> Claim:
     loose = {"audit": {"survives_rounding": audit["survives_rounding"]}}
     whole = case.objective == "untargeted"
     masks = card.task == "segmentation"
-    return Claim(scores.samples, scores.rungs, fixed, loose, True, masks, whole)
+    return Recomputed(scores.samples, scores.rungs, fixed, loose, True, masks, whole)
 
 
 def entries(record: Record, recomputed: dict[str, Any]) -> dict[str, Any]:

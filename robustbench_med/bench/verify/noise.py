@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robustbench_med.bench.verify.expected import Claim
+from robustbench_med.bench.verify.expected import Recomputed
 
 OUTCOMES = ("success", "correct", "prediction", "rejected")
 ABSOLUTE = ("scores", "suspicion", "target_dice", "ssim")  # columns measured in units of their own
@@ -50,7 +50,7 @@ STRICT = Noise(0, dict.fromkeys(MEASURED, _TIGHT), {})
 JUDGED = Noise(_SAMPLES, dict.fromkeys(MEASURED, CLEAN), {"scores": CLEAN})  # saved images
 
 
-def noise_of(claim: Claim, second: Claim) -> Noise:
+def noise_of(claim: Recomputed, second: Recomputed) -> Noise:
     """Return what may differ where two reruns differ as these do."""
     flipped = other_outcome(claim.samples, second.samples)
     samples = int(claim.samples.loc[flipped, "sample"].nunique())

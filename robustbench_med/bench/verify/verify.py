@@ -15,7 +15,14 @@ from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import SetupCache
 from robustbench_med.bench.verify.consistency import contradictions, layout_errors, table_errors
 from robustbench_med.bench.verify.diff import EXACT, differences, line, plain, same, shown, written
-from robustbench_med.bench.verify.expected import CARDS, FOUND, Claim, entries, of_images, of_rerun
+from robustbench_med.bench.verify.expected import (
+    CARDS,
+    FOUND,
+    Recomputed,
+    entries,
+    from_images,
+    from_rerun,
+)
 from robustbench_med.bench.verify.noise import (
     CLEAN,
     JUDGED,
@@ -87,7 +94,7 @@ def verify(
         stored: the record.
         data: folder with the files of real datasets.
         images: judge the saved images and attack nothing. That checks every image said to be
-            broken, its ball, and the counts; not that the others stand.
+            broken, its ball, and the counts; not that the other images are robust.
         device: as `run`.
         code: execute the Python file that the case names, if it names one.
         places: where own files that the record names lie now.
@@ -135,26 +142,26 @@ def _recomputed(
     contradicted = contradictions(stored)
     same = same_machine(record.provenance, str(device_of(device)))
     if images:
-        judged = of_images(stored, planned, device)
+        judged = from_images(stored, planned, device)
         return compare(stored, judged, contradicted, lambda: None if same else JUDGED)
     again = run_again(planned, device=device, setups=setups)
     if again.record.status == "invalid":
         return Finding("mismatch", lines=(f"the case is invalid now: {again.record.reason}",))
-    claim = of_rerun(again)
+    claim = from_rerun(again)
 
     def noise() -> Noise | None:
         if same:
             return None
         with rounded_otherwise():  # everything prepared anew: clean scores are rounded too
             other = run_again(planned, device=device)
-        return None if other.record.status == "invalid" else noise_of(claim, of_rerun(other))
+        return None if other.record.status == "invalid" else noise_of(claim, from_rerun(other))
 
     return compare(stored, claim, contradicted, noise)
 
 
 def compare(
     stored: Stored,
-    claim: Claim,
+    claim: Recomputed,
     contradicted: list[str],
     noise: Callable[[], Noise | None] | None = None,
 ) -> Finding:
@@ -217,7 +224,7 @@ def _whatever(record: Record, recorded: dict[str, Any], again: dict[str, Any]) -
             yield line(f"cost.{name}", recorded["cost"][name], spent)
 
 
-def _fixed(record: Record, claim: Claim) -> Iterator[str]:
+def _fixed(record: Record, claim: Recomputed) -> Iterator[str]:
     """Yield where entries differ that no machine changes."""
     recorded = entries(record, claim.fixed)
     if "checks" in recorded:
@@ -236,7 +243,7 @@ def _fixed(record: Record, claim: Claim) -> Iterator[str]:
         yield f"{claim.fixed['audit']['over_budget']} images lie outside their ball"
 
 
-def _other_rows(before: pd.DataFrame, claim: Claim) -> NDArray[np.bool_]:
+def _other_rows(before: pd.DataFrame, claim: Recomputed) -> NDArray[np.bool_]:
     """Return which rows have another outcome."""
     names: tuple[str, ...] = OUTCOMES
     if claim.saved:
@@ -244,7 +251,7 @@ def _other_rows(before: pd.DataFrame, claim: Claim) -> NDArray[np.bool_]:
     return other_outcome(before, claim.samples, names)
 
 
-def _unmoved(stored: Stored, claim: Claim) -> Iterator[str]:
+def _unmoved(stored: Stored, claim: Recomputed) -> Iterator[str]:
     """Yield what differs though no rounding moves it: names, truth, and the clean images."""
     before, after = stored.samples, claim.samples
     if set(before.columns) != set(after.columns):
@@ -252,7 +259,7 @@ def _unmoved(stored: Stored, claim: Claim) -> Iterator[str]:
     clean = (before["eps"] == 0).to_numpy()
     claimed, shown_success = before["success"].to_numpy(bool), after["success"].to_numpy(bool)
     if claim.saved and (surplus := before.loc[shown_success & ~claimed, "sample"].nunique()):
-        yield f"the saved images break {surplus} samples said to stand"
+        yield f"the saved images break {surplus} samples recorded as robust"
     for name in _FIXED:
         if name in before and name in after:
             rows = clean & np.array(
@@ -265,7 +272,9 @@ def _unmoved(stored: Stored, claim: Claim) -> Iterator[str]:
         )
 
 
-def _flips(stored: Stored, claim: Claim, differs: NDArray[np.bool_], noise: Noise) -> Iterator[str]:
+def _flips(
+    stored: Stored, claim: Recomputed, differs: NDArray[np.bool_], noise: Noise
+) -> Iterator[str]:
     """Yield where more samples have another outcome than rounding gives one, or by farther."""
     before, after = stored.samples, claim.samples
     differing = before.loc[differs, "sample"].nunique()
@@ -282,14 +291,14 @@ def _flips(stored: Stored, claim: Claim, differs: NDArray[np.bool_], noise: Nois
             yield from _differing(name, before, after, far)
 
 
-def _columns(stored: Stored, claim: Claim, noise: Noise) -> Iterator[str]:
+def _columns(stored: Stored, claim: Recomputed, noise: Noise) -> Iterator[str]:
     """Yield a line for every column whose values lie farther apart than `noise`, where known."""
     before, after = stored.samples, claim.samples
     differs = _other_rows(before, claim)
     claimed, shown_success = before["success"].to_numpy(bool), after["success"].to_numpy(bool)
     strays = before["sample"].isin(before.loc[differs, "sample"]).to_numpy()
     known = np.ones(len(before), dtype=np.bool_) if noise.samples == 0 else ~strays
-    if claim.saved and not claim.masks:  # of an image that stands nothing was saved
+    if claim.saved and not claim.masks:  # nothing was saved of a robust image
         known = (before["eps"] == 0).to_numpy() | (claimed & shown_success)
     for name, near in noise.values.items():
         if name not in before or name not in after:
@@ -321,7 +330,7 @@ def _value(value: Any) -> object:  # noqa: ANN401 - of any column
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
-def _metrics(stored: Stored, claim: Claim, *, outcomes: int) -> Iterator[str]:
+def _metrics(stored: Stored, claim: Recomputed, *, outcomes: int) -> Iterator[str]:
     """Yield the metrics that are not as recorded: beyond chance, where outcomes differ."""
     record, step = stored.record, 1 / _fewest(stored)
     for recorded, again in zip(record.rungs, claim.rungs, strict=True):
