@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 CHROMIUM = shutil.which("chromium")
 WHY = "needs Debian's Chromium to open the page: apt-get install chromium"
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason=WHY)
-_OWN = ("file:", "data:", "blob:")
+_LOCAL = ("file:", "data:", "blob:")
 
 
 class Tags(HTMLParser):
@@ -45,9 +45,9 @@ def browser() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
+        result = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield result
+        result.close()
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def opened(chromium: Browser, path: Path, anchor: str = "", **options: Any) -> I
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda message: wrong.append(message.text))
     page.on("dialog", dismissed)
-    page.on("request", lambda one: None if one.url.startswith(_OWN) else wrong.append(one.url))
+    page.on("request", lambda item: None if item.url.startswith(_LOCAL) else wrong.append(item.url))
     page.goto(path.as_uri() + anchor)
     yield page
     # what a payload would have set
@@ -90,11 +90,11 @@ def violations(page: Page) -> list[str]:
 
     script = Path(axe_playwright_python.__file__).parent / "axe.min.js"
     page.evaluate(script.read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run({ resultTypes: ['violations'] })")
+    result = page.evaluate("axe.run({ resultTypes: ['violations'] })")
     return [
-        f"{one['id']} ({one['impact']}): {json.dumps([n['target'] for n in one['nodes']][:3])}"
-        for one in found["violations"]
-        if one["impact"] in ("serious", "critical")
+        f"{item['id']} ({item['impact']}): {json.dumps([n['target'] for n in item['nodes']][:3])}"
+        for item in result["violations"]
+        if item["impact"] in ("serious", "critical")
     ]
 
 

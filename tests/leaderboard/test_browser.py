@@ -38,26 +38,26 @@ def test_any_column_sorts_and_says_so(field_page: Page) -> None:
     heads = board.locator("thead th")
     ranked = board.locator("tbody[data-standing='ranked']")
     for column in [head.get_attribute("data-col") for head in heads.all()]:
-        head, seen = board.locator(f"thead [data-col='{column}']"), []
+        head, orders = board.locator(f"thead [data-col='{column}']"), []
         for _ in range(2):
             head.locator("button").click()
-            seen.append(head.get_attribute("aria-sort"))
+            orders.append(head.get_attribute("aria-sort"))
             assert board.locator("thead [aria-sort='none']").count() == heads.count() - 1
             cells = ranked.locator(f".main [data-col='{column}']")
             texts = [text.split("\n")[0].lower() for text in cells.all_inner_texts()]
             values = [text if column == "victim" else number(text) for text in texts]
-            assert values == sorted(values, reverse=seen[-1] == "descending")
+            assert values == sorted(values, reverse=orders[-1] == "descending")
             # what is not ranked stays below, whatever the column
             last = board.locator("tbody[data-place]").last
             assert last.get_attribute("data-standing") == "flagged"
-        assert sorted(filter(None, seen)) == ["ascending", "descending"]
+        assert sorted(filter(None, orders)) == ["ascending", "descending"]
 
 
 def number(text: str) -> float:
     """Return the number a cell begins with: "1=", "87.5", "3/3"."""
-    found = re.match(r"[\d.]+", text)
-    assert found
-    return float(found[0])
+    match = re.match(r"[\d.]+", text)
+    assert match
+    return float(match[0])
 
 
 def test_the_keyboard_alone_sorts_opens_and_closes(field_page: Page) -> None:
@@ -156,7 +156,7 @@ def test_a_row_opens_with_all_that_is_known_of_it(field_page: Page) -> None:
     button = board.locator(".open", has_text="MobileNetV3")
     button.click()
     row = board.locator("tbody", has=field_page.locator("[aria-expanded='true']"))
-    said = row.locator(".panel").inner_text()
+    panel = row.locator(".panel").inner_text()
     for words in (
         "Worst case by class, %",
         "Worst case by patient, 30 patients",
@@ -168,7 +168,7 @@ def test_a_row_opens_with_all_that_is_known_of_it(field_page: Page) -> None:
         "Provenance",
         "python -m robustbench_med run quick --only resnet_narrow,pgd",
     ):
-        assert words in said
+        assert words in panel
     assert field_page.url.endswith(f"{FUNDUS}--mobilenet-narrow")
     button.click()
     assert field_page.url.endswith(FUNDUS)
@@ -270,17 +270,17 @@ def test_another_radius_is_written_as_the_board_writes_its_score(field_page: Pag
 def test_csv_and_json_are_made_in_the_page(field_page: Page, masks: list[Stored]) -> None:
     data = json.loads(saved(field_page, "json"))
     lines = list(csv.DictReader(io.StringIO(saved(field_page, "csv"))))
-    made = leaderboard.make_boards(masks)
-    assert [len(board["rows"]) for board in data["boards"]] == [len(b.rows) for b in made]
-    assert saved(field_page, "csv") == csv_text(made)
+    boards = leaderboard.make_boards(masks)
+    assert [len(board["rows"]) for board in data["boards"]] == [len(b.rows) for b in boards]
+    assert saved(field_page, "csv") == csv_text(boards)
     numbers = [row["worst_case"] for board in data["boards"] for row in board["rows"]]
-    rows = [row for board in made for row in board.rows]
-    for own, row in zip(numbers, rows, strict=True):
-        values = [float("nan") if value is None else value for value, _, _ in own]
+    rows = [row for board in boards for row in board.rows]
+    for exported, row in zip(numbers, rows, strict=True):
+        values = [float("nan") if value is None else value for value, _, _ in exported]
         assert values == pytest.approx([e.value for e in row.worst], rel=1e-5, nan_ok=True)
-    for board in made:
+    for board in boards:
         for row in board.rows:
-            own = [
+            exported = [
                 line
                 for line in lines
                 if (line["dataset"], line["threat"], line["objective"], line["victim_sha256"])
@@ -291,9 +291,9 @@ def test_csv_and_json_are_made_in_the_page(field_page: Page, masks: list[Stored]
                 and line["attack"] == "worst_case"
                 and float(line["eps"]) > 0
             ]
-            values = [float(line["value"] or "nan") for line in own]
+            values = [float(line["value"] or "nan") for line in exported]
             assert values == pytest.approx([e.value for e in row.worst], rel=1e-5, nan_ok=True)
-            ranks = [int(float(line["rank"])) if line["rank"] else None for line in own]
+            ranks = [int(float(line["rank"])) if line["rank"] else None for line in exported]
             assert ranks == list(row.ranks)
 
 

@@ -117,14 +117,14 @@ def test_a_payload_in_every_field_executes_nothing(
         if (card := getattr(record, field)) is not None
     }
     examples = tuple(
-        one.model_copy(
+        example.model_copy(
             update={"truth": EVIL, "clean_prediction": EVIL, "adversarial_prediction": EVIL}
         )
-        for one in record.examples
+        for example in record.examples
     )
     record = record.model_copy(update=changes | {"examples": examples})
-    other = make_stored([6, 1, 1], surrogate=(EVIL, EVIL, EVIL), record={"flags": (flag,)})
-    path = leaderboard.publish([stored._replace(record=record), other], tmp_path, title=EVIL)
+    transferred = make_stored([6, 1, 1], surrogate=(EVIL, EVIL, EVIL), record={"flags": (flag,)})
+    path = leaderboard.publish([stored._replace(record=record), transferred], tmp_path, title=EVIL)
     with opened(chromium, path) as page:
         assert page.locator("img[src='x']").count() == 0
         for button in page.locator(".open").all():

@@ -149,19 +149,24 @@ def test_sizes_and_channels_in_words() -> None:
 
 def test_the_gallery_shows_masks_and_their_colours(make_stored: Maker) -> None:
     plain = leaderboard.make_boards([make_masks(make_stored, DICE, pictures=2)])[0]
-    (one, _) = pictures = gallery(plain, budget=10**7)
-    assert [tile.says for tile in one.tiles] == ["truth", "clean", "attacked", "change ×16"]
-    assert one.tiles[2].alt == "attacked image with the model's mask, Dice 0.118"
-    assert one.caption == "Dice 0.914 → 0.118 · T1ce"
-    assert one.size == sum(len(tile.uri) for tile in one.tiles)
+    (first, _) = pictures = gallery(plain, budget=10**7)
+    assert [tile.says for tile in first.tiles] == ["truth", "clean", "attacked", "change ×16"]
+    assert first.tiles[2].alt == "attacked image with the model's mask, Dice 0.118"
+    assert first.caption == "Dice 0.914 → 0.118 · T1ce"
+    assert first.size == sum(len(tile.uri) for tile in first.tiles)
     assert regions_shown(plain, pictures) == [
         (name, palette.colour(i)) for i, name in enumerate(BRAIN.parts)
     ]
     assert regions_shown(plain, []) == []
     assert "wants" not in shown(pictures)
-    assert len(gallery(plain, budget=one.size)) == 1
-    given: dict[str, Any] = {"dataset": CHEST, "objective": HEART, "target": TARGET, "pictures": 1}
-    drawn = leaderboard.make_boards([make_masks(make_stored, DICE, **given)])[0]
+    assert len(gallery(plain, budget=first.size)) == 1
+    changes: dict[str, Any] = {
+        "dataset": CHEST,
+        "objective": HEART,
+        "target": TARGET,
+        "pictures": 1,
+    }
+    drawn = leaderboard.make_boards([make_masks(make_stored, DICE, **changes)])[0]
     (picture,) = gallery(drawn, budget=10**7)
     assert [tile.says for tile in picture.tiles][3] == "wanted"
     assert picture.caption == "Dice 0.914 → 0.118 · target Dice 0.021 → 0.873"
@@ -188,13 +193,13 @@ def test_hostile_regions_channels_and_views_stay_text(make_stored: Maker, tmp_pa
             "channel_names": (EVIL, "T1", "T2", "FLAIR"),
         }
     )
-    given: dict[str, Any] = {"dataset": card, "pictures": 1}
+    changes: dict[str, Any] = {"dataset": card, "pictures": 1}
     aims: dict[str, Any] = {"objective": "targeted(mask='heart', label=1)", "target": TARGET}
     records = [
-        make_masks(make_stored, DICE, **given),
-        make_masks(make_stored, DICE, channels={EVIL: 1.0}, **given),
-        make_masks(make_stored, DICE, **given, **aims),
-        make_masks(make_stored, DICE, objective=f"region(name={EVIL!r})", **given),
+        make_masks(make_stored, DICE, **changes),
+        make_masks(make_stored, DICE, channels={EVIL: 1.0}, **changes),
+        make_masks(make_stored, DICE, **changes, **aims),
+        make_masks(make_stored, DICE, objective=f"region(name={EVIL!r})", **changes),
     ]
     hostile = []
     for stored in records:
@@ -215,7 +220,7 @@ def test_hostile_regions_channels_and_views_stay_text(make_stored: Maker, tmp_pa
 
 
 def test_csv_names_its_score_and_its_channels(masks: list[Stored], mask_suite: Path) -> None:
-    made = leaderboard.make_boards(masks)
+    boards = leaderboard.make_boards(masks)
     frame = pd.read_csv(mask_suite.with_suffix(".csv"), keep_default_na=False, na_values=["NaN"])
     worst = frame[frame["attack"] == "worst_case"]
     assert set(worst["metric"]) == {"accuracy", "dice", "1-target_dice"}
@@ -224,7 +229,7 @@ def test_csv_names_its_score_and_its_channels(masks: list[Stored], mask_suite: P
     assert set(fundus["channels"]) == {""}
     brain = worst[worst["dataset"] == "phantom_brain"]
     assert set(brain["channels"]) == {"", "T1=1", "T1ce=1", "T2=1", "FLAIR=1"}
-    board = next(b for b in made if b.dataset.name == "phantom_brain" and not b.channels)
+    board = next(b for b in boards if b.dataset.name == "phantom_brain" and not b.channels)
     row = board.rows[0]
     cell = brain.query("channels == '' and threat == 'white_box' and victim == @row.model.name")
     assert cell["value"].astype(float).to_list() == pytest.approx(
@@ -235,9 +240,9 @@ def test_csv_names_its_score_and_its_channels(masks: list[Stored], mask_suite: P
 
 
 def test_terminal_and_markdown_say_dice(masks: list[Stored], mask_suite: Path) -> None:
-    made = [one for one in masks if one.record.dataset_card.task == "segmentation"]
+    segmented = [stored for stored in masks if stored.record.dataset_card.task == "segmentation"]
     console = Console(file=io.StringIO(), width=100, color_system=None)
-    leaderboard.show(made, console)
+    leaderboard.show(segmented, console)
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert max(map(len, text.splitlines())) <= 100

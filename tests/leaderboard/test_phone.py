@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 WIDTH = 390
-SEEN = """(query) => [...document.querySelectorAll(query)].map((cell) => {
+BOXES = """(query) => [...document.querySelectorAll(query)].map((cell) => {
   const box = cell.getBoundingClientRect();
   return [cell.innerText.trim(), box.left, box.right, box.width];
 })"""
@@ -22,14 +22,14 @@ def test_the_worst_case_stands_in_the_width_of_a_phone(chromium: Browser, suite:
         for button in page.locator(".unfold").all():
             button.click()
         for query in ("table.ranking td.worst .v", "table.glance td.worst strong"):
-            cells = page.evaluate(SEEN, query)
+            cells = page.evaluate(BOXES, query)
             assert cells
             for words, left, right, width in cells:
                 assert words
                 assert width > 0
                 assert (left >= 0, right <= WIDTH) == (True, True), (query, words, left, right)
         # on a board the clean score stands beside the worst case, under a heading that says so
-        heads = page.evaluate(SEEN, "table.ranking thead th")
+        heads = page.evaluate(BOXES, "table.ranking thead th")
         names = [words for words, *_ in heads]
         assert names[2].lower().startswith("worst")
         assert names[3].lower().startswith("clean")

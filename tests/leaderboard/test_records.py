@@ -104,15 +104,15 @@ def test_radii_are_written_in_their_unit(
 def test_the_median_distance_in_words(
     make_stored: Maker, given: dict[str, Any], words: str
 ) -> None:
-    said = distance_words(make_stored([6], attack="fmn", record=given).record)
-    assert words in said
-    assert "inf" not in said
-    assert "nan" not in said
+    sentence = distance_words(make_stored([6], attack="fmn", record=given).record)
+    assert words in sentence
+    assert "inf" not in sentence
+    assert "nan" not in sentence
 
 
 def test_a_distance_in_pixels_is_counted(make_stored: Maker) -> None:
-    found = {"distance": Estimate(value=12, low=9, high=1500)}
-    record = make_stored([6], attack="fmn", case={"norm": "l0"}, record=found).record
+    changes = {"distance": Estimate(value=12, low=9, high=1500)}
+    record = make_stored([6], attack="fmn", case={"norm": "l0"}, record=changes).record
     assert distance_words(record) == (
         "Half of the attacked images break within 12 values, 95 % interval 9–1,500."
     )
@@ -120,9 +120,9 @@ def test_a_distance_in_pixels_is_counted(make_stored: Maker) -> None:
 
 def test_a_universal_perturbation_says_where_it_comes_from(make_stored: Maker) -> None:
     record = make_stored([6], attack="uap", record={"universal": spread()}).record
-    said = spread_words(record)
-    assert "fitted on 512 training images" in said
-    assert "universal.safetensors beside the record (tensors rung_0 to rung_4" in said
+    sentence = spread_words(record)
+    assert "fitted on 512 training images" in sentence
+    assert "universal.safetensors beside the record (tensors rung_0 to rung_4" in sentence
     single = make_stored([6], attack="uap", record={"universal": spread(LADDER[:1])}).record
     assert "(tensor rung_0)" in spread_words(single)
     assert spread_words(make_stored([6]).record) == ""
