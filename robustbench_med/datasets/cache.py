@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -63,13 +64,16 @@ def phantom_key(name: str, split: SplitName) -> str:
     the versions of the libraries that draw. A change to one phantom makes all be drawn again, so
     that no module which a phantom imports can be forgotten.
     """
-    digest = hashlib.sha256(
-        f"{name} {split} numpy {version('numpy')} scipy {version('scipy')}".encode()
-    )
+    digest = hashlib.sha256(f"{name} {split} {_library_versions()}".encode())
     for source in sorted(_SOURCES.glob("*.py")):
         content = source.read_bytes()
         digest.update(f"\n{source.name} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:32]
+
+
+@cache
+def _library_versions() -> str:
+    return f"numpy {version('numpy')} scipy {version('scipy')}"
 
 
 def _pack(arrays: Arrays) -> bytes:

@@ -124,7 +124,7 @@ def test_changed_source_changes_the_key(tmp_path: Path, monkeypatch: pytest.Monk
     seed = phantom_key("toy", "val")
     (source / "chest.py").write_text("SIZES = 3\n")
     assert len({before, seed, phantom_key("toy", "val")}) == 3
-    monkeypatch.setattr(cache, "version", lambda name: "0.0")
+    monkeypatch.setattr(cache, "_library_versions", lambda: "numpy 0.0")
     assert phantom_key("toy", "val") not in {before, seed}
 
 
