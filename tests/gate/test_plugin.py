@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -384,6 +385,7 @@ def test_the_plugin_brings_in_nothing_heavy() -> None:
     assert done.stdout.strip() == f"[] {modules}"
 
 
+@pytest.mark.skipif(not os.environ.get("CHECK_SHAPES"), reason="shapes are not checked in this run")
 @pytest.mark.parametrize("function", [intervals.wilson, mcnemar])
 def test_types_are_checked_in_this_suite_though_pytest_loads_the_plugin(function: Any) -> None:  # noqa: ANN401
     with pytest.raises(Exception, match="(?i)type-check"):
