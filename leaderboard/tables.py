@@ -25,7 +25,7 @@ from .wording.threat_model import channel_words, native_radii, objective_words
 CONTROL = "a control is no attack: nobody is ranked"
 _FIRST = ("worst_case", "clean")
 _LEAST = 14  # characters of the column of victims, at least
-_PLACE = 7  # characters of the place, with the space around it and the victim
+_RANK_WIDTH = 7  # characters of the place, with the space around it and the victim
 _GAP = 3  # characters beside a column
 _NARROW = 16  # characters of a word of a heading; longer ones are folded
 _MOST = 3  # commands of a line; the others differ in the victim alone
@@ -66,11 +66,11 @@ def terminal_tables(
         width: of the terminal, in characters.
         only: the boards that are shown; by default all.
     """
-    found = matrices(made)
+    transfers = matrices(made)
     tables: list[Table | Text] = []
     for board in made if only is None else only:
         tables += _terminal(board, width)
-        for matrix in found:
+        for matrix in transfers:
             tables += _terminal_matrix(matrix) if matrix.board is board else []
     return tables
 
@@ -101,9 +101,9 @@ def matrix_key(matrix: Matrix) -> str:
         ("† flagged or invalid", any(_cells(matrix, "note"))),
         ("* trained on other data", any(model.other_data for model in matrix.surrogates)),
     ]
-    parts = [text for text, used in marks if used]
+    notes = [text for text, used in marks if used]
     return "; ".join(
-        [f"attack success in % of the images {matrix.board.score.right} when clean", *parts]
+        [f"attack success in % of the images {matrix.board.score.right} when clean", *notes]
     )
 
 
@@ -137,7 +137,7 @@ def _terminal(board: Board, width: int) -> list[Table | Text]:
     """
     columns = [c for c in board_columns(board) if c.role == "attack" or c.key in _FIRST]
     layout = _layout(board, columns, width)
-    room = width - _PLACE - layout.name
+    room = width - _RANK_WIDTH - layout.name
     others = [c for c in board_columns(board) if c.kind or c.role == "run"]
     others = [c for c in others if c.role != "attack" and c.key not in _FIRST]
     needs = [_needed(board, c, whole=True) for c in others]
@@ -210,7 +210,7 @@ def _layout(board: Board, columns: Sequence[Column], width: int) -> _Layout:
         layout(folded, "score"),
         layout(folded, "worst_case"),
     ):
-        if _PLACE + candidate.name + sum(candidate.widths) <= width:
+        if _RANK_WIDTH + candidate.name + sum(candidate.widths) <= width:
             return candidate
     return several
 
@@ -241,8 +241,8 @@ def terminal_title(board: Board) -> str:
     touched = channel_words(board.channels, board.dataset)
     relative = "relative to a training image's mean norm" if board.budget == "mean_norm" else ""
     norm = "" if board.norm == "linf" else NORMS.get(board.norm, board.norm)
-    told = filter(None, [THREATS[board.threat], norm, relative, aim, touched, board.image_set])
-    return f"{plain(board.dataset.heading)} at ε = {board.at}, {', '.join(told)}"
+    words = filter(None, [THREATS[board.threat], norm, relative, aim, touched, board.image_set])
+    return f"{plain(board.dataset.heading)} at ε = {board.at}, {', '.join(words)}"
 
 
 def _caption(board: Board) -> list[str]:
@@ -250,32 +250,32 @@ def _caption(board: Board) -> list[str]:
     notes = [
         f"{row.title_with_name}: {row.standing}. {'; '.join(row.reasons)}" for row in board.rows
     ]
-    kept = [note for note, row in zip(notes, board.rows, strict=True) if row.reasons]
+    reasons = [note for note, row in zip(notes, board.rows, strict=True) if row.reasons]
     return [
         facts(board),
         f"{board.score.key}, [95 % interval]",
         *argmax_words(board),
         *beyond_words(board),
         *(f"{row.title_with_name}: {note}" for row in board.rows for note in row.notes),
-        *(f"{DASH} {note}" for note in kept),
+        *(f"{DASH} {note}" for note in reasons),
         *([CONTROL] if board.control else []),
     ]
 
 
 def argmax_words(board: Board) -> list[str]:
     """Return how clean accuracy is decided where a threshold was chosen, and what it is without."""
-    found = [(row, row.argmax) for row in board.rows if row.argmax is not None]
-    if not found or not board.score.clean:
+    decided = [(row, row.argmax) for row in board.rows if row.argmax is not None]
+    if not decided or not board.score.clean:
         return []
     kind = board.score.kind
-    moved = [(r, e) for r, e in found if number(e.value, kind) != number(r.clean.value, kind)]
-    said = "; ".join(
+    moved = [(r, e) for r, e in decided if number(e.value, kind) != number(r.clean.value, kind)]
+    words = "; ".join(
         f"{row.title_with_name} {number(e.value, kind)} instead of {number(row.clean.value, kind)}"
         for row, e in moved
     )
     return [
         "decided at the operating point (Youden's index on validation); by argmax, the network's "
-        "own decision, clean is " + (said or "the same") + ("; else the same" if said else "")
+        "own decision, clean is " + (words or "the same") + ("; else the same" if words else "")
     ]
 
 
@@ -312,16 +312,18 @@ def _split(widths: list[int], *, room: int) -> list[list[int]]:
     return tables
 
 
-def markdown(made: list[Board], *, title: str, failures: Sequence[Failure] = ()) -> str:
+def markdown(boards: list[Board], *, title: str, failures: Sequence[Failure] = ()) -> str:
     """Return every board, and its transfer matrices, as Markdown tables; names are escaped."""
-    found, parts = matrices(made), [f"# {_cell(title)}"]
+    transfers, sections = matrices(boards), [f"# {_cell(title)}"]
     if failures:
-        parts.append(f"**Not scored: {len(failures)}.** {FAILURES_MEAN}")
-        parts.append("\n".join(f"- {_cell(one.label)}: {_cell(one.reason)}" for one in failures))
-    for board in made:
-        parts.append(_markdown(board))
-        parts += [_markdown_matrix(matrix) for matrix in found if matrix.board is board]
-    return "\n\n".join(parts) + "\n"
+        sections.append(f"**Not scored: {len(failures)}.** {FAILURES_MEAN}")
+        sections.append(
+            "\n".join(f"- {_cell(failure.label)}: {_cell(failure.reason)}" for failure in failures)
+        )
+    for board in boards:
+        sections.append(_markdown(board))
+        sections += [_markdown_matrix(matrix) for matrix in transfers if matrix.board is board]
+    return "\n\n".join(sections) + "\n"
 
 
 def _markdown_matrix(matrix: Matrix) -> str:

@@ -58,21 +58,21 @@ def by_class(board: Board, row: Row) -> list[Outcome]:
         if board.score.attacked:
             return []
         return [
-            _outcome(board, class_words(name), _regions(board, row, runs, place), runs[0])
-            for place, name in enumerate(board.dataset.parts)
+            _outcome(board, class_words(name), _regions(board, row, runs, index), runs[0])
+            for index, name in enumerate(board.dataset.parts)
         ]
     truth = runs[0].samples.drop_duplicates("sample").set_index("sample")["truth"]
-    own = truth.loc[row.image_scores.table.index]
-    found = []
-    for place, name in enumerate(board.dataset.classes):
-        has = np.array([_has(value, place) for value in own], dtype=bool)
+    truths = truth.loc[row.image_scores.table.index]
+    outcomes = []
+    for index, name in enumerate(board.dataset.classes):
+        has = np.array([_has(value, index) for value in truths], dtype=bool)
         if has.any():
-            found.append(_outcome(board, plain(name), row.image_scores.table[has], runs[0]))
-    return found
+            outcomes.append(_outcome(board, plain(name), row.image_scores.table[has], runs[0]))
+    return outcomes
 
 
-def _has(truth: Any, place: int) -> bool:  # noqa: ANN401 - a class id, or a list of findings
-    return bool(truth[place]) if isinstance(truth, list | np.ndarray) else int(truth) == place
+def _has(truth: Any, index: int) -> bool:  # noqa: ANN401 - a class id, or a list of findings
+    return bool(truth[index]) if isinstance(truth, list | np.ndarray) else int(truth) == index
 
 
 def _outcome(board: Board, label: str, table: pd.DataFrame, run: Stored) -> Outcome:
@@ -80,9 +80,9 @@ def _outcome(board: Board, label: str, table: pd.DataFrame, run: Stored) -> Outc
     return Outcome(label, len(table), tuple(cells))
 
 
-def _regions(board: Board, row: Row, runs: list[Stored], place: int) -> pd.DataFrame:
+def _regions(board: Board, row: Row, runs: list[Stored], index: int) -> pd.DataFrame:
     """Return the lowest Dice of a region where the row is scored."""
-    tables = [region_table(run, place, board.ladder) for run in runs]
+    tables = [region_table(run, index, board.ladder) for run in runs]
     return lowest(tables, rungs_of(row.image_scores.table))
 
 
@@ -91,20 +91,22 @@ def by_patient(board: Board, row: Row) -> Patients | None:
 
     They tell no more than the images do where those are right or wrong and nobody has two.
     """
-    left, owner = row.image_scores
-    shares = board.score.kind == "percent"
-    if owner is None or not len(left):
+    table, owner = row.image_scores
+    counted = board.score.kind == "percent"
+    if owner is None or not len(table):
         return None
-    names, own = np.unique(owner, return_inverse=True)
-    if shares and len(names) == len(left):
+    names, patient = np.unique(owner, return_inverse=True)
+    if counted and len(names) == len(table):
         return None
-    images = np.bincount(own)
+    images = np.bincount(patient)
     sums = np.zeros((len(names), len(board.ladder) + 1))
     # a radius at which the row is not scored stays undefined
-    whole_ladder = left.astype(np.float64).reindex(columns=range(sums.shape[1]))
-    np.add.at(sums, own, whole_ladder.to_numpy())
+    whole_ladder = table.astype(np.float64).reindex(columns=range(sums.shape[1]))
+    np.add.at(sums, patient, whole_ladder.to_numpy())
     mean = sums / images[:, None]
-    rows = _counts(mean, "stands" if board.score.attacked else "right") if shares else _spread(mean)
+    rows = (
+        _counts(mean, "stands" if board.score.attacked else "right") if counted else _spread(mean)
+    )
     whole = [(label, cells if board.score.clean else cells[1:]) for label, cells in rows]
     return Patients(len(names), tuple(whole), _hardest(board, mean, images))
 
@@ -133,11 +135,15 @@ def _spread(mean: NDArray[np.float64]) -> tuple[tuple[str, tuple[str, ...]], ...
 
 def _hardest(board: Board, mean: NDArray[np.float64], images: NDArray[np.intp]) -> tuple[str, ...]:
     kind = board.score.kind
-    clean, left = mean[:, 0], mean[:, board.headline + 1]
-    order = [i for i in np.argsort(left - clean, kind="stable")[:_HARDEST] if left[i] < clean[i]]
+    clean, worst = mean[:, 0], mean[:, board.headline + 1]
+    order = [i for i in np.argsort(worst - clean, kind="stable")[:_HARDEST] if worst[i] < clean[i]]
     end = " %" if kind == "percent" else ""
+
+    def before(i: int) -> str:
+        return f"{number(clean[i], kind)} → " if board.score.clean else ""
+
     return tuple(
         f"no. {i + 1} ({images[i]} image{'' if images[i] == 1 else 's'}): "
-        f"{f'{number(clean[i], kind)} → ' if board.score.clean else ''}{number(left[i], kind)}{end}"
+        f"{before(i)}{number(worst[i], kind)}{end}"
         for i in order
     )

@@ -61,13 +61,13 @@ class Bars:
     groups: tuple[Group, ...]
 
 
-def channel_bars(made: list[Board]) -> list[Bars]:
+def channel_bars(boards: list[Board]) -> list[Bars]:
     """Return bars for the boards that differ in channels alone, in the order of the boards."""
     families: dict[tuple[object, ...], list[Board]] = {}
-    for board in made:
+    for board in boards:
         families.setdefault((*board.family, board.threat), []).append(board)
-    found = [_bars(family) for family in families.values() if len(family) >= _LEAST]
-    return [bars for bars in found if bars is not None]
+    charts = [_bars(family) for family in families.values() if len(family) >= _LEAST]
+    return [bars for bars in charts if bars is not None]
 
 
 def _bars(boards: list[Board]) -> Bars | None:
@@ -80,11 +80,11 @@ def _bars(boards: list[Board]) -> Bars | None:
     # one channel after the other, then several, and at the end all of them
     ordered = [b for b in boards if b.channels] + [b for b in boards if not b.channels]
     labels = tuple(channel_label(board.channels, board.dataset) for board in ordered)
-    place = {row.key: i for i, row in enumerate(rows_with_curve(boards[0]))}
-    groups = [_group(key, ordered, labels, attacks, place[key]) for key in place]
-    kept = tuple(group for group in groups if _compared(group) >= _LEAST)
+    curve_of = {row.key: i for i, row in enumerate(rows_with_curve(boards[0]))}
+    groups = [_group(key, ordered, labels, attacks, curve_of[key]) for key in curve_of]
+    compared = tuple(group for group in groups if _compared(group) >= _LEAST)
     clean = (_CLEAN,) if boards[0].score.clean else ()
-    return Bars(boards[0], (*clean, *labels), attacks, kept) if kept else None
+    return Bars(boards[0], (*clean, *labels), attacks, compared) if compared else None
 
 
 def _group(
@@ -92,7 +92,7 @@ def _group(
     boards: list[Board],
     labels: tuple[str, ...],
     attacks: tuple[str, ...],
-    place: int,
+    curve: int,
 ) -> Group:
     rows = {
         label: row
@@ -113,7 +113,7 @@ def _group(
         if not bars and boards[0].score.clean:
             bars.append(Bar(_CLEAN, known[0]))
         bars.append(Bar(label, known[at + 1], row.standing not in ("ranked", "control")))
-    return Group(next((row.title for row in rows.values()), ""), place, tuple(bars))
+    return Group(next((row.title for row in rows.values()), ""), curve, tuple(bars))
 
 
 def _compared(group: Group) -> int:
@@ -137,7 +137,7 @@ def chart(bars: Bars, group: Group, prefix: str) -> str:
     """
     score = bars.board.score
     full = SCALE[score.kind][0]
-    own = stroke(colour(group.place))
+    hue_of_row = stroke(colour(group.place))
     names = [
         b.label if len(b.label) <= _WIDEST else f"{b.label[: _WIDEST - 1]}…" for b in group.bars
     ]
@@ -147,7 +147,7 @@ def chart(bars: Bars, group: Group, prefix: str) -> str:
         for x, bar in enumerate(group.bars):
             e = bar.estimate
             clean = bar.label == _CLEAN
-            hue = INK if clean else own
+            hue = INK if clean else hue_of_row
             last = x == len(group.bars) - 1
             axes.bar(
                 x,
@@ -168,6 +168,6 @@ def chart(bars: Bars, group: Group, prefix: str) -> str:
         axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         plain_axes(axes)
         axes.tick_params(axis="x", length=0)
-        said = ", ".join(f"{b.label} {value}" for b, value in zip(group.bars, values, strict=True))
-        label = f"{group.title}, worst-case {score.name} at ε = {bars.board.at}: {said}"
+        texts = ", ".join(f"{b.label} {value}" for b, value in zip(group.bars, values, strict=True))
+        label = f"{group.title}, worst-case {score.name} at ε = {bars.board.at}: {texts}"
         return inline(figure, prefix=prefix, label=label)

@@ -24,14 +24,14 @@ COLOURS = 8  # --curve-1 ... --curve-8 in style.css; chosen to differ for colour
 _MARKERS = "os^"
 
 
-def colour(place: int) -> int:
+def colour(curve: int) -> int:
     """Return the number (1 to COLOURS) of the colour of the row at `place` of its board."""
-    return place % COLOURS + 1
+    return curve % COLOURS + 1
 
 
-def shape(place: int) -> int:
+def shape(curve: int) -> int:
     """Return the number of the marker of the row at `place`: another once colours come round."""
-    return place // COLOURS
+    return curve // COLOURS
 
 
 def rows_with_curve(board: Board) -> list[Row]:
@@ -52,22 +52,22 @@ def curves(board: Board, prefix: str) -> str:
         grey, full = _scale(board), SCALE[board.score.kind][0]
         start = 0 if board.score.clean else 1
         x = [0.0, *(eps * grey for eps in board.ladder)][start:]
-        for place, row in enumerate(rows_with_curve(board)):
+        for curve, row in enumerate(rows_with_curve(board)):
             estimates = (row.clean, *row.worst)[start:]
-            colour_ = stroke(colour(place))
+            colour_ = stroke(colour(curve))
             axes.plot(
                 x,
                 [full * e.value for e in estimates],
                 color=colour_,
                 linewidth=1.8,
                 linestyle="-" if row.standing in ("ranked", "control") else (0, (3, 2)),
-                marker=_MARKERS[shape(place)],
+                marker=_MARKERS[shape(curve)],
                 markersize=3.5,
-                gid=f"curve-{place}",
+                gid=f"curve-{curve}",
             )
             low, high = [full * e.low for e in estimates], [full * e.high for e in estimates]
             band = axes.fill_between(x, low, high, color=colour_, alpha=0.11, linewidth=0)
-            band.set_gid(f"band-{place}")
+            band.set_gid(f"band-{curve}")
         _axes(axes, board, x)
         label = f"Worst-case {board.score.name} against radius on {plain(board.dataset.heading)}"
         return inline(figure, prefix=prefix, label=f"{label}, {board.setting}")
@@ -103,13 +103,13 @@ def _axes(axes: Any, board: Board, x: list[float]) -> None:  # noqa: ANN401 - im
 def certificate(row: Row) -> tuple[Record, Certificate] | None:
     """Return the certificate of a row and its record: the same of all its runs, so the first."""
     records = (run.record for run in row.runs.values() if run.record.status == "ok")
-    found = ((one, one.certificate) for one in records if one.certificate is not None)
-    return next(((one, proved) for one, proved in found if len(proved.radii)), None)
+    pairs = ((record, record.certificate) for record in records if record.certificate is not None)
+    return next(((record, proved) for record, proved in pairs if len(proved.radii)), None)
 
 
 def certified(board: Board) -> dict[Row, int]:
     """Return the rows with a certificate, each with its place among the curves of the board."""
-    return {row: place for place, row in enumerate(rows_with_curve(board)) if certificate(row)}
+    return {row: curve for curve, row in enumerate(rows_with_curve(board)) if certificate(row)}
 
 
 def certified_curves(board: Board, prefix: str) -> str:
@@ -125,19 +125,19 @@ def certified_curves(board: Board, prefix: str) -> str:
     with drawing(prefix, 6.6, 3.0) as figure:
         axes = figure.add_axes((0.085, 0.155, 0.885, 0.82))
         furthest = 0.0
-        for row, place in certified(board).items():
-            found = certificate(row)
-            assert found is not None  # noqa: S101 - of certified
-            radii, correct = found[1].radii, found[1].correct
-            furthest, paint = max(furthest, *radii), stroke(colour(place))
+        for row, curve in certified(board).items():
+            known = certificate(row)
+            assert known is not None  # noqa: S101 - of certified
+            radii, correct = known[1].radii, known[1].correct
+            furthest, paint = max(furthest, *radii), stroke(colour(curve))
             values, low, high = (
                 [100 * getattr(e, field) for e in correct] for field in ("value", "low", "high")
             )
-            axes.step(radii, values, where="pre", color=paint, linewidth=1.8, gid=f"curve-{place}")
+            axes.step(radii, values, where="pre", color=paint, linewidth=1.8, gid=f"curve-{curve}")
             band = axes.fill_between(
                 radii, low, high, step="pre", color=paint, alpha=0.11, linewidth=0
             )
-            band.set_gid(f"band-{place}")
+            band.set_gid(f"band-{curve}")
         axes.set_xlim(0, (furthest or 1) * 1.02)
         axes.set_ylim(-1.5, 101.5)
         axes.set_yticks([0, 20, 40, 60, 80, 100])
@@ -150,21 +150,21 @@ def certified_curves(board: Board, prefix: str) -> str:
 
 def certified_words(row: Row) -> str:
     """Return the noise of a row's certificate and how often it abstains: "σ = 0.25, abstains …"."""
-    found = certificate(row)
-    if found is None:
+    known = certificate(row)
+    if known is None:
         return ""
-    record, proved = found
-    share = number(proved.abstained.value)
-    return ", ".join(filter(None, [_sigma(record), f"abstains on {share} % of images"]))
+    record, proved = known
+    percent = number(proved.abstained.value)
+    return ", ".join(filter(None, [_sigma(record), f"abstains on {percent} % of images"]))
 
 
 def _sigma(record: Record) -> str:
     card = record.defense_card
     try:
-        given = spec.parse(record.case.defense).parameters
+        parameters = spec.parse(record.case.defense).parameters
     except SpecError:
-        given = {}
-    sigma = given.get("sigma", card.parameters.get("sigma") if card else None)
+        parameters = {}
+    sigma = parameters.get("sigma", card.parameters.get("sigma") if card else None)
     return "" if sigma is None else plain(f"σ = {sigma}")
 
 
@@ -196,11 +196,11 @@ def compute(board: Board) -> Compute | None:
     if board.threat != "white_box" or board.channels:
         return None
     timed = {row: _timed(row) for row in rows}
-    timed = {row: own for row, own in timed.items() if own}
-    shared = set.intersection(*(set(own) for own in timed.values())) if timed else set()
+    timed = {row: costs for row, costs in timed.items() if costs}
+    shared = set.intersection(*(set(costs) for costs in timed.values())) if timed else set()
     if len(timed) < _LEAST or not shared:
         return None
-    cost = {row: min(own[c] for c in shared) for row, own in timed.items()}
+    cost = {row: min(costs[c] for c in shared) for row, costs in timed.items()}
     records = [row.runs[c].record for row in cost for c in sorted(shared)]
     where = {_machine(record) for record in records}
     return Compute(cost, tuple(sorted(where)), len(rows) - len(cost))
@@ -208,13 +208,13 @@ def compute(board: Board) -> Compute | None:
 
 def _timed(row: Row) -> dict[str, float]:
     """Return the cost by each attack of a row in ms; oblivious ones climb another model."""
-    found = {}
+    costs = {}
     for column, run in row.runs.items():
         cost = run.record.cost
         passes = cost.forward + cost.backward if cost else 0
         if cost and passes and cost.seconds > 0 and column not in row.oblivious:
-            found[column] = 2000 * cost.seconds / passes
-    return found
+            costs[column] = 2000 * cost.seconds / passes
+    return costs
 
 
 def _machine(record: Record) -> str:
@@ -222,20 +222,20 @@ def _machine(record: Record) -> str:
     return f"{plain(source.device)}, {source.threads} thread{'s' if source.threads != 1 else ''}"
 
 
-def compute_chart(board: Board, found: Compute, prefix: str) -> str:
+def compute_chart(board: Board, costs: Compute, prefix: str) -> str:
     """Return worst-case score against cost with 95 % intervals as an `<svg>` element.
 
     Args:
         board: colours and markers are those of its curves.
-        found: of `compute`.
+        costs: of `compute`.
         prefix: starts every id inside, so that ids stay unique on the page.
     """
-    full, said = SCALE[board.score.kind][0], []
-    place = {row: i for i, row in enumerate(rows_with_curve(board))}
+    full, words = SCALE[board.score.kind][0], []
+    curve_of = {row: i for i, row in enumerate(rows_with_curve(board))}
     with drawing(prefix, 6.6, 3.0) as figure:
         axes = figure.add_axes((0.085, 0.155, 0.885, 0.82))
-        for row, ms in found.cost.items():
-            e, number = row.worst[board.headline], place[row]
+        for row, ms in costs.cost.items():
+            e, number = row.worst[board.headline], curve_of[row]
             ranked = row.standing in ("ranked", "control")
             hue = stroke(colour(number))
             axes.plot([ms, ms], [full * e.low, full * e.high], color=hue, linewidth=1.2, alpha=0.5)
@@ -248,14 +248,16 @@ def compute_chart(board: Board, found: Compute, prefix: str) -> str:
                 markerfacecolor=hue if ranked else "none",
                 gid=f"curve-{number}",
             )
-            said.append(f"{row.title}: {ms:.3g} ms, {full * e.value:.3g}")
-        _cost_axes(axes, list(found.cost.values()), full)
+            words.append(f"{row.title}: {ms:.3g} ms, {full * e.value:.3g}")
+        _cost_axes(axes, list(costs.cost.values()), full)
         axes.set_xlabel("one image forward + backward, ms (log scale)", color=INK)
         axes.set_ylabel(board.score.axis, color=INK)
         plain_axes(axes)
         label = f"Worst-case {board.score.name} at ε = {board.at} against cost on "
         return inline(
-            figure, prefix=prefix, label=f"{label}{plain(board.dataset.heading)}. {'; '.join(said)}"
+            figure,
+            prefix=prefix,
+            label=f"{label}{plain(board.dataset.heading)}. {'; '.join(words)}",
         )
 
 

@@ -22,7 +22,7 @@ from .columns import knowledge_words
 
 # defense -> passes of the loss itself, beside one a crafting step: TRADES and MART ask for the
 # answers to the clean images too
-_OWN = {"pgd_at": 1, "fast_at": 1, "trades": 2, "mart": 2}
+_LOSS_PASSES = {"pgd_at": 1, "fast_at": 1, "trades": 2, "mart": 2}
 
 
 class DefenseEffect(NamedTuple):
@@ -98,27 +98,29 @@ def _worst(row: Row, columns: set[str], board: Board) -> list[float]:
         return [e.value for e in row.worst]
     runs = [run for c, run in row.runs.items() if row.repeats.get(c, c) in columns]
     table = lowest([score_table(run, board.ladder) for run in runs if run.record.status == "ok"])
-    found = table.mean().reindex(range(1, len(board.ladder) + 1))
-    return [float(value) for value in found]
+    means = table.mean().reindex(range(1, len(board.ladder) + 1))
+    return [float(value) for value in means]
 
 
 def _undefended(row: Row, board: Board) -> Row | None:
     """Return the row without the defense: of the victim retrained from, else of the bare victim."""
 
-    def alike(other: Row) -> bool:
-        key = other.key
+    def alike(candidate: Row) -> bool:
+        key = candidate.key
         same = key.images == row.key.images and key.operating_point == row.key.operating_point
-        return same and key.defense == "none" and other is not row
+        return same and key.defense == "none" and candidate is not row
 
     def nearest(rows: list[Row]) -> Row | None:
-        return min(rows, key=lambda other: other.key.draws != row.key.draws, default=None)
+        return min(rows, key=lambda candidate: candidate.key.draws != row.key.draws, default=None)
 
-    found = nearest([r for r in board.rows if alike(r) and r.key.victim == row.model.undefended])
-    if found is None and row.key.defense != "none":
-        own = row.key.victim, row.key.weights
-        bare = [r for r in board.rows if alike(r) and (r.key.victim, r.key.weights) == own]
-        found = nearest(bare)
-    return found
+    undefended = nearest(
+        [r for r in board.rows if alike(r) and r.key.victim == row.model.undefended]
+    )
+    if undefended is None and row.key.defense != "none":
+        deployed = row.key.victim, row.key.weights
+        bare = [r for r in board.rows if alike(r) and (r.key.victim, r.key.weights) == deployed]
+        undefended = nearest(bare)
+    return undefended
 
 
 def _slower(row: Row) -> float | None:
@@ -135,14 +137,14 @@ def training_words(row: Row) -> str:
     recipe = row.model.recipe
     if recipe is None or not is_retrained(row):
         return ""
-    name, given = trained_with(row)
+    name, parameters = trained_with(row)
     epochs = f"trained {recipe.epochs} epoch{'' if recipe.epochs == 1 else 's'}"
     if recipe.start not in ("", row.model.undefended):
         epochs += f" after {plain(recipe.start)}"
-    steps = given.get("steps")
-    if name not in _OWN or not isinstance(steps, int):
+    steps = parameters.get("steps")
+    if name not in _LOSS_PASSES or not isinstance(steps, int):
         return epochs
-    passes = steps + _OWN[name] * (2 if given.get("awp") else 1)
+    passes = steps + _LOSS_PASSES[name] * (2 if parameters.get("awp") else 1)
     return f"{epochs}, {passes} passes an image instead of 1"
 
 
@@ -202,19 +204,21 @@ def defense_title_of(record: Record) -> str:
     card = record.defense_card
     if card is None:
         return "" if record.case.defense == "none" else plain(record.case.defense)
-    given = spec.parse(record.case.defense).parameters
-    told = [f"{key}={value!r}" for key, value in given.items() if value != card.parameters.get(key)]
-    return plain(f"{card.title} ({', '.join(told)})" if told else card.title)
+    parameters = spec.parse(record.case.defense).parameters
+    words = [
+        f"{key}={value!r}" for key, value in parameters.items() if value != card.parameters.get(key)
+    ]
+    return plain(f"{card.title} ({', '.join(words)})" if words else card.title)
 
 
 def defense_words(row: Row) -> list[tuple[str, str]]:
     """Return what defends a row, as (heading, sentence) pairs; "none" of a bare victim."""
     lines = []
     if is_retrained(row):
-        name, given = trained_with(row)
-        told = [f"{name or 'retrained'} (training: {_KINDS['training']})", _listed(given)]
-        told += [training_words(row), f"undefended: {row.model.undefended}"]
-        lines.append(("Trained with", plain("; ".join(filter(None, told)))))
+        name, parameters = trained_with(row)
+        words = [f"{name or 'retrained'} (training: {_KINDS['training']})", _listed(parameters)]
+        words += [training_words(row), f"undefended: {row.model.undefended}"]
+        lines.append(("Trained with", plain("; ".join(filter(None, words)))))
     if row.key.defense == "none":
         return lines or [("Defense", "none")]
     record = next(iter(row.runs.values())).record
@@ -222,13 +226,13 @@ def defense_words(row: Row) -> list[tuple[str, str]]:
     if card is None:
         lines.append(("Defense", plain(row.key.defense)))
     else:
-        told = [f"{card.title} ({card.kind}: {_KINDS[card.kind]})", _listed(_given(row))]
-        told += [f"source: {card.source}" if card.source else ""]
-        lines.append(("Defense", plain("; ".join(filter(None, told)))))
+        words = [f"{card.title} ({card.kind}: {_KINDS[card.kind]})", _listed(_parameters_of(row))]
+        words += [f"source: {card.source}" if card.source else ""]
+        lines.append(("Defense", plain("; ".join(filter(None, words)))))
     return [*lines, ("Knowledge", _knowledge(row))]
 
 
-def _given(row: Row) -> dict[str, Any]:
+def _parameters_of(row: Row) -> dict[str, Any]:
     try:
         return spec.parse(row.key.defense).parameters
     except SpecError:

@@ -77,8 +77,8 @@ def detectors(board: Board) -> list[Detector]:
     Of several attacks the one least favourable to the detector counts: the lowest AUROC, for all
     columns of its row alike; of equal ones that which is caught less often.
     """
-    made = (_detector(row, board.ladder[board.headline]) for row in board.rows)
-    return [detector for detector in made if detector is not None]
+    rows = (_detector(row, board.ladder[board.headline]) for row in board.rows)
+    return [detector for detector in rows if detector is not None]
 
 
 def _detector(row: Row, eps: float) -> Detector | None:
@@ -95,14 +95,14 @@ def _detector(row: Row, eps: float) -> Detector | None:
     if not hardest:
         return None
     blind, knowing = hardest.get("oblivious"), hardest.get("adaptive")
-    found = tuple(
+    metrics_shown = tuple(
         DetectorMetric(label, kind, _metric(blind, name), _metric(knowing, name))
         for name, (label, kind) in COLUMNS.items()
     )
     alarms = _metric(knowing or blind, "false_alarms")
     # a column of an oblivious attack says so itself, an adaptive one is called by its attack
-    said = [plain(one[0]) for one in (blind, knowing) if one]
-    return Detector(row, " → ".join(said), _rate(row), found, alarms or UNDEFINED)
+    attacks = [plain(attack[0]) for attack in (blind, knowing) if attack]
+    return Detector(row, " → ".join(attacks), _rate(row), metrics_shown, alarms or UNDEFINED)
 
 
 def _rate(row: Row) -> str:
@@ -120,5 +120,5 @@ def _ease(metrics: dict[str, Estimate]) -> tuple[float, float]:
     return first, second
 
 
-def _metric(one: tuple[str, dict[str, Estimate]] | None, name: str) -> Estimate | None:
-    return None if one is None else one[1].get(name, UNDEFINED)
+def _metric(hardest: tuple[str, dict[str, Estimate]] | None, name: str) -> Estimate | None:
+    return None if hardest is None else hardest[1].get(name, UNDEFINED)

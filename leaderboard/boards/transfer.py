@@ -71,20 +71,20 @@ class _Entry(NamedTuple):
     stored: Stored
 
 
-def matrices(made: list[Board]) -> list[Matrix]:
+def matrices(boards: list[Board]) -> list[Matrix]:
     """Return a matrix for each attack made on surrogates, in the order of the boards."""
-    entries = [_Entry(b, row, run) for b in made for row in b.rows for run in row.runs.values()]
+    entries = [_Entry(b, row, run) for b in boards for row in b.rows for run in row.runs.values()]
     groups: dict[tuple[object, ...], list[_Entry]] = {}
     for entry in entries:
         groups.setdefault((*entry.board.key, _setting(entry.stored)), []).append(entry)
     moved = [g for g in groups.values() if any(e.board.threat in SURROGATES for e in g)]
     moved = [[e for e in g if e.board.threat in (*SURROGATES, "white_box")] for g in moved]
     first = [next(e for e in g if e.board.threat in SURROGATES) for g in moved]
-    found = [
-        _matrix(one.board, _attack(one, first), group)
-        for one, group in zip(first, moved, strict=True)
+    matrices_found = [
+        _matrix(entry.board, _attack(entry, first), group)
+        for entry, group in zip(first, moved, strict=True)
     ]
-    return sorted(found, key=lambda m: (made.index(m.board), m.attack))
+    return sorted(matrices_found, key=lambda m: (boards.index(m.board), m.attack))
 
 
 def _setting(stored: Stored) -> tuple[object, ...]:
@@ -94,35 +94,35 @@ def _setting(stored: Stored) -> tuple[object, ...]:
     return (case.attack, case.attack_version, parameters, case.guide, case.seed, train)
 
 
-def _attack(entry: _Entry, others: list[_Entry]) -> str:
+def _attack(entry: _Entry, moved: list[_Entry]) -> str:
     """Return what the attack is called on its board, without the surrogate it was made on."""
-    beside = [other for other in others if other.board.key == entry.board.key]
+    beside = [candidate for candidate in moved if candidate.board.key == entry.board.key]
     stored = []
-    for one in (other.stored for other in beside):
-        case = one.record.case.model_copy(update={"surrogate": None, "surrogate_sha256": ""})
-        stored.append(one._replace(record=one.record.model_copy(update={"case": case})))
+    for source in (candidate.stored for candidate in beside):
+        case = source.record.case.model_copy(update={"surrogate": None, "surrogate_sha256": ""})
+        stored.append(source._replace(record=source.record.model_copy(update={"case": case})))
     return attack_columns(stored)[beside.index(entry)]
 
 
 def _matrix(board: Board, attack: str, group: list[_Entry]) -> Matrix:
     moved = [entry for entry in group if entry.board.threat in SURROGATES]
     surrogates = _surrogates(moved)
-    down = {model.key: place for place, model in enumerate(surrogates)}
-    seen = {entry.row.key.images for entry in moved}
+    down = {model.key: pair for pair, model in enumerate(surrogates)}
+    image_sets = {entry.row.key.images for entry in moved}
     itself = [
         entry
         for entry in group
         if entry.board.threat == "white_box"
         and entry.row.key.defense == "none"
         and _attacked(entry) in down
-        and entry.row.key.images in seen
+        and entry.row.key.images in image_sets
     ]
     victims = _victims([*moved, *itself], surrogates)
-    across = {model.key: place for place, model in enumerate(victims)}
+    across = {model.key: pair for pair, model in enumerate(victims)}
     cells: dict[tuple[int, int], Cell] = {}
     for entry in (*moved, *itself):
-        place = down[_attacked(entry)], across[entry.row.key]
-        cells[place] = _joined(cells.get(place), _cell(entry, board.ladder))
+        pair = down[_attacked(entry)], across[entry.row.key]
+        cells[pair] = _joined(cells.get(pair), _cell(entry, board.ladder))
     return Matrix(board, attack, surrogates, victims, cells)
 
 
@@ -135,13 +135,13 @@ def _attacked(entry: _Entry) -> tuple[str, str]:
 
 
 def _surrogates(moved: list[_Entry]) -> tuple[Model, ...]:
-    found = {}
+    models = {}
     for entry in moved:
         key = _attacked(entry)
-        other = entry.board.threat == "no_box"
-        found[key] = Model(key, plain(key[0]), other)
+        other_data = entry.board.threat == "no_box"
+        models[key] = Model(key, plain(key[0]), other_data)
     return _with_distinct_titles(
-        sorted(found.values(), key=lambda m: (m.other_data, m.title, m.key))
+        sorted(models.values(), key=lambda m: (m.other_data, m.title, m.key))
     )
 
 
@@ -170,27 +170,31 @@ def _with_distinct_titles(models: Iterable[Model]) -> tuple[Model, ...]:
 
 
 def _cell(entry: _Entry, ladder: tuple[float, ...]) -> Cell:
-    own = entry.board.threat == "white_box"
+    white_box = entry.board.threat == "white_box"
     record, samples = entry.stored.record, entry.stored.samples
     if record.status == "invalid":
-        return Cell((UNDEFINED,) * len(ladder), 0, own, "invalid")
+        return Cell((UNDEFINED,) * len(ladder), 0, white_box, "invalid")
     success = [UNDEFINED] * len(ladder)
     for rung in record.rungs:
         if rung.eps > 0 and (at := rung_of(rung.eps, ladder)) >= 0:
             success[at] = rung.metrics.get("attack_success", UNDEFINED)
     attacked = samples.groupby("sample")["attacked"].all()
     over = record.audit is not None and record.audit.over_budget > 0
-    return Cell(tuple(success), int(attacked.sum()), own, "flagged" if record.flags or over else "")
+    return Cell(
+        tuple(success), int(attacked.sum()), white_box, "flagged" if record.flags or over else ""
+    )
 
 
-def _joined(one: Cell | None, other: Cell) -> Cell:
+def _joined(first: Cell | None, second: Cell) -> Cell:
     """Return a cell of two runs, of other radii or seeds; where both tried, the higher success."""
-    if one is None:
-        return other
+    if first is None:
+        return second
 
     def success(e: Estimate) -> float:
         return -1.0 if math.isnan(e.value) else e.value
 
-    pairs = zip(one.success, other.success, strict=True)
+    pairs = zip(first.success, second.success, strict=True)
     both = tuple(max(pair, key=success) for pair in pairs)
-    return Cell(both, max(one.attacked, other.attacked), one.white_box, one.note or other.note)
+    return Cell(
+        both, max(first.attacked, second.attacked), first.white_box, first.note or second.note
+    )

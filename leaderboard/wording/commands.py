@@ -26,12 +26,12 @@ def commands(
             of them has gives no command.
         ladder: radii; by default those of that run.
     """
-    found: dict[str, None] = {}
+    lines: dict[str, None] = {}
     for column in columns:
         run = next((r.runs[column] for r in rows if column in r.runs), None)
         if run is not None:
-            found[rerun_command(run, row=row, ladder=ladder)] = None
-    return "; ".join(found)
+            lines[rerun_command(run, row=row, ladder=ladder)] = None
+    return "; ".join(lines)
 
 
 def rerun_command(
@@ -45,14 +45,14 @@ def rerun_command(
         objective: the goal instead.
         ladder: radii instead.
     """
-    case, made = run.record.case, _suite(run.record.provenance.command)
+    case, start = run.record.case, _suite(run.record.provenance.command)
     judged = case if row is None else row.key
-    words = [*made, "--dataset", case.dataset, "--victim", judged.victim]
+    words = [*start, "--dataset", case.dataset, "--victim", judged.victim]
     words += ["--attack", str(Spec(case.attack, _stated(run))), "--norm", case.norm]
     words += ["--eps", ",".join(_radius(e, case) for e in ladder or case.ladder)]
     channels = " + ".join(k if v == 1 else f"{k}={v:g}" for k, v in case.channels.items())
     bare = judged.defense == "none"
-    other = {
+    options = {
         "--budget": (case.budget, "absolute"),
         "--defense": (judged.defense, "none"),
         "--knowledge": ("adaptive" if bare else case.knowledge, "adaptive"),
@@ -65,7 +65,7 @@ def rerun_command(
         "--seed": (case.seed, 0),
         "--objective": (objective or case.objective, "" if objective else "untargeted"),
     }
-    for flag, (value, default) in other.items():
+    for flag, (value, default) in options.items():
         words += [] if value == default else [flag, str(value)]
     return plain(shlex.join(words))
 
@@ -81,11 +81,11 @@ def _stated(run: Stored) -> dict[str, Any]:
     return {k: v for k, v in case.parameters.items() if v != card.parameters.get(k)}
 
 
-def _suite(made: str) -> list[str]:
+def _suite(command: str) -> list[str]:
     """Return the start of a command that made a record: the suite, and where its data lies."""
     start = ["python", "-m", "robustbench_med", "run"]
     try:
-        words = shlex.split(made)
+        words = shlex.split(command)
     except ValueError:
         words = []
     if words[: len(start)] != start:

@@ -62,12 +62,12 @@ def metric_rows(record: Record) -> list[MetricRow]:
     if card.task == "segmentation" and len(card.parts) > 1:
         after = next(i for i, (name, *_) in enumerate(labels) if name == "iou")
         labels[after:after] = [
-            (f"dice[{part}]", class_words(part), "unit", place)
-            for place, part in enumerate(card.parts)
+            (f"dice[{part}]", class_words(part), "unit", index)
+            for index, part in enumerate(card.parts)
         ]
     return [
-        MetricRow(label, kind, place, tuple(rung.metrics.get(name) for rung in record.rungs))
-        for name, label, kind, place in labels
+        MetricRow(label, kind, index, tuple(rung.metrics.get(name) for rung in record.rungs))
+        for name, label, kind, index in labels
         if name in names
     ]
 
@@ -105,8 +105,8 @@ def value_unit(metric: str, card: DatasetCard) -> str:
     if metric in _VALUE_UNITS:
         return _VALUE_UNITS[metric]
     base = metric.partition("[")[0]
-    if card.task == "segmentation" and base in (own := units(card.spacing, len(card.size))):
-        return own[base]
+    if card.task == "segmentation" and base in (mask_units := units(card.spacing, len(card.size))):
+        return mask_units[base]
     _, kind = _labels(card).get(metric, ("", ""))
     return "share" if kind == "percent" else ""
 

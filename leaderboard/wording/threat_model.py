@@ -19,7 +19,7 @@ from robustbench_med.worst_case import parse_objective
 
 from .text import NORMS, plain
 
-_SHARES = {0.25: "a quarter of", 0.5: "half", 0.75: "three quarters of"}
+_FRACTIONS = {0.25: "a quarter of", 0.5: "half", 0.75: "three quarters of"}
 _CHANGES = {"shrink": "shrink {organ}", "grow": "grow {organ}", "empty": "erase {organ}"}
 
 
@@ -55,9 +55,9 @@ def _draw(parameters: Mapping[str, Any], card: DatasetCard) -> str:
     )
     by, size = parameters.get("by"), parameters.get("size")
     if mask == "move":
-        left = isinstance(by, int | float) and by < 0
+        leftward = isinstance(by, int | float) and by < 0
         steps = f" by {plain(str(by)).lstrip('-')} px" if by is not None else ""
-        return f"move {organ} to the {'left' if left else 'right'}{steps}"
+        return f"move {organ} to the {'left' if leftward else 'right'}{steps}"
     if mask in _CHANGES:
         steps = f" by {plain(str(by))} px" if by is not None and mask != "empty" else ""
         return _CHANGES[mask].format(organ=organ) + steps
@@ -73,28 +73,35 @@ def channel_words(channels: Mapping[str, float], card: DatasetCard) -> str:
     """
     if not channels:
         return ""
-    names, shares = [plain(name) for name in channels], set(channels.values())
-    if len(shares) > 1:
-        each = (f"{plain(name)} at {_share(share)} the radius" for name, share in channels.items())
+    names, fractions = [plain(name) for name in channels], set(channels.values())
+    if len(fractions) > 1:
+        each = (
+            f"{plain(name)} at {_fraction_words(fraction)} the radius"
+            for name, fraction in channels.items()
+        )
         return f"only {', '.join(each)}"
     every = set(channels) == set(card.channel_names)
     listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-    (share,) = shares
-    at = "" if share == 1 else f" at {_share(share)} the radius"
+    (fraction,) = fractions
+    at = "" if fraction == 1 else f" at {_fraction_words(fraction)} the radius"
     return ("every channel" if every else f"only {listed}") + at
 
 
 def channel_label(channels: Mapping[str, float], card: DatasetCard) -> str:
     """Return the channels that may change as a short label: "T1ce", "T1 + T2", "T1 ×0.5"."""
-    shares = set(channels.values())
-    if set(channels) == set(card.channel_names) and len(shares) == 1 and shares != {1.0}:
-        return f"all ×{shares.pop():g}"
-    each = (plain(n) + ("" if share == 1 else f" ×{share:g}") for n, share in channels.items())
+    fractions = set(channels.values())
+    if set(channels) == set(card.channel_names) and len(fractions) == 1 and fractions != {1.0}:
+        return f"all ×{fractions.pop():g}"
+    each = (
+        plain(n) + ("" if fraction == 1 else f" ×{fraction:g}") for n, fraction in channels.items()
+    )
     return " + ".join(each) or "all"
 
 
-def _share(share: float) -> str:
-    return "the whole of" if share == 1 else _SHARES.get(share, f"{100 * share:.3g} % of")
+def _fraction_words(fraction: float) -> str:
+    return (
+        "the whole of" if fraction == 1 else _FRACTIONS.get(fraction, f"{100 * fraction:.3g} % of")
+    )
 
 
 _NUMBER = r"[-+−]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"  # noqa: RUF001 - people write a minus sign
@@ -121,11 +128,11 @@ class Native(NamedTuple):
 
 def native(card: DatasetCard) -> Native | None:
     """Return the range of a card as numbers; None where its text holds none."""
-    found = _RANGE.fullmatch(plain(card.native_range))
-    if found is None:
+    match = _RANGE.fullmatch(plain(card.native_range))
+    if match is None:
         return None
-    low, high = (float(found[name].replace("−", "-")) for name in ("low", "high"))  # noqa: RUF001
-    unit, rest = found["unit"], found["rest"].strip()
+    low, high = (float(match[name].replace("−", "-")) for name in ("low", "high"))  # noqa: RUF001
+    unit, rest = match["unit"], match["rest"].strip()
     if not unit and " " not in rest:  # "-160..240 HU"
         unit, rest = rest, ""
     unit = "grey level" if unit in ("grey levels", "gray level", "gray levels") else unit
@@ -138,26 +145,26 @@ def native_radius(eps: float, card: DatasetCard, norm: str, budget: str = "absol
     Empty where the radius is no largest change of a value (another norm, a ratio), or where the
     card does not state the units.
     """
-    found = native(card)
-    if norm != "linf" or budget != "absolute" or found is None or found.unit in _UNSTATED:
+    scale = native(card)
+    if norm != "linf" or budget != "absolute" or scale is None or scale.unit in _UNSTATED:
         return ""
-    value = eps * (found.high - found.low)
+    value = eps * (scale.high - scale.low)
     size = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-    return f"{size} {found.unit}" + ("s" if found.unit == "grey level" and size != "1" else "")
+    return f"{size} {scale.unit}" + ("s" if scale.unit == "grey level" and size != "1" else "")
 
 
 def native_radii(ladder: tuple[float, ...], card: DatasetCard) -> str:
     """Return L∞ radii in the units of the data: "0.5, 1, 2 grey levels"; empty where not stated."""
     each = [native_radius(eps, card, "linf") for eps in ladder]
-    numbers = [one.partition(" ")[0] for one in each]
+    numbers = [text.partition(" ")[0] for text in each]
     return ", ".join([*numbers[:-1], each[-1]]) if each and each[-1] else ""
 
 
 def range_words(card: DatasetCard) -> str:
     """Return what 0 and 1 stand for: "grey level 0..255", or that it is not stated."""
-    found = native(card)
-    if found is not None and found.unit in _UNSTATED and not found.rest:
-        stated = f"{found.low:g} to {found.high:g}"
+    scale = native(card)
+    if scale is not None and scale.unit in _UNSTATED and not scale.rest:
+        stated = f"{scale.low:g} to {scale.high:g}"
         return f"values from {stated}, in units that are not stated"
     return plain(card.native_range)
 
@@ -167,9 +174,13 @@ def linf_words(ladder: tuple[float, ...], card: DatasetCard) -> str:
 
     E.g. "1, 2 grey levels (1, 2 parts in 255 of the range, grey level 0..255)".
     """
-    parts = ", ".join(f"{eps * 255:.3g}" for eps in ladder) + " parts in 255 of the range"
-    own = native_radii(ladder, card)
-    return f"{own} ({parts}, {range_words(card)})" if own else f"{parts} ({range_words(card)})"
+    fractions = ", ".join(f"{eps * 255:.3g}" for eps in ladder) + " parts in 255 of the range"
+    native_words = native_radii(ladder, card)
+    return (
+        f"{native_words} ({fractions}, {range_words(card)})"
+        if native_words
+        else f"{fractions} ({range_words(card)})"
+    )
 
 
 _MEASURES = {
@@ -194,5 +205,9 @@ def metric_unit(metric: str, card: DatasetCard) -> str:
     if card.task != "segmentation":
         return ""
     base = metric.partition("[")[0]
-    found = units(card.spacing, len(card.size))
-    return f"within {card.tolerance:g} {found['hd95']}" if base == "nsd" else found.get(base, "")
+    mask_units = units(card.spacing, len(card.size))
+    return (
+        f"within {card.tolerance:g} {mask_units['hd95']}"
+        if base == "nsd"
+        else mask_units.get(base, "")
+    )
