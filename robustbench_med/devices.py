@@ -33,12 +33,12 @@ def device_of(name: str) -> torch.device:
 
 def processor() -> str:
     """Return the processor and the instructions that torch uses of it."""
-    said: dict[str, str] = {}
+    fields: dict[str, str] = {}
     if _CPU.is_file():
         for line in _CPU.read_text().split("\n\n")[0].splitlines():
             key, _, value = line.partition(":")
-            said[key.strip()] = value.strip()
-    name = said.get("model name") or platform.processor() or platform.machine()
-    numbers = [f"{said[key]}" for key in ("cpu family", "model", "stepping") if key in said]
+            fields[key.strip()] = value.strip()
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    numbers = [fields[key] for key in ("cpu family", "model", "stepping") if key in fields]
     which = f" ({'/'.join(numbers)})" if numbers else ""
     return f"{name}{which}, {torch.backends.cpu.get_cpu_capability()}"

@@ -38,13 +38,15 @@ def coverage(scenario: Scenario, *, runs: int | None = None, seed: int = 0) -> d
     count = runs or scenario.runs
     held = dict.fromkeys(scenario.truths, 0)
     for _ in range(count):
-        found = scenario.intervals(rng)
+        intervals = scenario.intervals(rng)
         for name, truth in scenario.truths.items():
-            held[name] += found[name].low - 1e-12 <= truth <= found[name].high + 1e-12
+            held[name] += intervals[name].low - 1e-12 <= truth <= intervals[name].high + 1e-12
     return {name: hits / count for name, hits in held.items()}
 
 
-def _one(name: str, truth: float, interval: Callable[[Rng], Estimate], runs: int) -> Scenario:
+def _single_scenario(
+    name: str, truth: float, interval: Callable[[Rng], Estimate], runs: int
+) -> Scenario:
     return Scenario({name: truth}, lambda rng: {name: interval(rng)}, runs)
 
 
@@ -55,7 +57,7 @@ def _every(n: int) -> list[Estimate]:
 
 def wilson_coverage(p: float, n: int) -> float:
     """Return the exact coverage of the interval of a share: a sum over all outcomes."""
-    held = [one.low <= p <= one.high for one in _every(n)]
+    held = [scenario.low <= p <= scenario.high for scenario in _every(n)]
     return float(scipy_stats.binom.pmf(np.arange(n + 1), n, p)[held].sum())
 
 
@@ -64,19 +66,19 @@ def patients(rng: Rng, count: int, sizes: tuple[int, ...]) -> NDArray[np.int64]:
     return np.repeat(np.arange(count), rng.choice(sizes, count))
 
 
-def shares(p: float, *, count: int, icc: float, sizes: tuple[int, ...]) -> Scenario:
+def fractions(p: float, *, count: int, icc: float, sizes: tuple[int, ...]) -> Scenario:
     """Right or wrong, patients with one of `sizes` images each."""
     name = f"share {p}, {count} patients, icc {icc}"
-    return _shares(name, p, icc, lambda rng: patients(rng, count, sizes))
+    return _fractions(name, p, icc, lambda rng: patients(rng, count, sizes))
 
 
 def unequal(p: float, *, name: str, icc: float, sizes: tuple[int, ...]) -> Scenario:
     """Right or wrong, a patient of each of `sizes`."""
     owner = np.repeat(np.arange(len(sizes)), sizes)
-    return _shares(f"share {p}, {name}, icc {icc}", p, icc, lambda rng: owner)
+    return _fractions(f"share {p}, {name}, icc {icc}", p, icc, lambda rng: owner)
 
 
-def _shares(
+def _fractions(
     name: str, p: float, icc: float, owners: Callable[[Rng], NDArray[np.int64]]
 ) -> Scenario:
     """Right or wrong, beta-binomial: `icc` is the correlation of two images of a patient."""
@@ -88,7 +90,7 @@ def _shares(
         right = rng.random(len(owner)) < each[owner]
         return intervals.cluster_mean(right.astype(float), owner.astype(np.str_))
 
-    return _one(name, p, interval, 2000)
+    return _single_scenario(name, p, interval, 2000)
 
 
 CARD = {"name": "d", "title": "d", "modality": "m", "channels": 1, "size": (8, 8)}
@@ -104,8 +106,8 @@ def _predictions(
 ) -> tuple[NDArray[np.int64], Floats]:
     """Return labels, constant in a patient, and logits: skill on the true class plus noise."""
     label = rng.choice(len(prior), owner.max() + 1, p=prior)[owner]
-    own = rng.normal(size=(owner.max() + 1, len(prior)))[owner]
-    noise = np.sqrt(icc) * own + np.sqrt(1 - icc) * rng.normal(size=own.shape)
+    own_interval = rng.normal(size=(owner.max() + 1, len(prior)))[owner]
+    noise = np.sqrt(icc) * own_interval + np.sqrt(1 - icc) * rng.normal(size=own_interval.shape)
     return label, noise + skill * np.eye(len(prior))[label]
 
 
@@ -145,10 +147,10 @@ def metrics(
         owner = patients(rng, count, sizes)
         label, logits = _predictions(rng, owner, prior, skill, icc)
         scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        found = classification.Predictions.of(label, logits.argmax(1), scores, card)
+        intervals = classification.Predictions.of(label, logits.argmax(1), scores, card)
         names = owner.astype(np.str_)
         weights = resamples(len(owner), names, seed=int(rng.integers(2**31)))
-        scored = classification.score(found, card, clusters=names, weights=weights)
+        scored = classification.score(intervals, card, clusters=names, weights=weights)
         return {title: scored[name] for name, title in titles.items()}
 
     return Scenario({titles[name]: truth for name, truth in truths.items()}, intervals, 300)
@@ -162,12 +164,12 @@ def dice(mean: float, *, count: int, spread: float, icc: float = 0.5, per: int =
 
     def interval(rng: Rng) -> Estimate:
         owner = np.repeat(np.arange(count), per)
-        own = rng.beta(mean * between, (1 - mean) * between, count)[owner]
-        values = rng.beta(own * within, (1 - own) * within)
+        own_interval = rng.beta(mean * between, (1 - mean) * between, count)[owner]
+        values = rng.beta(own_interval * within, (1 - own_interval) * within)
         weights = resamples(len(owner), owner.astype(np.str_), seed=int(rng.integers(2**31)))
         return intervals.bootstrap(float(values.mean()), lambda w: (w @ values) / w.sum(1), weights)
 
-    return _one(f"Dice {mean} ± {spread}, {count} patients", mean, interval, 1000)
+    return _single_scenario(f"Dice {mean} ± {spread}, {count} patients", mean, interval, 1000)
 
 
 def median(*, count: int) -> Scenario:
@@ -177,15 +179,15 @@ def median(*, count: int) -> Scenario:
         weights = resamples(count, None, seed=int(rng.integers(2**31)))
         return intervals.median(rng.exponential(size=count), weights)
 
-    return _one(f"median distance, {count} images", float(np.log(2)), interval, 1000)
+    return _single_scenario(f"median distance, {count} images", float(np.log(2)), interval, 1000)
 
 
-SHARES = (0.05, 0.3, 0.5, 0.9, 0.98)
+FRACTIONS = (0.05, 0.3, 0.5, 0.9, 0.98)
 CLUSTERED = tuple(
-    shares(p, count=count, icc=icc, sizes=tuple(range(1, 9)))
+    fractions(p, count=count, icc=icc, sizes=tuple(range(1, 9)))
     for count in (12, 40, 100)
     for icc in (0.0, 0.3, 0.7)
-    for p in SHARES
+    for p in FRACTIONS
 )
 MASKS = tuple(
     dice(mean, count=count, spread=spread)
@@ -207,7 +209,7 @@ UNEQUAL = tuple(
         "30 patients of 1 to 120 images": tuple(round(120 ** (i / 29)) for i in range(30)),
     }.items()
     for icc in (0.0, 0.3, 0.7)
-    for p in SHARES
+    for p in FRACTIONS
 )
 MEDIANS = tuple(median(count=count) for count in (12, 30, 80))
 
@@ -215,7 +217,7 @@ MEDIANS = tuple(median(count=count) for count in (12, 30, 80))
 def main() -> None:
     """Print the coverage of every scenario, tab-separated."""
     for n in (30, 100, 300):
-        for p in SHARES:
+        for p in FRACTIONS:
             print(f"share {p}, {n} images\t{wilson_coverage(p, n):.3f}", flush=True)
     for scenario in (*CLUSTERED, *UNEQUAL, *MASKS, *METRICS, *MEDIANS):
         for name, held in coverage(scenario).items():

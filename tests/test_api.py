@@ -55,8 +55,8 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = nn.functional.adaptive_avg_pool2d(self.norm(self.body(x)).relu(), 4)
-        found: Tensor = 4 * self.head(x.flatten(1))
-        return found
+        evaluation: Tensor = 4 * self.head(x.flatten(1))
+        return evaluation
 
 
 class Bent(Net):
@@ -86,13 +86,13 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(save_npz(tmp_path / "mine.npz", n=16).name)
 
 
-def numbers(found: list[Stored]) -> list[str]:
+def numbers(records: list[Stored]) -> list[str]:
     fields = {"rungs", "radii", "audit", "checks", "flags", "threshold", "distance"}
-    return [one.record.model_dump_json(include=fields) for one in found]
+    return [stored.record.model_dump_json(include=fields) for stored in records]
 
 
-def lines(found: list[Stored]) -> list[str]:
-    return [one.record.model_dump_json() for one in found]
+def lines(records: list[Stored]) -> list[str]:
+    return [stored.record.model_dump_json() for stored in records]
 
 
 def frozen_copy(module: nn.Module) -> dict[str, Tensor]:
@@ -126,14 +126,16 @@ def test_a_shipped_model_has_the_record_that_a_suite_gives_it(tmp_path: Path) ->
     suite = Suite.model_validate({"name": "s", "title": "S", "seed": 3, "grids": [grid]})
     planned, _ = plan(suite)
     run_cases(planned, tmp_path, console=Console(quiet=True), command="run", examples=0)
-    expected = [store.read(tmp_path / one.case.id) for one in planned]
+    expected = [store.read(tmp_path / resolved.case.id) for resolved in planned]
     data = planned[0].data
-    found = rm.evaluate("fundus_resnet", data, attacks, eps=EPS, n=6, seed=3)
-    assert [one.record.case for one in found.records] == [one.record.case for one in expected]
-    assert numbers(found.records) == numbers(expected)
-    for one, other in zip(found.records, expected, strict=True):
-        pd.testing.assert_frame_equal(one.samples, other.samples)
-        assert one.folder == ""
+    evaluation = rm.evaluate("fundus_resnet", data, attacks, eps=EPS, n=6, seed=3)
+    assert [stored.record.case for stored in evaluation.records] == [
+        stored.record.case for stored in expected
+    ]
+    assert numbers(evaluation.records) == numbers(expected)
+    for stored, second in zip(evaluation.records, expected, strict=True):
+        pd.testing.assert_frame_equal(stored.samples, second.samples)
+        assert stored.folder == ""
     # what is finished in a folder is read there and not computed again
     again = rm.evaluate(
         rm.load_model("fundus_resnet"), data, attacks, eps=EPS, n=6, seed=3, results=tmp_path
@@ -146,24 +148,24 @@ def test_committed_records_are_read_and_agree_with_their_board(tmp_path: Path) -
     ladder = ["0.5/255", "1/255", "2/255", "4/255", "8/255"]
     unpack(CHECKOUT / "results" / "quick", tmp_path)
     before = {path: path.stat().st_mtime for path in tmp_path.glob("*/record.json")}
-    found = rm.evaluate(
+    evaluation = rm.evaluate(
         "fundus_resnet", "phantom_fundus", attacks, eps=ladder, n=64, results=tmp_path
     )
     assert {path: path.stat().st_mtime for path in tmp_path.glob("*/record.json")} == before
     pages: Any = registry.module("leaderboard")
-    (board,) = pages.make_boards(found.records)
+    (board,) = pages.make_boards(evaluation.records)
     (row,) = board.rows
-    assert [found.at(eps) for eps in found.radii] == list(row.worst)
-    assert found.clean_interval == row.clean
-    assert found.accuracy < found.at(0.5 / 255).value
+    assert [evaluation.at(eps) for eps in evaluation.radii] == list(row.worst)
+    assert evaluation.clean_interval == row.clean
+    assert evaluation.accuracy < evaluation.at(0.5 / 255).value
 
 
 def test_the_worst_case_is_taken_image_by_image(mine: str) -> None:
     net = net_of()
     specs = ["fgsm(eps=1/255)", "pgd(steps=5, eps=[1/255, 4/255])", "noise(eps=8/255)"]
-    found = rm.evaluate(net, mine, specs)
-    assert found.radii == (1 / 255, 4 / 255, 8 / 255)
-    tables = [one.samples for one in found.records]
+    evaluation = rm.evaluate(net, mine, specs)
+    assert evaluation.radii == (1 / 255, 4 / 255, 8 / 255)
+    tables = [stored.samples for stored in evaluation.records]
 
     def right(table: pd.DataFrame, eps: float) -> Any:  # noqa: ANN401
         return table[np.isclose(table["eps"], eps)].set_index("sample")["correct"]
@@ -172,47 +174,54 @@ def test_the_worst_case_is_taken_image_by_image(mine: str) -> None:
     at_one = clean & right(tables[0], 1 / 255) & right(tables[1], 1 / 255)
     at_four = clean & right(tables[0], 1 / 255) & right(tables[1], 4 / 255)
     at_eight = at_four & right(tables[2], 8 / 255)
-    assert found.clean == clean.mean() > 0
-    assert found.at(1 / 255).value == at_one.mean()
-    assert found.at(4 / 255).value == at_four.mean() < at_one.mean()
-    assert found.accuracy == found.interval.value == at_eight.mean()
-    assert found.interval.low <= found.accuracy <= found.interval.high
-    assert found.clean_interval.low < found.clean < found.clean_interval.high
+    assert evaluation.clean == clean.mean() > 0
+    assert evaluation.at(1 / 255).value == at_one.mean()
+    assert evaluation.at(4 / 255).value == at_four.mean() < at_one.mean()
+    assert evaluation.accuracy == evaluation.interval.value == at_eight.mean()
+    assert evaluation.interval.low <= evaluation.accuracy <= evaluation.interval.high
+    assert evaluation.clean_interval.low < evaluation.clean < evaluation.clean_interval.high
     broken = pd.concat([table.groupby("sample")["success"].any() for table in tables], axis=1)
     attacked = tables[0].groupby("sample")["attacked"].all()
-    assert found.attack_success == broken.any(axis=1)[attacked].mean()
-    assert len(found.samples) == sum(map(len, tables))
-    assert set(found.samples["attack"]) == {"fgsm", "pgd", "noise"}
-    assert found.flags == tuple(flag for one in found.records for flag in one.record.flags)
-    said = f"at {8 / 255:.5f} {found.accuracy:.3f} ({found.interval.low:.3f} to"
-    assert repr(found).startswith(f"<Evaluation of module:Net on {mine}: clean {found.clean:.3f}")
-    assert f"under fgsm, pgd, noise {said}" in repr(found)
+    assert evaluation.attack_success == broken.any(axis=1)[attacked].mean()
+    assert len(evaluation.samples) == sum(map(len, tables))
+    assert set(evaluation.samples["attack"]) == {"fgsm", "pgd", "noise"}
+    assert evaluation.flags == tuple(
+        flag for stored in evaluation.records for flag in stored.record.flags
+    )
+    message = f"at {8 / 255:.5f} {evaluation.accuracy:.3f} ({evaluation.interval.low:.3f} to"
+    assert repr(evaluation).startswith(
+        f"<Evaluation of module:Net on {mine}: clean {evaluation.clean:.3f}"
+    )
+    assert f"under fgsm, pgd, noise {message}" in repr(evaluation)
     for eps in (3 / 255, 1.0, -1.0):
         with pytest.raises(
             SpecError, match=r"expected a radius that was attacked \(0, 0.003.* got"
         ):
-            found.at(eps)
+            evaluation.at(eps)
     with pytest.raises(SpecError, match="expected masks, got labels: read .accuracy"):
-        _ = found.dice
+        _ = evaluation.dice
 
 
 def test_an_interval_counts_patients_and_not_images(mine: str) -> None:
-    found = rm.evaluate(net_of(), mine, "fgsm", eps=2 / 255)
+    evaluation = rm.evaluate(net_of(), mine, "fgsm", eps=2 / 255)
     same = rm.evaluate(net_of(), mine, "fgsm", eps=[2 / 255])
-    assert numbers(same.records) == numbers(found.records)
+    assert numbers(same.records) == numbers(evaluation.records)
     alone = save_npz(Path("alone.npz"), n=16, test_patients=None)
-    assert found.records[0].record.patients == 8
-    other = rm.evaluate(net_of(), alone, "fgsm", eps=2 / 255)
-    assert other.accuracy == found.accuracy
-    assert other.interval.high - other.interval.low < found.interval.high - found.interval.low
+    assert evaluation.records[0].record.patients == 8
+    second = rm.evaluate(net_of(), alone, "fgsm", eps=2 / 255)
+    assert second.accuracy == evaluation.accuracy
+    assert (
+        second.interval.high - second.interval.low
+        < evaluation.interval.high - evaluation.interval.low
+    )
 
 
 def test_another_objective_counts_the_images_it_is_not_reached_on(mine: str) -> None:
-    found = rm.evaluate(net_of(), mine, PGD, eps="4/255", objective="targeted(target=1)")
-    last = found.samples[found.samples["eps"] > 0]
+    evaluation = rm.evaluate(net_of(), mine, PGD, eps="4/255", objective="targeted(target=1)")
+    last = evaluation.samples[evaluation.samples["eps"] > 0]
     aimed = last[last["attacked"]]
-    assert found.accuracy == 1 - aimed["success"].mean()
-    assert found.attack_success == aimed["success"].mean()
+    assert evaluation.accuracy == 1 - aimed["success"].mean()
+    assert evaluation.attack_success == aimed["success"].mean()
 
 
 def test_masks_have_a_dice(tmp_path: Path) -> None:
@@ -224,22 +233,22 @@ def test_masks_have_a_dice(tmp_path: Path) -> None:
     np.savez(tmp_path / "masks.npz", **arrays)
     w = torch.tensor([[0.0], [20.0]])
     module = Pointwise(w, torch.tensor([0.0, -10.0]))  # foreground where brighter than 0.5
-    found = rm.evaluate(module, tmp_path / "masks.npz", "segpgd(steps=20)", eps=["8/255", 0.1])
-    assert found.clean == 1
+    evaluation = rm.evaluate(module, tmp_path / "masks.npz", "segpgd(steps=20)", eps=["8/255", 0.1])
+    assert evaluation.clean == 1
     # each pixel is a linear victim of its own: all nearer than eps to 0.5 turn, no other does
     x = arrays["test_images"] / 255
     for eps in (8 / 255, 0.1):
-        kept = (x > 0.5 + eps).reshape(6, -1).sum(1)
+        mask = (x > 0.5 + eps).reshape(6, -1).sum(1)
         truth, turned = (x > 0.5).reshape(6, -1).sum(1), ((x < 0.5) & (x > 0.5 - eps))
-        dice = 2 * kept / (truth + kept + turned.reshape(6, -1).sum(1))
-        assert found.at(eps).value == pytest.approx(dice.mean(), abs=0.02)
-    assert found.dice == found.at(0.1).value
-    assert 0 < found.dice < found.at(8 / 255).value < 1
+        dice = 2 * mask / (truth + mask + turned.reshape(6, -1).sum(1))
+        assert evaluation.at(eps).value == pytest.approx(dice.mean(), abs=0.02)
+    assert evaluation.dice == evaluation.at(0.1).value
+    assert 0 < evaluation.dice < evaluation.at(8 / 255).value < 1
     with pytest.raises(SpecError, match="expected labels, got masks: read .dice"):
-        _ = found.accuracy
-    left = rm.attack(module, tmp_path / "masks.npz", "segpgd(steps=20)", eps=0.1)
-    called = (left.z[:, 0] > 0.5).long()
-    assert torch.equal(left.output.long(), called)
+        _ = evaluation.accuracy
+    result = rm.attack(module, tmp_path / "masks.npz", "segpgd(steps=20)", eps=0.1)
+    called = (result.z[:, 0] > 0.5).long()
+    assert torch.equal(result.output.long(), called)
     batch = rm.load_dataset(tmp_path / "masks.npz").batch("test")
     same = rm.attack(module, Batch(batch.x, batch.y, batch.ids), "segpgd(steps=20)", eps=0.1)
     assert float((same.z - same.x).abs().max()) == pytest.approx(0.1, abs=1e-6)
@@ -247,8 +256,8 @@ def test_masks_have_a_dice(tmp_path: Path) -> None:
 
 def test_a_run_says_how_to_repeat_it(mine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text = save_timm(Path("w.safetensors"))
-    found = rm.evaluate(text, mine, PGD, eps=EPS, n=5, seed=2, defense="jpeg(quality=50)")
-    words = shlex.split(found.records[0].record.provenance.command, comments=True)
+    evaluation = rm.evaluate(text, mine, PGD, eps=EPS, n=5, seed=2, defense="jpeg(quality=50)")
+    words = shlex.split(evaluation.records[0].record.provenance.command, comments=True)
     assert words[:2] == ["python", "-c"]
     repeated: list[Any] = []
 
@@ -257,9 +266,9 @@ def test_a_run_says_how_to_repeat_it(mine: str, monkeypatch: pytest.MonkeyPatch)
 
     code = words[2].replace("evaluate(", "watched(")
     exec(code, {"watched": watched})  # noqa: S102
-    assert repeated[0].records[0].record.case == found.records[0].record.case
-    own = rm.evaluate(net_of(), rm.load_dataset(mine), PGD, eps=EPS, n=5)
-    assert "evaluate(<Net>, <Dataset>" in own.records[0].record.provenance.command
+    assert repeated[0].records[0].record.case == evaluation.records[0].record.case
+    wrapped = rm.evaluate(net_of(), rm.load_dataset(mine), PGD, eps=EPS, n=5)
+    assert "evaluate(<Net>, <Dataset>" in wrapped.records[0].record.provenance.command
 
 
 @pytest.mark.parametrize(
@@ -288,10 +297,10 @@ def test_a_run_says_how_to_repeat_it(mine: str, monkeypatch: pytest.MonkeyPatch)
 def test_mistakes_cost_one_line(
     mine: str, changed: dict[str, Any], kind: type[BenchError], message: str
 ) -> None:
-    asked: dict[str, Any] = {"model": net_of(), "data": mine, "attacks": PGD, "eps": EPS}
-    asked |= changed
+    arguments: dict[str, Any] = {"model": net_of(), "data": mine, "attacks": PGD, "eps": EPS}
+    arguments |= changed
     with pytest.raises(kind, match=message) as caught:
-        rm.evaluate(**asked)
+        rm.evaluate(**arguments)
     assert "\n" not in str(caught.value)
 
 
@@ -303,8 +312,8 @@ def test_a_name_that_stands_for_several_models_is_refused() -> None:
 def test_a_model_that_cannot_be_scored_has_no_score(mine: str) -> None:
     with pytest.raises(InvalidOutputError, match="module:Broken · pgd: expected finite logits"):
         rm.evaluate(net_of(Broken), mine, PGD, eps=EPS, results="kept")
-    (left,) = store.read_all(Path("kept"))[0]
-    assert left.record.status == "invalid"
+    (result,) = store.read_all(Path("kept"))[0]
+    assert result.record.status == "invalid"
 
     class Deaf(Net):
         def forward(self, x: Tensor) -> Tensor:
@@ -334,10 +343,14 @@ def test_a_module_is_the_model_that_its_spec_names(mine: str) -> None:
     assert numbers(handed_in.records) == numbers(by_name.records)
     assert "model, code and weights are the user's own" in handed_in.records[0].record.notes[0]
     again = rm.evaluate(loaded, mine, ["fgsm", PGD], **options)
-    assert [one.record.case for one in again.records] == [o.record.case for o in by_name.records]
+    assert [stored.record.case for stored in again.records] == [
+        o.record.case for o in by_name.records
+    ]
     as_model = rm.load_model(module, dataset=mine, mean=mean, std=std)
     third = rm.evaluate(as_model, mine, ["fgsm", PGD], **options)
-    assert [one.record.case for one in third.records] == [o.record.case for o in handed_in.records]
+    assert [stored.record.case for stored in third.records] == [
+        o.record.case for o in handed_in.records
+    ]
     with torch.no_grad():
         next(loaded.victim.module.parameters()).add_(1)
     with pytest.raises(VictimError, match="expected the weights it was loaded with, got others"):
@@ -354,22 +367,22 @@ def test_a_module_is_left_as_it_was(mine: str) -> None:
     assert net.head.training
     assert not net.norm.training
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
-    assert all(one.requires_grad and one.grad is None for one in net.parameters())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
 
 
 def test_records_tell_weights_code_and_statistics_apart(mine: str) -> None:
     def hash_of(net: nn.Module, **options: Any) -> str:  # noqa: ANN401
         return rm.load_model(net, dataset=mine, **options).sha256
 
-    one = net_of()
-    assert hash_of(one) == hash_of(net_of()) == hash_of(one.train())
+    module = net_of()
+    assert hash_of(module) == hash_of(net_of()) == hash_of(module.train())
     bent = net_of(Bent)
-    assert all(torch.equal(bent.state_dict()[key], v) for key, v in one.state_dict().items())
+    assert all(torch.equal(bent.state_dict()[key], v) for key, v in module.state_dict().items())
     others = [
         hash_of(bent),
         hash_of(net_of(seed=1)),
-        hash_of(one, mean=[0.5]),
-        hash_of(one, std=[2.0]),
+        hash_of(module, mean=[0.5]),
+        hash_of(module, std=[2.0]),
     ]
     moved = net_of()
     moved.norm.register_buffer("running_mean", torch.ones(4))
@@ -402,14 +415,16 @@ def test_records_tell_weights_code_and_statistics_apart(mine: str) -> None:
             f"class Typed(Net):\n def forward(self, x): return Net.forward(self, {code})", typed
         )
         others.append(hash_of(net_of(typed["Typed"])))
-    assert len({hash_of(one), *others}) == len(others) + 1
+    assert len({hash_of(module), *others}) == len(others) + 1
 
 
 def test_finished_cases_of_another_module_are_not_taken(mine: str) -> None:
-    one = rm.evaluate(net_of(), mine, PGD, eps=EPS, results="kept")
-    other = rm.evaluate(net_of(seed=1), mine, PGD, eps=EPS, results="kept")
-    assert one.records[0].record.case_id != other.records[0].record.case_id
-    assert one.records[0].record.case.victim == other.records[0].record.case.victim == "module:Net"
+    first = rm.evaluate(net_of(), mine, PGD, eps=EPS, results="kept")
+    second = rm.evaluate(net_of(seed=1), mine, PGD, eps=EPS, results="kept")
+    assert first.records[0].record.case_id != second.records[0].record.case_id
+    assert (
+        first.records[0].record.case.victim == second.records[0].record.case.victim == "module:Net"
+    )
     named = rm.evaluate(net_of(), mine, PGD, eps=EPS, results="kept", name="baseline")
     assert named.records[0].record.model_card.title == "baseline"
     assert named.records[0].record.case.victim == "module:baseline"
@@ -425,7 +440,7 @@ def test_finished_cases_of_another_module_are_not_taken(mine: str) -> None:
     ],
 )
 def test_modules_that_do_not_fit_the_data(mine: str, module: nn.Module, message: str) -> None:
-    for ask in (rm.load_model, lambda one, dataset: rm.evaluate(one, dataset, PGD, eps=EPS)):
+    for ask in (rm.load_model, lambda model, dataset: rm.evaluate(model, dataset, PGD, eps=EPS)):
         with pytest.raises(VictimError, match=message):
             ask(module, dataset=mine)
 
@@ -438,10 +453,10 @@ def test_a_contract_says_what_a_module_returns(mine: str) -> None:
     contract = InputContract(1, (32, 32), returns="probabilities")
     model = rm.load_model(likely, dataset=mine, contract=contract)
     x = torch.rand(2, 1, 32, 32)
-    wanted = net.eval()(x).log_softmax(1)
-    torch.testing.assert_close(model(x).logits, wanted)
-    found = rm.evaluate(model, mine, PGD, eps=EPS)
-    flags = [one.name for one in found.flags]
+    log_probabilities = net.eval()(x).log_softmax(1)
+    torch.testing.assert_close(model(x).logits, log_probabilities)
+    evaluation = rm.evaluate(model, mine, PGD, eps=EPS)
+    flags = [stored.name for stored in evaluation.flags]
     assert "probabilities" not in " ".join(flags)
     with pytest.raises(SpecError, match="expected contract with a torch module alone"):
         rm.load_model("chest_resnet", contract=contract)
@@ -495,19 +510,19 @@ def test_a_factory_is_a_victim(mine: str, factory: Path) -> None:
     before = list(sys.path)
     text = f"{factory}:make"
     state = torch.random.get_rng_state()
-    found = rm.evaluate(text, mine, PGD, eps=EPS)
+    evaluation = rm.evaluate(text, mine, PGD, eps=EPS)
     assert torch.equal(state, torch.random.get_rng_state())
     assert sys.path == before
-    record = found.records[0].record
+    record = evaluation.records[0].record
     assert record.case.victim == text
     assert record.model_card.title == "model.py:make"
     assert "model, code and weights are the user's own" in record.notes[0]
     # the same model, handed in
     module = rm.load_model(text, dataset=mine).victim.module
     handed_in = rm.evaluate(module, mine, PGD, eps=EPS)
-    assert numbers(handed_in.records) == numbers(found.records)
+    assert numbers(handed_in.records) == numbers(evaluation.records)
     again = rm.evaluate(f"{factory.resolve()}:make()", mine, PGD, eps=EPS)
-    assert numbers(again.records) == numbers(found.records)
+    assert numbers(again.records) == numbers(evaluation.records)
 
 
 def test_what_a_factory_makes_is_hashed(mine: str, factory: Path) -> None:
@@ -520,13 +535,13 @@ def test_what_a_factory_makes_is_hashed(mine: str, factory: Path) -> None:
     module = rm.load_model(f"{factory}:make(width=6)", dataset=mine).victim.module
     save_file({key: value + 1 for key, value in module.state_dict().items()}, "w.safetensors")
     wide = f"{factory}:make(width=6, weights='w.safetensors', mean=[0.5], std=[0.25])"
-    other = rm.load_model(wide, dataset=mine)
-    assert other.card.mean == (0.5,)
+    second = rm.load_model(wide, dataset=mine)
+    assert second.card.mean == (0.5,)
     assert all(
         torch.equal(value, module.state_dict()[key] + 1)
-        for key, value in other.victim.module.state_dict().items()
+        for key, value in second.victim.module.state_dict().items()
     )
-    hashes = {first, other.sha256, hash_of(f"{factory}:make(width=6)")}
+    hashes = {first, second.sha256, hash_of(f"{factory}:make(width=6)")}
     factory.write_text(FACTORY + "\n# changed\n")
     hashes.add(hash_of(text))
     factory.write_text(FACTORY.replace(".relu()", ".tanh()"))
@@ -612,9 +627,9 @@ def test_the_command_line_takes_a_factory(
         cli.main()
     assert ended.value.code == 0
     (stored,) = store.read_all(Path("kept/custom"))[0]
-    found = rm.evaluate(f"{factory}:make", mine, PGD, eps=EPS)
-    assert found.records[0].record.case == stored.record.case
-    assert numbers(found.records) == numbers([stored])
+    evaluation = rm.evaluate(f"{factory}:make", mine, PGD, eps=EPS)
+    assert evaluation.records[0].record.case == stored.record.case
+    assert numbers(evaluation.records) == numbers([stored])
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", ["robustbench_med", "run", "--help"])
     with pytest.raises(SystemExit):
@@ -623,10 +638,10 @@ def test_the_command_line_takes_a_factory(
     monkeypatch.setattr(sys, "argv", [*words, "--model", f"{factory}:raises"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert ended.value.code == 2
-    assert said.count("\n") == 1
-    assert "got RuntimeError: no such thing" in said
+    assert message.count("\n") == 1
+    assert "got RuntimeError: no such thing" in message
 
 
 # --- attack, defend, run_suite -------------------------------------------------------------------
@@ -638,24 +653,24 @@ def test_an_attack_leaves_the_images_that_a_record_is_scored_on(mine: str, spec:
     norm: Any = "l2" if spec == "deepfool" else "linf"
     eps = 0.5 if norm == "l2" else 3 / 255
     options: dict[str, Any] = {"eps": eps, "norm": norm, "operating_point": "argmax"}
-    left = rm.attack(net, mine, spec, **options)
+    result = rm.attack(net, mine, spec, **options)
     table = rm.evaluate(net, mine, spec, **options).samples
     table = table[table["eps"] > 0]
-    assert list(left.ids) == list(table["sample"])
-    assert left.success.tolist() == table["success"].tolist()
-    assert left.attacked.tolist() == table["attacked"].tolist()
-    size = (left.z - left.x).flatten(1).norm(p=2 if norm == "l2" else torch.inf, dim=1)
-    kept = left.attacked.numpy()
-    np.testing.assert_allclose(size[kept], table[norm][kept], atol=1e-6)
-    assert left.success.any()
+    assert list(result.ids) == list(table["sample"])
+    assert result.success.tolist() == table["success"].tolist()
+    assert result.attacked.tolist() == table["attacked"].tolist()
+    size = (result.z - result.x).flatten(1).norm(p=2 if norm == "l2" else torch.inf, dim=1)
+    mask = result.attacked.numpy()
+    np.testing.assert_allclose(size[mask], table[norm][mask], atol=1e-6)
+    assert result.success.any()
     assert float(size.max()) <= eps + 1e-6
-    assert torch.equal(left.z[~left.attacked], left.x[~left.attacked])
+    assert torch.equal(result.z[~result.attacked], result.x[~result.attacked])
     # what broke is wrong by the module's own word
-    assert torch.equal(net(left.z).argmax(1) != left.y, left.success | ~left.attacked)
-    torch.testing.assert_close(net(left.z), left.output)
-    torch.testing.assert_close(net(left.x), left.clean_output)
+    assert torch.equal(net(result.z).argmax(1) != result.y, result.success | ~result.attacked)
+    torch.testing.assert_close(net(result.z), result.output)
+    torch.testing.assert_close(net(result.x), result.clean_output)
     again = rm.attack(net, mine, spec, **options)
-    assert torch.equal(again.z, left.z)
+    assert torch.equal(again.z, result.z)
     with pytest.raises(SpecError, match="expected one radius, got 2: evaluate takes several"):
         rm.attack(net, mine, f"{spec.rstrip(')')}{', ' if '(' in spec else '('}eps=[0.1, 0.2])")
 
@@ -663,11 +678,11 @@ def test_an_attack_leaves_the_images_that_a_record_is_scored_on(mine: str, spec:
 def test_an_attack_on_a_batch(mine: str) -> None:
     net = net_of().eval()
     batch = rm.load_dataset(mine).batch("test", n=6)
-    left = rm.attack(net, batch, PGD, eps="4/255")
-    assert torch.equal(left.x, batch.x)
-    assert torch.equal(left.y, batch.y)
-    assert torch.equal(net(left.z).argmax(1) != left.y, left.success | ~left.attacked)
-    assert float((left.z - left.x).abs().max()) <= 4 / 255 + 1e-6
+    result = rm.attack(net, batch, PGD, eps="4/255")
+    assert torch.equal(result.x, batch.x)
+    assert torch.equal(result.y, batch.y)
+    assert torch.equal(net(result.z).argmax(1) != result.y, result.success | ~result.attacked)
+    assert float((result.z - result.x).abs().max()) <= 4 / 255 + 1e-6
     text = save_timm(Path("w.safetensors"))
     with pytest.raises(SpecError, match="expected a dataset or a loaded model with a batch"):
         rm.attack(text, batch, PGD, eps="4/255")
@@ -680,15 +695,15 @@ def test_an_attack_on_a_batch(mine: str) -> None:
 
 
 def test_an_attacker_without_the_model_climbs_another(mine: str) -> None:
-    other = save_timm(Path("w.safetensors"))
-    options: dict[str, Any] = {"eps": "8/255", "surrogates": [other]}
-    left = rm.attack(net_of(), mine, PGD, **options)
-    found = rm.evaluate(net_of(), mine, PGD, **options)
-    assert found.records[0].record.case.threat == "transfer"
-    table = found.samples[found.samples["eps"] > 0]
-    assert left.success.tolist() == table["success"].tolist()
+    second = save_timm(Path("w.safetensors"))
+    options: dict[str, Any] = {"eps": "8/255", "surrogates": [second]}
+    result = rm.attack(net_of(), mine, PGD, **options)
+    evaluation = rm.evaluate(net_of(), mine, PGD, **options)
+    assert evaluation.records[0].record.case.threat == "transfer"
+    table = evaluation.samples[evaluation.samples["eps"] > 0]
+    assert result.success.tolist() == table["success"].tolist()
     white = rm.attack(net_of(), mine, PGD, eps="8/255")
-    assert not torch.equal(white.z, left.z)
+    assert not torch.equal(white.z, result.z)
 
 
 @pytest.mark.parametrize("spec", ["jpeg(quality=50)", "feature_squeezing"])
@@ -705,13 +720,13 @@ def test_a_defended_model_is_evaluated_as_its_spec(mine: str, spec: str) -> None
     else:
         assert torch.equal(defended(x).logits, plain(x).logits)
         assert defended(x).suspicion is not None
-    found = rm.evaluate(defended, mine, PGD, eps=EPS)
+    evaluation = rm.evaluate(defended, mine, PGD, eps=EPS)
     expected = rm.evaluate(net, mine, PGD, eps=EPS, defense=spec)
-    assert found.records[0].record.case == expected.records[0].record.case
-    assert numbers(found.records) == numbers(expected.records)
-    left = rm.attack(defended, mine, PGD, eps="2/255")
-    table = found.samples[np.isclose(found.samples["eps"], 2 / 255)]
-    assert set(left.ids) == set(table["sample"])
+    assert evaluation.records[0].record.case == expected.records[0].record.case
+    assert numbers(evaluation.records) == numbers(expected.records)
+    result = rm.attack(defended, mine, PGD, eps="2/255")
+    table = evaluation.samples[np.isclose(evaluation.samples["eps"], 2 / 255)]
+    assert set(result.ids) == set(table["sample"])
     with pytest.raises(SpecError, match="expected a model without a defense, got one behind"):
         rm.defend(defended, spec, mine)
     with pytest.raises(SpecError, match=r"expected one defense, got bit_depth before"):
@@ -743,12 +758,12 @@ ladder = ["1/255", "2/255"]
     Path("mine.toml").write_text(text)
     ran = rm.run_suite("mine.toml", results="kept", n=8, seed=1)
     assert ran.folder == Path("kept/mine")
-    assert [one.record.case.attack for one in ran.records] == ["fgsm", "pgd"]
+    assert [stored.record.case.attack for stored in ran.records] == ["fgsm", "pgd"]
     assert [failure.label for failure in ran.not_scored] == [f"mine.npz · {factory}:raises"]
     assert "got RuntimeError" in ran.not_scored[0].reason
-    found = rm.evaluate(f"{factory}:make", "mine.npz", ["fgsm", PGD], eps=EPS, n=8, seed=1)
-    assert [o.record.case for o in found.records] == [o.record.case for o in ran.records]
-    assert numbers(found.records) == numbers(ran.records)
+    evaluation = rm.evaluate(f"{factory}:make", "mine.npz", ["fgsm", PGD], eps=EPS, n=8, seed=1)
+    assert [o.record.case for o in evaluation.records] == [o.record.case for o in ran.records]
+    assert numbers(evaluation.records) == numbers(ran.records)
     again = rm.run_suite(Path("mine.toml"), results="kept", n=8, seed=1)
     assert lines(again.records) == lines(ran.records)
     command = ran.records[0].record.provenance.command
@@ -767,8 +782,8 @@ def test_cards_are_read_without_their_data() -> None:
     assert model(x).logits.shape[0] == 2
     assert math.isfinite(float(model(x).logits.sum()))
     batch = Batch(x, torch.tensor([0, 1]), np.array(["a", "b"]))
-    left = rm.attack(model, batch, "fgsm", eps="8/255")
-    assert torch.equal(left.z, rm.attack("fundus_resnet", batch, "fgsm", eps="8/255").z)
+    result = rm.attack(model, batch, "fgsm", eps="8/255")
+    assert torch.equal(result.z, rm.attack("fundus_resnet", batch, "fgsm", eps="8/255").z)
 
 
 @pytest.mark.slow

@@ -50,8 +50,8 @@ def test_projection_is_the_nearest_point_of_the_ball(norm: Norm) -> None:
     nearest = (ball.project(z, x) - z).norm()
     generator = torch.Generator().manual_seed(4)
     for _ in range(300):
-        other = ball.project(x + 0.2 * torch.randn(x.shape, generator=generator), x)
-        assert (other - z).norm() >= nearest - 1e-6
+        second = ball.project(x + 0.2 * torch.randn(x.shape, generator=generator), x)
+        assert (second - z).norm() >= nearest - 1e-6
 
 
 @pytest.mark.parametrize(("norm", "shape"), ROWS)
@@ -74,12 +74,12 @@ def test_samples_fill_the_ball_of_the_values_that_may_change(norm: Norm, where: 
     channels = None if where == "region" else (2,)
     ball = Ball(norm, 0.2, channels=channels, region=None if where == "channels" else region)
     z = ball.sample(x, draws(400))
-    share = ball.size(z, x) / 0.2  # inf where what may not change did
-    assert (share <= 1 + 1e-4).all()
+    scale = ball.size(z, x) / 0.2  # inf where what may not change did
+    assert (scale <= 1 + 1e-4).all()
     d = ball.mask(torch.ones_like(x)).flatten(1).sum(1)
     # (|delta| / eps)^d is uniform in (0, 1), for each number d of values that may change
     for count in d.unique():
-        uniform = (share[d == count] ** count).sort().values
+        uniform = (scale[d == count] ** count).sort().values
         steps = (torch.arange(len(uniform)) + 0.5) / len(uniform)
         assert (uniform - steps).abs().max() < 1.63 / len(uniform) ** 0.5  # Kolmogorov, 1 %
     assert not Ball(norm, 0.2, region=torch.zeros_like(region)).sample(x, draws(400)).ne(x).any()
@@ -154,8 +154,8 @@ def test_l0_keeps_the_largest_changes_and_draws_eps_of_them() -> None:
     x = torch.full((1, 1, 2, 3), 0.5)
     delta = torch.tensor([0.1, -0.4, 0.2, 0.0, 0.3, -0.2]).view(1, 1, 2, 3)
     ball = Ball("l0", 3.9)
-    kept = ball.project(x + delta, x) - x
-    torch.testing.assert_close(kept.flatten(), torch.tensor([0, -0.4, 0.2, 0, 0.3, 0]))
+    selected = ball.project(x + delta, x) - x
+    torch.testing.assert_close(selected.flatten(), torch.tensor([0, -0.4, 0.2, 0, 0.3, 0]))
     many = x.expand(9, 1, 2, 3)
     assert ball.size(ball.sample(many, draws(9)), many).tolist() == [3.0] * 9
 
@@ -165,14 +165,16 @@ def test_l0_keeps_the_largest_changes_and_draws_eps_of_them() -> None:
 def test_l1_projection_matches_a_bisection(d: int, eps: float, seed: int) -> None:
     x = torch.full((1, 1, d, 1), 0.5)
     delta = torch.randn(1, 1, d, 1, generator=torch.Generator().manual_seed(seed)).double()
-    found = Ball("l1", eps).project(x.double() + 0.4 * delta.clamp(-1, 1), x.double()) - x.double()
+    projected = (
+        Ball("l1", eps).project(x.double() + 0.4 * delta.clamp(-1, 1), x.double()) - x.double()
+    )
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
         total = (0.4 * delta.clamp(-1, 1).abs() - middle).clamp_min(0).sum()
         low, high = (middle, high) if total > eps else (low, middle)
-    wanted = delta.sign() * (0.4 * delta.clamp(-1, 1).abs() - high * (low > 0)).clamp_min(0)
-    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+    expected_norm = delta.sign() * (0.4 * delta.clamp(-1, 1).abs() - high * (low > 0)).clamp_min(0)
+    torch.testing.assert_close(projected, expected_norm, atol=1e-6, rtol=1e-6)
 
 
 def test_bad_balls_are_refused() -> None:

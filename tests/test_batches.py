@@ -40,8 +40,8 @@ def attacked(y: Any, k: int = 2, **changed: Any) -> AttackResult:  # noqa: ANN40
     return rm.attack(net(k), Batch(**values), "fgsm", eps=0.003)
 
 
-def numbers(left: AttackResult) -> tuple[list[bool], list[bool], list[int]]:
-    return left.attacked.tolist(), left.success.tolist(), left.y.tolist()
+def numbers(result: AttackResult) -> tuple[list[bool], list[bool], list[int]]:
+    return result.attacked.tolist(), result.success.tolist(), result.y.tolist()
 
 
 EXPECTED = {k: numbers(attacked(Y[k], k)) for k in (2, 3)}
@@ -77,25 +77,25 @@ def test_two_classes_may_be_bool() -> None:
     ],
 )
 def test_images_of_one_meaning_are_taken(name: str, x: Any) -> None:  # noqa: ANN401
-    left = attacked(Y[2], x=x)
-    assert left.x.dtype == torch.float32
-    assert not left.z.requires_grad
+    result = attacked(Y[2], x=x)
+    assert result.x.dtype == torch.float32
+    assert not result.z.requires_grad
     if not name.startswith("rounding"):
-        assert numbers(left) == EXPECTED[2]
-    assert float(left.x.max()) <= 1
+        assert numbers(result) == EXPECTED[2]
+    assert float(result.x.max()) <= 1
 
 
 def test_a_pair_of_images_and_labels_is_a_batch() -> None:
     for pair in ((X, Y[2]), [X.numpy(), Y[2].numpy()]):
-        left = rm.attack(net(), pair, "fgsm", eps=0.003)
-        assert numbers(left) == EXPECTED[2]
-        assert left.ids[0] == "batch-000000"
+        result = rm.attack(net(), pair, "fgsm", eps=0.003)
+        assert numbers(result) == EXPECTED[2]
+        assert result.ids[0] == "batch-000000"
 
 
 def test_grey_levels_are_divided_by_255() -> None:
     levels = (X * 255).round().to(torch.uint8)
-    left = attacked(Y[2], x=levels)
-    torch.testing.assert_close(left.x, levels.float() / 255)
+    result = attacked(Y[2], x=levels)
+    torch.testing.assert_close(result.x, levels.float() / 255)
 
 
 def nan() -> Tensor:
@@ -171,9 +171,9 @@ MASK = (X[:, 0] > 0.5).long()
     ids=["first", "last", "float", "bool", "byte", "planes first", "planes last"],
 )
 def test_masks_of_one_meaning_are_taken(y: Any) -> None:  # noqa: ANN401
-    expected, left = masked(MASK), masked(y)
-    assert torch.equal(left.y, MASK)
-    assert torch.equal(left.output, expected.output)
+    expected, result = masked(MASK), masked(y)
+    assert torch.equal(result.y, MASK)
+    assert torch.equal(result.output, expected.output)
 
 
 def test_a_class_that_no_mask_holds_lifts_nothing() -> None:
@@ -199,7 +199,7 @@ def test_masks_that_hide_a_class_are_refused(y: Tensor, message: str) -> None:
 # --- other types --------------------------------------------------------------------------------
 
 PAIRS = TensorDataset(X, Y[2])
-OTHER: list[tuple[Any, str]] = [
+WRONG_TYPES: list[tuple[Any, str]] = [
     (None, "got None"),
     (X, "got a torch Tensor: one array holds images or labels, not both"),
     (X.numpy(), "got a numpy ndarray: one array holds images or labels, not both"),
@@ -214,7 +214,7 @@ OTHER: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("data", "message"), OTHER)
+@pytest.mark.parametrize(("data", "message"), WRONG_TYPES)
 @pytest.mark.parametrize("face", ["attack", "evaluate", "load_model", "load_dataset"])
 def test_another_type_is_named_with_the_way_to_go(face: str, data: object, message: str) -> None:
     call: dict[str, Callable[[], object]] = {

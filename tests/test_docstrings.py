@@ -73,9 +73,9 @@ def test_no_docstring_is_torn() -> None:
 
 
 def test_no_comment_stands_on_a_closing_bracket() -> None:
-    found = [
+    commented = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in files()
         for number in trailing_comments(path.read_text(encoding="utf-8"))
     ]
-    assert found == []
+    assert commented == []

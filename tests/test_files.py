@@ -12,7 +12,7 @@ from robustbench_med.files import write_text
 def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     path = write_text(tmp_path / "below" / "page.html", "ε 1\n")
     assert write_text(path, "ε 2\n").read_bytes() == "ε 2\n".encode()
-    assert [one.name for one in path.parent.iterdir()] == ["page.html"]
+    assert [file.name for file in path.parent.iterdir()] == ["page.html"]
 
 
 def test_what_cannot_be_written_whole_leaves_all_as_it_was(
@@ -26,5 +26,5 @@ def test_what_cannot_be_written_whole_leaves_all_as_it_was(
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="No space"):
         write_text(path, "half")
-    assert [one.name for one in tmp_path.iterdir()] == ["page.html"]
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
     assert path.read_text() == "whole"

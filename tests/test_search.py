@@ -49,8 +49,8 @@ def test_every_pass_is_counted_and_takings_share_the_count() -> None:
 def test_chunks_change_no_gradient(chunk: int) -> None:
     problem = posed()
     g, verdict = problem.gradient(problem.x)
-    parts, judged = replace(problem, chunk=chunk).gradient(problem.x)
-    torch.testing.assert_close(parts, g)
+    chunks, judged = replace(problem, chunk=chunk).gradient(problem.x)
+    torch.testing.assert_close(chunks, g)
     torch.testing.assert_close(judged.loss, verdict.loss)
     assert torch.equal(judged.is_final, verdict.is_final)
 
@@ -58,8 +58,8 @@ def test_chunks_change_no_gradient(chunk: int) -> None:
 def test_a_gradient_is_of_its_own_image_alone() -> None:
     problem = posed()
     whole, _ = problem.gradient(problem.x)
-    one, _ = problem.select(torch.tensor([3])).gradient(problem.x[3:4])
-    torch.testing.assert_close(one[0], whole[3])
+    single, _ = problem.select(torch.tensor([3])).gradient(problem.x[3:4])
+    torch.testing.assert_close(single[0], whole[3])
 
 
 def test_the_guide_gives_the_gradient_and_the_judge_the_verdict() -> None:
@@ -78,9 +78,9 @@ def test_suspicion_is_joined_over_chunks() -> None:
         return Output(small_victim(3)(x).logits, x.flatten(1).mean(1))
 
     problem = replace(posed(), judge=guarded, chunk=4)
-    found = problem.outputs(problem.x).suspicion
-    assert found is not None
-    torch.testing.assert_close(found, problem.x.flatten(1).mean(1))
+    result = problem.outputs(problem.x).suspicion
+    assert result is not None
+    torch.testing.assert_close(result, problem.x.flatten(1).mean(1))
 
 
 def test_taking_rows_takes_their_radius() -> None:
@@ -130,11 +130,11 @@ def test_the_candidate_with_the_most_harm_is_kept() -> None:
 def test_finished_rows_leave_with_their_state() -> None:
     search = Search(scripted(4))
     state = torch.arange(4.0)
-    g, z, kept = search.gradient(candidates(0.3, 0.9, 0.2, 0.8), state)
+    g, z, state_left = search.gradient(candidates(0.3, 0.9, 0.2, 0.8), state)
     assert search.rows.tolist() == [0, 2]
     assert len(g) == len(z) == 2
     assert len(search.active) == 2
-    assert kept.tolist() == [0.0, 2.0]
+    assert state_left.tolist() == [0.0, 2.0]
     before = search.active.counter.forward
     search.gradient(candidates(0.4, 0.7))
     assert search.active.counter.forward - before == 2  # only those still open
@@ -198,33 +198,33 @@ def test_pgd_with_a_lying_guide_reports_no_sample_as_broken_that_stands(chunk: i
 def test_the_jacobian_is_the_gradient_of_each_margin() -> None:
     problem = posed()
     columns = torch.stack([(problem.y + 1) % 3, (problem.y + 2) % 3], 1)
-    found = problem.jacobian(problem.x, columns)
-    assert found.jacobian.shape == (N, 2, *problem.x.shape[1:])
+    result = problem.jacobian(problem.x, columns)
+    assert result.jacobian.shape == (N, 2, *problem.x.shape[1:])
     leaf = problem.x.clone().requires_grad_(True)
     logits = problem.judge(leaf).logits
     gap = (logits.gather(1, columns[:, 1:]) - logits.gather(1, problem.y[:, None])).sum()
     (g,) = torch.autograd.grad(gap, leaf)
-    torch.testing.assert_close(found.jacobian[:, 1], g)
-    torch.testing.assert_close(found.margins, problem.margins(problem.x))
+    torch.testing.assert_close(result.jacobian[:, 1], g)
+    torch.testing.assert_close(result.margins, problem.margins(problem.x))
     assert (problem.counter.forward, problem.counter.backward) == (2 * N, 2 * N)
-    parts = replace(problem, chunk=3).jacobian(problem.x, columns)
-    torch.testing.assert_close(parts.jacobian, found.jacobian)
+    chunks = replace(problem, chunk=3).jacobian(problem.x, columns)
+    torch.testing.assert_close(chunks.jacobian, result.jacobian)
 
 
 def test_the_jacobian_picks_the_leading_margins_itself() -> None:
     problem = posed()
     spent = problem.counter
-    found = problem.jacobian(problem.x, 10)  # three classes: two ways, and the truth, which is none
+    result = problem.jacobian(problem.x, 10)  # three classes: two margins count
     assert (spent.forward, spent.backward) == (N, 2 * N)
-    ranked = found.margins.gather(1, found.columns)
+    ranked = result.margins.gather(1, result.columns)
     assert (ranked[:, :-1] >= ranked[:, 1:]).all()
     assert (ranked[:, 2] == -torch.inf).all()
-    assert not found.jacobian[:, 2].any()
-    named = problem.jacobian(problem.x, found.columns[:, :2])
-    torch.testing.assert_close(named.jacobian, found.jacobian[:, :2])
+    assert not result.jacobian[:, 2].any()
+    named = problem.jacobian(problem.x, result.columns[:, :2])
+    torch.testing.assert_close(named.jacobian, result.jacobian[:, :2])
     torch.testing.assert_close(problem.jacobian(problem.x, 1).jacobian, named.jacobian[:, :1])
-    parts = replace(problem, chunk=3).jacobian(problem.x, 10)
-    assert torch.equal(parts.columns, found.columns)
+    chunks = replace(problem, chunk=3).jacobian(problem.x, 10)
+    assert torch.equal(chunks.columns, result.columns)
     nothing = problem.select(torch.zeros(0, dtype=torch.long)).jacobian(problem.x[:0], 2)
     assert nothing.jacobian.shape == (0, 2, *problem.x.shape[1:])
     assert nothing.columns.shape == (0, 2)

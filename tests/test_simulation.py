@@ -12,16 +12,16 @@ from robustbench_med.stats import Estimate, intervals, patients
 from tests import simulation
 from tests.simulation import coverage
 
-WANTED = (0.93, 0.97)
+COVERAGE = (0.93, 0.97)
 
 
 @pytest.mark.parametrize("n", [30, 100, 300])
 def test_shares_of_independent_images(n: int) -> None:
     """Exact, no simulation. A discrete share cannot hold 95 % at each p; it does on average."""
     held = [simulation.wilson_coverage(p, n) for p in np.linspace(0.02, 0.98, 49)]
-    assert WANTED[0] < float(np.mean(held)) < WANTED[1]
+    assert COVERAGE[0] < float(np.mean(held)) < COVERAGE[1]
     assert min(held) > 0.90
-    for p in simulation.SHARES:
+    for p in simulation.FRACTIONS:
         assert simulation.wilson_coverage(p, n) > 0.925
 
 
@@ -30,9 +30,9 @@ def test_shares_of_independent_images(n: int) -> None:
 @pytest.mark.parametrize("count", [12, 40, 100])
 def test_shares_by_patient(count: int, icc: float) -> None:
     held: list[float] = []
-    for p in simulation.SHARES:
-        one = simulation.shares(p, count=count, icc=icc, sizes=tuple(range(1, 9)))
-        held += coverage(one, runs=500).values()
+    for p in simulation.FRACTIONS:
+        scenario = simulation.fractions(p, count=count, icc=icc, sizes=tuple(range(1, 9)))
+        held += coverage(scenario, runs=500).values()
     # independent images counted by patient: the design effect is at least 1, so somewhat too wide
     assert 0.935 < float(np.mean(held)) < (0.97 if icc else 0.99)
     assert min(held) > 0.91
@@ -41,18 +41,18 @@ def test_shares_by_patient(count: int, icc: float) -> None:
 @pytest.mark.slow
 def test_leaving_patients_out_is_seen() -> None:
     """The planted fault: as if images were independent. The simulation must tell."""
-    honest = simulation.shares(0.5, count=40, icc=0.7, sizes=tuple(range(1, 9)))
+    honest = simulation.fractions(0.5, count=40, icc=0.7, sizes=tuple(range(1, 9)))
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(300):
         owner = simulation.patients(rng, 40, tuple(range(1, 9)))
         each = rng.beta(0.5 * 3 / 7, 0.5 * 3 / 7, 40)
         right = rng.random(len(owner)) < each[owner]
-        found = intervals.wilson(int(right.sum()), len(owner))
-        held += found.low <= 0.5 <= found.high
+        covered = intervals.wilson(int(right.sum()), len(owner))
+        held += covered.low <= 0.5 <= covered.high
     assert held / 300 < 0.75
-    (share,) = coverage(honest, runs=300).values()
-    assert share > WANTED[0]
+    (fraction,) = coverage(honest, runs=300).values()
+    assert fraction > COVERAGE[0]
 
 
 @pytest.mark.slow
@@ -74,8 +74,8 @@ def test_mean_dice_of_several_images_a_patient() -> None:
 @pytest.mark.parametrize("skill", [-2.0, 1.5, 3.0])
 def test_balanced_accuracy_and_auc(prior: tuple[float, ...], skill: float) -> None:
     """The cohort of the shipped phantoms: 53 patients of 1 or 2 images; from near 0 to near 1."""
-    one = simulation.metrics(prior=prior, skill=skill, count=53, sizes=(1, 1, 1, 1, 2))
-    for name, held in coverage(one, runs=150).items():
+    scenario = simulation.metrics(prior=prior, skill=skill, count=53, sizes=(1, 1, 1, 1, 2))
+    for name, held in coverage(scenario, runs=150).items():
         assert 0.90 < held <= 0.995, name
 
 

@@ -28,13 +28,13 @@ class Block(NamedTuple):
 
 def blocks_of(page: str) -> list[Block]:
     fenced = re.finditer(r"^```(\w*)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    return [Block(one[1], one[2], page[: one.start(2)].count("\n")) for one in fenced]
+    return [Block(block[1], block[2], page[: block.start(2)].count("\n")) for block in fenced]
 
 
 def file_of(block: Block) -> str | None:
     """Return the name a block is saved under; None where it is executed."""
-    found = re.match(r"# ([\w.]+\.\w+)\n", block.text)
-    return found[1] if found else None
+    blocks = re.match(r"# ([\w.]+\.\w+)\n", block.text)
+    return blocks[1] if blocks else None
 
 
 def test_blocks_are_found_with_their_lines() -> None:
@@ -50,8 +50,10 @@ def test_every_block_is_of_a_kind_that_runs() -> None:
     assert len(blocks) >= 10
     for block in blocks:
         assert block.language in ("python", "console") or file_of(block), block
-    own = next(one for one in blocks if "from robustbench_med import evaluate\n" in one.text)
-    assert len(own.text.splitlines()) <= 10  # own model on own images
+    own_model = next(
+        block for block in blocks if "from robustbench_med import evaluate\n" in block.text
+    )
+    assert len(own_model.text.splitlines()) <= 10  # own model on own images
 
 
 @pytest.mark.slow

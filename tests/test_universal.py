@@ -28,22 +28,22 @@ def test_additive_is_in_the_ball_and_its_control_has_its_norm(
 ) -> None:
     x, ball = images(shape), Ball(norm, 0.1)
     fitted = Additive(ball.bound(torch.randn(1, *shape[1:], generator=torch.manual_seed(1)))[0])
-    kept = fitted.pattern.clone()
+    selected = fitted.pattern.clone()
     z = fitted.apply(x, ball, draws(len(x)))
     assert (ball.size(z, x) <= 0.1 * 1.0001).all()
     assert z.min() >= 0
     assert z.max() <= 1
-    assert torch.equal(fitted.pattern, kept)  # the box of an image never leaks into it
+    assert torch.equal(fitted.pattern, selected)  # the box of an image never leaks into it
     control = fitted.control(ball, draws(1))
-    zero = torch.zeros_like(kept[None])
+    zero = torch.zeros_like(selected[None])
     torch.testing.assert_close(
-        ball.size(control.pattern[None], zero), ball.size(kept[None], zero), rtol=1e-5, atol=0
+        ball.size(control.pattern[None], zero), ball.size(selected[None], zero), rtol=1e-5, atol=0
     )
     assert not torch.equal(control.pattern, fitted.control(ball, draws(1, seed=1)).pattern)
     assert isinstance(control, Universal)
     if norm == "linf":
-        assert (control.pattern.abs() == kept.abs().max()).all()
-    cosine = torch.cosine_similarity(control.pattern.flatten(), kept.flatten(), dim=0)
+        assert (control.pattern.abs() == selected.abs().max()).all()
+    cosine = torch.cosine_similarity(control.pattern.flatten(), selected.flatten(), dim=0)
     assert cosine.abs() < 0.35
 
 
@@ -82,10 +82,10 @@ def test_an_unturned_patch_is_pasted_pixel_by_pixel(
     changed = z != x
     assert (changed.flatten(1).sum(1) == eps).all()
     corners = set()
-    for one, where in zip(z, changed, strict=True):
+    for single, where in zip(z, changed, strict=True):
         first = where.nonzero().amin(0).tolist()[1:]
         corners.add(tuple(first))
-        window = one[(slice(None), *(slice(i, i + side) for i in first))]
+        window = single[(slice(None), *(slice(i, i + side) for i in first))]
         torch.testing.assert_close(window, values, atol=1e-5, rtol=0)
     if position == "random" and len(x) == 7:
         assert len(corners) > 3
@@ -124,8 +124,8 @@ def test_where_a_patch_lies_does_not_depend_on_batch_or_order() -> None:
     ball = Ball("l0", 16.0)
     whole = patch.apply(x, ball, rng)
     order = torch.randperm(12, generator=torch.manual_seed(1))
-    parts = [patch.apply(x[r], ball, rng.select(r)) for r in order.split(5)]
-    assert torch.equal(torch.cat(parts), whole[order])
+    chunks = [patch.apply(x[r], ball, rng.select(r)) for r in order.split(5)]
+    assert torch.equal(torch.cat(chunks), whole[order])
 
 
 def test_the_patch_control_holds_the_same_values_elsewhere() -> None:

@@ -85,8 +85,8 @@ def test_normalisation_is_inside() -> None:
     victim = Victim(Echo(), InputContract(channels=3, size=(4, 4), mean=mean, std=std))
     expected = (x.flatten(2).mean(2) - torch.tensor(mean)) / torch.tensor(std)
     torch.testing.assert_close(victim(x).logits, expected)
-    one = Victim(Echo(), InputContract(channels=3, size=(4, 4), mean=(0.5,), std=(0.25,)))
-    torch.testing.assert_close(one(x).logits, (x.flatten(2).mean(2) - 0.5) / 0.25)
+    victim = Victim(Echo(), InputContract(channels=3, size=(4, 4), mean=(0.5,), std=(0.25,)))
+    torch.testing.assert_close(victim(x).logits, (x.flatten(2).mean(2) - 0.5) / 0.25)
 
 
 def test_normalisation_of_a_volume() -> None:
@@ -109,13 +109,13 @@ def test_an_offset_moves_the_logits_and_at_replaces_it() -> None:
 def test_logits_come_in_chunks_without_gradient(chunk: int) -> None:
     victim = small_victim(2)
     sizes: list[int] = []
-    victim.module.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    victim.module.register_forward_pre_hook(lambda _, passed: sizes.append(len(passed[0])))
     x = grey_images(7)
-    found = Victim(victim.module, victim.contract, chunk=chunk).logits(x)
+    logits = Victim(victim.module, victim.contract, chunk=chunk).logits(x)
     assert max(sizes) <= chunk
     assert sum(sizes) == 7
-    assert not found.requires_grad
-    torch.testing.assert_close(found, victim(x).logits.detach())
+    assert not logits.requires_grad
+    torch.testing.assert_close(logits, victim(x).logits.detach())
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -145,11 +145,11 @@ def test_probabilities_become_logits() -> None:
         InputContract(channels=3, size=(8, 8), returns="probabilities"),
     )
     torch.testing.assert_close(soft(x).logits.softmax(1), raw(x).logits.softmax(1))
-    one = Victim(
+    victim = Victim(
         nn.Sequential(Echo(), nn.Sigmoid()),
         InputContract(channels=1, size=(8, 8), returns="probabilities"),
     )
-    torch.testing.assert_close(one(x[:, :1]).logits, x[:, :1].flatten(2).mean(2))
+    torch.testing.assert_close(victim(x[:, :1]).logits, x[:, :1].flatten(2).mean(2))
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])

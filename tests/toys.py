@@ -55,8 +55,8 @@ class Small(nn.Module):
         self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.head(self.features(x).flatten(2).mean(2))
-        return found
+        logits: Tensor = self.head(self.features(x).flatten(2).mean(2))
+        return logits
 
 
 class Pointwise(nn.Module):
@@ -81,8 +81,8 @@ class SmallMasks(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.layers(x)
-        return found
+        logits: Tensor = self.layers(x)
+        return logits
 
 
 def victim_of(module: nn.Module, *, channels: int = 1, size: tuple[int, ...] = (8, 8)) -> Victim:
@@ -143,10 +143,10 @@ def distance(victim: Victim, x: Tensor, y: Tensor, norm: Norm) -> Tensor:
         if norm == "l0":
             flat = x.flatten(1)
             gain = torch.maximum(away * (1 - flat), -away * flat).sort(1, descending=True).values
-            here = (gain.cumsum(1) <= gap[:, None]).sum(1) + 1.0
+            distance = (gain.cumsum(1) <= gap[:, None]).sum(1) + 1.0
         else:
-            here = gap / away.norm(p=DUAL[norm], dim=1)
-        nearest = torch.where(y == j, nearest, torch.minimum(nearest, here))
+            distance = gap / away.norm(p=DUAL[norm], dim=1)
+        nearest = torch.where(y == j, nearest, torch.minimum(nearest, distance))
     return nearest
 
 

@@ -44,7 +44,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(typer.core.TyperCommand, "context_class", typer.Context)
 
 
-class Said:
+class CommandResult:
     """What a command printed and how it ended."""
 
     def __init__(self, code: int, out: str, err: str) -> None:
@@ -57,7 +57,7 @@ class Call:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self._monkeypatch, self._capsys = monkeypatch, capsys
 
-    def __call__(self, *words: str | Path) -> Said:
+    def __call__(self, *words: str | Path) -> CommandResult:
         self._monkeypatch.setattr(sys, "argv", ["robustbench_med", *map(str, words)])
         self._capsys.readouterr()
         try:
@@ -66,7 +66,7 @@ class Call:
         except SystemExit as stop:
             code = int(stop.code or 0)
         captured = self._capsys.readouterr()
-        return Said(code, captured.out, captured.err)
+        return CommandResult(code, captured.out, captured.err)
 
 
 @pytest.fixture
@@ -74,14 +74,14 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return Call(monkeypatch, capsys)
 
 
-def refused(said: Said, *parts: str) -> None:
+def refused(result: CommandResult, *fragments: str) -> None:
     """Check that a mistake cost one line on stderr, exit code 2, and nothing else."""
-    assert said.code == 2, said.out + said.err
-    lines = said.err.splitlines()
-    assert len(lines) == 1, said.err
+    assert result.code == 2, result.out + result.err
+    lines = result.err.splitlines()
+    assert len(lines) == 1, result.err
     assert lines[0].startswith("robustbench_med: ")
-    assert "Traceback" not in said.out + said.err
-    for part in parts:
+    assert "Traceback" not in result.out + result.err
+    for part in fragments:
         assert part in lines[0]
 
 
@@ -92,7 +92,7 @@ QUICK = ("run", "quick", "--attack", "fgsm", "--eps", "2/255", "--results", "r")
 
 
 @pytest.mark.parametrize(
-    ("words", "parts"),
+    ("words", "fragments"),
     [
         (("run", "quik"), ("expected a known suite, got 'quik'", "'quick'", "medmnist")),
         (("plan", "quik"), ("did you mean 'quick'",)),
@@ -124,9 +124,9 @@ QUICK = ("run", "quick", "--attack", "fgsm", "--eps", "2/255", "--results", "r")
     ],
 )
 def test_a_mistake_costs_one_line(
-    call: Call, words: tuple[str, ...], parts: tuple[str, ...]
+    call: Call, words: tuple[str, ...], fragments: tuple[str, ...]
 ) -> None:
-    refused(call(*words), *parts)
+    refused(call(*words), *fragments)
     written = (
         [path for path in Path("r").rglob("*") if path.is_file()] if Path("r").exists() else []
     )
@@ -135,13 +135,13 @@ def test_a_mistake_costs_one_line(
 
 def test_usage_errors_exit_with_2(call: Call) -> None:
     for words in (("run", "-n", "0"), ("run", "--nonsense"), ("list", "nonsense"), ("nonsense",)):
-        said = call(*words)
-        assert said.code == 2
-        assert "Traceback" not in said.err
+        result = call(*words)
+        assert result.code == 2
+        assert "Traceback" not in result.err
 
 
 @pytest.mark.parametrize(
-    ("changed", "parts"),
+    ("changed", "fragments"),
     [
         ({"test_images": None}, ("expected the key 'test_images'", "MedMNIST keys")),
         ({"test_labels": None}, ("expected the key 'test_labels'",)),
@@ -155,25 +155,25 @@ def test_usage_errors_exit_with_2(call: Call) -> None:
     ],
 )
 def test_a_file_that_breaks_the_contract(
-    call: Call, tmp_path: Path, changed: dict[str, Any], parts: tuple[str, ...]
+    call: Call, tmp_path: Path, changed: dict[str, Any], fragments: tuple[str, ...]
 ) -> None:
     data = save_npz(tmp_path / "own.npz", **changed)
     victim = save_timm(tmp_path / "w.safetensors")
-    refused(call(*QUICK, "--dataset", data, "--victim", victim), "own", *parts)
+    refused(call(*QUICK, "--dataset", data, "--victim", victim), "own", *fragments)
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.3, 0.99])
-def test_a_truncated_file(call: Call, tmp_path: Path, kept: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.99])
+def test_a_truncated_file(call: Call, tmp_path: Path, fraction: float) -> None:
     data = save_npz(tmp_path / "own.npz")
     content = data.read_bytes()
-    data.write_bytes(content[: int(len(content) * kept)])
+    data.write_bytes(content[: int(len(content) * fraction)])
     refused(call(*QUICK, "--dataset", data, "--victim", "timm:resnet18(weights='w')"), "own.npz")
 
 
 def test_a_file_that_is_not_the_one_its_card_states(call: Call, tmp_path: Path) -> None:
     save_npz(tmp_path / "pneumoniamnist.npz", side=28)
-    said = call(*QUICK, "--dataset", "pneumoniamnist", "--data", tmp_path)
-    refused(said, "pneumoniamnist: expected MD5", "SHA-256", "fetch it again")
+    result = call(*QUICK, "--dataset", "pneumoniamnist", "--data", tmp_path)
+    refused(result, "pneumoniamnist: expected MD5", "SHA-256", "fetch it again")
 
 
 def test_weights_that_are_not_those_of_their_card(call: Call) -> None:
@@ -185,14 +185,14 @@ def test_weights_that_are_not_those_of_their_card(call: Call) -> None:
 def test_damaged_weights_of_ones_own(call: Call, tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"\x80\x04 a pickle of some kind")
     victim = f"timm:test_resnet(weights='{tmp_path / 'w.safetensors'}')"
-    said = call(*QUICK, "--dataset", "phantom_chest", "--victim", victim)
-    refused(said, "expected a safetensors file")
+    result = call(*QUICK, "--dataset", "phantom_chest", "--victim", victim)
+    refused(result, "expected a safetensors file")
 
 
 def test_a_shipped_victim_with_another_number_of_classes(call: Call, tmp_path: Path) -> None:
     data = save_npz(tmp_path / "own.npz", k=3, side=64)
-    said = call(*QUICK, "--dataset", data, "--victim", "chest_resnet")
-    refused(said, "K = 2", "K = 3", "choose a victim")
+    result = call(*QUICK, "--dataset", data, "--victim", "chest_resnet")
+    refused(result, "K = 2", "K = 3", "choose a victim")
 
 
 def test_a_timm_victim_with_another_number_of_classes(call: Call, tmp_path: Path) -> None:
@@ -206,15 +206,17 @@ def test_a_results_folder_that_cannot_be_written_is_told_before_any_work(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(planning, "plan", None)  # whoever works now fails loudly
-    said = call("run", "quick", "--results", "file")
-    refused(said, "expected a writable results folder, got file/quick", "--results DIR")
+    result = call("run", "quick", "--results", "file")
+    refused(result, "expected a writable results folder, got file/quick", "--results DIR")
     refused(call("train", "chest_resnet", "--out", "file/zoo"), "expected a writable")
 
 
 def test_a_target_that_no_class_has(call: Call, tmp_path: Path) -> None:
     data, victim = save_npz(tmp_path / "own.npz"), save_timm(tmp_path / "w.safetensors")
-    said = call(*QUICK, "--dataset", data, "--victim", victim, "--objective", "targeted(target=7)")
-    refused(said, "expected target in 0..1, got 7")
+    result = call(
+        *QUICK, "--dataset", data, "--victim", victim, "--objective", "targeted(target=7)"
+    )
+    refused(result, "expected target in 0..1, got 7")
 
 
 @pytest.mark.parametrize("value", ["'a'", pytest.param("0.5", marks=pytest.mark.slow)])
@@ -223,8 +225,8 @@ def test_a_target_that_is_no_class_id(value: str, tmp_path: Path) -> None:
     data, victim = save_npz(tmp_path / "own.npz"), save_timm(tmp_path / "w.safetensors")
     words = [*QUICK, "--dataset", str(data), "--victim", victim]
     done = _spawn(*words, "--objective", f"targeted(target={value})", cwd=tmp_path)
-    said = Said(done.returncode, done.stdout, done.stderr)
-    refused(said, "expected target in 0..1", value)
+    result = CommandResult(done.returncode, done.stdout, done.stderr)
+    refused(result, "expected target in 0..1", value)
 
 
 # --- looking around ------------------------------------------------------------------------------
@@ -232,34 +234,34 @@ def test_a_target_that_is_no_class_id(value: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["models", "datasets", "attacks", "defenses", "suites"])
 def test_list(call: Call, kind: str) -> None:
-    said = call("list", kind, "--json")
-    assert said.code == 0
-    cards = json.loads(said.out)
+    result = call("list", kind, "--json")
+    assert result.code == 0
+    cards = json.loads(result.out)
     names = [card["name"] for card in cards]
     if kind == "suites":
         assert {"quick", "medmnist"} <= set(names)
     else:
         assert names == registry.names(kind)  # type: ignore[arg-type]
-    said = call("list", kind)
-    assert said.code == 0
-    assert all(name in said.out for name in names)
+    result = call("list", kind)
+    assert result.code == 0
+    assert all(name in result.out for name in names)
 
 
 @pytest.mark.parametrize(
-    ("name", "parts"),
+    ("name", "fragments"),
     [
         ("chest_resnet", ("model chest_resnet", "resnet", "phantom_chest", "balanced_accuracy")),
         ("phantom_chest", ("dataset phantom_chest", "classes", "synthetic")),
         ("pgd", ("attack pgd", "Madry", "steps", "40", "gradient steps a restart, >= 1")),
-        ("mahalanobis", ("defense mahalanobis", "fpr", "0.05", "validation images rejected")),
+        ("mahalanobis", ("defense mahalanobis", "fpr", "0.05", "clean validation images")),
         ("quick", ("suite quick", "phantom_fundus", "ladder")),
     ],
 )
-def test_show(call: Call, name: str, parts: tuple[str, ...]) -> None:
-    said = call("show", name)
-    assert said.code == 0
-    for part in parts:
-        assert part in said.out
+def test_show(call: Call, name: str, fragments: tuple[str, ...]) -> None:
+    result = call("show", name)
+    assert result.code == 0
+    for part in fragments:
+        assert part in result.out
 
 
 def test_show_prints_a_note_per_line(call: Call) -> None:
@@ -290,11 +292,11 @@ def test_show_can_show_every_card(call: Call) -> None:
 
 
 def test_doctor(call: Call, tmp_path: Path) -> None:
-    said = call("doctor")
-    assert said.code == 0
+    result = call("doctor")
+    assert result.code == 0
     for part in ("torch", version("torch"), "timm", "python", "device", "cores", "(writable)"):
-        assert part in said.out
-    assert str(tmp_path / "cache") in said.out.replace("\n", "")
+        assert part in result.out
+    assert str(tmp_path / "cache") in result.out.replace("\n", "")
 
 
 def test_doctor_tells_what_cannot_be_written(
@@ -302,25 +304,25 @@ def test_doctor_tells_what_cannot_be_written(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ROBUSTBENCH_MED_CACHE", str(tmp_path / "file"))
-    said = call("doctor")
-    assert said.code == 1
-    assert "expected a writable" in said.out
-    assert said.err == ""
+    result = call("doctor")
+    assert result.code == 1
+    assert "expected a writable" in result.out
+    assert result.err == ""
 
 
 def test_plan_prints_cases_and_an_estimate_and_computes_nothing(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preparing, "prepare_setup", None)
-    said = call("plan", "quick", "--victim", "chest_resnet", "--attack", "pgd", "-n", "5")
-    assert said.code == 0
-    assert "Quick: 1 case" in said.out
-    assert "chest_resnet" in said.out
+    result = call("plan", "quick", "--victim", "chest_resnet", "--attack", "pgd", "-n", "5")
+    assert result.code == 0
+    assert "Quick: 1 case" in result.out
+    assert "chest_resnet" in result.out
     assert re.search(
-        r"The attacks take about .+ on this machine, or .+ if no image breaks\.", said.out
+        r"The attacks take about .+ on this machine, or .+ if no image breaks\.", result.out
     )
     assert not (tmp_path / "results").exists()
-    assert re.search(r"\b[0-9a-f]{16}\b", said.out)  # whole, however narrow the terminal
+    assert re.search(r"\b[0-9a-f]{16}\b", result.out)  # whole, however narrow the terminal
 
 
 def _spawn(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -366,7 +368,7 @@ def test_looking_around_imports_no_heavy_library(words: list[str], tmp_path: Pat
 # --- running -------------------------------------------------------------------------------------
 
 
-def own(tmp_path: Path, **changed: Any) -> tuple[str, ...]:  # noqa: ANN401
+def own_data(tmp_path: Path, **changed: Any) -> tuple[str, ...]:  # noqa: ANN401
     data = save_npz(tmp_path / "own.npz", **changed)
     victim = save_timm(tmp_path / "w.safetensors")
     words = ("run", "quick", "--dataset", str(data), "--victim", victim)
@@ -375,29 +377,29 @@ def own(tmp_path: Path, **changed: Any) -> tuple[str, ...]:  # noqa: ANN401
 
 def records(tmp_path: Path) -> dict[str, Stored]:
     (folder,) = (tmp_path / "results" / "local").glob("*")
-    found, broken = store.read_all(folder)
+    stored_records, broken = store.read_all(folder)
     assert broken == []
-    return {one.record.case.attack: one for one in found}
+    return {stored.record.case.attack: stored for stored in stored_records}
 
 
 def test_own_data_and_a_timm_model_end_to_end(call: Call, tmp_path: Path) -> None:
-    said = call(*own(tmp_path))
-    assert said.code == 0, said.out + said.err
-    assert said.err == ""
-    found = records(tmp_path)
-    assert set(found) == {"fgsm", "pgd"}
-    for one in found.values():
-        record = one.record
+    result = call(*own_data(tmp_path))
+    assert result.code == 0, result.out + result.err
+    assert result.err == ""
+    stored_records = records(tmp_path)
+    assert set(stored_records) == {"fgsm", "pgd"}
+    for stored in stored_records.values():
+        record = stored.record
         assert (record.status, record.n, record.patients) == ("ok", 12, 6)
         assert [rung.eps for rung in record.rungs] == [0.0, 1 / 255, 8 / 255]
         assert record.audit is not None
         assert record.audit.over_budget == 0
         assert any("user's own" in note for note in record.notes)
-        assert len(one.samples) == 36
+        assert len(stored.samples) == 36
         for example in record.examples:
-            assert (Path(one.folder) / example.adversarial).is_file()
-    page = Path(found["pgd"].folder).parent / "leaderboard.html"
-    assert f"leaderboard: {page.relative_to(tmp_path)}" in said.out
+            assert (Path(stored.folder) / example.adversarial).is_file()
+    page = Path(stored_records["pgd"].folder).parent / "leaderboard.html"
+    assert f"leaderboard: {page.relative_to(tmp_path)}" in result.out
     assert page.is_file()
     # the records are told of by a later command too, and the page is written beside them
     page.unlink()
@@ -406,35 +408,35 @@ def test_own_data_and_a_timm_model_end_to_end(call: Call, tmp_path: Path) -> Non
 
 
 def test_finished_cases_are_skipped_and_force_redoes_them(call: Call, tmp_path: Path) -> None:
-    words = own(tmp_path)
+    words = own_data(tmp_path)
     assert call(*words).code == 0
-    stamps = {name: _stamp(one) for name, one in records(tmp_path).items()}
-    said = call(*words)
-    assert said.code == 0
-    assert "2 of 2 cases are finished" in said.out
-    assert {name: _stamp(one) for name, one in records(tmp_path).items()} == stamps
-    said = call("plan", *words[1:])
-    assert "All cases are finished." in said.out
-    assert len(re.findall(r"\bfinished\b", said.out)) == 2 + 1  # a line each, and the last one
+    stamps = {name: _stamp(stored) for name, stored in records(tmp_path).items()}
+    result = call(*words)
+    assert result.code == 0
+    assert "2 of 2 cases are finished" in result.out
+    assert {name: _stamp(stored) for name, stored in records(tmp_path).items()} == stamps
+    result = call("plan", *words[1:])
+    assert "All cases are finished." in result.out
+    assert len(re.findall(r"\bfinished\b", result.out)) == 2 + 1  # a line each, and the last one
     assert call(*words, "--force").code == 0
-    after = {name: _stamp(one) for name, one in records(tmp_path).items()}
+    after = {name: _stamp(stored) for name, stored in records(tmp_path).items()}
     assert all(after[name] != stamp for name, stamp in stamps.items())
 
 
-def _stamp(one: Stored) -> int:
-    return (Path(one.folder) / "record.json").stat().st_mtime_ns
+def _stamp(stored: Stored) -> int:
+    return (Path(stored.folder) / "record.json").stat().st_mtime_ns
 
 
 def test_the_command_of_a_record_computes_that_case_again_and_alone(
     call: Call, tmp_path: Path
 ) -> None:
-    words = own(tmp_path)
+    words = own_data(tmp_path)
     assert call(*words, "--seed", "3", "-n", "10", "--norm", "l2").code == 0
     before = records(tmp_path)
-    stamps = {name: _stamp(one) for name, one in before.items()}
-    told = shlex.split(before["pgd"].record.provenance.command)
-    assert told[:4] == ["python", "-m", "robustbench_med", "run"]
-    assert call(*told[3:]).code == 0
+    stamps = {name: _stamp(stored) for name, stored in before.items()}
+    command_words = shlex.split(before["pgd"].record.provenance.command)
+    assert command_words[:4] == ["python", "-m", "robustbench_med", "run"]
+    assert call(*command_words[3:]).code == 0
     after = records(tmp_path)
     assert after["pgd"].record.case == before["pgd"].record.case
     assert str(after["pgd"].record.rungs) == str(before["pgd"].record.rungs)  # NaN included
@@ -443,16 +445,16 @@ def test_the_command_of_a_record_computes_that_case_again_and_alone(
 
 
 def test_a_victim_that_answers_nan_makes_its_cases_invalid(call: Call, tmp_path: Path) -> None:
-    words = own(tmp_path)
+    words = own_data(tmp_path)
     save_timm(tmp_path / "w.safetensors", change=float("nan"))
-    said = call(*words)
-    assert said.code == 0, said.out + said.err
-    for one in records(tmp_path).values():
-        assert one.record.status == "invalid"
-        assert "NaN or Inf on 12 of 12 images" in one.record.reason
-        assert one.record.rungs == ()
-        assert one.record.examples == ()
-    assert "invalid" in said.out
+    result = call(*words)
+    assert result.code == 0, result.out + result.err
+    for stored in records(tmp_path).values():
+        assert stored.record.status == "invalid"
+        assert "NaN or Inf on 12 of 12 images" in stored.record.reason
+        assert stored.record.rungs == ()
+        assert stored.record.examples == ()
+    assert "invalid" in result.out
 
 
 class Raises(nn.Module):
@@ -465,14 +467,14 @@ class Raises(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad:
             raise KeyError("a bug of the model")
-        found: Tensor = self.inner(x)
-        return found
+        stored_records: Tensor = self.inner(x)
+        return stored_records
 
 
 def test_a_victim_that_raises_costs_its_own_cases_only(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = own(tmp_path)
+    words = own_data(tmp_path)
     (tmp_path / "good").mkdir()
     good = save_timm(tmp_path / "good" / "w.safetensors", change=0.1)
 
@@ -483,14 +485,14 @@ def test_a_victim_that_raises_costs_its_own_cases_only(
         return loaded._replace(victim=replace(loaded.victim, module=Raises(loaded.victim.module)))
 
     monkeypatch.setattr(preparing, "load_victim", load)
-    said = call(*words, "--victim", good)
-    assert said.code == 1
-    assert "Traceback" not in said.out + said.err
-    assert said.out.count("not scored: ") == 2
-    assert "KeyError: 'a bug of the model' (test_cli.py:" in said.out
-    kept = records(tmp_path)
-    assert {one.record.case.victim for one in kept.values()} == {good}
-    page = (Path(kept["pgd"].folder).parent / "leaderboard.html").read_text()
+    result = call(*words, "--victim", good)
+    assert result.code == 1
+    assert "Traceback" not in result.out + result.err
+    assert result.out.count("not scored: ") == 2
+    assert "KeyError: 'a bug of the model' (test_cli.py:" in result.out
+    records_before = records(tmp_path)
+    assert {stored.record.case.victim for stored in records_before.values()} == {good}
+    page = (Path(records_before["pgd"].folder).parent / "leaderboard.html").read_text()
     assert "2 cases not scored." in page
     assert "KeyError: &#39;a bug of the model&#39;" in page
 
@@ -500,18 +502,18 @@ def test_a_case_that_fails_alone_of_its_row_leaves_it_incomplete(
 ) -> None:
     real = execute
 
-    def but_pgd(planned: Any, *rest: Any, **options: Any) -> Any:  # noqa: ANN401
+    def but_pgd(planned: Any, *positional: Any, **options: Any) -> Any:  # noqa: ANN401
         if planned.case.attack == "pgd":
             raise RuntimeError("out of <memory>")
-        return real(planned, *rest, **options)
+        return real(planned, *positional, **options)
 
-    words = own(tmp_path)
+    words = own_data(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(runner, "execute", but_pgd)
-        said = call(*words)
-    assert said.code == 1
+        result = call(*words)
+    assert result.code == 1
     (stored,) = records(tmp_path).values()
-    assert "incomplete" in said.out
+    assert "incomplete" in result.out
     page = (Path(stored.folder).parent / "leaderboard.html").read_text()
     assert "1 case not scored." in page
     assert "RuntimeError: out of &lt;memory&gt;" in page
@@ -526,34 +528,34 @@ def test_a_case_that_fails_alone_of_its_row_leaves_it_incomplete(
 
 
 def test_a_missing_file_costs_its_own_dataset_only(call: Call, tmp_path: Path) -> None:
-    said = call(*own(tmp_path), "--dataset", "gone.npz")
-    assert said.code == 1
-    assert "not scored: gone.npz: gone.npz: expected a .npz file" in said.out
+    result = call(*own_data(tmp_path), "--dataset", "gone.npz")
+    assert result.code == 1
+    assert "not scored: gone.npz: gone.npz: expected a .npz file" in result.out
     assert len(records(tmp_path)) == 2
 
 
 def test_an_unlabelled_image_costs_nothing(call: Call, tmp_path: Path) -> None:
     labels = (np.arange(12) % 2)[:, None]
     labels[3] = -1
-    said = call(*own(tmp_path, test_labels=labels))
-    assert said.code == 0, said.out
+    result = call(*own_data(tmp_path, test_labels=labels))
+    assert result.code == 0, result.out
     assert len(records(tmp_path)) == 2
 
 
 def test_an_unreadable_record_is_left_out_with_a_line(call: Call, tmp_path: Path) -> None:
-    assert call(*own(tmp_path)).code == 0
+    assert call(*own_data(tmp_path)).code == 0
     home = Path(records(tmp_path)["pgd"].folder)
     (home / "samples.parquet").write_bytes(b"nothing")
-    said = call("leaderboard", home.parent)
-    assert said.code == 1  # the page is there, and incomplete
-    assert "expected a readable record in" in said.out
+    result = call("leaderboard", home.parent)
+    assert result.code == 1  # the page is there, and incomplete
+    assert "expected a readable record in" in result.out
     page = (home.parent / "leaderboard.html").read_text()
     assert "1 case not scored." in page
     assert f"expected a readable record in {home.name}" in page  # no folder of this machine
     assert "failed or not readable: PGD" in page
     # where nothing can be read, the page does not keep its old numbers
-    for other in home.parent.glob("*/record.json"):
-        other.write_text("{")
+    for sibling in home.parent.glob("*/record.json"):
+        sibling.write_text("{")
     assert call("leaderboard", home.parent).code == 1
     page = (home.parent / "leaderboard.html").read_text()
     assert "2 cases not scored." in page
@@ -563,18 +565,18 @@ def test_an_unreadable_record_is_left_out_with_a_line(call: Call, tmp_path: Path
 def test_stopping_by_hand_keeps_what_is_finished(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = execute, []
+    real, executed = execute, []
 
     def once(*words: Any, **options: Any) -> Any:  # noqa: ANN401
-        seen.append(1)
-        if len(seen) == 2:
+        executed.append(1)
+        if len(executed) == 2:
             raise KeyboardInterrupt
         return real(*words, **options)
 
     monkeypatch.setattr(runner, "execute", once)
-    said = call(*own(tmp_path))
-    assert said.code == 130
-    assert said.err == (
+    result = call(*own_data(tmp_path))
+    assert result.code == 130
+    assert result.err == (
         "robustbench_med: stopped; finished cases are kept; run the command again to go on\n"
     )
     assert len(records(tmp_path)) == 1
@@ -591,10 +593,10 @@ def test_train_writes_weights_and_card(
     loader = load.load_dataset
     monkeypatch.setattr(load, "load_dataset", lambda name, *, data=None: _few(name, loader))
     with registry.register("models", short, replace=True):
-        said = call("train", "chest_resnet", "--out", "zoo")
-    assert said.code == 0, said.err
-    assert "balanced accuracy" in said.out
-    assert "not the shipped weights" in said.out
+        result = call("train", "chest_resnet", "--out", "zoo")
+    assert result.code == 0, result.err
+    assert "balanced accuracy" in result.out
+    assert "not the shipped weights" in result.out
     assert {path.name for path in Path("zoo").iterdir()} == {
         "chest_resnet.safetensors",
         "chest_resnet.json",

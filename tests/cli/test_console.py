@@ -52,12 +52,12 @@ def test_no_help_is_cut_on_a_console_of_80_columns(
     monkeypatch.setenv("TERMINAL_WIDTH", "80")
     assert ended([command, "--help"] if command else ["--help"], monkeypatch) == 0
     lines = capsys.readouterr().out.splitlines()
-    usage, rest = lines[0], lines[1:]
+    usage, options = lines[0], lines[1:]
     assert usage.startswith("Usage: ")
-    assert len(rest) > 5
-    cut = [line for line in rest if line.endswith(("...", "…")) and ", ..." not in line]
+    assert len(options) > 5
+    cut = [line for line in options if line.endswith(("...", "…")) and ", ..." not in line]
     assert cut == []
-    assert max(map(len, rest)) <= 80
+    assert max(map(len, options)) <= 80
 
 
 def test_every_command_says_in_the_list_what_it_does() -> None:

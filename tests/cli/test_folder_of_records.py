@@ -20,8 +20,8 @@ from tests.bench.toys import stand_in
 
 FIRST, SECOND = "chest_vgg", "chest_resnet"
 COMMON = ("--dataset", "phantom_chest", "--attack", "fgsm", "--eps", "2/255", "-n", "6")
-Said = tuple[int, str]
-Call = Callable[..., Said]
+CommandResult = tuple[int, str]
+Call = Callable[..., CommandResult]
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def call(
     # typer hands commands a plain click context; the type checker of the tests wants what they name
     monkeypatch.setattr(typer.core.TyperCommand, "context_class", typer.Context)
 
-    def run(*words: str) -> Said:
+    def run(*words: str) -> CommandResult:
         monkeypatch.setattr(sys, "argv", ["robustbench_med", *words])
         with pytest.raises(SystemExit) as stop:
             cli.main()
-        said = capsys.readouterr()
-        return int(stop.value.code or 0), said.out + said.err
+        result = capsys.readouterr()
+        return int(stop.value.code or 0), result.out + result.err
 
     return run
 
@@ -56,10 +56,10 @@ def holds(folder: Path, *victims: str) -> None:
 
 def test_a_second_run_keeps_the_models_of_the_first(call: Call) -> None:
     assert call("run", "quick", "--victim", FIRST, *COMMON, "--results", "r")[0] == 0
-    code, said = call("run", "quick", "--victim", SECOND, *COMMON, "--results", "r")
+    code, result = call("run", "quick", "--victim", SECOND, *COMMON, "--results", "r")
     assert code == 0
     holds(Path("r/quick"), FIRST, SECOND)
-    assert "1 case of this run and 1 of earlier runs" in said
+    assert "1 case of this run and 1 of earlier runs" in result
 
 
 def test_a_narrower_run_keeps_the_page_of_a_larger_one(call: Call) -> None:
@@ -68,12 +68,12 @@ def test_a_narrower_run_keeps_the_page_of_a_larger_one(call: Call) -> None:
     ids = sorted(path.parent.name for path in Path("r/quick").glob("*/record.json"))
     assert call(*words, "--case", ids[0])[0] == 0
     holds(Path("r/quick"), FIRST, SECOND)
-    other = ("run", "quick", "--dataset", "phantom_fundus", "--victim", "fundus_resnet")
-    code, said = call(*other, *COMMON[2:], "--results", "r")
+    sibling = ("run", "quick", "--dataset", "phantom_fundus", "--victim", "fundus_resnet")
+    code, result = call(*sibling, *COMMON[2:], "--results", "r")
     assert code == 0
     holds(Path("r/quick"), FIRST, SECOND, "fundus_resnet")
-    assert "chest" not in said.replace("phantom_chest", "")  # boards of earlier runs are counted
-    assert "1 board of earlier runs only: not printed above." in said
+    assert "chest" not in result.replace("phantom_chest", "")  # boards of earlier runs are counted
+    assert "1 board of earlier runs only: not printed above." in result
 
 
 def test_a_run_from_python_keeps_them_too(call: Call) -> None:
@@ -122,14 +122,14 @@ def test_failures_that_share_a_label_keep_their_own_reasons(
     monkeypatch.setattr(runner, "execute", fail)
     words = ("run", "quick", "--victim", FIRST, *COMMON[:2], *COMMON[4:], "--results", "r")
     both = ("--attack", "pgd(steps=2)", "--attack", "pgd(steps=3)")
-    code, said = call(*words, *both)
+    code, result = call(*words, *both)
     assert code == 1
     for steps in (2, 3):  # what differs and nothing else tells the lines apart
         line = f"phantom_chest · {FIRST} · pgd (steps={steps}): "
-        assert f"not scored: {line}RuntimeError: no memory for {steps} steps" in said
+        assert f"not scored: {line}RuntimeError: no memory for {steps} steps" in result
         page = Path("r/quick/leaderboard.md").read_text(encoding="utf-8").replace("\\_", "_")
         assert line in page
-    assert said.count("not scored: ") == 2
+    assert result.count("not scored: ") == 2
 
 
 def test_a_run_of_one_case_says_nothing_of_cases_that_did_not_run(
@@ -137,18 +137,18 @@ def test_a_run_of_one_case_says_nothing_of_cases_that_did_not_run(
 ) -> None:
     attacks = ("--attack", "pgd(steps=2)", "--attack", "pgd(steps=3)", "--results", "r")
     words = ("quick", "--victim", FIRST, *COMMON[:2], *COMMON[4:], *attacks)
-    said = call("plan", *words)[1]
-    first, second = re.findall(r"\b[0-9a-f]{16}\b", said)
+    result = call("plan", *words)[1]
+    first, second = re.findall(r"\b[0-9a-f]{16}\b", result)
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no memory left")
 
     with monkeypatch.context() as patch:
         patch.setattr(runner, "execute", fail)
-        code, said = call("run", *words, "--case", first)
+        code, result = call("run", *words, "--case", first)
         assert code == 1
-        assert said.count("not scored: ") == 1
-        assert f"not scored: phantom_chest · {FIRST} · pgd: " in said  # nothing to tell apart
+        assert result.count("not scored: ") == 1
+        assert f"not scored: phantom_chest · {FIRST} · pgd: " in result  # nothing to tell apart
         assert [f.case and f.case.id for f in failure.recall(Path("r/quick"))] == [first]
     # nor does a later run of the other case that succeeds make the first one's failure forgotten
     assert call("run", *words, "--case", second)[0] == 0

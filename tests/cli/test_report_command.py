@@ -43,11 +43,11 @@ class Called:
         self.out, self.err = self._capsys.readouterr()
         return code
 
-    def refused(self, *parts: str) -> None:
+    def refused(self, *fragments: str) -> None:
         """Check that it said one line on stderr that holds `parts`."""
         assert len(self.err.splitlines()) == 1, self.err
         assert self.err.startswith("robustbench_med: ")
-        for part in parts:
+        for part in fragments:
             assert part in self.err
 
 
@@ -68,8 +68,8 @@ def folder(tmp_path: Path) -> Path:
         case = stored.record.case
         if case.dataset == "phantom_fundus" and case.threat == "white_box":
             ids.setdefault(case.victim, []).append(case.id)
-    chosen = [*ids[VICTIM][:2], ids["fundus_densenet"][0]]
-    unpack(RESULTS / "quick", tmp_path / "suites" / "quick", only=chosen)
+    selected = [*ids[VICTIM][:2], ids["fundus_densenet"][0]]
+    unpack(RESULTS / "quick", tmp_path / "suites" / "quick", only=selected)
     return tmp_path / "suites"
 
 
@@ -125,8 +125,8 @@ def test_a_mistake_costs_one_line(call: Called, folder: Path) -> None:
 
 def test_every_model_gets_a_report_and_its_name_is_shown(call: Called, folder: Path) -> None:
     assert call(folder) == 0
-    found = [path.name for path in sorted(folder.glob("report-*"))]
-    assert found == [
+    results = [path.name for path in sorted(folder.glob("report-*"))]
+    assert results == [
         f"report-{name}.{kind}"
         for name in ("fundus_densenet", "fundus_resnet")
         for kind in ("html", "json")
@@ -138,7 +138,7 @@ def test_every_model_gets_a_report_and_its_name_is_shown(call: Called, folder: P
     ours = [home for home in homes if store.read(home).record.case.victim == VICTIM]
     shutil.rmtree(min(ours))  # one of two: every model still has a record
     assert call("--victim", "DenseNet", "--victim", VICTIM, folder, "--out", "two") == 0
-    assert [path.name for path in sorted(Path("two").glob("*.html"))] == found[::2]
+    assert [path.name for path in sorted(Path("two").glob("*.html"))] == results[::2]
 
 
 def test_one_report_is_the_same_alone_and_among_all(call: Called, folder: Path) -> None:
@@ -189,19 +189,19 @@ def test_verdicts_decide_the_exit_code_where_asked(
 def test_a_criterion_that_is_met_and_doubted_fails_where_asked(call: Called, folder: Path) -> None:
     path = Path("plan.toml")
     path.write_text(GOOD)
-    own = next(
+    own_folder = next(
         path
         for path in sorted((folder / "quick").glob("*/record.json"))
         if json.loads(path.read_text())["case"]["victim"] == VICTIM
     )
-    own.write_text("{")
+    own_folder.write_text("{")
     words = ("--victim", VICTIM, folder, "--criteria", path)
     assert call(*words, "--fail-on", "doubted") == 1
     assert f"fails on doubted: C1 of {VICTIM}" in call.out
 
 
 @pytest.mark.parametrize(
-    ("words", "parts"),
+    ("words", "fragments"),
     [
         (["--fail-on", "not_met"], ["expected --criteria with --fail-on, got none"]),
         (["--fail-on", "met", "--criteria", "p"], ["got 'met'", "not_met, not_tested"]),
@@ -210,11 +210,11 @@ def test_a_criterion_that_is_met_and_doubted_fails_where_asked(call: Called, fol
     ],
 )
 def test_a_wrong_level_is_refused_before_anything_is_written(
-    call: Called, folder: Path, words: list[str], parts: list[str]
+    call: Called, folder: Path, words: list[str], fragments: list[str]
 ) -> None:
     Path("p").write_text(GOOD)
     assert call(folder, *words) == 2
-    call.refused(*parts)
+    call.refused(*fragments)
     assert list(folder.glob("report-*")) == []
 
 
@@ -284,8 +284,8 @@ def test_a_model_whose_only_record_is_damaged_is_named(
     assert "not read: " in call.out
     assert (folder / f"report-{VICTIM}.html").exists()
     known = damage is not cut  # its own file still says whose it is
-    said = "no report of fundus_densenet: none of its records can be read"
-    assert (said in call.out) == known
+    message = "no report of fundus_densenet: none of its records can be read"
+    assert (message in call.out) == known
     # what is known to be of another model is no doubt on this one
     held = json.loads((folder / f"report-{VICTIM}.json").read_text())
     assert len(held["unreadable"]) == (0 if known else 1)
@@ -335,9 +335,9 @@ def test_criteria_of_other_models_are_counted_and_a_model_that_is_missing_is_sai
         "".join(GOOD + f'victim = "{name}"\n' for name in (VICTIM, "fundus_densenet", "fundus_vit"))
     )
     assert call(folder, "--criteria", path, "--fail-on", "not_met") == 0
-    for place, name in enumerate((VICTIM, "fundus_densenet"), 1):
+    for location, name in enumerate((VICTIM, "fundus_densenet"), 1):
         held = json.loads((folder / f"report-{name}.json").read_text())["criteria"]
-        assert [one["number"] for one in held["judged"]] == [f"C{place}"]
+        assert [stored["number"] for stored in held["judged"]] == [f"C{location}"]
         assert held["others"] == 2
     page = (folder / f"report-{VICTIM}.html").read_text()
     assert "2 criteria of the file are of other models and not judged here" in page
@@ -403,13 +403,13 @@ def test_the_command_in_a_report_makes_it_again(call: Called, folder: Path) -> N
     path = Path("it's a plan.toml")
     path.write_text(GOOD)
     assert call("--victim", VICTIM, folder, "--criteria", path) == 0
-    made = folder / f"report-{VICTIM}.json"
-    first = made.read_bytes()
-    made.unlink()
+    reports = folder / f"report-{VICTIM}.json"
+    first = reports.read_bytes()
+    reports.unlink()
     words = shlex.split(json.loads(first)["command"])
     assert words[:4] == ["python", "-m", "robustbench_med", "report"]
     assert call(*words[4:]) == 0
-    assert made.read_bytes() == first
+    assert reports.read_bytes() == first
 
 
 class Full(io.StringIO):

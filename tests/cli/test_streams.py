@@ -68,8 +68,8 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
                 code = 0
             except SystemExit as stop:
                 code = int(stop.code or 0)
-        kept = (tmp_path / "out").read_bytes() if (tmp_path / "out").exists() else b""
-        return Ended(code, kept, err.read_text(encoding=encoding))
+        received = (tmp_path / "out").read_bytes() if (tmp_path / "out").exists() else b""
+        return Ended(code, received, err.read_text(encoding=encoding))
 
     return run
 
@@ -80,9 +80,9 @@ def test_the_boards_are_printed_in_any_encoding(
 ) -> None:
     ended = command("leaderboard", folder, encoding=encoding)
     assert (ended.code, ended.err) == (0, "")
-    said = ended.out.decode(encoding)
-    assert "worst" in said
-    assert "leaderboard.html" in said
+    message = ended.out.decode(encoding)
+    assert "worst" in message
+    assert "leaderboard.html" in message
     for name in FILES:
         text = (folder / name).read_text(encoding="utf-8")
         assert "ε" in text or name.endswith("csv")

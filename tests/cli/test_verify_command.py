@@ -33,7 +33,7 @@ def run(*words: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    ("finding", "code", "said"),
+    ("finding", "code", "result"),
     [
         (Finding("match", 0, 64), 0, "match: all 64 samples as recorded"),
         (Finding("within rounding", 2, 64), 0, "within rounding: 2 of 64 samples differ"),
@@ -42,12 +42,12 @@ def run(*words: str) -> tuple[int, str]:
     ],
 )
 def test_the_word_and_the_exit_code(
-    finding: Finding, code: int, said: str, monkeypatch: pytest.MonkeyPatch
+    finding: Finding, code: int, result: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verifying, "verify", lambda stored, **rest: finding)
-    found, output = run("verify", CASE, "--results", str(COMMITTED))
-    assert found == code
-    assert said in output
+    monkeypatch.setattr(verifying, "verify", lambda stored, **options: finding)
+    homes, output = run("verify", CASE, "--results", str(COMMITTED))
+    assert homes == code
+    assert result in output
     assert "phantom_chest · chest_resnet · deepfool" in output
 
 
@@ -78,7 +78,7 @@ def test_the_committed_record_is_taken_before_that_of_a_run(
         unpack(COMMITTED, results / suite, only=[CASE])
     assert record_folder(CASE, results) == (results / "quick" / CASE).resolve()
     assert record_folder(CASE, results / "local") == (results / "local" / "quick" / CASE).resolve()
-    monkeypatch.setattr(verifying, "verify", lambda stored, **rest: Finding("match", 0, 64))
+    monkeypatch.setattr(verifying, "verify", lambda stored, **options: Finding("match", 0, 64))
     code, output = run("verify", CASE, "--results", str(results))
     assert code == 0
     assert f"record: {results}/quick/{CASE}" in output.replace("\n", "")
@@ -88,16 +88,16 @@ def test_the_committed_record_is_taken_before_that_of_a_run(
 
 
 def test_code_is_run_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bool] = []
+    call_arguments: list[bool] = []
 
-    def look(stored: object, *, code: bool, **rest: object) -> Finding:
-        asked.append(code)
+    def look(stored: object, *, code: bool, **options: object) -> Finding:
+        call_arguments.append(code)
         return Finding("match", 0, 64)
 
     monkeypatch.setattr(verifying, "verify", look)
     for words in ((), ("--run-code",)):
         assert run("verify", CASE, "--results", str(COMMITTED), *words)[0] == 0
-    assert asked == [False, True]
+    assert call_arguments == [False, True]
     assert "--run-code" in run("verify", "--help")[1]
 
 
@@ -108,8 +108,8 @@ def test_a_run_that_saves_images_is_verified_from_them(
     monkeypatch.setattr(typer.core.TyperCommand, "context_class", typer.Context)
     npz, spec = save_npz(tmp_path / "mine.npz"), save_timm(tmp_path / "w.safetensors")
     grid = ["--dataset", str(npz), "--victim", spec, "--attack", "fgsm", "--eps", "2/255"]
-    rest = ["--results", str(tmp_path / "results"), "--examples", "0", "--save-images"]
-    code, output = run("run", "quick", *grid, *rest)
+    options = ["--results", str(tmp_path / "results"), "--examples", "0", "--save-images"]
+    code, output = run("run", "quick", *grid, *options)
     assert code == 0, output
     (path,) = (tmp_path / "results").rglob("record.json")
     assert "--save-images" in json.loads(path.read_text())["provenance"]["command"]
@@ -139,7 +139,7 @@ def test_several_records_and_folders_end_in_one_summary_and_exit_code(
         pack(tmp_path / "records" / "quick")
     words = {homes[0].name: "match", homes[1].name: "within rounding", homes[2].name: "mismatch"}
 
-    def judge(stored: Stored, **rest: object) -> Finding:
+    def judge(stored: Stored, **options: object) -> Finding:
         return Finding(words.get(stored.record.case_id, "match"), 1, 64)  # type: ignore[arg-type]
 
     monkeypatch.setattr(verifying, "verify", judge)
@@ -162,7 +162,7 @@ def test_a_damaged_record_among_several_costs_itself_only(
     homes = store.homes(COMMITTED)[:2]
     unpack(COMMITTED, tmp_path, only=[home.name for home in homes])
     (tmp_path / homes[0].name / "record.json").write_text("{")
-    monkeypatch.setattr(verifying, "verify", lambda stored, **rest: Finding("match", 0, 64))
+    monkeypatch.setattr(verifying, "verify", lambda stored, **options: Finding("match", 0, 64))
     code, output = run("verify", str(tmp_path))
     assert code == 2
     assert "2 records: 1 match, 1 not verified" in output
@@ -192,21 +192,21 @@ def test_own_files_may_lie_elsewhere_on_another_machine(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(typer.core.TyperCommand, "context_class", typer.Context)
-    there, here = tmp_path / "there", tmp_path / "here"
+    there, folder = tmp_path / "there", tmp_path / "here"
     there.mkdir()
-    here.mkdir()
+    folder.mkdir()
     data, spec = save_npz(there / "mine.npz"), save_timm(there / "w.safetensors")
-    old, new = there / "w.safetensors", here / "renamed.safetensors"
+    old, new = there / "w.safetensors", folder / "renamed.safetensors"
     options: list[str] = []
     if kind == "code":
-        old, new, options = there / "net.py", here / "network.py", ["--run-code"]
+        old, new, options = there / "net.py", folder / "network.py", ["--run-code"]
         old.write_text(NET)
         spec = f"{old}:make(width=6)"
     grid = ["--dataset", str(data), "--victim", spec, "--attack", "fgsm", "--eps", "2/255"]
-    made = run("run", "quick", *grid, "--results", str(tmp_path / "r"), "--examples", "0")
-    assert made[0] == 0, made[1]
+    recomputed = run("run", "quick", *grid, "--results", str(tmp_path / "r"), "--examples", "0")
+    assert recomputed[0] == 0, recomputed[1]
     (record,) = (tmp_path / "r").rglob("record.json")
-    moved_data = shutil.move(data, here / "test.npz")
+    moved_data = shutil.move(data, folder / "test.npz")
     code, line = run("verify", str(record), *options)
     assert code == 2
     assert f"expected {data}, which the record was made of" in line
@@ -216,14 +216,14 @@ def test_own_files_may_lie_elsewhere_on_another_machine(
     assert code == 2
     assert f"expected {old}, which the record's model was made of" in line
     assert "--victim FILE" in line
-    place = f"timm:test_resnet(weights='{new}')" if kind == "spec" else str(new)
-    where = ["--dataset", str(moved_data), "--victim", place, *options]
+    location = f"timm:test_resnet(weights='{new}')" if kind == "spec" else str(new)
+    where = ["--dataset", str(moved_data), "--victim", location, *options]
     code, output = run("verify", str(record), *where)
     assert code == 0, output
     assert "match: all 12 samples as recorded" in output
     # another file is told by its hash
-    other = save_npz(here / "other.npz", n=14)
-    code, output = run("verify", str(record), *where, "--dataset", str(other))
+    sibling = save_npz(folder / "other.npz", n=14)
+    code, output = run("verify", str(record), *where, "--dataset", str(sibling))
     assert code == 1
     assert "mine.npz are not those of the record" in output
     if kind == "code":

@@ -24,8 +24,8 @@ def slopes(loss_of: object, logits: Tensor) -> Tensor:
     assert callable(loss_of)
     leaf = logits.clone().requires_grad_(True)
     (g,) = torch.autograd.grad(loss_of(leaf).sum(), leaf)
-    found: Tensor = g
-    return found
+    gradient: Tensor = g
+    return gradient
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -105,15 +105,15 @@ def test_a_tie_is_decided_for_the_first_class_everywhere() -> None:
 
 
 def test_one_logit_is_the_pair_of_zero_and_itself() -> None:
-    one = Output(torch.tensor([[2.0], [-1.0], [0.0]]))
+    single_logit = Output(torch.tensor([[2.0], [-1.0], [0.0]]))
     two = Output(torch.tensor([[0.0, 2.0], [0.0, -1.0], [0.0, 0.0]]))
     y = torch.tensor([1, 1, 0])
     for objective in (Untargeted(), Targeted(0)):
-        for a, b in zip(objective(one, y), objective(two, y), strict=True):
+        for a, b in zip(objective(single_logit, y), objective(two, y), strict=True):
             torch.testing.assert_close(a, b)
-        torch.testing.assert_close(objective.margins(one, y), objective.margins(two, y))
-    assert decide(one.logits, "single_label").tolist() == [1, 0, 0]
-    assert Untargeted()(one, y).is_final.tolist() == [False, True, False]
+        torch.testing.assert_close(objective.margins(single_logit, y), objective.margins(two, y))
+    assert decide(single_logit.logits, "single_label").tolist() == [1, 0, 0]
+    assert Untargeted()(single_logit, y).is_final.tolist() == [False, True, False]
 
 
 def test_margins_leave_out_the_truth() -> None:

@@ -106,11 +106,11 @@ def test_climbing_names_the_losses_past_a_detector(loss: EvasionLoss) -> None:
     assert isinstance(objective, EvadeDetector)
     assert objective.loss == loss
     endless = replace(problem, objective=LossOverride(objective, use_all_steps=True))
-    found = with_loss(endless, "goal").objective
-    assert isinstance(found, LossOverride)
-    assert found.use_all_steps
-    assert isinstance(found.base, EvadeDetector)
-    assert found.base.loss == "goal"
+    override = with_loss(endless, "goal").objective
+    assert isinstance(override, LossOverride)
+    assert override.use_all_steps
+    assert isinstance(override.base, EvadeDetector)
+    assert override.base.loss == "goal"
 
 
 def test_climbing_refuses_a_victim_without_detector() -> None:

@@ -31,7 +31,7 @@ ALL: dict[str, PixelLoss] = {
     **LOSSES,
     "segpgd": weighted,
     "cospgd": aligned,
-    "dag": lambda here: pull(here, torch.full((len(here.logits),), 0.4)),
+    "dag": lambda pixels: pull(pixels, torch.full((len(pixels.logits),), 0.4)),
     "asma": adaptive,
 }
 
@@ -58,11 +58,11 @@ def _jensen_shannon(logits: Tensor, y: Tensor) -> Tensor:
 
 def _dice(logits: Tensor, y: Tensor) -> Tensor:
     p = logits.softmax(0)
-    found = [
+    per_region = [
         (2 * p[k][y == k].sum() + 1) / (p[k].sum() + (y == k).sum() + 1)
         for k in range(1, len(logits))
     ]
-    return 1 - torch.stack(found).mean()
+    return 1 - torch.stack(per_region).mean()
 
 
 def _segpgd(logits: Tensor, y: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ FORMULAS: dict[str, tuple[PixelLoss, Callable[[Tensor, Tensor], Tensor]]] = {
     "balanced": (LOSSES["balanced"], _balanced),
     "jensen_shannon": (LOSSES["jensen_shannon"], _jensen_shannon),
     "dice": (LOSSES["dice"], _dice),
-    "segpgd": (lambda here: weighted(here, weight=0.3), _segpgd),
+    "segpgd": (lambda pixels: weighted(pixels, weight=0.3), _segpgd),
     "cospgd": (aligned, _cospgd),
 }
 
@@ -92,12 +92,12 @@ FORMULAS: dict[str, tuple[PixelLoss, Callable[[Tensor, Tensor], Tensor]]] = {
 def test_losses_are_those_of_their_formulas(name: str, size: tuple[int, ...]) -> None:
     loss, formula = FORMULAS[name]
     logits, y = drawn(4, size)
-    leaf, other = logits.clone().requires_grad_(True), logits.clone().requires_grad_(True)
+    leaf, other_logits = logits.clone().requires_grad_(True), logits.clone().requires_grad_(True)
     ours = PixelLossOverride(Damage(mask_card(4, size=size)), loss)(Output(leaf), y).loss
-    plain = [formula(a[:, b >= 0], b[b >= 0]) for a, b in zip(other, y, strict=True)]
+    plain = [formula(a[:, b >= 0], b[b >= 0]) for a, b in zip(other_logits, y, strict=True)]
     torch.testing.assert_close(ours, torch.stack(plain))
     (g,) = torch.autograd.grad(ours.sum(), leaf)
-    (expected,) = torch.autograd.grad(torch.stack(plain).sum(), other)
+    (expected,) = torch.autograd.grad(torch.stack(plain).sum(), other_logits)
     torch.testing.assert_close(g, expected, atol=1e-7, rtol=1e-4)
 
 
@@ -111,7 +111,7 @@ def test_ignored_pixels_neither_pull_nor_weigh(name: str) -> None:
     logits, y = drawn(3, (6, 7))
     for goal in goals():
         objective = PixelLossOverride(goal, ALL[name])
-        found = []
+        gradients = []
         for value in (None, -30.0, 30.0):
             leaf = logits.clone()
             if value is not None:
@@ -119,11 +119,11 @@ def test_ignored_pixels_neither_pull_nor_weigh(name: str) -> None:
             leaf.requires_grad_(True)
             (g,) = torch.autograd.grad(objective(Output(leaf), y).loss.sum(), leaf)
             assert (g.abs().sum(1)[y < 0] == 0).all()
-            found.append(g)
-        assert found[0].any()
+            gradients.append(g)
+        assert gradients[0].any()
         counted = (y >= 0)[:, None].expand_as(logits)
-        assert torch.equal(found[0][counted], found[1][counted])
-        assert torch.equal(found[0][counted], found[2][counted])
+        assert torch.equal(gradients[0][counted], gradients[1][counted])
+        assert torch.equal(gradients[0][counted], gradients[2][counted])
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -196,5 +196,5 @@ def test_rows_take_their_state_with_them() -> None:
     state = torch.arange(5.0)
     objective = PixelLossOverride(Damage(mask_card(3)), lambda _, lot: lot, state=(state,))
     rows = torch.tensor([3, 1])
-    found = objective.select(rows)(Output(logits[rows]), y[rows]).loss
-    assert found.tolist() == [3.0, 1.0]
+    row_loss = objective.select(rows)(Output(logits[rows]), y[rows]).loss
+    assert row_loss.tolist() == [3.0, 1.0]

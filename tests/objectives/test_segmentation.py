@@ -40,15 +40,15 @@ def drawn(k: int, size: tuple[int, ...], *, n: int = 5, seed: int = 0) -> tuple[
 
 def plain_dice(called: Tensor, y: Tensor, regions: dict[str, tuple[int, ...]]) -> Tensor:
     """Return the Dice of each image and region, pixel by pixel in sets."""
-    found = torch.zeros(len(y), len(regions))
+    result = torch.zeros(len(y), len(regions))
     for i in range(len(y)):
         places = [p for p, label in enumerate(y[i].flatten().tolist()) if label >= 0]
-        there, here = y[i].flatten().tolist(), called[i].flatten().tolist()
+        there, pixels = y[i].flatten().tolist(), called[i].flatten().tolist()
         for r, members in enumerate(regions.values()):
             a = {p for p in places if there[p] in members}
-            b = {p for p in places if here[p] in members}
-            found[i, r] = 2 * len(a & b) / (len(a) + len(b)) if a or b else 1.0
-    return found
+            b = {p for p in places if pixels[p] in members}
+            result[i, r] = 2 * len(a & b) / (len(a) + len(b)) if a or b else 1.0
+    return result
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -73,9 +73,9 @@ def test_loss_of_one_logit_is_the_binary_cross_entropy() -> None:
 def test_dice_is_that_of_sets(size: tuple[int, ...], regions: dict[str, tuple[int, ...]]) -> None:
     logits, y = drawn(4, size)
     card = mask_card(4, size=size, regions=regions)
-    here = Damage(card).pixels(Output(logits), y)
+    pixels = Damage(card).pixels(Output(logits), y)
     plain = plain_dice(logits.argmax(1), y, card.parts)
-    torch.testing.assert_close(dice(confusion(here), here.regions), plain)
+    torch.testing.assert_close(dice(confusion(pixels), pixels.regions), plain)
     verdict = Damage(card)(Output(logits), y)
     torch.testing.assert_close(verdict.harm, 0.5 - plain.mean(1))
     assert torch.equal(verdict.is_final, plain.mean(1) == 0)
@@ -85,9 +85,9 @@ def test_dice_is_that_of_sets(size: tuple[int, ...], regions: dict[str, tuple[in
 def test_an_absent_class_shifts_no_other() -> None:
     y = torch.tensor([[[0, 3, 3, 1]]])  # class 2 is in no image
     logits = 9 * functional.one_hot(torch.tensor([[[0, 3, 0, 1]]]), 4).movedim(-1, 1).float()
-    here = Damage(mask_card(4)).pixels(Output(logits), y)
-    found = dice(confusion(here), here.regions)
-    torch.testing.assert_close(found, torch.tensor([[1.0, 1.0, 2 / 3]]))
+    pixels = Damage(mask_card(4)).pixels(Output(logits), y)
+    result = dice(confusion(pixels), pixels.regions)
+    torch.testing.assert_close(result, torch.tensor([[1.0, 1.0, 2 / 3]]))
 
 
 def test_an_empty_region_is_perfect_in_both_and_lost_in_one() -> None:
@@ -105,9 +105,9 @@ def test_ignored_pixels_count_nowhere_and_in_no_class() -> None:
     for objective in _objectives():
         before = objective(Output(logits), y)
         for value in (-50.0, 50.0):  # of the last class: where 255 would be clamped to
-            other = logits.clone()
-            other[:, -1] = torch.where(ignored[:, -1], value, other[:, -1])
-            after = objective(Output(other), y)
+            second = logits.clone()
+            second[:, -1] = torch.where(ignored[:, -1], value, second[:, -1])
+            after = objective(Output(second), y)
             assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
         leaf = logits.clone().requires_grad_(True)
         (g,) = torch.autograd.grad(objective(Output(leaf), y).loss.sum(), leaf)
@@ -141,8 +141,8 @@ def test_a_sure_pixel_has_a_gradient() -> None:
     y = torch.zeros(1, 1, 1, dtype=torch.long)
     (g,) = torch.autograd.grad(Damage(mask_card())(Output(logits), y).loss.sum(), logits)
     assert (g != 0).all()
-    (lost,) = torch.autograd.grad(functional.cross_entropy(logits, y), logits)
-    assert (lost[0, 0] == 0).all()
+    (damaged,) = torch.autograd.grad(functional.cross_entropy(logits, y), logits)
+    assert (damaged[0, 0] == 0).all()
 
 
 # --- one region ----------------------------------------------------------------------------------
@@ -168,8 +168,10 @@ def test_a_tie_goes_to_the_first_class_of_all() -> None:
     y = torch.ones(1, 1, 1, dtype=torch.long)
     assert OneRegion(mask_card(3), "organ_1")(Output(logits), y).harm == -0.5
     assert Damage(mask_card(3))(Output(logits), y).harm == -0.5
-    one = Damage(mask_card())(Output(torch.zeros(1, 1, 1, 1)), y)  # the pair (0, 0): background
-    assert one.is_final
+    background_verdict = Damage(mask_card())(
+        Output(torch.zeros(1, 1, 1, 1)), y
+    )  # the pair (0, 0): background
+    assert background_verdict.is_final
 
 
 @pytest.mark.parametrize(
@@ -195,8 +197,8 @@ def test_a_target_is_reached_by_drawing_it() -> None:
     verdict = objective(Output(logits), y)
     assert verdict.is_final.all()
     torch.testing.assert_close(verdict.harm, torch.full((5,), 0.25))
-    place = (target[0] == 0).nonzero()[0]
-    logits[0, 2, place[0], place[1]] = 20.0  # a pixel of another class: as good, and not done
+    position = (target[0] == 0).nonzero()[0]
+    logits[0, 2, position[0], position[1]] = 20.0  # a pixel of another class: as good, and not done
     after = objective(Output(logits), y)
     assert not after.is_final[0]
     assert after.harm[0] == verdict.harm[0]
@@ -211,7 +213,7 @@ def test_a_target_is_drawn_once_for_the_truths_it_was_posed_with(
 ) -> None:
     logits, y = drawn(3, (9, 9))
     fresh = TargetMask(mask_card(3, size=(9, 9)), mask="disc", label=1)
-    wanted = fresh.target(y)
+    target = fresh.target(y)
     count, draw = [0], shapes.replaced
 
     def counted(*args: Any, **named: Any) -> Tensor:  # noqa: ANN401
@@ -223,22 +225,22 @@ def test_a_target_is_drawn_once_for_the_truths_it_was_posed_with(
     rows = torch.tensor([3, 1])
     some = posed.select(rows)
     assert isinstance(some.base, TargetMask)
-    assert torch.equal(some.base.target(y[rows]), wanted[rows])
+    assert torch.equal(some.base.target(y[rows]), target[rows])
     for objective, of in ((posed, slice(None)), (some, rows)):
         verdict = objective(Output(logits[of]), y[of])
         assert torch.equal(verdict.harm, fresh(Output(logits[of]), y[of]).harm)
     assert count[0] == 3  # posed, and the two by `fresh`
-    for other in (y[rows.flip(0)], y[:1], y[rows] * 0):  # truths of others are drawn anew
-        assert torch.equal(some.base.target(other), draw(other, 1, "disc"))
+    for second in (y[rows.flip(0)], y[:1], y[rows] * 0):  # truths of others are drawn anew
+        assert torch.equal(some.base.target(second), draw(second, 1, "disc"))
     assert fresh.select(rows) is fresh
-    assert torch.equal(fresh.target(y), wanted)  # what is posed is another
+    assert torch.equal(fresh.target(y), target)  # what is posed is another
 
 
 def test_harm_of_an_empty_target_rises_as_the_organ_fades() -> None:
     y = torch.ones(4, 3, 3, dtype=torch.long)
     logits = torch.zeros(4, 2, 9)
-    for i, left in enumerate((9, 4, 1, 0)):
-        logits[i, 1, :left], logits[i, 0, left:] = 1.0, 1.0
+    for i, remaining in enumerate((9, 4, 1, 0)):
+        logits[i, 1, :remaining], logits[i, 0, remaining:] = 1.0, 1.0
     objective = TargetMask(mask_card(), mask="empty", label=1)
     verdict = objective(Output(logits.view(4, 2, 3, 3)), y)
     torch.testing.assert_close(

@@ -15,10 +15,10 @@ DRAWN = ["heart", "disc", "cross"]
 def square(side: int = 15, *, low: int = 5, high: int = 10, axes: int = 2) -> Tensor:
     """Return one mask with a square (cube) of class 1 on background."""
     inside = (torch.arange(side) >= low) & (torch.arange(side) < high)
-    found = inside
+    target = inside
     for _ in range(axes - 1):
-        found = found[..., None] & inside
-    return found.long()[None]
+        target = target[..., None] & inside
+    return target.long()[None]
 
 
 def area(y: Tensor, label: int = 1) -> int:
@@ -72,11 +72,11 @@ def test_a_shape_has_the_height_asked_for_and_grows_with_it(mask: str, axes: int
     y, side = square(41, low=18, high=23, axes=axes), 41
     areas = []
     for size in (0.2, 0.4, 0.6, 0.8):
-        found = replaced(y, 1, mask, size=size)[0] == 1
-        rows = found.flatten(axes - 1).any(-1) if axes == 2 else found.any(2).any(0)
+        target = replaced(y, 1, mask, size=size)[0] == 1
+        rows = target.flatten(axes - 1).any(-1) if axes == 2 else target.any(2).any(0)
         assert abs(int(rows.sum()) - size * side) <= 0.15 * size * side + 2
-        assert torch.equal(found, found.flip(-1))  # the organ is in the middle
-        areas.append(int(found.sum()))
+        assert torch.equal(target, target.flip(-1))  # the organ is in the middle
+        areas.append(int(target.sum()))
     assert areas == sorted(set(areas))
 
 
@@ -92,18 +92,18 @@ def test_shapes_have_the_areas_of_their_formulas() -> None:
 
 @pytest.mark.parametrize("axes", [2, 3])
 def test_a_heart_has_a_cleft_above_and_a_tip_below(axes: int) -> None:
-    found = replaced(square(81, low=39, high=42, axes=axes), 1, "heart", size=0.8)[0] == 1
+    target = replaced(square(81, low=39, high=42, axes=axes), 1, "heart", size=0.8)[0] == 1
     if axes == 3:
-        assert torch.equal(found, found.flip(0))
-        found = found[40]
-    rows = found.any(1).nonzero()[:, 0]
-    top, bottom = found[int(rows[0]) + 1], found[int(rows[-1])]
+        assert torch.equal(target, target.flip(0))
+        target = target[40]
+    rows = target.any(1).nonzero()[:, 0]
+    top, bottom = target[int(rows[0]) + 1], target[int(rows[-1])]
     assert not top[40]  # the cleft
     assert top[:40].any()
     assert top[41:].any()
     assert bottom[40]  # the tip
     assert bottom.sum() <= 7
-    width = found.sum(1)
+    width = target.sum(1)
     assert width[rows[0] : rows[0] + len(rows) // 2].amax() > 2 * width[rows[-1] - len(rows) // 6]
 
 
@@ -111,9 +111,9 @@ def test_a_heart_has_a_cleft_above_and_a_tip_below(axes: int) -> None:
 def test_a_shape_stands_where_the_organ_stood_or_in_the_middle(mask: str) -> None:
     organ = torch.zeros(2, 41, 61, dtype=torch.long)
     organ[0, 8:13, 18:23] = 1
-    found = replaced(organ, 1, mask, size=0.3) == 1
+    target = replaced(organ, 1, mask, size=0.3) == 1
     for i, (row, column) in enumerate(((10, 20), (20, 30))):
-        centre = found[i].nonzero().float().mean(0)
+        centre = target[i].nonzero().float().mean(0)
         assert abs(float(centre[0]) - row) < 1.5
         assert abs(float(centre[1]) - column) < 0.1
 
@@ -123,13 +123,13 @@ def test_other_classes_and_ignored_pixels_stay(mask: str) -> None:
     y = square()
     y[0, 0, :], y[0, :, 0], y[0, 13:, 13:] = -1, -1, 2
     y[0, 4, 4] = -1
-    found = replaced(y, 1, mask, size=0.9, by=3)
-    assert torch.equal(found < 0, y < 0)
-    changed = found != y
-    assert ((found[changed] == 1) | (y[changed] == 1)).all()
-    assert set(found[y == 1].tolist()) <= {0, 1}
+    target = replaced(y, 1, mask, size=0.9, by=3)
+    assert torch.equal(target < 0, y < 0)
+    changed = target != y
+    assert ((target[changed] == 1) | (y[changed] == 1)).all()
+    assert set(target[y == 1].tolist()) <= {0, 1}
     alone = replaced(torch.cat([y, square()]), 1, mask, size=0.9, by=3)
-    assert torch.equal(alone[0], found[0])  # an image does not see its neighbours
+    assert torch.equal(alone[0], target[0])  # an image does not see its neighbours
     assert replaced(y[:0], 1, mask).shape == (0, 15, 15)
 
 
