@@ -166,9 +166,8 @@ def _aim(problem: Problem, margins: Float[Tensor, "b m"], moves: _Moves) -> Prob
             gain = (jacobian[:, j].flatten(1).repeat_interleave(2, 1) * change).clamp_min(0)
             total = gain.sort(dim=1, descending=True).values.cumsum(1)
             cost.append((total <= missing[:, None]).sum(1))
-        cheapest = torch.stack(cost, 1).argmin(
-            1, keepdim=True
-        )  # the first on a tie: nearest margin
+        # the first on a tie: nearest margin
+        cheapest = torch.stack(cost, 1).argmin(1, keepdim=True)
         columns = ways.indices.gather(1, cheapest)[:, 0]
     return replace(problem, objective=_Toward(problem.objective, columns))
 

@@ -157,9 +157,8 @@ def shrink(
     rows, active = torch.arange(len(z), device=z.device), problem
     for _ in range(passes):
         fraction = _aim(below, above, low, high)
-        open_rows = (fraction < high * (1 - _CLOSE)).nonzero()[
-            :, 0
-        ]  # the others have nothing to gain
+        # the others have nothing to gain
+        open_rows = (fraction < high * (1 - _CLOSE)).nonzero()[:, 0]
         if len(open_rows) == 0:
             break
         if len(open_rows) < len(rows):

@@ -185,9 +185,8 @@ def _audit(case: Case, setup: AttackSetup, run: AttackRun) -> Audit:
     eps = rungs["size"].new_tensor(run.radii)[:, None]
     lowest, highest = rungs["lowest"], rungs["highest"]
     outside = (lowest < -TOLERANCE) | (highest > 1 + TOLERANCE)
-    tolerance = TOLERANCE / min(
-        case.channels.values(), default=1.0
-    )  # a size is in units of the scale
+    # a size is in units of the scale
+    tolerance = TOLERANCE / min(case.channels.values(), default=1.0)
     over = (rungs["size"] > eps * (1 + 1e-5) + tolerance) | outside
     any_attacked = rungs["size"].shape[1] > 0
     undefined = float("nan")

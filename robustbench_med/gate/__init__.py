@@ -99,9 +99,8 @@ def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str]
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what the gate wrote, whatever became of the test."""
     reports = (report for several in terminalreporter.stats.values() for report in several)
-    calls = [
-        report for report in reports if getattr(report, "when", "") == "call"
-    ]  # not what cleans up
+    # not what cleans up
+    calls = [report for report in reports if getattr(report, "when", "") == "call"]
     lines = [line for report in calls for line in _lines(report.user_properties)]
     if lines:
         terminalreporter.write_sep("-", "robustness")

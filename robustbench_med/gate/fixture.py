@@ -28,11 +28,12 @@ from robustbench_med.model_handle import DataLike, ModelLike
 from robustbench_med.spec import number
 from robustbench_med.stats import Estimate
 
+# settings of the gate, not of robustbench_med.evaluate
 _GATE_SETTINGS = (
     "level",
     "fails",
     "accept",
-)  # settings of the gate, not of robustbench_med.evaluate
+)
 # a record is held against what may have got weaker: models, and attacks and defenses anew
 _MAY_CHANGE = (
     "victim",

@@ -114,9 +114,8 @@ def _smp(
         every = [*smp.encoders.encoders, *(f"tu-{model}" for model in timm.list_models())]
         raise UnknownNameError("smp encoder", str(encoder), _near(str(encoder), every))
     unknown = set(parameters) - set(inspect.signature(known[name].__init__).parameters)
-    if (
-        unknown and encoder == inner
-    ):  # smp silently ignores arguments that only timm's encoders take
+    # smp silently ignores arguments that only timm's encoders take
+    if unknown and encoder == inner:
         raise VictimError(f"smp:{name}: expected a parameter that it takes, got {min(unknown)!r}")
     arguments = {"in_channels": channels, "classes": outputs, **parameters}
     return _construct(f"smp:{name}", known[name], {"encoder_weights": None, **arguments})

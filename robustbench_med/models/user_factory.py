@@ -168,9 +168,8 @@ def _archived(module: torch.jit.ScriptModule) -> bytes:
     """Return the bytes that a scripted module saves; a frozen module has no other state."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # torch's advice to users of scripted modules
+        # torch's advice to users of scripted modules
+        warnings.simplefilter("ignore", FutureWarning)
         torch.jit.save(module, buffer)
     digests = []
     with zipfile.ZipFile(buffer) as archive:

@@ -168,9 +168,8 @@ def test_a_tie_goes_to_the_first_class_of_all() -> None:
     y = torch.ones(1, 1, 1, dtype=torch.long)
     assert OneRegion(mask_card(3), "organ_1")(Output(logits), y).harm == -0.5
     assert Damage(mask_card(3))(Output(logits), y).harm == -0.5
-    background_verdict = Damage(mask_card())(
-        Output(torch.zeros(1, 1, 1, 1)), y
-    )  # the pair (0, 0): background
+    # the pair (0, 0): background
+    background_verdict = Damage(mask_card())(Output(torch.zeros(1, 1, 1, 1)), y)
     assert background_verdict.is_final
 
 

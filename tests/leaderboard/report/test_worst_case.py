@@ -116,9 +116,8 @@ def test_of_one_attack_they_are_the_metrics_of_its_record() -> None:
             recorded = [rung.metrics[name].value for rung in record.rungs]
             falls = np.minimum.accumulate if name != "attack_success" else np.maximum.accumulate
             mine = [e.value for e in estimates]
-            if np.array_equal(
-                recorded, falls(recorded)
-            ):  # an image may be repaired, never in a worst case
+            # an image may be repaired, never in a worst case
+            if np.array_equal(recorded, falls(recorded)):
                 worse = 1 if name == "attack_success" else -1
                 assert all(worse * (m - o) > -1e-12 for m, o in zip(mine, recorded, strict=True)), (
                     name
