@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.layers import layer_of
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
@@ -40,3 +42,10 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images: {folder} does not exist (ROBUSTBENCH_MED_DATA)")
     return folder
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test with its layer (tests/layers.py)."""
+    for item in items:
+        path = item.path.relative_to(config.rootpath).as_posix()
+        item.add_marker(getattr(pytest.mark, layer_of(path)))

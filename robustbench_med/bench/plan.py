@@ -119,6 +119,7 @@ def _block_of(grid: Grid, name: str, dataset: Dataset, attacks: list[ResolvedAtt
     used: tuple[SplitName, ...] = ("train",) if train else ()
     used += _threshold_splits(dataset, grid, fitted)
     dataset = dataset.scored_on(grid.split, also=used)
+    card = dataset.card  # without the regions and classes that the split does not hold
     sha256 = data_sha256(dataset, grid, fitted=fitted)
     objective = objectives.make(grid.objective, card.task, card=card)
     for attack in attacks:
