@@ -171,7 +171,11 @@ class Opposite(Noisy):
 
 @pytest.mark.parametrize(
     ("defense", "given"),
-    [("none", {"draws": 8}), ("jpeg", {"draws": 8}), ("bit_depth", {"draws": 8})],
+    [
+        ("none", {"draws": 8}),
+        pytest.param("jpeg", {"draws": 8}, marks=pytest.mark.slow),
+        ("bit_depth", {"draws": 8}),
+    ],
 )
 def test_a_victim_that_draws_and_lies_is_caught(defense: str, given: dict[str, Any]) -> None:
     assert DISAGREE & raised(evaluated(Opposite, defense, **given))
