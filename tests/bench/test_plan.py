@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,13 @@ import numpy as np
 import pytest
 
 from robustbench_med import registry
-from robustbench_med.bench import plan as planning
 from robustbench_med.bench.attack_spec import check_ladder
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.plan import plan
 from robustbench_med.bench.suite import Suite, find_suite, override, read_suite, suites
 from robustbench_med.cards import Measured
 from robustbench_med.errors import DataError, SpecError, UnknownNameError, VictimError
-from tests.bench.toys import MODEL, save_npz, save_timm, stand_in
+from tests.bench.toys import MODEL, save_npz, save_timm, small_phantoms
 
 FIELDS: dict[str, Any] = {
     "dataset": "phantom_chest",
@@ -82,9 +82,10 @@ GOLDEN = "c07222b22e12e8ca"
 
 
 @pytest.fixture(autouse=True)
-def _few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def _few_images() -> Iterator[None]:
     """Stand in for the phantoms, which take seconds to draw."""
-    monkeypatch.setattr(planning, "load_dataset", stand_in)
+    with small_phantoms():
+        yield
 
 
 # --- case ----------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.runner import run_cases
 from robustbench_med.bench.suite import Suite
 from robustbench_med.models import user_factory
-from tests.bench.toys import stand_in
+from tests.bench.toys import small_phantoms
 
 VICTIM, SURROGATE = "fundus_resnet", "fundus_densenet"
 # none of these attacks is one of the probes that the checks run themselves
@@ -32,6 +32,12 @@ GRIDS: list[dict[str, Any]] = [
     },
     {"attacks": ATTACKS[:1], "surrogates": [SURROGATE]},
 ]
+
+
+@pytest.fixture(autouse=True)
+def _few_images() -> Iterator[None]:
+    with small_phantoms():
+        yield
 
 
 @pytest.fixture
@@ -66,9 +72,8 @@ def texts_of(case: Case) -> set[str]:
 
 
 def test_each_text_is_parsed_once_and_none_while_a_case_runs(
-    parsed: Counter[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    parsed: Counter[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(planning, "load_dataset", stand_in)
     cases: list[ResolvedCase] = []
     for grid in GRIDS:
         suite = Suite.model_validate({"name": "t", "title": "T", "grids": [SHARED | grid]})

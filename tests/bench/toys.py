@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -94,25 +97,25 @@ def resolved_of(case: Case, data: Dataset) -> ResolvedCase:
     )
 
 
-def stand_in(name: str, *, data: Path | None = None) -> Dataset:
-    """Load a dataset, with a dozen images of noise in place of a phantom's own."""
-    from robustbench_med.datasets.load import load_dataset
+@contextmanager
+def small_phantoms() -> Iterator[None]:
+    """Register a dozen images of noise in the place of each phantom's own."""
+    with ExitStack() as stack:
+        for card in registry.load("datasets").values():
+            if card.synthetic:
+                noise = Dataset(card, partial(_noise, card))
+                stack.enter_context(registry.register("datasets", noise, replace=True))
+        yield
 
-    found = load_dataset(name, data=data)
-    if not found.card.synthetic:
-        return found
-    card, rng = found.card, np.random.default_rng(0)
+
+def _noise(card: DatasetCard, split: SplitName) -> Arrays:
+    rng = np.random.default_rng(get_args(SplitName).index(split))
     colour = (card.channels,) if card.channels > 1 else ()
-    k = len(card.classes)
-
-    def read(split: SplitName) -> Arrays:
-        images = rng.integers(0, 256, (12, *card.size, *colour), dtype=np.uint8)
-        several = rng.integers(0, 2, (12, k))
-        labels = several if card.task == "multi_label" else np.arange(12) % k
-        ids = np.array([f"{split}-{i}" for i in range(12)])
-        return Arrays(images, labels, ids, np.array([f"p{i // 3}" for i in range(12)]))
-
-    return Dataset(card, read)
+    images = rng.integers(0, 256, (12, *card.size, *colour), dtype=np.uint8)
+    findings = rng.integers(0, 2, (12, len(card.classes)))
+    labels = findings if card.task == "multi_label" else np.arange(12) % len(card.classes)
+    ids = np.array([f"{split}-{i}" for i in range(12)])
+    return Arrays(images, labels, ids, np.array([f"p{i // 3}" for i in range(12)]))
 
 
 def save_timm(path: Path, *, k: int = 2, channels: int = 1, change: float | None = None) -> str:

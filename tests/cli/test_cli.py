@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,21 +28,22 @@ from robustbench_med.bench.execute import execute
 from robustbench_med.bench.record import Stored
 from robustbench_med.cards import DatasetCard
 from robustbench_med.models.load import Loaded, ModelSource, load_victim
-from tests.bench.toys import save_npz, save_timm, stand_in
+from tests.bench.toys import save_npz, save_timm, small_phantoms
 
 CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Work in an empty folder with few images, away from a person's own folders."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("ROBUSTBENCH_MED_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("ROBUSTBENCH_MED_DATA", raising=False)
-    monkeypatch.setattr(planning, "load_dataset", stand_in)
     # typer hands commands a plain click context; the type checker of the tests wants what they name
     monkeypatch.setattr(typer.core.TyperCommand, "context_class", typer.Context)
+    with small_phantoms():
+        yield
 
 
 class CommandResult:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -14,9 +14,8 @@ import typer.core
 
 from robustbench_med import cli, run_suite
 from robustbench_med.bench import failure, runner
-from robustbench_med.bench import plan as planning
 from robustbench_med.bench.resolved_case import ResolvedCase
-from tests.bench.toys import stand_in
+from tests.bench.toys import small_phantoms
 
 FIRST, SECOND = "chest_vgg", "chest_resnet"
 COMMON = ("--dataset", "phantom_chest", "--attack", "fgsm", "--eps", "2/255", "-n", "6")
@@ -27,11 +26,10 @@ Call = Callable[..., CommandResult]
 @pytest.fixture
 def call(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Call:
-    """Return what runs a command in this process: its exit code and what it printed."""
+) -> Iterator[Call]:
+    """Yield what runs a command in this process: its exit code and what it printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(planning, "load_dataset", stand_in)
     # typer hands commands a plain click context; the type checker of the tests wants what they name
     monkeypatch.setattr(typer.core.TyperCommand, "context_class", typer.Context)
 
@@ -42,7 +40,8 @@ def call(
         result = capsys.readouterr()
         return int(stop.value.code or 0), result.out + result.err
 
-    return run
+    with small_phantoms():
+        yield run
 
 
 def holds(folder: Path, *victims: str) -> None:
