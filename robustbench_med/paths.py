@@ -1,4 +1,4 @@
-"""Refuse names of files and folders that are too long for a file system."""
+"""Names of files and folders: one that is looked for without reading it, and which are refused."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from robustbench_med.errors import SpecError
 
+PACKED_RECORDS = "records.jsonl.gz"  # of the records of a folder, see bench/packed.py
 MAX_NAME = 255  # bytes of one name, on ext4, APFS (of UTF-8), NTFS (of characters) and others
 MAX_PATH = 4096  # bytes of a path: PATH_MAX of Linux
 

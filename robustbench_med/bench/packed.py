@@ -25,8 +25,9 @@ import pyarrow.parquet as pq
 
 from robustbench_med.bench.record import Record, check_schema
 from robustbench_med.errors import ResultsError
+from robustbench_med.paths import PACKED_RECORDS
 
-RECORDS, SAMPLES = "records.jsonl.gz", "all_samples.parquet"
+RECORDS, SAMPLES = PACKED_RECORDS, "all_samples.parquet"
 _CASE = "case"  # the column of case ids
 _KEY = b"robustbench_med"  # of the metadata of the samples file
 _ID = re.compile(r'"case_id":\s*"([0-9a-f]+)"')

@@ -10,6 +10,7 @@ import typer
 from robustbench_med.cli import choices
 from robustbench_med.cli.choices import LOCAL
 from robustbench_med.errors import ResultsError, SpecError
+from robustbench_med.paths import PACKED_RECORDS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -163,8 +164,8 @@ def plan_command(
 
 
 def _is_finished(folder: Path, case_id: str) -> bool:
-    """Return whether a case has a record; pandas is imported only where the case has a folder."""
-    if not (folder / case_id).is_dir():
+    """Return whether a case has a record; pandas is imported only where there may be one."""
+    if not (folder / case_id).is_dir() and not (folder / PACKED_RECORDS).is_file():
         return False
     from robustbench_med.bench import store
 

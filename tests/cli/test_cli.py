@@ -425,6 +425,16 @@ def test_finished_cases_are_skipped_and_force_redoes_them(call: Call, tmp_path: 
     assert all(after[name] != stamp for name, stamp in stamps.items())
 
 
+def test_plan_knows_the_finished_cases_of_packed_records(call: Call, tmp_path: Path) -> None:
+    words = own_data(tmp_path)
+    assert call(*words, "--examples", "0").code == 0
+    (folder,) = {Path(stored.folder).parent for stored in records(tmp_path).values()}
+    assert call("pack", folder).code == 0
+    assert not list(folder.glob("*/"))
+    assert "2 of 2 cases are finished" in call(*words).out
+    assert "All cases are finished." in call("plan", *words[1:]).out
+
+
 def _stamp(stored: Stored) -> int:
     return (Path(stored.folder) / "record.json").stat().st_mtime_ns
 
