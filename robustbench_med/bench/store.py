@@ -290,6 +290,6 @@ def _asked(home: Path) -> Record | None:
     """Return the record of a damaged folder where its own file is whole."""
     try:
         record = _record(home)
-    except (ValueError, OSError):
+    except (ValueError, OSError, ResultsError):
         return None
     return record if record.case_id == record.case.id else None

@@ -221,6 +221,15 @@ def test_damaged_packs_cost_one_clear_line_a_record_or_one_in_all(
         pack(folder)
 
 
+def test_a_record_lost_beside_a_damaged_pack_costs_no_other(folder: Path) -> None:
+    lost = store.homes(folder)[0]
+    (lost / "record.json").unlink()
+    (folder / packed.RECORDS).write_bytes(b"no gzip")
+    stored, damaged = store.read_each(folder)
+    assert len(stored) == 2
+    assert {one.home for one in damaged} == {folder / packed.RECORDS, lost}
+
+
 def test_samples_of_one_case_alone_are_missing(folder: Path) -> None:
     pack(folder)
     pack_ = packed.open_packed(folder)
