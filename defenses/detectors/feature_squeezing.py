@@ -24,7 +24,7 @@ from ..transforms import fewer_bits, median
     version=1,
     kind="detector",
     tasks=("single_label", "multi_label"),
-    positive=("fpr",),
+    positive=("fpr", "bits", "window"),
 )
 def feature_squeezing(
     victim: Victim, *, fitting: Fitting, fpr: float = 0.05, bits: int = 5, window: int = 2
@@ -50,8 +50,6 @@ def feature_squeezing(
         has the slope of the squeezed images' cross-entropy under what the image is called: the
         distance of two probabilities that are both 0 or 1 has none.
     """
-    if bits < 1:
-        raise SpecError(f"expected bits >= 1, got {bits}")
     if window not in (2, 3):
         raise SpecError(f"expected window 2 or 3, got {window}")
     squeezers: list[Transform] = [lambda x: fewer_bits(x, bits), lambda x: median(x, window)]

@@ -114,6 +114,8 @@ def test_only_a_fitted_defense_hangs_on_the_training_images() -> None:
         ("pgd_at", "wraps a victim, got one that retrains it: run `train CARD --defense pgd_at`"),
         ("bit_depth(bit=3)", r"expected a known parameter \(bits\), got 'bit'"),
         ("bit_depth(bits=9)", "bit_depth: expected bits in 1..8, got 9"),
+        ("feature_squeezing(bits=0)", "feature_squeezing: expected bits > 0, got 0"),
+        ("feature_squeezing(window=-1)", "feature_squeezing: expected window > 0, got -1"),
         ("jpeg(quality='a')", "expected quality to be of type int"),
         ("mahalanobis(fpr=1.5)", r"expected fpr in \(0,1\), got 1.5"),
         ("nothing", "expected a known defense, got 'nothing'"),
