@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
@@ -210,6 +210,17 @@ def register(kind: Kind, item: object, *, replace: bool = False) -> Registration
             f"expected a new name of {_article(kind)}, got {name!r}: {_owner(kind, name)} has it"
         )
     return Registration(kind, entry)
+
+
+def registered() -> dict[Kind, dict[str, Entry]]:
+    """Return what was registered in this process, to hand it to another."""
+    return {kind: dict(entries) for kind, entries in _registered.items()}
+
+
+def adopt(entries: Mapping[Kind, Mapping[str, Entry]]) -> None:
+    """Register what another process registered, and nothing else."""
+    for kind in _registered:
+        _registered[kind] = dict(entries.get(kind, {}))
 
 
 def refresh() -> None:

@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_med import cli, registry
+from robustbench_med import cli, registry, run_suite
+from robustbench_med.bench.transfer import trained_on
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.declarations import attack, defense, model
 from robustbench_med.defense import Defended
 from robustbench_med.errors import SpecError, UnknownNameError
-from robustbench_med.models.load import load_victim
+from robustbench_med.models.load import load_victim, resolve_model
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images
@@ -187,6 +188,37 @@ def test_a_plug_in_is_planned_and_run(call: Call, tmp_path: Path) -> None:
         assert record["dataset_card"]["name"] == "squares"
 
 
+def test_a_plug_in_runs_in_several_processes(call: Call, tmp_path: Path) -> None:
+    words = (
+        "quick --dataset squares --victim mean_net --attack brighten --eps 64/255 "
+        "--defense none --defense floor -n 12 --examples 0 --jobs 2"
+    )
+    code, out, _ = call(f"run {words}")
+    assert code == 0, out
+    assert len(list((tmp_path / "results" / "local" / "custom").glob("*/record.json"))) == 2
+
+
+def test_what_this_process_registered_runs_in_several_processes(tmp_path: Path) -> None:
+    with (
+        registry.register("attacks", grey),
+        registry.register("defenses", same),
+        registry.register("datasets", toy()),
+        registry.register("models", nothing),
+    ):
+        ran = run_suite(
+            "quick",
+            results=tmp_path,
+            datasets=["toy"],
+            victims=["nothing"],
+            attacks=["grey"],
+            ladder=[0.1],
+            defenses=["none", "same"],
+            jobs=2,
+        )
+    assert not ran.not_scored
+    assert len(ran.records) == 2
+
+
 def test_a_plug_in_that_exits_at_import_costs_one_line(
     site: Path,
     installed: None,  # noqa: ARG001
@@ -251,7 +283,8 @@ def nothing() -> nn.Module:
 def toy(name: str = "toy") -> Dataset:
     def read(split: SplitName) -> Arrays:
         ids = np.array([f"{split}{i}" for i in range(4)])
-        return Arrays(np.zeros((4, 4, 4), np.uint8), np.arange(4) % 2, ids)
+        images = np.arange(64, dtype=np.uint8).reshape(4, 4, 4)
+        return Arrays(images, np.arange(4) % 2, ids)
 
     return Dataset(card_of(torch.zeros(1, 1, 4, 4), 2, name=name), read)
 
@@ -281,6 +314,12 @@ def test_a_registered_model_and_dataset_are_loaded() -> None:
         assert first.victim.logits(data.batch("test").x).shape == (4, 2)
         assert first.sha256 == second.sha256
         assert first.card.dataset == "toy"
+
+
+def test_a_surrogate_that_was_registered_states_its_own_data() -> None:
+    data = toy("other")
+    with registry.register("datasets", toy()), registry.register("models", nothing):
+        assert trained_on(resolve_model("nothing"), data.card).name == "toy"
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,8 @@ def run_cases(
             soft_wrap=True,
         )
     labels = unique_labels(resolved.case for resolved in planned)
-    work = _Work(folder, command, force, examples, images, where, labels)
+    registered = registry.registered()
+    work = _Work(folder, command, force, examples, images, where, labels, registered)
     groups = _grouped(waiting)
     if jobs is None:
         jobs = _worthwhile(waiting, where)
@@ -121,6 +122,7 @@ class _Work:
     images: bool
     device: torch.device
     labels: dict[str, str]  # by case id
+    registered: dict[registry.Kind, dict[str, registry.Entry]]  # which a worker lacks
 
     def failure(self, resolved: ResolvedCase, reason: str) -> Failure:
         """Return a case of this run that has no record, and why."""
@@ -188,6 +190,7 @@ def _run_group(
     index: int, cases: list[ResolvedCase], work: _Work, threads: int
 ) -> tuple[int, list[Failure]]:
     torch.set_num_threads(threads)
+    registry.adopt(work.registered)
     return index, [failure for _, failures in _one_by_one(cases, work) for failure in failures]
 
 

@@ -92,9 +92,10 @@ def load_surrogate(surrogate: ResolvedSurrogate, threat: Threat, device: torch.d
 
 def trained_on(source: ModelSource, data: DatasetCard) -> DatasetCard:
     """Return the card of the data a surrogate was trained on; `data` for a model of one's own."""
-    if source.card is None:
+    model = source.card if source.entry is None else source.entry.card
+    if model is None:
         return data
-    card: DatasetCard = registry.find("datasets", source.card.dataset)
+    card: DatasetCard = registry.find("datasets", model.dataset)
     return card
 
 
