@@ -1,4 +1,4 @@
-"""CheckContext: a finished run, as the checks see it."""
+"""CheckContext: a finished run and its case, the input of every check."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images, Output, Rows, Verdict, images_at_once
 
-SAMPLE = 12  # images that a check attacks again, at most
-MASKS = 4  # of masks, whose networks cost as many passes and each of them more
-NOTABLE = 0.05  # of Dice: less may be chance
-LEAST = 2  # images that say anything beside the one that may be luck
+SAMPLE = 12  # a check attacks at most so many images again
+MASKS = 4  # the same for masks, because a pass of a segmentation network costs more
+NOTABLE = 0.05  # a smaller difference in Dice may be chance
+LEAST = 2  # a check needs at least so many images, since one success may be luck
 
 
 class RecordingVictim:
-    """A victim that remembers what each pass reached, of rows that never leave the batch."""
+    """A victim that records the verdict of each pass while every image stays in the batch."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        self.climbed: list[Tensor] = []  # `(b,)` of each pass that is differentiated
+        self.climbed: list[Tensor] = []  # the loss `(b,)` at each pass with gradients
         self.ever = torch.zeros(len(problem), dtype=torch.bool, device=problem.x.device)
         self.worst = torch.full(self.ever.shape, -torch.inf, device=problem.x.device)  # harm
-        self.arrived = self.ever  # whose returned candidate lies at the radius
+        self.arrived = self.ever  # whether the returned candidate is at the radius
 
     def __call__(self, z: Images) -> Output:
-        """Return the output on `z`, and remember its verdict.
+        """Return the output on `z`, and record its verdict.
 
-        The guide's where the attack climbs it; its word of a success counts for nothing.
+        During passes with gradients this is the guide's output if there is a guide; only the judge
+        decides success.
         """
         guided = z.requires_grad and self._problem.guide is not None
         output = (self._problem.guide if guided else self._problem.judge)(z)  # type: ignore[misc]
@@ -65,16 +66,17 @@ class RecordingVictim:
 
 @dataclass(frozen=True)
 class CheckContext:
-    """A finished run, seen by the checks.
+    """A finished run and its case, the input of every check.
 
     Attributes:
         planned: the case.
-        setup: its victim and images.
-        run: what the attack did.
-        audit: of its budget.
-        card: of its attack.
-        reserved: passes that the checks so far may have cost. Not those they did cost: what
-            another case on the victim has paid for must not change which images are checked.
+        setup: the victim and the images.
+        run: the result of the attack.
+        audit: the budget audit of the run.
+        card: the card of the attack.
+        reserved: upper bounds of the passes that each check so far may have cost. The true cost may
+            be lower because cases on one victim share results, and the images that are checked must
+            not depend on what another case has computed.
     """
 
     planned: ResolvedCase
@@ -86,12 +88,12 @@ class CheckContext:
 
     @property
     def headline(self) -> int:
-        """Index of the radius the checks look at: the one that ranks a board."""
+        """Index of the radius that ranks a board; the checks look at this radius."""
         return (len(self.run.radii) - 1) // 2
 
     @property
     def problem(self) -> Problem:
-        """The images attacked, at that radius; passes are no cost of the record."""
+        """The attacked images at the headline radius; passes do not count in the record's cost."""
         problem = self.run.problem.at(self.run.radii[self.headline])
         return replace(problem, counter=Counter())
 
@@ -99,29 +101,29 @@ class CheckContext:
     def budget_left(self) -> int:
         """Passes, forward and backward, that the checks may still cost.
 
-        Together they cost at most what the attack did; of an attack that hardly asked anything,
-        what half of its steps would.
+        Together they cost at most as much as the attack. If the attack stopped early, they may cost
+        half of what all its steps would have cost.
         """
         cost, gradients = self.run.counter, self.run.gradients
         budget = max(cost.forward + cost.backward, len(self.run.problem) * self.per_image // 2)
-        # of gradients in doubt more is asked, which takes nothing from the other checks
+        # gradients in doubt cost more passes; these reduce no other check's budget
         for_gradients = 0 if gradients is None else PASSES * gradients.asked
         return max(budget - sum(self.reserved) - for_gradients, 0)
 
     @property
     def per_image(self) -> int:
-        """Passes, forward and backward, that all steps of the attack cost an image."""
+        """Passes, forward and backward, that all steps of the attack cost for one image."""
         return int(2 * registry.passes(self.card, self.planned.case.parameters)) + 1
 
     def affordable(self, rows: Rows, each: int, *, fraction: float) -> Int[Tensor, " some"]:
-        """Return the first of the rows that a share of what is left pays for.
+        """Return as many of the first rows as a share of the remaining budget pays for.
 
-        None where it does not pay for two, since one image may be luck.
+        No row is returned if the share does not pay for two, since one success may be luck.
 
         Args:
             rows: images that would be attacked.
-            each: passes that one of them costs.
-            fraction: of the passes left that this check may take.
+            each: passes that one image costs.
+            fraction: share of the remaining passes that this check may cost.
         """
         most = int(fraction * self.budget_left / each)
         paid = rows[:most] if most >= min(LEAST, len(rows)) else rows[:0]
@@ -143,7 +145,7 @@ class CheckContext:
 
     @property
     def counter(self) -> Counter:
-        """What was wrong with the gradients: the victim's, or those of its surrogate."""
+        """Counts of faulty gradients: the victim's, or those of its surrogate."""
         surrogate, gradients = self.setup.surrogate, self.run.gradients
         if gradients is not None and gradients.counter is not None:
             return gradients.counter
@@ -151,16 +153,17 @@ class CheckContext:
 
     @cached_property
     def rng(self) -> Draws:
-        """Draws of the images attacked that are the same for every attack on this victim."""
+        """Random draws for the attacked images, the same for every attack on this victim."""
         case, ids = self.planned.case, self.setup.batch.ids
         rows = self.run.attacked.nonzero()[:, 0]
         names = (str(ids[i]) for i in rows.tolist())
         return Draws.of(case.seed, names, device=rows.device).fork(case.drawn_by, "checks")
 
     def some(self, candidates: Bool[Tensor, " b"]) -> Rows:
-        """Return a few of the chosen images, the same ones for every attack on this victim."""
+        """Return a few of the candidates, the same images for every attack on this victim."""
         most = SAMPLE
-        if self.graded:  # fewer of large images and volumes, but two
+        # fewer if images are large or volumes, but at least two
+        if self.graded:
             most = max(2, min(MASKS, images_at_once(self.planned.data.card.size) // 8))
         rows = candidates.nonzero()[:, 0]
         lots = self.rng.select(rows).uniform(1)[:, 0]
@@ -168,35 +171,37 @@ class CheckContext:
 
     @property
     def graded(self) -> bool:
-        """Whether harm has degrees: masks are spoiled more or less, labels right or wrong."""
+        """Whether harm has degrees, as for masks; a label is only right or wrong."""
         return self.planned.data.card.task == "segmentation"
 
     def improvable(self) -> Rows:
-        """Return a few of the images that more harm could be done to at the headline radius."""
+        """Return a few images on which an attack could do more harm at the headline radius."""
         column = "done" if self.graded else "success"
         return self.some(~self.run.rungs[column][self.headline])
 
     def to_beat(self, rows: Rows) -> Float[Tensor, " rows"]:
-        """Return the harm above which a simpler attack has done better than this one."""
+        """Return the harm that another attack must exceed to count as better than this one."""
         if not self.graded:
             return torch.zeros(len(rows), device=rows.device)
         return self.run.rungs["harm"][self.headline][rows] + NOTABLE
 
     @cached_property
     def watched(self) -> tuple[RecordingVictim, Verdict] | None:
-        """The attack run once more on images it missed, none of which may leave the batch.
+        """Run the attack once more on images it missed, and record each of its passes.
 
-        What it saw, and the verdict on what it returned.
+        All images stay in the batch. The result is the recording victim and the verdict on the
+        returned images; None if the attack has no steps to watch.
         """
         if not self.iterative or not self.card.effort or self.card.schedule == "distance":
             return None
-        if self.setup.depends_on_batch > 0:  # all rows are watched in one batch
+        # all rows are watched in one batch, which would change the outputs of such a victim
+        if self.setup.depends_on_batch > 0:
             return None
         rows = self.affordable(self.improvable(), self.per_image + 1, fraction=0.25)
         if len(rows) == 0:
             return None
         problem = replace(self.problem.select(rows), chunk=len(rows))
-        # of several findings, the loss is that of the nearest: what the attack climbs
+        # for several findings, the loss is that of the nearest, which the attack maximises
         watch = RecordingVictim(with_loss(problem, "cross_entropy"))
         guide = None if problem.guide is None else watch
         watched_problem = replace(
@@ -205,7 +210,8 @@ class CheckContext:
             guide=guide,
             objective=LossOverride(problem.objective, use_all_steps=True),
         )
-        attack = registry.function("attacks", self.card)  # not in shards: all rows are watched
+        # without shards, since all rows are watched in one batch
+        attack = registry.function("attacks", self.card)
         draws = self.rng.select(rows).fork("watched")
         z = attack(watched_problem, rng=draws, **self.planned.case.parameters)
         watch.arrived = problem.ball.size(z, problem.x) >= 0.95 * torch.as_tensor(problem.ball.eps)
@@ -213,8 +219,8 @@ class CheckContext:
 
 
 class Measured(NamedTuple):
-    """What a check found, and on how many images."""
+    """The value that a check measured, and the number of images it measured it on."""
 
     value: float
     checked: int | None = None
-    more: str = ""  # said of a flag beside its meaning
+    more: str = ""  # a clause that is added to the meaning of the flag

@@ -1,4 +1,4 @@
-"""Measures: one function a check, from the evidence of a run to a number."""
+"""Check functions: each computes one number from a finished run, for one check."""
 
 from __future__ import annotations
 
@@ -19,35 +19,36 @@ from robustbench_med.cards import AttackCard
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.loss_override import LossOverride
 
-QUERIES = 100  # of the black-box probe
+QUERIES = 100  # queries of the black-box probe
 MARGIN_STEPS = 10
 APGD_STEPS = 20
-DRAWS = 10  # of the noise probe
-_NEVER = 100.0  # written where the loss does not rise at all
-_JUST = 1.25  # radii that BIM's steps add up to; MI-FGSM's are 1
+DRAWS = 10  # random perturbations of the noise probe
+_NEVER = 100.0  # the value if the loss does not rise at all
+_JUST = 1.25  # BIM's steps add up to so many radii; MI-FGSM's add up to 1
 
 
 def probabilities(context: CheckContext) -> Measured:
-    """Return 1 where the victim answers probabilities for logits."""
+    """Return 1 if the victim returns probabilities instead of logits, otherwise 0."""
     return Measured(float(context.setup.probabilities))
 
 
 def randomized(context: CheckContext) -> Measured | None:
-    """Return the share of images answered differently when asked twice."""
-    if context.setup.victim.draws > 1:  # asked for by the case, or the defense's own
-        return None  # attacked and judged in expectation
+    """Return the share of images whose output changes between two identical forward passes."""
+    # the case or the defense averages several draws: randomness is expected
+    if context.setup.victim.draws > 1:
+        return None
     return Measured(context.setup.randomized, len(context.setup.batch))
 
 
 def depends_on_batch(context: CheckContext) -> Measured | None:
-    """Return the share of a few images answered otherwise alone than among others."""
+    """Return the share of a few images whose output depends on the other images in the batch."""
     if context.setup.victim.draws > 1:
         return None
     return Measured(context.setup.depends_on_batch, min(len(context.setup.batch), ALONE))
 
 
 def over_budget(context: CheckContext) -> Measured:
-    """Return how many images left their budget."""
+    """Return how many adversarial images exceed the radius or leave [0,1]."""
     return Measured(float(context.audit.over_budget), len(context.run.problem))
 
 
@@ -79,15 +80,18 @@ def answers_differ(context: CheckContext) -> Measured | None:
 
 
 def one_step(context: CheckContext) -> Measured | None:
-    """Return how many missed images FGSM breaks."""
-    # DeepFool's few steps go to one plane, not through a ball
+    """Return on how many of the missed images FGSM succeeds."""
+    # DeepFool steps towards one decision plane instead of searching a ball
     if context.card.schedule == "distance":
         return None
     return _probe(context, "fgsm", {}, each=3, fraction=1.0)
 
 
 def margin(context: CheckContext) -> Measured | None:
-    """Return how many missed images a PGD breaks that climbs the nearest finding alone."""
+    """Return on how many of the missed images PGD with the margin loss succeeds.
+
+    The margin loss follows only the finding that is nearest to its threshold.
+    """
     if context.planned.data.card.task != "multi_label" or context.setup.victim.guard is not None:
         return None
     if context.card.schedule == "distance" or not context.iterative:
@@ -100,28 +104,28 @@ def margin(context: CheckContext) -> Measured | None:
 
 
 def apgd(context: CheckContext) -> Measured | None:
-    """Return how many missed images a short APGD breaks, where its steps are of the attack's norm.
+    """Return on how many of the missed images a short APGD in the attack's norm succeeds.
 
-    Attacks that choose their steps as APGD does are not asked, nor those whose paper fixes the
-    steps so that they just reach the radius (BIM, MI-FGSM), nor those on masks, whose harm has
-    degrees and whose losses differ more than their steps.
+    The check leaves out three kinds of attack: those that choose their step size as APGD does;
+    those whose paper fixes the steps so that they just reach the radius (BIM, MI-FGSM); and attacks
+    on masks, because there harm has degrees and the losses differ more than the step sizes.
     """
     if _has_steps_of_its_paper(context):
         return None
     if context.graded or context.card.schedule == "distance" or "apgd" in context.card.function:
         return None
-    if context.planned.case.attack.startswith("ensemble"):  # begins with APGD
+    if context.planned.case.attack.startswith("ensemble"):  # its first attack is APGD
         return None
     return _probe(context, "apgd", {"steps": APGD_STEPS}, each=2 * APGD_STEPS + 4, fraction=0.3)
 
 
 def noise(context: CheckContext) -> Measured | None:
-    """Return how many missed images noise breaks."""
+    """Return on how many of the missed images random noise succeeds."""
     return _probe(context, "noise", {"draws": DRAWS}, each=DRAWS + 1, fraction=0.5)
 
 
 def queries(context: CheckContext) -> Measured | None:
-    """Return how many missed images Square breaks."""
+    """Return on how many of the missed images Square succeeds."""
     count = QUERIES // 2 if context.graded else QUERIES
     return _probe(context, "square", {"queries": count}, each=count + 2, fraction=0.2)
 
@@ -135,15 +139,17 @@ def _probe(
     fraction: float,
     loss: Literal["given", "margin"] = "given",
 ) -> Measured | None:
-    """Return how many images that the attack missed a simpler one breaks; kept for each victim.
+    """Return on how many of the images that the attack missed a simpler attack succeeds.
+
+    The results are cached, so that all cases on one victim share them.
 
     Args:
         context: the run and its case.
-        name: of the simpler attack.
-        parameters: of it.
-        each: passes an image costs it.
-        fraction: of the passes left that it may cost.
-        loss: what it climbs.
+        name: name of the simpler attack.
+        parameters: parameters of the simpler attack.
+        each: passes that the simpler attack costs for one image.
+        fraction: share of the remaining passes that the simpler attack may cost.
+        loss: loss that the simpler attack maximises.
     """
     card: AttackCard = registry.find("attacks", name)
     case = context.planned.case
@@ -171,10 +177,14 @@ def _probe(
 
 
 def shrinking(context: CheckContext) -> Measured | None:
-    """Return how many images broken below the largest radius are not, attacked afresh there."""
+    """Return how many images are robust at the largest radius though not at a smaller one.
+
+    The attack is run anew at the largest radius, on images it succeeded on at a smaller radius.
+    """
     if not context.iterative or context.card.schedule == "distance" or len(context.run.radii) < 2:
         return None
-    if context.setup.victim.draws > 1:  # near the boundary the victim's own noise decides
+    # close to the boundary the randomness of the victim decides
+    if context.setup.victim.draws > 1:
         return None
     rows = context.some(context.run.rungs["success"][:-1].any(0))
     rows = context.affordable(rows, context.per_image + 1, fraction=0.2)
@@ -184,10 +194,11 @@ def shrinking(context: CheckContext) -> Measured | None:
 
 
 def large_radius(context: CheckContext) -> Measured | None:
-    """Return the share of a few images that are robust where almost any image lies in the ball."""
+    """Return the share of a few images that stay robust in a ball of almost all images."""
     if not context.iterative or context.card.fixed_step:
         return None
-    if context.setup.suspicion is not None:  # the farther from a clean image, the more suspicious
+    # a detector may reject an image only because it is far from a clean one
+    if context.setup.suspicion is not None:
         return None
     everyone = torch.ones(
         len(context.run.problem), dtype=torch.bool, device=context.run.distance.device
@@ -197,8 +208,9 @@ def large_radius(context: CheckContext) -> Measured | None:
         return _mean_of(torch.isinf(context.run.distance[rows]))
     rows = context.affordable(rows, context.per_image + 1, fraction=0.15)
     problem = context.problem.select(rows)
-    away = (problem.x < 0.5).to(problem.x)  # the farthest corner of the box; half way is enough
-    # the whole radius for every channel
+    # the corner of [0,1] that is farthest from the image: three quarters of the way are enough
+    away = (problem.x < 0.5).to(problem.x)
+    # every channel may change by the whole radius
     problem = replace(problem, ball=replace(problem.ball, channel_scales=None))
     norm = Ball(context.planned.case.norm, 0.0)
     problem = problem.at(norm.size(problem.x + (away - problem.x) * 0.75, problem.x))
@@ -211,8 +223,8 @@ def _mean_of(hit: Bool[Tensor, " rows"]) -> Measured | None:
 
 
 def silent(context: CheckContext) -> Measured | None:
-    """Return how many images the attack passed a success of and returned none."""
-    # of a victim that answers at random, one lucky pass proves nothing
+    """Return on how many images the attack met a success but returned another image."""
+    # if the victim is random, a single success in one pass proves nothing
     if context.setup.randomized > 0 or context.watched is None:
         return None
     watch, verdict = context.watched
@@ -223,13 +235,14 @@ def silent(context: CheckContext) -> Measured | None:
 
 
 def rising(context: CheckContext) -> Measured | None:
-    """Return how fast the loss rose in the last quarter, to its whole rise; not of masks.
+    """Return the speed at which the loss rose in the last quarter of the steps, over the average.
 
-    1 = as fast as on average: nothing has converged; 0 = not at all. Of several restarts or
-    targets, the first: all take as many passes, since nobody leaves. Steps that together just
-    reach the radius, as BIM's and MI-FGSM's do, rise until they arrive: only who did not counts.
-    Of masks the loss rises without end, by pixels long wrong, and the harm by jumps: what more
-    steps would cost them is asked by `more_effort`.
+    1 means as fast as on average: the attack has not converged. 0 means no rise at all. If there
+    are several restarts or targets, the first is measured; all take equally many passes because no
+    image leaves the batch. If all steps together just reach the radius, as in BIM and MI-FGSM, the
+    loss rises until the image arrives there, so only images that have not arrived count. Masks
+    are not measured: their loss keeps rising through pixels that are wrong already, and their harm
+    rises in jumps. The check `more_effort` measures what more steps would gain on them.
     """
     losses = _climbed(context)
     if losses is None or context.watched is None:
@@ -260,23 +273,24 @@ def _just_reaches(context: CheckContext) -> bool:
 
 
 def gains_nothing(context: CheckContext) -> Measured | None:
-    """Return how far a step moves the loss on average, over its rise from first to last pass.
+    """Return the average change of the loss per step, divided by its rise over all steps.
 
-    Of n steps that all climb alike it is 1/n; where gradients change from point to point, so that
-    steps go up and down by chance, the loss does not rise by as much as one of them moves it.
+    If n steps all raise the loss equally, the value is 1/n. If the gradients change from point to
+    point, steps go up and down by chance, and the whole rise is smaller than the change of a single
+    step.
     """
     losses = _climbed(context)
     if losses is None or context.setup.victim.guard is not None or context.setup.victim.draws > 1:
         return None
     moved = losses.diff(dim=0).abs().mean(0).sum()
-    if float(moved) == 0:  # no gradient at all is another check's
+    if float(moved) == 0:  # `zero_gradients` checks for gradients of 0
         return None
     rise = (losses[-1] - losses[0]).sum().clamp_min(moved / _NEVER)
     return Measured(float(moved / rise), losses.shape[1])
 
 
 def _climbed(context: CheckContext) -> Float[Tensor, "steps rows"] | None:
-    """Return the loss at each step of the first run on the watched images; None of masks."""
+    """Return the loss at each step of the first run on the watched images; None for masks."""
     if context.watched is None or context.graded:
         return None
     parameters = context.planned.case.parameters
@@ -287,7 +301,7 @@ def _climbed(context: CheckContext) -> Float[Tensor, "steps rows"] | None:
 
 
 def more_effort(context: CheckContext) -> Measured | None:
-    """Return how many robust images break when every parameter of effort is doubled."""
+    """Return on how many robust images the attack succeeds if every effort parameter is doubled."""
     if not context.iterative or not context.card.effort:
         return None
     parameters = context.planned.case.parameters
@@ -301,7 +315,7 @@ def more_effort(context: CheckContext) -> Measured | None:
     attacked = problem.at(torch.inf) if context.card.schedule == "distance" else problem
     try:
         z = attack(attacked, context.rng.select(rows).fork("effort"))
-    except SpecError:  # twice as much is more than the parameter allows
+    except SpecError:  # the parameter does not allow twice its value
         return None
     near = problem.ball.size(z, problem.x) <= context.run.radii[context.headline]
     verdict = problem.probe(z)
@@ -310,7 +324,7 @@ def more_effort(context: CheckContext) -> Measured | None:
 
 
 def below_control(context: CheckContext) -> Measured | None:
-    """Return how many more images a random direction of equal norm breaks than the fitted one."""
+    """Return the successes of a random direction minus those of the fitted one of equal norm."""
     n = len(context.run.problem)
     if context.run.fitted is None or n == 0:
         return None
@@ -319,10 +333,10 @@ def below_control(context: CheckContext) -> Measured | None:
 
 
 def rounding(context: CheckContext) -> Measured | None:
-    """Return the share of the images broken at the headline radius that rounding repairs."""
+    """Return the share of the successes at the headline radius that rounding undoes."""
     levels = 2**context.planned.data.card.bit_depth - 1
     broken = context.run.rungs["success"][context.headline]
-    # less than a level is rounded off
+    # a change of less than one grey level disappears in rounding
     moved = context.run.rungs["linf"][context.headline] >= 1 / levels
     if not context.iterative or context.card.schedule == "distance":
         return None

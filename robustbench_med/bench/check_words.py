@@ -1,4 +1,4 @@
-"""What the checks of a record measured, and the flags they raised, in words."""
+"""Check words: write the measurements of a record's checks, and its flags, as text."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def _images(value: float, of: int | None) -> str:
 
 
 def _share(value: float, of: int | None) -> str:
-    """Return a share of so many images: 100 % of 1 image is not 100 % of 90."""
+    """Write a share together with the number of images, since 100 % of 1 image says little."""
     return _percent(value) if of is None else f"{_percent(value)} of {_all(of)}"
 
 
 def _rise(value: float, of: int | None) -> str:
-    """Return a mean over so many images that is no share of them."""
+    """Write a mean over images that is not a share of the images."""
     return _percent(value) if of is None else f"{_percent(value)} on {_all(of)}"
 
 
@@ -50,52 +50,61 @@ def _plain(value: float, of: int | None) -> str:  # noqa: ARG001
 
 
 _Write = Callable[[float, "int | None"], str]
-# check of robustbench_med/bench/checks.py -> what it looks for, and how its value is written
+# for each check of robustbench_med/bench/checks.py: its title, and how its value is written
 CHECKS: dict[str, tuple[str, _Write]] = {
-    "probabilities": ("The model answers probabilities, which blinds gradients", _answer),
-    "randomized": ("Images the model answers differently when asked twice", _share),
-    "answers_depend_on_batch": ("Images answered otherwise alone than among others", _share),
+    "probabilities": ("The model returns probabilities, whose gradients vanish", _answer),
+    "randomized": ("Images with different outputs in two forward passes", _share),
+    "answers_depend_on_batch": ("Images whose output depends on the rest of the batch", _share),
     "over_budget": ("Images changed by more than the radius allows", _images),
     "nonfinite_gradients": ("Gradients that were not a number or infinite", _count),
     "zero_gradients": (
-        "Gradients that were zero everywhere: the attack had nothing to follow",
+        "Gradients that were zero everywhere, so that the attack could not follow them",
         _rise,
     ),
-    "gradients_disagree": ("Gradients that finite differences of the answers contradict", _share),
+    "gradients_disagree": ("Gradients that finite differences of the outputs contradict", _share),
     "answers_differ_under_attack": (
-        "Answers that differ while the model is differentiated",
+        "Outputs that change while gradients are computed",
         _share,
     ),
-    "one_step_beats_iterative": ("Missed images that a single step breaks", _images),
-    "margin_beats_attack": ("Missed images that PGD toward the nearest finding breaks", _images),
-    "apgd_beats_attack": ("Missed images that a short APGD breaks", _images),
-    "noise_beats_attack": ("Missed images that random noise breaks", _images),
-    "black_box_beats_white_box": ("Missed images that an attack by queries breaks", _images),
-    "success_falls_with_radius": ("Images broken at a small radius, not at the largest", _images),
+    "one_step_beats_iterative": ("Missed images on which a single step succeeds", _images),
+    "margin_beats_attack": (
+        "Missed images on which PGD toward the nearest finding succeeds",
+        _images,
+    ),
+    "apgd_beats_attack": ("Missed images on which a short APGD succeeds", _images),
+    "noise_beats_attack": ("Missed images on which random noise succeeds", _images),
+    "black_box_beats_white_box": ("Missed images on which a query attack succeeds", _images),
+    "success_falls_with_radius": (
+        "Images with a success at a small radius but not at the largest",
+        _images,
+    ),
     "large_radius_leaves_images": (
-        "Robust images though nearly all of each may be changed",
+        "Images that stay robust though nearly all of them may change",
         _share,
     ),
     "not_converged": (
-        "Rise of the loss in the last quarter of the steps, against the average",
+        "Rise of the loss in the last quarter of the steps, relative to the average",
         _rise,
     ),
     "steps_gain_nothing": (
-        "Change of the loss by a single step, against its rise over all of them",
+        "Change of the loss in a single step, relative to its rise over all steps",
         _rise,
     ),
-    "silent_success": ("Successes that the attack passed and did not return", _images),
-    "more_effort_breaks_more": ("Missed images that break at twice the effort", _images),
-    "universal_below_control": (
-        "Images that a random direction breaks beyond those of the fitted one",
+    "silent_success": ("Images on which the attack met a success but returned none", _images),
+    "more_effort_breaks_more": (
+        "Missed images on which the attack succeeds with twice the effort",
         _images,
     ),
-    "rounding_repairs": ("Broken images that are right again once stored", _share),
+    "universal_below_control": (
+        "Successes of a random direction in excess of the fitted one",
+        _images,
+    ),
+    "rounding_repairs": ("Successes that disappear when the image is stored", _share),
 }
 
 
 class CheckRow(NamedTuple):
-    """A check as a page lists it."""
+    """One row of the list of checks on the page."""
 
     title: str
     measured: str
@@ -105,12 +114,13 @@ class CheckRow(NamedTuple):
 
 
 def check_rows(record: Record) -> list[CheckRow]:
-    """Return all that was checked of a record in words, what was raised first."""
+    """Return the checks of a record as text rows, those that raised a flag first."""
     raised = {flag.name for flag in record.flags}
     rows = []
     for check in record.checks:
         title, write = CHECKS.get(check.name, (_spelled(check.name), _plain))
-        write = _count if write is _images else write  # the title and a column say of what
+        # the title and the column `checked` say what is counted
+        write = _count if write is _images else write
         rows.append(
             CheckRow(
                 title,
@@ -124,9 +134,10 @@ def check_rows(record: Record) -> list[CheckRow]:
 
 
 def flag_words(record: Record, flag: Flag) -> str:
-    """Return what a flag means and the numbers behind it.
+    """Return what a flag means, with the value measured and the value allowed.
 
-    E.g. "Random noise breaks images that this attack missed (measured 3 of 12 images, allowed 1)".
+    For example: "Random noise of the same size succeeds on images that this attack missed
+    (measured 3 of 12 images, allowed 1)".
     """
     check = next((c for c in record.checks if c.name == flag.name), None)
     _, write = CHECKS.get(flag.name, ("", _plain))

@@ -1,9 +1,10 @@
-"""Checks: what would make a record untrustworthy, measured by the run itself; some raise a flag.
+"""Checks: every run measures signs that its result is not trustworthy, and raises flags for them.
 
-An attack that failed may have been blinded instead of beaten. The checks follow Carlini et al., "On
-evaluating adversarial robustness", 2019, section 4, and Athalye, Carlini, Wagner, ICML 2018,
-section 3.1: signs of gradients that are masked. Those that attack again do so on a few images,
-keyed by sample, and are not counted in the cost of the record.
+An attack may fail because the model hides its gradients and not because the model is robust. The
+checks look for signs of masked gradients, after Carlini et al., "On evaluating adversarial
+robustness", 2019, section 4, and Athalye, Carlini, Wagner, ICML 2018, section 3.1. Some checks
+attack a few images again; these images are drawn by sample id, and the passes do not count in the
+cost of the record.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ _CHECKS = {
     "probabilities": _Row(
         check_functions.probabilities,
         0.0,
-        "The model answers probabilities where logits are expected: gradients vanish where it is "
+        "The model returns probabilities instead of logits: gradients vanish where the model is "
         "sure, so gradient attacks look weaker than they are.",
     ),
     "randomized": _Row(
         check_functions.randomized,
         0.0,
-        "The model answers differently when asked twice, and was attacked as if it did not: run "
-        "with --draws 16 to attack and judge it in expectation.",
+        "The model gives different outputs for the same image, but was attacked as if it did not: "
+        "run with --draws 16 to attack and judge it in expectation.",
     ),
     "answers_depend_on_batch": _Row(
         check_functions.depends_on_batch,
         0.0,
-        "The model answers an image otherwise alone than among others, as batch norm in training "
-        "mode does: it was asked one image at a time here, as a device is.",
+        "The model's output for an image depends on the other images in the batch, as with batch "
+        "norm in training mode: the run gave it one image at a time, as a device would.",
     ),
     "over_budget": _Row(
         check_functions.over_budget,
@@ -52,108 +53,108 @@ _CHECKS = {
     "nonfinite_gradients": _Row(
         check_functions.nonfinite,
         0.0,
-        "Some gradients were NaN or Inf; the attack went on with 0 instead.",
+        "Some gradients were NaN or Inf; the attack continued with 0 instead.",
     ),
     "zero_gradients": _Row(
         check_functions.zero,
         0.01,
-        "More than 1 % of the gradients were 0 everywhere: the attack had nothing to follow there, "
-        "and what looks robust may only be hidden.",
+        "More than 1 % of the gradients were 0 everywhere: the attack could not follow them, so "
+        "the model may hide its gradients instead of being robust.",
     ),
     "gradients_disagree": _Row(
         check_functions.gradients_disagree,
         0.0,
-        "The gradients that the attack got are not those of the model's answers: finite "
-        "differences disagree, so what looks robust may only be hidden",
+        "The attack's gradients are not the derivative of the model's outputs: finite differences "
+        "disagree, so the model may hide its gradients instead of being robust",
     ),
     "answers_differ_under_attack": _Row(
         check_functions.answers_differ,
         0.0,
-        "The model answers otherwise while it is differentiated than when it is only asked: the "
-        "attack climbed another model",
+        "The model gives other outputs while gradients are computed than without gradients: the "
+        "attack optimised against another model",
     ),
     "one_step_beats_iterative": _Row(
         check_functions.one_step,
         1.0,
-        "A single step breaks images that this attack of many steps missed: its gradients mislead "
-        "it.",
+        "A single step succeeds on images that this attack missed with many steps: its gradients "
+        "mislead it.",
     ),
     "margin_beats_attack": _Row(
         check_functions.margin,
         1.0,
-        "PGD toward the nearest finding breaks images that this attack missed: it spends its steps "
-        "on findings out of reach. Try loss='margin'.",
+        "PGD toward the nearest finding succeeds on images that this attack missed: the attack "
+        "spends its steps on findings that it cannot reach. Try loss='margin'.",
     ),
     "apgd_beats_attack": _Row(
         check_functions.apgd,
         1.0,
-        "A short APGD, which chooses its steps itself, breaks images that this attack missed: its "
-        "step size does not suit this model.",
+        "A short APGD, which adapts its step size, succeeds on images that this attack missed: the "
+        "attack's step size does not suit this model.",
     ),
     "noise_beats_attack": _Row(
         check_functions.noise,
         1.0,
-        "Random noise of the same size breaks images that this attack missed.",
+        "Random noise of the same size succeeds on images that this attack missed.",
     ),
     "black_box_beats_white_box": _Row(
         check_functions.queries,
         1.0,
-        "An attack that only asks for answers breaks images that this attack, which knows the "
+        "An attack that only queries outputs succeeds on images that this attack, which knows the "
         "whole model, missed: the model hides its gradients.",
     ),
     "success_falls_with_radius": _Row(
         check_functions.shrinking,
         1.0,
-        "Images broken at a small radius are robust at a larger one, though the larger "
-        "contains the smaller.",
+        "The attack succeeds on some images at a small radius but not at a larger one, though the "
+        "larger ball contains the smaller.",
     ),
     "large_radius_leaves_images": _Row(
         check_functions.large_radius,
         0.5,
-        "Images are robust even where the attack may change almost the whole image: it is the "
-        "attack that fails.",
+        "Images stay robust even if the attack may change almost the whole image: the attack "
+        "itself fails.",
     ),
     "not_converged": _Row(
         check_functions.rising,
         0.7,  # PGD-20 on the shipped victims ends at 0.1 to 0.5, APGD below 0.1
         "The attack's loss was still rising in the last quarter of its steps, almost as fast as "
-        "before: it was stopped too early.",
+        "before: the attack stopped too early.",
     ),
     "steps_gain_nothing": _Row(
         check_functions.gains_nothing,
         1.0,  # PGD of 10 to 100 steps on ten shipped victims: 0.01 to 0.16
-        "After all its steps the attack's loss has not risen by as much as a single step moves it: "
-        "the gradients change from point to point and lead nowhere.",
+        "Over all its steps the attack's loss rose by less than a single step changes it: the "
+        "gradients change from point to point and lead nowhere.",
     ),
     "silent_success": _Row(
         check_functions.silent,
         0.0,
-        "The attack passed an image that breaks the model and returned another that does not.",
+        "The attack met an image that reaches its goal but returned another that does not.",
     ),
     "more_effort_breaks_more": _Row(
         check_functions.more_effort,
         1.0,
-        "Twice the steps and restarts break more than one of a few images that stood: the attack "
-        "was too weak.",
+        "With twice the steps and restarts the attack succeeds on more than one of a few images "
+        "that it had missed: it was too weak.",
     ),
     "universal_below_control": _Row(
         check_functions.below_control,
         1.0,
-        "A random direction of the same size breaks more images than the perturbation that was "
-        "fitted: the attack failed to learn.",
+        "A random direction of the same size succeeds on more images than the fitted perturbation: "
+        "the attack failed to learn.",
     ),
     "rounding_repairs": _Row(
         check_functions.rounding,
         0.5,
-        "Most images that broke are right again when stored in the images' bit depth.",
+        "Most successes disappear when the images are stored at their bit depth.",
     ),
 }
 
-NAMES = tuple(_CHECKS)  # of all checks, and of the flags they raise
+NAMES = tuple(_CHECKS)  # the names of all checks; a flag has the name of its check
 
 
 def run_checks(context: CheckContext) -> tuple[tuple[Check, ...], tuple[Flag, ...]]:
-    """Return everything that was measured on a run, and the flags it raises."""
+    """Return the results of all checks on a run, and the flags that they raise."""
     checks, flags = [], []
     case = context.planned.case
     with seeded(case.seed, case.id, "checks"), frozen(context.setup.victim.module):

@@ -1,8 +1,8 @@
-"""Gradient check: the gradients an attack got against finite differences of the module's answers.
+"""Gradient check: compare an attack's gradients with finite differences of the module's outputs.
 
-An autograd function, a hook or a branch can make a backward pass that is not that of the forward
-pass: every attack by gradients then climbs something else and reports robustness. Finite
-differences ask for answers alone.
+An autograd function, a hook or a branch can give a module a backward pass that does not belong to
+its forward pass. Every gradient attack then optimises against another function and reports
+robustness. Finite differences need only forward passes, so they reveal this.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from robustbench_med.rng import seeded
 from robustbench_med.types import Images, Logits
 from robustbench_med.victim import Victim
 
-DIRECTIONS = 2  # random ones an image, at first
-PASSES = 2 * DIRECTIONS + 2  # an image
-MORE = 6  # where those leave a doubt
-STEP = 1e-4  # of the first difference, in [0,1] image units
-STEPS = (3e-5, 1e-3, 4e-3, 1.6e-2)  # where it leaves a doubt
-TINY = 1e-6  # in double precision
-DOUBT = 0.2  # residual that is looked at again; of the zoo's honest gradients, 1 in 50
-TOLERANCE = 0.3  # residual of a gradient that is not that of the answers
-STRAIGHT = 0.8  # the same where answers are constant nearby, of a gradient straight through steps
-MOVED = 0.01  # of the spread of the logits
-ASKED = 7  # times again, of a module in doubt, whether it answers at random
-_NOISE = 4e-7  # of a float32 answer, relative
-_SIGNAL = 8.0  # a difference counts beyond so many times the noise
+DIRECTIONS = 2  # random directions for each image, at first
+PASSES = 2 * DIRECTIONS + 2  # forward passes for each image
+MORE = 6  # directions for an image in doubt
+STEP = 1e-4  # step of the first difference, in [0,1] image units
+STEPS = (3e-5, 1e-3, 4e-3, 1.6e-2)  # further steps for an image in doubt
+TINY = 1e-6  # step in double precision
+DOUBT = 0.2  # a larger residual is measured again; 1 in 50 of the zoo's right gradients has one
+TOLERANCE = 0.3  # a gradient with a larger residual is wrong
+STRAIGHT = 0.8  # the same for a straight-through gradient, where the outputs are constant nearby
+MOVED = 0.01  # outputs differ if they are farther apart, in units of the spread of the logits
+ASKED = 7  # forward passes that are repeated to see whether a module in doubt is random
+_NOISE = 4e-7  # relative rounding error of a float32 output
+_SIGNAL = 8.0  # a difference counts if it exceeds so many times the noise
 _NAMES = ("shown", "logits", "cotangent", "gradient")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What finite differences say of some gradients.
+    """The comparison of some gradients with finite differences.
 
     Attributes:
-        judged: `(p,)` whether the differences stand out of rounding at any step.
-        residual: `(p,)` least distance between gradient and differences over all steps, in units of
-            the larger of both: 0 = the same, 1 = unrelated or 0, 2 = the opposite.
-        moved: `(p,)` how far the answer in the attack's pass is from the one without gradients, in
-            units of the spread of the logits.
-        passes: images forwarded.
+        judged: `(p,)` whether the differences exceed the rounding error at any step.
+        residual: `(p,)` smallest distance between gradient and differences over all steps, in units
+            of the larger of both: 0 = the same, 1 = unrelated or 0, 2 = the opposite.
+        moved: `(p,)` distance between the output in the attack's pass and the output without
+            gradients, in units of the spread of the logits.
+        passes: number of images forwarded.
     """
 
     judged: Bool[Tensor, " p"]
@@ -58,20 +58,20 @@ class Comparison:
 
     @property
     def disagree(self) -> Bool[Tensor, " p"]:
-        """Which gradients are not those of the answers."""
+        """Which gradients are not the derivative of the outputs."""
         return self.judged & (self.residual > TOLERANCE)
 
 
 def compare(victim: Victim, samples: Sequence[GradientSample], *, seed: int) -> Comparison:
-    """Compare gradients that an attack got with central differences along random directions.
+    """Compare an attack's gradients with central differences along random directions.
 
-    A module that answers at random is asked with the same draws at every pass, and for its gradient
-    once more: that of the attack's pass had draws of its own.
+    If the module is random, every pass uses the same random draws, and the gradient is computed
+    again with these draws, since the attack's pass used others.
 
     Args:
-        victim: whose module answers; frozen by the caller.
-        samples: at least one.
-        seed: of the directions.
+        victim: the victim, whose module the caller has frozen.
+        samples: the recorded gradients, at least one.
+        seed: seed of the directions.
     """
     shown, logits, cotangent, gradient = (
         torch.stack([getattr(sample, name) for sample in samples]) for name in _NAMES
@@ -86,7 +86,8 @@ def compare(victim: Victim, samples: Sequence[GradientSample], *, seed: int) -> 
     passes += 2 * DIRECTIONS * p
     rows = _doubtful(judged, residual)
     if not drawn and (len(rows) or bool((moved > MOVED).any())):
-        # two answers of a module with few draws may be alike by chance: it is no liar for that
+        # two outputs of a random module may be equal by chance, so test more passes before
+        # concluding that its gradients are wrong
         drawn, spent = first.draws_at_random()
         passes += spent
     if drawn:
@@ -114,16 +115,18 @@ def _apart(answer: Logits, second: Logits) -> bool:
 
 
 def _again(doubtful: _Differences) -> tuple[Bool[Tensor, " p"], Float[Tensor, " p"], int]:
-    """Return the verdict on images in doubt: more directions, other steps, double precision.
+    """Compare images in doubt again: with more directions, other steps and in double precision.
 
-    What a kink, a tie or rounding does to a difference depends on its step; a lie does not.
+    The error that a kink, a tie or rounding causes depends on the step; that of a wrong gradient
+    does not.
     """
     ok = torch.zeros(len(doubtful.shown), dtype=torch.bool, device=doubtful.shown.device)
     residual = torch.full(ok.shape, torch.inf, dtype=torch.float64, device=ok.device)
     passes, rows = 0, ok.logical_not().nonzero()[:, 0]
     for step in (STEP, *STEPS, TINY):
         subset: _Differences | None = doubtful.select(rows)
-        if step == TINY:  # not every module computes in double precision; volumes take minutes
+        # volumes are left out, since they take minutes in double precision
+        if step == TINY:
             subset = _double(doubtful.select(rows)) if doubtful.shown.ndim == 4 else None
         if subset is None or len(rows) == 0:
             break
@@ -131,7 +134,8 @@ def _again(doubtful: _Differences) -> tuple[Bool[Tensor, " p"], Float[Tensor, " 
         passes += (2 * MORE + int(step == TINY)) * len(rows)
         ok[rows] |= judged
         residual[rows] = residual[rows].minimum(error.masked_fill(~judged, torch.inf))
-        if step == TINY:  # answers that jump have no gradient of their own
+        # piecewise constant outputs have no useful gradient: accept a straight-through one
+        if step == TINY:
             residual[rows[subset.flat()]] *= TOLERANCE / STRAIGHT
         rows = (residual > TOLERANCE).nonzero()[:, 0]
     return ok, residual.nan_to_num(posinf=0.0), passes
@@ -145,14 +149,14 @@ def _double(differences: _Differences) -> _Differences | None:
 
 
 def _moved(answer: Logits, second: Logits) -> Float[Tensor, " p"]:
-    """Return the largest distance of two answers to each image in units of the logits' spread."""
+    """Return the largest distance of two outputs for each image, in units of the logits' spread."""
     spread = float(answer.max() - answer.min())
     return (answer - second).flatten(1).abs().amax(1) / max(spread, 1e-6)
 
 
 @dataclass(frozen=True)
 class _Differences:
-    """Answers around some images, and the gradients they should have."""
+    """Finite differences of a victim's outputs around some images, and the gradients to compare."""
 
     victim: Victim
     shown: Images
@@ -163,7 +167,10 @@ class _Differences:
     fixed: bool = False  # whether each pass starts from the same seed
 
     def select(self, rows: Tensor) -> _Differences:
-        """Return the same of some rows; where draws are fixed, with those of a batch of these."""
+        """Return the same for some rows; if draws are fixed, the gradient is computed anew.
+
+        The random draws depend on the size of the batch.
+        """
         subset = replace(self, **{name: getattr(self, name)[rows] for name in _NAMES})
         return subset.with_own_gradient() if self.fixed and len(rows) else subset
 
@@ -175,9 +182,9 @@ class _Differences:
         return seeded(self.seed, "differences") if self.fixed else contextlib.nullcontext()
 
     def with_draws_fixed(self) -> _Differences | None:
-        """Return the same with one draw of the module for all passes, and its gradient there.
+        """Return the same with equal random draws in all passes, and the gradient for these draws.
 
-        None where the module draws from another generator than torch's.
+        None if the module draws from another generator than torch's.
         """
         fixed = replace(self, fixed=True)
         if not torch.equal(fixed.answers(self.shown), fixed.answers(self.shown)):
@@ -185,7 +192,7 @@ class _Differences:
         return fixed.with_own_gradient()
 
     def with_own_gradient(self) -> _Differences:
-        """Return the same with the gradient of a pass that has the draws of its answers."""
+        """Return the same with the gradient of a pass that uses the same draws as the outputs."""
         leaf = self.shown.clone().requires_grad_(True)
         with torch.enable_grad(), self._draws():
             logits = [self.victim.answer(chunk) for chunk in leaf.split(self.victim.chunk)]
@@ -193,9 +200,9 @@ class _Differences:
         return replace(self, gradient=g)
 
     def draws_at_random(self) -> tuple[bool, int]:
-        """Return whether an image, asked alone several times, is answered in two ways; passes too.
+        """Return whether repeated passes of an image differ, and the number of passes.
 
-        One by one, so that a draw a call is one an image.
+        Images are passed one by one, so that a module that draws once a call draws for each image.
         """
         alone = replace(self, victim=replace(self.victim, chunk=1))
         once = alone.answers(self.shown)
@@ -205,7 +212,7 @@ class _Differences:
         return False, (ASKED + 1) * len(once)
 
     def double(self) -> _Differences | None:
-        """Return the same in double precision; None where the module then answers otherwise."""
+        """Return the same in double precision; None if the outputs then differ."""
         module = copy.deepcopy(self.victim.module).double()
         exact = replace(
             self,
@@ -217,7 +224,7 @@ class _Differences:
         return exact if centre.dtype == torch.float64 and alike else None
 
     def at(self, step: float, directions: int) -> tuple[Bool[Tensor, " p"], Float[Tensor, " p"]]:
-        """Return which images a step of this size judges, and the residual of each."""
+        """Return which images a step of this size can judge, and the residual of each."""
         std = self.shown.new_tensor(self.victim.contract.std)
         h = (1 / std).view(1, -1, *[1] * (self.shown.ndim - 2))
         exact = self.shown.dtype == torch.float64
@@ -240,7 +247,7 @@ class _Differences:
         return size > _SIGNAL * noise, apart.norm(dim=0) / size.clamp_min(1e-300)
 
     def flat(self) -> Bool[Tensor, " p"]:
-        """Return around which images the answers do not move at all."""
+        """Return around which images the outputs are constant."""
         up, down = (self.answers(self.shown + step) for step in (TINY, -TINY))
         return (up == down).flatten(1).all(1)
 
@@ -250,6 +257,6 @@ class _Differences:
         return (2 * bits - 1).to(self.shown)
 
     def _value(self, shown: Images) -> Float[Tensor, " p"]:
-        """Return the answer to each image along its cotangent."""
+        """Return the output for each image, projected on its cotangent."""
         products = self.answers(shown).double() * self.cotangent.double()
         return products.flatten(1).sum(1)

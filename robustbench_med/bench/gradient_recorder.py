@@ -1,9 +1,9 @@
-"""Gradient recorder: keeps a few of the gradients that an attack really got, for later checks.
+"""Gradient recorder: store a few of the gradients that an attack computed, for later checks.
 
-A module may answer honestly and lie about its gradients, at all times or only while it is attacked:
-on large batches, after many calls, on some images. So what is checked is a draw from the attack's
-own calls, taken on both sides of the module: hooks that the module sets on its input, its output or
-itself act inside.
+A module may give right outputs but wrong gradients, always or only during an attack: on large
+batches, after many calls, on some images. Therefore the check uses a random sample of the attack's
+own calls. It is recorded outside the module, before its input and after its output, so that hooks
+of the module on its input, its output or itself take effect in between.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from robustbench_med.types import Images, Logits
 
 @dataclass
 class GradientSample:
-    """What an attack asked of one image and what it got.
+    """The inputs and results of one backward pass of an attack, for one image.
 
     Attributes:
         shown: `(c, *s)` the normalised image.
-        logits: `(k, *places)` the answer, in the pass that was differentiated.
+        logits: `(k, *places)` the output, in the pass that was differentiated.
         cotangent: `(k, *places)` gradient of the attack's loss with respect to the logits.
         gradient: `(c, *s)` gradient of the attack's loss with respect to `shown`.
     """
@@ -37,14 +37,14 @@ class GradientSample:
 
 @dataclass
 class GradientRecorder:
-    """Draws gradients from all calls of an attack, each image of each call with equal chance.
+    """Draw a random sample of gradients from all calls of an attack.
 
     Attributes:
-        keep: how many are kept at most.
-        seed: of the draw.
+        keep: largest number of gradients that are stored.
+        seed: seed of the sample.
         active: whether calls are recorded.
-        calls: how often it was differentiated while it was active.
-        images: how many images in all.
+        calls: number of differentiated calls while the recorder was active.
+        images: number of images in these calls.
     """
 
     keep: int
@@ -58,7 +58,7 @@ class GradientRecorder:
         self._random = np.random.default_rng(self.seed)
 
     def __call__(self, answer: Callable[[Images], Logits], shown: Images) -> Logits:
-        """Return the logits of `shown`, and keep what flows back through some of its rows."""
+        """Return the logits of `shown`, and record the gradients of some of its rows."""
         if not (self.active and torch.is_grad_enabled() and shown.requires_grad):
             return answer(shown)
         places = self._draw(len(shown))
@@ -66,7 +66,7 @@ class GradientRecorder:
             return answer(shown)
         slots, rows = list(places), torch.tensor(list(places.values()), device=shown.device)
         images = shown.detach()[rows].clone()
-        # two copies: a hook that the module sets on what it is handed acts before ours
+        # two copies, so that a hook of the module on its input runs before ours
         entry = shown.clone()
         logits = answer(entry.clone())
         if not logits.requires_grad:
@@ -79,11 +79,11 @@ class GradientRecorder:
             cotangents[:] = [u.detach()[rows].clone()]
 
         def back(g: Tensor | None) -> None:
-            if g is None or not cotangents:  # None: nothing flowed back through the module
+            if g is None or not cotangents:  # None: no gradient passed through the module
                 return
             gradients = g.detach()[rows].clone()
             for i, slot in enumerate(slots):
-                # of a Jacobian, the last row that asks this image anything
+                # for a Jacobian, the last row that depends on this image is stored
                 if bool((cotangents[0][i] != 0).any()):
                     self._slots[slot] = GradientSample(
                         images[i], recorded[i], cotangents[0][i], gradients[i]
@@ -95,14 +95,15 @@ class GradientRecorder:
 
     @property
     def samples(self) -> list[GradientSample]:
-        """The gradients that were kept."""
+        """The gradients that are stored."""
         return [self._slots[slot] for slot in sorted(self._slots)]
 
     def _draw(self, count: int) -> dict[int, int]:
-        """Return which of `count` rows are kept, by slot.
+        """Return which of `count` rows are stored, by slot.
 
-        Two reservoirs: over all images of all calls, and over the calls, of each one image. Calls
-        late in an attack are of the few images that are still robust, and weigh as much as others.
+        Half of the slots sample from all images of all calls, each with equal probability. The
+        other half sample from the calls, and store one image of each. So late calls, which hold
+        only the few images that are still robust, weigh as much as others.
         """
         half = self.keep // 2
         order = np.arange(self.images, self.images + count)
@@ -112,7 +113,8 @@ class GradientRecorder:
         late = self.calls if self.calls < latest else int(self._random.integers(0, self.calls + 1))
         if late < latest:
             places[half + late] = int(self._random.integers(0, count))
-        if self.calls == 0:  # of an attack of one step there is no other call
+        # an attack of one step makes no other call, so the first call fills all slots
+        if self.calls == 0:
             others = [row for row in range(count) if row not in places.values()]
             places |= {half + i: row for i, row in enumerate(others[:latest])}
         self.images += count

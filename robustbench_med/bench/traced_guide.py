@@ -1,8 +1,8 @@
-"""Traced guide: the operations of a module's forward pass, with their own gradients.
+"""Traced guide: differentiate the operations of a module's forward pass.
 
-The forward pass of a module that lies about its gradients is recorded without gradients as a graph
-of ATen operations. Autograd functions, hooks, branches on the grad mode and detached tensors leave
-no trace in it, so what flows back through the graph is the derivative of the answers.
+If a module has wrong gradients, its forward pass is recorded without gradients as a graph of ATen
+operations. The graph contains no autograd functions, hooks, branches on the grad mode or detached
+tensors, so its gradient is the derivative of the outputs.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from robustbench_med.bench.gradient_recorder import GradientSample
 from robustbench_med.types import Images
 from robustbench_med.victim import Victim
 
-_STOPS = ("aten::detach", "aten::detach_", "aten::alias")  # the identity, but for gradients
+# operations that return their input but stop its gradient
+_STOPS = ("aten::detach", "aten::detach_", "aten::alias")
 
 
 class TracedModule(nn.Module):
-    """A module as graphs of ATen operations, one for each power of two of images.
+    """A module as graphs of ATen operations, one for each batch size that is a power of two.
 
-    A graph knows its batch size: images are filled up to the next one, and the answers to what was
-    added are dropped.
+    A graph has a fixed batch size. A batch is filled up to the next power of two with copies of its
+    last image, and the outputs for these copies are dropped.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self._source = (module,)  # in a tuple: it is no part of this module
+        self._source = (module,)  # a tuple, so that torch does not register it as a submodule
         self._graphs: dict[tuple[int, ...], Callable[[Images], Any]] = {}
 
     def forward(self, x: Images) -> Any:  # noqa: ANN401 - what the module returns
@@ -72,27 +73,27 @@ def _name(node: fx.Node) -> str:
 
 
 def traced_guide(victim: Victim, samples: Sequence[GradientSample], *, seed: int) -> Victim | None:
-    """Return the victim with the gradients of its own forward operations; None where impossible.
+    """Return the victim with the gradients of its own forward operations; None if impossible.
 
-    It is impossible where the answer hangs on values outside tensors (Python branches on pixels,
-    NumPy), where an operation has no derivative, or where the derivative says nothing (rounding).
+    It is impossible if the output depends on values outside tensors (Python branches on pixels,
+    NumPy), if an operation has no derivative, or if the derivative is useless (rounding).
 
     Args:
-        victim: whose gradients disagree with its answers; frozen by the caller.
-        samples: gradients that an attack got: where the guide is tried.
-        seed: of the directions of the finite differences.
+        victim: a victim whose gradients disagree with its outputs, frozen by the caller.
+        samples: gradients of an attack; the guide is tested on their images.
+        seed: seed of the directions of the finite differences.
     """
     guide = replace(victim, module=TracedModule(victim.module), recorder=None)
     shown = torch.stack([sample.shown for sample in samples])
     cotangent = torch.stack([sample.cotangent for sample in samples])
     try:
         fresh = _fresh(guide, shown, cotangent)
-        # the graph was made from these images: other ones tell whether it holds values of theirs
+        # the graph was traced on these images: test on others whether it stored their values
         moved_images = shown.flip(-1).roll(1, 0)
         with torch.no_grad():
             apart = (guide.answer(moved_images) - victim.answer(moved_images)).abs().max()
             known = victim.answer(shown)
-    except Exception:  # noqa: BLE001 - foreign code, traced by an experimental interface
+    except Exception:  # noqa: BLE001 - torch traces foreign code by an experimental interface
         return None
     if float(apart) > MOVED * float(known.max() - known.min()):
         return None

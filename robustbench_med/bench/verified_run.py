@@ -1,7 +1,8 @@
-"""Verified run: an attack whose gradients are checked, and what is done where they lie.
+"""Verified run: run an attack, check its gradients, and attack again if they are wrong.
 
-The attack is run again with the gradients of the module's own forward operations, where those can
-be had. Where not, an attack by queries is run at the same radii, and each image keeps the worse.
+The second attack uses the gradients of the module's own forward operations. If these cannot be
+computed, Square, an attack by queries, is run at the same radii. Each image keeps the result that
+does more harm.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from robustbench_med.problem import Counter
 from robustbench_med.rng import seeded
 from robustbench_med.victim import Victim, frozen
 
-QUERIES = 1000  # an image and radius, of the attack that needs no gradients
+QUERIES = 1000  # queries of Square for each image and radius
 Remedy = Literal["", "traced", "queries"]
 REMEDIES: dict[Remedy, str] = {
-    "": "the attack was run with them all the same",
+    "": "the results are those of the attack with these gradients",
     "traced": "the attack was run again with the gradients of the module's own forward operations, "
     "and each image counts with the worse of both runs",
     "queries": f"Square with {QUERIES} queries was run as well, because the module's own forward "
@@ -36,16 +37,16 @@ REMEDIES: dict[Remedy, str] = {
 
 @dataclass(frozen=True)
 class GradientFinding:
-    """What was found of the gradients that an attack got.
+    """The result of the gradient check of one run.
 
     Attributes:
-        checked: gradients that finite differences could judge.
-        disagree: of those, how many are not the gradients of the answers.
-        asked: answers of the attack's own passes that were asked again without gradients.
-        moved: of those, how many differ.
-        remedy: what was done where some disagree or differ.
-        passes: images forwarded for all this.
-        counter: what was wrong with the gradients of the first run, where it was run again.
+        checked: number of gradients that finite differences could judge.
+        disagree: number of these gradients that are not the derivative of the outputs.
+        asked: number of outputs of the attack that were computed again without gradients.
+        moved: number of these outputs that differ.
+        remedy: the second attack that was run if gradients disagree or outputs differ.
+        passes: number of images forwarded for the check.
+        counter: counts of faulty gradients in the first run, if the attack was run again.
     """
 
     checked: int
@@ -58,12 +59,12 @@ class GradientFinding:
 
     @property
     def lies(self) -> bool:
-        """Whether the attack climbed something else than the model."""
+        """Whether the attack's gradients or outputs are not those of the model."""
         return self.disagree > 0 or self.moved > 0
 
 
 def run_verified(planned: ResolvedCase, setup: AttackSetup, *, keeps: bool = False) -> AttackRun:
-    """Attack as `run_attack` does, check the gradients, and attack again where they lie."""
+    """Attack as `run_attack` does, check the gradients, and attack again if they are wrong."""
     run = run_attack(planned, setup, keeps=keeps)
     finding = check_gradients(planned, setup, run)
     if finding is None or not finding.lies or setup.surrogate is not None:
@@ -86,7 +87,7 @@ def run_verified(planned: ResolvedCase, setup: AttackSetup, *, keeps: bool = Fal
 def check_gradients(
     planned: ResolvedCase, setup: AttackSetup, run: AttackRun
 ) -> GradientFinding | None:
-    """Return what finite differences say of the gradients of a run; None where it got none."""
+    """Check the gradients of a run by finite differences; None if it computed no gradients."""
     victim, samples = setup.victim, [] if run.recorder is None else run.recorder.samples
     coarse = planned.case.guide == "bfloat16"
     if setup.surrogate is not None:
@@ -94,7 +95,7 @@ def check_gradients(
     if not samples:
         return None
     case, cost = planned.case, run.counter
-    # the attack's own cost bounds that of the check; two say something in any case
+    # the check costs at most as much as the attack, but uses at least two gradients
     samples = samples[: max(2, (cost.forward + cost.backward) // (2 * PASSES))]
     with frozen(victim.module), seeded(case.seed, case.id, "gradients"):
         comparison = compare(victim, samples, seed=case.seed)
@@ -108,7 +109,7 @@ def check_gradients(
 
 
 def _honest_guide(planned: ResolvedCase, setup: AttackSetup, run: AttackRun) -> Victim | None:
-    """Return the victim with the gradients of its own operations, traced once a victim."""
+    """Return the victim with the gradients of its own operations; it is traced only once."""
     key = ("traced guide", setup.guide is None)
     if key not in setup.probes:
         samples = [] if run.recorder is None else run.recorder.samples
@@ -120,10 +121,10 @@ def _honest_guide(planned: ResolvedCase, setup: AttackSetup, run: AttackRun) -> 
 
 
 def merged(run: AttackRun, second: AttackRun) -> AttackRun:
-    """Return a run whose images keep, at each radius, what does more harm in either of two.
+    """Merge two runs: for each image and radius, keep the result that does more harm.
 
-    Both are of the same images and radii. All that is not of an image is the first one's, but the
-    cost, which is of both.
+    Both runs have the same images and radii. The cost is the sum of both; everything else that does
+    not belong to an image comes from the first run.
     """
     rungs: Measurements = {name: value.clone() for name, value in run.rungs.items()}
     harm = (r.rungs["harm"].masked_fill(r.rungs["done"], torch.inf) for r in (run, second))

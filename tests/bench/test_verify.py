@@ -199,7 +199,7 @@ def test_one_other_outcome_is_rounding_on_another_machine_alone(kept: Stored) ->
     assert (found.word, found.differing) == ("mismatch", 1)
     assert "rounding does not explain this" in found.lines[-1]
     found = verify(elsewhere(nearly), images=True)  # the image that breaks it lies beside
-    assert "the saved images break 1 samples recorded as robust" in found.lines
+    assert "the saved images succeed on 1 samples recorded as robust" in found.lines
     assert found.word == "mismatch"
 
 
@@ -563,7 +563,7 @@ def test_an_image_outside_its_ball_is_a_mismatch(tmp_path: Path) -> None:
     moved = _with_images(stored, lambda t: t["images"].add_(0.05 * (t["images"] < 0.5)))
     found = verify(moved, images=True)
     assert found.word == "mismatch"
-    assert any("images lie outside their ball" in line for line in found.lines)
+    assert any("images are outside their ball" in line for line in found.lines)
 
 
 def test_clean_images_in_place_of_adversarial_ones_show_nothing(tmp_path: Path) -> None:
@@ -632,7 +632,7 @@ def test_an_invalid_record_matches_where_the_case_is_invalid_still(tmp_path: Pat
     stored = made(tmp_path, images=False)
     again = stored.record.model_copy(update={"status": "invalid", "reason": "NaN", "rungs": ()})
     found = verify(Stored(again, stored.samples, stored.folder))
-    assert found.lines == ("recorded as invalid (NaN), and it ran",)
+    assert found.lines == ("recorded as invalid (NaN), but the rerun is valid",)
     tensors = load_file(tmp_path / "mine.safetensors")
     tensors["fc.bias"] = torch.full_like(tensors["fc.bias"], np.nan)
     save_file(tensors, tmp_path / "mine.safetensors")

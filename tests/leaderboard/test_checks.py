@@ -64,10 +64,10 @@ def test_all_checks_are_listed_those_raised_first(make_stored: Maker) -> None:
     rows = check_rows(make_stored([6], record=raised(QUERIES)).record)
     assert len(rows) == len(MANY)
     assert rows[0] == CheckRow(
-        "Missed images that an attack by queries breaks", "3", "1", "12", True
+        "Missed images on which a query attack succeeds", "3", "1", "12", True
     )
     assert sum(row.raised for row in rows) == 1
-    blind = "The model answers probabilities, which blinds gradients"
+    blind = "The model returns probabilities, whose gradients vanish"
     assert CheckRow(blind, "no", "no", "–", False) in rows
     unknown = Check(name="of_<b>_tomorrow", value=2, threshold=1)
     (row,) = check_rows(make_stored([6], record={"checks": (unknown,)}).record)

@@ -1,1 +1,1 @@
-"""Recompute what a record claims, and say whether it holds."""
+"""Recompute the results of a record, and report whether they match."""

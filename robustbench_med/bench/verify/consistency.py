@@ -1,8 +1,8 @@
-"""Is a record consistent with its own samples? The store asks when it reads, `verify` asks for all.
+"""Check that a record is consistent with its own samples.
 
-A record is foreign: whoever edits its metrics, intervals or flags must edit its samples too, and
-those are what a rerun is compared with. `table_errors` costs nothing and is asked of every record
-that is read, `score_errors` before a page is made of it, `layout_errors` and `contradictions` by
+A record may come from anybody. Who edits its metrics, intervals or flags must edit its samples too,
+and a rerun is compared with the samples. `table_errors` is cheap and runs whenever a record is
+read; `score_errors` runs before a page is made; `layout_errors` and `contradictions` run in
 `verify`.
 """
 
@@ -19,7 +19,7 @@ from robustbench_med.bench.record import Record, Stored
 from robustbench_med.bench.verify.diff import line, plain, same, shown, written
 from robustbench_med.errors import ResultsError
 
-# columns of every samples table, see Stored
+# the columns of every samples table, see `Stored`
 COLUMNS = (
     "sample",
     "patient",
@@ -31,18 +31,18 @@ COLUMNS = (
     "attacked",
     "success",
 )
-_MEASURED = ("l2", "linf", "distance", "ssim", "psnr")  # no page needs them, `verify` does
+_MEASURED = ("l2", "linf", "distance", "ssim", "psnr")  # only `verify` needs these columns
 _OUTCOMES = ("attacked", "success")
 _OF_IMAGES = ("sample", "patient", "truth", "attacked", "distance")  # the same at every radius
-_ROUNDING = 1e-6  # of a mean
-_TIE = 1e-3  # between probabilities: less may be rounding
+_ROUNDING = 1e-6  # rounding error of a mean
+_TIE = 1e-3  # a smaller difference of probabilities may be rounding
 
 
 def table_errors(record: Record, samples: pd.DataFrame) -> list[str]:
-    """Return why the samples are no table of the images and radii of a record; empty where fine.
+    """Return why the samples are not a full table of a record's images and radii; else empty.
 
-    A table that lacks images would leave the others looking as if they were all. A record of an
-    invalid case has no samples.
+    If a table lacked images, its scores would cover only the others and nobody would notice. A
+    record of an invalid case has no samples.
     """
     if record.status != "ok":
         return []
@@ -76,7 +76,7 @@ def score_errors(stored: Stored) -> list[str]:
     """Return where scores of a record are not the means of its samples, the first at each radius.
 
     Args:
-        stored: of which `table_errors` says nothing.
+        stored: a record without `table_errors`.
     """
     if stored.record.status != "ok":
         return []
@@ -101,17 +101,17 @@ def score_errors(stored: Stored) -> list[str]:
 
 
 def layout_errors(stored: Stored) -> list[str]:
-    """Return where the samples of a record do not follow one another as the bench writes them.
+    """Return where the rows of the samples are not in the order in which the bench writes them.
 
     Args:
-        stored: of which `table_errors` says nothing.
+        stored: a record without `table_errors`.
     """
     record, table = stored.record, stored.samples
     if missing := [name for name in _MEASURED if name not in table]:
         return [f"no column {', '.join(missing)} in the samples"]
     ladder, lines = (0.0, *record.case.ladder), []
     if record.audit is None or record.cost is None:
-        lines.append("a scored record has an audit and a cost, this one has not")
+        lines.append("the record has scores but lacks an audit or a cost")
     if not np.array_equal(table["eps"].to_numpy(float), np.repeat(ladder, record.n)):
         lines.append("eps of the samples is not 0 and the ladder of the case, rung by rung")
     first = table.iloc[: record.n]
@@ -126,13 +126,13 @@ def layout_errors(stored: Stored) -> list[str]:
 
 
 def contradictions(stored: Stored) -> list[str]:
-    """Return where a scored record contradicts its own samples and checks, a line each.
+    """Return where a scored record contradicts its own samples and checks, one line each.
 
     Args:
-        stored: of which `table_errors` and `layout_errors` say nothing.
+        stored: a record without `table_errors` and `layout_errors`.
 
     Raises:
-        ResultsError: a column of another kind than its name says.
+        ResultsError: a column has values of the wrong type.
     """
     try:
         return [*_metric_errors(stored), *_outcome_errors(stored), *_entry_errors(stored)]
@@ -144,7 +144,7 @@ def contradictions(stored: Stored) -> list[str]:
 
 
 def _metric_errors(stored: Stored) -> Iterator[str]:
-    # imported here, because it needs torch and reading records does not
+    # imported in the function because it needs torch, which is not needed to read records
     from robustbench_med.bench.verify.recompute import recompute_metrics
 
     for rung, metrics in zip(stored.record.rungs, recompute_metrics(stored), strict=True):
@@ -158,7 +158,7 @@ def _metric_errors(stored: Stored) -> Iterator[str]:
 
 
 def _outcome_errors(stored: Stored) -> Iterator[str]:
-    """Yield a line where outcomes are not what the other columns say."""
+    """Yield a line where outcomes contradict the other columns."""
     table = stored.samples
     if stored.record.dataset_card.task == "segmentation":
         dice = [float(np.mean(scores)) for scores in table["scores"]]
@@ -183,7 +183,7 @@ def _outcome_errors(stored: Stored) -> Iterator[str]:
 
 
 def _follows(prediction: NDArray[np.int64], scores: NDArray[np.float64]) -> bool:
-    """Whether every class or finding predicted is what the scores say, but for ties."""
+    """Whether every predicted class or finding follows from the scores, except for ties."""
     if prediction.ndim == 2:
         over, under = scores > 0.5 + _TIE, scores < 0.5 - _TIE
         return not bool(((prediction == 0) & over | (prediction == 1) & under).any())
@@ -213,7 +213,7 @@ def _entry_errors(stored: Stored) -> Iterator[str]:
 
 
 def patients_of_rows(rows: pd.DataFrame) -> NDArray[np.character] | None:
-    """Return the patient of each row; None where images are treated as independent."""
+    """Return the patient of each row; None if images are treated as independent."""
     return None if rows["patient"].isna().any() else rows["patient"].to_numpy(dtype=str)
 
 
@@ -223,5 +223,5 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 
 def _by_radius(samples: pd.DataFrame) -> NDArray[np.intp]:
-    """Return the order of rows by radius. pandas would take ten times as long to sort a table."""
+    """Return the order of rows by radius; sorting by pandas would take ten times as long."""
     return np.argsort(samples["eps"].to_numpy(float), kind="stable")

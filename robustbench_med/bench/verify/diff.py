@@ -1,4 +1,4 @@
-"""Differ: where two values of a record differ, in lines a person reads."""
+"""Diff: describe where two values of a record differ, in readable lines."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 
 from robustbench_med.stats import Estimate
 
-_GREY = 16  # radii up to so many grey levels are written in them
-_LONGEST = 60  # characters of a value that a line shows
+_GREY = 16  # radii up to so many grey levels are written as n/255
+_LONGEST = 60  # a line shows at most so many characters of a value
 _NUMBERS = (int, float, np.number, np.bool_)
 _SEVERAL = (list, tuple, np.ndarray)
-EXACT = 1e-6  # relative and absolute: rounding of the same sum on another machine
+EXACT = 1e-6  # relative and absolute rounding error of the same sum on another machine
 
 
 def same(before: object, after: object, *, rtol: float = EXACT, atol: float = EXACT) -> bool:
-    """Return whether two values are the same, numbers but for a tolerance; NaN is NaN.
+    """Return whether two values are equal, numbers within a tolerance; NaN equals NaN.
 
     >>> same((0.1, float("nan")), [0.1 + 1e-9, float("nan")]), same("a", 1), same(1.0, 2.0)
     (True, False, False)
@@ -27,7 +27,7 @@ def same(before: object, after: object, *, rtol: float = EXACT, atol: float = EX
         first, second = float(before), float(after)
         undefined = math.isnan(first) and math.isnan(second)
         return undefined or math.isclose(first, second, rel_tol=rtol, abs_tol=atol)
-    if isinstance(before, str) and isinstance(after, str):  # numpy's among them
+    if isinstance(before, str) and isinstance(after, str):  # also strings of NumPy
         return str(before) == str(after)
     if isinstance(before, _SEVERAL) and isinstance(after, _SEVERAL):
         pairs = zip(before, after, strict=False)
@@ -38,7 +38,7 @@ def same(before: object, after: object, *, rtol: float = EXACT, atol: float = EX
 def differences(
     before: object, after: object, path: str = "", *, rtol: float = EXACT, atol: float = EXACT
 ) -> Iterator[str]:
-    """Yield a line for every leaf of two nested values that differs, named by its place."""
+    """Yield a line for every leaf that differs between two nested values, with its path."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         for key in dict.fromkeys([*before, *after]):
             where = f"{path}.{plain(str(key))}" if path else plain(str(key))
@@ -50,7 +50,7 @@ def differences(
         isinstance(before, _SEVERAL)
         and isinstance(after, _SEVERAL)
         and len(before) == len(after)
-        and any(isinstance(item, Mapping) for item in before)  # else it is shown whole
+        and any(isinstance(item, Mapping) for item in before)  # other lists are shown whole
     ):
         for i, pair in enumerate(zip(before, after, strict=True)):
             yield from differences(*pair, f"{path}[{i}]", rtol=rtol, atol=atol)
@@ -59,7 +59,7 @@ def differences(
 
 
 def line(name: str, before: object, after: object, whose: str = "recomputed") -> str:
-    """Return a line that names a difference.
+    """Return a line that describes a difference.
 
     >>> line("audit.over_budget", 5, 0)
     'audit.over_budget: recorded 5, recomputed 0'
@@ -68,7 +68,7 @@ def line(name: str, before: object, after: object, whose: str = "recomputed") ->
 
 
 def plain(text: str) -> str:
-    r"""Return a foreign text such that it prints as one line and nothing more.
+    r"""Return a text of unknown origin escaped, so that it prints as one line.
 
     >>> plain("dice[lesion]"), plain("\x1b[2J")
     ('dice[lesion]', "'\\x1b[2J'")
@@ -77,7 +77,7 @@ def plain(text: str) -> str:
 
 
 def written(eps: float) -> str:
-    """Return a radius as a person writes it.
+    """Return a radius in its usual notation.
 
     >>> written(2 / 255), written(0.3)
     ('2/255', '0.3')
@@ -95,7 +95,7 @@ def _short(value: Any) -> str:  # noqa: ANN401 - any leaf of a record
 
 
 def shown(estimate: Estimate) -> str:
-    """Return an estimate as a person reads it.
+    """Return an estimate with its interval as text.
 
     >>> shown(Estimate(value=0.5, low=0.25, high=0.75))
     '0.500 [0.250, 0.750]'

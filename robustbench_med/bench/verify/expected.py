@@ -1,4 +1,4 @@
-"""Recomputed: what a record should say, made anew by a rerun or from its saved images."""
+"""Expected: the entries of a record, recomputed by a rerun or from its saved images."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from robustbench_med.bench.setup import SetupCache, is_oblivious
 from robustbench_med.devices import device_of
 
 CARDS = ("dataset_card", "model_card", "attack_card", "defense_card")
-_BUDGET = ("norm", "over_budget", "tolerance", "bit_depth")  # of the audit: no outcome moves them
-FOUND = ("ssim", "psnr", "l2", "linf")  # metrics that are means of what was measured
-_SHOWN = ("attack_success", *FOUND)  # what saved images show whatever the objective
+# entries of the audit that do not depend on outcomes
+_BUDGET = ("norm", "over_budget", "tolerance", "bit_depth")
+FOUND = ("ssim", "psnr", "l2", "linf")  # metrics that are means of measured columns
+_SHOWN = ("attack_success", *FOUND)  # metrics that saved images give for any objective
 _DECIDED = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1")
 
 
 class Recomputed(NamedTuple):
-    """What was recomputed of a record.
+    """The recomputed entries of a record.
 
     Attributes:
-        samples: the table.
+        samples: the samples table.
         rungs: the metrics.
-        fixed: entries of the record that no machine changes.
-        loose: entries that are other where outcomes are.
-        saved: whether it comes of saved images: nothing is known of robust samples.
-        masks: whether the victim calls masks.
-        decided: whether a robust sample is called as its clean image.
+        fixed: entries that are the same on every machine.
+        loose: entries that change if outcomes change.
+        saved: whether the source are saved images, which say nothing about robust samples.
+        masks: whether the victim predicts masks.
+        decided: whether a robust sample has the same prediction as its clean image.
     """
 
     samples: pd.DataFrame
@@ -51,14 +52,14 @@ class Recomputed(NamedTuple):
 
 
 def from_rerun(again: Outcome) -> Recomputed:
-    """Return what a rerun of a case says, all but when and where it was run."""
+    """Return the entries of a rerun, except for the time and place of the run."""
     record = again.record
     whole = record.model_dump()
     loose = {name: whole[name] for name in ("distance", "universal", "certificate", "ladder_audit")}
     loose |= {"flags": whole["flags"], "checks": whole["checks"]}
     loose["audit"] = {k: v for k, v in (whole["audit"] or {}).items() if k not in _BUDGET}
     case = record.case
-    # else victims share the candidates that were crafted, and their cost
+    # otherwise several victims share the crafted candidates, and their cost
     if case.surrogate is None and not is_oblivious(case):
         loose["cost"] = {name: whole["cost"][name] for name in ("forward", "backward")}
     fixed = {name: whole[name] for name in ("schema_version", "n", "patients", "notes", *CARDS)}
@@ -69,7 +70,7 @@ def from_rerun(again: Outcome) -> Recomputed:
 
 
 def from_images(stored: Stored, planned: ResolvedCase, device: str) -> Recomputed:
-    """Return what the saved images show; what was asked of the attack itself is not asked again."""
+    """Return the entries that follow from the saved images; the attack is not run again."""
     case, card = stored.record.case, planned.data.card
     images = adversarial_images.read(Path(stored.folder), stored.record.images)
     setup = SetupCache(device_of(device)).of(planned)
@@ -96,11 +97,11 @@ def from_images(stored: Stored, planned: ResolvedCase, device: str) -> Recompute
 
 
 def entries(record: Record, recomputed: dict[str, Any]) -> dict[str, Any]:
-    """Return those entries of a record that were recomputed."""
+    """Return the entries of a record that were recomputed."""
     whole = record.model_dump()
     recorded = {}
     for name, value in recomputed.items():
         recorded[name] = whole[name]
-        if name in ("audit", "cost"):  # of which a part was
+        if name in ("audit", "cost"):  # only a part of these was recomputed
             recorded[name] = {key: part for key, part in whole[name].items() if key in value}
     return recorded

@@ -1,8 +1,8 @@
-"""Noise: how far two reruns of one case lie apart that differ by rounding alone.
+"""Noise: the difference between two reruns of one case that differ only by rounding.
 
-The figures behind the constants are in docs/statistics.md: 2.13 and 2.14 of torch on one processor
-agreed to the last digit; AVX-512 and SSE did not. There no clean score moved by more than 1e-6,
-while adversarial images took other paths.
+The figures behind the constants are in docs/statistics.md: torch 2.13 and 2.14 agreed to the last
+digit on one processor; AVX-512 and SSE did not. Between those no clean score moved by more than
+1e-6, while adversarial images took other paths.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ OUTCOMES = ("success", "correct", "prediction", "rejected")
 ABSOLUTE = ("scores", "suspicion", "target_dice", "ssim")  # columns measured in units of their own
 RELATIVE = ("l2", "linf", "distance", "psnr")
 MEASURED = (*ABSOLUTE, *RELATIVE)
-CLEAN = 1e-3  # of scores without an attack, whatever the machine
-_TIGHT = 1e-4  # what is called the same
-_FLOOR = 0.05  # what rounding may do though a single rerun does not show it
-_FLIPPED = 0.25  # likewise, where the outcome is another: the attack stopped elsewhere
-_FACTOR = 3  # times as far as two reruns lie apart: they draw two of many roundings
-_FLIPS = 5  # likewise, where the outcome is another
-_TIMES = 2  # times as many samples as differ between them
-_SAMPLES = 2  # that may have another outcome though no rerun shows one
+CLEAN = 1e-3  # clean scores may differ by this much on any machine
+_TIGHT = 1e-4  # values count as equal up to this difference
+_FLOOR = 0.05  # rounding may change values by this much even if a single rerun does not show it
+_FLIPPED = 0.25  # the same for a sample with another outcome, whose attack stopped elsewhere
+_FACTOR = 3  # values may differ so many times as much as in two reruns, a sample of two roundings
+_FLIPS = 5  # the same for a sample with another outcome
+_TIMES = 2  # so many times as many samples as in two reruns may have another outcome
+_SAMPLES = 2  # so many samples may have another outcome even if no rerun shows one
 
 Floats = NDArray[np.float64]
 
 
 class Noise(NamedTuple):
-    """What may differ.
+    """The differences that rounding explains.
 
     Attributes:
-        samples: how many may have another outcome.
-        values: by column, how far its values may lie apart.
-        flipped: likewise, of rows whose outcome is another; other columns may be
-            anything there.
+        samples: number of samples that may have another outcome.
+        values: for each column, the largest difference of its values.
+        flipped: the same for rows with another outcome; columns that are not listed may have any
+            value there.
     """
 
     samples: int
@@ -47,11 +47,12 @@ class Noise(NamedTuple):
 
 
 STRICT = Noise(0, dict.fromkeys(MEASURED, _TIGHT), {})
-JUDGED = Noise(_SAMPLES, dict.fromkeys(MEASURED, CLEAN), {"scores": CLEAN})  # saved images
+# the differences allowed if saved images are judged
+JUDGED = Noise(_SAMPLES, dict.fromkeys(MEASURED, CLEAN), {"scores": CLEAN})
 
 
 def noise_of(claim: Recomputed, second: Recomputed) -> Noise:
-    """Return what may differ where two reruns differ as these do."""
+    """Return the differences that rounding explains, estimated from two reruns."""
     flipped = other_outcome(claim.samples, second.samples)
     samples = int(claim.samples.loc[flipped, "sample"].nunique())
     values, at_flips = {}, {}
@@ -70,7 +71,7 @@ def noise_of(claim: Recomputed, second: Recomputed) -> Noise:
 def other_outcome(
     before: pd.DataFrame, after: pd.DataFrame, names: tuple[str, ...] = OUTCOMES
 ) -> NDArray[np.bool_]:
-    """Return which rows have another outcome; Dice that merely moved is none."""
+    """Return which rows have another outcome; a change of Dice alone does not count."""
     differs = np.zeros(len(before), dtype=np.bool_)
     for name in names:
         if name in before and name in after and _is_discrete(before[name]):
@@ -80,7 +81,7 @@ def other_outcome(
 
 
 def _is_discrete(column: pd.Series[Any]) -> bool:
-    """Whether values are outcomes; not the Dice, or the pixels of a mask, which have degrees."""
+    """Whether values are outcomes; Dice and the pixels of a mask have degrees and are not."""
     if column.dtype.kind == "f":
         return bool(column.isin([0.0, 1.0]).all())
     first = column.iloc[0] if len(column) else 0
@@ -90,7 +91,7 @@ def _is_discrete(column: pd.Series[Any]) -> bool:
 
 
 def distances(name: str, before: pd.DataFrame, after: pd.DataFrame) -> Floats:
-    """Return how far apart the values of a column are: inf where only one is a number."""
+    """Return the distance of the values of a column; inf where only one of the two is a number."""
     first, second = (_numbers(table[name]) for table in (before, after))
     if first.shape != second.shape:
         return np.full(len(before), np.inf)
@@ -107,12 +108,12 @@ def distances(name: str, before: pd.DataFrame, after: pd.DataFrame) -> Floats:
 def _numbers(column: pd.Series[Any]) -> Floats:
     try:
         return np.array([np.asarray(value, dtype=np.float64) for value in column], dtype=np.float64)
-    except ValueError:  # rows of several lengths
+    except ValueError:  # the rows have different lengths
         return np.zeros(0)
 
 
 def _unit(name: str, table: pd.DataFrame) -> float:
-    """Return what 1 stands for: of a suspicion, which has no bounds, its spread over the table."""
+    """Return the unit of a column: 1, or the spread over the table for an unbounded suspicion."""
     if name != "suspicion":
         return 1.0
     spread = float(np.nanstd(_numbers(table[name])))

@@ -1,4 +1,4 @@
-"""Recompute the metrics of a record from its samples table alone."""
+"""Recompute the metrics of a record from its samples table."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from robustbench_med.stats.patients import resamples
 
 
 def recompute_metrics(stored: Stored) -> list[dict[str, Estimate]]:
-    """Return the metrics of each rung that a samples table alone gives, clean first.
+    """Return the metrics of each rung that can be computed from a samples table, clean first.
 
-    Of labels and findings all but those of a detector; of masks the Dice. They are computed as the
-    bench does, so that a record says them to the digit.
+    For labels and findings these are all metrics except a detector's; for masks it is the Dice. The
+    bench computes them in the same way, so they equal those of the record to the last digit.
     """
     record, table = stored.record, stored.samples
     first = table.iloc[: record.n]
@@ -73,7 +73,7 @@ def _label_metrics(
 
 
 def recompute_distance(stored: Stored) -> Estimate:
-    """Return the median distance of the images attacked that a samples table gives."""
+    """Return the median distance of the attacked images in a samples table."""
     record = stored.record
     first = stored.samples.iloc[: record.n]
     weights = resamples(record.n, patients_of_rows(first), seed=record.case.seed)

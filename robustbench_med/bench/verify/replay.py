@@ -1,4 +1,4 @@
-"""Rerun: a record's case planned again, with the weights, data and attacks that are here now."""
+"""Replay: plan and run a record's case again, with the present weights, data and attacks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from robustbench_med.errors import SpecError
 from robustbench_med.models.user_factory import factory_of
 from robustbench_med.spec import Spec
 
-# fields of a case that may differ from the record's once it is planned again, in words
+# for each field of a case that may have changed since the record: the message
 _WORDS = {
     "victim_sha256": "the weights of {case.victim} are not those of the record",
     "surrogate_sha256": "the weights of {case.surrogate} are not those of the record",
@@ -36,12 +36,12 @@ _WORDS = {
 
 
 class Places(NamedTuple):
-    """Where files of the person's own lie now that a record names where they were.
+    """The present paths of your own files, if they are not where a record says.
 
     Attributes:
         dataset: the `.npz` file.
         victim: its weights, its Python file, or a whole spec; None = as recorded.
-        surrogate: likewise.
+        surrogate: the same for the surrogate.
     """
 
     dataset: str | None = None
@@ -52,32 +52,31 @@ class Places(NamedTuple):
 def replan(
     case: Case, *, data: Path | None = None, code: bool = False, places: Places | None = None
 ) -> ResolvedCase:
-    """Return a case planned again: the same choices, what they stand for here and now.
+    """Plan a case again: the same choices, resolved with the present weights, data and attacks.
 
     Args:
-        case: of a record.
+        case: the case of a record.
         data: folder with the files of real datasets.
         code: execute the Python file that the case names as its victim or surrogate, if any.
-        places: where own files lie now; that they are the same is told by their hashes, which
-            `changed` compares.
+        places: the present paths of your own files; `changed` compares their hashes.
 
     Raises:
-        SpecError: it names one, and `code` is not given: a record is foreign; or it names a file
-            that is not here.
-        BenchError: its victim, attack or data cannot be had.
+        SpecError: the case names a Python file and `code` is False, since a record may come from
+            anybody; or a file that it names does not exist.
+        BenchError: the victim, the attack or the data cannot be loaded.
     """
     places = Places() if places is None else places
     if case.victim.startswith("module:") and places.victim is None:
         raise SpecError(
-            f"expected a model that a file holds, got {case.victim}, which was handed in from "
-            "Python: evaluate it again with results=DIR and compare the records"
+            f"expected a model from a file, got {case.victim}, which was passed as a Python "
+            "object: evaluate it again with results=DIR and compare the records"
         )
     victim = _moved(case.victim, places.victim, "victim")
     surrogate = case.surrogate and _moved(case.surrogate, places.surrogate, "surrogate")
     for name in (victim, surrogate):
         if not code and name is not None and factory_of(name):
             raise SpecError(
-                f"expected a record that runs no code of its own, got one that executes {name!r}: "
+                f"expected a record that executes no Python file, got one that executes {name!r}: "
                 "read that file, and pass --run-code if you trust it"
             )
     dataset = _dataset(case, data, places.dataset)
@@ -92,24 +91,24 @@ def replan(
 
 
 def called_as(case: Case, planned: Case) -> Case:
-    """Return a case planned again by the names that the record has for files that were moved."""
+    """Return a planned case with the model specs of the record, since moved files change them."""
     return planned.model_copy(update={"victim": case.victim, "surrogate": case.surrogate})
 
 
 def _dataset(case: Case, data: Path | None, path: str | None) -> Dataset:
-    """Return the images of a case; of a file that was moved, from where it lies now."""
+    """Return the dataset of a case, read from `path` if its file was moved."""
     known = case.dataset in registry.names("datasets")
     if path is not None and known:
         raise SpecError(
-            f"expected --dataset with a record of one's own file, got one of {case.dataset}, which "
-            "is found by --data DIR"
+            f"expected --dataset only for a record on your own file, got one on {case.dataset}: "
+            "pass its folder with --data DIR"
         )
     if known:
         return load_dataset(case.dataset, data=data)
     if path is None and not Path(case.dataset).expanduser().is_file():
         raise SpecError(
-            f"expected {case.dataset}, which the record was made of, got no such file: say with "
-            "--dataset FILE where it lies now; its hash is compared"
+            f"expected the record's dataset {case.dataset}, got no such file: pass its present "
+            "path with --dataset FILE; its hash is compared"
         )
     if path is None:
         return load_dataset(case.dataset)
@@ -117,9 +116,9 @@ def _dataset(case: Case, data: Path | None, path: str | None) -> Dataset:
 
 
 def _under_its_name(path: Path, recorded: Path) -> Dataset:
-    """Return the dataset of a file as if it were still called, and lay, as a record names it.
+    """Return the dataset of a moved file, with the name it had in the record.
 
-    A file's name and folder are what its card calls it by, and so the record.
+    The name in the card, and so in the record, is made of the file's name and folder.
     """
     if not path.is_file():
         raise SpecError(f"expected a .npz file with --dataset, got no file at {path}")
@@ -128,7 +127,7 @@ def _under_its_name(path: Path, recorded: Path) -> Dataset:
     alias.parent.mkdir(exist_ok=True)
     try:
         alias.symlink_to(path.resolve())
-    except OSError:  # Windows asks for a privilege
+    except OSError:  # on Windows a link needs a privilege
         shutil.copyfile(path, alias)
     dataset = load_dataset(str(alias))
 
@@ -140,7 +139,7 @@ def _under_its_name(path: Path, recorded: Path) -> Dataset:
 
 
 def _moved(victim: str, location: str | None, option: str) -> str:
-    """Return the spec of a model of one's own with its file where it lies now.
+    """Return the spec of your own model with the present path of its file.
 
     >>> _moved("timm:resnet18(weights='/a/w.safetensors')", "w.safetensors", "victim")
     "timm:resnet18(weights='w.safetensors')"
@@ -151,7 +150,7 @@ def _moved(victim: str, location: str | None, option: str) -> str:
     if location is not None:
         if not registry.is_own(victim):
             raise SpecError(
-                f"expected --{option} with a record of a model of one's own, got one of {victim}"
+                f"expected --{option} only for a record of your own model, got one of {victim}"
             )
         if factory is not None and location.endswith(".py"):
             return f"{location}:{factory.call}"
@@ -168,8 +167,8 @@ def _moved(victim: str, location: str | None, option: str) -> str:
     for path in files:
         if not path.expanduser().is_file():
             raise SpecError(
-                f"expected {path}, which the record's model was made of, got no such file: say "
-                f"with --{option} FILE where it lies now; its hash is compared"
+                f"expected the file {path} of the record's model, got no such file: pass its "
+                f"present path with --{option} FILE; its hash is compared"
             )
     return victim
 
@@ -181,7 +180,7 @@ def run_again(
     device: str = "cpu",
     setups: SetupCache | None = None,
 ) -> Outcome:
-    """Return the outcome of a case, written nowhere.
+    """Run a case again and return the outcome, without writing a record.
 
     Args:
         planned: the case.
@@ -193,7 +192,7 @@ def run_again(
     return execute(
         planned,
         lambda: (setups or SetupCache(where)).of(planned),
-        command="",  # written nowhere
+        command="",  # no record is written
         examples=0,
         images=images,
         device=str(where),
@@ -201,7 +200,7 @@ def run_again(
 
 
 def changed(recorded: Case, now: Case) -> list[str]:
-    """Return what is no longer as the record had it, a line each; none where the case is the same.
+    """Return a line for each field of the case that has changed since the record.
 
     >>> case = Case(dataset="d", data_sha256="a", victim="v", victim_sha256="b", attack="fgsm",
     ...             attack_version=1, parameters={}, norm="linf", ladder=(0.1,))

@@ -1,9 +1,9 @@
-"""Rounding: how far the arithmetic of another machine may take a record from its rerun.
+"""Rounding: how much the arithmetic of another machine may change the results of a rerun.
 
-Other versions of torch, other instruction sets and other numbers of threads add the same float32
-numbers in another order. A clean image's scores move by a millionth; the path of an iterative
-attack may leave the old one altogether (docs/statistics.md has the figures). How far, is measured
-here and now: the case is run once more with every layer rounded otherwise.
+Other versions of torch, instruction sets and numbers of threads add the same float32 numbers in
+another order. The scores of a clean image change by a millionth; an iterative attack may take
+another path altogether (docs/statistics.md has the figures). `verify` measures the effect: it runs
+the case once more with the output of every layer rounded differently.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STEP = 1 + 2**-23  # the next float32 after 1
 
 @contextmanager
 def rounded_otherwise() -> Iterator[None]:
-    """Multiply what every innermost module answers by the float32 after 1."""
+    """Multiply the output of every innermost module by the smallest float32 above 1."""
 
     def nudge(module: nn.Module, inputs: object, output: object) -> Tensor | None:
         innermost = next(module.children(), None) is None
@@ -40,7 +40,7 @@ def rounded_otherwise() -> Iterator[None]:
 
 @contextmanager
 def threads_of(recorded: Provenance) -> Iterator[None]:
-    """Compute with as many threads as a record was made with, where there are so many cores."""
+    """Compute with as many threads as a record was made with, if there are enough cores."""
     before = torch.get_num_threads()
     if 1 <= recorded.threads <= before:
         torch.set_num_threads(recorded.threads)
@@ -51,9 +51,9 @@ def threads_of(recorded: Provenance) -> Iterator[None]:
 
 
 def same_machine(recorded: Provenance, device: str) -> bool:
-    """Return whether a rerun here rounds as the record did: the same to the last digit.
+    """Return whether a rerun on this machine should equal the record to the last digit.
 
-    On an accelerator sums are added in an order that changes from run to run.
+    This is never so on an accelerator, where the order of additions changes from run to run.
     """
     machine = (torch.__version__, processor(), torch.get_num_threads(), "cpu")
     return machine == (recorded.torch, recorded.cpu, recorded.threads, recorded.device) and (
@@ -62,7 +62,7 @@ def same_machine(recorded: Provenance, device: str) -> bool:
 
 
 def machines(recorded: Provenance, device: str) -> str:
-    """Return a line that says what a record was made with, and what it is recomputed with."""
+    """Return a line that names the machine of a record and the machine of the rerun."""
     cpu = recorded.cpu or f"a processor it does not name ({recorded.platform})"
     then = f"torch {recorded.torch} on {_where(recorded.device, cpu)}"
     now = f"torch {torch.__version__} on {_where(device, processor())}"

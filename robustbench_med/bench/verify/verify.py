@@ -1,4 +1,4 @@
-"""Verify: recompute what a record claims, and say whether it holds."""
+"""Verify: recompute the results of a record, and report whether they match."""
 
 from __future__ import annotations
 
@@ -46,25 +46,25 @@ from robustbench_med.metrics.detection import STUDIES
 from robustbench_med.models.load import load_victim
 from robustbench_med.stats import Estimate
 
-_MOST = 12  # lines that say what differs
-_FIXED = ("truth", "patient", "attacked")  # of an image, whatever the outcome
-_EFFORT = 0.25  # how much more or fewer passes other outcomes may take
-_ENTRIES = 1e-3  # of numbers beside the metrics
-_SCORED = {"rtol": 0.0, "atol": 1e-3}  # of what is made of scores, or of ranks among them
+_MOST = 12  # at most so many lines describe the differences
+_FIXED = ("truth", "patient", "attacked")  # columns that do not depend on the outcome
+_EFFORT = 0.25  # the number of passes may differ by this share if outcomes differ
+_ENTRIES = 1e-3  # tolerance of the numbers other than metrics
+_SCORED = {"rtol": 0.0, "atol": 1e-3}  # tolerance of values computed from scores or their ranks
 _NEAR = {"rtol": 1e-3, "atol": 1e-6}
 _SCORES = ("auc", "auroc", "tpr_at_1", "tpr_at_5", "detected")
 
 
 class Finding(NamedTuple):
-    """What recomputing a record found.
+    """The result of recomputing a record.
 
     Attributes:
-        word: match (all is as recorded), within rounding (no farther from it than the arithmetic of
-            another machine takes this very case, and the machine is another) or mismatch.
-        differing: samples whose outcome is another at any radius.
-        samples: how many there are.
-        lines: why, a reason each, a dozen at most.
-        machines: with what it was recorded, and with what recomputed; empty where nothing was run.
+        word: match (everything is as recorded), within rounding (the machine is another, and the
+            differences are no larger than its arithmetic explains for this case) or mismatch.
+        differing: number of samples with another outcome at any radius.
+        samples: number of samples.
+        lines: the reasons, one a line, a dozen at most.
+        machines: the machine of the record and that of the rerun; empty if nothing was run.
     """
 
     word: Literal["match", "within rounding", "mismatch"]
@@ -86,22 +86,22 @@ def verify(
 ) -> Finding:
     """Recompute a record by running its case again, or from the images saved beside it.
 
-    Weights, data and versions are compared first: where they are others, nothing is run. Where a
-    rerun on another machine differs, the case is run once more, rounded otherwise, to see how far
-    rounding takes it.
+    Weights, data and versions are compared first; if they differ, nothing is run. If a rerun on
+    another machine differs, the case is run once more with other rounding, to measure how much
+    rounding changes it.
 
     Args:
         stored: the record.
         data: folder with the files of real datasets.
-        images: judge the saved images and attack nothing. That checks every image said to be
-            broken, its ball, and the counts; not that the other images are robust.
+        images: judge the saved images and run no attack. That checks every recorded success, its
+            perturbation size, and the counts; it does not check that the other images are robust.
         device: as `run`.
         code: execute the Python file that the case names, if it names one.
-        places: where own files that the record names lie now.
+        places: the present paths of your own files that the record names.
         setups: prepared victims, shared with other records.
 
     Raises:
-        BenchError: the case cannot be run here, or there are no such images.
+        BenchError: the case cannot be run here, or the record has no saved images.
     """
     record = stored.record
     try:
@@ -118,7 +118,7 @@ def verify(
 
 
 def _named_as(record: Record, planned: ResolvedCase) -> ResolvedCase:
-    """Return a case with its model called as the record does: a moved file changes its spec."""
+    """Return a case whose model has the spec of the record, since a moved file changes it."""
     if planned.case.victim == record.case.victim:
         return planned
     card = planned.model.model_copy(
@@ -146,13 +146,13 @@ def _recomputed(
         return compare(stored, judged, contradicted, lambda: None if same else JUDGED)
     again = run_again(planned, device=device, setups=setups)
     if again.record.status == "invalid":
-        return Finding("mismatch", lines=(f"the case is invalid now: {again.record.reason}",))
+        return Finding("mismatch", lines=(f"the rerun is invalid: {again.record.reason}",))
     claim = from_rerun(again)
 
     def noise() -> Noise | None:
         if same:
             return None
-        with rounded_otherwise():  # everything prepared anew: clean scores are rounded too
+        with rounded_otherwise():  # prepare the victim anew, so that clean scores change too
             other = run_again(planned, device=device)
         return None if other.record.status == "invalid" else noise_of(claim, from_rerun(other))
 
@@ -165,14 +165,14 @@ def compare(
     contradicted: list[str],
     noise: Callable[[], Noise | None] | None = None,
 ) -> Finding:
-    """Return whether what was recomputed is what a record says.
+    """Compare the recomputed entries with those of a record.
 
     Args:
         stored: the record.
-        claim: what was recomputed.
+        claim: the recomputed entries.
         contradicted: the contradictions of the record.
-        noise: measures how far rounding takes the case; asked only where something differs that
-            rounding moves. It returns None on the very machine of the record.
+        noise: measures how much rounding changes the case; called only if something differs that
+            rounding can change. It returns None on the machine of the record itself.
     """
     record, n = stored.record, stored.record.n
     if list(stored.samples["sample"]) != list(claim.samples["sample"]):
@@ -194,7 +194,7 @@ def compare(
     if measured is None:
         if noise is not None:
             soft.append(
-                "the record names the torch, processor and threads that you run: rounding does not "
+                "the record was made with the same torch, processor and threads: rounding does not "
                 "explain this"
             )
         return Finding("mismatch", differing, n, _few(soft))
@@ -206,8 +206,8 @@ def compare(
 
 
 def _whatever(record: Record, recorded: dict[str, Any], again: dict[str, Any]) -> Iterator[str]:
-    """Yield what differs though it does not hang on a few outcomes: proofs, flags, effort."""
-    if "certificate" in again:  # of the clean images
+    """Yield differences that a few other outcomes do not explain: proofs, flags, effort."""
+    if "certificate" in again:  # it depends only on the clean images
         near = 1 / record.n + EXACT
         was, now = ({"certificate": part["certificate"]} for part in (recorded, again))
         yield from differences(was, now, rtol=0.0, atol=near)
@@ -225,7 +225,7 @@ def _whatever(record: Record, recorded: dict[str, Any], again: dict[str, Any]) -
 
 
 def _fixed(record: Record, claim: Recomputed) -> Iterator[str]:
-    """Yield where entries differ that no machine changes."""
+    """Yield differences of entries that are the same on every machine."""
     recorded = entries(record, claim.fixed)
     if "checks" in recorded:
         recorded["checks"] = [(check["name"], check["threshold"]) for check in recorded["checks"]]
@@ -234,13 +234,13 @@ def _fixed(record: Record, claim: Recomputed) -> Iterator[str]:
             was, now = ([check for check, _ in part] for part in (recorded[name], value))
             if recorded[name] != value:
                 yield line("checks", was, now)
-        elif name == "threshold":  # chosen among scores
+        elif name == "threshold":  # it is one of the scores
             yield from differences({name: recorded[name]}, {name: value}, atol=1e-3)
         else:
             near = 1e-4 if name == "radii" else 0.0
             yield from differences({name: recorded[name]}, {name: value}, rtol=near, atol=0.0)
     if claim.fixed["audit"]["over_budget"]:
-        yield f"{claim.fixed['audit']['over_budget']} images lie outside their ball"
+        yield f"{claim.fixed['audit']['over_budget']} images are outside their ball"
 
 
 def _other_rows(before: pd.DataFrame, claim: Recomputed) -> NDArray[np.bool_]:
@@ -252,14 +252,14 @@ def _other_rows(before: pd.DataFrame, claim: Recomputed) -> NDArray[np.bool_]:
 
 
 def _unmoved(stored: Stored, claim: Recomputed) -> Iterator[str]:
-    """Yield what differs though no rounding moves it: names, truth, and the clean images."""
+    """Yield differences that rounding cannot cause: in names, truth and the clean images."""
     before, after = stored.samples, claim.samples
     if set(before.columns) != set(after.columns):
         yield line("columns of the samples", sorted(before.columns), sorted(after.columns))
     clean = (before["eps"] == 0).to_numpy()
     claimed, shown_success = before["success"].to_numpy(bool), after["success"].to_numpy(bool)
     if claim.saved and (surplus := before.loc[shown_success & ~claimed, "sample"].nunique()):
-        yield f"the saved images break {surplus} samples recorded as robust"
+        yield f"the saved images succeed on {surplus} samples recorded as robust"
     for name in _FIXED:
         if name in before and name in after:
             rows = clean & np.array(
@@ -275,14 +275,14 @@ def _unmoved(stored: Stored, claim: Recomputed) -> Iterator[str]:
 def _flips(
     stored: Stored, claim: Recomputed, differs: NDArray[np.bool_], noise: Noise
 ) -> Iterator[str]:
-    """Yield where more samples have another outcome than rounding gives one, or by farther."""
+    """Yield a line if more outcomes differ than rounding explains, or by more than it explains."""
     before, after = stored.samples, claim.samples
     differing = before.loc[differs, "sample"].nunique()
     if differing > noise.samples:
         allowed = f", rounding explains {noise.samples}" if noise.samples else ""
         rows = before[differs].iloc[0]
         yield (
-            f"another outcome of {differing} samples{allowed}, such as "
+            f"{differing} samples have another outcome{allowed}, such as "
             f"{plain(str(rows['sample']))} at eps {written(float(rows['eps']))}"
         )
     for name, near in noise.flipped.items():
@@ -292,19 +292,19 @@ def _flips(
 
 
 def _columns(stored: Stored, claim: Recomputed, noise: Noise) -> Iterator[str]:
-    """Yield a line for every column whose values lie farther apart than `noise`, where known."""
+    """Yield a line for every column whose values differ by more than `noise` allows."""
     before, after = stored.samples, claim.samples
     differs = _other_rows(before, claim)
     claimed, shown_success = before["success"].to_numpy(bool), after["success"].to_numpy(bool)
     strays = before["sample"].isin(before.loc[differs, "sample"]).to_numpy()
     known = np.ones(len(before), dtype=np.bool_) if noise.samples == 0 else ~strays
-    if claim.saved and not claim.masks:  # nothing was saved of a robust image
+    if claim.saved and not claim.masks:  # no robust images were saved
         known = (before["eps"] == 0).to_numpy() | (claimed & shown_success)
     for name, near in noise.values.items():
         if name not in before or name not in after:
             continue
         rows = known
-        if name == "distance" and claim.saved:  # of what broke within the ladder
+        if name == "distance" and claim.saved:  # only of successes within the ladder
             rows = claimed & shown_success
         yield from _differing(name, before, after, rows & (distances(name, before, after) > near))
     if claim.saved:
@@ -318,7 +318,7 @@ def _columns(stored: Stored, claim: Recomputed, noise: Noise) -> Iterator[str]:
 def _differing(
     name: str, before: pd.DataFrame, after: pd.DataFrame, rows: NDArray[np.bool_]
 ) -> Iterator[str]:
-    """Yield a line that names a column and one of the rows in which it differs, if any."""
+    """Yield a line with the name of a column and a row in which it differs, if any does."""
     if rows.any():
         first, again = before[rows].iloc[0], after[rows].iloc[0]
         where = f"{name} of {before.loc[rows, 'sample'].nunique()} samples, such as "
@@ -331,7 +331,7 @@ def _value(value: Any) -> object:  # noqa: ANN401 - of any column
 
 
 def _metrics(stored: Stored, claim: Recomputed, *, outcomes: int) -> Iterator[str]:
-    """Yield the metrics that are not as recorded: beyond chance, where outcomes differ."""
+    """Yield the metrics that are not as recorded; if outcomes differ, only beyond chance."""
     record, step = stored.record, 1 / _fewest(stored)
     for recorded, again in zip(record.rungs, claim.rungs, strict=True):
         where = f"at eps {written(recorded.eps)}"
@@ -349,12 +349,12 @@ def _metrics(stored: Stored, claim: Recomputed, *, outcomes: int) -> Iterator[st
 
 
 def _main_first(lines: Iterator[str]) -> list[str]:
-    """Return lines on metrics, those on what a board ranks by first."""
+    """Return lines on metrics, those on a board's ranking metric first."""
     return sorted(lines, key=lambda text: not text.startswith(("accuracy at", "dice at")))
 
 
 def _fewest(stored: Stored) -> int:
-    """Return how many images the metric over the fewest is of: those attacked of one class."""
+    """Return the smallest number of images behind a metric: of one class, or of those attacked."""
     record = stored.record
     first = stored.samples.iloc[: record.n]
     if record.dataset_card.task == "segmentation":
@@ -371,18 +371,19 @@ def _fewest(stored: Stored) -> int:
 
 
 def _alike(name: str, want: Estimate, got: Estimate, step: float, outcomes: int) -> bool:
-    """Whether each of two estimates lies in the interval of the other, or one image parts them.
+    """Whether each of two estimates is in the interval of the other, or one image explains both.
 
-    The recorded interval alone would be the word of who wrote it.
+    The recorded interval alone does not suffice, since the author of the record could widen it.
 
     Args:
-        name: of the metric.
-        want: what is recorded.
-        got: what was recomputed.
-        step: what one image is worth, at most: the interval of 1 of n leaves out 0.
-        outcomes: samples whose outcome differs.
+        name: name of the metric.
+        want: the recorded estimate.
+        got: the recomputed estimate.
+        step: largest change by one image, since the interval of 1 of n excludes 0.
+        outcomes: number of samples whose outcome differs.
     """
-    if np.isnan(want.value) or np.isnan(got.value):  # of no image in one, and of some in the other
+    # NaN: one of the two covers no image
+    if np.isnan(want.value) or np.isnan(got.value):
         both = bool(np.isnan(want.value) and np.isnan(got.value))
         return both or name in FOUND or name.startswith("flips")
     apart = abs(want.value - got.value)
@@ -397,14 +398,16 @@ def _alike(name: str, want: Estimate, got: Estimate, step: float, outcomes: int)
 def _invalid(record: Record, planned: ResolvedCase, device: str) -> Finding:
     try:
         again = run_again(planned, device=device).record
-    except InvalidOutputError as error:  # where it is not caught: while drawing pictures
+    except InvalidOutputError as error:  # raised while pictures are drawn, outside the run
         return Finding("match", lines=(str(error),))
     if again.status == "invalid":
         before, after = (version.model_dump(include=set(CARDS)) for version in (record, again))
         changed_cards = (name for name in CARDS if before[name] != after[name])
         lines = [f"{name} is not that of the case" for name in changed_cards]
         return Finding("mismatch" if lines else "match", lines=(*lines, again.reason))
-    return Finding("mismatch", lines=(f"recorded as invalid ({record.reason}), and it ran",))
+    return Finding(
+        "mismatch", lines=(f"recorded as invalid ({record.reason}), but the rerun is valid",)
+    )
 
 
 def _few(lines: list[str]) -> tuple[str, ...]:
