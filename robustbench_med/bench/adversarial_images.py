@@ -1,9 +1,9 @@
 """The adversarial images of a case, saved so that its record can be checked without an attack.
 
-Saved is the least that shows what a record claims. Of labels and findings: every image that broke a
-sample, once, at its lowest rung, for it breaks the sample above as well; a robust sample has
-nothing to show but its clean image. Of masks, whose harm has degrees: the image of every rung that
-changed. They are float32, as they were judged: rounding them would be another attack.
+Only the images that a check needs are saved. For labels and findings this is one image for each
+success, at its lowest rung, because the same image is a success at all larger radii; a robust
+sample has no image. For masks, whose harm has degrees, it is every image that differs from that of
+the rung below. The images are stored in float32, because rounding could undo a success.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ FILE = "images.safetensors"  # beside the record
 
 
 class Saved(NamedTuple):
-    """Adversarial images and whose they are.
+    """Adversarial images, and the samples and rungs that they belong to.
 
     Attributes:
         images: `(m, c, *s)` float32 in [0,1].
-        which: `(r, b)` the image of each attacked sample at each rung; -1 = its clean image.
+        which: `(r, b)` index of the image of each attacked sample at each rung; -1 = the clean one.
     """
 
     images: Float[Tensor, "m c *s"]
@@ -44,7 +44,7 @@ class Saved(NamedTuple):
 
     @property
     def entry(self) -> Entry:
-        """What the record says of them."""
+        """The entry of the record that names the file."""
         return Entry(
             file=FILE, n_images=len(self.images), sha256=hashlib.sha256(self.file).hexdigest()
         )
@@ -52,16 +52,16 @@ class Saved(NamedTuple):
     def columns(
         self, problem: Problem, radii: tuple[float, ...], depth: int, clean: Measurements
     ) -> Measurements:
-        """Return what the judge and the ball say of the saved images, `(r, b, ...)` a name.
+        """Return the measurements of the saved images, `(r, b, ...)` by name.
 
         Args:
-            problem: the samples attacked.
+            problem: the attacked samples.
             radii: the ladder in image units.
-            depth: bits a pixel is stored with.
-            clean: of the clean images.
+            depth: bits of a stored pixel.
+            clean: the measurements of the clean images.
 
         Raises:
-            ResultsError: they are not of so many samples, rungs or pixels.
+            ResultsError: the numbers of samples, rungs or pixels do not fit the problem.
         """
         shape = (len(radii), len(problem))
         if tuple(self.which.shape) != shape or self.images.shape[1:] != problem.x.shape[1:]:
@@ -72,7 +72,7 @@ class Saved(NamedTuple):
             )
         table = Table(*shape)
         everyone = torch.arange(len(problem), device=problem.x.device)
-        before = clean["success"]  # of masks: before the attack, and so not its doing
+        before = clean["success"]  # for masks: the goal was reached before the attack
         clean = clean | {"success": torch.zeros_like(before)}
         for i, eps in enumerate(radii):
             which = self.which[i].to(everyone)
@@ -86,12 +86,12 @@ class Saved(NamedTuple):
 
 
 def collect_images(columns: Measurements, x: Tensor, *, masks: bool) -> Saved:
-    """Return the images worth saving of a case whose candidates were kept.
+    """Select the images to save from the measurements of a case, which must hold the candidates.
 
     Args:
-        columns: of all rungs, with the candidates, `(r, b, c, *s)`.
-        x: `(b, c, *s)` clean images of the samples attacked.
-        masks: whether the victim calls masks.
+        columns: the measurements of all rungs, with the candidates `(r, b, c, *s)`.
+        x: `(b, c, *s)` clean images of the attacked samples.
+        masks: whether the victim predicts masks.
     """
     z = columns[CANDIDATES]
     saved: Bool[Tensor, "r b"] = columns["success"]
@@ -112,14 +112,15 @@ def read(folder: Path, entry: Entry | None) -> Saved:
     """Return the images saved beside a record.
 
     Raises:
-        ResultsError: there are none, or not those that the record was written with.
+        ResultsError: there are no images, or not those that were saved with the record.
     """
     if entry is None:
         raise ResultsError(
             f"expected saved images in {folder}, got a record without: leave out --images to rerun "
             "its case"
         )
-    path = folder / Path(entry.file).name  # a record is foreign: it names no other folder
+    # a record may come from anybody, so it must not name a file in another folder
+    path = folder / Path(entry.file).name
     try:
         content = path.read_bytes()
     except OSError as error:

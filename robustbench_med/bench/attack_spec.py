@@ -21,13 +21,13 @@ from robustbench_med.types import Output
 
 
 class ResolvedAttack(NamedTuple):
-    """An attack as a suite asks for it.
+    """An attack with all its parameters and radii.
 
     Attributes:
-        card: its description.
-        parameters: all of them, defaults included.
+        card: the card of the attack.
+        parameters: all parameters, defaults included.
         ladder: the radii, rising.
-        trains: whether training images take part.
+        trains: whether the attack uses training images.
     """
 
     card: AttackCard
@@ -37,14 +37,14 @@ class ResolvedAttack(NamedTuple):
 
 
 def resolve_attack(text: str, grid: Grid) -> ResolvedAttack:
-    """Return an attack with all its parameters, those of the spec over the defaults.
+    """Return an attack with all its parameters: those of the spec, else the defaults.
 
-    `eps` in the spec stands for the radii: one number, or a list of them. The length of a step may
-    be given as papers do, see `with_total_step`.
+    `eps` in the spec sets the radii: one number, or a list of them. The length of a step may have
+    any of the forms that papers use, see `with_total_step`.
 
     Raises:
-        UnknownNameError: no such attack.
-        SpecError: a parameter it does not have, a norm it is not defined for, or no radius.
+        UnknownNameError: there is no such attack.
+        SpecError: the attack does not have such a parameter or norm, or there is no radius.
     """
     name, stated = spec.parse(text)
     card: AttackCard = registry.find("attacks", name)
@@ -66,10 +66,10 @@ def resolve_attack(text: str, grid: Grid) -> ResolvedAttack:
 def validate_parameters(
     attack: ResolvedAttack, data: DatasetCard, objective: Objective, norm: Norm
 ) -> None:
-    """Run an attack on no image at all, so that a value it refuses costs no case.
+    """Run an attack on an empty batch, to find wrong parameters before any case runs.
 
     Raises:
-        SpecError: it cannot be run on such data, or does not take its parameters.
+        SpecError: the attack cannot run on such data, or refuses its parameters.
     """
     card, parameters = attack.card, attack.parameters
     if data.task not in card.tasks:
@@ -78,7 +78,7 @@ def validate_parameters(
             f"{card.name}: expected {known} data, got {data.task} ({data.name}): name others with "
             "--attack" + (", or run the suite segmentation" if data.task == "segmentation" else "")
         )
-    if ":" in card.name:  # a peer checks its own, when it is made
+    if ":" in card.name:  # a peer package checks its parameters itself when the attack is created
         return
     k, places = len(data.classes), data.size if data.task == "segmentation" else ()
     truth = {"multi_label": (k,), "segmentation": data.size}.get(data.task, ())
@@ -128,7 +128,7 @@ def check_ladder(ladder: tuple[float, ...]) -> None:
 
 
 def channel_names(card: DatasetCard) -> tuple[str, ...]:
-    """Return the names of a dataset's channels; their numbers where it names none."""
+    """Return the names of a dataset's channels; their numbers if they have no names."""
     return card.channel_names or tuple(map(str, range(card.channels)))
 
 
@@ -137,14 +137,14 @@ def resolve_channels(text: str, card: DatasetCard, norm: Norm) -> dict[str, floa
 
     Args:
         text: "all", or names joined by "+", each with a fraction after "=" or the whole radius.
-        card: names the channels.
-        norm: must be L-inf where a fraction is stated.
+        card: the card of the dataset, which names the channels.
+        norm: the norm; it must be L-inf if a fraction is stated.
 
     Returns:
         The fractions by name; empty where all channels may change by the whole radius.
 
     Raises:
-        SpecError: no such channel, one twice, or a fraction out of (0, 1].
+        SpecError: a channel is unknown or named twice, or a fraction is outside (0, 1].
     """
     if text.strip() == "all":
         return {}

@@ -1,4 +1,4 @@
-"""Batch check: whether the answer to an image depends on the images it is asked with."""
+"""Batch check: whether the output for an image depends on the other images in its batch."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import torch
 from robustbench_med.types import Images, Logits
 from robustbench_med.victim import Victim
 
-ALONE = 4  # images asked alone
-VOLUMES = 2  # of those that fill the memory a few at a time
-APART = 0.02  # of the spread of the logits: rounding in another order moves them by 1e-6 of it
+ALONE = 4  # images that are also passed alone
+VOLUMES = 2  # the same for images so large that a batch holds only a few
+APART = 0.02  # outputs differ above this share of the logits' spread; rounding moves them by 1e-6
 
 
 def depends_on_batch(victim: Victim, x: Images, together: Logits) -> float:
-    """Return the share of a few images that are answered otherwise alone than among others.
+    """Return the share of a few images whose output alone differs from that in a batch.
 
-    0 of a victim that answers at random: it differs for another reason.
+    The share is 0 for a random victim, whose outputs differ for another reason.
 
     Args:
-        victim: frozen by the caller.
+        victim: the victim, frozen by the caller.
         x: images.
-        together: the logits of the first of them, asked `victim.chunk` at a time.
+        together: the logits of the first images, computed `victim.chunk` at a time.
     """
     n = len(together)
     if n < 2 or victim.chunk < 2:

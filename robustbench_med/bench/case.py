@@ -1,4 +1,4 @@
-"""Case: one cell of the grid, fully specified by data. Its id is the hash of its canonical JSON."""
+"""Case: the complete description of one computation. Its id is the hash of its canonical JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from robustbench_med.cards import Norm, Threat
 
 
 class Case(BaseModel):
-    """What is computed, down to the bytes of weights and data. Nothing else may change a result."""
+    """One computation, described down to the bytes of weights and data, which fixes its result."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,7 +33,8 @@ class Case(BaseModel):
     defense_version: int = 0
     knowledge: str = Field(
         default="adaptive",
-        description="of the defense: adaptive, oblivious, or the detector evaded in its place",
+        description="what the attacker knows about the defense: adaptive, oblivious, or the name "
+        "of the detector that is evaded instead",
     )
     attack: str = Field(description="registry name")
     attack_version: int
@@ -44,10 +45,10 @@ class Case(BaseModel):
         default="float32", description="precision of the gradients; the judge is always float32"
     )
     draws: int = Field(
-        default=1, ge=1, description="forward passes averaged, of attack and judge alike (EOT)"
+        default=1, ge=1, description="forward passes that attack and judge average (EOT)"
     )
-    threat: Threat = Field(default="white_box", description="what the attacker has of the victim")
-    surrogate: str | None = Field(default=None, description="the model attacked in its place")
+    threat: Threat = Field(default="white_box", description="the attacker's access to the victim")
+    surrogate: str | None = Field(default=None, description="the model attacked instead")
     surrogate_sha256: str = ""
     objective: str = "untargeted"
     channels: dict[str, float] = Field(
@@ -62,7 +63,7 @@ class Case(BaseModel):
         default="absolute", description="whether radii are ratios of a training image's mean norm"
     )
     n_fit: int | None = Field(
-        default=None, description="training images a universal perturbation is fitted on, at most"
+        default=None, description="a universal perturbation is fitted on at most so many images"
     )
     seed: int = 0
 
@@ -70,7 +71,7 @@ class Case(BaseModel):
     def id(self) -> str:
         """16 hexadecimal digits of the SHA-256 of the canonical JSON.
 
-        Fields at their default are left out: one added later changes no id.
+        Fields at their default are left out, so that a field that is added later changes no id.
         """
         stated = self.model_dump(mode="json", exclude_defaults=True)
         text = json.dumps(stated, sort_keys=True, separators=(",", ":"))
@@ -78,12 +79,12 @@ class Case(BaseModel):
 
     @property
     def drawn_by(self) -> str:
-        """What draws are keyed by: the dataset's name; of one's own file not where it lies."""
+        """The key of random draws: the dataset's name; for your own file without its folder."""
         return Path(self.dataset).stem
 
     @property
     def evaded_detector(self) -> str:
-        """Spec of the detector that the attacker evades in the place of the one deployed."""
+        """Spec of the detector that the attacker evades instead of the deployed one."""
         return "" if self.knowledge in ("adaptive", "oblivious") else self.knowledge
 
     @property

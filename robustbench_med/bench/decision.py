@@ -1,9 +1,8 @@
-"""The clean score by the network's own decision, beside that at the operating point.
+"""Decision: the clean accuracy by the network's own decision, beside that at the operating point.
 
 A record is scored at the operating point: a threshold chosen on validation (Youden's index), which
-may move the clean accuracy a long way from that of the network as it came. Both are worth knowing,
-and a record holds both: its samples have the probabilities at the operating point, and the
-threshold says how far they were moved.
+may change the clean accuracy a lot. Both accuracies can be computed from a record: its samples hold
+the probabilities at the operating point, and the threshold says how far they were shifted.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from robustbench_med.stats import Estimate, intervals
 
 
 def argmax_score(stored: Stored) -> Estimate | None:
-    """Return the clean accuracy where the likeliest class, or each finding above 0.5, is called.
+    """Return the clean accuracy if the likeliest class, or each finding above 0.5, is predicted.
 
     Behind a detector a clean image that is rejected counts as wrong, as in the record.
 
     Args:
-        stored: of labels or findings.
+        stored: a record of labels or findings.
 
     Returns:
-        The accuracy with its 95 % interval, by patient where patients are known; None where the
-        record was decided so, and where it is invalid or lacks the threshold.
+        The accuracy with its 95 % interval, by patient if patients are known; None if the record
+        uses this decision already, is invalid or lacks the threshold.
     """
     record = stored.record
     if record.status != "ok" or record.case.operating_point == "argmax" or not record.threshold:

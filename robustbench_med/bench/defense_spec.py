@@ -23,21 +23,21 @@ from robustbench_med.rng import Draws
 from robustbench_med.types import Batch, Images
 from robustbench_med.victim import InputContract, Victim
 
-# what detectors that learn from examples are shown: all steps of PGD on the undefended victim, as
-# in Ma et al. 2021. Fixed, so that all attacks and radii of a board meet one detector;
-# 2/255 is the radius boards rank by
+# The attack whose images detectors learn from: all steps of PGD on the undefended victim, as in Ma
+# et al. 2021. It is fixed, so that all attacks and radii of a board meet the same detector. 2/255
+# is the radius that boards rank by.
 FITTED_ON = {"steps": 10}
 FITTED_EPS = 2 / 255
 
 
 class ResolvedDefense(NamedTuple):
-    """A defense with all its parameters, and what the attacker knows of it.
+    """A defense with all its parameters, and what the attacker knows about it.
 
     Attributes:
-        card: of the defense; None of a victim without a defense.
-        parameters: all of them, defaults included.
+        card: the card of the defense; None for a victim without a defense.
+        parameters: all parameters, defaults included.
         knowledge: adaptive, oblivious, or the spec of the detector that is evaded instead.
-        evaded: that detector.
+        evaded: the detector that is evaded instead.
     """
 
     card: DefenseCard | None = None
@@ -47,22 +47,22 @@ class ResolvedDefense(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Its spec, every parameter stated."""
+        """The spec of the defense with every parameter."""
         return "none" if self.card is None else str(spec.Spec(self.card.name, self.parameters))
 
     @property
     def guards(self) -> bool:
-        """Whether it is a detector, which does not change the images."""
+        """Whether the defense is a detector, which does not change the images."""
         return self.card is not None and self.card.kind == "detector"
 
     @property
     def fitted(self) -> bool:
-        """Whether training and validation images take part."""
+        """Whether the defense is fitted on training and validation images."""
         return self.card is not None and self.card.fitted
 
     @property
     def case_fields(self) -> dict[str, object]:
-        """The fields of a case that state it; none without a defense."""
+        """The fields of a case that describe the defense; none without a defense."""
         if self.card is None:
             return {}
         return {
@@ -72,17 +72,17 @@ class ResolvedDefense(NamedTuple):
         }
 
     def allows(self, attack: AttackCard, *, transferred: bool) -> bool:
-        """Whether an attack can be run: only one by gradients can mistake a defense."""
+        """Whether an attack can be run: knowledge of a defense matters only to gradient attacks."""
         by_gradients = attack.threat == "white_box" and attack.schedule != "universal"
         return self.knowledge == "adaptive" or (by_gradients and not transferred)
 
 
 def resolve_defense(text: str, data: DatasetCard | None = None) -> ResolvedDefense:
-    """Return the defense of a spec; "none" is none.
+    """Return the defense of a spec; "none" means no defense.
 
     Raises:
-        UnknownNameError: no such defense.
-        SpecError: it retrains a victim, is not for the task of `data`, or does not take its
+        UnknownNameError: there is no such defense.
+        SpecError: the defense retrains a victim, is not for the task of `data`, or refuses its
             parameters.
     """
     name, stated = spec.parse(text)
@@ -100,7 +100,8 @@ def resolve_defense(text: str, data: DatasetCard | None = None) -> ResolvedDefen
     parameters = complete(card, stated)
     if not 0 < parameters.get("fpr", 0.5) < 1:
         raise SpecError(f"{name}: expected fpr in (0,1), got {parameters['fpr']!r}")
-    if data is not None and not card.fitted:  # put on nothing, so that a refusal costs no case
+    # apply it to a dummy victim, to find wrong parameters before any case runs
+    if data is not None and not card.fitted:
         contract = InputContract(data.channels, data.size)
         try:
             registry.function("defenses", card)(Victim(nn.Identity(), contract), **parameters)
@@ -113,7 +114,7 @@ def resolve_defenses(grid: Grid, card: DatasetCard) -> list[ResolvedDefense]:
     """Return the defenses of a grid, each with every knowledge that the attacker may have of it.
 
     Raises:
-        UnknownNameError, SpecError: a defense that cannot be put on a victim of such data.
+        UnknownNameError, SpecError: a defense cannot be applied to a victim of such data.
     """
     resolved = []
     for text in grid.defenses:
@@ -124,11 +125,11 @@ def resolve_defenses(grid: Grid, card: DatasetCard) -> list[ResolvedDefense]:
 
 
 def _with_knowledge(defense: ResolvedDefense, text: str, card: DatasetCard) -> ResolvedDefense:
-    """Return a defense with what the attacker knows of it.
+    """Return a defense with what the attacker knows about it.
 
     Raises:
-        UnknownNameError, SpecError: neither adaptive nor oblivious nor a detector, or the defense
-            is no detector in whose place one could be evaded.
+        UnknownNameError, SpecError: the text is neither adaptive nor oblivious nor a detector, or
+            it is a detector but the defense is not.
     """
     if text in ("adaptive", "oblivious"):
         return defense._replace(knowledge=text)
@@ -170,7 +171,7 @@ class _PlainAttack:
 def apply_defense(
     victim: Victim, defense: ResolvedDefense, case: Case, data: Dataset, device: torch.device
 ) -> Defended:
-    """Return the victim behind a defense, fitted where it learns on the data of a case."""
+    """Return the victim behind a defense, which is fitted on the data of the case if it learns."""
     if defense.card is None:
         return Defended(victim)
     extra = {}
@@ -185,7 +186,7 @@ def apply_defense(
 
 
 def _without_near_duplicates(train: Batch, *others: Batch) -> Batch:
-    """Return the training images without near-duplicates of others, where no patients are known."""
+    """Return the training images; if patients are unknown, without near-duplicates of others."""
     if train.patients is not None:
         return train
     twin = torch.stack([has_near_duplicate(train.x, reference.x) for reference in others]).any(0)
@@ -194,6 +195,6 @@ def _without_near_duplicates(train: Batch, *others: Batch) -> Batch:
 
 
 def at(defended: Defended, offset: Any) -> Defended:  # noqa: ANN401 - a tensor or none
-    """Return the defended victim, judge and guide alike, at another operating point."""
+    """Return the defended victim at another operating point, for judge and guide."""
     guide = None if defended.guide is None else defended.guide.at(offset)
     return replace(defended, judge=defended.judge.at(offset), guide=guide)

@@ -25,7 +25,7 @@ from robustbench_med.models.user_factory import factory_of
 
 
 class Outcome(NamedTuple):
-    """What the store writes of one case."""
+    """The outputs of one case that the store writes."""
 
     record: Record
     samples: pd.DataFrame
@@ -45,14 +45,13 @@ def execute(
 
     Args:
         planned: the case, its data and its victim's card.
-        prepare: returns the victim and its clean outputs; cases that have them in common share
-            them.
-        command: reproduces the case; goes into the provenance.
-        examples: pictures for the gallery, at most.
+        prepare: returns the victim and its clean outputs, which several cases may share.
+        command: command that reproduces the case; it is stored in the provenance.
+        examples: largest number of examples for the gallery.
         images: save the adversarial images too.
-        device: what the record of an invalid case says it ran on.
+        device: the device that the record of an invalid case names.
 
-    A model that returns NaN or Inf makes the record `invalid`; other errors are the caller's.
+    If the model returns NaN or Inf, the record is `invalid`; other errors are raised.
     """
     started = now()
     try:
@@ -145,7 +144,7 @@ def _record(
 def _invalid_record(
     planned: ResolvedCase, *, reason: str, started: str, command: str, device: str
 ) -> Record:
-    """Return the record of a case whose model gave no usable answer: a reason and no score."""
+    """Return the record of a case whose model gave no usable output: a reason and no score."""
     return Record(
         case_id=planned.case.id,
         case=planned.case,

@@ -20,18 +20,18 @@ _DIGESTS = {name for name in Case.model_fields if name.endswith(("_sha256", "_ve
 
 
 class Failure(BaseModel):
-    """What was to be scored and has no usable record.
+    """A dataset, victim or case that was to be scored but has no usable record.
 
-    An attack that is not counted leaves a model looking stronger than it is: a page therefore names
-    every failure, and does not rank the row that lacks a case.
+    A missing attack makes a model look stronger than it is. Therefore a page names every failure,
+    and does not rank a row that lacks a case.
 
     Attributes:
         reason: why there is no record.
         label: the name of the case, victim or dataset, or the folder of a damaged record.
-        case: what was to be computed, where the plan came that far.
+        case: the case, if the plan got that far.
         attack: the card of the case's attack.
         defense: the card of the case's defense.
-        error: what was raised, where the plan raised it; it is not stored.
+        error: the exception, if the plan raised it; it is not stored.
     """
 
     model_config = ConfigDict(
@@ -47,7 +47,7 @@ class Failure(BaseModel):
 
     @property
     def exception(self) -> BenchError:
-        """What to raise where a failure is to end everything."""
+        """The exception to raise if a failure must end the whole run."""
         return self.error or BenchError(self.reason)
 
     def __str__(self) -> str:
@@ -92,7 +92,7 @@ def _differences(case: Case, group: Iterable[Case]) -> str:
 
 
 def _fields(case: Case) -> dict[str, str]:
-    """Return the fields that a label does not state, as text; a parameter each."""
+    """Return the fields that a label does not state, as text; each parameter is one field."""
     texts: dict[str, str] = {"norm": case.norm, "objective": case.objective}
     texts |= {f"parameter {name}": f"{name}={v!r}" for name, v in case.parameters.items()}
     channels = (f"{name}={scale:g}" for name, scale in case.channels.items())
@@ -107,14 +107,15 @@ def remember(
 ) -> list[Failure]:
     """Store which cases of `folder` failed, in this run and in earlier ones, and return them.
 
-    A failed case leaves no record and is tried again. A page that a later, narrower run or the
-    command `leaderboard` makes still has to name it. It is forgotten once it has a record, or once
-    the same choices were run again with other weights, data or versions.
+    A failed case has no record and is run again by the next run. A page made by a later run of
+    fewer cases, or by the command `leaderboard`, must still name it. The failure is removed when
+    the case has a record, or when the same choices have been run with other weights, data or
+    versions.
 
     Args:
-        folder: of the records.
-        ran: the cases of this run, and no others of its plan.
-        failures: of this run.
+        folder: the folder of the records.
+        ran: the cases of this run, without other cases of its plan.
+        failures: the failures of this run.
         finished: ids of the cases with a record.
     """
     cases, done = list(ran), set(finished)
@@ -134,7 +135,7 @@ def remember(
 
 
 def recall(folder: Path) -> list[Failure]:
-    """Return the failures stored in `folder`; none where the file is missing or damaged."""
+    """Return the failures stored in `folder`; none if the file is missing or damaged."""
     try:
         return list(_LIST.validate_json((folder / FILE).read_bytes()))
     except (OSError, ValidationError):
@@ -142,15 +143,15 @@ def recall(folder: Path) -> list[Failure]:
 
 
 def _same_choices(case: Case, earlier: Case) -> bool:
-    """Whether two cases differ in nothing but the weights, data and versions they stand for."""
+    """Whether two cases differ only in the contents of weights and data, and in versions."""
     ignored = set(_DIGESTS)
-    if case.attack_version != earlier.attack_version:  # which may take other parameters
+    if case.attack_version != earlier.attack_version:  # the parameters may differ too
         ignored.add("parameters")
     return case.model_dump(exclude=ignored) == earlier.model_dump(exclude=ignored)
 
 
 def _relabelled(failures: list[Failure]) -> list[Failure]:
-    """Return failures of several runs, whose labels differ where their cases do."""
+    """Return the failures of several runs with labels that differ if the cases differ."""
     labels = [failure.label for failure in failures]
     unique = unique_labels(failure.case for failure in failures if failure.case is not None)
     return [

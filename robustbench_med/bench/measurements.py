@@ -1,4 +1,4 @@
-"""Measure candidates: what the judge and the ball say of every sample, at each radius."""
+"""Measurements: the outcome and the size of every candidate, for each sample and radius."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from robustbench_med.problem import Problem
 from robustbench_med.types import Images, Output, Rows, Verdict
 
 Measurements = dict[str, Tensor]  # by name; the first axis of each tensor is the samples
-CANDIDATES = "z"  # the measurement that is the candidates, where a problem keeps them
+CANDIDATES = "z"  # the measurement that holds the candidates, if a problem keeps them
 
 
 def measure(problem: Problem, z: Images, depth: int) -> Measurements:
-    """Return what the judge and the ball say of candidates `z`, `(b, ...)` by name.
+    """Return the measurements of candidates `z`, `(b, ...)` by name: outcomes and sizes.
 
     Raises:
         InvalidOutputError: the judge returned NaN or Inf.
@@ -51,9 +51,9 @@ def measure(problem: Problem, z: Images, depth: int) -> Measurements:
 
 
 def clean_measurements(problem: Problem, answer: Output, verdict: Verdict) -> Measurements:
-    """Return the measurements of the clean images, from the judge's answer to them.
+    """Return the measurements of the clean images, from the judge's output for them.
 
-    `size` 0; `ssim` and `psnr` NaN; nothing was rounded.
+    Their `size` is 0, their `ssim` and `psnr` are NaN, and nothing is rounded.
     """
     x = problem.x.flatten(1)
     nothing, undefined = torch.zeros_like(x[:, 0]), torch.full_like(x[:, 0], torch.nan)
@@ -76,9 +76,9 @@ def clean_measurements(problem: Problem, answer: Output, verdict: Verdict) -> Me
 
 
 def _judged(problem: Problem, z: Images) -> tuple[Tensor, Measurements, Verdict]:
-    """Return the judge's answers to `z`, their suspicion and the verdicts, chunk by chunk.
+    """Return the judge's outputs for `z`, their suspicion and the verdicts, chunk by chunk.
 
-    There is no suspicion where no detector guards the victim.
+    There is no suspicion if the victim has no detector.
 
     Raises:
         InvalidOutputError: the judge returned NaN or Inf.

@@ -1,7 +1,7 @@
 """Pack the records of a folder into two files, and unpack them again.
 
 Pictures, adversarial images and universal perturbations stay in the folder of their case. A run
-into a packed folder adds folders of its own beside the two files; packing again takes them in.
+into a packed folder adds new folders beside the two files; packing again includes them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from robustbench_med.files import write_bytes
 
 
 class Pack(NamedTuple):
-    """What was packed: the number of records, and the two files."""
+    """The result of packing: the number of records, and the two files."""
 
     records: int
     files: tuple[Path, Path]
@@ -29,11 +29,11 @@ class Pack(NamedTuple):
 def pack(folder: Path) -> Pack:
     """Pack the records of `folder` into `records.jsonl.gz` and `all_samples.parquet`.
 
-    Killed at any moment it loses nothing: both files are written, each in one step, before the
-    first folder is emptied, and until then the folders count. Call it again to finish.
+    No record is lost if the process is killed: both files are written, each in one step, before the
+    first folder is emptied, and until then the folders count. Call the function again to finish.
 
     Raises:
-        ResultsError: there is no record, one of them is damaged (nothing is changed then), or the
+        ResultsError: there is no record, a record is damaged (nothing is changed then), or the
             folder cannot be written.
     """
     stored, damaged = store.read_each(folder)
@@ -46,7 +46,7 @@ def pack(folder: Path) -> Pack:
     loose = {home: _written(home) for home in paths if store.is_loose(home)}
     tables = {home.name: store.table_of(home) for home in paths}
     records = {case.record.case_id: case.record for case in stored}
-    # the samples first: a record whose samples are not packed yet would be damaged
+    # write the samples first, since a packed record without its samples would be damaged
     _write(folder, {packed.SAMPLES: packed.encode_samples(tables)})
     _write(folder, {packed.RECORDS: packed.encode_records(records)})
     for home, written in loose.items():
@@ -55,27 +55,27 @@ def pack(folder: Path) -> Pack:
 
 
 def _written(home: Path) -> int:
-    """Return when the record of a folder was written; 0 where a killed call has removed it."""
+    """Return the time at which a folder's record was written; 0 if a killed call removed it."""
     path = home / store.RECORD
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _empty(home: Path, written: int) -> None:
-    """Remove a record from its own folder, unless a run has replaced it since it was read."""
+    """Remove a record from its own folder, unless a run has replaced it in the meantime."""
     if _written(home) not in (written, 0):
         return
-    # the record first: without it the packed one counts
+    # remove the record first, since without it the packed one counts
     (home / store.RECORD).unlink(missing_ok=True)
     (home / store.SAMPLES).unlink(missing_ok=True)
-    # fails where pictures lie in the folder
+    # fails if the folder still holds pictures
     with contextlib.suppress(OSError):
         home.rmdir()
 
 
 def unpack(folder: Path, into: Path, *, only: Container[str] | None = None) -> list[Path]:
-    """Copy the records of `folder` (of `only` those cases) into `into`, a folder each; return them.
+    """Copy the records of `folder` into `into`, one folder each, and return these folders.
 
-    All that lies in the folder of a case is copied with it.
+    Every file in the folder of a case is copied with it. `only` selects cases by their ids.
 
     Raises:
         ResultsError: a record is damaged.
@@ -96,7 +96,7 @@ def unpack(folder: Path, into: Path, *, only: Container[str] | None = None) -> l
 
 
 def discard(home: Path) -> None:
-    """Remove the record of a case with its folder, from the packed records too.
+    """Remove the record of a case with its folder, also from the packed records.
 
     Raises:
         ResultsError: the folder cannot be written.

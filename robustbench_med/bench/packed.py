@@ -1,9 +1,9 @@
 """The file format of packed records: the records of a folder in two files.
 
-`records.jsonl.gz` has a record a line, sorted by case id. `all_samples.parquet` has the samples
-tables of all of them below one another, with a column `case`. A column whose type differs between
-cases (a class id here, a list of findings there) is stored once for each type, and the schema of
-each table is kept in the metadata of the file, so that every table is read back exactly as it was
+`records.jsonl.gz` has one record per line, sorted by case id. `all_samples.parquet` holds the
+concatenated samples tables of all records, with a column `case`. If the type of a column differs
+between cases (a class id or a list of findings), it is stored once for each type, and the schema of
+each table is stored in the metadata of the file, so that every table is read back exactly as it was
 written. The same records give the same bytes.
 """
 
@@ -29,16 +29,16 @@ from robustbench_med.paths import PACKED_RECORDS
 
 RECORDS, SAMPLES = PACKED_RECORDS, "all_samples.parquet"
 _CASE = "case"  # the column of case ids
-_KEY = b"robustbench_med"  # of the metadata of the samples file
+_KEY = b"robustbench_med"  # key of the metadata in the samples file
 _ID = re.compile(r'"case_id":\s*"([0-9a-f]+)"')
-_LEVEL = 19  # of zstd
+_LEVEL = 19  # zstd compression level
 
 
 class Packed:
-    """The packed records of one folder; the samples are read when first asked for."""
+    """The packed records of one folder; the samples are read at the first access."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the records file of `folder`; raise ResultsError where it is damaged."""
+        """Read the records file of `folder`; raise ResultsError if it is damaged."""
         self.folder = folder
         self._lines = _read_lines(folder / RECORDS)
 
@@ -52,7 +52,7 @@ class Packed:
         return sorted(self._lines)
 
     def record(self, case_id: str) -> Record:
-        """Return the record of a case; raise ValueError where its line is no record."""
+        """Return the record of a case; raise ValueError if its line is not a record."""
         check_schema(self._lines[case_id])
         return Record.model_validate_json(self._lines[case_id])
 
@@ -99,9 +99,9 @@ class Packed:
 
 
 def open_packed(folder: Path) -> Packed | None:
-    """Return the packed records of a folder; None where nothing is packed there.
+    """Return the packed records of a folder; None if the folder has none.
 
-    They are kept in memory until one of the two files changes.
+    They stay in memory until one of the two files changes.
 
     Raises:
         ResultsError: the file of records is damaged.
@@ -169,14 +169,14 @@ def encode_samples(tables: Mapping[str, pa.Table]) -> bytes:
         compression="zstd",
         compression_level=_LEVEL,
         row_group_size=max(combined.num_rows, 1),
-        # numbers that hardly ever repeat are smaller without a dictionary
+        # numbers that seldom repeat take less space without a dictionary
         use_dictionary=[_leaf(f) for f in combined.schema if not _is_real(f.type)],
     )
     return buffer.getvalue()
 
 
 def _columns(tables: list[pa.Table]) -> dict[str, pa.ChunkedArray]:
-    """Return the columns of all tables below one another, null where a table has no such column."""
+    """Return the concatenated columns of all tables, null for tables without such a column."""
     fields = {(f.name, str(f.type)): f for t in tables for f in t.schema}
     stored = [fields[key] for key in sorted(fields) if not pa.types.is_null(fields[key].type)]
     names = [field.name for field in stored]
@@ -196,7 +196,7 @@ def _columns(tables: list[pa.Table]) -> dict[str, pa.ChunkedArray]:
 
 
 def _names(field: pa.Field) -> tuple[str, str]:
-    """Return what a column may be called: by name and type, or by a name that has one type."""
+    """Return the two possible names of a stored column: with its type, or without if unique."""
     return f"{field.name}:{field.type}", field.name
 
 
@@ -205,5 +205,5 @@ def _is_real(kind: pa.DataType) -> bool:
 
 
 def _leaf(field: pa.Field) -> str:
-    """Return the path of a column in the file; that of a list names its elements."""
+    """Return the path of a column in the file; for a list, the path of its elements."""
     return f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name

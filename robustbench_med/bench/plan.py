@@ -1,4 +1,4 @@
-"""Plan: from a suite to its cases. Reads cards and data, computes nothing on tensors."""
+"""Plan: turn a suite into its cases, by reading cards and data but without running any model."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def plan(
     """Return the cases of a suite in the order they run, and what cannot run.
 
     Args:
-        suite: declares them.
+        suite: the suite that declares the cases.
         data: folder with the files of named datasets.
-        datasets: loaded before, by the names that the suite calls them.
-        victims: models handed in from Python, by the names that the suite calls them.
+        datasets: datasets that are already loaded, by the names that the suite uses for them.
+        victims: models passed as Python objects, by the names that the suite uses for them.
 
     Raises:
-        UnknownNameError, SpecError: a name, parameter, objective or ladder that is wrong: nothing
-            is run.
+        UnknownNameError, SpecError: a name, parameter, objective or ladder is wrong, so that
+            nothing can run.
     """
     planned: dict[str, ResolvedCase] = {}
     failures: list[Failure] = []
@@ -77,18 +77,18 @@ def plan(
 
 
 class _Block(NamedTuple):
-    """A grid on one of its datasets, its texts parsed.
+    """A grid on one of its datasets, with its texts parsed.
 
     Attributes:
-        grid: of the suite.
-        name: what the suite calls the dataset.
-        data: the dataset, whose splits that score are checked.
-        attacks: each with all its parameters.
-        defenses: each with what the attacker knows of it.
+        grid: the grid of the suite.
+        name: the name of the dataset in the suite.
+        data: the dataset; the splits that are scored have been checked.
+        attacks: the attacks, with all their parameters.
+        defenses: the defenses, with what the attacker knows about each.
         channels: sets of channels that may change.
-        objective: what the attacker wants.
-        data_sha256: of the split attacked and of validation.
-        train_sha256: of the training split, "" where no case needs it.
+        objective: the attacker's goal.
+        data_sha256: hash of the attacked split and of validation.
+        train_sha256: hash of the training split; "" if no case needs it.
     """
 
     grid: Grid
@@ -103,7 +103,7 @@ class _Block(NamedTuple):
 
 
 class _Victim(NamedTuple):
-    """A victim of a plan: what its text names, its card and its hash."""
+    """A victim of a plan: the source that its text names, its card and its hash."""
 
     source: ModelSource
     card: ModelCard
@@ -119,7 +119,7 @@ def _block_of(grid: Grid, name: str, dataset: Dataset, attacks: list[ResolvedAtt
     used: tuple[SplitName, ...] = ("train",) if train else ()
     used += _threshold_splits(dataset, grid, fitted)
     dataset = dataset.scored_on(grid.split, also=used)
-    card = dataset.card  # without the regions and classes that the split does not hold
+    card = dataset.card  # without the regions and classes that are missing in the split
     sha256 = data_sha256(dataset, grid, fitted=fitted)
     objective = objectives.make(grid.objective, card.task, card=card)
     for attack in attacks:
@@ -173,7 +173,7 @@ def _cases(
 
 
 def _failure(label: str, error: BenchError) -> Failure:
-    """Return what cannot run: a damaged file costs its own cases, never the others."""
+    """Return a failure, so that a damaged file stops only its own cases."""
     return Failure(label=label, reason=str(error), error=error)
 
 
@@ -183,8 +183,8 @@ def _surrogates(
     """Return the surrogates of a victim; those that cannot be used are added to `failures`.
 
     Raises:
-        SpecError: the victim alone is named, or the objective is not one of a surrogate that was
-            trained on other data.
+        SpecError: the only surrogate is the victim, or the objective does not work with a
+            surrogate that was trained on other data.
     """
     card, grid = block.data.card, block.grid
     names = victims_of(grid.model_copy(update={"victims": grid.surrogates}), block.data)
@@ -226,12 +226,13 @@ def _check_fits(name: str, trained: DatasetCard, card: DatasetCard) -> None:
 
 
 def victims_of(grid: Grid, dataset: Dataset) -> list[str]:
-    """Return the victims a grid names, in the order of their names where one stands for several.
+    """Return the victims of a grid; those that match a pattern are sorted by name.
 
-    A pattern ("*", "*_resnet") stands for the shipped victims of the dataset that no defense
-    retrained, "defended" for those retrained, each beside the one it was made from.
+    A pattern ("*", "*_resnet") matches the shipped victims of the dataset that no defense
+    retrained. "defended" matches the retrained victims and the ones they were made from.
     """
-    # of a shipped dataset a plug-in's model is named: no suite changes where a package is installed
+    # a plug-in's model on a shipped dataset must be named, so that installing a package changes no
+    # suite
     is_shipped = dataset.card.name in registry.shipped("datasets")
     cards = registry.shipped("models") if is_shipped else registry.load("models")
     shipped = [c for c in cards.values() if c.dataset == dataset.card.name]
@@ -253,10 +254,10 @@ def victims_of(grid: Grid, dataset: Dataset) -> list[str]:
 def train_sha256(
     dataset: Dataset, attacks: list[ResolvedAttack], defenses: list[ResolvedDefense]
 ) -> str:
-    """Return the hash of the training split, where an attack or a defense needs it.
+    """Return the hash of the training split if an attack or a defense needs it.
 
     Raises:
-        DataError: it does, and there is none.
+        DataError: the training split is needed, but there is none.
     """
     needed_by = [str(attack.card.name) for attack in attacks if attack.trains]
     needed_by += [defense.text for defense in defenses if defense.fitted]
@@ -273,12 +274,12 @@ def train_sha256(
 
 
 def data_sha256(dataset: Dataset, grid: Grid, *, fitted: bool = False) -> str:
-    """Return the hash of what a score depends on: contract, split attacked, and validation."""
+    """Return the hash of the data that a score depends on: contract, attacked and val split."""
     card = dataset.card
     contract = (card.task, card.classes, card.normal, card.channels, card.size, card.bit_depth)
     splits = {grid.split, *_threshold_splits(dataset, grid, fitted)}
     texts = [repr(contract)]
-    if card.channel_names:  # a case may name them
+    if card.channel_names:  # a case may name channels
         texts.append(repr(card.channel_names))
     if card.task == "segmentation":
         texts.append(repr((card.parts, card.spacing, card.tolerance)))
@@ -291,8 +292,8 @@ def _threshold_splits(dataset: Dataset, grid: Grid, fitted: bool) -> tuple[Split
     """Return the splits that a threshold is chosen on.
 
     Raises:
-        MissingSplitError: there is none, and the operating point needs it.
-        DataError: it has a defect.
+        MissingSplitError: the operating point needs validation images, but there are none.
+        DataError: a split has a defect.
     """
     if _operating_point(grid, dataset.card) != "youden" and not fitted:
         return ()
@@ -308,7 +309,7 @@ def _threshold_splits(dataset: Dataset, grid: Grid, fitted: bool) -> tuple[Split
 
 
 def _operating_point(grid: Grid, card: DatasetCard) -> str:
-    """Return how the victim decides: a mask has no threshold to choose, it takes the likeliest."""
+    """Return how the victim decides; for masks always argmax, since they have no threshold."""
     return "argmax" if card.task == "segmentation" else grid.operating_point
 
 
@@ -325,7 +326,8 @@ def _case(
     universal = card.schedule == "universal"
     threat: Threat = "universal" if universal else card.threat
     if surrogate is not None:
-        # trained on the victim's data it makes a transfer attack, on other data a no-box attack
+        # a surrogate trained on the victim's data makes a transfer attack, on other data a no-box
+        # attack
         threat = "transfer" if surrogate.data.name == block.data.card.name else "no_box"
     return Case.model_validate(
         {

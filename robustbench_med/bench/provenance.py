@@ -1,4 +1,4 @@
-"""Provenance: when, where and with what a record was made, and the memory that took."""
+"""Provenance: the time, machine and software with which a record was made, and its peak memory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def git_state() -> tuple[str, bool]:
         return result.stdout.strip()
 
     try:
-        # records are no code
+        # changes of records do not count, since they are not code
         changed = git("status", "--porcelain", "-uno", "--", ".", ":!results")
         return git("rev-parse", "HEAD"), bool(changed)
     except (OSError, subprocess.SubprocessError):
@@ -71,7 +71,7 @@ def provenance(*, started: str, command: str, device: str) -> Provenance:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Forget the peak so far. Where the system cannot, the process's own peak goes on counting."""
+    """Reset the peak of memory; on systems that cannot, the peak of the whole process counts."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -81,7 +81,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_mib(device: torch.device) -> float:
-    """Return the most memory held since `reset_peak`, in MiB: tensors on CUDA, else the process."""
+    """Return the peak memory since `reset_peak` in MiB: of tensors on CUDA, else of the process."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     line = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text() if _STATUS.is_file() else "")

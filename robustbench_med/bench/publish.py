@@ -1,4 +1,4 @@
-"""From the records of a folder to its page, CSV and Markdown, which hold all of them."""
+"""Publish: write the page, the CSV and the Markdown file of all records in a folder."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from robustbench_med.errors import ResultsError
 
 
 class Published(NamedTuple):
-    """What a folder holds.
+    """The result of publishing a folder.
 
     Attributes:
-        page: its path; None where the folder has no record, so that nothing was written.
-        boards: of the leaderboard.
+        page: the path of the page; None if the folder has no record and nothing was written.
+        boards: the boards of the leaderboard.
         cases: ids of the readable records.
-        damaged: a line on each record that cannot be read.
-        not_scored: how many cases have no usable record; the page names them.
+        damaged: one line for each record that cannot be read.
+        not_scored: number of cases without a usable record; the page names them.
     """
 
     page: Path | None
@@ -32,10 +32,10 @@ class Published(NamedTuple):
 
 
 def pages() -> Any:  # noqa: ANN401 - a package that the core does not import
-    """Return the package that writes tables and pages of records, loaded now.
+    """Import and return the package that writes tables and pages of records.
 
-    The only place where the core reaches for another folder than by a card: who publishes needs it,
-    and nothing that computes does.
+    This is the only place where the core imports another folder without a card. Only publishing
+    needs that folder, so nothing that computes imports it.
     """
     return registry.module("leaderboard")
 
@@ -50,10 +50,10 @@ def publish(
     """Write `leaderboard.html`, `.csv` and `.md` of all records in `folder`, earlier ones too.
 
     Args:
-        folder: of the records.
-        title: of the page.
-        planned: the cases of a run; None where nothing was run.
-        failures: of a run; the page names them, and so do later pages.
+        folder: the folder of the records.
+        title: the title of the page.
+        planned: the cases of a run; None if nothing was run.
+        failures: the failures of a run; this page and later pages name them.
 
     Raises:
         ResultsError: the folder cannot be written.
@@ -83,7 +83,7 @@ def _without_record(
     planned: Sequence[ResolvedCase] | None,
     failures: Sequence[Failure],
 ) -> list[Failure]:
-    """Return what failed, in earlier runs too; a case that has an older record did not."""
+    """Return the failures of this run and earlier ones, except for cases with an older record."""
     if planned is None:
         stored = [f for f in recall(folder) if f.case is not None and f.case.id not in finished]
     else:
@@ -93,7 +93,7 @@ def _without_record(
 
 
 def _failure_of(damaged: store.Damaged) -> Failure:
-    """Return the failure that a damaged record is, without a folder of this machine."""
+    """Return a damaged record as a failure, without the path of a folder on this machine."""
     failure, home = damaged.failure, damaged.home
     label = home.name if failure.case is None else f"{failure.case.label} ({home.name})"
     reason = failure.reason.replace(str(home), home.name)

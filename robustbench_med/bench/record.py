@@ -1,4 +1,4 @@
-"""Record: the outcome of a case. Written once; pages, tables and gates are derived from it."""
+"""Record: the result of a case, written once. Pages, tables and gates are computed from records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from robustbench_med.bench.case import Case
 from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard, ModelCard
 from robustbench_med.stats import Estimate
 
-if TYPE_CHECKING:  # half a second that `plan` does without
+if TYPE_CHECKING:  # importing pandas takes half a second, and `plan` does not need it
     import pandas as pd
 
 SCHEMA = 2
@@ -21,7 +21,7 @@ _VERSION = re.compile(r'"schema_version":\s*(\d+)')
 
 
 def check_schema(text: str) -> None:
-    """Raise ValueError where the JSON of a record states another schema than this version's."""
+    """Raise ValueError if the JSON of a record has another schema version than this package."""
     version = _VERSION.search(text)
     if version is not None and int(version[1]) != SCHEMA:
         raise ValueError(
@@ -31,16 +31,16 @@ def check_schema(text: str) -> None:
 
 
 class _Frozen(BaseModel):
-    # NaN and Inf travel as the strings "NaN" and "Infinity", so that a record is standard JSON
+    # NaN and Inf are stored as the strings "NaN" and "Infinity", so that a record is standard JSON
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Rung(_Frozen):
-    """Every metric at one radius; `eps` 0 is the clean row.
+    """Every metric at one radius; the clean images are the rung with `eps` 0.
 
     Metrics of masks: dice, iou, pixel_accuracy, hd95, nsd, volume_error, lesion_miss and
-    false_alarm (see metrics/segmentation.py), each but pixel_accuracy also for one region,
-    "dice[lesion]"; target_dice where the objective draws a mask.
+    false_alarm (see metrics/segmentation.py). All but pixel_accuracy also exist for a single
+    region, as "dice[lesion]"; target_dice exists if the objective draws a mask.
 
     Metrics of labels and findings: accuracy, balanced_accuracy, sensitivity, specificity, auc and
     f1 of the victim; attack_success, flips_to_normal and flips_to_disease of the attack; behind a
@@ -55,99 +55,99 @@ class Rung(_Frozen):
 
 
 class UniversalRung(_Frozen):
-    """What one universal perturbation does to all images of the case, attacked or not.
+    """The effect of one universal perturbation on all images of the case, attacked or not.
 
-    "Changed" and "wrong" are two counts that the literature mixes under one name: a prediction that
-    is not the clean one, and one that is not the truth.
+    The literature uses one name for two counts: "changed" predictions differ from the prediction on
+    the clean image, "wrong" predictions differ from the truth.
     """
 
     eps: float
-    linf: float = Field(description="of the pattern itself")
+    linf: float = Field(description="L-infinity norm of the perturbation")
     l2: float
-    changed: Estimate = Field(description="predictions that are not the clean one")
-    wrong: Estimate = Field(description="predictions that are not the truth")
-    success: Estimate = Field(description="attacker's goal reached, of the images attacked")
-    control_changed: Estimate = Field(description="by a random direction of equal norm")
+    changed: Estimate = Field(description="share of predictions that differ from the clean one")
+    wrong: Estimate = Field(description="share of predictions that differ from the truth")
+    success: Estimate = Field(description="share of the attacked images that reach the goal")
+    control_changed: Estimate = Field(description="`changed` by a random direction of equal norm")
     control_wrong: Estimate
     control_success: Estimate
 
 
 class UniversalResult(_Frozen):
-    """A universal perturbation a rung, fitted on training images and applied to others."""
+    """One universal perturbation for each rung, fitted on training images."""
 
-    n_fit: int = Field(description="training images it was fitted on")
+    n_fit: int = Field(description="number of training images used to fit")
     rungs: tuple[UniversalRung, ...]
-    file: str = Field(description="safetensors beside record.json, a tensor `rung_i` each")
+    file: str = Field(description="safetensors file beside record.json, with tensors `rung_i`")
 
 
 class Audit(_Frozen):
-    """What the attack really used, measured on the stored float32 images."""
+    """Budget audit: how much the attack changed the images, measured on their float32 values."""
 
     norm: str
     max_size: tuple[float, ...] = Field(description="largest perturbation size at each rung")
     min_value: float
     max_value: float
     over_budget: int = Field(
-        description="images over their radius by more than the tolerance; must be 0"
+        description="images that exceed their radius by more than the tolerance; must be 0"
     )
     tolerance: float
     bit_depth: int
     survives_rounding: Estimate = Field(
-        description="share of the images that broke, each at its lowest rung, still adversarial "
-        "after rounding to the bit depth"
+        description="share of the successes, each at its lowest rung, that remain after rounding "
+        "to the bit depth"
     )
 
 
 class LadderAudit(_Frozen):
-    """How the descending ladder was checked: rows inferred to be robust, and attacked after all."""
+    """Check of a descending ladder: some rows that were inferred to be robust are attacked."""
 
     inferred: int = Field(
-        description="(sample, rung) pairs taken to be robust because a larger radius failed"
+        description="(sample, rung) pairs inferred robust from a failure at a larger radius"
     )
     checked: int
     success: int = Field(
-        description="of those checked, broken all the same; > 0 reruns all the inferred"
+        description="checked pairs on which the attack succeeded; > 0 attacks all inferred pairs"
     )
     reran: bool
     miss_bound: float = Field(
-        description="share of the inferred that would break too, at most, with 95 % confidence "
-        "(Clopper-Pearson); 0 where all were rerun, NaN where none was checked"
+        description="upper 95 % confidence bound (Clopper-Pearson) of the share of inferred pairs "
+        "on which the attack would succeed; 0 if all were attacked, NaN if none was checked"
     )
 
 
 class Certificate(_Frozen):
-    """What a defense proves of the clean images, whatever an attack finds."""
+    """What a defense proves about the clean images, for every possible attack."""
 
-    radii: tuple[float, ...] = Field(description="L2 in [0,1] image units, rising from 0")
+    radii: tuple[float, ...] = Field(description="L2 radii in [0,1] image units, rising from 0")
     correct: tuple[Estimate, ...] = Field(
-        description="share of all images called right, with no other class in that radius"
+        description="share of all images that are right and proved to stay so within the radius"
     )
     abstained: Estimate
 
 
 class Cost(_Frozen):
-    """What the attack cost. Counted, not estimated."""
+    """The measured cost of the attack."""
 
     forward: int = Field(description="images forwarded")
     backward: int = Field(description="images back-propagated")
     seconds: float
     peak_memory_mib: float
     relative_forward_time: float | None = Field(
-        default=None, description="time of a forward pass with the defense over one without"
+        default=None, description="time of a forward pass with the defense, relative to without"
     )
 
 
 class Check(_Frozen):
-    """Something that would make a record untrustworthy, measured; raised above its threshold."""
+    """A measured sign that a record may be untrustworthy; it raises a flag above its threshold."""
 
     name: str
     value: float
     threshold: float
-    n_images: int | None = Field(default=None, description="images it was measured on")
+    n_images: int | None = Field(default=None, description="number of images measured")
 
 
 class Flag(_Frozen):
-    """A reason to distrust the record: a check that was raised, in words."""
+    """A reason to distrust the record: a check above its threshold, with its meaning in words."""
 
     name: str
     meaning: str
@@ -158,19 +158,19 @@ class Flag(_Frozen):
 class Images(_Frozen):
     """Adversarial images saved beside the record; `verify --images` judges them."""
 
-    file: str = Field(description="safetensors beside record.json: images, and whose they are")
-    n_images: int = Field(description="distinct images in it")
+    file: str = Field(description="safetensors file beside record.json: images and their samples")
+    n_images: int = Field(description="number of distinct images in the file")
     sha256: str
 
 
 class MaskExample(_Frozen):
-    """The masks of a picture: images with masks drawn over them in the colours of `palette`."""
+    """The masks of an example: images with masks drawn over them in the colours of `palette`."""
 
-    truth: str = Field(description="file names beside record.json: the clean image, as labelled")
-    before: str = Field(description="the clean image, as the victim calls it")
-    after: str = Field(description="the attacked image, as the victim calls it")
-    target: str = Field(default="", description="the clean image, as the attacker wants it")
-    dice_before: float = Field(description="with the truth, mean over regions")
+    truth: str = Field(description="file beside record.json: the clean image with its true mask")
+    before: str = Field(description="file: the clean image with the predicted mask")
+    after: str = Field(description="file: the attacked image with the predicted mask")
+    target: str = Field(default="", description="file: the clean image with the attacker's mask")
+    dice_before: float = Field(description="Dice with the truth, mean over regions")
     dice_after: float
     target_before: float | None = Field(default=None, description="Dice with the target mask")
     target_after: float | None = None
@@ -178,22 +178,22 @@ class MaskExample(_Frozen):
 
 
 class Example(_Frozen):
-    """One picture of the gallery: three PNG files beside the record, and those of its masks."""
+    """One example of the gallery: three PNG files beside the record, and those of its masks."""
 
     sample: str
     truth: str
     clean_prediction: str
     adversarial_prediction: str
     eps: float
-    amplification: float = Field(description="factor the perturbation picture is multiplied with")
-    clean: str = Field(description="file names beside record.json")
+    amplification: float = Field(description="factor by which the shown perturbation is multiplied")
+    clean: str = Field(description="file beside record.json, as are the next two")
     perturbation: str
     adversarial: str
     masks: MaskExample | None = None
 
 
 class Provenance(_Frozen):
-    """Where and with what the record was made."""
+    """The time, machine, software and command with which the record was made."""
 
     version: str
     git_commit: str
@@ -201,15 +201,15 @@ class Provenance(_Frozen):
     python: str
     torch: str
     platform: str
-    cpu: str = Field(default="", description="processor, and the instructions torch uses of it")
+    cpu: str = Field(default="", description="processor, and the instruction set that torch uses")
     device: str
     threads: int
     started: str = Field(description="UTC, ISO 8601")
-    command: str = Field(description="reproduces this case")
+    command: str = Field(description="command that reproduces this case")
 
 
 class Record(_Frozen):
-    """The outcome of a case."""
+    """The result of a case."""
 
     schema_version: int = SCHEMA
     case_id: str
@@ -218,20 +218,20 @@ class Record(_Frozen):
     reason: str = Field(default="", description="why the case is invalid")
     n: int
     patients: int | None = Field(
-        description="distinct patients; None: images treated as independent"
+        description="number of patients; None = images are treated as independent"
     )
     threshold: tuple[float, ...] = Field(
         default=(),
-        description="probability of class 1, or of each finding, above which it is called; frozen "
-        "on validation",
+        description="probability above which class 1, or each finding, is predicted; chosen on "
+        "validation and frozen",
     )
     rungs: tuple[Rung, ...] = ()
     radii: tuple[float, ...] = Field(
-        default=(), description="the ladder in image units; the ladder itself unless it is a ratio"
+        default=(), description="ladder in image units; differs from the case's if that has ratios"
     )
     distance: Estimate | None = Field(
         default=None,
-        description="median distance of the images attacked; inf where half are robust",
+        description="median distance of the attacked images; inf if half of them are robust",
     )
     universal: UniversalResult | None = None
     certificate: Certificate | None = None
@@ -239,10 +239,10 @@ class Record(_Frozen):
     ladder_audit: LadderAudit | None = None
     cost: Cost | None = None
     flags: tuple[Flag, ...] = ()
-    checks: tuple[Check, ...] = Field(default=(), description="all that was checked, raised or not")
+    checks: tuple[Check, ...] = Field(default=(), description="all checks, with or without a flag")
     notes: tuple[str, ...] = ()
     examples: tuple[Example, ...] = ()
-    images: Images | None = Field(default=None, description="where the run saved them")
+    images: Images | None = Field(default=None, description="the saved adversarial images, if any")
     dataset_card: DatasetCard
     model_card: ModelCard
     attack_card: AttackCard
@@ -251,10 +251,10 @@ class Record(_Frozen):
 
     @property
     def doubts(self) -> tuple[Flag, ...]:
-        """Every flag for which the record is not ranked, and for which a gate fails.
+        """Every flag that keeps the record from being ranked, and that fails a gate.
 
-        All that it carries, and one of its budget where the audit counts images over it that no
-        flag of the record speaks of.
+        These are the flags of the record. If the audit counts images over the budget and no flag
+        of the record says so, such a flag is added.
         """
         over = self.audit.over_budget if self.audit else 0
         if not over or any(flag.name == "over_budget" for flag in self.flags):
@@ -265,27 +265,28 @@ class Record(_Frozen):
 
 
 class Stored(NamedTuple):
-    """A record with its samples table and the folder both lie in.
+    """A record with its samples table and its folder.
 
-    `samples` has a row a (sample, rung):
+    `samples` has one row for each sample and rung, with these columns:
 
-        sample, patient: str; patient is None where images are treated as independent.
-        truth, prediction: class id, a list of 0/1 findings, or of masks a list of the pixels of
-            each region.
+        sample, patient: str; patient is None if images are treated as independent.
+        truth, prediction: a class id, a list of 0/1 findings, or for masks a list with the number
+            of pixels of each region.
         eps: radius; 0 = clean.
-        scores: list of k probabilities at the operating point; of masks, the Dice of each region.
-        correct: whether the prediction is the truth; of masks a number, the Dice of the image:
+        scores: list of k probabilities at the operating point; for masks, the Dice of each region.
+        correct: whether the prediction is the truth; for masks a number, the Dice of the image:
             the mean over its regions.
-        target_dice: of masks with a target, the Dice with it; else there is no such column.
-        attacked: labelled, and the attacker's goal was not reached by the clean image.
+        target_dice: for masks with a target, the Dice with the target; else the column is missing.
+        attacked: the image is labelled and the clean image does not reach the attacker's goal.
         success: the attacker's goal is reached at this radius.
-        l2, linf: size of the perturbation, NaN where not attacked.
-        distance: smallest perturbation found that broke the image, in the case's norm, the same in
-            every row of an image; inf where none did, NaN where not attacked.
-        ssim, psnr: how visible it is, NaN where not broken.
+        l2, linf: size of the perturbation; NaN if the image was not attacked.
+        distance: size of the smallest successful perturbation found, in the case's norm, the same
+            in every row of an image; inf if none succeeded, NaN if the image was not attacked.
+        ssim, psnr: visibility of the perturbation; NaN without a success.
 
-    Behind a detector also `suspicion` and `rejected`: whether it is above 0. There an image that is
-    attacked counts as correct where it is rejected, and a clean one only where it is not.
+    Behind a detector there are also `suspicion` and `rejected`, which is true if the suspicion is
+    above 0. An attacked image then counts as correct if it is rejected; a clean image counts as
+    correct only if it is not rejected.
     """
 
     record: Record

@@ -1,4 +1,4 @@
-"""ResolvedCase: a case with everything that its texts stand for, parsed once."""
+"""ResolvedCase: a case with the objects that its texts describe, parsed once."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.models.load import Loaded, ModelSource
 from robustbench_med.objective import Objective
 
-_RUNS = {"descend": 1.5, "distance": 1.0}  # full runs of an attack a ladder costs; else one a rung
+# a ladder costs so many full runs of the attack; with other schedules one run for each rung
+_RUNS = {"descend": 1.5, "distance": 1.0}
 
 
 class ResolvedSurrogate(NamedTuple):
-    """The model that is attacked in the victim's place.
+    """The model that is attacked instead of the victim.
 
     Attributes:
-        source: what its text names.
+        source: the source that its text names.
         data: the card of the images it was trained on.
         sha256: the hash of its card and weights.
     """
@@ -31,21 +32,21 @@ class ResolvedSurrogate(NamedTuple):
 
 
 class ResolvedCase(NamedTuple):
-    """A case with everything that its texts stand for.
+    """A case with the objects that its texts describe.
 
-    `plan` parses each text once. Nothing that runs, checks or scores a case parses one again.
+    `plan` parses each text once. The code that runs, checks or scores a case does not parse again.
 
     Attributes:
-        case: what is computed, as texts and numbers; it alone is hashed and stored.
-        data: the images.
+        case: the case as texts and numbers; only this is hashed and stored.
+        data: the dataset.
         model: the card of the victim.
-        victim: what the text of the victim names.
+        victim: the source that the text of the victim names.
         attack: the card, parameters and ladder of the attack.
-        defense: what the victim is wrapped in, and what the attacker knows of it.
-        objective: what the attacker wants, without regard to a detector.
-        surrogate: the model attacked in the victim's place, if any.
-        loaded: a victim handed in from Python, which no text can name.
-        seconds: what it takes at most, from the victim's card; None where the card does not know.
+        defense: the defense of the victim, and what the attacker knows about it.
+        objective: the attacker's goal, without regard to a detector.
+        surrogate: the model attacked instead of the victim, if any.
+        loaded: a victim passed as a Python object, which no text can name.
+        seconds: longest time of the case by the victim's card; None if the card has no timing.
     """
 
     case: Case
@@ -60,25 +61,26 @@ class ResolvedCase(NamedTuple):
     seconds: float | None = None
 
     def estimate(self) -> float | None:
-        """Return the seconds it takes at most, or None where the victim's card has no timing."""
+        """Return the longest time of the case in seconds, or None if the card has no timing."""
         if self.model.measured is None:
             return None
         return self.most_passes() * self.model.measured.gradient_ms / 1000
 
     def most_passes(self) -> float:
-        """Return the images that are passed forward and backward, at most."""
+        """Return the largest number of images that are passed forward and backward."""
         case, card = self.case, self.attack.card
         available = len(self.data.arrays(case.split))
         n = available if case.n is None else min(case.n, available)
-        if case.n_fit is not None:  # the passes are those of the images it is fitted on
+        if case.n_fit is not None:  # the perturbation is fitted on so many training images
             n = min(case.n_fit, len(self.data.arrays("train")))
         every_rung = float(len(case.ladder))
-        masks = self.data.card.task == "segmentation"  # searched for the worst at every radius
+        # masks are attacked at every radius
+        masks = self.data.card.task == "segmentation"
         runs = every_rung if masks else _RUNS.get(card.schedule, every_rung)
         return n * runs * registry.passes(card, case.parameters)
 
     def with_attack(self, card: AttackCard, parameters: dict[str, object]) -> ResolvedCase:
-        """Return the case with another attack at the same radii; its id is of no record."""
+        """Return the case with another attack at the same radii; no record has its id."""
         case = self.case.model_copy(update={"attack": card.name, "parameters": parameters})
         attack = self.attack._replace(card=card, parameters=parameters)
         return self._replace(case=case, attack=attack)

@@ -1,4 +1,4 @@
-"""Run the cases of a plan in one process or several; a case that fails costs no other."""
+"""Run the cases of a plan in one process or several; if one fails, the others still run."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _log = logging.getLogger(__name__)
-_SILENCE = 30  # seconds without a line, in a log
-_MOST = 4  # processes chosen unasked: each holds torch, a victim and its images
-_WORTH = 15.0  # seconds of attacks below which starting processes costs more than it saves
+_SILENCE = 30  # a log gets a line after so many seconds
+_MOST = 4  # most processes by default, since each holds torch, a victim and its images
+_WORTH = 15.0  # for fewer seconds of attacks, starting processes costs more than it saves
 
 
 def run_cases(
@@ -55,20 +55,21 @@ def run_cases(
     """Run the cases that `folder` has no record of, and return those that failed.
 
     Args:
-        planned: in the order they run; cases that share a victim should be next to each other.
-        folder: of the suite, below the results folder.
+        planned: the cases in the order they run; those that share a victim should be neighbours.
+        folder: the folder of the suite, below the results folder.
         console: shows the progress.
-        command: runs the suite again; goes into the provenance with the case's id.
+        command: command that runs the suite again; the provenance stores it with the case's id.
         force: compute finished cases too and replace their records.
-        examples: pictures a case, at most.
+        examples: largest number of examples for each case.
         images: save the adversarial images beside each record.
         device: "cpu", "cuda", "cuda:1", or "auto".
-        jobs: processes that share the cores; None = as many as pay on this machine. What has a
-            victim in common runs in one of them.
+        jobs: processes that share the cores; None = as many as save time on this machine. Cases
+            that share a victim run in the same process.
 
     Raises:
-        SpecError: no such device; images of real data to be saved where they would be committed.
-        ResultsError: the folder cannot be written any more.
+        SpecError: there is no such device, or images of real data would be saved in a folder that
+            is committed.
+        ResultsError: the folder can no longer be written.
     """
     where = device_of(device)
     if images:
@@ -98,7 +99,7 @@ def run_cases(
         for cases, failed in ran:
             failures += failed
             done += len(cases)
-            # in a log no bar is shown
+            # a log shows no progress bar
             if not console.is_terminal and time.monotonic() - last_line > _SILENCE:
                 line = f"{done} of {len(waiting)} cases done"
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -108,12 +109,12 @@ def run_cases(
     return failures
 
 
-_Ran = tuple[list[ResolvedCase], list[Failure]]  # cases, and those of them that failed
+_Ran = tuple[list[ResolvedCase], list[Failure]]  # the cases that ran, and the failures among them
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What it takes to run a case and keep its record, in this process or another."""
+    """The settings to run a case and store its record, in this process or another."""
 
     folder: Path
     command: str
@@ -125,7 +126,7 @@ class _Work:
     registered: dict[registry.Kind, dict[str, registry.Entry]]  # which a worker lacks
 
     def failure(self, resolved: ResolvedCase, reason: str) -> Failure:
-        """Return a case of this run that has no record, and why."""
+        """Return the failure of a case of this run, with the reason."""
         return Failure(
             label=self.labels[resolved.case.id],
             reason=reason,
@@ -149,7 +150,7 @@ class _Work:
             return [self.failure(resolved, str(error))]
         except (
             Exception
-        ) as error:  # a model is foreign code: it may raise anything, and costs one case
+        ) as error:  # a model is foreign code that may raise anything; only its case fails
             _log.debug("%s", traceback.format_exc())
             last = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
@@ -167,7 +168,7 @@ def _one_by_one(waiting: list[ResolvedCase], work: _Work) -> Generator[_Ran, Non
 def _at_once(
     groups: list[list[ResolvedCase]], work: _Work, jobs: int
 ) -> Generator[_Ran, None, None]:
-    """Run the groups in `jobs` processes, the longest first; a process that dies ends them all."""
+    """Run the groups in `jobs` processes, the longest first; if one process dies, all end."""
     threads = max((os.cpu_count() or 1) // jobs, 1)
     longest = sorted(groups, key=lambda cases: -sum(map(_seconds, cases)))
     unfinished = dict(enumerate(longest))
@@ -178,7 +179,7 @@ def _at_once(
             for index, failures in ran:
                 yield unfinished.pop(index), failures
     except workers.WorkerDiedError:
-        reason = "a process died, perhaps for want of memory: run again with --jobs 1"
+        reason = "a process died, perhaps for lack of memory: run again with --jobs 1"
         for cases in unfinished.values():
             unwritten = [
                 resolved for resolved in cases if not store.finished(work.folder, resolved.case.id)
@@ -204,7 +205,7 @@ def _grouped(waiting: list[ResolvedCase]) -> list[list[ResolvedCase]]:
 
 
 def _check_private(planned: list[ResolvedCase], folder: Path) -> None:
-    """Raise SpecError where images of real data would be saved among the committed records."""
+    """Raise SpecError if images of real data would be saved among the committed records."""
     committed = registry.CORE.parent / "results"
     home = folder.resolve()
     if not home.is_relative_to(committed) or home.is_relative_to(committed / "local"):

@@ -1,4 +1,4 @@
-"""Metrics of one radius from its rows of the samples table: of the attack, and of a detector."""
+"""Compute the metrics of an attack and of a detector at one radius, from the samples table."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from robustbench_med.errors import DataError
 from robustbench_med.metrics.detection import STUDIES, detection, split_twins
 from robustbench_med.stats import UNDEFINED, Estimate, intervals
 
-# how visible a perturbation is, and the bounds of each metric
+# the metrics of a perturbation's visibility, with their bounds
 VISIBILITY = {
     "ssim": (-1.0, 1.0),
     "psnr": (0.0, np.inf),
     "l2": (0.0, np.inf),
     "linf": (0.0, np.inf),
 }
-_ENOUGH = 50  # clean images of other patients: fewer than half of a usual case's
+_ENOUGH = 50  # a detector needs so many clean images of other patients
 
 
 def score_attack(
@@ -31,9 +31,9 @@ def score_attack(
     """Return the success rate of the attack and the mean visibility of its successes.
 
     Args:
-        table: of the radius, with a row for each image; see Stored.
-        patients: `(n,)` of the images, where they are known.
-        weights: `(replicates, n)` from resamples.
+        table: samples table of the radius, with a row for each image; see Stored.
+        patients: `(n,)` patients of the images, if they are known.
+        weights: `(replicates, n)` weights from `resamples`.
     """
     attacked, success = table["attacked"].to_numpy(), table["success"].to_numpy()
     owners = None if patients is None else patients[attacked]
@@ -78,20 +78,20 @@ def score_detector(
 ) -> dict[str, Estimate]:
     """Return the metrics of a detector at one radius.
 
-    The positives are the attacked images that are called wrong, for a detector is there to find
-    them; `positives` is their number. The negatives are clean images of the split that are not
-    attacked, of other patients. Where those are too few, the positives are taken from one half of
-    the patients and clean images from the other half. So no patient, and no image beside its own
-    clean version, is on both sides. False alarms are counted on all clean images.
+    The positives are the attacked images with a wrong prediction, which a detector should find;
+    `positives` is their number. The negatives are clean images of the split that are not attacked
+    and come from other patients. If there are too few of them, the positives come from one half of
+    the patients and clean images from the other half. So no patient is on both sides, and no image
+    together with its own clean version. False alarms are counted on all clean images.
 
     Args:
-        table: of the radius, with a row for each image; see Stored.
+        table: samples table of the radius, with a row for each image; see Stored.
         clean: `(n,)` suspicion of the clean images.
-        wrong: `(n,)` whether each is called wrong at this radius.
-        unattacked: the clean images of the split that are not among them, where there are any.
+        wrong: `(n,)` whether the prediction at this radius is wrong.
+        unattacked: the other clean images of the split, if there are any.
         nearest: whether the attacker knew the detector and searched for the nearest image that
-            passes. Such images are at the threshold, and their ranks above it mean nothing.
-        seed: of the halves and the bootstrap.
+            passes. Such images are at the threshold, and their ranks above it have no meaning.
+        seed: seed of the halves and the bootstrap.
     """
     ids = table["sample"].to_numpy(dtype=np.str_)
     known = table["patient"].notna().all()
@@ -105,7 +105,7 @@ def score_detector(
     else:
         try:
             positives, rows = split_twins(ids, patients, seed=seed)
-        except DataError:  # of a single patient there are no others
+        except DataError:  # there is only one patient
             return metrics
         positives = positives[hit[positives]]
         suspicion = clean[rows]
@@ -126,7 +126,7 @@ def _false_alarms(
     patients: NDArray[np.character] | None,
     unattacked: UnattackedImages | None,
 ) -> Estimate:
-    """Return how many of a thousand clean images are rejected."""
+    """Return the number of rejected images per 1,000 clean images."""
     if unattacked is not None:
         clean = np.concatenate([clean, unattacked.suspicion])
         if patients is not None and unattacked.patients is not None:
@@ -138,7 +138,7 @@ def _false_alarms(
 def _of_other_patients(
     patients: NDArray[np.character] | None, unattacked: UnattackedImages | None
 ) -> tuple[NDArray[np.float64], NDArray[np.character] | None] | None:
-    """Return suspicion and patients of clean images of other patients; None where too few."""
+    """Return suspicion and patients of clean images of other patients; None if too few."""
     if unattacked is None:
         return None
     theirs = None if unattacked.patients is None else unattacked.patients.astype(np.str_)

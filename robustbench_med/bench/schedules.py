@@ -1,4 +1,4 @@
-"""Schedules: the ways to fill the rungs of a ladder, one entry each."""
+"""Schedules: the ways to measure all rungs of a ladder, one entry each."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Ladder(NamedTuple):
 
     Attributes:
         planned: the case.
-        setup: its victim and all of its images.
-        problem: the images attacked.
-        attack: as it is applied.
-        rng: one stream for each image attacked.
-        every_rng: one stream for each image of the case.
-        radii: the rungs in image units, smallest first.
-        clean: what was measured of the clean images attacked.
+        setup: the victim and all images of the case.
+        problem: the attacked images.
+        attack: the attack as it is applied.
+        rng: one random stream for each attacked image.
+        every_rng: one random stream for each image of the case.
+        radii: the radii of the rungs in image units, smallest first.
+        clean: the measurements of the clean versions of the attacked images.
     """
 
     planned: ResolvedCase
@@ -50,14 +50,14 @@ class Ladder(NamedTuple):
 
 
 class FilledLadder(NamedTuple):
-    """What a schedule measured.
+    """The measurements of all rungs of a ladder.
 
     Attributes:
-        rungs: `(r, b, ...)` by name, smallest radius first.
-        attack: as it was applied; a universal one only applies its patterns.
-        distance: `(b,)` the norm of the smallest success; None where the attack is given radii.
-        audit: how inferences were checked, where a schedule infers.
-        universal: the perturbation of each rung, where one is fitted.
+        rungs: the measurements `(r, b, ...)` by name, smallest radius first.
+        attack: the attack as it was applied; a universal attack only adds its fitted perturbation.
+        distance: `(b,)` the norm of the smallest success; None if the attack runs at given radii.
+        audit: the check of inferred rows, if the schedule infers any.
+        universal: the perturbation of each rung, if one was fitted.
     """
 
     rungs: Measurements
@@ -107,7 +107,7 @@ def _guarded(ladder: Ladder) -> FilledLadder:
 
 def _descend(ladder: Ladder) -> FilledLadder:
     planned, _, problem, attack, rng, _, radii, _ = ladder
-    guess = planned.attack.card.threat == "white_box"  # others never see a gradient
+    guess = planned.attack.card.threat == "white_box"  # other attackers have no gradient
     rungs, audit = descend(problem, attack, rng, radii, ladder.depth, guess=guess)
     return FilledLadder(rungs, attack, audit=audit)
 
@@ -121,9 +121,9 @@ class LadderSchedule(NamedTuple):
     """One way to fill a ladder.
 
     Attributes:
-        name: what `schedule_of` calls it.
+        name: the name of the schedule.
         meaning: one sentence.
-        fill: measures every rung.
+        fill: the function that measures every rung.
     """
 
     name: str
@@ -179,11 +179,11 @@ def schedule_of(
     """Return the schedule that fills the ladder of a case.
 
     Args:
-        card: of the attack; names the schedule that it takes by itself.
-        task: of the data. Harm to masks has degrees, so the worst candidate is kept.
-        surrogate: whether the attack optimises against another model, and so cannot know which
-            radius works.
-        guard: whether a detector guards the victim, whose suspicion is wanted at each radius.
+        card: the card of the attack, which names its default schedule.
+        task: the task of the data. Harm to masks has degrees, so the worst candidate is kept.
+        surrogate: whether the attack optimises against another model, and so cannot know at which
+            radius it succeeds.
+        guard: whether the victim has a detector, whose suspicion is measured at each radius.
     """
     name: str = card.schedule
     if name != "universal" and task == "segmentation" and not surrogate:

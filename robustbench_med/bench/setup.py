@@ -1,4 +1,4 @@
-"""Prepare what all cases on one victim and one set of images share, once."""
+"""Setup: the victim, images and clean outputs that several cases share, prepared once."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ from robustbench_med.rng import Draws, seeded
 from robustbench_med.types import Batch, Images
 from robustbench_med.victim import Victim, frozen, looks_like_probabilities
 
-_UNATTACKED = 512  # clean images that are not attacked, for a detector, at most
+_UNATTACKED = 512  # a detector is scored on at most so many clean images that are not attacked
 
 
 @dataclass(frozen=True)
 class AttackSetup:
-    """A victim at its operating point, the images it is attacked on, and its clean logits there.
+    """A victim at its operating point, the images to attack, and the clean logits on them.
 
     Attributes:
-        batch: the images attacked, on the device.
-        victim: what is deployed, behind its defense, at its operating point.
-        card: of the victim.
-        data: the dataset the images are of.
-        clean: `(n, k)` logits on `batch`, offset included; of masks the classes called, `(n, *s)`
-            uint8.
-        probabilities: whether the module answers probabilities where logits are expected.
+        batch: the images to attack, on the device.
+        victim: the deployed model: the victim with its defense, at its operating point.
+        card: the card of the victim.
+        data: the dataset of the images.
+        clean: `(n, k)` logits on `batch`, offset included; for masks the predicted classes,
+            `(n, *s)` uint8.
+        probabilities: whether the module returns probabilities instead of logits.
         randomized: fraction of the images whose logits differ in a second forward pass.
-        depends_on_batch: fraction of a few images whose answer alone differs from that in a batch;
-            above 0 the victim is given one image at a time.
-        surrogate: the model attacked in its place, where the case names one or the attacker does
-            not know of the defense.
+        depends_on_batch: fraction of a few images whose output alone differs from that in a batch;
+            if it is above 0, the victim gets one image at a time.
+        surrogate: the model attacked instead of the victim, if the case names one or the attacker
+            does not know the defense.
         guide: the differentiable view of a defended victim; None = the victim itself.
         undefended: the victim without its defense, at its operating point.
-        suspicion: `(n,)` of the clean images; None without a detector.
+        suspicion: `(n,)` suspicion of the clean images; None without a detector.
         unattacked: the other clean images of the split; None without a detector.
-        certified: what the defense proves of the clean images; None where it proves nothing.
-        relative_forward_time: of a forward pass with the defense over one without.
+        certified: what the defense proves about the clean images; None if it proves nothing.
+        relative_forward_time: time of a forward pass with the defense, relative to one without.
         undecided: classes or findings for which validation could not choose a threshold.
         probes: the results of simple attacks on this victim (robustbench_med/bench/
-            check_functions.py), kept for all cases on it.
+            check_functions.py), which all cases on it share.
     """
 
     batch: Batch
@@ -118,7 +118,7 @@ def is_oblivious(case: Case) -> bool:
 
 
 class SetupCache:
-    """The last setup, which cases in a row share as they do its failure, and the surrogates."""
+    """Cache of the last setup, or of its failure, for consecutive cases, and of the surrogates."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -128,11 +128,11 @@ class SetupCache:
         self._surrogates: dict[tuple[object, ...], Surrogate] = {}
 
     def of(self, planned: ResolvedCase) -> AttackSetup:
-        """Return the setup of a case, prepared now unless it was that of the last case."""
+        """Return the setup of a case; it is prepared unless the last case had the same."""
         setup, case = self._prepared(planned), planned.case
         if case.surrogate is None and not is_oblivious(case):
             return setup
-        if case.dataset != self._dataset:  # candidates of another dataset are of no more use
+        if case.dataset != self._dataset:  # drop candidates crafted on another dataset
             self._dataset, self._surrogates = case.dataset, {}
         key = crafting_key(case)
         if key not in self._surrogates:
@@ -162,8 +162,8 @@ def prepare_setup(planned: ResolvedCase, device: torch.device) -> AttackSetup:
     """Load the victim, choose its operating point on validation, and forward the clean images.
 
     Args:
-        planned: the case that says what is prepared.
-        device: where everything is computed.
+        planned: the case to prepare.
+        device: the device of all computations.
 
     Raises:
         ChecksumError, VictimError: the victim cannot be loaded or does not fit the data.
@@ -182,7 +182,7 @@ def prepare_setup(planned: ResolvedCase, device: torch.device) -> AttackSetup:
     setup = _prepared(victim, planned, batch, loaded.card)
     if setup.depends_on_batch == 0:
         return setup
-    # a deployed device is given one image at a time, so that answer counts
+    # a deployed device gets one image at a time, so the output for a single image counts
     alone = _prepared(replace(victim, chunk=1), planned, batch, loaded.card)
     return replace(alone, depends_on_batch=setup.depends_on_batch)
 
@@ -230,7 +230,8 @@ def _defended(
 ) -> tuple[Victim, Defended]:
     """Return the victim without and with the case's defense, each at its operating point.
 
-    A transform changes the images and so the threshold. A detector is fitted to the decision.
+    A transform changes the images, so the threshold is chosen again. A detector is fitted to the
+    victim's decisions, so the threshold comes first.
     """
     case, data, defense = planned.case, planned.data, planned.defense
     bare = _deployed(victim, case, data, device)
@@ -242,7 +243,7 @@ def _defended(
 
 
 def _probabilities(victim: Victim, raw: Tensor, data: Dataset) -> bool:
-    """Whether the module's outputs are probabilities that are taken for logits."""
+    """Whether the module returns probabilities but they are read as logits."""
     reading = victim.reading
     if reading.link != "identity" or reading.certain:
         return False
@@ -253,7 +254,7 @@ def _probabilities(victim: Victim, raw: Tensor, data: Dataset) -> bool:
 def attacker_view(setup: AttackSetup, planned: ResolvedCase) -> Victim:
     """Return the model that an oblivious attacker optimises against.
 
-    It is the undefended victim, or the victim behind the detector that is evaded instead.
+    It is the undefended victim, or the victim behind the detector that the attacker evades instead.
     """
     if setup.undefended is None:
         raise RuntimeError("expected a prepared victim without its defense")
@@ -274,7 +275,7 @@ def _deployed(victim: Victim, case: Case, data: Dataset, device: torch.device) -
 
 
 def _answers(victim: Victim, x: Images) -> tuple[Tensor, Tensor | None]:
-    """Return the victim's answers to images, and their suspicion where there is a detector."""
+    """Return the victim's outputs for images, and their suspicion if there is a detector."""
     outputs = [victim.outputs(chunk) for chunk in x.split(victim.chunk)]
     suspicion = [output.suspicion for output in outputs if output.suspicion is not None]
     answer = torch.cat([answer_of(output.logits) for output in outputs])
@@ -295,7 +296,7 @@ def _unattacked(victim: Victim, case: Case, data: Dataset, batch: Batch) -> Unat
 
 
 def _relative_time(victim: Victim, bare: Victim, x: Images) -> float:
-    """Return the time of a pass with the defense over one without, the better of three each."""
+    """Return the time of a pass with the defense over one without, each the best of three."""
     chunk = x[: victim.chunk]
     seconds = []
     for model in (victim, bare):

@@ -1,7 +1,7 @@
 """The store of records, the only state of the bench.
 
-A run writes a folder a case, once and atomically. `bench/pack.py` packs the records of a folder
-into two files. Both forms are read by the same functions; where a case has both, its own folder
+A run writes one folder for each case, once and atomically. `bench/pack.py` packs the records of a
+folder into two files. The functions here read both forms; if a case has both, its own folder
 counts.
 """
 
@@ -29,12 +29,11 @@ from robustbench_med.errors import ResultsError
 from robustbench_med.paths import check_name
 
 RECORD, SAMPLES = "record.json", "samples.parquet"  # the files of a record in its own folder
-# the columns of every samples table, see Stored
-_STALE = 3600.0  # s after which a half-written folder is taken for one whose writer was killed
+_STALE = 3600.0  # after so many seconds the writer of a half-written folder counts as killed
 
 
 def check_writable(folder: Path) -> None:
-    """Raise ResultsError unless `folder` can be written; sweep out what killed runs left."""
+    """Raise ResultsError unless `folder` can be written; remove temporary files of killed runs."""
     check_name(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,13 +45,13 @@ def check_writable(folder: Path) -> None:
             "with --results DIR"
         ) from None
     for leftover in folder.glob(".*.tmp"):
-        with contextlib.suppress(OSError):  # another run may be sweeping too
+        with contextlib.suppress(OSError):  # another run may remove it at the same time
             if leftover.is_dir() and time.time() - leftover.stat().st_mtime > _STALE:
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
 def finished(folder: Path, case_id: str) -> bool:
-    """Whether the case has a record in `folder` that can be read; a damaged one is none."""
+    """Whether the case has a readable record in `folder`; a damaged record does not count."""
     try:
         read(folder / case_id)
     except ResultsError:
@@ -71,7 +70,7 @@ def write(
     """Write a record, its samples table and its pictures; return their folder.
 
     They appear together or not at all: they are written to a temporary folder, flushed to the disk
-    and renamed. Where another run finished the same case first, its record stays and this one is
+    and renamed. If another run has finished the same case first, its record stays and this one is
     dropped, unless `replace` is set.
     """
     home = folder / record.case_id
@@ -112,7 +111,7 @@ def has_record(home: Path) -> bool:
 
 
 def is_loose(home: Path) -> bool:
-    """Whether `home` is a record's own folder; one of its two files may be lost."""
+    """Whether `home` is a record's own folder; one of its two files may be missing."""
     return (home / RECORD).is_file() or (home / SAMPLES).is_file()
 
 
@@ -129,7 +128,7 @@ def holds_records(folder: Path) -> bool:
 
 
 def homes(folder: Path) -> list[Path]:
-    """Return the folder of every record in `folder`, sorted; that of a packed one need not exist.
+    """Return the folder of every record in `folder`, sorted; a packed record's may not exist.
 
     Raises:
         ResultsError: the file of packed records is damaged.
@@ -169,7 +168,7 @@ def read(home: Path) -> Stored:
     """Return the record in the folder `home`, or the packed one of that case beside it.
 
     Raises:
-        ResultsError: no record, or one that cannot be read, or lacks samples.
+        ResultsError: there is no record, it cannot be read, or it has no samples.
     """
     try:
         record = _record(home)
@@ -198,8 +197,8 @@ def table_of(home: Path) -> pa.Table:
     """Return the samples table of a record as it is stored.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged.
+        FileNotFoundError: there is no samples table.
+        ValueError: the table is damaged.
     """
     pack = _pack_of(home)
     if pack is not None:
@@ -218,7 +217,7 @@ def _record(home: Path) -> Record:
 
 
 def _pack_of(home: Path) -> packed.Packed | None:
-    """Return the packed records that `home` is read from; None where it is read from its folder."""
+    """Return the packed records that contain `home`; None if it is read from its own folder."""
     if (home / RECORD).is_file():
         return None
     path = home.resolve()
@@ -227,18 +226,18 @@ def _pack_of(home: Path) -> packed.Packed | None:
 
 
 def read_all(folder: Path, *, only: Container[str] | None = None) -> tuple[list[Stored], list[str]]:
-    """Return the records in `folder` (of `only` those cases), and a line a bad one."""
+    """Return the records in `folder`, and a line on each damaged one; `only` selects cases."""
     records, damaged = read_each(folder, only=only)
     return records, [record.line for record in damaged]
 
 
 class Damaged(NamedTuple):
-    """A folder whose record is of no use.
+    """A folder whose record is damaged.
 
     Attributes:
         home: the folder.
-        line: what is wrong with it.
-        record: what was to be scored, where that can still be read.
+        line: what is wrong.
+        record: the content of record.json, if that can still be read.
     """
 
     home: Path
@@ -247,7 +246,7 @@ class Damaged(NamedTuple):
 
     @property
     def failure(self) -> Failure:
-        """The failure that it is; with its case, where the file of the record is whole."""
+        """The damaged record as a failure, with its case if record.json can be read."""
         label, record = self.home.name, self.record
         if record is None:
             return Failure(label=label, reason=self.line)
@@ -263,7 +262,7 @@ class Damaged(NamedTuple):
 def read_each(
     folder: Path, *, only: Container[str] | None = None
 ) -> tuple[list[Stored], list[Damaged]]:
-    """Return the records in `folder` (of `only` those cases), and the damaged ones."""
+    """Return the records in `folder`, and the damaged ones; `only` selects cases."""
     records, damaged = [], []
     try:
         known = homes(folder)
@@ -277,8 +276,8 @@ def read_each(
             stored = read(home)
             if errors := score_errors(stored):
                 raise ResultsError(
-                    f"expected a record that its own samples bear out in {home}, got {errors[0]}; "
-                    "run that case again with --force"
+                    f"expected a record that agrees with its own samples in {home}, got "
+                    f"{errors[0]}; run that case again with --force"
                 )
             records.append(stored)
         except ResultsError as error:
@@ -287,7 +286,7 @@ def read_each(
 
 
 def _asked(home: Path) -> Record | None:
-    """Return the record of a damaged folder where its own file is whole."""
+    """Return the record of a damaged folder if its record.json can be read."""
     try:
         record = _record(home)
     except (ValueError, OSError, ResultsError):

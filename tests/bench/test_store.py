@@ -222,7 +222,7 @@ def test_a_record_that_its_samples_do_not_bear_out_is_damaged(
     assert store.read(home).record.case == outcome.record.case  # it can be read, and verified
     found, (damaged,) = store.read_each(tmp_path)
     assert not found
-    assert "expected a record that its own samples bear out" in damaged.line
+    assert "expected a record that agrees with its own samples" in damaged.line
     assert "of samples that say 1.000; run that case again with --force" in damaged.line
     odd = outcome.samples.assign(correct="yes")
     store.write(tmp_path, outcome.record, odd, {}, replace=True)

@@ -475,7 +475,7 @@ def test_a_foreign_table_is_a_mismatch_or_one_line(kept: Stored) -> None:
         found = verify(edited_alone(kept, name, [["x"]] * len(kept.samples)))
         assert found.lines[0].endswith(f"of another kind than its name says: {name}")
     without = kept.record.model_copy(update={"audit": None})
-    assert "an audit and a cost" in verify(kept._replace(record=without)).lines[0]
+    assert "expected an audit and a cost" in verify(kept._replace(record=without)).lines[0]
     with pytest.raises(ResultsError, match="expected a samples table that can be scored in"):
         verify(edited_alone(kept, "scores", "many"))
 

@@ -209,12 +209,12 @@ def test_own_files_may_lie_elsewhere_on_another_machine(
     moved_data = shutil.move(data, folder / "test.npz")
     code, line = run("verify", str(record), *options)
     assert code == 2
-    assert f"expected {data}, which the record was made of" in line
+    assert f"expected the dataset {data} of the record" in line
     assert "--dataset FILE" in line
     shutil.move(old, new)
     code, line = run("verify", str(record), "--dataset", str(moved_data), *options)
     assert code == 2
-    assert f"expected {old}, which the record's model was made of" in line
+    assert f"expected the file {old} of the record's model" in line
     assert "--victim FILE" in line
     location = f"timm:test_resnet(weights='{new}')" if kind == "spec" else str(new)
     where = ["--dataset", str(moved_data), "--victim", location, *options]
@@ -236,7 +236,7 @@ def test_own_files_may_lie_elsewhere_on_another_machine(
 
 
 def test_only_own_files_can_be_pointed_at() -> None:
-    for option, part in (("--dataset", "--data DIR"), ("--victim", "a model of one's own")):
+    for option, part in (("--dataset", "--data DIR"), ("--victim", "your own model")):
         code, line = run("verify", str(COMMITTED / CASE), option, "own.npz")
         assert code == 2
         assert part in line

@@ -111,7 +111,7 @@ def layout_errors(stored: Stored) -> list[str]:
         return [f"no column {', '.join(missing)} in the samples"]
     ladder, lines = (0.0, *record.case.ladder), []
     if record.audit is None or record.cost is None:
-        lines.append("the record has scores but lacks an audit or a cost")
+        lines.append("expected an audit and a cost in a scored record, got none")
     if not np.array_equal(table["eps"].to_numpy(float), np.repeat(ladder, record.n)):
         lines.append("eps of the samples is not 0 and the ladder of the case, rung by rung")
     first = table.iloc[: record.n]

@@ -107,8 +107,8 @@ def _dataset(case: Case, data: Path | None, path: str | None) -> Dataset:
         return load_dataset(case.dataset, data=data)
     if path is None and not Path(case.dataset).expanduser().is_file():
         raise SpecError(
-            f"expected the record's dataset {case.dataset}, got no such file: pass its present "
-            "path with --dataset FILE; its hash is compared"
+            f"expected the dataset {case.dataset} of the record, got no such file: pass its "
+            "present path with --dataset FILE; its hash is compared"
         )
     if path is None:
         return load_dataset(case.dataset)
