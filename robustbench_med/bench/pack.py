@@ -33,9 +33,12 @@ def pack(folder: Path) -> Pack:
     first folder is emptied, and until then the folders count. Call the function again to finish.
 
     Raises:
-        ResultsError: there is no record, a record is damaged (nothing is changed then), or the
-            folder cannot be written.
+        ResultsError: there is no folder or no record, a record is damaged (nothing is changed
+            then), or the folder cannot be written.
     """
+    if not folder.is_dir():
+        what = "a file" if folder.exists() else "there is no such folder"
+        raise ResultsError(f"expected a folder of records, got {folder}: {what}")
     stored, damaged = store.read_each(folder)
     if damaged:
         more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""

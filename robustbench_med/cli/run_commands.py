@@ -229,8 +229,9 @@ def _suite_folders(folder: Path, console: Console) -> list[Path]:
     from robustbench_med.bench import store
 
     if not folder.is_dir():
-        raise ResultsError(f"expected a folder of records, got {folder}: there is no such folder")
-    if store.is_loose(folder):
+        what = "a file" if folder.exists() else "there is no such folder"
+        raise ResultsError(f"expected a folder of records, got {folder}: {what}")
+    if store.has_record(folder):
         raise ResultsError(
             f"expected the folder of a suite, got that of one case: pass {folder.resolve().parent}"
         )

@@ -258,6 +258,15 @@ def test_a_folder_without_records_is_not_packed(tmp_path: Path) -> None:
         pack(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("missing", "there is no such folder"), ("file.txt", "file.txt: a file")]
+)
+def test_what_is_no_folder_is_named_as_what_it_is(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "file.txt").write_text("no folder")
+    with pytest.raises(ResultsError, match=words):
+        pack(tmp_path / name)
+
+
 class Killed(BaseException):
     """Stands for SIGKILL."""
 

@@ -82,7 +82,7 @@ def test_axe_finds_nothing_serious_and_nothing_scrolls_sideways(
     ("folder", "words"),
     [
         ("missing", "there is no such folder"),
-        ("file.txt", "there is no such folder"),
+        ("file.txt", "file.txt: a file"),
         ("empty", "got none: run a suite first"),
         ("one/case", "got that of one case: pass"),
     ],
