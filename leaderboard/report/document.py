@@ -49,7 +49,8 @@ class Reference(Part):
         "was made from"
     )
     record_sha256: str = Field(description="of that file; empty where it is not on the disk")
-    samples_sha256: str
+    samples_path: str = Field(description="of the file of its samples, below the same folder")
+    samples_sha256: str = Field(description="of that file")
     dataset: str
     column: str = Field(description="the attack, and what tells it from others on its board")
     threat: str

@@ -148,6 +148,7 @@ def _reference(number: str, column: str, run: Stored, base: Path) -> Reference:
         case_id=record.case_id,
         path=Path(os.path.relpath(file, base)).as_posix(),
         record_sha256=sha256(file),
+        samples_path=Path(os.path.relpath(samples, base)).as_posix(),
         samples_sha256=sha256(samples),
         dataset=record.case.dataset,
         column=column,

@@ -21,6 +21,7 @@ from leaderboard.wording.score import score_of
 from leaderboard.wording.text import interval, number
 from robustbench_med.bench import store
 from robustbench_med.bench.checks import NAMES
+from robustbench_med.bench.pack import pack
 from robustbench_med.bench.record import Certificate, Flag, Stored
 from robustbench_med.errors import ResultsError, UnknownNameError
 from robustbench_med.stats import Estimate
@@ -303,6 +304,20 @@ def test_records_on_the_disk_are_hashed(make_stored: Maker, tmp_path: Path) -> N
         ("samples.parquet", reference.samples_sha256),
     ):
         assert digest == hashlib.sha256((home / name).read_bytes()).hexdigest()
+
+
+def test_packed_records_are_named_by_the_files_that_are_hashed(
+    make_stored: Maker, tmp_path: Path
+) -> None:
+    stored = make_stored([6] * N)
+    home = store.write(tmp_path, stored.record, stored.samples, {})
+    pack(tmp_path)
+    written = written_report([store.read(home)], tmp_path)
+    (reference,) = written.document.records
+    assert (reference.path, reference.samples_path) == ("records.jsonl.gz", "all_samples.parquet")
+    samples = (tmp_path / reference.samples_path).read_bytes()
+    assert reference.samples_sha256 == hashlib.sha256(samples).hexdigest()
+    assert f"all_samples.parquet {reference.samples_sha256}" in plain_text(written)
 
 
 def test_a_victim_without_records_lists_those_there_are(make_stored: Maker, tmp_path: Path) -> None:
