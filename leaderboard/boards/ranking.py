@@ -14,6 +14,7 @@ of a single step, then all others; within each of these by the scores they leave
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -159,14 +160,18 @@ def _board(
     order = [name for column in board.columns for name in (column, *repeats[column])]
     judged = []
     for row in with_distinct_titles(rows):
-        row = replace(row, runs={c: row.runs[c] for c in order if c in row.runs})
+        row = replace(
+            row,
+            runs={c: row.runs[c] for c in order if c in row.runs},
+            scores={c: row.scores[c] for c in board.columns if c in row.scores},
+        )
         doubts: list[str] = []
         if board.threat == "white_box":
             row, doubts = cross_checked(row, board, weaker)
         failed = grid.failed.get(row.key, [])
         judged.append(judge_row(row, board, rows, failed, doubts, image_set.strays))
-    ranked = ranked_rows(judged, len(board.ladder))
-    return replace(board, rows=tuple(sorted(ranked, key=lambda row: row_order(row, board))))
+    judged.sort(key=lambda row: row_order(row, board))
+    return replace(board, rows=tuple(ranked_rows(judged, len(board.ladder))))
 
 
 def _weak_to_strong(board: Board, rows: list[Row]) -> tuple[str, ...]:
@@ -195,7 +200,7 @@ def _weak_to_strong(board: Board, rows: list[Row]) -> tuple[str, ...]:
             for score, worst in zip(row.scores.get(column, ()), row.worst, strict=False)
         ]
         known = [gap for gap in gaps if np.isfinite(gap)]
-        return family(column), -(float(np.mean(known)) if known else 0.0), column
+        return family(column), -(math.fsum(known) / len(known) if known else 0.0), column
 
     return tuple(sorted(board.columns, key=weakness))
 

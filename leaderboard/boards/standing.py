@@ -222,7 +222,7 @@ def ranked_rows(rows: list[Row], rungs: int) -> list[Row]:
     return [with_rank(row) for row in rows]
 
 
-def row_order(row: Row, board: Board) -> tuple[int, float, float, str]:
+def row_order(row: Row, board: Board) -> tuple[int, float, float, str, str, str]:
     """Return what sorts the rows of a board: by standing, then the best worst case first."""
     value, clean = row.worst[board.headline].value, row.clean.value
     return (
@@ -230,4 +230,6 @@ def row_order(row: Row, board: Board) -> tuple[int, float, float, str]:
         -value if np.isfinite(value) else np.inf,
         -clean if np.isfinite(clean) else np.inf,
         row.model.name,
+        row.title,
+        str(row.key),
     )

@@ -35,6 +35,32 @@ def test_worst_case_is_taken_per_image(make_stored: Maker) -> None:
     assert row.scores["BIM"] == tuple(wilson(k, 6) for k in (4, 4, 3, 3, 3))
 
 
+def test_the_order_of_records_changes_nothing(make_stored: Maker) -> None:
+    # rows and attacks that do equally well too
+    falls = [6, 6, 1, 3, 6, 6]
+    records = [
+        make_stored(falls, attack=attack, victim=victim)
+        for victim in (VIT, RESNET, ("vit_base", "ViT base", "ViT"))
+        for attack in ("pgd", "fgsm", "bim")
+    ]
+    boards = [only(order) for order in (records, records[::-1], records[4:] + records[:4])]
+    orders = [[(row.title, list(row.runs), list(row.scores)) for row in b.rows] for b in boards]
+    assert orders[0] == orders[1] == orders[2]
+    assert all(list(row.scores) == list(boards[0].columns) for row in boards[0].rows)
+    compared = [[[c.title for c in row.comparisons] for row in board.rows] for board in boards]
+    titles = [row.title for row in boards[0].rows]
+    assert compared == [[[t for t in titles if t != title] for title in titles]] * 3
+
+
+def test_rows_that_differ_in_the_defense_alone_have_one_order(make_stored: Maker) -> None:
+    records = [
+        make_stored([6, 1, 3], case={"defense": defense, "defense_version": 1})
+        for defense in ("jpeg(quality=50)", "jpeg(quality=60)")
+    ]
+    titles = [[row.title for row in only(order).rows] for order in (records, records[::-1])]
+    assert titles[0] == titles[1]
+
+
 def test_worst_case_joins_on_image_ids_not_on_order(make_stored: Maker) -> None:
     bim, pgd = make_stored([6, 1, 3], attack="bim"), make_stored([1, 6, 6], attack="pgd")
     shuffled = pgd._replace(samples=pgd.samples.sample(frac=1, random_state=3))
