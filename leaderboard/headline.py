@@ -167,32 +167,36 @@ def _sentence(group: list[Board], last: str) -> tuple[str, str]:
     clean: list[float] = []
     worst: list[float] = []
     met: list[Board] = []
+    models: set[str] = set()
     for board in group:
         rung = next((i for i, e in enumerate(board.ladder) if math.isclose(e, eps)), None)
         ranked = [row for row in board.rows if row.standing == "ranked"]
         if rung is None or not ranked:
             continue
         met.append(board)
+        models.update(row.key.victim for row in ranked)
         clean += [row.clean.value for row in ranked]
         worst += [row.worst[rung].value for row in ranked]
     clean, worst = ([v for v in values if math.isfinite(v)] for values in (clean, worst))
     if not worst:
         return "", last
     change = change_words(met, eps)
-    when = "under the same attack" if change == last else f"when {change}"
+    when = "after a change of the same size" if change == last else f"when {change}"
     score = group[0].score
     ending = " No model withstands it." if max(worst) <= lost_below(score) else ""
-    return f"{_results(score, clean, worst)} {when}.{ending}", change
+    return f"{_results(score, clean, worst, len(models))} {when}.{ending}", change
 
 
-def _results(score: Score, clean: list[float], worst: list[float]) -> str:
+def _results(score: Score, clean: list[float], worst: list[float], models: int) -> str:
     attacked = value_range(worst, score.kind)
     if score.attacked or not clean:
         return f"Worst case: {score.name} {attacked}"
     before = value_range(clean, score.kind)
     if score.kind == "percent":
-        return f"Classifiers are {before} right when clean; {attacked} right"
-    return f"Segmenters reach a {score.name} of {before} when clean; {attacked}"
+        who = "The classifier is" if models == 1 else "Classifiers are"
+        return f"{who} {before} right when clean; {attacked} right"
+    who = "The segmenter reaches" if models == 1 else "Segmenters reach"
+    return f"{who} a {score.name} of {before} when clean; {attacked}"
 
 
 def value_range(values: Sequence[float], kind: str) -> str:
@@ -281,6 +285,8 @@ def verdict(board: Board) -> str:
         others = "the other model" if len(ranked) == 2 else f"the other {len(ranked) - 1} models"
         return f"{best.title} is more robust than {others} (paired test)."
     if len(tied) > 2:
-        return f"{len(tied)} models share the first place: the images do not tell them apart."
+        # two of them may still differ as a pair
+        none = "none is significantly more robust than all the others"
+        return f"{len(tied)} models share the first place: {none}."
     names = joined([row.title for row in tied])
     return f"{names} share the first place: the images do not tell them apart."

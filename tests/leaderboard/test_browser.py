@@ -260,8 +260,8 @@ def test_another_radius_is_written_as_the_board_writes_its_score(field_page: Pag
     for cell in cells:
         packed = (cell.get_attribute("data-e") or "").split(";")[-1]
         written = cell.locator(".v").inner_text()
-        assert re.fullmatch(r"0\.\d{3}", written)
-        assert written == packed.split(",")[0]
+        assert re.fullmatch(r"0\.\d{3}\N{NO-BREAK SPACE}Dice", written)
+        assert written == f"{packed.split(',')[0]}\N{NO-BREAK SPACE}Dice"
     ranks = [cell.get_attribute("data-ranks") for cell in board.locator("td.rank").all()]
     shown = [text.rstrip("=") for text in board.locator("td.rank").all_inner_texts()]
     assert sorted(shown) == sorted((rank or "").split(",")[-1] or "–" for rank in ranks)

@@ -53,6 +53,26 @@ def test_the_sentence_is_made_of_the_rows(make_stored: Maker) -> None:
     assert radius_words(boards[0]) == "ε = 2/255 (2 grey levels)"
 
 
+def test_the_sentence_on_one_model_speaks_of_one(make_stored: Maker) -> None:
+    boards = leaderboard.make_boards([make_stored([0, 6, 6, 6])])
+    assert headline_of(boards).sentences[0].startswith("The classifier is 75 % right when clean")
+
+
+def test_more_than_two_on_the_first_place_are_not_called_alike(make_stored: Maker) -> None:
+    # the first beats the last, and nothing else is told apart
+    records = [
+        make_stored([6] * 20, victim=VICTIMS[0]),
+        make_stored([1] * 4 + [6] * 16, victim=VICTIMS[1]),
+        make_stored([1] * 8 + [6] * 12, victim=VICTIMS[2]),
+    ]
+    (board,) = leaderboard.make_boards(records)
+    assert {row.ranks[board.headline] for row in board.rows} == {1}
+    assert any(comparison.sign(board.headline) for comparison in board.rows[0].comparisons)
+    assert verdict(board) == (
+        "3 models share the first place: none is significantly more robust than all the others."
+    )
+
+
 def test_the_head_says_where_all_fail(make_stored: Maker, tmp_path: Path) -> None:
     records = [make_stored([1] * 40, victim=victim) for victim in VICTIMS[:2]]
     boards = leaderboard.make_boards(records)
