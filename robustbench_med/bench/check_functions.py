@@ -96,6 +96,9 @@ def margin(context: CheckContext) -> Measured | None:
         return None
     if context.card.schedule == "distance" or not context.iterative:
         return None
+    # its targeted APGD follows one finding after another, the nearest first
+    if context.planned.case.attack == "ensemble":
+        return None
     summed = context.planned.case.parameters.get("loss") == "summed"
     if _has_steps_of_its_paper(context) and not summed:
         return None

@@ -77,6 +77,14 @@ def test_an_attack_on_the_sum_of_findings_out_of_reach_is_beaten_by_margin(attac
         assert "margin_beats_attack" not in raised(strong)
 
 
+def test_an_ensemble_whose_members_follow_each_finding_is_not_asked() -> None:
+    setup, _ = small_logits()
+    given = {"steps": 5, "queries": 5, "targets": 2}
+    planned = planned_of(setup.data, "ensemble", parameters=given, ladder=(EPS,))
+    record = execute(planned, lambda: setup, command="c", examples=0).record
+    assert check_of(record, "margin_beats_attack") is None
+
+
 def test_classes_have_no_nearest_finding() -> None:
     assert check_of(record_of(trained(Honest)), "margin_beats_attack") is None
 
