@@ -103,7 +103,7 @@ def test_steps_too_short_are_beaten_by_a_short_apgd(norm: str, given: dict[str, 
     record = record_of(trained(Honest), norm=norm, ladder=RADII[norm], parameters=parameters)
     assert "apgd_beats_attack" in raised(record)
     (flag,) = (flag for flag in record.flags if flag.name == "apgd_beats_attack")
-    assert "its step size does not suit this model" in flag.meaning
+    assert "step size does not suit this model" in flag.meaning
 
 
 @pytest.mark.parametrize("norm", RADII)
