@@ -1,1 +1,1 @@
-"""Boards: who is compared with whom, what ranks, and what is known of each row."""
+"""Boards: group records into rows that can be compared, and rank the rows."""

@@ -1,4 +1,4 @@
-"""Board and Row: what is compared, and what is known of each victim on it."""
+"""Board and Row: a table of victims that can be compared, and the results of each victim."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ORDER: tuple[Standing, ...] = ("ranked", "control", "flagged", "incomplete", "in
 
 
 class RowKey(NamedTuple):
-    """What makes a row this row and no other: the model, how it is judged, the images it saw."""
+    """The identity of a row: the model, how it is judged, and the images it was scored on."""
 
     victim: str
     defense: str
@@ -44,9 +44,9 @@ class RowKey(NamedTuple):
 
     @classmethod
     def of(cls, case: Case, attack: AttackCard, defense: DefenseCard | None) -> RowKey:
-        """Return the row a case belongs to.
+        """Return the key of the row that a case belongs to.
 
-        Training images make a row another one where the defense was fitted on them, not where only
+        The training images are part of the key if the defense was fitted on them, but not if only
         the attack was.
         """
         deployed = (case.victim_sha256, case.operating_point, case.draws)
@@ -58,19 +58,19 @@ class RowKey(NamedTuple):
 
     @property
     def images(self) -> tuple[str, str, int | None]:
-        """Which images it saw."""
+        """The data, split and number of images that the row was scored on."""
         return self.data, self.split, self.n
 
 
 class Comparison(NamedTuple):
-    """A ranked row compared with another one of its board, at each radius of the ladder.
+    """A ranked row compared with another row of its board, at each radius of the ladder.
 
     Attributes:
-        title: of the other one.
-        gain: by how much the score of this row is higher, mean over the images of both; NaN where
-            one of the two was not scored.
+        title: the title of the other row.
+        gain: the score of this row minus that of the other, as the mean over the images of both;
+            NaN where one of the two was not scored.
         p: p value of no difference, Holm-corrected over the pairs of the board.
-        ranks: places of the other one.
+        ranks: the places of the other row.
     """
 
     title: str
@@ -79,7 +79,7 @@ class Comparison(NamedTuple):
     ranks: tuple[int | None, ...]
 
     def sign(self, rung: int) -> int:
-        """Return 1 where this row is significantly better, -1 where it is worse, 0 otherwise."""
+        """Return 1 if this row is significantly better, -1 if it is worse, and 0 otherwise."""
         if not self.p[rung] <= ALPHA or not self.gain[rung]:
             return 0
         return 1 if self.gain[rung] > 0 else -1
@@ -90,29 +90,30 @@ class Row:
     """One victim (with its defense) on a board.
 
     Attributes:
-        runs: column of the board -> the record and samples behind it; of an attack that ran on two
-            ladders the second has a column of its own here, see `repeats`.
+        runs: column of the board -> the record and its samples. If an attack ran on two ladders,
+            the second run has its own key, see `repeats`.
         robust: which images are robust: a row for each image common to all runs, a column for each
             rung (0 = clean).
         scores: column -> the board's score (accuracy, Dice) at each radius of the ladder.
-        worst: worst-case score at each radius of the ladder, under all attacks that ran on it;
-            undefined where one that the board ranks by did not run.
+        worst: worst-case score at each radius of the ladder, under all attacks that ran there;
+            undefined where an attack that ranks the board did not run.
         image_scores: the worst-case score of each image, and its patient; a column for each rung
             that is scored.
-        ranks: place at each radius; None where the row is not ranked. Rows that do not differ
-            significantly share one, see `significance`.
-        sharing: how many rows have that place at each radius; 0 where the row is not ranked.
+        ranks: the place at each radius; None if the row is not ranked. Rows that do not differ
+            significantly share a place, see `significance`.
+        sharing: number of rows with that place at each radius; 0 if the row is not ranked.
         comparisons: the other ranked rows of the board, compared with this one.
-        reasons: why it is not ranked; empty where it is, and where the board ranks nobody.
-        notes: what a reader should know, and what does not cost the row its place.
-        crosscheck: which attacks that know less were compared with its own, in words; else empty.
+        reasons: why the row is not ranked; empty if it is ranked or the board ranks no row.
+        notes: remarks for the reader that do not change the rank.
+        crosscheck: the attacks with less knowledge that were compared with the row's own attacks,
+            in words; else empty.
         repeats: key of `runs` -> column of the board, where these differ.
-        argmax: clean score where the network's own decision counts, not the operating point; None
-            where the two are one.
-        not_applicable: columns that this row cannot have: on a board of surrogates, attacks made
-            on this very model; without a defense, attacks that mistake the defense.
-        defense_title: the defense in words; empty where there is none.
-        distinction: how it differs from rows of its board with the same title; else empty.
+        argmax: the clean score by the network's own decision instead of the operating point; None
+            if they are the same.
+        not_applicable: columns that this row cannot have: on a transfer board, attacks crafted on
+            this model itself; without a defense, attacks that assume another defense or none.
+        defense_title: the defense in words; empty if there is none.
+        distinction: how the row differs from rows of its board with the same title; else empty.
     """
 
     key: RowKey
@@ -146,29 +147,29 @@ class Row:
 
     @property
     def title_with_name(self) -> str:
-        """The title with the name that `--victim` takes, where that is another."""
+        """The title, followed by the name that `--victim` takes if it is different."""
         model, name = plain(self.model.title), plain(self.key.victim)
         return self.title if name in model else f"{model} ({name}){self.title[len(model) :]}"
 
     @property
     def name(self) -> str:
-        """The title with the name that `--victim` takes in the place of the model's own."""
+        """The title with the name that `--victim` takes instead of the model's title."""
         return plain(self.key.victim) + self.title[len(plain(self.model.title)) :]
 
     @property
     def attacked_by(self) -> frozenset[str]:
-        """Columns of the board that the row has a record of."""
+        """Columns of the board for which the row has a record."""
         return frozenset(self.repeats.get(column, column) for column in self.runs)
 
     @property
     def images(self) -> int:
-        """Number of images the worst case is taken over."""
+        """Number of images in the worst case."""
         return len(self.robust)
 
     def strongest(self, rung: int) -> str:
-        """Return the column of the attack that leaves the lowest score at `rung`; empty if none.
+        """Return the column of the attack with the lowest score at `rung`; empty if there is none.
 
-        An oblivious one only where there is no other: it never ranks.
+        An oblivious attack is returned only if there is no other, because it never ranks.
         """
 
         def order(column: str) -> tuple[bool, bool, float]:
@@ -179,12 +180,12 @@ class Row:
 
     @property
     def oblivious(self) -> frozenset[str]:
-        """Columns whose attacker did not know of the defense."""
+        """Columns whose attacker did not know the defense."""
         cases = {column: run.record.case for column, run in self.runs.items()}
         return frozenset(c for c, case in cases.items() if case.knowledge == "oblivious")
 
 
-# field of the key -> what a title adds where two rows differ in it
+# field of the key -> text that is added to the title of rows that differ in the field
 _DISTINCTIONS = {
     "victim": "{}",
     "operating_point": "operating point {}",
@@ -199,7 +200,7 @@ _DISTINCTIONS = {
 
 
 def with_distinct_titles(rows: list[Row]) -> list[Row]:
-    """Return the rows of a board; where titles are equal, each says how it differs."""
+    """Return the rows of a board; rows with equal titles get texts that distinguish them."""
     common = Counter(row.title for row in rows)
     distinct = []
     for row in rows:
@@ -217,16 +218,16 @@ def with_distinct_titles(rows: list[Row]) -> list[Row]:
 
 @dataclass(frozen=True, eq=False)
 class Board:
-    """Rows that may be compared, best worst case at the headline radius first.
+    """Rows that can be compared, sorted by their worst case at the headline radius, best first.
 
     Attributes:
-        ladder: every radius of its records; a row has those that its attacks ran at.
-        columns: its attacks, weak to strong.
+        ladder: every radius of the records; a row has scores at those where its attacks ran.
+        columns: the attacks, from weak to strong.
         common: the columns that a row must have to be ranked, see `cells`.
-        ranked_at: place on the ladder of the radius that ranks the board; None = the middle one,
+        ranked_at: index in the ladder of the radius that ranks the board; None = the middle radius,
             the lower of two.
-        images: what most of its records saw; None where none is valid.
-        image_set: which images these are, in words, where boards of the same setting have others.
+        images: the images of most records; None if no record is valid.
+        image_set: a description of these images, if boards of the same setting have other images.
     """
 
     dataset: DatasetCard
@@ -245,32 +246,32 @@ class Board:
 
     @property
     def score(self) -> Score:
-        """What is counted of each image."""
+        """The score of each image that the board counts."""
         return score_of(self.dataset, self.objective)
 
     @property
     def headline(self) -> int:
-        """Index of the radius that ranks the board: the middle one of the ladder most rows have."""
+        """Index of the radius that ranks the board: the middle of the most common ladder."""
         return (len(self.ladder) - 1) // 2 if self.ranked_at is None else self.ranked_at
 
     @property
     def oblivious(self) -> frozenset[str]:
-        """Columns of attackers who do not know of the defenses they meet."""
+        """Columns of attackers who do not know the defenses."""
         return frozenset[str]().union(*(row.oblivious for row in self.rows))
 
     @property
     def control(self) -> bool:
-        """Whether nothing here is an attack, so that nobody is ranked."""
+        """Whether the board has only controls and no attack, so that no row is ranked."""
         return self.threat == "control"
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What boards of different threat models have in common that can be read side by side."""
+        """Boards with equal keys can be read side by side; they differ only in threat model."""
         return (*self.family, tuple(sorted(self.channels.items())))
 
     @property
     def family(self) -> tuple[object, ...]:
-        """What boards have in common that differ in threat model and channels alone."""
+        """Boards with equal families differ only in threat model and channels."""
         setting = (self.dataset.name, self.objective, self.norm, self.budget)
         return (*setting, self.images if self.image_set else None)
 
@@ -293,7 +294,7 @@ class Board:
 
 
 def single_row_board(board: Board, row: Row) -> Board:
-    """Return a board of one row alone, with the radii that its own attacks ran at."""
+    """Return a board with only this row, and the radii at which its attacks ran."""
     scored = [
         rung
         for rung in range(len(board.ladder))
@@ -326,7 +327,7 @@ def single_row_board(board: Board, row: Row) -> Board:
 
 
 def with_ids(boards: Sequence[Board]) -> list[tuple[str, Board]]:
-    """Return each board with its id: the anchor of links to it, unique among these boards."""
+    """Return each board with its id, the anchor of links to it, unique among these boards."""
     ids: dict[str, Board] = {}
     for board in boards:
         words = [board.dataset.name, board.norm, board.threat, board.objective]

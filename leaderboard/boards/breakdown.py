@@ -1,4 +1,4 @@
-"""Outcomes: what the worst case leaves of each class or region, and of each patient."""
+"""Breakdown: the worst-case score of each class or region, and of each patient."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..wording.text import DASH, number, plain
 from ..wording.threat_model import class_words
 from .board import Board, Row
 
-_HARDEST = 5  # patients named one by one
+_HARDEST = 5  # patients that are listed one by one
 
 
 class Outcome(NamedTuple):
-    """A class or region: how many images it is on, and what is left clean and at each radius."""
+    """A class or region: its number of images, and its score when clean and at each radius."""
 
     label: str
     images: int
@@ -28,11 +28,11 @@ class Outcome(NamedTuple):
 
 
 class Patients(NamedTuple):
-    """What is left of patients.
+    """The worst-case scores of patients.
 
     Attributes:
-        rows: what is counted, and its text clean and at each radius.
-        hardest: the patients who lose most at the headline radius, in words.
+        rows: what is counted, with its text for clean images and for each radius.
+        hardest: the patients whose score falls most at the headline radius, in words.
     """
 
     total: int
@@ -46,10 +46,11 @@ def _counted(row: Row) -> list[Stored]:
 
 
 def by_class(board: Board, row: Row) -> list[Outcome]:
-    """Return what is left of each class, finding or region in the worst case.
+    """Return the worst-case score of each class, finding or region.
 
-    Of labels, the images of each class (of findings: the images that have it; one may be in
-    several rows). Of masks, the lowest Dice of each region over the attacks, image by image.
+    For labels this is over the images of each class; for findings over the images that have the
+    finding, so an image may count in several rows. For masks it is the lowest Dice of each region
+    over the attacks, image by image.
     """
     runs = _counted(row)
     if not runs or not row.images:
@@ -81,15 +82,15 @@ def _outcome(board: Board, label: str, table: pd.DataFrame, run: Stored) -> Outc
 
 
 def _regions(board: Board, row: Row, runs: list[Stored], index: int) -> pd.DataFrame:
-    """Return the lowest Dice of a region where the row is scored."""
+    """Return the lowest Dice of a region at each rung that is scored."""
     tables = [region_table(run, index, board.ladder) for run in runs]
     return lowest(tables, rungs_of(row.image_scores.table))
 
 
 def by_patient(board: Board, row: Row) -> Patients | None:
-    """Return what is left of each patient; None where patients are not known, or tell no more.
+    """Return the worst-case scores of patients; None if they are unknown or add no information.
 
-    They tell no more than the images do where those are right or wrong and nobody has two.
+    They add none if images are right or wrong and every patient has a single image.
     """
     table, owner = row.image_scores
     counted = board.score.kind == "percent"

@@ -1,4 +1,4 @@
-"""Cells: the records of a board by row and column; no two share a cell, and none is missing."""
+"""Cells: arrange the records of a board by row and column, with one record in each cell."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Grid(NamedTuple):
 
     Attributes:
         cells: row -> column -> record.
-        requests: column -> the attack that was asked for.
+        requests: column -> the attack that was requested.
         failed: row -> its columns whose case failed.
-        repeats: column -> the column of the same attack, which a row ran a second time with
-            another ladder or seed.
+        repeats: column -> the column of the same attack, if a row ran it a second time with another
+            ladder or seed.
     """
 
     cells: dict[RowKey, dict[str, Stored]]
@@ -32,19 +32,19 @@ class Grid(NamedTuple):
 
     @property
     def columns(self) -> list[str]:
-        """The columns of the board: an attack on two ladders is one."""
+        """The columns of the board; an attack on two ladders is one column."""
         return [column for column in self.requests if column not in self.repeats]
 
     def attacked_by(self, key: RowKey) -> set[str]:
-        """Return the columns of the board that a row has a record of, or should have."""
+        """Return the columns for which a row has a record, or should have one."""
         columns = (*self.cells.get(key, {}), *self.failed.get(key, []))
         return {self.repeats.get(column, column) for column in columns}
 
     def not_applicable(self, key: RowKey) -> frozenset[str]:
         """Return the columns that a row cannot have.
 
-        They are attacks made on this very model, and, where there is no defense, attacks that
-        mistake the defense.
+        They are attacks crafted on this model itself, and, if there is no defense, attacks that
+        assume another defense or none.
         """
         return frozenset(
             column
@@ -56,10 +56,10 @@ class Grid(NamedTuple):
     def common(self) -> frozenset[str]:
         """Return the columns that a row must have to be ranked: those that half of the rows have.
 
-        So one row with an attack of its own does not make all others incomplete, and a row that
-        lacks an attack does not make the others be ranked without it. Where no row has all of
-        these columns, the set of one row counts: the set that most other rows include, the larger
-        the better; of two sets that are equal in both, none is preferred.
+        So one row with an additional attack does not make all others incomplete, and one row that
+        lacks an attack does not remove it from the ranking of the others. If no row has all of
+        these columns, the set of one row is used: the set that most other rows include, and among
+        those the largest. If two sets are equal in both, neither is preferred.
         """
         present = {key: self.attacked_by(key) for key in self.cells}
         complete = {key: columns | self.not_applicable(key) for key, columns in present.items()}
@@ -90,7 +90,7 @@ def grid_of(group: list[Stored], failures: list[Failure]) -> Grid:
         group: records of one board.
         failures: cases of this board without a usable record; those of other rows are left out.
     """
-    # of an attack that a row ran on two ladders the longer one gives the column its name
+    # if a row ran an attack on two ladders, the longer one gives the column its name
     group = sorted(group, key=lambda stored: -len(stored.record.case.ladder))
     rows = [RowKey.of(*AttackRequest.of(s), s.record.defense_card) for s in group]
     missing = [
@@ -102,7 +102,7 @@ def grid_of(group: list[Stored], failures: list[Failure]) -> Grid:
     requests = [*map(AttackRequest.of, group), *(request for _, request in missing)]
     keys = [*rows, *(key for key, _ in missing)]
     grid = Grid({}, {}, defaultdict(list), {})
-    cases: dict[tuple[RowKey, str], Case] = {}  # of the cells that are filled
+    cases: dict[tuple[RowKey, str], Case] = {}  # the case of each filled cell
     names = column_names(requests)
     for i, (key, request, name) in enumerate(zip(keys, requests, names, strict=True)):
         case, column = request.case, name

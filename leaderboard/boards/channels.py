@@ -1,8 +1,8 @@
-"""Bars: what is left of a victim when an attacker may change one channel, or all of them.
+"""Bars: the worst-case score of a victim if an attacker may change one channel, or all of them.
 
-Boards that differ in channels alone are held side by side. Only attacks that ran on every one of
-them count, on the images they share: else the board with more attacks would look like the channel
-that hurts most.
+The bars compare boards that differ only in channels. Only attacks that ran on every one of these
+boards count, on the images that they share; otherwise the channel with the most attacks would look
+like the most sensitive one.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ..wording.threat_model import channel_label
 from .board import Board, Row, RowKey
 from .charts import colour, rows_with_curve
 
-_LEAST = 2  # boards that are worth a comparison
+_LEAST = 2  # a comparison needs so many boards
 _CLEAN = "clean"
-_WIDEST = 10  # letters of a label below a bar; the table beside it has all
+_WIDEST = 10  # longest label below a bar, in letters; the table beside it has the full label
 
 
 class Bar(NamedTuple):
-    """A worst case at the headline radius; `doubted` where its row has no rank."""
+    """A worst case at the headline radius; `doubted` if its row has no rank."""
 
     label: str
     estimate: Estimate
@@ -41,18 +41,18 @@ class Group(NamedTuple):
     bars: tuple[Bar, ...]
 
     def bar(self, label: str) -> Bar | None:
-        """Return the bar of a label; None where it was not run."""
+        """Return the bar of a label; None if it was not run."""
         return next((bar for bar in self.bars if bar.label == label), None)
 
 
 @dataclass(frozen=True, eq=False)
 class Bars:
-    """One chart a victim.
+    """One chart for each victim.
 
     Attributes:
-        board: the first of the boards held side by side.
-        labels: what may change, bar by bar, the clean image first where it is scored.
-        attacks: what the worst case is taken over.
+        board: the first of the compared boards.
+        labels: the channels that may change, for each bar; the clean image first if it is scored.
+        attacks: the attacks of the worst case.
     """
 
     board: Board
@@ -62,7 +62,7 @@ class Bars:
 
 
 def channel_bars(boards: list[Board]) -> list[Bars]:
-    """Return bars for the boards that differ in channels alone, in the order of the boards."""
+    """Return bars for the boards that differ only in channels, in the order of the boards."""
     families: dict[tuple[object, ...], list[Board]] = {}
     for board in boards:
         families.setdefault((*board.family, board.threat), []).append(board)

@@ -1,11 +1,12 @@
 """Charts of a board as inline SVG: robustness curves, certified accuracy, score against cost.
 
-The cost of one image forward + backward is taken from the records: seconds of an attack over the
-images it forwarded and back-propagated, times two. Of the attacks that all rows have the cheapest
-counts, because other work on the machine only adds time; it includes the attack's own work, the
-same for all rows. The time in a model's card is not used: cards are measured one by one, on
-different days and numbers of threads, and the same architecture differs by 6 times there.
-Parameters are no measure of cost either: weights are shared over pixels.
+The cost of one image forward + backward comes from the records: the seconds of an attack, divided
+by the number of images it forwarded and back-propagated, times two. Among the attacks that all rows
+have, the cheapest counts, because other work on the machine only adds time. The cost includes the
+attack's own work, which is the same for all rows. The time in a model's card is not used: cards are
+measured one by one, on different days and numbers of threads, and the same architecture differs by
+6 times there. The number of parameters does not measure cost either, since weights are shared over
+pixels.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ _MARKERS = "os^"
 
 
 def colour(curve: int) -> int:
-    """Return the number (1 to COLOURS) of the colour of the row at `place` of its board."""
+    """Return the number (1 to COLOURS) of the colour of a curve."""
     return curve % COLOURS + 1
 
 
 def shape(curve: int) -> int:
-    """Return the number of the marker of the row at `place`: another once colours come round."""
+    """Return the number of the marker of a curve, which changes when the colours repeat."""
     return curve // COLOURS
 
 
 def rows_with_curve(board: Board) -> list[Row]:
-    """Return the rows that have a curve: all with a worst case, at most three a colour."""
+    """Return the rows that have a curve: all with a worst case, at most three for each colour."""
     rows = [row for row in board.rows if row.standing != "invalid" and row.images]
     return rows[: COLOURS * len(_MARKERS)]
 
@@ -44,8 +45,8 @@ def curves(board: Board, prefix: str) -> str:
     """Return the worst-case score against eps with 95 % bands as an `<svg>` element.
 
     Args:
-        board: the board; the legend is the page's own, in the order of `rows_with_curve`.
-        prefix: starts every id inside, so that ids stay unique on the page.
+        board: the board; the page writes the legend, in the order of `rows_with_curve`.
+        prefix: prefix of every id inside, so that ids stay unique on the page.
     """
     with drawing(prefix, 6.6, 3.7) as figure:
         axes = figure.add_axes((0.085, 0.125, 0.885, 0.86))
@@ -74,7 +75,7 @@ def curves(board: Board, prefix: str) -> str:
 
 
 def _scale(board: Board) -> float:
-    """Return what a radius is multiplied with on the axis: grey levels, or percent."""
+    """Return the factor of a radius on the axis, in grey levels or percent."""
     if board.budget == "mean_norm":
         return 100.0
     return 255.0 if board.norm == "linf" else 1.0
@@ -84,7 +85,8 @@ def _axes(axes: Any, board: Board, x: list[float]) -> None:  # noqa: ANN401 - im
     at = x[board.headline - len(board.ladder)]  # the clean image may be left out
     axes.axvline(at, color=INK, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
     radii = [value for value in x if value > 0]
-    if len(radii) > 1 and radii[-1] / radii[0] >= 12:  # low ones would be crushed on a linear axis
+    # small radii would be too close to each other on a linear axis
+    if len(radii) > 1 and radii[-1] / radii[0] >= 12:
         axes.set_xscale("asinh", linear_width=radii[1])
     axes.set_xticks(x, [f"{value:.3g}" for value in x])
     axes.minorticks_off()
@@ -101,7 +103,7 @@ def _axes(axes: Any, board: Board, x: list[float]) -> None:  # noqa: ANN401 - im
 
 
 def certificate(row: Row) -> tuple[Record, Certificate] | None:
-    """Return the certificate of a row and its record: the same of all its runs, so the first."""
+    """Return the certificate of a row and its record; all runs have the same, so the first."""
     records = (run.record for run in row.runs.values() if run.record.status == "ok")
     pairs = ((record, record.certificate) for record in records if record.certificate is not None)
     return next(((record, proved) for record, proved in pairs if len(proved.radii)), None)
@@ -115,19 +117,19 @@ def certified(board: Board) -> dict[Row, int]:
 def certified_curves(board: Board, prefix: str) -> str:
     """Return certified accuracy against the L2 radius with 95 % bands as an `<svg>` element.
 
-    A share at one radius holds for all smaller ones: steps, so that nothing is drawn that is not
-    proved.
+    A share at one radius holds for all smaller radii. The curve has steps, so that it shows only
+    what is proved.
 
     Args:
-        board: with a row of `certified`; colours are those of its other curves.
-        prefix: starts every id inside, so that ids stay unique on the page.
+        board: a board with a row in `certified`; the colours are those of its other curves.
+        prefix: prefix of every id inside, so that ids stay unique on the page.
     """
     with drawing(prefix, 6.6, 3.0) as figure:
         axes = figure.add_axes((0.085, 0.155, 0.885, 0.82))
         furthest = 0.0
         for row, curve in certified(board).items():
             known = certificate(row)
-            assert known is not None  # noqa: S101 - of certified
+            assert known is not None  # noqa: S101 - rows of `certified` have one
             radii, correct = known[1].radii, known[1].correct
             furthest, paint = max(furthest, *radii), stroke(colour(curve))
             values, low, high = (
@@ -169,16 +171,16 @@ def _sigma(record: Record) -> str:
 
 
 _MARKERS = "os^"
-_LEAST = 2  # rows that are worth a figure
+_LEAST = 2  # a figure needs so many rows
 _TICKS = 3
 
 
 class Compute(NamedTuple):
-    """What the figure shows.
+    """The data of the cost figure.
 
     Attributes:
         cost: row -> ms of one image forward + backward.
-        where: machines the cost was measured on.
+        where: the machines on which the cost was measured.
         without_cost: rows without a cost.
     """
 
@@ -188,9 +190,9 @@ class Compute(NamedTuple):
 
 
 def compute(board: Board) -> Compute | None:
-    """Return the cost of the rows of a white-box board; None where fewer than two have one.
+    """Return the cost of the rows of a white-box board; None if fewer than two have one.
 
-    Elsewhere the passes counted are of another model, or repeat those of the white box.
+    On other boards the passes belong to another model, or repeat those of the white box.
     """
     rows = rows_with_curve(board)
     if board.threat != "white_box" or board.channels:
@@ -207,7 +209,10 @@ def compute(board: Board) -> Compute | None:
 
 
 def _timed(row: Row) -> dict[str, float]:
-    """Return the cost by each attack of a row in ms; oblivious ones climb another model."""
+    """Return the cost by each attack of a row in ms, without oblivious attacks.
+
+    Oblivious attacks compute the gradients of another model.
+    """
     costs = {}
     for column, run in row.runs.items():
         cost = run.record.cost
@@ -226,9 +231,9 @@ def compute_chart(board: Board, costs: Compute, prefix: str) -> str:
     """Return worst-case score against cost with 95 % intervals as an `<svg>` element.
 
     Args:
-        board: colours and markers are those of its curves.
-        costs: of `compute`.
-        prefix: starts every id inside, so that ids stay unique on the page.
+        board: the board; colours and markers are those of its curves.
+        costs: the result of `compute`.
+        prefix: prefix of every id inside, so that ids stay unique on the page.
     """
     full, words = SCALE[board.score.kind][0], []
     curve_of = {row: i for i, row in enumerate(rows_with_curve(board))}

@@ -1,4 +1,4 @@
-"""Columns: what the attacks of a board are called, with whatever tells two settings apart."""
+"""Columns: the names of a board's attacks, with the parameters that distinguish two settings."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from ..wording.text import plain
 
 
 class AttackRequest(NamedTuple):
-    """An attack as a case asks for it."""
+    """An attack with its setting in a case."""
 
     case: Case
     attack: AttackCard
 
     @classmethod
     def of(cls, stored: Stored) -> AttackRequest:
-        """Return what the case of a record asked for."""
+        """Return the attack of a record's case."""
         return cls(stored.record.case, stored.record.attack_card)
 
     @property
     def trains(self) -> bool:
-        """Whether the attack, or the unit of its radii, takes training images."""
+        """Whether the attack, or the unit of its radii, depends on training images."""
         return self.attack.schedule == "universal" or self.case.budget == "mean_norm"
 
 
 def heading(stored: Stored) -> str:
-    """Return the attack of a record, with the model it was made on where that is not the victim.
+    """Return the title of a record's attack, with the surrogate if it was crafted on one.
 
-    The model is called by the name that `--surrogate` takes.
+    The surrogate has the name that `--surrogate` takes.
     """
     return _heading(AttackRequest.of(stored))
 
@@ -49,7 +49,7 @@ def _heading(request: AttackRequest) -> str:
 
 
 def knowledge_words(knowledge: str) -> str:
-    """Return what an attacker knows of a defense, for a heading.
+    """Return what an attacker knows about a defense, for a heading.
 
     >>> knowledge_words("oblivious"), knowledge_words("lid(k=20)")
     ('oblivious', 'evading lid')
@@ -58,12 +58,12 @@ def knowledge_words(knowledge: str) -> str:
 
 
 def attack_columns(group: list[Stored]) -> list[str]:
-    """Return the column of each record: its heading, and how its setting differs from others."""
+    """Return the column name of each record: its heading, and how its setting differs."""
     return column_names([AttackRequest.of(stored) for stored in group])
 
 
 def column_names(requests: list[AttackRequest]) -> list[str]:
-    """Return the column of each attack that was asked for, as `attack_columns`."""
+    """Return the column name of each requested attack, as `attack_columns` does."""
     settings = [_setting(request) for request in requests]
     attacks = [(r.case.attack, r.case.surrogate, _evaded(r.case)[0]) for r in requests]
     heads = [_heading(request) for request in requests]
@@ -98,6 +98,6 @@ def _setting(request: AttackRequest) -> dict[str, Any]:
         "weights": case.surrogate_sha256[:8],
         "train": case.train_sha256[:8] if request.trains else "",
     }
-    # a parameter of the attack may have the name of a field: then both are there
+    # if a parameter of the attack has the name of a field, both are listed
     stated = {f"attack {k}" if k in fields else k: v for k, v in case.parameters.items()}
     return stated | {f"{name} {key}": value for key, value in evaded.items()} | fields

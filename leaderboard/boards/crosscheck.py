@@ -1,7 +1,7 @@
-"""Cross-check: images that an attack missed and that a weaker attacker broke. Pure.
+"""Cross-check: find images that an attack missed and on which a weaker attacker succeeds. Pure.
 
-An attack that knows the whole model should break whatever an attack without that knowledge breaks.
-Where it does not, its gradients misled it or it was too weak, and the robustness may not be real.
+An attack that knows the whole model should succeed wherever an attack without that knowledge does.
+If it does not, its gradients misled it or it was too weak, and the robustness may not be real.
 Source: Athalye, Carlini, Wagner, ICML 2018, section 3.1; Carlini et al. 2019, section 4.3.
 """
 
@@ -19,7 +19,7 @@ from robustbench_med.worst_case import lowest, rung_of, standing_table
 
 from ..wording.text import radius
 
-ALLOWED = 1  # image a radius: one may be luck
+ALLOWED = 1  # image at each radius, since one success may be luck
 _KNOWS = {
     "universal": "which has one perturbation for all images",
     "query": "which only asks the model for answers",
@@ -31,7 +31,7 @@ _KNOWS = {
 
 
 class Missed(NamedTuple):
-    """How many of the images that are robust at one radius another attack breaks."""
+    """The number of robust images at one radius on which another attack succeeds."""
 
     broken: int
     robust: int
@@ -42,9 +42,9 @@ class Scale(NamedTuple):
     """The radii of a board.
 
     Attributes:
-        ladder: as the board counts them.
-        radii: in image units; NaN where no record says.
-        norm, budget: they are written with.
+        ladder: the radii in the unit of the board.
+        radii: the same in image units; NaN where no record states them.
+        norm, budget: the norm and the unit with which radii are written.
     """
 
     ladder: tuple[float, ...]
@@ -79,7 +79,7 @@ def _radii(record: Record) -> tuple[float, ...]:
 
 
 def comparable(stored: Stored) -> tuple[object, ...]:
-    """Return what two records must have in common to be compared image by image."""
+    """Return a key that is equal for two records that can be compared image by image."""
     case = stored.record.case
     victim = (case.victim, case.victim_sha256, case.defense, case.operating_point, case.draws)
     aim = (case.objective, case.norm, tuple(sorted(case.channels.items())))
@@ -87,9 +87,9 @@ def comparable(stored: Stored) -> tuple[object, ...]:
 
 
 def weaker_attackers(records: Iterable[Stored]) -> dict[tuple[object, ...], list[Stored]]:
-    """Return the records of attackers who know less than the model, by `comparable`.
+    """Return the records of attackers who do not know the whole model, grouped by `comparable`.
 
-    A record that is invalid, or over its budget, proves nothing and is left out.
+    A record that is invalid or over its budget proves nothing and is left out.
     """
     weaker: dict[tuple[object, ...], list[Stored]] = {}
     for stored in records:
@@ -104,10 +104,11 @@ def hidden_gradients(robust: pd.DataFrame, scale: Scale, others: Mapping[str, St
     """Return a reason to doubt a white-box row for each kind of attacker that beats it.
 
     Args:
-        robust: which images are robust against all its attacks; a row for each image, a column for
-            each rung (0 = clean).
-        scale: the radii of its columns.
-        others: name -> `weaker_attackers` on the same victim and data; their ladders may differ.
+        robust: which images are robust against all attacks of the row; a row for each image, a
+            column for each rung (0 = clean).
+        scale: the radii of the columns.
+        others: name -> record of a weaker attacker on the same victim and data; its ladder may
+            differ.
     """
     worst: dict[str, tuple[Missed, str]] = {}
     for name, other in others.items():
@@ -142,8 +143,8 @@ def single_step_doubts(runs: dict[str, Stored], scale: Scale) -> list[str]:
     """Return a reason to doubt a row for each single-step attack that beats its iterative ones.
 
     Args:
-        runs: column -> valid record, all of one white-box row.
-        scale: the radii of its board.
+        runs: column -> valid record, all from one white-box row.
+        scale: the radii of the board.
     """
     iterative = [run for run in runs.values() if many_steps(run.record.attack_card)]
     single = {column: run for column, run in runs.items() if _single_step(run.record.attack_card)}
@@ -176,12 +177,12 @@ def many_steps(card: AttackCard) -> bool:
 
 
 def _most_missed(robust: pd.DataFrame, right: pd.DataFrame, rungs: list[tuple[int, int]]) -> Missed:
-    """Return the radius at which another attack breaks most of the robust images that both have.
+    """Return the radius at which another attack succeeds on most robust images of both.
 
     Args:
-        robust: columns on the ladder of the board, those that were scored.
-        right: of the other attack, columns on its own ladder.
-        rungs: pairs of places on the two that are one radius.
+        robust: which images are robust, with a column for each scored rung of the board.
+        right: which images the other attack leaves right, with columns on its own ladder.
+        rungs: pairs of rungs of the two ladders that have the same radius.
     """
     images = robust.index.intersection(right.index)
     robust, right = robust.loc[images], right.loc[images]

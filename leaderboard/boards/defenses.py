@@ -1,7 +1,7 @@
-"""Defenses: what each changes against the same victim without it, what it costs, and its name.
+"""Defenses: the effect of each defense on its victim, its cost, and its name.
 
-Nothing is estimated: without the undefended victim on the same board, of the same images, there is
-no change. The change of the worst case is taken under the attacks that both rows met.
+Nothing is estimated: a change is shown only if the undefended victim is on the same board, with the
+same images. The change of the worst case covers the attacks that ran on both rows.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from ..wording.text import DASH, plain, radius
 from .board import Board, Row
 from .columns import knowledge_words
 
-# defense -> passes of the loss itself, beside one a crafting step: TRADES and MART ask for the
-# answers to the clean images too
+# defense -> passes of the loss itself, in addition to one for each crafting step: TRADES and MART
+# also need the outputs for the clean images
 _LOSS_PASSES = {"pgd_at": 1, "fast_at": 1, "trades": 2, "mart": 2}
 
 
 class DefenseEffect(NamedTuple):
-    """What a defense changes and costs.
+    """The effect and the cost of a defense.
 
     Attributes:
-        against: the row of the undefended victim; None where the board has none.
-        clean: change of the clean score; NaN where unknown.
+        against: the row of the undefended victim; None if the board has none.
+        clean: change of the clean score; NaN if unknown.
         worst: change of the worst case at each radius of the ladder; NaN where unknown.
-        slower: time of a pass over one without the defense; None where not measured.
-        training: what the training cost in words; empty where nothing was retrained.
+        slower: time of a pass relative to one without the defense; None if not measured.
+        training: the cost of the training in words; empty if the victim was not retrained.
     """
 
     against: Row | None
@@ -50,7 +50,7 @@ class DefenseEffect(NamedTuple):
 
 
 def defense_effects(board: Board) -> dict[Row, DefenseEffect]:
-    """Return the price of every defended row, wrapped or retrained."""
+    """Return the effect and cost of the defense of every wrapped or retrained row."""
     return {row: _price(row, board) for row in board.rows if is_defended(row)}
 
 
@@ -60,12 +60,12 @@ def is_defended(row: Row) -> bool:
 
 
 def is_retrained(row: Row) -> bool:
-    """Whether the victim of a row is another one trained with a defense."""
+    """Whether the victim of a row was retrained with a defense."""
     return bool(row.model.undefended) and row.model.undefended != row.key.victim
 
 
 def trained_with(row: Row) -> Spec:
-    """Return the defense that a victim was trained with, taken apart; else one without a name."""
+    """Return the parsed spec of the defense that trained a victim; else one without a name."""
     recipe = row.model.recipe
     try:
         return parse(recipe.defense) if recipe and recipe.defense else Spec("", {})
@@ -77,7 +77,8 @@ def _price(row: Row, board: Board) -> DefenseEffect:
     base = _undefended(row, board)
     clean, worst = math.nan, (math.nan,) * len(board.ladder)
     if base is not None:
-        # of images attacked alone the clean score says nothing: the victims differ in which
+        # a board of attacked images only has no clean score to compare, since the victims have
+        # different attacked images
         clean = math.nan if board.score.attacked else row.clean.value - base.clean.value
         shared = _attacks(row) & _attacks(base)
         if shared:
@@ -87,13 +88,13 @@ def _price(row: Row, board: Board) -> DefenseEffect:
 
 
 def _attacks(row: Row) -> set[str]:
-    """Return the columns that a row's worst case is of, but those no bare victim can have."""
+    """Return the attacks in a row's worst case, except those that need a defense."""
     cases = {c: run.record.case for c, run in row.runs.items() if run.record.status == "ok"}
     return {row.repeats.get(c, c) for c, case in cases.items() if case.knowledge == "adaptive"}
 
 
 def _worst(row: Row, columns: set[str], board: Board) -> list[float]:
-    """Return the worst case of a row under some of its attacks; NaN where one did not run."""
+    """Return the worst case of a row under some of its attacks; NaN where an attack did not run."""
     if columns == _attacks(row):
         return [e.value for e in row.worst]
     runs = [run for c, run in row.runs.items() if row.repeats.get(c, c) in columns]
@@ -103,7 +104,7 @@ def _worst(row: Row, columns: set[str], board: Board) -> list[float]:
 
 
 def _undefended(row: Row, board: Board) -> Row | None:
-    """Return the row without the defense: of the victim retrained from, else of the bare victim."""
+    """Return the row without the defense: of the original victim, or of the unwrapped one."""
 
     def alike(candidate: Row) -> bool:
         key = candidate.key
@@ -133,7 +134,7 @@ def _slower(row: Row) -> float | None:
 
 
 def training_words(row: Row) -> str:
-    """Return what a retrained victim cost: "24 epochs, 8 passes an image instead of 1"."""
+    """Return the training cost of a victim: "24 epochs, 8 passes an image instead of 1"."""
     recipe = row.model.recipe
     if recipe is None or not is_retrained(row):
         return ""
@@ -149,7 +150,7 @@ def training_words(row: Row) -> str:
 
 
 def signed_change(value: float, kind: str) -> str:
-    """Return a change with its sign: of shares in points, of a Dice with two decimals.
+    """Return a change with its sign: shares in percentage points, Dice with two decimals.
 
     >>> [signed_change(value, "percent") for value in (-0.0312, -0.0001)]
     ['−3.1', '±0.0']
@@ -163,12 +164,12 @@ def signed_change(value: float, kind: str) -> str:
 
 
 def ratio_text(ratio: float) -> str:
-    """Return a ratio of times."""
+    """Return a ratio of times as text."""
     return f"{ratio:.1f} ×"
 
 
 def change_unit(board: Board) -> str:
-    """Return what a change on a board is counted in."""
+    """Return the unit of a change on a board."""
     return "points" if board.score.kind == "percent" else "Dice"
 
 
@@ -212,7 +213,7 @@ def defense_title_of(record: Record) -> str:
 
 
 def defense_words(row: Row) -> list[tuple[str, str]]:
-    """Return what defends a row, as (heading, sentence) pairs; "none" of a bare victim."""
+    """Return the defenses of a row as (heading, sentence) pairs; "none" without a defense."""
     lines = []
     if is_retrained(row):
         name, parameters = trained_with(row)
@@ -251,7 +252,7 @@ def _short(key: str, value: object, norm: str) -> str:
 
 
 def _knowledge(row: Row) -> str:
-    """Return which attackers know of the defense."""
+    """Return which attackers know the defense."""
     known: dict[str, list[str]] = {}
     for column, run in row.runs.items():
         knowledge = run.record.case.knowledge

@@ -1,4 +1,4 @@
-"""Detectors of a board: how well each tells attacked images from clean ones, and at what cost."""
+"""Detectors: how well each separates attacked from clean images, and its false alarms."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLUMNS = {
 
 
 class DetectorMetric(NamedTuple):
-    """A metric by an attacker who overlooks the detector and by one who knows it; None: not run."""
+    """A metric against an oblivious and against an adaptive attacker; None = not run."""
 
     label: str
     kind: str
@@ -37,14 +37,14 @@ class DetectorMetric(NamedTuple):
 
 
 class Detector(NamedTuple):
-    """A row of the table.
+    """A row of the table of detectors.
 
     Attributes:
         row: the row of the board.
-        attacks: the attacks least favourable to it, in words.
-        found: a metric a column of COLUMNS.
-        rate: the false-positive rate its threshold was frozen at, in words; empty where unknown.
-        alarms: clean images rejected in 1,000 studies.
+        attacks: the attacks that are least favourable to the detector, in words.
+        found: one metric for each column of COLUMNS.
+        rate: the false-positive rate at which the threshold was frozen, in words; else empty.
+        alarms: number of rejected clean images in 1,000 studies.
     """
 
     row: Row
@@ -55,27 +55,27 @@ class Detector(NamedTuple):
 
     @property
     def doubted(self) -> bool:
-        """Whether its row has no rank, so that its numbers are not to be trusted."""
+        """Whether the row has no rank, so that its numbers may be wrong."""
         return self.row.standing not in ("ranked", "control")
 
 
 def has_detector(record: Record) -> bool:
-    """Whether a detector stands before the victim of a record."""
+    """Whether the victim of a record has a detector."""
     card = record.defense_card
     known = card is not None and card.kind == "detector"
     return known or any("auroc" in rung.metrics for rung in record.rungs)
 
 
 def has_detectors(board: Board) -> bool:
-    """Whether any row of a board is guarded by a detector."""
+    """Whether any row of a board has a detector."""
     return any(has_detector(run.record) for row in board.rows for run in row.runs.values())
 
 
 def detectors(board: Board) -> list[Detector]:
-    """Return the guarded rows of a board, in its order, at the headline radius.
+    """Return the rows of a board with a detector, in its order, at the headline radius.
 
-    Of several attacks the one least favourable to the detector counts: the lowest AUROC, for all
-    columns of its row alike; of equal ones that which is caught less often.
+    If there are several attacks, all columns of a row show the one least favourable to the
+    detector: that with the lowest AUROC, and among equal ones that which is detected less often.
     """
     rows = (_detector(row, board.ladder[board.headline]) for row in board.rows)
     return [detector for detector in rows if detector is not None]
@@ -100,7 +100,7 @@ def _detector(row: Row, eps: float) -> Detector | None:
         for name, (label, kind) in COLUMNS.items()
     )
     alarms = _metric(knowing or blind, "false_alarms")
-    # a column of an oblivious attack says so itself, an adaptive one is called by its attack
+    # the column of an oblivious attack says so; that of an adaptive one is only the attack's name
     attacks = [plain(attack[0]) for attack in (blind, knowing) if attack]
     return Detector(row, " → ".join(attacks), _rate(row), metrics_shown, alarms or UNDEFINED)
 

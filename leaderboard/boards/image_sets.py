@@ -1,7 +1,7 @@
-"""Image sets: which images a record was scored on, and which records therefore meet on a board.
+"""Image sets: group records by the images they were scored on, one board for each set. Pure.
 
-Records of one dataset may have drawn other images of it: another suite, number or split. Scores on
-different images are no statement on one set of images, so each set has its own board. Pure.
+Records of one dataset may cover different images, because of another suite, number or split. Scores
+on different images cannot be compared, so each set of images has its own board.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class ImageSetRecords(NamedTuple):
     """Records that were scored on one set of images.
 
     Attributes:
-        runs: in the order of their case ids.
-        images: those of most valid runs, of two equally common sets the larger one; None without
-            a valid run.
-        strays: ids of the valid cases that were scored on others.
+        runs: the records in the order of their case ids.
+        images: the images of most valid runs; if two sets are equally common, the larger one; None
+            without a valid run.
+        strays: ids of the valid cases that were scored on other images.
     """
 
     runs: list[Stored]
@@ -56,15 +56,15 @@ def _images_of(run: Stored) -> ImageSet:
 
 
 def draw_key(case: Case) -> Draw:
-    """Return what decides which images a case draws."""
+    """Return the fields of a case that determine which images it draws."""
     return case.data_sha256, case.split, case.n, case.seed
 
 
 def group_by_image_set(group: list[Stored]) -> list[ImageSetRecords]:
     """Return the records grouped by the set of images they were scored on, the largest set first.
 
-    Draws that give the same images are one group ("all" and a number beyond what there is). A draw
-    with invalid records alone is a group of its own.
+    Draws that give the same images are one group ("all" and a number larger than the split). A draw
+    with only invalid records is a separate group.
     """
     images = {run.record.case_id: _images_of(run) for run in group if run.record.status == "ok"}
     draws: dict[Draw, list[Stored]] = {}
@@ -89,9 +89,9 @@ def _records_of(runs: list[Stored], images: Mapping[str, ImageSet]) -> ImageSetR
 
 
 def group_by_ladder(records: ImageSetRecords) -> list[tuple[tuple[float, ...], list[Stored]]]:
-    """Return the radii and runs of each board of one image set: split where no radius joins them.
+    """Return the radii and runs of each board of one image set, split by their radii.
 
-    Runs with a common radius belong together, and so do two runs that a third one joins.
+    Runs with a common radius are on one board, and so are two runs that share one with a third.
     """
     groups: list[tuple[tuple[float, ...], list[Stored]]] = []
     for run in records.runs:

@@ -1,15 +1,16 @@
-"""Turn records into boards: who is how robust against the worst of all attacks. Pure.
+"""Turn records into boards, which rank victims by their worst case over all attacks. Pure.
 
-A board compares like with like: one dataset, objective, norm, budget, threat model, set of channels
-and set of images. Its ladder has every radius of its records, which have some in common. An image
-counts as robust at a radius only if it is right when clean and under every attack of the board that
-its row ran there; of masks, the lowest Dice of each image counts. A row is ranked only if every
-attack that half of the rows ran also ran on its images, validly, and nothing is a reason to doubt
-it; every other row is shown below, with its reasons (`standing`). Rows that their images do not
-tell apart share a place (`significance`). A board of controls ranks nobody: a control is no attack.
+All records of a board have the same dataset, objective, norm, budget, threat model, channels and
+images. Its ladder has every radius of its records, which have some in common. An image counts as
+robust at a radius only if it is right when clean and under every attack of the board that its row
+ran there; for masks, the lowest Dice of each image counts. A row is ranked only if every attack
+that half of the rows ran also ran on its images with a valid result, and there is no reason to
+doubt it; all other rows are listed below with the reasons (`standing`). Rows that do not differ
+significantly on their images share a place (`significance`). A board of controls ranks no row,
+because a control is no attack.
 
-The columns are ordered from weak to strong: first attackers who overlook the defense, then attacks
-of a single step, then all others; within each of these by the scores they leave on this board.
+The columns are ordered from weak to strong: first attackers who do not know the defense, then
+attacks of a single step, then all others; each group is sorted by the scores on this board.
 """
 
 from __future__ import annotations
@@ -53,15 +54,17 @@ from .image_sets import (
 from .significance import ImageScores
 from .standing import cross_checked, informed_runs, judge_row, ranked_rows, row_order
 
-_THREATS = list(THREATS)  # boards of one dataset are in this order
+_THREATS = list(THREATS)  # the order of the boards of one dataset
 
 
 def make_boards(records: list[Stored], failures: Sequence[Failure] = ()) -> list[Board]:
-    """Return every board of the records, whatever their order: real images before phantoms.
+    """Return every board of the records, those of real images before phantoms.
+
+    The order of the records does not matter.
 
     Args:
-        records: a case counts once, however often it is in them.
-        failures: cases without a usable record; a row that lacks one is incomplete.
+        records: the records; a case that occurs several times counts once.
+        failures: cases without a usable record; they make their rows incomplete.
     """
     once = {s.record.case_id: s for s in sorted(records, key=lambda s: s.folder)}
     ordered = [once[case_id] for case_id in sorted(once)]
@@ -91,7 +94,7 @@ def make_boards(records: list[Stored], failures: Sequence[Failure] = ()) -> list
 
 
 def _setting(case: Case) -> tuple[object, ...]:
-    """Return what the cases of a board have in common, apart from the images and the radii."""
+    """Return the setting of a case: two cases on one board differ only in images and radii."""
     setting = (case.norm, case.budget, case.threat)
     return (case.dataset, case.objective, *setting, tuple(sorted(case.channels.items())))
 
@@ -121,7 +124,7 @@ def _boards_of_setting(
 
 
 def channel_order(board: Board) -> tuple[object, ...]:
-    """Return what sorts boards by channels: all of them first, then one, then several."""
+    """Return a key that sorts boards by channels: all channels first, then one, then several."""
     names = board.dataset.channel_names
     places = [names.index(name) if name in names else len(names) for name in board.channels]
     budgets = [-fraction for fraction in board.channels.values()]
@@ -175,9 +178,9 @@ def _board(
 
 
 def _weak_to_strong(board: Board, rows: list[Row]) -> tuple[str, ...]:
-    """Return the columns by family, then by how far each stays above the worst case.
+    """Return the columns sorted by family, then by how far their scores are above the worst case.
 
-    That distance is the mean over rows and radii.
+    This distance is the mean over rows and radii.
     """
     cards = {
         row.repeats.get(column, column): run.record.attack_card
@@ -243,7 +246,7 @@ def _scored_rungs(
 ) -> list[int]:
     """Return the rungs at which a row is scored, 0 (clean) first: all required attacks ran there.
 
-    An attack that is not required counts where it ran.
+    Other attacks are not needed, but count at the rungs where they ran.
     """
     attacked: dict[str, set[int]] = {}
     for column in informed:
@@ -259,7 +262,7 @@ def _scores(
     repeats: Mapping[str, str],
     rungs: int,
 ) -> dict[str, tuple[Estimate, ...]]:
-    """Return the scores under each attack; of one that ran twice the lower, image by image."""
+    """Return the scores under each attack; if one ran twice, each image has the lower score."""
     scores = {}
     for base in dict.fromkeys(repeats.get(column, column) for column in valid):
         columns = [column for column in valid if repeats.get(column, column) == base]
@@ -273,11 +276,11 @@ def _scores(
 
 
 def headline_of(rows: list[Row], ladder: tuple[float, ...]) -> int:
-    """Return the place of the radius that ranks a board: the middle of the ladder most rows have.
+    """Return the index of the radius that ranks a board: the middle of the most common ladder.
 
-    Of two middle radii the lower counts. Of ladders that equally many rows have, the one counts
-    at whose middle most rows were scored, then the longer one: a row with radii of its own does
-    not move the others.
+    If there are two middle radii, the lower counts. If several ladders are equally common, the one
+    counts at whose middle most rows were scored, then the longer one. So a row with other radii
+    does not change the radius of the board.
     """
     ladders = [
         tuple(i for i in range(len(ladder)) if any(np.isfinite(s[i].value) for s in scores))
@@ -301,7 +304,7 @@ def headline_of(rows: list[Row], ladder: tuple[float, ...]) -> int:
 def _robust(
     runs: dict[str, Stored], worst: pd.DataFrame, ladder: tuple[float, ...]
 ) -> pd.DataFrame:
-    """Return which images are robust against all `runs`; `worst` says so where it is yes or no."""
+    """Return which images are robust against all `runs`; `worst` itself if scores are 0 or 1."""
     if all(score_table_stands(run) for run in runs.values()):
         return worst
     return lowest([standing_table(run, ladder) for run in runs.values()], rungs_of(worst))

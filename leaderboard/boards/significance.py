@@ -1,16 +1,17 @@
-"""Significance: which rows of a board differ on their images, and which share a place.
+"""Significance: test which rows of a board differ on their images, and which share a place.
 
-Every pair of ranked rows is tested at every radius on the images of both. Where an image is right
-or wrong and no patient repeats, the test is McNemar's exact test. Where patients repeat, and for
-Dice, it is the paired bootstrap by patient, as the wild cluster bootstrap with signs: under the
-null the sign of each patient's summed difference is drawn anew. The percentile bootstrap would
-split ties too often at the 10 to 50 patients of a board (tests/leaderboard/test_significance.py
-measures both). With one image a patient and 0/1 scores the signs give McNemar's test. P values are
-Holm-corrected over all pairs of the board at that radius.
+Every pair of ranked rows is tested at every radius on the images of both. If an image is right or
+wrong and every patient has one image, the test is McNemar's exact test. If patients have several
+images, and for Dice, it is the paired bootstrap by patient, as the wild cluster bootstrap with
+signs: under the null the sign of each patient's summed difference is drawn anew. The percentile
+bootstrap would split ties too often at the 10 to 50 patients of a board
+(tests/leaderboard/test_significance.py measures both). With one image for each patient and 0/1
+scores the signs give McNemar's test. P values are Holm-corrected over all pairs of the board at
+that radius.
 
-Rows share a place unless a line can be drawn between them: every row above it does significantly
-better than every row below. So two rows that do not differ significantly always share a place, and
-a split is never weaker than its weakest pair.
+Two neighbouring groups of rows have different places only if every row of the upper group is
+significantly better than every row of the lower one. So two rows that do not differ significantly
+always share a place, and a split is never weaker than its weakest pair.
 
 Source: McNemar, Psychometrika 12, 1947 (exact, two-sided binomial); Cameron, Gelbach, Miller,
 Review of Economics and Statistics 90, 2008, section III.B (Rademacher signs, null imposed); Holm,
@@ -30,15 +31,16 @@ from numpy.typing import NDArray
 from robustbench_med.stats.paired_tests import DRAWS, holm, two_sided_p
 
 ALPHA = 0.05
-_RESOLUTION = 100  # draws a pair, at least: the first step of Holm asks for p <= 0.05 over pairs
+# at least so many draws for each pair, since the first step of Holm needs p <= 0.05 / pairs
+_RESOLUTION = 100
 
 
 class ImageScores(NamedTuple):
     """The worst-case scores of a row, image by image.
 
     Attributes:
-        table: a row an image, a column a rung; truth values, or numbers such as a Dice.
-        patients: patient of each image, in the order of `table`; None where not known.
+        table: a row for each image, a column for each rung; booleans, or numbers such as a Dice.
+        patients: patient of each image, in the order of `table`; None if not known.
     """
 
     table: pd.DataFrame
@@ -46,13 +48,13 @@ class ImageScores(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Every two rows of a board compared, at every rung.
+    """The comparison of all pairs of rows of a board, at every rung.
 
     Attributes:
-        gain: `(rungs, k, k)`; by how much the first of two scores higher, mean over common images;
-            NaN where they are not compared.
+        gain: `(rungs, k, k)`; score of the first row minus that of the second, mean over common
+            images; NaN where they are not compared.
         p: `(rungs, k, k)`; two-sided p value, Holm-corrected over the pairs of the rung; 1 on the
-            diagonal and where no image is common.
+            diagonal and for pairs without a common image.
     """
 
     gain: NDArray[np.float64]
@@ -60,18 +62,18 @@ class Pairs(NamedTuple):
 
     @property
     def beats(self) -> NDArray[np.bool_]:
-        """Whether the first of two does significantly better."""
+        """Whether the first row of a pair is significantly better."""
         better: NDArray[np.bool_] = (self.p <= ALPHA) & (self.gain > 0)
         return better
 
 
 def pairs(rows: Sequence[ImageScores], rungs: int | None = None) -> Pairs:
-    """Return every two of `rows` compared at every rung; see the module for the tests.
+    """Compare all pairs of `rows` at every rung; the module's docstring describes the tests.
 
     Args:
-        rows: the scores of each, a column for each rung.
-        rungs: columns 0, 1, ... that are compared; by default as many as the first row has. Two
-            rows of which one lacks a column are not compared there: gain NaN, p 1.
+        rows: the scores of each row, with a column for each rung.
+        rungs: number of columns to compare; by default as many as the first row has. If one of two
+            rows lacks a column, they are not compared there: gain NaN, p 1.
     """
     k = len(rows)
     if rungs is None:
@@ -124,11 +126,11 @@ def _difference(
 
 
 def places(worst: NDArray[np.float64], tested: Pairs) -> NDArray[np.intp]:
-    """Return the place of each row at each rung, `(rungs, k)`: 1, 1, 3 where two share the first.
+    """Return the place of each row at each rung, `(rungs, k)`: 1, 1, 3 if two share the first.
 
     Args:
-        worst: worst-case score of each row, `(rungs, k)`; rows are ordered by it. A row with NaN
-            was not scored there, and has place 0.
+        worst: worst-case score of each row, `(rungs, k)`, which orders the rows. A row with NaN was
+            not scored there and has place 0.
         tested: the pairs of the same rows.
     """
     rungs, k = worst.shape

@@ -1,7 +1,7 @@
-"""Decide which rows of a board rank, why others do not, and which places rows have. Pure.
+"""Standing: decide which rows of a board are ranked, and list the reasons for the others. Pure.
 
-Every reason against a row is listed, the gravest first. A row without a reason is ranked; on a
-board of controls nobody is.
+All reasons against a row are listed, the gravest first. A row without a reason is ranked, except
+on a board of controls, which ranks no row.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from .crosscheck import (
 )
 from .significance import Pairs, pairs, places
 
-_DROP = 0.05  # of a Dice: an attack that lowers it by less does not do more
+_DROP = 0.05  # an attack does more harm if it lowers the Dice by at least this much
 
 
 def is_oblivious(stored: Stored) -> bool:
-    """Whether the attacker did not know of the defense: the attack is shown, and never ranks."""
+    """Whether the attacker did not know the defense; such an attack is shown but never ranks."""
     return stored.record.case.knowledge == "oblivious"
 
 
 def informed_runs(runs: dict[str, Stored]) -> dict[str, Stored]:
-    """Return the runs of attackers who know what they attack."""
+    """Return the runs of attackers who know the defense."""
     return {column: run for column, run in runs.items() if not is_oblivious(run)}
 
 
@@ -48,17 +48,18 @@ def cross_checked(
     """Return a white-box row with its cross-check, and the reasons to doubt its attacks.
 
     Args:
-        row: of a white-box board.
-        board: says the radii.
+        row: a row of a white-box board.
+        board: the board, for its radii.
         weaker: records of attackers who know less, see `crosscheck.weaker_attackers`.
     """
     valid = {c: run for c, run in informed_runs(row.runs).items() if run.record.status == "ok"}
     if all(run.record.attack_card.schedule == "universal" for run in valid.values()):
-        return row, []  # one perturbation for all images need not beat what is made for each
+        # one perturbation for all images need not beat perturbations for single images
+        return row, []
     first = next(iter(valid.values()))
     scale = Scale.of(board.ladder, [run.record for run in valid.values()], board.norm, board.budget)
     attackers = {heading(stored): stored for stored in weaker.get(comparable(first), [])}
-    # an attacker who knows of a defense can do everything that one who does not know can
+    # an attacker who knows the defense can do everything that one without this knowledge can
     attackers |= {
         c: run for c, run in row.runs.items() if is_oblivious(run) and run.record.status == "ok"
     }
@@ -79,12 +80,12 @@ def judge_row(
     """Return the row with its standing and every reason for it, the gravest first.
 
     Args:
-        row: is judged.
-        board: without its rows.
-        rows: all of the board.
+        row: the row to judge.
+        board: the board without its rows.
+        rows: all rows of the board.
         failed: columns of the row whose case failed.
-        doubts: reasons to doubt its attacks, of `cross_checked`.
-        strays: ids of cases that saw other images than the board.
+        doubts: reasons to doubt the row's attacks, from `cross_checked`.
+        strays: ids of cases that were scored on other images than the board.
     """
     reasons: list[tuple[Standing, str]] = [("flagged", doubt) for doubt in doubts]
     for column, run in row.runs.items():
@@ -124,7 +125,7 @@ def judge_row(
 
 
 def _record_reasons(column: str, run: Stored, strays: frozenset[str]) -> list[tuple[Standing, str]]:
-    """Return what one record is against its row: invalid, flagged, or of other images."""
+    """Return the reasons of one record against its row: invalid, flagged, or on other images."""
     record = run.record
     if record.status == "invalid":
         return [("invalid", f"{column}: {record.reason}")]
@@ -138,7 +139,10 @@ def _record_reasons(column: str, run: Stored, strays: frozenset[str]) -> list[tu
 
 
 def _not_run_at_headline(row: Row, board: Board) -> list[str]:
-    """Return the columns of a row, among the required ones if it has any, without that radius."""
+    """Return the columns of a row that did not run at the headline radius.
+
+    If the row has required columns, only these are considered.
+    """
     required = row.attacked_by & board.common or row.attacked_by
     return [
         column
@@ -153,9 +157,9 @@ def _not_run_at_headline(row: Row, board: Board) -> list[str]:
 def may_matter(column: str, row: Row, rows: list[Row], board: Board) -> bool:
     """Whether an attack that a row lacks may change its place.
 
-    It may not where some row ran it beside attacks of this row, and in no such row it broke more
-    than one image a radius beyond those attacks: then ranking all by the attacks they have in
-    common gives the same result. An oblivious attack never ranks.
+    It does not matter if some other row ran it together with attacks of this row, and in every such
+    row it added at most one success at each radius: then a ranking by the common attacks gives the
+    same result. An oblivious attack never ranks.
     """
     if any(column in other.oblivious for other in rows):
         return False
@@ -191,10 +195,10 @@ def _valid_runs(row: Row, columns: set[str]) -> list[Stored]:
 
 
 def ranked_rows(rows: list[Row], rungs: int) -> list[Row]:
-    """Return the rows with their places at each rung; rows that no test tells apart share one."""
+    """Return the rows with their places at each rung; rows that do not differ share a place."""
     ranked = [row for row in rows if row.standing == "ranked"]
     every = pairs([row.image_scores for row in ranked], rungs + 1)
-    # column 0 of the image scores is the clean image, which ranks nobody
+    # column 0 of the image scores is the clean image, which ranks no row
     tested = Pairs(every.gain[1:], every.p[1:])
     worst = np.array([[e.value for e in row.worst] for row in ranked]).T
     placed = places(worst, tested) if ranked else np.zeros((rungs, 0), dtype=np.intp)
@@ -223,7 +227,7 @@ def ranked_rows(rows: list[Row], rungs: int) -> list[Row]:
 
 
 def row_order(row: Row, board: Board) -> tuple[int, float, float, str, str, str]:
-    """Return what sorts the rows of a board: by standing, then the best worst case first."""
+    """Return the sort key of a board's rows: by standing, then by worst case, best first."""
     value, clean = row.worst[board.headline].value, row.clean.value
     return (
         ORDER.index(row.standing),

@@ -1,7 +1,7 @@
-"""Transfer: which model's adversarial images break which other model, as a matrix an attack.
+"""Transfer: success of each model's adversarial images on other models, a matrix for each attack.
 
-A row is the model an attack was made on, a column the model that had to stand it. The diagonal is
-the same attack on the victim itself, from the white-box board.
+A row is the surrogate that an attack was crafted on, a column the victim that its images are shown
+to. The diagonal is the same attack on the victim itself, from the white-box board.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Cell:
     """Attack success on one victim at each radius of the ladder.
 
     Attributes:
-        attacked: images the share is taken over: those right when clean.
-        white_box: whether attacker and victim are one model (white box).
-        note: "invalid" or "flagged"; empty where nothing speaks against it.
+        attacked: number of attacked images, which are right when clean.
+        white_box: whether surrogate and victim are the same model.
+        note: "invalid" or "flagged"; otherwise empty.
     """
 
     success: tuple[Estimate, ...]
@@ -53,9 +53,9 @@ class Matrix:
     """Attack success from every surrogate (rows) on every victim (columns).
 
     Attributes:
-        board: the first board its transferred records stand on; it says data, norm and ladder.
-        attack: what its column is called.
-        cells: (surrogate, victim) by place; a pair that was not run is not in it.
+        board: the first board of the transferred records, which has their data, norm and ladder.
+        attack: the name of the attack's column.
+        cells: (index of surrogate, index of victim) -> cell; pairs that were not run are missing.
     """
 
     board: Board
@@ -72,7 +72,7 @@ class _Entry(NamedTuple):
 
 
 def matrices(boards: list[Board]) -> list[Matrix]:
-    """Return a matrix for each attack made on surrogates, in the order of the boards."""
+    """Return a matrix for each attack on surrogates, in the order of the boards."""
     entries = [_Entry(b, row, run) for b in boards for row in b.rows for run in row.runs.values()]
     groups: dict[tuple[object, ...], list[_Entry]] = {}
     for entry in entries:
@@ -95,7 +95,7 @@ def _setting(stored: Stored) -> tuple[object, ...]:
 
 
 def _attack(entry: _Entry, moved: list[_Entry]) -> str:
-    """Return what the attack is called on its board, without the surrogate it was made on."""
+    """Return the name of the attack on its board, without the surrogate."""
     beside = [candidate for candidate in moved if candidate.board.key == entry.board.key]
     stored = []
     for source in (candidate.stored for candidate in beside):
@@ -127,7 +127,7 @@ def _matrix(board: Board, attack: str, group: list[_Entry]) -> Matrix:
 
 
 def _attacked(entry: _Entry) -> tuple[str, str]:
-    """Return the model whose gradients were climbed, and its weights."""
+    """Return the model whose gradients the attack used, and its weights."""
     case = entry.stored.record.case
     if case.surrogate is None:
         return case.victim, case.victim_sha256
@@ -146,7 +146,7 @@ def _surrogates(moved: list[_Entry]) -> tuple[Model, ...]:
 
 
 def _victims(entries: list[_Entry], surrogates: tuple[Model, ...]) -> tuple[Model, ...]:
-    """Return the victims, those that are surrogates first and in the same order: a diagonal."""
+    """Return the victims; those that are surrogates come first in the same order (a diagonal)."""
     names = [model.key[0] for model in surrogates]
     rows = {entry.row.key: entry.row for entry in entries}
 
@@ -186,7 +186,7 @@ def _cell(entry: _Entry, ladder: tuple[float, ...]) -> Cell:
 
 
 def _joined(first: Cell | None, second: Cell) -> Cell:
-    """Return a cell of two runs, of other radii or seeds; where both tried, the higher success."""
+    """Merge the cells of two runs with other radii or seeds; the higher success counts."""
     if first is None:
         return second
 
