@@ -41,30 +41,31 @@ from robustbench_med.victim import frozen
 if TYPE_CHECKING:
     from robustbench_med.bench.verified_run import GradientFinding
 
-# of the images in a shard: JSMA and DeepFool hold thirty times as much beside them
+# memory for the images of a shard: JSMA and DeepFool use thirty times as much in addition
 _SHARD_BYTES = 32 * 2**20
-RECORDED = (12, 2)  # gradients that are kept: of labels or findings, and of masks
+RECORDED = (12, 2)  # number of recorded gradients: for labels or findings, and for masks
 
 
 class AttackRun(NamedTuple):
-    """What an attack did at every radius of its ladder.
+    """The result of an attack at every radius of its ladder.
 
     Attributes:
-        problem: the images attacked: those the victim calls right, or masks not wholly wrong.
-        attack: as it was applied; a universal one only applies its patterns.
-        rng: its draws, one stream for each image attacked.
+        problem: the attacked images: those that the victim predicts right, or whose mask is not
+            wholly wrong.
+        attack: the attack as it was applied; a universal attack only adds its fitted perturbation.
+        rng: the random draws, one stream for each attacked image.
         radii: the ladder in image units.
         attacked: `(n,)` which images of the batch were attacked.
         rungs: the measurements, `(r, b, ...)` by name, smallest radius first.
         distance: `(b,)` the size of the smallest success on each image; inf where there is none.
         ladder: how the inferences of a descending ladder were checked.
-        counter: the passes it cost.
+        counter: the passes that the attack cost.
         seconds: wall-clock time.
-        clean: the measurements of the clean images attacked.
+        clean: the measurements of the clean versions of the attacked images.
         fitted: the universal perturbation of each rung.
-        minimal: whether the attack minimises the norm and is given no radius.
-        recorder: holds a few of the gradients that the attack got.
-        gradients: the result of checking those (robustbench_med/bench/verified_run.py).
+        minimal: whether the attack minimises the norm instead of using a radius.
+        recorder: holds a few of the attack's gradients.
+        gradients: the result of checking these (robustbench_med/bench/verified_run.py).
     """
 
     problem: Problem
@@ -87,8 +88,8 @@ class AttackRun(NamedTuple):
     def aimed(self) -> Bool[Tensor, " n"]:
         """Which of the attacked images count in the success rate.
 
-        A mask whose goal the clean image reaches already is attacked too, for the worst case, but
-        it is no success of the attack.
+        If the clean image already reaches the goal, a mask is still attacked for the worst case,
+        but does not count as a success of the attack.
         """
         aimed = self.attacked.clone()
         aimed[self.attacked] = ~self.clean["success"]
@@ -102,9 +103,9 @@ def run_attack(
 
     Args:
         planned: the case and its data.
-        setup: its victim and images.
-        keeps: whether the measurements of every rung hold the candidates too.
-        saved: adversarial images of an earlier run; they are judged, and nothing is attacked.
+        setup: the victim and the images.
+        keeps: whether the measurements of every rung also hold the candidates.
+        saved: adversarial images of an earlier run, which are judged instead of running the attack.
     """
     clock = time.perf_counter()
     case, batch = planned.case, setup.batch
@@ -115,7 +116,7 @@ def run_attack(
         objective = EvadeDetector(objective)
     verdict = verdict_on(objective, setup.clean, batch.y, len(card.classes), setup.suspicion)
     attacked = objective.applies(batch.y) & ~verdict.is_final
-    if setup.suspicion is not None:  # a clean image that is rejected is wrong already
+    if setup.suspicion is not None:  # a rejected clean image is wrong without an attack
         attacked &= setup.suspicion <= 0
     verdict = Verdict(*(value[attacked] for value in verdict))
     rows = attacked.nonzero()[:, 0]
@@ -132,12 +133,12 @@ def run_attack(
         objective=objective,
         judge=setup.victim,
         guide=guide,
-        counter=Counter(forward=2 * len(batch)),  # the clean images are asked twice
+        counter=Counter(forward=2 * len(batch)),  # the clean images have been forwarded twice
         chunk=setup.victim.chunk,
         keeps=keeps,
     )
-    # keyed by what the attack does, not by the case's id: a victim that is trained again is
-    # attacked with the same draws
+    # the draws depend on the attack and not on the case's id, so that a victim that is trained
+    # again is attacked with the same draws
     every_rng = Draws.of(case.seed, map(str, batch.ids), device=batch.x.device)
     every_rng = every_rng.fork(case.drawn_by, case.attack)
     modules = [setup.victim.module] + ([setup.surrogate.victim.module] if setup.surrogate else [])
@@ -179,7 +180,7 @@ def _attack_rungs(
     attacked: Bool[Tensor, " n"],
     clean: Measurements,
 ) -> AttackRun:
-    """Run the attack at every rung, as its schedule says."""
+    """Run the attack at every rung, by its schedule."""
     card = planned.attack.card
     attack = sharded(registry.function("attacks", card), planned.case.parameters)
     if uses_all_steps(card, setup):
@@ -223,7 +224,7 @@ def _judge_saved(
     clean: Measurements,
     saved: Saved,
 ) -> AttackRun:
-    """Return the run that judges adversarial images of an earlier one."""
+    """Return a run that judges the adversarial images of an earlier run."""
 
     def untouched(problem: Problem, rng: Draws) -> Images:
         return problem.x
@@ -260,19 +261,19 @@ def _radii(case: Case, data: Dataset) -> tuple[float, ...]:
 
 
 def uses_all_steps(card: AttackCard, setup: AttackSetup) -> bool:
-    """Whether an attack spends all its steps on this victim, on every image at every radius.
+    """Whether an attack uses all its steps on this victim, for every image and radius.
 
-    A victim that answers at random may be fooled by a lucky draw: behind random resizing 62 % were
+    On a random victim the first success may be a lucky draw: behind random resizing 62 % were
     robust when PGD-20 stopped at its first success, and 12 % when it used all its steps. Behind a
-    detector, a search that ends just below the threshold leaves images that a lower threshold
-    would catch: the AUROC was 0.92 with 80 successes on 87 images, and 0.50 with all steps.
+    detector, a search that stops just below the threshold returns images that a lower threshold
+    would reject: the AUROC was 0.92 with 80 successes on 87 images, and 0.50 with all steps.
     """
     needed = setup.victim.draws > 1 or setup.victim.guard is not None
     return needed and card.schedule in ("ascend", "descend")
 
 
 def with_all_steps(attack: Attack) -> Attack:
-    """Return the attack that spends all its steps on every image."""
+    """Return the attack so that it uses all its steps on every image."""
 
     def attack_on(problem: Problem, rng: Draws) -> Images:
         return attack(
@@ -291,7 +292,7 @@ def sharded(function: Callable[..., Images], parameters: dict[str, Any]) -> Atta
         per_image = problem.x[0].numel() * problem.x.element_size()
         rows = torch.arange(len(problem), device=problem.x.device)
         shards = rows.split(max(1, _SHARD_BYTES // per_image))
-        # bound here and no earlier: the objective of an AttackRun is used with other truths too
+        # bind only now, because the objective of an AttackRun is used with other truths too
         return torch.cat(
             [function(problem.select(s).bind(), rng=rng.select(s), **parameters) for s in shards]
         )

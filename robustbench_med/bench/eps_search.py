@@ -1,28 +1,28 @@
-"""Fill the rungs of a ladder: one attack at rising radii, at little more than the cost of one.
+"""Run one attack at all radii of a ladder, at little more than the cost of a single radius.
 
-`ascend` starts at the smallest radius. An image with a success at one rung is not attacked above
-it. That is exact for every attack, and cheap for those of one step.
+`ascend` starts at the smallest radius. An image with a success at one rung is not attacked at
+larger radii. That is exact for every attack, and cheap for attacks of one step.
 
-`descend` lets every image look for its own lowest success. A failure costs all steps and a success
-stops early, so each image should fail once. An image that is robust at a radius is taken to be
-robust at every smaller one, because the smaller ball lies inside the larger. The first rung tried
-is the highest at which the image should be robust by the linear estimate of its distance, or the
-last rung for an attack that asks for no gradients; from there the search moves by one rung. The
-last candidate, scaled to the next ball, is judged there first: a candidate that just failed at one
-radius mostly succeeds at the next. An attack that fails in a large ball may still succeed in a
-small one. Hence the failed candidate is pulled into each smaller ball and judged there, and a keyed
-draw of the inferred (image, rung) pairs is attacked; if one of those is a success, all inferred
-pairs are attacked.
+`descend` searches the lowest success of each image separately. A failure costs all steps and a
+success stops early, so each image should fail once. An image that is robust at a radius is inferred
+to be robust at every smaller one, because the larger ball contains the smaller. The search starts
+at the highest rung at which the image should be robust by the linear estimate of its distance, or
+at the last rung for an attack without gradients; from there it moves by one rung at a time. The
+last candidate is first scaled to the next ball and judged there, because a candidate that just
+failed at one radius mostly succeeds at the next. An attack that fails in a large ball may still
+succeed in a small one. Therefore the failed candidate is projected into each smaller ball and
+judged there, and a random sample of the inferred (image, rung) pairs is attacked; if one of those
+is a success, all inferred pairs are attacked.
 
 `by_distance` is for attacks that minimise the norm. They run once without a radius. The candidate
-is a success at every rung that its distance does not exceed; below, the image stays clean.
+counts as a success at every radius of at least its distance; at smaller ones the image stays clean.
 
 `worst` is for masks, where harm has degrees. Every rung is attacked, and each image keeps the most
 harmful candidate of this radius, of the smaller ones and the clean image. That is the worst case of
 each image, and it never gets better at a larger radius.
 
-`separately` attacks every radius on its own. It is for attackers who cannot tell which radius
-worked, and for guarded victims, whose suspicion at each radius is of interest itself.
+`separately` attacks every radius independently. It is for attackers who cannot know at which radius
+they succeed, and for victims with a detector, whose suspicion is measured at each radius.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from robustbench_med.types import Images, Rows
 
 Attack = Callable[[Problem, Draws], Images]
 AUDITED = 1 / 16  # fraction of the inferred pairs that is attacked
-LEAST_AUDITED = 20  # of them on average, where there are as many: bounds the miss rate at 14 %
+LEAST_AUDITED = 20  # at least so many on average, which bounds the miss rate at 14 %
 
 
 def ascend(
@@ -70,11 +70,11 @@ def separately(
     *,
     carry: bool = False,
 ) -> Measurements:
-    """Return the measurements of all rungs, each attacked on its own.
+    """Return the measurements of all rungs, each attacked independently.
 
-    Attackers who cannot know which radius worked carry nothing upward: those with a surrogate, or
-    with one perturbation for all images. With `carry`, a success at a smaller radius counts at a
-    larger one too, by the same candidate.
+    With `carry`, a success at a smaller radius counts at larger radii too, by the same candidate.
+    This is not for attackers who cannot know at which radius they succeed: those with a surrogate,
+    or with one perturbation for all images.
     """
     table, rows = Table(len(ladder), len(problem)), _every_row(problem)
     for i, eps in enumerate(ladder):
@@ -96,15 +96,15 @@ def worst(
     """Return the measurements of all rungs, each of the most harmful candidate of every image.
 
     Args:
-        problem: of masks.
-        attack: as it is applied.
-        rng: one stream for each image.
+        problem: a problem on masks.
+        attack: the attack as it is applied.
+        rng: one random stream for each image.
         ladder: rising radii.
-        depth: bits a pixel is stored with.
-        clean: of the clean images: an attacker may leave an image as it is.
+        depth: bits of a stored pixel.
+        clean: the measurements of the clean images, since an attacker may leave an image unchanged.
     """
     table, streams = Table(len(ladder), len(problem)), _streams(rng, ladder)
-    # where the clean image reaches the goal, the attack has no success
+    # if the clean image reaches the goal, this is no success of the attack
     every_row, best = _every_row(problem), clean | {"success": torch.zeros_like(clean["success"])}
     for i, eps in enumerate(ladder):
         rows = every_row[~best["done"]]
@@ -127,15 +127,15 @@ def descend(
     *,
     guess: bool = True,
 ) -> tuple[Measurements, LadderAudit]:
-    """Return the measurements of all rungs as `ascend` does, and how the inference was checked.
+    """Return the measurements of all rungs as `ascend` does, and the check of the inference.
 
-    With `guess`, a gradient says which rung to try first. Without, every image starts at the
-    largest radius: the rungs with a success are the cheap ones, and it still fails only once.
+    With `guess`, a gradient determines the first rung. Without, every image starts at the largest
+    radius: rungs with a success are cheap, and each image still fails only once.
     """
     table = Table(len(ladder), len(problem))
     streams, radii = _streams(rng, ladder), problem.x.new_tensor(ladder)
-    robust_rung = torch.full_like(_every_row(problem), -1)  # highest with a failure
-    success_rung = torch.full_like(robust_rung, len(ladder))  # lowest with a success
+    robust_rung = torch.full_like(_every_row(problem), -1)  # highest rung with a failure
+    success_rung = torch.full_like(robust_rung, len(ladder))  # lowest rung with a success
     ran = torch.zeros(len(ladder), len(problem), dtype=torch.bool, device=problem.x.device)
     # the candidates at `robust_rung`, and those of the last rung scaled to the next
     failed, scaled = problem.x.clone(), problem.x.clone()
@@ -181,9 +181,9 @@ def by_distance(
     depth: int,
     clean: Measurements,
 ) -> tuple[Measurements, Float[Tensor, " b"]]:
-    """Return the measurements of all rungs and the distance of each image, inf where none.
+    """Return the measurements of all rungs and the distance of each image, inf without a success.
 
-    `clean` are those of the clean images, which count below the distance.
+    `clean` holds the measurements of the clean images, which count at radii below the distance.
     """
     unbounded = problem.at(torch.inf)
     nearest = measure(unbounded, attack(unbounded, rng), depth)
@@ -230,7 +230,7 @@ def _every_row(problem: Problem) -> Rows:
 
 
 def at_rung(rng: Draws, eps: float) -> Draws:
-    """Return the draws of one rung: they depend on its radius, not on the others of the ladder."""
+    """Return the draws of one rung, which depend on its radius and not on the other rungs."""
     return rng.fork("eps", repr(eps))
 
 
@@ -248,7 +248,7 @@ def _audit(
     table: Table,
     inferred: Bool[Tensor, "r b"],
 ) -> LadderAudit:
-    """Attack a keyed draw of the pairs inferred to be robust; all pairs if one is a success."""
+    """Attack a random sample of the pairs inferred to be robust; all pairs if one is a success."""
     success = table.columns["success"]
     pairs = inferred & ~success
     total = int(pairs.sum())

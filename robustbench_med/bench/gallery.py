@@ -1,7 +1,7 @@
-"""The gallery of a record: pictures of a few images that the attack broke.
+"""The gallery of a record: pictures of a few images on which the attack succeeded.
 
-Of labels three PNG files each; of masks also the masks, drawn over the images in the colours of
-the regions.
+Each example has three PNG files. For masks there are also pictures with the masks drawn over the
+images in the colours of the regions.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from robustbench_med.victim import frozen
 
 
 class Pictures(NamedTuple):
-    """The examples of a record and the files they name."""
+    """The examples of a record, and their files."""
 
     examples: tuple[Example, ...]
     files: dict[str, bytes]
 
 
 def make_pictures(planned: ResolvedCase, setup: AttackSetup, run: AttackRun, most: int) -> Pictures:
-    """Return pictures of `most` images, each at the smallest radius that broke it.
+    """Return pictures of at most `most` images, each at the smallest radius with a success.
 
-    The images are attacked once more, because the ladder keeps no candidates. Draws are keyed by
-    sample, so that the candidates are the same.
+    The images are attacked once more, because the ladder keeps no candidates. The candidates are
+    the same, because random draws are keyed by sample.
     """
     case = planned.case
     if setup.data.card.task == "segmentation":
@@ -70,9 +70,9 @@ def make_pictures(planned: ResolvedCase, setup: AttackSetup, run: AttackRun, mos
 
 
 def _of_masks(planned: ResolvedCase, setup: AttackSetup, run: AttackRun, most: int) -> Pictures:
-    """Return pictures of the images most harmed at the headline radius, with their masks.
+    """Return pictures of the images with most harm at the headline radius, with their masks.
 
-    Those with a region come first: a false alarm on an empty mask costs all its Dice, and shows
+    Images with a region come first, because a false alarm on an empty mask has Dice 0 but shows
     little.
     """
     case, rung = planned.case, (len(run.radii) - 1) // 2
@@ -106,7 +106,7 @@ def _of_masks(planned: ResolvedCase, setup: AttackSetup, run: AttackRun, most: i
 
 
 def _three(x: Tensor, z: Tensor, i: int, files: dict[str, bytes]) -> dict[str, Any]:
-    """Return the fields of an Example that are its pictures, and put their PNGs into `files`."""
+    """Return the picture fields of an Example, and add their PNGs to `files`."""
     delta = z - x
     amplified = float(np.floor(0.5 / min(max(float(delta.abs().max()), 1e-3), 0.5)))
     pictures = {"clean": x, "perturbation": delta * amplified + 0.5, "adversarial": z}
@@ -116,10 +116,10 @@ def _three(x: Tensor, z: Tensor, i: int, files: dict[str, bytes]) -> dict[str, A
 
 
 def _attack_again(case: Case, run: AttackRun, row: int, first: int) -> tuple[float, Images] | None:
-    """Return the smallest radius, from rung `first` up, at which the attack alone breaks the row.
+    """Return the smallest radius, from rung `first` up, at which the attack itself succeeds.
 
-    None where it does at no radius. The ladder may have broken it one rung lower, by an image grown
-    or pulled in from another rung.
+    None if it succeeds at no radius. The success in the ladder may be one rung lower, by an image
+    that was scaled from another rung.
     """
     rows = torch.tensor([row], device=run.problem.x.device)
     problem = replace(run.problem.select(rows), counter=Counter())
@@ -150,8 +150,8 @@ def _example(
 
 
 def _choose(run: AttackRun, most: int) -> list[int]:
-    """Return rows broken at the smallest radii, one a class before a second of any."""
-    rung = run.rungs["success"].sum(0)  # at how many rungs each is broken
+    """Return rows with a success at the smallest radii, one of each class before a second one."""
+    rung = run.rungs["success"].sum(0)  # number of rungs with a success
     truth = [tuple(np.atleast_1d(y)) for y in run.problem.y.cpu().numpy()]
     turns: dict[tuple[int, ...], int] = {}
     ranked = []
@@ -163,7 +163,7 @@ def _choose(run: AttackRun, most: int) -> list[int]:
 
 
 def words(label: NDArray[np.int64] | np.int64, card: DatasetCard) -> str:
-    """Return a class id or a row of findings in words."""
+    """Return the name of a class id, or of the findings of a row."""
     if card.task == "single_label":
         return card.classes[int(label)]
     present = [
@@ -173,7 +173,7 @@ def words(label: NDArray[np.int64] | np.int64, card: DatasetCard) -> str:
 
 
 def png(pixels: Float[Tensor, "c h w"]) -> bytes:
-    """Return an image in [0,1] as PNG: in colour for three channels, else its first in grey."""
+    """Return an image in [0,1] as PNG: three channels in colour, otherwise the first in grey."""
     levels = (pixels.clamp(0, 1) * 255).round().byte().cpu().numpy()
     image = Image.fromarray(np.moveaxis(levels, 0, -1) if len(levels) == 3 else levels[0])
     buffer = io.BytesIO()
@@ -181,12 +181,12 @@ def png(pixels: Float[Tensor, "c h w"]) -> bytes:
     return buffer.getvalue()
 
 
-_SIDE = 192  # pixels a small image is enlarged to, so that outlines are thin
+_SIDE = 192  # small images are enlarged to so many pixels, so that outlines are thin
 _FILL = 0.3  # opacity of a region; its outline is opaque
 
 
 class ImagePair(NamedTuple):
-    """One image before and after: pixels `(c, *s)` in [0,1], and masks of class ids `(*s)`."""
+    """A clean and an attacked image: pixels `(c, *s)` in [0,1], and masks of class ids `(*s)`."""
 
     x: Tensor
     z: Tensor
@@ -196,12 +196,12 @@ class ImagePair(NamedTuple):
 
 
 class MaskPicture(NamedTuple):
-    """What a picture shows of an image with masks.
+    """The pictures of an image with masks.
 
     Attributes:
-        truth: the regions that are there, in words.
-        masks: the overlays' part of the record.
-        view: picks the channels and the slice shown out of `(c, *s)`.
+        truth: the names of the regions in the image.
+        masks: the entry of the record that names the overlays.
+        view: index that selects the shown channels and slice from `(c, *s)`.
         files: the overlays as PNG, by name.
     """
 
@@ -215,10 +215,10 @@ def masks_of(objective: Objective, card: DatasetCard, pair: ImagePair, name: str
     """Return the overlays of truth, clean and attacked prediction, and of the target if any.
 
     Args:
-        objective: what the attacker wants.
-        card: names channels and regions.
-        pair: the image before and after.
-        name: starts the file names.
+        objective: the attacker's goal.
+        card: the card of the data, which names channels and regions.
+        pair: the clean and the attacked image.
+        name: prefix of the file names.
     """
     truth, before, after = (m.cpu().numpy() for m in (pair.truth, pair.before, pair.after))
     drawn = {"truth": (pair.x, truth), "before": (pair.x, before), "after": (pair.z, after)}
@@ -250,7 +250,7 @@ def masks_of(objective: Objective, card: DatasetCard, pair: ImagePair, name: str
 def _view(
     card: DatasetCard, pair: ImagePair, truth: NDArray[Any]
 ) -> tuple[tuple[slice | int, ...], str]:
-    """Return which channel and slice say most: the most changed one, the one with most to see."""
+    """Return the channel that changed most, and the slice with most of the regions."""
     channels, texts = slice(None), []
     if card.channels not in (1, 3):
         moved = int((pair.z - pair.x).abs().flatten(1).sum(1).argmax())

@@ -26,9 +26,9 @@ from robustbench_med.objectives.segmentation import TargetMask
 from robustbench_med.stats import Estimate, intervals
 from robustbench_med.stats.patients import resamples
 
-TOLERANCE = 1e-6  # of a radius in [0,1] units: float32 rounding of x + delta near 1 is 6e-8
+TOLERANCE = 1e-6  # tolerance of a radius in [0,1] units; float32 rounds x + delta near 1 by 6e-8
 _REJECTED_OR_NOT = ("attack_success", *VISIBILITY)
-_CERTIFIED = 16  # radii of the curve above 0, evenly spread up to the largest certified
+_CERTIFIED = 16  # radii above 0 of the certified curve, evenly spaced up to the largest radius
 
 
 class Scores(NamedTuple):
@@ -47,9 +47,9 @@ def score_run(planned: ResolvedCase, setup: AttackSetup, run: AttackRun) -> Scor
     An image that was not attacked counts with its clean output at every radius.
 
     Args:
-        planned: says norm, ladder and objective.
-        setup: clean logits and truth of all `n` images.
-        run: the measurements of the images attacked.
+        planned: the case, with norm, ladder and objective.
+        setup: the setup, with clean logits and truth of all `n` images.
+        run: the attack's run, with the measurements of the attacked images.
     """
     case = planned.case
     attacked, patients = run.attacked, setup.batch.patients
@@ -92,7 +92,7 @@ def score_run(planned: ResolvedCase, setup: AttackSetup, run: AttackRun) -> Scor
 
 
 def certificate(setup: AttackSetup) -> Certificate | None:
-    """Return the certified accuracy over the radius; None where the defense proves nothing."""
+    """Return the certified accuracy at each radius; None if the defense proves nothing."""
     if setup.certified is None:
         return None
     radius, patients = setup.certified.radius.cpu().numpy(), setup.batch.patients
@@ -112,7 +112,7 @@ def certificate(setup: AttackSetup) -> Certificate | None:
 def _answers(
     setup: AttackSetup, attacked: Bool[Tensor, " n"], columns: Measurements | None
 ) -> Tensor:
-    """Return the victim's answers to all images; the clean answer where none was attacked."""
+    """Return the victim's outputs for all images; the clean output if one was not attacked."""
     answers = setup.clean.clone()
     if columns is not None:
         answers[attacked] = columns["answer"]
@@ -147,8 +147,8 @@ def _guarded(
 ) -> dict[str, Any]:
     """Return the columns that a detector adds or changes; none without a detector.
 
-    An image is correct if its class is right and its clean version is not rejected. Rejecting an
-    attacked image is no mistake, because nobody acts on its class.
+    A clean image is correct if its class is right and it is not rejected. To reject an attacked
+    image is no mistake, because nobody acts on its class.
     """
     if setup.suspicion is None:
         return {}
@@ -210,7 +210,7 @@ class OutputScores(NamedTuple):
 
     @property
     def wrong(self) -> NDArray[np.bool_]:
-        """Which images are called wrong, rejected or not; of labels and findings."""
+        """Which images have a wrong prediction, rejected or not; for labels and findings."""
         return ~np.asarray(self.columns["correct"], dtype=np.bool_)
 
 
@@ -224,11 +224,11 @@ def evaluate_outputs(
     """Turn model outputs into per-image columns and aggregate metrics.
 
     Args:
-        objective: what the attacker wants.
-        setup: truth, patients and clean answers of all images.
+        objective: the attacker's goal.
+        setup: the setup, with truth, patients and clean outputs of all images.
         answer: `(n, k)` logits or `(n, *s)` masks of class ids.
         attacked: `(n,)` which images were attacked.
-        weights: `(replicates, n)` from resamples.
+        weights: `(replicates, n)` weights from `resamples`.
     """
     if setup.data.card.task == "segmentation":
         return _masks(objective, setup, answer, weights)
@@ -284,7 +284,7 @@ def _masks(
 def _pixels(
     masks: NDArray[Any], truth: NDArray[Any], regions: dict[str, tuple[int, ...]]
 ) -> list[NDArray[np.int64]]:
-    """Return how many counted pixels of each image are of each region."""
+    """Return the number of counted pixels of each region in each image."""
     axes = tuple(range(1, masks.ndim))
     inside = [(np.isin(masks, ids) & (truth >= 0)).sum(axis=axes) for ids in regions.values()]
     return list(np.stack(inside, axis=1))

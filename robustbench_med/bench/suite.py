@@ -27,32 +27,33 @@ class Grid(BaseModel):
         default=("*",),
         min_length=1,
         description='a pattern ("*", "*_resnet") = the shipped victims of the dataset whose names '
-        'match it; "defended" = those that a defense retrained, each beside the one it was made '
+        'match it; "defended" = those that a defense retrained, and the victims they were made '
         "from",
     )
     defenses: tuple[str, ...] = Field(
-        default=("none",), min_length=1, description="what the victims are wrapped in, a case each"
+        default=("none",), min_length=1, description="defenses of the victims, one case for each"
     )
     knowledge: tuple[str, ...] = Field(
         default=("adaptive",),
         min_length=1,
-        description="of the attacker: adaptive knows the defense, oblivious attacks the victim "
-        "without it; the name of a detector: evades that one, whatever is deployed; a case each",
+        description="what the attacker knows about the defense, one case for each: adaptive knows "
+        "it, oblivious attacks the victim without it, the name of a detector evades that one "
+        "instead",
     )
     attacks: tuple[str, ...] = Field(min_length=1)
     norm: Norm = "linf"
     channels: tuple[str, ...] = Field(
         default=("all",),
         min_length=1,
-        description='sets of channels that may change, a case each: "all", "T1", "T1 + FLAIR=0.5" '
-        "(with a share of the radius)",
+        description='sets of channels that may change, one case for each: "all", "T1", '
+        '"T1 + FLAIR=0.5" (with a fraction of the radius)',
     )
     ladder: tuple[float, ...] = Field(
-        default=(), description="radii; an attack may bring its own, pgd(eps=2/255)"
+        default=(), description="radii; an attack may state others, pgd(eps=2/255)"
     )
     budget: Literal["absolute", "mean_norm"] = "absolute"
     surrogates: tuple[str, ...] = Field(
-        default=(), description='models attacked in the victim\'s place; "*" = those of the dataset'
+        default=(), description='models attacked instead; "*" = all victims of the dataset'
     )
     draws: int = Field(default=1, ge=1, description="forward passes averaged (EOT)")
     n_fit: int = Field(default=512, ge=1, description="training images for universal attacks")
@@ -64,14 +65,14 @@ class Grid(BaseModel):
 
     @field_validator("ladder", mode="before")
     @classmethod
-    def _numbers(cls, values: Any) -> Any:  # noqa: ANN401 - pydantic hands in whatever was written
+    def _numbers(cls, values: Any) -> Any:  # noqa: ANN401 - pydantic passes any value of the file
         if isinstance(values, str | int | float):
             values = [values]
         return [number(v) for v in values] if isinstance(values, list | tuple) else values
 
 
 class Suite(Card):
-    """A named set of grids; its card is itself."""
+    """A named set of grids, which is also its own card."""
 
     seed: int = 0
     save_images: bool = Field(
@@ -89,8 +90,8 @@ def find_suite(name: str) -> Suite:
     """Return a shipped suite by name, or the one in a TOML file.
 
     Raises:
-        UnknownNameError: no such suite.
-        SpecError: the file is missing, is no TOML, or breaks the schema.
+        UnknownNameError: there is no such suite.
+        SpecError: the file is missing, is not TOML, or breaks the schema.
     """
     if name.endswith(".toml"):
         return read_suite(check_name(name))
@@ -102,7 +103,7 @@ def find_suite(name: str) -> Suite:
 
 
 def title_of(folder: Path) -> str:
-    """Return the title of a page of records: that of the shipped suite they are of, if any."""
+    """Return the title of a page of records: that of their shipped suite, if there is one."""
     name = folder.resolve().name
     shipped = FOLDER / f"{name}.toml"
     return read_suite(shipped).title if shipped.is_file() else name
@@ -122,14 +123,14 @@ def read_suite(path: Path) -> Suite:
 def override(suite: Suite, fields: dict[str, Any], seed: int | None) -> Suite:
     """Return the suite with fields of its grids replaced, e.g. `{"n": 20}`.
 
-    A suite whose datasets are replaced keeps its first grid alone. If the datasets are not its own,
-    it is called "custom", so that their records do not mix with the suite's, and saves no images.
-    If victims are replaced, the grids of datasets on which they were trained remain. If attacks or
-    surrogates are replaced, each dataset is attacked once.
+    If datasets are replaced, only the first grid remains. If the new datasets are not in the suite,
+    the suite is called "custom", so that their records do not mix with the suite's, and saves no
+    images. If victims are replaced, the grids of datasets on which they were trained remain. If
+    attacks or surrogates are replaced, each dataset is attacked once.
 
     Raises:
         SpecError: a field breaks the schema.
-        UnknownNameError: a victim that no card carries.
+        UnknownNameError: no card has the name of a victim.
     """
     grids = [grid.model_dump() for grid in suite.grids]
     shipped = {dataset for grid in suite.grids for dataset in grid.datasets}
@@ -137,7 +138,7 @@ def override(suite: Suite, fields: dict[str, Any], seed: int | None) -> Suite:
         grids = grids[:1]
         if not set(fields["datasets"]) <= shipped:
             changes = {"name": "custom", "title": "Own selection", "save_images": False}
-            suite = suite.model_copy(update=changes)  # its images may be of patients
+            suite = suite.model_copy(update=changes)  # the images may come from patients
     elif "victims" in fields:
         trained = {dataset_of(victim) for victim in fields["victims"]} - {None}
         for grid in grids:
@@ -149,7 +150,7 @@ def override(suite: Suite, fields: dict[str, Any], seed: int | None) -> Suite:
         grids = _first_of_each(grids)
     values = suite.model_dump()
     if any(name.endswith(".npz") for name in fields.get("datasets", ())):
-        # all of one's own images, unless -n says less
+        # all images of the user's file, unless -n states fewer
         grids = [{**grid, "n": None} for grid in grids]
     values["grids"] = [{**grid, **fields} for grid in grids]
     values["seed"] = suite.seed if seed is None else seed

@@ -1,6 +1,6 @@
-"""Estimate what the cases of a plan cost on this machine, from one small batch of each victim.
+"""Estimate the time of the cases of a plan on this machine, from one small batch of each victim.
 
-A card says how long a gradient took on the machine that trained its victim, which is another.
+The time in a victim's card does not help, because it was measured on the machine that trained it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from robustbench_med.models.load import load_victim
 from robustbench_med.types import images_at_once
 from robustbench_med.victim import Victim, frozen
 
-_BATCH = 8  # images timed at once
-_LEAST = 1e-3  # seconds of a case that are said: less is said as less
-# median share of the passes at most that the committed records needed (406 cases, docs/speed.md):
-# images that break early leave the batch; 1 where an attack has none to save
+_BATCH = 8  # images in a timed batch
+_LEAST = 1e-3  # shortest time of a case in seconds that is shown; shorter ones are shown as less
+# median share of the largest number of passes that the committed records needed (406 cases,
+# docs/speed.md): images with an early success leave the batch; 1 if an attack cannot save passes
 _NEEDED = {
     "apgd_targeted": 0.1,
     "carlini_wagner": 0.35,
@@ -40,14 +40,14 @@ _NEEDED = {
 
 
 class Seconds(NamedTuple):
-    """What a case costs: `likely`, and at `most`, if the attack never succeeds."""
+    """The time of a case: the `likely` one, and the longest, `most`, if no attack succeeds."""
 
     likely: float
     most: float
 
 
 class Clock:
-    """Times victims, each once, and remembers them in the cache folder."""
+    """Time each victim once, and store the times in the cache folder."""
 
     def __init__(self) -> None:
         self._file = cache_root() / "timings.json"
@@ -57,7 +57,7 @@ class Clock:
             self._known = {k: float(v) for k, v in stored.items() if float(v) > 0}
 
     def seconds(self, planned: ResolvedCase) -> Seconds | None:
-        """Return what a case costs here, None where its victim cannot be timed."""
+        """Return the time of a case on this machine; None if its victim cannot be timed."""
         gradient = self._gradient(planned)
         if gradient is None:
             return None
@@ -75,19 +75,19 @@ class Clock:
             try:
                 loaded = planned.loaded or load_victim(planned.victim, planned.data.card)
                 self._known[key] = gradient_seconds(loaded.victim)
-            except (BenchError, RuntimeError):  # one whose cases fail, and say why
+            except (BenchError, RuntimeError):  # the cases of such a victim fail with the reason
                 return None
             self._write()
         return self._known[key]
 
     def _write(self) -> None:
-        """Keep what was timed; a folder that cannot be written costs the next plan some seconds."""
+        """Store the times; if the folder cannot be written, the next plan measures them again."""
         with contextlib.suppress(OSError):
             write_text(self._file, json.dumps(self._known))
 
 
 def gradient_seconds(victim: Victim) -> float:
-    """Return the seconds that one image forward and backward takes here, the better of two tries.
+    """Return the seconds of one image forward and backward on this machine, the best of two tries.
 
     The first pass, in which torch chooses its kernels, does not count.
     """
@@ -106,7 +106,7 @@ def gradient_seconds(victim: Victim) -> float:
 
 
 def words(seconds: float) -> str:
-    """Return a duration as a person says it.
+    """Return a duration as short text.
 
     >>> words(0.03), words(4.2), words(93.0), words(4000.0)
     ('1 s or less', '4 s', '2 min', '67 min')

@@ -1,4 +1,4 @@
-"""Surrogate: the model that is attacked where the attacker cannot use the victim itself."""
+"""Surrogate: the model that is attacked if the attacker cannot use the victim itself."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from robustbench_med.types import Images, Output
 from robustbench_med.victim import Victim
 
 Attack = Callable[[Problem, Draws], Images]
-RECORDED = 12  # gradients that are kept
+RECORDED = 12  # so many gradients are recorded
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A model the attacker owns.
+    """A model that the attacker owns.
 
     Attributes:
-        victim: at its own decision rule (argmax, or a logit above 0).
+        victim: the model with its own decision rule (argmax, or a logit above 0).
         data: the card of the images it was trained on.
-        threat: "transfer" where it was trained on the victim's data, "no_box" where on other data.
+        threat: "transfer" if it was trained on the victim's data, "no_box" if on other data.
         known: the candidates crafted so far, by the key of their draws. All victims of a dataset
-            are shown the same candidates, so each is crafted once.
-        counter: the passes that crafting cost, and what was wrong with the gradients.
+            get the same candidates, so each is crafted once.
+        counter: the passes that crafting cost, and the counts of faulty gradients.
         recorder: holds a few of the gradients of the crafting attack.
     """
 
@@ -52,20 +52,20 @@ class Surrogate:
         """Return the surrogate's logits for images of the victim's size and channels."""
         c = self.victim.contract
         if x.shape[1] != c.channels:
-            x = x.mean(1, keepdim=True).expand(-1, c.channels, *x.shape[2:])  # as grey
+            x = x.mean(1, keepdim=True).expand(-1, c.channels, *x.shape[2:])  # convert to grey
         if tuple(x.shape[2:]) != tuple(c.size):
             mode = "bilinear" if len(c.size) == 2 else "trilinear"
             x = functional.interpolate(x, c.size, mode=mode, align_corners=False)
         return self.victim(x)
 
     def view(self, problem: Problem, *, use_all_steps: bool) -> Problem:
-        """Return the problem as the attacker sees it: the surrogate in the victim's place.
+        """Return the problem of the attacker, with the surrogate instead of the victim.
 
-        A surrogate trained on other data knows other classes. The attacker then leaves the class
-        that the surrogate itself calls on the clean image.
+        A surrogate trained on other data has other classes. The goal is then to leave the class
+        that the surrogate predicts on the clean image.
         """
         view = replace(problem, judge=self, guide=None, counter=self.counter)
-        # the attacker does not know the victim's detector, and evades one of his own if he has it
+        # the attacker does not know the victim's detector, and evades that of the surrogate, if any
         if isinstance(view.objective, EvadeDetector):
             evades = replace(view.objective, loss="both")
             guarded = self.victim.guard is not None
@@ -91,7 +91,7 @@ def load_surrogate(surrogate: ResolvedSurrogate, threat: Threat, device: torch.d
 
 
 def trained_on(source: ModelSource, data: DatasetCard) -> DatasetCard:
-    """Return the card of the data a surrogate was trained on; `data` for a model of one's own."""
+    """Return the card of the data a surrogate was trained on; `data` for the user's own model."""
     model = source.card if source.entry is None else source.entry.card
     if model is None:
         return data
@@ -100,13 +100,13 @@ def trained_on(source: ModelSource, data: DatasetCard) -> DatasetCard:
 
 
 def transferred(attack: Attack, surrogate: Surrogate, *, use_all_steps: bool) -> Attack:
-    """Return the attack on the surrogate alone; the victim only judges the candidates at the end.
+    """Return an attack that uses only the surrogate; the victim judges the final candidates.
 
     Args:
-        attack: as it is applied to a problem.
-        surrogate: the model that it optimises against.
-        use_all_steps: whether it spends all its steps: an image that just crosses the surrogate's
-            boundary seldom transfers.
+        attack: the attack as it is applied to a problem.
+        surrogate: the model that the attack optimises against.
+        use_all_steps: whether the attack uses all its steps; an image that just crosses the
+            surrogate's boundary seldom transfers.
     """
 
     def crafted(problem: Problem, rng: Draws) -> Images:

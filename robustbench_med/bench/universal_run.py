@@ -1,4 +1,4 @@
-"""Fit one perturbation on training images, and apply it to every image attacked."""
+"""Fit one perturbation on training images, and apply it to every attacked image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from robustbench_med.stats import Estimate, intervals
 from robustbench_med.types import Batch, Images
 from robustbench_med.universal import Universal
 
-PATTERNS = "universal.safetensors"  # beside the record: one tensor a rung
+PATTERNS = "universal.safetensors"  # file beside the record, with one tensor for each rung
 
 
 class FittedUniversal(NamedTuple):
@@ -34,13 +34,13 @@ class FittedUniversal(NamedTuple):
 
     def apply(self, problem: Problem, rng: Draws) -> Images:
         """Return the images with the perturbation of the problem's radius."""
-        eps = float(torch.as_tensor(problem.ball.eps).flatten()[0])  # one for all images
+        eps = float(torch.as_tensor(problem.ball.eps).flatten()[0])  # the same for all images
         nearest = min(self.by_radius, key=lambda radius: abs(radius - eps))
         return self.by_radius[nearest].apply(problem.x, problem.ball, rng)
 
     @property
     def file(self) -> bytes:
-        """The patterns as safetensors, `rung_0` the smallest radius."""
+        """The perturbations as safetensors; `rung_0` has the smallest radius."""
         patterns = {
             f"rung_{i}": u.pattern.cpu().contiguous() for i, u in enumerate(self.by_radius.values())
         }
@@ -61,14 +61,14 @@ def fit_universal(
     """Fit a perturbation at each radius and count its effect on all images.
 
     Args:
-        problem: the images attacked.
+        problem: the attacked images.
         function: a universal attack.
-        parameters: its parameters.
-        train: the images it is fitted on.
-        setup: all images of the case.
-        every_rng: one stream for each image of the case.
-        radii: the rungs, in image units.
-        seed: of the case.
+        parameters: the parameters of the attack.
+        train: the training images used to fit.
+        setup: the setup with all images of the case.
+        every_rng: one random stream for each image of the case.
+        radii: the radii of the rungs, in image units.
+        seed: the seed of the case.
 
     Raises:
         DataError: the objective applies to no training image.
@@ -120,7 +120,7 @@ def _counts(universal: Universal, whole: Problem, setup: AttackSetup, rng: Draws
     columns = measure(whole, universal.apply(whole.x, whole.ball, rng), card.bit_depth)
     called, clean = (decide(answer, card.task) for answer in (columns["answer"], setup.clean))
     truth, masks = setup.batch.y.cpu().numpy(), card.task == "segmentation"
-    # labelled, and the goal not reached by the clean image
+    # labelled images whose clean version does not reach the goal
     before = verdict_on(whole.objective, setup.clean, whole.y, len(card.classes)).success
     attacked = (whole.objective.applies(whole.y) & ~before).cpu().numpy()
 

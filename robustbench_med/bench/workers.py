@@ -1,8 +1,8 @@
-"""Workers: processes that compute beside this one, none of which outlives it.
+"""Workers: processes that compute in parallel, and end when the process that started them ends.
 
-A driver that is stopped by a signal or an exception kills its workers. One that is killed outright
-can do nothing any more: hence each worker watches its driver, and ends itself and whatever it
-started once the driver is gone.
+A driver that is stopped by a signal or an exception kills its workers. A driver that is killed
+outright cannot, so each worker watches its driver, and ends itself and the processes it started
+when the driver is gone.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from joblib.externals.loky import process_executor
 
 Result = TypeVar("Result")
 WorkerDiedError = process_executor.TerminatedWorkerError
-_LOOKED = 0.5  # seconds between two looks at the driver
-_TICK = 0.02  # seconds to which the start of a process is known
+_LOOKED = 0.5  # seconds between two checks of the driver
+_TICK = 0.02  # accuracy in seconds of the start time of a process
 
 
 def map_unordered(
@@ -34,21 +34,21 @@ def map_unordered(
     jobs: int,
     threads: int,
 ) -> Generator[Result, None, None]:
-    """Yield `function(*call)` of all arguments as they come, computed in `jobs` processes.
+    """Yield the results of `function(*call)` as they finish, computed in `jobs` processes.
 
-    Workers that have no more to do wait for the next call. Where this generator is closed early, or
-    the caller is interrupted, they are killed.
+    Idle workers wait for the next call of this function. They are killed if this generator is
+    closed early or the caller is interrupted.
 
     Args:
-        function: of a module that the workers can import.
-        arguments: of each call, in the order they are begun.
-        jobs: processes.
-        threads: of each process.
+        function: a function in a module that the workers can import.
+        arguments: the arguments of each call, in the order in which the calls start.
+        jobs: number of processes.
+        threads: number of threads of each process.
 
     Raises:
-        WorkerDiedError: a worker died; the calls that were not finished are lost.
+        WorkerDiedError: a worker died; the results of unfinished calls are lost.
     """
-    # arrays travel whole: those mapped from a file are read-only, which torch warns of
+    # arrays are copied, since arrays mapped from a file are read-only, and torch warns about those
     with parallel_config(
         backend="loky",
         inner_max_num_threads=threads,
@@ -57,25 +57,25 @@ def map_unordered(
     ):
         pool = Parallel(n_jobs=jobs, return_as="generator_unordered", max_nbytes=None)
         results = pool(delayed(function)(*call) for call in arguments)
-    # joblib kills its workers where its generator is closed before its end
+    # joblib kills its workers if its generator is closed early
     with contextlib.closing(results):
         yield from results
 
 
 def can_start() -> bool:
-    """Return whether this process may have workers: one that is daemonic may not."""
+    """Return whether this process may start workers, which a daemonic process may not."""
     return not multiprocessing.current_process().daemon
 
 
 def start(driver: int) -> None:
-    """Prepare a worker: end with the driver, leave Ctrl-C to it, and keep what memory it takes.
+    """Prepare a worker: end it with the driver, ignore Ctrl-C, and let it keep its memory.
 
     Args:
-        driver: its process id.
+        driver: the process id of the driver.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # loky replaces a worker that holds 300 MB more than after its first call, and warns of it:
-    # a larger victim or surrogate than the first one is no leak
+    # loky warns and replaces a worker that holds 300 MB more than after its first call, but a
+    # larger victim or surrogate is no memory leak
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
     threading.Thread(target=_watch, args=(driver,), daemon=True).start()
 
@@ -88,15 +88,15 @@ def _watch(driver: int) -> None:
 
 
 def _lives(driver: int) -> bool:
-    # a parent that died is replaced at once, though it may stay in the process table
+    # the parent id changes as soon as the driver dies, even if it stays in the process table
     return psutil.pid_exists(driver) if os.name == "nt" else os.getppid() == driver
 
 
 def kill_children(*, since: float = 0.0) -> None:
-    """Kill every process that this one started, and those that they did.
+    """Kill every process that this one started, and all their descendants.
 
     Args:
-        since: only those that began at this time or later, in seconds of `time.time()`.
+        since: kill only processes that started at this time or later, in seconds of `time.time()`.
     """
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
