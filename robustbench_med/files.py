@@ -1,9 +1,12 @@
-"""Write files in one step."""
+"""Write files in one step, and keep other processes from a folder."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -35,3 +38,19 @@ def write_bytes(path: Path, content: bytes) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+@contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """Keep other processes from the records of a folder that take this lock too.
+
+    Those are workers of pytest-xdist, another pytest, and calls of `pack`.
+    """
+    from filelock import FileLock
+
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
+    folder = Path(tempfile.gettempdir()) / f"robustbench_med-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    name = hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]
+    with FileLock(folder / f"{name}.lock"):
+        yield

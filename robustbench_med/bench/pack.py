@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from robustbench_med.bench import packed, store
 from robustbench_med.errors import ResultsError
-from robustbench_med.files import write_bytes
+from robustbench_med.files import locked, write_bytes
 
 
 class Pack(NamedTuple):
@@ -39,6 +39,13 @@ def pack(folder: Path) -> Pack:
     if not folder.is_dir():
         what = "a file" if folder.exists() else "there is no such folder"
         raise ResultsError(f"expected a folder of records, got {folder}: {what}")
+    with locked(folder):  # else the slower of two calls would write what it read before the other
+        return _pack(folder)
+
+
+def _pack(folder: Path) -> Pack:
+    # before they are read: a run may replace one from then on
+    written = {path.parent: path.stat().st_mtime_ns for path in folder.glob(f"*/{store.RECORD}")}
     stored, damaged = store.read_each(folder)
     if damaged:
         more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
@@ -46,14 +53,14 @@ def pack(folder: Path) -> Pack:
     if not stored:
         raise ResultsError(f"expected records in {folder}, got none")
     paths = [Path(record.folder) for record in stored]
-    loose = {home: _written(home) for home in paths if store.is_loose(home)}
+    loose = {home: written.get(home, 0) for home in paths if store.is_loose(home)}
     tables = {home.name: store.table_of(home) for home in paths}
     records = {case.record.case_id: case.record for case in stored}
     # write the samples first, since a packed record without its samples would be damaged
     _write(folder, {packed.SAMPLES: packed.encode_samples(tables)})
     _write(folder, {packed.RECORDS: packed.encode_records(records)})
-    for home, written in loose.items():
-        _empty(home, written)
+    for home, time in loose.items():
+        _empty(home, time)
     return Pack(len(stored), (folder / packed.RECORDS, folder / packed.SAMPLES))
 
 

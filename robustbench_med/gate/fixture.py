@@ -20,10 +20,11 @@ from robustbench_med.bench.runner import run_cases
 from robustbench_med.bench.verify.replay import changed, replan
 from robustbench_med.errors import BenchError, ResultsError, SpecError
 from robustbench_med.evaluation import Evaluation
+from robustbench_med.files import locked
 from robustbench_med.gate.compare import Comparison, check_choices, compare, identical
 from robustbench_med.gate.flags import Doubts, accepted, judge
 from robustbench_med.gate.measured_score import MeasuredScore
-from robustbench_med.gate.records import AGAIN, home_of, locked, recorded, rewrite
+from robustbench_med.gate.records import AGAIN, home_of, recorded, rewrite
 from robustbench_med.model_handle import DataLike, ModelLike
 from robustbench_med.spec import number
 from robustbench_med.stats import Estimate

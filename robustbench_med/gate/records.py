@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shlex
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-
-from filelock import FileLock
 
 from robustbench_med import registry
 from robustbench_med.bench import store
@@ -51,16 +45,6 @@ def home_of(path: Path) -> Path:
     if path.name == "record.json":
         path = path.parent
     return path.parent if store.has_record(path) else path
-
-
-@contextmanager
-def locked(home: Path) -> Iterator[None]:
-    """Keep other processes from records in a folder: workers of pytest-xdist, or another pytest."""
-    folder = Path(tempfile.gettempdir()) / f"robustbench_med-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    name = hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]
-    with FileLock(folder / f"{name}.lock"):
-        yield
 
 
 def rewrite(home: Path, stored: Stored, before: Path | None = None) -> Path:

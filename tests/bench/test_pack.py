@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +303,39 @@ def test_killed_at_any_moment_nothing_is_lost(
     assert not list(folder.glob("*/record.json"))
     assert not list(folder.glob("*/samples.parquet"))
     assert {k: v[0] for k, v in contents(folder).items()} == {k: v[0] for k, v in before.items()}
+
+
+def test_a_record_that_a_run_replaced_while_the_others_were_read_is_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, read = store.homes(folder)[0], store.read_each
+
+    def read_and_replace(path: Path) -> Any:  # noqa: ANN401
+        result = read(path)
+        os.utime(home / "record.json", (1, 1))
+        return result
+
+    monkeypatch.setattr(store, "read_each", read_and_replace)
+    pack(folder)
+    assert [path.parent for path in folder.glob("*/record.json")] == [home]
+
+
+def test_two_calls_pack_one_after_the_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, most = [0], [0]
+    write = write_bytes
+
+    def slow(path: Path, content: bytes) -> Path:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.2)
+        inside[0] -= 1
+        return write(path, content)
+
+    monkeypatch.setattr(packing, "write_bytes", slow)
+    with ThreadPoolExecutor(2) as threads:
+        results = list(threads.map(pack, [folder, folder]))
+    assert [result.records for result in results] == [3, 3]
+    assert most[0] == 1
 
 
 def test_a_record_that_a_run_replaced_meanwhile_is_kept(
