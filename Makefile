@@ -18,7 +18,7 @@ test: $(DEV)  ## install with the dev extra, run the quick tests
 	$(BIN)/python -m pytest -m "not slow" -n auto --benchmark-disable
 
 slow: $(DEV)  ## the tests that `make test` leaves out
-	$(BIN)/python -m pytest -m slow --benchmark-disable
+	$(BIN)/python -m pytest -m slow -n auto --benchmark-disable
 
 shapes: $(DEV)  ## the same tests with the type and shape of every argument and result checked
 	CHECK_SHAPES=1 $(BIN)/python -m pytest -m "not slow" -n auto --benchmark-disable $(SHAPES)
