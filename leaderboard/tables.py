@@ -1,4 +1,4 @@
-"""Boards and transfer matrices to terminal tables and Markdown; writes them, and the CSV."""
+"""Tables: format boards and transfer matrices for the terminal and as Markdown, and write files."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from .wording.commands import commands
 from .wording.text import DASH, FAILURES_MEAN, NORMS, THREATS, number, plain, radii
 from .wording.threat_model import channel_words, native_radii, objective_words
 
-CONTROL = "a control is no attack: nobody is ranked"
+CONTROL = "a control is no attack, so no model is ranked"
 _FIRST = ("worst_case", "clean")
-_LEAST = 14  # characters of the column of victims, at least
-_RANK_WIDTH = 7  # characters of the place, with the space around it and the victim
-_GAP = 3  # characters beside a column
-_NARROW = 16  # characters of a word of a heading; longer ones are folded
-_MOST = 3  # commands of a line; the others differ in the victim alone
+_LEAST = 14  # smallest width of the column of victims, in characters
+_RANK_WIDTH = 7  # width of the place, with the space around it and the victim
+_GAP = 3  # characters between columns
+_NARROW = 16  # longer words of a heading are folded
+_MOST = 3  # a line shows at most so many commands, which differ only in the victim
 
 
 def facts(board: Board) -> str:
-    """Return in one line what the board was measured on."""
+    """Return the images, setting and radii of a board in one line."""
     sizes = sorted({row.images for row in board.rows if row.images})
     images = f"{' / '.join(map(str, sizes)) or 'no'} images"
     return f"{images}, {patients(board)} · {board.setting} · ε ∈ {radii_words(board)}"
 
 
 def radii_words(board: Board) -> str:
-    """Return the radii of a board, in the units of its data too where these are known."""
+    """Return the radii of a board, also in the units of its data if these are known."""
     ladder = radii(board.ladder, board.norm, board.budget)
     linf = board.norm == "linf" and board.budget == "absolute"
     native = native_radii(board.ladder, board.dataset) if linf else ""
@@ -55,16 +55,15 @@ def patients(board: Board) -> str:
 def terminal_tables(
     made: list[Board], *, width: int = 100, only: list[Board] | None = None
 ) -> list[Table | Text]:
-    """Return the tables of each board, with all attacks, weak to strong, and its notes.
+    """Return the tables of each board with all attacks, from weak to strong, and its notes.
 
-    Where `width` characters do not hold them, further tables of the same rows follow. Attacks have
-    their intervals where there is room. After the board that a transfer matrix stands on, the
-    matrix.
+    If a table is wider than `width`, further tables with the same rows follow. Intervals of attacks
+    are shown if there is room. A transfer matrix follows its board.
 
     Args:
         made: all boards.
-        width: of the terminal, in characters.
-        only: the boards that are shown; by default all.
+        width: width of the terminal in characters.
+        only: the boards to show; by default all.
     """
     transfers = matrices(made)
     tables: list[Table | Text] = []
@@ -87,7 +86,7 @@ def _terminal_matrix(matrix: Matrix) -> list[Table | Text]:
 
 
 def matrix_title(matrix: Matrix) -> str:
-    """Return what a transfer matrix shows."""
+    """Return the title of a transfer matrix."""
     heading = plain(matrix.board.dataset.heading)
     return (
         f"{heading}: {matrix.attack} made on one model, success on others at ε = {matrix.board.at}"
@@ -95,7 +94,7 @@ def matrix_title(matrix: Matrix) -> str:
 
 
 def matrix_key(matrix: Matrix) -> str:
-    """Return how a transfer matrix is read."""
+    """Return the legend of a transfer matrix."""
     marks = [
         ("= attacker and victim are one model (white box)", any(_cells(matrix, "white_box"))),
         ("† flagged or invalid", any(_cells(matrix, "note"))),
@@ -129,11 +128,11 @@ def _success(matrix: Matrix, cell: Cell | None) -> str:
 
 
 def _terminal(board: Board, width: int) -> list[Table | Text]:
-    """Return the table of a board, those that continue it with further attacks, and its notes.
+    """Return the table of a board, further tables with more attacks, and its notes.
 
-    Worst case, clean score and all attacks share a table as long as they fit: for that the scores
-    under attacks give up their intervals, and the name that `--victim` takes moves below the title.
-    The other columns follow where there is room; otherwise the lines below the table say the same.
+    Worst case, clean score and all attacks share one table if they fit. To save room, the scores
+    under attacks omit their intervals, and the name that `--victim` takes moves below the title.
+    The other columns are shown if there is room; otherwise the lines below the table state them.
     """
     columns = [c for c in board_columns(board) if c.role == "attack" or c.key in _FIRST]
     layout = _layout(board, columns, width)
@@ -144,7 +143,7 @@ def _terminal(board: Board, width: int) -> list[Table | Text]:
     natural = sum(
         max(w, _GAP + len(_heading(c))) for c, w in zip(columns, layout.widths, strict=True)
     )
-    if natural + sum(needs) <= room:  # no heading is folded to make room for them
+    if natural + sum(needs) <= room:  # they fit without folding a heading
         columns += others
         layout = layout._replace(
             widths=layout.widths + needs, whole=layout.whole + [True] * len(others)
@@ -174,12 +173,12 @@ def _terminal(board: Board, width: int) -> list[Table | Text]:
 
 
 class _Layout(NamedTuple):
-    """Widths of the columns of a board in characters, with the space beside them.
+    """Widths of the columns of a board in characters, including the space between them.
 
     Attributes:
-        name: of the victim.
-        widths: of each other column.
-        whole: whether each other column has its intervals.
+        name: width of the column of victims.
+        widths: width of each other column.
+        whole: whether each other column shows its intervals.
     """
 
     name: int
@@ -198,7 +197,7 @@ def _layout(board: Board, columns: Sequence[Column], width: int) -> _Layout:
     )
 
     def layout(name: int, *intervals: str) -> _Layout:
-        """`intervals`: the columns, or roles of columns, that keep theirs."""
+        """`intervals`: the columns, or roles of columns, that show their intervals."""
         kept = [c.key in intervals or c.role in intervals for c in columns]
         needs = [_needed(board, c, whole=w) for c, w in zip(columns, kept, strict=True)]
         return _Layout(max(name, _LEAST), needs, kept)
@@ -216,7 +215,7 @@ def _layout(board: Board, columns: Sequence[Column], width: int) -> _Layout:
 
 
 def _needed(board: Board, column: Column, *, whole: bool) -> int:
-    """Return the characters that a column takes, with the space beside it."""
+    """Return the width of a column in characters, including the space beside it."""
     cells = [_cell_of(column, row, board.headline, whole) for row in board.rows]
     if column.key in _FIRST:
         heading = len(_heading(column))
@@ -236,7 +235,7 @@ def _cell_of(column: Column, row: Row, rung: int, whole: bool) -> Text:  # noqa:
 
 
 def terminal_title(board: Board) -> str:
-    """Return what a board is called above its table: no two of a page are called the same."""
+    """Return the title above a board's table, which is unique on a page."""
     aim = objective_words(board.objective, board.dataset) if board.objective != "untargeted" else ""
     touched = channel_words(board.channels, board.dataset)
     relative = "relative to a training image's mean norm" if board.budget == "mean_norm" else ""
@@ -246,7 +245,7 @@ def terminal_title(board: Board) -> str:
 
 
 def _caption(board: Board) -> list[str]:
-    """Return the lines below a board: what it was measured on, and why rows have no rank."""
+    """Return the lines below a board: its images and setting, and why rows have no rank."""
     notes = [
         f"{row.title_with_name}: {row.standing}. {'; '.join(row.reasons)}" for row in board.rows
     ]
@@ -263,7 +262,7 @@ def _caption(board: Board) -> list[str]:
 
 
 def argmax_words(board: Board) -> list[str]:
-    """Return how clean accuracy is decided where a threshold was chosen, and what it is without."""
+    """Return how clean accuracy is decided with a chosen threshold, and its value by argmax."""
     decided = [(row, row.argmax) for row in board.rows if row.argmax is not None]
     if not decided or not board.score.clean:
         return []
@@ -280,7 +279,7 @@ def argmax_words(board: Board) -> list[str]:
 
 
 def beyond_words(board: Board) -> list[str]:
-    """Return a line on each attack that some rows met and the board does not rank by."""
+    """Return a line on each attack that ran on some rows and does not rank the board."""
     ranked = [row for row in board.rows if row.standing == "ranked"]
     lines = []
     for column in board.columns:
@@ -291,8 +290,8 @@ def beyond_words(board: Board) -> list[str]:
         if not met or not lacking:
             continue
         lines.append(
-            f"{column} counts in the worst case of the {len(met)} of {len(board.rows)} rows that "
-            "met it; the others may stand too high for want of it. To run it on them: "
+            f"{column} counts in the worst case of the {len(met)} of {len(board.rows)} rows on "
+            "which it ran; without it the others may rank too high. To run it on them: "
             + "; ".join(dict.fromkeys(commands(row, [column], met) for row in lacking[:_MOST]))
             + (f"; and {len(lacking) - _MOST} more" if len(lacking) > _MOST else "")
         )
@@ -300,7 +299,7 @@ def beyond_words(board: Board) -> list[str]:
 
 
 def _split(widths: list[int], *, room: int) -> list[list[int]]:
-    """Return the places of columns in tables: as many each as it has room for, at least one."""
+    """Return the indices of the columns of each table: as many as fit, at least one."""
     tables: list[list[int]] = [[]]
     free = room
     for at, width in enumerate(widths):
@@ -380,11 +379,11 @@ def write_tables(
     """Write `leaderboard.csv` and `leaderboard.md` into `folder` and return their paths.
 
     Args:
-        boards: what they hold.
-        folder: where they go.
+        boards: the boards to write.
+        folder: the folder of the files.
         title: heading of the Markdown file.
         failures: cases without a usable record.
-        csv: of `csv_text`, where the caller has it.
+        csv: the result of `csv_text`, if the caller has it.
     """
     return (
         write_text(folder / "leaderboard.csv", csv or csv_text(boards)),

@@ -22,11 +22,11 @@ from ..wording.text import radius
 ALLOWED = 1  # image at each radius, since one success may be luck
 _KNOWS = {
     "universal": "which has one perturbation for all images",
-    "query": "which only asks the model for answers",
-    "transfer": "which was made on another model",
-    "no_box": "which was made on a model trained on other data",
+    "query": "which only queries the model's outputs",
+    "transfer": "which was crafted on another model",
+    "no_box": "which was crafted on a model trained on other data",
     "control": "which is no attack at all",
-    "oblivious": "which does not know of the defense",
+    "oblivious": "which does not know the defense",
 }
 
 
@@ -118,9 +118,9 @@ def hidden_gradients(robust: pd.DataFrame, scale: Scale, others: Mapping[str, St
         if missed.broken > max(ALLOWED, worst[threat][0].broken if threat in worst else 0):
             worst[threat] = missed, name
     return [
-        f"{missed.broken} of {missed.robust} images that are robust at ε = {scale.at(missed.rung)} "
-        f"against attacks which know the model are broken by {name}, {_KNOWS[threat]} ({ALLOWED} "
-        "allowed): those attacks were misled by hidden gradients, or too weak"
+        f"{missed.broken} of {missed.robust} images are robust at ε = {scale.at(missed.rung)} "
+        f"against attacks that know the model, but not against {name}, {_KNOWS[threat]} ({ALLOWED} "
+        "allowed): hidden gradients misled those attacks, or they were too weak"
         for threat, (missed, name) in sorted(worst.items(), key=lambda item: -item[1][0].broken)
     ]
 
@@ -134,9 +134,9 @@ def summary(names: Iterable[str], *, beaten: bool) -> str:
     """Return which attacks were compared with those of a white-box row, and the result."""
     listed = "; ".join(sorted(names))  # a name may hold a comma
     if not listed:
-        return "no attack that knows less was run on the same images: nothing to compare with"
-    end = "see above" if beaten else f"none breaks more than {ALLOWED} image that is robust here"
-    return f"compared, image by image, with attacks that know less ({listed}): {end}"
+        return "no attack with less knowledge was run on the same images, so none was compared"
+    end = "see above" if beaten else f"none succeeds on more than {ALLOWED} robust image"
+    return f"compared, image by image, with attacks that have less knowledge ({listed}): {end}"
 
 
 def single_step_doubts(runs: dict[str, Stored], scale: Scale) -> list[str]:
@@ -159,10 +159,9 @@ def single_step_doubts(runs: dict[str, Stored], scale: Scale) -> list[str]:
         missed = _most_missed(robust, right, every)
         if missed.broken > ALLOWED:
             reasons.append(
-                f"{missed.broken} of {missed.robust} images that are robust at "
-                f"ε = {scale.at(missed.rung)} against attacks of many steps are broken by "
-                f"{column}, a single step ({ALLOWED} allowed): the steps were misled by hidden "
-                "gradients"
+                f"{missed.broken} of {missed.robust} images are robust at "
+                f"ε = {scale.at(missed.rung)} against attacks of many steps, but not against the "
+                f"single step of {column} ({ALLOWED} allowed): hidden gradients misled the steps"
             )
     return reasons
 

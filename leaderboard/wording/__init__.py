@@ -1,1 +1,1 @@
-"""Wording: numbers, threat models, scores, checks and records as a person reads them."""
+"""Wording: write numbers, threat models, scores, checks and records as readable text."""

@@ -1,4 +1,4 @@
-"""Commands that run what a page lacks: an attack that a row has not met, a radius, another goal."""
+"""Commands that compute missing results of a page: another attack, radius or goal for a row."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def commands(
     """Return the commands that run the attacks of `columns` on the victim of a row.
 
     Args:
-        row: says victim, defense, operating point and passes.
-        columns: of the board.
-        rows: of the board; an attack is run as the first of them that has it did. One that none
-            of them has gives no command.
+        row: the row, with its victim, defense, operating point and passes.
+        columns: columns of the board.
+        rows: rows of the board. An attack is run with the setting of the first row that has it; an
+            attack that no row has gives no command.
         ladder: radii; by default those of that run.
     """
     lines: dict[str, None] = {}
@@ -37,13 +37,13 @@ def commands(
 def rerun_command(
     run: Stored, *, row: Row | None = None, objective: str = "", ladder: Sequence[float] = ()
 ) -> str:
-    """Return the command that makes the like of a run, for another victim, goal or ladder.
+    """Return the command that repeats a run with another victim, goal or ladder.
 
     Args:
-        run: the record that is repeated.
-        row: whose victim, as it is judged, is attacked instead.
-        objective: the goal instead.
-        ladder: radii instead.
+        run: the record to repeat.
+        row: the row whose victim is attacked instead, with its operating point and passes.
+        objective: the goal to use instead.
+        ladder: the radii to use instead.
     """
     case, start = run.record.case, _suite(run.record.provenance.command)
     judged = case if row is None else row.key
@@ -82,7 +82,7 @@ def _stated(run: Stored) -> dict[str, Any]:
 
 
 def _suite(command: str) -> list[str]:
-    """Return the start of a command that made a record: the suite, and where its data lies."""
+    """Return the start of the command that made a record: the suite and the folder of its data."""
     start = ["python", "-m", "robustbench_med", "run"]
     try:
         words = shlex.split(command)

@@ -1,4 +1,4 @@
-"""The metrics of a record as the rows of a table: what they are called and how they are written."""
+"""The metrics of a record as rows of a table, with their titles and formatted values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ATTACK = {
     "l2": ("L2 used", "unit"),
     "linf": ("L∞ used, /255", "grey"),
 }
-# metric of a record -> what a table calls it and how its value is written
+# metric of a record -> its title in a table and the format of its value
 _LABELS: dict[str, tuple[str, str]] = {
     "accuracy": ("Accuracy, %", "percent"),
     "balanced_accuracy": ("Balanced accuracy, %", "percent"),
@@ -35,15 +35,15 @@ _LABELS: dict[str, tuple[str, str]] = {
     "f1": ("F1", "unit"),
     **_ATTACK,
 }
-_FINE = {"ml": "fine", "mm": "plain", "px": "plain"}  # unit -> how a length or volume is written
+_FINE = {"ml": "fine", "mm": "plain", "px": "plain"}  # unit -> format of a length or volume
 
 
 class MetricRow(NamedTuple):
     """A metric at every radius.
 
     Attributes:
-        region: place of the region it is of in the card's order; None: of the whole image.
-        cells: an estimate a rung; None where the record has none.
+        region: index of the metric's region in the card; None for a metric of the whole image.
+        cells: one estimate for each rung; None where the record has none.
     """
 
     label: str
@@ -53,7 +53,7 @@ class MetricRow(NamedTuple):
 
 
 def metric_rows(record: Record) -> list[MetricRow]:
-    """Return the metrics a record has; of masks the Dice of every region last but the attack's."""
+    """Return the metrics of a record; for masks also the Dice of each region."""
     card = record.dataset_card
     names = {name for rung in record.rungs for name in rung.metrics}
     labels: list[tuple[str, str, str, int | None]] = [
@@ -92,7 +92,7 @@ def _labels(card: DatasetCard) -> dict[str, tuple[str, str]]:
 
 
 def value_unit(metric: str, card: DatasetCard) -> str:
-    """Return what the value of a metric is counted in as a record keeps it; a Dice has no unit.
+    """Return the unit of a metric's value as stored in a record; a Dice has no unit.
 
     >>> from robustbench_med.cards import DatasetCard
     >>> card = DatasetCard(name="x", title="X", modality="CT", task="single_label",
@@ -122,7 +122,7 @@ _VALUE_UNITS = {
 
 
 def metric_notes(record: Record) -> str:
-    """Return how masks are scored where a reader could think otherwise; empty for labels."""
+    """Return notes on how masks are scored, for points that are not obvious; empty for labels."""
     card = record.dataset_card
     if card.task != "segmentation":
         return ""

@@ -1,4 +1,4 @@
-"""What a record's attacker, audits, distance, cost and parameters say, in sentences."""
+"""Write a record's attacker, audits, distance, cost and parameters as sentences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KNOWS = {
 
 
 def attacker_words(record: Record) -> str:
-    """Return what the attacker has of the victim, and how often both are asked."""
+    """Return the attacker's access to the victim, and the number of averaged passes."""
     case = record.case
     who = _KNOWS.get(case.threat, "")
     if case.surrogate is not None:
@@ -42,7 +42,7 @@ def attacker_words(record: Record) -> str:
 
 
 def budget_words(record: Record) -> str:
-    """Return what the radii are counted in, and which channels may change."""
+    """Return the unit of the radii, and the channels that may change."""
     case = record.case
     touched = channel_words(case.channels, record.dataset_card)
     end = f"; {touched}" if touched else ""
@@ -63,7 +63,7 @@ def budget_words(record: Record) -> str:
 
 
 def distance_words(record: Record) -> str:
-    """Return how far the images are from breaking; empty for an attack at given radii."""
+    """Return the median distance to a success; empty for an attack at fixed radii."""
     distance = record.distance
     if distance is None:
         return ""
@@ -76,17 +76,19 @@ def distance_words(record: Record) -> str:
             "" if math.isinf(distance.low) else f" (it is at least {radius(distance.low, norm)})"
         )
         return (
-            f"Fewer than half of the attacked images broke, so there is no median distance{least}."
+            "The attack succeeded on fewer than half of the attacked images, so there is no median "
+            f"distance{least}."
         )
     high = "no bound" if math.isinf(distance.high) else _bare(distance.high, norm)
     return (
-        f"Half of the attacked images break within {radius(distance.value, norm)}{counted}, "
+        f"The attack succeeds on half of the attacked images within {radius(distance.value, norm)}"
+        f"{counted}, "
         f"95 % interval {_bare(distance.low, norm)}–{high}."
     )
 
 
 def spread_words(record: Record) -> str:
-    """Return what a universal perturbation was fitted on and where it lies; empty for others."""
+    """Return the training images and the file of a universal perturbation; empty for others."""
     spread = record.universal
     if spread is None:
         return ""
@@ -104,7 +106,7 @@ def _bare(value: float, norm: str) -> str:
 
 
 def audit_words(record: Record) -> list[str]:
-    """Return the budget audit in sentences; says so where there is none."""
+    """Return the budget audit in sentences, or a sentence that there is none."""
     audit = record.audit
     if audit is None:
         return ["No budget audit: nothing was attacked."]
@@ -119,7 +121,7 @@ def audit_words(record: Record) -> list[str]:
     norm = NORMS.get(audit.norm, audit.norm)
     still = f"Still adversarial after rounding to {audit.bit_depth} bits: "
     if math.isnan(rounding.value):
-        still += "nothing was broken."
+        still += "no success."
     else:
         still += f"{number(rounding.value)} %" + (f" ({bounds})." if bounds else ".")
     return [
@@ -130,26 +132,27 @@ def audit_words(record: Record) -> list[str]:
 
 
 def ladder_words(record: Record) -> str:
-    """Return how the ladder was walked and checked; empty where every radius was run."""
+    """Return how the ladder was inferred and checked; empty if every radius was run."""
     audit = record.ladder_audit
     if audit is None:
         return ""
     taken = (
-        f"{audit.inferred:,} (image, radius) pairs were taken to be robust because a larger radius "
-        "had failed"
+        f"{audit.inferred:,} (image, radius) pairs were inferred to be robust because the attack "
+        "failed at a larger radius"
     )
     if not audit.checked:
-        return f"{taken}; none was run to check."
+        return f"{taken}; none was attacked to check."
     outcome = (
-        f"{audit.success} of them broke, so all were rerun"
+        f"the attack succeeded on {audit.success} of them, so all were attacked"
         if audit.reran
-        else f"none of them broke: at most {100 * audit.miss_bound:.1f} % would (95 % confidence)"
+        else f"without a success: at most {100 * audit.miss_bound:.1f} % of the inferred pairs "
+        "would be one (95 % confidence)"
     )
-    return f"{taken}; {audit.checked:,} were run to check, {outcome}."
+    return f"{taken}; {audit.checked:,} were attacked to check, {outcome}."
 
 
 def cost_words(record: Record) -> str:
-    """Return what the attack cost, counted."""
+    """Return the measured cost of the attack."""
     cost = record.cost
     if cost is None:
         return "Nothing was computed."
@@ -161,7 +164,7 @@ def cost_words(record: Record) -> str:
 
 
 def commit_words(provenance: Provenance) -> str:
-    """Return the commit, marked `+` where files had changed; empty outside a checkout."""
+    """Return the commit, marked `+` if files had changed; empty outside a checkout."""
     return plain(provenance.git_commit[:10]) + ("+" if provenance.git_dirty else "")
 
 
@@ -185,10 +188,10 @@ def decision_words(record: Record) -> str:
 
 
 def comparison_words(row: Row, rung: int) -> list[str]:
-    """Return which other rows this one is told apart from at a radius, with the p values.
+    """Return from which other rows this one differs significantly at a radius, with p values.
 
-    Rows of one place may be told apart as a pair: no line parts all rows above it from all below,
-    because another row of that place is told apart from neither.
+    Two rows that share a place may differ as a pair, if a third row of that place does not differ
+    from either of them.
     """
     compared = [v for v in row.comparisons if math.isfinite(v.gain[rung])]
     heads = {

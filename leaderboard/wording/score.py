@@ -1,6 +1,6 @@
-"""Score: what a board counts of each image, what that is called, and how it is written.
+"""Score: the value that a board counts for each image, with its names and its format.
 
-The one place that knows accuracy from Dice: everything else asks the board for its score.
+Only this module distinguishes accuracy from Dice; all other code uses the score of the board.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from .threat_model import class_words, with_article
 
 @dataclass(frozen=True)
 class Score:
-    """What is counted of each image: 1 is best, 0 worst.
+    """The value that is counted for each image; 1 is best, 0 is worst.
 
     Attributes:
-        image: how it is read off a samples table.
-        name: what a sentence calls it.
-        key: with what it means, above a table.
-        short: beside a number.
-        worst, clean: headings of columns; `clean` is empty where the clean score is 1 by
-            construction and so no finding: it is shown nowhere.
+        image: the function that reads the value from a samples table.
+        name: the name in a sentence.
+        key: the name with its meaning, above a table.
+        short: the name beside a number.
+        worst, clean: headings of columns; `clean` is empty if the clean score is 1 by construction
+            and therefore not shown.
         axis: label of the axis of curves.
-        kind: how a value is written, see text.number.
-        counted, least: what a number is and what the worst case is, in the words at the top.
-        sound, right: images an attack can break: those a victim ..., those ... when clean.
+        kind: the format of a value, see text.number.
+        counted, least: the texts at the top of the page on a value and on the worst case.
+        sound, right: texts on the images that can be attacked: "those a victim ...", "those ...
+            when clean".
     """
 
     image: ImageScore
@@ -53,12 +54,12 @@ class Score:
 
     @property
     def metric(self) -> str:
-        """What the CSV calls it."""
+        """The name in the CSV."""
         return self.image.metric
 
     @property
     def attacked(self) -> bool:
-        """Whether only images attacked count."""
+        """Whether only attacked images count."""
         return self.image.attacked
 
 
@@ -98,21 +99,21 @@ _ACCURACY = Score(
     axis="worst-case accuracy, %",
     kind="percent",
     counted="the share of images a model still classifies correctly",
-    least="only if it is right when clean and no attack on its board broke it",
+    least="only if it is right when clean and no attack on its board succeeded on it",
     sound="reads right",
     right="right",
 )
-NOTHING = _ACCURACY  # of a page without boards
-# any other objective on labels: of the images attacked, those on which the goal is not reached;
-# only images on which it is not reached when clean are attacked
+NOTHING = _ACCURACY  # the score of a page without boards
+# any other objective on labels: the share of attacked images on which the goal is not reached; an
+# image is attacked only if the clean image does not reach the goal
 _UNMOVED = replace(
     _ACCURACY,
     image=GOAL_NOT_REACHED,
     name="share of goals not reached",
-    key="goal not reached, % of the images attacked",
+    key="goal not reached, % of the attacked images",
     clean="",
     axis="worst case: goal not reached, %",
-    counted="the share of the images attacked on which the attacker does not reach the goal",
+    counted="the share of attacked images on which the attacker does not reach the goal",
     least="only if no attack on its board reached the goal on it",
     sound="does not answer as the attacker wants when clean",
     right="not answered as the attacker wants",

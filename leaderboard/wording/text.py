@@ -1,4 +1,4 @@
-"""Numbers and names as a person reads them: percent, intervals, radii, safe text."""
+"""Format numbers and names as readable text: percent, intervals, radii, safe text."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ THREATS = {
     "query": "black box by queries",
     "control": "control: no attack",
 }
-# threat model -> what the attacker has, above the board
+# threat model -> sentence above the board on the attacker's access
 KNOWS = {
     "white_box": "The attacker knows the whole model, its gradients included.",
     "universal": "The attacker knows the whole model, but must find one perturbation for all "
-    "images, fitted on training images and tried on others.",
-    "transfer": "The attacker owns another model trained on the same data and never asks the "
-    "victim: what breaks the one is tried on the other.",
+    "images, fitted on training images and applied to others.",
+    "transfer": "The attacker owns another model trained on the same data and never queries the "
+    "victim: images crafted on that model are shown to the victim.",
     "no_box": "The attacker owns a model trained on other data, and has neither the victim nor "
     "its data.",
-    "query": "The attacker sees the model's answers, and nothing else, and asks many times.",
+    "query": "The attacker sees only the model's outputs, and queries them many times.",
     "control": "A control is no attack: noise and shuffled perturbations show what a change of "
-    "this size does without any aim, so nobody is ranked here. Where a control breaks images that "
-    "an attack missed, the attack's own row is flagged.",
+    "this size does without any aim, so no model is ranked here. If a control succeeds on images "
+    "that an attack missed, the row of that attack is flagged.",
 }
 FAILURES_MEAN = (
-    "The worst case of a model is taken over the attacks that were scored: where one is missing, "
+    "The worst case of a model covers only the attacks that were scored: if one is missing, "
     "it may be too high."
 )
 BLIND = (
-    "An oblivious attacker overlooks the defense and aims at the model without it: shown beside, "
-    "never ranked by."
+    "An oblivious attacker does not know the defense and attacks the model without it: the result "
+    "is shown, but never ranks."
 )
-# kind of a value -> what it is multiplied with, and its decimals
+# kind of a value -> its factor and number of decimals
 SCALE = {
     "percent": (100.0, 1),
     "unit": (1.0, 3),
@@ -54,7 +54,7 @@ UNITS = {"percent": "%", "grey": "/255", "count": ""}  # kind of a value -> sign
 
 
 def number(value: float, kind: str = "percent") -> str:
-    """Return `value` written as `kind` (a key of SCALE); a dash where it is undefined.
+    """Return `value` written as `kind` (a key of SCALE); a dash if it is undefined.
 
     >>> number(0.8725), number(float("nan")), number(0.5, "unit")
     ('87.2', '–', '0.500')
@@ -66,7 +66,7 @@ def number(value: float, kind: str = "percent") -> str:
 
 
 def measured(value: float, kind: str, short: str = "") -> str:
-    r"""Return `value` with its unit: what `short` calls the score, or a percent sign.
+    r"""Return `value` with its unit: `short`, the name of the score, or a percent sign.
 
     >>> measured(0.875, "percent"), measured(0.5, "unit", "Dice"), measured(float("nan"), "unit")
     ('87.5\xa0%', '0.500\xa0Dice', '–')
@@ -76,13 +76,13 @@ def measured(value: float, kind: str, short: str = "") -> str:
 
 
 def sign(kind: str, short: str = "") -> str:
-    """Return what stands behind a number of a kind: "%", or `short`, the name of the score."""
+    """Return the sign after a number of a kind: "%", or `short`, the name of the score."""
     unit = UNITS.get(kind, short)
     return f"({unit})" if unit[:1].isdigit() else unit
 
 
 def interval(estimate: Estimate, kind: str = "percent") -> str:
-    """Return the 95 % interval as `low–high`; empty where it is undefined.
+    """Return the 95 % interval as `low–high`; empty if it is undefined.
 
     >>> interval(Estimate(value=0.5, low=0.25, high=0.75))
     '25.0–75.0'
@@ -109,7 +109,7 @@ def short(estimate: Estimate, kind: str = "percent") -> str:
 
 
 def radius(eps: float, norm: str, budget: str = "absolute") -> str:
-    """Return a radius as people quote it: L∞ in parts of 255, a ratio in percent.
+    """Return a radius in its usual form: L∞ in parts of 255, a ratio in percent.
 
     >>> radius(2 / 255, "linf"), radius(0.5, "l2"), radius(0.02, "l2", "mean_norm")
     ('2/255', '0.5', '2 %')
@@ -122,14 +122,14 @@ def radius(eps: float, norm: str, budget: str = "absolute") -> str:
 
 
 def unit(norm: str, budget: str = "absolute") -> str:
-    """Return what the radii of a board are counted in; empty for plain image units."""
+    """Return the unit of a board's radii; empty for plain image units."""
     if budget == "mean_norm":
         return "% of the mean norm"
     return {"linf": "/255", "l0": "values"}.get(norm, "")
 
 
 def radii(ladder: tuple[float, ...], norm: str, budget: str = "absolute") -> str:
-    """Return a whole ladder.
+    """Return all radii of a ladder as text.
 
     >>> radii((1 / 255, 2 / 255), "linf"), radii((0.02, 0.04), "l2", "mean_norm")
     ('{1, 2}/255', '{2, 4} %')
@@ -140,7 +140,7 @@ def radii(ladder: tuple[float, ...], norm: str, budget: str = "absolute") -> str
 
 
 def https(url: str) -> str:
-    """Return `url` where it is a plain https address with a host, else an empty string.
+    """Return `url` if it is a plain https address with a host, else an empty string.
 
     >>> https("https://medmnist.com/"), https("javascript:alert(1)")
     ('https://medmnist.com/', '')

@@ -20,7 +20,7 @@ from robustbench_med.bench.record import Stored
 from .planted import VICTIMS
 
 Maker = Callable[..., Stored]
-KEY = "goal not reached, % of the images attacked"
+KEY = "goal not reached, % of the attacked images"
 
 
 @pytest.fixture

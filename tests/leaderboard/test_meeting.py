@@ -88,7 +88,7 @@ def test_a_row_with_an_attack_of_its_own_leaves_the_others_ranked(make_stored: M
     # its worst case counts all it met, also what the others have not: never too high
     assert row.worst[2] == wilson(0, 20)
     (words,) = beyond_words(board)
-    assert words.startswith("FMN counts in the worst case of the 1 of 4 rows that met it")
+    assert words.startswith("FMN counts in the worst case of the 1 of 4 rows on which it ran")
     assert "--attack" in words
 
 

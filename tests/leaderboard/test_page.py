@@ -153,11 +153,11 @@ def test_no_records_still_make_a_page(tmp_path: Path) -> None:
     [
         (
             LadderAudit(inferred=9, checked=3, success=0, reran=False, miss_bound=0.63),
-            "none of them broke: at most 63.0 % would",
+            "without a success: at most 63.0 % of the inferred pairs would",
         ),
         (
             LadderAudit(inferred=9, checked=3, success=2, reran=True, miss_bound=0),
-            "2 of them broke, so all were",
+            "the attack succeeded on 2 of them, so all were",
         ),
     ],
 )

@@ -88,13 +88,14 @@ def test_radii_are_written_in_their_unit(
     [
         (
             distance(0.8, 0.6, 1.1),
-            "Half of the attacked images break within 0.8/255 (L∞), 95 % interval 0.6–1.1.",
+            "The attack succeeds on half of the attacked images within 0.8/255 (L∞), 95 % interval "
+            "0.6–1.1.",
         ),
         (distance(0.8, 0.6, math.inf), "95 % interval 0.6–no bound."),
         (
             distance(math.inf, 3.0, math.inf),
-            "Fewer than half of the attacked images broke, so there is no median distance (it is "
-            "at least 3/255).",
+            "The attack succeeded on fewer than half of the attacked images, so there is no median "
+            "distance (it is at least 3/255).",
         ),
         (distance(math.inf, math.inf, math.inf), "so there is no median distance."),
         (distance(math.nan, math.nan, math.nan), "No image was attacked"),
@@ -114,7 +115,8 @@ def test_a_distance_in_pixels_is_counted(make_stored: Maker) -> None:
     changes = {"distance": Estimate(value=12, low=9, high=1500)}
     record = make_stored([6], attack="fmn", case={"norm": "l0"}, record=changes).record
     assert distance_words(record) == (
-        "Half of the attacked images break within 12 values, 95 % interval 9–1,500."
+        "The attack succeeds on half of the attacked images within 12 values, 95 % interval "
+        "9–1,500."
     )
 
 
@@ -134,4 +136,4 @@ def test_rounding_of_nothing_is_said_in_words(make_stored: Maker) -> None:
     assert record.audit is not None
     nothing = record.audit.model_copy(update={"survives_rounding": UNDEFINED})
     bare = record.model_copy(update={"audit": nothing})
-    assert audit_words(bare)[-1].endswith("rounding to 8 bits: nothing was broken.")
+    assert audit_words(bare)[-1].endswith("rounding to 8 bits: no success.")

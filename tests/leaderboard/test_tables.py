@@ -111,7 +111,7 @@ def test_terminal_shows_matrices_and_says_that_controls_rank_nobody(make_stored:
     assert "PGD-40 made on one model, success on others at" in text
     assert "= attacker and victim are one model (white box)" in text
     assert "= 81.1" in text
-    assert "a control is no attack: nobody is ranked" in text
+    assert "a control is no attack, so no model is ranked" in text
     assert max(map(len, text.splitlines())) <= 120
 
 
