@@ -7,6 +7,7 @@ same images. The change of the worst case covers the attacks that ran on both ro
 from __future__ import annotations
 
 import math
+import re
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -180,7 +181,11 @@ def defense_names(row: Row, against: Row | None) -> list[str]:
         title = plain(row.model.title)
         stem = f"{plain(against.model.title)}, " if against else title
         short = title.removeprefix(stem) if title.startswith(stem) else ""
-        names.append(short or trained_with(row).name or "retrained")
+        name = trained_with(row).name
+        tail = title.rpartition(", ")[2]
+        if not short and name and re.sub(r"\W+", "_", tail.lower()) == name:
+            short = tail  # as on boards that have the undefended victim
+        names.append(short or name or "retrained")
     if row.key.defense != "none":
         card = next(iter(row.runs.values())).record.defense_card
         names.append(plain(card.title if card else row.key.defense.partition("(")[0]))

@@ -148,6 +148,17 @@ def test_an_oblivious_attack_does_not_count_as_another(make_stored: Maker) -> No
     assert price.slower == pytest.approx(2.4)  # the median of what its runs measured
 
 
+def test_a_defense_has_one_name_with_and_without_the_undefended_victim(make_stored: Maker) -> None:
+    alone = leaderboard.make_boards([retrained(make_stored, WRAPPED)])[0]
+    beside = leaderboard.make_boards([make_stored(BARE), retrained(make_stored, WRAPPED)])[0]
+    names = [
+        defense_names(row, effect.against)
+        for board in (alone, beside)
+        for row, effect in defense_effects(board).items()
+    ]
+    assert names == [["PGD-AT"], ["PGD-AT"]]
+
+
 def test_a_victim_that_names_itself_is_no_retrained_one(make_stored: Maker) -> None:
     card = {"model_card": retrained_card(undefended=RETRAINED[0])}
     (board,) = leaderboard.make_boards([make_stored(BARE, victim=RETRAINED, record=card)])
@@ -215,7 +226,9 @@ def test_a_change_has_its_sign(value: float, kind: str, text: str) -> None:
 def test_training_costs_what_its_recipe_says(make_stored: Maker, spec: str, words: str) -> None:
     (board,) = leaderboard.make_boards([retrained(make_stored, BARE, spec=spec)])
     assert training_words(board.rows[0]) == words
-    assert defense_names(board.rows[0], None)[0] in {spec.partition("(")[0], "retrained"}
+    name = spec.partition("(")[0]
+    title = {"pgd_at": "PGD-AT"}.get(name, name)  # the model's title ends with it
+    assert defense_names(board.rows[0], None)[0] in {title, "retrained"}
 
 
 def test_the_defense_in_words(make_stored: Maker) -> None:
