@@ -63,24 +63,35 @@ def remaining(model_board: ModelBoard) -> Remaining | None:
 def _sample(title: str, mine: list[ModelBoard]) -> str:
     """Return how many images the boards of a dataset have, and what they could have seen."""
     images = sorted({model_board.row.images for model_board in mine if model_board.row.images})
-    largest = max(
-        (model_board.row.patients or model_board.row.images for model_board in mine), default=0
-    )
+    sizes = sorted({model_board.row.patients or model_board.row.images for model_board in mine})
     units = (
         "patients"
         if any(model_board.row.patients is not None for model_board in mine)
         else "images"
     )
-    least = least_changes(largest)
-    smallest = (
-        f"a change of fewer than {round(least * largest)} of {largest} {units} "
-        f"({100 * least:.1f} %) is not distinguishable from chance"
+    known = {size: least_changes(size) for size in sizes}
+    seen = [
+        f"{round(least * size)} of {size} {units} ({100 * least:.1f} %)"
+        for size, least in known.items()
         if math.isfinite(least)
-        else f"{largest} {units} are too few to distinguish any change from chance"
+    ]
+    few = [str(size) for size, least in known.items() if not math.isfinite(least)]
+    smallest = [
+        f"a change of fewer than {' or '.join(seen)} is not distinguishable from chance"
+        if seen
+        else "",
+        f"{' or '.join(few)} {units} are too few to distinguish any change from chance"
+        if few
+        else "",
+    ]
+    counts = (
+        f"{' / '.join(map(str, sizes))} patients"
+        if units == "patients"
+        else patients(mine[0].board)
     )
     return (
-        f"Sample of {title}: {' / '.join(map(str, images)) or 'no'} images, "
-        f"{patients(mine[0].board)}; {smallest} (exact McNemar test at 5 %). Intervals cover the "
+        f"Sample of {title}: {' / '.join(map(str, images)) or 'no'} images, {counts}; "
+        f"{'; '.join(filter(None, smallest))} (exact McNemar test at 5 %). Intervals cover the "
         "drawing of images (by patient where patients are known), not the training of the model."
     )
 

@@ -81,6 +81,10 @@ def test_limits_say_what_the_data_are(make_stored: Maker) -> None:
     assert "Synthetic" not in sentences
     assert "PneumoniaMNIST: one image a child" in sentences
     assert "6 patients; a change of fewer than 6 of 6 patients" in sentences
+    fewer = make_stored([6] * 10, case={"n": 10}, threat="query", attack="square")
+    both = " ".join(limits(boards_of_model([make_stored([6] * N), fewer], VICTIM), []))
+    assert "10 / 20 images, images treated as independent" in both
+    assert "fewer than 6 of 10 images (60.0 %) or 6 of 20 images (30.0 %) is not" in both
     few = " ".join(limits(boards_of_model([make_stored([6] * 5)], VICTIM), []))
     assert "5 images are too few to distinguish any change from chance" in few
     assert "images are treated as independent" not in sentences
