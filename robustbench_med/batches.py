@@ -39,16 +39,16 @@ def is_batch(data: object) -> bool:
 def checked(data: Batch | tuple[Any, Any] | list[Any], *, task: Task | None = None) -> Batch:
     """Return a batch whose images are float32 and whose labels are int64, as its contract says.
 
-    Taken are numpy arrays, images that require gradients, of any float type, or uint8 grey levels,
-    labels `(b, 1)`, labels and masks of whole floats, and one-hot masks. Their values are checked
-    as those of any dataset are, by `Dataset.arrays`.
+    Images may be tensors or numpy arrays of any float type, may require gradients, or may be uint8
+    grey levels. Labels may have the shape `(b, 1)`, labels and masks may be whole floats, and masks
+    may be one-hot. `Dataset.arrays` checks the values, as for any dataset.
 
     Args:
-        data: the batch, or images and labels, which are then called "batch-000000", ...
-        task: of the model's own data, where that is known.
+        data: the batch, or images and labels, which get the ids "batch-000000", ...
+        task: the task of the model's data, if it is known.
 
     Raises:
-        DataError: what it holds is no batch of images with labels, or has two meanings.
+        DataError: the data is no batch of images with labels, or is ambiguous.
     """
     if not isinstance(data, Batch):
         count = len(data[0]) if np.ndim(data[0]) else 0

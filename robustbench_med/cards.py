@@ -19,51 +19,49 @@ class Card(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(description="registry name, lower_snake")
-    title: str = Field(description="what a page or table calls it")
+    title: str = Field(description="name on pages and in tables")
     summary: str = Field(default="", description="one sentence")
     source: str = Field(default="", description="paper, section, equation, or origin of the data")
 
 
 class PluginCard(Card):
-    """What attacks and defenses have in common: a function, its version and its parameters."""
+    """Common fields of attacks and defenses: a function, its version and its parameters."""
 
-    function: str = Field(description="module:function; of a shipped one, inside its folder")
-    version: int = Field(
-        default=1, description="protocol version: a change of results raises it, and case ids"
-    )
+    function: str = Field(description="module:function; relative to its folder if shipped")
+    version: int = Field(default=1, description="raised when results change; case ids depend on it")
     aliases: tuple[str, ...] = Field(
-        default=(), exclude=True, description="other names of it in the field; not in records"
+        default=(), exclude=True, description="other names in the literature; not in records"
     )
-    tasks: tuple[Task, ...] = Field(default=TASKS, description="what it can be run on")
+    tasks: tuple[Task, ...] = Field(default=TASKS, description="tasks it can be run on")
     parameters: dict[str, Any] = Field(default_factory=dict, description="names and defaults")
     positive: tuple[str, ...] = Field(default=(), description="parameters that must be > 0")
     meanings: dict[str, str] = Field(
         default_factory=dict,
         exclude=True,
-        description="what each parameter means, with unit and range; not kept in records",
+        description="meaning of each parameter, with unit and range; not in records",
     )
 
 
 class AttackCard(PluginCard):
-    """An attack: which function it is and what the bench must know to drive it."""
+    """An attack: its function and the properties that the bench needs to run it."""
 
     norms: tuple[Norm, ...]
     threat: Literal["white_box", "query", "control"] = Field(
-        default="white_box", description="what the attacker needs of the victim; a control, nothing"
+        default="white_box", description="access to the victim that it needs; a control needs none"
     )
     schedule: Schedule = Field(
         description="how a ladder is filled; see robustbench_med/bench/eps_search.py"
     )
     effort: tuple[str, ...] = Field(
-        default=(), description="parameters that buy strength: doubled to see whether it is enough"
+        default=(), description="parameters that add strength; a check doubles them"
     )
     fixed_step: bool = Field(
-        default=False, description="whether its steps are of one length, whatever the radius"
+        default=False, description="whether the length of its steps does not depend on the radius"
     )
 
 
 class DefenseCard(PluginCard):
-    """A defense: which function wraps or retrains a victim."""
+    """A defense: the function that wraps or retrains a victim."""
 
     kind: Literal["training", "transform", "detector", "smoothing"] = Field(
         description="training retrains a victim, the others wrap it"
@@ -79,36 +77,37 @@ class DatasetCard(Card):
     modality: str
     task: Task
     classes: tuple[str, ...] = Field(
-        description="class names (or finding names) in label order; of masks, 0 is the background"
+        description="class names (or finding names) in label order; for masks, 0 is the background"
     )
     regions: dict[str, tuple[int, ...]] = Field(
         default_factory=dict,
-        description="of masks: what is scored, each a union of class ids; empty: each class but 0",
+        description="for masks: the scored regions, each a union of class ids; empty = each class "
+        "except 0",
     )
     normal: int | None = Field(
-        default=None, description="index of the healthy class; None where there is none"
+        default=None, description="index of the healthy class; None if there is none"
     )
     absent: tuple[str, ...] = Field(
         default=(),
-        description="classes or findings that the split scored holds nowhere: they count in no "
-        "mean; a region that it holds nowhere is not in `regions`",
+        description="classes or findings that are missing in the scored split, and count in no "
+        "mean; a missing region is not in `regions`",
     )
     channels: int = Field(ge=1)
     channel_names: tuple[str, ...] = Field(default=(), description="e.g. T1, FLAIR")
     size: tuple[int, ...] = Field(description="[depth,] height, width in pixels")
     spacing: tuple[float, ...] | None = Field(
-        default=None, description="mm a pixel along each axis; None = unknown"
+        default=None, description="mm per pixel along each axis; None = unknown"
     )
     tolerance: float = Field(
-        default=2.0, description="of the surface distance, in mm; in pixels without spacing"
+        default=2.0, description="tolerance of the surface distance in mm; in pixels if no spacing"
     )
-    bit_depth: int = Field(default=8, description="bits a stored pixel has")
-    native_range: str = Field(default="grey level 0..255", description="what [0,1] stands for")
-    synthetic: bool = Field(default=False, description="a phantom, drawn and not acquired")
+    bit_depth: int = Field(default=8, description="bits of a stored pixel")
+    native_range: str = Field(default="grey level 0..255", description="original values of [0,1]")
+    synthetic: bool = Field(default=False, description="whether it is a drawn phantom")
     function: str = Field(default="", description="module:function that draws a phantom")
     file: str = Field(default="", description="file name below --data or the cache")
     url: str = Field(default="", description="official https address")
-    md5: str = Field(default="", description="checksum the official address states")
+    md5: str = Field(default="", description="checksum that the official address states")
     sha256: tuple[str, ...] = Field(default=(), description="known contents of the file")
     licence: str = ""
     notes: tuple[str, ...] = Field(default=(), description="known traps of the data")
@@ -120,19 +119,19 @@ class DatasetCard(Card):
 
     @property
     def parts(self) -> dict[str, tuple[int, ...]]:
-        """What is scored of a mask, by name: the card's regions, or each class but 0."""
+        """The scored parts of a mask by name: the card's regions, or each class except 0."""
         if self.regions:
             return self.regions
         return {name: (k,) for k, name in enumerate(self.classes) if k}
 
     @property
     def binary(self) -> bool:
-        """Whether an image carries one of exactly two classes."""
+        """Whether each image has one of exactly two classes."""
         return self.task == "single_label" and len(self.classes) == 2
 
     @property
     def outputs(self) -> tuple[int, ...]:
-        """Numbers of logits that answer for this data: one logit will do for two classes."""
+        """Possible numbers of logits for this data; two classes may have one logit."""
         k = len(self.classes)
         return (1, k) if k == 2 and self.task != "multi_label" else (k,)
 
@@ -165,7 +164,7 @@ class Recipe(BaseModel):
 
 
 class Measured(BaseModel):
-    """What `train` measured on the model it wrote."""
+    """The measurements of `train` on the model that it wrote."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -187,7 +186,7 @@ class Measured(BaseModel):
 
 
 class ModelCard(Card):
-    """A victim: architecture, data it was trained on, recipe and weights."""
+    """A victim: its architecture, training data, recipe and weights."""
 
     family: str
     dataset: str = Field(description="registry name of the training data")

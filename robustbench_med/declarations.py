@@ -32,17 +32,17 @@ from robustbench_med.spec import literal
 P = ParamSpec("P")
 R = TypeVar("R")
 Declared = Literal["attack", "defense", "model"]
-_NOT_SETTINGS = ("rng", "attack", "fitting")  # handed in by the bench, never by a spec
+_NOT_SETTINGS = ("rng", "attack", "fitting")  # arguments that the bench passes, never a spec
 _ENTRY = re.compile(r"(\w+): (.*)", re.DOTALL)
 
 
 class Declaration(NamedTuple):
-    """What a decorator says of a function.
+    """The declaration of a function by a decorator.
 
     Attributes:
-        kind: of card.
-        fields: of the card, apart from those that the signature and docstring give.
-        cost: of an attack: passes from its parameters, see `attack`.
+        kind: the kind of card.
+        fields: the fields of the card, except those from the signature and docstring.
+        cost: for an attack, a function from parameters to passes, see `attack`.
     """
 
     kind: Declared
@@ -83,20 +83,20 @@ def attack(
     `positive` is checked at every call.
 
     Args:
-        title: what a page or table calls it.
-        norms: norms it is defined for.
+        title: name on pages and in tables.
+        norms: norms the attack is defined for.
         schedule: how a ladder of radii is filled, see `AttackCard`.
-        cost: forward and backward passes of one image at one radius, at most: a function of those
-            parameters that it names.
+        cost: function that returns the largest number of forward and backward passes for one image
+            at one radius; its arguments are parameters of the attack.
         summary: one sentence.
         source: paper, section, equation.
-        version: a change of results raises it.
-        aliases: other names of it in the field; a case holds the registry name.
-        tasks: what it can be run on.
-        threat: what the attacker needs of the victim.
+        version: number to raise when results change.
+        aliases: other names in the literature; a case holds the registry name.
+        tasks: tasks the attack can be run on.
+        threat: access to the victim that the attack needs.
         positive: parameters that must be > 0.
-        effort: parameters that buy strength.
-        fixed_step: whether its steps have one length, whatever the radius.
+        effort: parameters that add strength.
+        fixed_step: whether the length of the steps does not depend on the radius.
     """
     fields = {key: value for key, value in locals().items() if key != "cost"}
     return _declaring(Declaration("attack", fields, cost))
@@ -117,17 +117,17 @@ def defense(
     """Declare a defense. Every argument is a literal: it is read without an import.
 
     Args:
-        title: what a page or table calls it.
+        title: name on pages and in tables.
         kind: "training" retrains a victim, the others wrap it.
         summary: one sentence.
         source: paper, section, equation.
-        version: a change of results raises it.
-        aliases: other names of it in the field; a case holds the registry name.
-        tasks: what it can be used on.
-        positive: parameters that must be > 0; the function checks nothing else of them.
-        training: parameters of a training defense that the training loop follows, not the function:
-            `attack`, the name of the attack it trains against, and `every` and `images`, how often
-            and on how many images a universal one is fitted.
+        version: number to raise when results change.
+        aliases: other names in the literature; a case holds the registry name.
+        tasks: tasks the defense can be used for.
+        positive: parameters that must be > 0, which the function need not check itself.
+        training: parameters of a training defense that the training loop uses instead of the
+            function: `attack`, the name of the attack to train against, and `every` and `images`,
+            how often and on how many images a universal attack is fitted.
     """
     return _declaring(Declaration("defense", dict(locals())))
 
@@ -161,12 +161,12 @@ def model(
 
 
 def declaration_of(function: object) -> Declaration | None:
-    """Return what was declared of a function; None where nothing was."""
+    """Return the declaration of a function; None if it has none."""
     return getattr(function, "declaration", None)
 
 
 def passes_of(function: object, parameters: Mapping[str, Any]) -> float:
-    """Return the passes that a declared attack costs at one radius, an image, at most."""
+    """Return the largest number of passes of a declared attack for one image at one radius."""
     declaration = declaration_of(function)
     if declaration is None or declaration.cost is None:
         return 1.0
@@ -175,7 +175,7 @@ def passes_of(function: object, parameters: Mapping[str, Any]) -> float:
 
 
 def read_cards(kind: Literal["attack", "defense"], folder: Path) -> dict[str, Any]:
-    """Return the cards of all functions declared in a folder, by name, from their source alone."""
+    """Return the cards of all functions declared in a folder, by name, without importing them."""
     cards = [card for path in sorted(folder.rglob("*.py")) for card in _of_file(kind, folder, path)]
     return {card.name: card for card in cards}
 
@@ -252,7 +252,7 @@ def _card(
 
 
 def explained(doc: str | None) -> dict[str, str]:
-    """Return what the `Args:` of a docstring say of each name, as one line.
+    """Return the text on each name in the `Args:` of a docstring, as one line.
 
     >>> explained(explained.__doc__)["doc"]
     'a docstring in Google style.'

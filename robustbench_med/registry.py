@@ -41,10 +41,10 @@ class Entry(NamedTuple):
     """A registered name.
 
     Attributes:
-        card: its description.
-        item: the function of an attack, defense or model, or a `Dataset`; None where there is only
-            a card.
-        origin: the package and version that it comes from.
+        card: the card.
+        item: the function of an attack, defense or model, or a `Dataset`; None if there is only a
+            card.
+        origin: the package and version that provide it.
     """
 
     card: Any
@@ -106,14 +106,14 @@ def names(kind: Kind) -> list[str]:
 
 
 def find(kind: Kind, name: str) -> Any:  # noqa: ANN401 - the overloads of load say which card
-    """Return the card `name`, or that of which it is an alias: `cw` is `carlini_wagner`.
+    """Return the card with a name or an alias: `cw` is an alias of `carlini_wagner`.
 
-    `package:Attack` is a peer's attack, its card made now.
+    `package:Attack` is an attack of a peer package, whose card is created now.
 
     Raises:
-        UnknownNameError: no such name; the message lists the known and the nearest.
-        SpecError: a plug-in that cannot be loaded.
-        NotInstalledError: a peer's attack, and the peer is not installed.
+        UnknownNameError: there is no such name; the message lists the known and the nearest names.
+        SpecError: a plug-in cannot be loaded.
+        NotInstalledError: the attack belongs to a peer package that is not installed.
     """
     if kind == "attacks" and ":" in name:
         return _peers().card(name)
@@ -171,7 +171,7 @@ class Registration:
         _registered[kind][entry.card.name] = entry
 
     def remove(self) -> None:
-        """Take the name out again; what it replaced is back."""
+        """Remove the name; an entry that it replaced is restored."""
         _registered[self._kind].pop(self.card.name, None)
         if self._before is not None:
             _registered[self._kind][self.card.name] = self._before
