@@ -47,9 +47,9 @@ def apgd(
     """Return the best candidates of an ascent that sets its own step size, sample by sample.
 
     Args:
-        problem: the batch attacked; targeted where its objective is.
-        rng: one stream a sample; each restart forks its own.
-        steps: gradient steps a restart, >= 1.
+        problem: the batch to attack; the attack is targeted if the objective is.
+        rng: one random stream per sample; each restart forks its own.
+        steps: gradient steps per restart, >= 1.
         restarts: independent runs from random starts, >= 1; only samples that are still robust are
             attacked again.
         loss: "cross_entropy" (the objective's own loss); of labels and findings also "margin"
@@ -100,9 +100,9 @@ def apgd_targeted(problem: Problem, *, rng: Draws, steps: int = 100, targets: in
     """Return the best candidates of APGD toward one way to the goal after another.
 
     Args:
-        problem: the batch attacked.
-        rng: one stream a sample; each target forks its own.
-        steps: gradient steps a target, >= 1.
+        problem: the batch to attack.
+        rng: one random stream per sample; each target forks its own.
+        steps: gradient steps per target, >= 1.
         targets: ways tried, the nearest at the clean image first, >= 1; fewer where there are fewer
             (K classes have K - 1). Only samples that are still robust go on to the next.
 

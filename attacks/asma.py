@@ -30,7 +30,7 @@ def asma(
     """Return the best candidates of the adaptive segmentation mask attack.
 
     Args:
-        problem: the batch attacked, of masks; made for targets.
+        problem: the batch to attack, of masks; made for targets.
         rng: unused; all attacks have the same signature.
         steps: gradient steps, >= 1.
         tau: length of a step while no pixel has its target class, in units of eps, > 0.

@@ -62,7 +62,7 @@ def carlini_wagner(
     few values may change at all; the least important are frozen.
 
     Args:
-        problem: the batch attacked; the ball's norm says which of the three.
+        problem: the batch to attack; the ball's norm says which of the three.
         rng: unused; all attacks have the same signature.
         steps: gradient steps a search, >= 1; in L2 three searches are joined into one with all
             their steps.

@@ -29,8 +29,8 @@ def noise(problem: Problem, *, rng: Draws, draws: int = 10) -> Images:
     """Return the best of a few uniform draws from the ball.
 
     Args:
-        problem: the batch attacked.
-        rng: one stream a sample; each draw forks its own.
+        problem: the batch to attack.
+        rng: one random stream per sample; each draw forks its own.
         draws: images drawn for each sample, >= 1.
 
     Returns:
@@ -70,8 +70,8 @@ def shuffled(
     those of the attack, its structure is gone. What [0,1] cuts off makes the norm smaller.
 
     Args:
-        problem: the batch attacked; its gradients are used.
-        rng: one stream a sample.
+        problem: the batch to attack; its gradients are used.
+        rng: one random stream per sample.
         steps: gradient steps of PGD, >= 1.
         total_step: length of all its steps together in units of eps, >= 0; 0: see `pgd`.
         restarts: its independent runs, >= 1.

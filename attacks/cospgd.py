@@ -36,9 +36,9 @@ def cospgd(
     """Return the best candidates of PGD on the cross-entropy weighted by cosine similarity.
 
     Args:
-        problem: the batch attacked, of masks.
-        rng: one stream a sample; each restart forks its own.
-        steps: gradient steps a restart, >= 1.
+        problem: the batch to attack, of masks.
+        rng: one random stream per sample; each restart forks its own.
+        steps: gradient steps per restart, >= 1.
         total_step: length of all steps of a restart together in units of eps, > 0.
         restarts: independent runs, >= 1; only samples that are still robust are attacked again.
         random_start: start uniformly in the ball instead of at the clean image.

@@ -34,8 +34,8 @@ def dag(problem: Problem, *, rng: Draws, steps: int = 200, gamma: float = 0.5) -
     """Return the best candidates of dense adversary generation.
 
     Args:
-        problem: the batch attacked, of masks.
-        rng: one stream a sample: the wrong classes.
+        problem: the batch to attack, of masks.
+        rng: one random stream per sample: the wrong classes.
         steps: gradient steps at most, >= 1.
         gamma: the largest change of a value in a step, in grey levels of 255, > 0.
 

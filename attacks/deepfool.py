@@ -42,7 +42,7 @@ def deepfool(
     """Return candidates just across the boundary that is nearest by repeated linearisation.
 
     Args:
-        problem: the batch attacked; of its ball, the norm, channels and region count.
+        problem: the batch to attack; of its ball, the norm, channels and region count.
         rng: unused; all attacks have the same signature.
         steps: linearisations a sample, at most, >= 1; the shipped victims need two or three.
         overshoot: how far beyond the linearised boundary each step goes, as a fraction of the whole

@@ -54,8 +54,8 @@ def ensemble(
     most of the cost. The rule does not depend on the scale of the logits.
 
     Args:
-        problem: the batch attacked.
-        rng: one stream a sample; each member forks its own.
+        problem: the batch to attack.
+        rng: one random stream per sample; each member forks its own.
         steps: gradient steps of a member, >= 1.
         queries: images of a sample that Square shows to the victim, >= 1.
         targets: wrong classes that targeted APGD tries, >= 1.

@@ -55,8 +55,8 @@ def fab(
     """Return the nearest successes of the fast adaptive boundary attack.
 
     Args:
-        problem: the batch attacked; of its ball, the norm, channels and region count.
-        rng: one stream a sample; each restart after the first forks its own.
+        problem: the batch to attack; of its ball, the norm, channels and region count.
+        rng: one random stream per sample; each restart after the first forks its own.
         steps: linearisations a restart, >= 1.
         restarts: runs, >= 1: the first from the clean image, the others from a random point half as
             far away as the best success.

@@ -23,7 +23,7 @@ def fgsm(problem: Problem, *, rng: Draws, loss: str = "cross_entropy") -> Images
     """Return candidates one step of size eps away from the clean images.
 
     Args:
-        problem: the batch attacked.
+        problem: the batch to attack.
         rng: unused; all attacks have the same signature.
         loss: what is maximised: "cross_entropy" (the objective's own loss), of labels "margin" or
             "dlr"; of masks a pixel loss; see `objectives.pixels.with_loss`.

@@ -46,7 +46,7 @@ def fmn(
     """Return the nearest candidates that reach the goal, in L0, L1, L2 or L-inf.
 
     Args:
-        problem: the batch attacked; the norm is that of its ball, the radius is ignored.
+        problem: the batch to attack; the norm is that of its ball, the radius is ignored.
         rng: unused; all attacks have the same signature.
         steps: gradient steps, >= 1.
         alpha: L2 length of the first step in image units (x in [0,1]), > 0; annealed to 1 % of it.

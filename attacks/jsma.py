@@ -48,7 +48,7 @@ def jsma(
     """Return candidates with few values changed, found along the adversarial saliency map.
 
     Args:
-        problem: the batch attacked; its ball is one of L0.
+        problem: the batch to attack; its ball is one of L0.
         rng: unused; all attacks have the same signature.
         pixels: values changed a step, 1 or 2. A colour pixel has three values.
         theta: change of a value a step in image units (x in [0,1]), not 0; 1 jumps to the edge.

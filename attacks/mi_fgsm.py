@@ -38,7 +38,7 @@ def mi_fgsm(
     """Return the best candidates of a momentum ascent started at the clean image.
 
     Args:
-        problem: the batch attacked; targeted where its objective is.
+        problem: the batch to attack; the attack is targeted if the objective is.
         rng: unused; all attacks have the same signature.
         steps: gradient steps, >= 1.
         total_step: length of all steps together in units of eps, > 0; one step is

@@ -49,9 +49,9 @@ def orthogonal_pgd(
     the goal is reached, of the suspicion's negative. Without a detector it is PGD.
 
     Args:
-        problem: the batch attacked.
-        rng: one stream a sample; each restart forks its own.
-        steps: gradient steps a restart, >= 1; two passes each.
+        problem: the batch to attack.
+        rng: one random stream per sample; each restart forks its own.
+        steps: gradient steps per restart, >= 1; two passes each.
         total_step: length of all steps of a restart together in units of eps, >= 0; 0: see `pgd`.
         restarts: independent runs, >= 1; only samples that are still robust are attacked again.
         random_start: start uniformly in the ball instead of at the clean image.

@@ -115,7 +115,7 @@ def attack(name: str, problem: Problem, /, *, rng: Draws, **parameters: Any) -> 
 
     Args:
         name: of the card.
-        problem: the batch attacked, of one label an image; targeted where its objective is. The
+        problem: the batch to attack, of one label an image; targeted where its objective is. The
             judge is attacked, not the guide. A radius a sample costs one call a distinct radius.
         rng: seeds the peer's generators.
         parameters: of the card; a list is passed as a tuple, a step of 0 as the peer's fraction of

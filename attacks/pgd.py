@@ -36,7 +36,7 @@ def bim(
     """Return the best candidates of an iterated FGSM started at the clean image.
 
     Args:
-        problem: the batch attacked.
+        problem: the batch to attack.
         rng: unused; all attacks have the same signature.
         steps: gradient steps, >= 1.
         total_step: length of all steps together in units of eps, > 0.
@@ -83,9 +83,9 @@ def pgd(
     """Return the best candidates of projected gradient ascent.
 
     Args:
-        problem: the batch attacked; targeted where its objective is.
-        rng: one stream a sample; each restart forks its own.
-        steps: gradient steps a restart, >= 1.
+        problem: the batch to attack; the attack is targeted if the objective is.
+        rng: one random stream per sample; each restart forks its own.
+        steps: gradient steps per restart, >= 1.
         total_step: length of all steps of a restart together in units of eps, >= 0; each step is
             eps * total_step / steps. 0: the steps fall linearly from eps to 0, whatever their
             number.
@@ -169,9 +169,9 @@ def pgd_last(
     backward passes. Adversarial training uses it; to score a victim, `pgd` is stronger.
 
     Args:
-        problem: the batch attacked; its objective's own loss is maximised, of several findings that
-            of the nearest.
-        rng: one stream a sample.
+        problem: the batch to attack. The objective's own loss is maximised; for several findings
+            that of the nearest.
+        rng: one random stream per sample.
         steps: gradient steps, >= 1.
         total_step: length of all steps together in units of eps, > 0.
         random_start: start uniformly in the ball instead of at the clean image.

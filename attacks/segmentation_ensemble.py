@@ -31,8 +31,8 @@ def segmentation_ensemble(problem: Problem, *, rng: Draws, steps: int = 300) -> 
     """Return the best candidates of three runs of APGD, each on a loss of its own.
 
     Args:
-        problem: the batch attacked, of masks.
-        rng: one stream a sample; each loss forks its own.
+        problem: the batch to attack, of masks.
+        rng: one random stream per sample; each loss forks its own.
         steps: gradient steps a loss, >= 1.
 
     Returns:

@@ -39,9 +39,9 @@ def segpgd(
     """Return the best candidates of PGD whose loss weighs right and wrong pixels by the step.
 
     Args:
-        problem: the batch attacked, of masks.
-        rng: one stream a sample; each restart forks its own.
-        steps: gradient steps a restart, T, >= 1.
+        problem: the batch to attack, of masks.
+        rng: one random stream per sample; each restart forks its own.
+        steps: gradient steps per restart, T, >= 1.
         total_step: length of all steps of a restart together in units of eps, > 0.
         restarts: independent runs, >= 1; only samples that are still robust are attacked again.
         random_start: start uniformly in the ball instead of at the clean image.

@@ -44,8 +44,8 @@ def square(problem: Problem, *, rng: Draws, queries: int = 5000, p_init: float =
     It needs no gradient. Each query redraws one window of a sample, and more harm is kept.
 
     Args:
-        problem: the batch attacked; targeted where its objective is.
-        rng: one stream a sample; each query forks its own.
+        problem: the batch to attack; the attack is targeted if the objective is.
+        rng: one random stream per sample; each query forks its own.
         queries: images of a sample shown to the victim, >= 1.
         p_init: fraction of the pixels in the first windows, > 0; halved on the paper's schedule.
 

@@ -254,7 +254,7 @@ def test_list(call: Call, kind: str) -> None:
     [
         ("chest_resnet", ("model chest_resnet", "resnet", "phantom_chest", "balanced_accuracy")),
         ("phantom_chest", ("dataset phantom_chest", "classes", "synthetic")),
-        ("pgd", ("attack pgd", "Madry", "steps", "40", "gradient steps a restart, >= 1")),
+        ("pgd", ("attack pgd", "Madry", "steps", "40", "gradient steps per restart, >= 1")),
         ("mahalanobis", ("defense mahalanobis", "fpr", "0.05", "clean validation images")),
         ("quick", ("suite quick", "phantom_fundus", "ladder")),
     ],
