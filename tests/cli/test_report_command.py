@@ -303,7 +303,7 @@ def test_a_tampered_record_among_others_makes_its_row_incomplete(
     assert call(folder, "--victim", VICTIM) == 1
     held = json.loads((folder / f"report-{VICTIM}.json").read_text())
     assert home.name in held["unreadable"][0]
-    assert "own samples bear out" in held["unreadable"][0]
+    assert "agrees with its own samples" in held["unreadable"][0]
     assert {board["standing"] for board in held["boards"]} == {"incomplete"}
 
 

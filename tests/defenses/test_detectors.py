@@ -413,7 +413,7 @@ def test_bad_parameters_are_refused() -> None:
         ("kernel_density", {"bandwidth": -1.0}, "expected bandwidth >= 0, got -1"),
         ("kernel_density", {"fit": 0}, "expected fit > 0, got 0"),
         ("quantised_features", {"levels": 1}, "expected levels >= 2, got 1"),
-        ("feature_squeezing", {"bits": 0}, "expected bits >= 1, got 0"),
+        ("feature_squeezing", {"bits": 0}, "expected bits > 0, got 0"),
         ("feature_squeezing", {"window": 5}, "expected window 2 or 3, got 5"),
     ]
     for name, wrong, said in rows:

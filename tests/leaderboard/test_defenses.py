@@ -70,7 +70,7 @@ def test_an_undefended_row_has_no_oblivious_attack_to_miss(page: str) -> None:
     assert bare.count(">no defense</small>") == 2
     assert ">itself<" not in page
     assert "A model is never attacked from itself here" not in page
-    assert "An oblivious attacker overlooks the defense" in page
+    assert "An oblivious attacker does not know the defense" in page
 
 
 def test_a_board_without_defenses_has_neither_menu_nor_price(

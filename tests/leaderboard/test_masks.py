@@ -144,7 +144,7 @@ def test_a_weaker_attacker_who_breaks_more_flags_the_segmenter(make_stored: Make
     made = leaderboard.make_boards([white, square])
     row = next(board for board in made if board.threat == "white_box").rows[0]
     assert row.standing == "flagged"
-    assert row.reasons[0].startswith("3 of 3 images that are robust at ε = 1/255")
+    assert row.reasons[0].startswith("3 of 3 images are robust at ε = 1/255")
     # one who may change other channels is another attacker
     part = make_masks(make_stored, [[0.9] * 4] * 3, channels={"T1": 1.0})
     made = leaderboard.make_boards([part, square])
