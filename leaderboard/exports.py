@@ -114,12 +114,8 @@ def _lines(
 _UNPLACED: dict[str, object] = {"rank": None, "sharing": None, "worst_change": None}
 
 
-def _head(ident: str, board: Board, row: Row, columns: dict[str, Column]) -> dict[str, object]:
-    """Return what all lines of a row have in common."""
-
-    def read(key: str) -> float | str | None:
-        return columns[key].read(row, board.headline).value if key in columns else None
-
+def _setting(ident: str, board: Board) -> dict[str, object]:
+    """Return what identifies a board, in CSV and JSON alike."""
     return {
         "board": ident,
         "dataset": board.dataset.name,
@@ -130,6 +126,17 @@ def _head(ident: str, board: Board, row: Row, columns: dict[str, Column]) -> dic
         "threat": board.threat,
         "norm": board.norm,
         "budget": board.budget,
+    }
+
+
+def _head(ident: str, board: Board, row: Row, columns: dict[str, Column]) -> dict[str, object]:
+    """Return what all lines of a row have in common."""
+
+    def read(key: str) -> float | str | None:
+        return columns[key].read(row, board.headline).value if key in columns else None
+
+    return {
+        **_setting(ident, board),
         "channels": "+".join(f"{name}={share:g}" for name, share in board.channels.items()),
         "image_set": board.image_set,
         "victim": row.model.name,
@@ -211,15 +218,7 @@ def page_json(boards: list[Board]) -> Markup:
 def _board(ident: str, board: Board) -> dict[str, Any]:
     columns = board_columns(board)
     return {
-        "board": ident,
-        "dataset": board.dataset.name,
-        "synthetic": board.dataset.synthetic,
-        "task": board.dataset.task,
-        "modality": board.dataset.modality,
-        "objective": board.objective,
-        "threat": board.threat,
-        "norm": board.norm,
-        "budget": board.budget,
+        **_setting(ident, board),
         "channels": board.channels,
         "image_set": board.image_set,
         "metric": board.score.metric,
