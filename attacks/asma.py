@@ -13,7 +13,7 @@ from robustbench_med.types import Images, PerSample
 
 @attack(
     title="ASMA",
-    summary="Pulls the mask towards a target; the steps grow with the overlap reached.",
+    summary="Pulls the mask towards a target; steps grow with the overlap already reached.",
     source="Ozbulak, Van Messem, De Neve, MICCAI 2019",
     version=1,
     aliases=("sma",),

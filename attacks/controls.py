@@ -52,7 +52,7 @@ def noise(problem: Problem, *, rng: Draws, draws: int = 10) -> Images:
 
 @attack(
     title="Shuffled PGD (control)",
-    summary="PGD's perturbation with its pixels in another order: as large, without structure.",
+    summary="PGD's perturbation with shuffled pixels: equally large, without structure.",
     source="control; Madry et al., ICLR 2018, section 2.1",
     version=2,
     norms=("linf", "l2"),

@@ -14,7 +14,7 @@ from .pgd import pgd
 
 @attack(
     title="CosPGD",
-    summary="PGD on masks: a pixel's weight is how well its probabilities match the truth.",
+    summary="PGD on masks: pixels weigh more, the better their probabilities match the truth.",
     source="Agnihotri, Jung, Keuper, ICML 2024",
     version=1,
     norms=("linf", "l2"),

@@ -24,7 +24,7 @@ _PARALLEL = 1e-6  # share of a gradient below which what is left of it is roundi
 
 @attack(
     title="Orthogonal PGD",
-    summary="PGD past a detector: reaches the goal, then lowers the suspicion and keeps the goal.",
+    summary="PGD on a detector: reaches the goal first, then lowers suspicion and keeps the goal.",
     source="Bryniarski, Hingun, Pachuca, Wang, Carlini, ICLR 2022, section 4",
     version=2,
     norms=("linf", "l2"),

@@ -17,7 +17,7 @@ from robustbench_med.types import Images, PerSample
 
 @attack(
     title="SegPGD",
-    summary="PGD on masks: correct pixels have most weight at first, all the same at the end.",
+    summary="PGD on masks: correct pixels weigh most at first; at the end all weigh the same.",
     source="Gu, Zhao, Tresp, Torr, ECCV 2022",
     version=1,
     norms=("linf", "l2"),

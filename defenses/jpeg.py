@@ -25,7 +25,7 @@ _LUMA = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0
 
 @defense(
     title="JPEG",
-    summary="The image is compressed with loss and decoded.",
+    summary="Compresses the image by JPEG and decodes it.",
     source="Guo et al., ICLR 2018, section 4.2",
     version=1,
     aliases=("jpeg_compression",),

@@ -25,7 +25,7 @@ _TOGETHER = 8  # noisy copies of an image drawn at a time; results do not depend
 
 @defense(
     title="Randomised smoothing",
-    summary="Logits averaged over Gaussian noise; the vote under that noise can be certified.",
+    summary="Averages logits over Gaussian noise; the vote under that noise can be certified.",
     source="Cohen, Rosenfeld, Kolter, ICML 2019",
     version=1,
     aliases=("randomised_smoothing", "randomized_smoothing"),

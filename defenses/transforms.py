@@ -22,7 +22,7 @@ from .wrap import above, whole, wrapped
 
 @defense(
     title="Bit-depth squeezing",
-    summary="Grey values are rounded to a few levels.",
+    summary="Rounds grey values to a few levels.",
     source="Xu, Evans, Qi, NDSS 2018, section III-A",
     version=1,
     kind="transform",
@@ -64,7 +64,7 @@ def fewer_bits(x: Images, bits: int) -> Images:
 
 @defense(
     title="Median filter",
-    summary="Each value becomes the median of its window.",
+    summary="Replaces each value by the median of its window.",
     source="Xu, Evans, Qi, NDSS 2018, section III-B",
     version=1,
     kind="transform",
@@ -142,7 +142,7 @@ def _median(values: list[Tensor]) -> Tensor:
 
 @defense(
     title="Total variation",
-    summary="The image is denoised by total-variation minimisation.",
+    summary="Denoises the image by total-variation minimisation.",
     source="Rudin, Osher, Fatemi, Physica D 1992; Guo et al., ICLR 2018, section 4.3",
     version=1,
     aliases=("tv", "tvm"),
@@ -209,7 +209,7 @@ def _spread(p: Tensor) -> Images:
 
 @defense(
     title="Random resize and pad",
-    summary="The image is shrunk and padded at random; the logits are averaged over draws.",
+    summary="Shrinks and pads the image at random, and averages the logits over draws.",
     source="Xie et al., ICLR 2018, section 3",
     version=1,
     aliases=("random_resizing",),

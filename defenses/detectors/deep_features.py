@@ -20,7 +20,7 @@ _MIXES = 6  # draws between a clean image's features and its attacked ones that 
 
 @defense(
     title="Deep features + forest",
-    summary="Rejects by a random forest on penultimate features of clean and attacked images.",
+    summary="Rejects images by a random forest on penultimate features of clean and attacked ones.",
     source="Ma et al., Pattern Recognition 2021, section 5 (DFeat)",
     version=2,
     kind="detector",

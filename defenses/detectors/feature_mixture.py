@@ -29,8 +29,8 @@ class Mixture(NamedTuple):
 
 @defense(
     title="Feature mixture",
-    summary="Rejects by the likelihood of all layers' features under mixtures of clean ones.",
-    source="Yao, He, Lin, Zhou, MICCAI 2021, section 2 (HFC, there the attacker's constraint)",
+    summary="Rejects images whose features are unlikely under mixtures fitted to clean images.",
+    source="Yao, He, Lin, Ma, Zheng, Zhou, MICCAI 2021, section 2 (HFC)",
     version=1,
     kind="detector",
     tasks=("single_label", "multi_label"),
@@ -54,11 +54,11 @@ def feature_mixture(
     Raises:
         DataError: too few training images of a class.
 
-    Source: Yao, He, Lin, Zhou, "A hierarchical feature constraint to camouflage medical adversarial
-        attacks", MICCAI 2021, section 2: log-likelihood under Gaussian mixtures of the target
-        class's clean features, summed over layers (cited from memory). Deviations: the class is the
-        one the candidate is called, so that untargeted goals are served; each layer counts per
-        feature, or the widest would decide alone; variances are diagonal.
+    Source: Yao, He, Lin, Ma, Zheng, Zhou, "A hierarchical feature constraint to camouflage medical
+        adversarial attacks", MICCAI 2021, section 2: log-likelihood under Gaussian mixtures of the
+        target class's clean features, summed over layers (cited from memory). Deviations: the class
+        is the one that the victim predicts for the candidate, so that untargeted goals work too;
+        each layer counts per feature, or the widest would decide alone; variances are diagonal.
     """
     read = reader(victim)
     batch, y = draw_training_images(fitting, fit, wanted_by="feature_mixture")

@@ -21,7 +21,7 @@ _SAME = 1e-5  # of the farthest distance: nearer than this is the image itself
 
 @defense(
     title="LID",
-    summary="Rejects by the local intrinsic dimensionality of all layers against a clean bank.",
+    summary="Rejects images by the local intrinsic dimensionality of their features in all layers.",
     source="Ma et al., ICLR 2018, eq. 4 and algorithm 1",
     version=2,
     kind="detector",

@@ -27,7 +27,7 @@ class Gaussians(NamedTuple):
 
 @defense(
     title="Mahalanobis",
-    summary="Rejects by the distance to the nearest class in all layers.",
+    summary="Rejects images whose features are far from the nearest class in all layers.",
     source="Lee, Lee, Lee, Shin, NeurIPS 2018, eq. 1 and 2",
     version=2,
     kind="detector",

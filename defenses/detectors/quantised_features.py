@@ -19,7 +19,7 @@ from .fits import labelled, svm
 
 @defense(
     title="Quantised features + SVM",
-    summary="Rejects by a support vector machine on coarse codes of the penultimate features.",
+    summary="Rejects images by an SVM on coarsely quantised penultimate features.",
     source="Lu, Issaranon, Forsyth, ICCV 2017, section 3; Ma et al., Pattern Recognition 2021",
     version=2,
     kind="detector",

@@ -90,19 +90,21 @@ def _record(
 ) -> Record:
     """Return the record of a case that ran."""
     patients = setup.batch.patients
-    notes = [] if patients is not None else ["images treated as independent"]
+    notes = []
+    if patients is None:
+        notes.append("the patients are unknown: images are treated as independent")
     if setup.card.name not in registry.names("models"):
         coded = factory_of(setup.card.name) or setup.card.name.startswith("module:")
         what = "model, code and weights" if coded else "model and weights"
-        notes.append(f"{what} are the user's own: no card vouches for them")
+        notes.append(f"the {what} are the user's own: no card of this project describes them")
     notes += setup.card.notes
     if setup.undecided:
         notes.append(
-            f"no operating point for {', '.join(setup.undecided)}: validation holds one value of "
-            "it; the model's own decision counts"
+            f"{', '.join(setup.undecided)}: there is no operating point, because the validation "
+            "split has one value of the label only; the model's own decision counts"
         )
     if planned.data.card.task == "segmentation" and planned.data.card.spacing is None:
-        notes.append("spacing unknown: distances and sizes are in pixels, not in mm")
+        notes.append("the spacing is unknown: distances and sizes are in pixels, not in mm")
     device = setup.batch.x.device
     card = planned.attack.card
     checks, flags = run_checks(CheckContext(planned, setup, run, scores.audit, card))

@@ -328,7 +328,7 @@ def of_module(
     card = ModelCard(
         name=f"module:{title}",
         title=title,
-        summary="A model handed in from Python.",
+        summary="A PyTorch module that was passed in from Python.",
         family=type(module).__name__.lower(),
         dataset=data.name,
         builder=f"module:{type(module).__qualname__}",

@@ -350,7 +350,7 @@ def test_flags_and_notes() -> None:
     outcome = execute(planned, lambda: replace(setup, probabilities=True), command="again")
     record = outcome.record
     assert [flag.name for flag in record.flags] == ["probabilities"]
-    assert "images treated as independent" in record.notes
+    assert "the patients are unknown: images are treated as independent" in record.notes
     assert any("user's own" in note for note in record.notes)
     assert record.patients is None
     assert record.provenance.command == "again"
@@ -360,7 +360,7 @@ def test_flags_and_notes() -> None:
     grouped = ready_for(generic_victim(2), patients=[f"p{i // 4}" for i in range(N)])
     record = execute(planned_of(grouped.data), lambda: grouped, command="c").record
     assert record.patients == N // 4
-    assert "images treated as independent" not in record.notes
+    assert "the patients are unknown: images are treated as independent" not in record.notes
 
 
 # --- examples ------------------------------------------------------------------------------------

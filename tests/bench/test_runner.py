@@ -71,7 +71,7 @@ def test_validation_of_one_class_is_noted(tmp_path: Path) -> None:
     one = save_npz(tmp_path / "one.npz", val_labels=np.zeros((12, 1), np.int64))
     for npz in (both, one):
         found = rm.evaluate(spec, str(npz), "fgsm", eps="2/255").records[0].record
-        assert any("no operating point for class 1" in n for n in found.notes) == (npz == one)
+        assert any("class 1: there is no operating point" in n for n in found.notes) == (npz == one)
 
 
 def dies_elsewhere(here: int, split: SplitName) -> Arrays:
