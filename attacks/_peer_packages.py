@@ -1,4 +1,4 @@
-"""The peers' packages: how to import their attacks, what these take, and which can serve."""
+"""The packages of peers: import their attacks, read their parameters, and say which can be used."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from robustbench_med.errors import NotInstalledError, SpecError, UnknownNameErro
 
 Signature = dict[str, inspect.Parameter]
 
-BUDGET = ("eps", "max_epsilon")  # what the peers call the radius: set from the ball
-STEP = ("alpha", "eps_step")  # a step in image units; 0 = the peer's own share of the radius
+BUDGET = ("eps", "max_epsilon")  # names of the radius; it is set from the ball
+STEP = ("alpha", "eps_step")  # names of a step in image units; 0 = the default fraction of eps
 VICTIM = ("model", "classifier", "estimator")
 PLUMBING = {"norm", "seed", "n_classes", "targeted", "verbose", "verbose_es", "summary_writer"}
 PLUMBING |= {"batch_size", "batch_max", "max_batch_size", "inf_batch", "parallel_pool_size"}
 REAL = {"c", "kappa", "lam", "scale"}  # real numbers whose default is written as an integer
-COST = (  # what multiplies the passes
+COST = (  # parameters that multiply the number of passes
     *("steps", "max_iter", "max_iterations", "max_inner_iter", "num_iter_set", "nb_iter"),
     *("nb_steps", "n_queries", "binary_search_steps", "n_restarts", "restarts", "nb_restarts"),
     *("nb_random_init", "eot_iter", "nb_sample", "noise_batch_size", "m", "N", "init_eval"),
 )
-PASSES = {  # of an ensemble's fixed members: APGD, FAB and Square, as their constructors set them
+PASSES = {  # passes of ensembles, whose constructors fix the members: APGD, FAB and Square
     "torchattacks:AutoAttack": 6900,
     "art:AutoAttack": 26100,
 }
 
 _ALL: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
-NORMS: dict[str, tuple[Norm, ...]] = {  # where the signature does not tell
+NORMS: dict[str, tuple[Norm, ...]] = {  # of attacks whose signature does not show them
     **dict.fromkeys(("torchattacks:VANILA", "torchattacks:GN"), _ALL),
     **dict.fromkeys(("torchattacks:PGDL2", "torchattacks:PGDRSL2"), ("l2",)),
     **dict.fromkeys(("torchattacks:EADL1", "torchattacks:EADEN", "art:ElasticNet"), ("l1", "l2")),
@@ -60,7 +60,7 @@ QUERY = {f"torchattacks:{n}" for n in ("Square", "OnePixel", "Pixle", "SPSA")}
 QUERY |= {"art:SquareAttack", "art:HopSkipJump", "art:BoundaryAttack", "art:ZooAttack"}
 QUERY |= {"art:GeoDA", "art:SignOPTAttack", "art:PixelAttack", "art:ThresholdAttack"}
 QUERY |= {"art:SpatialTransformation"}
-_UNFIT = {  # would be called, but cannot serve
+_UNFIT = {  # attacks that can be called but not used here, and why
     **{f"art:AdversarialPatch{n}": "makes a patch" for n in ("", "Numpy", "PyTorch")},
     "art:AdversarialPatchTensorFlowV2": "needs TensorFlow",
     "art:ProjectedGradientDescentTensorFlowV2": "needs TensorFlow",
@@ -74,13 +74,13 @@ _UNFIT = {  # would be called, but cannot serve
 
 
 class Package(NamedTuple):
-    """A peer.
+    """A peer's package.
 
     Attributes:
-        distribution: what pip calls it.
-        attacks: imports it and returns its attacks by class name.
-        norms: those of an attack that has the norm as a parameter.
-        names: what it calls them.
+        distribution: its name for pip.
+        attacks: imports the package and returns its attacks by class name.
+        norms: the norms of an attack that has the norm as a parameter.
+        names: the package's name of each norm.
     """
 
     distribution: str
@@ -90,10 +90,10 @@ class Package(NamedTuple):
 
 
 def package_of(name: str) -> Package:
-    """Return the package that a name such as `torchattacks:PGD` asks for.
+    """Return the package of a name such as `torchattacks:PGD`.
 
     Raises:
-        UnknownNameError: no such package.
+        UnknownNameError: there is no such package.
     """
     package = name.partition(":")[0]
     if package not in _PACKAGES:
@@ -105,18 +105,19 @@ def signature_of(name: str) -> Signature:
     """Return the parameters of an attack's constructor.
 
     Raises:
-        UnknownNameError: no such package or attack.
+        UnknownNameError: there is no such package or attack.
         NotInstalledError: the package is not installed.
-        SpecError: the attack cannot serve here, and why.
+        SpecError: the attack cannot be used here; the message says why.
     """
     return parameters_of(class_of(name))
 
 
-def class_of(name: str) -> Any:  # noqa: ANN401 - a class of theirs
-    """Return the class behind a name; raises as `signature_of` does."""
+def class_of(name: str) -> Any:  # noqa: ANN401 - a class of a peer
+    """Return the class of a name; it raises the same errors as `signature_of`."""
     package, (module, _, attack) = package_of(name), name.partition(":")
     try:
-        importlib.metadata.version(package.distribution)  # another package is called art too
+        # looked up by distribution, because another package is called art too
+        importlib.metadata.version(package.distribution)
         missing = importlib.util.find_spec(module) is None
     except importlib.metadata.PackageNotFoundError:
         missing = True
@@ -136,13 +137,13 @@ def class_of(name: str) -> Any:  # noqa: ANN401 - a class of theirs
     return classes[attack]
 
 
-def parameters_of(cls: Any) -> Signature:  # noqa: ANN401 - a class of theirs
+def parameters_of(cls: Any) -> Signature:  # noqa: ANN401 - a class of a peer
     """Return the parameters of a constructor, without self."""
     return dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
 
 
 def is_relative(parameter: str, signature: Signature) -> bool:
-    """Whether a parameter is a step whose default belongs to the default radius."""
+    """Whether a parameter is a step whose default goes with the default radius."""
     step = parameter in STEP and parameter in signature
     return step and any(key in signature for key in BUDGET)
 
@@ -153,8 +154,8 @@ def default_rel_step(step: str, signature: Signature) -> float:
     return float(signature[step].default / radius)
 
 
-def _unfit(name: str, cls: Any) -> str:  # noqa: ANN401 - a class of theirs
-    """Return why an attack cannot serve, or nothing."""
+def _unfit(name: str, cls: Any) -> str:  # noqa: ANN401 - a class of a peer
+    """Return why an attack cannot be used, or an empty text if it can."""
     if name in _UNFIT:
         return _UNFIT[name]
     for kind in getattr(cls, "_estimator_requirements", None) or ():
@@ -174,7 +175,7 @@ def _unfit(name: str, cls: Any) -> str:  # noqa: ANN401 - a class of theirs
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep a peer's warnings to itself."""
+    """Silence the warnings of a peer."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -186,10 +187,10 @@ def _torchattacks() -> dict[str, Any]:
 
 
 def _art() -> dict[str, Any]:
-    """Return the evasion attacks of ART, imported with nothing changed outside our cache folder.
+    """Return the evasion attacks of ART, imported without changes outside our cache folder.
 
-    Its import writes a folder in the home and configures logging anew, which closes the handlers of
-    everybody else.
+    The import of ART would write a folder in the user's home and configure logging anew, which
+    closes the handlers of everything else.
     """
     if "art" not in sys.modules:
         home = cache_root()
@@ -197,10 +198,10 @@ def _art() -> dict[str, Any]:
             home.mkdir(parents=True, exist_ok=True)
         with mock.patch.object(os.path, "expanduser", lambda path: path.replace("~", str(home), 1)):
             config = _module_alone("art.config")
-        drawn = random.getstate()  # something that it imports draws from it
+        state = random.getstate()  # a module that ART imports draws from this generator
         with mock.patch.object(logging.config, "dictConfig"):
             importlib.import_module("art").config = config  # type: ignore[attr-defined]
-        random.setstate(drawn)
+        random.setstate(state)
         logging.getLogger("art").addHandler(logging.NullHandler())
     evasion = importlib.import_module("art.attacks.evasion")
     base = importlib.import_module("art.attacks.attack").EvasionAttack

@@ -1,4 +1,4 @@
-"""APGD: projected gradient ascent that halves its own steps, untargeted or target by target."""
+"""APGD: projected gradient ascent that adapts its step size, untargeted or target by target."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from robustbench_med.search import Search
 from robustbench_med.types import Images, PerSample
 
 _MOMENTUM = 0.75  # alpha: Croce & Hein, ICML 2020, section 3.1
-_RISES = 0.75  # rho: section 3.2, condition 1
+_RISING_FRACTION = 0.75  # rho: section 3.2, condition 1
 _FIRST_STEP = 2.0  # initial step in units of eps: section 3.2
-_FIRST_CHECK, _SHRINK, _LEAST = 22, 3, 6  # % of the steps: p_1 and p_{j+1} of section 3.2
+# in % of the steps: the first checkpoint p_1, and how the gap to the next one shrinks (section 3.2)
+_FIRST_CHECK, _GAP_DECREMENT, _MIN_GAP = 22, 3, 6
 
 
 @attack(
@@ -44,7 +45,7 @@ def apgd(
     restarts: int = 1,
     loss: str = "cross_entropy",
 ) -> Images:
-    """Return the best candidates of an ascent that sets its own step size, sample by sample.
+    """Return the best candidates of a gradient ascent that adapts its step size for each sample.
 
     Args:
         problem: the batch to attack; the attack is targeted if the objective is.
@@ -52,26 +53,27 @@ def apgd(
         steps: gradient steps per restart, >= 1.
         restarts: independent runs from random starts, >= 1; only samples that are still robust are
             attacked again.
-        loss: "cross_entropy" (the objective's own loss); of labels and findings also "margin"
-            (largest logit margin) or "dlr" (margin over the spread of the leading logits; the
-            margin where there is no third class); of masks, see `objectives.pixels`.
+        loss: the loss to maximise: "cross_entropy" (the objective's own loss); for labels and
+            findings also "margin" (the largest logit margin) or "dlr" (the margin divided by a
+            scale of the leading logits; the margin itself where there is no third class); for
+            masks, see `objectives.pixels.with_loss`.
 
     Returns:
-        `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
+        `(b, c, *s)` candidates in the ball: for each sample, the iterate with the most harm.
 
     Raises:
-        SpecError: a parameter is not positive, or the loss is not one of the task.
+        SpecError: a parameter is not positive, or the task has no such loss.
 
-    Source: Croce & Hein, ICML 2020, algorithm 1 with alpha = 0.75, a first step of 2 eps,
-        checkpoints and conditions 1 (rho = 0.75) and 2 of section 3.2; losses of section 4. The
-        objective's cross-entropy is given as log-odds: a monotone map of each sample's
-        cross-entropy, so the steps and all comparisons of one sample's losses are the paper's, and
-        nothing underflows.
-    Deviations: a checkpoint is judged at iterate w_j, the last one its condition 1 counts, not one
-        step later; the candidate with the most harm is returned, not the one with the most loss; a
-        sample that is final stops; every task; of several findings
-        "cross_entropy" attacks the nearest (see `objectives.nearest`) with half of the steps, and
-        then their sum, as the paper has one label an image.
+    Source: Croce & Hein, ICML 2020, algorithm 1 with alpha = 0.75 and a first step of 2 eps; the
+        checkpoints and conditions 1 (rho = 0.75) and 2 are those of section 3.2, the losses those
+        of section 4. The objective gives its cross-entropy as log-odds. This is a monotone map of
+        each sample's cross-entropy, so the steps and all comparisons of one sample's losses are the
+        paper's, and nothing underflows.
+    Deviations: A checkpoint is judged at iterate w_j, which is the last one that its condition 1
+        counts, and not one step later. The candidate with the most harm is returned, not the one
+        with the highest loss. A sample stops when it is final. All tasks are supported. The paper
+        has one label per image; with several findings, "cross_entropy" attacks the nearest one (see
+        `objectives.nearest`) with half of the steps, and then the sum of all.
     """
     stages = phases(with_loss(problem, loss), steps)
     search = Search(stages[0][0])
@@ -79,7 +81,9 @@ def apgd(
         if search.finished:
             break
         search.active = stage.select(search.rows)
-        ascend(search, _drawn(search, rng.select(search.rows).fork("restart", restart)), count)
+        ascend(
+            search, _random_point(search, rng.select(search.rows).fork("restart", restart)), count
+        )
     return search.best
 
 
@@ -103,19 +107,21 @@ def apgd_targeted(problem: Problem, *, rng: Draws, steps: int = 100, targets: in
         problem: the batch to attack.
         rng: one random stream per sample; each target forks its own.
         steps: gradient steps per target, >= 1.
-        targets: ways tried, the nearest at the clean image first, >= 1; fewer where there are fewer
-            (K classes have K - 1). Only samples that are still robust go on to the next.
+        targets: how many ways to the goal are tried, >= 1, starting with the nearest at the clean
+            image. With K classes there are at most K - 1. Only samples that are still robust go on
+            to the next.
 
     Returns:
-        `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
+        `(b, c, *s)` candidates in the ball: for each sample, the iterate with the most harm.
 
     Raises:
         SpecError: a parameter is not positive.
 
     Source: Croce & Hein, ICML 2020, section 4.2 and eq. 7: APGD on the targeted DLR loss toward
         each of the likeliest wrong classes; 9 of them, once each, as in AutoAttack (section 6).
-    Deviations: those of `apgd`; below 4 classes and for findings too (see LossOverride): the ways
-        are the columns of the margins, and a way that does not count is no target.
+    Deviations: Those of `apgd`. The attack also works with fewer than 4 classes and for findings
+        (see LossOverride): the ways are the columns of the margins, and a margin of -inf is not a
+        target.
     """
     search = Search(problem)
     margins, ways = problem.margins(problem.x).sort(dim=1, descending=True, stable=True)
@@ -127,7 +133,7 @@ def apgd_targeted(problem: Problem, *, rng: Draws, steps: int = 100, targets: in
         inner_problem = search.active.select(open_rows)
         toward = LossOverride(inner_problem.objective, "toward", ways[rows, n])
         inner = Search(replace(inner_problem, objective=toward))
-        ascend(inner, _drawn(inner, rng.select(rows).fork("target", n)), steps)
+        ascend(inner, _random_point(inner, rng.select(rows).fork("target", n)), steps)
         z[open_rows] = inner.best
         search.probe(z)
     return search.best
@@ -144,11 +150,11 @@ class _Track(NamedTuple):
     mark: PerSample  # the highest loss at the last checkpoint
     rises: PerSample  # steps since the last checkpoint on which the loss rose
     rel_stepsize: PerSample  # the step in units of eps
-    halved: Bool[Tensor, " b"]  # whether it was halved at the last checkpoint
+    halved: Bool[Tensor, " b"]  # whether the step was halved at the last checkpoint
 
 
-def _drawn(search: Search, rng: Draws) -> Images:
-    """Return a random start of the active samples; `rng` has their streams, in order."""
+def _random_point(search: Search, rng: Draws) -> Images:
+    """Return random starts for the active samples; `rng` holds their streams in the same order."""
     return search.active.ball.sample(search.active.x, rng)
 
 
@@ -159,8 +165,8 @@ def ascend(search: Search, z: Images, steps: int) -> None:
         g, z, *state = search.gradient(z, *track)
         if search.finished:
             return
-        track = _note(_Track(*state), z, g, search.loss)
-        if k == 0:  # the start is no rise, and what later checkpoints compare with
+        track = _updated(_Track(*state), z, g, search.loss)
+        if k == 0:  # the start does not count as a rise; the first checkpoint compares with it
             track = track._replace(mark=track.highest, rises=torch.zeros_like(track.rises))
         elif k in checks:
             z, g, track = _checkpoint(track, z, g, k - since)
@@ -180,7 +186,7 @@ def _start(z: Images) -> _Track:
     return _Track(z, z, torch.zeros_like(z), low, low, low, zero, first, zero > 0)
 
 
-def _note(track: _Track, z: Images, g: Images, loss: PerSample) -> _Track:
+def _updated(track: _Track, z: Images, g: Images, loss: PerSample) -> _Track:
     """Return the track after a new iterate."""
     better = loss > track.highest
     row = _per_image(better, z)
@@ -194,12 +200,14 @@ def _note(track: _Track, z: Images, g: Images, loss: PerSample) -> _Track:
 
 
 def _checkpoint(track: _Track, z: Images, g: Images, length: int) -> tuple[Images, Images, _Track]:
-    """Return `z`, `g` and the track after a checkpoint: where progress failed, back at the best.
+    """Return `z`, `g` and the track after a checkpoint.
 
-    Progress fails where the loss rose on too few of the `length` steps since the last checkpoint
-    (condition 1), or the step was kept there and no higher loss found since (condition 2).
+    A sample with too little progress goes back to its best iterate and halves its step. Progress
+    is too little if the loss rose on too few of the `length` steps since the last checkpoint
+    (condition 1), or if the step was not halved there and no higher loss was reached since
+    (condition 2).
     """
-    halve = track.rises < _RISES * length
+    halve = track.rises < _RISING_FRACTION * length
     halve |= ~track.halved & (track.highest <= track.mark)
     row = _per_image(halve, z)
     after = track._replace(
@@ -220,8 +228,8 @@ def _checkpoints(steps: int) -> set[int]:
     """
     iterates, p, gap = set[int](), _FIRST_CHECK, _FIRST_CHECK
     while p < 100:
-        iterates.add(-(-p * steps // 100))  # in whole %, as 0.7 * 100 is not 70 in floats
-        gap = max(gap - _SHRINK, _LEAST)
+        iterates.add(-(-p * steps // 100))  # p is in whole %: 0.7 * 100 is not 70 in floats
+        gap = max(gap - _GAP_DECREMENT, _MIN_GAP)
         p += gap
     return iterates
 

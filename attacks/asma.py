@@ -1,4 +1,4 @@
-"""ASMA: pulls the mask towards a target by the logits of the pixels that differ from it."""
+"""ASMA: change the mask to a target by the logits of the pixels that differ from it."""
 
 from __future__ import annotations
 
@@ -30,29 +30,31 @@ def asma(
     """Return the best candidates of the adaptive segmentation mask attack.
 
     Args:
-        problem: the batch to attack, of masks; made for targets.
+        problem: the batch to attack, of a segmentation task; the attack was designed for targets.
         rng: unused; all attacks have the same signature.
         steps: gradient steps, >= 1.
         tau: length of a step while no pixel has its target class, in units of eps, > 0.
-        beta: what the overlap with the target adds to that length, in units of eps, > 0.
+        beta: how much longer a step is at complete overlap with the target (IoU = 1), in units of
+            eps, > 0; it grows linearly with the overlap.
 
     Returns:
-        `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
+        `(b, c, *s)` candidates in the ball: for each sample, the iterate with the most harm.
 
     Raises:
-        SpecError: a parameter is not positive, or the task is not one of masks.
+        SpecError: a parameter is not positive, or the task is not segmentation.
 
     Source: Ozbulak, Van Messem, De Neve, "Impact of adversarial examples on deep learning models
         for biomedical image segmentation", MICCAI 2019: an adaptive mask keeps the target's logits
-        of the pixels whose class is not yet the target's; a step along their gradient is multiplied
-        by beta * IoU + tau (the dynamic perturbation multiplier).
-    Deviations: a step is a share of eps along the steepest direction of the ball (L2: that of the
-        gradient), as their beta = 1e-6 and tau = 1e-7 fit the logits of one victim; beta / tau is
-        theirs; IoU is that of each image's class drawn; the mean over the classes is taken off the
-        logits, so that one logit has two sides; each iterate is projected into the ball. Without a
-        target, the truth's logits of the pixels still right are lowered (of all pixels where none
-        is right, see `Pixels.active`), and the multiplier grows with what the regions' IoU has
-        lost.
+        of the pixels whose class is not yet the target's, and a step along their gradient is
+        multiplied by beta * IoU + tau (the dynamic perturbation multiplier).
+    Deviations: A step is a fraction of eps along the steepest direction of the ball (in L2 that of
+        the gradient), because the paper's beta = 1e-6 and tau = 1e-7 fit the logits of one victim;
+        the ratio beta / tau is the paper's. The IoU is the mean over the objective's regions (for a
+        target, that of the class drawn). The mean over the classes is subtracted from the logits,
+        so that a single logit acts on both of its classes. Each iterate is projected into the ball.
+        Without a target, the attack lowers the logits of the true class at the pixels that are
+        still right (at all pixels if none is right, see `Pixels.active`), and the multiplier grows
+        as the IoU of the regions falls.
     """
     search, z = Search(on_pixels(problem, adaptive)), problem.x
     for _ in range(steps):
@@ -66,7 +68,10 @@ def asma(
 
 
 def adaptive(pixels: Pixels) -> PerSample:
-    """Return how far the goal is reached, in 0..1, with the gradient of the pixels that miss it."""
+    """Return how far the goal is reached, in 0..1, with the gradient of the pixels not there yet.
+
+    The value scales the step, the gradient gives its direction; the two come from different terms.
+    """
     centred = pixels.logits - pixels.logits.mean(1, keepdim=True)
     reference_logit = centred.gather(1, pixels.reference[:, None])[:, 0]
     pull = (reference_logit * pixels.active).sum(1)

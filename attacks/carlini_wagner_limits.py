@@ -1,4 +1,4 @@
-"""Carlini and Wagner in L-inf and L0: maximise the harm within a limit that shrinks."""
+"""Carlini and Wagner's attacks in L-inf and L0: maximise the harm within a shrinking limit."""
 
 from __future__ import annotations
 
@@ -16,17 +16,25 @@ from robustbench_med.types import Images, PerSample, Rows
 
 from .carlini_wagner_steps import TINY, Adam, Evaluation, Settings, evaluate, total, wide
 
-_CLOSE = 1.005  # a limit known within this factor is found
+_TOLERANCE = 1.005  # the search for a limit ends when its bounds are within this factor
 
 
 class _Rule(NamedTuple):
-    """What a limit bounds: how far each value moves (L-inf), or how many move (L0)."""
+    """The rules for a limit on how far each value moves (L-inf) or on how many move (L0).
 
-    guess: Callable[[Evaluation, Images], PerSample]  # the limit that suffices on a linear victim
-    room: Callable[[PerSample, Images], Tensor]  # how far each value may move, by limit and worth
+    Attributes:
+        guess: the limit that suffices on a linear victim.
+        room: how far each value may move, from the limit and the worth of each value.
+        widest: the largest limit that makes sense for an image.
+        shrink: factor on the limit after a success.
+        gap: limits closer than this count as equal.
+    """
+
+    guess: Callable[[Evaluation, Images], PerSample]
+    room: Callable[[PerSample, Images], Tensor]
     widest: Callable[[Images], float]
-    shrink: float  # of the limit after a success
-    gap: float  # limits closer than this count as equal
+    shrink: float
+    gap: float
 
 
 def _linear_tau(clean: Evaluation, worth: Images) -> PerSample:
@@ -39,7 +47,7 @@ def _linear_count(clean: Evaluation, worth: Images) -> PerSample:
 
 
 def _most_worth(limit: PerSample, worth: Images) -> Tensor:
-    """Return 1 for the `limit` values of most worth, 0 for the frozen ones."""
+    """Return 1 for the `limit` values with the most worth, 0 for the others, which are frozen."""
     order = worth.flatten(1).argsort(dim=1, descending=True, stable=True)
     free = torch.arange(order.shape[1], device=order.device) < limit[:, None]
     room = worth.new_zeros(order.shape)
@@ -54,18 +62,26 @@ _RULES = {
 
 @dataclass
 class _Limits:
-    """The limit of every active sample, and the bounds of the one it searches for."""
+    """The search of every active sample for its smallest limit.
+
+    Attributes:
+        rule: the rules of the norm.
+        now: the limit in use.
+        low: the largest limit that failed.
+        failures: how many limits failed.
+        age: steps since the limit in use was set.
+    """
 
     rule: _Rule
     now: PerSample
-    low: PerSample  # failed
+    low: PerSample
     failures: PerSample
-    age: PerSample  # steps since the limit was set
+    age: PerSample
 
     def revise(
         self, success: Bool[Tensor, " b"], failed: Bool[Tensor, " b"], high: PerSample
     ) -> None:
-        """Set the next limit below a success, above a failure."""
+        """Set the next limit: below the last one after a success, above it after a failure."""
         self.low = torch.where(failed, torch.maximum(self.low, self.now), self.low)
         middle = torch.where(high.isfinite(), (self.low * high).sqrt(), 2 * self.now)
         shrunk = torch.maximum(self.rule.shrink * high, middle)
@@ -79,8 +95,8 @@ class _Limits:
         self.age = torch.where(success | failed, 0.0, self.age + 1)
 
     def ended(self, high: PerSample, x: Images, searches: int) -> Bool[Tensor, " b"]:
-        """Return which samples have found their limit, or given up."""
-        close = high <= torch.maximum(self.low * _CLOSE, self.low + self.rule.gap)
+        """Return which samples have found their limit or are given up."""
+        close = high <= torch.maximum(self.low * _TOLERANCE, self.low + self.rule.gap)
         return close | (self.failures >= searches) | (self.low >= self.rule.widest(x))
 
     def select(self, rows: Rows) -> _Limits:
@@ -90,7 +106,10 @@ class _Limits:
 
 
 def limited(problem: Problem, settings: Settings) -> Images:
-    """Maximise the harm within a limit: a success shrinks it, a run without one fails it."""
+    """Maximise the harm within a limit that shrinks after a success and grows after a failure.
+
+    A limit fails when all steps under it bring no success.
+    """
     rule = _RULES[problem.ball.norm]
     nearest, clean = Nearest(problem), evaluate(problem, problem.x, settings.confidence)
     nearest.keep(problem.x, clean.success)

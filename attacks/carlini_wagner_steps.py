@@ -1,4 +1,4 @@
-"""What the attacks of Carlini and Wagner share: to evaluate a candidate, and Adam in a box."""
+"""Shared by the attacks of Carlini and Wagner: the evaluation of a candidate, and Adam in a box."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from robustbench_med.problem import Problem
 from robustbench_med.types import Images, PerSample, Rows
 
-_BETA1, _BETA2 = 0.9, 0.99  # Adam; 0.999 would remember longer than a run of 20 steps lasts
+_BETA1, _BETA2 = 0.9, 0.99  # of Adam; 0.999 would average over more than the 20 steps of a search
 TINY = 1e-18  # its square is a normal float32
 
 
@@ -25,30 +25,36 @@ class Settings(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What one forward and backward pass says of a candidate."""
+    """The result of one forward and backward pass on a candidate.
 
-    g: Images  # gradient of the harm, 0 where no change is allowed
-    gap: PerSample  # what the loss still lacks
+    Attributes:
+        g: gradient of the loss, 0 where no change is allowed.
+        gap: how far the loss is below the confidence that is required.
+        success: whether the candidate succeeds with that confidence.
+    """
+
+    g: Images
+    gap: PerSample
     success: Bool[Tensor, " b"]
 
 
 def evaluate(problem: Problem, z: Images, confidence: float) -> Evaluation:
-    """Return what one forward and backward pass says of `z`; the judge confirms success."""
+    """Evaluate `z` by one forward and backward pass; the judge confirms success."""
     g, verdict = problem.gradient(z)
     verdict = problem.confirm(z, verdict)
     success = verdict.is_final & (verdict.harm >= confidence)
-    # where the guide claims a success, the judge's harm is what is still missing
+    # where the guide reports success, the judge's harm tells how much is still missing
     reached = torch.where(verdict.loss > 0, verdict.harm, verdict.loss)
     return Evaluation(problem.ball.mask(g), confidence - reached, success)
 
 
 def total(values: Tensor) -> Tensor:
-    """Return the sum over each sample, shaped to multiply images."""
+    """Return the sum over each sample, with a shape that multiplies images."""
     return values.sum(tuple(range(1, values.ndim)), keepdim=True)
 
 
 def wide(values: Tensor, like: Images) -> Tensor:
-    """Return one value a sample, shaped to multiply images."""
+    """Return one value per sample, with a shape that multiplies images."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
@@ -58,7 +64,7 @@ def free_to_move(z: Images, up: Images) -> Bool[Tensor, "b c *s"]:
 
 
 class Adam:
-    """Adam whose second moment is one number a value, or one a sample."""
+    """Adam with one second moment per value, or with one per sample (`shared`)."""
 
     def __init__(self, like: Images, *, shared: bool) -> None:
         self.shared = shared
@@ -67,7 +73,7 @@ class Adam:
         self.v = torch.zeros_like(self.age if shared else like)
 
     def direction(self, z: Images, up: Images) -> Images:
-        """Return where to move from `z`: about 1 a value."""
+        """Return the direction in which to move from `z`; its size is about 1 per value."""
         free = free_to_move(z, up)
         up, self.age = up * free, self.age + 1
         square = up.square()
@@ -79,7 +85,7 @@ class Adam:
         return self.m / (1 - _BETA1**self.age) / root.clamp_min(torch.finfo(root.dtype).tiny)
 
     def restart(self, rows: Bool[Tensor, " b"]) -> None:
-        """Forget the past of `rows`."""
+        """Start `rows` anew, without the moments of earlier steps."""
         for state in (self.age, self.m, self.v):
             state[rows] = 0
 

@@ -1,4 +1,4 @@
-"""Controls: perturbations as large as an attack's but without its knowledge."""
+"""Controls: perturbations as large as those of an attack but without knowledge of the victim."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def noise(problem: Problem, *, rng: Draws, draws: int = 10) -> Images:
     Raises:
         SpecError: a parameter is not positive.
 
-    Source: control; an attack that is no stronger than noise has learned nothing of the victim.
+    Source: control; an attack that is no stronger than noise has learned nothing about the victim.
     """
     search = Search(problem)
     for i in range(draws):
@@ -66,15 +66,16 @@ def shuffled(
 ) -> Images:
     """Return candidates whose perturbation is that of PGD with its pixels in another order.
 
-    A pixel keeps its channels together, and stays where change is allowed: norm and histogram are
-    those of the attack, its structure is gone. What [0,1] cuts off makes the norm smaller.
+    The channels of a pixel stay together, and pixels are only exchanged where change is allowed. So
+    norm and histogram are those of the attack, and its structure is gone. Clipping to [0,1] can
+    make the norm smaller.
 
     Args:
         problem: the batch to attack; its gradients are used.
         rng: one random stream per sample.
         steps: gradient steps of PGD, >= 1.
-        total_step: length of all its steps together in units of eps, >= 0; 0: see `pgd`.
-        restarts: its independent runs, >= 1.
+        total_step: length of all steps of PGD together in units of eps, >= 0; for 0, see `pgd`.
+        restarts: independent runs of PGD, >= 1.
 
     Returns:
         `(b, c, *s)` candidates in the ball.
@@ -87,9 +88,9 @@ def shuffled(
     x, ball = problem.x, problem.ball
     z = pgd(problem, rng=rng.fork("pgd"), steps=steps, total_step=total_step, restarts=restarts)
     closed = (ball.mask(torch.ones_like(x)) == 0).flatten(2).all(1)
-    lots = rng.fork("order").uniform(closed.shape[1])
-    # the places that may change, each in its own order, meet one another; the others stay
-    source = (lots + 2 * closed).argsort(1)[:, None].expand(-1, x.shape[1], -1)
+    keys = rng.fork("order").uniform(closed.shape[1])
+    # pixels that may change come first on both sides: in random order and in their own order
+    source = (keys + 2 * closed).argsort(1)[:, None].expand(-1, x.shape[1], -1)
     target = closed.long().argsort(dim=1, stable=True)[:, None].expand_as(source)
     delta = (z - x).flatten(2)
     moved = torch.zeros_like(delta).scatter(2, target, delta.gather(2, source))

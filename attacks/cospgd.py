@@ -1,4 +1,4 @@
-"""CosPGD: PGD on masks whose pixels weigh by how well their probabilities match the reference."""
+"""CosPGD: PGD on masks that weights pixels by how well their probabilities match the reference."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cospgd(
     """Return the best candidates of PGD on the cross-entropy weighted by cosine similarity.
 
     Args:
-        problem: the batch to attack, of masks.
+        problem: the batch to attack, of a segmentation task.
         rng: one random stream per sample; each restart forks its own.
         steps: gradient steps per restart, >= 1.
         total_step: length of all steps of a restart together in units of eps, > 0.
@@ -44,17 +44,18 @@ def cospgd(
         random_start: start uniformly in the ball instead of at the clean image.
 
     Returns:
-        `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
+        `(b, c, *s)` candidates in the ball: for each sample, the iterate with the most harm.
 
     Raises:
-        SpecError: a parameter is not positive, or the task is not one of masks.
+        SpecError: a parameter is not positive, or the task is not segmentation.
 
-    Source: Agnihotri, Jung, Keuper, "CosPGD", ICML 2024: a pixel weighs the cosine similarity of
-        its softmax probabilities and the one-hot truth; for a target, 1 minus that similarity, and
-        the loss is descended. The weight is a constant of the gradient, as in the authors' package;
-        they use softmax, not the sigmoid of some ports. One logit is the pair (0, l).
-    Deviations: only pixels that count are averaged; steps of eps * total_step / steps as in `pgd`;
-        the best iterate is returned; a sample that is final stops.
+    Source: Agnihotri, Jung, Keuper, "CosPGD", ICML 2024: the weight of a pixel is the cosine
+        similarity of its softmax probabilities and the one-hot truth; for a target it is 1 minus
+        that similarity, and the loss is minimised. The weight is treated as a constant in the
+        gradient, as in the authors' package. The authors use softmax, not the sigmoid of some
+        ports. A single logit l is treated as the pair (0, l).
+    Deviations: Only pixels that count are averaged. Steps are eps * total_step / steps, as in
+        `pgd`. The best iterate is returned. A sample stops when it is final.
     """
     return pgd(
         on_pixels(problem, aligned),
@@ -67,7 +68,7 @@ def cospgd(
 
 
 def aligned(pixels: Pixels) -> PerSample:
-    """Return the cross-entropy, each pixel weighted by its similarity to the reference.
+    """Return the cross-entropy with each pixel weighted by its similarity to the reference.
 
     For a target the weight is 1 minus that similarity.
     """

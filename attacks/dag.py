@@ -1,4 +1,4 @@
-"""DAG: each correct pixel is pulled towards a wrong class, until none is correct."""
+"""DAG: pull each correct pixel towards a wrong class, until none is correct."""
 
 from __future__ import annotations
 
@@ -34,34 +34,35 @@ def dag(problem: Problem, *, rng: Draws, steps: int = 200, gamma: float = 0.5) -
     """Return the best candidates of dense adversary generation.
 
     Args:
-        problem: the batch to attack, of masks.
-        rng: one random stream per sample: the wrong classes.
-        steps: gradient steps at most, >= 1.
+        problem: the batch to attack, of a segmentation task.
+        rng: one random stream per sample, which draws the wrong classes.
+        steps: largest number of gradient steps, >= 1.
         gamma: the largest change of a value in a step, in grey levels of 255, > 0.
 
     Returns:
-        `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm, the last
-        included.
+        `(b, c, *s)` candidates in the ball: for each sample, the iterate with the most harm; the
+        last iterate is judged too.
 
     Raises:
-        SpecError: a parameter is not positive, or the task is not one of masks.
+        SpecError: a parameter is not positive, or the task is not segmentation.
 
     Source: Xie et al., "Adversarial examples for semantic segmentation and object detection", ICCV
-        2017, Algorithm 1: over the active pixels, those still right, the logit of the adversarial
-        label minus that of the truth is maximised along a gradient divided by its L-inf norm and
-        times gamma. Adversarial labels are the truth's through a permutation drawn for each image
-        that leaves no class in place; gamma = 0.5 and 200 steps are theirs.
-    Deviations: each iterate is projected into the ball: theirs has none, which is eps = inf; the
-        permutation is a cyclic shift of the class ids; for a target the adversarial label is the
-        target's and the logit lowered is that of the class called; the iterate with the most harm
-        is returned, not the last; an image without active pixels that is not final goes on with
-        all its pixels (see `Pixels.active`), where theirs stops.
+        2017, Algorithm 1: over the active pixels, which are those still right, the attack maximises
+        the logit of the adversarial label minus that of the truth. A step is the gradient divided
+        by its L-inf norm and multiplied by gamma. The adversarial label of a pixel is its true
+        class under a permutation that is drawn for each image and leaves no class in place. gamma =
+        0.5 and 200 steps are the paper's.
+    Deviations: Each iterate is projected into the ball; the paper has no ball, which is eps = inf.
+        The permutation is a cyclic shift of the class ids. For a target, the adversarial label is
+        that of the target, and the logit of the predicted class is lowered. The iterate with the
+        most harm is returned, not the last. If an image has no active pixels but is not final, the
+        attack goes on with all its pixels (see `Pixels.active`); the paper's stops.
     """
     lot = rng.fork("labels").uniform(1)[:, 0].to(problem.x)
     search, z = Search(on_pixels(problem, pull, lot)), problem.x
     for _ in range(steps):
         g, z = search.gradient(z)
-        if search.finished or not bool(g.any()):  # all are done, or no step would move any
+        if search.finished or not bool(g.any()):  # without any gradient no step would move
             return search.best
         ball, x = search.active.ball, search.active.x
         g = ball.mask(g)
@@ -72,11 +73,11 @@ def dag(problem: Problem, *, rng: Draws, steps: int = 200, gamma: float = 0.5) -
 
 
 def pull(pixels: Pixels, lot: Float[Tensor, " b"]) -> PerSample:
-    """Return the logits of the adversarial labels minus the lowered ones, over active pixels.
+    """Return the adversarial labels' logits minus the lowered ones, summed over active pixels.
 
     Args:
         pixels: the pixels.
-        lot: drawn in (0,1): the shift of the class ids.
+        lot: a random number in (0,1) per image, from which the shift of the class ids follows.
     """
     k = pixels.logits.shape[1]
     shift = 1 + (lot * (k - 1)).long().clamp_max(k - 2)

@@ -14,7 +14,7 @@ from robustbench_med.types import Images
 
 from .linearised import L1_CAP, Way, clearance, least_move, nearest_way, shrink
 
-# the least step, in [0,1] units at every pixel: float32 near 1 resolves 6e-8
+# least step beyond the boundary, in image units at every pixel: float32 near 1 resolves 6e-8
 _FLOOR = 1e-6
 
 
@@ -42,35 +42,37 @@ def deepfool(
     """Return candidates just across the boundary that is nearest by repeated linearisation.
 
     Args:
-        problem: the batch to attack; of its ball, the norm, channels and region count.
+        problem: the batch to attack; the radius of its ball is ignored.
         rng: unused; all attacks have the same signature.
-        steps: linearisations a sample, at most, >= 1; the shipped victims need two or three.
+        steps: largest number of linearisations per sample, >= 1; the shipped victims need two or
+            three.
         overshoot: how far beyond the linearised boundary each step goes, as a fraction of the whole
             perturbation, > 0.
-        candidates: leading ways to the goal that are linearised, >= 1: one backward pass each.
+        candidates: how many of the leading ways to the goal are linearised, >= 1; each costs a
+            backward pass.
         refine: forward passes that move back along the line to the clean image, >= 0.
 
     Returns:
-        `(b, c, *s)` candidates that succeed; the clean image where no step did.
+        `(b, c, *s)` candidates that succeed; the clean image where no step succeeded.
 
     Raises:
         SpecError: a parameter is not positive.
 
-    Source: Moosavi-Dezfooli, Fawzi, Frossard, CVPR 2016, Algorithm 2; for L-inf its eq. 10 and 11;
-        overshoot 0.02 and 50 steps are theirs (section 3.3 and the authors' code). Deviations: the
-        overshoot is applied at every step and not once after the last, since an iterate that only
-        tends to the boundary may never cross it; the step is the least one within [0,1], and values
-        at the box with no room are left out of the norm of the slope (there the paper's step would
-        be clipped and fall short); only the leading ways are linearised; a success must clear
-        the boundary (see clearance); the crossing is moved back to it (`refine`; 0 for the paper's
-        result).
+    Source: Moosavi-Dezfooli, Fawzi, Frossard, CVPR 2016, Algorithm 2; for L-inf its eq. 10 and 11.
+        Overshoot 0.02 and 50 steps are the paper's (section 3.3 and the authors' code).
+    Deviations: The overshoot is applied at every step and not once after the last, because an
+        iterate that only converges to the boundary may never cross it. The step is the least one
+        within [0,1], and values at the edge of the box that cannot move count as 0 in the norm of
+        the slope; with such values the paper's step would be clipped and fall short. Only the
+        leading ways are linearised. A success must clear the boundary (see `clearance`). The
+        crossing is moved back to the boundary (`refine`; 0 gives the paper's result).
     """
     if refine < 0:
         raise SpecError(f"expected refine >= 0, got {refine}")
     if len(problem) == 0:
         return problem.x
     slopes = problem.jacobian(problem.x, candidates)
-    # a guide's margins may be coarse, the judge's cost a pass more
+    # a guide's margins may be inexact; those of the judge cost another forward pass
     margins = slopes.margins if problem.guide is None else problem.margins(problem.x)
     clean = margins.amax(1)
     best, harm = problem.x.clone(), clean.clone()
@@ -87,7 +89,7 @@ def deepfool(
         success = robust & (margin > clear[rows])
         best[rows[success]], harm[rows[success]] = z[success], margin[success]
         robust = robust & moved & ~success
-        open_rows = robust.nonzero()[:, 0]  # finished samples leave
+        open_rows = robust.nonzero()[:, 0]  # finished samples are dropped
         if len(open_rows) == 0:
             break
         if len(open_rows) < len(rows):
@@ -104,13 +106,13 @@ def deepfool(
 
 
 def _nearest(problem: Problem, z: Images, margins: Float[Tensor, "b m"], slopes: Slopes) -> Way:
-    """Return the nearest way: its margin is the judge's; only the slopes are the guide's."""
+    """Return the nearest way, with the margin of the judge and the slope of the guide."""
     leading, allowed = margins.gather(1, slopes.columns), problem.ball.mask(torch.ones_like(z))
     return nearest_way(leading, slopes.jacobian, z, allowed, problem.ball.norm)
 
 
 def _step(problem: Problem, z: Images, way: Way, overshoot: float) -> Images:
-    """Return `z` moved beyond the linearised boundary; as it is where no way is open."""
+    """Return `z` moved beyond the linearised boundary; unchanged where no way is open."""
     norm = problem.ball.norm
     floor = _FLOOR * problem.ball.size(torch.ones_like(z), torch.zeros_like(z))
     beyond = torch.maximum(overshoot * problem.ball.size(z, problem.x), floor)

@@ -1,4 +1,4 @@
-"""Ensemble: several attacks in turn, each only on samples that are still robust."""
+"""Ensemble: run several attacks in turn, each only on samples that are still robust."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .apgd import apgd, apgd_targeted
 from .fab import fab
 from .square import square
 
-_SCOUT = 5  # a scout spends a fifth of the steps and queries
-_LEADING = 3  # ways FAB linearises at a time; targeted APGD goes to the farther ones
+_SCOUT_DIVISOR = 5  # a scout spends a fifth of the steps and queries
+_FAB_WAYS = 3  # how many ways FAB linearises at a time; targeted APGD tries the farther ones
 
 
 @attack(
@@ -46,34 +46,37 @@ def ensemble(
     targets: int = 9,
     growth: float = 1.15,
 ) -> Images:
-    """Return the best candidates of an ensemble with nothing to configure, for every task.
+    """Return the best candidates of an ensemble of attacks with nothing to configure.
 
-    First every member scouts with a fifth of its effort. Then it runs in full on the samples that
-    are still robust and that its scout came near: those on which its perturbation succeeds when it
-    is multiplied by `growth`. On the others a fivefold effort would be wasted, and they would be
-    most of the cost. The rule does not depend on the scale of the logits.
+    First every member runs as a scout, with a fifth of its effort. Then it runs in full on the
+    samples that are still robust and on which its scout came near to success: those on which the
+    scout's perturbation succeeds when it is multiplied by `growth`. On the other samples the full
+    effort would hardly ever succeed, and it would be most of the cost. This rule does not depend on
+    the scale of the logits.
 
     Args:
         problem: the batch to attack.
         rng: one random stream per sample; each member forks its own.
-        steps: gradient steps of a member, >= 1.
-        queries: images of a sample that Square shows to the victim, >= 1.
-        targets: wrong classes that targeted APGD tries, >= 1.
-        growth: factor on a scout's perturbation that tells whether it came near, >= 1; inf: it
-            always did.
+        steps: gradient steps per member, >= 1.
+        queries: how many images Square shows to the victim per sample, >= 1.
+        targets: how many wrong classes targeted APGD tries, >= 1.
+        growth: factor on a scout's perturbation that decides whether it came near, >= 1; with inf,
+            every scout counts as near.
 
     Returns:
-        `(b, c, *s)` candidates in the ball: of every member, the one with the most harm.
+        `(b, c, *s)` candidates in the ball: for each sample, the one with the most harm over all
+        members.
 
     Raises:
         SpecError: a parameter is out of range.
 
     Source: AutoAttack (Croce & Hein, ICML 2020, section 6): APGD on cross-entropy, targeted APGD,
         FAB and Square with its 100 steps, 9 targets and 5,000 queries.
-    Deviations: the scouts and `growth` (with inf, every member runs in full on every sample that
-        is still robust, as in AutoAttack); APGD on the difference of logits ratio joins; FAB
-        linearises the three leading ways at a time instead of going to 9 targets one by one;
-        defined below 10 classes, for findings and one logit; a sample leaves at its first success.
+    Deviations: AutoAttack has no scouts and no `growth`; with inf, every member runs in full on
+        every sample that is still robust, as there. APGD on the difference of logits ratio is
+        added. FAB linearises the three leading ways at a time instead of trying 9 targets one by
+        one. The ensemble also works with fewer than 10 classes, for findings and for one logit. A
+        sample is finished at its first success.
     """
     if not growth >= 1:
         raise SpecError(f"expected growth >= 1, got {growth}")
@@ -81,7 +84,9 @@ def ensemble(
     search = Search(problem)
     search.probe(problem.x)
     near = []
-    for scout in _members(max(1, steps // _SCOUT), max(1, queries // _SCOUT), targets):
+    for scout in _members(
+        max(1, steps // _SCOUT_DIVISOR), max(1, queries // _SCOUT_DIVISOR), targets
+    ):
         rows, z = _run(search, scout, ways >= scout.least_ways, rng.fork("scout"))
         reached = torch.zeros_like(ways, dtype=torch.bool)
         reached[rows] = _breaks(problem.select(rows), z, growth)
@@ -95,9 +100,9 @@ class _Member(NamedTuple):
     """One attack of the ensemble.
 
     Attributes:
-        name: of its draws.
-        attack: called as `attack(problem, rng=rng)`.
-        least_ways: ways to the goal below which it adds nothing.
+        name: names its random draws.
+        attack: the attack, called as `attack(problem, rng=rng)`.
+        least_ways: number of ways to the goal that a sample needs for this member to be of use.
     """
 
     name: str
@@ -106,7 +111,7 @@ class _Member(NamedTuple):
 
 
 def _members(steps: int, queries: int, targets: int) -> tuple[_Member, ...]:
-    """Return the members, cheapest first."""
+    """Return the members of the ensemble, the cheapest first."""
     return (
         _Member("cross_entropy", partial(apgd, steps=steps)),
         _Member("dlr", partial(apgd, steps=steps, loss="dlr")),
@@ -117,9 +122,9 @@ def _members(steps: int, queries: int, targets: int) -> tuple[_Member, ...]:
 
 
 def _fab_within(problem: Problem, *, rng: Draws, steps: int) -> Images:
-    """Return FAB's nearest successes, drawn back to the radius where they are beyond it."""
+    """Return FAB's nearest successes, scaled down to the radius where they exceed it."""
     ball, x = problem.ball, problem.x
-    z = fab(problem.at(torch.inf), rng=rng, steps=steps, candidates=_LEADING)
+    z = fab(problem.at(torch.inf), rng=rng, steps=steps, candidates=_FAB_WAYS)
     size = ball.size(z, x)
     scale = (torch.as_tensor(ball.eps).to(size) / size).nan_to_num(nan=1.0).clamp_max(1)
     return ball.project(x + scale.view(-1, *[1] * (x.ndim - 1)) * (z - x), x)
@@ -128,20 +133,20 @@ def _fab_within(problem: Problem, *, rng: Draws, steps: int) -> Images:
 def _run(
     search: Search, member: _Member, fit: Bool[Tensor, " b"], rng: Draws
 ) -> tuple[Rows, Float[Tensor, "rows c *s"]]:
-    """Let a member attack the robust samples that fit it; return which, and its candidates."""
-    there = fit[search.rows].nonzero()[:, 0]
-    rows, z = search.rows[there], search.best[search.rows]
+    """Let a member attack the samples that are still robust and fit; return them and candidates."""
+    fitting = fit[search.rows].nonzero()[:, 0]
+    rows, z = search.rows[fitting], search.best[search.rows]
     if len(rows):
-        z[there] = member.attack(
-            search.active.select(there), rng=rng.select(rows).fork(member.name)
+        z[fitting] = member.attack(
+            search.active.select(fitting), rng=rng.select(rows).fork(member.name)
         )
         search.probe(z)
-    return rows, z[there]
+    return rows, z[fitting]
 
 
 def _breaks(problem: Problem, z: Images, growth: float) -> Bool[Tensor, " b"]:
-    """Return which perturbations succeed when multiplied by `growth`; with inf, all count."""
+    """Return which perturbations succeed when multiplied by `growth`; with inf, all do."""
     if growth == torch.inf:
         return torch.ones(len(z), dtype=torch.bool, device=z.device)
-    # by the harm, not by `done`: an objective that never ends has successes too
+    # harm > 0 is success; an objective may use all steps and then has no final verdicts
     return problem.probe((problem.x + growth * (z - problem.x)).clamp_(0, 1)).harm > 0

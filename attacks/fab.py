@@ -1,4 +1,4 @@
-"""FAB: projections onto the linearised boundary, biased towards the clean image."""
+"""FAB: project onto the linearised boundary, biased towards the clean image."""
 
 from __future__ import annotations
 
@@ -55,19 +55,20 @@ def fab(
     """Return the nearest successes of the fast adaptive boundary attack.
 
     Args:
-        problem: the batch to attack; of its ball, the norm, channels and region count.
+        problem: the batch to attack; the radius of its ball is ignored.
         rng: one random stream per sample; each restart after the first forks its own.
-        steps: linearisations a restart, >= 1.
-        restarts: runs, >= 1: the first from the clean image, the others from a random point half as
-            far away as the best success.
-        candidates: leading ways to the goal that are linearised, >= 1: one backward pass each.
-        alpha: largest weight of the clean image's own projection, in [0, 1).
-        extrapolation: how far a projection goes: 1 is onto the linearised boundary, >= 1.
+        steps: linearisations per restart, >= 1.
+        restarts: how many runs, >= 1; the first starts at the clean image, the others at a random
+            point half as far away as the best success.
+        candidates: how many of the leading ways to the goal are linearised, >= 1; each costs a
+            backward pass.
+        alpha: largest weight of the projection of the clean image, in [0, 1).
+        extrapolation: factor on a projection, >= 1; 1 ends on the linearised boundary.
         backward: factor on the perturbation after a success, in (0, 1).
         refine: forward passes of the final search, >= 0.
 
     Returns:
-        `(b, c, *s)` nearest successful candidates; the clean image where there was none.
+        `(b, c, *s)` nearest successful candidates; the clean image where there is none.
 
     Raises:
         SpecError: a parameter is out of its range.
@@ -75,21 +76,23 @@ def fab(
     Source: Croce, Hein, "Minimally distorted adversarial examples with a fast adaptive boundary
         attack", ICML 2020, Algorithm 1: projections eq. 5 and 6, nearest class eq. 7, biased step
         eq. 8 and 9, final search eq. 10; alpha 0.1, extrapolation (eta) 1.05, backward (beta) 0.9
-        and 100 steps are of its section 4. Deviations: values without room are left out of the norm
-        in eq. 7; a success must clear the boundary (see clearance), and the plane lies a little
-        beyond it, since with every moved value at 0 or 1 there is nothing to extrapolate; an
-        iterate after the backward step that still succeeds is kept too, as its verdict costs
-        nothing; only the leading ways are linearised; a sample without a success half way goes on
-        from DeepFool's, in L1 by steps of at most 0.05 a value (the paper's move few values by all
-        their room, where no slope holds, and may never cross); a restart without any success starts
-        within half of its linear distance; the final search aims a little beyond the root (see
-        shrink).
+        and 100 steps are of its section 4.
+    Deviations: Values that the box does not let move count as 0 in the norm of eq. 7. A success
+        must clear the boundary (see `clearance`), and the projection aims at a plane a little
+        beyond it, because where every moved value is at 0 or 1 extrapolation has no effect. An
+        iterate after the backward step that still succeeds counts as a success too, since its
+        verdict costs nothing. Only the leading ways are linearised. A sample that has no success
+        after half of the steps goes on from that of DeepFool, and in L1 by steps of at most 0.05
+        per value; the paper's L1 steps move few values as far as the box allows, where the linear
+        model no longer holds, and may never cross the boundary. A sample without any success
+        restarts within half of its linear distance. The final search aims a little beyond the root
+        (see `shrink`).
     """
     _check(alpha, extrapolation, backward, refine)
     if len(problem) == 0:
         return problem.x
     slopes = problem.jacobian(problem.x, candidates)
-    # a guide's margins may be coarse, the judge's cost a pass more
+    # a guide's margins may be inexact; those of the judge cost another forward pass
     margins = slopes.margins if problem.guide is None else problem.margins(problem.x)
     clean = margins.amax(1)
     rows = (~(clean > 0)).nonzero()[:, 0]  # the others are at distance 0
@@ -99,12 +102,12 @@ def fab(
     active, way = problem.select(rows), Way(*(value[rows] for value in way))
     clear, nearest = clearance(way), Nearest(active)
     settings = _Settings(steps, candidates, alpha, extrapolation, backward, clear)
-    _hop(active, active.x, way, nearest, settings)
+    _run_steps(active, active.x, way, nearest, settings)
     for restart in range(1, restarts):
         linear = (way.margin.abs() / way.size).nan_to_num(nan=0.0, posinf=0.0)
         radius = torch.where(torch.isfinite(nearest.size), nearest.size, linear) / 2
         z = active.ball.at(radius).sample(active.x, rng.select(rows).fork("restart", restart))
-        _hop(active, z, None, nearest, settings)
+        _run_steps(active, z, None, nearest, settings)
     best = nearest.best
     succeeded = torch.isfinite(nearest.size).nonzero()[:, 0]
     inner, z = active.select(succeeded), best[succeeded]
@@ -113,10 +116,10 @@ def fab(
     return problem.x.index_copy(0, rows, best)
 
 
-def _hop(
+def _run_steps(
     problem: Problem, z: Images, way: Way | None, nearest: Nearest, settings: _Settings
 ) -> None:
-    """Run all steps from `z`; `way` is the nearest there, where it is known."""
+    """Run all steps from `z`; `way` is the nearest way at `z`, None where it is not known."""
     shape, clear = (-1, *[1] * (z.ndim - 1)), settings.clear
     cap = torch.ones_like(nearest.size)
     for step in range(settings.steps):
@@ -147,19 +150,19 @@ def _nearest(problem: Problem, z: Images, slopes: Slopes) -> Way:
 def _seeded(
     problem: Problem, z: Images, nearest: Nearest, stuck: Bool[Tensor, " b"], settings: _Settings
 ) -> Images:
-    """Return `z` with DeepFool's success for each sample that has none yet."""
+    """Return `z`, in which DeepFool replaces each sample that has no success yet."""
     rows = stuck.nonzero()[:, 0]
     if len(rows) == 0:
         return z
     inner = problem.select(rows)
-    # it draws nothing
+    # DeepFool draws nothing at random
     seed = deepfool(inner, rng=Draws.of(0, []), candidates=settings.candidates)
     nearest.keep(seed, inner.margins(seed).amax(1) > 0, rows)
     return z.index_copy(0, rows, seed)
 
 
 def _biased(problem: Problem, z: Images, way: Way, cap: Tensor, settings: _Settings) -> Images:
-    """Return the mean of both projections, weighted by eq. 9."""
+    """Return the mean of the projections of `z` and the clean image, weighted by eq. 9."""
     ball, x = problem.ball, problem.x
     at_x = way.margin + (way.slope * (x - z)).flatten(1).sum(1)  # the linear margin at x
     lift = 2 * settings.clear
@@ -175,7 +178,7 @@ def _biased(problem: Problem, z: Images, way: Way, cap: Tensor, settings: _Setti
     near, far = ball.size(from_z, zero), ball.size(from_x, zero)
     weight = (near / (near + far)).nan_to_num(nan=0.0).clamp_max(settings.alpha)
     weight = weight.view(-1, *[1] * (z.ndim - 1))
-    # written as differences: where nothing changes, none is left by rounding
+    # written as differences, so that rounding changes nothing where nothing moves
     moved = z + from_z + weight * (x - z + from_x - from_z)
     return moved.clamp_(0, 1)
 

@@ -25,20 +25,20 @@ def fgsm(problem: Problem, *, rng: Draws, loss: str = "cross_entropy") -> Images
     Args:
         problem: the batch to attack.
         rng: unused; all attacks have the same signature.
-        loss: what is maximised: "cross_entropy" (the objective's own loss), of labels "margin" or
-            "dlr"; of masks a pixel loss; see `objectives.pixels.with_loss`.
+        loss: the loss to maximise: "cross_entropy" (the objective's own loss); for labels also
+            "margin" or "dlr"; for masks a pixel loss, see `objectives.pixels.with_loss`.
 
     Returns:
         `(b, c, *s)` candidates in the ball.
 
     Raises:
-        SpecError: the loss is not one of the task.
+        SpecError: the task has no such loss.
 
-    Source: Goodfellow, Shlens, Szegedy, ICLR 2015, section 4 (L-inf: eps times the sign of the
-        gradient of the cross-entropy); L2: eps times the gradient of unit norm. Targeted: the
-        objective descends on the target.
-    Deviation: of several findings the nearest is attacked (see `objectives.nearest`), as the paper
-        has one label an image.
+    Source: Goodfellow, Shlens, Szegedy, ICLR 2015, section 4. In L-inf, the step is eps times the
+        sign of the gradient of the cross-entropy; in L2, it is eps times the gradient scaled to
+        unit norm. For a target, the objective's loss is minus the target's cross-entropy.
+    Deviation: The paper has one label per image; with several findings, the nearest one is attacked
+        (see `objectives.nearest`).
     """
     g, _ = with_loss(problem, loss).gradient(problem.x)
     return problem.ball.step(problem.x, g, problem.x, 1.0)

@@ -1,4 +1,4 @@
-"""FMN: the fast minimum-norm attack, steps projected on a radius that adapts."""
+"""FMN: the fast minimum-norm attack, which projects its steps onto a ball of adaptive radius."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from robustbench_med.rng import Draws
 from robustbench_med.search import Nearest
 from robustbench_med.types import Images, PerSample, Rows
 
-_LAST_ALPHA = 0.01  # last step over first; this and the last gamma as in foolbox 3.3.4
+_LAST_ALPHA = 0.01  # last step over the first; this and the last gamma are those of foolbox 3.3.4
 _LAST_GAMMA = 0.001
-_ROUNDS = 3  # of restoring values (L0 only)
-_HALVINGS = 8  # of the way to the clean image: 1/256 of the distance
-_LEAST = 1e-6  # least radius, as a share of the farthest distance: on an exact tie none is needed
-_CLEAR = 1e-4  # of the clean margin: what a success has in hand, so that no rounding undoes it
-_WAYS = 10  # leading ways whose distance is compared, as DeepFool's and FAB's candidates
+_ROUNDS = 3  # rounds in which values are restored (L0 only)
+_HALVINGS = 8  # halvings of the way to the clean image, down to 1/256 of the distance
+_MIN_RADIUS = 1e-6  # as a fraction of the farthest distance; on an exact tie the radius would be 0
+_CLEARANCE = 1e-4  # harm of a success, as a fraction of the clean margin: rounding cannot undo it
+_WAYS = 10  # leading ways whose distances are compared, like the candidates of DeepFool and FAB
 _DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 
 
@@ -46,32 +46,36 @@ def fmn(
     """Return the nearest candidates that reach the goal, in L0, L1, L2 or L-inf.
 
     Args:
-        problem: the batch to attack; the norm is that of its ball, the radius is ignored.
+        problem: the batch to attack; the radius of its ball is ignored.
         rng: unused; all attacks have the same signature.
         steps: gradient steps, >= 1.
         alpha: L2 length of the first step in image units (x in [0,1]), > 0; annealed to 1 % of it.
-        gamma: relative change of the radius at first, > 0; annealed to 0.001.
+        gamma: relative change of the radius in the first step, > 0; annealed to 0.001.
 
     Returns:
-        `(b, c, *s)` the nearest success of each sample; the clean image where there is none.
+        `(b, c, *s)` nearest success of each sample; the clean image where there is none.
 
     Raises:
         SpecError: a parameter is not positive.
 
     Source: Pintor et al., NeurIPS 2021, "Fast minimum-norm adversarial attacks through adaptive
-        norm constraints", Algorithm 1. Steps follow g / |g|_2 in every norm, as there.
-    Deviations: (0) The loss is the margin of the way whose boundary is nearest (see
-        `objectives.nearest`), in L0 that of the leading logit as in the paper. The leading wrong
-        class need not be the nearest one, and maximising its margin keeps it in the lead: on a
-        hardened victim of four classes the median L2 distance was 1.19 where DDN's was 1.07. (1) a
-        sample leaves at distance 0, and in L0 at 1: nothing is nearer. (2) Before the first success
-        the radius is gamma beyond the linear estimate, which alone creeps up to a curved boundary;
-        in L0 that estimate is the least number of values that cover the margin in the linear model
-        inside the box, where the paper starts at 1 and grows by gamma. (3) The last candidate is
-        judged too. (4) A success counts where its harm is above 1e-4 of the clean
-        margin: nearer than that, rounding in another batch undoes it. (5) A short search ends it:
-        halving the way to the clean image (L1, L2, L-inf: 8 forward passes), restoring values (L0:
-        3 gradients and about log2 of the values changed forward passes after each).
+        norm constraints", Algorithm 1. Steps follow g / |g|_2 in every norm, as in the paper.
+    Deviations:
+        (0) The loss is the margin of the way whose boundary is nearest (see `objectives.nearest`);
+        only in L0 it is that of the leading logit, as in the paper. The leading wrong class need
+        not be the nearest one, and maximising its margin keeps it in the lead: on a hardened victim
+        of four classes the paper's loss gave a median L2 distance of 1.19 where DDN reached 1.07.
+        (1) A sample is finished at distance 0, and in L0 at distance 1, because nothing is nearer.
+        (2) Before the first success the radius is gamma beyond the linear estimate; the estimate
+        alone approaches a curved boundary too slowly. In L0 the estimate is the least number of
+        values that cover the margin in the linear model inside the box; the paper starts at 1 and
+        grows by gamma.
+        (3) The last candidate is judged too.
+        (4) A success counts only if its harm is above 1e-4 of the clean margin; below that,
+        rounding in another batch could undo it.
+        (5) A short search follows. In L1, L2 and L-inf it halves the way to the clean image (8
+        forward passes). In L0 it restores values (3 gradients, each followed by about log2(n)
+        forward passes, where n is the number of changed values).
     """
     if problem.ball.norm == "l0":
         problem = replace(problem, objective=LossOverride(problem.objective, "margin"))
@@ -87,27 +91,27 @@ def fmn(
 def _descend(
     problem: Problem, nearest: Nearest, *, steps: int, alpha: float, gamma: float
 ) -> PerSample:
-    """Run the steps of Algorithm 1; `nearest` keeps what they find.
+    """Run the steps of Algorithm 1 and keep successes in `nearest`.
 
     Returns:
-        `(b,)` the harm above which a candidate succeeds clearly.
+        `(b,)` the harm above which a candidate clearly succeeds.
     """
     z, eps = problem.x, problem.x.new_full((len(problem),), torch.inf)
     farthest = _farthest(problem)
     rows: Rows = torch.arange(len(problem), device=z.device)
     active, change = problem, _scaled
-    least = 0.0
+    min_size = 0.0
     if problem.ball.norm == "l0":
-        change, least = _counted, 1.0
+        change, min_size = _counted, 1.0
     for step in range(steps):
         g, verdict = active.gradient(z)
         loss, harm, done = active.confirm(z, verdict)
         if step == 0:
-            clear = _CLEAR * loss.abs()
+            clear = _CLEARANCE * loss.abs()
             nearest.keep(z, done)
         done = done & (harm > clear[rows])
         nearest.keep(z, done, rows)
-        open_rows = (nearest.size[rows] > least).nonzero()[:, 0]
+        open_rows = (nearest.size[rows] > min_size).nonzero()[:, 0]
         if len(open_rows) < len(rows):
             rows, active = rows[open_rows], active.select(open_rows)
             z, g, eps, loss, done = (v[open_rows] for v in (z, g, eps, loss, done))
@@ -118,10 +122,10 @@ def _descend(
         rate = _LAST_GAMMA + (gamma - _LAST_GAMMA) * anneal
         eps = torch.where(done, change(eps, -rate).minimum(best), change(eps, rate))
         new = best.isinf().nonzero()[:, 0]
-        if len(new):  # the boundary is not crossed yet: go beyond where the linear model puts it
+        if len(new):  # no success yet: go beyond the boundary of the linear model
             start = _start(active.select(new), z[new], g[new], loss[new])
             eps = eps.index_copy(0, new, change(start, rate))
-        eps = eps.maximum(_LEAST * farthest[rows]).minimum(farthest[rows])
+        eps = eps.maximum(_MIN_RADIUS * farthest[rows]).minimum(farthest[rows])
         length = alpha * (_LAST_ALPHA + (1 - _LAST_ALPHA) * anneal)
         z = active.ball.at(eps).project(z + length * _unit(g), active.x)
     _judge(active, nearest, rows, z, clear)
@@ -131,7 +135,7 @@ def _descend(
 def _judge(
     problem: Problem, nearest: Nearest, rows: Rows, z: Images, clear: Tensor
 ) -> Bool[Tensor, " r"]:
-    """Keep the candidates of `rows` that succeed clearly; return which do."""
+    """Keep the candidates of `rows` that clearly succeed; return which do."""
     verdict = problem.probe(z)
     done = verdict.is_final & (verdict.harm > clear[rows])
     nearest.keep(z, done, rows)
@@ -143,7 +147,7 @@ def _scaled(eps: PerSample, rate: float) -> PerSample:
 
 
 def _counted(eps: PerSample, rate: float) -> PerSample:
-    """Return a number of values changed by `rate`, and by one at least; never below one."""
+    """Change a number of values by the fraction `rate`, and by at least one; never below one."""
     scaled = (eps * (1 + rate)).floor()
     return (scaled.maximum(eps + 1) if rate > 0 else scaled.minimum(eps - 1)).clamp_min(1)
 
@@ -157,8 +161,8 @@ def _farthest(problem: Problem) -> PerSample:
 def _start(problem: Problem, z: Images, g: Images, loss: PerSample) -> PerSample:
     """Return the radius at which the linear model at `z` crosses the boundary.
 
-    The eps-step of Algorithm 1: the size of the change so far and the distance left, which is the
-    loss over the dual norm of g.
+    This is the eps-step of Algorithm 1: the size of the change so far plus the remaining distance,
+    which is the loss divided by the dual norm of g.
     """
     size, flat = problem.ball.size(z, problem.x), g.flatten(1).abs()
     missing = loss.abs()
@@ -170,7 +174,7 @@ def _start(problem: Problem, z: Images, g: Images, loss: PerSample) -> PerSample
 
 
 def _unit(g: Images) -> Images:
-    """Return `g` at L2 length 1, however small; 0 where it is 0."""
+    """Return `g` scaled to L2 length 1, however small it is; 0 where it is 0."""
     return Ball("l2", 1.0).steepest(g)
 
 
@@ -190,10 +194,10 @@ def _halve(problem: Problem, nearest: Nearest, clear: Tensor) -> None:
 
 
 def _restore(problem: Problem, nearest: Nearest, clear: Tensor) -> None:
-    """Restore the values that matter least, as many as the goal allows; L0 only.
+    """Restore the values that matter least, as many as the goal allows; for L0 only.
 
-    First every changed value goes to the edge of the box that the gradient points to, where the
-    goal is still reached: fewer values are then enough.
+    Before that, every changed value moves to the edge of the box to which the gradient points,
+    unless this loses the success. Fewer changed values are then enough.
     """
     for _ in range(_ROUNDS):
         rows = ((nearest.size > 1) & nearest.size.isfinite()).nonzero()[:, 0]
@@ -204,13 +208,13 @@ def _restore(problem: Problem, nearest: Nearest, clear: Tensor) -> None:
         pushed = torch.where((z != active.x) & (g != 0), (g > 0).to(z), z)
         done = _judge(active, nearest, rows, pushed, clear)
         z = torch.where(done.view(-1, *[1] * (z.ndim - 1)), pushed, z)
-        _spare(active, nearest, rows, z, g, clear)
+        _bisect_restored(active, nearest, rows, z, g, clear)
 
 
-def _spare(
+def _bisect_restored(
     problem: Problem, nearest: Nearest, rows: Rows, z: Images, g: Images, clear: Tensor
 ) -> None:
-    """Halve the number of values restored between none and all, the least gain first."""
+    """Find by bisection how many changed values can be restored, least gain first."""
     changed = (z != problem.x).flatten(1)
     gain = (g * (z - problem.x)).flatten(1).masked_fill(~changed, torch.inf)
     rank = gain.argsort(dim=1, stable=True).argsort(dim=1).view_as(z)

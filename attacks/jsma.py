@@ -1,4 +1,4 @@
-"""JSMA: change one or two values a step, those most salient for one way to the goal."""
+"""JSMA: change one or two values per step, those most salient for one way to the goal."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from robustbench_med.types import Images, Output, Rows, Verdict
 
 Points = Float[Tensor, "b p"]
 
-_WAYS = 9  # ways compared before one is chosen: as many gradients at the clean image
-_BLOCK = 256  # rows of the table of pairs in memory at a time
+_WAYS = 9  # how many ways are compared to choose one; each costs a gradient at the clean image
+_BLOCK = 256  # how many rows of the table of pairs are in memory at a time
 
 
 @attack(
@@ -45,19 +45,20 @@ def jsma(
     fraction: float = 0.145,
     both: bool = True,
 ) -> Images:
-    """Return candidates with few values changed, found along the adversarial saliency map.
+    """Return candidates with few changed values, chosen by the adversarial saliency map.
 
     Args:
-        problem: the batch to attack; its ball is one of L0.
+        problem: the batch to attack; its ball must be in L0.
         rng: unused; all attacks have the same signature.
-        pixels: values changed a step, 1 or 2. A colour pixel has three values.
-        theta: change of a value a step in image units (x in [0,1]), not 0; 1 jumps to the edge.
+        pixels: values changed per step, 1 or 2. A colour pixel has three values.
+        theta: change of a value per step in image units (x in [0,1]), not 0; with 1 a value jumps
+            to the edge of the range.
         fraction: largest fraction of the values that may change, in (0, 1].
-        both: whether a value moves in the better direction; else up where theta > 0, down where
-            theta < 0.
+        both: whether each value moves in the better direction; otherwise all move up (theta > 0)
+            or all down (theta < 0).
 
     Returns:
-        `(b, c, *s)` the nearest success of each sample; the clean image where there is none.
+        `(b, c, *s)` nearest success of each sample; the clean image where there is none.
 
     Raises:
         SpecError: a parameter is out of range.
@@ -65,15 +66,19 @@ def jsma(
     Source: Papernot et al., EuroS&P 2016, "The limitations of deep learning in adversarial
         settings": saliency maps of eq. 8 (up) and 9 (down), pairs of Algorithm 3, a fraction
         (Upsilon) of 14.5 %, theta of 1.
-    Forward derivative: of a way's margin m_t (its logit over the truth's), and for "all other
-        classes" of the sum over them of their logits over the target's: -m_t for the truth, m_j -
-        m_t for each other way. So it needs nothing but margins, does not change when all logits
-        shift together, and with one way (K = 2, one logit, a target) beta = -alpha.
-    Deviations: (1) the target is the way that the linear model reaches with the fewest values. (2)
-        Derivatives are multiplied by the change that the box allows, so that a value near its edge
-        does not pass for salient. (3) Both ways at once (`both`). (4) Where no value or pair has
-        the signs of the maps, the largest alpha is taken; the paper stops. A value does not turn
-        back. (5) The fraction bounds the values changed, not the steps.
+    Forward derivative: alpha is the derivative of the target's margin m_t, which is its logit minus
+        that of the truth. beta is the derivative of the sum, over all other classes, of their logit
+        minus that of the target: -m_t for the truth, m_j - m_t for each other way. So the attack
+        needs only margins, and adding a number to all logits changes nothing. If there is only one
+        way (K = 2, one logit, or a target), beta = -alpha.
+    Deviations:
+        (1) The target is the way that the linear model reaches with the fewest values.
+        (2) Derivatives are multiplied by the change that the box allows, so that a value near the
+        edge of its range is not taken for salient.
+        (3) Values may move up and down in one attack (`both`).
+        (4) If no value or pair has the signs that the maps ask for, the one with the largest alpha
+        is changed; the paper stops. A value never turns back.
+        (5) The fraction limits the number of changed values, not of steps.
     """
     _check(pixels=pixels, theta=theta, fraction=fraction)
     nearest = Nearest(problem)
@@ -87,8 +92,11 @@ def jsma(
         moves = _Moves(abs(theta), up=both or theta > 0, down=both or theta < 0)
         margins = problem.objective.margins(output, problem.y)[rows]
         aimed = _aim(problem.select(rows), margins, moves)
-        alone = bool((margins.isfinite().sum(1) < 2).all())  # beta is -alpha: one gradient less
-        _change(aimed, nearest, rows, moves=moves, pixels=pixels, fraction=fraction, alone=alone)
+        # with one way beta is -alpha, which saves a gradient
+        one_way = bool((margins.isfinite().sum(1) < 2).all())
+        _change(
+            aimed, nearest, rows, moves=moves, pixels=pixels, fraction=fraction, one_way=one_way
+        )
     return nearest.best
 
 
@@ -103,11 +111,11 @@ def _check(*, pixels: int, theta: float, fraction: float) -> None:
 
 @dataclass(frozen=True)
 class _Toward:
-    """A goal with two margins: of the way a sample is aimed at, and of all other classes.
+    """An objective with two margins: that of each sample's target, and that of all other classes.
 
     Attributes:
-        base: the goal, which gives the verdict.
-        columns: `(b,)` the way of each sample.
+        base: the objective, which gives the verdict.
+        columns: `(b,)` the way that is each sample's target.
     """
 
     base: Objective
@@ -119,7 +127,7 @@ class _Toward:
     def margins(self, output: Output, y: Any) -> Float[Tensor, "b 2"]:  # noqa: ANN401
         ways = self.base.margins(output, y)
         target = ways.gather(1, self.columns[:, None])
-        # the truth's logit over the target's is -target; a way that does not count adds nothing
+        # the truth's logit minus the target's is -target; a margin of -inf adds nothing
         others = torch.where(ways.isfinite(), ways - target, 0.0).sum(1, keepdim=True) - target
         return torch.cat([target, others], 1)
 
@@ -137,16 +145,16 @@ class _Toward:
 
 
 class _Moves(NamedTuple):
-    """How a value may move: by `theta` at most, up, down or both."""
+    """How a value may move in a step: by at most `theta`, and up, down or both."""
 
     theta: float
     up: bool
     down: bool
 
     def of(self, problem: Problem, z: Images) -> Float[Tensor, "b p"]:
-        """Return the changes open to `z`, `(b, 2 d)`: of each value up, then down; 0 = none.
+        """Return the possible changes of `z`, `(b, 2 d)`: for each value up, then down; 0 if none.
 
-        A value that moved does not turn back.
+        A value that has moved does not turn back.
         """
         free, x = problem.ball.mask(torch.ones_like(z)), problem.x
         up = (1 - z).clamp_max(self.theta) * free * (z >= x) * self.up
@@ -155,7 +163,10 @@ class _Moves(NamedTuple):
 
 
 def _aim(problem: Problem, margins: Float[Tensor, "b m"], moves: _Moves) -> Problem:
-    """Return the problem aimed at the way that the linear model reaches with the fewest values."""
+    """Return the problem with, as its target, the way that takes the fewest values to reach.
+
+    That number is estimated with the linear model.
+    """
     ways = margins.topk(min(_WAYS, margins.shape[1]), dim=1)
     columns = ways.indices[:, 0]
     if ways.values.shape[1] > 1 and bool(ways.values[:, 1].isfinite().any()):
@@ -166,7 +177,7 @@ def _aim(problem: Problem, margins: Float[Tensor, "b m"], moves: _Moves) -> Prob
             gain = (jacobian[:, j].flatten(1).repeat_interleave(2, 1) * change).clamp_min(0)
             total = gain.sort(dim=1, descending=True).values.cumsum(1)
             cost.append((total <= missing[:, None]).sum(1))
-        # the first on a tie: nearest margin
+        # on a tie the first is taken, which has the largest margin
         cheapest = torch.stack(cost, 1).argmin(1, keepdim=True)
         columns = ways.indices.gather(1, cheapest)[:, 0]
     return replace(problem, objective=_Toward(problem.objective, columns))
@@ -180,12 +191,12 @@ def _change(
     moves: _Moves,
     pixels: int,
     fraction: float,
-    alone: bool,
+    one_way: bool,
 ) -> None:
-    """Run Algorithm 3 on every sample until it succeeds, or its fraction or its moves are spent."""
+    """Run Algorithm 3 on every sample until it succeeds or may not change any further value."""
     z = problem.x
     limit = math.floor(fraction * z[0].numel())
-    columns = torch.arange(1 if alone else 2, device=z.device)
+    columns = torch.arange(1 if one_way else 2, device=z.device)
     while len(rows):
         slopes = problem.jacobian(z, columns.expand(len(rows), -1))
         done = problem.confirm(z, slopes.verdict).is_final
@@ -193,7 +204,7 @@ def _change(
         change = moves.of(problem, z)
         gain = slopes.jacobian.flatten(2).repeat_interleave(2, 2) * change[:, None]
         places, gains = _salient(
-            gain[:, 0], gain[:, 0] if alone else -gain[:, 1], change != 0, pixels
+            gain[:, 0], gain[:, 0] if one_way else -gain[:, 1], change != 0, pixels
         )
         step = torch.zeros_like(change).scatter_(1, places, change.gather(1, places) * gains)
         z = (z + step.unflatten(1, (-1, 2)).sum(2).view_as(z)).clamp(0, 1)
@@ -209,10 +220,11 @@ def _salient(
     """Return the `pixels` most salient moves of each sample, and which of them gain anything.
 
     Args:
-        gain: `(b, 2 d)` what each move adds to the target.
-        loss: `(b, 2 d)` what it takes from the others; a move is salient where both are above 0.
-        free: `(b, 2 d)` which moves are open.
-        pixels: 1 or 2.
+        gain: `(b, 2 d)` how much each move raises the target's margin.
+        loss: `(b, 2 d)` how much each move lowers the margin of the other classes; a move is
+            salient if both are above 0.
+        free: `(b, 2 d)` which moves are possible.
+        pixels: how many moves, 1 or 2.
     """
     gain = gain.masked_fill(~free, -torch.inf)
     loss = loss.masked_fill(~free, -torch.inf)
@@ -221,27 +233,27 @@ def _salient(
     else:
         value, places = best_pair(gain, loss)
         value = value[:, None]
-    top = gain.topk(pixels, dim=1).indices  # of one value only one move can gain
+    top = gain.topk(pixels, dim=1).indices  # of the two moves of a value only one can gain
     places = torch.where(value > 0, places, top)
     return places, (value > 0) | (gain.gather(1, places) > 0)
 
 
 def _product(gain: Tensor, loss: Tensor) -> Tensor:
-    """Return the saliency, eq. 8: the product where both factors are above 0, else 0."""
+    """Return the saliency of eq. 8: the product if both factors are above 0, otherwise 0."""
     return torch.where((gain > 0) & (loss > 0), gain * loss, 0.0)
 
 
 def best_pair(gain: Points, loss: Points) -> tuple[Float[Tensor, " b"], Int[Tensor, "b 2"]]:
     """Return the exact largest saliency of a pair of moves, `(b,)`, and the pair, `(b, 2)`.
 
-    The product (gain_p + gain_q) (loss_p + loss_q) rises with each of the four numbers. So a move
-    that three others match or beat in both gain and loss can be replaced by one of them that is
-    neither the partner nor the partner's value moved the other way: only moves with fewer than
-    three such betters are compared. Memory is linear in the number of moves; the table of the
-    remaining pairs is computed `_BLOCK` rows at a time. Time is quadratic only in the remaining
-    moves.
+    The product (gain_p + gain_q) (loss_p + loss_q) grows with each of the four numbers. So if three
+    moves are at least as good as a fourth in both gain and loss, the fourth is not needed: one of
+    the three can replace it that is neither its partner nor the partner's value moved the other
+    way. Only moves with fewer than three such superiors are compared. Memory is linear in the
+    number of moves, because the table of the remaining pairs is computed `_BLOCK` rows at a time.
+    Time is quadratic in the number of remaining moves only.
     """
-    moves = _unbettered(gain, loss)
+    moves = _leading_moves(gain, loss)
     size = moves.shape[1]
     a, b, value = gain.gather(1, moves), loss.gather(1, moves), moves // 2
     best, pair = gain.new_full((len(gain),), -1.0), moves[:, :2].clone()
@@ -257,10 +269,11 @@ def best_pair(gain: Points, loss: Points) -> tuple[Float[Tensor, " b"], Int[Tens
     return best, pair
 
 
-def _unbettered(gain: Points, loss: Points) -> Int[Tensor, "b n"]:
-    """Return the moves with fewer than three betters, `(b, n)`; some more where rows differ.
+def _leading_moves(gain: Points, loss: Points) -> Int[Tensor, "b n"]:
+    """Return the moves with fewer than three superiors, `(b, n)`.
 
-    Three strong moves sift out nearly all others before the rest is sorted.
+    Rows with fewer such moves than the fullest row are filled up with other moves. Comparing all
+    moves with three strong ones first removes nearly all before the sort.
     """
     tiny = torch.finfo(gain.dtype).tiny
     key = torch.minimum(
@@ -269,25 +282,25 @@ def _unbettered(gain: Points, loss: Points) -> Int[Tensor, "b n"]:
     )
     three = key.topk(min(3, key.shape[1]), dim=1).indices
     floor = [values.gather(1, three).amin(1, keepdim=True) for values in (gain, loss)]
-    moves = _first(((gain > floor[0]) | (loss > floor[1])).scatter(1, three, True))
+    moves = _true_positions(((gain > floor[0]) | (loss > floor[1])).scatter(1, three, True))
     order = gain.gather(1, moves).sort(dim=1, descending=True, stable=True).indices
     moves = moves.gather(1, order)
     losses = loss.gather(1, moves)
-    unbettered = losses > _third_best_before(losses)
-    unbettered[:, :2] = True
-    return moves.gather(1, _first(unbettered))
+    leading = losses > _third_best_before(losses)
+    leading[:, :2] = True
+    return moves.gather(1, _true_positions(leading))
 
 
-def _first(mask: Bool[Tensor, "b p"]) -> Int[Tensor, "b n"]:
-    """Return the positions where the mask is true, as many a row as the fullest row has."""
+def _true_positions(mask: Bool[Tensor, "b p"]) -> Int[Tensor, "b n"]:
+    """Return where the mask is true, padded to the length of the fullest row."""
     size = int(mask.sum(1).max())
     return mask.to(torch.uint8).topk(size, dim=1).indices
 
 
 def _third_best_before(values: Points) -> Points:
-    """Return of each entry the third largest among those before it; -inf where there are fewer."""
+    """Return for each entry the third largest of the entries before it; -inf if there is none."""
     for _ in range(3):
         best = values.cummax(1).values
         before = torch.cat([best.new_full((len(best), 1), -torch.inf), best[:, :-1]], 1)
-        values = torch.minimum(values, before)  # what is below the best is compared with the next
+        values = torch.minimum(values, before)  # an entry below the best moves on to the next round
     return before

@@ -1,4 +1,4 @@
-"""MI-FGSM: iterated FGSM that follows an accumulated gradient."""
+"""MI-FGSM: iterated FGSM that follows an accumulated gradient (momentum)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def mi_fgsm(
     decay: float = 1.0,
     loss: str = "cross_entropy",
 ) -> Images:
-    """Return the best candidates of a momentum ascent started at the clean image.
+    """Return the best candidates of a gradient ascent with momentum from the clean image.
 
     Args:
         problem: the batch to attack; the attack is targeted if the objective is.
@@ -43,23 +43,23 @@ def mi_fgsm(
         steps: gradient steps, >= 1.
         total_step: length of all steps together in units of eps, > 0; one step is
             eps * total_step / steps.
-        decay: factor on the momentum from step to step, >= 0; 0 is BIM.
-        loss: what is maximised: "cross_entropy" (the objective's own loss), of labels "margin" or
-            "dlr"; of masks a pixel loss; see `objectives.pixels.with_loss`.
+        decay: factor on the momentum from step to step, >= 0; with 0 the attack is BIM.
+        loss: the loss to maximise: "cross_entropy" (the objective's own loss); for labels also
+            "margin" or "dlr"; for masks a pixel loss, see `objectives.pixels.with_loss`.
 
     Returns:
-        `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
+        `(b, c, *s)` candidates in the ball: for each sample, the iterate with the most harm.
 
     Raises:
-        SpecError: a parameter is out of range, or the loss is not one of the task.
+        SpecError: a parameter is out of range, or the task has no such loss.
 
     Source: Dong et al., CVPR 2018, algorithm 1: the momentum of eq. 6 with gradients of unit L1
-        norm, the sign step of eq. 7; L2: the step of eq. 8. Steps 10, decay 1.0 and steps of
-        eps / steps are theirs (section 4.1).
-    Deviations: the best iterate is returned, not the last; a sample that is final stops (unless the
-        objective uses all steps, as transfer wants); cross-entropy as log-odds, whose gradient has
-        the same direction and, at unit norm, the same value; of several findings the nearest is
-        attacked (see `objectives.nearest`), as the paper has one label an image.
+        norm, the sign step of eq. 7, and in L2 the step of eq. 8. 10 steps, decay 1.0 and a step of
+        eps / steps are the paper's (section 4.1).
+    Deviations: The best iterate is returned, not the last. A sample stops when it is final, unless
+        the objective uses all steps, as transfers do. The cross-entropy is given as log-odds; its
+        gradient has the same direction, so it is the same at unit norm. The paper has one label per
+        image; with several findings, the nearest one is attacked (see `objectives.nearest`).
     """
     if not decay >= 0:
         raise SpecError(f"expected decay >= 0, got {decay}")
@@ -77,7 +77,7 @@ def mi_fgsm(
 
 
 def _unit_l1(g: Tensor) -> Tensor:
-    """Return `g` at L1 norm 1 per sample, scaled by its peak first: 1e-40 has a direction too."""
+    """Return `g` scaled to L1 norm 1 per sample; by its peak first, so that tiny values count."""
     shape = (-1, *[1] * (g.ndim - 1))
     g = g / g.flatten(1).abs().amax(1).clamp_min(torch.finfo(g.dtype).tiny).view(shape)
     return g / g.flatten(1).abs().sum(1).clamp_min(torch.finfo(g.dtype).tiny).view(shape)

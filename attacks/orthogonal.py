@@ -1,4 +1,4 @@
-"""Orthogonal PGD: each step serves the goal or evades the detector without undoing the other."""
+"""Orthogonal PGD: each step serves the goal or evades the detector and does not undo the other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from robustbench_med.types import Images
 from .pgd import pgd, step_lengths
 
 SPARE = ("goal", "both", "neither")
-_PARALLEL = 1e-6  # share of a gradient below which what is left of it is rounding
+_PARALLEL = 1e-6  # an orthogonal part below this fraction of the gradient is a rounding error
 
 
 @attack(
@@ -43,37 +43,40 @@ def orthogonal_pgd(
     random_start: bool = True,
     spare: str = "goal",
 ) -> Images:
-    """Return the best candidates of an ascent that serves goal and detector one at a time.
+    """Return the best candidates of an ascent whose steps serve either the goal or the evasion.
 
-    Each step follows the gradient of what a sample has not reached: of the goal's loss, or, once
-    the goal is reached, of the suspicion's negative. Without a detector it is PGD.
+    While a sample has not reached the goal, its steps raise the goal's loss; after that they lower
+    the suspicion. Without a detector the attack is PGD.
 
     Args:
         problem: the batch to attack.
         rng: one random stream per sample; each restart forks its own.
-        steps: gradient steps per restart, >= 1; two passes each.
-        total_step: length of all steps of a restart together in units of eps, >= 0; 0: see `pgd`.
+        steps: gradient steps per restart, >= 1; each takes two passes.
+        total_step: length of all steps of a restart together in units of eps, >= 0; for 0, see
+            `pgd`.
         restarts: independent runs, >= 1; only samples that are still robust are attacked again.
         random_start: start uniformly in the ball instead of at the clean image.
-        spare: what a step must not undo. "goal": steps that lower the suspicion leave out what
-            moves against the goal; "both": every step is orthogonal to the other's gradient, the
-            paper's orthogonal PGD; "neither": selective PGD, which is `pgd(loss="selective")`.
+        spare: what a step must not undo. With "goal", steps that lower the suspicion leave out the
+            part that moves against the goal. With "both", every step is orthogonal to the gradient
+            of the other aim (the paper's orthogonal PGD). With "neither", this is selective PGD,
+            the same as `pgd(loss="selective")`.
 
     Returns:
-        `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
+        `(b, c, *s)` candidates in the ball: for each sample, the iterate with the most harm.
 
     Raises:
-        SpecError: a parameter is out of range, or `spare` is none of the three.
+        SpecError: a parameter is out of range, or `spare` is not one of these three.
 
     Source: Bryniarski, Hingun, Pachuca, Wang, Carlini, "Evading adversarial example detection
         defenses with orthogonal projected gradient descent", ICLR 2022, section 4 (selective and
-        orthogonal PGD), cited from memory. Deviations: by default the way to the goal is not
-        projected, and the way to calm only where it leads back: between two classes features are
-        rare, and an attack that may never raise the suspicion stays on its side (measured on
-        chest_resnet at 4/255 against kernel density: 16 % pass with "both", 94 % with "goal");
-        the goal counts as reached by its own rule, not by a loss's sign; where the two gradients
-        are parallel nothing orthogonal is left, and the gradient itself is taken; the best iterate
-        is returned; a sample that is final stops.
+        orthogonal PGD), cited from memory.
+    Deviations: By default, steps towards the goal are not projected, and steps that lower the
+        suspicion are projected only where they oppose the goal. The features between two classes
+        are rare in training images, so an attack that may never raise the suspicion does not cross
+        (measured on chest_resnet at 4/255 against kernel density: 16 % of the images pass with
+        "both", 94 % with "goal"). The objective decides whether the goal is reached, not the sign
+        of a loss. If the two gradients are parallel, there is no orthogonal part, and the gradient
+        itself is taken. The best iterate is returned. A sample stops when it is final.
     """
     if spare not in SPARE:
         raise SpecError(f"expected spare in {', '.join(SPARE)}, got {spare!r}")
@@ -108,34 +111,36 @@ def _ascend(search: Search, start: Draws | None, spare: str, lengths: list[float
         g, verdict = _goal(search.active)[0].gradient(z)
         reached = verdict.success.view(-1, *[1] * (z.ndim - 1))
         if spare == "both":
-            step = torch.where(reached, apart(evading, g), apart(g, evading))
+            step = torch.where(reached, orthogonal_part(evading, g), orthogonal_part(g, evading))
         else:
-            step = torch.where(reached, apart(evading, g, against=True), g)
+            step = torch.where(reached, orthogonal_part(evading, g, against=True), g)
         z = search.active.ball.step(z, step, search.active.x, rel_stepsize)
     search.probe(z)
 
 
-def apart(g: Images, reference: Images, *, against: bool = False) -> Images:
-    """Return the part of each gradient that is orthogonal to the other; all of it if none is.
+def orthogonal_part(g: Images, reference: Images, *, against: bool = False) -> Images:
+    """Return the part of each gradient that is orthogonal to a reference; all of it if none is.
 
-    >>> apart(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[0.0, 2.0]]]))
+    >>> orthogonal_part(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[0.0, 2.0]]]))
     tensor([[[3., 0.]]])
 
     Args:
-        g: `(b, c, *s)`.
-        reference: `(b, c, *s)`.
-        against: whether a gradient that does not oppose the other is returned unchanged.
+        g: `(b, c, *s)` gradients.
+        reference: `(b, c, *s)` gradients that the result is orthogonal to.
+        against: whether a gradient that does not oppose the reference is returned unchanged.
     """
-    flat, away = g.flatten(1), reference.flatten(1)
-    away = away / away.norm(dim=1, keepdim=True).clamp_min(1e-30)
-    along = (flat * away).sum(1, keepdim=True)
-    remainder = flat - (along.clamp_max(0) if against else along) * away
-    some = remainder.norm(dim=1, keepdim=True) > _PARALLEL * flat.norm(dim=1, keepdim=True)
-    return torch.where(some, remainder, flat).view_as(g)
+    flat, unit = g.flatten(1), reference.flatten(1)
+    unit = unit / unit.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    along = (flat * unit).sum(1, keepdim=True)
+    remainder = flat - (along.clamp_max(0) if against else along) * unit
+    has_orthogonal = remainder.norm(dim=1, keepdim=True) > _PARALLEL * flat.norm(
+        dim=1, keepdim=True
+    )
+    return torch.where(has_orthogonal, remainder, flat).view_as(g)
 
 
 def _goal(problem: Problem) -> tuple[Problem, bool]:
-    """Return the problem of the goal alone, and whether a detector had to be passed."""
+    """Return the problem without the detector, and whether there was one to evade."""
     objective = problem.objective
     if isinstance(objective, LossOverride):
         objective = objective.base

@@ -1,4 +1,4 @@
-"""Patch: a square of free values that fools wherever it is pasted."""
+"""Patch: fit a square of free values that fools the victim wherever it is pasted."""
 
 from __future__ import annotations
 
@@ -49,40 +49,42 @@ def patch(
     """Return a patch found by gradient ascent on the mean loss over images and placements.
 
     Args:
-        problem: the training images; its ball is "l0", eps the number of values that may change.
-            The patch is the largest square (cube) that holds so many.
-        rng: one stream a training image: order of visits and a new placement at each.
-        epochs: visits to every image, >= 1.
-        batch: images a step, >= 1.
+        problem: the training images. Its ball must be in "l0", where eps is the number of values
+            that may change; the patch is the largest square (cube) within that number.
+        rng: one random stream per training image, for the order of visits and a new placement at
+            each visit.
+        epochs: how often every image is visited, >= 1.
+        batch: images per step, >= 1.
         total_step: length of all steps together, in units of the range [0,1], > 0.
         momentum: weight of the running gradient, in [0, 1).
-        clip: an image whose goal is reached has no weight while its loss (log-odds) is above this;
-            any number, > 0 to be of use.
-        scale: least and greatest size when pasted, as a fraction of the largest square, in (0, 1].
-        rotation: greatest angle to either side, in degrees, 0..180; of a volume: in the plane of
-            its last two axes.
-        position: "random", "centre" or "corner".
+        clip: an image that has reached the goal is left out while its loss (log-odds) is above
+            this; any number, useful if > 0.
+        scale: smallest and largest size of the pasted patch, as a fraction of the largest square,
+            in (0, 1].
+        rotation: largest angle to either side, in degrees, 0..180; volumes are rotated in the plane
+            of their last two axes.
+        position: where the patch is pasted: "random", "centre" or "corner".
 
     Returns:
-        The last patch.
+        The patch after the last step.
 
     Raises:
         SpecError: a parameter is out of its range, the norm is not l0, or eps holds no pixel.
 
     Source: Brown et al., "Adversarial patch", 2017, section 2: the patch that maximises the
         expected log-probability of the target over images, locations and transformations (EOT).
-    Deviations: untargeted where the objective is; the loss is the log-odds, clipped (see
-        uap_gradient); sign steps of falling size; the region and channels of the ball are honoured,
-        and the budget counts values.
+    Deviations: The attack is untargeted if the objective is. The loss is the log-odds, clipped (see
+        `uap_gradient`). Steps follow the sign of the gradient and become smaller. The region and
+        the channels of the ball are respected, and the budget counts values.
     """
     _check(scale, rotation, position)
     below_one(momentum=momentum)
     problem = with_loss(problem, "cross_entropy")
     initial = _start(problem, rng, (scale[0], scale[1]), rotation, cast(Position, position))
 
-    def pull(visited: Problem, pattern: Pattern, rng: Draws) -> tuple[Images, Verdict]:
+    def pattern_gradient(visited: Problem, pattern: Pattern, rng: Draws) -> tuple[Images, Verdict]:
         x, mask = visited.x, visited.ball.mask
-        # one copy of the pattern an image, so that each gradient is its own
+        # one copy of the pattern per image, so that each image has its own gradient
         leaf = pattern.expand(len(x), *pattern.shape).clone().requires_grad_(True)
         with torch.enable_grad():
             pasted, inside = initial.paste(x, rng, leaf)
@@ -94,20 +96,22 @@ def patch(
         return (pattern + total_step * weight * g.sign()).clamp_(0, 1)
 
     pace = Pace(epochs, batch, momentum, clip)
-    return replace(initial, pattern=fit_pattern(problem, initial.pattern, pull, step, rng, pace))
+    return replace(
+        initial, pattern=fit_pattern(problem, initial.pattern, pattern_gradient, step, rng, pace)
+    )
 
 
 def _start(
     problem: Problem, rng: Draws, scale: tuple[float, float], rotation: float, position: Position
 ) -> Patch:
-    """Return the patch of the ball's size, of values drawn uniformly."""
+    """Return a patch of the ball's size with values drawn uniformly."""
     ball = pattern_ball(problem.ball)
     if ball.norm != "l0":
         raise SpecError(f"expected norm l0 (a number of values), got {ball.norm}")
     channels, *size = problem.x.shape[1:]
-    # what may not change costs nothing
+    # channels that may not change do not count in the budget
     allowed = channels if ball.channels is None else len(set(ball.channels))
-    # rounding must not cost a pixel: the cube root of 125 is 4.99
+    # 1e-9 is added because the cube root of 125 is computed as 4.99...
     pixels = min(float(ball.eps) / allowed, math.prod(size))
     side = math.floor(pixels ** (1 / len(size)) + 1e-9)
     side = min(side, *size)

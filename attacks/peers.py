@@ -1,9 +1,9 @@
-"""Peers: any attack of torchattacks or ART by name, under our budget audit and our judge.
+"""Peers: run any attack of torchattacks or ART by name, under our budget audit and our judge.
 
-A peer is called as its authors wrote it. What it returns is not clipped into the ball: the budget
-audit of the record says where it left it. Its draws come from the global generators, which are
-seeded by the samples' keys and restored after: one seed gives one result, but batch and order
-matter.
+A peer's attack is called as its authors wrote it. Its images are not clipped into the ball; the
+budget audit of the record reports where they left it. It draws from the global random generators,
+which are seeded by the samples' keys and restored afterwards. So a seed gives the same result
+again, but the result depends on batch size and order.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from ._peer_packages import (
     signature_of,
 )
 
-# their batch is part of the algorithm; every other attack gets all it is given at once
+# The batch size of these is part of the algorithm; every other attack gets all images at once.
 _OWN_BATCH = {"art:ZooAttack", "art:ShadowAttack"}
 _ONE_IMAGE = {"art:ShadowAttack"}
 _TARGET_AS_TRUTH = {"art:SaliencyMapMethod", "art:TargetedUniversalPerturbation"}
@@ -58,13 +58,13 @@ def card(name: str) -> AttackCard:
     """Return the card of a peer's attack, e.g. `torchattacks:PGD`, made from its signature.
 
     Raises:
-        UnknownNameError: no such package or attack.
+        UnknownNameError: there is no such package or attack.
         NotInstalledError: the package is not installed.
-        SpecError: the attack cannot serve here, and why.
+        SpecError: the attack cannot be used here; the message says why.
     """
     package, signature = package_of(name), signature_of(name)
-    budgeted = any(key_ in signature for key_ in BUDGET)
-    by_default: tuple[Norm, ...] = ("linf",) if budgeted else ("l2",)
+    has_budget = any(key_ in signature for key_ in BUDGET)
+    default_norms: tuple[Norm, ...] = ("linf",) if has_budget else ("l2",)
     parameters = _defaults(signature)
     cost = tuple(key_ for key_ in COST if key_ in parameters)
     steps = [key_ for key_ in STEP if is_relative(key_, signature)]
@@ -79,10 +79,10 @@ def card(name: str) -> AttackCard:
         source=f"{package.distribution} {importlib.metadata.version(package.distribution)}",
         function="peers:attack",
         version=1,
-        norms=NORMS.get(name, package.norms if "norm" in signature else by_default),
+        norms=NORMS.get(name, package.norms if "norm" in signature else default_norms),
         tasks=("single_label", "multi_label"),
         threat="control" if name in CONTROL else ("query" if name in QUERY else "white_box"),
-        schedule="ascend" if budgeted else "distance",
+        schedule="ascend" if has_budget else "distance",
         parameters=parameters,
         positive=cost,
         effort=cost,
@@ -90,19 +90,19 @@ def card(name: str) -> AttackCard:
 
 
 def passes(name: str, parameters: dict[str, Any]) -> float:
-    """Return a guess of the passes an image costs: the product of what a name says is repeated."""
+    """Estimate the passes per image: the product of the parameters that repeat passes."""
     product = math.prod(parameters[key] for key in COST if key in parameters)
     return float(PASSES.get(name, product))
 
 
 def _defaults(signature: Signature) -> dict[str, Any]:
-    """Return the parameters a person may set: plain literals that the bench does not set itself."""
+    """Return the parameters a person may set: literals that the bench does not set itself."""
     defaults: dict[str, Any] = {}
     for name, parameter in signature.items():
         value: Any = (
             list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
         )
-        if name in (*VICTIM, *BUDGET, *PLUMBING) or not _plain(value):
+        if name in (*VICTIM, *BUDGET, *PLUMBING) or not _is_literal(value):
             continue
         defaults[name] = float(value) if name in REAL else value
         if is_relative(name, signature):
@@ -111,22 +111,24 @@ def _defaults(signature: Signature) -> dict[str, Any]:
 
 
 def attack(name: str, problem: Problem, /, *, rng: Draws, **parameters: Any) -> Images:  # noqa: ANN401
-    """Return what a peer's attack returns, unclipped; the clean image where that is NaN or Inf.
+    """Return the images of a peer's attack, unclipped; the clean image for NaN or infinite ones.
 
     Args:
-        name: of the card.
-        problem: the batch to attack, of one label an image; targeted where its objective is. The
-            judge is attacked, not the guide. A radius a sample costs one call a distinct radius.
+        name: name of the card.
+        problem: the batch to attack, with one label per image; the attack is targeted if the
+            objective is. The judge is attacked, not the guide. If the radius differs between
+            samples, the attack is called once for each distinct radius.
         rng: seeds the peer's generators.
-        parameters: of the card; a list is passed as a tuple, a step of 0 as the peer's fraction of
-            eps.
+        parameters: parameters of the card. A list is passed as a tuple where the peer's default is
+            one, and a step of 0 as the peer's default fraction of eps.
 
     Returns:
         `(b, c, *s)` candidates.
 
     Raises:
-        SpecError: several findings, an infinite radius, or a target for an attack that takes none.
-        NotInstalledError, UnknownNameError: see `card`.
+        SpecError: the images have several findings, the radius is infinite, or the attack takes no
+            target but the objective has one.
+        NotInstalledError, UnknownNameError: as for `card`.
     """
     target, signature = _target(problem), signature_of(name)
     ball = problem.ball
@@ -143,7 +145,7 @@ def attack(name: str, problem: Problem, /, *, rng: Draws, **parameters: Any) -> 
                 problem.select(part),
                 key(name, *rng.select(part).keys.tolist()) & 0x7FFFFFFF,
             )
-            wrapper = _Shell(part_problem).eval()
+            wrapper = _PeerModel(part_problem).eval()
             with quiet(), _seeded(seed, z_all.device), torch.enable_grad():
                 z = _call(name, wrapper, signature, parameters, eps=eps, seed=seed, target=target)
             if z.shape != part_problem.x.shape:
@@ -155,17 +157,20 @@ def attack(name: str, problem: Problem, /, *, rng: Draws, **parameters: Any) -> 
     return z_all
 
 
-class _Shell(nn.Module):
-    """The judge as a peer calls it: images in, logits of two or more classes out; it counts passes.
+class _PeerModel(nn.Module):
+    """The judge as a module that peers can call; it returns logits of at least two classes.
 
-    The victim is no submodule: a peer that toggles train, eval or gradients does not reach it.
+    It counts passes. The victim is not a submodule, so a peer that switches train or eval mode or
+    gradients does not change it.
     """
 
     def __init__(self, problem: Problem) -> None:
         super().__init__()
         self.problem = problem
-        # peers look for their device at the first parameter
-        self.place = nn.Parameter(torch.zeros((), device=problem.x.device), requires_grad=False)
+        # peers read the device from the first parameter
+        self.device_parameter = nn.Parameter(
+            torch.zeros((), device=problem.x.device), requires_grad=False
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         problem = self.problem
@@ -204,7 +209,7 @@ def _radii(ball: Ball, n: int) -> Iterator[tuple[float, Rows]]:
 
 def _call(
     name: str,
-    shell: _Shell,
+    model: _PeerModel,
     signature: Signature,
     parameters: dict[str, Any],
     *,
@@ -212,15 +217,15 @@ def _call(
     seed: int,
     target: int | None,
 ) -> Tensor:
-    package, x = package_of(name), shell.problem.x
-    k = two_sided(shell.problem.outputs(x[:1]).logits).shape[1]
+    package, x = package_of(name), model.problem.x
+    k = two_sided(model.problem.outputs(x[:1]).logits).shape[1]
     arguments: dict[str, Any] = {
         **dict.fromkeys(BUDGET, eps),
         "seed": seed,
         "n_classes": k,
         "verbose": False,
     }
-    arguments |= {"norm": package.names[shell.problem.ball.norm], "targeted": target is not None}
+    arguments |= {"norm": package.names[model.problem.ball.norm], "targeted": target is not None}
     if name not in _OWN_BATCH:
         arguments["batch_size"] = len(x)
     for key_, value in parameters.items():
@@ -230,52 +235,53 @@ def _call(
             arguments[key_] = tuple(value) if isinstance(signature[key_].default, tuple) else value
     known = {key_: value for key_, value in arguments.items() if key_ in signature}
     run = _run_torchattacks if name.startswith("torchattacks:") else _run_art
-    return run(name, shell, known, k, target)
+    return run(name, model, known, k, target)
 
 
 def _run_torchattacks(
-    name: str, shell: _Shell, arguments: dict[str, Any], _: int, target: int | None
+    name: str, model: _PeerModel, arguments: dict[str, Any], _: int, target: int | None
 ) -> Tensor:
-    attack_object = class_of(name)(shell, **arguments)
+    attack_object = class_of(name)(model, **arguments)
     if target is not None:
         if "targeted" not in attack_object.supported_mode:
             raise SpecError(f"{name}: expected an attack with a targeted mode, got none")
         attack_object.set_mode_targeted_by_function(
             lambda _, y: torch.full_like(y, target), quiet=True
         )
-    z: Tensor = attack_object(shell.problem.x.clone(), shell.problem.y)
+    z: Tensor = attack_object(model.problem.x.clone(), model.problem.y)
     return z
 
 
 def _run_art(
-    name: str, shell: _Shell, arguments: dict[str, Any], k: int, target: int | None
+    name: str, model: _PeerModel, arguments: dict[str, Any], k: int, target: int | None
 ) -> Tensor:
     from art.estimators.classification import PyTorchClassifier
 
-    by_truth = name in _TARGET_AS_TRUTH
-    if target is not None and "targeted" not in arguments and not by_truth:
+    target_as_truth = name in _TARGET_AS_TRUTH
+    if target is not None and "targeted" not in arguments and not target_as_truth:
         raise SpecError(f"{name}: expected an attack with a targeted mode, got none")
-    x = shell.problem.x
+    x = model.problem.x
     with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
         classifier = PyTorchClassifier(
-            shell,
+            model,
             nn.CrossEntropyLoss(),
             tuple(x.shape[1:]),
             k,
             clip_values=(0.0, 1.0),
             device_type="gpu" if x.is_cuda else "cpu",
         )
-        goal = shell.problem.y if target is None else torch.full_like(shell.problem.y, target)
+        goal = model.problem.y if target is None else torch.full_like(model.problem.y, target)
         truth = nn.functional.one_hot(goal, k).float().cpu().numpy()
         images = x.detach().float().cpu().numpy().copy()
-        unguided = by_truth and target is None  # what they call the truth is the target
+        # these attacks take the target in the place of the truth
+        unguided = target_as_truth and target is None
         z = class_of(name)(classifier, **arguments).generate(images, None if unguided else truth)
     return torch.from_numpy(np.asarray(z))
 
 
-def _plain(value: object) -> bool:
+def _is_literal(value: object) -> bool:
     if isinstance(value, list):
-        return all(map(_plain, value))
+        return all(map(_is_literal, value))
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, bool | int | str)
@@ -283,7 +289,7 @@ def _plain(value: object) -> bool:
 
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed every global generator that a peer may draw from, and restore them after."""
+    """Seed every global generator that a peer may draw from, and restore them afterwards."""
     states = random.getstate(), np.random.get_state()
     cuda = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
     try:

@@ -1,4 +1,4 @@
-"""BIM and PGD: repeated steps along the steepest direction, each projected back into the ball."""
+"""BIM and PGD: take steps along the steepest direction, each projected back into the ball."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ def bim(
     total_step: float = 1.25,
     loss: str = "cross_entropy",
 ) -> Images:
-    """Return the best candidates of an iterated FGSM started at the clean image.
+    """Return the best candidates of an iterated FGSM that starts at the clean image.
 
     Args:
         problem: the batch to attack.
         rng: unused; all attacks have the same signature.
         steps: gradient steps, >= 1.
         total_step: length of all steps together in units of eps, > 0.
-        loss: what is maximised: "cross_entropy" (the objective's own loss), of labels "margin" or
-            "dlr"; of masks a pixel loss; see `objectives.pixels.with_loss`.
+        loss: the loss to maximise: "cross_entropy" (the objective's own loss); for labels also
+            "margin" or "dlr"; for masks a pixel loss, see `objectives.pixels.with_loss`.
 
     Returns:
         `(b, c, *s)` candidates in the ball.
 
     Raises:
-        SpecError: a parameter is not positive, or the loss is not one of the task.
+        SpecError: a parameter is not positive, or the task has no such loss.
 
     Source: Kurakin, Goodfellow, Bengio, "Adversarial examples in the physical world", 2017, section
-        2.2: steps of 1 grey level, min(eps + 4, 1.25 eps) of them, hence `total_step=1.25`.
-    Deviations: the number of steps is a parameter, since small medical radii are below one grey
-        level; the best iterate is returned, not the last; of several findings the nearest is
+        2.2: min(eps + 4, 1.25 eps) steps of 1 grey level, hence `total_step=1.25`.
+    Deviations: The number of steps is a parameter, because small medical radii are below one grey
+        level. The best iterate is returned, not the last. With several findings, the nearest one is
         attacked, as in `pgd`.
     """
     return pgd(problem, rng=rng, steps=steps, total_step=total_step, random_start=False, loss=loss)
@@ -87,28 +87,29 @@ def pgd(
         rng: one random stream per sample; each restart forks its own.
         steps: gradient steps per restart, >= 1.
         total_step: length of all steps of a restart together in units of eps, >= 0; each step is
-            eps * total_step / steps. 0: the steps fall linearly from eps to 0, whatever their
+            eps * total_step / steps. With 0, the steps fall linearly from eps to 0, whatever their
             number.
         restarts: independent runs, >= 1; only samples that are still robust are attacked again.
         random_start: start uniformly in the ball instead of at the clean image.
-        loss: what is maximised: "cross_entropy" (the objective's own loss), of labels "margin" or
-            "dlr"; of masks a pixel loss; see `objectives.pixels.with_loss`.
+        loss: the loss to maximise: "cross_entropy" (the objective's own loss); for labels also
+            "margin" or "dlr"; for masks a pixel loss, see `objectives.pixels.with_loss`.
 
     Returns:
-        `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
+        `(b, c, *s)` candidates in the ball: for each sample, the iterate with the most harm.
 
     Raises:
-        SpecError: a parameter is out of range, or the loss is not one of the task.
+        SpecError: a parameter is out of range, or the task has no such loss.
 
-    Source: Madry et al., ICLR 2018, section 2.1, equation of x^{t+1}. Their step, 2.5 eps / 100 in
-        100 steps, is `total_step=2.5`.
-    Deviations: by default the steps fall. A drawn start of many pixels lies on the sphere of L2,
-        far from where the gradient points, and 2.5 eps of equal steps end before they have turned
-        there: even on a linear victim they gain 98.6 % of the largest possible loss, and on
-        hardened ones more steps do not help (docs/speed.md has the figures). Falling steps first
-        cross the ball and then converge. The best iterate is returned, not the last; a sample that
-        is final stops. Of several findings the nearest is attacked (see `objectives.nearest`) with
-        half of the steps, and then their sum, as the paper has one label an image.
+    Source: Madry et al., ICLR 2018, section 2.1, equation of x^{t+1}. The paper's step, 2.5 eps /
+        100 in 100 steps, is `total_step=2.5`.
+    Deviations: By default the steps become smaller. In L2, a random start of many pixels lies on
+        the sphere, far from where the gradient points, and equal steps of 2.5 eps in total end
+        before the candidate has got there. Even on a linear victim they gain only 98.6 % of the
+        largest possible loss, and on hardened victims more steps do not help (docs/speed.md has the
+        figures). Falling steps first cross the ball and then converge. The best iterate is
+        returned, not the last. A sample stops when it is final. The paper has one label per image;
+        with several findings, the nearest one is attacked (see `objectives.nearest`) with half of
+        the steps, and then the sum of all.
     """
     step_lengths(steps, total_step)
     stages = phases(with_loss(problem, loss), steps)
@@ -129,8 +130,8 @@ def step_lengths(steps: int, total_step: float) -> list[float]:
     ([0.5, 0.5, 0.5, 0.5], [1.0, 0.75, 0.5, 0.25])
 
     Args:
-        steps: how many, >= 1.
-        total_step: their sum where all are equal; 0: they fall linearly from 1 to 0.
+        steps: number of steps, >= 1.
+        total_step: sum of all steps, which are equal; with 0, they fall linearly from 1 to 0.
 
     Raises:
         SpecError: a parameter is out of range.
@@ -165,12 +166,12 @@ def pgd_last(
 ) -> Images:
     """Return the last candidates of projected gradient ascent, after all its steps.
 
-    No sample stops early and no iterate is judged, so that it costs exactly `steps` forward and
+    No sample stops early and no iterate is judged, so the attack costs exactly `steps` forward and
     backward passes. Adversarial training uses it; to score a victim, `pgd` is stronger.
 
     Args:
-        problem: the batch to attack. The objective's own loss is maximised; for several findings
-            that of the nearest.
+        problem: the batch to attack. The objective's own loss is maximised; with several findings,
+            that of the nearest one.
         rng: one random stream per sample.
         steps: gradient steps, >= 1.
         total_step: length of all steps together in units of eps, > 0.

@@ -1,4 +1,4 @@
-"""SEA: APGD in a shrinking ball with three losses of masks; the worst for each image counts."""
+"""SEA: run APGD in a shrinking ball with three losses; the worst result of each image counts."""
 
 from __future__ import annotations
 
@@ -28,40 +28,41 @@ _SLOTS = ((2.0, 3), (1.5, 3), (1.0, 4))  # radius in units of eps, tenths of the
     cost=lambda steps: 3 * steps,
 )
 def segmentation_ensemble(problem: Problem, *, rng: Draws, steps: int = 300) -> Images:
-    """Return the best candidates of three runs of APGD, each on a loss of its own.
+    """Return the best candidates of three runs of APGD with different losses.
 
     Args:
-        problem: the batch to attack, of masks.
+        problem: the batch to attack, of a segmentation task.
         rng: one random stream per sample; each loss forks its own.
-        steps: gradient steps a loss, >= 1.
+        steps: gradient steps per loss, >= 1.
 
     Returns:
-        `(b, c, *s)` candidates in the ball: of every image, that of the loss with the most harm.
+        `(b, c, *s)` candidates in the ball: for each image, the one with the most harm over all
+        losses.
 
     Raises:
-        SpecError: a parameter is not positive, or the task is not one of masks.
+        SpecError: a parameter is not positive, or the task is not segmentation.
 
     Source: SEA of Croce, Singh, Hein, "Towards reliable evaluation and fast training of robust
         semantic segmentation models", ECCV 2024, section 3.6: one run of 300 steps on each of
         L_JS, L_MCE and L_MCE-Bal (section 3.4), by APGD at 2 eps, 1.5 eps and eps for 3, 3 and 4
         tenths of the steps, each from the projection of the last (section 3.5).
-    Deviations: the worst is taken by the harm of each image, where theirs of the mean IoU is
-        found greedily over all images together; the first start is drawn (see `apgd`, whose
-        deviations hold too); L_MCE-Bal counts the pixels of a class in the image (see
-        `objectives.pixels.balanced`); a slot passes on its candidate with the most harm; for a
-        target, the losses are descended.
+    Deviations: The worst result is chosen by the harm of each image; the paper chooses greedily
+        over all images together to minimise the mean IoU. The first start is random (the deviations
+        of `apgd` hold too). L_MCE-Bal counts the pixels of a class in the image (see
+        `objectives.pixels.balanced`). The next radius starts from the candidate with the most harm.
+        For a target, the losses are minimised.
     """
     search = Search(problem)
     for name in _MEMBERS:
         if search.finished:
             break
-        problem_ = on_pixels(search.active, LOSSES[name])
-        search.probe(_shrinking(problem_, rng.select(search.rows).fork(name), steps))
+        member = on_pixels(search.active, LOSSES[name])
+        search.probe(_shrinking(member, rng.select(search.rows).fork(name), steps))
     return search.best
 
 
 def _shrinking(problem: Problem, rng: Draws, steps: int) -> Images:
-    """Return the candidates of APGD whose ball shrinks to the problem's."""
+    """Return the candidates of APGD in a ball that shrinks to that of the problem."""
     eps, spent = problem.ball.eps, 0
     z = problem.ball.at(eps * _SLOTS[0][0]).sample(problem.x, rng)
     for radius, tenths in _SLOTS:

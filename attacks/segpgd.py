@@ -1,4 +1,4 @@
-"""SegPGD: PGD on masks whose weight shifts from the correct pixels to all of them."""
+"""SegPGD: PGD on masks with weights that shift from the correct pixels to all of them."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ def segpgd(
     restarts: int = 1,
     random_start: bool = True,
 ) -> Images:
-    """Return the best candidates of PGD whose loss weighs right and wrong pixels by the step.
+    """Return the best candidates of PGD whose weights of right and wrong pixels depend on the step.
 
     Args:
-        problem: the batch to attack, of masks.
+        problem: the batch to attack, of a segmentation task.
         rng: one random stream per sample; each restart forks its own.
-        steps: gradient steps per restart, T, >= 1.
+        steps: gradient steps per restart (T in the paper), >= 1.
         total_step: length of all steps of a restart together in units of eps, > 0.
         restarts: independent runs, >= 1; only samples that are still robust are attacked again.
         random_start: start uniformly in the ball instead of at the clean image.
 
     Returns:
-        `(b, c, *s)` candidates in the ball: of every iterate, the one with the most harm.
+        `(b, c, *s)` candidates in the ball: for each sample, the iterate with the most harm.
 
     Raises:
-        SpecError: a parameter is not positive, or the task is not one of masks.
+        SpecError: a parameter is not positive, or the task is not segmentation.
 
-    Source: Gu, Zhao, Tresp, Torr, "SegPGD", ECCV 2022: at step t of T the cross-entropy of the
-        pixels still right weighs 1 - lambda and that of the wrong ones lambda, with
-        lambda = (t - 1) / (2 T), both over the number of all pixels.
-    Deviations: only pixels that count are averaged; for a target the pixels that have its
-        class weigh lambda, the others 1 - lambda, and the loss is descended; steps of eps *
-        total_step / steps as in `pgd` (theirs: 0.01); the best iterate is returned; a sample that
-        is final stops.
+    Source: Gu, Zhao, Tresp, Torr, "SegPGD", ECCV 2022: at step t of T, the cross-entropy has weight
+        1 - lambda at pixels that are still right and lambda at wrong ones, with
+        lambda = (t - 1) / (2 T); both sums are divided by the number of all pixels.
+    Deviations: Only pixels that count are averaged. For a target, the pixels that have its class
+        have weight lambda, the others 1 - lambda, and the loss is minimised. Steps are eps *
+        total_step / steps, as in `pgd` (the paper's are 0.01). The best iterate is returned. A
+        sample stops when it is final.
     """
     search = Search(on_pixels(problem, weighted))
     for restart in range(restarts):
@@ -79,8 +79,5 @@ def segpgd(
 
 
 def weighted(pixels: Pixels, *, weight: float = 0.0) -> PerSample:
-    """Return the cross-entropy with `weight` on pixels that reached the goal.
-
-    The others have 1 - weight.
-    """
+    """Return the cross-entropy weighted by `weight` where the goal is reached, else 1 - weight."""
     return pixels.gain(pixels.cross_entropy * torch.where(pixels.reached, weight, 1 - weight))

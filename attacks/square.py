@@ -1,4 +1,4 @@
-"""Square: random search by queries alone that redraws square windows and keeps improvements."""
+"""Square: redraw square windows at random and keep improvements, by queries alone."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from robustbench_med.search import Search
 from robustbench_med.types import Images
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: section 4.1
-_TILES = 5  # along each axis, at the start of the L2 attack: section 4.3
+_TILES = 5  # bumps along each axis at the start of the L2 attack: section 4.3
 _TINY = 1e-12
 
 Shape = tuple[int, ...]
-Frame = tuple[Tensor, ...]  # what the proposals of a norm need of the open problem
+Frame = tuple[Tensor, ...]  # tensors that the proposals of a norm need, computed once per problem
 
 
 @attack(
@@ -41,44 +41,46 @@ Frame = tuple[Tensor, ...]  # what the proposals of a norm need of the open prob
 def square(problem: Problem, *, rng: Draws, queries: int = 5000, p_init: float = 0.8) -> Images:
     """Return the best candidates of a random search over square windows.
 
-    It needs no gradient. Each query redraws one window of a sample, and more harm is kept.
+    The attack needs no gradient. Each query redraws one window of a sample, and the result is kept
+    if it does more harm.
 
     Args:
         problem: the batch to attack; the attack is targeted if the objective is.
         rng: one random stream per sample; each query forks its own.
-        queries: images of a sample shown to the victim, >= 1.
+        queries: how many images are shown to the victim per sample, >= 1.
         p_init: fraction of the pixels in the first windows, > 0; halved on the paper's schedule.
 
     Returns:
-        `(b, c, *s)` candidates in the ball: of every one shown, the one with the most harm.
+        `(b, c, *s)` candidates in the ball: for each sample, the query with the most harm.
 
     Raises:
         SpecError: a parameter is not positive.
 
     Source: Andriushchenko, Croce, Flammarion, Hein, "Square Attack", ECCV 2020, algorithms 1 to 3;
         p_init = 0.8 and 5,000 queries are those of AutoAttack (Croce & Hein, ICML 2020); the
-        schedule is rescaled to `queries` as in section 4.1. Deviations: the loss is the margin for
-        a target too (theirs: cross-entropy); where an image is no square, a window ends at its
-        edge; of a volume, windows are cubes, stripes are planes, and a bump is split across one of
-        three axes; in L2 the unused mass is shared among the channels that may change.
+        schedule is rescaled to `queries` as in section 4.1.
+    Deviations: The loss is the margin for a target too; the paper uses the cross-entropy there. If
+        an image is not a square, a window is cut at its edge. In volumes, windows are cubes,
+        stripes are planes, and a bump is split across one of three axes. In L2, the unused mass is
+        divided among the channels that may change.
     """
     if len(problem) == 0:
         return problem.x
     kind, size = _NORMS[problem.ball.norm], tuple(problem.x.shape[2:])
-    search, opened, sides = Search(problem), problem, None
+    search, active, sides = Search(problem), problem, None
     frame = kind.frame(problem)
     search.probe(problem.ball.step(problem.x, kind.start(problem, rng), problem.x, 1.0))
     for i in range(1, queries):
         if search.finished:
             break
-        if search.active is not opened:  # rows have left
-            opened = search.active
-            frame = kind.frame(opened)
+        if search.active is not active:  # some samples are finished
+            active = search.active
+            frame = kind.frame(active)
         new_sides = kind.sides(_window_fraction(i / queries, p_init), size)
         if new_sides != sides:
             sides, window = new_sides, _window(new_sides, size, problem.x)
         draws = rng.select(search.rows).fork("window", i)
-        search.probe(kind.propose(opened, search.best[search.rows], frame, window, draws))
+        search.probe(kind.propose(active, search.best[search.rows], frame, window, draws))
     return search.best
 
 
@@ -88,13 +90,13 @@ def _window_fraction(progress: float, p_init: float) -> float:
 
 
 class _Window(NamedTuple):
-    """Windows of one size in images of one size, by the positions of flattened images.
+    """Windows of one size in images of one size, as positions in flattened images.
 
     Attributes:
         offsets: `(p,)` positions of the window at the origin.
-        room: `(n,)` starts an axis has.
-        strides: `(n,)` positions from one index of an axis to the next.
-        bumps: `(n, p)` the bump of section 4.3, split along each axis.
+        room: `(n,)` number of possible starts along each axis.
+        strides: `(n,)` distance between neighbours along each axis.
+        bumps: `(n, p)` bump of section 4.3, split along each axis.
     """
 
     offsets: Int[Tensor, " p"]
@@ -103,7 +105,7 @@ class _Window(NamedTuple):
     bumps: Float[Tensor, "n p"]
 
     def at(self, u: Float[Tensor, "b n"], channels: int) -> Int[Tensor, "b c p"]:
-        """Return the positions of windows whose starts are drawn by `u` in (0,1)."""
+        """Return the positions of windows whose starts follow from the random `u` in (0,1)."""
         start = ((u * self.room).long() * self.strides).sum(1, keepdim=True)
         return (start + self.offsets)[:, None].expand(-1, channels, -1)
 
@@ -124,9 +126,9 @@ def _window(sides: Shape, size: Shape, like: Tensor) -> _Window:
 
 
 def _bumps(sides: Shape) -> Float[Tensor, "n *p"]:
-    """Return the bump of unit norm split along each axis: a peak beside a trough.
+    """Return, for each axis, the bump of unit norm split along it into a peak and a trough.
 
-    Both have the same norm, as in the authors' code.
+    Peak and trough have the same norm, as in the authors' code.
     """
     bumps = []
     for axis, side in enumerate(sides):
@@ -140,7 +142,7 @@ def _bumps(sides: Shape) -> Float[Tensor, "n *p"]:
 
 
 def _peak(sides: Shape) -> Tensor:
-    """Return eta of equation 2: it falls with the distance from the centre, in the largest axis."""
+    """Return eta of equation 2, which falls with the distance from the centre (maximum norm)."""
     distance = torch.zeros((), dtype=torch.long)
     for side in sides:
         away = (torch.arange(side) - side // 2).abs()
@@ -175,9 +177,10 @@ def _ends(problem: Problem) -> Frame:
 def _to_the_ends(
     problem: Problem, z: Images, frame: Frame, window: _Window, draws: Draws
 ) -> Images:
-    """Return `z` with a window a sample at its lowest or highest values, drawn for each channel.
+    """Return `z` with one window per sample set to the lowest or highest values of the ball.
 
-    The other end where the draw would change nothing, as the authors' code draws again.
+    Each channel draws one of the two. If the draws would change nothing, the window takes the other
+    end instead; the authors' code draws again.
     """
     n, c = z.ndim - 2, z.shape[1]
     u = draws.uniform(n + c)
@@ -192,13 +195,13 @@ def _to_the_ends(
 
 
 def _l2_sides(fraction: float, size: Shape) -> Shape:
-    """Return odd sides of at least 3, as the authors' code does: a bump has a centre."""
+    """Return odd sides of at least 3, as the authors' code does, so that a bump has a centre."""
     side = max(3, round((fraction * math.prod(size)) ** (1 / len(size))))
     return tuple(min(side + 1 - side % 2, length) for length in size)
 
 
 def _tiles(problem: Problem, rng: Draws) -> Tensor:
-    """Return a grid of bumps, each of its own sign in each channel, split along its own axis."""
+    """Return a grid of bumps; each draws its sign in every channel, and its axis."""
     c, *size = problem.x.shape[1:]
     tiles = [min(_TILES, length) for length in size]
     sides = tuple(length // count for length, count in zip(size, tiles, strict=True))
@@ -214,13 +217,13 @@ def _tiles(problem: Problem, rng: Draws) -> Tensor:
 
 
 def _allowed(problem: Problem) -> Frame:
-    """Return where change is allowed, flattened, and the radius, to be broadcast."""
+    """Return where change is allowed, flattened, and the radius, both ready to be broadcast."""
     eps = torch.as_tensor(problem.ball.eps).to(problem.x)
     return problem.ball.mask(torch.ones_like(problem.x)).flatten(2), eps.reshape(-1, 1, 1)
 
 
 def _move_mass(problem: Problem, z: Images, frame: Frame, window: _Window, draws: Draws) -> Images:
-    """Return `z` with the mass of a second window, and what is unused, moved into a first."""
+    """Return `z` with the mass of a second window and the unused mass moved into a first window."""
     n, c = z.ndim - 2, z.shape[1]
     u = draws.uniform(2 * n + c + 1)
     first, second = window.at(u[:, :n], c), window.at(u[:, n : 2 * n], c)
@@ -233,7 +236,7 @@ def _move_mass(problem: Problem, z: Images, frame: Frame, window: _Window, draws
     bump = window.bumps[(u[:, -1] * n).long()][:, None] * allowed.gather(2, first)
     sign = (u[:, 2 * n : -1, None] - 0.5).sign()
     new = sign * _unit(bump) + _unit(old)
-    alive = _size(new) > 0  # a channel whose first window may not change keeps what it has
+    alive = _size(new) > 0  # a channel that may not change in the first window stays as it is
     spare = unused / alive.sum(1, keepdim=True).clamp_min(1)
     mass = _size(old).square() + _size(there).square() + spare
     nu = nu.scatter(2, second, there.masked_fill(alive, 0.0))
@@ -251,7 +254,14 @@ def _unit(values: Tensor) -> Tensor:
 
 
 class _Kind(NamedTuple):
-    """What a norm changes: the pattern of the start, the size of windows, the proposals."""
+    """The parts of the attack that depend on the norm.
+
+    Attributes:
+        start: the pattern of the start.
+        sides: the sides of windows, from the fraction of pixels and the image size.
+        frame: tensors for `propose` that depend on the problem only.
+        propose: the next candidates.
+    """
 
     start: Callable[[Problem, Draws], Tensor]
     sides: Callable[[float, Shape], Shape]

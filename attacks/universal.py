@@ -1,4 +1,4 @@
-"""UAP: one perturbation for all images, by DeepFool steps or by the gradient of the mean loss."""
+"""UAP: fit one perturbation for all images, by DeepFool steps or by gradients of the mean loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from robustbench_med.types import Images, Rows, Verdict
 from robustbench_med.universal import Additive, pattern_ball
 
 Pattern = Float[Tensor, "c *s"]
-Pull = Callable[[Problem, Pattern, Draws], tuple[Images, Verdict]]
+PatternGradient = Callable[[Problem, Pattern, Draws], tuple[Images, Verdict]]
 Step = Callable[[Pattern, Pattern, float], Pattern]
 _TINY = 1e-30
 
@@ -49,55 +49,57 @@ def uap(
     """Return a perturbation made of the minimal steps of the images it does not fool yet.
 
     Args:
-        problem: the training images; its ball says norm and radius.
-        rng: one stream a training image: the order of visits.
-        epochs: visits to every image not fooled, >= 1.
-        batch: images a step, >= 1.
-        ways: leading ways to the goal among which the minimal step goes the nearest, >= 1.
-        delta: stop once a fraction of 1 - delta of the images is fooled, in [0, 1).
-        overshoot: fraction of a step by which it goes beyond the boundary, >= 0.
+        problem: the training images; its ball sets norm and radius.
+        rng: one random stream per training image; they set the order of visits.
+        epochs: how often every image that is not fooled is visited, >= 1.
+        batch: images per step, >= 1.
+        ways: how many of the leading ways to the goal are compared to find the nearest, >= 1.
+        delta: the attack stops when a fraction of 1 - delta of the images is fooled, in [0, 1).
+        overshoot: how far a step goes beyond the boundary, as a fraction of the step, >= 0.
 
     Returns:
-        The perturbation that fooled most training images, of all seen after an epoch.
+        The perturbation that fooled the most training images at the end of an epoch.
 
     Raises:
         SpecError: a parameter is out of its range, or the images have different radii.
 
     Source: Moosavi-Dezfooli et al., "Universal adversarial perturbations", CVPR 2017, algorithm 1;
-        the minimal step is their eq. 1, in L2 for either ball, solved as in DeepFool (CVPR 2016,
-        eq. 7 and 8; overshoot 0.02 as in its section 2). The paper's experiments stop at
-        delta = 0.2; here every epoch is used.
-    Deviations: the steps of a mini-batch are taken at one point and added up, instead of each image
-        seeing the step before it; with `batch=1` this is the paper's loop. One linear step, not
-        DeepFool to its end: the next epoch takes the next one. Who is fooled is counted once an
-        epoch on all images, and those are not visited in it. An image is fooled when the objective
-        is done with it (untargeted: the call is wrong), not when the call has changed; the two
-        differ on images called wrong from the start. Slopes that would push a pixel out of [0,1]
-        count as 0. The best perturbation is returned, not the last, or the same direction pushed to
-        the ball's surface (its sign times eps for L-inf) where that fools more training images.
+        the minimal step is its eq. 1, in L2 for either ball, solved as in DeepFool (CVPR 2016, eq.
+        7 and 8; overshoot 0.02 as in its section 2). The paper's experiments stop at delta = 0.2;
+        here every epoch is used by default.
+    Deviations: The steps of the images in a mini-batch are computed at the same perturbation and
+        added up; in the paper, each image starts from the step of the one before. With `batch=1`
+        this is the paper's loop. Each visit takes one linear step instead of running DeepFool to
+        its end; the next epoch takes the next step. The fooled images are determined once per
+        epoch, and they are not visited in that epoch. An image counts as fooled if the objective is
+        final (untargeted: if its prediction is wrong), not if its prediction has changed; the two
+        differ for images that are wrong from the start. Slopes that would push a pixel out of [0,1]
+        count as 0. The best perturbation is returned, not the last. If the same direction enlarged
+        to the surface of the ball (for L-inf, its sign times eps) fools more training images, that
+        is returned instead.
     """
     below_one(delta=delta)
     if not overshoot >= 0:
         raise SpecError(f"expected overshoot >= 0, got {overshoot}")
     ball = pattern_ball(problem.ball)
     v = best = problem.x.new_zeros((1, *problem.x.shape[1:]))
-    most = -1.0
+    most_fooled = -1.0
     for epoch in range(epochs + 1 if len(problem) else 0):
         output = problem.outputs(_added(problem, v))
         done = problem.objective(output, problem.y).is_final
         fooled = float(done.float().mean())
-        if fooled >= most:
-            best, most = v, fooled
+        if fooled >= most_fooled:
+            best, most_fooled = v, fooled
         if fooled >= 1 - delta or epoch == epochs:
             break
         margins = problem.objective.margins(output, problem.y)
         for rows in _visits(rng, (~done).nonzero()[:, 0], epoch, batch):
             step = _minimal(problem.select(rows), v, margins[rows], ways)
             v = ball.bound(v + (1 + overshoot) * step.sum(0, keepdim=True))
-    if len(problem):  # the steps seldom fill the ball: what lies on its surface may fool more
+    if len(problem):  # the steps seldom fill the ball, so a larger perturbation may fool more
         full = ball.full(best)
         done = problem.objective(problem.outputs(_added(problem, full)), problem.y).is_final
-        if float(done.float().mean()) > most:
+        if float(done.float().mean()) > most_fooled:
             best = full
     return Additive(best[0])
 
@@ -127,39 +129,41 @@ def uap_gradient(
     """Return a perturbation found by gradient ascent on the mean clipped loss.
 
     Args:
-        problem: the training images; targeted where its objective is.
-        rng: one stream a training image: the order of visits.
-        epochs: visits to every image, >= 1.
-        batch: images a step, >= 1.
+        problem: the training images; the attack is targeted if the objective is.
+        rng: one random stream per training image; they set the order of visits.
+        epochs: how often every image is visited, >= 1.
+        batch: images per step, >= 1.
         total_step: length of all steps together in units of eps, > 0.
         momentum: weight of the running gradient, in [0, 1).
-        clip: an image whose goal is reached has no weight while its loss (log-odds) is above this;
-            any number, > 0 to be of use.
-        loss: what is maximised: "cross_entropy" (the objective's own loss), of labels "margin" or
-            "dlr"; of masks a pixel loss; see `objectives.pixels.with_loss`.
+        clip: an image that has reached the goal is left out while its loss (log-odds) is above
+            this; any number, useful if > 0.
+        loss: the loss to maximise: "cross_entropy" (the objective's own loss); for labels also
+            "margin" or "dlr"; for masks a pixel loss, see `objectives.pixels.with_loss`.
 
     Returns:
-        The last perturbation.
+        The perturbation after the last step.
 
     Raises:
-        SpecError: a parameter is out of its range, the images have different radii, or the loss is
-            not one of the task.
+        SpecError: a parameter is out of its range, the images have different radii, or the task
+            has no such loss.
 
     Source: Shafahi et al., "Universal adversarial training", AAAI 2020: stochastic gradient ascent
         on the mean over a mini-batch of the clipped loss min(loss, beta), projected after each
-        step; L-inf: its sign, L2: its unit vector. Targeted and with FGSM's steps on medical
-        images: Hirano, Minagi, Takemoto, BMC Medical Imaging 21:9, 2021.
-    Deviations: the loss is the log-odds of the cross-entropy, so that an image of a sure victim
-        weighs as much as any other; the gradient is averaged over steps (momentum) and the step
-        falls linearly to 0, so that the last iterate is the best; an image beyond `clip` but not
-        done still counts. Gradients that would push a pixel out of [0,1] count as 0. Of several
-        findings the nearest of each image is attacked (see `objectives.nearest`).
+        step. In L-inf a step follows the sign of the gradient, in L2 its unit vector. Hirano,
+        Minagi, Takemoto, BMC Medical Imaging 21:9, 2021, use targets and FGSM steps on medical
+        images.
+    Deviations: The loss is the log-odds of the cross-entropy, so that an image on which the victim
+        is very sure has the same weight as any other. The gradient is averaged over steps
+        (momentum) and the step falls linearly to 0, so that the last iterate is the best. An image
+        above `clip` that has not reached the goal still counts. Gradients that would push a pixel
+        out of [0,1] count as 0. With several findings, the nearest one of each image is attacked
+        (see `objectives.nearest`).
     """
     below_one(momentum=momentum)
     problem = with_loss(problem, loss)
     ball = pattern_ball(problem.ball)
 
-    def pull(visited: Problem, v: Pattern, rng: Draws) -> tuple[Images, Verdict]:  # noqa: ARG001
+    def pattern_gradient(visited: Problem, v: Pattern, rng: Draws) -> tuple[Images, Verdict]:  # noqa: ARG001
         z = _added(visited, v[None])
         g, verdict = visited.gradient(z)
         return visited.ball.mask(_inward(g, z)), verdict
@@ -169,12 +173,14 @@ def uap_gradient(
 
     start = problem.x.new_zeros(problem.x.shape[1:])
     return Additive(
-        fit_pattern(problem, start, pull, step, rng, Pace(epochs, batch, momentum, clip))
+        fit_pattern(
+            problem, start, pattern_gradient, step, rng, Pace(epochs, batch, momentum, clip)
+        )
     )
 
 
 class Pace(NamedTuple):
-    """How a pattern is fitted: epochs, images a step, momentum, and the loss that is clipped."""
+    """The parameters of a fit: epochs, images per step, momentum, and where the loss is clipped."""
 
     epochs: int
     batch: int
@@ -183,30 +189,32 @@ class Pace(NamedTuple):
 
 
 def fit_pattern(
-    problem: Problem, start: Pattern, pull: Pull, step: Step, rng: Draws, pace: Pace
+    problem: Problem, start: Pattern, gradient: PatternGradient, step: Step, rng: Draws, pace: Pace
 ) -> Pattern:
     """Return the pattern after steps along the running gradient of the mean clipped loss.
 
     Args:
         problem: the training images.
         start: the pattern to start from.
-        pull: the gradient of each image's loss with respect to the pattern, and its verdict.
+        gradient: returns the gradient of each image's loss by the pattern, and the verdicts.
         step: moves the pattern along a gradient by a fraction of the total step.
-        rng: one stream a training image.
-        pace: see Pace.
+        rng: one random stream per training image.
+        pace: the parameters of the fit.
     """
     pattern, running = start, torch.zeros_like(start)
-    total, taken = pace.epochs * -(-len(problem) // pace.batch), 0
-    everyone = torch.arange(len(problem), device=problem.x.device)
+    total, steps_taken = pace.epochs * -(-len(problem) // pace.batch), 0
+    all_rows = torch.arange(len(problem), device=problem.x.device)
     for epoch in range(pace.epochs if len(problem) else 0):
-        for rows in _visits(rng, everyone, epoch, pace.batch):
-            g, verdict = pull(problem.select(rows), pattern, rng.fork("epoch", epoch).select(rows))
+        for rows in _visits(rng, all_rows, epoch, pace.batch):
+            g, verdict = gradient(
+                problem.select(rows), pattern, rng.fork("epoch", epoch).select(rows)
+            )
             counts = ((verdict.loss < pace.clip) | ~verdict.is_final).to(g)
             mean = torch.einsum("b,b...->...", counts, g) / len(rows)
             running = pace.momentum * running + (1 - pace.momentum) * mean
-            # falls linearly; all shares add up to 1
-            pattern = step(pattern, running, 2 * (total - taken) / (total * (total + 1)))
-            taken += 1
+            # the fractions fall linearly, and their sum is 1
+            pattern = step(pattern, running, 2 * (total - steps_taken) / (total * (total + 1)))
+            steps_taken += 1
     return pattern
 
 
@@ -215,12 +223,12 @@ def _added(problem: Problem, v: Float[Tensor, "1 c *s"]) -> Images:
 
 
 def _inward(g: Tensor, z: Tensor) -> Tensor:
-    """Return the gradient without what would push a pixel out of [0,1]."""
+    """Return the gradient, set to 0 where it would push a pixel out of [0,1]."""
     return g.masked_fill(((z >= 1) & (g > 0)) | ((z <= 0) & (g < 0)), 0.0)
 
 
 def _visits(rng: Draws, rows: Rows, epoch: int, batch: int) -> list[Tensor]:
-    """Return the rows in a drawn order, in mini-batches; each image draws for itself."""
+    """Return the rows in random order, in mini-batches; each image draws from its own stream."""
     order = rng.fork("visit", epoch).select(rows).uniform(1)[:, 0].argsort()
     return list(rows[order].split(batch))
 
@@ -228,7 +236,7 @@ def _visits(rng: Draws, rows: Rows, epoch: int, batch: int) -> list[Tensor]:
 def _minimal(
     problem: Problem, v: Float[Tensor, "1 c *s"], margins: Float[Tensor, "b m"], ways: int
 ) -> Images:
-    """Return each image's least L2 step to the nearest of its leading ways; 0 where it is done."""
+    """Return each image's least L2 step to the nearest of its leading ways; 0 if it is fooled."""
     z = _added(problem, v)
     counted = max(1, int(margins.isfinite().sum(1).max()))  # two classes have one way
     columns = margins.topk(min(ways, counted), 1).indices
@@ -239,7 +247,7 @@ def _minimal(
     size = jacobian.flatten(2).norm(dim=2)
     nearest = (gap / size.clamp_min(_TINY)).argmin(1, keepdim=True)
     gap, size = gap.gather(1, nearest)[:, 0], size.gather(1, nearest)[:, 0]
-    # a way that does not count (-inf) or has no slope is no step
+    # a margin of -inf or a slope of 0 gives no step
     length = torch.where(gap.isfinite() & (size > 0), gap / size.clamp_min(_TINY) ** 2, 0.0)
     length = length.masked_fill(slopes.verdict.is_final, 0.0)
     slope = jacobian[torch.arange(len(z), device=z.device), nearest[:, 0]]

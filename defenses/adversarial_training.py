@@ -1,8 +1,8 @@
-"""Adversarial training: the loss to descend on one batch, by PGD-AT, TRADES, MART and others.
+"""Adversarial training: the training loss of one batch, by PGD-AT, TRADES, MART and others.
 
 `robustbench_med/training/fit.py` calls every function with the same arguments: the victim in train
-mode (normal gradients), the batch, the loss of the recipe, of logits and truth, and an `attack` to
-craft with. It returns a scalar to descend.
+mode, the batch, the loss of the recipe (a function of logits and truth), and the attack that crafts
+adversarial examples. Each function returns a scalar to minimise.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from robustbench_med.errors import SpecError
 from robustbench_med.types import Images, Logits, Truth
 from robustbench_med.victim import Victim, frozen
 
-from .crafting import Attack, crafted
-from .losses import boost, divergence, doubt, label_divergence
-from .weight_perturbation import perturbed
+from .crafting import Attack, craft
+from .losses import divergence, label_divergence, margin_term, wrong_probability
+from .weight_perturbation import perturbed_loss
 
 Loss = Callable[[Logits, Truth], Tensor]
 
@@ -50,25 +50,25 @@ def pgd_at(
     norm: Norm = "linf",
     awp: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """Return the loss on images crafted to raise it.
+    """Return the loss on adversarial examples that maximise it.
 
     Args:
-        victim: in train mode.
+        victim: the victim, in train mode.
         x: images of a batch.
-        y: their truth.
-        loss: of logits and truth.
-        attack: registry name of the attack that finds the adversarial examples; here its function.
+        y: truth of the images.
+        loss: the loss of the recipe, a function of logits and truth.
+        attack: the attack that finds the adversarial examples; a recipe gives its registry name.
         eps: radius in [0,1] units, > 0.
         steps: gradient steps of the attack, >= 1.
         rel_stepsize: length of one step in units of eps, > 0.
         norm: "linf" or "l2".
         awp: size of the adversarial weight perturbation, in [0, 1], see
-            `weight_perturbation.perturbed`; 0 = off.
+            `weight_perturbation.perturbed_loss`; 0 = off.
 
-    Source: Madry et al., ICLR 2018, equation 2.1; 7 steps of 2/255 at 8/255, section 5. All steps
-        are taken, on the loss, by every image, even if it is already misclassified.
+    Source: Madry et al., ICLR 2018, equation 2.1; 7 steps of 2/255 at 8/255, section 5. Every image
+        takes all steps to raise the loss, even if it is already misclassified.
     """
-    z = crafted(
+    z = craft(
         victim,
         x,
         y,
@@ -78,7 +78,7 @@ def pgd_at(
         steps=steps,
         total_step=steps * rel_stepsize,
     )
-    return perturbed(victim, lambda v: loss(v(z).logits, y), _unit(awp=awp))
+    return perturbed_loss(victim, lambda v: loss(v(z).logits, y), _unit(awp=awp))
 
 
 @defense(
@@ -104,23 +104,24 @@ def fast_at(
     norm: Norm = "linf",
     awp: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """Return the loss on images crafted in one long step from a uniformly random start.
+    """Return the loss on adversarial examples of one long step from a uniformly random start.
 
     Args:
-        victim: in train mode.
+        victim: the victim, in train mode.
         x: images of a batch.
-        y: their truth.
-        loss: of logits and truth.
-        attack: registry name of the attack that finds the adversarial examples; here its function.
+        y: truth of the images.
+        loss: the loss of the recipe, a function of logits and truth.
+        attack: the attack that finds the adversarial examples; a recipe gives its registry name.
         eps: radius in [0,1] units, > 0.
         steps: gradient steps of the attack, >= 1.
         rel_stepsize: length of one step in units of eps, > 0.
         norm: "linf" or "l2".
         awp: size of the adversarial weight perturbation, in [0, 1], see
-            `weight_perturbation.perturbed`; 0 = off.
+            `weight_perturbation.perturbed_loss`; 0 = off.
 
     Source: Wong, Rice, Kolter, ICLR 2020, algorithm 3, alpha = 1.25 eps (section 4.1). Its
-        catastrophic overfitting shows in the robust validation: give the recipe a patience.
+        catastrophic overfitting shows in the robust validation; a patience in the recipe stops
+        training then.
     """
     return pgd_at(
         victim,
@@ -159,29 +160,30 @@ def trades(
     beta: float = 6.0,
     awp: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """Return the clean loss plus beta times the divergence of the answers in the ball.
+    """Return the clean loss plus beta times the divergence of the outputs in the ball.
 
     Args:
-        victim: in train mode.
+        victim: the victim, in train mode.
         x: images of a batch.
-        y: their truth.
-        loss: of logits and truth.
-        attack: registry name of the attack that finds the adversarial examples; here its function.
+        y: truth of the images.
+        loss: the loss of the recipe, a function of logits and truth.
+        attack: the attack that finds the adversarial examples; a recipe gives its registry name.
         eps: radius in [0,1] units, > 0.
         steps: gradient steps of the attack, >= 1.
         rel_stepsize: length of one step in units of eps, > 0.
         norm: "linf" or "l2".
-        beta: weight of the divergence (1 / lambda of the paper), > 0.
+        beta: weight of the divergence (1 / lambda in the paper), > 0.
         awp: size of the adversarial weight perturbation, in [0, 1], see
-            `weight_perturbation.perturbed`; 0 = off.
+            `weight_perturbation.perturbed_loss`; 0 = off.
 
     Source: Zhang et al., ICML 2019, equation 5 and algorithm 1, with KL(clean || perturbed) as in
-        the authors' code; 10 steps, beta 6. Deviation: the ascent starts uniformly in the ball, not
-        from a normal draw of deviation 0.001.
+        the authors' code; 10 steps, beta 6.
+    Deviation: The ascent starts uniformly in the ball, not at a normal draw with standard deviation
+        0.001.
     """
     with frozen(victim.module), torch.no_grad():
         clean = victim(x).logits
-    z = crafted(
+    z = craft(
         victim,
         x,
         y,
@@ -196,7 +198,7 @@ def trades(
         logits = v(x).logits
         return loss(logits, y) + beta * divergence(logits, v(z).logits, y)
 
-    return perturbed(victim, descended, _unit(awp=awp))
+    return perturbed_loss(victim, descended, _unit(awp=awp))
 
 
 @defense(
@@ -223,27 +225,27 @@ def mart(
     beta: float = 5.0,
     awp: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """Return the boosted loss on crafted images plus beta times a weighted divergence.
+    """Return the boosted loss on adversarial examples plus beta times a weighted divergence.
 
     Args:
-        victim: in train mode.
+        victim: the victim, in train mode.
         x: images of a batch.
-        y: their truth, one label an image.
-        loss: of logits and truth.
-        attack: registry name of the attack that finds the adversarial examples; here its function.
+        y: truth of the images, one label per image.
+        loss: the loss of the recipe, a function of logits and truth.
+        attack: the attack that finds the adversarial examples; a recipe gives its registry name.
         eps: radius in [0,1] units, > 0.
         steps: gradient steps of the attack, >= 1.
         rel_stepsize: length of one step in units of eps, > 0.
         norm: "linf" or "l2".
-        beta: weight of the divergence (lambda of the paper), > 0.
+        beta: weight of the divergence (lambda in the paper), > 0.
         awp: size of the adversarial weight perturbation, in [0, 1], see
-            `weight_perturbation.perturbed`; 0 = off.
+            `weight_perturbation.perturbed_loss`; 0 = off.
 
-    Source: Wang et al., ICLR 2020, equation 11; lambda 5 (section 4). The cross-entropy of its
-        first term is the recipe's own `loss`, so that classes are balanced as in every other
-        recipe; an unlabelled image does not count.
+    Source: Wang et al., ICLR 2020, equation 11; lambda 5 (section 4). The cross-entropy in its
+        first term is the `loss` of the recipe, so that classes are balanced as in every other
+        recipe. Unlabelled images do not count.
     """
-    z = crafted(
+    z = craft(
         victim,
         x,
         y,
@@ -258,12 +260,12 @@ def mart(
 
     def descended(v: Victim) -> Tensor:
         clean_logits, logits = v(x).logits, v(z).logits
-        each = boost(logits, truth) + beta * label_divergence(clean_logits, logits) * doubt(
-            clean_logits, truth
-        )
+        each = margin_term(logits, truth) + beta * label_divergence(
+            clean_logits, logits
+        ) * wrong_probability(clean_logits, truth)
         return loss(logits, y) + (each * labelled).sum() / labelled.sum().clamp_min(1)
 
-    return perturbed(victim, descended, _unit(awp=awp))
+    return perturbed_loss(victim, descended, _unit(awp=awp))
 
 
 @defense(
@@ -287,31 +289,33 @@ def universal_at(
     fraction: float = 0.5,
     awp: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """Return the loss on a batch of which a drawn share carries a universal perturbation.
+    """Return the loss on a batch in which a random part of the images is perturbed universally.
 
     Args:
-        victim: in train mode.
+        victim: the victim, in train mode.
         x: images of a batch.
-        y: their truth.
-        loss: of logits and truth.
-        attack: registry name of the universal attack; here a function that adds the perturbation
-            fitted last.
+        y: truth of the images.
+        loss: the loss of the recipe, a function of logits and truth.
+        attack: a function that adds the universal perturbation fitted last; a recipe gives the
+            registry name of the universal attack.
         eps: radius in [0,1] units, > 0.
         norm: "linf" or "l2".
-        fraction: part of the images that carry the perturbation, in [0, 1].
+        fraction: fraction of the images that are perturbed, in [0, 1].
         awp: size of the adversarial weight perturbation, in [0, 1], see
-            `weight_perturbation.perturbed`; 0 = off.
-        every: epochs from one fit of the perturbation to the next, >= 1; the training loop's.
-        images: training images that it is fitted on, >= 1; the training loop's.
+            `weight_perturbation.perturbed_loss`; 0 = off.
+        every: epochs from one fit of the perturbation to the next, >= 1; the training loop uses it.
+        images: number of training images that the perturbation is fitted on, >= 1; the training
+            loop uses it.
 
     Source: Hirano, Minagi, Takemoto, BMC Medical Imaging 21:9, 2021, methods (from memory):
-        perturbations fitted on half of the training images, added to a random half, refitted
-        after every few epochs. Deviation: only the last perturbation fitted is added.
+        perturbations are fitted on half of the training images, added to a random half, and fitted
+        again every few epochs.
+    Deviation: Only the perturbation fitted last is added.
     """
-    z = crafted(victim, x, y, lambda o: loss(o, y), attack, Ball(norm, eps))
-    carries = torch.rand(len(x), device=x.device) < _unit(fraction=fraction)
-    z = torch.where(carries.view(-1, *[1] * (x.ndim - 1)), z, x)
-    return perturbed(victim, lambda v: loss(v(z).logits, y), _unit(awp=awp))
+    z = craft(victim, x, y, lambda o: loss(o, y), attack, Ball(norm, eps))
+    perturbed = torch.rand(len(x), device=x.device) < _unit(fraction=fraction)
+    z = torch.where(perturbed.view(-1, *[1] * (x.ndim - 1)), z, x)
+    return perturbed_loss(victim, lambda v: loss(v(z).logits, y), _unit(awp=awp))
 
 
 def _unit(**parameter: float) -> float:

@@ -1,10 +1,10 @@
-"""Crafting: adversarial examples for a victim in training, found by an attack that is passed in.
+"""Craft adversarial examples for a victim in training, with an attack that is passed in.
 
-While images are crafted the network is in eval mode with its parameters' gradients off: batch norm
-keeps its statistics and dropout is off, so that the attacked network is the deployed one. The
-authors of TRADES and MART do so in their code; Madry et al. and Wong et al. crafted in train mode,
-which is the deviation of `pgd_at` and `fast_at` (Pang et al., ICLR 2021, section 3.4, find eval
-mode the better or equal choice; cited from memory).
+While images are crafted, the network is in eval mode and its parameters need no gradients: batch
+norm keeps its statistics and dropout is off, so that the attacked network is the deployed one. The
+authors of TRADES and MART do so in their code. Madry et al. and Wong et al. crafted in train mode;
+here `pgd_at` and `fast_at` deviate from them (Pang et al., ICLR 2021, section 3.4, find eval mode
+better or equal; cited from memory).
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ Attack = Callable[..., Images]
 
 
 class TrainingLoss:
-    """The objective of training: the loss of the batch is maximised, and no sample is ever final.
+    """The objective of crafting: to raise the loss of the batch; no sample is ever final.
 
-    The loss is a mean over the batch; the gradient of each image is its own all the same, but for
-    the Dice of masks, which is the batch's.
+    The loss is a mean over the batch. The gradient of each image is still independent of the other
+    images, except for the Dice of masks, which is computed over the batch.
     """
 
     def __init__(self, loss: Callable[[Logits], Tensor]) -> None:
         self.loss = loss
 
     def __call__(self, output: Output, y: Truth) -> Verdict:
-        """Return the verdict: every image has its part in the loss as loss and harm."""
+        """Return the verdict; loss and harm of an image are the batch's loss over its size."""
         value = self.loss(output.logits)
         each = (value / len(y)).expand(len(y))
         return Verdict(each, each, torch.zeros_like(each, dtype=torch.bool))
 
     def margins(self, output: Output, y: Truth) -> Float[Tensor, "b m"]:
-        """Return the loss as the only way."""
+        """Return the loss as the only margin."""
         return self(output, y).harm[:, None]
 
     def dlr_scale(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:  # noqa: ARG002
-        """Return 1: a loss of training has no scale to divide by."""
+        """Return 1, because a training loss has no scale to divide by."""
         return output.logits.new_ones(len(output.logits))
 
     def applies(self, y: Truth) -> Tensor:
-        """Return that every image can be attacked."""
+        """Return True for every image: all can be attacked."""
         return torch.ones(len(y), dtype=torch.bool, device=y.device)
 
     def select(self, rows: Rows) -> TrainingLoss:  # noqa: ARG002 - a batch is one loss
@@ -62,7 +62,7 @@ class TrainingLoss:
         return self
 
 
-def crafted(
+def craft(
     victim: Victim,
     x: Images,
     y: Truth,
@@ -71,14 +71,16 @@ def crafted(
     ball: Ball,
     **effort: Any,  # noqa: ANN401 - of any attack
 ) -> Images:
-    """Return candidates in the ball, crafted against the network in eval mode, without gradient.
+    """Return adversarial examples in the ball, crafted against the network in eval mode.
+
+    They carry no gradient.
 
     Args:
-        victim: whose modes and gradients are restored after.
+        victim: the victim; its train mode and its parameters' gradients are restored afterwards.
         x: images of a batch.
-        y: their truth.
-        maximised: the loss of logits that the attack maximises.
-        attack: takes a problem, `rng` and the effort.
+        y: truth of the images.
+        maximised: the loss that the attack maximises, a function of logits.
+        attack: the attack; it takes a problem, `rng` and the effort.
         ball: the allowed perturbation.
         effort: parameters of the attack.
     """

@@ -1,4 +1,4 @@
-"""JPEG: an image is compressed and decoded before the victim sees it."""
+"""JPEG: compress and decode an image before the victim sees it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from robustbench_med.defense import Defended
 from robustbench_med.types import Images
 from robustbench_med.victim import Victim
 
-from .wrap import whole, wrapped
+from .wrap import check_whole, wrapped
 
 _BLOCK = 8
 # from R, G, B to Y, Cb, Cr: JFIF 1.02, page 3
@@ -34,49 +34,49 @@ _LUMA = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0
 def jpeg(victim: Victim, *, quality: int = 75) -> Defended:
     """Return the victim behind lossy compression by the real codec (libjpeg, by Pillow).
 
-    Three channels that no name tells apart from red, green and blue are a colour image, its chroma
-    at half resolution. Any other channels, and the slices of a volume, are grey images of their
-    own. What is stored has 8 bits a value.
+    Three channels without names, or named red, green and blue, are stored as a colour image, with
+    chroma at half resolution. All other channels, and the slices of a volume, are stored as
+    separate grey images. Files have 8 bits per value.
 
     Args:
-        victim: undefended.
-        quality: of the JPEG codec, in 1..100; lower loses more.
+        victim: the undefended victim.
+        quality: quality of the JPEG codec, in 1..100; a lower one loses more.
 
     Returns:
-        The judge's own gradient is 0. The guide is a JPEG of cosines and matrix products whose
-        rounding has a slope.
+        The victim with JPEG in front. The gradient of the judge is 0. The guide is a JPEG made of
+        cosines and matrix products, whose rounding has a slope.
 
     Raises:
         SpecError: the quality is not in 1..100.
 
-    Source: Guo et al., ICLR 2018, section 4.2 (quality 75). Guide: Shin and Song, "JPEG-resistant
-        adversarial images", NIPS workshop 2017, with their rounding; on `fundus_resnet` PGD breaks
-        more with it than with the identity.
+    Source: Guo et al., ICLR 2018, section 4.2 (quality 75). The guide and its rounding are those of
+        Shin and Song, "JPEG-resistant adversarial images", NIPS workshop 2017; on `fundus_resnet`
+        PGD succeeds on more images with it than with the identity.
     """
-    whole("quality", quality, 1, 100)
+    check_whole("quality", quality, 1, 100)
     tables = tables_of(quality)
     colour = victim.contract.channels == 3 and len(victim.contract.size) == 2
     colour = colour and victim.contract.names in ((), ("red", "green", "blue"))
 
     def compressed(x: Images) -> Images:
-        read = stored(x if colour else _planes(x), quality=quality)
+        read = codec_round_trip(x if colour else _planes(x), quality=quality)
         return read.view_as(x).to(x) + 0 * x  # a gradient of 0, like that of any rounding
 
     def view(x: Images) -> Images:
-        return recoded(x if colour else _planes(x), tables, rounding=cubic).view_as(x)
+        return differentiable_jpeg(x if colour else _planes(x), tables, rounding=cubic).view_as(x)
 
     return wrapped(victim, compressed, view=view)
 
 
 def _planes(x: Images) -> Tensor:
-    """Return each channel, and each slice of a volume, as a grey image `(n, 1, h, w)`."""
+    """Return every channel, and every slice of a volume, as a grey image `(n, 1, h, w)`."""
     return x.reshape(-1, 1, *x.shape[-2:])
 
 
-def stored(x: Tensor, *, quality: int) -> Tensor:
-    """Return images `(n, 1 or 3, h, w)` in [0,1] as they are read from their files, one by one.
+def codec_round_trip(x: Tensor, *, quality: int) -> Tensor:
+    """Return images `(n, 1 or 3, h, w)` in [0,1] after encoding and decoding them one by one.
 
-    By Pillow: torchvision's codec takes lists, but is deprecated since 0.29.
+    This uses Pillow. The codec of torchvision takes lists of images but is deprecated since 0.29.
     """
     grey = x.detach().clamp(0, 1).mul(255).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
     grey = grey[..., 0] if x.shape[1] == 1 else grey
@@ -93,7 +93,7 @@ def _read(image: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
 
 
 def tables_of(quality: int) -> Tensor:
-    """Return the codec's quantisation tables `(3, 8, 8)` of Y, Cb, Cr: Pillow reads its own."""
+    """Return the codec's quantisation tables `(3, 8, 8)` of Y, Cb and Cr, as Pillow stores them."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -103,19 +103,23 @@ def tables_of(quality: int) -> Tensor:
 
 
 def cubic(c: Tensor) -> Tensor:
-    """Return `c` rounded, plus the cube of what rounding took: no slope only at whole numbers."""
+    """Return `c` rounded, plus the cube of the rounding error; its slope is 0 at integers only."""
     whole_part = c.detach().round()
     return whole_part + (c - whole_part) ** 3
 
 
-def recoded(x: Tensor, tables: Tensor, *, rounding: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return images `(n, 1 or 3, h, w)` in [0,1] after the steps of JPEG that lose something.
+def differentiable_jpeg(
+    x: Tensor, tables: Tensor, *, rounding: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return images `(n, 1 or 3, h, w)` in [0,1] after the lossy steps of JPEG.
+
+    The rounding to 8 bits before and after, and libjpeg's own interpolation of chroma, are not
+    modelled.
 
     Args:
-        x: images; the edge is repeated up to whole blocks.
-        tables: `(3, 8, 8)`, see `tables_of`.
-        rounding: of the coefficients. What is not modelled: 8 bits before and after, and libjpeg's
-            own interpolation of chroma.
+        x: images; their edge is repeated to fill whole blocks.
+        tables: `(3, 8, 8)` quantisation tables, see `tables_of`.
+        rounding: rounds the coefficients.
     """
     h, w = x.shape[2:]
     colour = x.shape[1] == 3
@@ -136,7 +140,7 @@ def recoded(x: Tensor, tables: Tensor, *, rounding: Callable[[Tensor], Tensor]) 
 
 
 def _quantised(x: Tensor, tables: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return planes `(n, c, h, w)` after each block's cosine coefficients were rounded."""
+    """Return planes `(n, c, h, w)` with the cosine coefficients of each block rounded."""
     from scipy.fft import dct
 
     cosines = x.new_tensor(dct(torch.eye(_BLOCK).numpy(), norm="ortho", axis=0))

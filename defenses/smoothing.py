@@ -1,4 +1,4 @@
-"""Randomised smoothing: averaging over Gaussian noise, and the certificate of the vote under it."""
+"""Randomised smoothing: average over Gaussian noise, and certify the vote under that noise."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from robustbench_med.rng import Draws
 from robustbench_med.types import Images, Logits, Truth
 from robustbench_med.victim import Victim, frozen
 
-from .wrap import above, whole, wrapped
+from .wrap import check_above, check_whole, wrapped
 
-_TOGETHER = 8  # noisy copies of an image drawn at a time; results do not depend on the batch
+_COPIES_AT_ONCE = 8  # noisy copies drawn at a time; fixed, so that results do not depend on batches
 
 
 @defense(
@@ -37,39 +37,41 @@ def smoothing(
 ) -> Defended:
     """Return the victim averaged over Gaussian noise on the image.
 
-    What is deployed is the mean of the logits; it is attacked and judged in expectation, with fresh
-    noise at every pass. The certificate of `certify` is about the vote under noise, not about this
-    mean, and holds for the undefended victim's vote only.
+    The deployed model is the mean of the logits. It is attacked and judged in expectation, with
+    fresh noise in every pass. The certificate of `certify` is about the vote of the undefended
+    victim under noise, not about this mean.
 
     Args:
-        victim: undefended, best trained on such noise (`gaussian_noise`).
-        sigma: of the noise in [0,1] image units, > 0; noisy images are not clipped to [0,1].
-        draws: passes whose logits are averaged, >= 1.
-        n: noisy copies that bound a class's fraction of the votes in the certificate, >= 1, see
-            `certify`.
-        alpha: chance that an image's certificate is wrong, in (0,1).
+        victim: the undefended victim, best trained on such noise (`gaussian_noise`).
+        sigma: standard deviation of the noise in [0,1] image units, > 0; noisy images are not
+            clipped to [0,1].
+        draws: number of passes whose logits are averaged, >= 1.
+        n: number of noisy copies that bound a class's fraction of the votes in the certificate,
+            >= 1; see `certify`.
+        alpha: probability that the certificate of an image is wrong, in (0,1).
 
     Returns:
-        The guide is the judge: its gradient is that of the mean.
+        The smoothed victim. The guide is the judge, and its gradient is that of the mean.
 
     Raises:
         SpecError: a parameter is out of range.
 
-    Source: Cohen, Rosenfeld, Kolter, ICML 2019, section 3; the attack in expectation is SmoothAdv's
-        (Salman et al., NeurIPS 2019, section 2.2). Deviation: logits are averaged, theirs takes
-        the vote, which has no gradient, and Salman et al. the mean of the probabilities.
+    Source: Cohen, Rosenfeld, Kolter, ICML 2019, section 3; the attack in expectation is SmoothAdv
+        (Salman et al., NeurIPS 2019, section 2.2).
+    Deviation: The logits are averaged. Cohen et al. take the vote, which has no gradient, and
+        Salman et al. the mean of the probabilities.
     """
-    above("sigma", sigma)
-    whole("draws", draws, 1)
-    _checked(sigma=sigma, alpha=alpha, n=n)
+    check_above("sigma", sigma)
+    check_whole("draws", draws, 1)
+    _check(sigma=sigma, alpha=alpha, n=n)
 
     def noisy(x: Images) -> Images:
         return x + sigma * torch.randn_like(x)
 
-    def proved(bare: Victim, images: Images, rng: Draws) -> Certified:
-        return certify(bare, images, rng=rng, sigma=sigma, n=n, alpha=alpha)
+    def certificates(undefended: Victim, images: Images, rng: Draws) -> Certified:
+        return certify(undefended, images, rng=rng, sigma=sigma, n=n, alpha=alpha)
 
-    return replace(wrapped(victim, noisy, draws=draws), certify=proved)
+    return replace(wrapped(victim, noisy, draws=draws), certify=certificates)
 
 
 @defense(
@@ -88,22 +90,22 @@ def gaussian_noise(
     attack: Callable[..., Images] | None = None,
     sigma: float = 0.25,
 ) -> Tensor:
-    """Return the loss on images with Gaussian noise: how a victim to be smoothed is trained.
+    """Return the loss on images with Gaussian noise, to train a victim that will be smoothed.
 
     Args:
-        victim: in training.
+        victim: the victim, in train mode.
         x: images.
-        y: their truth.
-        loss: of logits and truth.
-        attack: unused; every training defense is called alike.
-        sigma: of the noise in [0,1] image units, > 0; the one to be smoothed with.
+        y: truth of the images.
+        loss: the loss of the recipe, a function of logits and truth.
+        attack: unused; every training defense has the same arguments.
+        sigma: standard deviation of the noise in [0,1] image units, > 0; the same as for smoothing.
 
     Raises:
         SpecError: sigma is not positive.
 
     Source: Cohen, Rosenfeld, Kolter, ICML 2019, section 3.3.
     """
-    above("sigma", sigma)
+    check_above("sigma", sigma)
     return loss(victim(x + sigma * torch.randn_like(x)).logits, y)
 
 
@@ -120,34 +122,34 @@ def certify(
     """Return the class of the vote under noise, and the radius in which it cannot change.
 
     Args:
-        victim: undefended, of one label an image; at its operating point.
+        victim: the undefended victim at its operating point, with one label per image.
         x: images.
-        rng: one stream a sample.
-        sigma: of the noise in [0,1] image units, > 0.
-        n0: noisy copies that choose the class, >= 1.
-        n: noisy copies that bound its share, >= 1.
-        alpha: chance that an image's certificate is wrong, in (0,1).
+        rng: one random stream per sample.
+        sigma: standard deviation of the noise in [0,1] image units, > 0.
+        n0: number of noisy copies that choose the class, >= 1.
+        n: number of noisy copies that bound the fraction of its votes, >= 1.
+        alpha: probability that the certificate of an image is wrong, in (0,1).
 
     Raises:
-        SpecError: a parameter is out of range, or the victim's answers are masks.
-        InvalidOutputError: a logit is NaN or Inf.
+        SpecError: a parameter is out of range, or the victim predicts masks.
+        InvalidOutputError: a logit is NaN or infinite.
 
     Source: Cohen, Rosenfeld, Kolter, ICML 2019, section 3.2.2, CERTIFY; the bound is that of
-        Clopper and Pearson 1934, through statsmodels.
+        Clopper and Pearson 1934, as computed by statsmodels.
     """
     from scipy.stats import norm
     from statsmodels.stats.proportion import proportion_confint
 
-    _checked(sigma=sigma, alpha=alpha, n0=n0, n=n)
+    _check(sigma=sigma, alpha=alpha, n0=n0, n=n)
     label = votes(victim, x, rng=rng.fork("choose"), sigma=sigma, n=n0).argmax(1)
     counts = votes(victim, x, rng=rng.fork("bound"), sigma=sigma, n=n)
     successes = np.take_along_axis(counts, label[:, None], 1)[:, 0]
-    # one-sided at alpha is the lower end of the two-sided interval at twice that
+    # the one-sided bound at alpha is the lower end of the two-sided interval at 2 alpha
     lower_bound = proportion_confint(successes, n, alpha=2 * alpha, method="beta")[0]
-    sure = lower_bound > 0.5
-    radius = np.where(sure, sigma * norm.ppf(np.where(sure, lower_bound, 0.5)), 0.0)
+    certain = lower_bound > 0.5
+    radius = np.where(certain, sigma * norm.ppf(np.where(certain, lower_bound, 0.5)), 0.0)
     return Certified(
-        torch.from_numpy(np.where(sure, label, ABSTAIN)).to(x.device),
+        torch.from_numpy(np.where(certain, label, ABSTAIN)).to(x.device),
         torch.from_numpy(radius).to(x),
     )
 
@@ -158,23 +160,23 @@ def predict(
     """Return the class of the vote under noise, `(b,)`; -1 where it is too close to call.
 
     Args:
-        victim: as for `certify`.
+        victim: the undefended victim at its operating point, with one label per image.
         x: images.
-        rng: one stream a sample.
-        sigma: of the noise in [0,1] image units, > 0.
-        n: noisy copies, >= 1.
-        alpha: chance that a class returned is not that of the vote over all noise, in (0,1).
+        rng: one random stream per sample.
+        sigma: standard deviation of the noise in [0,1] image units, > 0.
+        n: number of noisy copies, >= 1.
+        alpha: probability that a returned class is not that of the vote over all noise, in (0,1).
 
     Raises:
-        SpecError: a parameter is out of range, or the victim's answers are masks.
-        InvalidOutputError: a logit is NaN or Inf.
+        SpecError: a parameter is out of range, or the victim predicts masks.
+        InvalidOutputError: a logit is NaN or infinite.
 
     Source: Cohen, Rosenfeld, Kolter, ICML 2019, section 3.2.1, PREDICT (two-sided binomial test of
         the two leading classes; Hung and Fithian 2019).
     """
     from scipy.stats import binom
 
-    _checked(sigma=sigma, alpha=alpha, n=n)
+    _check(sigma=sigma, alpha=alpha, n=n)
     counts = votes(victim, x, rng=rng, sigma=sigma, n=n)
     second, first = np.sort(counts, 1)[:, -2:].T
     p = np.minimum(1.0, 2 * binom.sf(first - 1, first + second, 0.5))
@@ -182,25 +184,25 @@ def predict(
 
 
 def votes(victim: Victim, x: Images, *, rng: Draws, sigma: float, n: int) -> NDArray[np.int64]:
-    """Return how often each class was called of `n` noisy copies of each image, `(b, k)`."""
+    """Return how often each class is predicted for `n` noisy copies of each image, `(b, k)`."""
     totals: list[Tensor] = []
     rows = torch.arange(len(x), device=x.device)
     with frozen(victim.module):
-        for chunk in rows.split(max(1, victim.chunk // _TOGETHER)):
-            keyed, clean = rng.select(chunk), x[chunk][:, None]
+        for chunk in rows.split(max(1, victim.chunk // _COPIES_AT_ONCE)):
+            draws, clean = rng.select(chunk), x[chunk][:, None]
             total: Tensor | int = 0
-            for start in range(0, n, _TOGETHER):
-                noise = keyed.fork(start).normal(_TOGETHER, *x.shape[1:])
+            for start in range(0, n, _COPIES_AT_ONCE):
+                noise = draws.fork(start).normal(_COPIES_AT_ONCE, *x.shape[1:])
                 noisy = clean + sigma * noise[:, : n - start]
-                called = _called(victim.logits(noisy.flatten(0, 1)))
-                total = total + called.view(*noisy.shape[:2], -1).sum(1)
+                predicted = _one_hot(victim.logits(noisy.flatten(0, 1)))
+                total = total + predicted.view(*noisy.shape[:2], -1).sum(1)
             totals.append(torch.as_tensor(total))
     counted: NDArray[np.int64] = torch.cat(totals).cpu().numpy()
     return counted
 
 
-def _called(logits: Tensor) -> Int[Tensor, "b k"]:
-    """Return 1 for the class called of each image, 0 for the others."""
+def _one_hot(logits: Tensor) -> Int[Tensor, "b k"]:
+    """Return 1 for the predicted class of each image, 0 for the others."""
     if logits.ndim != 2:
         raise SpecError("expected one label an image for smoothing, got masks")
     if logits.shape[1] == 1:
@@ -211,7 +213,7 @@ def _called(logits: Tensor) -> Int[Tensor, "b k"]:
 def certified_accuracy(
     certified: Certified, y: Int[Tensor, " b"], radii: list[float]
 ) -> Float[Tensor, " r"]:
-    """Return the share of labelled images certified as correct at each radius; NaN without any.
+    """Return the fraction of labelled images certified as correct at each radius; NaN if none.
 
     >>> certified = Certified(torch.tensor([1, -1, 0]), torch.tensor([0.5, 0.0, 0.2]))
     >>> certified_accuracy(certified, torch.tensor([1, 1, 1]), [0.0, 0.5, 1.0]).tolist()
@@ -223,9 +225,9 @@ def certified_accuracy(
     return (reached & right[:, None]).float().mean(0)
 
 
-def _checked(*, sigma: float, alpha: float, **counts: int) -> None:
-    above("sigma", sigma)
+def _check(*, sigma: float, alpha: float, **counts: int) -> None:
+    check_above("sigma", sigma)
     if not 0 < alpha < 1:
         raise SpecError(f"expected alpha in (0,1), got {alpha}")
     for name, value in counts.items():
-        whole(name, value, 1)
+        check_whole(name, value, 1)

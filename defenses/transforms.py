@@ -1,7 +1,7 @@
-"""Input transforms: what a defense does to an image before the victim reads it.
+"""Input transforms: defenses that change an image before the victim reads it.
 
-Each keeps the image's shape, works on any number of channels, in 2-D and 3-D, and is one function
-`(victim, *, <parameters>) -> Defended`. The guide is the view that an adaptive attacker
+Each is one function `(victim, *, <parameters>) -> Defended`. It keeps the shape of the image and
+works with any number of channels, in 2-D and 3-D. The guide is the view that an adaptive attacker
 differentiates.
 """
 
@@ -17,7 +17,7 @@ from robustbench_med.models.guide import through
 from robustbench_med.types import Images
 from robustbench_med.victim import Victim
 
-from .wrap import above, whole, wrapped
+from .wrap import check_above, check_whole, wrapped
 
 
 @defense(
@@ -31,19 +31,20 @@ def bit_depth(victim: Victim, *, bits: int = 4) -> Defended:
     """Return the victim behind a coarser grey scale.
 
     Args:
-        victim: undefended.
-        bits: of a grey value, in 1..8: 2^bits levels from 0 to 1.
+        victim: the undefended victim.
+        bits: bits of a grey value, in 1..8; this gives 2^bits levels from 0 to 1.
 
     Returns:
-        The guide is the identity on the way back (BPDA).
+        The victim behind the rounding. The guide treats the rounding as the identity in the
+        backward pass (BPDA).
 
     Raises:
         SpecError: bits is not in 1..8.
 
-    Source: Xu, Evans, Qi, "Feature squeezing", NDSS 2018, section III-A: multiplied by 2^i - 1,
-        rounded, divided.
+    Source: Xu, Evans, Qi, "Feature squeezing", NDSS 2018, section III-A: values are multiplied by
+        2^i - 1, rounded, and divided.
     """
-    whole("bits", bits, 1, 8)
+    check_whole("bits", bits, 1, 8)
 
     def squeezed(x: Images) -> Images:
         return fewer_bits(x, bits)
@@ -73,23 +74,25 @@ def median_filter(victim: Victim, *, size: int = 3) -> Defended:
     """Return the victim behind a median filter.
 
     Args:
-        victim: undefended.
-        size: of the window along every axis in pixels, >= 2 and at most twice that of the image.
+        victim: the undefended victim.
+        size: side of the window in pixels along every axis, >= 2 and at most twice the side of the
+            image.
 
     Returns:
-        The guide is exact: each value is one of the image's, and its gradient goes there. On
-        `fundus_resnet` PGD breaks more that way than with the identity. It picks by rank: slower
-        than the judge forward, but three times as fast and lighter
-        in memory backward.
+        The victim behind the filter. The guide computes the same values with exact gradients: each
+        value is one value of the image, which gets its gradient. On `fundus_resnet` PGD succeeds on
+        more images this way than with the identity. The guide selects by rank, which is slower than
+        the judge in the forward pass, but three times as fast and lighter in memory in the backward
+        pass.
 
     Raises:
         SpecError: the size is out of range.
 
-    Source: Xu, Evans, Qi, NDSS 2018, section III-B, local smoothing: pixels beyond the edge mirror
-        those inside; of an even window, the larger of the two middle values (scipy's rule, which
-        their code uses).
+    Source: Xu, Evans, Qi, NDSS 2018, section III-B, local smoothing. Pixels beyond the edge mirror
+        those inside. With an even number of values, the larger of the two middle ones is taken
+        (the rule of scipy, which the authors' code uses).
     """
-    whole("size", size, 2, 2 * min(victim.contract.size))
+    check_whole("size", size, 2, 2 * min(victim.contract.size))
 
     def smoothed(x: Images) -> Images:
         return median(x, size)
@@ -102,7 +105,7 @@ def median_filter(victim: Victim, *, size: int = 3) -> Defended:
 
 
 def median(x: Images, size: int) -> Images:
-    """Return the median of a window around each pixel, borders mirrored, channels alone."""
+    """Return the median of a window around each pixel in each channel, with mirrored borders."""
     return _median(_windows(x, size))
 
 
@@ -120,10 +123,11 @@ def _windows(x: Images, size: int) -> list[Tensor]:
 
 
 def _median(values: list[Tensor]) -> Tensor:
-    """Return the median of each value over the parts; of an even number, the larger middle one.
+    """Return the median of the tensors, value by value; the larger middle one of an even number.
 
-    Forgetful selection: of just more than half the parts neither the smallest nor the largest can
-    be the median; both are dropped for the next part. It is three times as fast as sorting.
+    This is forgetful selection: among slightly more than half of the tensors, neither the smallest
+    nor the largest value can be the median, so both are dropped and the next tensor is added. It is
+    three times as fast as sorting.
     """
     if len(values) % 2 == 0:
         values = [*values, torch.full_like(values[0], torch.inf)]
@@ -149,27 +153,30 @@ def _median(values: list[Tensor]) -> Tensor:
     kind="transform",
 )
 def total_variation(victim: Victim, *, weight: float = 0.03, steps: int = 20) -> Defended:
-    """Return the victim behind total-variation denoising, each channel by itself.
+    """Return the victim behind total-variation denoising of each channel.
 
     Args:
-        victim: undefended.
-        weight: of the variation against half the squared distance, > 0; larger is smoother.
-        steps: of the solver, >= 1.
+        victim: the undefended victim.
+        weight: weight of the variation relative to half the squared distance, > 0; a larger one
+            gives smoother images.
+        steps: steps of the solver, >= 1.
 
     Returns:
-        The guide is the judge: the gradient runs through every step of the solver.
+        The victim behind the denoising. The guide is the judge, and the gradient passes through
+        every step of the solver.
 
     Raises:
         SpecError: a parameter is out of range.
 
-    Source: the model of Rudin, Osher, Fatemi, 1992, as a defense Guo et al., ICLR 2018, section
-        4.3; solved in the dual by fast gradient projection, Beck and Teboulle, IEEE TIP 2009,
-        section IV (without their box). 0.03 is the weight of Guo et al. Deviation from them: no
-        pixel is dropped at random first, so the defense is deterministic. 20 steps at that weight
-        come nearer to the minimum than scikit-image's default stopping rule.
+    Source: The model is that of Rudin, Osher, Fatemi, 1992; Guo et al., ICLR 2018, section 4.3, use
+        it as a defense, with weight 0.03. It is solved in the dual by fast gradient projection,
+        Beck and Teboulle, IEEE TIP 2009, section IV (without their box). 20 steps at that weight
+        come nearer to the minimum than the default stopping rule of scikit-image.
+    Deviation: Guo et al. first drop pixels at random; here none are dropped, so the defense is
+        deterministic.
     """
-    above("weight", weight)
-    whole("steps", steps, 1)
+    check_above("weight", weight)
+    check_whole("steps", steps, 1)
 
     def denoised(x: Images) -> Images:
         return denoise(x, weight=weight, steps=steps)
@@ -178,19 +185,19 @@ def total_variation(victim: Victim, *, weight: float = 0.03, steps: int = 20) ->
 
 
 def denoise(x: Images, *, weight: float, steps: int) -> Images:
-    """Return argmin over u of |u - x|^2 / 2 + weight TV(u), isotropic, free at the edges."""
+    """Return argmin over u of |u - x|^2 / 2 + weight TV(u), where TV is isotropic, free at edges."""
     axes = range(2, x.ndim)
     p = momentum = x.new_zeros((len(axes), *x.shape))
     t = 1.0
     rate = 1 / (4 * len(axes) * weight)
     for _ in range(steps):
-        moved = momentum + rate * _slopes(x - weight * _spread(momentum))
-        # in this form the gradient is finite where the slope is 0
+        moved = momentum + rate * _slopes(x - weight * _slopes_adjoint(momentum))
+        # written with clamp_min and rsqrt, so that the gradient is finite where the slope is 0
         projected = moved * moved.square().sum(0).clamp_min(1).rsqrt()
         t, before = (1 + (1 + 4 * t * t) ** 0.5) / 2, t
         momentum = projected + (before - 1) / t * (projected - p)
         p = projected
-    return x - weight * _spread(p)
+    return x - weight * _slopes_adjoint(p)
 
 
 def _slopes(u: Images) -> Tensor:
@@ -199,12 +206,12 @@ def _slopes(u: Images) -> Tensor:
     return torch.stack([u.diff(dim=a, append=u.narrow(a, -1, 1)) for a in axes])
 
 
-def _spread(p: Tensor) -> Images:
-    """Return the adjoint of `_slopes`, the negative divergence, where `p` is 0 at the last edge."""
-    shifted = [
-        part.diff(dim=i + 2, prepend=0 * part.narrow(i + 2, 0, 1)) for i, part in enumerate(p)
+def _slopes_adjoint(p: Tensor) -> Images:
+    """Return the adjoint of `_slopes` for a `p` that is 0 at the last edge."""
+    differences = [
+        along.diff(dim=i + 2, prepend=0 * along.narrow(i + 2, 0, 1)) for i, along in enumerate(p)
     ]
-    return -torch.stack(shifted).sum(0)
+    return -torch.stack(differences).sum(0)
 
 
 @defense(
@@ -217,27 +224,31 @@ def _spread(p: Tensor) -> Images:
     tasks=("single_label", "multi_label"),
 )
 def random_resize_pad(victim: Victim, *, smallest: float = 0.9, draws: int = 8) -> Defended:
-    """Return the victim behind a random shrinking, padded with 0 at random to the old size.
+    """Return the victim behind random shrinking and padding with 0 to the original size.
 
     Args:
-        victim: undefended.
-        smallest: least fraction of its size to which an image shrinks, in (0,1).
-        draws: passes whose logits are averaged, >= 1: attacked and judged in expectation (EOT).
+        victim: the undefended victim.
+        smallest: smallest fraction of its size to which an image shrinks, in (0,1).
+        draws: number of passes whose logits are averaged, >= 1; the victim is attacked and judged
+            in expectation (EOT).
 
     Returns:
-        The guide is the judge: each pass draws afresh for each image, from torch's generator.
+        The victim behind the transform. The guide is the judge. Each pass draws anew for each
+        image, from the generator of torch.
 
     Raises:
         SpecError: a parameter is out of range.
 
     Source: Xie et al., "Mitigating adversarial effects through randomization", ICLR 2018, section
-        3. Deviations: theirs enlarges 299 pixels to 299..330 and pads to 331; the contract's size
-        is fixed here, so the same ratios shrink it. Bilinear where theirs takes the nearest pixel.
-        Theirs takes 1 draw. An attack that stops at the first success stops at a lucky draw.
+        3.
+    Deviations: The paper enlarges 299 pixels to 299..330 and pads to 331; here the size of the
+        contract is fixed, so the image is shrunk by the same ratios. Values are interpolated
+        bilinearly; the paper takes the nearest pixel and 1 draw. An attack that stops at its first
+        success may stop at a lucky draw.
     """
     if not 0 < smallest < 1:
         raise SpecError(f"expected smallest in (0,1), got {smallest}")
-    whole("draws", draws, 1)
+    check_whole("draws", draws, 1)
 
     def moved(x: Images) -> Images:
         return resize_pad(x, smallest=smallest)
@@ -246,22 +257,22 @@ def random_resize_pad(victim: Victim, *, smallest: float = 0.9, draws: int = 8) 
 
 
 def resize_pad(x: Images, *, smallest: float) -> Images:
-    """Return each image at a size and a place of its own, 0 around it; draws from torch."""
+    """Return each image at a random size and position, surrounded by 0; it draws from torch."""
     b, axes = len(x), x.ndim - 2
     ratio = smallest + (1 - smallest) * torch.rand(b, device=x.device)
     where = torch.rand(axes, b, device=x.device)
     inside = torch.ones_like(x[:, :1])
-    places: list[Tensor] = []
+    coordinates: list[Tensor] = []
     for axis, n in enumerate(x.shape[2:]):
-        length = (ratio * n).round().clamp(1, n)  # whole pixels, as a resize and a pad have
+        length = (ratio * n).round().clamp(1, n)  # whole pixels, as after a resize and a pad
         start = (where[axis] * (n - length + 1)).floor().minimum(n - length)
         at = torch.arange(n, device=x.device) - start[:, None]
         shape = [b, *[n if a == axis else 1 for a in range(axes)]]
         within = (at >= 0) & (at < length[:, None])
         inside = inside * within.view(b, 1, *shape[1:])
         scaled = (at + 0.5) / length[:, None] * 2 - 1
-        places.append(scaled.view(shape).expand(b, *x.shape[2:]))
-    grid = torch.stack(places[::-1], -1).to(x.dtype)  # grid_sample names the last axis first
+        coordinates.append(scaled.view(shape).expand(b, *x.shape[2:]))
+    grid = torch.stack(coordinates[::-1], -1).to(x.dtype)  # grid_sample expects the last axis first
     sampled = torch.nn.functional.grid_sample(
         x, grid, mode="bilinear", padding_mode="border", align_corners=False
     )

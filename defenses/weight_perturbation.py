@@ -1,4 +1,4 @@
-"""AWP: the loss of a victim whose weights have been moved where it is worst."""
+"""AWP: compute the loss of a victim whose weights are perturbed to raise it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TINY = 1e-20
 
 
 class _WithTensors(nn.Module):
-    """A module that computes with other tensors instead of some of its own."""
+    """A module that computes with given tensors instead of some of its own."""
 
     def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -28,24 +28,24 @@ class _WithTensors(nn.Module):
         return output
 
 
-def perturbed(
+def perturbed_loss(
     victim: Victim, descended: Callable[[Victim], Float[Tensor, ""]], gamma: float
 ) -> Float[Tensor, ""]:
-    """Return a loss at the victim's weights moved up that loss; its gradient is of the weights.
+    """Return the loss at weights moved along its gradient; it can be differentiated by the weights.
 
-    The weights themselves never change: the victim computes with sums in their place, so there is
-    nothing to restore, not even after an error. A victim in train mode updates its batch norm
+    The weights themselves never change. The victim computes with the sums of weights and moves, so
+    there is nothing to restore, even after an error. A victim in train mode updates its batch norm
     statistics once, in the pass whose loss is returned.
 
     Args:
-        victim: whose weights are moved.
-        descended: the loss of a victim.
-        gamma: length of the move of each layer as a fraction of its weights' norm, >= 0; 0 = none.
+        victim: the victim whose weights are moved.
+        descended: the loss as a function of the victim.
+        gamma: length of each layer's move as a fraction of the norm of its weights, >= 0; 0 = none.
 
-    Source: Wu, Xia, Wang, NeurIPS 2020, equations 8 to 10, K2 = 1 step. As in the authors' code
-        (from memory), only weights of two axes or more move, not biases and norms. Deviation: the
-        weights are back where they were before the optimizer's step, not after it; the two differ
-        in the weight decay alone.
+    Source: Wu, Xia, Wang, NeurIPS 2020, equations 8 to 10, with K2 = 1 step. As in the authors'
+        code (from memory), only weights with at least two axes move; biases and norms do not.
+    Deviation: The weights are unperturbed during the optimizer's step; the authors restore them
+        after it. The two differ only in the weight decay.
     """
     if not gamma:
         return descended(victim)

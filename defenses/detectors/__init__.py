@@ -1,1 +1,1 @@
-"""Detectors: suspicions fitted on training images, thresholds from clean validation."""
+"""Detectors, fitted on training images, with thresholds from clean validation images."""

@@ -1,4 +1,4 @@
-"""Confidence: images of which the victim is not sure are rejected and go to a person."""
+"""Confidence: reject images of which the victim is not sure, so that a person looks at them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from robustbench_med.victim import Victim
 def confidence(victim: Victim, *, fitting: Fitting, fpr: float = 0.05) -> Defended:
     """Return the victim with a reject option: it rejects the images of which it is least sure.
 
-    Costs no further forward pass.
+    The detector needs no further forward pass.
 
     Args:
-        victim: undefended.
-        fitting: its validation images give the threshold; nothing else is fitted.
+        victim: the undefended victim.
+        fitting: its validation images set the threshold; nothing else is fitted.
         fpr: fraction of clean validation images that are rejected, in (0,1).
 
     Source: Hendrycks, Gimpel, "A baseline for detecting misclassified and out-of-distribution
-        examples in neural networks", ICLR 2017, section 2: maximum softmax probability. Deviation:
-        as log-odds, a monotone map of it that keeps a gradient where it rounds to 1; of findings,
-        the least sure one.
+        examples in neural networks", ICLR 2017, section 2: maximum softmax probability.
+    Deviations: The score is the log-odds of that probability, a monotone map that still has a
+        gradient where the probability rounds to 1. With several findings, the least sure one
+        counts.
     """
     findings = fitting.card.task == "multi_label"
 

@@ -1,4 +1,4 @@
-"""Deep features: a random forest on the penultimate features of clean and attacked images."""
+"""Deep features: reject by a random forest on the penultimate features of attacked images."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from robustbench_med.victim import Victim
 
 from .examples import Examples, draw_training_images, examples
 from .features import Features, reader
-from .fits import Score, labelled, numbers, surrogate
+from .fits import Score, fit_imitation, labelled, numbers
 
-_MIXES = 6  # draws between a clean image's features and its attacked ones that a guide learns from
+_MIXES = 6  # random mixes of clean and attacked features per image, from which the guide learns
 
 
 @defense(
@@ -33,27 +33,29 @@ def deep_features(
     """Return the victim behind a random forest, and a guide that imitates it with gradients.
 
     Args:
-        victim: undefended.
+        victim: the undefended victim.
         fitting: the forest is fitted on its training images, clean and attacked.
         fpr: fraction of clean validation images that are rejected, in (0,1).
         trees: number of trees in the forest, >= 1.
-        fit: training images used at most, >= 1.
+        fit: largest number of training images, >= 1.
 
     Raises:
-        DataError: too few training images of a class.
+        DataError: a class has too few training images.
 
     Source: Ma et al., "Understanding adversarial attacks on deep learning based medical image
         analysis systems", Pattern Recognition 2021, section 5 ("DFeat": features of the
-        second-to-last layer; cited from memory). Deviations: noisy images are not shown, as there;
-        the score is the forest's log-odds, one half tree added on both sides. The guide is a small
-        network fitted to the forest's own answers on training features and mixes of them.
+        second-to-last layer; cited from memory). As there, the forest is not fitted on noisy
+        images.
+    Deviations: The score is the log-odds of the forest, with half a tree added on both sides. The
+        guide is a small network fitted to the forest's scores on training features and mixes of
+        them.
     """
     read = reader(victim, stages=False)
-    batch, _ = draw_training_images(fitting, fit, wanted_by="deep_features")
+    batch, _ = draw_training_images(fitting, fit, detector="deep_features")
     rows_by_kind = examples(victim, read, batch, fitting)
-    forest = grown(rows_by_kind, trees=trees, seed=fitting.seed)
-    rows = between(rows_by_kind, seed=fitting.seed)
-    imitated = surrogate(rows, forest(rows), seed=fitting.seed)
+    forest = fit_forest(rows_by_kind, trees=trees, seed=fitting.seed)
+    rows = imitation_rows(rows_by_kind, seed=fitting.seed)
+    imitated = fit_imitation(rows, forest(rows), seed=fitting.seed)
 
     def judge(x: Images, logits: Logits) -> PerSample:  # noqa: ARG001 - a guard's signature
         return forest(read(x)[-1])
@@ -64,8 +66,8 @@ def deep_features(
     return guarded(victim, judge, fitting=fitting, fpr=fpr, guide=guide)
 
 
-def grown(rows_by_kind: Examples, *, trees: int, seed: int) -> Score:
-    """Return the log-odds of a random forest, without gradient."""
+def fit_forest(rows_by_kind: Examples, *, trees: int, seed: int) -> Score:
+    """Return a random forest's log-odds of "attacked", which have no gradient."""
     from sklearn.ensemble import RandomForestClassifier
 
     rows, truth = labelled([rows_by_kind.clean[-1]], rows_by_kind.attacked[-1])
@@ -79,8 +81,8 @@ def grown(rows_by_kind: Examples, *, trees: int, seed: int) -> Score:
     return score
 
 
-def between(rows_by_kind: Examples, *, seed: int) -> Tensor:
-    """Return features of clean, noisy and attacked images, and mixes of clean and attacked."""
+def imitation_rows(rows_by_kind: Examples, *, seed: int) -> Tensor:
+    """Return features of clean, noisy and attacked images, and mixes of clean and attacked ones."""
     clean, noisy, attacked = (
         rows_by_kind.clean[-1],
         rows_by_kind.noisy[-1],

@@ -1,4 +1,4 @@
-"""Examples: the training images on which a detector is fitted: clean, noisy and attacked."""
+"""Examples: the clean, noisy and attacked training images on which a detector is fitted."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from robustbench_med.victim import Victim, frozen
 
 from .features import Features, Reader, read_all
 
-LEAST = 4  # training images a class: fewer say nothing of its spread
+MIN_PER_CLASS = 4  # training images; fewer do not show how much a class varies
 
 
 class Examples(NamedTuple):
-    """Features of clean, noisy and attacked images, a list of layers each.
+    """Features of clean, noisy and attacked images, one entry per layer.
 
-    Noise is as large as the attack, image by image, so that a detector does not merely learn that
-    something was added.
+    The noise on each image is as large as the attack on it, so that a detector cannot merely learn
+    that something was added.
     """
 
     clean: list[Features]
@@ -35,48 +35,55 @@ class Examples(NamedTuple):
     attacked: list[Features]
 
 
-def called(logits: Logits, fitting: Fitting) -> Int[Tensor, " b"]:
-    """Return the class each image is called, `(b,)`; of findings, 0: all images are one class."""
+def predicted_class(logits: Logits, fitting: Fitting) -> Int[Tensor, " b"]:
+    """Return the predicted class of each image, `(b,)`; 0 for findings, which form one class."""
     if fitting.card.task == "multi_label":
         return torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     return two_sided(logits.detach()).argmax(1)
 
 
 def draw_training_images(
-    fitting: Fitting, most: int, *, wanted_by: str
+    fitting: Fitting, limit: int, *, detector: str
 ) -> tuple[Batch, Int[Tensor, " n"]]:
-    """Return at most `most` labelled training images, and the class of each.
+    """Return about `limit` labelled training images, and the class of each.
 
-    Drawn by name and seed, the same number of every class; of findings all images are one class.
+    The draw depends on the seed and the names of the images only. Each class gets the same number;
+    with findings, all images form one class.
+
+    Args:
+        fitting: holds the training images.
+        limit: largest number of images, rounded up to a multiple of the number of classes.
+        detector: name of the detector, for the message of an error.
 
     Raises:
-        SpecError: `most` is not positive.
-        DataError: too few training images of a class.
+        SpecError: `limit` is not positive.
+        DataError: a class has too few training images.
     """
-    if most <= 0:
-        raise SpecError(f"expected fit > 0, got {most}")
+    if limit <= 0:
+        raise SpecError(f"expected fit > 0, got {limit}")
     train = fitting.train
     names: tuple[str, ...] = ("image",)
     y = np.zeros(len(train), dtype=np.int64)
     if fitting.card.task == "single_label":
         y, names = train.y.cpu().numpy(), fitting.card.classes
     ranked = sorted(range(len(train)), key=lambda i: key(fitting.seed, "fit", str(train.ids[i])))
-    each = -(-most // len(names))
+    each = -(-limit // len(names))
     rows: list[int] = []
     for k, name in enumerate(names):
-        mine = [i for i in ranked if y[i] == k][:each]
-        if len(mine) < LEAST:
+        members = [i for i in ranked if y[i] == k][:each]
+        if len(members) < MIN_PER_CLASS:
             raise DataError(
-                f"{wanted_by}: expected at least {LEAST} training images of class {name!r}, "
-                f"got {len(mine)} among {min(each, len(train))}: give more images, or a larger fit"
+                f"{detector}: expected at least {MIN_PER_CLASS} training images of class {name!r}, "
+                f"got {len(members)} among {min(each, len(train))}: "
+                "give more images, or a larger fit"
             )
-        rows += mine
+        rows += members
     rows.sort(key=lambda i: str(train.ids[i]))
-    batch = take(train, np.array(rows))
+    batch = select_rows(train, np.array(rows))
     return batch, torch.from_numpy(y[rows]).to(train.x.device)
 
 
-def take(batch: Batch, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Batch:
+def select_rows(batch: Batch, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Batch:
     """Return the given rows of a batch."""
     at = torch.from_numpy(rows).to(batch.x.device)
     patients = None if batch.patients is None else batch.patients[rows]
@@ -84,24 +91,25 @@ def take(batch: Batch, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Batc
 
 
 def bank_and_rows(batch: Batch, y: Tensor, fitting: Fitting) -> tuple[Batch, Batch, Tensor]:
-    """Return a reference bank, the images compared with it, and the bank's classes.
+    """Return a reference bank, the images to compare with it, and the classes of the bank.
 
-    Halves without twins: no image of the bank is of a patient whose images are compared.
+    These are two halves of the batch without a common patient.
     """
     rows, bank = split_twins(batch.ids, batch.patients, seed=fitting.seed)
-    return take(batch, bank), take(batch, rows), y[torch.from_numpy(bank).to(y.device)]
+    classes = y[torch.from_numpy(bank).to(y.device)]
+    return select_rows(batch, bank), select_rows(batch, rows), classes
 
 
 def attacked_images(batch: Batch, fitting: Fitting) -> Images:
-    """Return the images after the plain attack, whether it succeeded or not."""
+    """Return the images after the attack on the undefended victim, successful or not."""
     return fitting.attacked(batch).detach()
 
 
 def noisy_images(batch: Batch, attacked: Images, fitting: Fitting) -> Images:
-    """Return the images with Gaussian noise of the L2 norm that the attack had on each.
+    """Return the images with Gaussian noise that has the L2 norm of the attack on each image.
 
     Source: Ma et al., "Characterizing adversarial subspaces using local intrinsic dimensionality",
-        ICLR 2018, section 4: noisy images count as clean.
+        ICLR 2018, section 4; noisy images count as clean.
     """
     size = (attacked - batch.x).flatten(1).norm(dim=1)
     rng = Draws.of(fitting.seed, map(str, batch.ids), device=batch.x.device).fork("noise")
@@ -112,7 +120,7 @@ def noisy_images(batch: Batch, attacked: Images, fitting: Fitting) -> Images:
 
 
 def examples(victim: Victim, read: Reader, batch: Batch, fitting: Fitting) -> Examples:
-    """Return features of the batch as it is, with noise, and attacked."""
+    """Return features of the batch: clean, with noise, and attacked."""
     with frozen(victim.module):
         attacked = attacked_images(batch, fitting)
     noisy = noisy_images(batch, attacked, fitting)

@@ -1,4 +1,4 @@
-"""Feature mixture: how unlikely features are under Gaussian mixtures of each class's clean ones."""
+"""Feature mixture: reject images whose features are unlikely under mixtures of clean features."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from robustbench_med.defense import Defended, Fitting, guarded
 from robustbench_med.types import Images, Logits, PerSample
 from robustbench_med.victim import Victim
 
-from .examples import called, draw_training_images
+from .examples import draw_training_images, predicted_class
 from .features import Features, read_all, reader
 from .fits import numbers
 
 
 class Mixture(NamedTuple):
-    """Gaussian mixtures of one layer, one a class, each with a variance a feature."""
+    """Gaussian mixtures of one layer, one per class, with one variance per feature."""
 
     weights: Float[Tensor, "k m"]
     means: Float[Tensor, "k m d"]
@@ -41,27 +41,28 @@ def feature_mixture(
 ) -> Defended:
     """Return the victim behind mixtures of the clean features of all layers.
 
-    An attacker who evades it in the place of the detector deployed, which he need not know, makes
-    the attack of the hierarchical feature constraint: `knowledge = "feature_mixture"`.
+    With `knowledge = "feature_mixture"`, the attacker evades this detector instead of the deployed
+    one, which need not be known. This is the attack of the hierarchical feature constraint.
 
     Args:
-        victim: undefended.
-        fitting: its training images give the mixtures.
+        victim: the undefended victim.
+        fitting: the mixtures are fitted on its training images.
         fpr: fraction of clean validation images that are rejected, in (0,1).
-        components: Gaussians a class and layer, >= 1.
-        fit: training images used at most, >= 1.
+        components: number of Gaussians per class and layer, >= 1.
+        fit: largest number of training images, >= 1.
 
     Raises:
-        DataError: too few training images of a class.
+        DataError: a class has too few training images.
 
     Source: Yao, He, Lin, Ma, Zheng, Zhou, "A hierarchical feature constraint to camouflage medical
         adversarial attacks", MICCAI 2021, section 2: log-likelihood under Gaussian mixtures of the
-        target class's clean features, summed over layers (cited from memory). Deviations: the class
-        is the one that the victim predicts for the candidate, so that untargeted goals work too;
-        each layer counts per feature, or the widest would decide alone; variances are diagonal.
+        target class's clean features, summed over layers (cited from memory).
+    Deviations: The class is the one that the victim predicts for the candidate, so that untargeted
+        goals work too. The log-likelihood of a layer is divided by its number of features;
+        otherwise the widest layer would decide alone. Covariances are diagonal.
     """
     read = reader(victim)
-    batch, y = draw_training_images(fitting, fit, wanted_by="feature_mixture")
+    batch, y = draw_training_images(fitting, fit, detector="feature_mixture")
     features = read_all(victim, read, batch.x)
     layers = [
         mixtures(layer_features, y, components=components, seed=fitting.seed)
@@ -69,9 +70,9 @@ def feature_mixture(
     ]
 
     def score(x: Images, logits: Logits) -> PerSample:
-        mine = called(logits, fitting)
+        predicted = predicted_class(logits, fitting)
         each = [
-            log_likelihood(layer_features, mine, layer) / layer_features.shape[1]
+            log_likelihood(layer_features, predicted, layer) / layer_features.shape[1]
             for layer_features, layer in zip(read(x), layers, strict=True)
         ]
         return -torch.stack(each).sum(0)
@@ -80,7 +81,7 @@ def feature_mixture(
 
 
 def mixtures(features: Features, y: Int[Tensor, " b"], *, components: int, seed: int) -> Mixture:
-    """Return the mixtures of the classes 0..K-1 on one layer."""
+    """Fit the mixtures of the classes 0..K-1 on one layer."""
     from sklearn.mixture import GaussianMixture
 
     floor = 1e-3 * float(features.var(0).mean()) + 1e-12
@@ -95,9 +96,9 @@ def mixtures(features: Features, y: Int[Tensor, " b"], *, components: int, seed:
     return Mixture(*(torch.stack(each) for each in zip(*fits, strict=True)))
 
 
-def log_likelihood(features: Features, mine: Int[Tensor, " b"], layer: Mixture) -> PerSample:
-    """Return the log-likelihood under the mixture of each image's class, in nats."""
-    weights, means, variances = (value[mine] for value in layer)
-    away = ((features[:, None] - means).square() / variances).sum(2)
+def log_likelihood(features: Features, y: Int[Tensor, " b"], layer: Mixture) -> PerSample:
+    """Return the log-likelihood under the mixture of each image's class `y`, in nats."""
+    weights, means, variances = (value[y] for value in layer)
+    distance = ((features[:, None] - means).square() / variances).sum(2)
     norm = variances.log().sum(2) + features.shape[1] * math.log(2 * math.pi)
-    return (weights.log() - (away + norm) / 2).logsumexp(1)
+    return (weights.log() - (distance + norm) / 2).logsumexp(1)

@@ -1,4 +1,4 @@
-"""Feature squeezing: how much the answer changes when the image is coarsened."""
+"""Feature squeezing: reject images whose prediction changes when the image is made coarser."""
 
 from __future__ import annotations
 
@@ -31,24 +31,26 @@ def feature_squeezing(
 ) -> Defended:
     """Return the victim behind the largest change of its probabilities under two squeezers.
 
-    Two more forward passes: of the image with fewer grey levels, and of its median.
+    The detector needs two more forward passes: one of the image with fewer grey levels, and one of
+    the median-filtered image.
 
     Args:
-        victim: undefended.
-        fitting: its validation images give the threshold; nothing else is fitted.
+        victim: the undefended victim.
+        fitting: its validation images set the threshold; nothing else is fitted.
         fpr: fraction of clean validation images that are rejected, in (0,1).
-        bits: of a squeezed grey value, >= 1.
+        bits: bits of a grey value after squeezing, >= 1.
         window: side of the median filter in pixels, in 2..3.
 
     Raises:
-        SpecError: no bit, or another window.
+        SpecError: the window is neither 2 nor 3.
 
     Source: Xu, Evans, Qi, "Feature squeezing: detecting adversarial examples in deep neural
         networks", NDSS 2018, section 5: maximum over squeezers of the L1 distance of the softmax;
-        5 bits and a 2 x 2 median are theirs for ImageNet (cited from memory). Deviations: no
-        non-local means; of findings, sigmoids. The guide goes straight through the rounding, and
-        has the slope of the squeezed images' cross-entropy under what the image is called: the
-        distance of two probabilities that are both 0 or 1 has none.
+        5 bits and a 2 x 2 median are the paper's choice for ImageNet (cited from memory).
+    Deviations: There is no non-local means squeezer. With findings, sigmoids are compared. The
+        guide treats rounding as the identity. Its slope is that of the cross-entropy between the
+        squeezed images' outputs and the predicted class, because the distance between two
+        probabilities that are both 0 or 1 has no slope.
     """
     if window not in (2, 3):
         raise SpecError(f"expected window 2 or 3, got {window}")
@@ -56,32 +58,34 @@ def feature_squeezing(
     findings = fitting.card.task == "multi_label"
 
     def judge(x: Images, logits: Logits) -> PerSample:
-        shown = _probabilities(logits, findings=findings)
+        original = _probabilities(logits, findings=findings)
         each = [_probabilities(victim(view(x)).logits, findings=findings) for view in squeezers]
-        return torch.stack([(view - shown).abs().sum(1) for view in each]).amax(0)
+        return torch.stack([(view - original).abs().sum(1) for view in each]).amax(0)
 
     def guide(x: Images, logits: Logits) -> PerSample:
         rounded = x + (squeezers[0](x) - x).detach()
         views = [victim(z).logits for z in (rounded, squeezers[1](x))]
-        shown = _probabilities(logits, findings=findings)
+        original = _probabilities(logits, findings=findings)
         each = [_probabilities(view, findings=findings) for view in views]
-        apart = torch.stack([(view - shown).abs().sum(1) for view in each]).amax(0).detach()
+        change = torch.stack([(view - original).abs().sum(1) for view in each]).amax(0).detach()
         slope = torch.stack(
             [disagreement(view, logits, findings=findings) for view in (*views, logits)]
         ).sum(0)
-        return apart + slope - slope.detach()
+        return change + slope - slope.detach()
 
     return guarded(victim, judge, fitting=fitting, fpr=fpr, guide=guide)
 
 
 def disagreement(view: Logits, logits: Logits, *, findings: bool) -> PerSample:
-    """Return the cross-entropy of a view's logits under what `logits` call the image, `(b,)`."""
+    """Return the cross-entropy of a view's logits for the class that `logits` predict, `(b,)`."""
     if findings:
-        called = (logits.detach() > 0).to(view)
-        losses: Tensor = functional.binary_cross_entropy_with_logits(view, called, reduction="none")
+        present = (logits.detach() > 0).to(view)
+        losses: Tensor = functional.binary_cross_entropy_with_logits(
+            view, present, reduction="none"
+        )
         return losses.sum(1)
-    mine = two_sided(logits.detach()).argmax(1)
-    loss: Tensor = functional.cross_entropy(two_sided(view), mine, reduction="none")
+    predicted = two_sided(logits.detach()).argmax(1)
+    loss: Tensor = functional.cross_entropy(two_sided(view), predicted, reduction="none")
     return loss
 
 

@@ -1,4 +1,4 @@
-"""Features: what a victim's layers answer, read by hooks in one forward pass, with gradients."""
+"""Features: read the outputs of a victim's layers by hooks in one forward pass, with gradients."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ from robustbench_med.errors import VictimError
 from robustbench_med.types import Images
 from robustbench_med.victim import Victim, frozen
 
-Features = Float[Tensor, "b _"]  # of layers of other widths in one list
+Features = Float[Tensor, "b _"]  # `_`, because the layers in one list differ in width
 Reader = Callable[[Images], list[Features]]
-_SPREAD = 4  # layers read of a network that names no stages: as many as a ResNet has
+_MAX_STAGES = 4  # layers that are read if a network names no stages; a ResNet has as many
 
 
 class Layers(NamedTuple):
-    """Names of modules: the last of each stage, and the classifier, whose input is penultimate."""
+    """Names of the modules to read.
+
+    Attributes:
+        stages: the last module of each stage.
+        head: the classifier, whose input is the penultimate features.
+    """
 
     stages: tuple[str, ...]
     head: str
@@ -30,15 +35,15 @@ class Layers(NamedTuple):
 def layers_of(module: nn.Module) -> Layers:
     """Return the layers that detectors read.
 
-    Stages are those that timm's `feature_info` names; without it, up to four convolutions or linear
-    layers evenly spread, the last among them. The classifier is what `get_classifier` returns, else
-    the last linear layer.
+    The stages are those that timm's `feature_info` names. Without it, they are up to four
+    convolutions or linear layers at even distances, ending with the last one. The classifier is the
+    module that `get_classifier` returns; without it, the last linear layer.
 
     Raises:
-        VictimError: there is no linear classifier, so that nothing is penultimate.
+        VictimError: there is no linear classifier, so there are no penultimate features.
     """
-    named = {name: part for name, part in module.named_modules() if name}
-    linear = [name for name, part in named.items() if isinstance(part, nn.Linear)]
+    named = {name: submodule for name, submodule in module.named_modules() if name}
+    linear = [name for name, submodule in named.items() if isinstance(submodule, nn.Linear)]
     classifier: Any = getattr(module, "get_classifier", None)
     stated = classifier() if classifier else None
     heads = [name for name in linear if named[name] is stated] or linear[-1:]
@@ -50,31 +55,33 @@ def layers_of(module: nn.Module) -> Layers:
     stages = [name for name in stages if name in named]
     if not stages:
         kinds = (nn.modules.conv._ConvNd, nn.Linear)
-        leaves = [n for n, part in named.items() if isinstance(part, kinds) and n != heads[0]]
-        count = min(_SPREAD, len(leaves))
+        leaves = [
+            n for n, submodule in named.items() if isinstance(submodule, kinds) and n != heads[0]
+        ]
+        count = min(_MAX_STAGES, len(leaves))
         stages = [leaves[(i + 1) * len(leaves) // count - 1] for i in range(count)]
     return Layers(tuple(stages), heads[0])
 
 
 def activations(victim: Victim, x: Images, layers: Layers) -> list[Features]:
-    """Return the features of each stage, and last the penultimate ones: one forward pass.
+    """Return the features of each stage, followed by the penultimate ones, in one forward pass.
 
-    Input transforms stay in front; of a randomised victim one draw is read. A stage's features are
-    means over places (pixels of an image, tokens of a transformer); the penultimate ones are the
-    classifier's input.
+    Input transforms are applied first; if they are random, they are drawn once. The features of a
+    stage are means over positions (pixels of an image, tokens of a transformer). The penultimate
+    features are the input of the classifier.
 
     Args:
-        victim: whose module is read.
+        victim: the victim whose module is read.
         x: `(b, c, *s)` images in [0,1].
-        layers: of `layers_of`.
+        layers: the layers to read, see `layers_of`.
 
     Returns:
-        `(b, d_l)` of each stage that the pass reached, then `(b, d)`.
+        `(b, d_l)` for each stage that the pass reached, then `(b, d)`.
 
     Raises:
         VictimError: the pass did not reach the classifier.
     """
-    with _read(victim.module, layers) as outputs:
+    with _hooked(victim.module, layers) as outputs:
         victim.module(victim.normalised(x))
     if layers.head not in outputs:
         raise VictimError(f"expected a forward pass through {layers.head!r}, got one around it")
@@ -82,28 +89,28 @@ def activations(victim: Victim, x: Images, layers: Layers) -> list[Features]:
 
 
 def reader(victim: Victim, *, stages: bool = True) -> Reader:
-    """Return `activations` of the victim's layers; without stages the penultimate ones alone."""
+    """Return a function that reads the victim's layers; without stages only the penultimate one."""
     layers = layers_of(victim.module)
     layers = layers if stages else layers._replace(stages=())
     return lambda x: activations(victim, x, layers)
 
 
 def read_all(victim: Victim, read: Reader, x: Images) -> list[Features]:
-    """Return features of any number of images, without gradient, chunk by chunk."""
+    """Return the features of any number of images, read in chunks and without gradients."""
     with torch.no_grad(), frozen(victim.module):
         chunks = [read(chunk) for chunk in x.split(victim.chunk)]
     return [torch.cat(layer) for layer in zip(*chunks, strict=True)]
 
 
 @contextmanager
-def _read(module: nn.Module, layers: Layers) -> Iterator[dict[str, Tensor]]:
+def _hooked(module: nn.Module, layers: Layers) -> Iterator[dict[str, Tensor]]:
     outputs: dict[str, Tensor] = {}
-    thread = threading.get_ident()  # another thread's pass through the same module is not ours
+    thread = threading.get_ident()  # passes of other threads through the same module are ignored
 
     def stage(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
             if threading.get_ident() == thread:
-                outputs[name] = _places_averaged(output)
+                outputs[name] = _mean_over_positions(output)
 
         return hook
 
@@ -122,8 +129,8 @@ def _read(module: nn.Module, layers: Layers) -> Iterator[dict[str, Tensor]]:
             hook.remove()
 
 
-def _places_averaged(output: Tensor) -> Features:
+def _mean_over_positions(output: Tensor) -> Features:
     output = output.float()
-    if output.ndim == 3:  # tokens (b, n, d); one axis of an image is no image here
+    if output.ndim == 3:  # tokens (b, n, d); images have at least two axes of positions
         return output.mean(1)
     return output.flatten(2).mean(2) if output.ndim > 3 else output

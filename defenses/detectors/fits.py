@@ -1,4 +1,4 @@
-"""Fits: scikit-learn finds the parameters, torch scores with them in batches, with gradients."""
+"""Fits: fit parameters with scikit-learn, and score with them in torch, with gradients."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ Score = Callable[[Features], PerSample]
 
 
 def numbers(values: Tensor) -> NDArray[np.float64]:
-    """Return features as scikit-learn takes them."""
+    """Return features as the array that scikit-learn expects."""
     return np.asarray(values.detach().double().cpu().numpy())
 
 
 def labelled(
     clean: list[Features], attacked: Features
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the rows of a two-class fit: 0 = clean or noisy, 1 = attacked."""
-    good = np.concatenate([numbers(features) for features in clean])
-    bad = numbers(attacked)
-    truth = np.repeat(np.array([0, 1]), [len(good), len(bad)])
-    return np.concatenate([good, bad]), truth
+    """Return the rows and labels of a two-class fit: 0 = clean or noisy, 1 = attacked."""
+    negatives = np.concatenate([numbers(features) for features in clean])
+    positives = numbers(attacked)
+    truth = np.repeat(np.array([0, 1]), [len(negatives), len(positives)])
+    return np.concatenate([negatives, positives]), truth
 
 
-def logistic(clean: list[Features], attacked: Features) -> Score:
-    """Return the log-odds of "attacked", a logistic regression on standardised features."""
+def fit_logistic(clean: list[Features], attacked: Features) -> Score:
+    """Return the log-odds of "attacked" by a logistic regression on standardised features."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
@@ -42,9 +42,9 @@ def logistic(clean: list[Features], attacked: Features) -> Score:
     scale = StandardScaler().fit(rows)
     model = LogisticRegression(class_weight="balanced", max_iter=1000)
     model.fit(scale.transform(rows), truth)
-    mean, spread = attacked.new_tensor(scale.mean_), attacked.new_tensor(scale.scale_)
+    mean, deviation = attacked.new_tensor(scale.mean_), attacked.new_tensor(scale.scale_)
     weight, bias = attacked.new_tensor(model.coef_[0]), float(model.intercept_[0])
-    return lambda features: ((features - mean) / spread) @ weight + bias
+    return lambda features: ((features - mean) / deviation) @ weight + bias
 
 
 def svm(model: Any, like: Tensor) -> Score:  # noqa: ANN401 - scikit-learn has no types
@@ -60,26 +60,26 @@ def svm(model: Any, like: Tensor) -> Score:  # noqa: ANN401 - scikit-learn has n
 
 
 def squared(a: Float[Tensor, "b d"], b: Float[Tensor, "n d"]) -> Float[Tensor, "b n"]:
-    """Return squared Euclidean distances; expanded products would lose the small ones."""
+    """Return squared Euclidean distances; with expanded products, small ones would be inexact."""
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
-def surrogate(
-    rows: Float[Tensor, "n d"], answers: PerSample, *, seed: int, steps: int = 250, width: int = 64
+def fit_imitation(
+    rows: Float[Tensor, "n d"], scores: PerSample, *, seed: int, steps: int = 250, width: int = 64
 ) -> Score:
-    """Return a small network that answers nearly as a detector without gradients does.
+    """Return a small network that imitates the scores of a detector without gradients.
 
     Args:
-        rows: features to imitate it on.
-        answers: `(n,)` its scores there.
-        seed: of the network's weights.
-        steps: of Adam on all rows at once.
-        width: of the two hidden layers.
+        rows: features on which the network is fitted.
+        scores: `(n,)` scores of the detector on these rows.
+        seed: seed of the network's weights.
+        steps: steps of Adam, each on all rows at once.
+        width: width of the two hidden layers.
 
     Source: Papernot et al., "Practical black-box attacks against machine learning", AsiaCCS 2017,
-        section 4: a substitute trained on the answers of what cannot be differentiated.
+        section 4: a substitute trained on the outputs of a model that cannot be differentiated.
     """
-    mean, spread = rows.mean(0), rows.std(0).clamp_min(1e-6)
+    mean, deviation = rows.mean(0), rows.std(0).clamp_min(1e-6)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         net = torch.nn.Sequential(
@@ -90,11 +90,11 @@ def surrogate(
             torch.nn.Linear(width, 1),
         ).to(rows.device)
         optimiser = torch.optim.Adam(net.parameters(), lr=5e-3)
-        shown = (rows - mean) / spread
+        standardised = (rows - mean) / deviation
         for _ in range(steps):
             optimiser.zero_grad()
-            loss = torch.nn.functional.huber_loss(net(shown)[:, 0], answers)
+            loss = torch.nn.functional.huber_loss(net(standardised)[:, 0], scores)
             loss.backward()
             optimiser.step()
     net.requires_grad_(False)
-    return lambda features: net((features - mean) / spread)[:, 0]
+    return lambda features: net((features - mean) / deviation)[:, 0]

@@ -1,4 +1,4 @@
-"""Mahalanobis: how far an image's features are from the nearest class, layer by layer."""
+"""Mahalanobis: reject images whose features are far from the nearest class, layer by layer."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from robustbench_med.victim import Victim
 
 from .examples import bank_and_rows, draw_training_images, examples
 from .features import Features, read_all, reader
-from .fits import logistic, numbers
+from .fits import fit_logistic, numbers
 
 
 class Gaussians(NamedTuple):
-    """Gaussians of one layer, one a class, that share a covariance."""
+    """Gaussians of one layer, one per class, with a common covariance.
+
+    Attributes:
+        means: the mean of each class.
+        root: the Cholesky factor of the precision, which is root @ root.T.
+    """
 
     means: Float[Tensor, "k d"]
-    root: Float[Tensor, "d d"]  # of the precision: root @ root.T
+    root: Float[Tensor, "d d"]
 
 
 @defense(
@@ -38,28 +43,28 @@ def mahalanobis(victim: Victim, *, fitting: Fitting, fpr: float = 0.05, fit: int
     """Return the victim behind a regression on the Mahalanobis distances of its layers.
 
     Args:
-        victim: undefended.
-        fitting: half of its training images gives the Gaussians, half the regression: clean, noisy
-            and attacked. No patient is in both halves.
+        victim: the undefended victim.
+        fitting: the Gaussians are fitted on half of its training images, the regression on the
+            other half: clean, noisy and attacked. No patient is in both halves.
         fpr: fraction of clean validation images that are rejected, in (0,1).
-        fit: training images used at most, both halves together, >= 1.
+        fit: largest number of training images, both halves together, >= 1.
 
     Raises:
-        DataError: too few training images of a class.
+        DataError: a class has too few training images.
 
     Source: Lee, Lee, Lee, Shin, "A simple unified framework for detecting out-of-distribution
         samples and adversarial attacks", NeurIPS 2018, eq. 1, 2 and algorithm 1 (feature ensemble).
-        Deviations: no input preprocessing (their magnitude 0), which would cost a backward pass;
-        the covariance is shrunk (Ledoit and Wolf), as some layers have more features than there are
-        images; Gaussians and regression are fitted on different patients. Findings have no class:
-        all images are one.
+    Deviations: There is no input preprocessing (the paper's magnitude 0), because it would cost a
+        backward pass. The covariance is shrunk (Ledoit and Wolf), because some layers have more
+        features than there are images. Gaussians and regression are fitted on different patients.
+        Findings have no class, so all images form one class.
     """
     read = reader(victim)
-    batch, y = draw_training_images(fitting, fit, wanted_by="mahalanobis")
-    bank, rows, owner = bank_and_rows(batch, y, fitting)
-    layers = [gaussians(features, owner) for features in read_all(victim, read, bank.x)]
+    batch, y = draw_training_images(fitting, fit, detector="mahalanobis")
+    bank, rows, classes = bank_and_rows(batch, y, fitting)
+    layers = [gaussians(features, classes) for features in read_all(victim, read, bank.x)]
     distances = [_distances(each, layers) for each in examples(victim, read, rows, fitting)]
-    odds = logistic(distances[:2], distances[2])
+    odds = fit_logistic(distances[:2], distances[2])
 
     def score(x: Images, logits: Logits) -> PerSample:  # noqa: ARG001 - a guard's signature
         return odds(_distances(read(x), layers))
@@ -68,7 +73,7 @@ def mahalanobis(victim: Victim, *, fitting: Fitting, fpr: float = 0.05, fit: int
 
 
 def gaussians(features: Features, y: Int[Tensor, " b"]) -> Gaussians:
-    """Return the Gaussians of the classes that occur."""
+    """Fit the Gaussians of the classes that occur."""
     from sklearn.covariance import LedoitWolf
 
     classes, member = y.unique(return_inverse=True)
@@ -81,8 +86,8 @@ def gaussians(features: Features, y: Int[Tensor, " b"]) -> Gaussians:
 
 def distance(features: Features, layer: Gaussians) -> PerSample:
     """Return the squared Mahalanobis distance to the nearest class, `(b,)`."""
-    apart = (features[:, None] - layer.means) @ layer.root
-    return apart.square().sum(2).amin(1)
+    whitened = (features[:, None] - layer.means) @ layer.root
+    return whitened.square().sum(2).amin(1)
 
 
 def _distances(features: list[Features], layers: list[Gaussians]) -> Float[Tensor, "b l"]:

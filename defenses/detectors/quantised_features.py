@@ -1,4 +1,4 @@
-"""Quantised features: a support vector machine on coarse codes of the penultimate features."""
+"""Quantised features: reject by a support vector machine on codes of the penultimate features."""
 
 from __future__ import annotations
 
@@ -32,28 +32,29 @@ def quantised_features(
     """Return the victim behind an RBF support vector machine on quantised penultimate features.
 
     Args:
-        victim: undefended.
+        victim: the undefended victim.
         fitting: the machine is fitted on its training images, clean, noisy and attacked.
         fpr: fraction of clean validation images that are rejected, in (0,1).
         levels: number of codes of a feature, >= 2.
-        fit: training images used at most, >= 1.
+        fit: largest number of training images, >= 1.
 
     Raises:
-        SpecError: fewer than two levels.
-        DataError: too few training images of a class.
+        SpecError: there are fewer than two levels.
+        DataError: a class has too few training images.
 
     Source: Lu, Issaranon, Forsyth, "SafetyNet: detecting and rejecting adversarial examples
-        robustly", ICCV 2017, section 3: discrete codes of late ReLU answers, RBF-SVM; "QFeat" of Ma
-        et al., Pattern Recognition 2021 (both cited from memory). Deviations: the codes are of the
-        pooled features; levels are cut at quantiles of clean training features. The guide's codes
-        are the judge's, with the slope of a smooth staircase.
+        robustly", ICCV 2017, section 3: discrete codes of late ReLU outputs, RBF-SVM; "QFeat" of Ma
+        et al., Pattern Recognition 2021 (both cited from memory).
+    Deviations: Pooled features are coded, and the levels are separated at quantiles of clean
+        training features. The guide has the same codes as the judge, with the slope of a smooth
+        staircase.
     """
     from sklearn.svm import SVC
 
     if levels < 2:
         raise SpecError(f"expected levels >= 2, got {levels}")
     read = reader(victim, stages=False)
-    batch, _ = draw_training_images(fitting, fit, wanted_by="quantised_features")
+    batch, _ = draw_training_images(fitting, fit, detector="quantised_features")
     kinds = [rows[-1] for rows in examples(victim, read, batch, fitting)]
     cuts = cuts_of(kinds[0], levels=levels)
     codes = [quantised(rows, cuts) for rows in kinds]
@@ -70,18 +71,18 @@ def quantised_features(
 
 
 def cuts_of(clean: Features, *, levels: int) -> Float[Tensor, "levels_1 d"]:
-    """Return where features are cut: at equal shares of the clean images."""
+    """Return the boundaries between levels, with equally many clean images in each level."""
     quantiles = torch.arange(1, levels, device=clean.device).to(clean) / levels
     return torch.quantile(clean, quantiles, dim=0)
 
 
 def quantised(features: Features, cuts: Float[Tensor, "levels_1 d"]) -> Features:
-    """Return codes in [0,1]: the share of the cuts that a feature is above; without gradient."""
+    """Return codes in [0,1]: the fraction of cuts below a feature; they have no gradient."""
     return (features.detach()[:, None] > cuts).to(features).mean(1)
 
 
 def sloped(features: Features, cuts: Float[Tensor, "levels_1 d"]) -> Features:
-    """Return the same codes, with the gradient of sigmoids in the place of the steps.
+    """Return the codes of `quantised` with the gradient of sigmoids instead of steps.
 
     Source: straight-through estimator, Bengio, Leonard, Courville, 2013; BPDA, Athalye et al.,
         ICML 2018.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.apgd import apgd
-from attacks.orthogonal import SPARE, apart, orthogonal_pgd
+from attacks.orthogonal import SPARE, orthogonal_part, orthogonal_pgd
 from attacks.pgd import pgd
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.classification import Untargeted
@@ -116,12 +116,12 @@ def test_steps_are_orthogonal_to_the_other_gradient() -> None:
 def test_apart_is_orthogonal_and_keeps_what_is_parallel() -> None:
     generator = torch.Generator().manual_seed(0)
     g, other = torch.randn(2, 5, 1, 4, 4, generator=generator)
-    left = apart(g, other)
+    left = orthogonal_part(g, other)
     torch.testing.assert_close((left * other).flatten(1).sum(1), torch.zeros(5), atol=1e-5, rtol=0)
-    torch.testing.assert_close(apart(g, -3 * g), g)
-    torch.testing.assert_close(apart(g, torch.zeros_like(g)), g)
+    torch.testing.assert_close(orthogonal_part(g, -3 * g), g)
+    torch.testing.assert_close(orthogonal_part(g, torch.zeros_like(g)), g)
     along = (g * other).flatten(1).sum(1)
-    kept = apart(g, other, against=True)
+    kept = orthogonal_part(g, other, against=True)
     assert {bool(one) for one in along > 0} == {True, False}
     torch.testing.assert_close(kept[along > 0], g[along > 0])
     torch.testing.assert_close(kept[along < 0], left[along < 0])

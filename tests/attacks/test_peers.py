@@ -566,10 +566,10 @@ def test_a_linear_victim_is_all_a_peer_sees() -> None:
     w = torch.randn(2, 64, generator=torch.Generator().manual_seed(1))
     victim = victim_of(Linear(w, torch.zeros(2)))
     x = grey_images(2)
-    shell = peers._Shell(problem_of(victim, x, torch.zeros(2).long(), eps=0.1))
-    assert [type(m).__name__ for m in shell.modules()] == ["_Shell"]
-    assert [p.shape for p in shell.parameters()] == [()]
+    model = peers._PeerModel(problem_of(victim, x, torch.zeros(2).long(), eps=0.1))
+    assert [type(m).__name__ for m in model.modules()] == ["_PeerModel"]
+    assert [p.shape for p in model.parameters()] == [()]
     z = x.double().requires_grad_(True)
-    shell(z).sum().backward()
+    model(z).sum().backward()
     assert z.grad is not None
     torch.testing.assert_close(z.grad[0].flatten(), w.sum(0).double())

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from attacks.pgd import pgd_last
 from defenses.adversarial_training import fast_at, mart, pgd_at, trades, universal_at
-from defenses.losses import boost, divergence, doubt, label_divergence
-from defenses.weight_perturbation import perturbed
+from defenses.losses import divergence, label_divergence, margin_term, wrong_probability
+from defenses.weight_perturbation import perturbed_loss
 from robustbench_med.ball import Ball
 from robustbench_med.cards import Norm
 from robustbench_med.errors import SpecError
@@ -208,11 +208,13 @@ def test_mart_of_one_logit_is_that_of_the_pair() -> None:
     one = torch.tensor([[0.7], [-1.2], [30.0]])
     pair = torch.cat([torch.zeros_like(one), one], 1)
     y = torch.tensor([1, 1, 0])
-    torch.testing.assert_close(boost(one, y), boost(pair, y))
-    torch.testing.assert_close(doubt(one, y), doubt(pair, y))
-    torch.testing.assert_close(doubt(pair, y), 1 - pair.softmax(1).gather(1, y[:, None])[:, 0])
+    torch.testing.assert_close(margin_term(one, y), margin_term(pair, y))
+    torch.testing.assert_close(wrong_probability(one, y), wrong_probability(pair, y))
+    torch.testing.assert_close(
+        wrong_probability(pair, y), 1 - pair.softmax(1).gather(1, y[:, None])[:, 0]
+    )
     torch.testing.assert_close(label_divergence(one, -one), label_divergence(pair, _turned(pair)))
-    assert num(boost(one, y)[2]) == pytest.approx(30.0)  # 1 - p underflows, this does not
+    assert num(margin_term(one, y)[2]) == pytest.approx(30.0)  # 1 - p underflows, this does not
 
 
 def _turned(pair: Tensor) -> Tensor:
@@ -281,8 +283,8 @@ def test_awp_raises_the_loss_and_leaves_the_weights(task: str) -> None:
     for part in victim.module.modules():
         part.training = not isinstance(part, nn.Dropout)
     before = copy.deepcopy(victim.module.state_dict())
-    plain = perturbed(victim, lambda v: loss(v(x).logits, y), 0.0)
-    moved = perturbed(victim, lambda v: loss(v(x).logits, y), 0.05)
+    plain = perturbed_loss(victim, lambda v: loss(v(x).logits, y), 0.0)
+    moved = perturbed_loss(victim, lambda v: loss(v(x).logits, y), 0.05)
     assert num(moved) > num(plain)
     moved.backward()
     for key, value in victim.module.named_parameters():
@@ -293,7 +295,7 @@ def test_awp_raises_the_loss_and_leaves_the_weights(task: str) -> None:
 def test_awp_moves_each_layer_by_a_share_of_its_norm_along_its_gradient() -> None:
     victim, x, y, _ = tiny()
     loss = functional.cross_entropy
-    found = perturbed(victim, lambda v: loss(v(x).logits, y), 0.1)
+    found = perturbed_loss(victim, lambda v: loss(v(x).logits, y), 0.1)
     module = victim.module
     assert isinstance(module, Linear)
     w = module.w.detach().clone().requires_grad_(True)
@@ -388,5 +390,5 @@ def test_a_victim_with_an_offset_keeps_it_under_awp() -> None:
     victim, x, y, _ = tiny()
     at = replace(victim, offset=torch.tensor([5.0, 0.0, 0.0]))
     loss = functional.cross_entropy
-    plain = perturbed(at, lambda v: loss(v(x).logits, y), 1e-6)
+    plain = perturbed_loss(at, lambda v: loss(v(x).logits, y), 1e-6)
     assert num(plain) == pytest.approx(num(loss(at(x).logits, y)), rel=1e-3)

@@ -17,7 +17,7 @@ from attacks.pgd import pgd
 from defenses.detectors.examples import bank_and_rows, draw_training_images, noisy_images
 from defenses.detectors.feature_mixture import feature_mixture, log_likelihood, mixtures
 from defenses.detectors.features import activations, layers_of
-from defenses.detectors.fits import logistic, surrogate, svm
+from defenses.detectors.fits import fit_imitation, fit_logistic, svm
 from defenses.detectors.kernel_density import log_density
 from defenses.detectors.lid import dimension
 from defenses.detectors.mahalanobis import distance, gaussians
@@ -145,7 +145,7 @@ def test_at_most_two_passes_more(name: str) -> None:
 def test_bank_and_compared_images_share_no_patient() -> None:
     victim = toy_victim(2)
     fitting = toy_fitting(victim, patients=40)
-    batch, y = draw_training_images(fitting, 512, wanted_by="lid")
+    batch, y = draw_training_images(fitting, 512, detector="lid")
     bank, rows, owner = bank_and_rows(batch, y, fitting)
     assert bank.patients is not None
     assert rows.patients is not None
@@ -157,7 +157,7 @@ def test_bank_and_compared_images_share_no_patient() -> None:
 def test_a_twin_planted_under_its_patients_name_does_not_reach_the_bank() -> None:
     victim = toy_victim(2)
     fitting = toy_fitting(victim, patients=40)
-    batch, y = draw_training_images(fitting, 512, wanted_by="lid")
+    batch, y = draw_training_images(fitting, 512, detector="lid")
     bank, rows, _ = bank_and_rows(batch, y, fitting)
     t = fitting.train
     assert rows.patients is not None
@@ -171,7 +171,7 @@ def test_a_twin_planted_under_its_patients_name_does_not_reach_the_bank() -> Non
         patients=np.concatenate([t.patients, rows.patients]),
     )
     poisoned = replace(fitting, train=planted)
-    again, labels = draw_training_images(poisoned, 512, wanted_by="lid")
+    again, labels = draw_training_images(poisoned, 512, detector="lid")
     assert len(again) == 120 + len(rows)
     found, _, _ = bank_and_rows(again, labels, poisoned)
     assert set(found.ids) == set(bank.ids)
@@ -189,13 +189,13 @@ def test_an_own_twin_in_the_bank_does_not_change_the_dimension() -> None:
 def test_training_images_are_chosen_by_name() -> None:
     victim = toy_victim(2)
     fitting = toy_fitting(victim)
-    batch, y = draw_training_images(fitting, 40, wanted_by="lid")
+    batch, y = draw_training_images(fitting, 40, detector="lid")
     assert y.bincount().tolist() == [20, 20]
     assert torch.equal(batch.y, y)
     order = torch.randperm(120, generator=torch.Generator().manual_seed(0))
     t = fitting.train
     moved = replace(fitting, train=replace(t, x=t.x[order], y=t.y[order], ids=t.ids[order.numpy()]))
-    again, _ = draw_training_images(moved, 40, wanted_by="lid")
+    again, _ = draw_training_images(moved, 40, detector="lid")
     assert list(again.ids) == list(batch.ids)
     assert torch.equal(again.x, batch.x)
 
@@ -285,7 +285,7 @@ def test_logistic_regression_decides_as_scikit_learns() -> None:
     from sklearn.preprocessing import StandardScaler
 
     clean, noisy, bad = normal(40, 3, seed=0), normal(40, 3, seed=1), 5 + 3 * normal(40, 3, seed=2)
-    ours = logistic([clean, noisy], bad)
+    ours = fit_logistic([clean, noisy], bad)
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
     rows = torch.cat([clean, noisy, bad]).double().numpy()
     pipeline.fit(rows, np.repeat([0, 0, 1], 40))
@@ -325,10 +325,10 @@ def test_a_surrogate_learns_the_answers_it_is_shown() -> None:
     rows = normal(400, 3, seed=0)
     answers = rows[:, 0] * rows[:, 1] + rows[:, 2]
     state = torch.random.get_rng_state()
-    found = surrogate(rows, answers, seed=0)
+    found = fit_imitation(rows, answers, seed=0)
     assert torch.equal(state, torch.random.get_rng_state())
     assert float((found(rows) - answers).square().mean()) < 0.05 * float(answers.var())
-    torch.testing.assert_close(found(rows), surrogate(rows, answers, seed=0)(rows))
+    torch.testing.assert_close(found(rows), fit_imitation(rows, answers, seed=0)(rows))
 
 
 # --- layers --------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision.io import decode_jpeg, encode_jpeg
 
-from defenses.jpeg import jpeg, recoded, stored, tables_of
+from defenses.jpeg import codec_round_trip, differentiable_jpeg, jpeg, tables_of
 from robustbench_med.types import Images
 from tests.defenses.pictures import before, pictures
 from tests.toys import small_victim
@@ -47,8 +47,8 @@ def test_the_jpeg_of_the_guide_is_the_codecs_where_it_rounds(quality: int) -> No
     tables = tables_of(quality)
     for channels, worst in {1: 0.15, 3: 0.5}.items():
         x = (pictures(2, channels, 21, 32) * 255).round() / 255
-        coded = stored(x, quality=quality)
-        found = recoded(x, tables, rounding=torch.round)
+        coded = codec_round_trip(x, quality=quality)
+        found = differentiable_jpeg(x, tables, rounding=torch.round)
         lost = float((coded - x).abs().mean())
         assert float((found - coded).abs().mean()) < worst * lost
 
