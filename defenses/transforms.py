@@ -185,7 +185,7 @@ def total_variation(victim: Victim, *, weight: float = 0.03, steps: int = 20) ->
 
 
 def denoise(x: Images, *, weight: float, steps: int) -> Images:
-    """Return argmin over u of |u - x|^2 / 2 + weight TV(u), where TV is isotropic, free at edges."""
+    """Return argmin over u of |u - x|^2 / 2 + weight TV(u), isotropic and free at the edges."""
     axes = range(2, x.ndim)
     p = momentum = x.new_zeros((len(axes), *x.shape))
     t = 1.0

@@ -27,7 +27,7 @@ from robustbench_med.bench import store, workers
 from robustbench_med.bench.execute import execute
 from robustbench_med.bench.failure import Failure, unique_labels
 from robustbench_med.bench.resolved_case import ResolvedCase
-from robustbench_med.bench.setup import SetupCache, crafting_key, is_oblivious, setup_key
+from robustbench_med.bench.setup import SetupCache, crafting_key, is_crafted_elsewhere, setup_key
 from robustbench_med.devices import device_of
 from robustbench_med.errors import BenchError, SpecError
 
@@ -199,8 +199,8 @@ def _grouped(waiting: list[ResolvedCase]) -> list[list[ResolvedCase]]:
     """Return the cases in groups that share a victim, or the candidates of a surrogate."""
     groups: defaultdict[tuple[object, ...], list[ResolvedCase]] = defaultdict(list)
     for resolved in waiting:
-        alike = resolved.case.surrogate is not None or is_oblivious(resolved.case)
-        groups[crafting_key(resolved.case) if alike else setup_key(resolved.case)].append(resolved)
+        key = crafting_key if is_crafted_elsewhere(resolved.case) else setup_key
+        groups[key(resolved.case)].append(resolved)
     return list(groups.values())
 
 

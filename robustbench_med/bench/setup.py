@@ -107,14 +107,22 @@ def crafting_key(case: Case) -> tuple[object, ...]:
         json.dumps(case.channels, sort_keys=True),
         case.objective,
         case.budget,
-        *((case.victim, case.victim_sha256, case.operating_point) if is_oblivious(case) else ()),
+        *(() if is_adaptive(case) else (case.victim, case.victim_sha256, case.operating_point)),
         case.evaded_detector,
     )
 
 
-def is_oblivious(case: Case) -> bool:
-    """Whether the attacker optimises against the undefended victim, or behind another detector."""
-    return case.knowledge != "adaptive"
+def is_adaptive(case: Case) -> bool:
+    """Whether the attacker optimises against the victim behind its own defense."""
+    return case.knowledge == "adaptive"
+
+
+def is_crafted_elsewhere(case: Case) -> bool:
+    """Whether the candidates are crafted on another model than the deployed one.
+
+    This is a surrogate, the undefended victim, or the victim behind another detector.
+    """
+    return case.surrogate is not None or not is_adaptive(case)
 
 
 class SetupCache:
@@ -130,7 +138,7 @@ class SetupCache:
     def of(self, planned: ResolvedCase) -> AttackSetup:
         """Return the setup of a case; it is prepared unless the last case had the same."""
         setup, case = self._prepared(planned), planned.case
-        if case.surrogate is None and not is_oblivious(case):
+        if not is_crafted_elsewhere(case):
             return setup
         if case.dataset != self._dataset:  # drop candidates crafted on another dataset
             self._dataset, self._surrogates = case.dataset, {}

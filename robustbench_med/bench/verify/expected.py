@@ -12,7 +12,7 @@ from robustbench_med.bench.attack_run import run_attack
 from robustbench_med.bench.execute import Outcome
 from robustbench_med.bench.record import Record, Rung, Stored
 from robustbench_med.bench.resolved_case import ResolvedCase
-from robustbench_med.bench.setup import SetupCache, is_oblivious
+from robustbench_med.bench.setup import SetupCache, is_crafted_elsewhere
 from robustbench_med.devices import device_of
 
 CARDS = ("dataset_card", "model_card", "attack_card", "defense_card")
@@ -60,7 +60,7 @@ def from_rerun(again: Outcome) -> Recomputed:
     loose["audit"] = {k: v for k, v in (whole["audit"] or {}).items() if k not in _BUDGET}
     case = record.case
     # otherwise several victims share the crafted candidates, and their cost
-    if case.surrogate is None and not is_oblivious(case):
+    if not is_crafted_elsewhere(case):
         loose["cost"] = {name: whole["cost"][name] for name in ("forward", "backward")}
     fixed = {name: whole[name] for name in ("schema_version", "n", "patients", "notes", *CARDS)}
     fixed |= {name: whole[name] for name in ("threshold", "radii", "status", "reason")}
