@@ -18,7 +18,7 @@ from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.sample_metrics import VISIBILITY, score_attack, score_detector
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.metrics.classification import Predictions, flips, score
-from robustbench_med.metrics.segmentation import of_masks, overlap, score_masks
+from robustbench_med.metrics.segmentation import mask_metrics, overlap, score_masks
 from robustbench_med.models.operating_point import probability
 from robustbench_med.objective import Objective
 from robustbench_med.objectives.decide import decide, probabilities
@@ -261,7 +261,7 @@ def _masks(
 ) -> OutputScores:
     card, regions = setup.data.card, setup.data.card.parts
     truth, called = setup.batch.y.cpu().numpy(), answer.cpu().numpy()
-    per_image = of_masks(
+    per_image = mask_metrics(
         called, truth, regions=regions, spacing=card.spacing, tolerance=card.tolerance
     )
     columns = {

@@ -22,7 +22,7 @@ from scipy import stats as scipy_stats
 
 from robustbench_med.stats.paired_tests import (
     LEVEL,
-    MOST_IMAGES,
+    MAX_IMAGES,
     POWER,
     fewest_changes,
     mcnemar_images,
@@ -113,7 +113,7 @@ def drop_of(
         def counted(drop: float) -> float | None:
             patients = ((a + b) * spread / drop) ** 2 + few if drop > 0 else math.inf
             images = patients * len(fell) / groups
-            return images if images <= MOST_IMAGES else None
+            return images if images <= MAX_IMAGES else None
 
         able = able and spread > 0 and groups > few
         smallest = float((a + b) * spread / math.sqrt(groups - few)) if able else math.nan

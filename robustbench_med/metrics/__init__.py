@@ -1,1 +1,1 @@
-"""Metrics: values from kept libraries, with the project's conventions for what is undefined."""
+"""Metrics, computed by established libraries, with the project's rules for undefined values."""

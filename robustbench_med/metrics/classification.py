@@ -1,4 +1,4 @@
-"""Scores of predictions: values from scikit-learn, intervals from robustbench_med.stats."""
+"""Score predictions, with values from scikit-learn and intervals from robustbench_med.stats."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions of one set of images, one column a class or finding.
+    """Predictions for one set of images, with one column per class or finding.
 
     Attributes:
-        truth, called: `(n, k)` bool; for single-label data one column is True.
+        truth, predicted: `(n, k)` bool; with one label per image, one column of each row is True.
         known: `(n, k)` bool, False where unlabelled.
         scores: `(n, k)` probabilities.
     """
 
     truth: Bools
-    called: Bools
+    predicted: Bools
     known: Bools
     scores: Floats
 
@@ -51,15 +51,16 @@ def score(
 
     Args:
         p: the predictions.
-        card: says which class is healthy; sensitivity and specificity are of "not healthy" and NaN
-            where no class is. For findings every metric but accuracy is the mean over findings;
-            accuracy is the exact match. A class or finding that the card calls absent from the
-            whole split counts in no mean; one absent from these images leaves its means undefined.
-        clusters: `(n,)` patient ids, or None where images are independent.
-        weights: `(replicates, n)` from resamples, shared by all rows of a case so that they
+        card: names the healthy class. Sensitivity and specificity are those of "not healthy"; they
+            are NaN if no class is healthy. For findings, every metric except accuracy is the mean
+            over findings, and accuracy is the exact match. A class or finding that the card lists
+            as absent counts in no mean; if another one is missing in these images, its means are
+            undefined.
+        clusters: `(n,)` patient ids, or None if images are independent.
+        weights: `(replicates, n)` from `resamples`, the same for all rows of a case, so that they
             are paired.
     """
-    right = ((p.called == p.truth) | ~p.known).all(1)
+    right = ((p.predicted == p.truth) | ~p.known).all(1)
     labelled = p.known.any(1)
     scores = {
         "accuracy": intervals.cluster_mean(
@@ -73,11 +74,11 @@ def score(
     }
     for name, (value, repeat) in repeated.items():
         scores[name] = intervals.bootstrap(value, repeat, weights)
-    return scores | _sides(p, card, clusters, weights)
+    return scores | _sensitivity_and_specificity(p, card, clusters, weights)
 
 
 def _columns(p: Predictions, card: DatasetCard) -> list[int]:
-    """Return the columns averaged over: the diseased one of two classes, else all that occur."""
+    """Return the columns to average: the diseased class of two, otherwise all that can occur."""
     if card.binary:
         return [1 - (card.normal or 0)]
     every = list(range(p.truth.shape[1]))
@@ -91,7 +92,7 @@ def _mean(columns: list[Floats]) -> Floats:
 
 def _column(p: Predictions, j: int) -> tuple[Bools, Bools, Floats]:
     known = p.known[:, j]
-    return p.truth[known, j], p.called[known, j], p.scores[known, j]
+    return p.truth[known, j], p.predicted[known, j], p.scores[known, j]
 
 
 def _balanced(p: Predictions, card: DatasetCard) -> float:
@@ -99,14 +100,14 @@ def _balanced(p: Predictions, card: DatasetCard) -> float:
         pairs = [_column(p, j)[:2] for j in _columns(p, card)]
         return float(np.mean([_recall(t, c) + _recall(~t, ~c) for t, c in pairs]) / 2)
     known = p.known[:, 0]
-    truth, called = p.truth[known].argmax(1), p.called[known].argmax(1)
+    truth, predicted = p.truth[known].argmax(1), p.predicted[known].argmax(1)
     with warnings.catch_warnings():  # scikit-learn warns of predicted classes absent from the truth
         warnings.simplefilter("ignore", UserWarning)
-        return float(sk.balanced_accuracy_score(truth, called)) if len(truth) else np.nan
+        return float(sk.balanced_accuracy_score(truth, predicted)) if len(truth) else np.nan
 
 
-def _recall(truth: Bools, called: Bools) -> float:
-    return float(sk.recall_score(truth, called, zero_division=np.nan)) if len(truth) else np.nan
+def _recall(truth: Bools, predicted: Bools) -> float:
+    return float(sk.recall_score(truth, predicted, zero_division=np.nan)) if len(truth) else np.nan
 
 
 def _auc(p: Predictions, card: DatasetCard) -> float:
@@ -119,30 +120,30 @@ def _auc(p: Predictions, card: DatasetCard) -> float:
 
 def _f1(p: Predictions, card: DatasetCard) -> float:
     pairs = [_column(p, j)[:2] for j in _columns(p, card)]
-    # without a single case there is nothing to find: NaN, whatever was called
+    # without a positive image F1 is undefined, whatever is predicted
     values = [sk.f1_score(t, c) if t.any() else np.nan for t, c in pairs]
     return float(np.mean(values))
 
 
-def _recall_repeats(truth: Bools, called: Bools, weights: Floats) -> Floats:
-    recalls: Floats = (weights @ (truth & called)) / (weights @ truth)
+def _recall_repeats(truth: Bools, predicted: Bools, weights: Floats) -> Floats:
+    recalls: Floats = (weights @ (truth & predicted)) / (weights @ truth)
     return recalls
 
 
 def _recalls_repeats(p: Predictions, each: list[int], weights: Floats) -> Floats:
     truth = p.truth & p.known
-    return _mean([_recall_repeats(truth[:, j], p.called[:, j], weights) for j in each])
+    return _mean([_recall_repeats(truth[:, j], p.predicted[:, j], weights) for j in each])
 
 
 def _balanced_repeats(p: Predictions, card: DatasetCard, weights: Floats) -> Floats:
     sides = [p] if card.task == "single_label" else [p, _negated(p)]
     columns = [
-        _recall_repeats(s.truth[:, j] & s.known[:, j], s.called[:, j], weights)
+        _recall_repeats(s.truth[:, j] & s.known[:, j], s.predicted[:, j], weights)
         for s in sides
         for j in (_columns(p, card) if card.task == "multi_label" else range(p.truth.shape[1]))
         if card.task == "multi_label" or s.truth[:, j].any()
     ]
-    # a class that a resample missed is left out of its mean, as scikit-learn does
+    # a class that is missing in a resample is left out of its mean, as scikit-learn does
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         means: Floats = np.nanmean(columns, axis=0)
@@ -150,18 +151,18 @@ def _balanced_repeats(p: Predictions, card: DatasetCard, weights: Floats) -> Flo
 
 
 def _negated(p: Predictions) -> Predictions:
-    return Predictions(~p.truth, ~p.called, p.known, 1 - p.scores)
+    return Predictions(~p.truth, ~p.predicted, p.known, 1 - p.scores)
 
 
 def _f1_repeats(p: Predictions, j: int, weights: Floats) -> Floats:
-    truth, called = p.truth[:, j] & p.known[:, j], p.called[:, j] & p.known[:, j]
-    hit = weights @ (truth & called)
-    f1: Floats = 2 * hit / (weights @ truth + weights @ called)
+    truth, predicted = p.truth[:, j] & p.known[:, j], p.predicted[:, j] & p.known[:, j]
+    hit = weights @ (truth & predicted)
+    f1: Floats = 2 * hit / (weights @ truth + weights @ predicted)
     return f1
 
 
 def _auc_repeats(p: Predictions, j: int, weights: Floats) -> Floats:
-    """Return the area under the curve of each resample (Mann-Whitney, ties one half)."""
+    """Return the area under the curve of each resample (Mann-Whitney; a tie counts one half)."""
     order = np.argsort(p.scores[:, j], kind="stable")
     truth, known = p.truth[order, j], p.known[order, j]
     _, first = np.unique(p.scores[order, j], return_index=True)
@@ -173,10 +174,10 @@ def _auc_repeats(p: Predictions, j: int, weights: Floats) -> Floats:
     return auc
 
 
-def _sides(
+def _sensitivity_and_specificity(
     p: Predictions, card: DatasetCard, clusters: NDArray[np.character] | None, weights: Floats
 ) -> dict[str, Estimate]:
-    """Return sensitivity and specificity: of "not healthy", or the mean over findings."""
+    """Return sensitivity and specificity of "not healthy", or their means over findings."""
     if card.task == "multi_label":
         sides = {}
         for name, side in {"sensitivity": p, "specificity": _negated(p)}.items():
@@ -186,11 +187,11 @@ def _sides(
         return sides
     if card.normal is None:
         return {"sensitivity": UNDEFINED, "specificity": UNDEFINED}
-    healthy, called = p.truth[:, card.normal], p.called[:, card.normal]
+    healthy, predicted = p.truth[:, card.normal], p.predicted[:, card.normal]
     known = p.known[:, 0]
     return {
-        "sensitivity": _rate(~called, ~healthy & known, clusters),
-        "specificity": _rate(called, healthy & known, clusters),
+        "sensitivity": _rate(~predicted, ~healthy & known, clusters),
+        "specificity": _rate(predicted, healthy & known, clusters),
     }
 
 
@@ -208,21 +209,21 @@ def flips(
     attacked: Bools,
     clusters: NDArray[np.character] | None,
 ) -> dict[str, Estimate]:
-    """Return the directed flips of the attacked: disease to healthy, and healthy to disease.
+    """Return how often an attack flips disease to healthy, and healthy to disease.
 
-    For findings: images in which a finding rightly called present is hidden, or one rightly called
-    absent is planted.
+    With findings, the first counts images in which a correctly detected finding is hidden, the
+    second images in which a finding that is absent, and predicted as absent, is planted.
     """
     if card.task == "multi_label":
-        there, absent = (y == 1) & (before == 1), (y == 0) & (before == 0)
-        hidden, planted = (there & (after == 0)).any(1), (absent & (after == 1)).any(1)
+        present, absent = (y == 1) & (before == 1), (y == 0) & (before == 0)
+        hidden, planted = (present & (after == 0)).any(1), (absent & (after == 1)).any(1)
         return {
-            "flips_to_normal": _rate(hidden, attacked & there.any(1), clusters),
+            "flips_to_normal": _rate(hidden, attacked & present.any(1), clusters),
             "flips_to_disease": _rate(planted, attacked & absent.any(1), clusters),
         }
     if card.normal is None:
         return {"flips_to_normal": UNDEFINED, "flips_to_disease": UNDEFINED}
-    right = attacked & (before == y)  # a targeted attack works on images called wrong as well
+    right = attacked & (before == y)  # targeted attacks also run on misclassified images
     ill, well = right & (y != card.normal), right & (y == card.normal)
     return {
         "flips_to_normal": _rate(after == card.normal, ill, clusters),

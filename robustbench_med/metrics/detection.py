@@ -1,4 +1,4 @@
-"""Scores of a detector: values from scikit-learn, intervals from robustbench_med.stats."""
+"""Score a detector, with values from scikit-learn and intervals from robustbench_med.stats."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from robustbench_med.stats.patients import resamples
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.character]
-LEVELS = (0.01, 0.05)  # false-positive rates at which the share found is reported: issue 5
-STUDIES = 1000
+LEVELS = (0.01, 0.05)  # false-positive rates at which the true-positive rate is reported: issue 5
+STUDIES = 1000  # false alarms are reported per so many clean images
 
 
 def detection(
@@ -27,27 +27,33 @@ def detection(
     threshold: float = 0.0,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Return how well a suspicion tells attacked images from clean ones, with 95 % intervals.
+    """Return how well a suspicion separates attacked images from clean ones, with 95 % intervals.
 
-    `auroc`; `tpr_at_1` and `tpr_at_5`, the share of the attacked found where at most 1 % or 5 % of
-    these clean images are rejected (a threshold of hindsight); at the frozen threshold, `detected`,
-    the share of the attacked rejected, and `false_alarms`, clean images rejected in 1,000 studies.
-    NaN where a side is empty, and of a rate that is finer than one of these clean images.
+    The metrics are:
 
-    >>> found = detection(np.arange(100.0), np.arange(50.0, 150.0), threshold=94.0)
-    >>> found["auroc"].value, found["tpr_at_5"].value, found["false_alarms"].value
+    - `auroc`: the area under the ROC curve.
+    - `tpr_at_1` and `tpr_at_5`: the fraction of attacked images that are rejected at a threshold
+      that rejects at most 1 % or 5 % of these clean images. It is known only in hindsight.
+    - `detected`: the fraction of attacked images that are rejected at the frozen threshold.
+    - `false_alarms`: how many of 1,000 clean images are rejected at the frozen threshold.
+
+    A metric is NaN if one of the two sets is empty. A `tpr_at_...` is also NaN if its level is less
+    than one of these clean images.
+
+    >>> metrics = detection(np.arange(100.0), np.arange(50.0, 150.0), threshold=94.0)
+    >>> metrics["auroc"].value, metrics["tpr_at_5"].value, metrics["false_alarms"].value
     (0.875, 0.55, 50.0)
 
     Args:
-        clean: `(n,)` suspicions of clean images, none of them the twin of an attacked one or of its
-            patient: see `split_twins`.
+        clean: `(n,)` suspicions of clean images. No patient may have images in both sets, see
+            `split_twins`.
         attacked: `(m,)` suspicions of attacked images.
-        patients: `(n,)` and `(m,)` patient ids; None where images are independent.
-        threshold: rejected where the suspicion is above it; 0 of a guarded victim.
-        seed: of the bootstrap.
+        patients: `(n,)` and `(m,)` patient ids; None if images are independent.
+        threshold: images with a suspicion above it are rejected; 0 for a victim with a guard.
+        seed: seed of the bootstrap.
 
     Raises:
-        DataError: a patient is on both sides.
+        DataError: a patient has images in both sets.
     """
     owners = None if patients is None else np.concatenate(patients)
     if patients is not None and len(both := np.intersect1d(*patients)):
@@ -79,15 +85,15 @@ def detection(
 def split_twins(
     ids: Ids, patients: Ids | None = None, *, seed: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return rows of the images to attack, and of those that stay clean: halves without twins.
+    """Return the rows of the images to attack and of those that stay clean, as two halves.
 
-    No image of one half is of a patient of the other. Keyed by name: the order of the images moves
-    none of them, nor does another image of a patient already there.
+    The halves have no patient in common. The split depends only on the names of the patients and
+    the seed, so neither the order of the images nor another image of a known patient changes it.
 
     Args:
         ids: `(n,)` sample ids.
-        patients: `(n,)` patient ids; None where each image is its own.
-        seed: of the halves.
+        patients: `(n,)` patient ids; None if each image is a patient of its own.
+        seed: seed of the split.
 
     Raises:
         DataError: there are fewer than two patients.

@@ -1,4 +1,4 @@
-"""How visible a perturbation is: SSIM and PSNR per image, through torchmetrics."""
+"""Measure how visible a perturbation is: SSIM and PSNR per image, computed by torchmetrics."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ _WINDOW = 11  # pixels; Wang et al. 2004, section III.C: 11 x 11 Gaussian window
 
 
 def ssim(z: Images, x: Images) -> PerSample:
-    """Return the structural similarity of each image to its clean one, `(b,)`, 1 = the same.
+    """Return the structural similarity of each image to its clean one, `(b,)`; 1 = identical.
 
-    NaN where an image is smaller than the window. Source: Wang et al., IEEE TIP 2004.
+    It is NaN for images smaller than the window.
+
+    Source: Wang et al., IEEE TIP 2004.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -23,7 +25,8 @@ def ssim(z: Images, x: Images) -> PerSample:
     _, each = structural_similarity_index_measure(
         z, x, data_range=1.0, reduction="none", return_full_image=True
     )
-    edge = _WINDOW // 2  # where the window leaves the image: torchmetrics pads, the paper does not
+    # drop the pixels whose window leaves the image: torchmetrics pads there, the paper does not
+    edge = _WINDOW // 2
     for axis, side in enumerate(x.shape[2:], start=2):
         each = each.narrow(axis, edge, side - 2 * edge)
     means: Tensor = each.flatten(1).mean(1)
@@ -31,7 +34,7 @@ def ssim(z: Images, x: Images) -> PerSample:
 
 
 def psnr(z: Images, x: Images) -> Float[Tensor, " b"]:
-    """Return the peak signal-to-noise ratio in dB, `(b,)`; inf where nothing changed."""
+    """Return the peak signal-to-noise ratio in dB, `(b,)`; inf for unchanged images."""
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
     if len(x) == 0:

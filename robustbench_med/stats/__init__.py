@@ -1,6 +1,6 @@
-"""The only statistics in the project: `intervals`, `paired_tests` and `patients`.
+"""All statistics of the project: `intervals`, `paired_tests` and `patients`.
 
-This module stays light, so that commands that compute nothing can read records.
+This module imports no numerical library, so that commands that only read records start quickly.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Intervals: Wilson's, at the effective number of independent images.
+"""Compute 95 % intervals: Wilson's interval at the effective number of independent images.
 
-Of a share that number comes from how alike the images of a patient are; of any other metric from
-its variance over resamples of patients. Point values of a metric come from scikit-learn
-(robustbench_med/metrics); here is only what repeats them. tests/simulation.py measures how often
-the intervals hold the truth.
+For a proportion, that number follows from how alike the images of a patient are. For any other
+metric, it follows from the variance of the metric over resamples of patients. The values of metrics
+are computed in robustbench_med/metrics. tests/simulation.py measures how often the intervals
+contain the true value.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from robustbench_med.stats.patients import (
 )
 
 LEVEL = 0.95
-_TINY = 1e-15  # a variance below is rounding
+_TINY = 1e-15  # smaller variances are rounding errors
 
 
 def wilson(successes: int, n: int) -> Estimate:
-    """Return the share `successes / n` with its 95 % Wilson score interval; NaN where n = 0.
+    """Return the proportion `successes / n` with its 95 % Wilson score interval; NaN if n = 0.
 
-    Source: Wilson 1927, through statsmodels.
+    Source: Wilson 1927, computed by statsmodels.
 
     >>> wilson(0, 10).value
     0.0
@@ -39,14 +39,16 @@ def wilson(successes: int, n: int) -> Estimate:
     if n == 0:
         return UNDEFINED
     low, high = proportion_confint(successes, n, alpha=1 - LEVEL, method="wilson")
-    value = successes / n  # rounding may put a bound a hair inside of a share of 0 or 1
+    value = successes / n  # a rounded bound may lie slightly inside of a proportion of 0 or 1
     return Estimate(value=value, low=min(float(low), value), high=max(float(high), value))
 
 
 def miss_bound(checked: int) -> float:
-    """Return the largest share of misses that `checked` checks without one leave possible, at 95 %.
+    """Return the 95 % upper bound of the miss rate when none of `checked` checks is a miss.
 
-    NaN where nothing was checked. Source: Clopper and Pearson 1934, one-sided, through statsmodels.
+    It is NaN if nothing was checked.
+
+    Source: Clopper and Pearson 1934, one-sided, computed by statsmodels.
 
     >>> round(miss_bound(59), 3)
     0.05
@@ -65,20 +67,22 @@ def interval(
 ) -> Estimate:
     """Return `value` with its 95 % interval from its variance over resamples of patients.
 
-    Wilson's interval at the number of independent images that would vary as much, with the t
-    quantile of `n_patients - 1` degrees of freedom. The percentile interval would be too narrow for
-    few patients, and a point where all images are right. A value at a bound, or one that no
-    resample moves, counts as a share of `n_patients` independent images; one patient says nothing.
-    Without an upper bound: the t interval.
+    This is Wilson's interval at the number of independent images that would vary as much, with the
+    t quantile of `n_patients - 1` degrees of freedom. (The percentile interval would be too narrow
+    for few patients, and would shrink to a point if all images are right.) A value at a bound, or
+    one that is the same in every resample, is treated as a proportion of `n_patients` independent
+    images. With one patient the interval is the whole range. A metric without an upper bound gets
+    the t interval.
 
     Args:
         value: the metric on all images.
         repeats: `(replicates,)` the metric on each resample; NaN is left out.
-        n_patients: how many equally large ones there are.
-        bounds: the least and the largest value that the metric can have.
+        n_patients: effective number of patients, see `effective_patients`.
+        bounds: the smallest and the largest value that the metric can have.
 
     Source: Korn and Graubard 1998, eq. 3 (effective sample size, t quantile), with the variance
-    of the bootstrap; its factor n/(n-1): Hesterberg, The American Statistician 2015, section 5.
+        of the bootstrap; its factor n/(n-1) is from Hesterberg, The American Statistician 2015,
+        section 5.
     """
     finite = repeats[np.isfinite(repeats)]
     if not np.isfinite(value) or len(finite) == 0:
@@ -95,11 +99,11 @@ def interval(
     relative = variance / (high - low) ** 2
     binomial = proportion * (1 - proportion)
     images = binomial / relative if min(binomial, relative) > _TINY else float(n_patients)
-    least, most = _score_bounds(proportion, images, quantile)
+    lower, upper = _score_bounds(proportion, images, quantile)
     return Estimate(
         value=value,
-        low=min(low + (high - low) * least, value),
-        high=max(low + (high - low) * most, value),
+        low=min(low + (high - low) * lower, value),
+        high=max(low + (high - low) * upper, value),
     )
 
 
@@ -111,14 +115,14 @@ def bootstrap(
     among: NDArray[np.bool_] | None = None,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Estimate:
-    """Return `value` with the `interval` of `repeat(weights) -> (replicates,)`.
+    """Return `value` with its bootstrap interval, see `interval`.
 
     Args:
         value: the metric on all images.
-        repeat: the metric on each resample.
+        repeat: returns the metric on each resample, `(replicates,)`, from the weights.
         weights: `(replicates, n)` from `resamples`.
-        among: `(n,)` which images the metric is of; None = all.
-        bounds: the least and the largest value that the metric can have.
+        among: `(n,)` the images that the metric covers; None = all.
+        bounds: the smallest and the largest value that the metric can have.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         repeats = repeat(weights)
@@ -126,10 +130,10 @@ def bootstrap(
 
 
 def median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> Estimate:
-    """Return the median with its percentile bootstrap interval; inf where half the values are.
+    """Return the median with its percentile bootstrap interval; inf if most values are.
 
-    The lower of the two middle values where their number is even: the mean of a distance and of
-    "none found" is no distance.
+    With an even number of values, the lower of the two middle ones is taken, because the mean of a
+    distance and of "none found" (inf) is not a distance.
     """
     if len(values) == 0:
         return UNDEFINED
@@ -152,7 +156,7 @@ def mean(
     *,
     seed: int = 0,
 ) -> Estimate:
-    """Return the mean of values in [0,1] with its 95 % interval: of 0/1 as `cluster_mean`.
+    """Return the mean of values in [0,1] with its 95 % interval; 0/1 values use `cluster_mean`.
 
     >>> mean(np.array([0.25, 0.75]), None).value
     0.5
@@ -167,10 +171,12 @@ def mean(
 def cluster_mean(values: NDArray[np.float64], patients: NDArray[np.character] | None) -> Estimate:
     """Return the mean of 0/1 values with its 95 % interval.
 
-    Wilson where `patients` is None; all of [0,1] for a single patient. Else Wilson at the effective
-    sample size: the bootstrap by patient collapses to a point where all patients agree, the score
-    interval does not. The t quantile with (patients - 1) degrees of freedom pays for the estimated
-    design effect (Korn & Graubard 1998).
+    Without `patients` it is Wilson's interval, and for a single patient it is all of [0,1].
+    Otherwise it is Wilson's interval at the effective sample size, because a bootstrap by patient
+    shrinks to a point if all patients agree, and the score interval does not. The t quantile with
+    (patients - 1) degrees of freedom accounts for the estimated design effect.
+
+    Source: Korn & Graubard 1998.
     """
     n = len(values)
     successes = int(np.sum(values))
@@ -188,15 +194,16 @@ def cluster_mean(values: NDArray[np.float64], patients: NDArray[np.character] | 
 
 @cache
 def _t_quantile(freedom: float | int) -> float:
-    """Return the t quantile of the level; kept, because a board asks for the same one often.
+    """Return the t quantile of the level; cached, because a board needs the same one often.
 
-    Less than one degree of freedom counts as one: its quantile, 12.7, leaves nearly all open.
+    Less than one degree of freedom counts as one; its quantile, 12.7, already gives intervals that
+    are nearly the whole range.
     """
     return float(scipy_stats.t.ppf((1 + LEVEL) / 2, max(freedom, 1)))
 
 
 def _score_bounds(proportion: float, n: float, quantile: float) -> tuple[float, float]:
-    """Return Wilson's interval of a share of `n` independent images, `n` a real number."""
+    """Return Wilson's interval of a proportion of `n` independent images; `n` may be fractional."""
     z = quantile
     middle = (proportion + z * z / (2 * n)) / (1 + z * z / n)
     half = z * np.sqrt(proportion * (1 - proportion) / n + z * z / (4 * n * n)) / (1 + z * z / n)

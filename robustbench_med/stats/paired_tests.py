@@ -1,11 +1,12 @@
-"""Paired tests: do the scores of the same images differ, and what could their number have shown.
+"""Paired tests: decide whether scores of the same images differ, and compute power.
 
-Where an image is right or wrong and no patient repeats: McNemar's exact test. Where patients
-repeat, and of scores with degrees such as Dice: the signs of each patient's summed difference are
-exchangeable under the null hypothesis, so all sign patterns are counted, or drawn where they are
-too many. Where each patient has one image that is right or wrong, that is McNemar's test to the
-digit. A bootstrap of few patients calls too many differences real; these tests keep their level
-whatever the number of patients (tests/leaderboard/test_ties.py and docs/statistics.md).
+If images are right or wrong and each patient has one, this is McNemar's exact test. If patients
+have several images, or if scores are graded like the Dice, it is a sign test: under the null
+hypothesis the sign of each patient's summed difference is exchangeable, so all sign patterns are
+counted, or a random sample of them if there are too many. With one right or wrong image per patient
+it equals McNemar's test exactly. A bootstrap of few patients would call too many differences real;
+these tests keep their level for any number of patients (tests/leaderboard/test_ties.py and
+docs/statistics.md).
 
 Source: McNemar, Psychometrika 12, 1947 (exact binomial); Fisher, The Design of Experiments 1935,
 section 21, and Cameron, Gelbach, Miller, Review of Economics and Statistics 90, 2008, section
@@ -22,14 +23,14 @@ from scipy import stats as scipy_stats
 
 from robustbench_med.stats.patients import patient_numbers
 
-LEVEL = 0.05  # share of unchanged models that are called weaker, at most
+LEVEL = 0.05  # largest fraction of unchanged models that are called weaker
 POWER = 0.80
-DRAWS = 9_999  # sign patterns of the two-sided test
-_CHUNK = 2_000  # patterns held at once
-_ALL_PATTERNS = 14  # patients that differ up to which the one-sided test counts all: 16,384
-_PATTERNS = 20_000  # drawn beyond
-MOST_IMAGES = 10_000_000  # images beyond which none is asked for
-_ROUNDING = 1e-9  # sums of floats that are equal on paper
+DRAWS = 9_999  # sign patterns that the two-sided test draws
+_CHUNK = 2_000  # patterns in memory at once
+_ALL_PATTERNS = 14  # up to so many patients that differ, the one-sided test counts all patterns
+_PATTERNS = 20_000  # patterns that the one-sided test draws for more patients
+MAX_IMAGES = 10_000_000  # larger sample sizes are not suggested
+_ROUNDING = 1e-9  # sums of floats that differ by less count as equal
 
 Floats = NDArray[np.float64]
 
@@ -40,9 +41,10 @@ def two_sided_p(
     """Return the two-sided p value of no difference in the mean, at each rung.
 
     Args:
-        difference: of paired images, `(n, rungs)`; -1, 0 or 1 where images are right or wrong.
-        number: the patient of each image, 0, 1, ...; None: each image counts for itself.
-        draws: of the bootstrap; exact where all signs of the patients are fewer.
+        difference: `(n, rungs)` differences of paired images; -1, 0 or 1 if images are right or
+            wrong.
+        number: the patient of each image, 0, 1, ...; None if images are independent.
+        draws: number of random sign patterns; the test is exact if there are no more patterns.
 
     >>> two_sided_p(np.array([[1.0]] * 6 + [[0.0]] * 9), None)
     array([0.03125])
@@ -61,13 +63,13 @@ def two_sided_p(
 def one_sided_p(
     before: Floats, now: Floats, patients: NDArray[np.character] | None = None, *, seed: int = 0
 ) -> float:
-    """Return the probability of such a drop of the mean or a larger one, were nothing changed.
+    """Return the probability of so large a drop of the mean, or a larger one, by chance.
 
     Args:
-        before: `(n,)` scores before: 0/1, or Dice in [0,1].
+        before: `(n,)` scores before, 0/1 or Dice in [0,1].
         now: `(n,)` scores of the same images now.
-        patients: `(n,)` the patient of each; None = images are independent.
-        seed: of the sign patterns, where there are too many to count them all.
+        patients: `(n,)` the patient of each image; None if images are independent.
+        seed: seed of the random sign patterns, if there are too many to count them all.
     """
     drop = np.asarray(before, dtype=np.float64) - np.asarray(now, dtype=np.float64)
     number = patient_numbers(len(drop), patients)
@@ -78,7 +80,7 @@ def one_sided_p(
 
 
 def mcnemar(losses: int, gains: int) -> float:
-    """Return McNemar's exact one-sided p of so many lost or more, of the images that changed.
+    """Return McNemar's exact one-sided p value of `losses` or more among the changed images.
 
     >>> mcnemar(5, 0)
     0.03125
@@ -87,7 +89,7 @@ def mcnemar(losses: int, gains: int) -> float:
 
 
 def mcnemar_two_sided(gains: NDArray[np.intp], losses: NDArray[np.intp]) -> Floats:
-    """Return McNemar's exact two-sided p of each pair of counts.
+    """Return McNemar's exact two-sided p value of each pair of counts.
 
     >>> mcnemar_two_sided(np.array([6]), np.array([0]))
     array([0.03125])
@@ -97,11 +99,11 @@ def mcnemar_two_sided(gains: NDArray[np.intp], losses: NDArray[np.intp]) -> Floa
 
 
 def signs_two_sided(sums: NDArray[np.float64], draws: int = DRAWS) -> NDArray[np.float64]:
-    """Return the share of sign patterns whose sum is as far from 0 as the one observed."""
+    """Return the fraction of sign patterns whose sum is at least as far from 0 as observed."""
     count = len(sums)
     observed = np.abs(sums.sum(axis=0)) - _ROUNDING
     if 2 ** (count - 1) <= draws:
-        # all patterns; the other half mirrors them
+        # the first sign is fixed, because the other half of all patterns mirrors this half
         numbers = np.arange(2 ** max(count - 1, 0))[:, None]
         bits = 2.0 * ((numbers >> np.arange(count)) & 1) - 1
         return np.asarray((np.abs(bits @ sums) >= observed).mean(axis=0), dtype=np.float64)
@@ -115,15 +117,15 @@ def signs_two_sided(sums: NDArray[np.float64], draws: int = DRAWS) -> NDArray[np
 
 
 def signs_one_sided(sums: Floats, *, seed: int = 0) -> float:
-    """Return the share of sign patterns whose sum is as large as the one observed, or larger.
+    """Return the fraction of sign patterns whose sum is at least as large as observed.
 
     >>> signs_one_sided(np.ones(5))
     0.03125
     """
     sums = sums[np.abs(sums) > 1e-12]
-    # sums of the same numbers in another order are the same sum
+    # the same numbers summed in another order must count as an equal sum
     total = sums.sum() - _ROUNDING
-    # no other pattern is as large
+    # the observed pattern is then the only one with so large a sum
     if (sums > 0).all():
         return float(0.5 ** len(sums))
     if len(sums) <= _ALL_PATTERNS:
@@ -134,9 +136,11 @@ def signs_one_sided(sums: Floats, *, seed: int = 0) -> float:
 
 
 def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return p values `(..., tests)` corrected for the number of tests by Holm's steps.
+    """Return p values `(..., tests)` corrected for the number of tests by Holm's method.
 
-    Our own four lines: statsmodels' `multipletests` collects garbage at every call, 0.15 s a board.
+    It is not taken from statsmodels, whose `multipletests` collects garbage in every call (0.15 s
+    per board).
+
     Source: Holm, Scandinavian Journal of Statistics 6, 1979.
 
     >>> holm(np.array([0.01, 0.04, 0.02]))
@@ -150,7 +154,7 @@ def holm(p: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def fewest_changes(level: float) -> int:
-    """Return how many changes, all one way, a one-sided test needs to call them real.
+    """Return how many changes in the same direction a one-sided test needs to be significant.
 
     >>> fewest_changes(0.05), fewest_changes(0.01)
     (5, 7)
@@ -162,40 +166,40 @@ def mcnemar_power(n: int, lost: float, gained: float, *, level: float = LEVEL) -
     """Return the exact power of the one-sided test on `n` images.
 
     Args:
-        n: images.
-        lost: probability that an image is lost.
-        gained: probability that one is gained.
-        level: of the test.
+        n: number of images.
+        lost: probability that an image changes from right to wrong.
+        gained: probability that an image changes from wrong to right.
+        level: level of the test.
     """
     changed = lost + gained
     if changed <= 0:
         return 0.0
     low, high = scipy_stats.binom.interval(1 - 1e-9, n, min(changed, 1.0))
     m = np.arange(int(low), int(high) + 1)
-    # fewest lost of m changed that the test calls a drop: P(X >= k) <= level; isf ends below it
-    least = scipy_stats.binom.isf(level, m, 0.5) + 1
-    rejects = scipy_stats.binom.sf(least - 1, m, lost / changed)
+    # the smallest k of m changed images with P(X >= k) <= level; `isf` returns k - 1
+    critical = scipy_stats.binom.isf(level, m, 0.5) + 1
+    rejects = scipy_stats.binom.sf(critical - 1, m, lost / changed)
     return float((scipy_stats.binom.pmf(m, n, min(changed, 1.0)) * rejects).sum())
 
 
 def mcnemar_images(lost: float, gained: float, *, level: float = LEVEL) -> int | None:
-    """Return the fewest images with 80 % power, None beyond ten million.
+    """Return the smallest number of images with 80 % power; None if it is above ten million.
 
-    Beyond 20,000 by the normal approximation.
     Source: Connor, Biometrics 1987, "Sample size for testing differences in proportions for the
-    paired-sample design", equation 3; below 20,000 corrected by the exact power.
+        paired-sample design", equation 3, a normal approximation. Up to 20,000 images it is
+        corrected by the exact power.
     """
     drop, changed = lost - gained, lost + gained
     if drop <= 0:
         return None
     a, b = scipy_stats.norm.ppf([1 - level, POWER])
     guess = (a * math.sqrt(changed) + b * math.sqrt(max(changed - drop**2, 0))) ** 2 / drop**2
-    if guess > MOST_IMAGES:
+    if guess > MAX_IMAGES:
         return None
     if guess > 20_000:
         return int(math.ceil(guess))
     low, high = 1, int(1.2 * guess) + 40
-    # the exact power climbs with n but for the steps of a discrete test
+    # bisection: the exact power grows with n, apart from the small steps of a discrete test
     while low < high:
         middle = (low + high) // 2
         if mcnemar_power(middle, lost, gained, level=level) >= POWER:
@@ -206,7 +210,7 @@ def mcnemar_images(lost: float, gained: float, *, level: float = LEVEL) -> int |
 
 
 def mcnemar_smallest(n: float, gained: float, *, level: float = LEVEL) -> float:
-    """Return the smallest drop that `n` images show with 80 % power; NaN where none would do."""
+    """Return the smallest drop that `n` images show with 80 % power; NaN if there is none."""
     images = max(int(n), 0)
     low, high = 0.0, 1.0 - 2 * gained
     if high <= 0 or mcnemar_power(images, high + gained, gained, level=level) < POWER:

@@ -1,6 +1,6 @@
-"""Patients: how much the images of one patient say, drawn and counted together.
+"""Patients: account for images of the same patient, which are drawn and counted together.
 
-Where patients are not known (None), every image counts as a patient of its own.
+If patients are not known (None), every image counts as a patient of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ REPLICATES = 1000
 
 
 def patient_numbers(n: int, patients: NDArray[np.character] | None) -> NDArray[np.intp]:
-    """Return the patient of each of `n` images as 0, 1, ..., in the order of their names.
+    """Return the patient of each of `n` images as a number 0, 1, ..., in the order of names.
 
     >>> patient_numbers(3, np.array(["b", "a", "b"]))
     array([1, 0, 1])
@@ -30,7 +30,7 @@ def resamples(
 ) -> NDArray[np.float64]:
     """Return bootstrap weights `(replicates, n)`: how often each image is drawn.
 
-    Whole patients are drawn with replacement; where `patients` is None each image is its own.
+    Whole patients are drawn with replacement; if `patients` is None, single images are.
     """
     if n == 0:
         return np.zeros((replicates, 0))
@@ -43,13 +43,14 @@ def resamples(
 def resampled_patients(
     weights: NDArray[np.float64], among: NDArray[np.bool_] | None = None
 ) -> float:
-    """Return how many equally large patients the resamples are worth, see `effective_patients`.
+    """Return the effective number of patients behind the resamples, see `effective_patients`.
 
-    Images of one patient are drawn equally often in every resample, those of two are not.
+    Patients are told apart by their draws: two images of the same patient are drawn equally often
+    in every resample; images of different patients are not.
 
     Args:
         weights: `(replicates, n)` from `resamples`.
-        among: `(n,)` which images are counted; None = all.
+        among: `(n,)` the images that count; None = all.
 
     >>> round(resampled_patients(resamples(4, np.array(["a", "b", "a", "c"]))), 2)
     2.67
@@ -60,10 +61,12 @@ def resampled_patients(
 
 
 def effective_patients(sizes: NDArray[np.int64]) -> float:
-    """Return how many equally large patients those of `sizes` images are worth: n² over Σ size².
+    """Return the effective number of patients with `sizes` images: n² / Σ size².
 
-    A patient with half of all images says nothing of how patients differ, however many others
-    there are. Source: Kish, Survey Sampling 1965 (as the effective size of weighted samples).
+    This is the number of equally large patients that carry as much information. One patient with
+    half of all images makes it small, however many others there are.
+
+    Source: Kish, Survey Sampling 1965 (as the effective size of weighted samples).
 
     >>> effective_patients(np.array([3, 3, 3])), effective_patients(np.array([9, 1]))
     (3.0, 1.2195121951219512)
@@ -72,19 +75,21 @@ def effective_patients(sizes: NDArray[np.int64]) -> float:
 
 
 def design_effect(right: NDArray[np.float64], sizes: NDArray[np.int64]) -> float:
-    """Return how many times clustering inflates the variance of the mean of 0/1 values, at least 1.
+    """Return the factor by which clustering inflates the variance of a mean of 0/1 values.
 
-    The cluster-robust variance over the binomial one. Few patients with the rarer outcome say
-    little of how alike the images of a patient are: with `k` of them, the design effect of images
-    that are all alike counts for 1 / k². Without that the intervals of shares near 0 and 1
-    hold the truth in 89 %. Patients count as equally large ones: if one of those `k` has most of
-    the images, there is hardly more than one.
+    It is the cluster-robust variance divided by the binomial one, and at least 1. A few patients
+    with the rarer outcome do not show how alike the images of a patient are. So with `k` such
+    patients, the estimate is moved by 1 / k² towards the design effect of patients whose images are
+    all alike. Without this, the intervals of proportions near 0 and 1 contain the true value only
+    89 % of the time. `k` is an effective number: if one of the patients has most of the images, it
+    is hardly more than one.
 
     Args:
-        right: `(patients,)` the sum of a patient's values, two patients or more.
-        sizes: `(patients,)` how many images each has.
+        right: `(patients,)` the sum of each patient's values; at least two patients.
+        sizes: `(patients,)` the number of images of each patient.
 
-    Source: Korn and Graubard, Survey Methodology 1998; the weight is ours, set by simulation.
+    Source: Korn and Graubard, Survey Methodology 1998; the weight 1 / k² is ours, set by
+        simulation.
     """
     n = sizes.sum()
     mean = right.sum() / n
@@ -99,12 +104,12 @@ def design_effect(right: NDArray[np.float64], sizes: NDArray[np.int64]) -> float
 def variance_inflation(
     sums: NDArray[np.float64], sizes: NDArray[np.int64], independent: float
 ) -> float:
-    """Return the cluster-robust variance of a sum over that of independent images, at least 1.
+    """Return the cluster-robust variance of a sum divided by `independent`; at least 1.
 
     Args:
-        sums: `(patients,)` the sum of a patient's values, two patients or more.
-        sizes: `(patients,)` how many images each has.
-        independent: variance of the sum of all values, were the images independent.
+        sums: `(patients,)` the sum of each patient's values; at least two patients.
+        sizes: `(patients,)` the number of images of each patient.
+        independent: variance that the sum of all values would have with independent images.
     """
     count = len(sizes)
     residual = sums - sums.sum() / sizes.sum() * sizes
@@ -115,8 +120,8 @@ def standard_error(values: NDArray[np.float64], number: NDArray[np.intp]) -> flo
     """Return the cluster-robust standard error of the mean of `values`; 0 for a single patient.
 
     Args:
-        values: `(n,)`.
-        number: `(n,)` the patient of each, from `patient_numbers`.
+        values: `(n,)` values of images.
+        number: `(n,)` the patient of each image, from `patient_numbers`.
     """
     count = int(number.max(initial=-1)) + 1
     if count < 2:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from robustbench_med.metrics.segmentation import Parts, of_masks, score_masks
+from robustbench_med.metrics.segmentation import Regions, mask_metrics, score_masks
 from robustbench_med.stats import UNDEFINED, intervals
 from robustbench_med.stats.patients import resamples
 
-PARTS: Parts = {"a": (1,), "b": (2,)}
+PARTS: Regions = {"a": (1,), "b": (2,)}
 
 
 def test_a_score_is_the_mean_over_images_of_the_mean_over_regions() -> None:
@@ -66,7 +66,9 @@ def test_intervals_widen_where_patients_repeat() -> None:
 
 def test_without_images_every_score_is_undefined() -> None:
     nobody = np.zeros((0, 4, 4), dtype=np.int64)
-    found = of_masks(nobody.astype(np.uint8), nobody, regions=PARTS, spacing=None, tolerance=1.0)
+    found = mask_metrics(
+        nobody.astype(np.uint8), nobody, regions=PARTS, spacing=None, tolerance=1.0
+    )
     assert {v.shape for v in found.values()} == {(0, 2), (0, 1)}
     score = score_masks(found, regions=PARTS, weights=resamples(0, None))
     assert len(score) == 8 + 7 * 2

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from skimage import measure
 from sklearn import metrics as sk
 
-from robustbench_med.metrics.segmentation import Parts, of_masks, overlap, units
+from robustbench_med.metrics.segmentation import Regions, mask_metrics, overlap, units
 from tests.metrics.masks import GRIDS, blobs, brute_force
 
-TUMOUR: Parts = {"whole tumour": (1, 2, 3), "core": (1, 3), "enhancing": (3,)}
+TUMOUR: Regions = {"whole tumour": (1, 2, 3), "core": (1, 3), "enhancing": (3,)}
 label: Any = measure.label  # untyped
 REGIONAL = ("dice", "iou", "hd95", "nsd", "volume_error", "lesion_miss", "false_alarm")
 
@@ -38,11 +38,11 @@ def measured(
     called: NDArray[np.integer[Any]],
     truth: NDArray[np.integer[Any]],
     *,
-    parts: Parts | None = None,
+    parts: Regions | None = None,
     spacing: tuple[float, ...] | None = None,
     tolerance: float = 1.5,
 ) -> dict[str, Floats]:
-    return of_masks(
+    return mask_metrics(
         called.astype(np.uint8),
         truth,
         regions={"lesion": (1,)} if parts is None else parts,
@@ -169,7 +169,7 @@ def test_the_rule_for_empty_regions(size: tuple[int, ...], b: int) -> None:
 
 def test_an_absent_class_keeps_its_column() -> None:
     called, truth = ids(2, (16, 16), seed=5), ids(2, (16, 16), seed=6)
-    parts: Parts = {"a": (1,), "b": (2,), "c": (3,)}
+    parts: Regions = {"a": (1,), "b": (2,), "c": (3,)}
     full = measured(called, truth, parts=parts)
     without = [np.where(m == 2, 0, m) for m in (called, truth)]
     found = measured(*without, parts=parts)
@@ -267,7 +267,7 @@ def test_real_hippocampi_are_those_of_the_table_of_all_distances(real_data: Path
     """A segmenter that calls each volume by its neighbour's mask: plausible, never right."""
     with np.load(real_data / "hippocampus_3d.npz") as arrays:
         truth = arrays["test_masks"][:3].astype(np.int64)
-    parts: Parts = {"anterior": (1,), "posterior": (2,)}
+    parts: Regions = {"anterior": (1,), "posterior": (2,)}
     spacing = (1.0, 1.0, 1.0)
     found = measured(np.roll(truth, 1, axis=0), truth, parts=parts, spacing=spacing)
     assert ((found["dice"] > 0.2) & (found["dice"] < 0.98)).all()
