@@ -81,7 +81,7 @@ def pull(pixels: Pixels, lot: Float[Tensor, " b"]) -> PerSample:
     """
     k = pixels.logits.shape[1]
     shift = 1 + (lot * (k - 1)).long().clamp_max(k - 2)
-    lowered = pixels.reference if pixels.away else pixels.called
+    lowered = pixels.reference if pixels.away else pixels.predicted
     raised = (pixels.reference + shift[:, None]) % k if pixels.away else pixels.reference
     rise = (pixels.logits.gather(1, raised[:, None]) - pixels.logits.gather(1, lowered[:, None]))[
         :, 0

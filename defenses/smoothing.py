@@ -204,7 +204,7 @@ def votes(victim: Victim, x: Images, *, rng: Draws, sigma: float, n: int) -> NDA
 def _one_hot(logits: Tensor) -> Int[Tensor, "b k"]:
     """Return 1 for the predicted class of each image, 0 for the others."""
     if logits.ndim != 2:
-        raise SpecError("expected one label an image for smoothing, got masks")
+        raise SpecError("expected one label per image for smoothing, got masks")
     if logits.shape[1] == 1:
         logits = torch.cat([torch.zeros_like(logits), logits], 1)
     return torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1])

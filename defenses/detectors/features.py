@@ -84,7 +84,9 @@ def activations(victim: Victim, x: Images, layers: Layers) -> list[Features]:
     with _hooked(victim.module, layers) as outputs:
         victim.module(victim.normalised(x))
     if layers.head not in outputs:
-        raise VictimError(f"expected a forward pass through {layers.head!r}, got one around it")
+        raise VictimError(
+            f"expected a forward pass through {layers.head!r}, got one that bypasses it"
+        )
     return [outputs[name] for name in (*layers.stages, layers.head) if name in outputs]
 
 

@@ -1,4 +1,4 @@
-"""Build a network from its spec, most often with timm, smp or MONAI."""
+"""Build a network from its spec, usually with timm, smp or MONAI."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def build(
     if colon and library in _LIBRARIES:
         return _LIBRARIES[library](name, spec.parameters, channels, outputs, size)
     if spec.name in NETWORKS:
-        return _ours(spec.name, spec.parameters, channels, outputs, size)
+        return _own_network(spec.name, spec.parameters, channels, outputs, size)
     arguments = {"in_chans": channels, **spec.parameters}
     if outputs is not None:
         arguments["num_classes"] = outputs
@@ -158,7 +158,7 @@ def _monai(
     return _construct(f"monai:{name}", getattr(nets, name), {**arguments, **parameters})
 
 
-def _ours(
+def _own_network(
     name: str,
     parameters: dict[str, Any],
     channels: int,

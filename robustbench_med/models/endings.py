@@ -38,7 +38,7 @@ class Ending(NamedTuple):
         name: name of the squashing function that comes last; "" if there is none or it is unknown,
             as for a scripted or compiled module, a custom function, or outputs without gradient.
         affine: whether a linear layer or a convolution comes last.
-        bypass: the calls of that function; None if they are unknown.
+        bypass: the calls to bypass to read the values before that function; None if unknown.
     """
 
     name: str = ""
@@ -61,7 +61,7 @@ def ending_of(victim: Victim, x: Images, reading: Reading) -> Ending:
         except Exception:  # foreign code may raise anything; it ran without gradients before
             return Ending()
     tensor = leaves(raw).get(reading.path)
-    nodes = [] if tensor is None else _last(tensor.grad_fn)
+    nodes = [] if tensor is None else _last_nodes(tensor.grad_fn)
     names = {_name(node) for node in nodes}
     if len(names) != 1:
         return Ending()
@@ -72,16 +72,16 @@ def ending_of(victim: Victim, x: Images, reading: Reading) -> Ending:
     return Ending(_SQUASHES.get(name, ""), bool(_AFFINE.fullmatch(name)), bypass)
 
 
-def _last(node: Any) -> list[Any]:  # noqa: ANN401 - autograd's nodes have no common type
+def _last_nodes(node: Any) -> list[Any]:  # noqa: ANN401 - autograd's nodes have no common type
     """Return the nodes that computed the values; [] if some values have no node."""
-    waiting, ends, met = [node], [], set()
+    waiting, ends, visited = [node], [], set()
     while waiting:
         node = waiting.pop()
         if node is None:
             return []
-        if node in met:
+        if node in visited:
             continue
-        met.add(node)
+        visited.add(node)
         if _MOVES.fullmatch(_name(node)):
             waiting += [before for before, _ in node.next_functions]
         else:
@@ -93,19 +93,19 @@ def _name(node: Any) -> str:  # noqa: ANN401
     return re.sub(r"\d+$", "", str(node.name()))
 
 
-def link_of(p: Tensor, *, alone: bool) -> Link:
+def link_of(p: Tensor, *, independent: bool) -> Link:
     """Return the link of probabilities `(b, k, *s)`: "log" if they sum to 1 over classes.
 
     Args:
         p: probabilities that the module returned.
-        alone: whether each probability is that of an independent finding.
+        independent: whether each probability is that of an independent finding.
     """
-    if alone or not bool(((p.sum(1) - 1).abs() < 1e-3).all()):
+    if independent or not bool(((p.sum(1) - 1).abs() < 1e-3).all()):
         return "logit"
     return "log"
 
 
-def direct(victim: Victim, x: Images, reading: Reading, end: Ending, p: Tensor) -> Reading:
+def bypassing(victim: Victim, x: Images, reading: Reading, end: Ending, p: Tensor) -> Reading:
     """Return a reading that bypasses the last sigmoid or softmax, if it gives the same result.
 
     Args:

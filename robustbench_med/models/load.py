@@ -24,7 +24,7 @@ from robustbench_med.types import images_at_once
 from robustbench_med.victim import Victim
 
 ZOO = registry.CORE / "models" / "zoo"
-_OURS = ("weights", "pretrained", "mean", "std", "window", "overlap", "returns", "output")
+_OPTIONS = ("weights", "pretrained", "mean", "std", "window", "overlap", "returns", "output")
 _log = logging.getLogger(__name__)
 _logged: set[tuple[str, str]] = set()  # models and notes that this process has logged
 
@@ -48,7 +48,7 @@ class Loaded(NamedTuple):
 
 
 def check_name(name: str) -> None:
-    """Raise VictimError if a file is given in place of a model's name."""
+    """Raise VictimError if the name is that of a file that is not a model."""
     ending = Path(name).suffix.lower()
     if not registry.is_own(name) and ending in _FILES:
         raise VictimError(f"expected a model's name or spec, got {name!r}: {_FILES[ending]}")
@@ -76,8 +76,8 @@ def resolve_model(name: str) -> ModelSource:
     """Return the model that the text of a victim names.
 
     Raises:
-        UnknownNameError: no such card.
-        SpecError, VictimError: the text is no spec, or names a file in place of a model.
+        UnknownNameError: there is no such card.
+        SpecError, VictimError: the text is not a spec, or names a file instead of a model.
     """
     if not registry.is_own(name):
         check_name(name)
@@ -119,7 +119,7 @@ def load_victim(model: str | ModelSource, data: DatasetCard, *, zoo: Path = ZOO)
     card = _card_of(source)
     victim = untrained(card, _trained_on(card, data))
     sha256 = weights.read(bare(victim.module), zoo / card.weights, sha256=card.sha256)
-    return Loaded(victim, card, _answers_of(card, sha256))
+    return Loaded(victim, card, _outputs_sha256(card, sha256))
 
 
 def _trained_on(card: ModelCard, data: DatasetCard) -> DatasetCard:
@@ -160,7 +160,7 @@ def describe(model: str | ModelSource, data: DatasetCard) -> tuple[ModelCard, st
     card = source.card
     _trained_on(card, data)
     weights.content(ZOO / card.weights, sha256=card.sha256)
-    return card, _answers_of(card, card.sha256)
+    return card, _outputs_sha256(card, card.sha256)
 
 
 def untrained(card: ModelCard, data: DatasetCard) -> Victim:
@@ -172,7 +172,7 @@ def untrained(card: ModelCard, data: DatasetCard) -> Victim:
         size=card.window or data.size,
     )
     contract = _contract(data, card.mean, card.std)
-    return Victim(_slid(module, card), contract, chunk=images_at_once(data.size))
+    return Victim(_with_window(module, card), contract, chunk=images_at_once(data.size))
 
 
 def log_notes(card: ModelCard) -> None:
@@ -187,9 +187,9 @@ def _contract(
     data: DatasetCard,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    ours: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> InputContract:
-    stated = {key: (ours or {}).get(key) for key in ("returns", "output")}
+    stated = {key: (options or {}).get(key) for key in ("returns", "output")}
     return contract_of(
         data.channels,
         data.size,
@@ -202,16 +202,18 @@ def _contract(
 
 
 def _of_spec(builder_spec: spec.Spec, data: DatasetCard) -> Loaded:
-    ours = {key: builder_spec.parameters[key] for key in _OURS if key in builder_spec.parameters}
-    inner = {key: value for key, value in builder_spec.parameters.items() if key not in _OURS}
+    options = {
+        key: builder_spec.parameters[key] for key in _OPTIONS if key in builder_spec.parameters
+    }
+    inner = {key: value for key, value in builder_spec.parameters.items() if key not in _OPTIONS}
     library, _, name = builder_spec.name.rpartition(":")
-    pretrained = library.startswith("timm") and bool(ours.get("pretrained"))
-    if not ours.get("weights") and not pretrained:
+    pretrained = library.startswith("timm") and bool(options.get("pretrained"))
+    if not options.get("weights") and not pretrained:
         way = " or pretrained=True" if library.startswith("timm") else ""
         raise VictimError(f"expected weights='FILE.safetensors'{way}, got {builder_spec}")
-    if not isinstance(ours.get("weights", ""), str):
-        raise VictimError(f"expected weights='FILE.safetensors', got {ours['weights']!r}")
-    window, overlap = _window(ours, data)
+    if not isinstance(options.get("weights", ""), str):
+        raise VictimError(f"expected weights='FILE.safetensors', got {options['weights']!r}")
+    window, overlap = _window(options, data)
     # a hub model keeps its own head: for another width timm would make a random one
     outputs = None if pretrained else inner.pop("num_classes", len(data.classes))
     builder = spec.Spec(builder_spec.name, inner)
@@ -222,12 +224,12 @@ def _of_spec(builder_spec: spec.Spec, data: DatasetCard) -> Loaded:
         size=window or data.size,
         pretrained=pretrained,
     )
-    if ours.get("weights"):
-        sha256 = weights.read(module, Path(ours["weights"]))
+    if options.get("weights"):
+        sha256 = weights.read(module, Path(options["weights"]))
     else:
         sha256 = weights.fingerprint(module)
     default = getattr(module, "pretrained_cfg", {})
-    mean, std = _statistics(ours, default, data)
+    mean, std = _statistics(options, default, data)
     card = ModelCard(
         name=str(builder_spec),
         title=builder_spec.name,
@@ -241,20 +243,20 @@ def _of_spec(builder_spec: spec.Spec, data: DatasetCard) -> Loaded:
         overlap=overlap,
         sha256=sha256,
     )
-    return _admitted(_slid(module, card), card, _contract(data, mean, std, ours), data)
+    return _probed(_with_window(module, card), card, _contract(data, mean, std, options), data)
 
 
 def _of_factory(name: str, factory: user_factory.Factory, data: DatasetCard) -> Loaded:
-    product = user_factory.make_model(factory, _OURS)
-    ours, sha256 = product.unused, product.sha256
-    for key in ours.keys() & {"pretrained"}:
+    product = user_factory.make_model(factory, _OPTIONS)
+    options, sha256 = product.unused, product.sha256
+    for key in options.keys() & {"pretrained"}:
         raise SpecError(f"{name}: expected a parameter that the factory takes, got {key!r}")
-    if not isinstance(ours.get("weights", ""), str):
-        raise VictimError(f"expected weights='FILE.safetensors', got {ours['weights']!r}")
-    if ours.get("weights"):
-        sha256 = _digest(sha256, weights.read(product.module, Path(ours["weights"])))
-    window, overlap = _window(ours, data)
-    mean, std = _statistics(ours, {}, data)
+    if not isinstance(options.get("weights", ""), str):
+        raise VictimError(f"expected weights='FILE.safetensors', got {options['weights']!r}")
+    if options.get("weights"):
+        sha256 = _digest(sha256, weights.read(product.module, Path(options["weights"])))
+    window, overlap = _window(options, data)
+    mean, std = _statistics(options, {}, data)
     card = ModelCard(
         name=name,
         title=f"{factory.path.name}:{factory.call.name}",
@@ -268,7 +270,9 @@ def _of_factory(name: str, factory: user_factory.Factory, data: DatasetCard) -> 
         overlap=overlap,
         sha256=sha256,
     )
-    return _admitted(_slid(product.module, card), card, _contract(data, mean, std, ours), data)
+    return _probed(
+        _with_window(product.module, card), card, _contract(data, mean, std, options), data
+    )
 
 
 def _of_function(entry: registry.Entry, data: DatasetCard) -> Loaded:
@@ -277,10 +281,10 @@ def _of_function(entry: registry.Entry, data: DatasetCard) -> Loaded:
     module = user_factory.run_factory(entry.card.name, entry.item)
     sha256 = _digest(entry.origin, user_factory.identity(module))
     card: ModelCard = entry.card.model_copy(update={"sha256": sha256})
-    return _admitted(_slid(module, card), card, _contract(data, card.mean, card.std), data)
+    return _probed(_with_window(module, card), card, _contract(data, card.mean, card.std), data)
 
 
-def _admitted(
+def _probed(
     module: nn.Module, card: ModelCard, contract: InputContract, data: DatasetCard
 ) -> Loaded:
     """Return a user's own model as a victim, after probing its outputs."""
@@ -292,7 +296,7 @@ def _admitted(
     returns = "logits" if reading.link == "identity" else "probabilities"
     output = "" if reading.path == () else repr(reading.path)
     card = card.model_copy(update={"returns": returns, "output": output, "notes": notes})
-    return Loaded(replace(victim, reading=reading), card, _answers_of(card, card.sha256))
+    return Loaded(replace(victim, reading=reading), card, _outputs_sha256(card, card.sha256))
 
 
 def of_module(
@@ -317,11 +321,11 @@ def of_module(
         SpecError: `mean` or `std` are no such numbers, or are stated beside a contract.
         VictimError: the module does not read such images or returns another number of logits.
     """
-    ours = {key: value for key, value in stated.items() if value is not None}
+    options = {key: value for key, value in stated.items() if value is not None}
     if contract is None:
-        contract = _contract(data, *_statistics(ours, {}, data), ours)
-    elif ours:
-        raise SpecError(f"expected {min(ours)} in the contract, got it beside a contract")
+        contract = _contract(data, *_statistics(options, {}, data), options)
+    elif options:
+        raise SpecError(f"expected {min(options)} in the contract, got it beside a contract")
     title = name or type(module).__name__
     check_weights(module)
     module = user_factory.with_gradients(module)
@@ -336,7 +340,7 @@ def of_module(
         std=contract.std,
         sha256=user_factory.identity(module),
     )
-    loaded = _admitted(module, card, contract, data)
+    loaded = _probed(module, card, contract, data)
     parameter = next(module.parameters(), None)
     device = None if parameter is None else parameter.device
     x = torch.zeros(2, data.channels, *data.size, device=device)
@@ -346,45 +350,47 @@ def of_module(
 
 
 def _statistics(
-    ours: Mapping[str, Any], default: Mapping[str, Any], data: DatasetCard
+    options: Mapping[str, Any], default: Mapping[str, Any], data: DatasetCard
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and std: as stated, else those of the architecture, else 0 and 1.
 
     Raises:
-        SpecError: one of the two is stated alone although the architecture has both, or the
-            numbers do not fit the data.
+        SpecError: only one of the two is stated although the architecture has both, or the numbers
+            do not fit the data.
     """
     names = ("mean", "std")
-    if any(name in ours for name in names):
-        missing = [name for name in names if name not in ours]
+    if any(name in options for name in names):
+        missing = [name for name in names if name not in options]
         if missing and default.get(missing[0]):
             raise SpecError(
                 f"expected mean=[..] and std=[..] together, got no {missing[0]}: the network's own "
-                "belong to each other"
+                "two belong together"
             )
         default_statistics = {"mean": (0.0,), "std": (1.0,)}
-        mean, std = (statistic(n, ours.get(n, default_statistics[n]), data.channels) for n in names)
+        mean, std = (
+            statistic(n, options.get(n, default_statistics[n]), data.channels) for n in names
+        )
         return mean, std
     mean, std = tuple(default.get("mean") or (0.0,)), tuple(default.get("std") or (1.0,))
-    if data.channels == 1:  # timm folds RGB stems into one channel; their statistics fold alike
+    if data.channels == 1:  # timm folds RGB stems into one channel; the statistics fold likewise
         return (sum(mean) / len(mean),), (sum(std) / len(std),)
     if len(mean) not in (1, data.channels):
         raise SpecError(
             f"expected mean=[..] and std=[..] with {data.channels} numbers, one per channel, "
-            f"got none: the network's own are of {len(mean)} channels"
+            f"got none: the network's own have {len(mean)} channels"
         )
     return mean, std
 
 
-def _slid(module: nn.Module, card: ModelCard) -> nn.Module:
+def _with_window(module: nn.Module, card: ModelCard) -> nn.Module:
     if card.window is None:
         return module
     return Sliding(module, window=card.window, overlap=card.overlap)
 
 
-def _window(ours: dict[str, Any], data: DatasetCard) -> tuple[tuple[int, ...] | None, float]:
+def _window(options: dict[str, Any], data: DatasetCard) -> tuple[tuple[int, ...] | None, float]:
     """Return the window and overlap of a spec; (None, 0.25) if it reads whole images."""
-    window, overlap = ours.get("window"), ours.get("overlap", 0.25)
+    window, overlap = options.get("window"), options.get("overlap", 0.25)
     if not isinstance(overlap, int | float) or not 0 <= overlap < 1:
         raise SpecError(f"expected overlap in [0,1), got {overlap!r}")
     if window is None:
@@ -396,7 +402,7 @@ def _window(ours: dict[str, Any], data: DatasetCard) -> tuple[tuple[int, ...] | 
     return tuple(sides), float(overlap)
 
 
-def _answers_of(card: ModelCard, weights_sha256: str) -> str:
+def _outputs_sha256(card: ModelCard, weights_sha256: str) -> str:
     """Return the hash of everything that determines a victim's outputs."""
     slides = () if card.window is None else (card.window, card.overlap)
     read: list[str] = [] if card.returns == "logits" else [card.returns]

@@ -1,4 +1,4 @@
-"""Small segmentation networks, 2-D and 3-D: FCN, SegNet, V-Net; no library has them so narrow."""
+"""Small segmentation networks in 2-D and 3-D (FCN, SegNet, V-Net), narrower than any library's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional
 from robustbench_med.types import Images, Logits
 
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-_BACK = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _POOL = {2: functional.max_pool2d, 3: functional.max_pool3d}
 _UNPOOL = {2: functional.max_unpool2d, 3: functional.max_unpool3d}
@@ -30,7 +30,7 @@ def _stage(axes: int, before: int, width: int, convs: int) -> nn.Sequential:
 
 
 class FCN(nn.Module):
-    """A fully convolutional network: the scores of all levels are summed from coarse to fine.
+    """A fully convolutional network that sums the scores of all levels from coarse to fine.
 
     Args:
         axes: spatial axes of an image, 2 or 3.
@@ -40,9 +40,10 @@ class FCN(nn.Module):
         convs: convolutions per level.
         stride: stride of the finest level that is scored; 8 for FCN-8s.
 
-    Source: Long, Shelhamer, Darrell, CVPR 2015, section 4.2. The backbone is VGG's pattern with
-        batch norm; scores are upsampled linearly (the paper learns that from the same start), and
-        finer levels than pool3 may be scored, for vessels of a pixel or two.
+    Source: Long, Shelhamer, Darrell, CVPR 2015, section 4.2.
+    Deviations: The backbone follows the pattern of VGG with batch norm. Scores are upsampled
+        linearly; the paper learns the upsampling and starts from the linear one. Levels finer than
+        pool3 may be scored, for vessels of one or two pixels.
     """
 
     def __init__(
@@ -96,7 +97,8 @@ class SegNet(nn.Module):
         convs: convolutions per level, in the encoder and in the decoder.
 
     Source: Badrinarayanan, Kendall, Cipolla, IEEE TPAMI 39:2481 (2017), section 3 and figure 2.
-        Narrow, and with as many levels as `widths` has in place of VGG16's five.
+    Deviations: The network is narrow, and has as many levels as `widths` instead of the five of
+        VGG16.
     """
 
     def __init__(
@@ -122,15 +124,15 @@ class SegNet(nn.Module):
 
     def forward(self, x: Images) -> Logits:
         """Return logits `(b, k, *s)`."""
-        places: list[tuple[Tensor, torch.Size]] = []
+        pooled: list[tuple[Tensor, torch.Size]] = []
         for stage in self.down:
             x = stage(x)
             size = x.shape[2:]
-            x, where = _POOL[self.axes](x, 2, return_indices=True)
-            places.append((where, size))
+            x, indices = _POOL[self.axes](x, 2, return_indices=True)
+            pooled.append((indices, size))
         for stage in self.up:
-            where, size = places.pop()
-            x = stage(_UNPOOL[self.axes](x, where, (2,) * self.axes, output_size=size))
+            indices, size = pooled.pop()
+            x = stage(_UNPOOL[self.axes](x, indices, (2,) * self.axes, output_size=size))
         logits: Tensor = self.head(x)
         return logits
 
@@ -157,7 +159,7 @@ class _Residual(nn.Module):
 
 
 class VNet(nn.Module):
-    """Residual stages between strided convolutions, with concatenated skips.
+    """A network of residual stages between strided convolutions, with concatenated skips.
 
     Args:
         axes: spatial axes of an image, 2 or 3.
@@ -167,9 +169,10 @@ class VNet(nn.Module):
         convs: convolutions per level, from fine to coarse.
         kernel: width of a convolution, odd.
 
-    Source: Milletari, Navab, Ahmadi, 3DV 2016, section 2 and figure 2. The paper's are width 16,
-        convs (1, 2, 3, 3, 3) and kernel 5. Batch norm is added; a decoder stage adds its upsampled
-        input, not the concatenation, to its result, so that it needs half the width.
+    Source: Milletari, Navab, Ahmadi, 3DV 2016, section 2 and figure 2; the paper uses width 16,
+        convs (1, 2, 3, 3, 3) and kernel 5.
+    Deviations: Batch norm is added. A decoder stage adds its upsampled input to its result, not the
+        concatenation, so that it needs half the width.
     """
 
     def __init__(
@@ -195,7 +198,7 @@ class VNet(nn.Module):
             for a, b in pairwise(widths)
         )
         self.up = nn.ModuleList(
-            nn.Sequential(_BACK[axes](b, a, 2, 2, bias=False), _NORM[axes](a), nn.PReLU(a))
+            nn.Sequential(_TRANSPOSED[axes](b, a, 2, 2, bias=False), _NORM[axes](a), nn.PReLU(a))
             for a, b in pairwise(widths)
         )
         self.right = nn.ModuleList(
@@ -204,7 +207,7 @@ class VNet(nn.Module):
         self.head = _CONV[axes](width, outputs, 1)
 
     def forward(self, x: Images) -> Logits:
-        """Return logits `(b, k, *s)`; each side of an image a multiple of 2^(levels - 1)."""
+        """Return logits `(b, k, *s)`; the sides of an image must be multiples of 2^(levels - 1)."""
         x = self.enter(x)
         x = self.left[0](x, x)
         skips = []

@@ -1,4 +1,4 @@
-"""The operating point: the threshold of a deployed device, chosen on the validation split.
+"""Choose the operating point, the threshold of a deployed device, on the validation split.
 
 It becomes an offset of the victim's logits, so that there is one decision rule: the attack ascends
 the same decision from which accuracy, sensitivity and flips are counted.

@@ -26,7 +26,7 @@ from robustbench_med.models.endings import (
     LOG_SIGMOID,
     LOG_SOFTMAX,
     Ending,
-    direct,
+    bypassing,
     ending_of,
     link_of,
 )
@@ -99,7 +99,7 @@ def probe(victim: Victim, expected: Expected) -> Probed:
             contradict the contract.
     """
     check_weights(victim.module)
-    with frozen(victim.module), seeded("probe"), _steady(victim.module), torch.no_grad():
+    with frozen(victim.module), seeded("probe"), _unchanging(victim.module), torch.no_grad():
         prober = _Prober(replace(victim, reading=Reading(dtype=_dtype(victim.module))))
         path, note = _path(prober, expected)
         notes = [note] if note else []
@@ -148,7 +148,7 @@ class _Prober:
                 axes = ", -1" * (x.ndim - 2)
                 raise VictimError(
                     f"expected a model that reads {tuple(x.shape[1:])} images, got one that reads "
-                    "3 channels: hand in an nn.Module whose forward calls it with "
+                    "3 channels: pass an nn.Module whose forward calls it with "
                     f"x.expand(-1, 3{axes})"
                 ) from None
             raise VictimError(
@@ -177,8 +177,8 @@ def check_weights(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if isinstance(parameter, UninitializedParameter):
             raise VictimError(
-                f"expected a model with weights, got {name!r} without a shape: ask it one image "
-                "first, which completes lazy layers"
+                f"expected a model with weights, got {name!r} without a shape: call it on one "
+                "image first, which initialises lazy layers"
             )
         if parameter.is_meta:
             raise VictimError(
@@ -193,7 +193,7 @@ def _dtype(module: nn.Module) -> torch.dtype | None:
 
 
 @contextmanager
-def _steady(module: nn.Module) -> Iterator[None]:
+def _unchanging(module: nn.Module) -> Iterator[None]:
     """Raise VictimError if a module changes its own weights in the block; they are restored."""
     before = [(parameter, parameter.detach().clone()) for parameter in module.parameters()]
     try:
@@ -207,8 +207,8 @@ def _steady(module: nn.Module) -> Iterator[None]:
                 parameter.copy_(value)
     if changed:
         raise VictimError(
-            "expected a model whose weights stay as they are, got one that changes them when it "
-            "is asked (adaptation at test time): its answers depend on what was asked before"
+            "expected a model whose weights do not change, got one that changes them in a forward "
+            "pass (adaptation at test time): its outputs depend on the images before"
         )
 
 
@@ -247,9 +247,9 @@ def _head(prober: _Prober, expected: Expected) -> Path:
     if len(fitting) == 1:
         return fitting[0]
     for name in _HEADS:
-        called = [path for path in fitting if path[-1] == name]
-        if len(called) == 1:
-            return called[0]
+        named = [path for path in fitting if path[-1] == name]
+        if len(named) == 1:
+            return named[0]
     if fitting and isinstance(raw, list | tuple) and not hasattr(raw, "_fields"):
         return fitting[0]
     if not fitting:
@@ -273,8 +273,8 @@ def _check_each(prober: _Prober, expected: Expected, path: Path) -> None:
         if output is None or expected.width(output.shape, n, prober.size) is None:
             got = "none" if output is None else str(tuple(output.shape))
             raise VictimError(
-                f"expected an answer for each image, got outputs {got} for {n} images: keep "
-                "the images on the first axis"
+                f"expected one output per image, got outputs {got} for {n} images: keep the "
+                "images on the first axis"
             )
 
 
@@ -284,11 +284,11 @@ def _check_each(prober: _Prober, expected: Expected, path: Path) -> None:
 def _linked(prober: _Prober, reading: Reading, expected: Expected) -> tuple[Reading, str]:
     """Return the reading with its link to logits, and a note for the user."""
     stated, p = prober.victim.contract.returns, prober.numbers(reading, 2)
-    alone = expected.findings or reading.width == 1
+    independent = expected.findings or reading.width == 1
     if stated == "logits":
         return reading, ""
     end = ending_of(prober.victim, prober.x[:2], reading)
-    logarithms = end.name == LOG_SIGMOID or (end.name == LOG_SOFTMAX and alone)
+    logarithms = end.name == LOG_SIGMOID or (end.name == LOG_SOFTMAX and independent)
     if stated == "probabilities":
         if not _within(p):
             raise VictimError(
@@ -306,25 +306,25 @@ def _linked(prober: _Prober, reading: Reading, expected: Expected) -> tuple[Read
         every = [p, *_stressed(prober, reading)]
         varied = float(torch.cat([outputs.flatten() for outputs in every]).std()) > 0
         if not (varied and all(map(_within, every))):
-            return reading, _one_sided(every) if alone else ""
+            return reading, _one_sided(every) if independent else ""
         p = torch.cat(every)
         note = (
             "the outputs stay within [0,1] on all images tried, extreme ones too: they are read "
             "as probabilities"
         )
     if note:
-        note += ", with the threshold at 0.5" if alone else ""
+        note += ", with the threshold at 0.5" if independent else ""
         note += " (returns='logits' takes them as they are)"
     linked = replace(
         reading,
-        link="log_odds" if logarithms and stated == "auto" else link_of(p, alone=alone),
+        link="log_odds" if logarithms and stated == "auto" else link_of(p, independent=independent),
         certain=bool(end.name) or stated == "probabilities",
     )
-    return _direct(prober, linked, end), note
+    return _bypassing(prober, linked, end), note
 
 
-def _direct(prober: _Prober, reading: Reading, end: Ending) -> Reading:
-    return direct(prober.victim, prober.x[:2], reading, end, prober.numbers(reading, 2))
+def _bypassing(prober: _Prober, reading: Reading, end: Ending) -> Reading:
+    return bypassing(prober.victim, prober.x[:2], reading, end, prober.numbers(reading, 2))
 
 
 def _within(p: Tensor) -> bool:

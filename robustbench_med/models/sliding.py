@@ -12,15 +12,16 @@ from robustbench_med.types import Images, Logits, images_at_once
 class Sliding(nn.Module):
     """A network that is applied window by window; logits are blended where windows overlap.
 
-    The whole is differentiable, so that an attack ascends the deployed model and not one window.
+    The module is differentiable, so an attack can ascend the deployed model and not only one
+    window.
 
     Args:
         network: returns logits of the window's size.
         window: size of a window; an image of that size is read in one pass.
         overlap: fraction of a window's side that the next window reads too, in [0,1).
 
-    Source: gaussian weights with sigma 1/8 of a side, Isensee et al., Nature Methods 18:203 (2021);
-        monai.inferers.sliding_window_inference does it.
+    Source: Gaussian weights with sigma 1/8 of a side, Isensee et al., Nature Methods 18:203 (2021),
+        as computed by monai.inferers.sliding_window_inference.
     """
 
     def __init__(self, network: nn.Module, *, window: tuple[int, ...], overlap: float) -> None:

@@ -68,19 +68,21 @@ def factory_of(text: str) -> Factory | None:
     if text.endswith(".py"):
         raise VictimError(f"expected FILE.py:FACTORY, a function that makes a model, got {text!r}")
     match = _FORM.fullmatch(text)
-    if match is None or re.match(r"\w+(:[^(]*)?\(", text):  # a ".py:" among some spec's parameters
+    # the second condition: ".py:" occurs in the parameters of another spec
+    if match is None or re.match(r"\w+(:[^(]*)?\(", text):
         return None
     return Factory(Path(match[1]).expanduser(), spec.parse(match[2]))
 
 
-def make_model(factory: Factory, ours: tuple[str, ...]) -> Product:
+def make_model(factory: Factory, options: tuple[str, ...]) -> Product:
     """Return the model that a factory makes; this executes the user's own file.
 
     Torch's generators are seeded equally at every call, so that a factory draws the same weights.
 
     Args:
         factory: file, function and arguments.
-        ours: parameters of the bench, which the factory receives only if its signature names them.
+        options: names of the bench's parameters; the factory receives only those that its signature
+            has.
 
     Raises:
         VictimError: the file or function is missing, it raises, or it returns no module.
@@ -90,14 +92,14 @@ def make_model(factory: Factory, ours: tuple[str, ...]) -> Product:
     if not check_name(path).is_file():
         raise VictimError(f"{where}: expected a Python file at {path}, got none")
     content = path.read_bytes()
-    with _beside(path):
-        function = getattr(_executed(path, content), name, None)
+    with _importing_beside(path):
+        function = getattr(_execute(path, content), name, None)
         if not callable(function):
             raise VictimError(f"{where}: expected a function {name!r} in {path.name}, got none")
-        theirs = _taken(function, parameters, ours)
-        module = run_factory(where, lambda: function(**theirs), seed=name)
+        arguments = _arguments(function, parameters, options)
+        module = run_factory(where, lambda: function(**arguments), seed=name)
         hashes = (hashlib.sha256(content).hexdigest(), identity(module))
-    unused = {key: value for key, value in parameters.items() if key not in theirs}
+    unused = {key: value for key, value in parameters.items() if key not in arguments}
     return Product(module, hashlib.sha256("\n".join(hashes).encode()).hexdigest(), unused)
 
 
@@ -125,7 +127,7 @@ def run_factory(where: str, call: Callable[[], object], *, seed: str = "") -> nn
 def with_gradients(module: nn.Module) -> nn.Module:
     """Return the module, or a copy if its weights were made inside torch.inference_mode.
 
-    Such weights can take part in no gradient; those of a copy made outside can.
+    Such weights cannot take part in a gradient; those of a copy made outside can.
     """
     weights = itertools.chain(module.parameters(), module.buffers())
     return copy.deepcopy(module) if any(tensor.is_inference() for tensor in weights) else module
@@ -134,10 +136,10 @@ def with_gradients(module: nn.Module) -> nn.Module:
 def identity(module: nn.Module) -> str:
     """Return the SHA-256 of a module's weights and of the visible part of its code.
 
-    Visible are its printed structure, its attributes (numbers, texts, tensors, functions, objects
-    of the user's own classes and collections of them; anything else in printed form), and the
-    source of each of its classes that belongs to no installed package. Functions that those classes
-    call are not visible.
+    The visible part is its printed structure, its attributes (numbers, texts, tensors, functions,
+    objects of the user's own classes and collections of them; anything else in printed form), and
+    the source of each of its classes that belongs to no installed package. Functions that those
+    classes call are not visible.
     """
     return _identity(module, ())
 
@@ -158,17 +160,17 @@ def _identity(module: nn.Module, inside: tuple[int, ...]) -> str:
         inner = any(not prefix or name.startswith(f"{prefix}.") for prefix in scripted)
         if isinstance(part, torch.jit.ScriptModule) and not inner:
             scripted = (*scripted, name)
-            digest.update(_archived(part))
+            digest.update(_archive_bytes(part))
     kinds = {type(part) for part in module.modules()}
-    digest.update("\n".join(sorted(map(_written, kinds))).encode())
+    digest.update("\n".join(sorted(map(_class_text, kinds))).encode())
     return digest.hexdigest()
 
 
-def _archived(module: torch.jit.ScriptModule) -> bytes:
+def _archive_bytes(module: torch.jit.ScriptModule) -> bytes:
     """Return the bytes that a scripted module saves; a frozen module has no other state."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # torch's advice to users of scripted modules
+        # torch warns every user of scripted modules
         warnings.simplefilter("ignore", FutureWarning)
         torch.jit.save(module, buffer)
     digests = []
@@ -202,13 +204,13 @@ def _visible_state(value: object, inside: tuple[int, ...]) -> bytes:
     if isinstance(value, tuple | list):
         return b"[" + b", ".join(_visible_state(item, inside) for item in value) + b"]"
     if isinstance(value, type):
-        return _written(value).encode()
+        return _class_text(value).encode()
     if inspect.isfunction(value) and not _packaged(value):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        held = [value.__defaults__, value.__kwdefaults__, *cells]
-        return _code(value.__code__).encode() + _visible_state(held, inside)
+        enclosed = [value.__defaults__, value.__kwdefaults__, *cells]
+        return _code(value.__code__).encode() + _visible_state(enclosed, inside)
     if _source(type(value)) and type(value).__repr__ is object.__repr__:
-        return _written(type(value)).encode() + _visible_state(vars_of(value), inside)
+        return _class_text(type(value)).encode() + _visible_state(vars_of(value), inside)
     return printed(value).encode()
 
 
@@ -225,7 +227,7 @@ def _packaged(function: Callable[..., Any]) -> bool:
     return function.__code__.co_filename.startswith(_PACKAGED)
 
 
-def _written(kind: type) -> str:
+def _class_text(kind: type) -> str:
     """Return the name of a class with its source, or with its module if a package brings it."""
     source = _source(kind)
     return f"{kind.__qualname__}\n{source}" if source else f"{kind.__module__}.{kind.__qualname__}"
@@ -252,17 +254,17 @@ def _code(code: CodeType) -> str:
     )
 
 
-def _taken(
-    function: Callable[..., Any], parameters: dict[str, Any], ours: tuple[str, ...]
+def _arguments(
+    function: Callable[..., Any], parameters: dict[str, Any], options: tuple[str, ...]
 ) -> dict[str, Any]:
     try:
         named = inspect.signature(function).parameters
     except (TypeError, ValueError):
         return parameters
-    return {key: value for key, value in parameters.items() if key in named or key not in ours}
+    return {key: value for key, value in parameters.items() if key in named or key not in options}
 
 
-def _executed(path: Path, content: bytes) -> ModuleType:
+def _execute(path: Path, content: bytes) -> ModuleType:
     """Execute the hashed bytes of the file, not a compiled copy, and return the module."""
     name = f"{_PREFIX}{hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:16]}"
     module = ModuleType(name)
@@ -287,7 +289,7 @@ def _run(where: str, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[None]:
+def _importing_beside(path: Path) -> Iterator[None]:
     """Let a file import the modules beside it, as in a script.
 
     These modules are removed afterwards, so that an edited file is read again and is not mistaken

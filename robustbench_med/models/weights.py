@@ -65,7 +65,7 @@ def _kind(path: Path, raw: bytes, error: Exception) -> str:
     if kind == "torch":
         new = path.with_suffix(".safetensors").name
         return (
-            "got a pickle of torch.save, which may run code when it is read: where you trust it, "
+            "got a pickle of torch.save, which may run code when it is read: if you trust it, "
             f"save_file(torch.load({path.name!r}), {new!r}) of safetensors.torch turns its state "
             "dict into one (of a checkpoint, its entry 'state_dict' or 'model')"
         )
@@ -123,7 +123,7 @@ def _unprefixed(
             if not remaining:
                 if (name, prefix) not in _logged:
                     _logged.add((name, prefix))
-                    _log.warning("%s: read without %r, with which every name begins", name, prefix)
+                    _log.warning("%s: the prefix %r of all names is left out", name, prefix)
                 return {key.removeprefix(prefix): value for key, value in tensors.items()}
             raise VictimError(
                 f"{name}: expected the weights of this architecture alone, got "
@@ -163,7 +163,7 @@ def _misfit(key: str, value: Tensor, expected: Mapping[str, Tensor]) -> str:
     if len(stored) == len(shape) and stored[1:] == shape[1:] and key.rpartition(".")[0] in ending:
         return (
             f"check the number of classes and channels of the data: the file's last layer has "
-            f"{stored[0]} outputs, the data wants {shape[0]}"
+            f"{stored[0]} outputs, the data needs {shape[0]}"
         )
     first = index == 0 or not any(expected[k].ndim > 1 for k in keys[:index])
     if (
@@ -177,8 +177,9 @@ def _misfit(key: str, value: Tensor, expected: Mapping[str, Tensor]) -> str:
             f"{stored[1]} channels, the data has {shape[1]}"
         )
     return (
-        "it is of a network of another input size, width or depth: give the spec the parameters it "
-        "was trained with, or images of that size (check the number of classes and channels too)"
+        "the file is of a network of another input size, width or depth: give the spec the "
+        "parameters it was trained with, or images of that size (check the number of classes and "
+        "channels too)"
     )
 
 
@@ -214,7 +215,7 @@ def as_stored(value: Tensor) -> Tensor:
 def fingerprint(module: nn.Module) -> str:
     """Return the SHA-256 over all parameters and buffers of a module.
 
-    State that is no tensor is included: packed weights of a quantised layer, extra state.
+    State that is not a tensor is included: packed weights of quantised layers, and extra state.
     """
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):

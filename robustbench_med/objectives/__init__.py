@@ -1,4 +1,4 @@
-"""Objectives: the goals of an attacker. `make` builds one from its spec for a task."""
+"""Objectives: the goals of an attacker; `make` builds one from its spec for a task."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ROWS: dict[tuple[str, Task], _Row] = {
     ("untargeted", "single_label"): _Row(),  # any wrong class
     ("targeted", "single_label"): _Row(("target",)),  # this class
     ("untargeted", "multi_label"): _Row(),  # any wrong finding
-    ("finding", "multi_label"): _Row(("index",)),  # this finding called wrong
+    ("finding", "multi_label"): _Row(("index",)),  # this finding wrong
     ("untargeted", "segmentation"): _Row(),  # any damage to the regions
     ("region", "segmentation"): _Row(("name",)),  # damage to this region
     ("targeted", "segmentation"): _Row(("mask", "label"), ("size", "by")),  # this mask drawn

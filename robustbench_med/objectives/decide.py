@@ -17,7 +17,7 @@ from robustbench_med.objectives.classification import two_sided
 from robustbench_med.types import Logits, Output, PerSample, Truth, Verdict, images_at_once
 
 
-def called(logits: Logits) -> UInt8[Tensor, "b *s"]:
+def class_masks(logits: Logits) -> UInt8[Tensor, "b *s"]:
     """Return masks of class ids `(b, *s)`: argmax, the first on a tie.
 
     Raises:
@@ -30,7 +30,7 @@ def called(logits: Logits) -> UInt8[Tensor, "b *s"]:
 
 def answer_of(logits: Logits) -> Float[Tensor, "b k"] | UInt8[Tensor, "b *s"]:
     """Return the part of an output that is stored: the logits, or the class of each pixel."""
-    return logits if logits.ndim == 2 else called(logits)
+    return logits if logits.ndim == 2 else class_masks(logits)
 
 
 def verdict_on(

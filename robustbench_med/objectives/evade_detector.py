@@ -19,20 +19,20 @@ EvasionLoss = Literal["joint", "selective", "goal", "suspicion", "both"]
 
 @dataclass(frozen=True)
 class EvadeDetector:
-    """Another objective that is reached only where the suspicion is at most 0.
+    """An objective that is reached only if the suspicion is at most 0 as well.
 
     Harm: the smaller of the goal's harm and the distance of the suspicion below 0, because both
         must be positive.
-    Final: the goal is, and the image passes the detector.
+    Final: the verdict of the goal is final, and the image passes the detector.
 
     Attributes:
         base: the goal.
-        loss: what is maximised. "joint": the goal's loss minus `weight` times the suspicion above
-            0. "selective": the goal's loss until the goal is reached, then the negative suspicion
-            (Bryniarski et al., ICLR 2022, section 4.1). "goal" and "suspicion": one of the two
-            alone. "both": the goal's loss minus the suspicion, also below 0, because an attacker
-            who does not know the detector does not know its threshold.
-        weight: the weight of the suspicion in the joint loss.
+        loss: the loss to maximise. "joint" is the goal's loss minus `weight` times the suspicion
+            above 0. "selective" is the goal's loss until the goal is reached, and then the negative
+            suspicion (Bryniarski et al., ICLR 2022, section 4.1). "goal" and "suspicion" are one of
+            these alone. "both" is the goal's loss minus `weight` times the suspicion, even below 0,
+            because an attacker who does not know the detector does not know its threshold.
+        weight: the weight of the suspicion in "joint" and "both".
     """
 
     base: Objective

@@ -1,4 +1,4 @@
-"""Objectives on several findings an image; -1 = unlabelled, never counted."""
+"""Objectives on several findings per image; a finding of -1 is unlabelled and does not count."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class AnyFinding:
         same direction and does not underflow where the victim is sure of every finding. Attacks
         maximise the cross-entropy of the nearest finding instead, see `objectives.nearest`.
     Harm: the largest logit on the wrong side.
-    Success: some labelled finding is on the wrong side of logit 0 (a logit of exactly 0 calls
+    Success: some labelled finding is on the wrong side of logit 0 (a logit of exactly 0 means
         "absent").
     """
 
@@ -28,15 +28,15 @@ class AnyFinding:
         """Return the verdict on logits `(b, k)` against findings `y` `(b, k)` in {0, 1, -1}."""
         known = self._counted(y)
         wrong = self.margins(output, y)
-        called = (output.logits > 0).long()
+        predicted = (output.logits > 0).long()
         return Verdict(
-            _log_softplus(wrong).logsumexp(1), wrong.amax(1), ((called != y) & known).any(1)
+            _log_softplus(wrong).logsumexp(1), wrong.amax(1), ((predicted != y) & known).any(1)
         )
 
     def margins(self, output: Output, y: Int[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """Return how far each finding is on the wrong side of its threshold, in logits.
 
-        -inf where a finding does not count.
+        The margin is -inf where a finding does not count.
         """
         wrong = output.logits * (1 - 2 * y.clamp_min(0)).to(output.logits)
         return wrong.masked_fill(~self._counted(y), -torch.inf)

@@ -63,10 +63,10 @@ def soft_dice(pixels: Pixels) -> PerSample:
     """
     counted = pixels.counted[:, None].to(pixels.logits.dtype)
     member = pixels.regions.to(pixels.logits.dtype)
-    called = torch.einsum("rk,bkp->brp", member, pixels.logits.softmax(1)) * counted
+    predicted = torch.einsum("rk,bkp->brp", member, pixels.logits.softmax(1)) * counted
     truth = member[:, pixels.reference].movedim(0, 1) * counted
-    sizes = called.sum(2) + truth.sum(2)
-    dice = ((2 * (called * truth).sum(2) + 1) / (sizes + 1)).mean(1)
+    sizes = predicted.sum(2) + truth.sum(2)
+    dice = ((2 * (predicted * truth).sum(2) + 1) / (sizes + 1)).mean(1)
     return 1 - dice if pixels.away else dice
 
 
@@ -117,11 +117,11 @@ class PixelLossOverride:
         return verdict._replace(is_final=verdict.is_final & (not self.use_all_steps))
 
     def margins(self, output: Output, y: Int[Tensor, "b *s"]) -> Float[Tensor, "b m"]:
-        """Raise, as the objective does."""
+        """Raise SpecError: masks have no margins."""
         return self.base.margins(output, y)
 
     def dlr_scale(self, output: Output, *, towards: bool = False) -> Float[Tensor, " b"]:
-        """Raise, as the objective does."""
+        """Raise SpecError: masks have no margins."""
         return self.base.dlr_scale(output, towards=towards)
 
     def applies(self, y: Int[Tensor, "b *s"]) -> Tensor:
@@ -173,7 +173,7 @@ def with_loss(problem: Problem, loss: str) -> Problem:
         return _nearest_finding(problem)
     if loss == "summed":
         if not isinstance(_own_goal(problem), AnyFinding):
-            raise SpecError("expected several findings an image for loss 'summed', got none")
+            raise SpecError("expected several findings per image for loss 'summed', got none")
         return problem
     for evasion in get_args(EvasionLoss):
         if loss == evasion:

@@ -32,7 +32,7 @@ class Pixels(NamedTuple):
         logits: logits of at least two classes.
         reference: the class that a pixel must leave, or reach; 0 where the pixel does not count.
         counted: whether the pixel counts.
-        called: the predicted class; the first on a tie.
+        predicted: the predicted class; the first on a tie.
         reached: whether the pixel has reached the goal; False where it does not count.
         away: whether the goal is to leave the reference (untargeted) or to reach it (targeted).
         regions: the classes of each region.
@@ -41,7 +41,7 @@ class Pixels(NamedTuple):
     logits: Float[Tensor, "b k p"]
     reference: Int[Tensor, "b p"]
     counted: Bool[Tensor, "b p"]
-    called: Int[Tensor, "b p"]
+    predicted: Int[Tensor, "b p"]
     reached: Bool[Tensor, "b p"]
     away: bool
     regions: Bool[Tensor, "r k"]
@@ -91,7 +91,7 @@ def confusion(pixels: Pixels) -> Float[Tensor, "b k k"]:
     """Return how many counted pixels of each reference class are predicted as each class."""
     b, k, _ = pixels.logits.shape
     # pixels that do not count get cells beyond k * k, which are dropped below
-    cell = pixels.reference * k + pixels.called + ~pixels.counted * k * k
+    cell = pixels.reference * k + pixels.predicted + ~pixels.counted * k * k
     cell = cell + torch.arange(b, device=cell.device)[:, None] * 2 * k * k
     count = torch.bincount(cell.flatten(), minlength=b * 2 * k * k)
     return count.view(b, 2, k, k)[:, 0].to(pixels.logits.dtype)
@@ -145,24 +145,20 @@ class Masks(ABC):
         regions: Tensor,
         *,
         away: bool,
-        called: Tensor | None = None,
+        predicted: Tensor | None = None,
     ) -> Pixels:
         flat, counted = logits.flatten(2), (y >= 0).flatten(1)
         reference = reference.flatten(1).clamp_min(0)
-        called = classes(flat) if called is None else called.flatten(1)
-        reached = ((called != reference) if away else (called == reference)) & counted
-        return Pixels(flat, reference, counted, called, reached, away, regions.to(flat.device))
+        predicted = classes(flat) if predicted is None else predicted.flatten(1)
+        reached = ((predicted != reference) if away else (predicted == reference)) & counted
+        return Pixels(flat, reference, counted, predicted, reached, away, regions.to(flat.device))
 
     def margins(self, output: Output, y: Int[Tensor, "b *s"]) -> Tensor:  # noqa: ARG002
-        """Raise: there are none.
-
-        Raises:
-            SpecError: always.
-        """
+        """Raise SpecError: masks have no margins."""
         raise _no_margins()
 
     def dlr_scale(self, output: Output, *, towards: bool = False) -> Tensor:  # noqa: ARG002
-        """Raise, as `margins`."""
+        """Raise SpecError: masks have no margins."""
         raise _no_margins()
 
     def applies(self, y: Int[Tensor, "b *s"]) -> Bool[Tensor, " b"]:
@@ -179,7 +175,7 @@ class Masks(ABC):
 
 
 def _no_margins() -> SpecError:
-    return SpecError("expected an attack or loss that needs no margins of classes, for masks")
+    return SpecError("expected an attack or loss for masks, got one that needs margins of classes")
 
 
 class Damage(Masks):
@@ -223,9 +219,9 @@ class OneRegion(Damage):
         pair = torch.stack([reduce(torch.maximum, side) for side in sides], 1)
         member = inside.index_select(0, y.flatten().clamp_min(0)).view(y.shape)
         # a tie is decided as for the mask itself
-        called = inside.index_select(0, classes(logits).flatten()).view(y.shape)
+        predicted = inside.index_select(0, classes(logits).flatten()).view(y.shape)
         only = torch.tensor([[False, True]])
-        return self._pixels(pair, y, member, only, away=True, called=called)
+        return self._pixels(pair, y, member, only, away=True, predicted=predicted)
 
 
 class TargetMask(Masks):

@@ -45,7 +45,7 @@ def check(mask: str, *, size: float, by: int, side: int) -> None:
     if mask in ("shrink", "grow") and by < 1:
         raise SpecError(f"expected by >= 1 pixels to {mask}, got {by}")
     if mask == "move" and by == 0:
-        raise SpecError("expected by other than 0 pixels to move, got 0")
+        raise SpecError("expected by != 0 pixels to move, got 0")
     if mask in _MOVED and abs(by) >= side:
         raise SpecError(f"expected by below {side} pixels, the smallest side, to {mask}, got {by}")
 
@@ -110,8 +110,8 @@ def _moved(mask: str, organ: Organ, by: int) -> Organ:
 def _dilated(organ: Organ, by: int) -> Organ:
     """Return the organ grown by `by` pixels in every direction, diagonals included.
 
-    One axis after another: the result is the same, at 3 (2 by + 1) operations per pixel instead of
-    (2 by + 1)^3.
+    The axes are grown one after another. The result is the same as for all at once, with
+    3 (2 by + 1) operations per pixel instead of (2 by + 1)^3.
     """
     axes = organ.ndim - 1
     pool = functional.max_pool2d if axes == 2 else functional.max_pool3d

@@ -21,7 +21,7 @@ from robustbench_med.universal import Additive
 from robustbench_med.victim import Victim, frozen
 
 Loss = Callable[[Logits, Truth], Tensor]
-_OURS = ("attack", "every", "images")  # parameters that the core uses, not the defense
+_OPTIONS = ("attack", "every", "images")  # parameters that the core uses, not the defense
 
 
 class Refit(NamedTuple):
@@ -65,7 +65,7 @@ class AdversarialSetup(NamedTuple):
             loss: the loss of the recipe, a function of logits and truth.
             pattern: the last universal perturbation, if the defense uses one.
         """
-        arguments = {key: value for key, value in self.parameters.items() if key not in _OURS}
+        arguments = {key: value for key, value in self.parameters.items() if key not in _OPTIONS}
         if pattern is not None:
             arguments["attack"] = _adding(pattern)
         elif self.crafts is not None:

@@ -13,9 +13,9 @@ from robustbench_med.types import Images
 
 def augment(x: Images, recipe: Recipe) -> Images:
     """Return a randomly transformed copy of each image, which is resampled only once."""
-    grid = functional.affine_grid(_placed(x, recipe), list(x.shape), align_corners=False)
-    moved = functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
-    return _contrasted(moved, recipe)
+    grid = functional.affine_grid(_sampling_matrices(x, recipe), list(x.shape), align_corners=False)
+    resampled = functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    return _with_contrast(resampled, recipe)
 
 
 def augment_masks(
@@ -26,17 +26,17 @@ def augment_masks(
     The image is resampled linearly and extended at its border; the mask is resampled by nearest
     neighbour and ignored (-1) beyond its border.
     """
-    grid = functional.affine_grid(_placed(x, recipe), list(x.shape), align_corners=False)
+    grid = functional.affine_grid(_sampling_matrices(x, recipe), list(x.shape), align_corners=False)
     for axis, (side, width) in enumerate(zip(x.shape[2:], window or (), strict=False), start=1):
         grid = grid.narrow(axis, int(torch.randint(side - width + 1, ())), width)
-    moved = functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    resampled = functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
     ids = (y[:, None] + 1).to(x)  # 0 = ignored, and also the value outside
     ids = functional.grid_sample(ids, grid, mode="nearest", align_corners=False)
-    return _contrasted(moved, recipe), ids[:, 0].round().long() - 1
+    return _with_contrast(resampled, recipe), ids[:, 0].round().long() - 1
 
 
-def _placed(x: Images, recipe: Recipe) -> Float[Tensor, "b axes axes1"]:
-    """Return matrices for affine_grid: the source of each pixel of the copy, in units of -1..1."""
+def _sampling_matrices(x: Images, recipe: Recipe) -> Float[Tensor, "b axes axes1"]:
+    """Return random matrices for affine_grid, which map each pixel of the copy to its source."""
     b, axes = len(x), x.ndim - 2
     angle = (torch.rand(b) - 0.5) * (0.35 if "rotate" in recipe.augment else 0)  # +-10 degrees
     mirror = 1 - 2.0 * (torch.rand(b) < 0.5) if "flip" in recipe.augment else torch.ones(b)
@@ -55,7 +55,7 @@ def _placed(x: Images, recipe: Recipe) -> Float[Tensor, "b axes axes1"]:
     return torch.cat([linear, shift[:, :, None]], 2)
 
 
-def _contrasted(x: Images, recipe: Recipe) -> Images:
+def _with_contrast(x: Images, recipe: Recipe) -> Images:
     if "contrast" not in recipe.augment:
         return x
     shape = (len(x), *[1] * (x.ndim - 1))

@@ -55,7 +55,8 @@ class State:
 def write(saved: Saved, state: State) -> None:
     """Write the state and torch's generator to one file, in one step.
 
-    It is a safetensors file with tensors under prefixed names, and all else as JSON in its header.
+    The file is a safetensors file with tensors under prefixed names and the rest as JSON in its
+    header.
     """
     tensors = {f"module.{key}": value for key, value in state.module.state_dict().items()}
     if state.ema is not None:
@@ -115,14 +116,14 @@ def restore(saved: Saved, state: State) -> bool:
 
 
 def _fill(state: State, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    state.module.load_state_dict(_below("module.", tensors))
+    state.module.load_state_dict(_unprefixed("module.", tensors))
     if state.ema is not None:
-        state.ema.load_state_dict(_below("ema.", tensors))
-    state.best = _below("best.", tensors) or None
+        state.ema.load_state_dict(_unprefixed("ema.", tensors))
+    state.best = _unprefixed("best.", tensors) or None
     state.pattern = tensors.get("pattern")
     slots: dict[int, dict[str, Tensor]] = {}
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-    for key, value in _below("optimizer.", tensors).items():
+    for key, value in _unprefixed("optimizer.", tensors).items():
         i, _, name = key.partition(".")
         parameter = parameters[int(i)]
         # keep the memory layout of the parameter: another layout may round sums differently
@@ -135,7 +136,7 @@ def _fill(state: State, tensors: dict[str, Tensor], metadata: dict[str, Any]) ->
     state.epoch, state.score, state.stale = metadata["epoch"], metadata["score"], metadata["stale"]
 
 
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _unprefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {
         key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
     }

@@ -87,7 +87,7 @@ def fit(
     if _fast(recipe) and len(card.size) == 2:
         victim.module.to(memory_format=torch.channels_last)
     victim.module.train()
-    state = _fresh(task)
+    state = _new_state(task)
     if saved is not None and checkpoint.restore(saved, state):
         log(f"continues after epoch {state.epoch} of {recipe.epochs}, from {saved.path}")
     while state.epoch < recipe.epochs and not (recipe.patience and state.stale >= recipe.patience):
@@ -104,11 +104,11 @@ def fit(
 
 
 def _fast(recipe: Recipe) -> bool:
-    """Return whether speed may change rounding: plain recipes reproduce their weights exactly."""
+    """Return whether faster settings may change rounding; plain recipes must not change weights."""
     return bool(recipe.defense) or recipe.precision != "float32"
 
 
-def _fresh(task: _Task) -> State:
+def _new_state(task: _Task) -> State:
     module, recipe = task.victim.module, task.recipe
     optimizer = torch.optim.AdamW(module.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -189,7 +189,7 @@ def _finish(task: _Task, state: State) -> None:
 def _diverged(
     what: str, value: float, state: State, recipe: Recipe, saved: Saved | None
 ) -> DivergedError:
-    remedy = "no checkpoint is kept"
+    remedy = "there is no checkpoint"
     if saved is not None and state.epoch:
         remedy = f"the last good checkpoint, after epoch {state.epoch}, is {saved.path}"
     return DivergedError(
@@ -199,7 +199,7 @@ def _diverged(
 
 
 def _balance(y: Truth, card: DatasetCard) -> Float[Tensor, " k"]:
-    """Return class weights by which rare classes (or present findings) count as much as others."""
+    """Return weights with which rare classes, or positive findings, count as much as others."""
     if card.task == "multi_label":
         present = (y == 1).sum(0).clamp_min(1)
         return (y == 0).sum(0).clamp_min(1) / present

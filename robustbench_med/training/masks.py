@@ -13,9 +13,7 @@ from robustbench_med.objectives.segmentation import Damage, confusion, dice
 from robustbench_med.types import Batch, Logits, Output
 from robustbench_med.victim import Victim
 
-SMOOTH = (
-    1.0  # pixels added to both counts of the soft Dice, so that it is defined for absent classes
-)
+SMOOTH = 1.0  # pixels added to both counts of the soft Dice, which defines it for absent classes
 
 
 def loss(logits: Logits, y: Int[Tensor, "b *s"]) -> Float[Tensor, ""]:
@@ -25,8 +23,9 @@ def loss(logits: Logits, y: Int[Tensor, "b *s"]) -> Float[Tensor, ""]:
         logits: `(b, k, *s)`; a single logit l stands for the pair (0, l).
         y: class ids; -1 = ignored.
 
-    Source: the sum, with equal weights and the Dice of the whole batch, Isensee et al., Nature
-        Methods 18:203 (2021), methods; here the mean over the classes but the background.
+    Source: Isensee et al., Nature Methods 18:203 (2021), methods: the sum with equal weights, and
+        the Dice of the whole batch. Here the Dice is the mean over all classes except the
+        background.
     """
     logits = two_sided(logits).flatten(2)
     y = y.flatten(1)

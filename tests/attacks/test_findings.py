@@ -180,7 +180,7 @@ def test_a_finding_without_slope_is_skipped_and_a_flat_victim_is_attacked_by_its
 def test_only_findings_have_a_sum() -> None:
     victim, x = linear_victim(3), grey_images(2)
     problem = problem_of(victim, x, victim(x).logits.argmax(1), eps=0.1)
-    with pytest.raises(SpecError, match="expected several findings an image for loss 'summed'"):
+    with pytest.raises(SpecError, match="expected several findings per image for loss 'summed'"):
         with_loss(problem, "summed")
 
 

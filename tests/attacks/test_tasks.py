@@ -155,7 +155,9 @@ def test_attacks_on_masks_refuse_labels(name: str) -> None:
 def test_attacks_by_margins_refuse_masks(name: str) -> None:
     problem = pose_masks(3)
     # one that climbs the harm finds no slope in it
-    with pytest.raises(BenchError, match="needs no margins of classes, for masks|differentiably"):
+    with pytest.raises(
+        BenchError, match="for masks, got one that needs margins of classes|differentiably"
+    ):
         registry.function("attacks", ATTACKS[name])(problem, rng=draws(len(problem)))
 
 

@@ -16,7 +16,7 @@ from robustbench_med.datasets.load import load_dataset
 from robustbench_med.datasets.npz import read
 from robustbench_med.datasets.own import MAX_CLASSES, card_of
 from robustbench_med.errors import DataError, VictimError
-from robustbench_med.objectives.decide import called
+from robustbench_med.objectives.decide import class_masks
 
 Save = Callable[..., Path]
 CARD_RULES: list[tuple[dict[str, Any], str]] = [
@@ -149,8 +149,8 @@ def test_more_classes_than_a_byte_holds_are_refused_of_masks(save: Save) -> None
         with pytest.raises(DataError, match=r"expected at most 255 classes of masks .* got 25[67]"):
             card_of(path)
     with pytest.raises(VictimError, match="expected at most 255 classes of masks, got 256"):
-        called(torch.zeros(1, 256, 2, 2))
-    assert called(torch.eye(255)[-1].view(1, 255, 1, 1)).item() == 254
+        class_masks(torch.zeros(1, 256, 2, 2))
+    assert class_masks(torch.eye(255)[-1].view(1, 255, 1, 1)).item() == 254
 
 
 @pytest.mark.parametrize("tail", [(), (1,), (3,)])

@@ -448,7 +448,7 @@ def test_networks_without_a_linear_classifier_are_refused() -> None:
             return nn.functional.linear(x.flatten(1), self.head.weight)
 
     victim = victim_of(Around())
-    with pytest.raises(VictimError, match="expected a forward pass through 'head', got one around"):
+    with pytest.raises(VictimError, match="expected a forward pass through 'head', got one that"):
         activations(victim, gaussian_images(1, seed=0), layers_of(victim.module))
 
 

@@ -269,7 +269,7 @@ def test_smoothing_refuses_bad_parameters_and_masks() -> None:
         smoothing(plane_victim(), draws=0)
     with pytest.raises(SpecError, match=r"expected sigma > 0, got 0"):
         gaussian_noise(plane_victim(), GREY, torch.zeros(1).long(), loss=torch.dist, sigma=0.0)
-    with pytest.raises(SpecError, match="expected one label an image for smoothing, got masks"):
+    with pytest.raises(SpecError, match="expected one label per image for smoothing, got masks"):
         certify(small_mask_victim(2), GREY, rng=draws(1), sigma=0.25)
 
 

@@ -275,8 +275,8 @@ def test_one_logit_without_its_axis(last: Last) -> None:
         (2, lambda z: z.argmax(1), "got whole numbers .torch.int64.: return what"),
         (2, lambda z: z > 0, "got whole numbers .torch.bool.: return what"),
         (2, lambda z: z.to(torch.complex64), "got complex numbers"),
-        (2, lambda z: z.T, "expected an answer for each image"),
-        (2, lambda z: z.mean(0), "expected an answer for each image"),
+        (2, lambda z: z.T, "expected one output per image"),
+        (2, lambda z: z.mean(0), "expected one output per image"),
         (1, lambda z: z.mean(), "got outputs () for 2 images"),
         (2, lambda z: torch.cat([z, z], 1), r"expected 1 or 2 logits for this data, got .*\(4,\)"),
     ],
@@ -488,7 +488,7 @@ def test_a_model_that_adapts_in_the_forward_pass_is_refused_and_restored() -> No
             return super().forward(x)
 
     module = Adapting(2)
-    with pytest.raises(VictimError, match="weights stay as they are, got one that changes them"):
+    with pytest.raises(VictimError, match="weights do not change, got one that changes them"):
         rm.load_model(module, dataset=labels())
     assert torch.equal(module.w, W)
 
@@ -510,7 +510,7 @@ def test_a_model_that_reads_no_single_image() -> None:
 
 def test_a_network_of_colours_on_grey_images() -> None:
     network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    way = r"got one that reads 3 channels: hand in .* x.expand\(-1, 3, -1, -1\)"
+    way = r"got one that reads 3 channels: pass an .* x.expand\(-1, 3, -1, -1\)"
     with pytest.raises(VictimError, match=way):
         rm.load_model(network, dataset=labels())
 

@@ -189,10 +189,10 @@ def test_a_shape_that_differs_says_why(tmp_path: Path) -> None:
 
     path = tmp_path / "w.safetensors"
     for network_, message in (
-        (network(outputs=5), "the file's last layer has 5 outputs, the data wants 2"),
+        (network(outputs=5), "the file's last layer has 5 outputs, the data needs 2"),
         (network(channels=3), "the file's first layer reads 3 channels, the data has 1"),
-        (network(side=8), "it is of a network of another input size, width or depth"),
-        (network(width=6), "it is of a network of another input size, width or depth"),
+        (network(side=8), "the file is of a network of another input size, width or depth"),
+        (network(width=6), "the file is of a network of another input size, width or depth"),
     ):
         weights.write(network_, path)
         with pytest.raises(VictimError, match=message) as caught:

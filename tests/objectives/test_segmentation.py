@@ -264,7 +264,7 @@ def test_there_are_no_margins_and_rows_share_the_objective() -> None:
     logits, y = drawn(3, (6, 7))
     for objective in _objectives():
         assert objective.select(torch.tensor([1])) is objective
-        with pytest.raises(SpecError, match="no margins of classes, for masks"):
+        with pytest.raises(SpecError, match="for masks, got one that needs margins of classes"):
             objective.margins(Output(logits), y)
-        with pytest.raises(SpecError, match="no margins of classes, for masks"):
+        with pytest.raises(SpecError, match="for masks, got one that needs margins of classes"):
             objective.dlr_scale(Output(logits))

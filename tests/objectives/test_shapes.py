@@ -146,7 +146,7 @@ def test_other_classes_and_ignored_pixels_stay(mask: str) -> None:
         ("heart", 1.1, 3, r"expected size in \(0, 1\], got 1.1"),
         ("shrink", 0.4, 0, "expected by >= 1 pixels to shrink, got 0"),
         ("grow", 0.4, -1, "expected by >= 1 pixels to grow, got -1"),
-        ("move", 0.4, 0, "expected by other than 0 pixels to move, got 0"),
+        ("move", 0.4, 0, "expected by != 0 pixels to move, got 0"),
         ("move", 0.4, 10**22, "expected by below 9 pixels, the smallest side, to move, got 1000"),
         ("move", 0.4, -9, "expected by below 9 pixels, the smallest side, to move, got -9"),
         ("grow", 0.4, 9, "expected by below 9 pixels, the smallest side, to grow, got 9"),

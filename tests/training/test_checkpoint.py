@@ -159,7 +159,7 @@ def test_divergence_stops_with_the_last_good_checkpoint(
 
 
 def test_weights_that_blow_up_are_never_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(DivergedError, match="in epoch 1 of 2: no checkpoint is kept; lower"):
+    with pytest.raises(DivergedError, match="in epoch 1 of 2: there is no checkpoint; lower"):
         train(card(epochs=2, lr=1e38), data(), tmp_path)
     assert not list(tmp_path.iterdir())
 
