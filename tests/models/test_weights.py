@@ -174,7 +174,7 @@ def test_a_common_prefix_is_removed_and_logged(
     assert all(
         torch.equal(loaded_module.state_dict()[key], value) for key, value in tensors.items()
     )
-    assert f"read without '{prefix}'" in caplog.text
+    assert f"the prefix '{prefix}' of all names is left out" in caplog.text
     save_file({f"{prefix}{k}": v for k, v in tensors.items()} | {"loss.w": torch.zeros(1)}, path)
     with pytest.raises(
         VictimError, match=f"got 1 more, such as 'loss.w': save those below '{prefix}"
