@@ -1,1 +1,1 @@
-"""Attacks: pure functions from a problem to candidate images, one family a file."""
+"""Attacks: pure functions from a problem to candidate images, one family per file."""

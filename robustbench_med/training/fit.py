@@ -104,7 +104,7 @@ def fit(
 
 
 def _fast(recipe: Recipe) -> bool:
-    """Return whether faster settings may change rounding; plain recipes must not change weights."""
+    """Whether settings that are faster but round differently are allowed; plain recipes may not."""
     return bool(recipe.defense) or recipe.precision != "float32"
 
 
