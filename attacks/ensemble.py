@@ -83,15 +83,15 @@ def ensemble(
     ways = (problem.margins(problem.x) > -torch.inf).sum(1)
     search = Search(problem)
     search.probe(problem.x)
-    near = []
+    promising = []
     for scout in _members(
         max(1, steps // _SCOUT_DIVISOR), max(1, queries // _SCOUT_DIVISOR), targets
     ):
         rows, z = _run(search, scout, ways >= scout.least_ways, rng.fork("scout"))
         reached = torch.zeros_like(ways, dtype=torch.bool)
         reached[rows] = _breaks(problem.select(rows), z, growth)
-        near.append(reached)
-    for member, reached in zip(_members(steps, queries, targets), near, strict=True):
+        promising.append(reached)
+    for member, reached in zip(_members(steps, queries, targets), promising, strict=True):
         _run(search, member, reached, rng)
     return search.best
 

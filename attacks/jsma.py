@@ -258,9 +258,9 @@ def best_pair(gain: Points, loss: Points) -> tuple[Float[Tensor, " b"], Int[Tens
     a, b, value = gain.gather(1, moves), loss.gather(1, moves), moves // 2
     best, pair = gain.new_full((len(gain),), -1.0), moves[:, :2].clone()
     for at in range(0, size, _BLOCK):
-        part = slice(at, at + _BLOCK)
-        table = _product(a[:, part, None] + a[:, None], b[:, part, None] + b[:, None])
-        table = table.masked_fill(value[:, part, None] == value[:, None], -1.0).flatten(1)
+        block = slice(at, at + _BLOCK)
+        table = _product(a[:, block, None] + a[:, None], b[:, block, None] + b[:, None])
+        table = table.masked_fill(value[:, block, None] == value[:, None], -1.0).flatten(1)
         value_in_block, flat_index = table.max(1)
         better = value_in_block > best
         pair_in_block = torch.stack([flat_index // size + at, flat_index % size], 1)

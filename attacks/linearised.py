@@ -217,12 +217,12 @@ def _together(
     speed: Float[Tensor, "b d"],
 ) -> Float[Tensor, "b d"]:
     """Return min(t speed, room) for the t at which its product with `steep` sums to `need`."""
-    rate, most = steep * speed, steep * room
+    rate, largest_gain = steep * speed, steep * room
     top = torch.finfo(steep.dtype).max ** 0.5  # in place of inf, because inf * 0 is NaN
     t = torch.zeros_like(need)
     stopped: Bool[Tensor, "b d"] = speed * t[:, None] > room
     for _ in range(_NEWTON_STEPS):
-        gained = torch.where(stopped, most, 0.0).sum(1)
+        gained = torch.where(stopped, largest_gain, 0.0).sum(1)
         slope = torch.where(stopped, 0.0, rate).sum(1)
         t = ((need - gained) / slope).nan_to_num(nan=0.0, posinf=top).clamp(0, top)
         beyond = speed * t[:, None] > room

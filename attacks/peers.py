@@ -140,20 +140,20 @@ def attack(name: str, problem: Problem, /, *, rng: Draws, **parameters: Any) -> 
     if len(problem) == 0:
         return z_all
     for eps, rows in _radii(problem.ball, len(problem)):
-        for part in rows.to(z_all.device).split(1 if name in _ONE_IMAGE else problem.chunk):
-            part_problem, seed = (
-                problem.select(part),
-                key(name, *rng.select(part).keys.tolist()) & 0x7FFFFFFF,
+        for chunk_rows in rows.to(z_all.device).split(1 if name in _ONE_IMAGE else problem.chunk):
+            chunk, seed = (
+                problem.select(chunk_rows),
+                key(name, *rng.select(chunk_rows).keys.tolist()) & 0x7FFFFFFF,
             )
-            wrapper = _PeerModel(part_problem).eval()
+            wrapper = _PeerModel(chunk).eval()
             with quiet(), _seeded(seed, z_all.device), torch.enable_grad():
                 z = _call(name, wrapper, signature, parameters, eps=eps, seed=seed, target=target)
-            if z.shape != part_problem.x.shape:
-                got, expected = tuple(z.shape), tuple(part_problem.x.shape)
+            if z.shape != chunk.x.shape:
+                got, expected = tuple(z.shape), tuple(chunk.x.shape)
                 raise SpecError(f"{name}: expected an attack returning {expected}, got {got}")
             z = z.detach().to(z_all)
             finite = torch.isfinite(z.flatten(1)).all(1).view(-1, *[1] * (z.ndim - 1))
-            z_all[part] = torch.where(finite, z, part_problem.x)
+            z_all[chunk_rows] = torch.where(finite, z, chunk.x)
     return z_all
 
 

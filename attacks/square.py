@@ -133,11 +133,11 @@ def _bumps(sides: Shape) -> Float[Tensor, "n *p"]:
     bumps = []
     for axis, side in enumerate(sides):
         up, down = (
-            _peak((*sides[:axis], part, *sides[axis + 1 :]))
-            for part in (side // 2, side - side // 2)
+            _peak((*sides[:axis], half, *sides[axis + 1 :]))
+            for half in (side // 2, side - side // 2)
         )
-        both = torch.cat([up / up.norm(), -down / down.norm()], dim=axis)
-        bumps.append(both / both.norm())
+        bump = torch.cat([up / up.norm(), -down / down.norm()], dim=axis)
+        bumps.append(bump / bump.norm())
     return torch.stack(bumps)
 
 
@@ -212,7 +212,7 @@ def _tiles(problem: Problem, rng: Draws) -> Tensor:
     bumps = _bumps(sides).to(problem.x).repeat(1, *tiles)
     field = sign * sum((axis == k) * bump for k, bump in enumerate(bumps))
     margins = [length - covered for length, covered in zip(size, field.shape[2:], strict=True)]
-    pads = [part for margin in reversed(margins) for part in (margin // 2, margin - margin // 2)]
+    pads = [pad for margin in reversed(margins) for pad in (margin // 2, margin - margin // 2)]
     return functional.pad(field, pads)
 
 
@@ -232,14 +232,14 @@ def _move_mass(problem: Problem, z: Images, frame: Frame, window: _Window, draws
     unused = (eps.square() - nu.square().sum((1, 2), keepdim=True)).clamp_min(0)
     old = nu.gather(2, first)
     nu = nu.scatter(2, first, 0.0)
-    there = nu.gather(2, second)
+    source = nu.gather(2, second)
     bump = window.bumps[(u[:, -1] * n).long()][:, None] * allowed.gather(2, first)
     sign = (u[:, 2 * n : -1, None] - 0.5).sign()
     new = sign * _unit(bump) + _unit(old)
     alive = _size(new) > 0  # a channel that may not change in the first window stays as it is
     spare = unused / alive.sum(1, keepdim=True).clamp_min(1)
-    mass = _size(old).square() + _size(there).square() + spare
-    nu = nu.scatter(2, second, there.masked_fill(alive, 0.0))
+    mass = _size(old).square() + _size(source).square() + spare
+    nu = nu.scatter(2, second, source.masked_fill(alive, 0.0))
     nu = nu.scatter(2, first, torch.where(alive, _unit(new) * mass.sqrt(), old))
     return problem.ball.project(problem.x + nu.view_as(z), problem.x)
 

@@ -260,10 +260,10 @@ def mart(
 
     def descended(v: Victim) -> Tensor:
         clean_logits, logits = v(x).logits, v(z).logits
-        each = margin_term(logits, truth) + beta * label_divergence(
+        losses = margin_term(logits, truth) + beta * label_divergence(
             clean_logits, logits
         ) * wrong_probability(clean_logits, truth)
-        return loss(logits, y) + (each * labelled).sum() / labelled.sum().clamp_min(1)
+        return loss(logits, y) + (losses * labelled).sum() / labelled.sum().clamp_min(1)
 
     return perturbed_loss(victim, descended, _unit(awp=awp))
 

@@ -38,8 +38,8 @@ class TrainingLoss:
     def __call__(self, output: Output, y: Truth) -> Verdict:
         """Return the verdict; loss and harm of an image are the batch's loss over its size."""
         value = self.loss(output.logits)
-        each = (value / len(y)).expand(len(y))
-        return Verdict(each, each, torch.zeros_like(each, dtype=torch.bool))
+        per_image = (value / len(y)).expand(len(y))
+        return Verdict(per_image, per_image, torch.zeros_like(per_image, dtype=torch.bool))
 
     def margins(self, output: Output, y: Truth) -> Float[Tensor, "b m"]:
         """Return the loss as the only margin."""

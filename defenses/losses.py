@@ -41,9 +41,9 @@ def _bernoulli(p: Float[Tensor, "b k"], q: Float[Tensor, "b k"]) -> Float[Tensor
     return yes + (-p).sigmoid() * (functional.logsigmoid(-p) - functional.logsigmoid(-q))
 
 
-def _mean(each: Tensor, y: Truth) -> Float[Tensor, ""]:
-    known = (y >= 0).to(each)
-    return (each * known).sum() / known.sum().clamp_min(1)
+def _mean(values: Tensor, y: Truth) -> Float[Tensor, ""]:
+    known = (y >= 0).to(values)
+    return (values * known).sum() / known.sum().clamp_min(1)
 
 
 def margin_term(logits: Float[Tensor, "b k"], y: Int[Tensor, " b"]) -> PerSample:

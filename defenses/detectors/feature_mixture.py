@@ -71,11 +71,11 @@ def feature_mixture(
 
     def score(x: Images, logits: Logits) -> PerSample:
         predicted = predicted_class(logits, fitting)
-        each = [
+        likelihoods = [
             log_likelihood(layer_features, predicted, layer) / layer_features.shape[1]
             for layer_features, layer in zip(read(x), layers, strict=True)
         ]
-        return -torch.stack(each).sum(0)
+        return -torch.stack(likelihoods).sum(0)
 
     return guarded(victim, score, fitting=fitting, fpr=fpr)
 
@@ -93,7 +93,7 @@ def mixtures(features: Features, y: Int[Tensor, " b"], *, components: int, seed:
         ).fit(rows)
         values = (fitted.weights_, fitted.means_, fitted.covariances_)
         fits.append(tuple(features.new_tensor(value) for value in values))
-    return Mixture(*(torch.stack(each) for each in zip(*fits, strict=True)))
+    return Mixture(*(torch.stack(values) for values in zip(*fits, strict=True)))
 
 
 def log_likelihood(features: Features, y: Int[Tensor, " b"], layer: Mixture) -> PerSample:

@@ -66,8 +66,8 @@ def lid(
     odds = fit_logistic(dimensions[:2], dimensions[2])
 
     def score(x: Images, logits: Logits) -> PerSample:  # noqa: ARG001 - a guard's signature
-        each = [dimension(a, b, k=k) for a, b in zip(read(x), bank, strict=True)]
-        return odds(torch.stack(each, 1))
+        dimensions_by_layer = [dimension(a, b, k=k) for a, b in zip(read(x), bank, strict=True)]
+        return odds(torch.stack(dimensions_by_layer, 1))
 
     return guarded(victim, score, fitting=fitting, fpr=fpr)
 

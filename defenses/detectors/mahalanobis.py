@@ -63,7 +63,7 @@ def mahalanobis(victim: Victim, *, fitting: Fitting, fpr: float = 0.05, fit: int
     batch, y = draw_training_images(fitting, fit, detector="mahalanobis")
     bank, rows, classes = bank_and_rows(batch, y, fitting)
     layers = [gaussians(features, classes) for features in read_all(victim, read, bank.x)]
-    distances = [_distances(each, layers) for each in examples(victim, read, rows, fitting)]
+    distances = [_distances(features, layers) for features in examples(victim, read, rows, fitting)]
     odds = fit_logistic(distances[:2], distances[2])
 
     def score(x: Images, logits: Logits) -> PerSample:  # noqa: ARG001 - a guard's signature

@@ -39,9 +39,9 @@ class Predictions:
         """Return predictions from class ids `(n,)` or findings `(n, k)`."""
         if card.task == "multi_label":
             return cls(y == 1, predicted == 1, y >= 0, scores)
-        each = np.arange(len(card.classes))
-        known = np.repeat((y >= 0)[:, None], len(each), axis=1)
-        return cls(y[:, None] == each, predicted[:, None] == each, known, scores)
+        class_ids = np.arange(len(card.classes))
+        known = np.repeat((y >= 0)[:, None], len(class_ids), axis=1)
+        return cls(y[:, None] == class_ids, predicted[:, None] == class_ids, known, scores)
 
 
 def score(
@@ -130,9 +130,9 @@ def _recall_repeats(truth: Bools, predicted: Bools, weights: Floats) -> Floats:
     return recalls
 
 
-def _recalls_repeats(p: Predictions, each: list[int], weights: Floats) -> Floats:
+def _recalls_repeats(p: Predictions, columns: list[int], weights: Floats) -> Floats:
     truth = p.truth & p.known
-    return _mean([_recall_repeats(truth[:, j], p.predicted[:, j], weights) for j in each])
+    return _mean([_recall_repeats(truth[:, j], p.predicted[:, j], weights) for j in columns])
 
 
 def _balanced_repeats(p: Predictions, card: DatasetCard, weights: Floats) -> Floats:
@@ -181,9 +181,11 @@ def _sensitivity_and_specificity(
     if card.task == "multi_label":
         sides = {}
         for name, side in {"sensitivity": p, "specificity": _negated(p)}.items():
-            each = _columns(p, card)
-            value = float(np.mean([_recall(*_column(side, j)[:2]) for j in each]))
-            sides[name] = intervals.bootstrap(value, partial(_recalls_repeats, side, each), weights)
+            columns = _columns(p, card)
+            value = float(np.mean([_recall(*_column(side, j)[:2]) for j in columns]))
+            sides[name] = intervals.bootstrap(
+                value, partial(_recalls_repeats, side, columns), weights
+            )
         return sides
     if card.normal is None:
         return {"sensitivity": UNDEFINED, "specificity": UNDEFINED}

@@ -125,8 +125,8 @@ def _curve(scores: Floats, truth: NDArray[np.bool_], weights: Floats) -> tuple[F
     _, first = np.unique(-scores[order], return_index=True)
     rates = []
     for side in (~truth, truth):
-        each = np.add.reduceat(weights[:, order] * side[order], first, axis=1)
-        rates.append(each.cumsum(1) / each.sum(1, keepdims=True))
+        totals = np.add.reduceat(weights[:, order] * side[order], first, axis=1)
+        rates.append(totals.cumsum(1) / totals.sum(1, keepdims=True))
     return rates[0], rates[1]
 
 

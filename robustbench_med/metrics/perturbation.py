@@ -22,14 +22,14 @@ def ssim(z: Images, x: Images) -> PerSample:
 
     if len(x) == 0 or min(x.shape[2:]) < _WINDOW:
         return x.new_full((len(x),), torch.nan)
-    _, each = structural_similarity_index_measure(
+    _, similarity = structural_similarity_index_measure(
         z, x, data_range=1.0, reduction="none", return_full_image=True
     )
     # drop the pixels whose window leaves the image: torchmetrics pads there, the paper does not
     edge = _WINDOW // 2
     for axis, side in enumerate(x.shape[2:], start=2):
-        each = each.narrow(axis, edge, side - 2 * edge)
-    means: Tensor = each.flatten(1).mean(1)
+        similarity = similarity.narrow(axis, edge, side - 2 * edge)
+    means: Tensor = similarity.flatten(1).mean(1)
     return means
 
 

@@ -111,8 +111,8 @@ def _smp(
     inner = str(encoder).removeprefix("tu-")
     # timm would download a model whose name has a colon
     if encoder not in smp.encoders.encoders and (encoder == inner or not timm.is_model(inner)):
-        every = [*smp.encoders.encoders, *(f"tu-{model}" for model in timm.list_models())]
-        raise UnknownNameError("smp encoder", str(encoder), _near(str(encoder), every))
+        encoders = [*smp.encoders.encoders, *(f"tu-{model}" for model in timm.list_models())]
+        raise UnknownNameError("smp encoder", str(encoder), _near(str(encoder), encoders))
     unknown = set(parameters) - set(inspect.signature(known[name].__init__).parameters)
     # smp silently ignores arguments that only timm's encoders take
     if unknown and encoder == inner:

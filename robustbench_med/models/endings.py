@@ -50,8 +50,8 @@ def ending_of(victim: Victim, x: Images, reading: Reading) -> Ending:
     """Return the last operation of the outputs that are read from a victim's module."""
     calls = Squashes(record=True)
     compiled = any(
-        isinstance(part, torch.jit.ScriptModule) or hasattr(part, "_orig_mod")
-        for part in victim.module.modules()
+        isinstance(submodule, torch.jit.ScriptModule) or hasattr(submodule, "_orig_mod")
+        for submodule in victim.module.modules()
     )
     x = x.clone()
     with torch.enable_grad(), contextlib.nullcontext() if compiled else calls:

@@ -410,5 +410,5 @@ def _outputs_sha256(card: ModelCard, weights_sha256: str) -> str:
     return _digest(card.builder, card.mean, card.std, weights_sha256, *slides, *read)
 
 
-def _digest(*parts: object) -> str:
-    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+def _digest(*values: object) -> str:
+    return hashlib.sha256("\n".join(map(str, values)).encode()).hexdigest()

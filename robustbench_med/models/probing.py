@@ -303,11 +303,11 @@ def _linked(prober: _Prober, reading: Reading, expected: Expected) -> tuple[Read
     elif end.name:
         note = f"the model ends in a {end.name}: its outputs are read as probabilities"
     else:
-        every = [p, *_stressed(prober, reading)]
-        varied = float(torch.cat([outputs.flatten() for outputs in every]).std()) > 0
-        if not (varied and all(map(_within, every))):
-            return reading, _one_sided(every) if independent else ""
-        p = torch.cat(every)
+        outputs_by_batch = [p, *_stressed(prober, reading)]
+        varied = float(torch.cat([outputs.flatten() for outputs in outputs_by_batch]).std()) > 0
+        if not (varied and all(map(_within, outputs_by_batch))):
+            return reading, _one_sided(outputs_by_batch) if independent else ""
+        p = torch.cat(outputs_by_batch)
         note = (
             "the outputs stay within [0,1] on all images tried, extreme ones too: they are read "
             "as probabilities"
@@ -331,9 +331,9 @@ def _within(p: Tensor) -> bool:
     return bool(((p > -_SLACK) & (p < 1 + _SLACK)).all())
 
 
-def _one_sided(every: list[Tensor]) -> str:
+def _one_sided(outputs_by_batch: list[Tensor]) -> str:
     """Return a warning if all outputs lie on one side of 0, the threshold of a logit."""
-    numbers = torch.cat([outputs.flatten() for outputs in every])
+    numbers = torch.cat([outputs.flatten() for outputs in outputs_by_batch])
     low, high = float(numbers.min()), float(numbers.max())
     if low == high or low <= 0 < high:
         return ""

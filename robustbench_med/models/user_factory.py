@@ -153,15 +153,15 @@ def _identity(module: nn.Module, inside: tuple[int, ...]) -> str:
         if name not in stated:  # a buffer that is not saved
             digest.update(f"\n{name}\n".encode() + bytes_of(buffer))
     scripted: tuple[str, ...] = ()
-    for name, part in module.named_modules():
-        attributes = {key: value for key, value in vars_of(part).items() if key not in _TORCHS}
+    for name, submodule in module.named_modules():
+        attributes = {key: value for key, value in vars_of(submodule).items() if key not in _TORCHS}
         digest.update(f"\n{name}\n".encode())
         digest.update(_visible_state(attributes, inside))
         inner = any(not prefix or name.startswith(f"{prefix}.") for prefix in scripted)
-        if isinstance(part, torch.jit.ScriptModule) and not inner:
+        if isinstance(submodule, torch.jit.ScriptModule) and not inner:
             scripted = (*scripted, name)
-            digest.update(_archive_bytes(part))
-    kinds = {type(part) for part in module.modules()}
+            digest.update(_archive_bytes(submodule))
+    kinds = {type(submodule) for submodule in module.modules()}
     digest.update("\n".join(sorted(map(_class_text, kinds))).encode())
     return digest.hexdigest()
 

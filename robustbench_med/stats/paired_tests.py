@@ -162,34 +162,34 @@ def fewest_changes(level: float) -> int:
     return max(math.ceil(math.log2(1 / level) - 1e-9), 1)
 
 
-def mcnemar_power(n: int, lost: float, gained: float, *, level: float = LEVEL) -> float:
+def mcnemar_power(n: int, p_lost: float, p_gained: float, *, level: float = LEVEL) -> float:
     """Return the exact power of the one-sided test on `n` images.
 
     Args:
         n: number of images.
-        lost: probability that an image changes from right to wrong.
-        gained: probability that an image changes from wrong to right.
+        p_lost: probability that an image changes from right to wrong.
+        p_gained: probability that an image changes from wrong to right.
         level: level of the test.
     """
-    changed = lost + gained
+    changed = p_lost + p_gained
     if changed <= 0:
         return 0.0
     low, high = scipy_stats.binom.interval(1 - 1e-9, n, min(changed, 1.0))
     m = np.arange(int(low), int(high) + 1)
     # the smallest k of m changed images with P(X >= k) <= level; `isf` returns k - 1
     critical = scipy_stats.binom.isf(level, m, 0.5) + 1
-    rejects = scipy_stats.binom.sf(critical - 1, m, lost / changed)
+    rejects = scipy_stats.binom.sf(critical - 1, m, p_lost / changed)
     return float((scipy_stats.binom.pmf(m, n, min(changed, 1.0)) * rejects).sum())
 
 
-def mcnemar_images(lost: float, gained: float, *, level: float = LEVEL) -> int | None:
+def mcnemar_images(p_lost: float, p_gained: float, *, level: float = LEVEL) -> int | None:
     """Return the smallest number of images with 80 % power; None if it is above ten million.
 
     Source: Connor, Biometrics 1987, "Sample size for testing differences in proportions for the
         paired-sample design", equation 3, a normal approximation. Up to 20,000 images it is
         corrected by the exact power.
     """
-    drop, changed = lost - gained, lost + gained
+    drop, changed = p_lost - p_gained, p_lost + p_gained
     if drop <= 0:
         return None
     a, b = scipy_stats.norm.ppf([1 - level, POWER])
@@ -202,22 +202,22 @@ def mcnemar_images(lost: float, gained: float, *, level: float = LEVEL) -> int |
     # bisection: the exact power grows with n, apart from the small steps of a discrete test
     while low < high:
         middle = (low + high) // 2
-        if mcnemar_power(middle, lost, gained, level=level) >= POWER:
+        if mcnemar_power(middle, p_lost, p_gained, level=level) >= POWER:
             high = middle
         else:
             low = middle + 1
     return high
 
 
-def mcnemar_smallest(n: float, gained: float, *, level: float = LEVEL) -> float:
+def mcnemar_smallest(n: float, p_gained: float, *, level: float = LEVEL) -> float:
     """Return the smallest drop that `n` images show with 80 % power; NaN if there is none."""
     images = max(int(n), 0)
-    low, high = 0.0, 1.0 - 2 * gained
-    if high <= 0 or mcnemar_power(images, high + gained, gained, level=level) < POWER:
+    low, high = 0.0, 1.0 - 2 * p_gained
+    if high <= 0 or mcnemar_power(images, high + p_gained, p_gained, level=level) < POWER:
         return math.nan
     for _ in range(30):
         middle = (low + high) / 2
-        if mcnemar_power(images, middle + gained, gained, level=level) >= POWER:
+        if mcnemar_power(images, middle + p_gained, p_gained, level=level) >= POWER:
             high = middle
         else:
             low = middle

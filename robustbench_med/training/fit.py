@@ -215,10 +215,10 @@ def _loss(
     if card.task == "multi_label":
         known = (y >= 0).to(logits)
         truth = y.clamp_min(0).to(logits)
-        each = functional.binary_cross_entropy_with_logits(
+        losses = functional.binary_cross_entropy_with_logits(
             logits, truth, pos_weight=balance, reduction="none"
         )
-        return (each * known).sum() / known.sum().clamp_min(1)
+        return (losses * known).sum() / known.sum().clamp_min(1)
     return functional.cross_entropy(
         logits, y, weight=balance, ignore_index=-1, label_smoothing=smoothing
     )
