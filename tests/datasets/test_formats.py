@@ -77,7 +77,9 @@ FILES = [
 
 
 @pytest.mark.parametrize("renamed", [False, True])
-@pytest.mark.parametrize(("name", "content", "message"), FILES)
+@pytest.mark.parametrize(  # the ids leave out the content: an archive holds the time it was made
+    ("name", "content", "message"), FILES, ids=[name for name, *_ in FILES]
+)
 def test_another_format_is_named(
     tmp_path: Path, name: str, content: bytes, message: str, renamed: bool
 ) -> None:
