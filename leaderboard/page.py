@@ -6,7 +6,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -114,8 +114,12 @@ def page_parts() -> dict[str, str]:
     }
 
 
+@cache
 def environment() -> Environment:
-    """Return what renders our templates: every value is escaped, whatever the file is called."""
+    """Return what renders our templates: every value is escaped, whatever the file is called.
+
+    It is made once, because reading the templates takes longer than filling them in.
+    """
     templates = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

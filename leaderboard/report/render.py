@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
+from jinja2 import Environment
 from markupsafe import Markup
 
 from ..boards.charts import curves
@@ -35,10 +37,9 @@ def render(document: Report, model_boards: list[ModelBoard]) -> str:
             "form-action 'none'",
         ]
     )
-    templates = environment()
-    templates.filters.update(served=served, spans=spans, stamp=stamp)
     numbers = {reference.case_id: reference.number for reference in document.records}
-    return templates.get_template("report.html.j2").render(
+    template = _templates().get_template("report.html.j2")
+    return template.render(
         document=document,
         policy=policy,
         style=Markup(style),  # noqa: S704 - our own files, hashed in the policy
@@ -48,6 +49,14 @@ def render(document: Report, model_boards: list[ModelBoard]) -> str:
         detector_columns=COLUMNS,
         headings=list(dict.fromkeys(board.heading for board in document.boards)),
     )
+
+
+@cache
+def _templates() -> Environment:
+    """Return what renders a page, with the filters of a report."""
+    templates = environment().overlay()
+    templates.filters = {**templates.filters, "served": served, "spans": spans, "stamp": stamp}
+    return templates
 
 
 def _curves(model_board: ModelBoard) -> str:
