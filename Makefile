@@ -15,7 +15,7 @@ run: $(STAMP)  ## install, run the default suite, print the tables, say where th
 
 test: $(DEV)  ## install with the dev extra, run the quick tests
 	@command -v chromium >/dev/null || echo "No chromium: the tests of the page are skipped. To run them: apt-get install chromium"
-	$(BIN)/python -m pytest -m "not slow" -n auto --benchmark-disable
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal --benchmark-disable
 
 slow: $(DEV)  ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow -n auto --benchmark-disable

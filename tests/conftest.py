@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.layers import layer_of
 
@@ -15,6 +14,8 @@ from tests.layers import layer_of
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Keep torch to one thread: tests run in several processes."""
+    import torch  # here, for the process that only hands out tests needs none
+
     torch.set_num_threads(1)
 
 
