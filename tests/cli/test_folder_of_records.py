@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import typer
-import typer.core
 
 from robustbench_med import cli, run_suite
 from robustbench_med.bench import failure, runner
@@ -30,8 +28,6 @@ def call(
     """Yield what runs a command in this process: its exit code and what it printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    # typer hands commands a plain click context; the type checker of the tests wants what they name
-    monkeypatch.setattr(typer.core.TyperCommand, "context_class", typer.Context)
 
     def run(*words: str) -> CommandResult:
         monkeypatch.setattr(sys, "argv", ["robustbench_med", *words])

@@ -60,17 +60,24 @@ def call(
     return Called(monkeypatch, capsys)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Return a folder with two committed records of one victim and one of another."""
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with two committed records of one victim and one of another, to copy."""
     ids: dict[str, list[str]] = {}
     for stored in store.read_all(RESULTS / "quick")[0]:
         case = stored.record.case
         if case.dataset == "phantom_fundus" and case.threat == "white_box":
             ids.setdefault(case.victim, []).append(case.id)
     selected = [*ids[VICTIM][:2], ids["fundus_densenet"][0]]
-    unpack(RESULTS / "quick", tmp_path / "suites" / "quick", only=selected)
-    return tmp_path / "suites"
+    suites = tmp_path_factory.mktemp("unpacked") / "suites"
+    unpack(RESULTS / "quick", suites / "quick", only=selected)
+    return suites
+
+
+@pytest.fixture
+def folder(unpacked: Path, tmp_path: Path) -> Path:
+    """Return a folder of records of its own for each test."""
+    return Path(shutil.copytree(unpacked, tmp_path / "suites"))
 
 
 def test_it_writes_html_and_json_beside_the_records(call: Called, folder: Path) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import typer
-import typer.core
 
 from robustbench_med import cli
 from robustbench_med.bench import store
@@ -36,16 +35,20 @@ Command = Callable[..., Ended]
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    # typer hands commands a plain click context; the type checker of the tests wants what they name
-    monkeypatch.setattr(typer.core.TyperCommand, "context_class", typer.Context)
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a few committed records to copy, of which one name has letters of its own."""
+    home = tmp_path_factory.mktemp("unpacked") / "quick"
+    unpack(RESULTS, home, only=[path.name for path in store.homes(RESULTS)[:RECORDS]])
+    return home
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Return a folder with a few committed records, of which one name has letters of its own."""
-    home = tmp_path / "quick"
-    unpack(RESULTS, home, only=[path.name for path in store.homes(RESULTS)[:RECORDS]])
-    return home
+def folder(unpacked: Path, tmp_path: Path) -> Path:
+    """Return a folder of records of its own for each test."""
+    return Path(shutil.copytree(unpacked, tmp_path / "quick"))
 
 
 @pytest.fixture

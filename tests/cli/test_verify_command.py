@@ -7,8 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import typer
-import typer.core
 from typer.testing import CliRunner
 
 from robustbench_med import cli
@@ -101,11 +99,7 @@ def test_code_is_run_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch)
     assert "--run-code" in run("verify", "--help")[1]
 
 
-def test_a_run_that_saves_images_is_verified_from_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # typer hands commands a plain click context; the type checker of the tests wants what they name
-    monkeypatch.setattr(typer.core.TyperCommand, "context_class", typer.Context)
+def test_a_run_that_saves_images_is_verified_from_them(tmp_path: Path) -> None:
     npz, spec = save_npz(tmp_path / "mine.npz"), save_timm(tmp_path / "w.safetensors")
     grid = ["--dataset", str(npz), "--victim", spec, "--attack", "fgsm", "--eps", "2/255"]
     options = ["--results", str(tmp_path / "results"), "--examples", "0", "--save-images"]
@@ -188,10 +182,7 @@ def make(width: int = 4) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", ["weights", "code", "spec"])
-def test_own_files_may_lie_elsewhere_on_another_machine(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(typer.core.TyperCommand, "context_class", typer.Context)
+def test_own_files_may_lie_elsewhere_on_another_machine(kind: str, tmp_path: Path) -> None:
     there, folder = tmp_path / "there", tmp_path / "here"
     there.mkdir()
     folder.mkdir()
