@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -93,6 +94,12 @@ def score_of(record: Record) -> float:
     return (metrics.get("accuracy") or metrics["dice"]).value
 
 
+@cache
+def honest_score(task: str, channels: int) -> float:
+    """Return the score of the network without a lie, once for all lies."""
+    return score_of(record_of(Lying, task, channels))
+
+
 def raised(record: Record) -> set[str]:
     return DISAGREE & {flag.name for flag in record.flags}
 
@@ -119,9 +126,9 @@ EVERY += [(lie, *where) for lie in SOME for where in TASKS if where != ("single_
 def test_a_lie_is_flagged_and_the_score_is_that_of_the_honest_network(
     lie: str, task: str, channels: int
 ) -> None:
-    honest, record = record_of(Lying, task, channels), record_of(LIES[lie], task, channels)
+    record = record_of(LIES[lie], task, channels)
     assert raised(record)
-    assert score_of(record) <= score_of(honest) + 0.05
+    assert score_of(record) <= honest_score(task, channels) + 0.05
     told = " ".join(flag.meaning for flag in record.flags)
     assert "the module's own forward operations" in told
 
