@@ -53,8 +53,9 @@ BRIEF: dict[str, dict[str, float]] = LIGHT | {
     "fmn": {"steps": 20},
     "carlini_wagner": {"steps": 5, "searches": 3},
     "segpgd": {"steps": 10},
-    "cospgd": {"steps": 10},
     "asma": {"steps": 10},
+    "dag": {"steps": 25, "gamma": 2.0},
+    "segmentation_ensemble": {"steps": 9},
 }
 RADII = {"linf": 0.2, "l2": 1.0, "l1": 8.0, "l0": 20.0}
 TASKS: dict[str, dict[str, Any]] = {
