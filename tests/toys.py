@@ -25,7 +25,6 @@ LIGHT: dict[str, dict[str, float]] = {
     "ensemble": {"steps": 10, "queries": 20, "targets": 2},
     "segpgd": {"steps": 20},
     "cospgd": {"steps": 20},
-    "asma": {"steps": 20},
     "segmentation_ensemble": {"steps": 20},
     "dag": {"steps": 60, "gamma": 2.0},
 }
