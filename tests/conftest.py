@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,11 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images: {folder} does not exist (ROBUSTBENCH_MED_DATA)")
     return folder
+
+
+def pytest_collection_finish() -> None:
+    """Leave out of every later garbage collection what stays to the end: modules and tests."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -50,10 +50,10 @@ BRIEF: dict[str, dict[str, float]] = LIGHT | {
     "noise": {"draws": 3},
     "shuffled": {"steps": 10},
     "fab": {"steps": 6},
-    "fmn": {"steps": 20},
+    "fmn": {"steps": 30},
     "carlini_wagner": {"steps": 5, "searches": 3},
     "segpgd": {"steps": 10},
-    "asma": {"steps": 10},
+    "asma": {"steps": 60},
     "dag": {"steps": 25, "gamma": 2.0},
     "segmentation_ensemble": {"steps": 9},
 }
