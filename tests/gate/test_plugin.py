@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from robustbench_med import cli
 from robustbench_med.bench import store
+from robustbench_med.gate.fixture import Robustness
 from robustbench_med.stats import intervals
 from robustbench_med.stats.paired_tests import mcnemar
 from tests.bench.toys import save_npz, save_timm
@@ -21,24 +24,30 @@ from tests.bench.toys import save_npz, save_timm
 ROOT = Path(__file__).parents[2]
 Plugin = tuple[str, ...]
 
-HEAD = """
-import pytest
 MODEL = "timm:test_resnet(weights='w.safetensors')"
 SPEC = "pgd(eps=[0.2/255, 8/255], steps=3)"
+HEAD = f"""
+import pytest
+MODEL = {MODEL!r}
+SPEC = {SPEC!r}
 """
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a model and its images.
+    """Return a folder with a model, its images and, in records/mine, its record.
 
-    Made, and a record read, before any pytester: that unloads what was loaded while it lived, and
-    libraries that are loaded twice (triton) end the process.
+    The record is made before any pytester starts: pytester unloads the modules that were loaded
+    while it lived, and libraries that are loaded twice (triton) end the process.
     """
     folder = tmp_path_factory.mktemp("files")
     save_npz(folder / "mine.npz", n=24)
     save_timm(folder / "w.safetensors")
-    store.read(store.homes(ROOT / "results" / "quick")[0])
+    gate = Robustness(cache=tmp_path_factory.mktemp("cache"), update=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        gate.holds("records/mine", MODEL, "mine.npz", SPEC)
+        gate(MODEL, "mine.npz", "fgsm(eps=1/255)")
     return folder
 
 
@@ -48,14 +57,26 @@ def project(
 ) -> pytest.Pytester:
     """Return a project of somebody else with that model and those images."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # this checkout, wherever the environment points
-    for path in files.iterdir():
-        shutil.copy(path, pytester.path)
+    for name in ("mine.npz", "w.safetensors"):
+        shutil.copy(files / name, pytester.path)
     return pytester
 
 
+@pytest.fixture
+def recorded_project(files: Path, project: pytest.Pytester) -> pytest.Pytester:
+    """Return that project with the record."""
+    shutil.copytree(files / "records", project.path / "records")
+    return project
+
+
 def run(project: pytest.Pytester, plugin: Plugin, body: str, *args: str) -> pytest.RunResult:
+    """Run a test file with the plugin in this process."""
     project.makepyfile(test_mine=HEAD + body)
-    return project.runpytest_subprocess(*plugin, "-p", "no:cacheprovider", *args)
+    return run_pytest(project, plugin, *args)
+
+
+def run_pytest(project: pytest.Pytester, plugin: Plugin, *args: str | Path) -> pytest.RunResult:
+    return project.runpytest_inprocess(*plugin, "-p", "no:cacheprovider", *args)
 
 
 HOLDS = """
@@ -200,19 +221,21 @@ def test_holds(robustness):
     (path,) = there.glob("records/mine/*/record.json")
     before = path.read_bytes()
     for option in ((), ("--robustness-update",)):
-        result = project.runpytest_subprocess(*plugin, "-p", "no:cacheprovider", there, *option)
+        result = run_pytest(project, plugin, there, *option)
         result.assert_outcomes(passed=1)
     assert path.read_bytes() == before
     shutil.copy(there / "mine.npz", project.path / "mine.npz")
     save_npz(there / "mine.npz", n=22)
-    result = project.runpytest_subprocess(*plugin, "-p", "no:cacheprovider", there)
+    result = run_pytest(project, plugin, there)
     result.assert_outcomes(failed=1)
     assert "mine.npz are not those of the record" in result.stdout.str()
 
 
 @pytest.mark.slow
-def test_a_record_written_anew_says_how_to_run_it(project: pytest.Pytester, plugin: Plugin) -> None:
-    run(project, plugin, HOLDS, "--robustness-update").assert_outcomes(passed=1)
+def test_a_record_written_anew_says_how_to_run_it(
+    recorded_project: pytest.Pytester, plugin: Plugin
+) -> None:
+    project = recorded_project
     weaken(project.path / "w.safetensors")
     again = "\ndef test_again(robustness):\n    robustness.holds('records/mine')\n"
     result = run(project, plugin, again, "--robustness-update")
@@ -220,9 +243,10 @@ def test_a_record_written_anew_says_how_to_run_it(project: pytest.Pytester, plug
     (path,) = (project.path / "records" / "mine").glob("*/record.json")
     command = store.read(path.parent).record.provenance.command
     assert command == f"python -m robustbench_med verify records/mine/{path.parent.name}"
-    said = project.run(sys.executable, *command.split()[1:])
-    assert said.ret == 0
-    said.stdout.fnmatch_lines(["match: all 24 samples as recorded, by running the case again"])
+    result_of_command = CliRunner().invoke(cli.app, command.split()[3:])
+    assert result_of_command.exit_code == 0
+    lines = result_of_command.output.splitlines()
+    assert "match: all 24 samples as recorded, by running the case again" in lines
 
 
 def weaken(path: Path) -> None:
@@ -234,9 +258,9 @@ def weaken(path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_weaker_model_fails_with_what_was_lost_and_can_be_recorded(
-    project: pytest.Pytester, plugin: Plugin
+    recorded_project: pytest.Pytester, plugin: Plugin
 ) -> None:
-    run(project, plugin, HOLDS, "--robustness-update").assert_outcomes(passed=1)
+    project = recorded_project
     (old,) = (project.path / "records" / "mine").glob("*/record.json")
     strong = _stand_all(project.path / "records" / "mine")
     weaken(project.path / "w.safetensors")
@@ -269,9 +293,8 @@ def _stand_all(folder: Path) -> int:
 
 @pytest.mark.slow
 def test_another_question_than_the_record_answers_is_refused(
-    project: pytest.Pytester, plugin: Plugin
+    recorded_project: pytest.Pytester, plugin: Plugin
 ) -> None:
-    run(project, plugin, HOLDS, "--robustness-update").assert_outcomes(passed=1)
     body = """
 def test_steps(robustness):
     robustness.holds("records/mine", MODEL, "mine.npz", "pgd(eps=[0.2/255, 8/255], steps=4)")
@@ -297,7 +320,7 @@ def test_halves(robustness):
 def test_one_radius(robustness):
     robustness.holds("records/mine", at=8 / 255, level=0.01, fails="either")
 """
-    result = run(project, plugin, body)
+    result = run(recorded_project, plugin, body)
     result.assert_outcomes(failed=7, passed=1)
     text = result.stdout.str()
     assert "pgd takes other parameters than the record's: expected {'steps': 3" in text
@@ -345,8 +368,10 @@ def test_twice(robustness, monkeypatch):
 
 
 @pytest.mark.slow
-def test_workers_of_xdist_share_what_they_measure(project: pytest.Pytester, plugin: Plugin) -> None:
-    run(project, plugin, HOLDS, "--robustness-update").assert_outcomes(passed=1)
+def test_workers_of_xdist_share_what_they_measure(
+    recorded_project: pytest.Pytester, plugin: Plugin
+) -> None:
+    project = recorded_project
     body = (
         HEAD
         + """
@@ -364,7 +389,7 @@ def test_update_tells(robustness, i):
     result.assert_outcomes(passed=10)
     assert result.stdout.str().count("wrote records") == 1
     (other,) = (project.path / "records" / "other").iterdir()  # nothing half-written beside it
-    cache = project.path / "runpytest-1" / "robustness"  # of the session, not of a worker
+    cache = project.path / "runpytest-0" / "robustness"  # of the session, not of a worker
     assert len([path for path in cache.iterdir() if not path.name.startswith(".")]) == 2
     assert not list(cache.parent.glob("popen-*/robustness"))
 
