@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _log = logging.getLogger(__name__)
-_SILENCE = 30  # a log gets a line after so many seconds
 _MOST = 4  # most processes by default, since each holds torch, a victim and its images
 _WORTH = 15.0  # for fewer seconds of attacks, starting processes costs more than it saves
 
@@ -51,6 +50,7 @@ def run_cases(
     images: bool = False,
     device: str = "auto",
     jobs: int | None = 1,
+    log_every: float = 30.0,
 ) -> list[Failure]:
     """Run the cases that `folder` has no record of, and return those that failed.
 
@@ -65,6 +65,7 @@ def run_cases(
         device: "cpu", "cuda", "cuda:1", or "auto".
         jobs: processes that share the cores; None = as many as save time on this machine. Cases
             that share a victim run in the same process.
+        log_every: seconds after which a console that is no terminal gets a line of progress.
 
     Raises:
         SpecError: there is no such device, or images of real data would be saved in a folder that
@@ -100,7 +101,7 @@ def run_cases(
             failures += failed
             done += len(cases)
             # a log shows no progress bar
-            if not console.is_terminal and time.monotonic() - last_line > _SILENCE:
+            if not console.is_terminal and time.monotonic() - last_line >= log_every:
                 line = f"{done} of {len(waiting)} cases done"
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
                 last_line = time.monotonic()

@@ -68,16 +68,21 @@ def can_start() -> bool:
 
 
 def start(driver: int) -> None:
-    """Prepare a worker: end it with the driver, ignore Ctrl-C, and let it keep its memory.
+    """Prepare a worker, and end it with the driver.
 
     Args:
         driver: the process id of the driver.
     """
+    prepare()
+    threading.Thread(target=_watch, args=(driver,), daemon=True).start()
+
+
+def prepare() -> None:
+    """Let this process ignore Ctrl-C and keep its memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # loky warns and replaces a worker that holds 300 MB more than after its first call, but a
     # larger victim or surrogate is no memory leak
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
-    threading.Thread(target=_watch, args=(driver,), daemon=True).start()
 
 
 def _watch(driver: int) -> None:

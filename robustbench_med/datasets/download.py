@@ -19,11 +19,15 @@ from robustbench_med.datasets.cache import cache_dir
 from robustbench_med.datasets.checksum import CHUNK, Digests, compare
 from robustbench_med.errors import DataError
 
-TIMEOUT = 30.0  # seconds without a byte
+TIMEOUT = 30.0  # seconds
 
 
 def download(
-    card: DatasetCard, *, context: ssl.SSLContext | None = None, cap: int = MAX_BYTES
+    card: DatasetCard,
+    *,
+    context: ssl.SSLContext | None = None,
+    cap: int = MAX_BYTES,
+    timeout: float = TIMEOUT,
 ) -> Path:
     """Download a dataset's file from its official address, and return its path in the cache.
 
@@ -31,6 +35,7 @@ def download(
         card: states name, address and checksum.
         context: trusted certificates; None = those of the system.
         cap: largest size of the file, in bytes.
+        timeout: seconds without a byte after which the server counts as unreachable.
 
     Raises:
         DataError: no checksum is known, the address is not https, or the server cannot be reached.
@@ -42,7 +47,7 @@ def download(
             f"it is not downloaded unchecked; {_way_out(card)}"
         )
     try:
-        return _fetch_into(cache_dir(), card, context=context, cap=cap)
+        return _fetch_into(cache_dir(), card, context=context, cap=cap, timeout=timeout)
     except (OSError, http.client.HTTPException) as error:
         reason = str(getattr(error, "reason", error)) or type(error).__name__
         raise DataError(
@@ -52,13 +57,18 @@ def download(
 
 
 def _fetch_into(
-    folder: Path, card: DatasetCard, *, context: ssl.SSLContext | None, cap: int
+    folder: Path,
+    card: DatasetCard,
+    *,
+    context: ssl.SSLContext | None,
+    cap: int,
+    timeout: float,
 ) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(prefix=f".{card.file}.", suffix=".part", dir=folder)
     try:
         with os.fdopen(handle, "wb") as sink:
-            digests = _fetch(card, sink, context=context, cap=cap)
+            digests = _fetch(card, sink, context=context, cap=cap, timeout=timeout)
         compare(digests, card, card.url)
         os.replace(part, folder / card.file)
     finally:
@@ -67,7 +77,12 @@ def _fetch_into(
 
 
 def _fetch(
-    card: DatasetCard, sink: IO[bytes], *, context: ssl.SSLContext | None, cap: int
+    card: DatasetCard,
+    sink: IO[bytes],
+    *,
+    context: ssl.SSLContext | None,
+    cap: int,
+    timeout: float,
 ) -> tuple[str, str]:
     """Write the file at the card's address to `sink`, and return its digests."""
     from rich.console import Console
@@ -78,7 +93,7 @@ def _fetch(
     columns = (TextColumn(card.file), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
     digests, size = Digests(), 0
-    with _opener(context).open(card.url, timeout=TIMEOUT) as answer, progress:
+    with _opener(context).open(card.url, timeout=timeout) as answer, progress:
         stated = int(answer.headers.get("Content-Length") or 0)
         bar = progress.add_task("", total=stated or None)
         _require_small(card, stated, cap)

@@ -6,13 +6,14 @@ import os
 from functools import partial
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 import robustbench_med as rm
-from robustbench_med.bench import runner, store
+from robustbench_med.bench import store
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.plan import plan
 from robustbench_med.bench.resolved_case import ResolvedCase
@@ -36,17 +37,23 @@ def planned_of_three() -> list[ResolvedCase]:
     return planned
 
 
-def run(planned: list[ResolvedCase], folder: Path, jobs: int) -> list[Failure]:
+def run(
+    planned: list[ResolvedCase], folder: Path, jobs: int, log: StringIO | None = None
+) -> list[Failure]:
     folder.mkdir()
-    quiet = Console(quiet=True)
-    return run_cases(planned, folder, console=quiet, command="run", examples=0, jobs=jobs)
+    console = Console(quiet=log is None, file=log, force_terminal=False)
+    settings: dict[str, Any] = {"command": "run", "examples": 0, "jobs": jobs, "log_every": 0}
+    return run_cases(planned, folder, console=console, **settings)
 
 
 def test_several_processes_write_the_records_that_one_writes(tmp_path: Path) -> None:
-    planned = planned_of_three()
-    assert run(planned, tmp_path / "one", 1) == []
-    assert run(planned, tmp_path / "three", 3) == []
-    alone, shared = (store.read_all(tmp_path / name)[0] for name in ("one", "three"))
+    """The log of the first run says how far it is."""
+    planned, log = planned_of_three(), StringIO()
+    assert run(planned, tmp_path / "one", 1, log) == []
+    lines = [f"{i} of {len(planned)} cases done" for i in range(1, len(planned) + 1)]
+    assert [line for line in log.getvalue().splitlines() if "done" in line] == lines
+    assert run(planned, tmp_path / "two", 2) == []
+    alone, shared = (store.read_all(tmp_path / name)[0] for name in ("one", "two"))
     assert len(alone) == len(planned)
     fields = {"case_id", "rungs", "radii", "distance", "audit", "checks", "flags"}
     numbers = [
@@ -54,15 +61,6 @@ def test_several_processes_write_the_records_that_one_writes(tmp_path: Path) -> 
         for both in (alone, shared)
     ]
     assert numbers[0] == numbers[1]
-
-
-def test_a_log_is_told_how_far_a_run_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "_SILENCE", -1)
-    planned, told = planned_of_three(), StringIO()
-    console = Console(file=told, force_terminal=False)
-    assert run_cases(planned, tmp_path, console=console, command="run", examples=0, jobs=1) == []
-    lines = [f"{i} of {len(planned)} cases done" for i in range(1, len(planned) + 1)]
-    assert [line for line in told.getvalue().splitlines() if "done" in line] == lines
 
 
 def test_validation_of_one_class_is_noted(tmp_path: Path) -> None:

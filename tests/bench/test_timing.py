@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustbench_med.bench import timing
 from robustbench_med.bench.timing import Clock, gradient_seconds, words
 from robustbench_med.models.load import Loaded, of_module
+from robustbench_med.victim import Victim
 from tests.bench.toys import dataset_of, planned_of
 
 
@@ -54,21 +54,25 @@ def test_a_model_of_ones_own_is_timed_and_never_costs_nothing() -> None:
     assert Clock().seconds(many).most > 4 * cost.most  # type: ignore[union-attr]
 
 
-def test_a_victim_is_timed_once_and_remembered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_victim_is_timed_once_and_remembered(tmp_path: Path) -> None:
+    timed: list[Victim] = []
+
+    def measure(victim: Victim) -> float:
+        timed.append(victim)
+        return 2.0
+
     loaded, data = own(0.0)
     one = planned_of(data, "fgsm", victim_sha256=loaded.sha256)._replace(loaded=loaded)  # type: ignore[arg-type]
     first = Clock().seconds(one)
-    monkeypatch.setattr(timing, "gradient_seconds", None)
-    assert Clock().seconds(one) == first
+    assert Clock(measure).seconds(one) == first
+    assert timed == []
     (tmp_path / "cache" / "timings.json").write_text("{")  # a damaged one is made anew
-    monkeypatch.setattr(timing, "gradient_seconds", lambda victim: 2.0)
-    assert Clock().seconds(one).most == 2.0 * 12 * 4  # type: ignore[union-attr]
+    assert Clock(measure).seconds(one).most == 2.0 * 12 * 4  # type: ignore[union-attr]
+    assert timed == [loaded.victim]
     assert json.loads((tmp_path / "cache" / "timings.json").read_text())
 
 
-def test_a_victim_that_cannot_be_timed_is_said_not_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_victim_that_cannot_be_timed_is_said_not_to_be() -> None:
     class Fails(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             raise RuntimeError("no")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from robustbench_med.bench.verify.recompute import recompute_metrics
 from robustbench_med.bench.verify.replay import changed, replan, run_again
 from robustbench_med.bench.verify.rounding import rounded_otherwise
 from robustbench_med.bench.verify.verify import verify
-from robustbench_med.datasets.load import load_dataset
 from robustbench_med.errors import ResultsError, SpecError, VictimError
 from robustbench_med.stats import Estimate
 from robustbench_med.stats.intervals import wilson
@@ -539,11 +538,8 @@ def test_a_damaged_weights_file_of_the_zoo_is_a_mismatch(
 
 
 @pytest.mark.slow
-def test_planning_a_committed_case_again_gives_the_same_case(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_planning_a_committed_case_again_gives_the_same_case() -> None:
     """Every field of a case survives the way back through a grid, for all kinds of case."""
-    monkeypatch.setattr("robustbench_med.bench.plan.load_dataset", cache(load_dataset))
     seen = set[tuple[object, ...]]()
     for folder in store.homes_below(COMMITTED.parent):
         record = store.read(folder).record

@@ -9,14 +9,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from torch import Tensor, nn
 
 from robustbench_med import cli, registry
 from robustbench_med.bench import plan as planning
@@ -24,8 +22,6 @@ from robustbench_med.bench import runner, store
 from robustbench_med.bench import setup as preparing
 from robustbench_med.bench.execute import execute
 from robustbench_med.bench.record import Stored
-from robustbench_med.cards import DatasetCard
-from robustbench_med.models.load import Loaded, ModelSource, load_victim
 from tests.bench.toys import save_npz, save_timm, small_phantoms
 
 CHECKOUT = Path(__file__).parents[2]
@@ -469,39 +465,32 @@ def test_a_victim_that_answers_nan_makes_its_cases_invalid(call: Call, tmp_path:
     assert "invalid" in result.out
 
 
-class Raises(nn.Module):
-    """Answers clean images and raises on the first gradient."""
+RAISES = '''
+from torch import Tensor, nn
 
-    def __init__(self, inner: nn.Module) -> None:
+class Raises(nn.Module):
+    """Answer clean images and raise on the first gradient."""
+
+    def __init__(self) -> None:
         super().__init__()
-        self.inner = inner
+        self.linear = nn.Linear(32 * 32, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad:
             raise KeyError("a bug of the model")
-        stored_records: Tensor = self.inner(x)
-        return stored_records
+        return self.linear(x.flatten(1))
+'''
 
 
-def test_a_victim_that_raises_costs_its_own_cases_only(
-    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_victim_that_raises_costs_its_own_cases_only(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "raises.py").write_text(RAISES)
     words = own_data(tmp_path)
-    (tmp_path / "good").mkdir()
-    good = save_timm(tmp_path / "good" / "w.safetensors", change=0.1)
-
-    def load(source: ModelSource, data: DatasetCard) -> Loaded:
-        loaded = load_victim(source, data)
-        if "good" in source.name:
-            return loaded
-        return loaded._replace(victim=replace(loaded.victim, module=Raises(loaded.victim.module)))
-
-    monkeypatch.setattr(preparing, "load_victim", load)
-    result = call(*words, "--victim", good)
+    good = words[words.index("--victim") + 1]
+    result = call(*words, "--victim", "raises.py:Raises")
     assert result.code == 1
     assert "Traceback" not in result.out + result.err
     assert result.out.count("not scored: ") == 2
-    assert "KeyError: 'a bug of the model' (test_cli.py:" in result.out
+    assert "KeyError: 'a bug of the model' (raises.py:" in result.out
     records_before = records(tmp_path)
     assert {stored.record.case.victim for stored in records_before.values()} == {good}
     page = (Path(records_before["pgd"].folder).parent / "leaderboard.html").read_text()
@@ -594,16 +583,11 @@ def test_stopping_by_hand_keeps_what_is_finished(
     assert len(records(tmp_path)) == 1
 
 
-def test_train_writes_weights_and_card(
-    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_train_writes_weights_and_card(call: Call) -> None:
     from robustbench_med.cards import Recipe
-    from robustbench_med.datasets import load
 
     shipped = registry.find("models", "chest_resnet")
     short = shipped.model_copy(update={"recipe": Recipe(epochs=1, batch=6)})
-    loader = load.load_dataset
-    monkeypatch.setattr(load, "load_dataset", lambda name, *, data=None: _few(name, loader))
     with registry.register("models", short, replace=True):
         result = call("train", "chest_resnet", "--out", "zoo")
     assert result.code == 0, result.err
@@ -613,19 +597,3 @@ def test_train_writes_weights_and_card(
         "chest_resnet.safetensors",
         "chest_resnet.json",
     }
-
-
-def _few(name: str, loader: Any) -> Any:  # noqa: ANN401
-    from robustbench_med.datasets.dataset import Dataset
-
-    whole = loader(name)
-    rng = np.random.default_rng(0)
-
-    def read(split: Any) -> Any:  # noqa: ANN401
-        from robustbench_med.datasets.dataset import Arrays
-
-        ids = np.array([f"{split}{i}" for i in range(12)])
-        images = rng.integers(0, 256, (12, *whole.card.size), dtype=np.uint8)
-        return Arrays(images, np.arange(12) % 2, ids)
-
-    return Dataset(whole.card, read)

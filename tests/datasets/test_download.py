@@ -16,7 +16,6 @@ import trustme
 
 from robustbench_med import registry
 from robustbench_med.cards import DatasetCard
-from robustbench_med.datasets import download as module
 from robustbench_med.datasets import load
 from robustbench_med.datasets.cache import cache_dir
 from robustbench_med.datasets.download import download
@@ -27,10 +26,11 @@ Describe = Callable[..., DatasetCard]
 
 
 class Server(NamedTuple):
-    """A running https server and the context that trusts it."""
+    """A running https server, the context that trusts it and the certificate of its authority."""
 
     url: str
     context: ssl.SSLContext
+    certificate: bytes
     files: dict[str, bytes]
     requests: list[str]
 
@@ -73,7 +73,7 @@ def _running() -> Iterator[Server]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         url = f"https://localhost:{server.server_port}"
-        yield Server(url, context, handler.files, handler.requests)  # type: ignore[attr-defined]
+        yield Server(url, context, authority.cert_pem.bytes(), handler.files, handler.requests)  # type: ignore[attr-defined]
         server.shutdown()
         thread.join()
 
@@ -114,7 +114,8 @@ def test_a_file_is_downloaded_into_the_cache(
 def test_load_dataset_downloads_once(
     server: Server, save: Save, served: Describe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load, "download", lambda card: download(card, context=server.context))
+    (tmp_path / "authority.pem").write_bytes(server.certificate)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
     (tmp_path / "empty").mkdir()
     with registry.register("datasets", served(save())):
         for _ in range(2):
@@ -212,14 +213,11 @@ def test_an_absent_file_an_untrusted_and_a_closed_server(
     assert left_behind() == []
 
 
-def test_a_server_that_never_answers(
-    save: Save, card_for: Describe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "TIMEOUT", 0.1)
+def test_a_server_that_never_answers(save: Save, card_for: Describe) -> None:
     with socket.create_server(("localhost", 0)) as silent:
         url = f"https://localhost:{silent.getsockname()[1]}/toy.npz"
         with pytest.raises(DataError, match=r"got: .*timed out"):
-            download(card_for(save(), url=url))
+            download(card_for(save(), url=url), timeout=0.1)
     assert left_behind() == []
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import attacks.pgd
-from robustbench_med.bench import setup
-from robustbench_med.cards import DatasetCard
+from robustbench_med import registry
+from robustbench_med.cards import ModelCard
 from robustbench_med.gate.fixture import Robustness
-from robustbench_med.models.load import Loaded, ModelSource, load_victim
+from robustbench_med.models import weights
+from robustbench_med.models.load import load_victim
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images
@@ -33,19 +34,24 @@ def planted(robustness: Robustness, tmp_path: Path) -> Robustness:
     return replace(robustness, cache=tmp_path)
 
 
-def noisy(source: ModelSource, data: DatasetCard) -> Loaded:
-    loaded = load_victim(source, data)
+def noisy(name: str, folder: Path) -> ModelCard:
+    """Return the card of a shipped victim with noise in its weights, which lie in the folder."""
+    card: ModelCard = registry.find("models", name)
+    module = load_victim(name, registry.find("datasets", card.dataset)).victim.module
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for weights in loaded.victim.module.parameters():
-            drawn = torch.randn(weights.shape, generator=generator)
-            weights.add_(NOISE * weights.std(correction=0) * drawn)
-    return loaded
+        for tensor in module.parameters():
+            drawn = torch.randn(tensor.shape, generator=generator)
+            tensor.add_(NOISE * tensor.std(correction=0) * drawn)
+    path = folder / "noisy.safetensors"
+    return card.model_copy(update={"sha256": weights.write(module, path), "weights": str(path)})
 
 
-def test_noise_in_the_weights_fails(planted: Robustness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup, "load_victim", noisy)
-    with pytest.raises(pytest.fail.Exception, match="accuracy at eps .* dropped from"):
+def test_noise_in_the_weights_fails(planted: Robustness, tmp_path: Path) -> None:
+    with (
+        registry.register("models", noisy("chest_resnet", tmp_path), replace=True),
+        pytest.raises(pytest.fail.Exception, match="accuracy at eps .* dropped from"),
+    ):
         planted.holds(DEEPFOOL, fails="either")
 
 
