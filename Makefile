@@ -18,7 +18,7 @@ test: $(DEV)  ## install with the dev extra, run the quick tests
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal --benchmark-disable
 
 slow: $(DEV)  ## the tests that `make test` leaves out
-	$(BIN)/python -m pytest -m slow -n auto --benchmark-disable
+	$(BIN)/python -m pytest -m slow -n auto --dist loadfile --benchmark-disable
 
 shapes: $(DEV)  ## the same tests with the type and shape of every argument and result checked
 	CHECK_SHAPES=1 $(BIN)/python -m pytest -m "not slow" -n auto --benchmark-disable $(SHAPES)
@@ -39,7 +39,7 @@ docs: $(DOCS)  ## build the docs into docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -q -n -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
 	@echo docs/_build/html/index.html
 
-wheel: $(DEV)  ## build dist/*.whl and run it from another folder in a fresh environment
+wheel: $(DEV)  ## build dist/*.whl and run it from another folder, with what it requires and nothing else
 	bash .ci/wheel
 
 zoo: $(STAMP)  ## train every shipped model again, two at a time (DATA=folder of real images)

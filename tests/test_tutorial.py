@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from typer.testing import CliRunner
 
+from robustbench_med import cli
 from robustbench_med.bench import store
 
 CHECKOUT = Path(__file__).parents[1]
@@ -80,11 +80,7 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def _command(line: str) -> None:
-    """Run a command of the page with this interpreter and this checkout."""
+    """Run a command of the page in this process."""
     assert line.startswith("$ python -m robustbench_med "), line
-    words = [sys.executable, *shlex.split(line)[2:]]
-    path = os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        words, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = CliRunner().invoke(cli.app, shlex.split(line)[4:])
+    assert result.exit_code == 0, result.output

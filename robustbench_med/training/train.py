@@ -168,19 +168,24 @@ def _fingerprint(card: ModelCard, recipe: Recipe, data: Dataset) -> str:
 
 def measure(victim: Victim, data: Dataset) -> Measured:
     """Return the victim's scores on the test split at its operating point, and its cost."""
+    values = scores_on_test(victim, data)
     with frozen(victim.module):
-        test = data.batch("test")
-        if data.card.task != "segmentation":
-            val = data.batch("val")
-            victim = victim.at(youden(victim.logits(val.x), val.y, data.card))
-        values = scores(victim, test, data.card)
-        cost = _gradient_ms(victim, test, data.card)
+        cost = _gradient_ms(victim, data.batch("test"), data.card)
     return Measured(
         parameters=sum(p.numel() for p in victim.module.parameters()),
         **{name: round(value, 4) for name, value in values.items()},
         gradient_ms=round(cost, 3),
         machine=f"{platform.machine()}, {torch.get_num_threads()} threads",
     )
+
+
+def scores_on_test(victim: Victim, data: Dataset) -> dict[str, float]:
+    """Return the victim's scores on the test split at its operating point."""
+    with frozen(victim.module):
+        if data.card.task != "segmentation":
+            val = data.batch("val")
+            victim = victim.at(youden(victim.logits(val.x), val.y, data.card))
+        return scores(victim, data.batch("test"), data.card)
 
 
 @contextmanager

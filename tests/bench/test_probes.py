@@ -181,7 +181,7 @@ class Opposite(Noisy):
     ("defense", "given"),
     [
         ("none", {"draws": 8}),
-        pytest.param("jpeg", {"draws": 8}, marks=pytest.mark.slow),
+        pytest.param("jpeg", {"draws": 8, "n": 12}, marks=pytest.mark.slow),
         ("bit_depth", {"draws": 8}),
     ],
 )

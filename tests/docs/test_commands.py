@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from robustbench_med import cli
 from tests.docs.pages import CHECKOUT, blocks
 
 PAGES = ("quickstart.md", "threat_models.md")
@@ -21,12 +21,13 @@ def _runs(page: str) -> list[list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
-def test_what_a_page_runs_can_be_planned(page: str, tmp_path: Path) -> None:
+def test_what_a_page_runs_can_be_planned(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(CHECKOUT)
     assert _runs(page)
     for words in _runs(page):
-        command = [sys.executable, "-m", "robustbench_med", "plan", *words[4:]]
-        done = subprocess.run(
-            [*command, "--results", str(tmp_path)], cwd=CHECKOUT, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert re.search(r": \d+ cases?\b", done.stdout)
+        command = ["plan", *words[4:], "--results", str(tmp_path)]
+        result = CliRunner().invoke(cli.app, command)
+        assert result.exit_code == 0, result.output
+        assert re.search(r": \d+ cases?\b", result.output)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+import robustbench_med as rm
+from robustbench_med import cli
 from tests.bench.toys import save_npz, save_timm
 from tests.docs.pages import CHECKOUT, blocks
 
@@ -26,32 +27,44 @@ def test_every_block_is_saved_or_run() -> None:
     assert len(_NAMED.findall(text)) >= len(files)
 
 
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """Return a folder with the model and the images of the page.
+
+    The model is attacked before any pytester starts: pytester unloads the modules that were loaded
+    while it lived, and libraries that are loaded twice (triton) end the process.
+    """
+    data = save_npz(tmp_path / "mine.npz", n=40)
+    rm.evaluate(save_timm(tmp_path / "net.safetensors"), str(data), "pgd(steps=1)", eps="2/255")
+    return tmp_path
+
+
 @pytest.mark.slow
-def test_the_gate_as_the_page_says(tmp_path: Path) -> None:
+def test_the_gate_as_the_page_says(files: Path, pytester: pytest.Pytester) -> None:
     text = (CHECKOUT / "docs" / PAGE).read_text()
-    save_npz(tmp_path / "mine.npz", n=40)
-    save_timm(tmp_path / "net.safetensors")
+    for name in ("mine.npz", "net.safetensors"):
+        shutil.copy(files / name, pytester.path)
     names = iter(dict.fromkeys(_NAMED.findall(text)))
     for block in blocks(PAGE):
         if block.language:
-            (tmp_path / next(names)).write_text(block.text)
+            (pytester.path / next(names)).write_text(block.text)
         for words in block.commands:
-            said = _run(words, tmp_path)
-    assert (tmp_path / "records" / "net").is_dir()
-    assert "match: all 24 samples as recorded" in said
+            output = _run(words, pytester)
+    assert (pytester.path / "records" / "net").is_dir()
+    assert "match: all 24 samples as recorded" in output
 
 
-def _run(words: list[str], folder: Path) -> str:
-    """Run a command of the page with this interpreter and this checkout."""
-    path = os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "PYTHONPATH": path, "COLUMNS": "200"}
-    words = [str(one) for word in words for one in _expanded(word, folder)]
-    command = ["-m", *words] if words[0] == "pytest" else words[1:]
-    done = subprocess.run(
-        [sys.executable, *command], cwd=folder, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+def _run(words: list[str], pytester: pytest.Pytester) -> str:
+    """Run a command of the page in this process."""
+    words = [str(one) for word in words for one in _expanded(word, pytester.path)]
+    if words[0] == "pytest":
+        run = pytester.runpytest_inprocess("-p", "no:cacheprovider", *words[1:])
+        assert run.ret == 0
+        return run.stdout.str()
+    assert words[:3] == ["python", "-m", "robustbench_med"]
+    result = CliRunner().invoke(cli.app, words[3:])
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 def _expanded(word: str, folder: Path) -> list[Path | str]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 import textwrap
 import tomllib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from robustbench_med import registry
 from robustbench_med.datasets.load import load_dataset
@@ -24,13 +28,14 @@ from tests.docs.pages import CHECKOUT, blocks, source
 from tests.toys import clear_images, distance, linear_victim, problem_of
 
 PAGES = ("add_an_attack.md", "add_a_defense.md", "add_a_model.md", "add_a_dataset.md")
+PACKAGES = ("robustbench_med", "attacks", "defenses", "leaderboard")
 LINES = 30
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """Return a copy of the code, its weights linked."""
-    for folder in ("robustbench_med", "attacks", "defenses", "leaderboard"):
+    for folder in PACKAGES:
         ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")
         shutil.copytree(CHECKOUT / folder, tmp_path / folder, ignore=ignored)
     zoo = Path("robustbench_med/models/zoo")
@@ -40,14 +45,31 @@ def copy(tmp_path: Path) -> Path:
 
 
 def run(words: list[str], folder: Path) -> str:
-    assert words[0] == "python", f"expected a command of Python, got {words}"
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "ROBUSTBENCH_MED_JOBS": "1", "COLUMNS": "200"}
-    env |= {"ROBUSTBENCH_MED_CACHE": str(folder / "cache"), "PYTHONPATH": str(folder)}
-    done = subprocess.run(
-        [sys.executable, *words[1:]], cwd=folder, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    """Run a command of Python in this process, with the packages of the folder imported anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("COLUMNS", "200")
+        patch.syspath_prepend(folder)
+        before = forget_packages()
+        try:
+            if words[1].endswith(".py"):
+                runpy.run_path(words[1])
+                return ""
+            assert words[:3] == ["python", "-m", "robustbench_med"]
+            cli = importlib.import_module("robustbench_med.cli")
+            assert Path(str(cli.__file__)).is_relative_to(folder)
+            result = CliRunner().invoke(cli.app, words[3:])
+        finally:
+            forget_packages()
+            sys.modules.update(before)
+    assert result.exit_code == 0, f"{words}\n{result.output}\n{result.exception!r}"
+    return result.output
+
+
+def forget_packages() -> dict[str, ModuleType]:
+    """Remove the modules of this project's packages from those imported, and return them."""
+    names = [name for name in sys.modules if name.partition(".")[0] in PACKAGES]
+    return {name: sys.modules.pop(name) for name in names}
 
 
 def follow(page: str, folder: Path) -> str:
@@ -109,9 +131,15 @@ def test_a_dataset_as_the_page_says(copy: Path) -> None:
     means = [float(batch.x[batch.y == k, :, 32, 32].mean()) for k in (0, 1)]
     print(*batch.x.shape, len(set(batch.patients)), means[0] < 0.4 < means[1])
     """
-    assert run(["python", "-c", textwrap.dedent(code)], copy).split() == [
-        "48", "1", "64", "64", "16", "True",
-    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["48", "1", "64", "64", "16", "True"]
 
 
 def test_a_plug_in_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from typer.testing import CliRunner
 
-from robustbench_med import registry
-from robustbench_med.cards import ModelCard, Recipe, Task
-from robustbench_med.datasets.dataset import Dataset
+from robustbench_med import cli, registry
+from robustbench_med.cards import DatasetCard, ModelCard, Recipe, Task
+from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
 from robustbench_med.errors import BenchError, SpecError, UnknownNameError, VictimError
 from robustbench_med.models import weights
 from robustbench_med.models.load import ZOO, untrained
@@ -237,16 +236,15 @@ def test_the_card_of_a_defended_victim() -> None:
             refuse(bare)
 
 
-@pytest.mark.slow
 def test_the_command_refuses_before_it_loads_data(tmp_path: Path) -> None:
     words = ["train", "chest_findings_resnet", "--defense", "mart", "--out", str(tmp_path / "zoo")]
-    process = subprocess.run(
-        [sys.executable, "-m", "robustbench_med", *words],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert process.returncode == 2
-    (line,) = process.stderr.strip().splitlines()
-    assert "mart: expected single_label data, got multi_label" in line
+    findings: DatasetCard = registry.find("datasets", "phantom_chest_findings")
+    with registry.register("datasets", Dataset(findings, unread), replace=True):
+        result = CliRunner().invoke(cli.app, words)
+    assert isinstance(result.exception, SpecError)
+    assert "mart: expected single_label data, got multi_label" in str(result.exception)
     assert not (tmp_path / "zoo").exists()
+
+
+def unread(split: SplitName) -> Arrays:
+    raise AssertionError(f"{split} is read")

@@ -14,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
+from robustbench_med import cli
 from robustbench_med.errors import CheckpointError, DivergedError
 from robustbench_med.training import fit as fitting
 from robustbench_med.training.train import train
@@ -179,16 +181,17 @@ def test_weights_without_a_bad_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 def test_kill_9_and_again(tmp_path: Path) -> None:
+    words = ["train", "chest_resnet", "--defense", "fast_at(eps=2/255)", "--epochs", "2", "--out"]
+
     def start(out: Path) -> subprocess.Popen[bytes]:
-        words = ["train", "chest_resnet", "--defense", "fast_at(eps=2/255)", "--epochs", "3"]
         return subprocess.Popen(
-            [sys.executable, "-m", "robustbench_med", *words, "--out", str(out)],
+            [sys.executable, "-m", "robustbench_med", *words, str(out)],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
         )
 
     name = "chest_resnet_fast_at"
-    assert start(tmp_path / "whole").wait(300) == 0
+    assert CliRunner().invoke(cli.app, [*words, str(tmp_path / "whole")]).exit_code == 0
     killed = start(tmp_path / "killed")
     for _ in range(6000):
         if (tmp_path / "killed" / f"{name}.checkpoint").exists():
