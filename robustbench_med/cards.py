@@ -87,6 +87,12 @@ class DatasetCard(Card):
     normal: int | None = Field(
         default=None, description="index of the healthy class; None if there is none"
     )
+    stored_ids: tuple[tuple[int, ...], ...] = Field(
+        default=(),
+        exclude=True,
+        description="for labels of a file: the ids that each class joins, in the order of "
+        "`classes`; empty = each class its own; not in records",
+    )
     absent: tuple[str, ...] = Field(
         default=(),
         description="classes or findings that are missing in the scored split, and count in no "

@@ -102,6 +102,37 @@ def from_one_hot(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return ids
 
 
+def join_classes(
+    labels: NDArray[np.integer[Any]], stored_ids: tuple[tuple[int, ...], ...], where: str
+) -> NDArray[np.int64]:
+    """Return the class that each stored id belongs to; -1 stays -1.
+
+    Args:
+        labels: class ids as stored.
+        stored_ids: for each class, the stored ids that it joins.
+        where: file or card, for the error message.
+
+    Raises:
+        DataError: a label belongs to no class, or an id to two.
+
+    >>> join_classes(np.array([0, 2, 1, -1]), ((0,), (1, 2)), "toy").tolist()
+    [0, 1, 1, -1]
+    """
+    listed = [stored for ids in stored_ids for stored in ids]
+    if len(set(listed)) < len(listed):
+        twice = next(stored for stored in listed if listed.count(stored) > 1)
+        raise DataError(f"{where}: expected stored_ids each in one class, got {twice} twice")
+    unknown = set(labels.ravel().tolist()) - {*listed, UNLABELLED}
+    if unknown:
+        raise DataError(
+            f"{where}: expected labels in stored_ids {sorted(listed)} or -1, got {min(unknown)}"
+        )
+    joined = np.full(labels.shape, UNLABELLED, np.int64)
+    for class_id, ids in enumerate(stored_ids):
+        joined[np.isin(labels, ids)] = class_id
+    return joined
+
+
 def check_codes(labels: NDArray[np.integer[Any]], k: int, where: str, *, masks: bool) -> None:
     """Refuse labels of -1 and 1, in which a class would be read as "unlabelled".
 

@@ -16,6 +16,7 @@ from robustbench_med.datasets.checksum import verify
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
 from robustbench_med.datasets.download import download
 from robustbench_med.datasets.foreign import refused
+from robustbench_med.datasets.labels import join_classes
 from robustbench_med.datasets.npz import read
 from robustbench_med.datasets.own import describe
 from robustbench_med.errors import DataError
@@ -84,7 +85,11 @@ def _own_dataset(path: Path) -> Dataset:
 
 def _read_verified(path: Path, card: DatasetCard, split: SplitName) -> Arrays:
     verify(path, card)  # costs time only if the file was replaced since it was loaded
-    return read(path, split, masks=card.task == "segmentation")
+    arrays = read(path, split, masks=card.task == "segmentation")
+    if not card.stored_ids:
+        return arrays
+    labels = join_classes(arrays.labels, card.stored_ids, f"{card.name} ({split})")
+    return replace(arrays, labels=labels)
 
 
 def _locate(card: DatasetCard, data: Path | None) -> Path:

@@ -2,7 +2,8 @@
 
 A file holds `{train,val,test}_images` and `*_labels` or `*_masks` (one class id per pixel, 255 =
 ignored), and may hold `*_fov` (a field of view: masks are ignored where it is 0), `*_ids`,
-`*_patients` and `info` (JSON text, see info.py). Only the split that is needed is read.
+`*_patients` (empty = unknown) and `info` (JSON text, see info.py). Only the split that is needed is
+read.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def read(
         n = image_header(file, split).shape[0]
         labels = read_masks(file, split)[0] if masks else read_labels(file, split)
         ids = _names(file, f"{split}_ids", n)
-        patients = _names(file, f"{split}_patients", n)
+        patients = _patients(file, split, n)
         images = _images(file, split, masks=masks)
     if one_hot and labels.ndim == 2:
         labels = from_one_hot(labels.astype(np.int64))
@@ -225,6 +226,20 @@ def _images(file: Npz, split: SplitName, *, masks: bool) -> NDArray[np.uint8] | 
         return np.ascontiguousarray(images)
     with np.errstate(over="ignore"):  # overflow becomes Inf, which the data contract refuses
         return np.ascontiguousarray(images, dtype=np.float32)
+
+
+def _patients(file: Npz, split: SplitName, n: int) -> NDArray[Any] | None:  # of text
+    """Return the patient of each image; an image of unknown patient counts as one of its own.
+
+    Where no patient of the split is known, there are none.
+    """
+    patients = _names(file, f"{split}_patients", n)
+    if patients is None or not (unknown := patients == "").any():
+        return patients
+    if unknown.all():
+        return None
+    alone = np.array([f"unknown-{split}-{row:06d}" for row in range(n)])
+    return np.where(unknown, alone, patients)
 
 
 def _names(file: Npz, key: str, n: int) -> NDArray[Any] | None:  # of text

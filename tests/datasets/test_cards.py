@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from robustbench_med import registry
+from robustbench_med.cards import DatasetCard
 from robustbench_med.dataset_cards import load_cards
 
 CLASSES = {
@@ -53,6 +54,9 @@ def test_healthy_classes() -> None:
     assert plain == {"octmnist": 3, "pneumoniamnist": 0, "retinamnist": 0, "breastmnist": 1}
     assert normal["busi_128"] == 2
     assert normal["isic_uda1_128"] == normal["lc25000_lung_64"] == 0
+    for name in ("fundus_dr", "fundus_referable", "oct_dme", "covid_ct", "cxr_covid3"):
+        assert normal[f"{name}_128"] == 0
+    assert "ham10000_128" not in normal
     for name, index in normal.items():
         assert 0 <= index < len(REAL[name].classes)
 
@@ -65,10 +69,29 @@ def test_the_registry_holds_every_card() -> None:
 def test_checksums_are_well_formed_and_unique() -> None:
     md5 = [card.md5 for card in REAL.values() if card.url]
     assert all(re.fullmatch("[0-9a-f]{32}", digest) for digest in md5)
-    sha256 = [digest for card in REAL.values() for digest in card.sha256]
+    by_file = {card.file: card.sha256 for card in REAL.values() if card.sha256}
+    sha256 = [digest for digests in by_file.values() for digest in digests]
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in sha256)
     assert len(set(md5)) == 48
-    assert len(set(sha256)) == len(sha256) == 9
+    assert len(set(sha256)) == len(sha256) == 15
+    for card in REAL.values():
+        assert card.sha256 == by_file.get(card.file, ())
+
+
+def test_a_second_card_of_a_file_differs_from_the_first_in_its_classes_alone() -> None:
+    plain: dict[str, DatasetCard] = {}
+    for card in REAL.values():
+        assert card.stored_ids or plain.setdefault(card.file, card) is card
+    joined = [card for card in REAL.values() if card.stored_ids]
+    assert [card.name for card in joined] == ["fundus_referable_128"]
+    for card in joined:
+        first = plain[card.file]
+        for field in ("source", "modality", "task", "channels", "size", "sha256", "licence"):
+            assert getattr(card, field) == getattr(first, field)
+        assert len(card.stored_ids) == len(card.classes)
+        listed = [stored for ids in card.stored_ids for stored in ids]
+        assert sorted(listed) == list(range(len(first.classes)))
+        assert "stored_ids" not in card.model_dump()
 
 
 def test_every_file_has_a_checksum_licence_source_and_notes() -> None:

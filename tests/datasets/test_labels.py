@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from robustbench_med.datasets.dataset import Dataset, SplitName
+from robustbench_med.datasets.labels import join_classes
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.errors import DataError
 
@@ -291,3 +292,26 @@ def test_notes_are_logged_once(save: Save, caplog: pytest.LogCaptureFixture) -> 
     lines = [line for line in caplog.messages if line.startswith("said_once: ")]
     assert len([line for line in lines if "one-hot" in line]) == 1
     assert all(record.levelno == logging.WARNING for record in caplog.records)
+
+
+# --- joined classes ------------------------------------------------------------------------------
+
+
+def test_joined_classes_keep_what_is_unlabelled() -> None:
+    labels = np.array([2, -1, 0, 1], dtype=np.int64)
+    assert join_classes(labels, ((1,), (0, 2)), "toy").tolist() == [1, -1, 1, 0]
+    assert labels.tolist() == [2, -1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("stored_ids", "message"),
+    [
+        (((0,), (1, 0)), "toy: expected stored_ids each in one class, got 0 twice"),
+        (((0,), (1, 2)), r"toy: expected labels in stored_ids \[0, 1, 2\] or -1, got 3"),
+    ],
+)
+def test_joined_classes_that_are_wrong(
+    stored_ids: tuple[tuple[int, ...], ...], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        join_classes(np.array([0, 3]), stored_ids, "toy")

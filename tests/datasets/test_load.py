@@ -23,7 +23,16 @@ from robustbench_med.errors import ChecksumError, DataError, UnknownNameError
 Save = Callable[..., Path]
 Describe = Callable[..., DatasetCard]
 Register = Callable[[DatasetCard], None]
-REAL = ("mednist_64", "busi_128", "isic_uda1_128", "lc25000_lung_64")
+REAL = (
+    "mednist_64",
+    "busi_128",
+    "isic_uda1_128",
+    "lc25000_lung_64",
+    "fundus_dr_128",
+    "oct_dme_128",
+    "covid_ct_128",
+    "cxr_covid3_128",
+)
 
 
 @pytest.fixture
@@ -192,8 +201,23 @@ def test_a_file_replaced_after_it_was_loaded_is_refused(
         dataset.arrays("test")
 
 
+def test_a_card_may_join_the_classes_of_its_file(
+    save: Save, card_for: Describe, register: Register
+) -> None:
+    path = save(test_labels=np.array([[2], [0], [1], [0]], dtype=np.uint8))
+    register(card_for(path, name="joined", classes=("a or b", "c"), stored_ids=((0, 1), (2,))))
+    register(card_for(path, name="some", classes=("a", "b"), stored_ids=((0,), (1,))))
+    joined = load_dataset("joined", data=path)
+    assert joined.arrays("test").labels.tolist() == [1, 0, 0, 0]
+    assert joined.batch("train").y.tolist() == [0, 0, 1, 0]
+    with pytest.raises(
+        DataError, match=r"some \(test\): expected labels in stored_ids \[0, 1\] or -1, got 2"
+    ):
+        load_dataset("some", data=path).arrays("test")
+
+
 @pytest.mark.data
-@pytest.mark.parametrize("name", [*REAL, "pneumoniamnist"])
+@pytest.mark.parametrize("name", [*REAL, "pneumoniamnist", "fundus_referable_128", "ham10000_128"])
 def test_real_images_keep_the_contract(name: str, real: Path) -> None:
     dataset = load_dataset(name, data=real)
     sizes = {}
@@ -218,7 +242,7 @@ def test_real_images_say_of_themselves_what_their_card_says(name: str, real: Pat
 
 @pytest.mark.data
 @pytest.mark.parametrize(
-    "name", ["hippocampus_3d", "drive_256", "cxr_lungs_128", "dsb2018_nuclei_128"]
+    "name", ["hippocampus_3d", "drive_256", "cxr_lungs_128", "dsb2018_nuclei_128", "lgg_mri_128"]
 )
 def test_real_masks_say_of_themselves_what_their_card_says(name: str, real: Path) -> None:
     own_card, data = load_dataset(str(real / f"{name}.npz")).card, load_dataset(name, data=real)
@@ -229,3 +253,50 @@ def test_real_masks_say_of_themselves_what_their_card_says(name: str, real: Path
     assert batch.y.shape == (len(batch), *own_card.size)
     ids = set(batch.y.unique().tolist())
     assert ids == set(range(len(own_card.classes))) | ({-1} if name == "drive_256" else set())
+
+
+@pytest.mark.data
+def test_the_channels_of_real_sequences_have_the_names_of_the_file(real: Path) -> None:
+    own_card = load_dataset(str(real / "lgg_mri_128.npz")).card
+    assert own_card.channel_names == registry.find("datasets", "lgg_mri_128").channel_names
+    assert own_card.channel_names == ("pre-contrast", "FLAIR", "post-contrast")
+
+
+@pytest.mark.data
+def test_any_retinopathy_joins_the_grades_above_none(real: Path) -> None:
+    grades = load_dataset("fundus_dr_128", data=real).arrays("test")
+    joined = load_dataset("fundus_referable_128", data=real).arrays("test")
+    assert joined.labels.tolist() == [int(grade > 0) for grade in grades.labels]
+    np.testing.assert_array_equal(joined.images, grades.images)
+    assert np.bincount(joined.labels).tolist() == [24, 39]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "train", "val", "test"),
+    [
+        ("fundus_dr_128", 73, 16, 42),
+        ("oct_dme_128", 177, 36, 72),
+        ("covid_ct_128", 160, 17, 58),
+        # 22 and 5 patients are known; the other 164 and 56 images count as one each
+        ("cxr_covid3_128", 22 + 164, None, 5 + 56),
+        ("lgg_mri_128", 46, 6, 20),
+        ("ham10000_128", 105, 21, 42),
+    ],
+)
+def test_real_patients_are_in_one_split(
+    name: str, train: int, val: int | None, test: int, real: Path
+) -> None:
+    dataset, before = load_dataset(name, data=real), set[str]()
+    splits: tuple[SplitName, ...] = ("train", "val", "test")
+    for split, count in zip(splits, (train, val, test), strict=True):
+        patients = dataset.arrays(split).patients
+        if count is None:
+            assert patients is None
+            continue
+        assert patients is not None
+        assert "" not in patients
+        names = set(patients.tolist())
+        assert len(names) == count
+        assert not names & before
+        before |= names

@@ -93,6 +93,22 @@ def test_reads_ids_and_patients_of_any_text(save: Save) -> None:
     assert arrays.patients.tolist() == ["p"] * 4
 
 
+def test_an_image_of_unknown_patient_is_a_patient_of_its_own(save: Save) -> None:
+    path = save(
+        test_patients=np.array(["p", "", "p", ""]),
+        val_patients=np.array(["", "", "q", ""]),
+        train_patients=np.array([""] * 4),
+    )
+    patients = read(path, "test").patients
+    assert patients is not None
+    assert patients[0] == patients[2] == "p"
+    assert len(set(patients.tolist())) == 3
+    others = read(path, "val").patients
+    assert others is not None
+    assert not set(patients.tolist()) & set(others.tolist())
+    assert read(path, "train").patients is None
+
+
 @pytest.mark.parametrize("dtype", [">f2", "<f4", ">f8"])
 def test_floats_are_read_as_float32_in_c_order(save: Save, dtype: str) -> None:
     images = np.asfortranarray(np.linspace(0, 1, 4 * 8 * 6).reshape(4, 8, 6).astype(dtype))
