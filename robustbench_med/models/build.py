@@ -25,11 +25,13 @@ def build(
     """Return a freshly initialised network.
 
     Args:
-        spec: for labels, `timm:NAME(...)` with any keyword of timm (widths, depths), or
-            `vgg(cfg=[...], mlp_ratio=...)`; for masks, `smp:NAME(...)`, `monai:NAME(...)` with any
-            of their keywords, or `fcn(...)`, `segnet(...)`, `vnet(...)` of
-            robustbench_med/models/networks.py. A spec may state its number of logits itself, as
-            smp's `classes=1`, MONAI's `out_channels=1` or our `outputs=1`.
+        spec: for labels, `timm:NAME(...)` with any keyword of timm (widths, depths),
+            `vgg(cfg=[...], mlp_ratio=...)`, or our `covid_net(...)`, `inception_v3(...)`,
+            `inception_v4(...)`, `lesion_model(...)`; for masks, `smp:NAME(...)`, `monai:NAME(...)`
+            with any of their keywords, or our `fcn(...)`, `segnet(...)`, `vnet(...)`,
+            `fc_densenet(...)`. Ours are in robustbench_med/models/networks. A spec may state its
+            number of logits itself, as smp's `classes=1`, MONAI's `out_channels=1` or our
+            `outputs=1`.
         channels: number of image channels.
         outputs: number of logits; None = that of the architecture or its hub weights.
         size: `(h, w)` or `(d, h, w)`; used by networks that are built for one size.

@@ -12,7 +12,9 @@ from torch import nn
 from robustbench_med.errors import BenchError, UnknownNameError, VictimError
 from robustbench_med.models.build import build
 from robustbench_med.models.guide import bfloat16
-from robustbench_med.models.networks import FCN, SegNet, VNet
+from robustbench_med.models.networks.fcn import FCN
+from robustbench_med.models.networks.segnet import SegNet
+from robustbench_med.models.networks.vnet import VNet
 from robustbench_med.spec import parse
 from robustbench_med.victim import InputContract, Victim
 
@@ -30,6 +32,7 @@ SMALL_2D = (
     "fcn(widths=[8, 8, 16], stride=4, convs=1)",
     "segnet(widths=[8, 16])",
     "vnet(width=4, convs=[1, 2])",
+    "fc_densenet(growth=4, layers=[2, 2, 2], first=8)",
 )
 SMALL_3D = (
     "monai:UNet(channels=[8, 16, 16], strides=[2, 2])",
@@ -39,6 +42,7 @@ SMALL_3D = (
     "segnet(widths=[4, 8])",
     "vnet(width=4, convs=[1, 1, 1])",
     "vnet(width=2, convs=[1, 1], kernel=5)",
+    "fc_densenet(growth=2, layers=[1, 2], first=4)",
 )
 
 
@@ -108,7 +112,8 @@ def test_a_batch_of_one_trains(text: str) -> None:
 
 @pytest.mark.parametrize("size", [(17, 22), (9, 12, 10)])
 def test_pooling_takes_odd_sides(size: tuple[int, ...]) -> None:
-    for text in ("segnet(widths=[4, 8])", "fcn(widths=[4, 8, 8])"):
+    narrow_densenet = "fc_densenet(growth=2, layers=[1, 1, 1], first=4)"
+    for text in ("segnet(widths=[4, 8])", "fcn(widths=[4, 8, 8])", narrow_densenet):
         assert built(text, size)(torch.rand(2, 1, *size)).shape == (2, 3, *size)
 
 
@@ -185,6 +190,8 @@ def test_vnet_stages_are_residual() -> None:
         ("vnet(kernel=4)", VictimError, "vnet: expected kernel odd, got 4"),
         ("segnet(width=8)", VictimError, "segnet: .*width"),
         ("segnet(widths=8)", VictimError, "segnet: "),
+        ("fc_densenet(layers=[4])", VictimError, r"layers of two blocks or more, got \[4\]"),
+        ("fc_densenet(layers=[2, 0])", VictimError, r"layers of two blocks or more, got \[2, 0\]"),
     ],
 )
 def test_specs_that_are_wrong(text: str, kind: type[BenchError], message: str) -> None:
