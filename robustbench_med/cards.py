@@ -142,6 +142,16 @@ class DatasetCard(Card):
         return (1, k) if k == 2 and self.task != "multi_label" else (k,)
 
 
+class FirstStage(BaseModel):
+    """A part of a network that is trained before the rest, on other data, and then stays fixed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    part: str = Field(description="attribute of the network, e.g. detector")
+    dataset: str = Field(description="registry name of the data that the part is trained on")
+    epochs: int = Field(gt=0)
+
+
 class Recipe(BaseModel):
     """How a shipped model is trained; `train CARD` follows it."""
 
@@ -167,6 +177,11 @@ class Recipe(BaseModel):
         default=0, ge=0, description="epochs without better robust validation before it stops"
     )
     precision: Literal["float32", "bfloat16"] = "float32"
+    first: FirstStage | None = Field(
+        default=None,
+        exclude_if=lambda stage: stage is None,
+        description="the part that is trained first; batch, lr and the like are the recipe's",
+    )
 
 
 class Measured(BaseModel):

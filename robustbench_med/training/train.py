@@ -24,6 +24,7 @@ from robustbench_med.models.sliding import bare
 from robustbench_med.objectives import make
 from robustbench_med.training.adversarial_setup import adversarial_setup
 from robustbench_med.training.checkpoint import Saved
+from robustbench_med.training.first_stage import fit_first, stage_data
 from robustbench_med.training.fit import fit
 from robustbench_med.training.validation import IMAGES, scores
 from robustbench_med.types import Batch, images_at_once
@@ -60,18 +61,33 @@ def train(
     if recipe is None:
         raise SpecError(f"expected a card with a recipe, got {card.name}")
     out.mkdir(parents=True, exist_ok=True)
-    saved = Saved(out / f"{card.name}.checkpoint", _fingerprint(card, recipe, data))
+    first = recipe.first
+    first_data = None if first is None else stage_data(first, data)
+    fingerprint = _fingerprint(card, recipe, data, first_data)
+    saved = Saved(out / f"{card.name}.checkpoint", fingerprint)
+    first_saved = Saved(out / f"{card.name}.first.checkpoint", fingerprint)
+    fraction = 0.0 if first is None else first.epochs / (first.epochs + recipe.epochs)
     with _seeded(recipe.seed):
         victim = untrained(card, data.card)
         if recipe.start:
             start: ModelCard = registry.find("models", recipe.start)
             weights.read(bare(victim.module), ZOO / start.weights, sha256=start.sha256)
+        if first is not None and first_data is not None:
+            fit_first(
+                victim,
+                first,
+                first_data,
+                recipe,
+                lambda done: progress(fraction * done),
+                saved=first_saved,
+                log=log,
+            )
         fit(
             victim,
             data.batch("train"),
             data.card,
             recipe,
-            progress,
+            lambda done: progress(fraction + (1 - fraction) * done),
             window=card.window,
             val=data.batch("val", n=IMAGES),
             saved=saved,
@@ -90,7 +106,8 @@ def train(
         }
     )
     write_text(out / f"{card.name}.json", trained.model_dump_json(indent=2) + "\n")
-    saved.path.unlink(missing_ok=True)
+    for checkpoint in (saved, first_saved):
+        checkpoint.path.unlink(missing_ok=True)
     return trained
 
 
@@ -151,18 +168,22 @@ def check(card: ModelCard) -> None:
         raise SpecError(f"expected a card with a recipe, got {card.name}")
     if card.recipe.start:
         registry.find("models", card.recipe.start)
+    if card.recipe.first is not None:
+        registry.find("datasets", card.recipe.first.dataset)
     if card.recipe.defense:
         data: DatasetCard = registry.find("datasets", card.dataset)
         adversarial_setup(card.recipe.defense, data, windowed=card.window is not None)
 
 
-def _fingerprint(card: ModelCard, recipe: Recipe, data: Dataset) -> str:
+def _fingerprint(card: ModelCard, recipe: Recipe, data: Dataset, first_data: Dataset | None) -> str:
     """Return the hash of everything that determines the weights: model, recipe and data."""
     ignored = {"title", "summary", "source", "weights", "sha256", "weights_type", "measured"}
     fields = card.model_dump(mode="json", exclude={*ignored, "returns", "output", "notes"})
     start = registry.find("models", recipe.start).sha256 if recipe.start else ""
     texts = [json.dumps(fields, sort_keys=True), start, torch.__version__]
-    texts += [data.arrays(split).fingerprint() for split in ("train", "val")]
+    for used in (data, first_data):
+        if used is not None:
+            texts += [used.arrays(split).fingerprint() for split in ("train", "val")]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 

@@ -37,6 +37,7 @@ SIZES = {
     "phantom_brain": glioma.SIZES,
     "phantom_chest_organs": organs.SIZES,
     "phantom_vessels": vessels.SIZES,
+    "phantom_fundus_lesions": cohort.Sizes(),
     "phantom_volume": hippocampus.SIZES,
 }
 NAMES = tuple(SIZES)
@@ -158,7 +159,8 @@ def test_every_synthetic_card_with_masks_is_tested_here() -> None:
 def test_cards_name_channels_and_spacing() -> None:
     assert card_of("phantom_brain").channel_names == brain.SEQUENCES
     assert card_of("phantom_vessels").spacing is None
-    for name in set(NAMES) - {"phantom_vessels"}:
+    assert card_of("phantom_fundus_lesions").spacing is None
+    for name in set(NAMES) - {"phantom_vessels", "phantom_fundus_lesions"}:
         card = card_of(name)
         assert card.spacing is not None
         assert len(card.spacing) == len(card.size)

@@ -45,18 +45,44 @@ class Lesions(NamedTuple):
     cotton: Plane
 
 
+class Examination(NamedTuple):
+    """One eye of a patient over all visits; the disease keeps its grade.
+
+    Attributes:
+        grade: 0 = none, 1 = moderate, 2 = severe.
+        lesions: the retinopathy as layers on the canvas.
+        poses: how the eye is seen at each visit.
+        photographs: one `(h, w, 3)` photograph a visit, in grey levels.
+    """
+
+    grade: int
+    lesions: Lesions
+    poses: list[canvas.Pose]
+    photographs: list[Plane]
+
+
 def draw_retinopathy(split: SplitName) -> Arrays:
     """Return `phantom_fundus`: grade 0 = none, 1 = moderate, 2 = severe."""
     return cohort.draw("phantom_fundus", cohort.Sizes(), _patient, split)
 
 
 def _patient(rng: np.random.Generator, visits: int) -> cohort.Study:
-    """Draw one eye of a patient; the disease keeps its grade over the visits."""
+    examination = examine(rng, visits)
+    return cohort.Study(examination.photographs, [examination.grade] * visits)
+
+
+def examine(rng: np.random.Generator, visits: int) -> Examination:
+    """Draw one eye of a patient and photograph it at each visit."""
     eye = draw_eye(rng)
     grade = int(rng.choice(3, p=(0.38, 0.32, 0.30)))
-    sheet = paint(eye, draw_lesions(rng, eye, grade))
-    images = [photograph(rng, sheet, draw_pose(rng)) for _ in range(visits)]
-    return cohort.Study(images, [grade] * visits)
+    lesions = draw_lesions(rng, eye, grade)
+    sheet = paint(eye, lesions)
+    poses: list[canvas.Pose] = []
+    photographs: list[Plane] = []
+    for _ in range(visits):
+        poses.append(draw_pose(rng))
+        photographs.append(photograph(rng, sheet, poses[-1]))
+    return Examination(grade, lesions, poses, photographs)
 
 
 def draw_eye(rng: np.random.Generator, *, calibre: float = 1.0, twigs: int = 5) -> Eye:
