@@ -302,15 +302,16 @@ class DiePerImage(Lying):
 @pytest.mark.parametrize("kind", [Coin, Die, DiePerImage, Random])
 def test_few_draws_that_agree_by_chance_are_no_lie(kind: type[Lying]) -> None:
     body, x = body_of("single_label", 1), grey_images(N, side=SIDE)
-    for edit, expected in ((None, False), (lambda g: -g, True)):
+    # chance can make a lie of the honest alone, so they are tried with more seeds
+    for edit, seeds in ((None, 16), (lambda g: -g, 4)):
         module = kind(body)
         if edit is not None:
             module = Edited(module, edit)
         victim = victim_of(module.eval(), size=(SIDE, SIDE))
-        for seed in range(16):
+        for seed in range(seeds):
             with frozen(victim.module), seeded(seed, "agree by chance"):
                 found = compare(victim, samples_of(victim, x, keep=6), seed=seed)
-            assert bool(found.disagree.any()) == expected
+            assert bool(found.disagree.any()) == (edit is not None)
             assert float(found.moved.max()) == 0
 
 

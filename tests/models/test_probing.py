@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from monai.data.meta_tensor import MetaTensor
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import tv_tensors
@@ -162,6 +161,12 @@ def test_findings(last: Last, exact: float) -> None:
     assert robust(module, data) == pytest.approx(exact)
 
 
+def meta_tensor(z: Tensor) -> Tensor:
+    from monai.data.meta_tensor import MetaTensor  # here, for it takes seconds to import
+
+    return MetaTensor(z)
+
+
 @pytest.mark.parametrize(
     ("k", "last"),
     [
@@ -174,7 +179,7 @@ def test_findings(last: Last, exact: float) -> None:
         (2, lambda z: z.softmax(1)),
         (2, lambda z: {"out": z, "aux": functional.avg_pool2d(z, 2)}),
         (2, lambda z: [z, functional.avg_pool2d(z, 2)]),
-        (2, MetaTensor),
+        (2, meta_tensor),
     ],
 )
 def test_masks(k: int, last: Last) -> None:
