@@ -1,6 +1,6 @@
-"""Leaderboard: records to tables, figures and one HTML page. Computes on no tensors.
+"""Turn records into tables, figures and one HTML page. No tensor is computed on.
 
-`publish` and `show` are what the command line calls; the rest is what they are made of.
+The command line calls `publish_boards` and `show_boards`; the other functions are their parts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from .report import read_criteria, unjudged, write_report, write_reports
 from .start_page import SuiteEntry, suite_entry, write_start_page
 from .tables import terminal_tables, write_tables
 
+FILES = ("leaderboard.html", "leaderboard.csv", "leaderboard.md")  # what `publish` writes
+
 __all__ = [
+    "FILES",
     "Board",
     "Row",
     "SuiteEntry",
@@ -48,8 +51,8 @@ def publish(
     """Write `leaderboard.html`, `.csv` and `.md` into `folder`, each in one step.
 
     Args:
-        records: what to compare; boards are made of those that may be compared.
-        folder: usually the folder the records lie in; its name is called the suite.
+        records: the records; each board has those that can be compared.
+        folder: usually the folder of the records; its name is the name of the suite.
         title: heading of the page.
         failures: cases without a usable record; the page names them, and their rows are incomplete.
 
@@ -62,14 +65,14 @@ def publish(
 def publish_boards(
     boards: list[Board], folder: Path, *, title: str, failures: Sequence[Failure] = ()
 ) -> Path:
-    """Write the files of boards that are made already, as `publish`."""
+    """Write the files of boards, as `publish` does for records."""
     csv = csv_text(boards)
     write_tables(boards, folder, title=title, failures=failures, csv=csv)
     return write_page(boards, folder, title=title, failures=failures, csv=csv)
 
 
 def show(records: list[Stored], console: Console, *, failures: Sequence[Failure] = ()) -> None:
-    """Print a table a board to `console`."""
+    """Print a table for each board to `console`."""
     show_boards(make_boards(records, failures), console)
 
 
@@ -77,9 +80,9 @@ def show_boards(made: list[Board], console: Console, *, only: Container[str] | N
     """Print the tables of boards, and return how many boards were left out.
 
     Args:
-        made: all boards, so that a transfer matrix is whole.
-        console: where they go.
-        only: print just the boards on which one of these cases stands.
+        made: all boards, so that a transfer matrix is complete.
+        console: the console that prints them.
+        only: ids of cases; only boards that show one of them are printed.
     """
     shown = [
         board

@@ -1,4 +1,4 @@
-"""Card sheets: what a page shows of each model, attack, defense and dataset on its boards."""
+"""Card sheets: what the page shows about each model, attack, defense and dataset."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Sheet(NamedTuple):
 
     Attributes:
         ident: anchor on the page.
-        title, name: what a table calls it, and its registry name or spec.
-        summary: one sentence; empty where the card has none.
-        lines: (heading, words) pairs.
-        source: where it is from, in words.
-        address: https address of the paper or of the data; empty where none is known.
+        title, name: its title in tables, and its registry name or spec.
+        summary: one sentence; empty if the card has none.
+        lines: (heading, text) pairs.
+        source: its origin in words.
+        address: https address of the paper or of the data; empty if none is known.
     """
 
     ident: str
@@ -42,7 +42,7 @@ class Sheet(NamedTuple):
 
 
 def sheets(boards: Sequence[Board]) -> dict[str, list[Sheet]]:
-    """Return the sheets of a page by kind (a key of KINDS), each entry once, by name."""
+    """Return the sheets of a page by kind (a key of KINDS), sorted by name, each name once."""
     kinds: dict[str, dict[str, Sheet]] = {kind: {} for kind in KINDS}
     for board in boards:
         dataset = board.dataset
@@ -76,13 +76,13 @@ def anchor(kind: str, name: str) -> str:
 
 @cache
 def papers() -> dict[str, str]:
-    """Return the addresses of papers by reference, the longest reference first."""
+    """Return the address of each paper by its reference, the longest reference first."""
     table = tomllib.loads(_PAPERS.read_text(encoding="utf-8"))
     return dict(sorted(table.items(), key=lambda item: -len(item[0])))
 
 
 def paper(source: str) -> str:
-    """Return the address of the first paper a source names; empty where none is known.
+    """Return the address of the first paper that a source names; empty if none is known.
 
     >>> paper("control; Madry et al., ICLR 2018, section 2.1"), paper("drawn here")
     ('https://arxiv.org/abs/1706.06083', '')

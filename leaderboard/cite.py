@@ -1,8 +1,8 @@
-"""BibTeX of the bench, and of the source of each attack and defense as its card names it.
+"""Write BibTeX entries for the bench and for the source of each attack and defense.
 
-A card's source is a short reference ("Madry et al., ICLR 2018, section 2.1"), not an entry: what is
-not in it is not made up. So the title is the attack's, and the reference stands whole in
-`howpublished`.
+A card states its source as a short reference ("Madry et al., ICLR 2018, section 2.1"), which lacks
+the title of the paper. No missing field is made up: the entry has the title of the attack, and the
+whole reference in `howpublished`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def bibtex(boards: list[Board], *, versions: Iterable[str]) -> str:
     """Return an entry for the bench and one for each attack and defense with a source.
 
     Args:
-        boards: boards; their records carry the cards.
-        versions: of the bench, that made the records.
+        boards: the boards; their records hold the cards.
+        versions: the versions of the bench that made the records.
     """
     cards: dict[str, Card] = {}
     for board in boards:
@@ -58,7 +58,7 @@ def _source(card: Card) -> str:
 
 
 def _authors(source: str) -> str:
-    """Return the names before the venue as BibTeX writes them; empty where they are not plain.
+    """Return the names before the venue in BibTeX's form; empty if the source has other text there.
 
     >>> _authors("Croce, Hein, ICML 2020, section 3"), _authors("Madry et al., ICLR 2018")
     ('Croce and Hein', 'Madry and others')
@@ -72,11 +72,11 @@ def _authors(source: str) -> str:
     venue = next((i for i, part in enumerate(items) if re.search(r"\d", part)), 0)
     names = items[:venue]
     if names and re.search(r"[A-Z]{2}|Journal|Imaging|Recognition", names[-1]):
-        names.pop()  # a venue whose year comes later
+        names.pop()  # the year comes after the venue
     if not names or not all(re.fullmatch(r"[A-Z][\w' -]*( et al\.)?", name) for name in names):
         return ""
     surnames = [name.removesuffix(" et al.") for name in names]
-    # surnames only: braces keep one of two words whole
+    # braces keep a surname of two words together
     surnames = [f"{{{_text(name)}}}" if " " in name else _text(name) for name in surnames]
     return " and ".join([*surnames, *(["others"] if names[-1].endswith(" et al.") else [])])
 

@@ -1,4 +1,4 @@
-"""CSV and JSON of boards: `leaderboard.csv` and what the page offers for download."""
+"""Write boards as CSV and JSON: the file `leaderboard.csv` and the downloads of the page."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ _UNIVERSAL = {  # metric of the CSV -> field
 
 
 def csv_text(boards: list[Board]) -> str:
-    """Return the CSV: `leaderboard.csv`, and the download of the page, hold just this text."""
+    """Return the text of `leaderboard.csv`, which is also the CSV download of the page."""
     frame = long_frame(boards)
-    for name in frame.select_dtypes(exclude="number"):  # few values, many lines
+    for name in frame.select_dtypes(exclude="number"):  # there are few values on many lines
         frame[name] = frame[name].map({value: guard(value) for value in frame[name].unique()})
     text: str = frame.to_csv(index=False, lineterminator="\n")
     return text
 
 
 def packed_csv(text: str) -> Markup:
-    """Return a CSV as the page carries it: gzip in base64, which the script unpacks."""
+    """Return a CSV as the page holds it: compressed by gzip and written in base64."""
     packed = gzip.compress(text.encode(), compresslevel=6, mtime=0)
     return Markup(base64.b64encode(packed).decode())  # noqa: S704 - letters and digits alone
 
 
 def guard(value: object) -> object:
-    """Return text that no spreadsheet runs as a formula: an apostrophe leads where one might.
+    """Return a text that no spreadsheet runs as a formula, by an apostrophe in front if needed.
 
     >>> guard("=1+1"), guard(-1.0), guard("resnet")
     ("'=1+1", -1.0, 'resnet')
@@ -58,7 +58,7 @@ def guard(value: object) -> object:
 def long_frame(boards: list[Board]) -> pd.DataFrame:
     """Return boards in long format: a line for each (board, row, attack, radius, metric).
 
-    A share is a number from 0 to 1 here; column `unit` says what each value is counted in.
+    Shares are numbers from 0 to 1 here. The column `unit` states the unit of each value.
     """
     lines = []
     for ident, board in with_ids(boards):
@@ -70,7 +70,7 @@ def long_frame(boards: list[Board]) -> pd.DataFrame:
 def _lines(
     ident: str, board: Board, row: Row, columns: dict[str, Column]
 ) -> list[dict[str, object]]:
-    """Return the lines of a row: worst case, then each attack, then what its records measured."""
+    """Return the lines of a row: the worst case, each attack, then all metrics of its records."""
     head = _head(ident, board, row, columns)
     unit = "share" if board.score.kind == "percent" else ""
 
@@ -110,12 +110,12 @@ def _lines(
     return lines
 
 
-# only the worst case ranks, and only it is held against the victim without the defense
+# only the worst case has a rank and is compared with the victim without the defense
 _UNPLACED: dict[str, object] = {"rank": None, "sharing": None, "worst_change": None}
 
 
 def _setting(ident: str, board: Board) -> dict[str, object]:
-    """Return what identifies a board, in CSV and JSON alike."""
+    """Return the fields that identify a board, in the CSV and in the JSON."""
     return {
         "board": ident,
         "dataset": board.dataset.name,
@@ -130,7 +130,7 @@ def _setting(ident: str, board: Board) -> dict[str, object]:
 
 
 def _head(ident: str, board: Board, row: Row, columns: dict[str, Column]) -> dict[str, object]:
-    """Return what all lines of a row have in common."""
+    """Return the fields that all lines of a row have in common."""
 
     def read(key: str) -> float | str | None:
         return columns[key].read(row, board.headline).value if key in columns else None
@@ -161,7 +161,7 @@ def _head(ident: str, board: Board, row: Row, columns: dict[str, Column]) -> dic
 
 
 def _run(row: Row, attack: str) -> dict[str, object]:
-    """Return what a line says of the run behind it; of an attack that ran twice, of both runs."""
+    """Return the fields on the run of a line, or on both runs if the attack ran twice."""
     names = [attack, *(name for name, base in row.repeats.items() if base == attack)]
     records = [row.runs[name].record for name in names]
     return {
@@ -174,8 +174,8 @@ def _run(row: Row, attack: str) -> dict[str, object]:
 
 
 def _radius(board: Board, eps: float) -> dict[str, object]:
-    """Return a radius in image units, as tables write it, and in the units of the data."""
-    if not eps > 0:  # the clean image, or a distance that has no radius
+    """Return a radius in image units, in the form of the tables, and in the units of the data."""
+    if not eps > 0:  # the clean image, or a distance, whose radius is NaN
         return {"eps": eps, "radius": "", "native_radius": ""}
     native = native_radius(eps, board.dataset, board.norm, board.budget)
     return {
@@ -192,7 +192,7 @@ def _bounds(value: Value) -> dict[str, object]:
 def measured(record: Record) -> list[tuple[float, str, Estimate]]:
     """Return every estimate of a record as (radius on the ladder, metric, estimate).
 
-    The median distance of a minimum-norm attack, in image units, has no radius: NaN.
+    The median distance of a minimum-norm attack has no radius, so its radius is NaN.
     """
     estimates = [(rung.eps, name, e) for rung in record.rungs for name, e in rung.metrics.items()]
     if record.distance is not None:
@@ -207,7 +207,7 @@ def measured(record: Record) -> list[tuple[float, str, Estimate]]:
 
 
 def page_json(boards: list[Board]) -> Markup:
-    """Return boards as JSON that may stand inside a `<script>` element: no `<` is left in it."""
+    """Return boards as JSON without the character `<`, so that a `<script>` element can hold it."""
     content = {"boards": [_board(ident, board) for ident, board in with_ids(boards)]}
     text = json.dumps(content, allow_nan=False)
     for mark in "<>&":
@@ -233,12 +233,12 @@ def _board(ident: str, board: Board) -> dict[str, Any]:
 
 
 def _json_unit(column: Column) -> str:
-    """Return the unit of the numbers in the JSON, where percent are shares from 0 to 1."""
+    """Return the unit of a column's numbers in the JSON, where percentages are shares (0 to 1)."""
     return "share" if column.kind == "percent" else column.unit
 
 
 def _row(board: Board, row: Row, columns: tuple[Column, ...]) -> dict[str, Any]:
-    """Return a row: its values by the keys of the columns, those of attacks below "attacks"."""
+    """Return the values of a row by column key; those of attacks are in the dict "attacks"."""
     rungs = range(len(board.ladder))
     known: dict[str, Any] = {
         "victim": row.model.name,
@@ -264,7 +264,7 @@ def _row(board: Board, row: Row, columns: tuple[Column, ...]) -> dict[str, Any]:
 
 
 def _json_value(column: Column, value: Value) -> object:
-    """Return a value as JSON: [value, low, high] of an estimate; null where undefined."""
+    """Return a value as JSON: [value, low, high] for an estimate; null where it is undefined."""
     if column.role not in ("score", "attack"):
         return value.value
     return [

@@ -1,7 +1,8 @@
-"""The pictures of a board as data URIs, under a size limit.
+"""Read the pictures of a board as data URIs, up to a size limit.
 
-Of labels: clean image, attacked image, perturbation. Of masks: the truth, what the model draws on
-the clean and on the attacked image, what the attacker wants drawn, and the perturbation.
+For labels, a picture has the clean image, the attacked image and the perturbation. For masks, it
+has the true mask, the model's mask on the clean and on the attacked image, the mask that the
+attacker wants, and the perturbation.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from .boards.board import Board, Row
 from .wording.text import number, plain
 from .wording.threat_model import class_words
 
-SHOWN = 6  # pictures a board, before its share of bytes
-PAGE_BYTES = 3_000_000  # of data URIs on a page; leaves 2 MB for tables and curves
+SHOWN = 6  # most pictures of a board
+PAGE_BYTES = 3_000_000  # most bytes of data URIs on a page; they leave 2 MB for tables and curves
 _PNG = b"\x89PNG\r\n\x1a\n"
-_LARGEST = 400_000  # bytes of one picture file
+_LARGEST = 400_000  # most bytes of one picture file
 
 
 class Tile(NamedTuple):
-    """One image of a picture: its file or data URI, and what is said of it.
+    """One image of a picture: its file or data URI, with its texts.
 
-    Two follow each other that a slider lays over one another: their `side` is clean and attacked.
+    The clean and the attacked image follow each other, and a slider lays one over the other; their
+    `side` is "clean" and "attacked".
     """
 
     uri: str
@@ -51,14 +53,15 @@ class Picture:
 
     @property
     def size(self) -> int:
-        """Characters the images take on the page."""
+        """Number of characters that the images take on the page."""
         return sum(len(tile.uri) for tile in self.tiles)
 
 
 def gallery(board: Board, *, budget: int) -> list[Picture]:
-    """Return up to SHOWN examples of the board within `budget` characters, spread over its victims.
+    """Return up to SHOWN examples of the board within `budget` characters, from all its victims.
 
-    A picture that is missing, no PNG, too large or outside its record's folder is left out.
+    A picture is left out if its file is missing, too large, not a PNG, or outside the folder of its
+    record.
     """
     pictures: list[Picture] = []
     for row, column, example in _in_turn(board):
@@ -72,32 +75,37 @@ def gallery(board: Board, *, budget: int) -> list[Picture]:
 
 
 def regions_shown(board: Board, pictures: Sequence[Picture]) -> list[tuple[str, str]]:
-    """Return the regions drawn over `pictures` and their colours; none where no mask is."""
+    """Return the regions in the masks of `pictures` and their colours; none without a mask."""
     if not any(picture.example.masks for picture in pictures):
         return []
     return [(class_words(name), palette.colour(i)) for i, name in enumerate(board.dataset.parts)]
 
 
 def shown(pictures: Sequence[Picture], *, slides: bool = True) -> str:
-    """Return which images a picture has, in words; `slides`: a script lays one over another."""
+    """Return a sentence on the images of a picture.
+
+    Args:
+        pictures: the pictures.
+        slides: whether a slider lays the attacked image over the clean one.
+    """
     masks = [picture.example.masks for picture in pictures if picture.example.masks]
     if not masks:
         both = (
-            "Slide between the clean and the attacked image; beside them"
+            "A slider moves between the clean and the attacked image. Beside them is"
             if slides
-            else "The clean image, the attacked one, and"
+            else "The clean image, the attacked image and"
         )
-        return f"{both} the perturbation, amplified around mid-grey by the factor given."
-    target = ", what the attacker wants" if any(mask.target for mask in masks) else ""
-    between = ", with a slider between" if slides else " on"
+        return f"{both} the perturbation, amplified around mid-grey by the factor stated."
+    target = ", the mask that the attacker wants" if any(mask.target for mask in masks) else ""
+    slider = " (with a slider between them)" if slides else ""
     return (
-        f"The truth; what the model draws{between} the clean and the attacked image"
-        f"{target}; and the perturbation, amplified around mid-grey by the factor given."
+        f"The true mask, the model's mask on the clean and on the attacked image{slider}{target}, "
+        "and the perturbation, amplified around mid-grey by the factor stated."
     )
 
 
 def _in_turn(board: Board) -> list[tuple[Row, str, Example]]:
-    """Return the examples ordered so that victims take turns, and attacks within a victim do."""
+    """Return the examples, ordered so that victims take turns, and so do the attacks of each."""
     turns: list[tuple[int, int, Row, str, Example]] = []
     shown_samples: set[tuple[int, str]] = set()
     for index, row in enumerate(board.rows):
@@ -117,7 +125,7 @@ def _in_turn(board: Board) -> list[tuple[Row, str, Example]]:
 
 
 def _picture(row: Row, column: str, example: Example) -> Picture | None:
-    """Return an example with its images read in; None where one cannot be."""
+    """Return an example with its images as data URIs; None if one cannot be read."""
     masks = example.masks
     named = _of_labels(example) if masks is None else _of_masks(example, masks)
     caption = f"truth {plain(example.truth)}" if masks is None else _dice(masks)
@@ -171,7 +179,7 @@ def _of_masks(example: Example, masks: MaskExample) -> list[Tile]:
 
 
 def _dice(masks: MaskExample) -> str:
-    """Return the Dice before and after the attack, and what is shown."""
+    """Return the Dice before and after the attack, and which slice is shown."""
     phrases = [f"Dice {number(masks.dice_before, 'unit')} → {number(masks.dice_after, 'unit')}"]
     if masks.target_before is not None and masks.target_after is not None:
         before, after = (number(v, "unit") for v in (masks.target_before, masks.target_after))

@@ -1,6 +1,6 @@
-"""Headline: what a page is about, in a title, a sentence with numbers, and a verdict per board.
+"""Headline: the title of a page, its sentences with numbers, and a verdict for each board. Pure.
 
-Every number is read off the rows of the boards; nothing is counted a second way. Pure.
+Every number comes from the rows of the boards, so that it agrees with the tables.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .wording import text
 from .wording.score import Score
 from .wording.threat_model import native_radius
 
-_KINDS_NAMED = 4  # kinds of image that a title lists before it counts them
-# the best worst case of a board up to which no model withstands its attacks
+_KINDS_NAMED = 4  # most kinds of image that a title names; more are counted
+# if the best worst case of a board is at most this, no model is said to withstand its attacks
 _PERCENT_LOST, _DICE_LOST, _TARGET_DRAWN = 0.05, 0.5, 0.25
 _ATTACKERS = {
     "white_box": "an attacker who knows the model",
@@ -32,14 +32,14 @@ _ATTACKERS = {
 
 
 class Headline(NamedTuple):
-    """What a page says of itself before any table.
+    """The texts above the first table of a page.
 
     Attributes:
         title: "Robustness of 8 models on phantoms of chest X-ray and fundus".
         counts: "63 cases, 8 attacks, 8 datasets".
-        sentences: how good the models are, in numbers.
-        models, cases: how many there are.
-        date: day of the newest record, YYYY-MM-DD; empty where there is none.
+        sentences: how well the models do, in numbers.
+        models, cases: number of models and cases.
+        date: day of the newest record, YYYY-MM-DD; empty if there is none.
     """
 
     title: str
@@ -73,7 +73,7 @@ def headline_of(boards: Sequence[Board]) -> Headline:
 
 
 def counted(n: int, word: str) -> str:
-    """Return a number of things: "1 case", "2 cases"."""
+    """Return a number with its noun: "1 case", "2 cases"."""
     return f"{n:,} {word}{'' if n == 1 else 's'}"
 
 
@@ -98,7 +98,7 @@ def _title(models: dict[str, Row], defenses: int, datasets: list[DatasetCard]) -
 
 
 def _image_words(datasets: list[DatasetCard]) -> str:
-    """Return which kinds of image there are: "phantoms of chest X-ray and fundus"."""
+    """Return the kinds of image in words: "phantoms of chest X-ray and fundus"."""
     kinds = list(dict.fromkeys(_kind(card) for card in sorted(datasets, key=_real_first)))
     if len(kinds) > _KINDS_NAMED:
         more = len(kinds) - _KINDS_NAMED + 1
@@ -128,7 +128,7 @@ def joined(words: Sequence[str]) -> str:
 
 
 def _sentences(boards: Sequence[Board]) -> list[str]:
-    """Return a sentence for each kind of score, on the boards of the commonest setting."""
+    """Return a sentence for each kind of score, about the boards of the most usual setting."""
     attacked = [board for board in boards if not board.control]
     by_score: dict[str, list[Board]] = {}
     for board in sorted(attacked, key=_unusual):
@@ -144,7 +144,7 @@ def _sentences(boards: Sequence[Board]) -> list[str]:
 
 
 def _unusual(board: Board) -> tuple[object, ...]:
-    """Order boards from what most people ask first to what few do."""
+    """Return a key that sorts boards from the most usual setting to the least usual."""
     labels = board.dataset.task == "segmentation"
     threats = list(text.THREATS)
     plain = (bool(board.channels), board.budget != "absolute", board.norm != "linf", board.norm)
@@ -156,11 +156,13 @@ def _setting(board: Board) -> tuple[object, ...]:
 
 
 def _sentence(group: list[Board], last: str) -> tuple[str, str]:
-    """Return what ranked models score when clean and at the commonest headline radius.
+    """Return a sentence on the ranked models of some boards, and the change that it names.
+
+    It states their scores when clean and at the most common headline radius.
 
     Args:
         group: boards of one setting and one score.
-        last: the change that the sentence before names, which is not repeated.
+        last: the change that the previous sentence names, which is not repeated.
     """
     headlines = Counter(board.ladder[board.headline] for board in group)
     eps = max(headlines, key=lambda radius: (headlines[radius], radius))
@@ -189,7 +191,13 @@ def _sentence(group: list[Board], last: str) -> tuple[str, str]:
 
 def _results(score: Score, clean: list[float], worst: list[float], models: int) -> str:
     attacked = value_range(worst, score.kind)
-    if score.attacked or not clean:
+    if score.attacked and score.kind == "percent":
+        return f"The goal of the attack is not reached on {attacked} of the attacked images"
+    if score.attacked:
+        drawn = value_range([1 - value for value in worst], score.kind)
+        who = "The model draws" if models == 1 else "The models draw"
+        return f"{who} what the attacker wants with a Dice of {drawn}"
+    if not clean:
         return f"Worst case: {score.name} {attacked}"
     before = value_range(clean, score.kind)
     if score.kind == "percent":
@@ -200,7 +208,7 @@ def _results(score: Score, clean: list[float], worst: list[float], models: int) 
 
 
 def value_range(values: Sequence[float], kind: str) -> str:
-    """Return the span of some values, rounded for a sentence.
+    """Return the range of some values, rounded for a sentence.
 
     >>> value_range([0.83, 0.984], "percent"), value_range([0.5], "unit")
     ('83 to 98 %', '0.50')
@@ -211,7 +219,7 @@ def value_range(values: Sequence[float], kind: str) -> str:
 
 
 def change_words(boards: Sequence[Board], eps: float) -> str:
-    """Return what the attacker of some boards of one setting changes, as a clause.
+    """Return as a clause what the attacker may change on boards of one setting.
 
     E.g. "an attacker who knows the model changes every value by up to 2 grey levels of 255".
     """
@@ -229,7 +237,7 @@ def change_words(boards: Sequence[Board], eps: float) -> str:
 
 
 def size_words(boards: Sequence[Board], eps: float) -> str:
-    """Return an L∞ radius: in the units of the data where all boards have the same."""
+    """Return an L∞ radius, in the units of the data if all boards have the same units."""
     natives = {native_radius(eps, board.dataset, "linf") for board in boards}
     radius = text.radius(eps, "linf")
     native = natives.pop() if len(natives) == 1 else ""
@@ -249,35 +257,47 @@ def radius_words(board: Board) -> str:
 
 
 def lost_below(score: Score) -> float:
-    """Return the worst case up to which a model counts as not withstanding its attacks."""
+    """Return the worst case up to which a model is said not to withstand its attacks."""
     if score.kind == "percent":
         return _PERCENT_LOST
     return _TARGET_DRAWN if score.attacked else _DICE_LOST
 
 
 def lone_result(board: Board) -> str:
-    """Return what the only model of a board keeps in the worst case."""
+    """Return how the only model of a board does in the worst case."""
     row = board.rows[0]
     worst = row.worst[board.headline].value
-    if not math.isfinite(worst):
-        return ""
-    return f"{row.title} keeps {text.measured(worst, board.score.kind, board.score.short)}."
+    return f"{row.title} {worst_words(worst, board.score)}." if math.isfinite(worst) else ""
+
+
+def worst_words(worst: float, score: Score) -> str:
+    """Return what a model does in the worst case, as the end of a sentence about it.
+
+    E.g. "is right on 45.0 % of the images", "keeps 0.496 Dice", "draws what the attacker wants with
+    a Dice of 0.753".
+    """
+    if score.attacked and score.kind != "percent":  # the score is 1 − the Dice of the target
+        return f"draws what the attacker wants with a Dice of {text.number(1 - worst, score.kind)}"
+    value = text.measured(worst, score.kind, score.short)
+    if score.attacked:
+        return f"keeps the attacker from the goal on {value} of the attacked images"
+    return f"is right on {value} of the images" if score.kind == "percent" else f"keeps {value}"
 
 
 def verdict(board: Board) -> str:
-    """Return how sure it is which model of a board is the most robust, or that all fail."""
+    """Return a sentence on which model of a board is the most robust, or that all fail."""
     if board.control:
-        return "A control is no attack: nobody is ranked."
+        return "A control is no attack, so no model is ranked."
     ranked = [row for row in board.rows if row.standing == "ranked"]
     if not ranked:
-        return "No model is ranked: each row says why."
+        return "No model is ranked; each row states the reason."
     best = ranked[0]
-    estimate, kind = best.worst[board.headline], board.score.kind
+    estimate = best.worst[board.headline]
     if math.isfinite(estimate.value) and estimate.value <= lost_below(board.score):
-        value = text.measured(estimate.value, kind, board.score.short)
+        words = worst_words(estimate.value, board.score)
         if len(ranked) == 1:
-            return f"The model does not withstand these attacks: {value} is left."
-        return f"No model withstands these attacks: the best keeps {value}."
+            return f"The model does not withstand these attacks: it {words}."
+        return f"No model withstands these attacks: even the best one {words}."
     if len(ranked) == 1:
         return "" if len(board.rows) == 1 else f"{best.title} is the only model ranked."
     tied = [row for row in ranked if row.ranks[board.headline] == best.ranks[board.headline]]
@@ -285,8 +305,8 @@ def verdict(board: Board) -> str:
         others = "the other model" if len(ranked) == 2 else f"the other {len(ranked) - 1} models"
         return f"{best.title} is more robust than {others} (paired test)."
     if len(tied) > 2:
-        # two of them may still differ as a pair
+        # two of these models may still differ as a pair
         none = "none is significantly more robust than all the others"
         return f"{len(tied)} models share the first place: {none}."
     names = joined([row.title for row in tied])
-    return f"{names} share the first place: the images do not tell them apart."
+    return f"{names} share the first place: their scores do not differ significantly."

@@ -1,4 +1,4 @@
-"""Boards to one self-contained HTML page that needs no network and runs under a strict policy."""
+"""Write boards as one HTML page, which needs no network and works under a strict policy."""
 
 from __future__ import annotations
 
@@ -68,7 +68,12 @@ def render(
 ) -> str:
     """Return the page of `boards`, which names the failures; the same boards give the same text.
 
-    `csv` is that of `exports.csv_text`, where the caller has it.
+    Args:
+        boards: the boards to show.
+        title: title of the page.
+        suite: name of the suite.
+        failures: cases without a usable record.
+        csv: the result of `exports.csv_text`, if the caller has it.
     """
     return (
         environment()
@@ -93,7 +98,7 @@ def render(
 
 
 def page_parts() -> dict[str, str]:
-    """Return the style and scripts of a page, with the policy that allows these and no others."""
+    """Return the style and the scripts of a page, and the policy that allows only these."""
     style, script = (
         (TEMPLATES / file).read_text(encoding="utf-8") for file in ("style.css", "script.js")
     )
@@ -116,7 +121,7 @@ def page_parts() -> dict[str, str]:
 
 @cache
 def environment() -> Environment:
-    """Return what renders our templates: every value is escaped, whatever the file is called.
+    """Return the environment that renders our templates; it escapes every value.
 
     It is made once, because reading the templates takes longer than filling them in.
     """
@@ -178,15 +183,15 @@ def environment() -> Environment:
 
 
 def policy_hash(content: str) -> str:
-    """Return what a Content-Security-Policy calls an inline script or style."""
+    """Return the hash by which a Content-Security-Policy allows an inline script or style."""
     digest = hashlib.sha256(content.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
 def packed(estimates: tuple[Estimate, ...], kind: str = "percent") -> str:
-    """Return estimates as the script shows them: `value,low,high;...`, empty where undefined.
+    """Return estimates in the form that the script reads: `value,low,high;...`, empty if undefined.
 
-    Written here, so that the script rounds nothing: it would round halves the other way.
+    The numbers are rounded here, because the script would round halves the other way.
 
     >>> packed((Estimate(value=0.5625, low=0.25, high=1.0),)), f"{56.25:.1f}"
     ('56.2,25.0,100.0', '56.2')
@@ -199,13 +204,13 @@ def packed(estimates: tuple[Estimate, ...], kind: str = "percent") -> str:
 
 
 def with_unit(written: str, value: float | str | None, score: Score, only: str = "") -> str:
-    """Return a written number of a board's score with its unit; a text or a dash as it is.
+    """Return a score as text with its unit; a text or a dash stays as it is.
 
     Args:
         written: the number as text.
-        value: the number; None or a text where there is none.
-        score: of the board.
-        only: the kind of score that has its unit written; each by default.
+        value: the number; None or a text if there is none.
+        score: the score of the board.
+        only: the only kind of score whose unit is added; by default every kind.
     """
     units = isinstance(value, float) and score.kind == (only or score.kind)
     unit = text.sign(score.kind, score.short) if units else ""
@@ -213,7 +218,7 @@ def with_unit(written: str, value: float | str | None, score: Score, only: str =
 
 
 def packed_column(column: Column, row: Row, rungs: int) -> str:
-    """Return the values of a row in a column as `packed`, one for each radius of the ladder."""
+    """Return the values of a row in a column, one for each radius, in the form of `packed`."""
     cells = []
     for rung in range(rungs if column.at_radius else 1):
         value = column.read(row, rung)
@@ -224,9 +229,9 @@ def packed_column(column: Column, row: Row, rungs: int) -> str:
 
 
 def heat(value: float) -> str:
-    """Return the class of the background of a share, in steps of a tenth; empty where undefined.
+    """Return the CSS class that colours a share, in steps of a tenth; empty if it is undefined.
 
-    Of the number that is shown, which is all the script knows.
+    The class depends on the rounded number that is shown, because the script knows only that one.
 
     >>> heat(0.0), heat(0.47), heat(1.0)
     ('heat0', 'heat5', 'heat10')

@@ -1,4 +1,4 @@
-"""Views: boards and their matrices as the templates of the page read them."""
+"""Prepare boards, matrices and figures for the templates of the page."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ TASKS = {
 
 
 def views(boards: list[Board]) -> list[list[dict[str, Any]]]:
-    """Return what the page shows of each board, by dataset; a matrix is on its first board."""
+    """Return the contents of each board's section, grouped by dataset.
+
+    A transfer matrix is shown with its first board.
+    """
     all_matrices, channels = matrices(boards), channel_bars(boards)
     budget = PAGE_BYTES // max(len(boards), 1)
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -66,9 +69,9 @@ def _charts(bars: Bars, ident: str) -> list[Markup]:
 
 
 def _certified(board: Board, ident: str, proved: set[tuple[str, RowKey]]) -> dict[str, Any]:
-    """Return the figure of certificates, on the first board that shows all of its rows.
+    """Return the figure of certificates, or an empty dict if earlier boards have shown them all.
 
-    A certificate is of the clean images and whatever attack: other boards would only repeat it.
+    A certificate concerns the clean images and does not depend on an attack, so it is shown once.
     """
     places = certified(board)
     keys = {(board.dataset.name, row.key) for row in places}
@@ -81,7 +84,7 @@ def _certified(board: Board, ident: str, proved: set[tuple[str, RowKey]]) -> dic
 
 
 def _defenses(boards: list[Board]) -> list[str]:
-    """Return the defenses of a page by name: what the filter lists."""
+    """Return the names of the defenses of a page, sorted, for the filter."""
     names: set[str] = set()
     for board in boards:
         for row, price in defense_effects(board).items():
@@ -90,7 +93,7 @@ def _defenses(boards: list[Board]) -> list[str]:
 
 
 def choices(boards: list[Board]) -> dict[str, list[str]]:
-    """Return what the filters of the page list; a filter of one choice is none."""
+    """Return the choices of each filter of the page; the template omits filters with one choice."""
     rows = [row for board in boards for row in board.rows]
     return {
         "tasks": sorted({TASKS[board.dataset.task] for board in boards}),
@@ -148,7 +151,7 @@ def _view(board: Board, ident: str, budget: int) -> dict[str, Any]:
 
 
 def _row_ids(board: Board, ident: str) -> dict[Row, str]:
-    """Return the anchor of each row: the same whatever its place, so that links stay right."""
+    """Return the anchor of each row; it does not depend on the rank, so that links stay valid."""
     idents: dict[Row, str] = {}
     for row in board.rows:
         words = [row.model.name, row.key.defense if row.key.defense != "none" else ""]
@@ -169,7 +172,7 @@ def _attack_names(board: Board) -> dict[str, str]:
 
 
 def _about(board: Board) -> list[tuple[str, str]]:
-    """Return what all boards of a dataset have in common."""
+    """Return the facts that all boards of a dataset have in common."""
     card = board.dataset
     modality = ("Modality", f"{text.plain(card.modality)}, {shape_words(card)}")
     if card.task == "segmentation":
@@ -198,7 +201,8 @@ def _facts(board: Board) -> list[tuple[str, str]]:
 def _leading(scores: list[Score]) -> list[Score]:
     """Return the scores that the head of the page explains, shares first.
 
-    Those of an aim of its own are explained by their boards, unless the page has no other.
+    The boards of a particular goal explain their scores themselves, so these scores are left out
+    unless the page has no others.
     """
     general = [score for score in scores if not score.attacked] or scores or [NOTHING]
     by_meaning: dict[str, Score] = {}
@@ -208,7 +212,7 @@ def _leading(scores: list[Score]) -> list[Score]:
 
 
 def origin(boards: list[Board]) -> dict[str, Any]:
-    """Return where the records of the page come from."""
+    """Return the texts on where the records of the page come from and what their scores mean."""
     rows: list[Row] = [row for board in boards for row in board.rows]
     records = [run.record for row in rows for run in row.runs.values()]
     sources = [record.provenance for record in records]
@@ -227,13 +231,13 @@ def origin(boards: list[Board]) -> dict[str, Any]:
 
 
 def _synthetic(boards: list[Board]) -> str:
-    """Return whether "all" datasets are phantoms, "some", or none (empty)."""
+    """Return "all" or "some" if all or some datasets are phantoms; else an empty string."""
     phantoms = {board.dataset.synthetic for board in boards}
     return "all" if phantoms == {True} else "some" if True in phantoms else ""
 
 
 def _sizes(rows: list[Row]) -> str:
-    """Return how many images a row has: "32", or "32 to 90"."""
+    """Return the smallest and the largest number of images of a row: "32" or "32 to 90"."""
     sizes = sorted({row.images for row in rows if row.images})
     return (
         " to ".join(dict.fromkeys(f"{size:,}" for size in (sizes[0], sizes[-1]))) if sizes else ""

@@ -1,8 +1,8 @@
-"""The columns of a board: one description that the terminal, Markdown, CSV, page and JSON write.
+"""Describe the columns of a board once, for the terminal, Markdown, CSV, the page and JSON.
 
 `board_columns` lists the columns of a board in their order. Each has a heading, a unit, and a
-function that reads the value of a row at one radius. A writer adds layout alone, so that a row
-holds the same numbers everywhere.
+function that reads the value of a row at one radius. The writers only add the layout, so that a row
+has the same numbers in every output.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ class Value(NamedTuple):
     """The value of one column in one row, at one radius.
 
     Attributes:
-        value: the number itself (a share from 0 to 1 where the unit is %), or a text; None where
-            it is not defined.
-        text: as tables show it, without interval and unit; a dash where it is not defined.
-        low, high: bounds of its 95 % interval; None where it has none.
-        interval: these bounds as tables show them.
+        value: the number (a share from 0 to 1 if the unit is %) or a text; None if undefined.
+        text: the value as text, without interval and unit; a dash if it is undefined.
+        low, high: bounds of its 95 % interval; None if it has none.
+        interval: the bounds as text.
         short: the text and a rounded interval, for terminals.
-        reason: why there is no value: "not run".
+        reason: the reason why there is no value: "not run".
     """
 
     value: float | str | None
@@ -48,13 +47,13 @@ class Column:
     """A column of a board.
 
     Attributes:
-        key: what CSV, JSON and the page call it; of an attack its heading.
-        heading: what tables call it, without its unit.
-        unit: of the text: "%", "points", "×"; empty of a Dice, a count and a name.
-        role: what it is about; a writer lays out the columns of one role alike.
-        kind: how its numbers are written, a key of `text.SCALE`; empty of other values.
+        key: its name in CSV, JSON and the page; for an attack, its heading.
+        heading: its name in tables, without the unit.
+        unit: the unit of the text: "%", "points", "×"; empty for a Dice, a count and a name.
+        role: its subject; a writer gives all columns of one role the same layout.
+        kind: the format of its numbers, a key of `text.SCALE`; empty for other values.
         at_radius: whether its value depends on the radius.
-        read: the value of a row at a place on the ladder of the board.
+        read: returns the value of a row at an index of the board's ladder.
     """
 
     key: str
@@ -71,11 +70,11 @@ class Column:
         return f"{self.heading}, {self.unit}" if self.unit else self.heading
 
 
-UNITS = {"percent": "%"}  # kind of a value -> unit of its text; a Dice has none
+UNITS = {"percent": "%"}  # kind of a value -> its unit; a Dice has none
 
 
 def board_columns(board: Board) -> tuple[Column, ...]:
-    """Return the columns of a board in the order in which every output writes them."""
+    """Return the columns of a board, in the order that all outputs use."""
     costs = defense_effects(board)
     return (
         Column("rank", "#", "", "rank", "", True, _rank),
@@ -91,17 +90,17 @@ def board_columns(board: Board) -> tuple[Column, ...]:
 
 
 def attacks_run(board: Board, row: Row) -> str:
-    """Return how many of the attacks that a row can have ran on it: "5/6"."""
+    """Return how many attacks ran on a row, out of those that can run on it: "5/6"."""
     return f"{len(row.attacked_by)}/{len(board.columns) - len(row.not_applicable)}"
 
 
 def note(row: Row) -> str:
-    """Return why a row has no rank, or what else a reader should know of it."""
+    """Return why a row has no rank, or else the remarks on it."""
     return f"{row.standing}: {'; '.join(row.reasons)}" if row.reasons else "; ".join(row.notes)
 
 
 def rank_text(row: Row, rung: int) -> str:
-    """Return the rank of a row as text: "1=" where rows share it, a dash where it has none."""
+    """Return the rank of a row as text: "1=" if rows share it, a dash if the row has none."""
     rank = row.ranks[rung]
     return DASH if rank is None else f"{rank}{'=' if row.sharing[rung] > 1 else ''}"
 
@@ -139,7 +138,7 @@ def _scores(board: Board) -> list[Column]:
     if score.clean:
         columns.append(column("clean", score.clean, lambda row, _: row.clean))
         if any(row.argmax is not None for row in board.rows):
-            # without an operating point the decision is the network's own already
+            # without an operating point, the decision is already the network's own
             argmax = column("clean_by_argmax", "clean by argmax", lambda r, _: r.argmax or r.clean)
             columns.append(argmax)
     return columns
@@ -166,7 +165,7 @@ def _missing(board: Board, row: Row, attack: str) -> str:
 
 
 def _defenses(board: Board, costs: dict[Row, DefenseEffect]) -> list[Column]:
-    """Return the columns that say what each defense changes and costs."""
+    """Return the columns on the effect and the cost of each defense."""
     kind = board.score.kind
     points = "points" if kind == "percent" else ""
 
@@ -209,7 +208,7 @@ def _defenses(board: Board, costs: dict[Row, DefenseEffect]) -> list[Column]:
 
 
 def defense_spec(row: Row, costs: dict[Row, DefenseEffect]) -> str:
-    """Return the defenses of a row as one types them: what it was trained with, what wraps it."""
+    """Return the specs of a row's defenses: the one that trained it, and the one that wraps it."""
     if row not in costs:
         return "none"
     wrapper = row.key.defense

@@ -1,4 +1,4 @@
-"""The start page: the suites of a results folder, each with its sentence and its page."""
+"""Write the start page, which lists the suites of a results folder and links to their pages."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class SuiteEntry(NamedTuple):
     """A suite as the start page lists it.
 
     Attributes:
-        title: of the suite.
-        folder: where its page, CSV and Markdown are.
-        headline: of its page.
-        boards: how many boards it has.
-        not_scored: how many of its cases have no usable record.
+        title: title of the suite.
+        folder: the folder of its page, CSV and Markdown file.
+        headline: the headline of its page.
+        boards: number of its boards; without any, the suite has no page.
+        not_scored: number of its cases without a usable record.
     """
 
     title: str
@@ -45,7 +45,7 @@ class SuiteEntry(NamedTuple):
 def suite_entry(
     boards: Sequence[Board], folder: Path, *, title: str, not_scored: int = 0
 ) -> SuiteEntry:
-    """Return the row of a suite, from the boards of its page."""
+    """Return the entry of a suite from the boards of its page."""
     return SuiteEntry(text.plain(title), folder, headline_of(boards), len(boards), not_scored)
 
 
@@ -53,8 +53,8 @@ def write_start_page(entries: Sequence[SuiteEntry], folder: Path) -> Path:
     """Write `index.html` into `folder` in one step and return its path.
 
     Args:
-        entries: the suites; their folders lie in `folder` or are `folder` itself.
-        folder: of the start page.
+        entries: the suites; their folders are in `folder` or are `folder` itself.
+        folder: the folder of the start page.
     """
     links = {entry.folder: Path(os.path.relpath(entry.folder, folder)) for entry in entries}
     html = (

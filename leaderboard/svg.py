@@ -1,7 +1,7 @@
-"""matplotlib's figures as inline SVG that follows the colours of the page.
+"""Convert matplotlib figures to inline SVG in the colours of the page.
 
-Namespaces, inline styles and unused ids are taken out, because the page's Content-Security-Policy
-allows no inline style and ids must be unique on a page of many figures.
+Namespaces, inline styles and unused ids are removed, because the page's Content-Security-Policy
+allows no inline style, and ids must be unique on a page with many figures.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from xml.etree import ElementTree
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, FAINT = "#010203", "#040506"  # stand-ins, replaced by the page's variables
+INK, FAINT = "#010203", "#040506"  # placeholders, which variables of the page replace
 
 
 def stroke(number: int) -> str:
-    """Return the stand-in of the page's variable --curve-`number`."""
+    """Return the placeholder of the page's variable --curve-`number`."""
     return f"#0a0b{number:02x}"
 
 
 @contextmanager
 def drawing(prefix: str, width: float, height: float) -> Iterator[Figure]:
-    """Give an empty figure of a size in inches; draw it and call `inline` inside."""
+    """Yield an empty figure of a size in inches; draw it and call `inline` inside the block."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -35,7 +35,7 @@ def drawing(prefix: str, width: float, height: float) -> Iterator[Figure]:
     size: dict[Any, Any] = {"font.size": 10, "text.parse_math": False}  # a name may hold a "$"
     salted = {"svg.hashsalt": prefix, "svg.fonttype": "none"}
     with mpl.rc_context(size | salted), warnings.catch_warnings():
-        # the reader's browser draws the letters: those our font lacks are only measured too narrow
+        # the reader's browser draws the letters, so a missing glyph only makes a text too narrow
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure = Figure(figsize=(width, height))
         FigureCanvasSVG(figure)
@@ -43,7 +43,7 @@ def drawing(prefix: str, width: float, height: float) -> Iterator[Figure]:
 
 
 def plain_axes(axes: Any) -> None:  # noqa: ANN401 - imported late
-    """Leave of the axes a grid of values and the line they stand on."""
+    """Hide all lines of the axes except the grid of values and the bottom line."""
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     axes.tick_params(color=FAINT, labelcolor=INK, length=3)
     axes.set_axisbelow(True)
@@ -53,12 +53,12 @@ def plain_axes(axes: Any) -> None:  # noqa: ANN401 - imported late
 
 
 def inline(figure: Figure, *, prefix: str, label: str) -> str:
-    """Return `figure` as an `<svg>` element fit for HTML under a strict Content-Security-Policy.
+    """Return `figure` as an `<svg>` element for HTML under a strict Content-Security-Policy.
 
     Args:
-        figure: of `drawing`.
-        prefix: starts every id inside, so that ids stay unique on the page.
-        label: what a screen reader says.
+        figure: a figure that `drawing` yielded.
+        prefix: prefix of every id inside, so that ids stay unique on the page.
+        label: the text that a screen reader reads out.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
@@ -90,7 +90,7 @@ def inline(figure: Figure, *, prefix: str, label: str) -> str:
 
 
 def _split_font(attributes: dict[str, str]) -> None:
-    # the `font` shorthand is no presentation attribute; the family comes from the page
+    # SVG has no `font` attribute; the font family comes from the page
     font = attributes.pop("font", "")
     if size := re.search(r"([\d.]+)px", font):
         attributes["font-size"] = size[1]

@@ -19,7 +19,7 @@ from .boards.transfer import Cell, Matrix, matrices
 from .exports import csv_text
 from .rows import Column, board_columns, rank_text
 from .wording.commands import commands
-from .wording.text import DASH, FAILURES_MEAN, NORMS, THREATS, number, plain, radii
+from .wording.text import DASH, FAILURES_MEAN, NORMS, THREATS, measured, number, plain, radii
 from .wording.threat_model import channel_words, native_radii, objective_words
 
 CONTROL = "a control is no attack, so no model is ranked"
@@ -262,19 +262,23 @@ def _caption(board: Board) -> list[str]:
 
 
 def argmax_words(board: Board) -> list[str]:
-    """Return how clean accuracy is decided with a chosen threshold, and its value by argmax."""
+    """Return how clean scores are decided at an operating point, and what they are by argmax."""
     decided = [(row, row.argmax) for row in board.rows if row.argmax is not None]
     if not decided or not board.score.clean:
         return []
-    kind = board.score.kind
-    moved = [(r, e) for r, e in decided if number(e.value, kind) != number(r.clean.value, kind)]
-    words = "; ".join(
-        f"{row.title_with_name} {number(e.value, kind)} instead of {number(row.clean.value, kind)}"
-        for row, e in moved
-    )
+    kind, short = board.score.kind, board.score.short
+    moved = []
+    for row, argmax in decided:
+        by_argmax, clean = (measured(e.value, kind, short) for e in (argmax, row.clean))
+        if by_argmax != clean:
+            moved.append(f"{row.title_with_name} has {by_argmax} instead of {clean}")
+    if not moved:
+        moved = ["every clean score is the same"]
+    elif len(moved) < len(board.rows):
+        moved.append("every other clean score is the same")
     return [
-        "decided at the operating point (Youden's index on validation); by argmax, the network's "
-        "own decision, clean is " + (words or "the same") + ("; else the same" if words else "")
+        "clean scores are decided at the operating point (Youden's index on validation images); by "
+        f"argmax, the network's own decision, {'; '.join(moved)}"
     ]
 
 

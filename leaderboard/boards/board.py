@@ -166,17 +166,15 @@ class Row:
         """Number of images in the worst case."""
         return len(self.robust)
 
-    def strongest(self, rung: int) -> str:
-        """Return the column of the attack with the lowest score at `rung`; empty if there is none.
+    def strongest(self, rung: int) -> list[str]:
+        """Return the columns of the attacks with the lowest score at `rung`: several if tied.
 
-        An oblivious attack is returned only if there is no other, because it never ranks.
+        Oblivious attacks are returned only if there is no other, because they never rank.
         """
-
-        def order(column: str) -> tuple[bool, bool, float]:
-            value = self.scores[column][rung].value
-            return column in self.oblivious, math.isnan(value), value
-
-        return min(self.scores, key=order, default="")
+        ranking = [c for c in self.scores if c not in self.oblivious] or list(self.scores)
+        values = {column: self.scores[column][rung].value for column in ranking}
+        lowest = min((v for v in values.values() if not math.isnan(v)), default=math.nan)
+        return [c for c, v in values.items() if math.isclose(v, lowest, abs_tol=1e-9)]
 
     @property
     def oblivious(self) -> frozenset[str]:

@@ -121,7 +121,7 @@ def _compared(group: Group) -> int:
 
 
 def _runs(row: Row, attacks: tuple[str, ...]) -> list[Stored]:
-    """Return the records of `attacks` on a row; none unless all ran and are valid."""
+    """Return the records of `attacks` on a row; an empty list unless all ran and are valid."""
     runs = [row.runs[c] for c in attacks if c in row.runs]
     whole = len(runs) == len(attacks) and all(run.record.status == "ok" for run in runs)
     return runs if whole else []
@@ -131,9 +131,9 @@ def chart(bars: Bars, group: Group, prefix: str) -> str:
     """Return the bars of one victim with 95 % intervals as an `<svg>` element.
 
     Args:
-        bars: the boards they are of.
+        bars: the compared boards.
         group: the victim.
-        prefix: starts every id inside, so that ids stay unique on the page.
+        prefix: prefix of every id inside, so that ids stay unique on the page.
     """
     score = bars.board.score
     full = SCALE[score.kind][0]

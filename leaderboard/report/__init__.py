@@ -1,4 +1,4 @@
-"""Report: evidence on one model, for an assessor: one HTML file and one JSON a model."""
+"""Write reports: the evidence on one model for an assessor, as an HTML and a JSON file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 
 
 class Written(NamedTuple):
-    """The files of a report, and what stands in them."""
+    """The files of a report, and their content."""
 
     html: Path
     json: Path
@@ -51,16 +51,16 @@ def write_report(
     """Write `report-VICTIM.html` and `.json` into `out`, each in one step.
 
     Args:
-        records: all of `base`; of every model.
-        victim: the model reported on, by the name that records state or by its title.
-        base: folder the records lie in; paths are given below it.
-        out: where the files go.
-        criteria: acceptance criteria given beforehand.
-        unreadable: each record that could not be read, or a line on it where no more is known.
+        records: all records of `base`, those of other models too.
+        victim: the model, by its name in the records or by its title.
+        base: the folder of the records; the report states paths relative to it.
+        out: the folder of the files.
+        criteria: acceptance criteria that were written before the run.
+        unreadable: each record that could not be read, or a line on it if no more is known.
 
     Raises:
-        ResultsError: no record, or none of that victim that can be read.
-        UnknownNameError: none of that victim.
+        ResultsError: there is no record, or no record of that victim can be read.
+        UnknownNameError: no record is of that victim.
     """
     source = Source.of(records, unreadable)
     return _write(source, source.find(victim), base, out, criteria)
@@ -75,18 +75,19 @@ def write_reports(
     criteria: CriteriaFile | None = None,
     unreadable: Iterable[Failure | str] = (),
 ) -> Iterator[Written]:
-    """Write a report of each model, and yield each once its files are there.
+    """Write a report on each model, and yield each report after its files are written.
 
     Args:
-        records: all of `base`.
-        victims: by name or title; every model with a record, in the order of names, unless given.
-        base: folder the records lie in.
-        out: where the files go.
-        criteria: acceptance criteria given beforehand, held against each model.
-        unreadable: as of `write_report`.
+        records: all records of `base`.
+        victims: the models, by name or title; by default every model with a record, sorted by name.
+        base: the folder of the records.
+        out: the folder of the files.
+        criteria: acceptance criteria that were written before the run; each model is judged by
+            them.
+        unreadable: as in `write_report`.
 
     Raises:
-        ResultsError, UnknownNameError: as of `write_report`, before the first file is written.
+        ResultsError, UnknownNameError: as in `write_report`, before the first file is written.
     """
     source = Source.of(records, unreadable)
     named = list(dict.fromkeys(source.find(name) for name in victims))
@@ -106,7 +107,7 @@ def _write(
 
 
 def file_name(victim: str) -> str:
-    """Return a victim as part of a file name; one that cannot be has a hash of it at its end.
+    """Return a victim's name for a file name; if characters had to be replaced, a hash follows.
 
     >>> file_name("lungs_fcn"), file_name("timm:resnet18(pretrained=True)")
     ('lungs_fcn', 'timm-resnet18-pretrained-True-9a6f71ad')

@@ -1,4 +1,4 @@
-"""Build: records of one model to the document of its report. Pure but for the files it hashes."""
+"""Build the document of a report from the records of one model. Files are read to be hashed."""
 
 from __future__ import annotations
 
@@ -34,30 +34,31 @@ def build(
     criteria: CriteriaFile | None = None,
     unreadable: Iterable[Failure | str] = (),
 ) -> tuple[Report, list[ModelBoard]]:
-    """Return the document of a victim and the boards it is made of; same records, same document.
+    """Return the document of a victim and its boards; the same records give the same document.
 
     Args:
-        records: all of a folder: boards of other models say which attacks this one did not meet.
-        victim: registry name or spec, as records state it, or a title that no other model has.
-        base: folder that paths of records are given below.
-        criteria: given beforehand.
-        unreadable: each record that could not be read, or a line on it where no more is known.
+        records: all records of a folder; those of other models show which attacks did not run on
+            this one.
+        victim: its registry name or spec in the records, or a title that no other model has.
+        base: the folder that the paths of the records are relative to.
+        criteria: acceptance criteria that were written before the run.
+        unreadable: each record that could not be read, or a line on it if no more is known.
 
     Raises:
-        ResultsError: no record, or none of that victim that can be read.
-        UnknownNameError: none of that victim.
+        ResultsError: there is no record, or no record of that victim can be read.
+        UnknownNameError: no record is of that victim.
     """
     source = Source.of(records, unreadable)
     return source.document(source.find(victim), base=base, criteria=criteria)
 
 
 class Source(NamedTuple):
-    """What reports are made of: the records of a folder, held once for all its models.
+    """The records of a folder, from which the reports on all its models are built.
 
     Attributes:
-        records: each case once.
-        boards: of all models.
-        lines: what was not used, and why.
+        records: one record for each case.
+        boards: the boards of all models.
+        lines: a line for each record that is not used, with the reason.
         failures: records that could not be read.
     """
 
@@ -68,7 +69,7 @@ class Source(NamedTuple):
 
     @classmethod
     def of(cls, records: Iterable[Stored], unreadable: Iterable[Failure | str] = ()) -> Source:
-        """Return the source made of the records of a folder; arguments as of `build`."""
+        """Return the source of the records of a folder; the arguments are those of `build`."""
         unique, lines = single(records)
         failures = [
             line if isinstance(line, Failure) else Failure(label="", reason=line)
@@ -80,20 +81,20 @@ class Source(NamedTuple):
 
     @property
     def victims(self) -> dict[str, str]:
-        """The models there are, name -> title."""
+        """The models with a record, name -> title."""
         return victims(self.records)
 
     def find(self, query: str) -> str:
-        """Return the name of a model asked for by name or title; see `find_victim`."""
+        """Return the name of a model that is requested by name or title; see `find_victim`."""
         return find_victim(self.records, query, self.failures)
 
     def document(
         self, victim: str, *, base: Path, criteria: CriteriaFile | None = None
     ) -> tuple[Report, list[ModelBoard]]:
-        """Return the document of a victim that `find` returned, and its boards."""
+        """Return the document and the boards of a victim, whose name `find` returned."""
         model_boards = rows_of(self.boards, victim)
         runs = [run.record for model_board in model_boards for run in model_board.runs.values()]
-        # a record that is known to be of another model says nothing of this one
+        # a damaged record that is known to be of another model does not matter here
         damaged = tuple(
             plain(failure.reason)
             for failure in self.failures
@@ -125,11 +126,11 @@ class Source(NamedTuple):
 
 def _damaged(count: int) -> str:
     many = "1 record" if count == 1 else f"{count} records"
-    return f"{many} in the folder could not be read and may be of this model"
+    return f"{many} in the folder could not be read and may be about this model"
 
 
 def _command(victim: str, base: Path, criteria: CriteriaFile | None) -> str:
-    """Return the command that makes the report again from where it was called."""
+    """Return the command that makes the report again in the same working folder."""
     words = ["python", "-m", "robustbench_med", "report", "--victim", victim, str(base)]
     command = shlex.join([*words, *(["--criteria", criteria.command] if criteria else [])])
     return command if command.isprintable() else plain(command)
@@ -157,7 +158,7 @@ def _software_key(record: Record) -> str:
 
 
 def _models(model_boards: list[ModelBoard]) -> tuple[Model, ...]:
-    """Return each state of the weights that records were made from."""
+    """Return a model for each state of the weights from which records were made."""
     runs = [run.record for model_board in model_boards for run in model_board.runs.values()]
     shields = {model_board.row.key.weights: list[str]() for model_board in model_boards}
     for model_board in model_boards:
@@ -169,7 +170,7 @@ def _models(model_boards: list[ModelBoard]) -> tuple[Model, ...]:
         card = records[0].model_card
         measured = card.measured
         name, value = measured.headline if measured else ("", 0.0)
-        trained = f"not stated; it answers for the classes of {card.dataset}"
+        trained = f"not stated; its classes are those of {card.dataset}"
         if card.recipe is not None:
             hardened = card.recipe.defense
             trained = card.dataset + (f", trained with {hardened}" if hardened else "")

@@ -1,7 +1,7 @@
-"""Clauses that the sections of a report serve: evidence for them, never a claim to meet them.
+"""List the clauses that the sections of a report are evidence for; no clause is claimed to be met.
 
-`FRAMEWORKS` is the one place that says which edition is cited and what of it was read, and when.
-Whoever changes a clause reads the text again and changes the date.
+`FRAMEWORKS` alone states which edition is cited, what of it was read, and when. Whoever changes a
+clause reads the text again and changes the date.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ FRAMEWORKS: tuple[Framework, ...] = (
         url="https://eur-lex.europa.eu/eli/reg/2024/1689/oj",
         checked=CHECKED,
         read=True,
-        basis="each clause was compared with public copies of the text of 2024. Of the amendment "
-        "summaries alone were read: they list no change of these clauses, and say that the "
+        basis="each clause was compared with public copies of the text of 2024. Only summaries of "
+        "the amendment were read: they list no change of these clauses, and say that the "
         "requirements for high-risk AI in products such as medical devices apply from 2 August "
         "2028",
     ),
     Framework(
         name=FDA,
         edition="Cybersecurity in Medical Devices: Quality Management System Considerations and "
-        "Content of Premarket Submissions, final guidance of 3 February 2026 (in place of that of "
+        "Content of Premarket Submissions, final guidance of 3 February 2026 (it replaces that of "
         "27 June 2025)",
         url="https://www.fda.gov/media/119933/download",
         checked=CHECKED,
         read=True,
         basis="each section was compared with a public transcript of this edition; a guidance "
-        "recommends, it does not require",
+        "recommends and does not require",
     ),
     Framework(
         name=ISO,
@@ -56,15 +56,15 @@ _SUBJECTS: dict[str, dict[str, str]] = {
         "what may lower them",
         "Art. 15(1)": "an appropriate level of accuracy, robustness and cybersecurity",
         "Art. 15(3)": "levels of accuracy and their metrics, to be declared",
-        "Art. 15(5)": "cybersecurity: of the attacks named there, adversarial examples (model "
-        "evasion) alone",
+        "Art. 15(5)": "cybersecurity; of the attacks named there only adversarial examples (model "
+        "evasion)",
         "Annex IV(2)(g)": "validation and testing procedures, data, metrics and logs",
     },
     FDA: {
         "V.A.1": "threat modeling",
         "V.A.2": "cybersecurity risk assessment, acceptance criteria, residual risks",
         "V.C": "cybersecurity testing",
-        "VI.A": "labeling: what users must know of risks",
+        "VI.A": "labeling: what users must know about risks",
     },
     ISO: {
         "clause 4.4": "risk management plan, with criteria for risk acceptability",
@@ -78,7 +78,7 @@ _SUBJECTS: dict[str, dict[str, str]] = {
 
 
 def _of(*names: str) -> tuple[Clause, ...]:
-    """Return clauses by name, those of one framework together; a name that is unknown fails."""
+    """Return clauses by name, grouped by framework; an unknown name fails."""
     clauses = [
         Clause(framework=framework, clause=name, subject=subjects[name])
         for framework, subjects in _SUBJECTS.items()
@@ -103,11 +103,11 @@ CLAUSES: dict[str, tuple[Clause, ...]] = {
     "reproduction": _of("Annex IV(2)(g)", "V.C", "clause 4.5"),
 }
 STATEMENT = (
-    "This is evidence on how one model holds up against changes of its input that are made to "
-    "mislead it, collected from the records of a test bench. It is not a statement of conformity, "
-    "no clinical claim and no proof of security: what stands here fell to none of the attacks "
-    "that were run, and a stronger one may break it. Each section names clauses that its content "
-    "may serve as evidence for; they are named for orientation, and the assessor decides on them "
-    "and on the edition in force. The report covers attacks on the input (evasion) alone; what "
-    "was not tested is listed."
+    "This report shows how one model performs when its input is changed in order to mislead it. "
+    "Its figures come from the records of a test bench. It is not a statement of conformity, "
+    "not a clinical claim and not a proof of security: an image counts as robust if none of the "
+    "attacks that were run succeeded on it, and a stronger attack may succeed. Each section names "
+    "the clauses that its content may serve as evidence for. They are named for orientation; the "
+    "assessor decides on them and on the edition in force. The report covers only attacks on the "
+    "input (evasion), and it lists what was not tested."
 )

@@ -1,13 +1,13 @@
-"""Acceptance criteria as a person writes them in TOML before a run.
+"""Read acceptance criteria, which a person writes in a TOML file before a run.
 
 [[criteria]]
-name = "Plan 4.2"            # optional, as are all but metric, eps and the limit
-victim = "pneumonia_resnet"  # every model reported on, where left out
+name = "Plan 4.2"            # optional, like all fields except metric, eps and the limit
+victim = "pneumonia_resnet"  # by default every model with a report
 dataset = "pneumoniamnist"
-attack = "worst_case"        # of all attacks run; "clean": none; else the name of one
+attack = "worst_case"        # the worst of all attacks; or "clean" (no attack), or an attack's name
 eps = "2/255"
-metric = "sensitivity"       # METRICS; dice[lesion] of a region, recall[severe] of a class
-at_least = 0.70              # or at_most, where lower is better
+metric = "sensitivity"       # see METRICS; dice[lesion] for a region, recall[severe] for a class
+at_least = 0.70              # or at_most, if lower is better
 basis = "low"                # the default: the unfavourable end of the 95 % interval; or "value"
 """
 
@@ -28,7 +28,7 @@ from robustbench_med.errors import SpecError, UnknownNameError
 from robustbench_med.spec import number
 
 _METRICS_OF_REGIONS = ("dice", "iou", "hd95", "nsd", "volume_error", "lesion_miss", "false_alarm")
-# metric -> whether higher is better, how it is written, and the largest limit that makes sense
+# metric -> whether higher is better, the format of its value, the largest limit that makes sense
 METRICS: dict[str, tuple[bool, str, float]] = {
     "accuracy": (True, "percent", 1),
     "balanced_accuracy": (True, "percent", 1),
@@ -58,28 +58,31 @@ METRICS: dict[str, tuple[bool, str, float]] = {
 
 
 class Criterion(BaseModel):
-    """One acceptance criterion: a metric, under which attack, and its limit."""
+    """One acceptance criterion: a metric under an attack, and its limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    name: str = Field(default="", description="what the plan calls it")
-    victim: str = Field(default="", description="as records name it; empty: every model")
-    dataset: str = Field(default="", description="registry name; empty: all of the model")
+    name: str = Field(default="", description="name of the criterion in the test plan")
+    victim: str = Field(default="", description="name in the records; empty = every model")
+    dataset: str = Field(default="", description="registry name; empty = all data of the model")
     attack: str = Field(
-        default="worst_case", description="worst_case: of all attacks run; clean: none; or a name"
+        default="worst_case",
+        description="worst_case = the worst of all attacks; clean = no attack; or an attack's name",
     )
-    eps: str | float | None = Field(default=None, description="radius, e.g. '2/255'; not of clean")
+    eps: str | float | None = Field(
+        default=None, description="radius, e.g. '2/255'; none with attack = 'clean'"
+    )
     metric: str
     at_least: float | None = None
     at_most: float | None = None
     basis: Literal["low", "value", "high"] | None = Field(
-        default=None, description="which end of the 95 % interval is judged"
+        default=None, description="end of the 95 % interval that is judged"
     )
     threat: Threat = "white_box"
     norm: Norm = "linf"
     objective: str = "untargeted"
     defense: str = "none"
-    reason: str = Field(default="", description="why this limit")
+    reason: str = Field(default="", description="reason for this limit")
 
     @property
     def higher(self) -> bool:
@@ -93,19 +96,19 @@ class Criterion(BaseModel):
 
     @property
     def limit(self) -> float:
-        """The limit itself."""
+        """The value of at_least or at_most."""
         limit = self.at_least if self.at_least is not None else self.at_most
         assert limit is not None  # noqa: S101 - checked by `read_criteria`
         return limit
 
     @property
     def judged_on(self) -> Literal["low", "value", "high"]:
-        """The end of the interval that is judged: the unfavourable one unless the file says so."""
+        """The end of the interval that is judged: the unfavourable one, unless the file differs."""
         return self.basis or ("low" if self.higher else "high")
 
     @property
     def radius(self) -> float:
-        """The radius in the units of the ladder; 0 of the clean image."""
+        """The radius in the units of the ladder; 0 for the clean image."""
         return 0.0 if self.eps is None else number(self.eps)
 
 
@@ -113,11 +116,11 @@ class CriteriaFile(NamedTuple):
     """A file of criteria.
 
     Attributes:
-        file: its name.
-        sha256: of its bytes.
-        modified: UTC, ISO 8601, whole seconds.
-        criteria: in its order.
-        command: the path as a command was given it.
+        file: name of the file.
+        sha256: SHA-256 of its bytes.
+        modified: time of its last change in UTC, ISO 8601, whole seconds.
+        criteria: the criteria in the order of the file.
+        command: its path on the command line.
     """
 
     file: str
@@ -131,8 +134,9 @@ def read_criteria(path: Path) -> CriteriaFile:
     """Return the criteria in a TOML file.
 
     Raises:
-        SpecError: it cannot be read, is no TOML, or a criterion is wrong: an unknown key or metric,
-            a value of a wrong type, no limit or two, a limit outside of the metric's range.
+        SpecError: the file cannot be read or is not TOML, or a criterion is wrong: it has an
+            unknown key or metric, a value of a wrong type, no limit or two limits, or a limit
+            outside the metric's range.
     """
     try:
         content = path.read_bytes()
@@ -143,7 +147,7 @@ def read_criteria(path: Path) -> CriteriaFile:
         raise SpecError(f"expected TOML in {path}, got: {error}") from None
     if set(tables) != {"criteria"} or not _tables(tables["criteria"]):
         listed = ", ".join(tables) or "nothing"
-        raise SpecError(f"expected [[criteria]] tables alone in {path}, got {listed}")
+        raise SpecError(f"expected only [[criteria]] tables in {path}, got {listed}")
     criteria = tuple(
         _criterion(table, f"{path}, criterion {number}")
         for number, table in enumerate(tables["criteria"], 1)
@@ -183,7 +187,7 @@ def _problems(c: Criterion) -> list[str]:
         form = "recall[CLASS]" if c.base == "recall" else c.base
         problems.append(f"expected metric {form}, got {c.metric!r}")
     if (c.at_least is None) == (c.at_most is None):
-        problems.append("expected one of at_least and at_most, got both or none")
+        problems.append("expected either at_least or at_most, got both or none")
         return problems
     key, opposite = ("at_least", "at_most") if higher else ("at_most", "at_least")
     if (c.at_least is not None) != higher:

@@ -1,4 +1,4 @@
-"""Measure: what a criterion's metric is in a pool of runs, image by image where samples allow."""
+"""Compute the value of a criterion's metric over a pool of runs, image by image if possible."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from .pooled_runs import Pool, image_ids
 from .recalls import directed_flips, recalls
 from .suggestions import unknown_part
 
-_OF_ATTACKS = ("attack_success", "flips_to_normal", "flips_to_disease")  # nothing when clean
+_OF_ATTACKS = ("attack_success", "flips_to_normal", "flips_to_disease")  # undefined when clean
 _CALLS = ("accuracy", "sensitivity", "specificity", "recall", "balanced_accuracy", "f1")
 _OF_IMAGES = (*_CALLS, *_OF_ATTACKS, "dice", "iou", "target_dice", "auc")
 _NO_WORST_CASE = (
-    "an attack stops once the decision flips, so that the AUC it leaves is no worst case: "
-    "no record can test this (name one attack to judge what it leaves, or use sensitivity and "
+    "an attack stops as soon as the decision flips, so the AUC under it is not a worst case and no "
+    "record can test this (name one attack to judge the AUC under that one, or use sensitivity and "
     "specificity)"
 )
 
 
 class CriterionValue(NamedTuple):
-    """What a criterion is judged on.
+    """The value that a criterion is judged on.
 
     Attributes:
-        estimate: None where there is nothing; then `why` says why.
-        records: case ids it is from.
-        doubts: why it may flatter the model.
-        single: whether it is the worst single attack, not the worst of each image.
+        estimate: the value; None if there is none.
+        records: ids of the cases that it comes from.
+        why: the reason why there is no value.
+        doubts: reasons why the value may be too good.
+        single: whether it is the value under the worst single attack, and not image by image.
     """
 
     estimate: Estimate | None
@@ -47,23 +48,23 @@ class CriterionValue(NamedTuple):
 
 
 def over_goals(criterion: Criterion, card: DatasetCard) -> bool:
-    """Whether a metric is of calls or regions, which attacks of every goal may lower."""
+    """Whether attacks with any goal may lower a metric, because it is about calls or regions."""
     if criterion.attack == "clean":
         return True
     if card.task == "segmentation":
         return "[" in criterion.metric
-    if criterion.base == "accuracy":  # of another objective it is refused, see below
+    if criterion.base == "accuracy":  # with another objective it is refused, see `_refused`
         return goal_of(criterion.objective)[0] == "untargeted"
     return criterion.base in (*_CALLS, "flips_to_normal", "flips_to_disease")
 
 
 def of_records(criterion: Criterion) -> bool:
-    """Whether a metric is kept of whole records alone: there is a worst single attack."""
+    """Whether a metric exists only for whole records, so that its worst case is a single attack."""
     return criterion.base not in _OF_IMAGES
 
 
 def criterion_value(criterion: Criterion, pool: Pool) -> CriterionValue:
-    """Return a criterion's metric at the last level of a pool, or why it is not tested."""
+    """Return a criterion's metric at the last level of a pool, or the reason why it has none."""
     card, clean = pool.card, criterion.attack == "clean"
     why = _refused(criterion, pool)
     if why:
@@ -74,29 +75,34 @@ def criterion_value(criterion: Criterion, pool: Pool) -> CriterionValue:
         estimates = every(pool)
         if estimates is not None:
             return CriterionValue(estimates[-1], pool.ids, doubts=doubts)
-    # a record's own metric is of all its images
+    # the metric of a record covers all its images
     runs = [run for run in pool.covering() if len(image_ids(run)) == len(pool.images)]
     worst = hardest(
         runs, criterion.metric, pool.levels[-1], higher=criterion.higher, end=criterion.judged_on
     )
     if worst is None:
-        lacks = f"the records hold no {criterion.metric} of {plain(card.title)}"
+        lacks = f"the records have no {criterion.metric} for {plain(card.title)}"
         return CriterionValue(None, pool.ids, unknown_part(criterion.metric, card) or lacks)
     if criterion.base == "auc" and not clean:
-        doubts = (*doubts, "the attack stops once the decision flips: no worst case for the AUC")
-    return CriterionValue(worst[0], (worst[1].record.case_id,), "", doubts, single=not clean)
+        doubts = (
+            *doubts,
+            "the attack stops as soon as the decision flips, so this AUC is not a worst case",
+        )
+    # every record of the pool has the same clean images, so the first stands for all
+    ids = tuple(run.record.case_id for run in (worst.runs[:1] if clean else worst.runs))
+    return CriterionValue(worst.estimate, ids, "", doubts, single=not clean)
 
 
 def _refused(criterion: Criterion, pool: Pool) -> str:
-    """Return why a pool cannot test a criterion; empty where it can."""
+    """Return why a pool cannot test a criterion; empty if it can."""
     card, base = pool.card, criterion.base
     if criterion.attack == "clean":
-        return f"{base} is of an attack: clean images have none" if base in _OF_ATTACKS else ""
+        return f"{base} needs an attack; it is undefined when clean" if base in _OF_ATTACKS else ""
     masks = card.task == "segmentation"
     if base == "accuracy" and not masks and goal_of(criterion.objective)[0] != "untargeted":
         return (
-            f"boards of {plain(criterion.objective)} score on how many images the goal is not "
-            "reached, which is no accuracy: use attack_success"
+            f"boards with the objective {plain(criterion.objective)} count the images on which the "
+            "goal is not reached, which is not an accuracy: use attack_success"
         )
     if base == "auc" and criterion.attack == "worst_case" and criterion.threat != "control":
         return _NO_WORST_CASE
@@ -107,7 +113,7 @@ def _refused(criterion: Criterion, pool: Pool) -> str:
 
 
 def _weak(criterion: Criterion, pool: Pool) -> list[str]:
-    """Return a doubt where a white-box worst case is that of single steps alone."""
+    """Return a doubt if a white-box worst case covers only attacks of a single step."""
     if criterion.attack != "worst_case" or criterion.threat != "white_box":
         return []
     runs, groups = pool.covering(), []
@@ -118,12 +124,14 @@ def _weak(criterion: Criterion, pool: Pool) -> list[str]:
     for group in groups or [runs]:
         if not any(many_steps(run.record.attack_card) for run in group):
             names = ", ".join(dict.fromkeys(plain(run.record.attack_card.title) for run in group))
-            return [f"no attack of many steps was run ({names} alone): no worst case to rely on"]
+            return [
+                f"no attack of many steps was run, only {names}, so this worst case is not reliable"
+            ]
     return []
 
 
 def _unaimed(criterion: Criterion, pool: Pool) -> list[str]:
-    """Return a doubt where no attack aimed at the region of a mask that is judged."""
+    """Return a doubt if no attack aimed at the region that is judged."""
     if pool.card.task != "segmentation" or criterion.threat == "control":
         return []
     missing = lacking(criterion.metric, pool.card, pool.covering())
@@ -133,7 +141,7 @@ def _unaimed(criterion: Criterion, pool: Pool) -> list[str]:
 def _by_image(
     criterion: Criterion, card: DatasetCard
 ) -> Callable[[Pool], tuple[Estimate, ...] | None] | None:
-    """Return how a metric is taken image by image; None where samples do not hold it."""
+    """Return the function that computes a metric image by image; None if samples lack it."""
     base, metric = criterion.base, criterion.metric
     if base == "attack_success":
         return pooled_metrics.success
@@ -175,6 +183,6 @@ def _of_masks(
 
 
 def judged_end(criterion: Criterion, estimate: Estimate) -> float:
-    """Return the number of an estimate that a criterion judges; NaN where it is undefined."""
+    """Return the number of an estimate that a criterion is judged on; NaN if it is undefined."""
     ends = {"low": estimate.low, "value": estimate.value, "high": estimate.high}
     return math.nan if math.isnan(estimate.value) else ends[criterion.judged_on]

@@ -1,4 +1,4 @@
-"""The document of a report: what the JSON holds and the HTML shows. One source for both."""
+"""The document of a report: the content of the JSON file, from which the HTML is rendered."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ Verdict = Literal["met", "not met", "not tested"]
 
 
 class Part(BaseModel):
-    """A part of the document; NaN and Inf travel as strings, as they do in records."""
+    """A part of the document; NaN and Inf are stored as strings, as in records."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Framework(Part):
-    """A law, guidance or standard that clauses are cited from: which edition, and what was read."""
+    """A law, guidance or standard from which clauses are cited, with edition and what was read."""
 
-    name: str = Field(description="what clauses call it")
+    name: str = Field(description="name of the framework in clauses")
     edition: str
     url: str
     checked: str = Field(description="day on which the clauses were last checked, ISO 8601")
     read: bool = Field(description="whether the clauses were compared with the text itself")
-    basis: str = Field(description="what they were compared with, in words")
+    basis: str = Field(description="the texts with which they were compared")
 
 
 class Clause(Part):
-    """A clause that a section is evidence for; for orientation, and no claim to meet it."""
+    """A clause that a section may be evidence for. It is named for orientation."""
 
     framework: str = Field(description="name of a framework")
     clause: str
@@ -40,19 +40,19 @@ class Clause(Part):
 
 
 class Reference(Part):
-    """A record that figures are taken from."""
+    """A record from which figures come."""
 
-    number: str = Field(description="what the report calls it: R1, R2, ...")
+    number: str = Field(description="its number in the report: R1, R2, ...")
     case_id: str
     path: str = Field(
-        description="of record.json, or of the file of packed records, below the folder the report "
-        "was made from"
+        description="path of record.json, or of the file of packed records, relative to the folder "
+        "that the report was made from"
     )
-    record_sha256: str = Field(description="of that file; empty where it is not on the disk")
-    samples_path: str = Field(description="of the file of its samples, below the same folder")
-    samples_sha256: str = Field(description="of that file")
+    record_sha256: str = Field(description="SHA-256 of that file; empty if it does not exist")
+    samples_path: str = Field(description="path of the file of its samples, in the same folder")
+    samples_sha256: str = Field(description="SHA-256 of that file")
     dataset: str
-    column: str = Field(description="the attack, and what tells it from others on its board")
+    column: str = Field(description="the attack, with the parameters that distinguish it")
     threat: str
     n: int
     status: str
@@ -61,44 +61,48 @@ class Reference(Part):
     git_commit: str
     git_dirty: bool
     command: str
-    flags: tuple[str, ...] = Field(description="meaning, value measured and value allowed")
-    passed: int = Field(description="checks that raised no flag")
+    flags: tuple[str, ...] = Field(description="meaning, measured value and allowed value of each")
+    passed: int = Field(description="number of checks that raised no flag")
     audit: tuple[str, ...]
     cost: str
 
 
 class Cell(Part):
-    """One figure: an estimate at one radius, and the records it comes from."""
+    """One figure: an estimate at one radius, and the records from which it comes."""
 
-    eps: float = Field(description="0 is the clean image")
+    eps: float = Field(description="the radius; 0 is the clean image")
     estimate: Estimate
     records: tuple[str, ...] = Field(description="case ids")
-    count: int | None = Field(default=None, description="images counted, of a count")
-    by: str = Field(default="", description="the attack that is least favourable here")
+    count: int | None = Field(default=None, description="number of images, if it is a share")
+    by: str = Field(
+        default="",
+        description="the least favourable attack; if several are tied, three of them and how many "
+        "more; empty for the clean image",
+    )
 
 
 class Line(Part):
-    """One quantity at every radius."""
+    """One quantity at all radii."""
 
     name: str
     title: str
-    kind: str = Field(description="how it is written: percent, unit, fine, plain, count")
-    n: int = Field(description="images it is taken over")
+    kind: str = Field(description="format of its values: percent, unit, fine, plain or count")
+    n: int = Field(description="number of images")
     cells: tuple[Cell, ...]
     aimed: bool = Field(
-        default=True, description="whether some attack aimed at it; else it is no worst case"
+        default=True, description="whether an attack aimed at it; if not, it is not a worst case"
     )
 
 
 class Proved(Part):
-    """What a defense proves of the clean images, whatever the attack: a share at each L2 radius."""
+    """The share of clean images for which a defense proves its call, at each L2 radius."""
 
     words: str = Field(description="the noise, and how often the vote abstains")
-    cells: tuple[Cell, ...] = Field(description="eps is an L2 radius, of values from 0 to 1")
+    cells: tuple[Cell, ...] = Field(description="eps is an L2 radius for values from 0 to 1")
 
 
 class DetectorLine(Part):
-    """What a detector catches at the headline radius, and its false alarms in 1,000 studies."""
+    """The metrics of a detector at the headline radius, and its false alarms in 1,000 studies."""
 
     name: str
     knowledge: Literal["oblivious", "adaptive"]
@@ -109,24 +113,26 @@ class DetectorLine(Part):
 
 
 class Remaining(Part):
-    """What is left of the risk on a board, in numbers."""
+    """The residual risk on a board, in numbers."""
 
-    eps: float = Field(description="the smallest radius tried")
+    eps: float = Field(description="the smallest radius that was attacked")
     units: Literal["patients", "images"]
-    changed: int = Field(description="units with an image right when clean and broken at eps")
-    of: int
+    changed: int = Field(
+        description="number of units with an image that is right when clean and broken at eps"
+    )
+    of: int = Field(description="number of all units")
     share: Estimate
     least_seen: float = Field(
-        description="smallest share of units whose outcome must change to be told from chance: "
-        "exact McNemar test at 5 %, all changes in one direction; NaN where none could be"
+        description="smallest share of units whose change is significant by an exact McNemar test "
+        "at 5 %, if all changes have one direction; NaN if no change could be significant"
     )
     possible: float = Field(
-        description="share of units that could fail though none of them did, at 95 %"
+        description="share of units that could fail although none did, with 95 % confidence"
     )
 
 
 class Evidence(Part):
-    """What is known of the model on one board: one dataset, threat model, norm and ladder."""
+    """The results of the model on one board: one dataset, threat model, norm and ladder."""
 
     anchor: str
     dataset: str
@@ -136,41 +142,43 @@ class Evidence(Part):
     norm: str
     budget: str
     objective: str
-    measure: str = Field(description="what the radii are, with their unit")
+    measure: str = Field(description="meaning and unit of the radii")
     oblivious: tuple[str, ...] = Field(
-        default=(), description="attacks that do not know of the defense: in no worst case"
+        default=(),
+        description="attacks that do not know the defense; no worst case includes them",
     )
     channels: dict[str, float]
     ladder: tuple[float, ...]
     labels: tuple[str, ...] = Field(description="the ladder in words, the clean image first")
     native: tuple[str, ...] = Field(
-        description="of each label the radius in the units of the data; empty where not stated"
+        description="the radius of each label in the units of the data; empty if not stated"
     )
-    headline: int = Field(description="place of the headline radius on the ladder, from 0")
+    headline: int = Field(description="index of the headline radius in the ladder, from 0")
     defense: str
     defense_spec: str
-    weights: str = Field(description="SHA-256 of the card that builds the victim and its weights")
+    weights: str = Field(description="SHA-256 of the victim's card and weights")
     metric: str
-    score: str = Field(description="what is counted of each image, in words")
-    counted: str = Field(description="when an image counts in the worst case")
-    rule: str = Field(description="what counts as right behind a detector; empty without one")
+    score: str = Field(description="the score of an image in words")
+    counted: str = Field(description="how an image counts in the worst case")
+    rule: str = Field(description="which images count as right behind a detector; empty without")
     standing: str
-    doubts: tuple[str, ...] = Field(description="why the figures should be distrusted")
+    doubts: tuple[str, ...] = Field(description="reasons to distrust the figures")
     crosscheck: str
     images: int
     patients: int | None
     worst: Line
     attacks: tuple[Line, ...]
-    calls: tuple[Line, ...] = Field(description="recalls under the worst case, by frozen threshold")
+    calls: tuple[Line, ...] = Field(description="worst-case recalls at the frozen threshold")
     flips: tuple[Line, ...]
     unaimed: tuple[str, ...] = Field(
-        default=(), description="which of them no attack aimed at, and the command that would"
+        default=(),
+        description="the calls and flips that no attack aimed at, with the command of an attack",
     )
-    regions: tuple[Line, ...] = Field(description="of masks")
+    regions: tuple[Line, ...] = Field(description="metrics of the regions of masks")
     detectors: tuple[DetectorLine, ...]
     proved: Proved | None = None
     remaining: Remaining | None
-    decision: str = Field(description="how probabilities become a prediction")
+    decision: str = Field(description="rule that turns probabilities into a prediction")
     records: tuple[str, ...]
 
 
@@ -180,24 +188,27 @@ class Outcome(Part):
     heading: str
     anchor: str = ""
     verdict: Verdict
-    judged: float | None = Field(default=None, description="the number held against the limit")
+    judged: float | None = Field(
+        default=None, description="the number that is compared with the limit"
+    )
     estimate: Estimate | None = None
-    unit: str = Field(default="", description="of both; empty of shares and scores from 0 to 1")
-    why: str = Field(default="", description="why it was not tested")
-    images: int | None = Field(default=None, description="images it is judged on")
+    unit: str = Field(default="", description="unit of both; empty for shares and scores up to 1")
+    why: str = Field(default="", description="reason why it was not tested")
+    images: int | None = Field(default=None, description="number of images")
     single: bool = Field(
-        default=False, description="whether it is the worst single attack, not image by image"
+        default=False,
+        description="whether it is the value under the worst single attack, not image by image",
     )
     doubts: tuple[str, ...] = ()
     records: tuple[str, ...] = ()
 
 
 class Judged(Part):
-    """A criterion with its verdict: the worst of its outcomes."""
+    """A criterion with its verdict, which is the worst of its outcomes."""
 
     number: str
     words: str
-    stated: dict[str, str | float] = Field(description="as written in the file")
+    stated: dict[str, str | float] = Field(description="the fields stated in the file")
     basis: Literal["low", "value", "high"]
     kind: str
     verdict: Verdict
@@ -206,15 +217,15 @@ class Judged(Part):
 
 
 class Criteria(Part):
-    """The acceptance criteria, and whether they were given beforehand."""
+    """The acceptance criteria, and whether they were written before the results."""
 
     file: str
     sha256: str
-    modified: str = Field(description="of the file, UTC, ISO 8601")
+    modified: str = Field(description="time of the file's last change, UTC, ISO 8601")
     first_record: str = Field(description="start of the earliest record, UTC, ISO 8601")
-    written_after: bool = Field(description="whether the file is younger than the first record")
+    written_after: bool = Field(description="whether the file is newer than the first record")
     judged: tuple[Judged, ...]
-    others: int = Field(default=0, description="criteria of the file that are of other models")
+    others: int = Field(default=0, description="number of the file's criteria for other models")
 
 
 class Tested(Part):
@@ -224,11 +235,11 @@ class Tested(Part):
     may: str
     wants: str
     attacks: tuple[str, ...]
-    boards: tuple[str, ...] = Field(description="anchors")
+    boards: tuple[str, ...] = Field(description="anchors of its boards")
 
 
 class Model(Part):
-    """The model: its card, and what was run under its name."""
+    """The model with one state of its weights, as its card describes it."""
 
     name: str
     title: str
@@ -238,35 +249,35 @@ class Model(Part):
     parameters: int | None
     source: str
     training_data: str
-    stated: str = Field(description="score that the card states, measured when it was trained")
-    weights_sha256: str = Field(description="of the weights file, as the card states it")
-    victim_sha256: str = Field(description="of card and weights, as the cases state it")
+    stated: str = Field(description="score in the card, measured when the model was trained")
+    weights_sha256: str = Field(description="SHA-256 of the weights file, as the card states it")
+    victim_sha256: str = Field(description="SHA-256 of card and weights, as the cases state it")
     defenses: tuple[str, ...]
     records: tuple[str, ...]
 
 
 class Use(Part):
-    """Images of a dataset that records were made from."""
+    """The images of a dataset from which records were made."""
 
-    data_sha256: str = Field(description="of the validation split and the split attacked")
+    data_sha256: str = Field(description="SHA-256 of the validation split and the attacked split")
     train_sha256: str
     split: str
     n: int
-    patients: int | None = Field(description="None: images treated as independent")
+    patients: int | None = Field(description="None if images are treated as independent")
     records: tuple[str, ...]
 
 
 class Data(Part):
-    """Data that the model was tested on."""
+    """A dataset on which the model was tested."""
 
     name: str
     heading: str
     summary: str
     modality: str
     classes: tuple[str, ...]
-    native_range: str = Field(description="what the values 0 and 1 of an image stand for")
-    bit_depth: int = Field(description="bits a stored pixel has")
-    pixel: str = Field(description="size of a pixel, or that it is not known")
+    native_range: str = Field(description="original values behind 0 and 1")
+    bit_depth: int = Field(description="bits of a stored pixel")
+    pixel: str = Field(description="size of a pixel, or a note that it is not known")
     synthetic: bool
     source: str
     licence: str
@@ -276,7 +287,7 @@ class Data(Part):
 
 
 class Software(Part):
-    """With what records were made."""
+    """The software and hardware with which records were made."""
 
     version: str
     git_commit: str
@@ -300,8 +311,10 @@ class Report(Part):
     victim: str
     title: str
     statement: str
-    frameworks: tuple[Framework, ...] = Field(description="what clauses are cited from")
-    clauses: dict[str, tuple[Clause, ...]] = Field(description="section -> clauses it serves")
+    frameworks: tuple[Framework, ...] = Field(description="the sources of the clauses")
+    clauses: dict[str, tuple[Clause, ...]] = Field(
+        description="section -> clauses that it may be evidence for"
+    )
     models: tuple[Model, ...]
     data: tuple[Data, ...]
     software: tuple[Software, ...]
@@ -311,7 +324,8 @@ class Report(Part):
     boards: tuple[Evidence, ...]
     limits: tuple[str, ...]
     unreadable: tuple[str, ...] = Field(
-        default=(), description="records of the folder that could not be read, whosever they are"
+        default=(),
+        description="records of the folder that could not be read and may be about this model",
     )
-    command: str = Field(description="makes this report again")
+    command: str = Field(description="command that makes this report again")
     records: tuple[Reference, ...]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from robustbench_med.bench.record import Record, Stored
 from robustbench_med.stats import Estimate
@@ -24,6 +24,19 @@ from .residual_risk import remaining
 _OF_MASKS = {"volume_error": False, "lesion_miss": False, "hd95": False}  # higher is worse
 _ALARMS = "false_alarms"
 _RADII = 6  # columns of a certificate
+_NAMED = 3  # attacks that are named where several are tied
+
+
+class Hardest(NamedTuple):
+    """The least favourable estimate of a metric, and the records that have it.
+
+    Attributes:
+        estimate: that of the first record.
+        runs: several records if they are tied.
+    """
+
+    estimate: Estimate
+    runs: list[Stored]
 
 
 def evidence(model_board: ModelBoard, model_boards: list[ModelBoard]) -> Evidence:
@@ -93,7 +106,7 @@ def _worst(model_board: ModelBoard, eps: tuple[float, ...]) -> Line:
     clean = Cell(eps=0.0, estimate=row.clean, records=ids)
     cells = [clean] if model_board.board.score.clean else []  # empty: it is 1 by construction
     for rung, estimate in enumerate(row.worst):
-        by = row.strongest(rung) if math.isfinite(estimate.value) else ""
+        by = _listed(row.strongest(rung)) if math.isfinite(estimate.value) else ""
         cells.append(Cell(eps=eps[rung + 1], estimate=estimate, records=ids, by=by))
     score = model_board.board.score
     title = "Worst case of all attacks, image by image"
@@ -166,9 +179,9 @@ def _mask_metrics(model_board: ModelBoard, eps: tuple[float, ...]) -> list[Line]
         cells = tuple(
             Cell(
                 eps=e,
-                estimate=cell[0],
-                records=(cell[1].record.case_id,),
-                by=_by(model_board, cell[1]),
+                estimate=cell.estimate,
+                records=tuple(r.record.case_id for r in (cell.runs if e else cell.runs[:1])),
+                by=_listed(_columns_of(model_board, cell.runs)) if e else "",
             )
             for e, cell in zip(eps, hardest_runs, strict=True)
             if cell is not None
@@ -178,8 +191,18 @@ def _mask_metrics(model_board: ModelBoard, eps: tuple[float, ...]) -> list[Line]
     return lines
 
 
-def _by(model_board: ModelBoard, run: Stored) -> str:
-    return next(column for column, other_run in model_board.runs.items() if other_run is run)
+def _columns_of(model_board: ModelBoard, runs: list[Stored]) -> list[str]:
+    return [column for column, run in model_board.runs.items() if any(run is r for r in runs)]
+
+
+def _listed(attacks: list[str]) -> str:
+    """Return the names of up to three attacks, and how many more there are.
+
+    >>> _listed(["FGSM", "PGD-40, from chest_vgg"]), _listed(["A", "B", "C", "D", "E"])
+    ('FGSM; PGD-40, from chest_vgg', 'A; B; C and 2 more')
+    """
+    more = len(attacks) - _NAMED
+    return "; ".join(attacks[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _written(record: Record) -> dict[str, tuple[str, str]]:
@@ -201,18 +224,18 @@ def hardest(
     *,
     higher: bool,
     end: Literal["low", "value", "high"] = "value",
-) -> tuple[Estimate, Stored] | None:
-    """Return the least favourable value of a metric of records, and its record.
+) -> Hardest | None:
+    """Return the least favourable value of a metric over several records.
 
     Args:
         runs: the records.
-        metric: as records name it.
-        eps: the radius, on whatever rung of theirs; 0 = clean.
+        metric: the name of the metric in the records.
+        eps: the radius, which may be at a different rung in each record; 0 = clean.
         higher: whether higher is better.
         end: what is compared: the value, or an end of its interval.
 
     Returns:
-        None where no record has it, or it is undefined in all.
+        None if no record has the metric, or if it is undefined in all of them.
     """
     pairs = [
         (estimate, run)
@@ -225,7 +248,10 @@ def hardest(
     if not pairs:
         return None
     pick = min if higher else max
-    return pick(pairs, key=lambda pair: pair[0].model_dump()[end])
+    numbers = [getattr(estimate, end) for estimate, _ in pairs]
+    worst = pick(numbers)
+    tied = [i for i, number in enumerate(numbers) if number == worst]
+    return Hardest(pairs[tied[0]][0], [pairs[i][1] for i in tied])
 
 
 def _proved(model_board: ModelBoard) -> Proved | None:

@@ -17,7 +17,7 @@ class Published(NamedTuple):
     """The result of publishing a folder.
 
     Attributes:
-        page: the path of the page; None if the folder has no record and nothing was written.
+        page: the path of the page; None if no record can be read, so that nothing was written.
         boards: the boards of the leaderboard.
         cases: ids of the readable records.
         damaged: one line for each record that cannot be read.
@@ -49,6 +49,9 @@ def publish(
 ) -> Published:
     """Write `leaderboard.html`, `.csv` and `.md` of all records in `folder`, earlier ones too.
 
+    If there are records but none can be read, nothing is written, and the three files of an earlier
+    call are removed, because nothing supports their numbers any more.
+
     Args:
         folder: the folder of the records.
         title: the title of the page.
@@ -67,11 +70,12 @@ def publish(
             *map(_failure_of, damaged),
         ]
         boards = leaderboard.make_boards(stored, missing)
-        page = (
-            leaderboard.publish_boards(boards, folder, title=title, failures=missing)
-            if stored or damaged
-            else None
-        )
+        page = None
+        if stored:
+            page = leaderboard.publish_boards(boards, folder, title=title, failures=missing)
+        elif damaged:
+            for name in leaderboard.FILES:
+                (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise ResultsError(f"expected to write into {folder}, got: {error.strerror}") from None
     return Published(page, boards, finished, [record.line for record in damaged], len(missing))

@@ -91,13 +91,17 @@ def find_suite(name: str) -> Suite:
 
     Raises:
         UnknownNameError: there is no such suite.
-        SpecError: the file is missing, is not TOML, or breaks the schema.
+        SpecError: the file is missing, is not TOML, lacks the ending .toml, or breaks the schema.
     """
     if name.endswith(".toml"):
         return read_suite(check_name(name))
     check_name(name, suffix=len(".toml"))
     path = FOLDER / f"{name}.toml"
     if not path.is_file():
+        if Path(name).is_file():
+            raise SpecError(
+                f"expected a suite file whose name ends in .toml, got {name!r}: rename the file"
+            )
         raise UnknownNameError("suite", name, [path.stem for path in FOLDER.glob("*.toml")])
     return read_suite(path)
 

@@ -307,6 +307,9 @@ def _publish(
 
     published = publish(folder, title, planned=planned, failures=failures or [])
     if published.page is None:
+        if published.damaged:
+            line = f"There is no leaderboard page: no record in {folder} can be read."
+            console.print(line, style="red", highlight=False, soft_wrap=True, markup=False)
         return published
     run_ids = None if planned is None else {resolved.case.id for resolved in planned}
     unprinted = pages().show_boards(published.boards, console, only=run_ids)

@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+import leaderboard
 from robustbench_med import cli, registry
 from robustbench_med.bench import plan as planning
 from robustbench_med.bench import runner, store
 from robustbench_med.bench import setup as preparing
 from robustbench_med.bench.execute import execute
 from robustbench_med.bench.record import Stored
+from robustbench_med.bench.suite import find_suite
+from robustbench_med.paths import PACKED_RECORDS
 from tests.bench.toys import save_npz, save_timm, small_phantoms
 
 CHECKOUT = Path(__file__).parents[2]
@@ -125,6 +128,14 @@ def test_a_mistake_costs_one_line(
         [path for path in Path("r").rglob("*") if path.is_file()] if Path("r").exists() else []
     )
     assert written == []
+
+
+def test_a_suite_file_without_its_ending_is_not_called_unknown(call: Call) -> None:
+    Path("suite.txt").write_text("title = 'Mine'")
+    message = "expected a suite file whose name ends in .toml, got 'suite.txt': rename the file"
+    refused(call("plan", "suite.txt"), message)
+    Path("quick").write_text("")  # a shipped suite goes before a file of its name
+    assert find_suite("quick").grids
 
 
 def test_usage_errors_exit_with_2(call: Call) -> None:
@@ -554,13 +565,33 @@ def test_an_unreadable_record_is_left_out_with_a_line(call: Call, tmp_path: Path
     assert "1 case not scored." in page
     assert f"expected a readable record in {home.name}" in page  # no folder of this machine
     assert "failed or not readable: PGD" in page
-    # where nothing can be read, the page does not keep its old numbers
-    for sibling in home.parent.glob("*/record.json"):
-        sibling.write_text("{")
-    assert call("leaderboard", home.parent).code == 1
-    page = (home.parent / "leaderboard.html").read_text()
-    assert "2 cases not scored." in page
-    assert "<table" not in page
+
+
+def test_where_no_record_can_be_read_no_page_is_left(call: Call, tmp_path: Path) -> None:
+    assert call(*own_data(tmp_path)).code == 0
+    folder = Path(records(tmp_path)["pgd"].folder).parent
+    assert {path.name for path in folder.glob("leaderboard.*")} == set(leaderboard.FILES)
+    for path in folder.glob("*/record.json"):
+        path.write_text("{")
+    result = call("leaderboard", folder)
+    assert result.code == 1
+    assert f"There is no leaderboard page: no record in {folder} can be read." in result.out
+    assert result.out.count("not scored: ") == 2
+    assert list(folder.glob("leaderboard.*")) == []  # neither old numbers nor an empty page
+
+
+def test_a_pack_of_records_that_is_damaged_throughout_leaves_no_page(
+    call: Call, tmp_path: Path
+) -> None:
+    assert call(*own_data(tmp_path)).code == 0
+    folder = Path(records(tmp_path)["pgd"].folder).parent
+    assert call("pack", folder).code == 0
+    (folder / PACKED_RECORDS).write_bytes(b"nothing")
+    result = call("leaderboard", folder)
+    assert result.code == 1
+    assert f"There is no leaderboard page: no record in {folder} can be read." in result.out
+    assert f"not scored: record: expected packed records in {folder}" in result.out
+    assert list(folder.glob("leaderboard.*")) == []
 
 
 def test_stopping_by_hand_keeps_what_is_finished(

@@ -186,8 +186,8 @@ def test_the_attack_shown_first_is_one_that_ranks(make_stored: Maker) -> None:
     blind = wrapped(make_stored, [1] * 10, JPEG, knowledge="oblivious")
     _, row, _ = one([wrapped(make_stored, WRAPPED, JPEG), blind])
     assert row.scores["PGD-40, oblivious"][2].value == 0
-    assert row.strongest(2) == "PGD-40"
-    assert one([blind])[1].strongest(2) == "PGD-40, oblivious"
+    assert row.strongest(2) == ["PGD-40"]
+    assert one([blind])[1].strongest(2) == ["PGD-40, oblivious"]
 
 
 def _dice(clean: float, after: float) -> np.ndarray[Any, Any]:

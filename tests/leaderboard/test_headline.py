@@ -7,13 +7,14 @@ from pathlib import Path
 
 import leaderboard
 from leaderboard.card_sheets import paper, papers
-from leaderboard.headline import headline_of, radius_words, verdict
+from leaderboard.headline import headline_of, lone_result, radius_words, verdict
 from leaderboard.wording import text
 from robustbench_med import registry
 from robustbench_med.bench.record import Stored
 
 from .browser import Tags
 from .planted import DATASETS, VICTIMS
+from .planted_masks import CHEST, HEART, SEGMENTERS, make_masks
 from .visible import visible_text
 
 Maker = Callable[..., Stored]
@@ -77,12 +78,55 @@ def test_the_head_says_where_all_fail(make_stored: Maker, tmp_path: Path) -> Non
     records = [make_stored([1] * 40, victim=victim) for victim in VICTIMS[:2]]
     boards = leaderboard.make_boards(records)
     assert verdict(boards[0]).replace("\N{NO-BREAK SPACE}", " ") == (
-        "No model withstands these attacks: the best keeps 0.0 %."
+        "No model withstands these attacks: even the best one is right on 0.0 % of the images."
     )
     (sentence,) = headline_of(boards).sentences
     assert sentence.endswith("No model withstands it.")
     page = leaderboard.publish(records, tmp_path, title="t").read_text(encoding="utf-8")
     assert any("No model withstands these attacks" in line for line in summary_lines(page))
+
+
+def test_a_drawn_mask_is_told_by_the_dice_of_what_is_drawn(make_stored: Maker) -> None:
+    """A reader sees how much of the attacker's mask is drawn, and not 1 minus its Dice."""
+    target = [[0.0, 0.1, 0.8, 0.9]] * 6
+    records = [
+        make_masks(
+            make_stored,
+            [[0.9] * 4] * 6,
+            victim=victim,
+            dataset=CHEST,
+            objective=HEART,
+            target=target,
+        )
+        for victim in SEGMENTERS[:2]
+    ]
+    for count, words in (
+        (1, "The model does not withstand these attacks: it"),
+        (2, "No model withstands these attacks: even the best one"),
+    ):
+        (board,) = leaderboard.make_boards(records[:count])
+        assert verdict(board) == f"{words} draws what the attacker wants with a Dice of 0.800."
+    (sentence,) = headline_of([board]).sentences
+    assert sentence.startswith("The models draw what the attacker wants with a Dice of 0.80 when")
+
+
+def test_a_goal_on_labels_is_told_by_the_images_it_is_missed_on(make_stored: Maker) -> None:
+    (board,) = leaderboard.make_boards(
+        [make_stored([1] * 19 + [6], case={"objective": "targeted(target=1)"})]
+    )
+    assert verdict(board).replace("\N{NO-BREAK SPACE}", " ") == (
+        "The model does not withstand these attacks: it keeps the attacker from the goal on 5.0 % "
+        "of the attacked images."
+    )
+    (sentence,) = headline_of([board]).sentences
+    assert sentence.startswith("The goal of the attack is not reached on 5 % of the attacked")
+
+
+def test_the_only_model_of_a_board_has_its_sentence(make_stored: Maker) -> None:
+    (board,) = leaderboard.make_boards([make_stored([1, 6, 6, 6])])
+    assert lone_result(board).replace("\N{NO-BREAK SPACE}", " ") == (
+        "ResNet-18 narrow is right on 75.0 % of the images."
+    )
 
 
 def test_the_summary_names_every_model_with_the_numbers_of_its_rows(

@@ -54,6 +54,14 @@ def test_each_suite_has_its_sentence_counts_date_and_link(start: Path) -> None:
     assert lines.index("own & <b>") < lines.index("quick")
 
 
+def test_a_suite_without_a_readable_record_is_named_and_has_no_link(tmp_path: Path) -> None:
+    entry = leaderboard.suite_entry([], tmp_path / "lost", title="Lost", not_scored=1)
+    html = leaderboard.write_start_page([entry], tmp_path).read_text(encoding="utf-8")
+    assert "This suite has no page, because none of its records can be read." in html
+    links = [attributes["href"] for tag, attributes in Tags(html).tags if tag == "a"]
+    assert all(link.startswith("#") for link in links)
+
+
 def test_its_links_are_files_beside_it(start: Path) -> None:
     html = start.read_text(encoding="utf-8")
     links = [attributes["href"] for tag, attributes in Tags(html).tags if tag == "a"]

@@ -13,7 +13,7 @@ from rich.table import Table
 
 import leaderboard
 from leaderboard.exports import guard
-from leaderboard.tables import markdown
+from leaderboard.tables import argmax_words, markdown
 from leaderboard.wording.text import https, number
 from robustbench_med.bench.record import Stored
 
@@ -212,9 +212,15 @@ def test_the_operating_point_is_said_with_both_figures(make_stored: Maker, tmp_p
     assert (row.clean.value, row.argmax.value) == (1.0, 0.25)
     printed = io.StringIO()
     leaderboard.show([stored], Console(file=printed, width=200))
-    said = "by argmax, the network's own decision, clean is"
-    assert said in printed.getvalue()
-    assert "25.0 instead of 100.0" in printed.getvalue()
+    said = " ".join(printed.getvalue().replace("\N{NO-BREAK SPACE}", " ").split())
+    assert "by argmax, the network's own decision, ResNet-18 narrow (resnet_narrow) has" in said
+    assert "has 25.0 % instead of 100.0 %" in said
+    assert "every other clean score" not in said
+    twin = make_stored([6] * 20, victim=VICTIMS[1])
+    (words,) = argmax_words(leaderboard.make_boards([stored, twin])[0])
+    assert words.endswith(
+        "instead of 100.0\N{NO-BREAK SPACE}%; every other clean score is the same"
+    )
     page = leaderboard.publish([stored], tmp_path, title="t").read_text(encoding="utf-8")
     assert "argmax 25.0" in page
     assert "25.0" in (tmp_path / "leaderboard.md").read_text(encoding="utf-8")

@@ -168,6 +168,34 @@ def test_masks_have_regions_and_pictures(make_stored: Maker, tmp_path: Path) -> 
     assert html.count('class="picture"') == 2
 
 
+def test_attacks_that_are_tied_for_strongest_are_all_named(
+    make_stored: Maker, tmp_path: Path
+) -> None:
+    breaks = [1] * 4 + [6] * (N - 4)
+    names = ["fgsm", "bim", "pgd", "segpgd", "fmn"]
+    tied = [make_stored(breaks, attack=name) for name in names]
+    for count, words in ((1, "FGSM"), (2, "BIM; FGSM"), (5, "BIM; FGSM; FMN and 2 more")):
+        board = written_report(tied[:count], tmp_path).document.boards[0]
+        by = {cell.by for cell in board.worst.cells if cell.eps}
+        assert {"; ".join(sorted(name.split("; "))) for name in by} == {words}
+    weaker = make_stored([6] * N, attack="uap")
+    board = written_report([tied[0], weaker], tmp_path).document.boards[0]
+    assert {cell.by for cell in board.worst.cells if cell.eps} == {"FGSM"}
+
+
+def test_records_that_are_tied_on_a_metric_of_masks_are_all_named(
+    make_stored: Maker, tmp_path: Path
+) -> None:
+    records = [
+        make_masks(make_stored, [[0.9, 0.6, 0.7]] * 6, attack=name) for name in ("pgd", "segpgd")
+    ]
+    (board,) = written_report(records, tmp_path, victim="unet_narrow").document.boards
+    clean, at, *_ = next(line for line in board.regions if line.name == "volume_error").cells
+    assert at.by == "PGD-40; SegPGD"
+    assert set(at.records) == {stored.record.case_id for stored in records}
+    assert (clean.by, len(clean.records)) == ("", 1)  # no attack acts on the clean image
+
+
 def test_flags_and_missing_pictures_are_said(make_stored: Maker, tmp_path: Path) -> None:
     flagged = make_stored([6] * N, attack="pgd", record=raised(QUERIES), over_budget=2)
     written = written_report(
