@@ -126,14 +126,14 @@ def attack(
 ) -> AttackResult:
     """Attack the images of a dataset or a batch at one radius.
 
-    The adversarial images are those that a record with the same arguments is scored on.
+    A record with the same arguments is scored on the same adversarial images.
 
     Args:
         model: a name, a spec, a torch module, or what `load_model` or `defend` returned.
         data: a name, an `.npz` file, a Dataset, or a Batch. A pair of images and labels is a Batch
             too. On a batch the victim decides by argmax.
         spec: the attack, e.g. "pgd(steps=40)" or "pgd(eps=2/255)".
-        eps: the radius, where the spec states none.
+        eps: the radius, if the spec states none.
         norm: "linf", "l2", "l1" or "l0".
         objective: the attacker's goal.
         n: how many images are drawn from the split; None = all.
@@ -218,8 +218,8 @@ def defend(
         device: "cpu", "cuda", "cuda:1", or "auto"; the model stays there.
 
     Raises:
-        SpecError: the spec is not a defense, or is not for such data, or it retrains a model (then
-            the message names the command).
+        SpecError: the spec is not a defense or not for such data, or it retrains a model (then the
+            message names the command).
         BenchError: as `load_model`.
     """
     _, loaded_data = resolve_dataset(dataset, folder=folder)

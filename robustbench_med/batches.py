@@ -1,4 +1,4 @@
-"""Batches that a script passes: their values are checked, and they become datasets of one split."""
+"""Check the batches that a script passes, and make datasets of one split from them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def checked(data: Batch | tuple[Any, Any] | list[Any], *, task: Task | None = No
     ids = _names(data.ids, len(x), "ids")
     if len(np.unique(ids)) != len(x):
         raise DataError(
-            f"{_WHERE}: expected one id an image, got {len(np.unique(ids))} for {len(x)}"
+            f"{_WHERE}: expected one id per image, got {len(np.unique(ids))} for {len(x)}"
         )
     patients = None if data.patients is None else _names(data.patients, len(x), "patients")
     return Batch(x, y, ids, patients)
@@ -88,8 +88,8 @@ def _images(value: object) -> Tensor:
     shape = tuple(images.shape)
     if images.ndim not in (4, 5) or 0 in shape[1:]:
         raise DataError(
-            f"{_WHERE}: expected images of shape (b, c, h, w) or (b, c, d, h, w), got {shape}; of "
-            "one image x[None], of one channel x[:, None]"
+            f"{_WHERE}: expected images of shape (b, c, h, w) or (b, c, d, h, w), got {shape}; "
+            "pass one image as x[None], and images of one channel as x[:, None]"
         )
     if shape[0] == 0:
         raise DataError(f"{_WHERE}: expected at least one image, got none")
@@ -101,17 +101,17 @@ def _images(value: object) -> Tensor:
     if images.dtype == np.uint8:
         if images.max() <= 1:
             raise DataError(
-                f"{_WHERE}: expected uint8 grey levels in 0..255, got 0 and 1 alone, as [0,1] "
-                "floats become when they are cast to uint8; hand them in as float32"
+                f"{_WHERE}: expected uint8 grey levels in 0..255, got only 0 and 1, as happens if "
+                "[0,1] floats are cast to uint8; pass them as float32"
             )
         _log.warning("%s: uint8 images are read as grey levels 0..255", _WHERE)
         return torch.from_numpy(images.astype(np.float32) / 255)
     if images.dtype.kind != "f":
         raise DataError(
-            f"{_WHERE}: expected float images in [0,1], got {images.dtype}; rescale them by one "
-            "range for all"
+            f"{_WHERE}: expected float images in [0,1], got {images.dtype}; rescale them all by "
+            "the same range"
         )
-    with np.errstate(over="ignore"):  # what does not fit becomes Inf, which is refused later
+    with np.errstate(over="ignore"):  # overflow becomes Inf, which is refused later
         return torch.from_numpy(np.array(images, dtype=np.float32))
 
 
@@ -119,7 +119,7 @@ def _truth(value: object, x: Tensor, task: Task | None) -> Tensor:
     stored, size, n = _array(value, "labels y"), tuple(x.shape[2:]), len(x)
     if stored.ndim == 0 or len(stored) != n:
         got = "a single number" if stored.ndim == 0 else f"{len(stored)} for {n} images"
-        raise DataError(f"{_WHERE}: expected one label or mask an image, got {got}")
+        raise DataError(f"{_WHERE}: expected one label or mask per image, got {got}")
     if stored.ndim > 2 and tuple(stored.shape[1:]) != (1, 1):
         ids, note = of_planes(stored, size, f"{_WHERE}: y", tuple(x.shape[1:]))
         if note is not None:
@@ -132,8 +132,8 @@ def _truth(value: object, x: Tensor, task: Task | None) -> Tensor:
         if task != "single_label":
             raise DataError(
                 f"{_WHERE}: expected class ids (b,) or findings (b, k), got rows that all sum to "
-                "one, which may be either; of one-hot labels hand in y.argmax(1), findings from "
-                'an .npz whose info states "task": "multi-label"'
+                "one, which may be either; pass one-hot labels as y.argmax(1), and findings as "
+                'an .npz file whose info states "task": "multi-label"'
             )
         _log.warning("%s: one-hot labels are read as class ids", _WHERE)
         ids = np.where((ids < 0).all(1), -1, ids.argmax(1))
@@ -144,7 +144,7 @@ def _names(value: object, n: int, what: str) -> NDArray[np.character]:
     names = _array(value, what)
     if names.shape not in ((n,), (n, 1)) or names.dtype.kind not in "USOiu":
         raise DataError(
-            f"{_WHERE}: expected {what} as {n} names, one an image, got {names.dtype} of shape "
+            f"{_WHERE}: expected {what} as {n} names, one per image, got {names.dtype} of shape "
             f"{tuple(names.shape)}"
         )
     return names.reshape(n).astype(np.str_)
@@ -170,7 +170,7 @@ def dataset_of(batch: Batch, model: ModelLike, **options: Any) -> Dataset:  # no
 
     def read(split: SplitName) -> Arrays:
         if split != "test":
-            raise MissingSplitError(f"{card.name} ({split}): expected a split, got a batch alone")
+            raise MissingSplitError(f"{card.name} ({split}): expected a split, got only a batch")
         return arrays
 
     return Dataset(card, read)

@@ -1,4 +1,4 @@
-"""Cards: the descriptions that `list` and `show` print. Reading one imports no heavy library."""
+"""Cards: the descriptions that `list` and `show` print. Reading a card imports no heavy library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TASKS: tuple[Task, ...] = get_args(Task)
 
 
 class Card(BaseModel):
-    """What is known of a model, dataset, attack, defense or suite before it is loaded."""
+    """The description of a model, dataset, attack, defense or suite, read without loading it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -194,13 +194,13 @@ class Measured(BaseModel):
         default=None, description="on the test split, at the operating point"
     )
     accuracy: float | None = None
-    dice: float | None = Field(default=None, description="of masks: mean over images and regions")
-    gradient_ms: float = Field(description="one image forward + backward, ms, on the machine used")
+    dice: float | None = Field(default=None, description="for masks: mean over images and regions")
+    gradient_ms: float = Field(description="time of one image forward + backward on `machine`, ms")
     machine: str
 
     @property
     def headline(self) -> tuple[str, float]:
-        """The score that counts first, and its name."""
+        """The name of the most important score, and the score."""
         if self.dice is not None:
             return "Dice", self.dice
         return "balanced accuracy", self.balanced_accuracy or 0.0
@@ -218,9 +218,12 @@ class ModelCard(Card):
     std: tuple[float, ...] = (0.25,)
     recipe: Recipe | None = None
     window: tuple[int, ...] | None = Field(
-        default=None, description="of masks: the network reads windows of this size, see sliding.py"
+        default=None,
+        description="for masks: size of the windows that the network reads, see sliding.py",
     )
-    overlap: float = Field(default=0.25, ge=0, lt=1, description="of neighbouring windows")
+    overlap: float = Field(
+        default=0.25, ge=0, lt=1, description="fraction by which neighbouring windows overlap"
+    )
     weights: str = Field(default="", description="safetensors file beside the card")
     sha256: str = Field(default="", description="checksum of the weights, checked at every load")
     weights_type: Literal["float32", "float16"] = Field(
@@ -232,9 +235,11 @@ class ModelCard(Card):
         default="", description="victim of the same architecture without the defense"
     )
     returns: Literal["logits", "probabilities"] = Field(
-        default="logits", description="what the module's outputs are read as"
+        default="logits", description="meaning of the module's outputs"
     )
-    output: str = Field(default="", description="which of several outputs is read; empty: the one")
+    output: str = Field(
+        default="", description="the output that is read if the module has several; else empty"
+    )
     notes: tuple[str, ...] = Field(
-        default=(), description="what was decided of a model of the user's own when it was loaded"
+        default=(), description="decisions made when a user's own model was loaded"
     )

@@ -1,4 +1,4 @@
-"""Evaluation: the cases that a call of `evaluate` stands for, and what their records say."""
+"""The function `evaluate`, the cases that it runs, and the scores of their records."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _API_NAMES = {"ladder": "eps", "defenses": "defense"}  # what the API calls fiel
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """One model on one dataset under some attacks, as a call of the API asked for it.
+    """One model on one dataset under some attacks, as a call of the API requests it.
 
     Attributes:
         model: the model as the caller passed it.
@@ -71,7 +71,7 @@ class EvaluationRequest:
         Args:
             folder: the folder with the files of real datasets.
             name: the name of a torch module.
-            options: mean, std, returns and output of a torch module; None is not stated.
+            options: mean, std, returns and output of a torch module; None means not stated.
 
         Raises:
             BenchError: an argument is wrong, or a case cannot run.
@@ -101,7 +101,7 @@ class EvaluationRequest:
 
     @property
     def command(self) -> str:
-        """A command that computes the cases again; what only the caller has is in brackets."""
+        """A command that computes the cases again; objects of the caller are in angle brackets."""
         defaults = Grid.model_fields
         stated = {
             _API_NAMES.get(key, key): value
@@ -129,7 +129,7 @@ def make_request(
     knowledge: str = "adaptive",
     **fields: Any,  # noqa: ANN401 - the suite's schema checks them
 ) -> EvaluationRequest:
-    """Return the request that the arguments of `evaluate` or `attack` stand for.
+    """Return the request for the arguments of `evaluate` or `attack`.
 
     Raises:
         SpecError: a defense is requested for a model that has one.

@@ -1,9 +1,10 @@
-"""The registry: names to cards, and cards to functions imported when first used.
+"""The registry: find cards by name, and functions by card, which are imported when first used.
 
-Names come from three places: what this package ships, other packages' entry points in the groups
+Names come from three sources: this package, the entry points of other packages in the groups
 `robustbench_med.attacks`, `.defenses`, `.datasets` and `.models`, and `register`, for this process.
-An entry point has the name of what it brings. It is imported when somebody asks for that name or
-for the cards of all; one that cannot be imported costs one line in the log.
+An entry point has the name of the attack, defense, dataset or model that it provides. It is
+imported when its name or the list of all cards is requested; if the import fails, one line is
+logged.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Entry(NamedTuple):
 _registered: dict[Kind, dict[str, Entry]] = {kind: {} for kind in _CARDS}
 
 
-# --- what there is -------------------------------------------------------------------------------
+# --- find names and cards ------------------------------------------------------------------------
 
 
 @overload
@@ -131,10 +132,10 @@ def find(kind: Kind, name: str) -> Any:  # noqa: ANN401 - the overloads of load 
 
 
 def entry_of(kind: Kind, name: str) -> Entry | None:
-    """Return what was registered, or what a plug-in brings, as `name`; None if neither did.
+    """Return the entry that `register` or a plug-in provides for `name`; None if neither does.
 
     Raises:
-        SpecError: a plug-in that cannot be loaded.
+        SpecError: the plug-in cannot be loaded.
     """
     if name in _registered[kind]:
         return _registered[kind][name]
@@ -154,15 +155,15 @@ def origin(kind: Kind, name: str) -> str:
 
 @cache
 def ours() -> str:
-    """Return the name and version of this package, as `origin` says them."""
+    """Return the name and version of this package, in the form of `origin`."""
     return f"robustbench_med {metadata.version('robustbench-med')}"
 
 
-# --- what is added -------------------------------------------------------------------------------
+# --- add names -----------------------------------------------------------------------------------
 
 
 class Registration:
-    """A name added to the registry: until `remove`, or until the end of a `with` block."""
+    """A name that was added to the registry, until `remove` or the end of a `with` block."""
 
     def __init__(self, kind: Kind, entry: Entry) -> None:
         self.card = entry.card
@@ -191,17 +192,17 @@ class Registration:
 def register(kind: Kind, item: object, *, replace: bool = False) -> Registration:
     """Add an attack, defense, dataset or model to the registry of this process.
 
-    A plain call adds it for good, `with registry.register(...):` until the end of the block.
+    A plain call adds it permanently; `with registry.register(...):` adds it for the block.
 
     Args:
         kind: "attacks", "defenses", "datasets" or "models".
         item: for an attack, a defense or a model a function declared with `@attack(...)`,
             `@defense(...)` or `@model(...)`; for a dataset a `Dataset`. A card alone describes a
             dataset's file or a model of the zoo.
-        replace: whether it may replace one of that name, shipped or registered.
+        replace: whether it may replace a shipped or registered item of the same name.
 
     Raises:
-        SpecError: it is none of these, or its name is taken.
+        SpecError: the item is none of these, or its name is taken.
     """
     entry = _described(kind, item, "registered in this process")
     name = entry.card.name
@@ -213,12 +214,12 @@ def register(kind: Kind, item: object, *, replace: bool = False) -> Registration
 
 
 def registered() -> dict[Kind, dict[str, Entry]]:
-    """Return what was registered in this process, to hand it to another."""
+    """Return the entries that were registered in this process, to pass them to another one."""
     return {kind: dict(entries) for kind, entries in _registered.items()}
 
 
 def adopt(entries: Mapping[Kind, Mapping[str, Entry]]) -> None:
-    """Register what another process registered, and nothing else."""
+    """Replace the registered entries by those of another process."""
     for kind in _registered:
         _registered[kind] = dict(entries.get(kind, {}))
 
@@ -233,7 +234,7 @@ def _described(kind: Kind, item: Any, origin: str) -> Entry:  # noqa: ANN401 - a
     """Return the entry of an item.
 
     Raises:
-        SpecError: it is no such item.
+        SpecError: the item is not of this kind.
     """
     declaration = declaration_of(item)
     if declaration is not None and declaration.kind == kind.removesuffix("s"):
@@ -253,7 +254,7 @@ def _described(kind: Kind, item: Any, origin: str) -> Entry:  # noqa: ANN401 - a
 
 @cache
 def _entry_points(kind: Kind) -> dict[str, metadata.EntryPoint]:
-    """Return the entry points of other packages by name; one whose name is taken is refused."""
+    """Return the entry points of other packages by name, without those whose name is taken."""
     accepted: dict[str, metadata.EntryPoint] = {}
     for point in metadata.entry_points(group=f"robustbench_med.{kind}"):
         name = point.name
@@ -273,14 +274,14 @@ def _entry_points(kind: Kind) -> dict[str, metadata.EntryPoint]:
 
 @cache
 def _plugin(kind: Kind, name: str) -> Entry | str:
-    """Return what an entry point brings, imported now; one line where that fails."""
+    """Import an entry point and return its entry; if this fails, return a line with the reason."""
     point = _entry_points(kind)[name]
     where = f"{_package(point)}: {kind.removesuffix('s')} {name!r} cannot be loaded"
     try:
         entry = _described(kind, point.load(), _package(point))
     except SpecError as error:
         line = f"{where}: {error}"
-    except (Exception, SystemExit) as error:  # whatever another package's import raises
+    except (Exception, SystemExit) as error:  # another package's import may raise anything
         line = f"{where}: {type(error).__name__}: {' '.join(str(error).split())}"
     else:
         if entry.card.name == name:
@@ -306,12 +307,12 @@ def _article(kind: Kind) -> str:
     )
 
 
-# --- what is behind a name -----------------------------------------------------------------------
+# --- find functions ------------------------------------------------------------------------------
 
 
 @cache
 def package(folder: str) -> str:
-    """Return the import name of a folder: beside the core in a checkout, inside it in a wheel."""
+    """Return the import name of a folder, which is beside the core, or inside it in a wheel."""
     inside = f"{__package__}.{folder}"
     if importlib.util.find_spec(inside):
         return inside
@@ -333,7 +334,7 @@ def function(
 ) -> Callable[..., Any]:
     """Return the function behind a card, importing its module now."""
     if kind == "attacks" and ":" in card.name:
-        # one function calls every peer's attack: it needs the name
+        # one function calls the attacks of all peer packages, so it needs the name
         return partial(_peers().attack, card.name)
     entry = entry_of(kind, card.name)
     if entry is not None:
@@ -346,7 +347,7 @@ def function(
 
 
 def passes(card: AttackCard, parameters: dict[str, Any]) -> float:
-    """Return the forward + backward passes an image costs at one radius, at most.
+    """Return the largest number of forward + backward passes per image at one radius.
 
     >>> passes(find("attacks", "pgd"), {"steps": 40, "restarts": 2})
     80.0
@@ -357,7 +358,7 @@ def passes(card: AttackCard, parameters: dict[str, Any]) -> float:
 
 
 def is_own(victim: str) -> bool:
-    """Return whether a victim is the spec of a model of one's own, and no card's name.
+    """Return whether a victim is the spec of a user's own model, and not the name of a card.
 
     >>> is_own("timm:resnet18(pretrained=True)"), is_own("segnet(weights='w')"), is_own("lungs_fcn")
     (True, True, False)
@@ -370,7 +371,7 @@ def _peers() -> ModuleType:
 
 
 def validate(model: type[C], values: dict[str, Any], where: str) -> C:
-    """Return `model` made of `values`, or raise SpecError with one line on what is wrong."""
+    """Return `model` made of `values`, or raise SpecError with one line on the first mistake."""
     try:
         return model.model_validate(values)
     except ValidationError as error:

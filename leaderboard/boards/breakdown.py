@@ -106,7 +106,7 @@ def by_patient(board: Board, row: Row) -> Patients | None:
     np.add.at(sums, patient, whole_ladder.to_numpy())
     mean = sums / images[:, None]
     rows = (
-        _counts(mean, "stands" if board.score.attacked else "right") if counted else _spread(mean)
+        _counts(mean, "robust" if board.score.attacked else "right") if counted else _spread(mean)
     )
     whole = [(label, cells if board.score.clean else cells[1:]) for label, cells in rows]
     return Patients(len(names), tuple(whole), _hardest(board, mean, images))
@@ -115,7 +115,7 @@ def by_patient(board: Board, row: Row) -> Patients | None:
 def _counts(mean: NDArray[np.float64], word: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
     kinds = {
         f"every image {word}": mean == 1,
-        f"some images {word.removesuffix('s')}": (mean > 0) & (mean < 1),
+        f"some images {word}": (mean > 0) & (mean < 1),
         f"no image {word}": mean == 0,
     }
     known = [not np.isnan(column).any() for column in mean.T]

@@ -93,7 +93,7 @@ def judge_row(
     if not row.images and all(run.record.status == "ok" for run in row.runs.values()):
         reasons.append(("incomplete", "no image was attacked by every attack: nothing to score"))
     if not informed_runs(row.runs):
-        reasons.append(("incomplete", "attacked only as if it had no defense"))
+        reasons.append(("incomplete", "all attacks ignored the defense (oblivious)"))
     if failed:
         reasons.append(("incomplete", f"failed or not readable: {', '.join(sorted(failed))}"))
     required = board.common - row.attacked_by - row.not_applicable - {*failed}

@@ -1,4 +1,4 @@
-"""Judge: acceptance criteria held against the evidence."""
+"""Judge a model by acceptance criteria."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .model_boards import ModelBoard
 from .pooled_runs import Pool, alike, pools, rung_of
 from .suggestions import unknown_names, unknown_part
 
-ROUNDING = 1e-9  # a share equal to its limit meets it, whatever the last bit says
+ROUNDING = 1e-9  # a share that equals its limit up to rounding meets it
 _GRAVEST: tuple[Verdict, ...] = ("not met", "not tested", "met")
 _FINE = ("ranked", "control")
 
 
 class _Group(NamedTuple):
-    """Boards of a model that a criterion fits and whose images may be held together."""
+    """Boards of a model that a criterion is about and whose images can be pooled."""
 
     boards: list[ModelBoard]
     runs: list[Stored]
@@ -35,14 +35,14 @@ class _Group(NamedTuple):
 def evaluate_criteria(
     file: CriteriaFile, model_boards: list[ModelBoard], doubts: tuple[str, ...] = ()
 ) -> Criteria:
-    """Return the criteria of a model with their verdicts, and whether the file is older than it.
+    """Return the criteria with their verdicts on a model, and whether the file is old enough.
 
-    A criterion keeps the number of its place in the file; those of other models are counted.
+    The number of a criterion is its position in the file. Criteria for other models are counted.
 
     Args:
         file: the file.
         model_boards: all boards of the model.
-        doubts: on whatever is judged: records that could not be read.
+        doubts: doubts about every verdict, for example because records could not be read.
     """
     started = [
         run.record.provenance.started
@@ -69,7 +69,7 @@ def evaluate_criteria(
 
 
 def _time(stamp: str) -> str:
-    """Return a time of UTC that sorts: records write +00:00 or Z."""
+    """Return a UTC time in a form that sorts, because records end it with +00:00 or with Z."""
     return stamp.replace("Z", "+00:00")
 
 
@@ -102,9 +102,9 @@ def words(
     """Return a criterion in words.
 
     Args:
-        criterion: as read.
-        model_boards: boards of the model: their data say what an objective is called.
-        single: whether a worst case is that of the worst single attack, not of each image.
+        criterion: the criterion.
+        model_boards: the boards of the model, whose datasets name the goal of an objective.
+        single: whether the worst case is that of the worst single attack, and not image by image.
     """
     alone = single or of_records(criterion)
     worst = "the worst single attack" if alone else "the worst case of all attacks"
@@ -126,7 +126,7 @@ def words(
 
 
 def _cards(criterion: Criterion, model_boards: Iterable[ModelBoard]) -> list[DatasetCard]:
-    """Return the cards of the data that a criterion is about."""
+    """Return the cards of the datasets that a criterion is about."""
     cards = {
         model_board.board.dataset.name: model_board.board.dataset for model_board in model_boards
     }
@@ -134,7 +134,7 @@ def _cards(criterion: Criterion, model_boards: Iterable[ModelBoard]) -> list[Dat
 
 
 def _aim(criterion: Criterion, model_boards: Iterable[ModelBoard]) -> str:
-    """Return what the attackers want in words."""
+    """Return the goal of the attackers in words."""
     cards = _cards(criterion, model_boards)
     if any(over_goals(criterion, card) for card in cards):
         return "every objective"
@@ -143,10 +143,10 @@ def _aim(criterion: Criterion, model_boards: Iterable[ModelBoard]) -> str:
 
 
 def _limit_unit(criterion: Criterion, model_boards: Iterable[ModelBoard]) -> str:
-    """Return what a limit is counted in, with a space before it; empty of shares and scores.
+    """Return the unit of a limit after a space; empty for shares and scores.
 
-    A length is in mm where the size of a pixel is known and in pixels where not, so that one limit
-    may mean two things: then both are named.
+    A length is in mm if the size of a pixel is known, else in pixels. If a limit covers datasets of
+    both kinds, both units are named.
     """
     units = dict.fromkeys(_unit(criterion, card) for card in _cards(criterion, model_boards))
     named = [unit for unit in units if unit]
@@ -161,7 +161,7 @@ def _unit(criterion: Criterion, card: DatasetCard) -> str:
 
 
 def _groups(criterion: Criterion, model_boards: list[ModelBoard]) -> list[_Group]:
-    """Return the boards a criterion fits, together where their images may be held together."""
+    """Return the boards that a criterion is about, grouped if their images can be pooled."""
     groups: dict[tuple[object, ...], _Group] = {}
     for model_board in model_boards:
         if not _fits(criterion, model_board):
@@ -207,7 +207,7 @@ def _fits(criterion: Criterion, model_board: ModelBoard) -> bool:
 def _under(criterion: Criterion, model_board: ModelBoard) -> list[Stored]:
     """Return the runs of a board that a criterion is about, valid or not.
 
-    The attacker knows the defense; clean images are the same to each of them.
+    Oblivious attackers are left out, except if the criterion is about clean images.
     """
     return [
         run
@@ -223,7 +223,7 @@ def _under(criterion: Criterion, model_board: ModelBoard) -> list[Stored]:
 def _untested(
     criterion: Criterion, model_boards: list[ModelBoard], groups: list[_Group]
 ) -> list[Outcome]:
-    """Return an outcome for each data and weights of the model that no board fits."""
+    """Return an outcome for each dataset and state of the weights without a fitting board."""
     fitting = {_state(model_board) for group in groups for model_board in group.boards}
     mine = [
         model_board
@@ -259,11 +259,12 @@ def _not_run(heading: str, model_boards: list[ModelBoard], names: str) -> Outcom
         for model_board in model_boards
     )
     why = names or (
-        "no record of this dataset, attack, radius, threat model, norm, objective and defense"
+        "there is no record of this dataset, attack, radius, threat model, norm, objective and "
+        "defense"
     )
     first = next(iter(there))
-    more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-    why = plain(f"{why}; there is {first}{more}")
+    more = f", and {len(there) - 1} more" if len(there) > 1 else ""
+    why = plain(f"{why}; there are records of {first}{more}")
     return Outcome(heading=heading, verdict="not tested", why=why)
 
 
@@ -282,7 +283,7 @@ def _outcomes(criterion: Criterion, group: _Group) -> list[Outcome]:
                 heading=plain(first.board.dataset.heading),
                 anchor=first.anchor,
                 verdict="not tested",
-                why="a record of it is invalid, or its attacker was oblivious",
+                why="a record is invalid, or all attackers were oblivious",
                 doubts=_doubts(group.boards),
                 records=tuple(i for model_board in group.boards for i in model_board.ids),
             )
@@ -297,7 +298,7 @@ def _outcome(criterion: Criterion, group: _Group, pool: Pool) -> Outcome:
         model_board for model_board in group.boards if pool.home.record.case_id in model_board.ids
     ]
     others = [model_board for model_board in group.boards if model_board not in home]
-    if criterion.attack == "clean":  # flags of attacks are none of the clean images
+    if criterion.attack == "clean":  # the flags of attacks do not concern the clean images
         others = [model_board for model_board in others if model_board.row.standing == "invalid"]
     else:
         others = [model_board for model_board in others if set(model_board.ids) & set(pool.ids)]

@@ -1,4 +1,4 @@
-"""Evidence: what the records say of the model on one board, as a part of the document."""
+"""Collect the results of a model on one board, as a part of the document."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from .pooled_runs import Pool, board_pool, rung_of, valid_runs
 from .recalls import PooledShare, directed_flips, recalls, region_dice
 from .residual_risk import remaining
 
-_OF_MASKS = {"volume_error": False, "lesion_miss": False, "hd95": False}  # higher is worse
+# metric of masks -> whether higher is better
+_OF_MASKS = {"volume_error": False, "lesion_miss": False, "hd95": False}
 _ALARMS = "false_alarms"
 _RADII = 6  # columns of a certificate
 _NAMED = 3  # attacks that are named where several are tied
@@ -40,11 +41,11 @@ class Hardest(NamedTuple):
 
 
 def evidence(model_board: ModelBoard, model_boards: list[ModelBoard]) -> Evidence:
-    """Return what is known of the model on one board.
+    """Return the results of the model on one board.
 
     Args:
         model_board: the board.
-        model_boards: all boards of the model: calls are taken over all goals of the attackers.
+        model_boards: all boards of the model, because calls count under attacks with every goal.
     """
     board, row, card = model_board.board, model_board.row, model_board.board.dataset
     pool = board_pool(model_board, model_boards)
@@ -97,14 +98,14 @@ def evidence(model_board: ModelBoard, model_boards: list[ModelBoard]) -> Evidenc
 
 
 def counted(model_board: ModelBoard) -> tuple[str, ...]:
-    """Return the case ids that the worst case is taken over."""
+    """Return the ids of the cases that the worst case covers."""
     return tuple(run.record.case_id for run in valid_runs(model_board.row))
 
 
 def _worst(model_board: ModelBoard, eps: tuple[float, ...]) -> Line:
     row, ids = model_board.row, counted(model_board) or model_board.ids
     clean = Cell(eps=0.0, estimate=row.clean, records=ids)
-    cells = [clean] if model_board.board.score.clean else []  # empty: it is 1 by construction
+    cells = [clean] if model_board.board.score.clean else []  # otherwise it is 1 by construction
     for rung, estimate in enumerate(row.worst):
         by = _listed(row.strongest(rung)) if math.isfinite(estimate.value) else ""
         cells.append(Cell(eps=eps[rung + 1], estimate=estimate, records=ids, by=by))
@@ -127,7 +128,7 @@ def _attacks(model_board: ModelBoard, eps: tuple[float, ...]) -> tuple[Line, ...
 
 
 def _reported_recalls(pool: Pool) -> list[PooledShare]:
-    """Return the recalls that a table shows: none that sensitivity or specificity says already."""
+    """Return the recalls of a table, without those that equal sensitivity or specificity."""
     card, all_recalls = pool.card, recalls(pool)
     if card.task == "multi_label" or card.normal is None:
         return all_recalls
@@ -153,7 +154,7 @@ def _line(pooled: PooledShare, pool: Pool, kind: str = "percent") -> Line:
 
 
 def _unaimed(model_board: ModelBoard, pool: Pool | None, names: list[str]) -> tuple[str, ...]:
-    """Return why some of the calls named are no worst case; empty where all are."""
+    """Return the reason why some of these calls are not a worst case; empty if all are."""
     if pool is None or model_board.board.control:
         return ()
     missing = [need for name in names for need in lacking(name, pool.card, pool.covering())]
@@ -165,7 +166,7 @@ def _regions(pool: Pool) -> list[Line]:
 
 
 def _mask_metrics(model_board: ModelBoard, eps: tuple[float, ...]) -> list[Line]:
-    """Return metrics of masks that no image-by-image worst case is kept of."""
+    """Return the metrics of masks that have no worst case image by image."""
     runs = valid_runs(model_board.row)
     if not runs or model_board.board.dataset.task != "segmentation":
         return []
@@ -206,7 +207,7 @@ def _listed(attacks: list[str]) -> str:
 
 
 def _written(record: Record) -> dict[str, tuple[str, str]]:
-    """Return what a table calls a metric of masks and how its value is written."""
+    """Return the title of each metric of masks in a table, and the format of its value."""
     shown = {row.label: row.kind for row in metric_rows(record)}
     starts = {"volume_error": "Volume error", "lesion_miss": "Lesions missed", "hd95": "HD95"}
     return {
@@ -255,7 +256,7 @@ def hardest(
 
 
 def _proved(model_board: ModelBoard) -> Proved | None:
-    """Return the certificate of a board's defense at a few radii; None without one."""
+    """Return the certificate of a board's defense at a few radii; None if it has none."""
     certified = certificate(model_board.row)
     if certified is None:
         return None
@@ -270,7 +271,7 @@ def _proved(model_board: ModelBoard) -> Proved | None:
 
 
 def _detectors(model_board: ModelBoard) -> tuple[DetectorLine, ...]:
-    """Return what the detector catches of each attack at the headline radius."""
+    """Return the metrics of the detector under each attack at the headline radius."""
     rung = model_board.board.headline + 1
     lines = []
     for column, run in model_board.runs.items():

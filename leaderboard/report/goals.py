@@ -1,8 +1,8 @@
-"""Aim: which goals an attacker must have had before a share of calls is a worst case. Pure.
+"""Find out which goal an attack needs so that a share of calls is a worst case. Pure.
 
-An untargeted attack stops at any wrong call. With two classes that is the other one; with more it
-is usually another grade, and of findings another finding, so that a sensitivity left standing says
-nothing: no attack tried to lower it.
+An untargeted attack stops at any wrong call. With two classes this is the other class. With more
+classes it is usually another grade, and with findings it is any other finding. Then a high
+sensitivity shows nothing, because no attack tried to lower it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..wording.threat_model import class_words
 
 Goal = tuple[str, tuple[tuple[str, object], ...]]
 _ANY: Goal = ("untargeted", ())
-_MISSED = ("sensitivity", "flips_to_normal")  # disease called healthy
+_MISSED = ("sensitivity", "flips_to_normal")  # metrics of disease that is called healthy
 _OF_FINDINGS = (
     "sensitivity",
     "specificity",
@@ -31,20 +31,20 @@ _OF_FINDINGS = (
 
 
 class Need(NamedTuple):
-    """Goals one of which an attacker must have had; the first is the one to run."""
+    """Goals of which an attacker must have one; a command suggests the first."""
 
     goals: tuple[Goal, ...]
     words: str
 
 
 def goal_of(objective: str) -> Goal:
-    """Return an objective in a form that spaces and the order of parameters do not change."""
+    """Return an objective in a form that does not depend on spaces and order of parameters."""
     aim = parse_objective(objective)
     return (aim.name or objective, tuple(sorted(aim.parameters.items())))
 
 
 def spell(name: str, parameters: Mapping[str, object]) -> str:
-    """Return a spec as a command line takes it.
+    """Return the spec of an objective for the command line.
 
     >>> spell("targeted", {"target": 0}), spell("untargeted", {})
     ('targeted(target=0)', 'untargeted')
@@ -54,7 +54,7 @@ def spell(name: str, parameters: Mapping[str, object]) -> str:
 
 
 def needs(metric: str, card: DatasetCard) -> list[Need]:
-    """Return what must have been tried for a share of calls; empty where any goal will do."""
+    """Return the goals that a share of calls needs; empty if any goal is enough."""
     base, _, part = metric.partition("[")
     part = part.removesuffix("]")
     if card.task == "multi_label":
@@ -102,7 +102,7 @@ def _of_masks(base: str, part: str, card: DatasetCard) -> list[Need]:
 
 
 def toward(need: Need, runs: Iterable[Stored]) -> list[Stored]:
-    """Return the runs whose attacker had one of the goals needed."""
+    """Return the runs whose attacker had one of the needed goals."""
     return [run for run in runs if goal_of(run.record.case.objective) in need.goals]
 
 
@@ -112,25 +112,25 @@ def lacking(metric: str, card: DatasetCard, runs: list[Stored]) -> list[Need]:
 
 
 def untested(missing: list[Need], runs: list[Stored]) -> str:
-    """Return why a share is no worst case, and the command that would make it one.
+    """Return why a share is not a worst case, and the command that would make it one.
 
     Args:
-        missing: of `lacking`; at least one.
-        runs: those there are; the command is made like theirs.
+        missing: the needs that `lacking` returned; at least one.
+        runs: the runs of the share; the command repeats one of them with another goal.
     """
     objectives = [spell(goal[0], dict(goal[1])) for goal in (need.goals[0] for need in missing)]
     goals = "; ".join(need.words for need in missing)
     lax = any(goal_of(run.record.case.objective) == _ANY for run in runs)
-    stops = ": an attacker who wants any wrong call stops at the first one" if lax else ""
+    stops = " (an attacker who wants any wrong call stops at the first one)" if lax else ""
     how = "; ".join(command(runs, objective) for objective in objectives)
     return (
-        f"no attack aims at it{stops}, and no record of all these images and radii is of an "
+        f"no attack aims at it{stops}: no record covers all these images and radii with an "
         f"attacker who wants {goals} ({', '.join(objectives)}). Run: {how}"
     )
 
 
 def command(runs: list[Stored], objective: str) -> str:
-    """Return the command that repeats a run with another goal, of an attack by steps if any."""
+    """Return the command that repeats a run with another goal, if possible an iterative attack."""
     laddered = [r for r in runs if r.record.attack_card.schedule == "descend"]
     run = next((r for r in laddered if r.record.attack_card.effort), (*laddered, *runs)[0])
     return rerun_command(run, objective=objective)

@@ -1,4 +1,4 @@
-"""Chosen: the boards of one model, and the records behind them by number."""
+"""Select the boards of one model, and number their records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .document import Reference
 
 
 class ModelBoard(NamedTuple):
-    """A board cut down to one row of the model; `anchor` is unique in the report."""
+    """A board with only one row, which is of the model; `anchor` is unique in the report."""
 
     board: Board
     row: Row
@@ -35,12 +35,12 @@ class ModelBoard(NamedTuple):
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Case ids of all its records."""
+        """The case ids of all its records."""
         return tuple(run.record.case_id for run in self.row.runs.values())
 
 
 def single(records: Iterable[Stored]) -> tuple[list[Stored], list[str]]:
-    """Return each case once, of those in several folders the first, and a line on each other."""
+    """Return one record for each case, that of the first folder, and a line on each other."""
     first_by_id: dict[str, Stored] = {}
     lines = []
     for stored in sorted(records, key=lambda s: s.folder):
@@ -49,24 +49,24 @@ def single(records: Iterable[Stored]) -> tuple[list[Stored], list[str]]:
         if first is not stored:
             same = first.record == stored.record
             what = "the same record" if same else "another record of the same case"
-            lines.append(f"{what} as {case_id} lies in a second folder and is not used")
+            lines.append(f"a second folder has {what} as {case_id}, which is not used")
     return list(first_by_id.values()), lines
 
 
 def boards_of_model(records: list[Stored], victim: str) -> list[ModelBoard]:
-    """Return every board of `victim`, in the order of the leaderboard, a row each.
+    """Return every board of `victim` with only its row, in the order of the leaderboard.
 
-    Boards are made of all records, so that a row knows which attacks others met and it did not.
+    The boards are made from all records, so that a row knows which attacks ran only on others.
 
     Raises:
         ResultsError: there is no record.
-        UnknownNameError: none of that victim; lists those there are.
+        UnknownNameError: no record is of that victim; the message lists the known ones.
     """
     return rows_of(make_boards(records), find_victim(records, victim))
 
 
 def rows_of(boards: list[Board], victim: str) -> list[ModelBoard]:
-    """Return the boards that have a row of `victim`, cut down to it; a board for each row."""
+    """Return a board with only that row for each row of `victim`."""
     rows = [(board, row) for board in boards for row in board.rows if row.key.victim == victim]
     cut = [single_row_board(board, row) for board, row in rows]
     return [
@@ -75,23 +75,23 @@ def rows_of(boards: list[Board], victim: str) -> list[ModelBoard]:
 
 
 def victims(records: Iterable[Stored]) -> dict[str, str]:
-    """Return the models that records are of, in the order of their names: name -> title."""
+    """Return the models of the records, sorted by name: name -> title."""
     titles = {stored.record.case.victim: stored.record.model_card.title for stored in records}
     return dict(sorted(titles.items()))
 
 
 def find_victim(records: list[Stored], query: str, failures: Sequence[Failure] = ()) -> str:
-    """Return the name that records state of the model asked for by name or by title.
+    """Return the name in the records of the model that is requested by name or by title.
 
     Args:
-        records: those that could be read.
-        query: a name as records state it, or the title that pages show where one model has it.
-        failures: records that could not be read: a model may have no other.
+        records: the records that could be read.
+        query: the name in the records, or a title that only one model has.
+        failures: the records that could not be read; a model may have no others.
 
     Raises:
-        ResultsError: there is no record, the model has none that can be read, or a title is that of
-            several models.
-        UnknownNameError: no record is of it; lists the models there are.
+        ResultsError: there is no record, no record of the model can be read, or several models
+            have the title.
+        UnknownNameError: no record is of the model; the message lists the known ones.
     """
     known = victims(records)
     if query in known:
@@ -107,7 +107,7 @@ def find_victim(records: list[Stored], query: str, failures: Sequence[Failure] =
     named = [name for name, title in known.items() if plain(title).lower() == query.lower()]
     if len(named) > 1:
         raise ResultsError(
-            f"expected the name of one model, got {query!r}, the title of {len(named)}: "
+            f"expected the name of one model, got {query!r}, which is the title of {len(named)}: "
             f"{', '.join(named)}"
         )
     if named:
@@ -119,17 +119,17 @@ def find_victim(records: list[Stored], query: str, failures: Sequence[Failure] =
 
 
 def failure_words(failures: Sequence[Failure]) -> str:
-    """Return which records cannot be read and why: the first, and how many there are."""
+    """Return how many records cannot be read, with the reason of the first."""
     more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
     return f"{len(failures)} cannot be read: {failures[0].reason}{more}"
 
 
 def references(model_boards: list[ModelBoard], base: Path) -> dict[str, Reference]:
-    """Return the records of the boards by case id, numbered in their order.
+    """Return the records of the boards by case id, numbered in the order of the boards.
 
     Args:
         model_boards: the boards.
-        base: folder that paths are given below.
+        base: the folder that paths are relative to.
     """
     by_id: dict[str, Reference] = {}
     for model_board in model_boards:
@@ -168,5 +168,5 @@ def _reference(number: str, column: str, run: Stored, base: Path) -> Reference:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file; empty where there is none."""
+    """Return the SHA-256 of a file; empty if there is no file."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

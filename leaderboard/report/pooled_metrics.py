@@ -1,8 +1,7 @@
-"""Shares: scores of all calls under the worst of all attacks, image by image. Pure.
+"""Compute metrics under the worst of all attacks, image by image. Pure.
 
-Each image is taken as called by the attack that does it most harm, one class or finding at a time;
-the score is that of these calls. Metrics that no image has a value of (AUC, distances between
-contours) are not here.
+Each image counts with the call under the attack that does it most harm, for one class or finding at
+a time. Metrics that a single image does not have (AUC, distances between contours) are left out.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from .pooled_runs import Bools, Pool
 from .recalls import complement, held_calls, is_, pooled_share, region
 
 Floats = NDArray[np.float64]
-_Score = Callable[[Floats, int], Floats]  # of weights, an entry a row of them, at a level
+_Score = Callable[[Floats, int], Floats]  # (weights, level) -> one score for each row of weights
 
 
 def accuracy(pool: Pool) -> tuple[Estimate, ...]:
-    """Return the share of images right when clean and under every attack; of masks, the Dice."""
+    """Return the share of images right when clean and under every attack; for masks, the Dice."""
     masks = pool.card.task == "segmentation"
     dtype = np.float64 if masks else np.bool_
     worst = pool.worst(lambda run: run.samples["correct"].to_numpy(dtype=dtype))
@@ -34,24 +33,24 @@ def accuracy(pool: Pool) -> tuple[Estimate, ...]:
 
 
 def success(pool: Pool) -> tuple[Estimate, ...]:
-    """Return the share of the images attacked that any attack broke."""
+    """Return the share of the attacked images that any attack broke."""
     stands = pool.worst(lambda run: ~run.samples["success"].to_numpy(dtype=bool))
     return pooled_share("attack_success", "", stands[pool.attacked], pool, as_loss=True).estimates
 
 
 def target_dice(pool: Pool) -> tuple[Estimate, ...]:
-    """Return how much any attack had drawn of its target, mean over the images attacked."""
+    """Return the highest target Dice under any attack, as the mean over the attacked images."""
     undrawn = pool.worst(lambda run: 1 - run.samples["target_dice"].to_numpy(dtype=np.float64))
     return tuple(map(complement, pool.means(undrawn[pool.attacked])))
 
 
 def dice(pool: Pool, index: int) -> tuple[Estimate, ...]:
-    """Return the worst Dice of a region."""
+    """Return the worst-case Dice of a region."""
     return pool.means(pool.worst(lambda run: region(run, index)))
 
 
 def iou(pool: Pool, index: int | None = None) -> tuple[Estimate, ...]:
-    """Return the worst IoU of a region, or the mean over regions; of one mask it is d / (2 - d)."""
+    """Return the worst-case IoU of a region or the mean over regions; it is dice / (2 - dice)."""
     indices = range(len(pool.card.parts)) if index is None else (index,)
 
     def read(run: Stored) -> Floats:
@@ -63,7 +62,7 @@ def iou(pool: Pool, index: int | None = None) -> tuple[Estimate, ...]:
 
 
 def balanced_accuracy(pool: Pool) -> tuple[Estimate, ...]:
-    """Return the mean over classes of their worst-case recalls; of findings also over absence."""
+    """Return the mean of the worst-case recalls of all classes, or of presence and absence."""
     card = pool.card
     if card.task == "multi_label":
         return _mean(
@@ -74,7 +73,7 @@ def balanced_accuracy(pool: Pool) -> tuple[Estimate, ...]:
 
 
 def of_findings(pool: Pool, there: int) -> tuple[Estimate, ...]:
-    """Return the mean over findings of the recall of presence (1) or absence (0)."""
+    """Return the mean over findings of the recall of presence (there = 1) or absence (0)."""
     return _mean(pool, [held_calls(pool, is_(there), is_(there), j) for j in _all(pool)])
 
 
@@ -87,7 +86,9 @@ def _mean(pool: Pool, sides: list[tuple[Bools, pd.DataFrame]]) -> tuple[Estimate
     if not among.any():
         return tuple(UNDEFINED for _ in pool.levels)
     weights = resamples(len(pool.images), pool.owners)
-    some = pool.card.task == "single_label"  # a class that a resample missed is left out
+    some = (
+        pool.card.task == "single_label"
+    )  # then a class without an image in a resample is left out
 
     def mean_shares(w: Floats, column: int) -> Floats:
         each = [
@@ -103,10 +104,10 @@ def _mean(pool: Pool, sides: list[tuple[Bools, pd.DataFrame]]) -> tuple[Estimate
 
 
 def f1(pool: Pool) -> tuple[Estimate, ...]:
-    """Return F1 where each image is called as harms it most; of two classes, or mean of findings.
+    """Return the worst-case F1 of two classes, or the mean over findings.
 
-    F1 rises with each case found and falls with each false alarm, so the worst call of each image
-    is the worst for the score.
+    F1 rises with each detected case and falls with each false alarm, so the worst call of each
+    image gives the worst F1.
     """
     card = pool.card
     if card.task == "multi_label":
@@ -136,7 +137,7 @@ def f1(pool: Pool) -> tuple[Estimate, ...]:
 
 
 def _levels(pool: Pool, score: _Score, weights: Floats, among: Bools) -> tuple[Estimate, ...]:
-    """Return a score of weighted images at each level with its interval over patients."""
+    """Return a score of weighted images at each level, with an interval from resampled patients."""
     once = np.ones((1, len(pool.images)))
     estimates = []
     for column in range(len(pool.levels)):

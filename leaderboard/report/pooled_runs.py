@@ -1,8 +1,8 @@
-"""Pool: what runs of one model leave of the same images, over boards, ladders and objectives. Pure.
+"""Pool the runs of one model on the same images over boards, ladders and objectives. Pure.
 
-A worst case of all attacks must not depend on how runs were split over boards: two attacks on two
-ladders that share a radius, or after two goals, act on the same images. At each image counts the
-worst of all runs that tried it.
+A worst case over all attacks must not depend on how the runs are split over boards: two attacks
+with different goals, or on two ladders with a common radius, act on the same images. Each image
+counts with the worst result of all runs that attacked it.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from ..boards.standing import informed_runs
 from .model_boards import ModelBoard
 
 Bools = NDArray[np.bool_]
-Reader = Callable[[Stored], NDArray[Any]]  # of a run: a value a row of its samples table
+Reader = Callable[[Stored], NDArray[Any]]  # run -> one value for each row of its samples table
 
 
 class Pool(NamedTuple):
     """Runs of one model on the same images.
 
     Attributes:
-        runs: valid ones, of attackers who know what they attack; the first saw all the images.
-        images: the worst case is taken over these; a run that did not try one leaves it as it is.
-        levels: radii, 0 (the clean image) first; a run counts at those on its ladder.
+        runs: valid runs of attackers who know the defense; the first has all the images.
+        images: the images of the worst case; a run without an image does not change its result.
+        levels: radii, 0 (the clean image) first; a run counts at the radii of its ladder.
     """
 
     runs: tuple[Stored, ...]
@@ -44,26 +44,26 @@ class Pool(NamedTuple):
 
     @property
     def home(self) -> Stored:
-        """A run that saw all the images."""
+        """A run with all the images."""
         return self.runs[0]
 
     @property
     def card(self) -> DatasetCard:
-        """Of the data."""
+        """The card of the dataset."""
         return self.home.record.dataset_card
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Case ids."""
+        """The case ids of the runs."""
         return tuple(run.record.case_id for run in self.runs)
 
     @property
     def owners(self) -> NDArray[np.character] | None:
-        """The patient of each image; None where they are not known."""
+        """The patient of each image; None if patients are not known."""
         return owners_of(pd.DataFrame(index=self.images), self.home)
 
     def fit(self, run: Stored, table: pd.DataFrame) -> pd.DataFrame:
-        """Return a table of a run on the pool's images and radii; 1, the best, where not tried."""
+        """Align a run's table with the pool's images and radii; 1, the best, if not attacked."""
         levels = (0.0, *run.record.case.ladder)
         aligned = np.ones((len(self.images), len(self.levels)), dtype=table.to_numpy().dtype)
         at = self.images.get_indexer(table.index)
@@ -74,19 +74,19 @@ class Pool(NamedTuple):
         return pd.DataFrame(aligned, index=self.images)
 
     def worst(self, values: Reader) -> pd.DataFrame:
-        """Return the lowest value of each image over the runs: a row an image, a column a level."""
+        """Return the lowest value over the runs: a row for each image, a column for each level."""
         tables = [self.fit(run, image_table(run, values(run))) for run in self.runs]
         return lowest(tables)
 
     def clean(self, values: Reader) -> NDArray[Any]:
-        """Return what the clean row of each image says, `(images,)`."""
+        """Return the value of each clean image, `(images,)`."""
         table = image_table(self.home, values(self.home))
         first: NDArray[Any] = table[0].loc[self.images].to_numpy()
         return first
 
     @property
     def attacked(self) -> Bools:
-        """Which images some run attacked, `(images,)`."""
+        """Whether any run attacked each image, `(images,)`."""
         every = [self.fit(run, ~image_table(run, _attacked(run)))[0] for run in self.runs]
         attacked: Bools = ~np.logical_and.reduce(
             [untouched.to_numpy(dtype=bool) for untouched in every]
@@ -98,7 +98,7 @@ class Pool(NamedTuple):
         return means(table, self.home)
 
     def covering(self) -> list[Stored]:
-        """Return the runs that tried every image at every level."""
+        """Return the runs that attacked every image at every level."""
         return [
             run
             for run in self.runs
@@ -113,7 +113,7 @@ def _attacked(run: Stored) -> Bools:
 
 
 def rung_of(eps: float, levels: Iterable[float]) -> int | None:
-    """Return the place of a radius; None where it is not there.
+    """Return the index of a radius in the levels; None if it is not one of them.
 
     >>> rung_of(2 / 255, (0.0, 1 / 255, 2 / 255)), rung_of(0.5, (0.0,))
     (2, None)
@@ -129,16 +129,16 @@ def image_ids(run: Stored) -> pd.Index[Any]:
 
 
 def valid_runs(row: Row) -> list[Stored]:
-    """Return the runs that a worst case is taken over; none where one of all is invalid."""
+    """Return the runs that the worst case covers; an empty list if any run is invalid."""
     if any(run.record.status != "ok" for run in row.runs.values()):
         return []
     return list(informed_runs(row.runs).values())
 
 
 def alike(case: Case) -> tuple[object, ...]:
-    """Return what runs share whose images may be held together: all but attack, goal and ladder."""
+    """Return a key that is equal for runs that can be pooled: all but attack, goal and ladder."""
     judged = (case.victim_sha256, case.operating_point, case.draws)
-    bare = case.defense == "none"  # then training images are those of an attack or a budget
+    bare = case.defense == "none"  # then only an attack or a budget uses training images
     shield = (case.defense, case.defense_version, "" if bare else case.train_sha256)
     touched = tuple(sorted(case.channels.items()))
     change = (case.threat, case.norm, case.budget, touched)
@@ -149,9 +149,9 @@ def pools(runs: list[Stored], levels: tuple[float, ...], *, largest: bool = Fals
     """Return a pool for each set of images among runs that are `alike`.
 
     Args:
-        runs: valid ones.
+        runs: valid runs.
         levels: radii, 0 first.
-        largest: leave out sets that lie in another one.
+        largest: leave out sets that are a part of another one.
     """
     sets: dict[tuple[str, ...], list[Stored]] = {}
     for run in runs:
@@ -167,7 +167,7 @@ def pools(runs: list[Stored], levels: tuple[float, ...], *, largest: bool = Fals
 
 
 def board_pool(model_board: ModelBoard, model_boards: Iterable[ModelBoard]) -> Pool | None:
-    """Return the runs of a board and those of other goals on its images; None where it has none.
+    """Return the runs of a board and those with other goals on its images; None if it has none.
 
     Args:
         model_board: the board.

@@ -1,7 +1,7 @@
-"""Calls: what the frozen threshold still finds under the worst of all attacks, image by image.
+"""Compute recalls and directed flips at the frozen threshold under the worst of all attacks.
 
-Recalls and directed flips are of the class called; whether a detector rejects the image as well is
-not counted here, as it is not in the metrics of a record.
+They depend on the called class alone. As in the metrics of a record, it does not matter whether a
+detector also rejects the image.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from robustbench_med.worst_case import lowest
 from ..wording.threat_model import class_words
 from .pooled_runs import Bools, Pool
 
-Event = Callable[[NDArray[Any]], Bools]  # of predictions, one a row of the samples table
+Event = Callable[[NDArray[Any]], Bools]  # predictions or truths -> whether each counts
 
 
 class PooledShare(NamedTuple):
-    """A share of images at every radius, the clean one first.
+    """A share of images when clean and at every radius.
 
     Attributes:
-        name: as a criterion names it: sensitivity, recall[severe], flips_to_normal.
-        title: what a table calls it.
-        n: images it is a share of.
-        estimates: clean, then a rung each.
-        counts: images counted at each.
+        name: its name in a criterion: sensitivity, recall[severe], flips_to_normal.
+        title: its title in a table.
+        n: number of images of which it is a share.
+        estimates: the share when clean, then at each rung.
+        counts: the number of images that count, likewise.
     """
 
     name: str
@@ -43,9 +43,9 @@ class PooledShare(NamedTuple):
 
 
 def recalls(pool: Pool) -> list[PooledShare]:
-    """Return sensitivity and specificity, and the recall of each class or finding; of masks none.
+    """Return sensitivity, specificity, and the recall of each class or finding; none for masks.
 
-    An image counts as found only if it is called so when clean and under every attack.
+    An image counts only if the call is right when clean and under every attack.
     """
     card = pool.card
     if card.task == "segmentation":
@@ -68,25 +68,25 @@ def recalls(pool: Pool) -> list[PooledShare]:
 
 
 def is_(value: int) -> Event:
-    """Return whether a call is `value`."""
+    """Return a function that tells whether each call is `value`."""
     return lambda predicted: predicted == value
 
 
 def is_not(value: int) -> Event:
-    """Return whether a call is another one than `value`."""
+    """Return a function that tells whether each call differs from `value`."""
     return lambda predicted: (predicted != value) & (predicted >= 0)  # -1: unlabelled
 
 
 def held_calls(
     pool: Pool, among: Event, event: Event, column: int | None = None
 ) -> tuple[Bools, pd.DataFrame]:
-    """Return which images count, `(images,)`, and of all whether a call holds under every attack.
+    """Return which images count, `(images,)`, and which calls hold under every attack.
 
     Args:
         pool: the runs.
-        among: of truths: those counted.
-        event: of calls: what must hold.
-        column: the finding; None of a single label.
+        among: tells from the truths which images count.
+        event: tells from the calls which ones hold.
+        column: index of the finding; None for single labels.
     """
     worst = pool.worst(lambda run: event(values(run, "prediction", column)))
     there = pool.clean(lambda run: among(values(run, "truth", column)))
@@ -94,7 +94,7 @@ def held_calls(
 
 
 def values(run: Stored, field: str, column: int | None) -> NDArray[Any]:
-    """Return truths or predictions of a run, one a row of its samples; of findings one column."""
+    """Return the truth or prediction in each row of a run's samples; for findings one column."""
     column_values = run.samples[field]
     if column is None:
         return column_values.to_numpy(dtype=np.int64)
@@ -111,7 +111,7 @@ def _recall(
 def pooled_share(
     name: str, title: str, table: pd.DataFrame, pool: Pool, *, as_loss: bool = False
 ) -> PooledShare:
-    """Return the share of a table that is true at each level, or with `as_loss` that is not."""
+    """Return the share of a table that is true at each level, or with `as_loss` false."""
     estimates = pool.means(table)
     count = table.to_numpy(dtype=bool).sum(0)
     counts = len(table) - count if as_loss else count
@@ -121,16 +121,17 @@ def pooled_share(
 
 
 def complement(e: Estimate) -> Estimate:
-    """Return 1 less an estimate."""
+    """Return 1 minus an estimate."""
     return Estimate(value=1 - e.value, low=1 - e.high, high=1 - e.low)
 
 
 def directed_flips(pool: Pool) -> list[PooledShare]:
-    """Return how many images flip from disease to healthy, and how many the other way.
+    """Return the share of images that flip from disease to healthy, and the other way.
 
-    Of the images called right when clean, under any attack of the pool. For findings: images in
-    which a finding rightly called present is hidden, or one rightly called absent is planted. None
-    for masks, and where the card names no healthy class.
+    It is a share of the images that are called right when clean, under any attack of the pool. For
+    findings, an image counts if a finding that is rightly called present is hidden, or one that is
+    rightly called absent is planted. The list is empty for masks, and if the card names no healthy
+    class.
     """
     card = pool.card
     findings = card.task == "multi_label"
@@ -159,7 +160,7 @@ def _turned(pool: Pool, name: str, title: str, among: Event, turned: Event) -> P
 
 
 def _findings(pool: Pool, name: str, title: str, there: int) -> PooledShare:
-    """Return the flips of findings whose truth is `there`; one is enough for an image to count."""
+    """Return the flips of findings whose truth is `there`; an image counts with one flip."""
     stands, right = [], np.zeros(len(pool.images), dtype=bool)
     for j in range(len(pool.card.classes)):
         truth, call = (
@@ -187,5 +188,5 @@ def region_dice(pool: Pool) -> list[PooledShare]:
 
 
 def region(run: Stored, index: int) -> NDArray[np.float64]:
-    """Return the Dice of a region, one a row of the samples."""
+    """Return the Dice of a region in each row of the samples."""
     return np.array([dice[index] for dice in run.samples["scores"]], dtype=np.float64)

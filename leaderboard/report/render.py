@@ -1,4 +1,4 @@
-"""Render: the document of a report as one HTML file, without script and without network."""
+"""Render the document of a report as one HTML file, which has no script and needs no network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def render(document: Report, model_boards: list[ModelBoard]) -> str:
     """Return the HTML of a report; the same document gives the same text.
 
     Args:
-        document: what is shown.
+        document: the document.
         model_boards: its boards, for curves and pictures.
     """
     style = "".join(
@@ -67,7 +67,7 @@ def _curves(model_board: ModelBoard) -> str:
 
 
 def _galleries(model_boards: list[ModelBoard]) -> list[dict[str, Any]]:
-    """Return the pictures stored with the records of each board that has some."""
+    """Return the pictures of each board whose records have some."""
     budget = PAGE_BYTES // max(len(model_boards), 1)
     galleries = []
     for model_board in model_boards:
@@ -95,9 +95,9 @@ def served(clauses: tuple[Clause, ...]) -> list[tuple[str, str]]:
 
 
 def spans(ids: Iterable[str], numbers: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return records as (first, last) of each run of neighbours, so that twelve take no line.
+    """Return records as (first, last) of each range, so that twelve in a row stay short.
 
-    Fewer than four in a row stand alone.
+    Fewer than four in a row are listed one by one.
 
     Args:
         ids: case ids.
@@ -120,7 +120,7 @@ def spans(ids: Iterable[str], numbers: Mapping[str, str]) -> list[tuple[str, str
 
 
 def stamp(time: str) -> str:
-    """Return a time as people read it: "2026-01-15 10:12 UTC".
+    """Return a time in a readable form: "2026-01-15 10:12 UTC".
 
     >>> stamp("2026-01-15T10:12:00Z"), stamp("soon")
     ('2026-01-15 10:12 UTC', 'soon')

@@ -1,4 +1,4 @@
-"""Residual risk and limits: what remains, and what these numbers could not have seen."""
+"""Compute the residual risk, and state the limits of the figures."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ ALPHA = 0.05
 
 
 def least_changes(n: int) -> float:
-    """Return the smallest share of `n` units that an exact McNemar test could tell from no change.
+    """Return the smallest share of `n` units whose change is significant by McNemar's exact test.
 
-    All changes in one direction, two-sided at 5 %: 2 · 0.5^k <= 0.05, so k = 6; NaN below 6 units.
+    All changes have one direction, and the test is two-sided at 5 %: 2 · 0.5^k <= 0.05, so k = 6.
+    The result is NaN below 6 units.
     Source: McNemar 1947, exact binomial form.
 
     >>> least_changes(60), least_changes(5)
@@ -32,10 +33,10 @@ def least_changes(n: int) -> float:
 
 
 def remaining(model_board: ModelBoard) -> Remaining | None:
-    """Return what is left of the risk at the smallest radius; None where nothing was scored.
+    """Return the residual risk at the smallest radius; None if nothing was scored.
 
-    Counted by patient where patients are known: one of whose images is right when clean and broken
-    by any attack.
+    If patients are known, it counts the patients with an image that is right when clean and broken
+    by any attack; else it counts such images.
     """
     row, runs = model_board.row, valid_runs(model_board.row)
     if not runs or not row.images or model_board.board.control:
@@ -61,7 +62,7 @@ def remaining(model_board: ModelBoard) -> Remaining | None:
 
 
 def _sample(title: str, mine: list[ModelBoard]) -> str:
-    """Return how many images the boards of a dataset have, and what they could have seen."""
+    """Return how many images the boards of a dataset have, and which changes they can show."""
     images = sorted({model_board.row.images for model_board in mine if model_board.row.images})
     sizes = sorted({model_board.row.patients or model_board.row.images for model_board in mine})
     units = (
@@ -77,7 +78,7 @@ def _sample(title: str, mine: list[ModelBoard]) -> str:
     ]
     few = [str(size) for size, least in known.items() if not math.isfinite(least)]
     smallest = [
-        f"a change of fewer than {' or '.join(seen)} is not distinguishable from chance"
+        f"a change of fewer than {' or '.join(seen)} cannot be distinguished from chance"
         if seen
         else "",
         f"{' or '.join(few)} {units} are too few to distinguish any change from chance"
@@ -92,12 +93,12 @@ def _sample(title: str, mine: list[ModelBoard]) -> str:
     return (
         f"Sample of {title}: {' / '.join(map(str, images)) or 'no'} images, {counts}; "
         f"{'; '.join(filter(None, smallest))} (exact McNemar test at 5 %). Intervals cover the "
-        "drawing of images (by patient where patients are known), not the training of the model."
+        "sampling of images (by patient where patients are known), not the training of the model."
     )
 
 
 def limits(model_boards: list[ModelBoard], lines: list[str]) -> tuple[str, ...]:
-    """Return what the figures cannot say, the gravest first; `lines` come last."""
+    """Return the limits of the figures in sentences, the gravest first; `lines` come last."""
     cards = {
         model_board.board.dataset.name: model_board.board.dataset for model_board in model_boards
     }
@@ -106,8 +107,8 @@ def limits(model_boards: list[ModelBoard], lines: list[str]) -> tuple[str, ...]:
     sentences = []
     if synthetic:
         sentences.append(
-            f"Synthetic data: {', '.join(synthetic)}. Drawn phantoms, not patients: they compare "
-            "attacks and models, and say nothing about a clinic."
+            f"Synthetic data: {', '.join(synthetic)}. The images are drawn phantoms, not patients; "
+            "they compare attacks and models and say nothing about clinical use."
         )
     for card in cards.values():
         mine = [
@@ -120,7 +121,7 @@ def limits(model_boards: list[ModelBoard], lines: list[str]) -> tuple[str, ...]:
     if any(record.patients is None for record in runs):
         sentences.append(
             "Where patients are not known, images are treated as independent. If several are of "
-            "one patient, intervals are too narrow."
+            "one patient, the intervals are too narrow."
         )
     largest = sorted({radius(r.case.ladder[-1], r.case.norm, r.case.budget) for r in runs})
     sentences.append(f"No radius above the largest tried was tested ({', '.join(largest)}).")

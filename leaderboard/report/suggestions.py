@@ -1,7 +1,7 @@
-"""Suggestions: what a criterion names that no record of a model has, and what it may have meant.
+"""Report names in a criterion that no record has, and suggest the known name that is nearest.
 
-A name that is misspelt tests nothing. Whether a name is wrong or only not run yet is for the person
-to say, so the verdict is "not tested", and the names there are stand beside it.
+A criterion with a misspelt name tests nothing. Only a person can tell whether a name is misspelt or
+was not run yet, so the verdict is "not tested", and the message lists the known names.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ _OBJECTIVES = ("untargeted", "targeted", "finding", "region")
 
 
 def unknown_names(criterion: Criterion, model_boards: list[ModelBoard]) -> str:
-    """Return the names of a criterion that no board of a model has, each with those there are.
+    """Return a text on the names in a criterion that no board of a model has; empty if all exist.
 
-    E.g. "no record is of dataset 'phantom_funds' (did you mean 'phantom_fundus'?)"; empty where all
-    names are there.
+    E.g. "no record is of dataset 'phantom_funds' (did you mean 'phantom_fundus'?)".
 
     Args:
-        criterion: as read.
+        criterion: the criterion.
         model_boards: every board of the model.
     """
     attacks = {
@@ -54,7 +53,7 @@ def unknown_names(criterion: Criterion, model_boards: list[ModelBoard]) -> str:
 
 
 def unknown_part(metric: str, card: DatasetCard) -> str:
-    """Return that data has no such class or region as a metric names; empty where it has."""
+    """Return that a dataset lacks the class or region in a metric's name; empty if it has it."""
     name = metric.partition("[")[2].removesuffix("]")
     masks = card.task == "segmentation"
     known = list(card.parts) if masks else list(card.classes)
@@ -68,25 +67,28 @@ def unknown_part(metric: str, card: DatasetCard) -> str:
 def unjudged(
     file: CriteriaFile, reported: Iterable[str], known: Iterable[str]
 ) -> list[tuple[str, bool]]:
-    """Return a line on each criterion that is of a model without a report.
+    """Return a line on each criterion for a model without a report.
 
     Args:
-        file: the file.
-        reported: models that a report was written of.
+        file: the file of criteria.
+        reported: models with a report.
         known: models with records.
 
     Returns:
-        Lines, each with whether that model has no record at all.
+        Pairs of a line and whether the model has no record at all.
     """
     done, there, lines = set(reported), set(known), []
     for number, criterion in enumerate(file.criteria, 1):
         if criterion.victim in ("", *done):
             continue
         missing = criterion.victim not in there
-        why = f"has no record{_hint(criterion.victim, there)}" if missing else "was not reported on"
+        why = f"has no record{_hint(criterion.victim, there)}" if missing else "has no report"
         word = "not tested" if missing else "not judged"
         lines.append(
-            (plain(f"C{number} {word}: it is of {plain(criterion.victim)!r}, which {why}"), missing)
+            (
+                plain(f"C{number} {word}: it is for {plain(criterion.victim)!r}, which {why}"),
+                missing,
+            )
         )
     return lines
 

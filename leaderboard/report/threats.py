@@ -1,4 +1,4 @@
-"""Threat models in plain words: those that were tested, and those that were not."""
+"""Describe the threat models that were tested, and those that were not."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _MAY = {
     "l0": "change at most {radii} values of the image (pixels times channels), by any amount",
 }
 _CONTROL = (
-    "A control is no attack: noise and shuffled perturbations show what a change of this size does "
-    "without any aim."
+    "A control is no attack: noise and shuffled perturbations show the effect of a change of this "
+    "size without any goal."
 )
 _BLIND = (
-    "An oblivious attacker ignores the defense and attacks the model without it: these figures are "
-    "shown, and are in no worst case."
+    "An oblivious attacker ignores the defense and attacks the model without it. These figures are "
+    "shown, but no worst case includes them."
 )
 _NEVER = (
-    "Poisoning of training data and of pre-trained parts (both named in EU AI Act Art. 15(5), as "
-    "evasion is), wrong labels and back doors.",
-    "Theft of the model, inference of training data and other attacks on confidentiality (named "
-    "there too).",
+    "Poisoning of training data and of pre-trained components (EU AI Act Art. 15(5) names both, "
+    "and evasion), wrong labels and back doors.",
+    "Theft of the model, inference of training data and other attacks on confidentiality (which "
+    "Art. 15(5) also names).",
     "Attacks on the software, the network, the image files or their headers around the model.",
     "Changes made before the image is acquired (objects, patches on the patient, the scanner's "
     "settings), and changes other than pixel-wise noise (rotation, deformation, generated "
     "images).",
-    "Accidental faults: artefacts, other scanners, other populations. Attacks bound the "
-    "effect of small changes; they do not represent these faults.",
+    "Accidental faults: artefacts, other scanners, other populations. Attacks show how large the "
+    "effect of a small change can be; they do not represent these faults.",
 )
 
 
@@ -68,7 +68,7 @@ def _who(model_board: ModelBoard) -> str:
     if model_board.row.key.defense != "none":
         who += f" The model is defended by {model_board.row.defense_title}."
         known = bool(informed_runs(model_board.runs))
-        who += " The attacker knows of it." if known else ""
+        who += " The attacker knows the defense." if known else ""
         who += f" {_BLIND}" if model_board.row.oblivious else ""
     return who
 
@@ -93,7 +93,7 @@ def _wants(model_board: ModelBoard) -> str:
     aim = objective_words(model_board.board.objective, model_board.board.dataset)
     if aim == "untargeted":
         masks = model_board.board.dataset.task == "segmentation"
-        return "masks as far from the truth as can be" if masks else "any wrong call"
+        return "masks as far from the truth as possible" if masks else "any wrong call"
     return aim
 
 
@@ -106,14 +106,14 @@ def not_tested(model_boards: list[ModelBoard]) -> tuple[str, ...]:
     if missing:
         lines.append(f"Attackers: {'; '.join(missing)}.")
     if "control" not in threats:
-        lines.append("No control: what noise of the same size does without any aim.")
+        lines.append("Controls, which show the effect of noise of the same size without any goal.")
     if norms_missing := [name for norm, name in NORMS.items() if norm not in norms]:
         lines.append(f"Changes measured in {', '.join(norms_missing)}.")
     if all(model_board.board.objective == "untargeted" for model_board in model_boards):
         lines.append("An attacker who wants one particular wrong call (a targeted objective).")
     shields = [model_board for model_board in model_boards if model_board.row.key.defense != "none"]
     if any(not informed_runs(model_board.runs) for model_board in shields):
-        lines.append("An attacker who knows of the defense (adaptive).")
+        lines.append("An attacker who knows the defense (adaptive).")
     if not shields:
         lines.append("The model behind a defense or a detector.")
     return (*lines, *_NEVER)

@@ -3,7 +3,7 @@
   const DASH = "–";
   const all = (root, query) => [...root.querySelectorAll(query)];
 
-  // value, low, high of a cell at a rung, as they are written; empty where undefined
+  // the texts of value, low and high of a cell at a rung; empty if undefined
   const estimate = (cell, rung) => {
     const rungs = (cell.dataset.e || "").split(";");
     const [value = "", low = "", high = ""] = (rungs[Math.min(rung, rungs.length - 1)] || "").split(",");
@@ -49,7 +49,7 @@
     all(section, ".ranking .eps, .attacks .eps").forEach((eps) => { eps.textContent = label; });
   }
 
-  // a matrix follows the radius of its board, colours too
+  // show the matrix and its colours at the radius of its board
   function showTransfer(figure, rung, label) {
     all(figure, ".cell").forEach((cell) => {
       const [value, low, high] = estimate(cell, rung);
@@ -76,7 +76,7 @@
     return (column, up, rung) => {
       const rows = bodies.map((body) => [body, key(body, column, rung)]);
       rows.sort(([a, x], [b, y]) => {
-        // what is not ranked stays below, whatever the column
+        // rows without a rank stay below the others in every order
         const group = standing.indexOf(a.dataset.standing) - standing.indexOf(b.dataset.standing);
         const gap = Number.isNaN(x) - Number.isNaN(y);
         const order = typeof x === "string" ? x.localeCompare(y) : x - y || 0;
@@ -90,7 +90,7 @@
     };
   }
 
-  // one bar for the page: task and modality choose datasets, the rest rows
+  // one filter bar for the page: task and modality select datasets, the other filters rows
   function filters() {
     const bar = document.querySelector(".filters");
     if (!bar) return () => {};
@@ -124,7 +124,7 @@
       });
       const every = count(sections, "board") + ", " + count(total, "row");
       bar.querySelector(".count").textContent = rows === total ? every
-        : rows ? `${boards} of ${count(sections, "board")}, ${rows} of ${count(total, "row")}` : "nothing fits these filters";
+        : rows ? `${boards} of ${count(sections, "board")}, ${rows} of ${count(total, "row")}` : "No row matches these filters.";
       reset.hidden = inputs.every((input) => !input.value);
     };
     const clear = () => { inputs.forEach((input) => { input.value = ""; }); apply(); };
@@ -138,7 +138,7 @@
     all(table, ".open").forEach((button) => button.addEventListener("click", () => {
       const drill = document.getElementById(button.getAttribute("aria-controls"));
       const source = drill.querySelector("script");
-      if (source) { // kept as text until it is asked for: most of a page is in here
+      if (source) { // most of a page is in these texts, so each is parsed when it is opened
         drill.querySelector(".panel").innerHTML = source.textContent;
         source.remove();
       }
@@ -149,7 +149,7 @@
     }));
   }
 
-  // a phone shows a board once it is asked for; elsewhere the button and the class do nothing
+  // a phone shows a board when its button is pressed; elsewhere button and class have no effect
   function unfold(section, open = true) {
     const button = section.querySelector(".unfold");
     section.classList.toggle("shown", open);
@@ -157,7 +157,7 @@
     button.textContent = open ? "Hide the board" : "Show the board";
   }
 
-  // a link to a row or a card opens it, whatever the filters hide
+  // a link to a row or a card opens it, even if the filters hide it
   function follow(clear) {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (!target) return;
@@ -183,7 +183,7 @@
     });
   }
 
-  // the CSV is the file leaderboard.csv itself, carried as gzip in base64
+  // the page holds the file leaderboard.csv, compressed by gzip and written in base64
   async function csv() {
     const bytes = Uint8Array.from(atob(document.getElementById("csv").textContent), (c) => c.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -241,12 +241,12 @@
     section.querySelector(".unfold").addEventListener("click", () => unfold(section, !section.classList.contains("shown")));
     drills(table);
     highlight(section, table);
-    // browsers keep the choice of a reloaded page: show what the control says
+    // a browser keeps the chosen radius when the page is reloaded, so show that radius
     const chosen = section.querySelector(".radius :checked");
     if (!chosen.defaultChecked) chosen.dispatchEvent(new Event("change"));
   }
 
-  // a menu closes when one leaves it or presses Escape
+  // a menu closes on Escape and on a click outside it
   const closeMenus = (event) => all(document, ".columns[open], .jump[open]").forEach((menu) => {
     const away = event.type === "click" && (!menu.contains(event.target) || event.target.closest("a"));
     if (event.key === "Escape" || away) menu.open = false;

@@ -111,7 +111,7 @@ def value_unit(metric: str, card: DatasetCard) -> str:
     return "share" if kind == "percent" else ""
 
 
-# of image units: a value lies in [0, 1]
+# in image units, a value lies in [0, 1]
 _VALUE_UNITS = {
     "psnr": "dB",
     "l2": "image units",
@@ -133,11 +133,13 @@ def metric_notes(record: Record) -> str:
         success = "a target Dice above 0.75"
     return " ".join(
         [
-            "Each the mean over regions, then over images.",
-            "A region empty in truth and in prediction is perfect (Dice, IoU, NSD 1; HD95 0), one "
-            "empty in only one of them as bad as can be (0; HD95 the image's diagonal).",
-            "Lesions missed are of the lesions there, false alarms of the regions that are not.",
-            f"Attack success: {success}.",
+            "Each value is the mean over regions, then over images.",
+            "A region that is empty in truth and prediction counts as perfect (Dice, IoU, NSD 1; "
+            "HD95 0), and one that is empty in only one of them as the worst possible (0; HD95 the "
+            "image's diagonal).",
+            "Missed lesions are a share of the lesions that are present, and false alarms a share "
+            "of the regions that are absent.",
+            f"Attack success means {success}.",
             ""
             if card.spacing
             else f"The size of a {'voxel' if three else 'pixel'} is not known, so distances are in "

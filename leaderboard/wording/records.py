@@ -14,7 +14,7 @@ _KNOWS = {
     "white_box": "knows the whole model, its gradients included (white box)",
     "universal": "knows the whole model, but has one perturbation for all images",
     "query": "sees only the model's answers and asks many times (black box by queries)",
-    "control": "none: a control, which shows what a change of this size does without any aim",
+    "control": "none; a control shows the effect of a change of this size without any goal",
 }
 
 
@@ -26,11 +26,12 @@ def attacker_words(record: Record) -> str:
         model = plain(case.surrogate)
         other_data = case.threat == "no_box"
         who = (
-            f"crafted on {model}, a model trained on {'other' if other_data else 'the same'} data "
-            f"({'no box' if other_data else 'transfer'}); the victim is only queried at the end"
+            f"owns {model}, a model trained on {'other' if other_data else 'the same'} data "
+            f"({'no box' if other_data else 'transfer'}), and crafts the images on it; the victim "
+            "is only queried at the end"
         )
     if case.knowledge == "oblivious":
-        who += ", but not of the defense (oblivious): aims at the model without it"
+        who += ", but not the defense (oblivious), and attacks the model without it"
     if case.evaded_detector:
         who += f", but not which detector guards it: evades {plain(case.evaded_detector)} instead"
     if case.draws > 1:
@@ -96,8 +97,8 @@ def spread_words(record: Record) -> str:
     last = len(spread.rungs) - 1
     tensors = "tensor rung_0" if last < 1 else f"tensors rung_0 to rung_{last}, smallest first"
     return (
-        f"One perturbation a radius, fitted on {images} and scored on others; saved in "
-        f"{plain(spread.file)} beside the record ({tensors})."
+        f"There is one perturbation for each radius, fitted on {images} and scored on others. They "
+        f"are saved in {plain(spread.file)} beside the record ({tensors})."
     )
 
 
@@ -146,7 +147,7 @@ def ladder_words(record: Record) -> str:
         f"the attack succeeded on {audit.success} of them, so all were attacked"
         if audit.reran
         else f"without a success: at most {100 * audit.miss_bound:.1f} % of the inferred pairs "
-        "would be one (95 % confidence)"
+        "would be successes (95 % confidence)"
     )
     return f"{taken}; {audit.checked:,} were attacked to check, {outcome}."
 
@@ -158,7 +159,7 @@ def cost_words(record: Record) -> str:
         return "Nothing was computed."
     each = (cost.forward + cost.backward) / max(record.n, 1)
     return (
-        f"{cost.forward:,} images forward and {cost.backward:,} backward ({each:,.0f} passes an "
+        f"{cost.forward:,} images forward and {cost.backward:,} backward ({each:,.0f} passes per "
         f"image) in {cost.seconds:,.1f} s; peak memory {cost.peak_memory_mib:,.0f} MiB."
     )
 
@@ -188,7 +189,7 @@ def decision_words(record: Record) -> str:
 
 
 def comparison_words(row: Row, rung: int) -> list[str]:
-    """Return from which other rows this one differs significantly at a radius, with p values.
+    """Return how this row compares with the other rows at a radius, with p values.
 
     Two rows that share a place may differ as a pair, if a third row of that place does not differ
     from either of them.
@@ -196,9 +197,9 @@ def comparison_words(row: Row, rung: int) -> list[str]:
     compared = [v for v in row.comparisons if math.isfinite(v.gain[rung])]
     heads = {
         (1, False): ("significantly better than", ""),
-        (1, True): ("in one place with, though better as a pair than", _BETWEEN),
+        (1, True): ("significantly better than", _BETWEEN),
         (0, None): ("not significantly different from", ""),
-        (-1, True): ("in one place with, though worse as a pair than", _BETWEEN),
+        (-1, True): ("significantly worse than", _BETWEEN),
         (-1, False): ("significantly worse than", ""),
     }
     phrases = []
@@ -213,7 +214,8 @@ def comparison_words(row: Row, rung: int) -> list[str]:
     return phrases
 
 
-_BETWEEN = " (no line parts all rows above it from all rows below it, so they share the place)"
+# a place ends only where every row above is better than every row below
+_BETWEEN = ", though they share the place because other rows of it do not differ significantly"
 
 
 def _p(value: float) -> str:

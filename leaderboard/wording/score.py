@@ -35,8 +35,8 @@ class Score:
         axis: label of the axis of curves.
         kind: the format of a value, see text.number.
         counted, least: the texts at the top of the page on a value and on the worst case.
-        sound, right: texts on the images that can be attacked: "those a victim ...", "those ...
-            when clean".
+        sound, right: texts on the images that can be attacked: "the images that a victim ...",
+            "the images ... when clean".
     """
 
     image: ImageScore
@@ -137,13 +137,13 @@ _UNDRAWN = replace(
     image=TARGET_NOT_DRAWN,
     name="1 − target Dice",
     key="1 − target Dice: how little is drawn of what the attacker wants, from 0 (all of it) to 1 "
-    "(nothing), mean over the images attacked",
+    "(nothing), mean over the attacked images",
     short="1 − target Dice",
     worst="worst case of 1 − target Dice",
     clean="clean",
     axis="worst case of 1 − target Dice",
     counted="how little a segmenter draws of what the attacker wants (1 − target Dice)",
-    least="with the most that any attack on its board had it draw of the target",
+    least="with its highest target Dice under any attack on its board",
     sound="does not draw as the attacker wants by itself",
     right="not drawn as the attacker wants",
 )

@@ -28,9 +28,9 @@ KNOWS = {
     "no_box": "The attacker owns a model trained on other data, and has neither the victim nor "
     "its data.",
     "query": "The attacker sees only the model's outputs, and queries them many times.",
-    "control": "A control is no attack: noise and shuffled perturbations show what a change of "
-    "this size does without any aim, so no model is ranked here. If a control succeeds on images "
-    "that an attack missed, the row of that attack is flagged.",
+    "control": "A control is no attack: noise and shuffled perturbations show the effect of a "
+    "change of this size without any goal, so no model is ranked here. If a control succeeds on "
+    "images that an attack missed, the row of that attack is flagged.",
 }
 FAILURES_MEAN = (
     "The worst case of a model covers only the attacks that were scored: if one is missing, "

@@ -1,9 +1,9 @@
-"""The threat model in words: the goal of the attacker, the channels, and radii in native units.
+"""Describe the threat model: the attacker's goal, the channels, and radii in native units.
 
-Radii are measured on images in [0, 1]. What 1 means differs: 2/255 of an 8-bit picture are two grey
-levels, of a CT window from -160 to 240 HU they are 3.1 HU, and of a volume scaled by its own
-percentiles they are another intensity in each. Where the card does not say it in numbers, nothing
-is converted.
+Radii are measured on images in [0, 1]. The meaning of 1 differs: 2/255 is two grey levels of an
+8-bit picture, 3.1 HU in a CT window from -160 to 240 HU, and a different intensity in each volume
+that is scaled by its own percentiles. A radius is converted only if the card states the range in
+numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CHANGES = {"shrink": "shrink {organ}", "grow": "grow {organ}", "empty": "erase 
 
 
 def class_words(name: str) -> str:
-    """Return a class or region as a sentence names it: `left_lung` is "left lung"."""
+    """Return the name of a class or region for a sentence: `left_lung` is "left lung"."""
     return plain(name.replace("_", " "))
 
 
@@ -34,10 +34,11 @@ def with_article(name: str) -> str:
 
 
 def objective_words(objective: str, card: DatasetCard) -> str:
-    """Return what the attacker wants of a model of `card`.
+    """Return the attacker's goal on data of `card`.
 
-    Of masks: "spoil only the tumour core", "draw a heart in place of the mediastinum", "shrink the
-    left lung"; sizes where the objective states them, so that no two boards are called the same.
+    For masks it is for example "spoil only the tumour core", "draw a heart in place of the
+    mediastinum" or "shrink the left lung", with the sizes that the objective states, so that
+    different boards have different names.
     """
     aim = parse_objective(objective) if card.task == "segmentation" else Spec("", {})
     if aim.name == "region" and "name" in aim.parameters:
@@ -67,7 +68,7 @@ def _draw(parameters: Mapping[str, Any], card: DatasetCard) -> str:
 
 
 def channel_words(channels: Mapping[str, float], card: DatasetCard) -> str:
-    """Return which channels may change and how far; empty where all may, by the whole radius.
+    """Return which channels may change and how far; empty if all may change by the whole radius.
 
     E.g. "only T1ce", "only T1ce at half the radius", "only T1 and T2".
     """
@@ -108,16 +109,16 @@ _NUMBER = r"[-+−]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"  # noqa: RUF001 - people wri
 _RANGE = re.compile(
     rf"(?P<unit>.*?)\s*(?P<low>{_NUMBER})\s*(?:\.\.+|…|\bto\b)\s*(?P<high>{_NUMBER})(?P<rest>.*)"
 )
-_UNSTATED = ("", "float")  # what own floats are called whose file does not say more
+_UNSTATED = ("", "float")  # units of a user's float images whose file states no unit
 
 
 class Native(NamedTuple):
-    """What [0, 1] stands for, where a card gives two numbers.
+    """The native range behind [0, 1], if a card states two numbers.
 
     Attributes:
-        unit: "grey level", "HU"; empty where it is not stated.
-        low, high: what 0 and 1 stand for.
-        rest: what follows the numbers: "of an MRI window".
+        unit: "grey level", "HU"; empty if it is not stated.
+        low, high: the native values of 0 and 1.
+        rest: the text after the numbers: "of an MRI window".
     """
 
     unit: str
@@ -127,7 +128,7 @@ class Native(NamedTuple):
 
 
 def native(card: DatasetCard) -> Native | None:
-    """Return the range of a card as numbers; None where its text holds none."""
+    """Return the native range of a card as numbers; None if its text has no two numbers."""
     match = _RANGE.fullmatch(plain(card.native_range))
     if match is None:
         return None
@@ -142,8 +143,8 @@ def native(card: DatasetCard) -> Native | None:
 def native_radius(eps: float, card: DatasetCard, norm: str, budget: str = "absolute") -> str:
     """Return a radius in the units of the data: "2 grey levels", "3.14 HU".
 
-    Empty where the radius is no largest change of a value (another norm, a ratio), or where the
-    card does not state the units.
+    It is empty if the radius is not the largest change of a value (another norm, a ratio), or if
+    the card does not state the units.
     """
     scale = native(card)
     if norm != "linf" or budget != "absolute" or scale is None or scale.unit in _UNSTATED:
@@ -154,14 +155,14 @@ def native_radius(eps: float, card: DatasetCard, norm: str, budget: str = "absol
 
 
 def native_radii(ladder: tuple[float, ...], card: DatasetCard) -> str:
-    """Return L∞ radii in the units of the data: "0.5, 1, 2 grey levels"; empty where not stated."""
+    """Return L∞ radii in the units of the data: "0.5, 1, 2 grey levels"; empty if not stated."""
     each = [native_radius(eps, card, "linf") for eps in ladder]
     numbers = [text.partition(" ")[0] for text in each]
     return ", ".join([*numbers[:-1], each[-1]]) if each and each[-1] else ""
 
 
 def range_words(card: DatasetCard) -> str:
-    """Return what 0 and 1 stand for: "grey level 0..255", or that it is not stated."""
+    """Return the native values of 0 and 1: "grey level 0..255", or that they are not stated."""
     scale = native(card)
     if scale is not None and scale.unit in _UNSTATED and not scale.rest:
         stated = f"{scale.low:g} to {scale.high:g}"
@@ -170,7 +171,7 @@ def range_words(card: DatasetCard) -> str:
 
 
 def linf_words(ladder: tuple[float, ...], card: DatasetCard) -> str:
-    """Return how far a value may move, in the units of the data and in parts of the range.
+    """Return how far a value may change, in the units of the data and in parts of the range.
 
     E.g. "1, 2 grey levels (1, 2 parts in 255 of the range, grey level 0..255)".
     """
@@ -185,14 +186,14 @@ def linf_words(ladder: tuple[float, ...], card: DatasetCard) -> str:
 
 _MEASURES = {
     "linf": "the largest change of a value, as a part of the range (L∞)",
-    "l2": "the root of the summed squares of all changes (L2), of values from 0 to 1",
-    "l1": "the sum of all changes (L1), of values from 0 to 1",
-    "l0": "the number of values changed (L0): pixels times channels",
+    "l2": "the root of the sum of all squared changes (L2), for values from 0 to 1",
+    "l1": "the sum of all changes (L1), for values from 0 to 1",
+    "l0": "the number of changed values (L0), which are pixels times channels",
 }
 
 
 def measure_words(norm: str, budget: str = "absolute") -> str:
-    """Return what a radius is: which size of a change, counted in what."""
+    """Return the meaning and the unit of a radius."""
     if budget == "mean_norm":
         return (
             f"the size of the change in % of a training image's mean {NORMS.get(norm, norm)} norm"
@@ -201,7 +202,7 @@ def measure_words(norm: str, budget: str = "absolute") -> str:
 
 
 def metric_unit(metric: str, card: DatasetCard) -> str:
-    """Return the unit of a metric of masks on a dataset: "mm", "px", "ml"; empty of a share."""
+    """Return the unit of a metric of masks on a dataset: "mm", "px", "ml"; empty for a share."""
     if card.task != "segmentation":
         return ""
     base = metric.partition("[")[0]

@@ -1,4 +1,4 @@
-"""`list`, `show` and `doctor`: what there is, and whether this machine can run it."""
+"""The commands `list`, `show` and `doctor`, which print cards and check this machine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 def list_command(
     kind: Annotated[str, typer.Argument(help="models, datasets, attacks, defenses or suites.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Cards as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the cards as JSON.")] = False,
 ) -> None:
     """List models, datasets, attacks, defenses or suites."""
     import json
@@ -60,14 +60,14 @@ def list_command(
         table.add_column("from")
     for name, card in cards.items():
         table.add_row(name, card.title, _facts(card), *([origins[name]] if foreign else []))
-    Console().print(table if cards else f"no {kind} yet", markup=False)
+    Console().print(table if cards else f"There are no {kind}.", markup=False)
 
 
 def show(
     name: Annotated[str, typer.Argument(help="A name that `list` prints.")],
-    as_json: Annotated[bool, typer.Option("--json", help="The card as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
 ) -> None:
-    """Show a card; of an attack or defense, what each parameter means."""
+    """Show a card; for an attack or a defense, also the meaning of each parameter."""
     import json
 
     from rich.console import Console
@@ -91,7 +91,7 @@ def show(
 
 
 def doctor() -> None:
-    """Print versions, device, cache and data folders, and whether results can be written."""
+    """Print versions, the device and the folders, and whether the folders can be written."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -151,10 +151,10 @@ def _cards(kind: str) -> dict[str, Card]:
 
 
 def _card(name: str) -> tuple[str, Card]:
-    """Return the kind and the card of a name; `torchattacks:PGD` is a peer's attack.
+    """Return the kind and the card of a name; `torchattacks:PGD` is a peer package's attack.
 
     Raises:
-        UnknownNameError: nothing has that name.
+        UnknownNameError: no card has that name.
         SpecError: a plug-in of that name cannot be loaded.
     """
     if ":" in name:

@@ -1,4 +1,4 @@
-"""Output streams on which printing never fails.
+"""Make stdout and stderr streams on which printing never fails.
 
 A page, a table or a record is worth more than the line that announces it, so printing must not end
 a command. Characters that the console's encoding lacks are replaced. Once stdout takes nothing more

@@ -26,7 +26,7 @@ from robustbench_med.datasets.formats import foreign
 from robustbench_med.errors import DataError
 from robustbench_med.paths import check_name
 
-MAX_BYTES = 16 * 2**30  # the largest official array, pathmnist_224's training images, has 12.6 GiB
+MAX_BYTES = 16 * 2**30  # the largest official array, pathmnist_224's training images, is 12.6 GiB
 DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,

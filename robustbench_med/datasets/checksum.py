@@ -56,7 +56,7 @@ def compare(digests: tuple[str, str], card: DatasetCard, where: str) -> None:
     stated = [f"MD5 {card.md5}"] * bool(card.md5) + [f"SHA-256 {known}" for known in card.sha256]
     raise ChecksumError(
         f"{card.name}: expected {' or '.join(stated) or 'a checksum on its card'}, got MD5 {md5}, "
-        f"SHA-256 {sha256} in {where}: damaged or another version; fetch it again, or give its "
+        f"SHA-256 {sha256} in {where}: damaged or another version; download it again, or pass its "
         "path in place of the dataset's name to use it unchecked as your own data"
     )
 

@@ -1,4 +1,4 @@
-"""A dataset: its splits, as stored and as batches of images in [0,1]."""
+"""A dataset: its splits as stored arrays, and as batches of images in [0,1]."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Arrays:
         return len(self.images)
 
     def select(self, rows: NDArray[np.int64]) -> Arrays:
-        """Return the given rows."""
+        """Return the selected rows."""
         patients = None if self.patients is None else self.patients[rows]
         return Arrays(self.images[rows], self.labels[rows], self.ids[rows], patients)
 
@@ -99,11 +99,12 @@ class Dataset:
             if self.vouched:  # a bug of our own reader must stay visible
                 raise
             raise DataError(
-                f"{where}: expected read(split) to give Arrays, got {type(error).__name__}: {error}"
+                f"{where}: expected read(split) to return Arrays, got "
+                f"{type(error).__name__}: {error}"
             ) from error
         if not isinstance(arrays, Arrays):
             raise DataError(
-                f"{where}: expected read(split) to give Arrays(images, labels, ids), got "
+                f"{where}: expected read(split) to return Arrays(images, labels, ids), got "
                 f"{type(arrays).__name__}"
             )
         return arrays
@@ -229,11 +230,11 @@ def check(arrays: Arrays, card: DatasetCard, split: str) -> Arrays:
     labels = _labels(arrays.labels, card, where, n)
     if len(arrays.ids) != n or len(np.unique(arrays.ids)) != n:
         raise DataError(
-            f"{where}: expected one id an image, got {len(np.unique(arrays.ids))} for {n}"
+            f"{where}: expected one id per image, got {len(np.unique(arrays.ids))} for {n}"
         )
     if arrays.patients is not None and len(arrays.patients) != n:
         raise DataError(
-            f"{where}: expected one patient an image, got {len(arrays.patients)} for {n}"
+            f"{where}: expected one patient per image, got {len(arrays.patients)} for {n}"
         )
     if images is arrays.images and labels is arrays.labels:
         return arrays
@@ -266,19 +267,17 @@ def _images(
 def _way(low: float, high: float) -> str:
     """Return advice on how to bring images of a range into [0,1]."""
     if low > -0.5 and high < 1.5:
-        return "clip what resampling or a filter left outside, if it is no more than that"
+        return "clip the images if a filter or resampling has left values outside"
     if low >= 0 and high <= 255:
-        return "grey levels 0..255 are divided by 255, or saved as uint8"
+        return "divide grey levels 0..255 by 255, or save them as uint8"
     if low >= -1 - ROUNDING and high <= 1 + ROUNDING:
-        return (
-            "images in [-1,1] are halved and moved by 0.5; a model's own mean and std do the rest"
-        )
+        return "divide images in [-1,1] by 2 and add 0.5; the model applies its own mean and std"
     if low < 0 and high < 50:
         return (
-            "standardised images lack their range: save them before mean and std, which belong to "
-            "the model"
+            "standardised images have lost their range: save them before mean and std are applied, "
+            "which belong to the model"
         )
-    return "rescale by one range for the whole set, such as a window of HU, and clip to it"
+    return "rescale all images by one range, such as a window of HU, and clip them to it"
 
 
 def _labels(

@@ -43,8 +43,8 @@ def download(
     """
     if not card.md5 and not card.sha256:
         raise DataError(
-            f"{card.name}: expected a card with a checksum, got none: "
-            f"it is not downloaded unchecked; {_way_out(card)}"
+            f"{card.name}: expected a card with a checksum, got none, and no file is downloaded "
+            f"without one; {_way_out(card)}"
         )
     try:
         return _fetch_into(cache_dir(), card, context=context, cap=cap, timeout=timeout)
@@ -129,7 +129,7 @@ class _HttpsRedirects(urllib.request.HTTPRedirectHandler):
             DataError: the redirect leaves https.
         """
         if urlsplit(newurl).scheme != "https":
-            fp.close()  # urllib closes it only where it goes on
+            fp.close()  # urllib closes it only if it follows the redirect
         _require_https(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -151,7 +151,7 @@ def _opener(context: ssl.SSLContext | None) -> urllib.request.OpenerDirector:
 def _require_https(url: str) -> None:
     if urlsplit(url).scheme != "https":
         raise DataError(
-            f"expected an https address, got {url}: data is not fetched over an open line"
+            f"expected an https address, got {url}: data is not downloaded without encryption"
         )
 
 
@@ -163,4 +163,4 @@ def _require_small(card: DatasetCard, size: int, cap: int) -> None:
 
 
 def _way_out(card: DatasetCard) -> str:
-    return f"fetch {card.file} by hand and pass --data DIR holding it"
+    return f"download {card.file} by hand and pass its folder as --data DIR"

@@ -6,14 +6,14 @@ from robustbench_med.errors import DataError
 
 _NPZ = "numpy.savez_compressed('mine.npz', test_images=..., test_labels=...)"
 _BATCH = "Batch(x, y, ids) of robustbench_med.types for attack()"
-_WAY = f"give a name, the path of an .npz ({_NPZ}), or what load_dataset returned; or {_BATCH}"
+_WAY = f"pass a name, the path of an .npz ({_NPZ}), or what load_dataset returned; or {_BATCH}"
 
 
 def refused(data: object) -> DataError:
     """Return the error for an object that is no dataset.
 
     >>> print(str(refused(None))[:41])
-    expected a dataset, got None: give a name
+    expected a dataset, got None: pass a name
     """
     return DataError(f"expected a dataset, got {_called(data)}: {_hint(data)}{_WAY}")
 
@@ -38,11 +38,11 @@ def _hint(data: object) -> str:
     if names & {"Dataset", "IterableDataset"}:
         return "stack its images and labels into two arrays (torch.stack); "
     if names & {"Tensor", "ndarray"}:
-        return "one array holds images or labels, not both; "
+        return "one array has either images or labels; "
     if names & {"DataFrame", "Series", "Table"}:
         return "read the images that it names into an array; "
     if isinstance(data, dict):
         return "save its arrays as splits (test_images, test_labels, val_images, ...); "
     if "Batch" in names:
-        return "a Batch is for attack() alone; "
+        return "only attack() takes a Batch; "
     return ""

@@ -30,7 +30,7 @@ def read_info(file: Npz) -> dict[str, Any]:
     """Return the statements of a file's `info`, or an empty dict.
 
     Raises:
-        DataError: `info` is no JSON object.
+        DataError: `info` is not a JSON object.
     """
     if "info" not in file.keys:
         return {}
@@ -65,10 +65,10 @@ def task(info: dict[str, Any]) -> Task | None:
 
 
 def classes(path: Path, info: dict[str, Any], *, masks: bool = False) -> tuple[str, ...]:
-    """Return the names of the classes; of masks those of `mask_classes`, if it is stated.
+    """Return the names of the classes; for masks those in `mask_classes`, if it is stated.
 
     Raises:
-        DataError: the statement is no list of names, or names a class twice.
+        DataError: the statement is not a list of names, or it names a class twice.
     """
     key = "mask_classes" if masks and "mask_classes" in info else "classes"
     names = info.get(key, [])
@@ -84,7 +84,7 @@ def normal(path: Path, info: dict[str, Any], k: int) -> int | None:
     """Return the index of the healthy class, or None.
 
     Raises:
-        DataError: the statement is no class.
+        DataError: the statement is not a class.
     """
     index = info.get("normal")
     if index is None or (type(index) is int and 0 <= index < k):
@@ -98,7 +98,7 @@ def regions(path: Path, info: dict[str, Any], k: int) -> dict[str, tuple[int, ..
     """Return the regions of masks by name.
 
     Raises:
-        DataError: the statement is no lists of class ids by name.
+        DataError: the statement is not a dict of name -> class ids.
     """
     stated = info.get("regions", {})
     fine = isinstance(stated, dict) and all(
@@ -167,12 +167,12 @@ def channel_names(path: Path, info: dict[str, Any], channels: int) -> tuple[str,
     fine = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not fine or len(set(names)) not in (0, channels) or len(names) not in (0, channels):
         raise DataError(
-            f"{path}: info: expected channels as {channels} names, each another, got {names!r}"
+            f"{path}: info: expected channels as {channels} different names, got {names!r}"
         )
     unfit = [name for name in names if not _choosable(name)]
     if unfit:
         raise DataError(
-            f"{path}: info: expected channel names that a case can choose: not empty, without '+', "
+            f"{path}: info: expected channel names that a case can select: not empty, without '+', "
             f"'=' and outer blanks, and not 'all'; got {unfit[0]!r}"
         )
     return tuple(names)

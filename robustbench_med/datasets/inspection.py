@@ -89,24 +89,24 @@ def _content(arrays: Arrays, card: DatasetCard, split: str) -> Iterator[str]:
         cast = " as [0,1] floats become when they are cast to uint8" if _all_zero(rows) else ""
         raise DataError(
             f"{where}: expected images with content, but {whole} {same}{cast}; save the images "
-            "themselves, of [0,1] floats as float32"
+            "themselves, and [0,1] floats as float32"
         )
     stored, top = rows.dtype == np.uint8, high.max()
     if stored and top <= 1:
         raise DataError(
-            f"{where}: expected uint8 grey levels in 0..255, got 0 and 1 alone, as [0,1] floats "
-            "become when they are cast to uint8; save them as float32, or 0/1 pictures times 255"
+            f"{where}: expected uint8 grey levels in 0..255, got only 0 and 1, as happens if [0,1] "
+            "floats are cast to uint8; save them as float32, or 0/1 pictures times 255"
         )
     if not stored and top * 255 <= 1:
         raise DataError(
-            f"{where}: expected float images in [0,1], got at most {top}, as of images that were "
-            "divided by 255 twice; divide once"
+            f"{where}: expected float images in [0,1], got at most {top}, as happens if images "
+            "are divided by 255 twice; divide once"
         )
     digests = _digests(arrays)
     counts = Counter(digests)
     if n > 1 and len(counts) == 1:
         raise DataError(
-            f"{where}: expected different images, but all {n} are copies of one; save each image"
+            f"{where}: expected different images, but all {n} are copies of one; save every image"
         )
     if flat:
         yield f"{flat} of {n} images of {split} are of one value throughout: they show nothing"

@@ -42,7 +42,7 @@ def integers(values: NDArray[Any], where: str) -> NDArray[np.int64]:
             example = values[~whole].flat[0]
             raise DataError(
                 f"{where}: expected class ids, got fractions such as {example}; soft labels and "
-                "probabilities are no truth: save the class or 0 and 1 that they stand for"
+                "probabilities cannot be used as truth: save the class, or 0 and 1"
             )
     elif kind not in "biu" or (kind == "u" and values.size and values.max() > 2**62):
         raise DataError(
@@ -150,8 +150,8 @@ def check_codes(labels: NDArray[np.integer[Any]], k: int, where: str, *, masks: 
     if not (labels == 0).any() and bool(((labels == UNLABELLED) | (labels == 1)).all()):
         what = "masks" if masks else "labels"
         raise DataError(
-            f"{where}: expected {what} of 0 and 1, got -1 and 1 alone: -1 = unlabelled, so that a "
-            "class would not be scored; save the classes as 0 and 1, or leave out what has no label"
+            f"{where}: expected {what} of 0 and 1, got only -1 and 1: -1 means unlabelled, so a "
+            "class would not be scored; save the classes as 0 and 1, or omit images without a label"
         )
 
 
@@ -172,13 +172,13 @@ def check_numbering(ids: NDArray[np.integer[Any]], where: str, *, masks: bool) -
     listed = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
     if least > 0:
         raise DataError(
-            f"{where}: expected {what} counted from 0, got {listed} and nowhere 0; subtract {least}"
+            f"{where}: expected {what} counted from 0, got {listed} without 0; subtract {least}"
             ", or name every class in info if class 0 only happens to be absent"
         )
     gaps = most + 1 - len(ids)
     if gaps > len(ids) and most >= 10:
         way = (
-            "255 = ignored in masks alone: save -1 for an unknown label, "
+            "255 means ignored only in masks: save -1 for an unknown label, "
             if most == IGNORED
             else ""
         )

@@ -105,7 +105,7 @@ def _locate(card: DatasetCard, data: Path | None) -> Path:
     looked = ", ".join(map(str, folders))
     raise DataError(
         f"{card.name}: expected {card.file} in {looked}, got no such file and it has "
-        f"no official address: pass --data DIR holding {card.file}, or set {FOLDER} to that folder"
+        f"no official address: pass the folder of {card.file} as --data DIR, or set {FOLDER} to it"
     )
 
 
@@ -113,9 +113,9 @@ def _folder(card: DatasetCard, data: Path) -> Path:
     if data.is_file() and data.name == card.file:
         return data.parent
     if not data.is_dir():
-        kind = "a file of another name" if data.is_file() else "nothing there"
+        kind = "a file with another name" if data.is_file() else "nothing there"
         raise DataError(
             f"{card.name}: expected --data to be a folder or {card.file}, got {data} ({kind}); "
-            "to use a file as your own data give its path in place of the dataset's name"
+            "to use a file as your own data, pass its path in place of the dataset's name"
         )
     return data

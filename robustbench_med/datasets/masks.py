@@ -45,7 +45,7 @@ def check_ignored(masks: NDArray[np.integer[Any]], where: str) -> None:
         count = "the masks" if alone.all() else f"{int(alone.sum())} of {len(rows)} masks"
         raise DataError(
             f"{where}: expected class ids, got only 0 and 255 in {count}: "
-            "255 = ignored; save the lesion as 1 and what is to be ignored as -1"
+            "255 means ignored; save the lesion as 1 and ignored pixels as -1"
         )
 
 
@@ -58,7 +58,7 @@ def check_background(masks: NDArray[np.integer[Any]], where: str) -> None:
     if masks.size and not (masks == 0).any() and (masks > 0).any():
         listed = ", ".join(map(str, np.unique(masks[masks != UNLABELLED])[:8]))
         raise DataError(
-            f"{where}: expected masks whose background is 0, got {listed} and nowhere 0; count the "
+            f"{where}: expected masks whose background is 0, got {listed} without 0; count the "
             "classes from 0"
         )
 
@@ -95,6 +95,6 @@ def of_planes(
     expected_shape = "(n, h, w)" if len(size) == 2 else "(n, d, h, w)"
     raise DataError(
         f"{where}: expected class ids of shape {expected_shape}, got {values.shape} for images of "
-        f"shape {images}; save one id a pixel, neither colours nor planes that overlap or leave "
+        f"shape {images}; save one id per pixel, and not colours or planes that overlap or leave "
         "pixels out (one-hot planes must sum to 1 at every pixel)"
     )

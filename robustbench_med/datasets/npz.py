@@ -64,7 +64,7 @@ def read(
         ids = np.array([f"{split}-{row:06d}" for row in range(n)], dtype=np.str_)
     if len(labels) != n:
         key = f"{split}_{'masks' if masks else 'labels'}"
-        raise DataError(f"{path}: {key}: expected {n} rows, one an image, got {len(labels)}")
+        raise DataError(f"{path}: {key}: expected {n} rows, one per image, got {len(labels)}")
     return Arrays(images, labels, ids, patients)
 
 
@@ -80,7 +80,7 @@ def image_header(file: Npz, split: SplitName) -> Header:
     if dtype != np.uint8 and dtype.kind != "f":
         raise DataError(
             f"{where}: expected uint8 or float in [0,1], got {dtype}; rescale to [0,1] by the "
-            "range of the whole set (of 12 bits: images / 4095), not of each image"
+            "range of all images (for 12 bits: images / 4095), and not by that of each image"
         )
     if len(shape) not in (3, 4, 5) or min(shape[1:]) < 1:
         raise DataError(
@@ -173,7 +173,7 @@ def _as_masks(file: Npz, split: SplitName, shape: tuple[int, ...]) -> tuple[tupl
     expected_shape = "(n, d, h, w)" if len(mask) == 3 and len(shape) > 3 else "(n, h, w)"
     raise DataError(
         f"{file.path}: {key}: expected class ids of shape {expected_shape}, got "
-        f"{file.header(key).shape} for images of shape {shape}; save one id a pixel"
+        f"{file.header(key).shape} for images of shape {shape}; save one id per pixel"
     )
 
 

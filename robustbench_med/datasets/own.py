@@ -62,22 +62,22 @@ def card_of(path: Path, *, cap: int = MAX_BYTES) -> DatasetCard:
 def describe(path: Path, *, cap: int = MAX_BYTES) -> OwnFile:
     """Return the card, splits and label format of a file, from its header, labels and `info`.
 
-    Class names come from `classes` in `info`, else they are "class 0", "class 1", ... up to the
-    highest label; `normal` in `info` is the index of the healthy class. Labels of several columns
-    are one-hot class labels where every row of every split sums to one, else findings, which may
-    occur together; `task` in `info` ("single-label", "multi-label", "segmentation") decides where
-    it is stated. Masks in any split make it a segmentation, whose every split needs them; there
-    class 0 is the background, and `info` may hold `regions` (name -> class ids). `spacing` (mm a
-    pixel along each axis), `channels` (names or a number), `native_range` (what [0,1] stands for)
-    and `bit_depth` may be stated of all.
+    The names of the classes come from `classes` in `info`; by default they are "class 0", "class
+    1", ... up to the highest label. `normal` in `info` is the index of the healthy class. Labels of
+    several columns are one-hot class labels if every row of every split sums to one, else findings,
+    which may occur together; `task` in `info` ("single-label", "multi-label", "segmentation")
+    decides if it is stated. If any split has masks, the task is segmentation and every split needs
+    masks; then class 0 is the background, and `info` may have `regions` (name -> class ids). For
+    every task, `info` may state `spacing` (mm per pixel along each axis), `channels` (names or a
+    number), `native_range` (the original values of [0,1]) and `bit_depth`.
 
     Args:
         path: a `.npz` file with MedMNIST keys.
         cap: largest size of one array, in bytes.
 
     Raises:
-        DataError: the file cannot be read, holds no split, has fewer than two classes or masks of
-            more than 255, or its labels or axes are ambiguous.
+        DataError: the file cannot be read or has no split, it has fewer than two classes or masks
+            with more than 255, or its labels or axes are ambiguous.
     """
     with opened(path, cap=cap) as file:
         splits = tuple(split for split in SPLITS if f"{split}_images" in file.keys)
@@ -193,7 +193,7 @@ def _labels(file: Npz, splits: Sequence[SplitName], info: dict[str, Any]) -> _Tr
     one_hot = all(one_hot_rows(rows) for rows in labels if len(rows))
     if task == "single_label" and not one_hot:
         raise DataError(
-            f"{path}: expected one class an image as info states single-label, got rows that do "
+            f"{path}: expected one class per image as info states single-label, got rows that do "
             "not sum to one; save class ids (n,), or state multi-label"
         )
     if not one_hot or task == "multi_label":

@@ -1,13 +1,13 @@
-"""The gate: a pytest plugin that fails a test where a model is weaker than it was.
+"""The gate: a pytest plugin that fails a test if a model is weaker than it was.
 
-    def test_stands(robustness):
+    def test_robust_enough(robustness):
         assert robustness(model, data, "pgd(eps=2/255)", n=64).accuracy >= 0.70
 
     def test_as_recorded(robustness):
         robustness.holds("records/chest", model, data, "pgd(eps=2/255)", n=64)
 
 pytest imports this file in every project of an environment that has the package. Hence it imports
-nothing of its own: the bench comes in when a test asks for the fixture.
+no other module of the bench until a test uses the fixture.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pytest
 if TYPE_CHECKING:
     from robustbench_med.gate.fixture import Robustness
 
-_PROPERTY = "robustness"  # of a test's report: what it did beside
+_PROPERTY = "robustness"  # property of a test's report, for the lines of the summary
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--robustness-update",
         action="store_true",
-        help="write what is measured as the record, in place of failing",
+        help="write the measured result as the record instead of failing",
     )
     group.addoption(
         "--robustness-data",
@@ -46,13 +46,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker."""
     config.addinivalue_line(
         "markers",
-        "robustness(**settings): measures a model under attack; every test with the fixture of "
-        "this name carries it; settings are defaults of its calls, e.g. n=64, norm='l2'",
+        "robustness(**settings): the test measures a model under attack; every test with the "
+        "fixture of this name has this marker; settings are defaults of its calls, e.g. n=64, "
+        "norm='l2'",
     )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that asks for the fixture, so that `-m robustness` finds it."""
+    """Mark every test that uses the fixture, so that `-m robustness` selects it."""
     for item in items:
         if "robustness" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.robustness)
@@ -62,11 +63,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def robustness(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Robustness:
-    """Measure models under attack, and hold them to their records."""
+    """Measure models under attack, and compare them with their records."""
     from robustbench_med.gate.fixture import Robustness
 
     base = tmp_path_factory.getbasetemp()
-    if hasattr(request.config, "workerinput"):  # pytest-xdist: the workers share what they measure
+    if hasattr(request.config, "workerinput"):  # the workers of pytest-xdist share their records
         base = base.parent
     settings: dict[str, object] = {}
     for marker in reversed(list(request.node.iter_markers("robustness"))):  # the closest wins
@@ -85,7 +86,7 @@ def robustness(
 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
-    """Explain a score that fell short by its interval and sample."""
+    """Explain a score that is too low by its interval and the number of images."""
     module = sys.modules.get("robustbench_med.gate.measured_score")
     if (
         module is None
@@ -97,9 +98,9 @@ def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the gate wrote, whatever became of the test."""
+    """Print the lines of the gate, whether or not the tests passed."""
     reports = (report for several in terminalreporter.stats.values() for report in several)
-    # not what cleans up
+    # without the reports of setup and teardown
     calls = [report for report in reports if getattr(report, "when", "") == "call"]
     lines = [line for report in calls for line in _lines(report.user_properties)]
     if lines:

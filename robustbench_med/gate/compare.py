@@ -1,4 +1,4 @@
-"""Compare: two records of the same images, rung by rung, in the words of a failed test."""
+"""Compare two records of the same images at every radius, and word the message of a failed test."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _CALLED = {1: "dropped", -1: "rose"}
 
 
 class Change(NamedTuple):
-    """What became of the score at one radius, in one direction.
+    """The change of the score at one radius, in one direction.
 
     Attributes:
         eps: the radius.
-        way: 1 = the score is watched for a drop, -1 for a rise.
-        drop: of the score, or of its negative.
-        p: corrected for the number of radii and directions watched.
+        way: 1 = the test looks for a drop of the score, -1 = for a rise.
+        drop: the drop of the score, or of its negative.
+        p: p value, corrected for the number of tested radii and directions.
     """
 
     eps: float
@@ -36,13 +36,13 @@ class Change(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Whether a model holds what its record says.
+    """The result of comparing a model with its record.
 
     Attributes:
-        holds: no change is statistically real.
-        worst: the change with the smallest p.
-        identical: every image has the outcome it had.
-        message: what a failed test says.
+        holds: whether no change is significant.
+        worst: the change with the smallest p value.
+        identical: whether every image has the same outcome as in the record.
+        message: the message of a failed test.
     """
 
     holds: bool
@@ -62,22 +62,22 @@ def compare(
     fails: str = "drop",
     eps: float | int | str | None = None,
 ) -> Comparison:
-    """Return whether the scores of `now` are those of the record, but for what chance explains.
+    """Test whether the scores of `now` differ significantly from those of the record.
 
-    Clean and every radius of the ladder are tested, and Holm's correction keeps the level over all
-    of them.
+    The clean images and every radius of the ladder are tested, and Holm's correction keeps the
+    level over all tests.
 
     Args:
         recorded: the record.
         now: the same case, measured now.
-        level: share of unchanged models that fail, at most.
-        fails: at a "drop" (the model is weaker), a "rise" (the attack is), or "either".
+        level: largest share of unchanged models that fail.
+        fails: the direction that fails: a "drop" (a weaker model), a "rise" (a weaker attack), or
+            "either".
         eps: the only radius to test, in image units or as "2/255"; 0 = clean.
 
     Raises:
-        ResultsError: the images are not the same, the model gave no usable answer, or no outcome
-            whatever could fail.
-        SpecError: no such radius, level or direction.
+        ResultsError: the images differ, a record is invalid, or no possible outcome could fail.
+        SpecError: there is no such radius, level or direction.
     """
     check_choices(level=level, fails=fails)
     for record in (recorded.record, now.record):
@@ -109,7 +109,7 @@ def compare(
 
 
 def identical(recorded: Stored, now: Stored) -> bool:
-    """Return whether every image has the score it had, clean and at every radius."""
+    """Return whether every image has the same score in both, when clean and at every radius."""
     before, after = recorded.samples, now.samples
     ladder = (0.0, *recorded.record.case.ladder)
     return list(before["sample"]) == list(after["sample"]) and all(
@@ -118,7 +118,7 @@ def identical(recorded: Stored, now: Stored) -> bool:
 
 
 def check_choices(*, level: float = LEVEL, fails: str = "drop") -> None:
-    """Raise SpecError where there is no such level or direction."""
+    """Raise SpecError if there is no such level or direction."""
     if fails not in _WAYS:
         raise SpecError(f"expected fails in {', '.join(_WAYS)}, got {fails!r}")
     if not isinstance(level, int | float) or not 0 < level < 1:
@@ -132,9 +132,9 @@ def _check_able(
     level: float,
     fails: str,
 ) -> None:
-    """Raise ResultsError where not even the worst outcome would fail: every score lost, or gained.
+    """Raise ResultsError if not even the worst outcome would fail: every score lost, or gained.
 
-    A comparison that nothing can fail passes for ever and says nothing.
+    A comparison that cannot fail always passes and shows nothing.
     """
     worst = np.array([_at_worst(before, *test) for test in tests])
     if holm(worst).min() <= level:
@@ -154,7 +154,7 @@ def _check_able(
     less = f", or ask less: {' or '.join(narrower)}" if narrower else ""
     enough = fewest_changes(level / len(tests))
     more = f"take {enough} {noun}s or more"
-    if enough <= count:  # but most of them have nothing to lose, or to gain
+    if enough <= count:  # most of them have no score to lose, or to gain
         more = f"take more {noun}s, or a radius at which more of them can change"
     raise ResultsError(
         f"expected a comparison that some outcome fails, got {count} {noun}s where every score "
@@ -168,7 +168,7 @@ def _p_at(worst: NDArray[np.float64], tests: list[tuple[float, int]], eps: float
 
 
 def _at_worst(before: pd.DataFrame, eps: float, way: int) -> float:
-    """Return p of the worst outcome: every score at a radius lost, or, of a rise, gained."""
+    """Return the p value of the worst outcome at a radius: every score is lost, or gained."""
     scores = _scores(before, eps)
     scores_of_both = (scores, np.zeros_like(scores)) if way > 0 else (np.ones_like(scores), scores)
     return one_sided_p(*scores_of_both, _owners(before, eps))
@@ -185,7 +185,7 @@ def _drop(before: pd.DataFrame, after: pd.DataFrame, eps: float, way: int, level
 
 
 def _owners(samples: pd.DataFrame, eps: float) -> NDArray[np.character] | None:
-    """Return whose the images are; None where they are treated as independent."""
+    """Return the patient of each image; None if images are treated as independent."""
     owners = samples.loc[samples["eps"] == eps, "patient"]
     return None if owners.isna().any() else owners.to_numpy(str)
 
@@ -206,7 +206,7 @@ def _message(recorded: Stored, change: Change, tests: int) -> str:
         f"{fell} images lost, {rose} gained: p = {change.p:.2g} ({test}{over})",
     ]
     if change.way < 0:
-        lines.append("a score that rises means an attack that got weaker, or a model stronger")
+        lines.append("a rising score means that the attack is weaker or the model is stronger")
     lines += _power(drop, _CALLED[change.way].replace("dropped", "drop").replace("rose", "rise"))
     return "\n".join(lines)
 
@@ -216,7 +216,7 @@ def _where(eps: float) -> str:
 
 
 def _power(drop: Drop, noun: str) -> list[str]:
-    """Return what the sample could show, a line each."""
+    """Return lines on the changes that this number of images can show."""
     lines = []
     if drop.needed is not None:
         lines.append(

@@ -1,13 +1,14 @@
-"""Drop: whether scores of the same images fell, and what their number could have shown.
+"""Test whether scores of the same images fell, and compute which drop their number can show.
 
-Right or wrong, one image a patient: McNemar's exact test, one-sided. Otherwise (a patient's images
-hang together; Dice has degrees) the same test by patients: under the null hypothesis the signs of a
-patient's difference are exchangeable, so all ways to flip them are counted. Where each patient has
-one image that is right or wrong, that is McNemar's test to the digit. A bootstrap of few patients
-calls too many drops real; this one keeps its level whatever their number.
+If an image is right or wrong and every patient has one image, the test is McNemar's exact test,
+one-sided. If patients have several images, and for Dice, it is the same test by patient: under the
+null hypothesis the signs of each patient's difference are exchangeable, so all ways to flip them
+are counted. With one image for each patient and 0/1 scores this gives exactly McNemar's test. A
+bootstrap of few patients calls too many drops significant; this test keeps its level for any
+number of patients.
 
 Source: McNemar, Psychometrika 1947; Fisher, The Design of Experiments 1935, section 21 (signs);
-Guenther, The American Statistician 1981 (how many, where the spread is estimated).
+Guenther, The American Statistician 1981 (number of images, if the spread is estimated).
 """
 
 from __future__ import annotations
@@ -35,21 +36,21 @@ Floats = NDArray[np.float64]
 
 
 class Drop(NamedTuple):
-    """What became of one score.
+    """The change of one score.
 
     Attributes:
         before: mean in the record.
         now: mean of the same images now.
-        lost: images that score less.
-        gained: images that score more.
-        n: images.
-        patients: of them; `n` where images are independent.
-        p: probability of such a drop or a larger one, were nothing changed.
-        needed: images that show a drop of this size with 80 % power; None where there is no drop,
-            or so few patients that none could be shown.
-        smallest: smallest drop that `n` images show with 80 % power; NaN where not even losing
-            every image would, or nothing is known of the spread.
-        half: images that show a drop half as large as the smallest; None where that is not known.
+        lost: number of images that score less.
+        gained: number of images that score more.
+        n: number of images.
+        patients: number of patients; `n` if images are independent.
+        p: probability of such a drop or a larger one if nothing has changed.
+        needed: number of images that show a drop of this size with 80 % power; None if there is no
+            drop, or so few patients that no drop could be shown.
+        smallest: smallest drop that `n` images show with 80 % power; NaN if not even the loss of
+            every image would be significant, or if the spread is not known.
+        half: number of images that show a drop half as large as the smallest; None if not known.
     """
 
     before: float
@@ -65,7 +66,7 @@ class Drop(NamedTuple):
 
     @property
     def size(self) -> float:
-        """How far the mean fell; negative where it rose."""
+        """How far the mean fell; negative if it rose."""
         return self.before - self.now
 
 
@@ -77,14 +78,14 @@ def drop_of(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Drop:
-    """Return what became of the scores of the same images, in the same order.
+    """Return the drop between two lists of scores of the same images, in the same order.
 
     Args:
         before: `(n,)` scores in the record: 0/1, or Dice in [0,1].
         now: `(n,)` scores now.
-        patients: `(n,)` whose they are; None = images are independent.
-        level: of the test, which the power is of.
-        seed: of the flips, where there are too many to count them all.
+        patients: `(n,)` patient of each image; None = images are independent.
+        level: level of the test, also for the power.
+        seed: seed of the flips if there are too many to count them all.
     """
     fell = np.asarray(before, dtype=np.float64) - np.asarray(now, dtype=np.float64)
     number = patient_numbers(len(fell), patients)
@@ -92,7 +93,7 @@ def drop_of(
     worse, better = int((fell > 0).sum()), int((fell < 0).sum())
     binary = bool(np.isin(before, (0, 1)).all() and np.isin(now, (0, 1)).all())
     size = float(fell.mean()) if len(fell) else 0.0
-    able = 0.5**groups <= level  # else not even losing every image is called a drop
+    able = 0.5**groups <= level  # else not even the loss of every image is significant
     least = math.ceil(fewest_changes(level) * len(fell) / groups) if groups else 0
     counted: Callable[[float], float | None]
     if binary:
@@ -108,7 +109,7 @@ def drop_of(
         # the spread of one patient's contribution to the mean
         spread = standard_error(fell, number) * math.sqrt(groups)
         a, b = scipy_stats.norm.ppf([1 - level, POWER])
-        few = a**2 / 2  # patients more, since the spread is not known: Guenther 1981
+        few = a**2 / 2  # additional patients, because the spread is estimated: Guenther 1981
 
         def counted(drop: float) -> float | None:
             patients = ((a + b) * spread / drop) ** 2 + few if drop > 0 else math.inf
@@ -137,7 +138,7 @@ def drop_of(
 
 
 def _design_effect(fell: Floats, number: NDArray[np.intp]) -> float:
-    """Return how many times patients inflate the variance of the mean difference, at least 1."""
+    """Return the factor by which patients inflate the variance of the mean difference (>= 1)."""
     if len(fell) == 0:
         return 1.0
     sums, sizes = np.bincount(number, weights=fell).astype(np.float64), np.bincount(number)

@@ -1,4 +1,4 @@
-"""The fixture: what a test calls to measure a model, and to hold it to its record."""
+"""The fixture that a test calls to measure a model and to compare it with its record."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from robustbench_med.model_handle import DataLike, ModelLike
 from robustbench_med.spec import number
 from robustbench_med.stats import Estimate
 
-# settings of the gate, not of robustbench_med.evaluate
+# settings of the gate, which are not passed to robustbench_med.evaluate
 _GATE_SETTINGS = (
     "level",
     "fails",
     "accept",
 )
-# a record is held against what may have got weaker: models, and attacks and defenses anew
+# fields in which a case may differ from its record: these parts may have become weaker
 _MAY_CHANGE = (
     "victim",
     "victim_sha256",
@@ -47,10 +47,10 @@ _MAY_CHANGE = (
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model does under attack: an Evaluation whose numbers know their intervals.
+    """The scores of a model under attack, as numbers with their intervals.
 
     Attributes:
-        evaluation: everything else there is to know.
+        evaluation: the Evaluation, with all other results.
     """
 
     evaluation: Evaluation
@@ -79,11 +79,11 @@ class Measured:
 
     @property
     def records(self) -> list[Stored]:
-        """A record an attack."""
+        """One record for each attack."""
         return self.evaluation.records
 
     def at(self, eps: float | int) -> MeasuredScore:
-        """Return the worst-case score at one of the radii asked for; 0 is clean."""
+        """Return the worst-case score at one of the radii that were attacked; 0 is clean."""
         return self._score(_or_fail(lambda: self.evaluation.at(eps)))
 
     def _score(self, estimate: Estimate) -> MeasuredScore:
@@ -92,14 +92,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Robustness:
-    """Measures models under attack, and holds them to their records.
+    """Measures models under attack, and compares them with their records.
 
     Attributes:
-        cache: records of this session by case id, shared by all tests and workers.
+        cache: folder of the records of this session, shared by all tests and workers.
         settings: defaults of the calls, from the marker.
         data: folder with the files of real datasets.
-        update: write what is measured as the record.
-        tell: puts a line into the summary of the session.
+        update: whether the measured result is written as the record.
+        tell: adds a line to the summary of the session.
     """
 
     cache: Path
@@ -115,11 +115,11 @@ class Robustness:
         attacks: str | Sequence[str] = "ensemble",
         **settings: Any,  # noqa: ANN401 - those of robustbench_med.evaluate, and accept
     ) -> Measured:
-        """Return what a model does under attack; arguments as of `robustbench_med.evaluate`.
+        """Measure a model under attack; the arguments are those of `robustbench_med.evaluate`.
 
-        The test fails where a record carries a flag, as on a board its row is not ranked then: no
-        threshold means anything there. `accept` names the flags that do not matter. A case
-        measured before in this session is not computed again.
+        The test fails if a record has a flag, for the same reason for which a board does not rank
+        its row: its numbers cannot be trusted. `accept` names flags that do not fail the test. A
+        case that was measured before in this session is not computed again.
         """
         __tracebackhide__ = True
         names = _or_fail(lambda: self._accepted(settings))
@@ -141,29 +141,31 @@ class Robustness:
         at: float | int | str | None = None,
         **settings: Any,  # noqa: ANN401 - those of robustbench_med.evaluate, level and fails
     ) -> Comparison:
-        """Fail the test where a model is weaker than its record, by more than chance explains.
+        """Fail the test if a model is significantly weaker than its record.
 
-        It fails as well where what was measured carries a flag that the record does not, unless the
-        flag is accepted by name, or only clean images are compared.
+        The test also fails if the new result has a flag that the record does not have, unless the
+        flag is accepted by name or only clean images are compared.
 
         Args:
-            record: a record's folder, or a folder that holds (or will hold) a single one.
-            model: as of `robustbench_med.evaluate`; without one the record's own case is run
-                again, with the weights, attacks and data that are here now.
+            record: the folder of a record, or a folder that contains (or will contain) one record.
+            model: as in `robustbench_med.evaluate`; by default the case of the record runs again,
+                with the weights, attacks and data of today.
             data: likewise.
-            attacks: one spec.
+            attacks: the spec of one attack, likewise.
             at: the only radius to test, in image units, 0 = clean; None = clean and every radius
                 of the ladder.
-            settings: as of `robustbench_med.evaluate`; `level` = 0.05, the share of unchanged
-                models that fail; `fails` = "drop", or "rise", or "either"; `accept` = names of
-                flags that do not fail.
+            settings: as in `robustbench_med.evaluate`; also `level` = 0.05, the share of unchanged
+                models that fail; `fails` = "drop", "rise" or "either"; `accept` = names of flags
+                that do not fail the test.
         """
         __tracebackhide__ = True
         comparison: Comparison
         comparison, doubts = _or_fail(
             lambda: self._compared(Path(record), model, data, attacks, at, settings)
         )
-        clean_only = at is not None and number(at) == 0  # of which no attack says anything
+        clean_only = (
+            at is not None and number(at) == 0
+        )  # the flags of an attack do not concern them
         lines = [] if comparison.holds else [comparison.message]
         if doubts.refused and not clean_only:
             lines.append(doubts.message("robustness.holds"))
@@ -199,10 +201,10 @@ class Robustness:
         else:
             now = self._asked_for(model, data, attacks, settings)
         if self.update:
-            compare(now, now, eps=at, **how)  # a record that nothing could be held to is not kept
+            compare(now, now, eps=at, **how)  # refuse a record that no comparison could fail
             alike = before is not None and not _changes(before.record.case, now.record.case)
             doubts = judge([now], names, before if alike else None)
-            if doubts.refused:  # nor one that would hide what it is flagged for
+            if doubts.refused:  # and one that would hide its new flags
                 raise ResultsError(f"not written: {doubts.message('robustness.holds')}")
             with locked(home):  # another worker may have written it since
                 before = recorded(path) or recorded(home / now.record.case_id)
@@ -234,7 +236,7 @@ class Robustness:
             raise SpecError("expected model, data and attacks together, or none of them")
         records = self._evaluate(model, data, attacks, settings).records
         if len(records) != 1:
-            raise SpecError(f"expected one attack a record, got {len(records)}")
+            raise SpecError(f"expected one attack for a record, got {len(records)}")
         return records[0]
 
     def _evaluate(
@@ -306,10 +308,11 @@ def _own_data(name: str) -> bool:
 
 
 def _or_fail(ask: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever was asked for
-    """Return the answer; a mistake in what was asked fails the test with one line."""
+    """Return the result of a call; an error of the user fails the test with one line."""
     __tracebackhide__ = True
     try:
         return ask()
     except BenchError as error:
         line = str(error)
-    pytest.fail(line, pytrace=False)  # out here, or pytest prints the error beside it
+    # outside the handler, because pytest would print the handled error too
+    pytest.fail(line, pytrace=False)

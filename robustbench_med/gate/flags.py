@@ -1,4 +1,4 @@
-"""Flags: what keeps a record from ranking fails a gate too, unless it is accepted by name."""
+"""Fail a test if a record has a flag, unless the flag is accepted by name."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from robustbench_med.errors import SpecError, UnknownNameError
 
 
 class Doubts(NamedTuple):
-    """The flags of what was measured, in words.
+    """The flags of the measured records, in words.
 
     Attributes:
-        refused: names of those that fail the test.
-        lines: what is said of each of these.
-        accepted: what is said of those that do not.
+        refused: names of the flags that fail the test.
+        lines: a line for each flag that fails the test.
+        accepted: a line for each flag that does not.
     """
 
     refused: tuple[str, ...]
@@ -25,10 +25,10 @@ class Doubts(NamedTuple):
     accepted: tuple[str, ...]
 
     def message(self, call: str) -> str:
-        """Return what a failed test says.
+        """Return the message of a failed test.
 
         Args:
-            call: how the fixture was called, e.g. "robustness".
+            call: the call of the fixture, e.g. "robustness".
         """
         several = len(self.refused) > 1
         names = ", ".join(map(repr, self.refused)) + ("" if several else ",")
@@ -49,11 +49,11 @@ def accepted(names: object) -> tuple[str, ...]:
     """Return the names of the flags that a test accepts.
 
     Args:
-        names: a name or several.
+        names: one name or several.
 
     Raises:
-        SpecError: no names.
-        UnknownNameError: a name that no check has.
+        SpecError: these are not names.
+        UnknownNameError: no check has one of the names.
     """
     several = [names] if isinstance(names, str) else names
     if not isinstance(several, Iterable):
@@ -70,12 +70,12 @@ def accepted(names: object) -> tuple[str, ...]:
 def judge(
     records: Sequence[Stored], names: tuple[str, ...], before: Stored | None = None
 ) -> Doubts:
-    """Return the flags of records, apart by whether they fail a test.
+    """Return the flags of records, separated into those that fail a test and the others.
 
     Args:
-        records: what was measured.
-        names: of the flags that are accepted.
-        before: the record that it is held to: what that was flagged for too is nothing new.
+        records: the measured records.
+        names: names of the flags that are accepted.
+        before: the record with which they are compared; its own flags do not fail the test.
     """
     known = {} if before is None else {flag.name: flag for flag in before.record.doubts}
     refused: list[str] = []
@@ -97,7 +97,7 @@ def judge(
 
 
 def _of(record: Record, name: str) -> str:
-    """Return what the record that a model is held to says of a flag that is new."""
+    """Return whether the earlier record was checked for a flag that is new."""
     if any(check.name == name for check in record.checks):
         return "; its record has no such flag"
     return "; its record was made without this check"

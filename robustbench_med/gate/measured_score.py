@@ -1,4 +1,4 @@
-"""A measured score that says how sure it is."""
+"""A measured score with its 95 % interval."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class _Interval:
 
 
 class MeasuredScore(float):
-    """A share or mean, with its 95 % interval; compares and computes as the number it is."""
+    """A share or mean with its 95 % interval, which behaves like a float."""
 
     interval: _Interval
 
     @classmethod
     def of(cls, estimate: Estimate, n: int) -> MeasuredScore:
-        """Return the number of an estimate made of `n` images."""
+        """Return the value of an estimate from `n` images."""
         score = cls(estimate.value)
         score.interval = _Interval(estimate.low, estimate.high, n)
         return score
@@ -34,9 +34,10 @@ class MeasuredScore(float):
         return f"{float(self):.3f} [{m.low:.3f}, {m.high:.3f}]"
 
     def explain(self, threshold: float) -> list[str]:
-        """Return what the sample says of a shortfall, in lines.
+        """Return lines on whether the difference from a threshold is significant.
 
-        The number of images is where the half width of the interval is the shortfall.
+        The stated number of images is the one at which half the width of the interval equals the
+        difference.
         """
         m = self.interval
         lines = [f"measured on {m.n} images, 95 % interval {m.low:.3f} to {m.high:.3f}"]
@@ -45,9 +46,9 @@ class MeasuredScore(float):
         if m.low <= threshold <= m.high and gap > 0 and half > 0:
             n = math.ceil(m.n * (half / gap) ** 2 - 1e-6)
             lines.append(
-                f"{threshold:g} lies inside: the sample cannot tell them apart; it would take "
-                f"about {n} images"
+                f"{threshold:g} lies inside it, so the difference may be chance; about {n} images "
+                "would be needed to show it"
             )
         elif gap > 0:
-            lines.append(f"{threshold:g} lies outside: the difference is no accident of the sample")
+            lines.append(f"{threshold:g} lies outside it, so the difference is not chance")
         return lines

@@ -1,4 +1,4 @@
-"""Records: the folder that a test names, and the one record in it."""
+"""Read and write the one record in the folder that a test names."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from robustbench_med.bench.universal_run import PATTERNS
 from robustbench_med.errors import ResultsError
 from robustbench_med.models.user_factory import factory_of
 
-AGAIN = "again"  # the command of a record that was run again and has no place yet
+AGAIN = "again"  # command of a record that was run again and has no folder yet
 
 
 def recorded(path: Path) -> Stored | None:
-    """Return the record at a path, None where there is none yet.
+    """Return the record at a path; None if there is none yet.
 
     Args:
-        path: a record's folder, its record.json, or a folder that holds one record's folder.
+        path: the folder of a record, its record.json, or a folder with the folder of one record.
 
     Raises:
-        ResultsError: several records, or one that cannot be read.
+        ResultsError: there are several records, or the record cannot be read.
     """
     if path.name == "record.json":
         path = path.parent
@@ -37,10 +37,10 @@ def recorded(path: Path) -> Stored | None:
 
 
 def home_of(path: Path) -> Path:
-    """Return the folder that a place's record lies in, or will lie in.
+    """Return the folder that contains, or will contain, the record of a path.
 
-    A record's folder is called by the id of its case, which changes with the weights: where the
-    place is such a folder, a new one lies beside where it was.
+    The folder of a record has the id of its case as its name, which changes with the weights. So if
+    the path is such a folder, the new one is written beside it.
     """
     if path.name == "record.json":
         path = path.parent
@@ -48,12 +48,12 @@ def home_of(path: Path) -> Path:
 
 
 def rewrite(home: Path, stored: Stored, before: Path | None = None) -> Path:
-    """Write a record into a folder, in place of the one before, and return where; atomically.
+    """Write a record into a folder in one step, replace the earlier one, and return its folder.
 
     Args:
-        home: from `home_of`.
-        stored: what to write; its example pictures are left out, for they may show real patients.
-        before: folder of the record that it takes the place of.
+        home: the result of `home_of`.
+        stored: the record; its example pictures are left out, because they may show real patients.
+        before: folder of the record that is replaced.
     """
     store.check_writable(home)
     record = stored.record.model_copy(update={"examples": (), "images": None})
@@ -70,7 +70,7 @@ def rewrite(home: Path, stored: Stored, before: Path | None = None) -> Path:
 
 
 def _command(record: Record, home: Path) -> str:
-    """Return the command that runs the case of a record again: it names the record itself."""
+    """Return the command that runs the case of a record again; it names the record's folder."""
     folder = home / record.case_id
     with suppress(ValueError):
         folder = folder.resolve().relative_to(Path.cwd())

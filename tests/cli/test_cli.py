@@ -178,7 +178,7 @@ def test_a_truncated_file(call: Call, tmp_path: Path, fraction: float) -> None:
 def test_a_file_that_is_not_the_one_its_card_states(call: Call, tmp_path: Path) -> None:
     save_npz(tmp_path / "pneumoniamnist.npz", side=28)
     result = call(*QUICK, "--dataset", "pneumoniamnist", "--data", tmp_path)
-    refused(result, "pneumoniamnist: expected MD5", "SHA-256", "fetch it again")
+    refused(result, "pneumoniamnist: expected MD5", "SHA-256", "download it again")
 
 
 def test_weights_that_are_not_those_of_their_card(call: Call) -> None:

@@ -347,14 +347,14 @@ def test_criteria_of_other_models_are_counted_and_a_model_that_is_missing_is_sai
         assert [stored["number"] for stored in held["judged"]] == [f"C{location}"]
         assert held["others"] == 2
     page = (folder / f"report-{VICTIM}.html").read_text()
-    assert "2 criteria of the file are of other models and not judged here" in page
-    assert "C3 not tested: it is of 'fundus_vit', which has no record" in call.out
+    assert "2 criteria of the file are for other models and not judged here" in page
+    assert "C3 not tested: it is for 'fundus_vit', which has no record" in call.out
     assert call(folder, "--criteria", path, "--fail-on", "not_tested") == 1
     assert "fails on not_tested: C3" in call.out
     words = (folder, "--criteria", path, "--fail-on", "not_tested", "--victim", VICTIM)
     path.write_text(path.read_text().replace("fundus_vit", VICTIM))
     assert call(*words) == 0
-    assert "C2 not judged: it is of 'fundus_densenet', which was not reported on" in call.out
+    assert "C2 not judged: it is for 'fundus_densenet', which has no report" in call.out
 
 
 @pytest.mark.parametrize(

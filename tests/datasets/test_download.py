@@ -176,7 +176,9 @@ def test_a_card_without_a_checksum_is_not_downloaded(
     server: Server, save: Save, served: Describe
 ) -> None:
     card = served(save()).model_copy(update={"md5": "", "sha256": ()})
-    with pytest.raises(DataError, match="not downloaded unchecked; fetch toy.npz by hand"):
+    with pytest.raises(
+        DataError, match="no file is downloaded without one; download toy.npz by hand"
+    ):
         download(card, context=server.context)
     assert server.requests == []
 
@@ -191,7 +193,7 @@ def test_too_large_a_file_is_refused(server: Server, save: Save, served: Describ
 
 
 def test_a_cut_connection_is_refused(server: Server, save: Save, served: Describe) -> None:
-    with pytest.raises(DataError, match="the connection was cut; try again, or fetch toy.npz"):
+    with pytest.raises(DataError, match="the connection was cut; try again, or download toy.npz"):
         download(served(save(), "/cut.npz"), context=server.context)
     assert left_behind() == []
 
@@ -202,7 +204,8 @@ def test_an_absent_file_an_untrusted_and_a_closed_server(
     card = served(save())
     gone = card.model_copy(update={"url": f"{server.url}/gone.npz"})
     with pytest.raises(
-        DataError, match=r"got: .*Not Found; fetch toy\.npz by hand and pass --data"
+        DataError,
+        match=r"got: .*Not Found; download toy\.npz by hand and pass its folder as --data",
     ):
         download(gone, context=server.context)
     with pytest.raises(DataError, match=r"got: .*CERTIFICATE_VERIFY_FAILED"):
@@ -228,7 +231,7 @@ def test_a_cache_that_cannot_be_written(
     monkeypatch.setenv("ROBUSTBENCH_MED_CACHE", str(tmp_path / "taken"))
     with pytest.raises(
         DataError,
-        match="expected toy.npz in the folder of --data or from .* got: .*fetch toy.npz by hand",
+        match="expected toy.npz in the folder of --data or from .* got: .*download toy.npz by hand",
     ):
         download(served(save()), context=server.context)
 

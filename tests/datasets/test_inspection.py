@@ -33,8 +33,8 @@ def notes(save: Save, images: NDArray[Any], **changed: Any) -> str:  # noqa: ANN
         (np.full((4, 8, 6), 7, np.uint8), "all 4 images are 7 everywhere"),
         (np.full((4, 8, 6), 0.5, np.float32), "all 4 images are 0.5 everywhere"),
         (np.ones((4, 8, 6), np.uint8) * np.arange(4, dtype=np.uint8)[:, None, None], "throughout"),
-        ((GREY > 99).astype(np.uint8), "got 0 and 1 alone, as .* cast to uint8; save"),
-        (np.round(UNIT).astype(np.uint8), "got 0 and 1 alone"),
+        ((GREY > 99).astype(np.uint8), "got only 0 and 1, as .* cast to uint8; save"),
+        (np.round(UNIT).astype(np.uint8), "got only 0 and 1"),
         (SINGLE / 255, "got at most 0.00.*divided by 255 twice"),
         (np.repeat(GREY[:1], 4, 0), "all 4 are copies of one"),
     ],
@@ -110,11 +110,14 @@ def test_rounding_outside_the_range_is_clipped(save: Save, extreme: float) -> No
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (SINGLE.clip(0, 0.5) + np.float32(0.500003), r"got 0\.7\d+\.\.1\.000003; clip what"),
-        (SINGLE * 255, r"got \d+\.\d+\.\.2\d\d\.\d+; grey levels 0..255 are divided by 255"),
-        (SINGLE * 2 - 1, r"; images in \[-1,1\] are halved"),
-        ((SINGLE - 0.5) / 0.1, r"; standardised images lack their range"),
-        (SINGLE * 4000 - 1000, r"; rescale by one range for the whole set, such as a window of HU"),
+        (
+            SINGLE.clip(0, 0.5) + np.float32(0.500003),
+            r"got 0\.7\d+\.\.1\.000003; clip the images if",
+        ),
+        (SINGLE * 255, r"got \d+\.\d+\.\.2\d\d\.\d+; divide grey levels 0..255 by 255"),
+        (SINGLE * 2 - 1, r"; divide images in \[-1,1\] by 2"),
+        ((SINGLE - 0.5) / 0.1, r"; standardised images have lost their range"),
+        (SINGLE * 4000 - 1000, r"; rescale all images by one range, such as a window of HU"),
     ],
 )
 def test_a_range_that_is_not_the_units_is_named(

@@ -152,7 +152,7 @@ def test_data_wins_over_the_environment(
 def test_a_file_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROBUSTBENCH_MED_DATA", str(tmp_path / "gone"))
     with pytest.raises(
-        DataError, match=r"no official address: pass --data DIR holding mednist_64\.npz"
+        DataError, match=r"no official address: pass the folder of mednist_64\.npz as --data DIR"
     ):
         load_dataset("mednist_64", data=tmp_path)
     with pytest.raises(DataError, match="bloodmnist_64: would be downloaded"):
@@ -162,7 +162,7 @@ def test_a_file_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_data_must_exist_and_have_the_name(save: Save, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"folder or mednist_64\.npz, got .*\(nothing there\)"):
         load_dataset("mednist_64", data=tmp_path / "gone")
-    with pytest.raises(DataError, match=r"\(a file of another name\); to use a file as your own"):
+    with pytest.raises(DataError, match=r"\(a file with another name\); to use a file as your own"):
         load_dataset("mednist_64", data=save())
 
 

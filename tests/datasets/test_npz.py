@@ -28,7 +28,7 @@ RULES = [
     ({"test_images": np.zeros((4, 8), np.uint8)}, r"expected shape \(n, h, w\), .* got \(4, 8\)"),
     ({"test_images": np.zeros((4, 8, 0), np.uint8)}, r"expected shape .* got \(4, 8, 0\)"),
     ({"test_images": np.zeros((4, 8, 6, 3, 2, 1), np.uint8)}, r"expected shape .* got \(4, 8, 6"),
-    ({"test_images": np.zeros((3, 8, 6), np.uint8)}, "expected 3 rows, one an image, got 4"),
+    ({"test_images": np.zeros((3, 8, 6), np.uint8)}, "expected 3 rows, one per image, got 4"),
     ({"test_labels": np.zeros(4, complex)}, "expected integers or bool, got complex128"),
     ({"test_labels": np.full(4, 2**63, np.uint64)}, "expected integers or bool, got uint64"),
     ({"test_labels": np.full(4, 0.05)}, "expected class ids, got fractions such as 0.05"),
@@ -58,7 +58,7 @@ CONTRACT = [
     ({"test_labels": np.array([0, 1, 3, 0])}, r"expected labels in 0\.\.2 .* got 0\.\.3"),
     ({"test_labels": np.array([0, -2, 2, 0])}, r"expected labels in 0\.\.2 .* got -2\.\.2"),
     ({"test_labels": np.eye(4, 2, dtype=int)}, r"expected labels of shape"),
-    ({"test_ids": np.array(["a", "b", "b", "c"])}, "expected one id an image, got 3 for 4"),
+    ({"test_ids": np.array(["a", "b", "b", "c"])}, "expected one id per image, got 3 for 4"),
 ]
 
 

@@ -126,7 +126,9 @@ def lesions(*tail: int, value: int = 1) -> np.ndarray[Any, Any]:
 
 
 def test_masks_of_0_and_255_are_refused_in_named_and_own_files(save: Save) -> None:
-    rule = "expected class ids, got only 0 and 255 in the masks: 255 = ignored; save the lesion as"
+    rule = (
+        "expected class ids, got only 0 and 255 in the masks: 255 means ignored; save the lesion as"
+    )
     path = masked(save, lesions(value=255), info='{"classes": ["background", "lesion"]}')
     with pytest.raises(DataError, match=rule):
         card_of(path)

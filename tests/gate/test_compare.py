@@ -169,9 +169,10 @@ def test_a_share_explains_how_sure_it_is() -> None:
     assert repr(near) == "0.660 [0.540, 0.760]"
     assert near.explain(0.70) == [
         "measured on 64 images, 95 % interval 0.540 to 0.760",
-        "0.7 lies inside: the sample cannot tell them apart; it would take about 484 images",
+        "0.7 lies inside it, so the difference may be chance; about 484 images would be needed to "
+        "show it",
     ]
-    assert "no accident" in near.explain(0.9)[1]
+    assert near.explain(0.9)[1] == "0.9 lies outside it, so the difference is not chance"
     assert near.explain(0.66) == ["measured on 64 images, 95 % interval 0.540 to 0.760"]
 
 

@@ -109,7 +109,7 @@ def test_masks(robustness):
         [
             "E *assert 0.* >= 0.99",
             "E *measured on 24 images, 95 % interval 0.* to *",
-            "E *0.99 lies outside: the difference is no accident of the sample",
+            "E *0.99 lies outside it, so the difference is not chance",
             "expected masks, got labels: read .accuracy",
         ]
     )
@@ -328,7 +328,7 @@ def test_one_radius(robustness):
     assert "expected eps in the ladder of the record (0, 0.000784314, 8/255), got 0.5" in text
     assert "expected level in (0,1), got 5.0" in text
     assert "expected fails in drop, rise, either, got 'up'" in text
-    assert "expected one attack a record, got 2" in text
+    assert "expected one attack for a record, got 2" in text
     assert "expected model, data and attacks together, or none of them" in text
 
 

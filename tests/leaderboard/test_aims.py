@@ -76,7 +76,7 @@ def test_a_row_lists_nothing_clean(aimed: list[Stored]) -> None:
     found = by_patient(board, board.rows[0])
     assert found is not None
     labels = [label for label, _ in found.rows]
-    assert labels == ["every image stands", "some images stand", "no image stands"]
+    assert labels == ["every image robust", "some images robust", "no image robust"]
     assert {len(cells) for _, cells in found.rows} == {5}
     assert found.hardest[0] == "no. 3 (3 images): 0.0 %"
 

@@ -111,7 +111,7 @@ def test_filters_choose_boards_and_rows(field_page: Page) -> None:
     assert not field_page.locator(f"tr[data-board='{FUNDUS[1:]}']").is_visible()
     assert " of " in count.inner_text()
     field_page.locator("#modality").select_option("fundus photography")
-    assert count.inner_text() == "nothing fits these filters"
+    assert count.inner_text() == "No row matches these filters."
     assert field_page.locator(".board:visible").count() == 0
     field_page.locator("#task").select_option("")
     assert field_page.locator(FUNDUS).is_visible()

@@ -60,7 +60,7 @@ def test_what_was_not_run_is_told_apart_from_what_is_undefined(make_stored: Make
     (found,) = detectors(leaderboard.make_boards([blind])[0])
     assert found.found[0].adaptive is None
     assert found.alarms.value == 40
-    assert found.doubted  # attacked only as if it had no defense
+    assert found.doubted  # all attacks ignored the defense
     known = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.9, 0.5))
     (found,) = detectors(leaderboard.make_boards([known])[0])
     assert found.found[0].oblivious is None

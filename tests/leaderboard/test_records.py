@@ -34,15 +34,16 @@ Maker = Callable[..., Stored]
         ({"attack": "noise"}, "none: a control"),
         (
             {"surrogate": VICTIMS[1]},
-            "crafted on vit_tiny, a model trained on the same data (transfer); the victim is only",
+            "owns vit_tiny, a model trained on the same data (transfer), and crafts the images on "
+            "it; the victim is only",
         ),
         (
             {"surrogate": VICTIMS[1], "threat": "no_box"},
-            "crafted on vit_tiny, a model trained on other data (no box)",
+            "owns vit_tiny, a model trained on other data (no box)",
         ),
         (
             {"surrogate": ("own.py:net", "t", "f")},
-            "crafted on own.py:net",
+            "owns own.py:net",
         ),
         ({"case": {"draws": 16}}, "attack and verdict average 16 passes"),
     ],

@@ -48,7 +48,7 @@ def judged(records: list[Stored], folder: Path, table: str, victim: str = VICTIM
         (GOOD.replace("0.5", "nan"), "at_least: Input should be a finite number, got nan"),
         (GOOD.replace("0.5", "true"), "at_least: Input should be a valid number, got True"),
         (GOOD.replace("0.5", "70"), "expected at_least in [0, 1] with accuracy, got 70"),
-        (GOOD + "at_most = 1.0", "expected one of at_least and at_most, got both or none"),
+        (GOOD + "at_most = 1.0", "expected either at_least or at_most, got both or none"),
         (GOOD.replace("at_least", "at_most"), "expected at_least with accuracy (higher is better)"),
         ('metric = "hd95"\nat_least = 3.0\neps = 1', "expected at_most with hd95 (lower is better"),
         (GOOD + 'basis = "high"', "expected basis 'low' or 'value' with at_least, got 'high'"),
@@ -80,9 +80,9 @@ def test_a_mistake_in_a_criterion_is_named(tmp_path: Path, table: str, words: st
     [
         (b"[[criteria]\n", "expected TOML in"),
         (b"\xff\xfe", "expected TOML in"),
-        (b"", "expected [[criteria]] tables alone in"),
-        (b"criteria = 3", "expected [[criteria]] tables alone in"),
-        (b"criteria = []", "expected [[criteria]] tables alone in"),
+        (b"", "expected only [[criteria]] tables in"),
+        (b"criteria = 3", "expected only [[criteria]] tables in"),
+        (b"criteria = []", "expected only [[criteria]] tables in"),
         (b"[[criteria]]\n[other]\n", "got criteria, other"),
     ],
 )
@@ -209,14 +209,14 @@ def test_what_was_not_run_is_not_tested(make_stored: Maker, tmp_path: Path, chan
     if key in named:
         why = f"no record is of {key} {named[key]!r}"
     assert why in result.outcomes[0].why, value
-    assert "there is phantom_cxr, white box" in result.outcomes[0].why
+    assert "there are records of phantom_cxr, white box" in result.outcomes[0].why
 
 
 def test_a_metric_the_records_do_not_hold_is_not_tested(make_stored: Maker, tmp_path: Path) -> None:
     result = judged(pair(make_stored), tmp_path, 'metric = "dice"\nat_least = 0.5\neps = "2/255"')
     assert (result.verdict, result.outcomes[0].why) == (
         "not tested",
-        "the records hold no dice of Chest X-ray",
+        "the records have no dice for Chest X-ray",
     )
     nothing = 'metric = "auc"\nat_least = 0.5\neps = "8/255"'  # NaN at the last rung
     assert judged(pair(make_stored), tmp_path, nothing).verdict == "not tested"

@@ -255,7 +255,7 @@ def test_what_could_not_be_read_doubts_every_verdict(
     assert written.document.criteria is not None
     assert all(criterion.doubted for criterion in written.document.criteria.judged)
     html = page(written)
-    assert "2 records in the folder could not be read and may be of this model" in html
+    assert "2 records in the folder could not be read and may be about this model" in html
     assert "no doubt raised" not in html
 
 
@@ -268,8 +268,8 @@ def test_calls_that_no_attack_aims_at_are_said_to_be_no_worst_case(
     assert [name for name, held in aimed.items() if not held] == ["sensitivity", "flips_to_normal"]
     assert len(board.unaimed) == 1
     html = page(written)
-    assert html.count("no attack aims at it: no worst case") == 2
-    assert "The rows marked are no worst case" in html
+    assert html.count("no attack aims at it, so it is not a worst case") == 2
+    assert "The marked rows are not a worst case" in html
     assert "--objective &#39;targeted(target=0)&#39;" in html
     records = [graded(make_stored, 1), graded(make_stored, 0, case=TARGETED)]
     written = written_report(records, tmp_path / "b")
@@ -319,7 +319,7 @@ def test_what_could_not_be_scored_is_shown_as_such(make_stored: Maker, tmp_path:
     assert "<svg" not in html
     blind = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.9, 0.8), knowledge="oblivious")
     written = written_report([blind], tmp_path)
-    assert "attacked only as if it had no defense" in written.document.boards[0].doubts
+    assert "all attacks ignored the defense (oblivious)" in written.document.boards[0].doubts
     assert "an attacked image that is rejected counts as right" in page(written)
 
 
@@ -367,9 +367,9 @@ def plain_text(written: Written) -> str:
     ("norm", "sentences"),
     [
         ("linf", "ε is the largest change of a value, as a part of the range (L∞)."),
-        ("l2", "ε is the root of the summed squares of all changes (L2), of values from 0 to 1."),
+        ("l2", "ε is the root of the sum of all squared changes (L2), for values from 0 to 1."),
         ("l1", "ε is the sum of all changes (L1), of values from 0 to 1."),
-        ("l0", "ε is the number of values changed (L0): pixels times channels."),
+        ("l0", "ε is the number of changed values (L0), which are pixels times channels."),
     ],
 )
 def test_a_table_says_what_its_radii_are(
@@ -430,17 +430,20 @@ def test_an_oblivious_attacker_is_said_to_be_in_no_worst_case(
     (board,) = written.document.boards
     assert len(board.oblivious) == 1
     text = plain_text(written)
-    assert "do not know of the defense (oblivious) are left out of it" in text
-    assert "these figures are shown, and are in no worst case" in text
+    assert "leaves out attackers who do not know the defense (oblivious)" in text
+    assert "These figures are shown, but no worst case includes them" in text
     assert "ranked" not in text
     (tested,) = written.document.tested
     assert "; ".join(tested.attacks) in text
-    assert "are left out of it" not in plain_text(written_report([known], tmp_path))
+    assert "leaves out attackers" not in plain_text(written_report([known], tmp_path))
 
 
 def test_words_on_calls_stand_where_there_are_calls(make_stored: Maker, tmp_path: Path) -> None:
     records = [make_masks(make_stored, [[0.9, 0.8, 0.7]] * 6, attack="pgd")]
     masks = plain_text(written_report(records, tmp_path, victim="unet_narrow"))
     labels = plain_text(written_report(pair(make_stored), tmp_path))
-    assert ("At the frozen threshold" in masks, "Of masks, each region" in masks) == (False, True)
-    assert ("At the frozen threshold" in labels, "Of masks, each region" in labels) == (True, False)
+    assert ("at the frozen threshold" in masks, "For masks, each region" in masks) == (False, True)
+    assert ("at the frozen threshold" in labels, "For masks, each region" in labels) == (
+        True,
+        False,
+    )

@@ -69,9 +69,9 @@ def test_controls_and_invalid_records_leave_nothing_to_count(make_stored: Maker)
 def test_limits_say_what_the_data_are(make_stored: Maker) -> None:
     dirty = PROVENANCE.model_copy(update={"git_dirty": True, "git_commit": ""})
     sentences = " ".join(limits(boards_of_model(pair(make_stored), VICTIM), ["a last line"]))
-    assert "Synthetic data: Chest X-ray. Drawn phantoms, not patients" in sentences
+    assert "Synthetic data: Chest X-ray. The images are drawn phantoms, not patients" in sentences
     assert "20 images, images treated as independent; a change of fewer than 6 of 20 " in sentences
-    assert "(30.0 %) is not distinguishable from chance" in sentences
+    assert "(30.0 %) cannot be distinguished from chance" in sentences
     assert "No radius above the largest tried was tested (8/255)" in sentences
     assert sentences.endswith("a last line")
     assert "checkout with changes" not in sentences
@@ -121,7 +121,7 @@ def test_what_was_tested_is_not_listed_as_missing(make_stored: Maker) -> None:
     for words in (
         "one perturbation for all images; transfer from another model; no box",
         "black box by queries",
-        "No control",
+        "Controls, which show",
         "L2, L1, L0",
         "one particular wrong call",
         "behind a defense",
@@ -134,22 +134,22 @@ def test_what_was_tested_is_not_listed_as_missing(make_stored: Maker) -> None:
     more += [make_stored([6] * N, attack="noise"), make_stored([6] * N, case={"norm": "l2"})]
     more += [make_stored([6] * N, case={"objective": "targeted(target=1)"})]
     sentences = " ".join(not_tested(boards_of_model(more, VICTIM)))
-    for words in ("queries", "No control", "L2", "one particular wrong call"):
+    for words in ("queries", "Controls, which show", "L2", "one particular wrong call"):
         assert words not in sentences
 
 
 def test_an_attacker_who_overlooks_the_defense_is_told(make_stored: Maker) -> None:
     blind = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.9, 0.8), knowledge="oblivious")
     model_boards = boards_of_model([blind], VICTIM)
-    assert "An attacker who knows of the defense (adaptive)." in not_tested(model_boards)
+    assert "An attacker who knows the defense (adaptive)." in not_tested(model_boards)
     (tested,) = threat_models(model_boards)
     assert "defended by Mahalanobis" in tested.who
     assert "ignores the defense" in tested.who
-    assert "knows of it" not in tested.who
+    assert "knows the defense" not in tested.who
     known = wrapped(make_stored, WRAPPED, GUARD, record=detecting(0.7, 0.1))
     (tested,) = threat_models(boards_of_model([known], VICTIM))
-    assert "The attacker knows of it." in tested.who
-    assert "An attacker who knows of the defense (adaptive)." not in not_tested(
+    assert "The attacker knows the defense." in tested.who
+    assert "An attacker who knows the defense (adaptive)." not in not_tested(
         boards_of_model([known], VICTIM)
     )
 
@@ -161,7 +161,7 @@ def test_a_case_in_two_folders_counts_once(make_stored: Maker) -> None:
     unique, lines = single([differing, copy, second, first])
     assert [stored.folder for stored in unique] == sorted([first.folder, second.folder])
     assert lines == [
-        f"the same record as {first.record.case_id} lies in a second folder and is not used",
+        f"a second folder has the same record as {first.record.case_id}, which is not used",
         f"another record of the same case as {first.record.case_id} lies in a second folder and "
         "is not used",
     ]

@@ -131,10 +131,10 @@ def test_auc_has_no_worst_case(make_stored: Maker, tmp_path: Path) -> None:
     table = f'metric = "auc"\nat_least = 0.1\n{EPS}'
     result = judged(pair(make_stored), tmp_path, table)
     assert result.verdict == "not tested"
-    assert "the AUC it leaves is no worst case" in result.outcomes[0].why
+    assert "the AUC under it is not a worst case" in result.outcomes[0].why
     result = judged(pair(make_stored), tmp_path, table + 'attack = "pgd"')
     assert (result.verdict, result.doubted) == ("met", True)
-    assert "no worst case for the AUC" in result.outcomes[0].doubts[0]
+    assert "so this AUC is not a worst case" in result.outcomes[0].doubts[0]
     clean = judged(pair(make_stored), tmp_path, 'metric = "auc"\nat_least = 0.1\nattack = "clean"')
     assert (clean.verdict, clean.doubted) == ("met", False)
 
@@ -342,7 +342,7 @@ def test_a_single_step_is_no_worst_case(make_stored: Maker, tmp_path: Path) -> N
     table = f'metric = "accuracy"\nat_least = 0.6\n{EPS}'
     result = judged([weak], tmp_path, table)
     assert (result.verdict, result.doubted) == ("met", True)
-    assert "no attack of many steps was run (FGSM alone)" in result.outcomes[0].doubts[-1]
+    assert "no attack of many steps was run, only FGSM" in result.outcomes[0].doubts[-1]
     assert not judged([weak], tmp_path, table + 'attack = "fgsm"').doubted
     assert not judged([weak, make_stored([LAST] * N)], tmp_path, table).doubted
     # an attack of many steps on other images or at other radii says nothing of these
@@ -379,7 +379,7 @@ def test_accuracy_is_not_that_a_goal_was_missed(make_stored: Maker, tmp_path: Pa
     goal = 'objective = "targeted(target = 1)"\n'
     result = judged(records, tmp_path, f'metric = "accuracy"\nat_least = 0.8\n{goal}{EPS}')
     assert result.verdict == "not tested"
-    assert "which is no accuracy: use attack_success" in result.outcomes[0].why
+    assert "which is not an accuracy: use attack_success" in result.outcomes[0].why
     assert "targeted(target = 1))" in result.words
     result = judged(records, tmp_path, f'metric = "attack_success"\nat_most = 0.1\n{goal}{EPS}')
     assert (result.verdict, result.outcomes[0].judged) == ("met", 0.0)
@@ -396,7 +396,7 @@ def test_clean_images_have_no_attack_to_judge(make_stored: Maker, tmp_path: Path
         table = f'metric = "{metric}"\nat_most = 0.5\nattack = "clean"'
         result = judged(pair(make_stored), tmp_path, table)
         assert result.verdict == "not tested"
-        assert f"{metric} is of an attack" in result.outcomes[0].why
+        assert f"{metric} needs an attack" in result.outcomes[0].why
 
 
 def test_clean_images_are_judged_whatever_an_attack_was_flagged_for(
