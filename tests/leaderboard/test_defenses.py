@@ -69,7 +69,7 @@ def test_an_undefended_row_has_no_oblivious_attack_to_miss(page: str) -> None:
     bare = _rows(page)["undefended"]
     assert bare.count(">no defense</small>") == 2
     assert ">itself<" not in page
-    assert "A model is never attacked from itself here" not in page
+    assert "No model is its own surrogate here" not in page
     assert "An oblivious attacker does not know the defense" in page
 
 
@@ -80,12 +80,14 @@ def test_a_board_without_defenses_has_neither_menu_nor_price(
     text = path.read_text(encoding="utf-8")
     assert 'class="defense"' not in text
     assert 'class="price"' not in text
-    assert "change against the same victim" not in text
+    assert "change against the same model" not in text
 
 
 def test_an_oblivious_attacker_is_not_said_to_know_all(make_stored: Maker) -> None:
     blind = wrapped(make_stored, WRAPPED, JPEG, knowledge="oblivious").record
-    assert "but not of the defense (oblivious)" in attacker_words(blind)
+    assert "but not the defense (oblivious), and attacks the model without it" in attacker_words(
+        blind
+    )
     assert "oblivious" not in attacker_words(wrapped(make_stored, WRAPPED, JPEG).record)
 
 

@@ -96,9 +96,9 @@ def test_a_guarded_page_says_the_rule_and_what_positives_are(
     plain_shields = leaderboard.publish(plain, tmp_path, title="t").read_text(encoding="utf-8")
     assert shields_page.count(RULE[1:]) == 2  # at the top, and under the board
     for words in (
-        "Positives are attacked images that are called wrong, of one half of the patients",
+        "Positives are attacked images of one half of the patients that are called wrong",
         "negatives are clean images of the other half",
-        "a threshold frozen on validation at the stated false-positive rate",
+        "The threshold is frozen on validation images at the stated false-positive rate",
         "PGD-40, oblivious → PGD-40; frozen at 5 % FPR",
     ):
         assert words in shields_page

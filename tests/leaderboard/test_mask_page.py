@@ -96,7 +96,7 @@ def test_the_heart_is_told_before_and_after(mask_page: str) -> None:
         "HD95, mm",
         "NSD at 2 mm",
         "Volume error, mm²",
-        "between the clean and the attacked image, what the attacker wants; and the perturbation",
+        "(with a slider between them), the mask that the attacker wants, and the perturbation",
     ):
         assert words in heart
     assert "1.4 × 1.4 mm" in head(mask_page, "cxr-lungs-linf-white-box-untargeted")

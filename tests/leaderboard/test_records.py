@@ -31,7 +31,7 @@ Maker = Callable[..., Stored]
         ({}, "knows the whole model, its gradients included (white box)"),
         ({"attack": "uap"}, "has one perturbation for all images"),
         ({"attack": "square"}, "sees only the model's answers and asks many times"),
-        ({"attack": "noise"}, "none: a control"),
+        ({"attack": "noise"}, "none; a control shows the effect"),
         (
             {"surrogate": VICTIMS[1]},
             "owns vit_tiny, a model trained on the same data (transfer), and crafts the images on "

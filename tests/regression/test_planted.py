@@ -65,5 +65,5 @@ def test_one_step_in_place_of_twenty_fails(
         return found
 
     monkeypatch.setattr(attacks.pgd, "pgd", lazy)
-    with pytest.raises(pytest.fail.Exception, match="an attack that got weaker"):
+    with pytest.raises(pytest.fail.Exception, match="means that the attack is weaker"):
         planted.holds(PGD, fails="either")

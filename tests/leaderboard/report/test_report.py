@@ -368,7 +368,7 @@ def plain_text(written: Written) -> str:
     [
         ("linf", "ε is the largest change of a value, as a part of the range (L∞)."),
         ("l2", "ε is the root of the sum of all squared changes (L2), for values from 0 to 1."),
-        ("l1", "ε is the sum of all changes (L1), of values from 0 to 1."),
+        ("l1", "ε is the sum of all changes (L1), for values from 0 to 1."),
         ("l0", "ε is the number of changed values (L0), which are pixels times channels."),
     ],
 )
@@ -390,7 +390,7 @@ def test_radii_stand_in_the_units_of_the_data(make_stored: Maker, tmp_path: Path
     assert "grey" not in text
     floats = DATASETS[1].model_copy(update={"native_range": "float 0..1"})
     text = plain_text(written_report(pair(make_stored, dataset=floats), tmp_path))
-    assert "0 to 1 stands for values from 0 to 1, in units that are not stated" in text
+    assert "0 to 1 stand for values from 0 to 1, in units that are not stated" in text
     assert "grey" not in text
 
 

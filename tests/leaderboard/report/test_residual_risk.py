@@ -162,6 +162,6 @@ def test_a_case_in_two_folders_counts_once(make_stored: Maker) -> None:
     assert [stored.folder for stored in unique] == sorted([first.folder, second.folder])
     assert lines == [
         f"a second folder has the same record as {first.record.case_id}, which is not used",
-        f"another record of the same case as {first.record.case_id} lies in a second folder and "
-        "is not used",
+        f"a second folder has another record of the same case as {first.record.case_id}, which is "
+        "not used",
     ]
