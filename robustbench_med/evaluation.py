@@ -38,7 +38,7 @@ from robustbench_med.stats import Estimate
 from robustbench_med.worst_case import lowest, means, score_table
 
 Radii = float | str | Sequence[float | str]  # in [0,1] image units; "2/255" and "1/255,2/255" too
-_API_NAMES = {"ladder": "eps", "defenses": "defense"}  # what the API calls fields of a grid
+_API_NAMES = {"ladder": "eps", "defenses": "defense"}  # field of a grid -> its name in the API
 
 
 @dataclass(frozen=True)

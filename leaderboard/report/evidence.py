@@ -25,15 +25,15 @@ from .residual_risk import remaining
 _OF_MASKS = {"volume_error": False, "lesion_miss": False, "hd95": False}
 _ALARMS = "false_alarms"
 _RADII = 6  # columns of a certificate
-_NAMED = 3  # attacks that are named where several are tied
+_NAMED = 3  # most attacks that are named if several are tied
 
 
 class Hardest(NamedTuple):
     """The least favourable estimate of a metric, and the records that have it.
 
     Attributes:
-        estimate: that of the first record.
-        runs: several records if they are tied.
+        estimate: the estimate of the first record.
+        runs: the record, or several records if they are tied.
     """
 
     estimate: Estimate

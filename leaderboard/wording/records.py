@@ -214,7 +214,7 @@ def comparison_words(row: Row, rung: int) -> list[str]:
     return phrases
 
 
-# a place ends only where every row above is better than every row below
+# a new place starts only if every row above it is better than every row below it
 _BETWEEN = ", though they share the place because other rows of it do not differ significantly"
 
 

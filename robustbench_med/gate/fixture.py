@@ -271,7 +271,7 @@ class Robustness:
 
 
 def _same(before: Stored, now: Stored) -> bool:
-    """Whether a record would say the same, wherever its files lie."""
+    """Whether two records have the same case, flags and scores; paths of files may differ."""
     changes = changed(before.record.case, _moved(before.record.case, now.record.case))
     scored = before.record.status == "ok"
     flags = [{flag.name for flag in stored.record.doubts} for stored in (before, now)]
@@ -279,20 +279,20 @@ def _same(before: Stored, now: Stored) -> bool:
 
 
 def _check(before: Case, now: Case) -> None:
-    """Raise ResultsError unless two cases differ in nothing but what a gate watches."""
+    """Raise ResultsError if two cases differ in a field that is not in `_MAY_CHANGE`."""
     lines = _changes(before, now)
     if lines:
         raise ResultsError(f"{lines[0]}: pytest --robustness-update writes the record anew")
 
 
 def _changes(before: Case, now: Case) -> list[str]:
-    """Return in what two cases differ beside what a gate watches."""
+    """Return the differences of two cases in the fields that are not in `_MAY_CHANGE`."""
     alike = {name: getattr(before, name) for name in _MAY_CHANGE}
     return changed(before, _moved(before, now).model_copy(update=alike))
 
 
 def _moved(before: Case, now: Case) -> Case:
-    """Return a case with the names of its own files as a record has them: paths, not content."""
+    """Return a case in which the paths of the user's own files are those of a record's case."""
     names = {}
     if _own_data(before.dataset) and _own_data(now.dataset):
         names["dataset"] = before.dataset
