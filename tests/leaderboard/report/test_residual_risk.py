@@ -74,7 +74,7 @@ def test_limits_say_what_the_data_are(make_stored: Maker) -> None:
     assert "(30.0 %) cannot be distinguished from chance" in sentences
     assert "No radius above the largest tried was tested (8/255)" in sentences
     assert sentences.endswith("a last line")
-    assert "checkout with changes" not in sentences
+    assert "uncommitted changes" not in sentences
     notes = DATASETS[2].model_copy(update={"notes": ("one image a child",)})
     real = [make_stored([6] * N, dataset=notes, patients=True, record={"provenance": dirty})]
     sentences = " ".join(limits(boards_of_model(real, VICTIM), []))
@@ -84,7 +84,7 @@ def test_limits_say_what_the_data_are(make_stored: Maker) -> None:
     fewer = make_stored([6] * 10, case={"n": 10}, threat="query", attack="square")
     both = " ".join(limits(boards_of_model([make_stored([6] * N), fewer], VICTIM), []))
     assert "10 / 20 images, images treated as independent" in both
-    assert "fewer than 6 of 10 images (60.0 %) or 6 of 20 images (30.0 %) is not" in both
+    assert "fewer than 6 of 10 images (60.0 %) or 6 of 20 images (30.0 %) cannot" in both
     few = " ".join(limits(boards_of_model([make_stored([6] * 5)], VICTIM), []))
     assert "5 images are too few to distinguish any change from chance" in few
     assert "images are treated as independent" not in sentences
