@@ -124,7 +124,7 @@ def nan() -> Tensor:
         ({"x": X.movedim(1, -1).expand(-1, -1, -1, 3)}, "expected channels first"),
         ({"x": X[:0], "y": Y[2][:0], "ids": IDS[:0]}, "expected at least one image, got none"),
         ({"x": nan()}, "expected finite images, got NaN"),
-        ({"x": X * 255}, r"expected float images in \[0,1\], got .* divided by 255"),
+        ({"x": X * 255}, r"expected float images in \[0,1\], got .*; divide grey levels"),
         ({"x": X - 0.5}, r"expected float images in \[0,1\], got -0.1"),
         ({"x": X - X.max() + 1.000005}, r"expected float images in \[0,1\], got .*\.\.1\.00000"),
         ({"x": X.byte()}, "got only 0 and 1, as .* cast to uint8"),

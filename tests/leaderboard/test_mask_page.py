@@ -83,7 +83,7 @@ def test_boards_of_channels_have_anchors_and_one_chart(mask_page: str) -> None:
         "all",
     ]
     assert figure.count('<th scope="row">') == 3
-    assert "over PGD-40, SegPGD." in figure
+    assert "under PGD-40, SegPGD." in figure
 
 
 def test_the_heart_is_told_before_and_after(mask_page: str) -> None:
