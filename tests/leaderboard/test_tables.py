@@ -216,7 +216,7 @@ def test_the_operating_point_is_said_with_both_figures(make_stored: Maker, tmp_p
     assert "by argmax, the network's own decision, ResNet-18 narrow (resnet_narrow) has" in said
     assert "has 25.0 % instead of 100.0 %" in said
     assert "every other clean score" not in said
-    sure = samples.assign(scores=[[0.3, 0.7]] * len(samples))
+    sure = samples.assign(scores=pd.Series([[0.3, 0.7] for _ in range(len(samples))]))
     twin = make_stored([6] * 20, victim=VICTIMS[1])._replace(samples=sure)
     (words,) = argmax_words(leaderboard.make_boards([stored, twin])[0])
     assert words.endswith(
