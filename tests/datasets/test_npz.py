@@ -47,7 +47,7 @@ CONTRACT = [
     ({"test_images": np.full((4, 8, 6), 1e300)}, "expected finite images"),
     (
         {"test_images": np.full((4, 8, 6), 1.5)},
-        r"expected float images in \[0,1\], got 1.5..1.5; grey",
+        r"expected float images in \[0,1\], got 1.5..1.5; divide grey levels",
     ),
     ({"test_images": np.full((4, 8, 6), -0.1)}, r"expected float images in \[0,1\], got -0.1"),
     ({"test_images": np.zeros((4, 8, 7), np.uint8)}, r"expected images of shape \(8, 6\)"),
