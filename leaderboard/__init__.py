@@ -19,6 +19,7 @@ from .exports import csv_text
 from .page import write_page
 from .report import read_criteria, unjudged, write_report, write_reports
 from .start_page import SuiteEntry, suite_entry, write_start_page
+from .study_page import write_study_page
 from .tables import terminal_tables, write_tables
 
 FILES = ("leaderboard.html", "leaderboard.csv", "leaderboard.md")  # what `publish` writes
@@ -41,6 +42,7 @@ __all__ = [
     "write_report",
     "write_reports",
     "write_start_page",
+    "write_study_page",
     "write_tables",
 ]
 

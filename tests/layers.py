@@ -32,6 +32,7 @@ _OF = {
     "tests/models/": "component",
     "tests/regression/": "e2e",
     "tests/stats/": "statistics",
+    "tests/studies/": "component",
     "tests/test_api.py": "component",
     "tests/test_simulation.py": "statistics",
     "tests/test_tutorial.py": "e2e",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from robustbench_med import registry
 from robustbench_med.bench import store
 from robustbench_med.bench.failure import Failure, recall, remember
+from robustbench_med.bench.record import Stored
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.errors import ResultsError
 
@@ -22,6 +23,7 @@ class Published(NamedTuple):
         cases: ids of the readable records.
         damaged: one line for each record that cannot be read.
         not_scored: number of cases without a usable record; the page names them.
+        records: the readable records.
     """
 
     page: Path | None
@@ -29,6 +31,7 @@ class Published(NamedTuple):
     cases: set[str]
     damaged: list[str]
     not_scored: int = 0
+    records: Sequence[Stored] = ()
 
 
 def pages() -> Any:  # noqa: ANN401 - a package that the core does not import
@@ -78,7 +81,9 @@ def publish(
                 (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise ResultsError(f"expected to write into {folder}, got: {error.strerror}") from None
-    return Published(page, boards, finished, [record.line for record in damaged], len(missing))
+    return Published(
+        page, boards, finished, [record.line for record in damaged], len(missing), stored
+    )
 
 
 def _without_record(

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from robustbench_med.errors import SpecError
+
 if TYPE_CHECKING:
     from robustbench_med.bench.suite import Suite
 
 LOCAL = Path("results/local")
+STUDIES = "studies"
 
 SuiteName = Annotated[
     str, typer.Argument(help="A shipped suite (see `list suites`) or a TOML file.")
@@ -21,6 +24,10 @@ Data = Annotated[
     Path | None, typer.Option("--data", help="The folder with the .npz files of real datasets.")
 ]
 Results = Annotated[Path, typer.Option("--results", help="The folder where records are written.")]
+Studies = Annotated[
+    list[str] | None,
+    typer.Option("--study", help="Run only this study of the suite `studies`; repeatable."),
+]
 Datasets = Annotated[
     list[str] | None,
     typer.Option("--dataset", help="Use this dataset, or your own .npz file; repeatable."),
@@ -117,7 +124,7 @@ Number = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="The seed, in place of the suite's.")]
 
-_GRID = {
+GRID_OPTIONS = {
     "dataset": "datasets",
     "victim": "victims",
     "defense": "defenses",
@@ -138,21 +145,37 @@ _GRID = {
 
 def suite_of(choices: Mapping[str, Any]) -> Suite:
     """Return the suite with the options of the command line in place of its own fields."""
-    from robustbench_med.bench.suite import find_suite, override
+    from robustbench_med.bench.suite import override
 
     fields = {
-        field: choices[key] for key, field in _GRID.items() if choices[key] not in (None, [], ())
+        field: choices[key]
+        for key, field in GRID_OPTIONS.items()
+        if choices[key] not in (None, [], ())
     }
     if "ladder" in fields:
         fields["ladder"] = [radius.strip() for radius in fields["ladder"].split(",")]
-    return override(find_suite(choices["suite"]), fields, choices["seed"])
+    return override(_suite(choices), fields, choices["seed"])
+
+
+def _suite(choices: Mapping[str, Any]) -> Suite:
+    """Return the suite that the command line names; `studies` is made of the studies' cases."""
+    from robustbench_med.bench.suite import find_suite
+
+    names = tuple(choices.get("study") or ())
+    if choices["suite"] != STUDIES:
+        if names:
+            raise SpecError(f"--study: expected the suite {STUDIES}, got {choices['suite']}")
+        return find_suite(choices["suite"])
+    from robustbench_med.studies.study import find_studies, suite_of
+
+    return suite_of(find_studies(names))
 
 
 def command_of(choices: Mapping[str, Any]) -> str:
     """Return the command that runs the same suite again; the runner adds the id of a case."""
     words = ["python", "-m", "robustbench_med", "run", choices["suite"]]
-    for key in ("data", *_GRID, "seed"):
-        value = choices[key]
+    for key in ("data", "study", *GRID_OPTIONS, "seed"):
+        value = choices.get(key)
         flag = f"-{key}" if len(key) == 1 else f"--{key.replace('_', '-')}"
         for item in value if isinstance(value, list | tuple) else [value]:
             words += [] if item is None else [flag, str(item)]

@@ -9,6 +9,7 @@ import typer
 
 from robustbench_med.cli import choices
 from robustbench_med.cli.choices import LOCAL
+from robustbench_med.cli.study_run import measure_studies, write_study_page
 from robustbench_med.errors import ResultsError, SpecError
 from robustbench_med.paths import PACKED_RECORDS
 
@@ -34,6 +35,7 @@ def run(
     suite: choices.SuiteName = "quick",
     data: choices.Data = None,
     results: choices.Results = LOCAL,
+    study: choices.Studies = None,
     dataset: choices.Datasets = None,
     victim: choices.Victims = None,
     defense: choices.Defenses = None,
@@ -95,6 +97,8 @@ def run(
     planned, refused = _plan(selected_suite, data, console)
     if case:
         planned = _select_cases(planned, case)
+    elif selected_suite.name == choices.STUDIES:
+        refused += measure_studies(tuple(study or ()), folder, data, console)
     failed = run_cases(
         planned,
         folder,
@@ -324,6 +328,9 @@ def _publish(
         if unprinted:
             line += f" {_count(unprinted, 'board')} of earlier runs only: not printed above."
         lines.append(line)
+    page = write_study_page(folder, published.records)
+    if page is not None:
+        lines.append(f"studies: {page}")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     return published

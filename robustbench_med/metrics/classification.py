@@ -69,7 +69,7 @@ def score(
     }
     repeated: dict[str, tuple[float, Callable[[Floats], Floats]]] = {
         "balanced_accuracy": (_balanced(p, card), lambda w: _balanced_repeats(p, card, w)),
-        "auc": (_auc(p, card), lambda w: _mean([_auc_repeats(p, j, w) for j in _columns(p, card)])),
+        "auc": (_auc(p, card), lambda w: _mean([auc_repeats(p, j, w) for j in _columns(p, card)])),
         "f1": (_f1(p, card), lambda w: _mean([_f1_repeats(p, j, w) for j in _columns(p, card)])),
     }
     for name, (value, repeat) in repeated.items():
@@ -161,7 +161,7 @@ def _f1_repeats(p: Predictions, j: int, weights: Floats) -> Floats:
     return f1
 
 
-def _auc_repeats(p: Predictions, j: int, weights: Floats) -> Floats:
+def auc_repeats(p: Predictions, j: int, weights: Floats) -> Floats:
     """Return the area under the curve of each resample (Mann-Whitney; a tie counts one half)."""
     order = np.argsort(p.scores[:, j], kind="stable")
     truth, known = p.truth[order, j], p.known[order, j]

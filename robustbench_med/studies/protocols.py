@@ -1,0 +1,228 @@
+"""Protocols: attacks exactly as published, faults included.
+
+They serve `as_published` measurements alone; the attacks of this bench are in `attacks/`. They run
+all their steps on all images, also on those that are wrong when clean, and return the last image,
+as the papers' code does. Radii are in units of [0,1]: half of what a paper states that scales its
+inputs to [-1,1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from robustbench_med import spec
+from robustbench_med.errors import SpecError, UnknownNameError
+from robustbench_med.types import Batch, Images
+from robustbench_med.victim import Victim
+
+VERSION = 1  # raised when a protocol changes its results
+
+
+class Target(NamedTuple):
+    """What a protocol is run on.
+
+    Attributes:
+        victim: the model whose gradients it follows.
+        x: images `(b, c, *s)` in [0,1].
+        y: class ids `(b,)`.
+        rng: for every random draw.
+        train: returns so many training images, for a perturbation that is fitted on them.
+    """
+
+    victim: Victim
+    x: Images
+    y: Int[Tensor, " b"]
+    rng: torch.Generator
+    train: Callable[[int], Batch]
+
+
+def run_protocol(text: str, target: Target) -> Images:
+    """Return the images attacked by the protocol that a spec names; they may leave [0,1].
+
+    Raises:
+        UnknownNameError: there is no such protocol.
+        SpecError: the text is no spec, or a parameter is wrong.
+    """
+    name, parameters = spec.parse(text)
+    if name not in PROTOCOLS:
+        raise UnknownNameError("protocol", name, list(PROTOCOLS))
+    try:
+        return PROTOCOLS[name](target, **parameters)
+    except TypeError as error:
+        raise SpecError(f"{text}: {error}") from None
+
+
+def gradient(victim: Victim, z: Images, y: Int[Tensor, " b"]) -> Images:
+    """Return the gradient of each image's cross-entropy."""
+    pieces = []
+    for images, labels in zip(z.split(victim.chunk), y.split(victim.chunk), strict=True):
+        images = images.detach().requires_grad_()
+        loss = functional.cross_entropy(victim(images).logits, labels, reduction="sum")
+        pieces.append(torch.autograd.grad(loss, images)[0])
+    return torch.cat(pieces)
+
+
+def fgsm(target: Target, *, eps: float) -> Images:
+    """One step along the sign of the gradient of the true class's cross-entropy.
+
+    Args:
+        target: what is attacked.
+        eps: radius.
+
+    Source: Goodfellow, Shlens, Szegedy, ICLR 2015, section 4.
+    """
+    step = eps * gradient(target.victim, target.x, target.y).sign()
+    return (target.x + step).clamp(0, 1)
+
+
+def pgd(
+    target: Target, *, eps: float, step_size: float, steps: int = 20, flipped: bool = False
+) -> Images:
+    """Signed gradient steps inside the L-infinity ball, from the clean image; the last one counts.
+
+    Args:
+        target: what is attacked.
+        eps: radius.
+        step_size: length of a step.
+        steps: number of steps.
+        flipped: lower the cross-entropy of the other one of two classes, in place of raising that
+            of the true class.
+
+    Source: Finlayson et al. 2018 (code of sgfin/adversarial-medicine: `flipped`); Bortsova et al.
+        2021 (code of Gerda92/adversarial_transfer_factors).
+    """
+    x, z = target.x, target.x
+    aim, direction = (1 - target.y, -1) if flipped else (target.y, 1)
+    for _ in range(steps):
+        z = z + direction * step_size * gradient(target.victim, z, aim).sign()
+        z = (x + (z - x).clamp(-eps, eps)).clamp(0, 1)
+    return z
+
+
+def shuffled(target: Target, *, attack: str, **parameters: Any) -> Images:  # noqa: ANN401
+    """Return the images with the pixels of another protocol's perturbation in random order.
+
+    Args:
+        target: what is attacked.
+        attack: name of that protocol.
+        parameters: its parameters.
+
+    Source: Bortsova et al. 2021, the control. The order is one for each image and the same for all
+        its channels.
+    """
+    x = target.x
+    change = (run_protocol(str(spec.Spec(attack, parameters)), target) - x).flatten(2)
+    order = torch.rand(len(x), change.shape[2], generator=target.rng).argsort(1).to(x.device)
+    moved = change.gather(2, order[:, None].expand_as(change))
+    return (x + moved.view_as(x)).clamp(0, 1)
+
+
+def mean_norm(x: Images, norm: str, *, first_channel: bool = False) -> float:
+    """Return the mean norm of images on the scale of 0 to 255 divided by 255.
+
+    Args:
+        x: images `(b, c, *s)`.
+        norm: "l2" or "linf".
+        first_channel: the norm of channel 0 alone. In L2 that is sqrt(3) too low for a grey image
+            stored in three channels (Hirano, Minagi, Takemoto 2021, code).
+    """
+    values = (x[:, :1] if first_channel else x).flatten(1)
+    each = values.norm(dim=1) if norm == "l2" else values.abs().amax(1)
+    return float(each.mean())
+
+
+def universal(
+    target: Target,
+    *,
+    zeta: float,
+    norm: str = "linf",
+    inner_eps: float = 0.0024,
+    max_iter: int = 15,
+    n_fit: int = 100,
+    delta: float = 1e-6,
+    aim: int | None = None,
+    first_channel: bool = False,
+) -> Images:
+    """Add one perturbation to all images; nothing keeps the sum inside [0,1].
+
+    In every pass over the fitting images, in random order, each image that is not fooled yet adds
+    one signed gradient step of its own; after each step the perturbation is projected on the ball.
+
+    Args:
+        target: what is attacked.
+        zeta: radius as a ratio of the mean norm of the fitting images.
+        norm: "linf" or "l2".
+        inner_eps: length of the inner step, on the inputs of the paper's network.
+        max_iter: largest number of passes.
+        n_fit: number of fitting images.
+        delta: it stops when at most this share of the fitting images is not fooled.
+        aim: class id that all images shall get; None = any but their own.
+        first_channel: whether the mean norm is that of channel 0 alone.
+
+    Source: Moosavi-Dezfooli et al., CVPR 2017, algorithm 1, with FGSM inside, as Hirano, Koga,
+        Takemoto 2020 (code of hkthirano/UAP-COVID-Net) and Hirano, Minagi, Takemoto 2021 (code of
+        hkthirano/MedicalAI-UAP) run it.
+    """
+    victim, batch = target.victim, target.train(n_fit)
+    eps = zeta * mean_norm(batch.x, norm, first_channel=first_channel)
+    noise = torch.zeros_like(batch.x[:1])
+    goal = batch.y if aim is None else torch.full_like(batch.y, aim)
+    direction = 1 if aim is None else -1
+    for _ in range(max_iter):
+        for i in torch.randperm(len(batch.x), generator=target.rng).tolist():
+            image, label = batch.x[i : i + 1] + noise, goal[i : i + 1]
+            is_called = victim.logits(image).argmax(1) == label
+            if bool(is_called) != (aim is None):
+                continue
+            step = direction * inner_eps * gradient(victim, image, label).sign()
+            noise = project(noise + step, eps, norm)
+        called = victim.logits(batch.x + noise).argmax(1) == goal
+        if float((called if aim is None else ~called).float().mean()) <= delta:
+            break
+    return target.x + noise
+
+
+def random_direction(
+    target: Target,
+    *,
+    zeta: float,
+    norm: str = "linf",
+    n_fit: int = 100,
+    first_channel: bool = False,
+) -> Images:
+    """Add one random perturbation of the size of `universal` to all images: the papers' control.
+
+    Args:
+        target: what is attacked.
+        zeta: radius as a ratio of the mean norm of the fitting images.
+        norm: "linf": every value is +-radius; "l2": a point drawn uniformly on the sphere.
+        n_fit: number of fitting images.
+        first_channel: as `universal`.
+
+    Source: Hirano, Koga, Takemoto 2020; Hirano, Minagi, Takemoto 2021.
+    """
+    batch = target.train(n_fit)
+    eps = zeta * mean_norm(batch.x, norm, first_channel=first_channel)
+    drawn = torch.randn(target.x[:1].shape, generator=target.rng).to(target.x)
+    noise = eps * drawn.sign() if norm == "linf" else eps * drawn / drawn.norm()
+    return target.x + noise
+
+
+def project(noise: Float[Tensor, "1 c *s"], eps: float, norm: str) -> Float[Tensor, "1 c *s"]:
+    """Return the nearest perturbation in the ball; it has one radius for the whole image."""
+    if norm == "linf":
+        return noise.clamp(-eps, eps)
+    size = float(noise.norm())
+    return noise * min(1.0, eps / size) if size > 0 and math.isfinite(size) else noise
+
+
+PROTOCOLS: dict[str, Callable[..., Images]] = {
+    protocol.__name__: protocol for protocol in (fgsm, pgd, shuffled, universal, random_direction)
+}

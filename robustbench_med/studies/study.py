@@ -1,0 +1,196 @@
+"""Study: a TOML file with a paper's claim, its published numbers and how they are measured here."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from robustbench_med import registry
+from robustbench_med.bench.suite import Grid, Suite
+from robustbench_med.cards import Card
+from robustbench_med.errors import SpecError, UnknownNameError
+from robustbench_med.spec import number
+
+FOLDER = registry.CORE / "studies"
+Question = Literal["breaks", "size", "visible", "transfers", "defended"]
+Scale = Literal["share", "auc", "dice"]
+Claim = Literal["falls", "rises", "unchanged"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Reference(_Model):
+    """A number of the paper, and how sure it is.
+
+    A number that nobody could read has certainty "unverifiable" and no value.
+    """
+
+    id: str
+    of: str = Field(description="what the number is of, in words")
+    value: float | None = Field(default=None, description="in the unit of its scale: 0..1")
+    where: str = Field(description="the table, notebook, abstract or page it was read in")
+    quote: str = Field(default="", description="the source's own words or digits for the number")
+    kind: Literal["table", "repository", "abstract", "secondary"]
+    certainty: Literal["read", "abstract", "secondary", "unverifiable"]
+
+    @model_validator(mode="after")
+    def _has_value_if_verifiable(self) -> Self:
+        if (self.value is None) != (self.certainty == "unverifiable"):
+            raise ValueError(
+                f"{self.id}: expected a value exactly where the certainty is not 'unverifiable'"
+            )
+        return self
+
+
+class Published(_Model):
+    """A measurement by the paper's own protocol.
+
+    Attributes:
+        dataset, victim, surrogate: registry names; the surrogate is attacked instead of the victim.
+        protocol: the attack as published, a spec of `protocols.py`.
+        reading: the paper's metric, a spec of `readings.py`.
+        split, n: which images, and how many of them.
+    """
+
+    dataset: str
+    victim: str
+    surrogate: str = ""
+    protocol: str
+    reading: str
+    split: Literal["train", "val", "test"] = "test"
+    n: int | None = Field(default=None, ge=1)
+
+
+class Corrected(_Model):
+    """Which records of this bench answer the same question, and at which radius.
+
+    The score is the worst case of each image over the named attacks: the share of images that are
+    right when clean and stay right, or the mean Dice.
+    """
+
+    dataset: str
+    victim: str
+    attacks: tuple[str, ...] = Field(min_length=1)
+    eps: float = Field(gt=0)
+    norm: Literal["linf", "l2", "l1", "l0"] = "linf"
+    surrogate: str = ""
+    defense: str = "none"
+    knowledge: str = "adaptive"
+    objective: str = "untargeted"
+
+    _eps = field_validator("eps", mode="before")(lambda value: number(value))
+
+
+class Row(_Model):
+    """One number of a study: published, as published here, and corrected.
+
+    Attributes:
+        before, after: ids of the references of the score before and after the attack; empty where
+            the paper's number could not be read.
+        claim: what the paper says that the attack does to the score; a control leaves it unchanged.
+        primary: whether the study's verdict counts this row.
+    """
+
+    id: str
+    label: str
+    question: Question
+    scale: Scale = "share"
+    before: str = ""
+    after: str = ""
+    claim: Claim = "falls"
+    primary: bool = True
+    published: Published | None = None
+    corrected: Corrected | None = None
+
+
+class Quirk(_Model):
+    """A property of the published protocol that moves a number, in words.
+
+    Attributes:
+        what: the property, and what a sound protocol does instead.
+        moves: id of the row whose number it moves.
+    """
+
+    what: str
+    moves: str
+
+
+class Study(Card):
+    """A published study. `summary` is its claim in one sentence, `source` the paper."""
+
+    seed: int = 0
+    protocol: str = Field(description="the protocol as published, in sentences")
+    substitute: str = Field(description="the data used here instead, and what that forbids")
+    conclusion: str = Field(description="what a reader may conclude")
+    references: tuple[Reference, ...] = ()
+    rows: tuple[Row, ...] = Field(min_length=1)
+    quirks: tuple[Quirk, ...] = ()
+    grids: tuple[Grid, ...] = ()
+
+    @model_validator(mode="after")
+    def _ids_exist(self) -> Self:
+        references, rows = [r.id for r in self.references], [row.id for row in self.rows]
+        for ids in (references, rows):
+            twice = {name for name in ids if ids.count(name) > 1}
+            if twice:
+                raise ValueError(f"expected each id once, got {min(twice)!r} twice")
+        for row in self.rows:
+            for name in (row.before, row.after):
+                if name and name not in references:
+                    raise ValueError(f"row {row.id}: expected the id of a reference, got {name!r}")
+        for quirk in self.quirks:
+            if quirk.moves not in rows:
+                raise ValueError(f"expected a quirk to move a row, got {quirk.moves!r}")
+        return self
+
+    def reference(self, name: str) -> Reference | None:
+        """Return the reference with this id; None for an empty id."""
+        return next((r for r in self.references if r.id == name), None)
+
+
+@cache
+def studies() -> dict[str, Study]:
+    """Return the shipped studies by name, in the order of their files."""
+    return {path.stem: read_study(path) for path in sorted(FOLDER.glob("*.toml"))}
+
+
+def find_studies(names: tuple[str, ...] = ()) -> list[Study]:
+    """Return the named studies; all of them if none is named.
+
+    Raises:
+        UnknownNameError: there is no such study.
+    """
+    known = studies()
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("study", name, list(known))
+    return [known[name] for name in names or known]
+
+
+def suite_of(selected: list[Study]) -> Suite:
+    """Return the suite of the corrected cases of studies."""
+    return Suite(
+        name="studies",
+        title="Studies of the literature",
+        summary="Published attacks on medical images, measured again by this bench.",
+        grids=tuple(grid for study in selected for grid in study.grids),
+    )
+
+
+def read_study(path: Path) -> Study:
+    """Return the study in a TOML file; its name is the file's.
+
+    Raises:
+        SpecError: the file is not TOML, or breaks the schema.
+    """
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"expected a study at {path}, got: {error}") from None
+    return registry.validate(Study, {**values, "name": path.stem}, str(path))

@@ -1,0 +1,121 @@
+"""Published protocols do what their papers' code does, faults included."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from robustbench_med.errors import SpecError, UnknownNameError
+from robustbench_med.studies.protocols import Target, mean_norm, project, run_protocol
+from robustbench_med.types import Batch
+from robustbench_med.victim import InputContract, Victim
+from tests.toys import Linear
+
+SIDE = 4
+EPS = 0.05
+
+
+def target(*, channels: int = 1, n: int = 12, margin: float = 0.0) -> Target:
+    """Return grey images near 1/2 before a victim that calls class 1 where the mean is above it."""
+    w = torch.zeros(2, channels * SIDE**2)
+    w[1] = 40 / (channels * SIDE**2)
+    victim = Victim(
+        Linear(w, torch.tensor([0.0, -20.0])), InputContract(channels=channels, size=(SIDE, SIDE))
+    )
+    rng = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % 2
+    sign = (2 * y - 1).float().view(-1, 1, 1, 1)
+    x = 0.5 + sign * margin + 0.001 * torch.randn(n, channels, SIDE, SIDE, generator=rng)
+    ids = np.array([str(i) for i in range(n)])
+    return Target(victim, x, y, rng, lambda k: Batch(x[:k], y[:k], ids[:k]))
+
+
+def right(at: Target, z: torch.Tensor) -> torch.Tensor:
+    return at.victim.logits(z).argmax(1) == at.y
+
+
+def test_pgd_ends_on_the_corner_of_its_ball_and_goes_on_after_success() -> None:
+    at = target(margin=0.01)
+    z = run_protocol(f"pgd(eps={EPS}, step_size=0.02, steps=4)", at)
+    assert not right(at, z).any()
+    # two steps are enough to succeed; the published code spends the whole radius all the same
+    torch.testing.assert_close((z - at.x).abs(), torch.full_like(z, EPS))
+
+
+def test_toward_the_flipped_label_is_away_from_the_true_one_for_two_classes() -> None:
+    at = target(margin=0.01)
+    away = run_protocol(f"pgd(eps={EPS}, step_size=0.01, steps=6)", at)
+    flipped = run_protocol(f"pgd(eps={EPS}, step_size=0.01, steps=6, flipped=True)", at)
+    torch.testing.assert_close(away, flipped)
+
+
+def test_fgsm_attacks_images_that_are_wrong_when_clean() -> None:
+    at = target(margin=-0.02)
+    assert not right(at, at.x).any()
+    z = run_protocol(f"fgsm(eps={EPS})", at)
+    assert ((z - at.x).abs() > 0.9 * EPS).all()
+
+
+def test_shuffling_keeps_every_value_and_loses_the_place() -> None:
+    at = target(margin=0.01)
+    w = at.victim.module.w.detach().clone()  # type: ignore[operator]
+    w[1, ::2] *= -1  # half of the pixels count the other way
+    at = at._replace(victim=Victim(Linear(w, torch.zeros(2)), at.victim.contract))
+    change = run_protocol(f"fgsm(eps={EPS})", at) - at.x
+    moved = run_protocol(f"shuffled(attack='fgsm', eps={EPS})", at) - at.x
+    sorted_ = [c.flatten(1).sort(1).values for c in (change, moved)]
+    torch.testing.assert_close(*sorted_, atol=1e-6, rtol=0)
+    assert not torch.allclose(change, moved)
+
+
+def test_the_norm_of_one_channel_is_sqrt_3_too_low_for_a_grey_image_in_three() -> None:
+    x = torch.rand(5, 1, 8, 8, generator=torch.manual_seed(0)).expand(-1, 3, -1, -1)
+    ratio = mean_norm(x, "l2") / mean_norm(x, "l2", first_channel=True)
+    assert ratio == pytest.approx(math.sqrt(3), rel=1e-6)
+    assert mean_norm(x, "linf") == mean_norm(x, "linf", first_channel=True)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_universal_perturbation_is_one_of_its_size_and_leaves_the_range(norm: str) -> None:
+    at = target(margin=0.01)
+    bright = at._replace(x=at.x + 0.49)  # nothing keeps the sum in [0,1]
+    spec = f"universal(zeta=0.1, norm='{norm}', inner_eps=0.01, max_iter=5, n_fit=12"
+    z = run_protocol(f"{spec}, aim=1)", bright)
+    noise = z - bright.x
+    torch.testing.assert_close(noise, noise[:1].expand_as(noise), atol=1e-6, rtol=0)
+    radius = 0.1 * mean_norm(at.x, norm)
+    size = noise[0].norm() if norm == "l2" else noise[0].abs().max()
+    assert 0 < float(size) <= radius * 1.0001
+    assert z.max() > 1
+
+
+def test_a_targeted_universal_perturbation_takes_all_images_to_its_class() -> None:
+    at = target(margin=0.01)
+    z = run_protocol("universal(zeta=0.1, inner_eps=0.01, max_iter=5, n_fit=12, aim=1)", at)
+    assert (at.victim.logits(z).argmax(1) == 1).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_random_direction_has_the_radius_of_the_fitted_one(norm: str) -> None:
+    at = target()
+    noise = run_protocol(f"random_direction(zeta=0.1, norm='{norm}', n_fit=12)", at) - at.x
+    size = noise[0].norm() if norm == "l2" else noise[0].abs().max()
+    assert float(size) == pytest.approx(0.1 * mean_norm(at.x, norm), rel=1e-4)
+
+
+def test_projection_keeps_what_is_inside_and_scales_the_rest() -> None:
+    noise = torch.tensor([3.0, 4.0]).view(1, 1, 1, 2)
+    torch.testing.assert_close(project(noise, 10, "l2"), noise)
+    torch.testing.assert_close(project(noise, 1, "l2"), noise / 5)
+    torch.testing.assert_close(project(noise, 3.5, "linf"), noise.clamp(max=3.5))
+    assert not project(torch.zeros(1, 1, 2, 2), 1, "l2").any()
+
+
+def test_an_unknown_protocol_or_parameter_is_named() -> None:
+    with pytest.raises(UnknownNameError, match="protocol"):
+        run_protocol("bogus", target())
+    with pytest.raises(SpecError, match="epsilon"):
+        run_protocol("fgsm(epsilon=1)", target())
