@@ -274,10 +274,8 @@ def _cost_axes(axes: object, costs: list[float], full: float) -> None:
     axes.set_xscale("log")
     axes.set_xlim(low, high)
     ticks: list[float] = []
-    for mantissas in (
-        (1, 2, 5),
-        (1, 1.5, 2, 3, 4, 5, 6, 8),
-    ):  # the second, finer list is used if few ticks fit
+    # the second, finer list is used if the first gives too few ticks
+    for mantissas in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
         if len(ticks) < _TICKS:
             steps = [m * 10.0**e for e in range(-4, 7) for m in mantissas]
             ticks = [tick for tick in steps if low <= tick <= high]

@@ -86,9 +86,8 @@ def _mean(pool: Pool, sides: list[tuple[Bools, pd.DataFrame]]) -> tuple[Estimate
     if not among.any():
         return tuple(UNDEFINED for _ in pool.levels)
     weights = resamples(len(pool.images), pool.owners)
-    some = (
-        pool.card.task == "single_label"
-    )  # then a class without an image in a resample is left out
+    # with single labels, a class without an image in a resample is left out
+    some = pool.card.task == "single_label"
 
     def mean_shares(w: Floats, column: int) -> Floats:
         each = [

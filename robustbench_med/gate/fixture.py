@@ -163,9 +163,8 @@ class Robustness:
         comparison, doubts = _or_fail(
             lambda: self._compared(Path(record), model, data, attacks, at, settings)
         )
-        clean_only = (
-            at is not None and number(at) == 0
-        )  # the flags of an attack do not concern them
+        # the flags of an attack do not concern clean images
+        clean_only = at is not None and number(at) == 0
         lines = [] if comparison.holds else [comparison.message]
         if doubts.refused and not clean_only:
             lines.append(doubts.message("robustness.holds"))

@@ -162,7 +162,9 @@ def test_a_title_of_two_models_is_refused(call: Called, folder: Path) -> None:
         record["model_card"]["title"] = "Net"
         path.write_text(json.dumps(record))
     assert call("--victim", "net", folder) == 2
-    call.refused("expected the name of one model, got 'net', the title of 2: fundus_densenet, fun")
+    call.refused(
+        "expected the name of one model, got 'net', which is the title of 2: fundus_densenet, fun"
+    )
 
 
 @pytest.mark.parametrize(
