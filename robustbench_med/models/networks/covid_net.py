@@ -41,7 +41,7 @@ class CovidNet(nn.Module):
     """
 
     def __init__(
-        self, *, axes: int = 2, channels: int, outputs: int = 3, width: float = 0.125
+        self, *, axes: int = 2, channels: int, outputs: int = 3, width: float | int = 0.125
     ) -> None:
         super().__init__()
         require_two_axes(axes)

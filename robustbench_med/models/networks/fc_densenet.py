@@ -50,7 +50,7 @@ class FCDenseNet(nn.Module):
         growth: int = 8,
         layers: Sequence[int] = (2, 2, 2, 2),
         first: int = 16,
-        dropout: float = 0.2,
+        dropout: float | int = 0.2,
     ) -> None:
         super().__init__()
         if len(layers) < 2 or min(layers) < 1:
@@ -97,7 +97,9 @@ class FCDenseNet(nn.Module):
 class _Block(nn.Module):
     """A dense block; it returns the channels that its layers add, without its input."""
 
-    def __init__(self, axes: int, before: int, growth: int, count: int, dropout: float) -> None:
+    def __init__(
+        self, axes: int, before: int, growth: int, count: int, dropout: float | int
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             nn.Sequential(
@@ -116,7 +118,7 @@ class _Block(nn.Module):
         return torch.cat(new, 1)
 
 
-def _transition_down(axes: int, width: int, dropout: float) -> nn.Sequential:
+def _transition_down(axes: int, width: int, dropout: float | int) -> nn.Sequential:
     """Return the layers that halve each side; unlike in DenseNet they keep all channels."""
     return nn.Sequential(
         NORM[axes](width),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 from torch import Tensor, nn
 
@@ -39,9 +38,9 @@ class InceptionV3(nn.Module):
         axes: int = 2,
         channels: int,
         outputs: int,
-        width: float = 0.25,
-        stem: Literal["small", "published"] = "small",
-        dropout: float = 0.2,
+        width: float | int = 0.25,
+        stem: object = "small",
+        dropout: float | int = 0.2,
     ) -> None:
         super().__init__()
         require_two_axes(axes)
@@ -75,7 +74,7 @@ def average() -> nn.AvgPool2d:
     return nn.AvgPool2d(3, 1, padding=1, count_include_pad=False)
 
 
-def is_small(stem: str) -> bool:
+def is_small(stem: object) -> bool:
     """Return whether a stem is the one for small images.
 
     Raises:
@@ -86,7 +85,7 @@ def is_small(stem: str) -> bool:
     return stem == "small"
 
 
-def _stem(channels: int, w: Width, stem: str) -> Chain:
+def _stem(channels: int, w: Width, stem: object) -> Chain:
     small = is_small(stem)
     return Chain(
         channels,

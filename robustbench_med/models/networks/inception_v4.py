@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 from torch import Tensor, nn
 
@@ -40,9 +39,9 @@ class InceptionV4(nn.Module):
         axes: int = 2,
         channels: int,
         outputs: int,
-        width: float = 0.25,
-        stem: Literal["small", "published"] = "small",
-        dropout: float = 0.2,
+        width: float | int = 0.25,
+        stem: object = "small",
+        dropout: float | int = 0.2,
     ) -> None:
         super().__init__()
         require_two_axes(axes)
@@ -71,7 +70,7 @@ class InceptionV4(nn.Module):
         return logits
 
 
-def _stem(channels: int, w: Width, stem: str) -> Chain:
+def _stem(channels: int, w: Width, stem: object) -> Chain:
     small = is_small(stem)
     halves = Branches(
         Chain(w(64), nn.MaxPool2d(3, 2)),

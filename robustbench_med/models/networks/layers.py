@@ -89,7 +89,7 @@ class Branches(nn.Module):
         return torch.cat([chain(x) for chain in self.chains], 1)
 
 
-def scaled(width: float) -> Callable[[int], int]:
+def scaled(width: float | int) -> Callable[[int], int]:
     """Return a function that multiplies a published number of channels, and rounds to 1 or more.
 
     Raises:
