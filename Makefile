@@ -1,7 +1,9 @@
 # The same commands for a person and for CI. `make run` and `make test` set up all they need.
 PYTHON ?= python3
 DATA ?= ../shared/data
-SHAPES ?= tests/attacks tests/defenses tests/objectives tests/metrics tests/models tests/training
+# tests that together run every function that the quick tests of attacks, defenses, objectives,
+# metrics, models and training run
+SHAPES ?= @tests/shapes.txt
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEV := .venv/.installed-dev
@@ -20,7 +22,7 @@ test: $(DEV)  ## install with the dev extra, run the quick tests
 slow: $(DEV)  ## the tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow -n auto --dist loadfile --benchmark-disable
 
-shapes: $(DEV)  ## the same tests with the type and shape of every argument and result checked
+shapes: $(DEV)  ## some of these tests with the type and shape of every argument and result checked
 	CHECK_SHAPES=1 $(BIN)/python -m pytest -m "not slow" -n auto --benchmark-disable $(SHAPES)
 
 check: $(DEV)  ## format, lint, types, import arrows
