@@ -10,6 +10,9 @@ DEV := .venv/.installed-dev
 DOCS := .venv/.installed-docs
 INSTALLING := Installing into .venv, once: up to 4 minutes, most of them for torch (2 GB). pip says how far it is:
 
+# tests start many processes: without stored bytecode each compiles the project anew
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: run test shapes check slow docs wheel zoo results bench optimality clean
 
 run: $(STAMP)  ## install, run the default suite, print the tables, say where the page is
