@@ -57,7 +57,10 @@ def test_the_channels_of_the_largest_network_are_those_of_table_2() -> None:
 
 def test_a_block_returns_only_what_its_layers_add() -> None:
     block = _Block(2, 5, 3, 4, 0.0).eval()
-    x = torch.rand(1, 5, 15, 15, requires_grad=True)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.abs_()  # no activation is cut off, so that every pixel in reach counts
+    x = torch.rand(1, 5, 15, 15).add(0.1).requires_grad_()
     y = block(x)
     assert y.shape == (1, 12, 15, 15)
     # the first layer reads 3x3 pixels, the last one 9x9, each through all layers before it
