@@ -50,7 +50,10 @@ def parameters_of(module: nn.Module) -> int:
 
 def reached(module: nn.Module, channels: int, side: int = 25) -> tuple[int, int]:
     """Return the height and width of the pixels that the middle of a module's output reads."""
-    x = torch.rand(1, channels, side, side, requires_grad=True)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.abs_()  # no activation is cut off, so that every pixel in reach counts
+    x = torch.rand(1, channels, side, side).add(0.1).requires_grad_()
     output = module.eval()(x)
     assert output.shape[2:] == x.shape[2:]
     (g,) = torch.autograd.grad(output[0, :, side // 2, side // 2].square().sum(), x)
