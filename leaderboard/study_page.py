@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from robustbench_med.studies.study import Question
 from robustbench_med.studies.verdict import SIMILAR, UNCHANGED, WIDE, Verdict
 
 from .page import environment, page_parts
-from .svg import INK, drawing, inline, plain_axes, stroke
+from .svg import FAINT, INK, drawing, inline, plain_axes, stroke
 
 NAME = "studies.html"
 QUESTIONS: dict[Question, str] = {
@@ -25,7 +27,12 @@ QUESTIONS: dict[Question, str] = {
     "transfers": "Does it transfer?",
     "defended": "Does the defense hold?",
 }
-SOURCES = (("published", 3, "D"), ("as published, here", 1, "o"), ("corrected", 2, "s"))
+# what a score is from, with the marker of matplotlib and its path in the legend
+SOURCES = (
+    ("published", "D", "M4 0 8 4 4 8 0 4z"),
+    ("as published, here", "o", "M4 .5a3.5 3.5 0 1 0 .01 0z"),
+    ("corrected", "s", "M.5.5h7v7h-7z"),
+)
 
 
 def write_study_page(evidence: Sequence[StudyEvidence], folder: Path) -> Path:
@@ -38,7 +45,7 @@ def write_study_page(evidence: Sequence[StudyEvidence], folder: Path) -> Path:
             studies=[(each, figure(each)) for each in evidence],
             questions=QUESTIONS,
             answers={each.study.name: {q: answer(each, q) for q in QUESTIONS} for each in evidence},
-            sources=SOURCES,
+            sources=[(name, path) for name, _, path in SOURCES],
             verdicts=Verdict,
             percent=percent,
             estimate_words=estimate_words,
@@ -60,7 +67,7 @@ def percent(value: float | None) -> str:
 
 def estimate_words(estimate: Estimate | None) -> str:
     """Return an estimate with its interval in percent, or a dash."""
-    if estimate is None or estimate.value != estimate.value:  # noqa: PLR0124 - NaN
+    if estimate is None or math.isnan(estimate.value):
         return "–"
     low, high = (f"{100 * bound:.0f}" for bound in (estimate.low, estimate.high))
     return f"{100 * estimate.value:.0f} % [{low} to {high}]"
@@ -75,48 +82,38 @@ def answer(evidence: StudyEvidence, question: Question) -> dict[str, Any] | None
     return {"row": row, "change": row.here, "corrected": row.corrected, "verdict": row.verdict}
 
 
-def _points(row: RowEvidence) -> list[tuple[float | None, Estimate | None]]:
-    """Return the score under attack: published, as published here, corrected."""
-    return [
-        (row.published_after, None),
-        (None, row.here and row.here.after),
-        (None, row.corrected and row.corrected.after),
-    ]
-
-
 def figure(evidence: StudyEvidence) -> Markup:
     """Return the scores of a study's rows under attack, with 95 % intervals, as an `<svg>`."""
     rows = list(reversed(evidence.rows))
     prefix = f"study-{evidence.study.name.replace('_', '-')}"
-    with drawing(prefix, 6.6, 0.55 + 0.62 * len(rows)) as canvas:
-        axes = canvas.add_axes(
-            (0.34, 0.45 / (0.55 + 0.62 * len(rows)), 0.63, 1 - 0.5 / (0.55 + 0.62 * len(rows)))
-        )
+    height = 0.4 + 0.6 * len(rows)
+    with drawing(prefix, 6.6, height) as canvas:
+        axes = canvas.add_axes((0.3, 0.32 / height, 0.68, 1 - 0.37 / height))
         plain_axes(axes)
-        axes.grid(axis="x", color="#040506", linewidth=0.6)
         axes.grid(visible=False, axis="y")
+        axes.grid(axis="x", color=FAINT, linewidth=0.6)
         for y, row in enumerate(rows):
-            for (value, estimate), (_, colour, marker), shift in zip(
-                _points(row), SOURCES, (0.22, 0.0, -0.22), strict=True
-            ):
-                if estimate is not None and estimate.value == estimate.value:  # noqa: PLR0124
-                    value = estimate.value
-                    axes.plot(
-                        [100 * estimate.low, 100 * estimate.high],
-                        [y + shift] * 2,
-                        color=stroke(colour),
-                        linewidth=1.6,
-                    )
-                if value is not None:
-                    axes.plot(
-                        [100 * value], [y + shift], marker, color=stroke(colour), markersize=5
-                    )
-            clean = row.here and row.here.before
-            if clean:
-                axes.plot([100 * clean.value] * 2, [y - 0.34, y + 0.34], color=INK, linewidth=0.8)
+            for place, (value, low, high) in _scores(row):
+                at, colour = y + 0.22 * (1 - place), stroke(place + 1)
+                axes.plot([100 * low, 100 * high], [at, at], color=colour, linewidth=1.6)
+                axes.plot([100 * value], [at], SOURCES[place][1], color=colour, markersize=5)
+            if row.here is not None:
+                clean = 100 * row.here.before.value
+                axes.plot([clean, clean], [y - 0.34, y + 0.34], color=INK, linewidth=0.8)
         axes.set_xlim(-2, 102)
         axes.set_ylim(-0.5, len(rows) - 0.5)
-        axes.set_yticks(range(len(rows)), [r.row.label for r in rows], color=INK)
-        axes.set_xlabel("score under attack, in %; the thin line is the clean score", color=INK)
+        labels = [textwrap.fill(row.row.label, 26) for row in rows]
+        axes.set_yticks(range(len(rows)), labels, color=INK)
         label = f"Scores under attack of {evidence.study.title}: published and measured here"
         return Markup(inline(canvas, prefix=prefix, label=label))  # noqa: S704 - our own figure
+
+
+def _scores(row: RowEvidence) -> Iterator[tuple[int, tuple[float, float, float]]]:
+    """Yield the scores under attack that are known: place in SOURCES, value, low and high."""
+    if row.published_after is not None:
+        yield 0, (row.published_after, row.published_after, row.published_after)
+    # the corrected number is the share of images still right, another score than one that rises
+    corrected = None if row.row.claim == "rises" else row.corrected
+    for place, change in ((1, row.here), (2, corrected)):
+        if change is not None and not math.isnan(change.after.value):
+            yield place, (change.after.value, change.after.low, change.after.high)

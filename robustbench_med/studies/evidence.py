@@ -16,7 +16,7 @@ from robustbench_med.stats import intervals
 from robustbench_med.stats.patients import resampled_patients, resamples
 from robustbench_med.studies.outcome import Outcome, read_outcome
 from robustbench_med.studies.readings import Answers, Change, read_change
-from robustbench_med.studies.study import Corrected, Row, Study
+from robustbench_med.studies.study import Claim, Corrected, Row, Study
 from robustbench_med.studies.verdict import Verdict, judge_row, judge_study
 from robustbench_med.worst_case import lowest, owners_of, rung_of, score_table
 
@@ -32,7 +32,8 @@ class RowEvidence(NamedTuple):
         corrected: the worst case in this bench's records; None if they have not been made.
         flagged: whether a flag was raised on one of these records.
         verdict: of the published protocol.
-        corrected_verdict: of this bench's protocol.
+        corrected_verdict: of this bench's protocol: of the direction alone, because its score is
+            another than the paper's.
         failure: why a stored outcome cannot be read, or "".
     """
 
@@ -100,9 +101,14 @@ def _row(study: Study, row: Row, results: Path, records: Sequence[Stored]) -> Ro
         corrected,
         any(stored.record.doubts for stored in matching),
         judge_row(here and here.effect, row.claim, change),
-        judge_row(corrected and corrected.effect, row.claim, change),
+        judge_row(corrected and corrected.effect, _claim_of_corrected(row)),
         failure,
     )
+
+
+def _claim_of_corrected(row: Row) -> Claim:
+    """Return the claim about the score of this bench, which falls where an attack succeeds."""
+    return "unchanged" if row.claim == "unchanged" else "falls"
 
 
 def _answers(outcome: Outcome) -> Answers:

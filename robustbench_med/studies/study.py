@@ -17,7 +17,6 @@ from robustbench_med.spec import number
 
 FOLDER = registry.CORE / "studies"
 Question = Literal["breaks", "size", "visible", "transfers", "defended"]
-Scale = Literal["share", "auc", "dice"]
 Claim = Literal["falls", "rises", "unchanged"]
 
 
@@ -33,7 +32,7 @@ class Reference(_Model):
 
     id: str
     of: str = Field(description="what the number is of, in words")
-    value: float | None = Field(default=None, description="in the unit of its scale: 0..1")
+    value: float | None = Field(default=None, description="a score from 0 to 1")
     where: str = Field(description="the table, notebook, abstract or page it was read in")
     quote: str = Field(default="", description="the source's own words or digits for the number")
     kind: Literal["table", "repository", "abstract", "secondary"]
@@ -91,6 +90,7 @@ class Row(_Model):
     """One number of a study: published, as published here, and corrected.
 
     Attributes:
+        score: what the paper counts, in words; a corrected number is always of images still right.
         before, after: ids of the references of the score before and after the attack; empty where
             the paper's number could not be read.
         claim: what the paper says that the attack does to the score; a control leaves it unchanged.
@@ -100,7 +100,7 @@ class Row(_Model):
     id: str
     label: str
     question: Question
-    scale: Scale = "share"
+    score: str = "accuracy"
     before: str = ""
     after: str = ""
     claim: Claim = "falls"
