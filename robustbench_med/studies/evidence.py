@@ -85,7 +85,9 @@ def _row(study: Study, row: Row, results: Path, records: Sequence[Stored]) -> Ro
     try:
         outcome = read_outcome(results, study.name, row.id)
     except ResultsError as error:
-        failure = str(error)
+        failure = str(error).replace(
+            str(results), results.name
+        )  # not where it lies on this machine
     if outcome is not None and outcome.measured != row.published:
         outcome = None  # of an older version of the study
     here = None if outcome is None else read_change(outcome.measured.reading, _answers(outcome))

@@ -85,9 +85,11 @@ def test_a_damaged_outcome_is_named_and_costs_one_row(tmp_path: Path) -> None:
     path.write_text("{", "utf-8")
     with pytest.raises(ResultsError, match="damaged"):
         measure_row(study, study.rows[0], tmp_path)
-    (row,) = evidence_of([study], tmp_path, [])[0].rows
+    (evidence,) = evidence_of([study], tmp_path, [])
+    (row,) = evidence.rows
     assert row.verdict == Verdict.CANNOT_BE_JUDGED
     assert "damaged" in row.failure
+    assert "got a damaged file" in write_study_page([evidence], tmp_path).read_text("utf-8")
 
 
 def test_published_and_corrected_stand_side_by_side_on_the_page(tmp_path: Path) -> None:
