@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from robustbench_med.cards import Norm
-from robustbench_med.datasets.cache import cache_root
 from robustbench_med.errors import NotInstalledError, SpecError, UnknownNameError
+from robustbench_med.paths import cache_root
 
 Signature = dict[str, inspect.Parameter]
 

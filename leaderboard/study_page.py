@@ -22,10 +22,9 @@ from .svg import FAINT, INK, drawing, inline, plain_axes, stroke
 NAME = "studies.html"
 QUESTIONS: dict[Question, str] = {
     "breaks": "Does it break?",
-    "size": "By how much?",
-    "visible": "At which visible size?",
     "transfers": "Does it transfer?",
     "defended": "Does the defense hold?",
+    "control": "Do the controls stay unchanged?",
 }
 # what a score is from, with the marker of matplotlib and its path in the legend
 SOURCES = (

@@ -243,3 +243,8 @@ class ModelCard(Card):
     notes: tuple[str, ...] = Field(
         default=(), description="decisions made when a user's own model was loaded"
     )
+
+    @property
+    def trained_here(self) -> bool:
+        """Whether no weights are shipped, and the recipe makes them on this machine."""
+        return self.recipe is not None and not self.weights

@@ -1,15 +1,24 @@
-"""Names of files and folders: one that is looked for without reading it, and which are refused."""
+"""Names of files and folders: the cache folder, and which names are refused."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import platformdirs
+
 from robustbench_med.errors import SpecError
 
+CACHE = "ROBUSTBENCH_MED_CACHE"
 PACKED_RECORDS = "records.jsonl.gz"  # of the records of a folder, see bench/packed.py
 MAX_NAME = 255  # bytes of one name, on ext4, APFS (of UTF-8), NTFS (of characters) and others
 MAX_PATH = 4096  # bytes of a path: PATH_MAX of Linux
+
+
+def cache_root() -> Path:
+    """Return the cache folder: the one named by ROBUSTBENCH_MED_CACHE, or the user's."""
+    named = os.environ.get(CACHE)
+    return Path(named).expanduser() if named else platformdirs.user_cache_path("robustbench_med")
 
 
 def check_name(path: str | Path, *, suffix: int = 0) -> Path:

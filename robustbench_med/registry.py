@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import tomllib
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from importlib import metadata
@@ -85,12 +86,26 @@ def shipped(kind: Kind) -> dict[str, Any]:
             path.read_text(encoding="utf-8")
             for path in sorted((CORE / "models" / "zoo").glob("*.json"))
         ]
-        return {card.name: card for card in map(ModelCard.model_validate_json, texts)}
+        zoo = {card.name: card for card in map(ModelCard.model_validate_json, texts)}
+        return zoo | read_recipes(CORE / "models" / "recipes.toml")
     if kind == "datasets":
         return load_cards()
     home = Path(str(importlib.util.find_spec(package(kind)).origin)).parent  # type: ignore[union-attr]
     cards = read_cards("attack" if kind == "attacks" else "defense", home)
     return dict(sorted(cards.items(), key=lambda item: (*_group(item[1]), item[0])))
+
+
+def read_recipes(path: Path) -> dict[str, ModelCard]:
+    """Return the cards of victims whose weights are not shipped, by name.
+
+    Args:
+        path: a TOML file with one table per victim.
+    """
+    tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    return {
+        name: validate(ModelCard, {**table, "name": name}, f"{path.name}, {name}")
+        for name, table in tables.items()
+    }
 
 
 def _group(card: AttackCard | DefenseCard) -> tuple[int, int]:

@@ -10,10 +10,9 @@ from torch import nn
 
 from robustbench_med import objectives, registry, spec
 from robustbench_med.ball import Ball
-from robustbench_med.bench.case import Case
 from robustbench_med.bench.suite import Grid
 from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard
-from robustbench_med.datasets.dataset import Dataset
+from robustbench_med.datasets.dataset import Dataset, SplitName
 from robustbench_med.datasets.near_duplicates import has_near_duplicate
 from robustbench_med.defense import Defended, Fitting
 from robustbench_med.errors import SpecError, UnknownNameError
@@ -169,17 +168,32 @@ class _PlainAttack:
 
 
 def apply_defense(
-    victim: Victim, defense: ResolvedDefense, case: Case, data: Dataset, device: torch.device
+    victim: Victim,
+    defense: ResolvedDefense,
+    data: Dataset,
+    device: torch.device,
+    *,
+    split: SplitName,
+    seed: int,
 ) -> Defended:
-    """Return the victim behind a defense, which is fitted on the data of the case if it learns."""
+    """Return the victim behind a defense, which is fitted on `data` if it learns.
+
+    Args:
+        victim: the undefended victim.
+        defense: the defense.
+        data: a learning defense is fitted on its training and validation images.
+        device: of the victim.
+        split: the scored split, whose near-duplicates are left out of the fit.
+        seed: of everything random.
+    """
     if defense.card is None:
         return Defended(victim)
     extra = {}
     if defense.fitted:
         train, val = (data.batch(split).to(device) for split in ("train", "val"))
-        train = _without_near_duplicates(train, val, data.batch(case.split).to(device))
-        craft = _PlainAttack(victim, data.card, case.seed)
-        extra["fitting"] = Fitting(train, val, data.card, case.seed, craft)
+        train = _without_near_duplicates(train, val, data.batch(split).to(device))
+        craft = _PlainAttack(victim, data.card, seed)
+        extra["fitting"] = Fitting(train, val, data.card, seed, craft)
     function = registry.function("defenses", defense.card)
     defended: Defended = function(victim, **extra, **defense.parameters)
     return defended

@@ -235,7 +235,7 @@ def victims_of(grid: Grid, dataset: Dataset) -> list[str]:
     # suite
     is_shipped = dataset.card.name in registry.shipped("datasets")
     cards = registry.shipped("models") if is_shipped else registry.load("models")
-    shipped = [c for c in cards.values() if c.dataset == dataset.card.name]
+    shipped = [c for c in cards.values() if c.dataset == dataset.card.name and not c.trained_here]
     retrained = [c for c in shipped if c.undefended]
     plain = [c.name for c in shipped if not c.undefended]
     defended = sorted({v for c in retrained for v in (c.undefended, c.name)})

@@ -244,7 +244,9 @@ def _defended(
     case, data, defense = planned.case, planned.data, planned.defense
     bare = _deployed(victim, case, data, device)
     moves = defense.card is not None and not defense.guards
-    defended = apply_defense(victim if moves else bare, defense, case, data, device)
+    defended = apply_defense(
+        victim if moves else bare, defense, data, device, split=case.split, seed=case.seed
+    )
     if not moves:
         return bare, defended
     return bare, at(defended, _deployed(defended.judge, case, data, device).offset)
@@ -270,7 +272,14 @@ def attacker_view(setup: AttackSetup, planned: ResolvedCase) -> Victim:
     if evaded is None:
         return setup.undefended
     with frozen(setup.undefended.module), seeded(*setup_key(case), evaded.text):
-        view = apply_defense(setup.undefended, evaded, case, setup.data, setup.batch.x.device)
+        view = apply_defense(
+            setup.undefended,
+            evaded,
+            setup.data,
+            setup.batch.x.device,
+            split=case.split,
+            seed=case.seed,
+        )
     return view.guide or view.judge
 
 

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 
 from robustbench_med.bench.resolved_case import ResolvedCase
-from robustbench_med.datasets.cache import cache_root
 from robustbench_med.devices import processor
 from robustbench_med.errors import BenchError
 from robustbench_med.files import write_text
 from robustbench_med.models.load import load_victim
+from robustbench_med.paths import cache_root
 from robustbench_med.types import images_at_once
 from robustbench_med.victim import Victim, frozen
 

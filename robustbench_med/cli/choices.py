@@ -13,6 +13,7 @@ from robustbench_med.errors import SpecError
 
 if TYPE_CHECKING:
     from robustbench_med.bench.suite import Suite
+    from robustbench_med.studies.study import Study
 
 LOCAL = Path("results/local")
 STUDIES = "studies"
@@ -161,14 +162,29 @@ def _suite(choices: Mapping[str, Any]) -> Suite:
     """Return the suite that the command line names; `studies` is made of the studies' cases."""
     from robustbench_med.bench.suite import find_suite
 
+    studies = studies_of(choices)
+    if not studies:
+        return find_suite(choices["suite"])
+    from robustbench_med.studies.study import suite_of
+
+    return suite_of(studies)
+
+
+def studies_of(choices: Mapping[str, Any]) -> list[Study]:
+    """Return the studies that the command line names; none for another suite.
+
+    Raises:
+        UnknownNameError: there is no such study.
+        SpecError: a study is named with another suite.
+    """
     names = tuple(choices.get("study") or ())
     if choices["suite"] != STUDIES:
         if names:
             raise SpecError(f"--study: expected the suite {STUDIES}, got {choices['suite']}")
-        return find_suite(choices["suite"])
-    from robustbench_med.studies.study import find_studies, suite_of
+        return []
+    from robustbench_med.studies.study import find_studies
 
-    return suite_of(find_studies(names))
+    return find_studies(names)
 
 
 def command_of(choices: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from robustbench_med.cli import choices
 from robustbench_med.cli.choices import LOCAL
-from robustbench_med.cli.study_run import measure_studies, write_study_page
+from robustbench_med.cli.study_run import measure_studies, prepare_victims, write_study_page
 from robustbench_med.errors import ResultsError, SpecError
 from robustbench_med.paths import PACKED_RECORDS
 
@@ -94,11 +94,14 @@ def run(
     folder = results / selected_suite.name
     store.check_writable(folder)
     console = Console()
+    selected_studies = choices.studies_of(ctx.params)
+    untrained = prepare_victims([v for s in selected_studies for v in s.victims()], data, console)
     planned, refused = _plan(selected_suite, data, console)
+    refused = [*untrained, *refused]
     if case:
         planned = _select_cases(planned, case)
-    elif selected_suite.name == choices.STUDIES:
-        refused += measure_studies(tuple(study or ()), folder, data, console)
+    else:
+        refused += measure_studies(selected_studies, folder, data, console)
     failed = run_cases(
         planned,
         folder,

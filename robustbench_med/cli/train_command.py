@@ -19,8 +19,13 @@ def train(
     card: Annotated[str, typer.Argument(help="A shipped model; `list models` prints them.")],
     data: choices.Data = None,
     out: Annotated[
-        Path, typer.Option("--out", help="The folder for the weights and the card.")
-    ] = Path("results/local/zoo"),
+        Path | None,
+        typer.Option(
+            "--out",
+            help="The folder for the weights and the card: by default results/local/zoo, or the "
+            "cache folder for a model whose weights are not shipped.",
+        ),
+    ] = None,
     defense: Annotated[
         str | None,
         typer.Option(
@@ -62,10 +67,12 @@ def train(
     from robustbench_med.bench.store import check_writable
     from robustbench_med.cards import ModelCard
     from robustbench_med.datasets.load import load_dataset
+    from robustbench_med.models.trained_here import home_of
     from robustbench_med.training import train as training
 
     console = Console()
     model_card: ModelCard = registry.find("models", card)
+    recipe = model_card.recipe
     if defense is not None:
         model_card = training.defended(model_card, defense)
     changes = {"epochs": epochs, "start": start, "ema": ema}
@@ -73,6 +80,9 @@ def train(
     changes = {key: value for key, value in changes.items() if value is not None}
     model_card = training.adjusted(model_card, changes)
     training.check(model_card)
+    if out is None:
+        unchanged = model_card.trained_here and model_card.recipe == recipe
+        out = home_of(model_card) if unchanged else Path("results/local/zoo")
     check_writable(out)
     dataset = load_dataset(model_card.dataset, data=data)
     bar = Progress(

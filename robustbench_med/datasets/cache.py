@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -12,24 +11,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 
 from robustbench_med.datasets import phantoms
 from robustbench_med.datasets.dataset import Arrays, SplitName
 from robustbench_med.files import write_bytes
+from robustbench_med.paths import cache_root
 
-CACHE = "ROBUSTBENCH_MED_CACHE"
 DrawSplit = Callable[[SplitName], Arrays]
 
 _SOURCES = Path(phantoms.__file__).parent
 _DIGEST = hashlib.sha256().digest_size
 _FIELDS = ("images", "labels", "ids", "patients")
-
-
-def cache_root() -> Path:
-    """Return the cache folder: the one named by ROBUSTBENCH_MED_CACHE, or the user's."""
-    named = os.environ.get(CACHE)
-    return Path(named).expanduser() if named else platformdirs.user_cache_path("robustbench_med")
 
 
 def cache_dir() -> Path:

@@ -20,6 +20,7 @@ from robustbench_med.models import user_factory, weights
 from robustbench_med.models.build import build
 from robustbench_med.models.probing import Expected, check_weights, probe
 from robustbench_med.models.sliding import Sliding, bare
+from robustbench_med.models.trained_here import home_of, trained_card
 from robustbench_med.types import images_at_once
 from robustbench_med.victim import Victim
 
@@ -116,9 +117,9 @@ def load_victim(model: str | ModelSource, data: DatasetCard, *, zoo: Path = ZOO)
         return _of_spec(source.builder, data)
     if source.entry is not None:
         return _of_function(source.entry, data)
-    card = _card_of(source)
+    card, folder = stored(_card_of(source), zoo)
     victim = untrained(card, _trained_on(card, data))
-    sha256 = weights.read(bare(victim.module), zoo / card.weights, sha256=card.sha256)
+    sha256 = weights.read(bare(victim.module), folder / card.weights, sha256=card.sha256)
     return Loaded(victim, card, _outputs_sha256(card, sha256))
 
 
@@ -139,6 +140,15 @@ def _trained_on(card: ModelCard, data: DatasetCard) -> DatasetCard:
     return trained
 
 
+def stored(card: ModelCard, zoo: Path = ZOO) -> tuple[ModelCard, Path]:
+    """Return the card of a victim with its checksum, and the folder of its weights.
+
+    Raises:
+        VictimError: its weights are not shipped, and were not trained on this machine.
+    """
+    return (trained_card(card), home_of(card)) if card.trained_here else (card, zoo)
+
+
 def _card_of(source: ModelSource) -> ModelCard:
     if source.card is None:
         raise RuntimeError(f"expected a source with a card, factory or builder, got {source.name}")
@@ -157,9 +167,9 @@ def describe(model: str | ModelSource, data: DatasetCard) -> tuple[ModelCard, st
         loaded.victim.check(x, data.outputs, masks=data.task == "segmentation")
         log_notes(loaded.card)
         return loaded.card, loaded.sha256
-    card = source.card
+    card, folder = stored(source.card, ZOO)
     _trained_on(card, data)
-    weights.content(ZOO / card.weights, sha256=card.sha256)
+    weights.content(folder / card.weights, sha256=card.sha256)
     return card, _outputs_sha256(card, card.sha256)
 
 

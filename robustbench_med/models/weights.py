@@ -21,13 +21,14 @@ from robustbench_med.paths import check_name
 HALF_ROUNDING = 2**-11  # largest relative change of a normal number in float16
 
 
-def read(module: nn.Module, path: Path, *, sha256: str = "") -> str:
+def read(module: nn.Module, path: Path, *, sha256: str = "", other_head: bool = False) -> str:
     """Load `path` into `module` and return the file's SHA-256.
 
     Args:
         module: receives the weights; the file must hold each of its tensors in the same shape.
         path: a safetensors file; it is read once, so that the hashed bytes are the loaded ones.
         sha256: expected checksum; "" = any.
+        other_head: whether the last layer may be of another shape; it then keeps its own weights.
 
     Raises:
         VictimError: the file is missing, is no safetensors file, or holds the weights of another
@@ -41,6 +42,8 @@ def read(module: nn.Module, path: Path, *, sha256: str = "") -> str:
         raise VictimError(
             f"{path.name}: expected a safetensors file, {_kind(path, raw, error)}"
         ) from None
+    if other_head:
+        tensors |= _of_another_head(module.state_dict(), tensors)
     _fit(module, tensors, path.name)
     return hashlib.sha256(raw).hexdigest()
 
@@ -100,6 +103,18 @@ def _fit(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
                 f": {_misfit(key, value, expected)}"
             )
     module.load_state_dict(tensors)
+
+
+def _of_another_head(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return a network's own tensors of its last layer, where the file's have another shape."""
+    last = list(expected)[-1].rpartition(".")[0] + "."
+    return {
+        key: value
+        for key, value in expected.items()
+        if key.startswith(last) and key in tensors and tensors[key].shape != value.shape
+    }
 
 
 def _unprefixed(

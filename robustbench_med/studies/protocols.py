@@ -31,16 +31,18 @@ class Target(NamedTuple):
     Attributes:
         victim: the model whose gradients it follows.
         x: images `(b, c, *s)` in [0,1].
-        y: class ids `(b,)`.
+        y: class ids `(b,)`, or masks of class ids `(b, *s)`, -1 = unlabelled.
         rng: for every random draw.
         train: returns so many training images, for a perturbation that is fitted on them.
+        aimed: whether `y` are the masks that the attacker wants, in place of the truth.
     """
 
     victim: Victim
     x: Images
-    y: Int[Tensor, " b"]
+    y: Int[Tensor, "b *s"]
     rng: torch.Generator
     train: Callable[[int], Batch]
+    aimed: bool = False
 
 
 def run_protocol(text: str, target: Target) -> Images:

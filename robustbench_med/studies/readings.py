@@ -25,11 +25,12 @@ Ints = NDArray[np.int64]
 
 
 class Answers(NamedTuple):
-    """A victim's softmax probabilities of clean and attacked images.
+    """What a victim said of clean and attacked images.
 
     Attributes:
-        truth: `(n,)` class ids.
-        clean, attacked: `(n, k)`.
+        truth: `(n,)` class ids; for masks, zeros.
+        clean, attacked: `(n, k)` softmax probabilities, the Dice of each region, or `(n, 1)` the
+            suspicion of a detector.
         patients: `(n,)` patient ids, or None where images are independent.
     """
 
@@ -47,15 +48,31 @@ class Change(NamedTuple):
     effect: Estimate
 
 
-def read_change(text: str, answers: Answers, *, seed: int = 0) -> Change:
-    """Return what a reading says of clean and attacked images.
+class Repeated(NamedTuple):
+    """A score of clean and of attacked images, and both on each bootstrap resample.
 
-    The intervals are of the bootstrap over patients; the difference is paired.
+    Attributes:
+        before, after: the score of all images.
+        repeats: `(2, r)` the scores of the resamples.
+        n_patients: effective number of patients behind them.
+        samples: the images, by which two scores are paired.
+    """
+
+    before: float
+    after: float
+    repeats: Floats
+    n_patients: float
+    samples: tuple[str, ...]
+
+
+def repeated(text: str, answers: Answers, samples: tuple[str, ...], *, seed: int = 0) -> Repeated:
+    """Return what a reading says of clean and attacked images, on all and on resamples.
 
     Args:
         text: a spec of a reading, such as `accuracy(threshold=0.5)`.
-        answers: what the victim answered.
-        seed: of the resamples.
+        answers: what the victim said.
+        samples: ids of the images.
+        seed: of the resamples, which are of patients.
 
     Raises:
         UnknownNameError: there is no such reading.
@@ -70,18 +87,41 @@ def read_change(text: str, answers: Answers, *, seed: int = 0) -> Change:
     try:
         # a resample may hold one class only, which has no area under the curve
         with np.errstate(invalid="ignore", divide="ignore"):
-            whole = [float(reading(scores, weights=once)[0]) for scores in answers[1:3]]
-            repeats = [reading(scores, weights=weights) for scores in answers[1:3]]
+            before, after = (float(reading(scores, weights=once)[0]) for scores in answers[1:3])
+            repeats = np.stack([reading(scores, weights=weights) for scores in answers[1:3]])
     except TypeError as error:
         raise SpecError(f"{text}: {error}") from None
-    before, after = (
-        intervals.interval(value, repeat, n_patients=patients)
-        for value, repeat in zip(whole, repeats, strict=True)
+    return Repeated(before, after, repeats, patients, samples)
+
+
+def change_of(r: Repeated) -> Change:
+    """Return the scores before and after with intervals, and their paired difference."""
+    return _change(r.before, r.after, *r.repeats, n_patients=r.n_patients)
+
+
+def compare(first: Repeated, second: Repeated) -> Change:
+    """Return the change from the first score under attack to the second.
+
+    It is paired if both are of the same images, otherwise of independent resamples.
+    """
+    repeats = second.repeats[1]
+    if first.samples != second.samples:
+        repeats = repeats[::-1]  # in the same order, equal seeds would pair unrelated images
+    patients = min(first.n_patients, second.n_patients)
+    return _change(first.after, second.after, first.repeats[1], repeats, n_patients=patients)
+
+
+def _change(
+    before: float, after: float, befores: Floats, afters: Floats, *, n_patients: float
+) -> Change:
+    """Return the change between two scores from their values on the same resamples."""
+    return Change(
+        intervals.interval(before, befores, n_patients=n_patients),
+        intervals.interval(after, afters, n_patients=n_patients),
+        intervals.interval(
+            after - before, afters - befores, n_patients=n_patients, bounds=(-1.0, 1.0)
+        ),
     )
-    effect = intervals.interval(
-        whole[1] - whole[0], repeats[1] - repeats[0], n_patients=patients, bounds=(-1.0, 1.0)
-    )
-    return Change(before, after, effect)
 
 
 def _share(event: NDArray[np.bool_], weights: Floats) -> Floats:
@@ -140,6 +180,35 @@ def fooling_of_clean(scores: Floats, *, answers: Answers, weights: Floats) -> Fl
     return _share(scores.argmax(1) != answers.clean.argmax(1), weights)
 
 
+def dice(scores: Floats, *, answers: Answers, weights: Floats) -> Floats:
+    """The mean Dice over images and regions.
+
+    Args:
+        scores: `(n, k)` the Dice of each region.
+        answers: unused.
+        weights: `(r, n)`.
+    """
+    del answers
+    means: Floats = (weights @ scores.mean(1)) / weights.sum(1)
+    return means
+
+
+def iou(scores: Floats, *, answers: Answers, weights: Floats) -> Floats:
+    """The mean intersection over union of images and regions: Dice / (2 - Dice) of each."""
+    return dice(scores / (2 - scores), answers=answers, weights=weights)
+
+
+def detection_auc(scores: Floats, *, answers: Answers, weights: Floats) -> Floats:
+    """The area under the ROC curve of a detector that tells `scores` from those of clean images.
+
+    On the clean images themselves it is one half. An image is resampled with its clean version.
+    """
+    both = np.concatenate([answers.clean[:, :1], scores[:, :1]])
+    truth = np.repeat([False, True], len(scores))[:, None]
+    p = Predictions(truth, truth, np.ones_like(truth), both)
+    return auc_repeats(p, 0, np.concatenate([weights, weights], axis=1))
+
+
 def called_as(scores: Floats, *, answers: Answers, weights: Floats, target: int) -> Floats:
     """The share of images that are called the target class, also where that is the truth.
 
@@ -155,5 +224,14 @@ def called_as(scores: Floats, *, answers: Answers, weights: Floats, target: int)
 
 READINGS: dict[str, Callable[..., Floats]] = {
     reading.__name__: reading
-    for reading in (accuracy, auc, fooling_of_truth, fooling_of_clean, called_as)
+    for reading in (
+        accuracy,
+        auc,
+        fooling_of_truth,
+        fooling_of_clean,
+        called_as,
+        dice,
+        iou,
+        detection_auc,
+    )
 }

@@ -16,7 +16,7 @@ from robustbench_med.errors import SpecError, UnknownNameError
 from robustbench_med.spec import number
 
 FOLDER = registry.CORE / "studies"
-Question = Literal["breaks", "size", "visible", "transfers", "defended"]
+Question = Literal["breaks", "transfers", "defended", "control"]
 Claim = Literal["falls", "rises", "unchanged"]
 
 
@@ -54,6 +54,9 @@ class Published(_Model):
         dataset, victim, surrogate: registry names; the surrogate is attacked instead of the victim.
         protocol: the attack as published, a spec of `protocols.py`.
         reading: the paper's metric, a spec of `readings.py`.
+        defense: spec of a defense of this bench around the victim; the attacker does not know it.
+        goal: for masks: a spec of `replaced` in `objectives/shapes.py` without `y`; the masks that
+            the attacker wants and that the metric compares with, in place of the truth.
         split, n: which images, and how many of them.
     """
 
@@ -62,6 +65,8 @@ class Published(_Model):
     surrogate: str = ""
     protocol: str
     reading: str
+    defense: str = ""
+    goal: str = ""
     split: Literal["train", "val", "test"] = "test"
     n: int | None = Field(default=None, ge=1)
 
@@ -71,6 +76,10 @@ class Corrected(_Model):
 
     The score is the worst case of each image over the named attacks: the share of images that are
     right when clean and stay right, or the mean Dice.
+
+    Attributes:
+        claim: what the paper's claim says of this score. By default it falls, or stays unchanged
+            where the row is a control.
     """
 
     dataset: str
@@ -82,6 +91,7 @@ class Corrected(_Model):
     defense: str = "none"
     knowledge: str = "adaptive"
     objective: str = "untargeted"
+    claim: Claim | None = None
 
     _eps = field_validator("eps", mode="before")(lambda value: number(value))
 
@@ -90,11 +100,15 @@ class Row(_Model):
     """One number of a study: published, as published here, and corrected.
 
     Attributes:
+        question: what the row answers in the overview; the size and visibility of a change are
+            those of the first row that asks whether the model breaks.
         score: what the paper counts, in words; a corrected number is always of images still right.
         before, after: ids of the references of the score before and after the attack; empty where
             the paper's number could not be read.
         claim: what the paper says that the attack does to the score; a control leaves it unchanged.
         primary: whether the study's verdict counts this row.
+        compares: ids of two rows: this row then has no measurement of its own, and its score goes
+            from that of the first under attack to that of the second.
     """
 
     id: str
@@ -105,20 +119,32 @@ class Row(_Model):
     after: str = ""
     claim: Claim = "falls"
     primary: bool = True
+    compares: tuple[str, str] | None = None
     published: Published | None = None
     corrected: Corrected | None = None
+
+    @model_validator(mode="after")
+    def _is_measured_or_compares(self) -> Self:
+        if (self.compares is None) == (self.published is None and self.corrected is None):
+            raise ValueError(f"{self.id}: expected either a measurement or `compares`")
+        return self
 
 
 class Quirk(_Model):
     """A property of the published protocol that moves a number, in words.
 
     Attributes:
+        id: a word for it.
         what: the property, and what a sound protocol does instead.
         moves: id of the row whose number it moves.
+        without: fields of the row's published protocol that remove the property, e.g. another
+            reading; empty where it cannot be removed alone.
     """
 
+    id: str
     what: str
     moves: str
+    without: dict[str, Any] = Field(default_factory=dict)
 
 
 class Study(Card):
@@ -136,7 +162,7 @@ class Study(Card):
     @model_validator(mode="after")
     def _ids_exist(self) -> Self:
         references, rows = [r.id for r in self.references], [row.id for row in self.rows]
-        for ids in (references, rows):
+        for ids in (references, rows, [quirk.id for quirk in self.quirks]):
             twice = {name for name in ids if ids.count(name) > 1}
             if twice:
                 raise ValueError(f"expected each id once, got {min(twice)!r} twice")
@@ -144,10 +170,35 @@ class Study(Card):
             for name in (row.before, row.after):
                 if name and name not in references:
                     raise ValueError(f"row {row.id}: expected the id of a reference, got {name!r}")
+            for name in row.compares or ():
+                if name not in rows or self.row(name).compares:
+                    raise ValueError(f"row {row.id}: expected a measured row, got {name!r}")
         for quirk in self.quirks:
             if quirk.moves not in rows:
                 raise ValueError(f"expected a quirk to move a row, got {quirk.moves!r}")
+            if quirk.without and self.row(quirk.moves).published is None:
+                raise ValueError(f"{quirk.id}: expected a row with a published protocol")
+        self.measurements()  # raises if a quirk's fields do not fit
         return self
+
+    def row(self, name: str) -> Row:
+        """Return the row with this id."""
+        return next(row for row in self.rows if row.id == name)
+
+    def measurements(self) -> dict[str, Published]:
+        """Return the published protocols by id: of each row, and of each row without a quirk."""
+        found = {row.id: row.published for row in self.rows if row.published is not None}
+        for quirk in self.quirks:
+            if quirk.without:
+                values = {**found[quirk.moves].model_dump(), **quirk.without}
+                found[f"{quirk.moves}.{quirk.id}"] = Published.model_validate(values)
+        return found
+
+    def victims(self) -> list[str]:
+        """Return every victim and surrogate that the study needs."""
+        used = [name for p in self.measurements().values() for name in (p.victim, p.surrogate)]
+        used += [name for grid in self.grids for name in (*grid.victims, *grid.surrogates)]
+        return [name for name in dict.fromkeys(used) if name]
 
     def reference(self, name: str) -> Reference | None:
         """Return the reference with this id; None for an empty id."""

@@ -18,7 +18,7 @@ from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.errors import SpecError
 from robustbench_med.files import write_text
 from robustbench_med.models import weights
-from robustbench_med.models.load import ZOO, untrained
+from robustbench_med.models.load import stored, untrained
 from robustbench_med.models.operating_point import youden
 from robustbench_med.models.sliding import bare
 from robustbench_med.objectives import make
@@ -70,8 +70,9 @@ def train(
     with _seeded(recipe.seed):
         victim = untrained(card, data.card)
         if recipe.start:
-            start: ModelCard = registry.find("models", recipe.start)
-            weights.read(bare(victim.module), ZOO / start.weights, sha256=start.sha256)
+            start, folder = stored(registry.find("models", recipe.start))
+            path = folder / start.weights
+            weights.read(bare(victim.module), path, sha256=start.sha256, other_head=True)
         if first is not None and first_data is not None:
             fit_first(
                 victim,
@@ -179,7 +180,7 @@ def _fingerprint(card: ModelCard, recipe: Recipe, data: Dataset, first_data: Dat
     """Return the hash of everything that determines the weights: model, recipe and data."""
     ignored = {"title", "summary", "source", "weights", "sha256", "weights_type", "measured"}
     fields = card.model_dump(mode="json", exclude={*ignored, "returns", "output", "notes"})
-    start = registry.find("models", recipe.start).sha256 if recipe.start else ""
+    start = stored(registry.find("models", recipe.start))[0].sha256 if recipe.start else ""
     texts = [json.dumps(fields, sort_keys=True), start, torch.__version__]
     for used in (data, first_data):
         if used is not None:

@@ -14,6 +14,7 @@ import pytest
 from robustbench_med.datasets import cache
 from robustbench_med.datasets.cache import phantom_key, read_or_draw
 from robustbench_med.datasets.dataset import Arrays, SplitName
+from robustbench_med.paths import cache_root
 
 _PLAN = """
 import sys
@@ -43,7 +44,7 @@ class Drawing:
 
 
 def cached_files() -> list[Path]:
-    folder = cache.cache_root() / "phantoms"
+    folder = cache_root() / "phantoms"
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 

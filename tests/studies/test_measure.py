@@ -15,7 +15,7 @@ from robustbench_med.cli.choices import GRID_OPTIONS
 from robustbench_med.cli.choices import suite_of as chosen_suite
 from robustbench_med.errors import ResultsError, SpecError
 from robustbench_med.studies.evidence import evidence_of
-from robustbench_med.studies.measure import measure_row
+from robustbench_med.studies.measure import measure
 from robustbench_med.studies.outcome import path_of
 from robustbench_med.studies.study import Study, suite_of
 from robustbench_med.studies.verdict import Verdict
@@ -50,7 +50,7 @@ def study_of(n: int = 12) -> Study:
                 {"id": "under", "of": "accuracy under attack", "value": 0.1, **facts},
             ],
             "rows": [{**row, "published": measured, "corrected": corrected}],
-            "quirks": [{"what": "All images are attacked.", "moves": "fgsm"}],
+            "quirks": [{"id": "all", "what": "All images are attacked.", "moves": "fgsm"}],
             "grids": [
                 {
                     "datasets": ["phantom_chest"],
@@ -66,25 +66,25 @@ def study_of(n: int = 12) -> Study:
 
 def test_a_finished_row_is_read_and_a_changed_one_is_run_again(tmp_path: Path) -> None:
     study = study_of()
-    first = measure_row(study, study.rows[0], tmp_path)
-    stored = path_of(tmp_path, "toy", "fgsm")
+    first = measure(study, "fgsm", tmp_path)
+    stored = path_of(tmp_path, "toy")
     written = stored.stat().st_mtime_ns
-    assert measure_row(study, study.rows[0], tmp_path) == first
+    assert measure(study, "fgsm", tmp_path) == first
     assert stored.stat().st_mtime_ns == written
     assert max(first.linf) == pytest.approx(8 / 255, abs=1e-6)
     assert first.outside == 0
-    assert len(first.truth) == len(first.attacked) == 12
+    assert len(first.samples) == len(first.attacked) == 12
     fewer = study_of(n=8)
-    assert len(measure_row(fewer, fewer.rows[0], tmp_path).truth) == 8
+    assert len(measure(fewer, "fgsm", tmp_path).samples) == 8
 
 
 def test_a_damaged_outcome_is_named_and_costs_one_row(tmp_path: Path) -> None:
     study = study_of()
-    path = path_of(tmp_path, "toy", "fgsm")
+    path = path_of(tmp_path, "toy")
     path.parent.mkdir(parents=True)
     path.write_text("{", "utf-8")
     with pytest.raises(ResultsError, match="damaged"):
-        measure_row(study, study.rows[0], tmp_path)
+        measure(study, "fgsm", tmp_path)
     (evidence,) = evidence_of([study], tmp_path, [])
     (row,) = evidence.rows
     assert row.verdict == Verdict.CANNOT_BE_JUDGED
@@ -94,7 +94,7 @@ def test_a_damaged_outcome_is_named_and_costs_one_row(tmp_path: Path) -> None:
 
 def test_published_and_corrected_stand_side_by_side_on_the_page(tmp_path: Path) -> None:
     study = study_of()
-    measure_row(study, study.rows[0], tmp_path)
+    measure(study, "fgsm", tmp_path)
     planned, failures = plan(suite_of([study]))
     assert not failures
     run_cases(planned, tmp_path, console=Console(quiet=True), command="c", examples=0, jobs=1)

@@ -7,7 +7,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from robustbench_med.errors import SpecError, UnknownNameError
-from robustbench_med.studies.readings import Answers, read_change
+from robustbench_med.studies.readings import Answers, Change, change_of, compare, repeated
+
+
+def read_change(text: str, answers: Answers) -> Change:
+    return change_of(repeated(text, answers, tuple(map(str, range(len(answers.truth))))))
 
 
 def two(p: list[float]) -> np.ndarray:
@@ -74,3 +78,44 @@ def test_wrong_readings_are_named() -> None:
     three = Answers(np.arange(3), np.eye(3), np.eye(3))
     with pytest.raises(SpecError, match="two classes"):
         read_change("accuracy(threshold=0.5)", three)
+
+
+def test_iou_follows_from_the_dice_of_each_region() -> None:
+    before, after = np.array([[1.0, 0.5], [0.8, 0.0]]), np.array([[0.5, 0.5], [0.0, 0.0]])
+    answers = Answers(np.zeros(2, dtype=int), before, after)
+    assert read_change("dice", answers).before.value == pytest.approx(before.mean())
+    assert read_change("iou", answers).before.value == pytest.approx((1 + 1 / 3 + 2 / 3 + 0) / 4)
+    assert read_change("iou", answers).after.value == pytest.approx((1 / 3 + 1 / 3) / 4)
+
+
+def test_a_detector_that_cannot_tell_clean_images_apart_has_an_area_of_one_half() -> None:
+    rng = np.random.default_rng(0)
+    clean = rng.normal(size=(40, 1))
+    attacked = clean + 1
+    change = read_change("detection_auc", Answers(np.zeros(40, dtype=int), clean, attacked))
+    assert change.before.value == 0.5
+    truth = np.repeat([0, 1], 40)
+    expected = roc_auc_score(truth, np.concatenate([clean, attacked])[:, 0])
+    assert change.after.value == pytest.approx(expected)
+    assert change.effect.low > 0
+
+
+def test_two_rows_are_paired_on_the_same_images_and_independent_on_others() -> None:
+    n = 100
+    truth = np.arange(n) % 2
+    clean = two([0.9 if t else 0.1 for t in truth])
+    broken = clean.copy()
+    broken[:50] = broken[:50, ::-1]
+    worse = broken.copy()
+    worse[50:60] = worse[50:60, ::-1]
+    names = tuple(map(str, range(n)))
+    others = tuple(f"other {i}" for i in range(n))
+    first, second = (
+        repeated("accuracy", Answers(truth, clean, attacked), names) for attacked in (broken, worse)
+    )
+    paired, apart = compare(first, second), compare(first, second._replace(samples=others))
+    assert paired.before.value == apart.before.value == 0.5
+    assert paired.effect.value == apart.effect.value == pytest.approx(-0.1)
+    assert paired.effect.high < 0  # ten images of a hundred, the others equal
+    widths = [change.effect.high - change.effect.low for change in (paired, apart)]
+    assert widths[1] > 1.5 * widths[0]
