@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pydantic import ValidationError
 from rich.console import Console
 
 from leaderboard import write_study_page
@@ -16,7 +18,7 @@ from robustbench_med.cli.choices import suite_of as chosen_suite
 from robustbench_med.errors import ResultsError, SpecError
 from robustbench_med.studies.evidence import evidence_of
 from robustbench_med.studies.measure import measure
-from robustbench_med.studies.outcome import path_of
+from robustbench_med.studies.outcome import path_of, read_outcomes, write_outcome
 from robustbench_med.studies.study import Study, suite_of
 from robustbench_med.studies.verdict import Verdict
 
@@ -110,6 +112,107 @@ def test_published_and_corrected_stand_side_by_side_on_the_page(tmp_path: Path) 
     html = write_study_page([evidence], tmp_path).read_text(encoding="utf-8")
     for text in ("Toy study", "95 % → 10 %", "One step breaks it.", evidence.verdict.value):
         assert text in html
+
+
+def changed(study: Study, published: dict[str, object], **fields: object) -> Study:
+    """Return the toy study with other fields of its published protocol, and of itself."""
+    values = study.model_dump(mode="json")
+    values["rows"][0]["published"] |= published
+    return Study.model_validate({**values, "grids": study.grids, **fields})
+
+
+def test_a_quirk_is_measured_with_and_without_it(tmp_path: Path) -> None:
+    quirks = [
+        {"id": "small", "what": "It is small.", "moves": "fgsm", "without": {"n": 4}},
+        {"id": "auc", "what": "Counted so.", "moves": "fgsm", "without": {"reading": "auc"}},
+        {"id": "all", "what": "All images are attacked.", "moves": "fgsm"},
+    ]
+    study = changed(study_of(), {}, quirks=quirks)
+    assert list(study.measurements()) == ["fgsm", "fgsm.small", "fgsm.auc"]
+    for name in study.measurements():
+        measure(study, name, tmp_path)
+    outcomes = read_outcomes(tmp_path, "toy")
+    assert len(outcomes["fgsm.small"].samples) == 4
+    # another reading is of the same answers: the protocol has not run again
+    assert outcomes["fgsm.auc"].seconds == outcomes["fgsm"].seconds
+    assert outcomes["fgsm.auc"].attacked == outcomes["fgsm"].attacked
+    (evidence,) = evidence_of([study], tmp_path, [])
+    small, auc, everything = evidence.quirks
+    assert small.kept == auc.kept
+    assert small.removed is not None
+    assert small.kept is not None
+    assert small.removed.high - small.removed.low > small.kept.high - small.kept.low
+    assert auc.removed != auc.kept
+    assert everything.removed is None
+
+
+def test_a_quirk_that_does_not_fit_its_row_is_refused() -> None:
+    for without, word in (({"bogus": 1}, "bogus"), ({"n": 0}, "n")):
+        quirk = {"id": "q", "what": "Odd.", "moves": "fgsm", "without": without}
+        with pytest.raises(ValidationError, match=word):
+            changed(study_of(), {}, quirks=[quirk])
+
+
+def test_a_row_may_compare_two_others(tmp_path: Path) -> None:
+    study = study_of()
+    rows = [row.model_dump(mode="json") for row in study.rows]
+    strong = {**rows[0], "id": "strong", "corrected": None}
+    strong["published"] = {**rows[0]["published"], "protocol": "fgsm(eps=32/255)"}
+    law = {"id": "law", "label": "More is worse", "question": "breaks"}
+    study = changed(study, {}, rows=[*rows, strong, {**law, "compares": ["fgsm", "strong"]}])
+    for name in study.measurements():
+        measure(study, name, tmp_path)
+    (evidence,) = evidence_of([study], tmp_path, [])
+    weak_row, strong_row, law_row = evidence.rows
+    assert law_row.here is not None
+    assert weak_row.here is not None
+    assert strong_row.here is not None
+    assert law_row.here.before == weak_row.here.after
+    assert law_row.here.after == strong_row.here.after
+    assert law_row.outcome is None
+    with pytest.raises(ValidationError, match="measured row"):
+        changed(study, {}, rows=[*rows, {**law, "compares": ["fgsm", "law"]}])
+    with pytest.raises(ValidationError, match="compares"):
+        changed(study, {}, rows=[*rows, law])
+
+
+def test_an_outcome_of_other_weights_is_not_shown(tmp_path: Path) -> None:
+    study = study_of()
+    outcome = measure(study, "fgsm", tmp_path)
+    stale = outcome.model_copy(update={"weights": ("0" * 64, outcome.weights[1])})
+    write_outcome(stale, tmp_path, "toy", "fgsm")
+    (evidence,) = evidence_of([study], tmp_path, [])
+    assert evidence.rows[0].here is None
+    assert "other weights" in evidence.rows[0].failure
+
+
+def test_masks_are_read_as_dice_against_the_truth_or_the_goal(tmp_path: Path) -> None:
+    masks = {"dataset": "phantom_chest_organs", "victim": "organs_unet", "n": 4, "reading": "dice"}
+    study = changed(study_of(), {**masks, "protocol": "fgsm(eps=0.0)"})
+    against_truth = measure(study, "fgsm", tmp_path)
+    assert against_truth.kind == "dice"
+    assert against_truth.truth is None
+    assert against_truth.clean == against_truth.attacked
+    assert np.mean(against_truth.clean) > 0.8
+    aimed = changed(study, {"goal": "empty(label=1)"})
+    against_goal = measure(aimed, "fgsm", tmp_path)
+    assert np.mean(against_goal.clean) < np.mean(against_truth.clean) - 0.1
+    # the other organs are wanted where they are
+    assert np.array(against_goal.clean)[:, 1:] == pytest.approx(
+        np.array(against_truth.clean)[:, 1:]
+    )
+    with pytest.raises(SpecError, match="bogus"):
+        measure(changed(study, {"goal": "bogus(label=1)"}), "fgsm", tmp_path)
+
+
+def test_a_detector_is_read_by_its_suspicion(tmp_path: Path) -> None:
+    study = changed(study_of(), {"defense": "confidence", "reading": "detection_auc"})
+    outcome = measure(study, "fgsm", tmp_path)
+    assert outcome.kind == "suspicion"
+    assert outcome.columns == ("suspicion",)
+    (evidence,) = evidence_of([study], tmp_path, [])
+    assert evidence.rows[0].here is not None
+    assert evidence.rows[0].here.before.value == 0.5
 
 
 def test_a_study_is_named_only_with_the_suite_of_studies() -> None:
