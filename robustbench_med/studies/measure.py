@@ -21,8 +21,9 @@ from robustbench_med.models.load import Loaded, load_victim
 from robustbench_med.objectives.decide import class_masks
 from robustbench_med.objectives.shapes import replaced
 from robustbench_med.studies.outcome import Outcome, key_of, read_outcomes, write_outcome
-from robustbench_med.studies.protocols import VERSION, Target, run_protocol
+from robustbench_med.studies.protocols import VERSION, run_protocol
 from robustbench_med.studies.study import Published, Study
+from robustbench_med.studies.target import Target
 from robustbench_med.types import Batch, Images
 from robustbench_med.victim import Victim, frozen
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,30 +19,12 @@ from torch.nn import functional
 
 from robustbench_med import spec
 from robustbench_med.errors import SpecError, UnknownNameError
-from robustbench_med.types import Batch, Images
+from robustbench_med.studies.mask_protocols import dag, mask_pgd, random_masks, universal_masks
+from robustbench_med.studies.target import Target
+from robustbench_med.types import Images
 from robustbench_med.victim import Victim
 
 VERSION = 1  # raised when a protocol changes its results
-
-
-class Target(NamedTuple):
-    """What a protocol is run on.
-
-    Attributes:
-        victim: the model whose gradients it follows.
-        x: images `(b, c, *s)` in [0,1].
-        y: class ids `(b,)`, or masks of class ids `(b, *s)`, -1 = unlabelled.
-        rng: for every random draw.
-        train: returns so many training images, for a perturbation that is fitted on them.
-        aimed: whether `y` are the masks that the attacker wants, in place of the truth.
-    """
-
-    victim: Victim
-    x: Images
-    y: Int[Tensor, "b *s"]
-    rng: torch.Generator
-    train: Callable[[int], Batch]
-    aimed: bool = False
 
 
 def run_protocol(text: str, target: Target) -> Images:
@@ -226,5 +208,16 @@ def project(noise: Float[Tensor, "1 c *s"], eps: float, norm: str) -> Float[Tens
 
 
 PROTOCOLS: dict[str, Callable[..., Images]] = {
-    protocol.__name__: protocol for protocol in (fgsm, pgd, shuffled, universal, random_direction)
+    protocol.__name__: protocol
+    for protocol in (
+        fgsm,
+        pgd,
+        shuffled,
+        universal,
+        random_direction,
+        mask_pgd,
+        dag,
+        universal_masks,
+        random_masks,
+    )
 }

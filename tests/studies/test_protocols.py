@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from robustbench_med.errors import SpecError, UnknownNameError
-from robustbench_med.studies.protocols import Target, mean_norm, project, run_protocol
+from robustbench_med.studies.protocols import mean_norm, project, run_protocol
+from robustbench_med.studies.target import Target
 from robustbench_med.types import Batch
 from robustbench_med.victim import InputContract, Victim
 from tests.toys import Linear
