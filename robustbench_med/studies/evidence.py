@@ -230,6 +230,7 @@ def _matching(wanted: Corrected, records: Sequence[Stored]) -> list[Stored]:
             and parse(case.defense).name == parse(wanted.defense).name
             and (case.defense == "none" or case.knowledge == wanted.knowledge)
             and case.objective == wanted.objective
+            and set(case.channels) == set(wanted.channels)
             and rung_of(wanted.eps, case.ladder) >= 0
         ):
             of_attack.setdefault(case.attack, stored)

@@ -180,22 +180,67 @@ def fooling_of_clean(scores: Floats, *, answers: Answers, weights: Floats) -> Fl
     return _share(scores.argmax(1) != answers.clean.argmax(1), weights)
 
 
-def dice(scores: Floats, *, answers: Answers, weights: Floats) -> Floats:
+def dice(scores: Floats, *, answers: Answers, weights: Floats, region: int | None = None) -> Floats:
     """The mean Dice over images and regions.
 
     Args:
         scores: `(n, k)` the Dice of each region.
         answers: unused.
         weights: `(r, n)`.
+        region: index of the one region that counts; None = all.
     """
     del answers
-    means: Floats = (weights @ scores.mean(1)) / weights.sum(1)
+    means: Floats = (weights @ _of_region(scores, region)) / weights.sum(1)
     return means
 
 
-def iou(scores: Floats, *, answers: Answers, weights: Floats) -> Floats:
+def iou(scores: Floats, *, answers: Answers, weights: Floats, region: int | None = None) -> Floats:
     """The mean intersection over union of images and regions: Dice / (2 - Dice) of each."""
-    return dice(scores / (2 - scores), answers=answers, weights=weights)
+    return dice(scores / (2 - scores), answers=answers, weights=weights, region=region)
+
+
+def drawn(
+    scores: Floats,
+    *,
+    answers: Answers,
+    weights: Floats,
+    region: int | None = None,
+    dice: float = 0.75,
+) -> Floats:
+    """The share of images whose Dice with the wanted masks is at least a value.
+
+    Args:
+        scores: `(n, k)` the Dice of each region with the wanted masks.
+        answers: unused.
+        weights: `(r, n)`.
+        region: index of the one region that counts; None = their mean.
+        dice: from which Dice on a mask counts as drawn; by default as in `objectives/segmentation`.
+    """
+    del answers
+    return _share(_of_region(scores, region) >= dice, weights)
+
+
+def damaged(
+    scores: Floats,
+    *,
+    answers: Answers,
+    weights: Floats,
+    region: int | None = None,
+    dice: float = 0.5,
+) -> Floats:
+    """The share of images whose Dice with the true masks is below a value; as `drawn`."""
+    del answers
+    return _share(_of_region(scores, region) < dice, weights)
+
+
+def _of_region(scores: Floats, region: int | None) -> Floats:
+    """Return the Dice `(n,)` of one region, or of all on average."""
+    if region is None:
+        means: Floats = scores.mean(1)
+        return means
+    if not 0 <= region < scores.shape[1]:
+        raise SpecError(f"expected a region in 0..{scores.shape[1] - 1}, got {region}")
+    return scores[:, region]
 
 
 def detection_auc(scores: Floats, *, answers: Answers, weights: Floats) -> Floats:
@@ -232,6 +277,8 @@ READINGS: dict[str, Callable[..., Floats]] = {
         called_as,
         dice,
         iou,
+        drawn,
+        damaged,
         detection_auc,
     )
 }

@@ -78,6 +78,7 @@ class Corrected(_Model):
     right when clean and stay right, or the mean Dice.
 
     Attributes:
+        channels: names of the channels that may change; empty = all.
         claim: what the paper's claim says of this score. By default it falls, or stays unchanged
             where the row is a control.
     """
@@ -91,6 +92,7 @@ class Corrected(_Model):
     defense: str = "none"
     knowledge: str = "adaptive"
     objective: str = "untargeted"
+    channels: tuple[str, ...] = ()
     claim: Claim | None = None
 
     _eps = field_validator("eps", mode="before")(lambda value: number(value))

@@ -88,6 +88,20 @@ def test_iou_follows_from_the_dice_of_each_region() -> None:
     assert read_change("iou", answers).after.value == pytest.approx((1 / 3 + 1 / 3) / 4)
 
 
+def test_one_region_alone_counts_and_images_are_drawn_or_damaged() -> None:
+    before, after = np.array([[1.0, 0.5], [0.8, 0.2]]), np.array([[0.5, 0.8], [0.0, 0.7]])
+    answers = Answers(np.zeros(2, dtype=int), before, after)
+    assert read_change("dice(region=1)", answers).before.value == pytest.approx(0.35)
+    assert read_change("iou(region=0)", answers).after.value == pytest.approx((1 / 3 + 0) / 2)
+    drawn = read_change("drawn(region=1)", answers)
+    assert (drawn.before.value, drawn.after.value) == (0.0, 0.5)
+    assert read_change("drawn(region=1, dice=0.7)", answers).after.value == 1.0
+    damaged = read_change("damaged", answers)
+    assert (damaged.before.value, damaged.after.value) == (0.0, 0.5)
+    with pytest.raises(SpecError, match="region"):
+        read_change("dice(region=2)", answers)
+
+
 def test_a_detector_that_cannot_tell_clean_images_apart_has_an_area_of_one_half() -> None:
     rng = np.random.default_rng(0)
     clean = rng.normal(size=(40, 1))

@@ -54,6 +54,8 @@ def test_a_row_names_what_exists_and_its_grids_make_its_case(study: Study) -> No
                 wanted.dataset in grid.datasets
                 and wanted.victim in grid.victims
                 and (wanted.surrogate in grid.surrogates if wanted.surrogate else True)
+                and wanted.objective == grid.objective
+                and (" + ".join(wanted.channels) or "all") in grid.channels
                 and any(abs(eps - wanted.eps) < 1e-9 for eps in grid.ladder)
                 and set(wanted.attacks) <= {parse(attack).name for attack in grid.attacks}
                 for grid in study.grids
