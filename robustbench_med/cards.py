@@ -177,6 +177,12 @@ class Recipe(BaseModel):
         default=0, ge=0, description="epochs without better robust validation before it stops"
     )
     precision: Literal["float32", "bfloat16"] = "float32"
+    half: Literal["", "first", "second"] = Field(
+        default="",
+        exclude_if=lambda half: not half,
+        description="half of the training patients that it is fitted on, so that two victims may "
+        "share none; empty = all",
+    )
     first: FirstStage | None = Field(
         default=None,
         exclude_if=lambda stage: stage is None,

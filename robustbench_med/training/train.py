@@ -85,7 +85,7 @@ def train(
             )
         fit(
             victim,
-            data.batch("train"),
+            half_of(data.batch("train"), recipe.half),
             data.card,
             recipe,
             lambda done: progress(fraction + (1 - fraction) * done),
@@ -110,6 +110,23 @@ def train(
     for checkpoint in (saved, first_saved):
         checkpoint.path.unlink(missing_ok=True)
     return trained
+
+
+def half_of(batch: Batch, half: str) -> Batch:
+    """Return the images of every other patient; images without patients are their own.
+
+    Args:
+        batch: images of a split, in the order of their file.
+        half: "first" has the first patient, "second" the second one, "" all.
+    """
+    if not half:
+        return batch
+    owners = batch.ids if batch.patients is None else batch.patients
+    places = {owner: place for place, owner in enumerate(dict.fromkeys(owners.tolist()))}
+    wanted = 0 if half == "first" else 1
+    rows = [row for row, owner in enumerate(owners.tolist()) if places[owner] % 2 == wanted]
+    patients = None if batch.patients is None else batch.patients[rows]
+    return Batch(batch.x[rows], batch.y[rows], batch.ids[rows], patients)
 
 
 def defended(card: ModelCard, text: str) -> ModelCard:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,7 +18,8 @@ from robustbench_med.models import weights
 from robustbench_med.models.load import untrained
 from robustbench_med.training import train as training
 from robustbench_med.training.augment import augment
-from robustbench_med.training.train import train
+from robustbench_med.training.train import half_of, train
+from robustbench_med.types import Batch
 from robustbench_med.victim import Victim
 from tests.bench.toys import dataset_of
 
@@ -155,3 +157,34 @@ def test_augmentation() -> None:
         assert changed.min() >= -1e-6
         assert changed.max() <= 1 + 1e-6
         assert not torch.allclose(changed, x, atol=1e-3)
+
+
+def test_the_halves_of_a_training_split_share_no_patient() -> None:
+    x = torch.arange(10.0).view(-1, 1, 1, 1) / 10
+    patients = np.array(list("ccaabbbdde"))
+    batch = Batch(x, torch.arange(10) % 2, np.array([str(i) for i in range(10)]), patients)
+    first, second = half_of(batch, "first"), half_of(batch, "second")
+    assert first.ids.tolist() == ["0", "1", "4", "5", "6", "9"]
+    assert second.ids.tolist() == ["2", "3", "7", "8"]
+    assert first.patients is not None
+    assert set(first.patients) == {"b", "c", "e"}
+    assert torch.equal(first.x, x[[0, 1, 4, 5, 6, 9]])
+    assert first.y.tolist() == [0, 1, 0, 1, 0, 1]
+    alone = half_of(Batch(x, batch.y, batch.ids), "second")
+    assert alone.ids.tolist() == ["1", "3", "5", "7", "9"]
+    assert half_of(batch, "") is batch
+
+
+def test_a_recipe_of_one_half_is_fitted_on_that_half_alone(tmp_path: Path) -> None:
+    whole = data(24)
+    other = whole.batch("train").x.clone()
+    other[::2] = 0.5  # the images of the other half
+    changed = dataset_of(other, whole.batch("train").y, 2)
+    recipe = RECIPE.model_copy(update={"half": "second"})
+    weights_of = [
+        train(card(recipe=recipe), each, tmp_path / name).sha256
+        for name, each in (("a", whole), ("b", changed))
+    ]
+    assert weights_of[0] == weights_of[1]
+    assert train(card(), whole, tmp_path / "c").sha256 != weights_of[0]
+    assert "half" not in RECIPE.model_dump()
