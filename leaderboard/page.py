@@ -97,11 +97,15 @@ def render(
     )
 
 
-def page_parts() -> dict[str, str]:
-    """Return the style and the scripts of a page, and the policy that allows only these."""
-    style, script = (
-        (TEMPLATES / file).read_text(encoding="utf-8") for file in ("style.css", "script.js")
-    )
+def page_parts(own_style: str = "") -> dict[str, str]:
+    """Return the style and the scripts of a page, and the policy that allows only these.
+
+    Args:
+        own_style: file of the styles that only this kind of page has, after those of all pages.
+    """
+    files = [file for file in ("style.css", own_style) if file]
+    style = "".join((TEMPLATES / file).read_text(encoding="utf-8") for file in files)
+    script = (TEMPLATES / "script.js").read_text(encoding="utf-8")
     start = "document.documentElement.classList.add('js')"
     policy = [
         "default-src 'none'",

@@ -2,50 +2,112 @@
 
 from __future__ import annotations
 
-import math
-import textwrap
-from collections.abc import Iterator, Sequence
+import shlex
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from markupsafe import Markup
-
+from robustbench_med import registry
 from robustbench_med.files import write_text
 from robustbench_med.stats import Estimate
-from robustbench_med.studies.evidence import RowEvidence, StudyEvidence
-from robustbench_med.studies.study import Question
+from robustbench_med.studies.evidence import RowEvidence, StudyEvidence, successes_counted
+from robustbench_med.studies.readings import Change
+from robustbench_med.studies.study import Reference, Row, Study
 from robustbench_med.studies.verdict import SIMILAR, UNCHANGED, WIDE, Verdict
 
 from .page import environment, page_parts
-from .svg import FAINT, INK, drawing, inline, plain_axes, stroke
+from .study_answers import (
+    QUESTIONS,
+    Answer,
+    answer,
+    change_words,
+    estimate_words,
+    percent,
+    size_row,
+    size_words,
+    visible_change,
+)
+from .wording import text
 
 NAME = "studies.html"
-QUESTIONS: dict[Question, str] = {
-    "breaks": "Does it break?",
-    "transfers": "Does it transfer?",
-    "defended": "Does the defense hold?",
-    "control": "Do the controls stay unchanged?",
+MEANS = {
+    Verdict.IN_SIZE: "is-size",
+    Verdict.IN_DIRECTION: "is-direction",
+    Verdict.NOT_REPRODUCED: "is-not",
+    Verdict.CANNOT_BE_JUDGED: "is-open",
 }
-# what a score is from, with the marker of matplotlib and its path in the legend
-SOURCES = (
-    ("published", "D", "M4 0 8 4 4 8 0 4z"),
-    ("as published, here", "o", "M4 .5a3.5 3.5 0 1 0 .01 0z"),
-    ("corrected", "s", "M.5.5h7v7h-7z"),
-)
+CERTAINTY = {
+    "read": "read in the source",
+    "abstract": "read in the abstract",
+    "secondary": "read in a secondary source",
+    "unverifiable": "could not be verified",
+}
+
+
+class Lane(NamedTuple):
+    """One of the three scores of a row: published, as published here, or corrected.
+
+    Attributes:
+        kind: "published", "here" or "corrected".
+        before, after: the score before and under attack; None where there is none.
+        words, short: both in words, with intervals and without.
+        note: what the score is of, where it is not that of the row, or how sure it is.
+        missing: why there is no score, or "".
+        verdict: on the score; None for the published one.
+        warning: why a number may be wrong or could not be used, or "".
+    """
+
+    kind: str
+    before: Estimate | None = None
+    after: Estimate | None = None
+    words: str = ""
+    short: str = ""
+    note: str = ""
+    missing: str = ""
+    verdict: Verdict | None = None
+    warning: str = ""
+
+
+class StudyView(NamedTuple):
+    """A study as the page shows it.
+
+    Attributes:
+        evidence: the study with its evidence.
+        command: what runs it.
+        has_run: whether anything of it was measured here, or failed to be.
+        tally, corrected_tally: how many of the rows that are judged have the study's verdict.
+        answers: a cell of the overview for each question.
+        change: the first primary row that asks whether the model breaks, in its three lanes.
+        size: the visible size of that row's change, in words.
+        rows: each row with its lanes and the visible size of its change.
+    """
+
+    evidence: StudyEvidence
+    command: str
+    has_run: bool
+    tally: str
+    corrected_tally: str
+    answers: dict[str, Answer]
+    change: tuple[Lane, ...]
+    size: str
+    rows: list[tuple[RowEvidence, tuple[Lane, ...], str]]
 
 
 def write_study_page(evidence: Sequence[StudyEvidence], folder: Path) -> Path:
     """Write `studies.html` into `folder` in one step and return its path."""
+    views = [_view(each) for each in evidence]
     html = (
         environment()
         .get_template("studies.html.j2")
         .render(
-            **page_parts(),
-            studies=[(each, figure(each)) for each in evidence],
+            **page_parts("studies.css"),
+            views=views,
+            counts=[_counts(views, corrected) for corrected in (False, True)],
+            not_run=sum(not view.has_run for view in views),
             questions=QUESTIONS,
-            answers={each.study.name: {q: answer(each, q) for q in QUESTIONS} for each in evidence},
-            sources=[(name, path) for name, _, path in SOURCES],
-            verdicts=Verdict,
+            means=MEANS,
+            certainty=CERTAINTY,
             percent=percent,
             estimate_words=estimate_words,
             rule={"unchanged": UNCHANGED, "similar": SIMILAR, "wide": WIDE},
@@ -55,64 +117,106 @@ def write_study_page(evidence: Sequence[StudyEvidence], folder: Path) -> Path:
     return write_text(folder / NAME, html)
 
 
-def percent(value: float | None) -> str:
-    """Return a share of 1 in percent, or a dash.
-
-    >>> percent(0.125)
-    '12.5 %'
-    """
-    return "–" if value is None else f"{100 * value:.3g} %"
+def run_command(study: Study) -> str:
+    """Return the command that runs a study."""
+    name = shlex.quote(study.name)
+    return f"python -m robustbench_med run studies --study {name} --data FOLDER"
 
 
-def estimate_words(estimate: Estimate | None) -> str:
-    """Return an estimate with its interval in percent, or a dash."""
-    if estimate is None or math.isnan(estimate.value):
-        return "–"
-    low, high = (f"{100 * bound:.0f}" for bound in (estimate.low, estimate.high))
-    return f"{100 * estimate.value:.0f} % [{low} to {high}]"
+def _view(evidence: StudyEvidence) -> StudyView:
+    first = size_row(evidence)
+    primary = [r for r in evidence.rows if r.row.primary]
+    return StudyView(
+        evidence,
+        run_command(evidence.study),
+        any(r.here or r.corrected or r.failure for r in evidence.rows),
+        _tally(evidence.verdict, [r.verdict for r in primary]),
+        _tally(evidence.corrected_verdict, [r.corrected_verdict for r in primary]),
+        {question: answer(evidence, question) for question in QUESTIONS},
+        () if first is None else _lanes(evidence.study, first),
+        size_words(evidence, first),
+        [
+            (r, _lanes(evidence.study, r), visible_change(r.outcome) if r.outcome else "")
+            for r in evidence.rows
+        ],
+    )
 
 
-def answer(evidence: StudyEvidence, question: Question) -> dict[str, Any] | None:
-    """Return the cell of the overview: the primary row of a question, or None without one."""
-    rows = [r for r in evidence.rows if r.row.question == question and r.row.primary]
-    if not rows:
+def _tally(verdict: Verdict, rows: Sequence[Verdict]) -> str:
+    """Return how many of the rows that can be judged have a verdict, in words."""
+    judged = [each for each in rows if each != Verdict.CANNOT_BE_JUDGED]
+    same = sum(each == verdict for each in judged)
+    return f"{same} of {len(judged)} results" if judged else ""
+
+
+def _counts(views: Sequence[StudyView], corrected: bool) -> list[tuple[Verdict, int]]:
+    """Return how many studies that have run have each verdict, the best first."""
+    ran = [view.evidence for view in views if view.has_run]
+    found = Counter(each.corrected_verdict if corrected else each.verdict for each in ran)
+    return [(verdict, found[verdict]) for verdict in Verdict if found[verdict]]
+
+
+def _lanes(study: Study, r: RowEvidence) -> tuple[Lane, ...]:
+    """Return the three scores of a row."""
+    here = "" if r.row.published or r.row.compares else "not measured by this row"
+    corrected = "" if r.row.corrected or r.row.compares else "no corrected run answers this"
+    return (
+        _published(study, r),
+        _measured("here", r.here, r.verdict, "cannot be used" if r.failure else here, r.failure),
+        _measured(
+            "corrected",
+            r.corrected,
+            r.corrected_verdict,
+            corrected,
+            "a check of these runs raised a flag" if r.flagged else "",
+            _corrected_words(study, r.row),
+        ),
+    )
+
+
+def _published(study: Study, r: RowEvidence) -> Lane:
+    references = [study.reference(name) for name in (r.row.before, r.row.after)]
+    named = [reference for reference in references if reference is not None]
+    known = [reference for reference in named if reference.value is not None]
+    if not known:
+        missing = "could not be verified" if named else "the paper's number could not be read"
+        return Lane("published", missing=missing)
+    before, after = (_exact(reference) for reference in references)
+    numbers = (percent(None if each is None else each.value) for each in (before, after))
+    short = " → ".join(numbers)
+    words = short if before or after is None else f"{percent(after.value)} under attack"
+    sure = dict.fromkeys(CERTAINTY[reference.certainty] for reference in known)
+    return Lane("published", before, after, words, short, ", ".join(sure))
+
+
+def _exact(reference: Reference | None) -> Estimate | None:
+    if reference is None or reference.value is None:
         return None
-    row = rows[0]
-    return {"row": row, "change": row.here, "corrected": row.corrected, "verdict": row.verdict}
+    return Estimate(value=reference.value, low=reference.value, high=reference.value)
 
 
-def figure(evidence: StudyEvidence) -> Markup:
-    """Return the scores of a study's rows under attack, with 95 % intervals, as an `<svg>`."""
-    rows = list(reversed(evidence.rows))
-    prefix = f"study-{evidence.study.name.replace('_', '-')}"
-    height = 0.4 + 0.6 * len(rows)
-    with drawing(prefix, 6.6, height) as canvas:
-        axes = canvas.add_axes((0.3, 0.32 / height, 0.68, 1 - 0.37 / height))
-        plain_axes(axes)
-        axes.grid(visible=False, axis="y")
-        axes.grid(axis="x", color=FAINT, linewidth=0.6)
-        for y, row in enumerate(rows):
-            for place, (value, low, high) in _scores(row):
-                at, colour = y + 0.22 * (1 - place), stroke(place + 1)
-                axes.plot([100 * low, 100 * high], [at, at], color=colour, linewidth=1.6)
-                axes.plot([100 * value], [at], SOURCES[place][1], color=colour, markersize=5)
-            if row.here is not None:
-                clean = 100 * row.here.before.value
-                axes.plot([clean, clean], [y - 0.34, y + 0.34], color=INK, linewidth=0.8)
-        axes.set_xlim(-2, 102)
-        axes.set_ylim(-0.5, len(rows) - 0.5)
-        labels = [textwrap.fill(row.row.label, 26) for row in rows]
-        axes.set_yticks(range(len(rows)), labels, color=INK)
-        label = f"Scores under attack of {evidence.study.title}: published and measured here"
-        return Markup(inline(canvas, prefix=prefix, label=label))  # noqa: S704 - our own figure
+def _measured(
+    kind: str,
+    change: Change | None,
+    verdict: Verdict,
+    missing: str,
+    warning: str,
+    note: str = "",
+) -> Lane:
+    if change is None:
+        return Lane(kind, note=note, missing=missing or "not measured yet", warning=warning)
+    words = f"{estimate_words(change.before)} → {estimate_words(change.after)}"
+    short = change_words(change)
+    return Lane(kind, change.before, change.after, words, short, note, "", verdict, warning)
 
 
-def _scores(row: RowEvidence) -> Iterator[tuple[int, tuple[float, float, float]]]:
-    """Yield the scores under attack that are known: place in SOURCES, value, low and high."""
-    if row.published_after is not None:
-        yield 0, (row.published_after, row.published_after, row.published_after)
-    # the corrected number is the share of images still right, another score than one that rises
-    corrected = None if row.row.claim == "rises" else row.corrected
-    for place, change in ((1, row.here), (2, corrected)):
-        if change is not None and not math.isnan(change.after.value):
-            yield place, (change.after.value, change.after.low, change.after.high)
+def _corrected_words(study: Study, row: Row) -> str:
+    """Return attack, radius and, where it is another than the row's, score of corrected runs."""
+    score = "images still right" if successes_counted(study, row) else ""
+    wanted = row.corrected
+    if wanted is None:
+        return score
+    cards = registry.load("attacks")
+    names = [cards[name].title if name in cards else name for name in wanted.attacks]
+    radius = f"{text.radius(wanted.eps, wanted.norm)} in {text.NORMS[wanted.norm]}"
+    return "; ".join(filter(None, (score, f"{', '.join(names)} at {radius}")))

@@ -93,6 +93,6 @@ def write_study_page(folder: Path, records: Sequence[Stored]) -> Path | None:
     measured = folder / outcome.FOLDER
     if not measured.is_dir():
         return None
-    shown = [s for name, s in studies().items() if (measured / f"{name}.json").is_file()]
+    shown = list(studies().values())
     page: Path = pages().write_study_page(evidence_of(shown, folder, records), folder)
     return page

@@ -18,7 +18,15 @@ from robustbench_med.spec import parse
 from robustbench_med.stats import Estimate
 from robustbench_med.stats.patients import resampled_patients, resamples
 from robustbench_med.studies.outcome import Outcome, read_outcomes
-from robustbench_med.studies.readings import Answers, Change, Repeated, change_of, compare, repeated
+from robustbench_med.studies.readings import (
+    Answers,
+    Change,
+    Repeated,
+    change_of,
+    compare,
+    counts_successes,
+    repeated,
+)
 from robustbench_med.studies.study import Claim, Corrected, Published, Quirk, Row, Study
 from robustbench_med.studies.verdict import Verdict, judge_row, judge_study
 from robustbench_med.worst_case import lowest, owners_of, rung_of, score_table
@@ -205,9 +213,14 @@ def _claim_of_corrected(study: Study, row: Row) -> Claim:
         return "unchanged"
     if row.compares is None:
         return "falls"
-    counts_successes = study.row(row.compares[0]).claim == "rises"
     opposite: dict[Claim, Claim] = {"rises": "falls", "falls": "rises"}
-    return opposite[row.claim] if counts_successes else row.claim
+    return opposite[row.claim] if successes_counted(study, row) else row.claim
+
+
+def successes_counted(study: Study, row: Row) -> bool:
+    """Return whether a row's published score rises where an attack succeeds."""
+    measured = (study.row(row.compares[0]) if row.compares else row).published
+    return measured is not None and counts_successes(measured)
 
 
 def _answers(outcome: Outcome) -> Answers:

@@ -19,6 +19,7 @@ from robustbench_med.errors import SpecError, UnknownNameError
 from robustbench_med.metrics.classification import Predictions, auc_repeats
 from robustbench_med.stats import Estimate, intervals
 from robustbench_med.stats.patients import resampled_patients, resamples
+from robustbench_med.studies.study import Published
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -115,12 +116,18 @@ def _change(
     before: float, after: float, befores: Floats, afters: Floats, *, n_patients: float
 ) -> Change:
     """Return the change between two scores from their values on the same resamples."""
+    differences = afters - befores
+    effect = intervals.interval(
+        after - before, differences, n_patients=n_patients, bounds=(-1.0, 1.0)
+    )
+    if not np.nan_to_num(differences).any() and after == before:
+        # no image counts otherwise than before: bounded as a share of 0 is, to both sides
+        bound = intervals.interval(0.0, differences, n_patients=n_patients).high
+        effect = Estimate(value=0.0, low=-bound, high=bound)
     return Change(
         intervals.interval(before, befores, n_patients=n_patients),
         intervals.interval(after, afters, n_patients=n_patients),
-        intervals.interval(
-            after - before, afters - befores, n_patients=n_patients, bounds=(-1.0, 1.0)
-        ),
+        effect,
     )
 
 
@@ -265,6 +272,14 @@ def called_as(scores: Floats, *, answers: Answers, weights: Floats, target: int)
     """
     del answers
     return _share(scores.argmax(1) == target, weights)
+
+
+SUCCESSES = ("fooling_of_truth", "fooling_of_clean", "called_as")  # they rise with the damage
+
+
+def counts_successes(measured: Published) -> bool:
+    """Return whether a measurement's score rises where an attack succeeds."""
+    return bool(measured.goal) or spec.parse(measured.reading).name in SUCCESSES
 
 
 READINGS: dict[str, Callable[..., Floats]] = {

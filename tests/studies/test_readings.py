@@ -70,6 +70,16 @@ def test_the_difference_is_paired_and_its_interval_is_by_patient() -> None:
     assert width[1] > 2 * width[0]
 
 
+def test_a_change_of_no_image_is_bounded_by_the_number_of_images() -> None:
+    for n, bound in ((100, 0.05), (20, 0.2)):
+        truth = np.arange(n) % 2
+        scores = two([0.9 if t and i > n // 5 else 0.1 for i, t in enumerate(truth)])
+        change = read_change("accuracy", Answers(truth, scores, scores))
+        assert change.effect.value == 0
+        assert change.effect.high == -change.effect.low
+        assert 0.5 * bound < change.effect.high < bound
+
+
 def test_wrong_readings_are_named() -> None:
     with pytest.raises(UnknownNameError, match="reading"):
         read_change("bogus", ANSWERS)
