@@ -12,6 +12,7 @@ from robustbench_med.files import write_text
 from .boards.board import Board
 from .headline import Headline, counted, headline_of
 from .page import environment, page_parts
+from .study_page import NAME as STUDIES
 from .wording import text
 
 NAME = "index.html"
@@ -68,7 +69,8 @@ def write_start_page(entries: Sequence[SuiteEntry], folder: Path) -> Path:
                     {
                         kind: (links[entry.folder] / f"leaderboard.{kind}").as_posix()
                         for kind in ("html", "csv", "md")
-                    },
+                    }
+                    | {"studies": _studies(entry.folder, links[entry.folder])},
                 )
                 for entry in sorted(entries, key=lambda entry: entry.title.lower())
             ],
@@ -77,3 +79,8 @@ def write_start_page(entries: Sequence[SuiteEntry], folder: Path) -> Path:
         )
     )
     return write_text(folder / NAME, html)
+
+
+def _studies(folder: Path, link: Path) -> str:
+    """Return the link to the page of studies of a suite; "" if its folder has none."""
+    return (link / STUDIES).as_posix() if (folder / STUDIES).is_file() else ""

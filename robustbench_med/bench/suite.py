@@ -86,8 +86,12 @@ def suites() -> dict[str, Suite]:
     return {path.stem: read_suite(path) for path in sorted(FOLDER.glob("*.toml"))}
 
 
-def find_suite(name: str) -> Suite:
+def find_suite(name: str, *, others: tuple[str, ...] = ()) -> Suite:
     """Return a shipped suite by name, or the one in a TOML file.
+
+    Args:
+        name: the name or the path.
+        others: names that the caller takes besides, for the message on an unknown one.
 
     Raises:
         UnknownNameError: there is no such suite.
@@ -102,7 +106,8 @@ def find_suite(name: str) -> Suite:
             raise SpecError(
                 f"expected a suite file whose name ends in .toml, got {name!r}: rename the file"
             )
-        raise UnknownNameError("suite", name, [path.stem for path in FOLDER.glob("*.toml")])
+        known = [path.stem for path in FOLDER.glob("*.toml")]
+        raise UnknownNameError("suite", name, [*known, *others])
     return read_suite(path)
 
 

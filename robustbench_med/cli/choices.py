@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from robustbench_med.studies.study import Study
 
 LOCAL = Path("results/local")
-STUDIES = "studies"
+STUDIES = "studies"  # the name of the suite that is made of the studies' cases
 
 SuiteName = Annotated[
     str, typer.Argument(help="A shipped suite (see `list suites`) or a TOML file.")
@@ -159,12 +159,12 @@ def suite_of(choices: Mapping[str, Any]) -> Suite:
 
 
 def _suite(choices: Mapping[str, Any]) -> Suite:
-    """Return the suite that the command line names; `studies` is made of the studies' cases."""
+    """Return the suite that the command line names."""
     from robustbench_med.bench.suite import find_suite
 
     studies = studies_of(choices)
     if not studies:
-        return find_suite(choices["suite"])
+        return find_suite(choices["suite"], others=(STUDIES,))
     from robustbench_med.studies.study import suite_of
 
     return suite_of(studies)
@@ -185,6 +185,17 @@ def studies_of(choices: Mapping[str, Any]) -> list[Study]:
     from robustbench_med.studies.study import find_studies
 
     return find_studies(names)
+
+
+def title_of(folder: Path) -> str:
+    """Return the title of a page of records: that of their shipped suite, if there is one."""
+    from robustbench_med.bench import suite
+
+    if folder.resolve().name != STUDIES:
+        return suite.title_of(folder)
+    from robustbench_med.studies.study import TITLE
+
+    return TITLE
 
 
 def command_of(choices: Mapping[str, Any]) -> str:

@@ -16,9 +16,11 @@ from robustbench_med.errors import UnknownNameError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from robustbench_med.cards import Card, PluginCard
+    from robustbench_med.cards import Card, ModelCard, PluginCard
 
-_KINDS = ("models", "datasets", "attacks", "defenses", "suites")
+_KINDS = ("models", "datasets", "attacks", "defenses", "suites", "studies")
+_REGISTERED = _KINDS[:4]  # the kinds that the registry knows
+_LINES = ("notes", "results", "what moves the numbers", "published numbers", "studies")
 _PACKAGES = ("torch", "timm", "numpy", "pandas", "scikit-learn", "statsmodels", "torchmetrics")
 _PEERS = ("torchattacks", "adversarial-robustness-toolbox", "foolbox")
 
@@ -31,10 +33,12 @@ def register(app: typer.Typer) -> None:
 
 
 def list_command(
-    kind: Annotated[str, typer.Argument(help="models, datasets, attacks, defenses or suites.")],
+    kind: Annotated[
+        str, typer.Argument(help="models, datasets, attacks, defenses, suites or studies.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the cards as JSON.")] = False,
 ) -> None:
-    """List models, datasets, attacks, defenses or suites."""
+    """List models, datasets, attacks, defenses, suites or published studies."""
     import json
 
     from rich import box
@@ -67,12 +71,15 @@ def show(
     name: Annotated[str, typer.Argument(help="A name that `list` prints.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
 ) -> None:
-    """Show a card; for an attack or a defense, also the meaning of each parameter."""
+    """Show a card: of an attack also each parameter, of a study its claim, rows and sources."""
     import json
 
     from rich.console import Console
 
-    from robustbench_med.cards import PluginCard
+    from robustbench_med.cards import ModelCard, PluginCard
+    from robustbench_med.cli.choices import STUDIES
+    from robustbench_med.cli.study_facts import study_facts, suite_facts
+    from robustbench_med.studies.study import Study
 
     kind, card = _card(name)
     rows = _parameters(card) if isinstance(card, PluginCard) else []
@@ -83,7 +90,13 @@ def show(
         print(json.dumps({**values, "parameters": rows} if rows else values, indent=2))
         return
     console = Console()
-    console.print(f"{kind.removesuffix('s')} {card.name}", style="bold", highlight=False)
+    word = "study" if isinstance(card, Study) else kind.removesuffix("s")
+    console.print(f"{word} {card.name}", style="bold", highlight=False)
+    if isinstance(card, Study) or card.name == STUDIES:
+        print(_indented(study_facts(card) if isinstance(card, Study) else suite_facts(card)))
+        return
+    if isinstance(card, ModelCard):
+        values["weights"] = _weights_words(card)
     hidden = {"name", "positive", "parameters"} if isinstance(card, PluginCard) else {"name"}
     print(_indented({key: value for key, value in values.items() if key not in hidden}))
     if rows:
@@ -144,8 +157,14 @@ def _version(name: str) -> str:
 def _cards(kind: str) -> dict[str, Card]:
     if kind == "suites":
         from robustbench_med.bench.suite import suites
+        from robustbench_med.studies.study import find_studies, suite_of
 
-        return dict(suites())
+        studies_suite = suite_of(find_studies())
+        return dict(sorted({**suites(), studies_suite.name: studies_suite}.items()))
+    if kind == "studies":
+        from robustbench_med.studies.study import studies
+
+        return dict(studies())
     cards: dict[str, Card] = dict(registry.load(kind))  # type: ignore[call-overload]
     return cards
 
@@ -160,20 +179,22 @@ def _card(name: str) -> tuple[str, Card]:
     if ":" in name:
         return "attacks", registry.find("attacks", name)
     known: list[str] = []
-    for kind in _KINDS[:-1]:
+    for kind in _REGISTERED:
         names = registry.names(kind)  # type: ignore[arg-type]
         known += names
         with contextlib.suppress(UnknownNameError):
             return kind, registry.find(kind, name)  # type: ignore[arg-type]
-    suites = _cards("suites")
-    if name in suites:
-        return "suites", suites[name]
-    raise UnknownNameError("name", name, [*known, *suites])
+    for kind in ("suites", "studies"):
+        cards = _cards(kind)
+        known += cards
+        if name in cards:
+            return kind, cards[name]
+    raise UnknownNameError("name", name, known)
 
 
 def _origin(kind: str, name: str) -> str:
     """Return the package and version that a name comes from."""
-    if kind == "suites":
+    if kind not in _REGISTERED:
         return registry.ours()
     return registry.origin(kind, name)  # type: ignore[arg-type]
 
@@ -210,6 +231,8 @@ def _facts(card: Card) -> str:
     from robustbench_med.cards import AttackCard, DatasetCard, ModelCard
 
     if isinstance(card, ModelCard):
+        if card.trained_here:
+            return f"on {card.dataset}, trained here when needed"
         score = ", {} {:.3f}".format(*card.measured.headline) if card.measured else ""
         return f"on {card.dataset}{score}"
     if isinstance(card, DatasetCard):
@@ -220,6 +243,20 @@ def _facts(card: Card) -> str:
         inside = ", ".join(f"{key}={value}" for key, value in card.parameters.items())
         return f"{card.summary} {', '.join(card.norms)}; {card.threat}; ({inside})"
     return card.summary
+
+
+def _weights_words(card: ModelCard) -> str:
+    """Return the file of a victim's weights, or how it gets weights if none are shipped."""
+    if not card.trained_here:
+        return card.weights
+    from robustbench_med.models.trained_here import home_of, is_trained
+
+    if is_trained(card):
+        return f"not shipped; trained here, in {home_of(card)}"
+    return (
+        "not shipped: trained here when a study needs it, or by "
+        f"`python -m robustbench_med train {card.name} --data FOLDER`"
+    )
 
 
 def _indented(value: object, depth: int = 1) -> str:
@@ -234,8 +271,8 @@ def _indented(value: object, depth: int = 1) -> str:
                 isinstance(inner, list) and isinstance(inner[0], dict)
             )
             text = "\n" + _indented(inner, depth + 1) if nested else " " + _indented(inner, 0)
-            if key == "notes":  # a sentence per line
-                text = "".join(f"\n{pad}  - {note}" for note in inner)
+            if key in _LINES:  # a sentence per line
+                text = "".join(f"\n{pad}  - {line}" for line in inner)
             lines.append(f"{pad}{key}:{text}")
         return "\n".join(lines)
     if isinstance(value, list) and value and isinstance(value[0], dict):

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustbench_med.cli import choices
+from robustbench_med.cli import choices, study_run
 from robustbench_med.cli.choices import LOCAL
-from robustbench_med.cli.study_run import measure_studies, prepare_victims, write_study_page
 from robustbench_med.errors import ResultsError, SpecError
 from robustbench_med.paths import PACKED_RECORDS
 
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from robustbench_med.bench.resolved_case import ResolvedCase
     from robustbench_med.bench.suite import Suite
     from robustbench_med.bench.timing import Seconds
+    from robustbench_med.cli.study_run import Lacking
+    from robustbench_med.studies.study import Study
 
 
 def register(app: typer.Typer) -> None:
@@ -94,14 +95,15 @@ def run(
     folder = results / selected_suite.name
     store.check_writable(folder)
     console = Console()
-    selected_studies = choices.studies_of(ctx.params)
-    untrained = prepare_victims([v for s in selected_studies for v in s.victims()], data, console)
-    planned, refused = _plan(selected_suite, data, console)
-    refused = [*untrained, *refused]
+    studies = choices.studies_of(ctx.params)
+    if studies:
+        planned, refused = _prepare_studies(
+            studies, selected_suite, folder, data, console, measured=not case
+        )
+    else:
+        planned, refused = _plan(selected_suite, data, console)
     if case:
         planned = _select_cases(planned, case)
-    else:
-        refused += measure_studies(selected_studies, folder, data, console)
     failed = run_cases(
         planned,
         folder,
@@ -124,6 +126,7 @@ def plan_command(
     suite: choices.SuiteName = "quick",
     data: choices.Data = None,
     results: choices.Results = LOCAL,
+    study: choices.Studies = None,
     dataset: choices.Datasets = None,
     victim: choices.Victims = None,
     defense: choices.Defenses = None,
@@ -149,11 +152,17 @@ def plan_command(
 
     selected_suite = choices.suite_of(ctx.params)
     console = Console()
-    planned, refused = _plan(selected_suite, data, console)
+    folder = results / selected_suite.name
+    studies = choices.studies_of(ctx.params)
+    if studies:
+        lacking, refused = study_run.print_needs(studies, selected_suite, folder, data, console)
+        planned, failures = _plan_usable(selected_suite, lacking, data, console)
+        refused += failures
+    else:
+        planned, refused = _plan(selected_suite, data, console)
     with console.status("timing one small batch of each victim"):
         clock = Clock()
         costs = [clock.seconds(resolved) for resolved in planned]
-    folder = results / selected_suite.name
     finished = [_is_finished(folder, resolved.case.id) for resolved in planned]
     title = f"{selected_suite.title}: {_count(len(planned), 'case')}"
     table = Table(title=title, title_justify="left")
@@ -164,9 +173,10 @@ def plan_command(
         case, time = resolved.case, "?" if cost is None else words(cost.likely)
         state = "finished" if is_finished else ""
         table.add_row(case.id, case.dataset, case.victim, case.attack, time, state)
-    console.print(table)
-    unfinished = [cost for cost, done in zip(costs, finished, strict=True) if not done]
-    console.print(_time_line(unfinished), highlight=False, markup=False, soft_wrap=True)
+    if planned:
+        console.print(table)
+        unfinished = [cost for cost, done in zip(costs, finished, strict=True) if not done]
+        console.print(_time_line(unfinished), highlight=False, markup=False, soft_wrap=True)
     _report_failures(refused, console)
 
 
@@ -209,15 +219,14 @@ def leaderboard(
     from rich.console import Console
 
     from robustbench_med.bench.publish import pages
-    from robustbench_med.bench.suite import title_of
 
     console = Console()
     suites = _suite_folders(folder, console)
-    published = {suite: _publish(suite, title_of(suite), console) for suite in suites}
+    published = {suite: _publish(suite, choices.title_of(suite), console) for suite in suites}
     if suites != [folder]:
         entries = [
             pages().suite_entry(
-                result.boards, suite, title=title_of(suite), not_scored=result.not_scored
+                result.boards, suite, title=choices.title_of(suite), not_scored=result.not_scored
             )
             for suite, result in published.items()
         ]
@@ -266,6 +275,45 @@ def _plan(
     return planned, refused
 
 
+def _prepare_studies(
+    studies: list[Study],
+    suite: Suite,
+    folder: Path,
+    data: Path | None,
+    console: Console,
+    *,
+    measured: bool,
+) -> tuple[list[ResolvedCase], list[Failure]]:
+    """Train the victims of studies, run their published protocols, and plan the corrected cases.
+
+    Args:
+        studies: the studies.
+        suite: the suite of their corrected cases.
+        folder: the results folder of the suite.
+        data: folder with the files of named datasets.
+        console: shows the progress.
+        measured: whether the published protocols run.
+
+    Returns:
+        The corrected cases, and what could not be read, trained, measured or planned.
+    """
+    missing, failures = study_run.missing_datasets(studies, data)
+    lacking, untrained = study_run.train_victims(studies, missing, data, console)
+    planned, refused = _plan_usable(suite, lacking, data, console)
+    failures += [*untrained, *refused]
+    if measured:
+        failures += study_run.measure_studies(studies, folder, data, console, lacking)
+    return planned, failures
+
+
+def _plan_usable(
+    suite: Suite, lacking: Lacking, data: Path | None, console: Console
+) -> tuple[list[ResolvedCase], list[Failure]]:
+    """Plan the part of a suite whose data and victims are there."""
+    part = study_run.usable(suite, lacking)
+    return ([], []) if part is None else _plan(part, data, console)
+
+
 def _select_cases(planned: list[ResolvedCase], ids: list[str]) -> list[ResolvedCase]:
     """Return the cases whose ids start with the given digits."""
     known = [resolved.case.id for resolved in planned]
@@ -310,14 +358,29 @@ def _publish(
         planned: the cases of a run; None without a run.
         failures: the failures of the run, which the page names.
     """
-    from robustbench_med.bench.publish import pages, publish
+    from robustbench_med.bench.publish import publish
 
     published = publish(folder, title, planned=planned, failures=failures or [])
-    if published.page is None:
-        if published.damaged:
-            line = f"There is no leaderboard page: no record in {folder} can be read."
-            console.print(line, style="red", highlight=False, soft_wrap=True, markup=False)
-        return published
+    lines = []
+    if published.page is not None:
+        lines += _show_boards(published, planned, console)
+    elif published.damaged:
+        line = f"There is no leaderboard page: no record in {folder} can be read."
+        console.print(line, style="red", highlight=False, soft_wrap=True, markup=False)
+    page = study_run.write_study_page(folder, published.records)
+    if page is not None:
+        lines.append(f"studies: {page}")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    return published
+
+
+def _show_boards(
+    published: Published, planned: list[ResolvedCase] | None, console: Console
+) -> list[str]:
+    """Print the boards of a run, and return lines on the page and on what is not printed."""
+    from robustbench_med.bench.publish import pages
+
     run_ids = None if planned is None else {resolved.case.id for resolved in planned}
     unprinted = pages().show_boards(published.boards, console, only=run_ids)
     lines = [f"\nleaderboard: {published.page}"]
@@ -331,12 +394,7 @@ def _publish(
         if unprinted:
             line += f" {_count(unprinted, 'board')} of earlier runs only: not printed above."
         lines.append(line)
-    page = write_study_page(folder, published.records)
-    if page is not None:
-        lines.append(f"studies: {page}")
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-    return published
+    return lines
 
 
 def _unreadable(published: Published) -> list[Failure]:

@@ -16,6 +16,8 @@ from robustbench_med.errors import SpecError, UnknownNameError
 from robustbench_med.spec import number
 
 FOLDER = registry.CORE / "studies"
+SUITE = "studies"  # the name of the suite of their corrected cases
+TITLE = "Studies of the literature"
 Question = Literal["breaks", "transfers", "defended", "control"]
 Claim = Literal["falls", "rises", "unchanged"]
 
@@ -196,6 +198,12 @@ class Study(Card):
                 found[f"{quirk.moves}.{quirk.id}"] = Published.model_validate(values)
         return found
 
+    def datasets(self) -> list[str]:
+        """Return every dataset that the study attacks images of."""
+        used = [published.dataset for published in self.measurements().values()]
+        used += [name for grid in self.grids for name in grid.datasets]
+        return list(dict.fromkeys(used))
+
     def victims(self) -> list[str]:
         """Return every victim and surrogate that the study needs."""
         used = [name for p in self.measurements().values() for name in (p.victim, p.surrogate)]
@@ -229,9 +237,9 @@ def find_studies(names: tuple[str, ...] = ()) -> list[Study]:
 def suite_of(selected: list[Study]) -> Suite:
     """Return the suite of the corrected cases of studies."""
     return Suite(
-        name="studies",
-        title="Studies of the literature",
-        summary="Published attacks on medical images, measured again by this bench.",
+        name=SUITE,
+        title=TITLE,
+        summary="Published attacks measured again: `list studies` names them; needs --data.",
         grids=tuple(grid for study in selected for grid in study.grids),
     )
 

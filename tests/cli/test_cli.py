@@ -25,6 +25,7 @@ from robustbench_med.bench.execute import execute
 from robustbench_med.bench.record import Stored
 from robustbench_med.bench.suite import find_suite
 from robustbench_med.paths import PACKED_RECORDS
+from robustbench_med.studies.study import studies
 from tests.bench.toys import save_npz, save_timm, small_phantoms
 
 CHECKOUT = Path(__file__).parents[2]
@@ -93,6 +94,13 @@ QUICK = ("run", "quick", "--attack", "fgsm", "--eps", "2/255", "--results", "r")
     [
         (("run", "quik"), ("expected a known suite, got 'quik'", "'quick'", "medmnist")),
         (("plan", "quik"), ("did you mean 'quick'",)),
+        (("plan", "study"), ("did you mean 'studies'", "segmentation, studies")),
+        (("run", "studies", "--study", "bogus"), ("expected a known study", "finlayson_2018")),
+        (("plan", "studies", "--study", "finlayson"), ("did you mean 'finlayson_2018'",)),
+        (
+            (*QUICK, "--study", "finlayson_2018"),
+            ("--study: expected the suite studies, got quick",),
+        ),
         (("run", "gone.toml"), ("expected a suite at gone.toml",)),
         ((*QUICK, "--dataset", "phantom_chst"), ("got 'phantom_chst'", "'phantom_chest'")),
         ((*QUICK, "--victim", "chest_resnt"), ("got 'chest_resnt'", "'chest_resnet'")),
@@ -237,14 +245,19 @@ def test_a_target_that_is_no_class_id(value: str, tmp_path: Path) -> None:
 # --- looking around ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["models", "datasets", "attacks", "defenses", "suites"])
+LISTED = ("models", "datasets", "attacks", "defenses")
+
+
+@pytest.mark.parametrize("kind", [*LISTED, "suites", "studies"])
 def test_list(call: Call, kind: str) -> None:
     result = call("list", kind, "--json")
     assert result.code == 0
     cards = json.loads(result.out)
     names = [card["name"] for card in cards]
     if kind == "suites":
-        assert {"quick", "medmnist"} <= set(names)
+        assert {"quick", "medmnist", "studies"} <= set(names)
+    elif kind == "studies":
+        assert {"finlayson_2018", "hirano_2021"} <= set(names)
     else:
         assert names == registry.names(kind)  # type: ignore[arg-type]
     result = call("list", kind)
@@ -260,6 +273,11 @@ def test_list(call: Call, kind: str) -> None:
         ("pgd", ("attack pgd", "Madry", "steps", "40", "gradient steps per restart, >= 1")),
         ("mahalanobis", ("defense mahalanobis", "fpr", "0.05", "clean validation images")),
         ("quick", ("suite quick", "phantom_fundus", "ladder")),
+        ("studies", ("suite studies", "finlayson_2018: Small targeted", "run studies --data")),
+        (
+            "finlayson_2018",
+            ("study finlayson_2018", "claim: Small targeted", "all three tasks: 0 % (read;"),
+        ),
     ],
 )
 def test_show(call: Call, name: str, fragments: tuple[str, ...]) -> None:
@@ -291,9 +309,11 @@ def test_show_as_json_explains_every_parameter(call: Call) -> None:
 
 
 def test_show_can_show_every_card(call: Call) -> None:
-    for kind in ("models", "datasets", "attacks", "defenses"):
-        for name in registry.names(kind):
+    for kind in LISTED:
+        for name in registry.names(kind):  # type: ignore[arg-type]
             assert call("show", name).code == 0, name
+    for name in (*studies(), "studies"):
+        assert call("show", name).code == 0, name
 
 
 def test_doctor(call: Call, tmp_path: Path) -> None:
@@ -343,7 +363,14 @@ def _spawn(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-LIGHT = [["--help"], ["run", "--help"], ["list", "models"], ["show", "pgd"], ["list", "suites"]]
+LIGHT = [
+    ["--help"],
+    ["run", "--help"],
+    ["list", "models"],
+    ["show", "pgd"],
+    ["list", "suites"],
+    ["list", "studies"],
+]
 
 
 def test_looking_around_imports_no_heavy_library(tmp_path: Path) -> None:

@@ -62,6 +62,15 @@ def test_a_suite_without_a_readable_record_is_named_and_has_no_link(tmp_path: Pa
     assert all(link.startswith("#") for link in links)
 
 
+def test_a_suite_with_a_page_of_studies_links_to_it(start: Path) -> None:
+    assert "studies.html" not in start.read_text(encoding="utf-8")
+    (start.parent / "quick" / "studies.html").write_text("")
+    entry = leaderboard.suite_entry([], start.parent / "quick", title="Studies")
+    html = leaderboard.write_start_page([entry], start.parent).read_text(encoding="utf-8")
+    links = [attributes["href"] for tag, attributes in Tags(html).tags if tag == "a"]
+    assert [link for link in links if not link.startswith("#")] == ["quick/studies.html"]
+
+
 def test_its_links_are_files_beside_it(start: Path) -> None:
     html = start.read_text(encoding="utf-8")
     links = [attributes["href"] for tag, attributes in Tags(html).tags if tag == "a"]
