@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -10,9 +11,43 @@ from robustbench_med.models.networks.layers import Branches, Chain, Conv, requir
 from robustbench_med.types import Images, Logits
 
 Width = Callable[[int], int]
+Maker = Callable[[int], Chain | Branches]  # makes a module from its number of input channels
 
 
-class InceptionV3(nn.Module):
+class Inception(nn.Module):
+    """Modules one after the other, the mean of their maps, dropout and one linear layer.
+
+    Args:
+        modules: makers of the modules.
+        channels: channels of an image.
+        outputs: number of logits.
+        dropout: probability of dropout before the last layer.
+    """
+
+    def __init__(
+        self,
+        modules: Iterable[Maker],
+        *,
+        channels: int,
+        outputs: int,
+        dropout: float | int,
+    ) -> None:
+        super().__init__()
+        layers, out = list[nn.Module](), channels
+        for make in modules:
+            module = make(out)
+            layers.append(module)
+            out = module.out
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(out, outputs))
+
+    def forward(self, x: Images) -> Logits:
+        """Return logits `(b, k)`."""
+        logits: Tensor = self.head(self.features(x).mean((2, 3)))
+        return logits
+
+
+class InceptionV3(Inception):
     """Three modules of 35x35, four of 17x17 and two of 8x8 pixels, on images of 299.
 
     Args:
@@ -42,31 +77,17 @@ class InceptionV3(nn.Module):
         stem: object = "small",
         dropout: float | int = 0.2,
     ) -> None:
-        super().__init__()
         require_two_axes(axes)
-        w, layers, out = scaled(width), list[nn.Module](), channels
-
-        def append(module: Chain | Branches) -> None:
-            nonlocal out
-            layers.append(module)
-            out = module.out
-
-        append(_stem(channels, w, stem))
-        for pooled in (32, 64, 64):
-            append(module_a(out, w, pooled))
-        append(_reduction_a(out, w))
-        for inner in (128, 160, 160, 192):
-            append(module_b(out, w, inner))
-        append(_reduction_b(out, w))
-        for _ in range(2):
-            append(module_c(out, w))
-        self.features = nn.Sequential(*layers)
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(out, outputs))
-
-    def forward(self, x: Images) -> Logits:
-        """Return logits `(b, k)`."""
-        logits: Tensor = self.head(self.features(x).mean((2, 3)))
-        return logits
+        w = scaled(width)
+        modules: list[Maker] = [
+            partial(_stem, w=w, stem=stem),
+            *(partial(module_a, w=w, pooled=pooled) for pooled in (32, 64, 64)),
+            partial(_reduction_a, w=w),
+            *(partial(module_b, w=w, inner=inner) for inner in (128, 160, 160, 192)),
+            partial(_reduction_b, w=w),
+            *[partial(module_c, w=w)] * 2,
+        ]
+        super().__init__(modules, channels=channels, outputs=outputs, dropout=dropout)
 
 
 def average() -> nn.AvgPool2d:

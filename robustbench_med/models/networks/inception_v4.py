@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
-from robustbench_med.models.networks.inception_v3 import average, is_small
+from robustbench_med.models.networks.inception_v3 import Inception, Maker, average, is_small
 from robustbench_med.models.networks.layers import Branches, Chain, Conv, require_two_axes, scaled
-from robustbench_med.types import Images, Logits
 
 Width = Callable[[int], int]
 _ACROSS, _DOWN = (1, 7), (7, 1)
 
 
-class InceptionV4(nn.Module):
+class InceptionV4(Inception):
     """Four modules of 35x35, seven of 17x17 and three of 8x8 pixels, on images of 299.
 
     Args:
@@ -43,31 +43,17 @@ class InceptionV4(nn.Module):
         stem: object = "small",
         dropout: float | int = 0.2,
     ) -> None:
-        super().__init__()
         require_two_axes(axes)
-        w, layers, out = scaled(width), list[nn.Module](), channels
-
-        def append(module: Chain | Branches) -> None:
-            nonlocal out
-            layers.append(module)
-            out = module.out
-
-        append(_stem(channels, w, stem))
-        for _ in range(4):
-            append(module_a(out, w))
-        append(_reduction_a(out, w))
-        for _ in range(7):
-            append(module_b(out, w))
-        append(_reduction_b(out, w))
-        for _ in range(3):
-            append(module_c(out, w))
-        self.features = nn.Sequential(*layers)
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(out, outputs))
-
-    def forward(self, x: Images) -> Logits:
-        """Return logits `(b, k)`."""
-        logits: Tensor = self.head(self.features(x).mean((2, 3)))
-        return logits
+        w = scaled(width)
+        modules: list[Maker] = [
+            partial(_stem, w=w, stem=stem),
+            *[partial(module_a, w=w)] * 4,
+            partial(_reduction_a, w=w),
+            *[partial(module_b, w=w)] * 7,
+            partial(_reduction_b, w=w),
+            *[partial(module_c, w=w)] * 3,
+        ]
+        super().__init__(modules, channels=channels, outputs=outputs, dropout=dropout)
 
 
 def _stem(channels: int, w: Width, stem: object) -> Chain:
