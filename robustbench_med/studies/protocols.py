@@ -66,26 +66,62 @@ def fgsm(target: Target, *, eps: float) -> Images:
     return (target.x + step).clamp(0, 1)
 
 
+def margin_gradient(victim: Victim, z: Images, y: Int[Tensor, " b"]) -> Images:
+    """Return the gradient of each image's margin: the highest other logit less that of class `y`.
+
+    For two classes its sign is that of `gradient`, also where a probability of 1 leaves that 0.
+    """
+    pieces = []
+    for images, labels in zip(z.split(victim.chunk), y.split(victim.chunk), strict=True):
+        images = images.detach().requires_grad_()
+        logits, at = victim(images).logits, labels[:, None]
+        others = logits.scatter(1, at, -torch.inf).amax(1)
+        margin = (others - logits.gather(1, at)[:, 0]).sum()
+        pieces.append(torch.autograd.grad(margin, images)[0])
+    return torch.cat(pieces)
+
+
+SLOPES = {"cross_entropy": gradient, "margin": margin_gradient}
+
+
 def pgd(
-    target: Target, *, eps: float, step_size: float, steps: int = 20, flipped: bool = False
+    target: Target,
+    *,
+    eps: float,
+    step_size: float,
+    steps: int = 20,
+    flipped: bool = False,
+    random_start: bool = False,
+    loss: str = "cross_entropy",
 ) -> Images:
-    """Signed gradient steps inside the L-infinity ball, from the clean image; the last one counts.
+    """Signed gradient steps inside the L-infinity ball; the last image counts.
+
+    From the clean image this is BIM, from a random start PGD, and with the margin as its loss the
+    attack of Carlini and Wagner in L-infinity.
 
     Args:
         target: what is attacked.
         eps: radius.
         step_size: length of a step.
         steps: number of steps.
-        flipped: lower the cross-entropy of the other one of two classes, in place of raising that
-            of the true class.
+        flipped: lower the loss of the other one of two classes, in place of raising that of the
+            true class.
+        random_start: start at a point drawn uniformly in the ball, not at the clean image.
+        loss: "cross_entropy" or "margin", see `margin_gradient`.
 
     Source: Finlayson et al. 2018 (code of sgfin/adversarial-medicine: `flipped`); Bortsova et al.
-        2021 (code of Gerda92/adversarial_transfer_factors).
+        2021 (code of Gerda92/adversarial_transfer_factors); Madry et al., ICLR 2018, section 2.1
+        (`random_start`) and 5 (the margin), as Ma et al. 2021 use them, from memory.
     """
-    x, z = target.x, target.x
+    if loss not in SLOPES:
+        raise SpecError(f"expected loss {' or '.join(SLOPES)}, got {loss!r}")
+    x, z, slope = target.x, target.x, SLOPES[loss]
+    if random_start:
+        drawn = torch.rand(x.shape, generator=target.rng).to(x)
+        z = (x + eps * (2 * drawn - 1)).clamp(0, 1)
     aim, direction = (1 - target.y, -1) if flipped else (target.y, 1)
     for _ in range(steps):
-        z = z + direction * step_size * gradient(target.victim, z, aim).sign()
+        z = z + direction * step_size * slope(target.victim, z, aim).sign()
         z = (x + (z - x).clamp(-eps, eps)).clamp(0, 1)
     return z
 

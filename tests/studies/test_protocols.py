@@ -120,3 +120,27 @@ def test_an_unknown_protocol_or_parameter_is_named() -> None:
         run_protocol("bogus", target())
     with pytest.raises(SpecError, match="epsilon"):
         run_protocol("fgsm(epsilon=1)", target())
+
+
+def test_a_random_start_is_inside_the_ball_and_drawn_by_the_generator() -> None:
+    at = target(margin=0.01)
+    spec = f"pgd(eps={EPS}, step_size=0, steps=1, random_start=True)"
+    first, second = (run_protocol(spec, at) - at.x for _ in range(2))
+    assert 0.9 * EPS < float(first.abs().max()) <= EPS * 1.0001
+    assert not torch.equal(first, second)
+    assert not (run_protocol(f"pgd(eps={EPS}, step_size=0, steps=1)", at) - at.x).any()
+
+
+def test_the_margin_moves_an_image_that_the_cross_entropy_is_too_sure_of() -> None:
+    at = target(margin=0.01)
+    w = at.victim.module.w.detach() * 1e4  # type: ignore[operator]
+    sure = Victim(Linear(w, torch.tensor([0.0, -20e4])), at.victim.contract)
+    at = at._replace(victim=sure)
+    spec = f"pgd(eps={EPS}, step_size=0.02, steps=3"
+    assert right(at, run_protocol(f"{spec})", at)).all()
+    assert not right(at, run_protocol(f"{spec}, loss='margin')", at)).any()
+
+
+def test_an_unknown_loss_is_named() -> None:
+    with pytest.raises(SpecError, match="margin"):
+        run_protocol("pgd(eps=0.1, step_size=0.1, loss='bogus')", target())

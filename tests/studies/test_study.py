@@ -42,7 +42,7 @@ def test_every_number_stands_in_the_facts_as_it_is_quoted(study: Study) -> None:
 @ALL
 def test_a_row_names_what_exists_and_its_grids_make_its_case(study: Study) -> None:
     for row in study.rows:
-        assert row.published or row.corrected
+        assert row.published or row.corrected or row.compares
         if row.published:
             assert parse(row.published.protocol).name in PROTOCOLS
             assert parse(row.published.reading).name in READINGS
