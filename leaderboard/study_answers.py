@@ -32,9 +32,9 @@ class Answer(NamedTuple):
     """The cell of a study and a question.
 
     Attributes:
-        word: yes, no or unclear; empty if there is none.
+        word: yes, no or unclear, as published; empty if there is none.
         corrected: the word of the corrected protocol where it is another, or "".
-        verdict: of the rows that ask; None without a word.
+        verdict: of the rows that ask; None without an answer.
         numbers: the score before and after, as measured here; those of the first question have a
             cell of their own.
         missing: why there is no answer, or "".
@@ -70,7 +70,7 @@ def answer(evidence: StudyEvidence, question: Question) -> Answer:
     if here:
         return Answer(here, other if other != here else "", first.verdict, numbers)
     if other:
-        return Answer(other, other, first.corrected_verdict, numbers)
+        return Answer("", other, first.corrected_verdict, numbers)
     return Answer(missing=first.failure or "not measured yet")
 
 

@@ -135,11 +135,17 @@ def _view(evidence: StudyEvidence) -> StudyView:
         {question: answer(evidence, question) for question in QUESTIONS},
         () if first is None else _lanes(evidence.study, first),
         size_words(evidence, first),
-        [
-            (r, _lanes(evidence.study, r), visible_change(r.outcome) if r.outcome else "")
-            for r in evidence.rows
-        ],
+        [(r, _lanes(evidence.study, r), _size(r)) for r in evidence.rows],
     )
+
+
+def _size(r: RowEvidence) -> str:
+    """Return the visible size of a row's change, and what lies outside of the valid range."""
+    if r.outcome is None:
+        return ""
+    words = f"changed by {visible_change(r.outcome)}"
+    outside = f"{percent(r.outcome.outside)} of the values leave the valid range"
+    return f"{words}; {outside}" if r.outcome.outside else words
 
 
 def _tally(verdict: Verdict, rows: Sequence[Verdict]) -> str:
@@ -158,8 +164,10 @@ def _counts(views: Sequence[StudyView], corrected: bool) -> list[tuple[Verdict, 
 
 def _lanes(study: Study, r: RowEvidence) -> tuple[Lane, ...]:
     """Return the three scores of a row."""
-    here = "" if r.row.published or r.row.compares else "not measured by this row"
-    corrected = "" if r.row.corrected or r.row.compares else "no corrected run answers this"
+    parts = [study.row(name) for name in r.row.compares or (r.row.id,)]
+    here = "" if all(part.published for part in parts) else "not measured by this row"
+    asked = all(part.corrected for part in parts)
+    corrected = "" if asked else "no corrected run answers this"
     return (
         _published(study, r),
         _measured("here", r.here, r.verdict, "cannot be used" if r.failure else here, r.failure),
@@ -169,7 +177,7 @@ def _lanes(study: Study, r: RowEvidence) -> tuple[Lane, ...]:
             r.corrected_verdict,
             corrected,
             "a check of these runs raised a flag" if r.flagged else "",
-            _corrected_words(study, r.row),
+            _corrected_words(study, r.row) if asked else "",
         ),
     )
 
@@ -179,7 +187,7 @@ def _published(study: Study, r: RowEvidence) -> Lane:
     named = [reference for reference in references if reference is not None]
     known = [reference for reference in named if reference.value is not None]
     if not known:
-        missing = "could not be verified" if named else "the paper's number could not be read"
+        missing = "could not be verified" if named else "no number known"
         return Lane("published", missing=missing)
     before, after = (_exact(reference) for reference in references)
     numbers = (percent(None if each is None else each.value) for each in (before, after))

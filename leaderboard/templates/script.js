@@ -154,7 +154,7 @@
     const button = section.querySelector(".unfold");
     section.classList.toggle("shown", open);
     button.setAttribute("aria-expanded", String(open));
-    button.textContent = open ? "Hide the board" : "Show the board";
+    button.textContent = `${open ? "Hide" : "Show"} the ${button.dataset.of || "board"}`;
   }
 
   // a link to a row or a card opens it, even if the filters hide it
@@ -220,7 +220,10 @@
   }
 
   function board(section) {
-    const table = section.querySelector(".ranking"), sort = sorter(table);
+    section.querySelector(".unfold").addEventListener("click", () => unfold(section, !section.classList.contains("shown")));
+    const table = section.querySelector(".ranking");
+    if (!table) return; // a study
+    const sort = sorter(table);
     let column = "worst", up = false;
     const rung = () => Number(section.querySelector(".radius :checked").value);
     all(section, ".radius input").forEach((input) => input.addEventListener("change", () => {
@@ -238,7 +241,6 @@
     all(section, ".columns input").forEach((box) => box.addEventListener("change", () => {
       all(table, `[data-col="${box.value}"]`).forEach((cell) => { cell.hidden = !box.checked; });
     }));
-    section.querySelector(".unfold").addEventListener("click", () => unfold(section, !section.classList.contains("shown")));
     drills(table);
     highlight(section, table);
     // a browser keeps the chosen radius when the page is reloaded, so show that radius

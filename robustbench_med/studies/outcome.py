@@ -21,7 +21,7 @@ FOLDER = "as_published"  # below the results folder
 class Outcome(BaseModel):
     """What a victim said of clean and attacked images, one entry an image."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     key: str = Field(description="hash of everything that the values depend on")
     measured: Published
@@ -47,7 +47,7 @@ class Outcome(BaseModel):
 class Outcomes(BaseModel):
     """The file of a study: outcomes by the id of their measurement."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     study: str
     outcomes: dict[str, Outcome] = {}

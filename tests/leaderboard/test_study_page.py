@@ -10,6 +10,8 @@ import pytest
 
 from leaderboard import write_study_page
 from leaderboard.study_answers import QUESTIONS, Answer, answer
+from robustbench_med.stats import Estimate
+from robustbench_med.studies.readings import Change
 from robustbench_med.studies.study import Question, Study
 from robustbench_med.studies.verdict import Verdict
 
@@ -46,7 +48,7 @@ def study(tmp_path: Path) -> Study:
         row("a", "breaks", **FALLS), row("b", "breaks", after="lost"), quirks=quirks
     )
     plant(made, tmp_path, "a", 0.9, 0.2)
-    plant(made, tmp_path, "b", 0.9, 0.9)
+    plant(made, tmp_path, "b", 0.9, 0.9, outside=0.125)
     plant(made, tmp_path, "a.few", 0.9, 0.5)
     return made
 
@@ -153,6 +155,8 @@ def test_a_row_has_its_three_scores_with_intervals_and_verdicts(
     assert here[3] == "reproduced in size"
     # the number of the other row could not be read, and its score does not change
     second = cells(lines, "Label of b")
+    assert second[0].endswith("SSIM .98; 12.5 % of the values leave the valid range")
+    assert first[0].endswith("SSIM .98")
     assert second[2] == "could not be verified"
     here = [cells(lines[i:], "As published, here") for i in _starts(lines, "Label of b")][0]
     assert here[3] == "not reproduced"
@@ -268,6 +272,12 @@ def test_it_reads_on_a_desk_and_on_a_phone(
     page = write_study_page([evidence(each, tmp_path) for each in (study, waiting)], tmp_path)
     view = {"width": width, "height": 844}
     with opened(chromium, page, viewport=view, color_scheme=scheme) as open_page:
+        button = open_page.locator("#toy .unfold")
+        assert button.is_visible() == (width < 640)
+        assert open_page.locator("#toy .results").is_visible() == (width > 640)
+        if width < 640:  # closed until it is asked for; a link to the study opens it
+            open_page.locator(".overview a").first.click()
+            assert button.inner_text() == "Hide the results"
         for details in open_page.locator("details.fold").all():
             details.evaluate("element => { element.open = true; }")
         assert violations(open_page) == []
@@ -282,3 +292,43 @@ def test_it_reads_on_a_desk_and_on_a_phone(
             assert 0 < right <= width, query
         marks = open_page.locator(".results .plot").count()
         assert marks == 3  # two measured rows, and one published number
+
+
+def test_a_corrected_run_that_says_otherwise_is_named(tmp_path: Path) -> None:
+    made = planted_study(row("a", "transfers", "fooling_of_truth", claim="rises"))
+    plant(made, tmp_path, "a", 0.9, 0.9)
+    found = evidence(made, tmp_path)
+    falls = Change(
+        Estimate(value=0.9, low=0.8, high=0.95),
+        Estimate(value=0.3, low=0.2, high=0.4),
+        Estimate(value=-0.6, low=-0.7, high=-0.5),
+    )
+    # of images still right, so it falls where the published count of successes rises
+    verdict = Verdict.IN_DIRECTION
+    corrected = found.rows[0]._replace(corrected=falls, corrected_verdict=verdict, flagged=True)
+    both = found._replace(rows=(corrected,))
+    assert answer(both, "transfers") == Answer("No", "Yes", Verdict.NOT_REPRODUCED, "10 % → 10 %")
+    alone = found._replace(rows=(corrected._replace(here=None, outcome=None),))
+    assert answer(alone, "transfers") == Answer("", "Yes", verdict, "90 % → 30 %")
+    lines = visible_text(write_study_page([both], tmp_path).read_text(encoding="utf-8"))
+    assert cells(lines, "Title of toy")[4] == "No corrected: Yes 10 % → 10 % not reproduced"
+    line = cells(lines, "Corrected")
+    assert line[1] == "90 % [80 to 95] → 30 % [20 to 40] a check of these runs raised a flag"
+    assert line[3] == "reproduced in direction"
+
+
+def test_a_law_takes_its_visible_size_from_the_images_it_ends_with(tmp_path: Path) -> None:
+    made = planted_study(
+        row("a", "breaks", primary=False),
+        row("b", "breaks", primary=False),
+        law("law", "breaks", ["a", "b"]),
+    )
+    plant(made, tmp_path, "a", 0.9, 0.8)
+    plant(made, tmp_path, "b", 0.9, 0.2, linf=(0.02,) * 100, ssim=(float("nan"),) * 100)
+    line = cells(page_lines([made], tmp_path), "Title of toy")
+    assert line[1:4] == [
+        "Yes reproduced in direction",
+        "Published: –no number known As published, here: 80 % → 20 % Corrected: –no corrected run "
+        "answers this",
+        "5.1 grey levels",
+    ]
