@@ -6,10 +6,15 @@ import math
 from typing import NamedTuple
 
 from robustbench_med.stats import Estimate
-from robustbench_med.studies.evidence import RowEvidence, StudyEvidence, successes_counted
+from robustbench_med.studies.evidence import (
+    RowEvidence,
+    StudyEvidence,
+    claim_of_corrected,
+    successes_counted,
+)
 from robustbench_med.studies.outcome import Outcome
 from robustbench_med.studies.readings import Change
-from robustbench_med.studies.study import Question, Row, Study
+from robustbench_med.studies.study import Claim, Question, Row, Study
 from robustbench_med.studies.verdict import UNCHANGED, Verdict, judge_study
 
 QUESTIONS: dict[Question, str] = {
@@ -65,7 +70,7 @@ def answer(evidence: StudyEvidence, question: Question) -> Answer:
         number = "" if len(rows) == 1 else f"{words.count('Yes')} of {len(rows)} unchanged"
         return Answer(word, "", verdict, number or change_words(first.here))
     here = _word(evidence.study, first, first.here, first.verdict)
-    other = _word(evidence.study, first, first.corrected, first.corrected_verdict, right=True)
+    other = _corrected_word(evidence.study, first)
     numbers = "" if question == "breaks" else change_words(first.here or first.corrected)
     if here:
         return Answer(here, other if other != here else "", first.verdict, numbers)
@@ -74,27 +79,39 @@ def answer(evidence: StudyEvidence, question: Question) -> Answer:
     return Answer(missing=first.failure or "not measured yet")
 
 
-def _word(
-    study: Study, r: RowEvidence, change: Change | None, verdict: Verdict, *, right: bool = False
-) -> str:
-    """Return yes, no or unclear for a change of a row's score; "" if it was not measured.
+def _word(study: Study, r: RowEvidence, change: Change | None, verdict: Verdict) -> str:
+    """Return yes, no or unclear for the change of a row's published score; "" without one."""
+    if change is not None and successes_counted(study, r.row):
+        change = change._replace(effect=_negative(change.effect))
+    return _reply(study, r.row, change, verdict, r.row.claim)
+
+
+def _corrected_word(study: Study, r: RowEvidence) -> str:
+    """Return yes, no or unclear for the change of a row's corrected score; "" without one."""
+    return _reply(study, r.row, r.corrected, r.corrected_verdict, claim_of_corrected(study, r.row))
+
+
+def _negative(e: Estimate) -> Estimate:
+    return Estimate(value=-e.value, low=-e.high, high=-e.low)
+
+
+def _reply(study: Study, row: Row, change: Change | None, verdict: Verdict, claim: Claim) -> str:
+    """Return yes, no or unclear for a change that falls where the model gets worse.
 
     Args:
         study: the study of the row.
-        r: the row with its evidence.
-        change: the change of its score.
+        row: the row.
+        change: the change of its score; None if it was not measured.
         verdict: on that change.
-        right: the score is that of this bench, which counts what is right, not the paper's.
+        claim: what the verdict holds the change against.
     """
     if change is None or math.isnan(change.effect.value):
         return ""
     if verdict == Verdict.CANNOT_BE_JUDGED:
         return UNCLEAR
     low, high = change.effect.low, change.effect.high
-    if not right and successes_counted(study, r.row):
-        low, high = -high, -low
     small = low > -UNCHANGED and high < UNCHANGED
-    if r.row.claim == "unchanged" and small:
+    if claim == "unchanged" and small:
         kind = "same"
     elif high < 0:
         kind = "worse"
@@ -104,9 +121,9 @@ def _word(
         kind = "same"
     else:
         return UNCLEAR
-    if kind == "same" and _without_defense(study, r.row):
+    if kind == "same" and _without_defense(study, row):
         return "No"  # the score under attack is the same with and without the defense
-    return _WORDS[r.row.question][kind]
+    return _WORDS[row.question][kind]
 
 
 def _without_defense(study: Study, row: Row) -> bool:

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from robustbench_med import registry
 from robustbench_med.files import write_text
+from robustbench_med.spec import parse
 from robustbench_med.stats import Estimate
-from robustbench_med.studies.evidence import RowEvidence, StudyEvidence, successes_counted
+from robustbench_med.studies.evidence import RowEvidence, StudyEvidence
 from robustbench_med.studies.readings import Change
 from robustbench_med.studies.study import Reference, Row, Study
 from robustbench_med.studies.verdict import SIMILAR, UNCHANGED, WIDE, Verdict
@@ -219,12 +220,34 @@ def _measured(
 
 
 def _corrected_words(study: Study, row: Row) -> str:
-    """Return attack, radius and, where it is another than the row's, score of corrected runs."""
-    score = "images still right" if successes_counted(study, row) else ""
-    wanted = row.corrected
+    """Return what corrected runs count, if it is not the row's score, and how they attack."""
+    first = study.row(row.compares[0]) if row.compares else row
+    words = [_corrected_score(first)]
+    if row.corrected is not None:
+        wanted, cards = row.corrected, registry.load("attacks")
+        names = [cards[name].title if name in cards else name for name in wanted.attacks]
+        radius = f"{text.radius(wanted.eps, wanted.norm)} in {text.NORMS[wanted.norm]}"
+        channels = f" on {', '.join(wanted.channels)} alone" if wanted.channels else ""
+        words.append(f"{', '.join(names)} at {radius}{channels}")
+        if wanted.defense != "none":
+            knows = "knows" if wanted.knowledge == "adaptive" else "does not know"
+            words.append(f"the attacker {knows} the defense")
+    return "; ".join(filter(None, words))
+
+
+def _corrected_score(row: Row) -> str:
+    """Return what the corrected score of a row counts; "" if its label says so."""
+    measured, wanted = row.published, row.corrected
     if wanted is None:
-        return score
-    cards = registry.load("attacks")
-    names = [cards[name].title if name in cards else name for name in wanted.attacks]
-    radius = f"{text.radius(wanted.eps, wanted.norm)} in {text.NORMS[wanted.norm]}"
-    return "; ".join(filter(None, (score, f"{', '.join(names)} at {radius}")))
+        return ""
+    card = registry.load("datasets").get(wanted.dataset)
+    masks = card is not None and card.task == "segmentation"
+    defense = registry.load("defenses").get(parse(wanted.defense).name)
+    guarded = defense is not None and defense.kind == "detector"
+    if not guarded and measured is not None and not measured.goal:
+        same = ("dice",) if masks else ("accuracy",)
+        if parse(measured.reading).name in same:
+            return ""
+    if masks:
+        return "mean Dice"
+    return "images right or rejected" if guarded else "images still right"

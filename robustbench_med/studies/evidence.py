@@ -184,7 +184,7 @@ def _row(study: Study, row: Row, found: _Found) -> RowEvidence:
         corrected,
         bool(found.flagged & set(parts)),
         judge_row(here and here.effect, row.claim, published),
-        judge_row(corrected and corrected.effect, _claim_of_corrected(study, row)),
+        judge_row(corrected and corrected.effect, claim_of_corrected(study, row)),
         next((found.failures[part] for part in parts if part in found.failures), ""),
     )
 
@@ -205,7 +205,7 @@ def _quirk(study: Study, quirk: Quirk, here: dict[str, Repeated]) -> QuirkEviden
     return QuirkEvidence(quirk, study.row(quirk.moves), kept, removed)
 
 
-def _claim_of_corrected(study: Study, row: Row) -> Claim:
+def claim_of_corrected(study: Study, row: Row) -> Claim:
     """Return the claim about the score of this bench, which falls where an attack succeeds."""
     if row.corrected is not None and row.corrected.claim is not None:
         return row.corrected.claim

@@ -317,6 +317,39 @@ def test_a_corrected_run_that_says_otherwise_is_named(tmp_path: Path) -> None:
     assert line[3] == "reproduced in direction"
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "word"),
+    [
+        (-0.05, -0.01, Verdict.IN_DIRECTION, "Yes"),
+        (-0.6, -0.4, Verdict.NOT_REPRODUCED, "No"),
+        (-0.2, 0.05, Verdict.NOT_REPRODUCED, "Unclear"),
+        (-0.4, 0.4, Verdict.CANNOT_BE_JUDGED, "Unclear"),
+    ],
+)
+def test_a_detector_is_judged_by_what_it_is_claimed_to_keep(
+    tmp_path: Path, low: float, high: float, verdict: Verdict, word: str
+) -> None:
+    """Its area under the curve rises, while as many images stay right or rejected."""
+    wanted: dict[str, Any] = {"dataset": "phantom_chest", "victim": "chest_resnet"}
+    wanted |= {"defense": "confidence", "attacks": ["pgd"], "eps": "2/255", "claim": "unchanged"}
+    made = planted_study(
+        row("a", "defended", "detection_auc", claim="rises", score="AUC", corrected=wanted)
+    )
+    middle = (low + high) / 2
+    change = Change(
+        Estimate(value=0.9, low=0.8, high=0.95),
+        Estimate(value=0.9 + middle, low=0.1, high=0.9),
+        Estimate(value=middle, low=low, high=high),
+    )
+    found = evidence(made, tmp_path)
+    corrected = found.rows[0]._replace(corrected=change, corrected_verdict=verdict)
+    both = found._replace(rows=(corrected,))
+    assert answer(both, "defended").corrected == word
+    lines = visible_text(write_study_page([both], tmp_path).read_text(encoding="utf-8"))
+    note = "Corrected images right or rejected; PGD at 2/255 in L∞; the attacker knows the defense"
+    assert cells(lines, "Corrected")[0] == note
+
+
 def test_a_law_takes_its_visible_size_from_the_images_it_ends_with(tmp_path: Path) -> None:
     made = planted_study(
         row("a", "breaks", primary=False),
