@@ -177,7 +177,8 @@ def estimate_words(estimate: Estimate | None) -> str:
     if estimate is None or math.isnan(estimate.value):
         return "–"
     low, high = (f"{100 * bound:.0f}" for bound in (estimate.low, estimate.high))
-    return f"{100 * estimate.value:.0f} % [{low} to {high}]"
+    exact = estimate.low == estimate.high  # known by definition
+    return f"{100 * estimate.value:.0f} %" + ("" if exact else f" [{low} to {high}]")
 
 
 def change_words(change: Change | None) -> str:

@@ -57,6 +57,7 @@ class Repeated(NamedTuple):
         repeats: `(2, r)` the scores of the resamples.
         n_patients: effective number of patients behind them.
         samples: the images, by which two scores are paired.
+        fixed: whether the score of clean images follows from its definition, without any doubt.
     """
 
     before: float
@@ -64,6 +65,7 @@ class Repeated(NamedTuple):
     repeats: Floats
     n_patients: float
     samples: tuple[str, ...]
+    fixed: bool = False
 
 
 def repeated(text: str, answers: Answers, samples: tuple[str, ...], *, seed: int = 0) -> Repeated:
@@ -92,12 +94,14 @@ def repeated(text: str, answers: Answers, samples: tuple[str, ...], *, seed: int
             repeats = np.stack([reading(scores, weights=weights) for scores in answers[1:3]])
     except TypeError as error:
         raise SpecError(f"{text}: {error}") from None
-    return Repeated(before, after, repeats, patients, samples)
+    return Repeated(before, after, repeats, patients, samples, fixed=name in FIXED)
 
 
 def change_of(r: Repeated) -> Change:
     """Return the scores before and after with intervals, and their paired difference."""
-    return _change(r.before, r.after, *r.repeats, n_patients=r.n_patients)
+    change = _change(r.before, r.after, *r.repeats, n_patients=r.n_patients)
+    exact = Estimate(value=r.before, low=r.before, high=r.before)
+    return change._replace(before=exact) if r.fixed else change
 
 
 def compare(first: Repeated, second: Repeated) -> Change:
@@ -274,6 +278,7 @@ def called_as(scores: Floats, *, answers: Answers, weights: Floats, target: int)
     return _share(scores.argmax(1) == target, weights)
 
 
+FIXED = ("fooling_of_clean", "detection_auc")  # of clean images 0, and one half, by definition
 SUCCESSES = ("fooling_of_truth", "fooling_of_clean", "called_as")  # they rise with the damage
 
 

@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from robustbench_med.errors import SpecError, UnknownNameError
+from robustbench_med.stats import Estimate
 from robustbench_med.studies.readings import Answers, Change, change_of, compare, repeated
 
 
@@ -117,7 +118,8 @@ def test_a_detector_that_cannot_tell_clean_images_apart_has_an_area_of_one_half(
     clean = rng.normal(size=(40, 1))
     attacked = clean + 1
     change = read_change("detection_auc", Answers(np.zeros(40, dtype=int), clean, attacked))
-    assert change.before.value == 0.5
+    # of clean images it is one half by definition, which no sample makes uncertain
+    assert change.before == Estimate(value=0.5, low=0.5, high=0.5)
     truth = np.repeat([0, 1], 40)
     expected = roc_auc_score(truth, np.concatenate([clean, attacked])[:, 0])
     assert change.after.value == pytest.approx(expected)
