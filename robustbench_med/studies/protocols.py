@@ -13,18 +13,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from robustbench_med import spec
 from robustbench_med.errors import SpecError, UnknownNameError
 from robustbench_med.studies.mask_protocols import dag, mask_pgd, random_masks, universal_masks
+from robustbench_med.studies.patch_protocols import adversarial_patch, natural_patch
 from robustbench_med.studies.target import Target
-from robustbench_med.types import Images
+from robustbench_med.types import Images, Logits
 from robustbench_med.victim import Victim
 
-VERSION = 1  # raised when a protocol changes its results
+VERSION = 2  # raised when a protocol changes its results
 
 
 def run_protocol(text: str, target: Target) -> Images:
@@ -169,11 +170,14 @@ def universal(
     delta: float = 1e-6,
     aim: int | None = None,
     first_channel: bool = False,
+    crossing: bool = True,
+    clip: bool = False,
 ) -> Images:
-    """Add one perturbation to all images; nothing keeps the sum inside [0,1].
+    """Add one perturbation to all images; by default nothing keeps the sum inside [0,1].
 
-    In every pass over the fitting images, in random order, each image that is not fooled yet adds
-    one signed gradient step of its own; after each step the perturbation is projected on the ball.
+    In every pass over the fitting images, in random order, each image that is not fooled yet is
+    moved by one signed gradient step. The perturbation takes the step over only if that step alone
+    fools the image, and is then projected on the ball.
 
     Args:
         target: what is attacked.
@@ -183,30 +187,55 @@ def universal(
         max_iter: largest number of passes.
         n_fit: number of fitting images.
         delta: it stops when at most this share of the fitting images is not fooled.
-        aim: class id that all images shall get; None = any but their own.
+        aim: class id that all images shall get; None = any but that of the clean image.
         first_channel: whether the mean norm is that of channel 0 alone.
+        crossing: False takes every step over, also one that does not fool the image by itself.
+        clip: True keeps the sums in [0,1], while fitting and after.
 
     Source: Moosavi-Dezfooli et al., CVPR 2017, algorithm 1, with FGSM inside, as Hirano, Koga,
         Takemoto 2020 (code of hkthirano/UAP-COVID-Net) and Hirano, Minagi, Takemoto 2021 (code of
-        hkthirano/MedicalAI-UAP) run it.
+        hkthirano/MedicalAI-UAP) run it. Which images count as fooled, and which steps are taken
+        over, is read in ART's UniversalPerturbation and TargetedUniversalPerturbation, which their
+        code calls.
+    Deviation: It also stops after a pass in which no step was taken over; all later ones would be
+        the same.
     """
     victim, batch = target.victim, target.train(n_fit)
     eps = zeta * mean_norm(batch.x, norm, first_channel=first_channel)
+
+    def shown(images: Images) -> Images:
+        return images.clamp(0, 1) if clip else images
+
+    def fools(logits: Logits, label: Int[Tensor, " b"]) -> Bool[Tensor, " b"]:
+        return (logits.argmax(1) == label) == (aim is not None)
+
+    goal = victim.logits(batch.x).argmax(1) if aim is None else torch.full_like(batch.y, aim)
+    step_size = inner_eps if aim is None else -inner_eps
     noise = torch.zeros_like(batch.x[:1])
-    goal = batch.y if aim is None else torch.full_like(batch.y, aim)
-    direction = 1 if aim is None else -1
     for _ in range(max_iter):
-        for i in torch.randperm(len(batch.x), generator=target.rng).tolist():
-            image, label = batch.x[i : i + 1] + noise, goal[i : i + 1]
-            is_called = victim.logits(image).argmax(1) == label
-            if bool(is_called) != (aim is None):
-                continue
-            step = direction * inner_eps * gradient(victim, image, label).sign()
-            noise = project(noise + step, eps, norm)
-        called = victim.logits(batch.x + noise).argmax(1) == goal
-        if float((called if aim is None else ~called).float().mean()) <= delta:
+        moved, start, size = False, 0, 1
+        order = torch.randperm(len(batch.x), generator=target.rng).to(goal.device)
+        while start < len(order):
+            # images before the first that moves it meet the same perturbation: one forward pass
+            rows = order[start : start + size]
+            fooled = fools(victim.logits(shown(batch.x[rows] + noise)), goal[rows])
+            places = (~fooled).nonzero()[:, 0][: None if crossing else 1]
+            x, label = batch.x[rows[places]] + noise, goal[rows[places]]
+            steps = step_size * gradient(victim, shown(x), label).sign() if len(x) else x
+            if crossing and len(x):
+                crosses = fools(victim.logits(shown(x + steps)), label)
+                places, steps = places[crosses], steps[crosses]
+            if len(places):
+                noise, moved = project(noise + steps[:1], eps, norm), True
+                size = int(places[0]) + 1
+                start += size
+            else:
+                start += len(rows)
+                size *= 2
+        fooled = fools(victim.logits(shown(batch.x + noise)), goal)
+        if not moved or float(fooled.float().mean()) >= 1 - delta:
             break
-    return target.x + noise
+    return shown(target.x + noise)
 
 
 def random_direction(
@@ -216,23 +245,31 @@ def random_direction(
     norm: str = "linf",
     n_fit: int = 100,
     first_channel: bool = False,
+    corner: bool = False,
 ) -> Images:
-    """Add one random perturbation of the size of `universal` to all images: the papers' control.
+    """Add one random perturbation of the radius of `universal` to all images: the papers' control.
 
     Args:
         target: what is attacked.
         zeta: radius as a ratio of the mean norm of the fitting images.
-        norm: "linf": every value is +-radius; "l2": a point drawn uniformly on the sphere.
+        norm: "linf": every value is drawn uniformly up to the radius, so that its L2 norm is about
+            1 / sqrt(3) of the largest one in the ball; "l2": a point drawn uniformly on the sphere.
         n_fit: number of fitting images.
         first_channel: as `universal`.
+        corner: for "linf": every value is +-radius, as a fitted perturbation may be.
 
-    Source: Hirano, Koga, Takemoto 2020; Hirano, Minagi, Takemoto 2021.
+    Source: Hirano, Koga, Takemoto 2020; Hirano, Minagi, Takemoto 2021; the draw is that of ART's
+        random_sphere, which their code calls.
+    Deviation: In L2 that function draws inside the ball, for images within 0.1 % of its radius.
     """
     batch = target.train(n_fit)
     eps = zeta * mean_norm(batch.x, norm, first_channel=first_channel)
-    drawn = torch.randn(target.x[:1].shape, generator=target.rng).to(target.x)
-    noise = eps * drawn.sign() if norm == "linf" else eps * drawn / drawn.norm()
-    return target.x + noise
+    shape = target.x[:1].shape
+    if norm == "linf":
+        drawn = (2 * torch.rand(shape, generator=target.rng) - 1).to(target.x)
+        return target.x + eps * (drawn.sign() if corner else drawn)
+    drawn = torch.randn(shape, generator=target.rng).to(target.x)
+    return target.x + eps * drawn / drawn.norm()
 
 
 def project(noise: Float[Tensor, "1 c *s"], eps: float, norm: str) -> Float[Tensor, "1 c *s"]:
@@ -255,5 +292,7 @@ PROTOCOLS: dict[str, Callable[..., Images]] = {
         dag,
         universal_masks,
         random_masks,
+        adversarial_patch,
+        natural_patch,
     )
 }

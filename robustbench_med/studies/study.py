@@ -59,6 +59,9 @@ class Published(_Model):
         defense: spec of a defense of this bench around the victim; the attacker does not know it.
         goal: for masks: a spec of `replaced` in `objectives/shapes.py` without `y`; the masks that
             the attacker wants and that the metric compares with, in place of the truth.
+        operating_point: where the deployed victim decides: "argmax" as its network does, "youden"
+            at the threshold chosen on validation, which shifts its probabilities. The attacked
+            model stays as it is.
         split, n: which images, and how many of them.
     """
 
@@ -69,6 +72,7 @@ class Published(_Model):
     reading: str
     defense: str = ""
     goal: str = ""
+    operating_point: Literal["youden", "argmax"] = "argmax"
     split: Literal["train", "val", "test"] = "test"
     n: int | None = Field(default=None, ge=1)
 

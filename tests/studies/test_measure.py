@@ -146,6 +146,20 @@ def test_a_quirk_is_measured_with_and_without_it(tmp_path: Path) -> None:
     assert everything.removed is None
 
 
+def test_a_device_decides_at_its_threshold_and_is_attacked_without_it(tmp_path: Path) -> None:
+    study = study_of(n=8)
+    half = measure(study, "fgsm", tmp_path)
+    device = measure(changed(study, {"operating_point": "youden"}), "fgsm", tmp_path)
+    assert device.linf == half.linf
+    before, after = (
+        np.log(np.array(outcome.clean)[:, 1] / np.array(outcome.clean)[:, 0])
+        for outcome in (half, device)
+    )
+    shift = after - before
+    assert shift == pytest.approx(shift[0], abs=1e-3)  # stored with nine digits
+    assert abs(shift[0]) > 0.01
+
+
 def test_a_quirk_that_does_not_fit_its_row_is_refused() -> None:
     for without, word in (({"bogus": 1}, "bogus"), ({"n": 0}, "n")):
         quirk = {"id": "q", "what": "Odd.", "moves": "fgsm", "without": without}

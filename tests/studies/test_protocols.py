@@ -99,12 +99,51 @@ def test_a_targeted_universal_perturbation_takes_all_images_to_its_class() -> No
     assert (at.victim.logits(z).argmax(1) == 1).all()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_the_random_direction_has_the_radius_of_the_fitted_one(norm: str) -> None:
+def test_a_step_that_does_not_cross_by_itself_is_lost() -> None:
+    at = target(margin=0.01)
+    spec = "universal(zeta=0.1, inner_eps=0.004, max_iter=5, n_fit=12, aim=1"
+    # three steps would take an image across, and no single one does
+    torch.testing.assert_close(run_protocol(f"{spec})", at), at.x)
+    z = run_protocol(f"{spec}, crossing=False)", at)
+    assert (at.victim.logits(z).argmax(1) == 1).all()
+
+
+def test_an_image_that_is_wrong_when_clean_is_not_fooled_yet() -> None:
+    at = target(margin=-0.01)
+    assert not right(at, at.x).any()
+    z = run_protocol("universal(zeta=0.1, inner_eps=0.02, max_iter=1, n_fit=1)", at)
+    before, after = (at.victim.logits(images)[:1].argmax(1) for images in (at.x, z))
+    assert before != after
+    assert right(at, z)[:1].all()  # it counts as fooled because it became right
+
+
+def test_with_clipping_no_sum_leaves_the_range() -> None:
+    at = target(margin=0.01)
+    bright = at._replace(x=at.x + 0.49)
+    spec = "universal(zeta=0.1, inner_eps=0.02, max_iter=5, n_fit=12, aim=1"
+    assert run_protocol(f"{spec})", bright).max() > 1
+    clipped = run_protocol(f"{spec}, clip=True)", bright)
+    assert clipped.max() == 1
+    assert (clipped > bright.x).any()
+
+
+def test_the_random_direction_has_the_radius_of_the_fitted_one() -> None:
     at = target()
-    noise = run_protocol(f"random_direction(zeta=0.1, norm='{norm}', n_fit=12)", at) - at.x
-    size = noise[0].norm() if norm == "l2" else noise[0].abs().max()
-    assert float(size) == pytest.approx(0.1 * mean_norm(at.x, norm), rel=1e-4)
+    spec = "random_direction(zeta=0.1, n_fit=12"
+    sphere = run_protocol(f"{spec}, norm='l2')", at) - at.x
+    assert float(sphere[0].norm()) == pytest.approx(0.1 * mean_norm(at.x, "l2"), rel=1e-4)
+    radius = 0.1 * mean_norm(at.x, "linf")
+    corner = (run_protocol(f"{spec}, corner=True)", at) - at.x)[0]
+    torch.testing.assert_close(corner.abs(), torch.full_like(corner, radius))
+
+
+def test_the_random_control_in_l_infinity_is_shorter_than_a_corner_of_its_ball() -> None:
+    at = target(channels=64)
+    drawn = (run_protocol("random_direction(zeta=0.1, n_fit=12)", at) - at.x)[0]
+    radius = 0.1 * mean_norm(at.x, "linf")
+    assert 0.98 * radius < float(drawn.abs().max()) <= radius * 1.0001
+    corner = radius * math.sqrt(drawn.numel())
+    assert float(drawn.norm()) == pytest.approx(corner / math.sqrt(3), rel=0.05)
 
 
 def test_projection_keeps_what_is_inside_and_scales_the_rest() -> None:
