@@ -269,7 +269,8 @@ def random_direction(
         drawn = (2 * torch.rand(shape, generator=target.rng) - 1).to(target.x)
         return target.x + eps * (drawn.sign() if corner else drawn)
     drawn = torch.randn(shape, generator=target.rng).to(target.x)
-    return target.x + eps * drawn / drawn.norm()
+    size = float(drawn.norm())
+    return target.x + eps / size * drawn
 
 
 def project(noise: Float[Tensor, "1 c *s"], eps: float, norm: str) -> Float[Tensor, "1 c *s"]:
