@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from defenses.detectors.lid import dimension
 from robustbench_med import registry
 from robustbench_med.cards import DatasetCard, Recipe
+from robustbench_med.stats.intervals import wilson
+from robustbench_med.studies.protocols import run_protocol
+from robustbench_med.studies.study import studies
+from robustbench_med.studies.target import Target
 from robustbench_med.training.fit import fit
 from robustbench_med.training.validation import scores
 from robustbench_med.types import Batch
@@ -47,6 +52,41 @@ def test_an_epoch_chosen_on_the_test_images_is_too_good_on_them() -> None:
     # the labels are noise, so that an honest accuracy is one half; ten trainings of each kind
     assert same > 0.57
     assert abs(other - 0.5) < 0.06
+
+
+def test_the_published_accuracies_of_pal_et_al_are_of_few_images() -> None:
+    study = studies()["pal_2021"]
+    for row, n, low, high in (
+        ("xray_vgg", 18, 5.8, 39.2),
+        ("xray_inception", 18, 33.7, 75.4),
+        ("ct_vgg", 25, 20.2, 55.5),
+        ("ct_inception", 25, 23.4, 59.3),
+    ):
+        reference, published = study.reference(row), study.row(row).published
+        assert reference is not None
+        assert published is not None
+        assert reference.value is not None
+        right = round(reference.value * n)
+        assert right / n == pytest.approx(reference.value, abs=5e-5)
+        assert published.n == n
+        interval = wilson(right, n)
+        assert 100 * interval.low == pytest.approx(low, abs=0.06)
+        assert 100 * interval.high == pytest.approx(high, abs=0.06)
+
+
+def test_0_009_grey_levels_are_lost_in_an_image_file_and_0_009_of_the_range_are_not() -> None:
+    study = studies()["pal_2021"]
+    published = study.row("xray_vgg").published
+    assert published is not None
+    scale = next(quirk for quirk in study.quirks if quirk.id == "scale")
+    batch = noise(8, seed=0)
+    levels = (255 * batch.x).round()
+    module = Linear(torch.ones(2, SIDE**2).cumsum(0), torch.zeros(2))
+    victim = Victim(module, InputContract(channels=1, size=(SIDE, SIDE)))
+    at = Target(victim, levels / 255, batch.y, torch.Generator(), lambda _: batch)
+    for protocol, is_stored in ((published.protocol, True), (scale.without["protocol"], False)):
+        stored = (255 * run_protocol(protocol, at)).round()
+        assert bool((stored != levels).any()) == is_stored
 
 
 def test_a_neighbour_that_is_the_clean_twin_gives_an_attack_away() -> None:
