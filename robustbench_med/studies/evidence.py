@@ -121,7 +121,7 @@ def _study(study: Study, results: Path, records: Sequence[Stored]) -> StudyEvide
     }
     corrected, flagged = {}, set()
     for row in study.rows:
-        matching = [] if row.corrected is None else _matching(row.corrected, records)
+        matching = [] if row.corrected is None else matching_records(row.corrected, records)
         if matching and row.corrected:
             corrected[row.id] = worst_case(matching, row.corrected.eps)
         if any(stored.record.doubts for stored in matching):
@@ -229,7 +229,7 @@ def _answers(outcome: Outcome) -> Answers:
     return Answers(truth, np.array(outcome.clean), np.array(outcome.attacked), outcome.patient_ids)
 
 
-def _matching(wanted: Corrected, records: Sequence[Stored]) -> list[Stored]:
+def matching_records(wanted: Corrected, records: Sequence[Stored]) -> list[Stored]:
     """Return the records that a row asks for, if there is one for each of its attacks."""
     of_attack: dict[str, Stored] = {}
     for stored in records:

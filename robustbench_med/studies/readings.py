@@ -279,7 +279,8 @@ def called_as(scores: Floats, *, answers: Answers, weights: Floats, target: int)
 
 
 FIXED = ("fooling_of_clean", "detection_auc")  # of clean images 0, and one half, by definition
-SUCCESSES = ("fooling_of_truth", "fooling_of_clean", "called_as")  # they rise with the damage
+# they rise with the damage
+SUCCESSES = ("fooling_of_truth", "fooling_of_clean", "called_as", "drawn", "damaged")
 
 
 def counts_successes(measured: Published) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -101,6 +103,13 @@ def test_dag_leaves_the_background_and_never_raises_another_adversarial_class() 
     assert (everywhere[middle] > 0).any()
 
 
+def test_dag_has_no_ball_so_that_more_steps_change_an_image_more() -> None:
+    at = target(n=1)
+    spec = "dag(wanted='swap', gamma=0.2, keep=True"
+    few, many = (run_protocol(f"{spec}, steps={steps})", at) - at.x for steps in (2, 8))
+    assert many.norm() > 1.5 * few.norm()
+
+
 def test_dag_returns_nothing_when_it_has_fully_succeeded() -> None:
     at = target(n=1)
     # nothing to lose: no pixel is anything but background, and all are called so
@@ -153,3 +162,12 @@ def test_random_signs_have_the_radius_and_stay_in_their_channels() -> None:
     assert (noise[:, 0] > 0).any()
     assert (noise[:, 0] < 0).any()
     torch.testing.assert_close(noise, noise[:1].expand_as(noise))
+
+
+def test_at_one_radius_two_channels_have_the_norm_of_one_at_sqrt_2_times_the_radius() -> None:
+    at = target(weights=(1.0, 1.0))
+    both, one = (
+        (run_protocol(spec, at) - at.x).flatten(1).norm(dim=1)
+        for spec in (f"random_masks(eps={EPS})", f"random_masks(eps={EPS}, channels=[0])")
+    )
+    torch.testing.assert_close(both, math.sqrt(2) * one)

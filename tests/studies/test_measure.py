@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,15 +13,16 @@ from rich.console import Console
 
 from leaderboard import write_study_page
 from robustbench_med.bench.plan import plan
+from robustbench_med.bench.record import Stored
 from robustbench_med.bench.runner import run_cases
 from robustbench_med.bench.store import read_each
 from robustbench_med.cli.choices import GRID_OPTIONS
 from robustbench_med.cli.choices import suite_of as chosen_suite
 from robustbench_med.errors import ResultsError, SpecError
-from robustbench_med.studies.evidence import evidence_of
+from robustbench_med.studies.evidence import evidence_of, matching_records
 from robustbench_med.studies.measure import measure
 from robustbench_med.studies.outcome import path_of, read_outcomes, write_outcome
-from robustbench_med.studies.study import Study, suite_of
+from robustbench_med.studies.study import Corrected, Study, suite_of
 from robustbench_med.studies.verdict import Verdict
 
 
@@ -239,3 +242,28 @@ def test_a_study_is_named_only_with_the_suite_of_studies() -> None:
         "isic_resnet",
         "fundus_referable_resnet",
     }
+
+
+def test_a_corrected_row_takes_the_records_of_its_channels() -> None:
+    suite = changed(study_of(), {}, rows=[row.model_dump() for row in study_of().rows])
+    grid = suite.grids[0].model_copy(
+        update={
+            "datasets": ("phantom_brain",),
+            "victims": ("brain_unet",),
+            "attacks": ("uap_gradient",),
+            "channels": ("all", "T2", "T1 + FLAIR"),
+        }
+    )
+    planned, failures = plan(suite_of([suite.model_copy(update={"grids": (grid,)})]))
+    assert not failures
+    records = [
+        cast(Stored, SimpleNamespace(record=SimpleNamespace(status="ok", case=each.case)))
+        for each in planned
+    ]
+    wanted = Corrected(
+        dataset="phantom_brain", victim="brain_unet", attacks=("uap_gradient",), eps=8 / 255
+    )
+    for channels in ((), ("T2",), ("FLAIR", "T1")):
+        (stored,) = matching_records(wanted.model_copy(update={"channels": channels}), records)
+        assert set(stored.record.case.channels) == set(channels)
+    assert not matching_records(wanted.model_copy(update={"channels": ("T1",)}), records)
