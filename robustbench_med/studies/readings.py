@@ -279,7 +279,7 @@ def called_as(scores: Floats, *, answers: Answers, weights: Floats, target: int)
 
 
 FIXED = ("fooling_of_clean", "detection_auc")  # of clean images 0, and one half, by definition
-# they rise with the damage
+# readings that rise where an attack succeeds; the others fall
 SUCCESSES = ("fooling_of_truth", "fooling_of_clean", "called_as", "drawn", "damaged")
 
 

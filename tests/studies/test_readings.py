@@ -8,7 +8,17 @@ from sklearn.metrics import roc_auc_score
 
 from robustbench_med.errors import SpecError, UnknownNameError
 from robustbench_med.stats import Estimate
-from robustbench_med.studies.readings import Answers, Change, change_of, compare, repeated
+from robustbench_med.studies.readings import (
+    READINGS,
+    SUCCESSES,
+    Answers,
+    Change,
+    change_of,
+    compare,
+    counts_successes,
+    repeated,
+)
+from robustbench_med.studies.study import Published
 
 
 def read_change(text: str, answers: Answers) -> Change:
@@ -145,3 +155,17 @@ def test_two_rows_are_paired_on_the_same_images_and_independent_on_others() -> N
     assert paired.effect.high < 0  # ten images of a hundred, the others equal
     widths = [change.effect.high - change.effect.low for change in (paired, apart)]
     assert widths[1] > 1.5 * widths[0]
+
+
+def test_every_reading_says_whether_it_counts_successes() -> None:
+    of_what_is_right = {"accuracy", "auc", "dice", "iou", "detection_auc"}
+    assert of_what_is_right | set(SUCCESSES) == set(READINGS)
+    assert not of_what_is_right & set(SUCCESSES)
+    measured = {"dataset": "d", "victim": "v", "protocol": "fgsm(eps=0.1)"}
+    for reading, goal, counts in (
+        ("fooling_of_truth", "", True),
+        ("dice", "", False),
+        ("dice", "empty(label=1)", True),  # the Dice with the masks that the attacker wants
+    ):
+        published = Published.model_validate({**measured, "reading": reading, "goal": goal})
+        assert counts_successes(published) == counts

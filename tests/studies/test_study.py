@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from robustbench_med import registry
+from robustbench_med import objectives, registry
+from robustbench_med.bench.attack_spec import (
+    resolve_attack,
+    resolve_channels,
+    validate_parameters,
+)
+from robustbench_med.bench.defense_spec import resolve_defenses
+from robustbench_med.cards import DatasetCard
 from robustbench_med.errors import SpecError, UnknownNameError
 from robustbench_med.spec import parse
 from robustbench_med.studies.protocols import PROTOCOLS
@@ -60,6 +67,21 @@ def test_a_row_names_what_exists_and_its_grids_make_its_case(study: Study) -> No
                 and set(wanted.attacks) <= {parse(attack).name for attack in grid.attacks}
                 for grid in study.grids
             ), row.id
+
+
+@ALL
+def test_its_grids_can_be_planned(study: Study) -> None:
+    """One grid that cannot be would end the run of all studies."""
+    for grid in study.grids:
+        attacks = [resolve_attack(text, grid) for text in grid.attacks]
+        for name in grid.datasets:
+            card: DatasetCard = registry.find("datasets", name)
+            resolve_defenses(grid, card)
+            objective = objectives.make(grid.objective, card.task, card=card)
+            for attack in attacks:
+                validate_parameters(attack, card, objective, grid.norm)
+            for text in grid.channels:
+                resolve_channels(text, card, grid.norm)
 
 
 def test_a_number_without_a_source_is_refused(tmp_path: Path) -> None:
