@@ -15,6 +15,7 @@ from robustbench_med.paths import PACKED_RECORDS
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from robustbench_med.bench.case import Case
     from robustbench_med.bench.failure import Failure
     from robustbench_med.bench.publish import Published
     from robustbench_med.bench.resolved_case import ResolvedCase
@@ -168,16 +169,28 @@ def plan_command(
     table = Table(title=title, title_justify="left")
     for heading in ("case", "dataset", "victim", "attack", "time", "state"):
         right, id_ = heading == "time", heading == "case"
-        table.add_column(heading, justify="right" if right else "left", no_wrap=id_ or right)
+        table.add_column(
+            heading, justify="right" if right else "left", no_wrap=id_ or right, overflow="fold"
+        )
     for resolved, cost, is_finished in zip(planned, costs, finished, strict=True):
         case, time = resolved.case, "?" if cost is None else words(cost.likely)
         state = "finished" if is_finished else ""
-        table.add_row(case.id, case.dataset, case.victim, case.attack, time, state)
+        table.add_row(case.id, case.dataset, _victim_words(case), case.attack, time, state)
     if planned:
         console.print(table)
         unfinished = [cost for cost, done in zip(costs, finished, strict=True) if not done]
         console.print(_time_line(unfinished), highlight=False, markup=False, soft_wrap=True)
     _report_failures(refused, console)
+
+
+def _victim_words(case: Case) -> str:
+    """Return the victim of a case with its defense and its surrogate, if it has them."""
+    from rich.markup import escape
+
+    words = case.victim
+    if case.defense != "none":
+        words += f" + {case.defense.partition('(')[0]}"
+    return escape(f"{words} from {case.surrogate}" if case.surrogate else words)
 
 
 def _is_finished(folder: Path, case_id: str) -> bool:
