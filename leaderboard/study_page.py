@@ -16,6 +16,7 @@ from robustbench_med.studies.evidence import RowEvidence, StudyEvidence
 from robustbench_med.studies.readings import Change
 from robustbench_med.studies.study import Reference, Row, Study
 from robustbench_med.studies.verdict import SIMILAR, UNCHANGED, WIDE, Verdict
+from robustbench_med.worst_case import parse_objective
 
 from .page import environment, page_parts
 from .study_answers import (
@@ -242,6 +243,12 @@ def _corrected_score(row: Row) -> str:
         return ""
     card = registry.load("datasets").get(wanted.dataset)
     masks = card is not None and card.task == "segmentation"
+    goal = parse_objective(wanted.objective)
+    if goal.name != "untargeted":
+        if not masks:
+            return "images on which the goal is not reached"
+        named = str(goal.parameters.get("name", ""))
+        return f"Dice of {named}" if named else "1 - Dice with the wanted masks"
     defense = registry.load("defenses").get(parse(wanted.defense).name)
     guarded = defense is not None and defense.kind == "detector"
     if not guarded and measured is not None and not measured.goal:

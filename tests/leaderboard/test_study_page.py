@@ -350,6 +350,37 @@ def test_a_detector_is_judged_by_what_it_is_claimed_to_keep(
     assert cells(lines, "Corrected")[0] == note
 
 
+@pytest.mark.parametrize(
+    ("dataset", "reading", "fields", "words"),
+    [
+        ("phantom_chest", "accuracy", {}, ""),
+        ("phantom_chest", "auc", {}, "images still right; "),
+        (
+            "phantom_chest",
+            "accuracy",
+            {"objective": "targeted(target=1)"},
+            "images on which the goal is not reached; ",
+        ),
+        ("phantom_chest_organs", "dice", {}, ""),
+        ("phantom_chest_organs", "iou", {}, "mean Dice; "),
+        ("phantom_chest_organs", "dice", {"objective": "region(name='heart')"}, "Dice of heart; "),
+        (
+            "phantom_chest_organs",
+            "iou",
+            {"objective": "targeted(mask='heart', label=3)"},
+            "1 - Dice with the wanted masks; ",
+        ),
+    ],
+)
+def test_a_corrected_score_of_another_kind_says_what_it_counts(
+    tmp_path: Path, dataset: str, reading: str, fields: dict[str, str], words: str
+) -> None:
+    wanted = {"dataset": dataset, "victim": "v", "attacks": ["pgd"], "eps": "2/255", **fields}
+    made = planted_study(row("a", "breaks", reading, corrected=wanted))
+    lines = page_lines([made], tmp_path)
+    assert cells(lines, "Corrected")[0] == f"Corrected {words}PGD at 2/255 in L∞"
+
+
 def test_a_law_takes_its_visible_size_from_the_images_it_ends_with(tmp_path: Path) -> None:
     made = planted_study(
         row("a", "breaks", primary=False),
