@@ -278,9 +278,29 @@ def called_as(scores: Floats, *, answers: Answers, weights: Floats, target: int)
     return _share(scores.argmax(1) == target, weights)
 
 
+def missed(scores: Floats, *, answers: Answers, weights: Floats, normal: int) -> Floats:
+    """The share of the images of other classes that are called normal.
+
+    Args:
+        scores: `(n, k)`.
+        answers: hold the truth.
+        weights: `(r, n)`.
+        normal: class id of the normal images, which do not count.
+    """
+    ill = answers.truth != normal
+    return _share(scores[ill].argmax(1) == normal, weights[:, ill])
+
+
 FIXED = ("fooling_of_clean", "detection_auc")  # of clean images 0, and one half, by definition
 # readings that rise where an attack succeeds; the others fall
-SUCCESSES = ("fooling_of_truth", "fooling_of_clean", "called_as", "drawn", "damaged")
+SUCCESSES = (
+    "fooling_of_truth",
+    "fooling_of_clean",
+    "called_as",
+    "missed",
+    "drawn",
+    "damaged",
+)
 
 
 def counts_successes(measured: Published) -> bool:
@@ -296,6 +316,7 @@ READINGS: dict[str, Callable[..., Floats]] = {
         fooling_of_truth,
         fooling_of_clean,
         called_as,
+        missed,
         dice,
         iou,
         drawn,

@@ -8,6 +8,7 @@ from typing import cast
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -22,7 +23,9 @@ from robustbench_med.errors import ResultsError, SpecError
 from robustbench_med.studies.evidence import evidence_of, matching_records
 from robustbench_med.studies.measure import measure
 from robustbench_med.studies.outcome import path_of, read_outcomes, write_outcome
+from robustbench_med.studies.protocols import run_protocol
 from robustbench_med.studies.study import Corrected, Study, suite_of
+from robustbench_med.studies.target import Target
 from robustbench_med.studies.verdict import Verdict
 
 
@@ -267,3 +270,31 @@ def test_a_corrected_row_takes_the_records_of_its_channels() -> None:
         (stored,) = matching_records(wanted.model_copy(update={"channels": channels}), records)
         assert set(stored.record.case.channels) == set(channels)
     assert not matching_records(wanted.model_copy(update={"channels": ("T1",)}), records)
+
+
+def test_another_victim_meets_the_images_that_were_made_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_of(n=4)
+    row = study.rows[0]
+    assert row.published is not None
+    other = row.published.model_copy(
+        update={"victim": "chest_densenet", "surrogate": row.published.victim}
+    )
+    later = row.published.model_copy(update={"protocol": "fgsm(eps=4/255)"})
+    ids = {"fgsm": row.published, "transfer": other, "smaller": later}
+    rows = tuple(row.model_copy(update={"id": k, "published": p}) for k, p in ids.items())
+    study = study.model_copy(update={"rows": rows, "quirks": ()})
+    calls: list[str] = []
+
+    def counted(text: str, target: Target) -> torch.Tensor:
+        calls.append(text)
+        return run_protocol(text, target)
+
+    monkeypatch.setattr("robustbench_med.studies.measure.run_protocol", counted)
+    monkeypatch.setattr("robustbench_med.studies.measure._recent", {})
+    first, second, third = (measure(study, name, tmp_path) for name in ids)
+    assert calls == ["fgsm(eps=8/255)", "fgsm(eps=4/255)"]
+    assert first.linf == second.linf != third.linf
+    assert first.weights[1] == second.weights[1]
+    assert first.attacked != second.attacked

@@ -60,6 +60,38 @@ def test_fgsm_attacks_images_that_are_wrong_when_clean() -> None:
     assert ((z - at.x).abs() > 0.9 * EPS).all()
 
 
+def test_steps_toward_a_class_leave_its_own_images_and_have_no_ball() -> None:
+    at = target(margin=0.01)
+    z = run_protocol("i_fgsm(aim=0, step_size=0.005, steps=10)", at)
+    ill = at.y == 1
+    torch.testing.assert_close(z[~ill], at.x[~ill])
+    assert (at.victim.logits(z[ill]).argmax(1) == 0).all()
+    # nothing bounds the sum of the steps, also long after success
+    torch.testing.assert_close((at.x - z)[ill], torch.full_like(z[ill], 0.05))
+    bounded = run_protocol("i_fgsm(aim=0, step_size=0.005, steps=10, eps=0.02)", at)
+    torch.testing.assert_close((at.x - bounded)[ill], torch.full_like(z[ill], 0.02))
+    healthy = at._replace(x=at.x[~ill], y=at.y[~ill])
+    assert torch.equal(run_protocol("i_fgsm(aim=0, step_size=0.1, steps=2)", healthy), healthy.x)
+
+
+def test_images_made_on_one_model_say_nothing_of_an_attack_on_another() -> None:
+    at = target(margin=0.01)
+    w = at.victim.module.w.detach().clone()  # type: ignore[operator]
+    w[:, : SIDE**2 // 2] = 0
+    other = at._replace(
+        victim=Victim(Linear(2 * w, torch.tensor([0.0, -20.0])), at.victim.contract)
+    )
+    left = at.victim.module.w.detach() - w  # type: ignore[operator]
+    blind = Victim(Linear(2 * left, torch.tensor([0.0, -20.0])), at.victim.contract)
+    attack = "i_fgsm(aim=0, step_size=0.005, steps=10)"
+    z = run_protocol(attack, other)
+    ill = at.y == 1
+    # the transferred images miss the half of the image that the second model reads
+    assert (blind.logits(z[ill]).argmax(1) == 1).all()
+    direct = run_protocol(attack, at._replace(victim=blind))
+    assert (blind.logits(direct[ill]).argmax(1) == 0).all()
+
+
 def test_shuffling_keeps_every_value_and_loses_the_place() -> None:
     at = target(margin=0.01)
     w = at.victim.module.w.detach().clone()  # type: ignore[operator]

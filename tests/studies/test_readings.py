@@ -169,3 +169,21 @@ def test_every_reading_says_whether_it_counts_successes() -> None:
     ):
         published = Published.model_validate({**measured, "reading": reading, "goal": goal})
         assert counts_successes(published) == counts
+
+
+def test_missed_counts_ill_images_alone() -> None:
+    truth = np.array([0, 0, 1, 2, 2, 1])
+    clean = np.eye(3)[[0, 1, 1, 2, 0, 1]]
+    attacked = np.eye(3)[[0, 0, 0, 0, 0, 2]]
+    change = read_change("missed(normal=0)", Answers(truth, clean, attacked))
+    assert change.before.value == 0.25
+    assert change.after.value == 0.75
+    healthy = Answers(np.zeros(3, dtype=int), clean[:3], attacked[:3])
+    assert np.isnan(read_change("missed(normal=0)", healthy).after.value)
+
+
+def test_an_area_counts_order_alone() -> None:
+    shifted = two([0.01, 0.02, 0.3, 0.4])  # every image is now called healthy, in the same order
+    answers = Answers(np.array([0, 0, 1, 1]), two([0.1, 0.2, 0.8, 0.9]), shifted)
+    assert read_change("auc", answers).after.value == 1.0
+    assert read_change("accuracy", answers).after.value == 0.5
