@@ -134,9 +134,15 @@ def _without_defense(study: Study, row: Row) -> bool:
 
 
 def size_row(evidence: StudyEvidence) -> RowEvidence | None:
-    """Return the row whose numbers and visible change stand for the study; None without one."""
-    asked = (r for r in evidence.rows if r.row.question == "breaks" and r.row.primary)
-    return next(asked, None)
+    """Return the row whose numbers and visible change stand for the study; None without one.
+
+    It is the first primary row that asks whether a model breaks, or else whether attacks transfer.
+    """
+    for question in ("breaks", "transfers"):
+        for r in evidence.rows:
+            if r.row.question == question and r.row.primary:
+                return r
+    return None
 
 
 def size_words(evidence: StudyEvidence, r: RowEvidence | None) -> str:

@@ -172,6 +172,16 @@ def test_a_number_before_the_attack_that_nobody_gives_is_left_out(tmp_path: Path
     assert cells(page_lines([made], tmp_path), "Label of a")[2] == "10 % under attack"
 
 
+def test_a_study_of_transfer_alone_says_by_how_much_too(tmp_path: Path) -> None:
+    made = planted_study(row("c", "control", claim="unchanged"), row("a", "transfers"))
+    for name, after in (("c", 0.9), ("a", 0.4)):
+        plant(made, tmp_path, name, 0.9, after)
+    line = cells(page_lines([made], tmp_path), "Title of toy")
+    assert line[1] == "–the study does not ask this"
+    assert "As published, here: 90 % → 40 %" in line[2]
+    assert line[3] == "2.55 grey levels, SSIM .98"
+
+
 def test_a_quirk_says_what_it_does_to_its_number(study: Study, tmp_path: Path) -> None:
     lines = page_lines([study], tmp_path)
     few, everything = cells(lines, "Few images."), cells(lines, "All images.")
