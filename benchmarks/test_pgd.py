@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attacks.pgd import pgd
 from benchmarks.conftest import SHARE, STEPS, Arena, Plain, classifier, draws
-from robustbench_med.bench.eps_search import descend
+from robustbench_med.bench.eps_search import check_inferred, descend
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 
@@ -100,7 +100,9 @@ def test_ladder(
         return pgd(problem, rng=rng, steps=STEPS, total_step=STEPS * SHARE)
 
     def walked() -> Tensor:
-        descend(arena.problem(middle), attack, draws(arena), ladder, 8)
+        problem, rng = arena.problem(middle), draws(arena)
+        columns, inferred = descend(problem, attack, rng, ladder, 8)
+        check_inferred(problem, attack, rng, ladder, 8, columns, inferred)
         return arena.x
 
     contest("ladder", "ours" if rungs == 1 else "five rungs", walked)

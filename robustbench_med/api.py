@@ -182,11 +182,12 @@ def attack(
 
 def _attack_result(resolved: ResolvedCase, setup: AttackSetup) -> AttackResult:
     run = run_verified(resolved, setup, keeps=True)
-    z, output, success = setup.batch.x.clone(), setup.clean.clone(), run.aimed
+    x = setup.batch.x[:]
+    z, output, success = x.clone(), setup.clean.clone(), run.aimed
     z[run.attacked], output[run.attacked] = run.rungs[CANDIDATES][-1], run.rungs["answer"][-1]
     success[run.attacked] &= run.rungs["success"][-1]
     return AttackResult(
-        x=setup.batch.x.cpu(),
+        x=x.cpu(),
         z=z.cpu(),
         y=setup.batch.y.cpu(),
         ids=setup.batch.ids,

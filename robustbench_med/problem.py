@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +16,10 @@ from robustbench_med.objective import Objective
 from robustbench_med.types import Images, Output, Rows, Truth, Verdict, joined_outputs
 
 Model = Callable[[Images], Output]
+if TYPE_CHECKING:
+    _X = Images
+else:
+    _X = Any
 
 
 @dataclass
@@ -26,6 +30,11 @@ class Counter:
     backward: int = 0
     nonfinite: int = 0  # back-propagated images whose gradient had NaN or Inf
     zero: int = 0  # back-propagated images whose gradient was 0 everywhere
+
+    def add(self, other: Counter) -> None:
+        """Add the counts of another counter."""
+        for name, count in vars(other).items():
+            setattr(self, name, getattr(self, name) + count)
 
 
 class Slopes(NamedTuple):
@@ -45,7 +54,8 @@ class Problem:
     """Clean images, the ball around them, the attacker's goal and the model that is attacked.
 
     Attributes:
-        x: `(b, c, *s)` clean images in [0,1].
+        x: `(b, c, *s)` clean images in [0,1]; for all images of a case, the `StoredImages` that
+            become such a tensor in `select`. No attack gets those.
         y: the truth, see Batch.
         ball: the allowed perturbation.
         objective: the attacker's goal.
@@ -56,7 +66,7 @@ class Problem:
         keeps: whether measurements of candidates keep the candidates themselves.
     """
 
-    x: Images
+    x: _X
     y: Truth
     ball: Ball
     objective: Objective

@@ -77,7 +77,7 @@ class Saved(NamedTuple):
         for i, eps in enumerate(radii):
             which = self.which[i].to(everyone)
             rows = everyone[which >= 0]
-            z = self.images.to(problem.x)[which[rows]]
+            z = self.images.to(problem.x.device)[which[rows]]
             columns = measure(problem.at(eps).select(rows), z, depth)
             columns["success"] &= ~before[rows]
             table.put(i, everyone, clean)

@@ -23,7 +23,7 @@ from robustbench_med.bench.measurements import Measurements, clean_measurements,
 from robustbench_med.bench.provenance import reset_peak
 from robustbench_med.bench.record import LadderAudit
 from robustbench_med.bench.resolved_case import ResolvedCase
-from robustbench_med.bench.schedules import Ladder, schedule_of
+from robustbench_med.bench.schedules import WHOLE, Ladder, Sharding, schedule_of
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.transfer import transferred
 from robustbench_med.bench.universal_run import FittedUniversal
@@ -35,14 +35,14 @@ from robustbench_med.objectives.evade_detector import EvadeDetector
 from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws, seeded
+from robustbench_med.stored_images import select_images
 from robustbench_med.types import Images, Output, Verdict
 from robustbench_med.victim import frozen
 
 if TYPE_CHECKING:
     from robustbench_med.bench.verified_run import GradientFinding
 
-# memory for the images of a shard: JSMA and DeepFool use thirty times as much in addition
-_SHARD_BYTES = 32 * 2**20
+_AT_ONCE = 64  # images whose norm is computed together
 RECORDED = (12, 2)  # number of recorded gradients: for labels or findings, and for masks
 
 
@@ -97,7 +97,12 @@ class AttackRun(NamedTuple):
 
 
 def run_attack(
-    planned: ResolvedCase, setup: AttackSetup, *, keeps: bool = False, saved: Saved | None = None
+    planned: ResolvedCase,
+    setup: AttackSetup,
+    *,
+    keeps: bool = False,
+    saved: Saved | None = None,
+    sharding: Sharding = WHOLE,
 ) -> AttackRun:
     """Attack every image whose goal is not reached yet, at every radius of the ladder.
 
@@ -106,6 +111,7 @@ def run_attack(
         setup: the victim and the images.
         keeps: whether the measurements of every rung also hold the candidates.
         saved: adversarial images of an earlier run, which are judged instead of running the attack.
+        sharding: how many images are attacked together, and where finished shards are stored.
     """
     clock = time.perf_counter()
     case, batch = planned.case, setup.batch
@@ -127,7 +133,7 @@ def run_attack(
     if case.guide == "bfloat16":
         guide = replace(bfloat16(setup.guide or setup.victim), recorder=recorder)
     problem = Problem(
-        x=batch.x[rows],
+        x=select_images(batch.x, rows),
         y=batch.y[rows],
         ball=ball_of(case, card, radii[0]),
         objective=objective,
@@ -149,7 +155,9 @@ def run_attack(
         suspicion = None if setup.suspicion is None else setup.suspicion[attacked]
         clean = clean_measurements(problem, Output(setup.clean[attacked], suspicion), verdict)
         if saved is None:
-            run = _attack_rungs(planned, setup, problem, every_rng, radii, attacked, clean)
+            run = _attack_rungs(
+                planned, setup, problem, every_rng, radii, attacked, clean, recorder, sharding
+            )
         else:
             run = _judge_saved(planned, problem, every_rng, radii, attacked, clean, saved)
     recorder.active = False
@@ -179,10 +187,12 @@ def _attack_rungs(
     radii: tuple[float, ...],
     attacked: Bool[Tensor, " n"],
     clean: Measurements,
+    recorder: GradientRecorder,
+    sharding: Sharding,
 ) -> AttackRun:
     """Run the attack at every rung, by its schedule."""
     card = planned.attack.card
-    attack = sharded(registry.function("attacks", card), planned.case.parameters)
+    attack = bound(registry.function("attacks", card), planned.case.parameters)
     if uses_all_steps(card, setup):
         attack = with_all_steps(attack)
     if setup.surrogate is not None:
@@ -194,9 +204,10 @@ def _attack_rungs(
         surrogate=setup.surrogate is not None,
         guard=setup.victim.guard is not None,
     )
-    filled = schedule.fill(
-        Ladder(planned, setup, problem, attack, rng, every_rng, radii, clean=clean)
-    )
+    if setup.surrogate is not None:  # its candidates are shared with other cases, in memory
+        sharding = sharding._replace(files=None)
+    ladder = Ladder(planned, setup, problem, attack, rng, every_rng, radii, clean=clean)
+    filled = schedule.run(ladder._replace(recorder=recorder, sharding=sharding))
     distance = filled.distance
     return AttackRun(
         problem=problem,
@@ -255,8 +266,9 @@ def _radii(case: Case, data: Dataset) -> tuple[float, ...]:
     """
     if case.budget == "absolute":
         return case.ladder
-    x = data.batch("train").x
-    unit = float(Ball(case.norm, 0.0).size(x, torch.zeros_like(x)).mean())
+    x = data.batch("train", stored=True).x
+    sizes = [Ball(case.norm, 0.0).size(part, torch.zeros_like(part)) for part in x.split(_AT_ONCE)]
+    unit = float(torch.cat(sizes).mean())
     return tuple(eps * unit for eps in case.ladder)
 
 
@@ -283,18 +295,13 @@ def with_all_steps(attack: Attack) -> Attack:
     return attack_on
 
 
-def sharded(function: Callable[..., Images], parameters: dict[str, Any]) -> Attack:
-    """Return the attack as a function of problem and draws, run on shards that fit the memory."""
+def bound(function: Callable[..., Images], parameters: dict[str, Any]) -> Attack:
+    """Return the attack as a function of problem and draws, with its parameters."""
 
     def attack(problem: Problem, rng: Draws) -> Images:
         if len(problem) == 0:
             return problem.x
-        per_image = problem.x[0].numel() * problem.x.element_size()
-        rows = torch.arange(len(problem), device=problem.x.device)
-        shards = rows.split(max(1, _SHARD_BYTES // per_image))
         # bind only now, because the objective of an AttackRun is used with other truths too
-        return torch.cat(
-            [function(problem.select(s).bind(), rng=rng.select(s), **parameters) for s in shards]
-        )
+        return function(problem.bind(), rng=rng, **parameters)
 
     return attack

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustbench_med import registry
 from robustbench_med.ball import Ball
-from robustbench_med.bench.attack_run import sharded, uses_all_steps, with_all_steps
+from robustbench_med.bench.attack_run import bound, uses_all_steps, with_all_steps
 from robustbench_med.bench.batch_check import ALONE
 from robustbench_med.bench.check_context import CheckContext, Measured
 from robustbench_med.bench.verified_run import REMEDIES
@@ -171,7 +171,7 @@ def _probe(
     if len(new):
         attacked = problem.select(new)
         attacked = replace(attacked, objective=LossOverride(attacked.objective, loss=loss))
-        attack = sharded(registry.function("attacks", card), parameters)
+        attack = bound(registry.function("attacks", card), parameters)
         verdict = attacked.probe(attack(attacked, context.rng.select(new).fork("probe", name)))
         harm = verdict.harm.masked_fill(verdict.is_final, torch.inf)
         known |= dict(zip(new.tolist(), harm.tolist(), strict=True))
@@ -311,7 +311,7 @@ def more_effort(context: CheckContext) -> Measured | None:
     doubled = {**parameters, **{name: parameters[name] * 2 for name in context.card.effort}}
     each = int(2 * registry.passes(context.card, doubled)) + 2
     rows = context.affordable(context.improvable(), each, fraction=1.0)
-    attack = sharded(registry.function("attacks", context.card), doubled)
+    attack = bound(registry.function("attacks", context.card), doubled)
     if uses_all_steps(context.card, context.setup):
         attack = with_all_steps(attack)
     problem = context.problem.select(rows)

@@ -19,6 +19,7 @@ from robustbench_med.errors import SpecError, UnknownNameError
 from robustbench_med.parameters import complete
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
+from robustbench_med.stored_images import select_images
 from robustbench_med.types import Batch, Images
 from robustbench_med.victim import InputContract, Victim
 
@@ -190,8 +191,10 @@ def apply_defense(
         return Defended(victim)
     extra = {}
     if defense.fitted:
-        train, val = (data.batch(split).to(device) for split in ("train", "val"))
-        train = _without_near_duplicates(train, val, data.batch(split).to(device))
+        train, val, scored = (
+            data.batch(name, stored=True).to(device) for name in ("train", "val", split)
+        )
+        train = _without_near_duplicates(train, val, scored)
         craft = _PlainAttack(victim, data.card, seed)
         extra["fitting"] = Fitting(train, val, data.card, seed, craft)
     function = registry.function("defenses", defense.card)
@@ -205,7 +208,8 @@ def _without_near_duplicates(train: Batch, *others: Batch) -> Batch:
         return train
     twin = torch.stack([has_near_duplicate(train.x, reference.x) for reference in others]).any(0)
     rows = (~twin).nonzero()[:, 0]
-    return replace(train, x=train.x[rows], y=train.y[rows], ids=train.ids[rows.cpu().numpy()])
+    x, ids = select_images(train.x, rows), train.ids[rows.cpu().numpy()]
+    return replace(train, x=x, y=train.y[rows], ids=ids)
 
 
 def at(defended: Defended, offset: Any) -> Defended:  # noqa: ANN401 - a tensor or none

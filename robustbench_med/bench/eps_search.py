@@ -38,6 +38,7 @@ from robustbench_med.bench.record import LadderAudit
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.stats.intervals import miss_bound
+from robustbench_med.stored_images import shards
 from robustbench_med.types import Images, Rows
 
 Attack = Callable[[Problem, Draws], Images]
@@ -126,8 +127,10 @@ def descend(
     depth: int,
     *,
     guess: bool = True,
-) -> tuple[Measurements, LadderAudit]:
-    """Return the measurements of all rungs as `ascend` does, and the check of the inference.
+) -> tuple[Measurements, Bool[Tensor, "r b"]]:
+    """Return the measurements of all rungs as `ascend` does, and which pairs were inferred.
+
+    `check_inferred` checks these pairs of a rung and an image.
 
     With `guess`, a gradient determines the first rung. Without, every image starts at the largest
     radius: rungs with a success are cheap, and each image still fails only once.
@@ -170,7 +173,7 @@ def descend(
         z = subproblem.ball.project(failed[rows], subproblem.x)
         table.put(i, rows, measure(subproblem, z, depth))
     table.carry()
-    return table.columns, _audit(problem, attack, streams, radii, depth, table, inferred)
+    return table.columns, inferred
 
 
 def by_distance(
@@ -239,27 +242,46 @@ def _streams(rng: Draws, ladder: Sequence[float]) -> Int[Tensor, "r b"]:
     return torch.stack([at_rung(rng, eps).keys for eps in ladder])
 
 
-def _audit(
+def check_inferred(
     problem: Problem,
     attack: Attack,
-    streams: Int[Tensor, "r b"],
-    radii: Float[Tensor, " r"],
+    rng: Draws,
+    ladder: Sequence[float],
     depth: int,
-    table: Table,
+    columns: Measurements,
     inferred: Bool[Tensor, "r b"],
-) -> LadderAudit:
-    """Attack a random sample of the pairs inferred to be robust; all pairs if one is a success."""
+) -> tuple[Measurements, LadderAudit]:
+    """Attack a random sample of the pairs inferred to be robust; all pairs if one is a success.
+
+    Args:
+        problem: all attacked images of the case.
+        attack: the attack as it is applied.
+        rng: one random stream for each image.
+        ladder: rising radii.
+        depth: bits of a stored pixel.
+        columns: the measurements of all rungs.
+        inferred: which pairs were inferred.
+
+    Returns:
+        The measurements with those of the pairs that were attacked, and the result of the check.
+    """
+    table, streams = Table.of(columns), _streams(rng, ladder)
+    radii = torch.tensor(ladder, device=inferred.device)
     success = table.columns["success"]
     pairs = inferred & ~success
     total = int(pairs.sum())
 
     def attack_pairs(drawn: Bool[Tensor, "r b"]) -> tuple[int, int]:
-        rung, rows = (drawn & ~success).nonzero().unbind(1)
-        subproblem = problem.select(rows).at(radii[rung])
-        columns = measure(subproblem, attack(subproblem, Draws(streams[rung, rows])), depth)
-        table.put(rung, rows, columns)
+        every_rung, every_row = (drawn & ~success).nonzero().unbind(1)
+        successes = 0
+        for part in shards(torch.arange(len(every_row), device=success.device), problem.x.shape):
+            rung, rows = every_rung[part], every_row[part]
+            subproblem = problem.select(rows).at(radii[rung])
+            measured = measure(subproblem, attack(subproblem, Draws(streams[rung, rows])), depth)
+            table.put(rung, rows, measured)
+            successes += int(measured["success"].sum())
         table.carry()
-        return len(rows), int(columns["success"].sum())
+        return len(every_row), successes
 
     lots = [Draws(keys).fork("ladder audit").uniform(1)[:, 0] for keys in streams]
     drawn = torch.stack(lots) < max(AUDITED, LEAST_AUDITED / max(total, 1))
@@ -267,6 +289,7 @@ def _audit(
     if successes:
         attack_pairs(pairs & ~drawn)
     bound = 0.0 if successes or not total else miss_bound(checked)
-    return LadderAudit(
+    audit = LadderAudit(
         inferred=total, checked=checked, success=successes, reran=bool(successes), miss_bound=bound
     )
+    return table.columns, audit

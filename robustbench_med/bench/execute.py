@@ -16,6 +16,7 @@ from robustbench_med.bench.gallery import make_pictures
 from robustbench_med.bench.provenance import now, peak_mib, provenance
 from robustbench_med.bench.record import Cost, Example, Record
 from robustbench_med.bench.resolved_case import ResolvedCase
+from robustbench_med.bench.schedules import WHOLE, Sharding
 from robustbench_med.bench.scoring import Scores, certificate, score_run
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.universal_run import PATTERNS
@@ -40,6 +41,7 @@ def execute(
     examples: int = 4,
     images: bool = False,
     device: str = "cpu",
+    sharding: Sharding = WHOLE,
 ) -> Outcome:
     """Run one case and return its record, samples table and example pictures.
 
@@ -50,13 +52,14 @@ def execute(
         examples: largest number of examples for the gallery.
         images: save the adversarial images too.
         device: the device that the record of an invalid case names.
+        sharding: how many images are attacked together, and where finished shards are stored.
 
     If the model returns NaN or Inf, the record is `invalid`; other errors are raised.
     """
     started = now()
     try:
         setup = prepare()
-        run = run_verified(planned, setup, keeps=images)
+        run = run_verified(planned, setup, keeps=images, sharding=sharding)
     except InvalidOutputError as error:
         record = _invalid_record(
             planned, reason=str(error), started=started, command=command, device=device
@@ -72,7 +75,7 @@ def execute(
         files[PATTERNS] = run.fitted.file
     if images:
         masks = planned.data.card.task == "segmentation"
-        saved = collect_images(run.rungs, run.problem.x, masks=masks)
+        saved = collect_images(run.rungs, run.problem.x[:], masks=masks)
         record = record.model_copy(update={"images": saved.entry})
         files[FILE] = saved.file
     return Outcome(record, scores.samples, files)

@@ -8,7 +8,7 @@ of the module on its input, its output or itself take effect in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -92,6 +92,10 @@ class GradientRecorder:
         leaving.register_hook(forth)
         entry.register_hook(back)
         return leaving
+
+    def restore(self, samples: Iterable[GradientSample]) -> None:
+        """Hold the gradients that an earlier process recorded."""
+        self._slots = dict(enumerate(samples))
 
     @property
     def samples(self) -> list[GradientSample]:

@@ -55,8 +55,9 @@ def clean_measurements(problem: Problem, answer: Output, verdict: Verdict) -> Me
 
     Their `size` is 0, their `ssim` and `psnr` are NaN, and nothing is rounded.
     """
-    x = problem.x.flatten(1)
-    nothing, undefined = torch.zeros_like(x[:, 0]), torch.full_like(x[:, 0], torch.nan)
+    ends = [part.flatten(1).aminmax(dim=1) for part in problem.x.split(problem.chunk)]
+    lowest, highest = (torch.cat(values) for values in zip(*ends, strict=True))
+    nothing, undefined = torch.zeros_like(lowest), torch.full_like(lowest, torch.nan)
     return {
         "answer": answer.logits,
         "harm": verdict.harm,
@@ -66,12 +67,12 @@ def clean_measurements(problem: Problem, answer: Output, verdict: Verdict) -> Me
         "size": nothing,
         "linf": nothing,
         "l2": nothing,
-        "lowest": x.amin(1),
-        "highest": x.amax(1),
+        "lowest": lowest,
+        "highest": highest,
         "ssim": undefined,
         "psnr": undefined,
         **({} if answer.suspicion is None else {"suspicion": answer.suspicion}),
-        **({CANDIDATES: problem.x} if problem.keeps else {}),
+        **({CANDIDATES: problem.x[:]} if problem.keeps else {}),
     }
 
 
@@ -122,6 +123,13 @@ class Table:
     def __init__(self, rungs: int, samples: int) -> None:
         self.columns: Measurements = {}
         self._shape = (rungs, samples)
+
+    @classmethod
+    def of(cls, columns: Measurements) -> Table:
+        """Return the table with these measurements `(r, b, ...)`."""
+        table = cls(*columns["success"].shape)
+        table.columns = columns
+        return table
 
     def put(self, rung: int | Rows, rows: Rows, columns: Measurements) -> None:
         """Write the measurements of some rows, all at one rung or each at its own."""

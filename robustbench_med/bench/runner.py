@@ -27,7 +27,9 @@ from robustbench_med.bench import store, workers
 from robustbench_med.bench.execute import execute
 from robustbench_med.bench.failure import Failure, unique_labels
 from robustbench_med.bench.resolved_case import ResolvedCase
+from robustbench_med.bench.schedules import Sharding
 from robustbench_med.bench.setup import SetupCache, crafting_key, is_crafted_elsewhere, setup_key
+from robustbench_med.bench.shard_files import shards_of_case
 from robustbench_med.devices import device_of
 from robustbench_med.errors import BenchError, SpecError
 
@@ -51,6 +53,7 @@ def run_cases(
     device: str = "auto",
     jobs: int | None = 1,
     log_every: float = 30.0,
+    shard: int | None = None,
 ) -> list[Failure]:
     """Run the cases that `folder` has no record of, and return those that failed.
 
@@ -66,6 +69,8 @@ def run_cases(
         jobs: processes that share the cores; None = as many as save time on this machine. Cases
             that share a victim run in the same process.
         log_every: seconds after which a console that is no terminal gets a line of progress.
+        shard: number of images that are attacked together; None = as many as 32 MiB hold. Finished
+            shards are stored until the record is written, so that a stopped run loses at most one.
 
     Raises:
         SpecError: there is no such device, or images of real data would be saved in a folder that
@@ -87,7 +92,7 @@ def run_cases(
         )
     labels = unique_labels(resolved.case for resolved in planned)
     registered = registry.registered()
-    work = _Work(folder, command, force, examples, images, where, labels, registered)
+    work = _Work(folder, command, force, examples, images, where, labels, registered, shard)
     groups = _grouped(waiting)
     if jobs is None:
         jobs = _worthwhile(waiting, where)
@@ -125,6 +130,7 @@ class _Work:
     device: torch.device
     labels: dict[str, str]  # by case id
     registered: dict[registry.Kind, dict[str, registry.Entry]]  # which a worker lacks
+    shard: int | None
 
     def failure(self, resolved: ResolvedCase, reason: str) -> Failure:
         """Return the failure of a case of this run, with the reason."""
@@ -138,6 +144,9 @@ class _Work:
 
     def run(self, resolved: ResolvedCase, setups: SetupCache) -> list[Failure]:
         """Run a case and write its record; return the failure if it failed."""
+        files = shards_of_case(self.folder, resolved.case.id)
+        if self.force:
+            files.remove()
         try:
             outcome = execute(
                 resolved,
@@ -146,6 +155,7 @@ class _Work:
                 examples=self.examples,
                 images=self.images,
                 device=str(self.device),
+                sharding=Sharding(self.shard, files),
             )
         except BenchError as error:
             return [self.failure(resolved, str(error))]
@@ -157,6 +167,7 @@ class _Work:
             reason = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
             return [self.failure(resolved, reason)]
         store.write(self.folder, *outcome, replace=self.force)
+        files.remove()
         return []
 
 

@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from robustbench_med import registry
-from robustbench_med.bench.eps_search import Attack, ascend, by_distance, descend, separately, worst
+from robustbench_med.bench.eps_search import (
+    Attack,
+    ascend,
+    by_distance,
+    check_inferred,
+    descend,
+    separately,
+    worst,
+)
+from robustbench_med.bench.gradient_recorder import GradientRecorder
 from robustbench_med.bench.measurements import Measurements
 from robustbench_med.bench.record import LadderAudit
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import AttackSetup
+from robustbench_med.bench.shard_files import Shard, ShardFiles
 from robustbench_med.bench.universal_run import FittedUniversal, fit_universal
 from robustbench_med.cards import AttackCard, Task
-from robustbench_med.problem import Problem
-from robustbench_med.rng import Draws
+from robustbench_med.problem import Counter, Problem
+from robustbench_med.rng import Draws, seeded
+from robustbench_med.stored_images import shards
+from robustbench_med.types import Rows
+
+
+class Sharding(NamedTuple):
+    """How a case is cut into shards.
+
+    Attributes:
+        size: number of images of a shard; None = as many as fit the memory.
+        files: where finished shards are stored; None = nowhere.
+    """
+
+    size: int | None = None
+    files: ShardFiles | None = None
+
+    def part(self, name: str) -> Sharding:
+        """Return the same for another run of the case."""
+        return self._replace(files=None if self.files is None else self.files.part(name))
+
+
+WHOLE = Sharding()  # shards as large as the memory allows, stored nowhere
 
 
 class Ladder(NamedTuple):
@@ -32,6 +66,8 @@ class Ladder(NamedTuple):
         every_rng: one random stream for each image of the case.
         radii: the radii of the rungs in image units, smallest first.
         clean: the measurements of the clean versions of the attacked images.
+        recorder: records a few of the gradients, of the first shard alone.
+        sharding: how many images are attacked together, and where finished shards are stored.
     """
 
     planned: ResolvedCase
@@ -42,11 +78,28 @@ class Ladder(NamedTuple):
     every_rng: Draws
     radii: tuple[float, ...]
     clean: Measurements
+    recorder: GradientRecorder | None = None
+    sharding: Sharding = WHOLE
 
     @property
     def depth(self) -> int:
         """Bits that a pixel is stored with."""
         return self.planned.data.card.bit_depth
+
+    def shards(self) -> list[Rows]:
+        """Return the rows of each shard, so that its float32 images fit the memory."""
+        rows = torch.arange(len(self.problem), device=self.problem.x.device)
+        size = self.sharding.size
+        pieces = shards(rows, self.problem.x.shape) if size is None else rows.split(size)
+        return list(pieces)
+
+    def select(self, rows: Rows) -> Ladder:
+        """Return the ladder of some of the images, with a counter of its own."""
+        return self._replace(
+            problem=replace(self.problem.select(rows), counter=Counter()),
+            rng=self.rng.select(rows),
+            clean={name: value[rows] for name, value in self.clean.items()},
+        )
 
 
 class FilledLadder(NamedTuple):
@@ -56,6 +109,7 @@ class FilledLadder(NamedTuple):
         rungs: the measurements `(r, b, ...)` by name, smallest radius first.
         attack: the attack as it was applied; a universal attack only adds its fitted perturbation.
         distance: `(b,)` the norm of the smallest success; None if the attack runs at given radii.
+        inferred: `(r, b)` which pairs of a rung and an image were inferred to be robust.
         audit: the check of inferred rows, if the schedule infers any.
         universal: the perturbation of each rung, if one was fitted.
     """
@@ -63,14 +117,15 @@ class FilledLadder(NamedTuple):
     rungs: Measurements
     attack: Attack
     distance: Float[Tensor, " b"] | None = None
+    inferred: Bool[Tensor, "r b"] | None = None
     audit: LadderAudit | None = None
     universal: FittedUniversal | None = None
 
 
-def _universal(ladder: Ladder) -> FilledLadder:
+def _fitted(ladder: Ladder) -> FittedUniversal:
     planned, case, problem = ladder.planned, ladder.planned.case, ladder.problem
     train = planned.data.batch("train", n=case.n_fit, seed=case.seed).to(problem.x.device)
-    fitted = fit_universal(
+    return fit_universal(
         problem,
         registry.function("attacks", planned.attack.card),
         case.parameters,
@@ -80,41 +135,79 @@ def _universal(ladder: Ladder) -> FilledLadder:
         radii=ladder.radii,
         seed=case.seed,
     )
-    rungs = separately(problem, fitted.apply, ladder.rng, ladder.radii, ladder.depth)
-    return FilledLadder(rungs, fitted.apply, universal=fitted)
 
 
 def _worst(ladder: Ladder) -> FilledLadder:
-    _, _, problem, attack, rng, _, radii, clean = ladder
+    _, _, problem, attack, rng, _, radii, clean, *_ = ladder
     return FilledLadder(worst(problem, attack, rng, radii, ladder.depth, clean), attack)
 
 
 def _distance(ladder: Ladder) -> FilledLadder:
-    _, _, problem, attack, rng, _, radii, clean = ladder
+    _, _, problem, attack, rng, _, radii, clean, *_ = ladder
     rungs, distance = by_distance(problem, attack, rng, radii, ladder.depth, clean)
     return FilledLadder(rungs, attack, distance=distance)
 
 
 def _separately(ladder: Ladder) -> FilledLadder:
-    _, _, problem, attack, rng, _, radii, _ = ladder
+    _, _, problem, attack, rng, _, radii, *_ = ladder
     return FilledLadder(separately(problem, attack, rng, radii, ladder.depth), attack)
 
 
 def _guarded(ladder: Ladder) -> FilledLadder:
-    _, _, problem, attack, rng, _, radii, _ = ladder
+    _, _, problem, attack, rng, _, radii, *_ = ladder
     return FilledLadder(separately(problem, attack, rng, radii, ladder.depth, carry=True), attack)
 
 
 def _descend(ladder: Ladder) -> FilledLadder:
-    planned, _, problem, attack, rng, _, radii, _ = ladder
+    planned, _, problem, attack, rng, _, radii, *_ = ladder
     guess = planned.attack.card.threat == "white_box"  # other attackers have no gradient
-    rungs, audit = descend(problem, attack, rng, radii, ladder.depth, guess=guess)
-    return FilledLadder(rungs, attack, audit=audit)
+    rungs, inferred = descend(problem, attack, rng, radii, ladder.depth, guess=guess)
+    return FilledLadder(rungs, attack, inferred=inferred)
 
 
 def _ascend(ladder: Ladder) -> FilledLadder:
-    _, _, problem, attack, rng, _, radii, _ = ladder
+    _, _, problem, attack, rng, _, radii, *_ = ladder
     return FilledLadder(ascend(problem, attack, rng, radii, ladder.depth), attack)
+
+
+def _audited(ladder: Ladder, filled: FilledLadder) -> FilledLadder:
+    """Return the ladder after a sample of its inferred pairs was attacked, of all images."""
+    if filled.inferred is None:
+        return filled
+    rungs, audit = check_inferred(
+        ladder.problem,
+        ladder.attack,
+        ladder.rng,
+        ladder.radii,
+        ladder.depth,
+        filled.rungs,
+        filled.inferred,
+    )
+    return filled._replace(rungs=rungs, audit=audit)
+
+
+def _joined(pieces: list[Shard], attack: Attack) -> FilledLadder:
+    """Return the measurements of all images from those of the shards."""
+    first = pieces[0]
+    distances = [piece.distance for piece in pieces if piece.distance is not None]
+    inferred = [piece.inferred for piece in pieces if piece.inferred is not None]
+    return FilledLadder(
+        {name: torch.cat([piece.rungs[name] for piece in pieces], 1) for name in first.rungs},
+        attack,
+        distance=torch.cat(distances) if distances else None,
+        inferred=torch.cat(inferred, 1) if inferred else None,
+    )
+
+
+@contextmanager
+def _draws_of(ladder: Ladder, name: str, *, fresh: bool) -> Iterator[None]:
+    """Seed the draws of a random victim anew, so that they do not depend on other shards."""
+    if not fresh:
+        yield
+        return
+    case = ladder.planned.case
+    with seeded(case.seed, case.id, "walk", name):
+        yield
 
 
 class LadderSchedule(NamedTuple):
@@ -123,12 +216,47 @@ class LadderSchedule(NamedTuple):
     Attributes:
         name: the name of the schedule.
         meaning: one sentence.
-        fill: the function that measures every rung.
+        fill: the function that measures every rung for the images of one shard.
+        fit: fits a perturbation for all images first.
     """
 
     name: str
     meaning: str
     fill: Callable[[Ladder], FilledLadder]
+    fit: Callable[[Ladder], FittedUniversal] | None = None
+
+    def run(self, ladder: Ladder) -> FilledLadder:
+        """Return the measurements of all rungs for all images, computed shard by shard."""
+        fitted = None if self.fit is None else self.fit(ladder)
+        if fitted is not None:
+            ladder = ladder._replace(attack=fitted.apply)
+        rows = ladder.shards()
+        # a case of one shard is stored as a record right away
+        files = ladder.sharding.files if len(rows) > 1 else None
+        pieces = [self._shard(ladder, i, part, files) for i, part in enumerate(rows)]
+        for piece in pieces:
+            ladder.problem.counter.add(piece.counter)
+        with _draws_of(ladder, "audit", fresh=len(rows) > 1):
+            return _audited(ladder, _joined(pieces, ladder.attack))._replace(universal=fitted)
+
+    def _shard(self, ladder: Ladder, index: int, rows: Rows, files: ShardFiles | None) -> Shard:
+        """Return a shard that is stored already, or attack it and store it."""
+        shard, recorder = ladder.select(rows), ladder.recorder
+        stored = None if files is None else files.read(index, shard.rng.keys)
+        if stored is None:
+            with _draws_of(ladder, str(index), fresh=index > 0):
+                filled = self.fill(shard)
+            gradients = () if recorder is None or index else tuple(recorder.samples)
+            stored = Shard(
+                filled.rungs, filled.distance, filled.inferred, shard.problem.counter, gradients
+            )
+            if files is not None:
+                files.write(index, shard.rng.keys, stored)
+        elif recorder is not None and index == 0:
+            recorder.restore(stored.gradients)
+        if recorder is not None:
+            recorder.active = False
+        return stored
 
 
 SCHEDULES = {
@@ -137,7 +265,8 @@ SCHEDULES = {
         LadderSchedule(
             "universal",
             "At each radius one perturbation is fitted on training images and applied to all.",
-            _universal,
+            _separately,
+            _fitted,
         ),
         LadderSchedule(
             "worst",

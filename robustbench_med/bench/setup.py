@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from robustbench_med.models.load import load_victim
 from robustbench_med.models.operating_point import undecided, youden
 from robustbench_med.objectives.decide import answer_of
 from robustbench_med.rng import Draws, seeded
+from robustbench_med.stored_images import select_images, shards
 from robustbench_med.types import Batch, Images
 from robustbench_med.victim import Victim, frozen, looks_like_probabilities
 
@@ -183,10 +185,10 @@ def prepare_setup(planned: ResolvedCase, device: torch.device) -> AttackSetup:
         raise ChecksumError(
             f"{case.victim}: expected the weights the plan saw, got others: run again"
         )
-    batch = data.batch(case.split, n=case.n, seed=case.seed).to(device)
+    batch = data.batch(case.split, n=case.n, seed=case.seed, stored=True).to(device)
     victim = replace(loaded.victim, draws=case.draws)
     victim.module.to(device)
-    victim.check(batch.x, data.card.outputs, masks=data.card.task == "segmentation")
+    victim.check(batch.x[:2], data.card.outputs, masks=data.card.task == "segmentation")
     setup = _prepared(victim, planned, batch, loaded.card)
     if setup.depends_on_batch == 0:
         return setup
@@ -208,7 +210,7 @@ def _prepared(victim: Victim, planned: ResolvedCase, batch: Batch, card: ModelCa
         certified = None
         if defended.certify is not None:
             draws = Draws.of(case.seed, map(str, batch.ids), device=device).fork("certify")
-            certified = defended.certify(bare, batch.x, draws)
+            certified = _certified(defended.certify, bare, batch.x, draws)
         relative = None if case.defense == "none" else _relative_time(victim, bare, batch.x)
         alone = 0.0 if victim.draws > 1 else depends_on_batch(victim, batch.x, shown)
     raw = shown if victim.offset is None else shown - victim.offset.to(shown)
@@ -227,7 +229,7 @@ def _prepared(victim: Victim, planned: ResolvedCase, batch: Batch, card: ModelCa
         unattacked=unattacked,
         certified=certified,
         relative_forward_time=relative,
-        undecided=undecided(data.batch("val").y, data.card)
+        undecided=undecided(data.batch("val", stored=True).y, data.card)
         if case.operating_point == "youden"
         else (),
     )
@@ -250,6 +252,15 @@ def _defended(
     if not moves:
         return bare, defended
     return bare, at(defended, _deployed(defended.judge, case, data, device).offset)
+
+
+def _certified(
+    certify: Callable[[Victim, Images, Draws], Certified], bare: Victim, x: Images, draws: Draws
+) -> Certified:
+    """Return the certificates of all images, computed shard by shard."""
+    rows = torch.arange(len(x), device=draws.keys.device)
+    pieces = [certify(bare, x[part], draws.select(part)) for part in shards(rows, x.shape)]
+    return Certified(*map(torch.cat, zip(*pieces, strict=True)))
 
 
 def _probabilities(victim: Victim, raw: Tensor, data: Dataset) -> bool:
@@ -286,7 +297,7 @@ def attacker_view(setup: AttackSetup, planned: ResolvedCase) -> Victim:
 def _deployed(victim: Victim, case: Case, data: Dataset, device: torch.device) -> Victim:
     if case.operating_point != "youden":
         return victim
-    val = data.batch("val").to(device)
+    val = data.batch("val", stored=True).to(device)
     logits = victim.logits(val.x).cpu()
     return victim.at(youden(logits, val.y.cpu(), data.card))
 
@@ -301,11 +312,11 @@ def _answers(victim: Victim, x: Images) -> tuple[Tensor, Tensor | None]:
 
 def _unattacked(victim: Victim, case: Case, data: Dataset, batch: Batch) -> UnattackedImages | None:
     """Return the suspicion of clean images of the split that are not attacked."""
-    every = data.batch(case.split, n=len(batch) + _UNATTACKED, seed=case.seed)
+    every = data.batch(case.split, n=len(batch) + _UNATTACKED, seed=case.seed, stored=True)
     rows = (~np.isin(every.ids, batch.ids)).nonzero()[0]
     if len(rows) == 0:
         return None
-    _, suspicion = _answers(victim, every.x[torch.from_numpy(rows)].to(batch.x.device))
+    _, suspicion = _answers(victim, select_images(every.x, rows).to(batch.x.device))
     if suspicion is None:
         raise RuntimeError("expected a guarded victim")
     patients = None if every.patients is None else every.patients[rows]

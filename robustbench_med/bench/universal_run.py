@@ -20,6 +20,7 @@ from robustbench_med.objectives.decide import decide, verdict_on
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.stats import Estimate, intervals
+from robustbench_med.stored_images import shards
 from robustbench_med.types import Batch, Images
 from robustbench_med.universal import Universal
 
@@ -117,8 +118,14 @@ class _Counts(NamedTuple):
 
 def _counts(universal: Universal, whole: Problem, setup: AttackSetup, rng: Draws) -> _Counts:
     card, patients = setup.data.card, setup.batch.patients
-    columns = measure(whole, universal.apply(whole.x, whole.ball, rng), card.bit_depth)
-    called, clean = (decide(answer, card.task) for answer in (columns["answer"], setup.clean))
+    answers, successes = [], []
+    for rows in shards(torch.arange(len(whole), device=whole.x.device), whole.x.shape):
+        part = whole.select(rows)
+        z = universal.apply(part.x, part.ball, rng.select(rows))
+        columns = measure(part, z, card.bit_depth)
+        answers.append(columns["answer"])
+        successes.append(columns["success"])
+    called, clean = (decide(answer, card.task) for answer in (torch.cat(answers), setup.clean))
     truth, masks = setup.batch.y.cpu().numpy(), card.task == "segmentation"
     # labelled images whose clean version does not reach the goal
     before = verdict_on(whole.objective, setup.clean, whole.y, len(card.classes)).success
@@ -132,7 +139,7 @@ def _counts(universal: Universal, whole: Problem, setup: AttackSetup, rng: Draws
             return np.asarray((rows & known).sum(axis=1) / known.sum(axis=1))
         return np.asarray(np.any(rows, axis=1))
 
-    success = columns["success"].cpu().numpy()[attacked]
+    success = torch.cat(successes).cpu().numpy()[attacked]
     return _Counts(
         changed=intervals.mean(per_image(called != clean), patients),
         wrong=intervals.mean(per_image((called != truth) & (truth >= 0)), patients),

@@ -17,6 +17,7 @@ from robustbench_med.bench.attack_run import AttackRun, run_attack
 from robustbench_med.bench.gradient_check import MOVED, PASSES, compare
 from robustbench_med.bench.measurements import Measurements, smallest_success
 from robustbench_med.bench.resolved_case import ResolvedCase
+from robustbench_med.bench.schedules import WHOLE, Sharding
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.traced_guide import traced_guide
 from robustbench_med.cards import AttackCard
@@ -63,15 +64,22 @@ class GradientFinding:
         return self.disagree > 0 or self.moved > 0
 
 
-def run_verified(planned: ResolvedCase, setup: AttackSetup, *, keeps: bool = False) -> AttackRun:
+def run_verified(
+    planned: ResolvedCase,
+    setup: AttackSetup,
+    *,
+    keeps: bool = False,
+    sharding: Sharding = WHOLE,
+) -> AttackRun:
     """Attack as `run_attack` does, check the gradients, and attack again if they are wrong."""
-    run = run_attack(planned, setup, keeps=keeps)
+    run = run_attack(planned, setup, keeps=keeps, sharding=sharding)
     finding = check_gradients(planned, setup, run)
     if finding is None or not finding.lies or setup.surrogate is not None:
         return run._replace(gradients=finding)
     guide = _honest_guide(planned, setup, run)
     if guide is not None:
-        again = run_attack(planned, replace(setup, guide=guide), keeps=keeps)
+        traced = replace(setup, guide=guide)
+        again = run_attack(planned, traced, keeps=keeps, sharding=sharding.part("traced"))
         finding = replace(finding, remedy="traced", counter=run.counter)
         return merged(again, run)._replace(gradients=finding)
     square: AttackCard = registry.find("attacks", "square")
@@ -79,7 +87,8 @@ def run_verified(planned: ResolvedCase, setup: AttackSetup, *, keeps: bool = Fal
     if case.norm not in square.norms or run.fitted is not None:
         return run._replace(gradients=finding)
     parameters = {**square.parameters, "queries": QUERIES}
-    again = run_attack(planned.with_attack(square, parameters), setup, keeps=keeps)
+    queries = planned.with_attack(square, parameters)
+    again = run_attack(queries, setup, keeps=keeps, sharding=sharding.part("queries"))
     finding = replace(finding, remedy="queries", counter=run.counter)
     return merged(run, again)._replace(gradients=finding)
 

@@ -81,6 +81,15 @@ def run(
             "default as many as save time on this machine.",
         ),
     ] = None,
+    shard: Annotated[
+        int | None,
+        typer.Option(
+            "--shard",
+            min=1,
+            help="How many images of a case are attacked together, by default as many as 32 MiB "
+            "hold as float32. A stopped run loses at most one shard.",
+        ),
+    ] = None,
 ) -> None:
     """Attack the victims of a suite, score them, and write tables and the leaderboard page.
 
@@ -115,6 +124,7 @@ def run(
         images=save_images or selected_suite.save_images,
         device=device,
         jobs=jobs,
+        shard=shard,
     )
     failures = [*refused, *failed]
     title = selected_suite.title

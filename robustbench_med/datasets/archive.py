@@ -23,6 +23,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from robustbench_med.datasets.formats import foreign
+from robustbench_med.datasets.row_file import RowFile, row_file
 from robustbench_med.errors import DataError
 from robustbench_med.paths import check_name
 
@@ -116,6 +117,17 @@ class Npz:
         with damage(self.path, key), self._archive.open(f"{key}.npy") as stream:
             array: NDArray[Any] = npy.read_array(stream, allow_pickle=False)
         return array
+
+    def rows(self, key: str) -> NDArray[Any] | RowFile:
+        """Return an array; a large one stays in its file and is read by rows.
+
+        Raises:
+            DataError: as `array`.
+        """
+        self.header(key)
+        with damage(self.path, key):
+            found = row_file(self.path, self._archive, f"{key}.npy")
+        return self.array(key) if found is None else found
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +16,7 @@ from robustbench_med.cards import DatasetCard
 from robustbench_med.datasets.codes import MAX_IDS, UNLABELLED
 from robustbench_med.datasets.labels import check_codes, integers, small_integers
 from robustbench_med.datasets.masks import check_ignored, mask_ids
+from robustbench_med.datasets.row_file import RowFile
 from robustbench_med.errors import BenchError, DataError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 SplitName = Literal["train", "val", "test"]
+_AT_ONCE = 64  # images that are looked at together
 ROUNDING = 1e-6  # float images may leave [0,1] by this much; they are clipped
 
 
@@ -32,7 +34,8 @@ class Arrays:
     """The stored arrays of one split.
 
     Attributes:
-        images: `(n, *s)` or `(n, *s, c)`, uint8 grey levels or colours 0..255, or float32 in [0,1].
+        images: `(n, *s)` or `(n, *s, c)`, uint8 grey levels or colours 0..255, or float32 in [0,1];
+            large ones of a file stay there as a `RowFile`, whose floats may be of any precision.
         labels: `(n,)` int64 class ids, `(n, k)` 0/1 findings, or `(n, *s)` int16 masks of class
             ids; -1 = unlabelled.
         ids: `(n,)` str, unique within the split.
@@ -47,15 +50,18 @@ class Arrays:
     def __len__(self) -> int:
         return len(self.images)
 
-    def select(self, rows: NDArray[np.int64]) -> Arrays:
-        """Return the selected rows."""
-        patients = None if self.patients is None else self.patients[rows]
-        return Arrays(self.images[rows], self.labels[rows], self.ids[rows], patients)
+    def chunks(self) -> Iterator[NDArray[np.uint8] | NDArray[np.float32]]:
+        """Yield all images in their stored type, a few at a time."""
+        for start in range(0, len(self), _AT_ONCE):
+            yield self.images[start : start + _AT_ONCE]
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of everything that a score depends on."""
         digest = hashlib.sha256()
-        for array in (self.images, self.labels, self.ids, self.patients):
+        digest.update(f"{self.images.shape}{self.images.dtype.kind}".encode())
+        for images in self.chunks():
+            digest.update(images.tobytes())
+        for array in (self.labels, self.ids, self.patients):
             if array is not None:
                 digest.update(f"{array.shape}{array.dtype.kind}".encode())
                 digest.update(
@@ -167,8 +173,12 @@ class Dataset:
                     notes += inspection.shared(arrays, there, (split, other))
         return notes
 
-    def batch(self, split: SplitName, *, n: int | None = None, seed: int = 0) -> Batch:
+    def batch(
+        self, split: SplitName, *, n: int | None = None, seed: int = 0, stored: bool = False
+    ) -> Batch:
         """Return `n` labelled images of a split (None = all) as one batch; `seed` selects them.
+
+        With `stored`, its images are `StoredImages`: they are read where rows are selected.
 
         Raises:
             DataError: no image of the split is labelled.
@@ -178,12 +188,10 @@ class Dataset:
         labelled = (labels != UNLABELLED).any(1)  # an image without any label can't be scored
         if not labelled.any():
             raise DataError(f"{self.card.name} ({split}): expected labels, got -1 for every image")
-        if not labelled.all():
-            arrays = arrays.select(labelled.nonzero()[0])
-        if n is not None and n < len(arrays):
-            rows = np.random.default_rng(seed).permutation(len(arrays))[:n]
-            arrays = arrays.select(np.sort(rows))
-        return to_batch(arrays, channels=self.card.channels)
+        rows = labelled.nonzero()[0]
+        if n is not None and n < len(rows):
+            rows = rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:n])]
+        return to_batch(arrays, rows, channels=self.card.channels, stored=stored)
 
 
 _logged: set[tuple[str, str]] = set()
@@ -199,21 +207,27 @@ def _log_notes(name: str, notes: Iterable[str]) -> None:
             _log.warning("%s: %s", name, note)
 
 
-def to_batch(arrays: Arrays, *, channels: int = 1) -> Batch:
-    """Return stored images as float32 in [0,1], channels first.
+def to_batch(
+    arrays: Arrays, rows: NDArray[np.int64], *, channels: int = 1, stored: bool = False
+) -> Batch:
+    """Return some images as float32 in [0,1], channels first.
 
     Args:
         arrays: one split; several channels are the last axis of its images.
+        rows: which images of the split.
         channels: number of channels of an image.
+        stored: whether the images stay as they are stored until rows of them are read.
     """
     import torch
 
+    from robustbench_med.stored_images import StoredImages
     from robustbench_med.types import Batch
 
-    x = torch.from_numpy(arrays.images)
-    x = x.float() if x.is_floating_point() else x.float().div_(255)
-    x = x.unsqueeze(1) if channels == 1 else x.movedim(-1, 1).contiguous()
-    return Batch(x, torch.from_numpy(arrays.labels).long(), arrays.ids, arrays.patients)
+    images = StoredImages(arrays.images, rows, channels)
+    y = torch.from_numpy(arrays.labels[rows]).long()
+    patients = None if arrays.patients is None else arrays.patients[rows]
+    x: Any = images if stored else images[:]
+    return Batch(x, y, arrays.ids[rows], patients)
 
 
 def check(arrays: Arrays, card: DatasetCard, split: str) -> Arrays:
@@ -226,7 +240,7 @@ def check(arrays: Arrays, card: DatasetCard, split: str) -> Arrays:
     n = len(arrays.images)
     if n == 0:
         raise DataError(f"{where}: expected at least one image, got none")
-    images = _images(arrays.images, card, where)
+    images = _images(arrays, card, where)
     labels = _labels(arrays.labels, card, where, n)
     if len(arrays.ids) != n or len(np.unique(arrays.ids)) != n:
         raise DataError(
@@ -242,8 +256,9 @@ def check(arrays: Arrays, card: DatasetCard, split: str) -> Arrays:
 
 
 def _images(
-    images: NDArray[Any], card: DatasetCard, where: str
+    arrays: Arrays, card: DatasetCard, where: str
 ) -> NDArray[np.uint8] | NDArray[np.float32]:
+    images = arrays.images
     expected = (*card.size, card.channels) if card.channels > 1 else card.size
     if images.shape[1:] != expected:
         raise DataError(f"{where}: expected images of shape {expected}, got {images.shape[1:]}")
@@ -251,14 +266,17 @@ def _images(
         return images
     if images.dtype.kind != "f":
         raise DataError(f"{where}: expected uint8 or float images in [0,1], got {images.dtype}")
-    if not np.isfinite(images).all():
+    ends = np.array([(chunk.min(), chunk.max()) for chunk in arrays.chunks()])
+    if not np.isfinite(ends).all():
         raise DataError(f"{where}: expected finite images, got NaN or Inf in some")
-    low, high = images.min(), images.max()
+    low, high = ends[:, 0].min(), ends[:, 1].max()
     if low < -ROUNDING or high > 1 + ROUNDING:
         raise DataError(
             f"{where}: expected float images in [0,1], got {low!s}..{high!s}; "
             f"{_way(float(low), float(high))}"
         )
+    if isinstance(images, RowFile):
+        return images
     if low < 0 or high > 1:
         images = images.clip(0, 1)
     return images if images.dtype == np.float32 else images.astype(np.float32)

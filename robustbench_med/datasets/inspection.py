@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from robustbench_med.cards import DatasetCard
 from robustbench_med.datasets.codes import UNLABELLED
@@ -79,19 +78,23 @@ def _content(arrays: Arrays, card: DatasetCard, split: str) -> Iterator[str]:
             [0,1] cast to bytes, or scaled twice.
     """
     where, n = f"{card.name} ({split})", len(arrays)
-    rows = arrays.images.reshape(n, -1)
-    low, high = rows.min(1), rows.max(1)
+    ends = [
+        (chunk.reshape(len(chunk), -1).min(1), chunk.reshape(len(chunk), -1).max(1))
+        for chunk in arrays.chunks()
+    ]
+    low, high = (np.concatenate(values) for values in zip(*ends, strict=True))
     flat = int((low == high).sum())
     if flat == n:
         value = low[0]
         whole = f"all {n} images are" if n > 1 else "the image is"
         same = f"{value} everywhere" if (low == value).all() else "of one value throughout"
-        cast = " as [0,1] floats become when they are cast to uint8" if _all_zero(rows) else ""
+        black = high.dtype == np.uint8 and not high.any()
+        cast = " as [0,1] floats become when they are cast to uint8" if black else ""
         raise DataError(
             f"{where}: expected images with content, but {whole} {same}{cast}; save the images "
             "themselves, and [0,1] floats as float32"
         )
-    stored, top = rows.dtype == np.uint8, high.max()
+    stored, top = high.dtype == np.uint8, high.max()
     if stored and top <= 1:
         raise DataError(
             f"{where}: expected uint8 grey levels in 0..255, got only 0 and 1, as happens if [0,1] "
@@ -115,19 +118,13 @@ def _content(arrays: Arrays, card: DatasetCard, split: str) -> Iterator[str]:
     if top < FAINT if stored else top * 255 < FAINT:
         shown = f"{top} of 255" if stored else f"{top:.3g} of 1"
         yield f"the brightest pixel of {split} is {shown}: the images were perhaps scaled wrongly"
-    elif _two_values(rows, low.min(), top):
+    elif _two_values(arrays, low.min(), top):
         yield f"the images of {split} hold two values alone, {low.min()} and {top}"
 
 
-def _all_zero(rows: NDArray[np.uint8] | NDArray[np.float32]) -> bool:
-    return rows.dtype == np.uint8 and not rows.any()
-
-
-def _two_values(
-    rows: NDArray[np.uint8] | NDArray[np.float32], low: np.generic, high: np.generic
-) -> bool:
-    some = rows[:1]  # nearly always enough to see another value
-    return bool(((some == low) | (some == high)).all() and ((rows == low) | (rows == high)).all())
+def _two_values(arrays: Arrays, low: np.generic, high: np.generic) -> bool:
+    # the first images are nearly always enough to see another value
+    return all(bool(((chunk == low) | (chunk == high)).all()) for chunk in arrays.chunks())
 
 
 def _unlabelled(arrays: Arrays, card: DatasetCard, split: str) -> Iterator[str]:
@@ -176,4 +173,4 @@ def _absent(arrays: Arrays, card: DatasetCard, split: str) -> Iterator[str]:
 
 
 def _digests(arrays: Arrays) -> list[int]:
-    return [hash(image.tobytes()) for image in arrays.images]
+    return [hash(image.tobytes()) for chunk in arrays.chunks() for image in chunk]

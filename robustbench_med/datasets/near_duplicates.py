@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
@@ -10,9 +11,10 @@ from robustbench_med.types import Images
 
 ALIKE = 0.99  # correlation of two images, each reduced to 32 pixels a side
 _SIDE = 32
+_AT_ONCE = 64  # images that are compared with all others at a time
 
 
-def has_near_duplicate(x: Images, others: Float[Tensor, "m c *s"]) -> Bool[Tensor, " b"]:
+def has_near_duplicate(x: Images, others: Images) -> Bool[Tensor, " b"]:
     """Return which images have a near-duplicate among the others.
 
     Two images are near-duplicates if their grey images, averaged over blocks to 32 pixels a side,
@@ -20,11 +22,11 @@ def has_near_duplicate(x: Images, others: Float[Tensor, "m c *s"]) -> Bool[Tenso
     the training images.
 
     Args:
-        x: `(b, c, *s)` images in [0,1].
-        others: `(m, c, *s)` images in [0,1].
+        x: `(b, c, *s)` images in [0,1], or `StoredImages`.
+        others: `(m, c, *s)` the same.
     """
-    alike = _outline(x) @ _outline(others).T
-    return (alike > ALIKE).any(1)
+    known = torch.cat([_outline(part) for part in others.split(_AT_ONCE)]).T
+    return torch.cat([(_outline(part) @ known > ALIKE).any(1) for part in x.split(_AT_ONCE)])
 
 
 def _outline(x: Images) -> Float[Tensor, "b d"]:

@@ -9,7 +9,7 @@ read.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from robustbench_med.datasets.dataset import Arrays, SplitName
 from robustbench_med.datasets.info import channel_count, read_info
 from robustbench_med.datasets.labels import from_one_hot, integers
 from robustbench_med.datasets.masks import check_ignored, mask_ids, of_planes
+from robustbench_med.datasets.row_file import RowFile
 from robustbench_med.errors import DataError, MissingSplitError
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -219,9 +220,11 @@ def read_masks(file: Npz, split: SplitName) -> tuple[NDArray[np.int16], str | No
 
 
 def _images(file: Npz, split: SplitName, *, masks: bool) -> NDArray[np.uint8] | NDArray[np.float32]:
-    images = file.array(f"{split}_images")
+    images: Any = file.rows(f"{split}_images")
     size, channels = axes_of(file, split, masks=masks)
-    images = images.reshape(len(images), *size, *([channels] if channels > 1 else []))
+    images = images.reshape((len(images), *size, *([channels] if channels > 1 else [])))
+    if isinstance(images, RowFile):  # indexed by rows as an array is, see Arrays
+        return cast("NDArray[np.uint8]", images)
     if images.dtype == np.uint8:
         return np.ascontiguousarray(images)
     with np.errstate(over="ignore"):  # overflow becomes Inf, which the data contract refuses

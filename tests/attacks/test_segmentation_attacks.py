@@ -16,7 +16,7 @@ from attacks.cospgd import cospgd
 from attacks.dag import dag
 from attacks.segmentation_ensemble import _MEMBERS, _shrinking, segmentation_ensemble
 from attacks.segpgd import segpgd
-from robustbench_med.bench.attack_run import sharded
+from robustbench_med.bench.attack_run import bound
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives import shapes
 from robustbench_med.objectives.loss_override import LossOverride
@@ -137,12 +137,10 @@ def test_a_walk_draws_a_target_once_a_shard_and_finds_what_it_found(
         return draw(*args, **named)
 
     monkeypatch.setattr(shapes, "replaced", counted)
-    two_images = 4 * 64 * 2
-    monkeypatch.setattr("robustbench_med.bench.attack_run._SHARD_BYTES", two_images)
-    attack = sharded(segpgd, {"steps": STEPS})
+    attack = bound(segpgd, {"steps": STEPS})
     assert torch.equal(attack(problem, draws(N)), direct)
     assert torch.equal(attack(tireless, draws(N)), beyond)
-    assert count[0] == 2 * N // 2
+    assert count[0] == 2
 
 
 # --- CosPGD --------------------------------------------------------------------------------------

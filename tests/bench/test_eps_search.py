@@ -14,8 +14,9 @@ from torch import Tensor
 from attacks.fgsm import fgsm
 from attacks.pgd import bim, pgd
 from robustbench_med.ball import Ball
-from robustbench_med.bench.eps_search import Attack, ascend, at_rung, descend
+from robustbench_med.bench.eps_search import Attack, ascend, at_rung, check_inferred, descend
 from robustbench_med.bench.measurements import Measurements, measure
+from robustbench_med.bench.record import LadderAudit
 from robustbench_med.cards import Norm
 from robustbench_med.errors import InvalidOutputError, VictimError
 from robustbench_med.objectives.multilabel import AnyFinding
@@ -79,11 +80,20 @@ def lowest_of(columns: Measurements) -> Tensor:
     return (~broken).long().cumprod(0).sum(0)
 
 
+def searched(
+    problem: Problem, attack: Attack, ladder: Sequence[float], *, guess: bool = True
+) -> tuple[Measurements, LadderAudit]:
+    """Return all rungs by descending, after the inferred pairs were checked."""
+    rng = draws(len(problem))
+    columns, inferred = descend(problem, attack, rng, ladder, 8, guess=guess)
+    return check_inferred(problem, attack, rng, ladder, 8, columns, inferred)
+
+
 def walked(problem: Problem, attack: Attack, ladder: Sequence[float], way: str) -> Measurements:
     rng = draws(len(problem))
     if way == "ascend":
         return ascend(problem, attack, rng, ladder, 8)
-    return descend(problem, attack, rng, ladder, 8)[0]
+    return searched(problem, attack, ladder)[0]
 
 
 @pytest.mark.parametrize("way", ["ascend", "descend"])
@@ -165,7 +175,7 @@ def test_a_victim_without_any_gradient_walks_to_the_end() -> None:
 
     problem, _ = posed(2, "linf")
     flat_problem = replace(problem, judge=flat, y=torch.zeros(N, dtype=torch.long))
-    columns, audit = descend(flat_problem, ATTACKS["bim"], draws(N), (0.01, 0.02, 0.04), 8)
+    columns, audit = searched(flat_problem, ATTACKS["bim"], (0.01, 0.02, 0.04))
     assert not columns["success"].any()
     assert audit.inferred == 2 * N
 
@@ -186,8 +196,8 @@ def test_without_a_gradient_every_sample_starts_at_the_top_and_fails_once() -> N
 
     closed = replace(problem, judge=hidden, counter=Counter())
     with pytest.raises(VictimError, match="expected a victim with gradients"):
-        descend(closed, perfect, draws(N), ladder, 8)
-    columns, audit = descend(closed, perfect, draws(N), ladder, 8, guess=False)
+        searched(closed, perfect, ladder)
+    columns, audit = searched(closed, perfect, ladder, guess=False)
     expected = alone(problem, perfect, ladder)
     assert len(expected.unique()) >= 4
     assert torch.equal(lowest_of(columns), expected)
@@ -225,7 +235,7 @@ def test_an_attack_that_works_at_small_radii_only_is_caught_and_all_inferred_is_
     ladder = rungs_between(nearest, (0.4, 0.6, 0.8)) + (1.0,)
     attack = only_below(0.9)
     expected = alone(problem, attack, ladder)
-    columns, audit = descend(far(problem), attack, draws(N), ladder, 8)
+    columns, audit = searched(far(problem), attack, ladder)
     assert audit.inferred > 2 * N
     assert 0 < audit.checked < audit.inferred
     assert audit.success > 0
@@ -238,7 +248,7 @@ def test_an_honest_attack_is_sampled_and_not_rerun() -> None:
     problem, _ = posed(2, "linf")
     ladder = (1e-6, 2e-6, 3e-6, 4e-6)  # nothing breaks: all below the top is inferred
     counted = fresh(problem)
-    _, audit = descend(counted, ATTACKS["bim"], draws(N), ladder, 8)
+    _, audit = searched(counted, ATTACKS["bim"], ladder)
     assert audit.inferred == 3 * N
     assert 3 * N / 16 <= audit.checked <= 35  # a sixteenth, and about 20 where there are as many
     assert audit.miss_bound == pytest.approx(1 - 0.05 ** (1 / audit.checked), rel=0.5)
@@ -258,7 +268,7 @@ def test_a_failed_image_pulled_into_a_smaller_ball_is_judged_there() -> None:
         return fgsm(p, rng=rng)
 
     window = replace(problem, judge=_Window(problem, small))
-    columns, _ = descend(far(window), overshooting, draws(N), (small, 0.9), 8)
+    columns, _ = searched(far(window), overshooting, (small, 0.9))
     assert (torch.tensor(ran) > 0.5).float().mean() > 0.9
     assert columns["success"][0].all()
     assert columns["success"].all()
@@ -299,7 +309,7 @@ def test_a_ladder_costs_little_more_than_its_hardest_rung() -> None:
         attack(single, at_rung(draws(64), eps))
         costs.append(single.counter.backward)
     whole = fresh(problem)
-    columns, _ = descend(whole, attack, draws(64), ladder, 8)
+    columns, _ = searched(whole, attack, ladder)
     share = columns["success"].float().mean(1)
     assert share[0] < 0.3 < 0.7 < share[-1]  # a ladder that spans the distances
     assert whole.counter.backward <= 1.6 * max(costs)

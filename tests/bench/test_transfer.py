@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustbench_med.bench.attack_run import run_attack, sharded
+from robustbench_med.bench.attack_run import bound, run_attack
 from robustbench_med.bench.plan import plan
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.suite import Suite
@@ -49,7 +49,7 @@ def test_the_victim_is_asked_only_to_judge() -> None:
     from attacks.pgd import pgd
 
     attack = transferred(
-        sharded(pgd, {"steps": 4}), surrogate_of(small_victim(K)), use_all_steps=True
+        bound(pgd, {"steps": 4}), surrogate_of(small_victim(K)), use_all_steps=True
     )
     z = attack(problem, draws(N))
     assert asked == []

@@ -1,0 +1,93 @@
+"""Stored images: they stay in their stored type, and become float32 in [0,1] where rows are read.
+
+A case may have any number of images. Only the rows of one shard or one batch are ever held as
+float32 on the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robustbench_med.types import Images, Rows
+
+SHARD_BYTES = 32 * 2**20  # of float32 images; JSMA and DeepFool use thirty times as much more
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """Images of a split in their stored type, read by rows like a tensor `(n, c, *s)`.
+
+    Attributes:
+        stored: `(m, *s)` or `(m, *s, c)`, uint8 grey levels or colours 0..255, or float32 in [0,1].
+        rows: `(n,)` which of the stored images these are.
+        channels: number of channels of an image.
+        device: where read rows go.
+    """
+
+    stored: NDArray[np.uint8] | NDArray[np.float32]
+    rows: NDArray[np.int64]
+    channels: int = 1
+    device: torch.device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of all images as a tensor, `(n, c, *s)`."""
+        size = self.stored.shape[1:] if self.channels == 1 else self.stored.shape[1:-1]
+        return len(self), self.channels, *size
+
+    def __getitem__(self, rows: Rows | slice | int) -> Images:
+        """Return some images, float32 in [0,1] on the device; for an integer a single one."""
+        if isinstance(rows, int):
+            return self[rows : rows + 1][0]
+        picked = self.rows[rows if isinstance(rows, slice) else rows.cpu().numpy()]
+        return as_floats(self.stored[picked], self.channels).to(self.device)
+
+    def split(self, size: int) -> Iterator[Images]:
+        """Yield all images, `size` at a time; one empty batch if there are none."""
+        for start in range(0, max(len(self), 1), size):
+            yield self[start : start + size]
+
+    def select(self, rows: Int[Tensor, " b"] | NDArray[np.int64]) -> StoredImages:
+        """Return some of the images, which are not read yet."""
+        index = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
+        return replace(self, rows=self.rows[index])
+
+    def to(self, device: torch.device) -> StoredImages:
+        """Return the images so that read rows go to `device`."""
+        return replace(self, device=device)
+
+
+def as_floats(stored: NDArray[np.uint8] | NDArray[np.float32], channels: int) -> Images:
+    """Return stored images as float32 in [0,1], channels first."""
+    x = torch.from_numpy(stored)
+    # floats may leave [0,1] by a rounding error, see `check` in datasets/dataset.py
+    x = x.float().clamp(0, 1) if x.is_floating_point() else x.float().div_(255)
+    return x.unsqueeze(1) if channels == 1 else x.movedim(-1, 1).contiguous()
+
+
+def shards(rows: Rows, shape: tuple[int, ...]) -> tuple[Rows, ...]:
+    """Return rows in pieces whose images fit `SHARD_BYTES`; one empty piece if there are none.
+
+    Args:
+        rows: indices.
+        shape: `(n, c, *s)` of the images.
+    """
+    pieces: tuple[Rows, ...] = rows.split(max(1, SHARD_BYTES // (4 * math.prod(shape[1:]))))
+    return pieces
+
+
+def select_images(x: Images, rows: Int[Tensor, " b"] | NDArray[np.int64]) -> Images:
+    """Return some images: of a tensor a copy, of `StoredImages` the same that are not read yet."""
+    chosen: Images = x.select(rows) if isinstance(x, StoredImages) else x[rows]
+    return chosen

@@ -1,0 +1,100 @@
+"""A run that is killed goes on where it was, and its record is that of a run that nobody killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from robustbench_med.bench import store
+from robustbench_med.bench.record import Stored
+from tests.bench.toys import save_npz
+
+CHECKOUT = Path(__file__).parents[2]
+# a model that kills its own process at the N-th pass with gradients, as a full memory does
+MODEL = """
+import os, signal
+import torch
+from torch import nn
+
+class Dying(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+        self.body(torch.zeros(1, 1, 32, 32))
+        self.left = int(os.environ.get("DIES_AT", "1000000"))
+
+    def forward(self, x):
+        if x.requires_grad:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self.body(x)
+
+def make():
+    return Dying()
+"""
+
+
+def run(home: Path, results: str, *, dies_at: int | None = None) -> int:
+    """Run the case and return the exit code of the process, -9 if it was killed."""
+    words = [sys.executable, "-m", "robustbench_med", "run", "quick", "--dataset", "data.npz"]
+    words += [
+        "--victim",
+        "model.py:make()",
+        "--attack",
+        "pgd(steps=12)",
+        "--eps",
+        "0.05/255,0.1/255",
+    ]
+    words += ["--shard", "4", "--jobs", "1", "--examples", "0", "--results", results]
+    dies = {} if dies_at is None else {"DIES_AT": str(dies_at)}
+    done = subprocess.run(
+        words,
+        cwd=home,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT), **dies},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode
+
+
+def record_in(folder: Path) -> Stored:
+    (home,) = store.homes_below(folder)
+    return store.read(home)
+
+
+def lasting(stored: Stored) -> dict[str, object]:
+    """Return the fields of a record that do not say when, where and how fast it was made."""
+    values = json.loads(stored.record.model_dump_json())
+    del values["provenance"]
+    del values["cost"]["seconds"], values["cost"]["peak_memory_mib"]
+    return values
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_with_the_same_record(tmp_path: Path) -> None:
+    save_npz(tmp_path / "data.npz", n=22)
+    (tmp_path / "model.py").write_text(MODEL, encoding="utf-8")
+    assert run(tmp_path, "undisturbed") == 0
+    drawn = np.random.default_rng(0)
+    kills = 0
+    # a shard takes 13 passes, and the checks after the last one 93
+    while run(tmp_path, "killed", dies_at=int(drawn.integers(16, 130))) != 0:
+        kills += 1
+        assert kills < 20
+    assert kills >= 2
+    expected, found = (record_in(tmp_path / name) for name in ("undisturbed", "killed"))
+    assert lasting(found) == lasting(expected)
+    pd.testing.assert_frame_equal(found.samples, expected.samples)
+    assert not [path for path in (tmp_path / "killed").rglob("*.shards")]
