@@ -52,12 +52,13 @@ zoo: $(STAMP)  ## train every shipped model again, two at a time (DATA=folder of
 	  $(BIN)/python -m robustbench_med train {} --out robustbench_med/models/zoo --data $(DATA)
 
 results: $(STAMP)  ## make the committed records again (DATA=folder of real images)
-	rm -rf results/quick results/medmnist results/attacks results/segmentation results/defenses
+	rm -rf results/quick results/medmnist results/attacks results/segmentation results/defenses results/studies
 	$(BIN)/python -m robustbench_med run quick --results results --examples 1
 	$(BIN)/python -m robustbench_med run attacks --results results --examples 0
 	$(BIN)/python -m robustbench_med run medmnist --results results --examples 0 --data $(DATA)
 	$(BIN)/python -m robustbench_med run segmentation --results results --examples 0 --data $(DATA)
 	$(BIN)/python -m robustbench_med run defenses --results results --examples 0 --data $(DATA)
+	$(BIN)/python -m robustbench_med run studies --results results --examples 0 --data $(DATA)
 	for suite in quick attacks medmnist segmentation defenses; do \
 	  $(BIN)/python -m robustbench_med pack results/$$suite || exit 1; done
 
