@@ -59,7 +59,7 @@ results: $(STAMP)  ## make the committed records again (DATA=folder of real imag
 	$(BIN)/python -m robustbench_med run segmentation --results results --examples 0 --data $(DATA)
 	$(BIN)/python -m robustbench_med run defenses --results results --examples 0 --data $(DATA)
 	$(BIN)/python -m robustbench_med run studies --results results --examples 0 --data $(DATA)
-	for suite in quick attacks medmnist segmentation defenses; do \
+	for suite in quick attacks medmnist segmentation defenses studies; do \
 	  $(BIN)/python -m robustbench_med pack results/$$suite || exit 1; done
 
 $(STAMP): pyproject.toml

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from robustbench_med import registry
 from robustbench_med.bench import adversarial_images, store
 from robustbench_med.bench.execute import Outcome
 from robustbench_med.bench.plan import plan
@@ -544,7 +545,8 @@ def test_planning_a_committed_case_again_gives_the_same_case() -> None:
         record = store.read(folder).record
         case = record.case
         kind = (case.attack, case.surrogate is None, case.norm, case.objective, case.budget)
-        if record.dataset_card.synthetic and kind not in seen:
+        has_weights = not registry.find("models", case.victim).trained_here
+        if record.dataset_card.synthetic and has_weights and kind not in seen:
             seen.add(kind)
             assert changed(case, replan(case).case) == []
     assert len(seen) > 20

@@ -76,9 +76,11 @@ def record_in(folder: Path) -> Stored:
 
 def lasting(stored: Stored) -> dict[str, object]:
     """Return the fields of a record that do not say when, where and how fast it was made."""
-    values = json.loads(stored.record.model_dump_json())
+    values: dict[str, object] = json.loads(stored.record.model_dump_json())
     del values["provenance"]
-    del values["cost"]["seconds"], values["cost"]["peak_memory_mib"]
+    cost = values["cost"]
+    assert isinstance(cost, dict)
+    del cost["seconds"], cost["peak_memory_mib"]
     return values
 
 

@@ -14,7 +14,9 @@ SOME = 8  # every eighth is counted anew in full
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", ["quick", "attacks", "medmnist", "segmentation", "defenses"])
+@pytest.mark.parametrize(
+    "suite", ["quick", "attacks", "medmnist", "segmentation", "defenses", "studies"]
+)
 def test_committed_records_say_what_their_samples_say(suite: str) -> None:
     found, damaged = store.read_each(RECORDS / suite)
     assert found
