@@ -1,9 +1,11 @@
-"""Outcome: what a published protocol did to each image, stored as one JSON file a study."""
+"""Outcome: what a published protocol did to each image, stored as one gzipped JSON file a study."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from robustbench_med.errors import ResultsError
-from robustbench_med.files import locked, write_text
+from robustbench_med.files import locked, write_bytes
 from robustbench_med.studies.study import Published
 
 FOLDER = "as_published"  # below the results folder
@@ -61,7 +63,7 @@ def key_of(measured: Published, *parts: str) -> str:
 
 def path_of(results: Path, study: str) -> Path:
     """Return the file of a study's outcomes in a results folder."""
-    return results / FOLDER / f"{study}.json"
+    return results / FOLDER / f"{study}.json.gz"
 
 
 def write_outcome(outcome: Outcome, results: Path, study: str, name: str) -> Path:
@@ -71,7 +73,8 @@ def write_outcome(outcome: Outcome, results: Path, study: str, name: str) -> Pat
     with locked(path.parent):
         others = read_outcomes(results, study)
         stored = Outcomes(study=study, outcomes={**others, name: outcome})
-        return write_text(path, stored.model_dump_json() + "\n")
+        text = stored.model_dump_json() + "\n"
+        return write_bytes(path, gzip.compress(text.encode(), mtime=0))
 
 
 def read_outcomes(results: Path, study: str) -> dict[str, Outcome]:
@@ -82,10 +85,10 @@ def read_outcomes(results: Path, study: str) -> dict[str, Outcome]:
     """
     path = path_of(results, study)
     try:
-        return Outcomes.model_validate_json(path.read_text(encoding="utf-8")).outcomes
+        return Outcomes.model_validate_json(gzip.decompress(path.read_bytes())).outcomes
     except FileNotFoundError:
         return {}
-    except (ValidationError, UnicodeDecodeError) as error:
+    except (ValidationError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ResultsError(
             f"{path}: expected the outcomes of published protocols, got a damaged file "
             f"({str(error).splitlines()[0]}): delete it and run the study again"

@@ -10,6 +10,7 @@ from robustbench_med.bench import store
 from robustbench_med.bench.verify.consistency import contradictions, layout_errors
 
 RECORDS = Path(__file__).parents[2] / "results"
+SUITES = ("quick", "attacks", "medmnist", "segmentation", "defenses", "studies")
 SOME = 8  # every eighth is counted anew in full
 
 
