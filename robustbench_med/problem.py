@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,13 +13,9 @@ from torch import Tensor
 from robustbench_med.ball import Ball
 from robustbench_med.errors import VictimError
 from robustbench_med.objective import Objective
-from robustbench_med.types import Images, Output, Rows, Truth, Verdict, joined_outputs
+from robustbench_med.types import AnyImages, Images, Output, Rows, Truth, Verdict, joined_outputs
 
 Model = Callable[[Images], Output]
-if TYPE_CHECKING:
-    _X = Images
-else:
-    _X = Any
 
 
 @dataclass
@@ -66,7 +62,7 @@ class Problem:
         keeps: whether measurements of candidates keep the candidates themselves.
     """
 
-    x: _X
+    x: AnyImages
     y: Truth
     ball: Ball
     objective: Objective

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustbench_med.types import Images, Rows
+from robustbench_med.types import AnyImages, Images, Rows
 
 SHARD_BYTES = 32 * 2**20  # of float32 images; JSMA and DeepFool use thirty times as much more
 
@@ -87,7 +87,7 @@ def shards(rows: Rows, shape: tuple[int, ...]) -> tuple[Rows, ...]:
     return pieces
 
 
-def select_images(x: Images, rows: Int[Tensor, " b"] | NDArray[np.int64]) -> Images:
+def select_images(x: AnyImages, rows: Int[Tensor, " b"] | NDArray[np.int64]) -> AnyImages:
     """Return some images: of a tensor a copy, of `StoredImages` the same that are not read yet."""
-    chosen: Images = x.select(rows) if isinstance(x, StoredImages) else x[rows]
+    chosen: AnyImages = x.select(rows) if isinstance(x, StoredImages) else x[rows]
     return chosen

@@ -67,11 +67,11 @@ class Verdict(NamedTuple):
 
 
 if TYPE_CHECKING:
-    _X = Images
+    AnyImages = Images  # or StoredImages, which become images where rows are selected
     _Y = Truth
     _Ids = NDArray[np.character]
 else:  # batches.checked checks the data of users, with better messages than a type has
-    _X = _Y = _Ids = Any
+    AnyImages = _Y = _Ids = Any
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Batch:
         patients: `(b,)` patient ids, or None where images are treated as independent.
     """
 
-    x: _X
+    x: AnyImages
     y: _Y
     ids: _Ids
     patients: _Ids | None = None

@@ -14,7 +14,7 @@ from torch.jit import ScriptModule
 from robustbench_med.contract import InputContract
 from robustbench_med.errors import InvalidOutputError, VictimError
 from robustbench_med.outputs import Reading, to_logits
-from robustbench_med.types import Images, Logits, Output, PerSample, joined_outputs
+from robustbench_med.types import AnyImages, Images, Logits, Output, PerSample, joined_outputs
 
 __all__ = ["Guard", "InputContract", "Transform", "Victim", "frozen", "looks_like_probabilities"]
 
@@ -101,7 +101,7 @@ class Victim:
             return to_logits(logits, "logit" if logits.shape[1] == 1 else "log")
         return logits
 
-    def outputs(self, x: Images) -> Output:
+    def outputs(self, x: AnyImages) -> Output:
         """Return logits and suspicion of any number of images, without gradient.
 
         Raises:
@@ -117,7 +117,7 @@ class Victim:
                 )
         return output
 
-    def logits(self, x: Images) -> Logits:
+    def logits(self, x: AnyImages) -> Logits:
         """Return the logits of any number of images, without gradient, chunk by chunk.
 
         Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from robustbench_med.types import Images, Logits
+from robustbench_med.types import AnyImages, Logits
 from robustbench_med.victim import Victim
 
 ALONE = 4  # images that are also passed alone
@@ -12,7 +12,7 @@ VOLUMES = 2  # the same for images so large that a batch holds only a few
 APART = 0.02  # outputs differ above this share of the logits' spread; rounding moves them by 1e-6
 
 
-def depends_on_batch(victim: Victim, x: Images, together: Logits) -> float:
+def depends_on_batch(victim: Victim, x: AnyImages, together: Logits) -> float:
     """Return the share of a few images whose output alone differs from that in a batch.
 
     The share is 0 for a random victim, whose outputs differ for another reason.

@@ -28,7 +28,7 @@ from robustbench_med.models.operating_point import undecided, youden
 from robustbench_med.objectives.decide import answer_of
 from robustbench_med.rng import Draws, seeded
 from robustbench_med.stored_images import select_images, shards
-from robustbench_med.types import Batch, Images
+from robustbench_med.types import AnyImages, Batch, Images
 from robustbench_med.victim import Victim, frozen, looks_like_probabilities
 
 _UNATTACKED = 512  # a detector is scored on at most so many clean images that are not attacked
@@ -255,7 +255,7 @@ def _defended(
 
 
 def _certified(
-    certify: Callable[[Victim, Images, Draws], Certified], bare: Victim, x: Images, draws: Draws
+    certify: Callable[[Victim, Images, Draws], Certified], bare: Victim, x: AnyImages, draws: Draws
 ) -> Certified:
     """Return the certificates of all images, computed shard by shard."""
     rows = torch.arange(len(x), device=draws.keys.device)
@@ -302,7 +302,7 @@ def _deployed(victim: Victim, case: Case, data: Dataset, device: torch.device) -
     return victim.at(youden(logits, val.y.cpu(), data.card))
 
 
-def _answers(victim: Victim, x: Images) -> tuple[Tensor, Tensor | None]:
+def _answers(victim: Victim, x: AnyImages) -> tuple[Tensor, Tensor | None]:
     """Return the victim's outputs for images, and their suspicion if there is a detector."""
     outputs = [victim.outputs(chunk) for chunk in x.split(victim.chunk)]
     suspicion = [output.suspicion for output in outputs if output.suspicion is not None]
@@ -323,7 +323,7 @@ def _unattacked(victim: Victim, case: Case, data: Dataset, batch: Batch) -> Unat
     return UnattackedImages(suspicion.double().cpu().numpy(), patients)
 
 
-def _relative_time(victim: Victim, bare: Victim, x: Images) -> float:
+def _relative_time(victim: Victim, bare: Victim, x: AnyImages) -> float:
     """Return the time of a pass with the defense over one without, each the best of three."""
     chunk = x[: victim.chunk]
     seconds = []

@@ -7,14 +7,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_med.types import Images
+from robustbench_med.types import AnyImages, Images
 
 ALIKE = 0.99  # correlation of two images, each reduced to 32 pixels a side
 _SIDE = 32
 _AT_ONCE = 64  # images that are compared with all others at a time
 
 
-def has_near_duplicate(x: Images, others: Images) -> Bool[Tensor, " b"]:
+def has_near_duplicate(x: AnyImages, others: AnyImages) -> Bool[Tensor, " b"]:
     """Return which images have a near-duplicate among the others.
 
     Two images are near-duplicates if their grey images, averaged over blocks to 32 pixels a side,
