@@ -24,18 +24,19 @@ import os, signal
 import torch
 from torch import nn
 
+LEFT = [int(os.environ.get("DIES_AT", "1000000"))]  # no attribute, which the hash would hold
+
 class Dying(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
         self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
         self.body(torch.zeros(1, 1, 32, 32))
-        self.left = int(os.environ.get("DIES_AT", "1000000"))
 
     def forward(self, x):
         if x.requires_grad:
-            self.left -= 1
-            if self.left == 0:
+            LEFT[0] -= 1
+            if LEFT[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
         return self.body(x)
 
