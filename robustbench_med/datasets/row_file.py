@@ -12,6 +12,7 @@ import os
 import shutil
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -128,11 +129,12 @@ def _content_start(path: Path, info: zipfile.ZipInfo) -> int:
 def _unpacked(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Path | None:
     """Return the unpacked member in the cache folder; None if it cannot be written there.
 
-    The name of the file depends on the content, by size and checksum of the member.
+    The name of the file depends on the content, by size and checksum of the member. A file whose
+    content has another checksum is unpacked again.
     """
     key = hashlib.sha256(f"{path.name} {info.filename} {info.CRC} {info.file_size}".encode())
     target = cache_root() / "unpacked" / f"{key.hexdigest()[:32]}.npy"
-    if target.is_file() and target.stat().st_size == info.file_size:
+    if _checksum(target) == info.CRC:
         return target
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
     try:
@@ -141,7 +143,20 @@ def _unpacked(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Pa
             shutil.copyfileobj(stream, file, _CHUNK)
         temporary.replace(target)
     except OSError:
+        return None
+    finally:  # also where the archive is damaged
         with suppress(OSError):
             temporary.unlink()
-        return None
     return target
+
+
+def _checksum(path: Path) -> int | None:
+    """Return the CRC-32 of a file, as archives have it; None if it cannot be read."""
+    crc = 0
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                crc = zlib.crc32(chunk, crc)
+    except OSError:
+        return None
+    return crc
