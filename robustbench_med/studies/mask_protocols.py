@@ -17,7 +17,7 @@ from torch.nn import functional
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.classification import two_sided
 from robustbench_med.objectives.segmentation import classes
-from robustbench_med.studies.target import Target
+from robustbench_med.studies.target import Target, loss_gradient
 from robustbench_med.types import Images, Logits
 from robustbench_med.victim import Victim
 
@@ -49,15 +49,13 @@ def mask_pgd(target: Target, *, eps: float, step_size: float, steps: int = 20) -
 
 def mask_gradient(victim: Victim, z: Images, y: MasksOf) -> Images:
     """Return the gradient of each image's mean cross-entropy over its labelled pixels."""
-    pieces = []
-    for images, masks in zip(z.split(victim.chunk), y.split(victim.chunk), strict=True):
-        images = images.detach().requires_grad_()
-        logits = two_sided(victim(images).logits)
-        losses = functional.cross_entropy(logits, masks, ignore_index=-1, reduction="none")
-        counted = (masks >= 0).flatten(1).sum(1).clamp_min(1)
-        loss = (losses.flatten(1).sum(1) / counted).sum()
-        pieces.append(torch.autograd.grad(loss, images)[0])
-    return torch.cat(pieces)
+    return loss_gradient(victim, z, y, _pixel_cross_entropy)
+
+
+def _pixel_cross_entropy(logits: Logits, y: MasksOf) -> Tensor:
+    losses = functional.cross_entropy(two_sided(logits), y, ignore_index=-1, reduction="none")
+    counted = (y >= 0).flatten(1).sum(1).clamp_min(1)
+    return (losses.flatten(1).sum(1) / counted).sum()
 
 
 def dag(

@@ -22,9 +22,8 @@ from robustbench_med.errors import SpecError, UnknownNameError
 from robustbench_med.objectives.classification import log_odds_against
 from robustbench_med.studies.mask_protocols import dag, mask_pgd, random_masks, universal_masks
 from robustbench_med.studies.patch_protocols import adversarial_patch, natural_patch
-from robustbench_med.studies.target import Target
+from robustbench_med.studies.target import Loss, Target, loss_gradient
 from robustbench_med.types import Images, Logits
-from robustbench_med.victim import Victim
 
 VERSION = 2  # raised when a protocol changes its results
 
@@ -45,24 +44,26 @@ def run_protocol(text: str, target: Target) -> Images:
         raise SpecError(f"{text}: {error}") from None
 
 
-def gradient(victim: Victim, z: Images, y: Int[Tensor, " b"]) -> Images:
-    """Return the gradient of each image's cross-entropy."""
-    pieces = []
-    for images, labels in zip(z.split(victim.chunk), y.split(victim.chunk), strict=True):
-        images = images.detach().requires_grad_()
-        loss = functional.cross_entropy(victim(images).logits, labels, reduction="sum")
-        pieces.append(torch.autograd.grad(loss, images)[0])
-    return torch.cat(pieces)
+def _cross_entropy(logits: Logits, y: Int[Tensor, " b"]) -> Tensor:
+    return functional.cross_entropy(logits, y, reduction="sum")
 
 
-def _confident_gradient(victim: Victim, z: Images, y: Int[Tensor, " b"]) -> Images:
-    """Return a gradient with the sign of `gradient` that does not underflow where y is certain."""
-    pieces = []
-    for images, labels in zip(z.split(victim.chunk), y.split(victim.chunk), strict=True):
-        images = images.detach().requires_grad_()
-        loss = log_odds_against(victim(images).logits, labels).sum()
-        pieces.append(torch.autograd.grad(loss, images)[0])
-    return torch.cat(pieces)
+def _log_odds(logits: Logits, y: Int[Tensor, " b"]) -> Tensor:
+    """Return a loss whose gradient has the sign of `_cross_entropy`'s, and does not underflow."""
+    return log_odds_against(logits, y).sum()
+
+
+def _margin(logits: Logits, y: Int[Tensor, " b"]) -> Tensor:
+    """Return the highest other logit less that of class `y`.
+
+    For two classes the sign of its gradient is that of `_cross_entropy`'s, also where a probability
+    of 1 leaves that 0.
+    """
+    others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    return (others - logits.gather(1, y[:, None])[:, 0]).sum()
+
+
+LOSSES: dict[str, Loss] = {"cross_entropy": _cross_entropy, "margin": _margin}
 
 
 def fgsm(target: Target, *, eps: float) -> Images:
@@ -74,26 +75,8 @@ def fgsm(target: Target, *, eps: float) -> Images:
 
     Source: Goodfellow, Shlens, Szegedy, ICLR 2015, section 4.
     """
-    step = eps * gradient(target.victim, target.x, target.y).sign()
+    step = eps * loss_gradient(target.victim, target.x, target.y, _cross_entropy).sign()
     return (target.x + step).clamp(0, 1)
-
-
-def margin_gradient(victim: Victim, z: Images, y: Int[Tensor, " b"]) -> Images:
-    """Return the gradient of each image's margin: the highest other logit less that of class `y`.
-
-    For two classes its sign is that of `gradient`, also where a probability of 1 leaves that 0.
-    """
-    pieces = []
-    for images, labels in zip(z.split(victim.chunk), y.split(victim.chunk), strict=True):
-        images = images.detach().requires_grad_()
-        logits, at = victim(images).logits, labels[:, None]
-        others = logits.scatter(1, at, -torch.inf).amax(1)
-        margin = (others - logits.gather(1, at)[:, 0]).sum()
-        pieces.append(torch.autograd.grad(margin, images)[0])
-    return torch.cat(pieces)
-
-
-SLOPES = {"cross_entropy": gradient, "margin": margin_gradient}
 
 
 def pgd(
@@ -119,21 +102,21 @@ def pgd(
         flipped: lower the loss of the other one of two classes, in place of raising that of the
             true class.
         random_start: start at a point drawn uniformly in the ball, not at the clean image.
-        loss: "cross_entropy" or "margin", see `margin_gradient`.
+        loss: "cross_entropy" or "margin", the highest other logit less that of the class.
 
     Source: Finlayson et al. 2018 (code of sgfin/adversarial-medicine: `flipped`); Bortsova et al.
         2021 (code of Gerda92/adversarial_transfer_factors); Madry et al., ICLR 2018, section 2.1
         (`random_start`) and 5 (the margin), as Ma et al. 2021 use them, from memory.
     """
-    if loss not in SLOPES:
-        raise SpecError(f"expected loss {' or '.join(SLOPES)}, got {loss!r}")
-    x, z, slope = target.x, target.x, SLOPES[loss]
+    if loss not in LOSSES:
+        raise SpecError(f"expected loss {' or '.join(LOSSES)}, got {loss!r}")
+    x, z = target.x, target.x
     if random_start:
         drawn = torch.rand(x.shape, generator=target.rng).to(x)
         z = (x + eps * (2 * drawn - 1)).clamp(0, 1)
     aim, direction = (1 - target.y, -1) if flipped else (target.y, 1)
     for _ in range(steps):
-        z = z + direction * step_size * slope(target.victim, z, aim).sign()
+        z = z + direction * step_size * loss_gradient(target.victim, z, aim, LOSSES[loss]).sign()
         z = (x + (z - x).clamp(-eps, eps)).clamp(0, 1)
     return z
 
@@ -162,7 +145,7 @@ def i_fgsm(
     x = z = target.x[away]
     goal = torch.full_like(target.y[away], aim)
     for _ in range(steps if len(x) else 0):
-        z = z - step_size * _confident_gradient(target.victim, z, goal).sign()
+        z = z - step_size * loss_gradient(target.victim, z, goal, _log_odds).sign()
         z = (z if eps is None else x + (z - x).clamp(-eps, eps)).clamp(0, 1)
     result = target.x.clone()
     result[away] = z
@@ -263,7 +246,8 @@ def universal(
             fooled = fools(victim.logits(shown(batch.x[rows] + noise)), goal[rows])
             places = (~fooled).nonzero()[:, 0][: None if crossing else 1]
             x, label = batch.x[rows[places]] + noise, goal[rows[places]]
-            steps = step_size * gradient(victim, shown(x), label).sign() if len(x) else x
+            slope = loss_gradient(victim, shown(x), label, _cross_entropy) if len(x) else x
+            steps = step_size * slope.sign()
             if crossing and len(x):
                 crosses = fools(victim.logits(shown(x + steps)), label)
                 places, steps = places[crosses], steps[crosses]

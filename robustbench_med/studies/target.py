@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from robustbench_med.types import Batch, Images
+from robustbench_med.types import Batch, Images, Logits
 from robustbench_med.victim import Victim
 
 
@@ -31,3 +31,15 @@ class Target(NamedTuple):
     rng: torch.Generator
     train: Callable[[int], Batch]
     aimed: bool = False
+
+
+Loss = Callable[[Logits, Tensor], Tensor]  # logits and truth to the sum over images
+
+
+def loss_gradient(victim: Victim, z: Images, y: Int[Tensor, "b *s"], loss: Loss) -> Images:
+    """Return the gradient of a loss at each image, computed a chunk of images at a time."""
+    pieces = []
+    for images, truth in zip(z.split(victim.chunk), y.split(victim.chunk), strict=True):
+        images = images.detach().requires_grad_()
+        pieces.append(torch.autograd.grad(loss(victim(images).logits, truth), images)[0])
+    return torch.cat(pieces)
