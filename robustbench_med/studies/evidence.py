@@ -12,8 +12,8 @@ import pandas as pd
 
 from robustbench_med import registry
 from robustbench_med.bench.record import Stored
-from robustbench_med.errors import ResultsError
-from robustbench_med.models.trained_here import is_trained, trained_card
+from robustbench_med.errors import ResultsError, UnknownNameError, VictimError
+from robustbench_med.models.trained_here import trained_card
 from robustbench_med.spec import parse
 from robustbench_med.stats import Estimate
 from robustbench_med.stats.patients import resampled_patients, resamples
@@ -157,14 +157,13 @@ def _outcomes(study: Study, results: Path) -> tuple[dict[str, Outcome], dict[str
 
 def _weights(measured: Published) -> tuple[str, str] | None:
     """Return the checksums of a measurement's weights today; None if they are not here."""
-    cards = registry.load("models")
-    found = []
-    for name in (measured.victim, measured.surrogate or measured.victim):
-        card = cards.get(name)
-        if card is None or (card.trained_here and not is_trained(card)):
-            return None
-        found.append(trained_card(card).sha256 if card.trained_here else card.sha256)
-    return found[0], found[1]
+    names = (measured.victim, measured.surrogate or measured.victim)
+    try:
+        cards = [registry.find("models", name) for name in names]
+        victim, attacked = (trained_card(c) if c.trained_here else c for c in cards)
+    except (UnknownNameError, VictimError):
+        return None
+    return victim.sha256, attacked.sha256
 
 
 def _row(study: Study, row: Row, found: _Found) -> RowEvidence:

@@ -37,6 +37,27 @@ class _Setting(NamedTuple):
     defense: ResolvedDefense
     seed: int
 
+    @property
+    def key(self) -> str:
+        """The hash of everything that the outcome depends on."""
+        measured, defense = self.measured, self.defense
+        splits: list[SplitName] = ["train", measured.split]
+        if measured.operating_point == "youden":
+            splits.append("val")
+        return key_of(
+            measured,
+            self.victim.sha256,
+            self.attacked.sha256,
+            *(self.data.arrays(split).fingerprint() for split in splits),
+            f"{defense.text} {defense.card.version if defense.card else 0}",
+            f"{VERSION} {self.seed}",
+        )
+
+
+def key_today(study: Study, name: str, *, data: Path | None = None) -> str:
+    """Return the key that an outcome of a measurement must have to be used; see `measure`."""
+    return _setting(study, name, data).key
+
 
 def measure(study: Study, name: str, results: Path, *, data: Path | None = None) -> Outcome:
     """Return the outcome of a published protocol; one that is stored already is read.
@@ -51,6 +72,21 @@ def measure(study: Study, name: str, results: Path, *, data: Path | None = None)
         ResultsError: the stored outcomes are damaged.
         BenchError: the dataset, the victim or the protocol cannot be used.
     """
+    setting = _setting(study, name, data)
+    key, measured = setting.key, setting.measured
+    stored = read_outcomes(results, study.name)
+    if name in stored and stored[name].key == key and stored[name].measured == measured:
+        return stored[name]
+    # the same images may be read in another way
+    same = next((outcome for outcome in stored.values() if outcome.key == key), None)
+    outcome = (
+        _outcome(setting, key) if same is None else same.model_copy(update={"measured": measured})
+    )
+    write_outcome(outcome, results, study.name, name)
+    return outcome
+
+
+def _setting(study: Study, name: str, data: Path | None) -> _Setting:
     measured = study.measurements()[name]
     dataset = load_dataset(measured.dataset, data=data)
     if dataset.card.task == "multi_label":
@@ -60,29 +96,7 @@ def measure(study: Study, name: str, results: Path, *, data: Path | None = None)
     if measured.surrogate:
         attacked = load_victim(measured.surrogate, dataset.card)
     defense = resolve_defense(measured.defense or "none", dataset.card)
-    splits: list[SplitName] = ["train", measured.split]
-    if measured.operating_point == "youden":
-        splits.append("val")
-    key = key_of(
-        measured,
-        victim.sha256,
-        attacked.sha256,
-        *(dataset.arrays(split).fingerprint() for split in splits),
-        f"{defense.text} {defense.card.version if defense.card else 0}",
-        f"{VERSION} {study.seed}",
-    )
-    stored = read_outcomes(results, study.name)
-    if name in stored and stored[name].key == key and stored[name].measured == measured:
-        return stored[name]
-    # the same images may be read in another way
-    same = next((outcome for outcome in stored.values() if outcome.key == key), None)
-    outcome = (
-        _outcome(_Setting(measured, dataset, victim, attacked, defense, study.seed), key)
-        if same is None
-        else same.model_copy(update={"measured": measured})
-    )
-    write_outcome(outcome, results, study.name, name)
-    return outcome
+    return _Setting(measured, dataset, victim, attacked, defense, study.seed)
 
 
 def _outcome(setting: _Setting, key: str) -> Outcome:
@@ -145,9 +159,11 @@ def _crafted(setting: _Setting, target: Target) -> Images:
 
     Rows that transfer from one model to several share them, and an outcome at another threshold.
     """
-    measured, train = setting.measured, setting.data.arrays("train").fingerprint()
-    images = (measured.split, measured.n, measured.goal, setting.seed)
-    key = (measured.protocol, measured.dataset, train, setting.attacked.sha256, *images)
+    measured = setting.measured
+    splits: tuple[SplitName, ...] = ("train", measured.split)
+    images = (setting.data.arrays(split).fingerprint() for split in splits)
+    which = (measured.n, measured.goal, setting.seed)
+    key = (measured.protocol, setting.attacked.sha256, *images, *which)
     if key not in _recent:
         _recent[key] = run_protocol(measured.protocol, target)
         for oldest in list(_recent)[:-_KEPT]:

@@ -11,6 +11,7 @@ from robustbench_med import registry
 from robustbench_med.cards import DatasetCard, Recipe
 from robustbench_med.stats.intervals import wilson
 from robustbench_med.studies.protocols import run_protocol
+from robustbench_med.studies.readings import Answers, change_of, repeated
 from robustbench_med.studies.study import studies
 from robustbench_med.studies.target import Target
 from robustbench_med.training.fit import fit
@@ -101,3 +102,23 @@ def test_a_neighbour_that_is_the_clean_twin_gives_an_attack_away() -> None:
     told_apart = (with_twin[:, None] < usual).float().mean()
     assert float(told_apart) > 0.9
     assert abs(float((without[:, None] < usual).float().mean()) - 0.5) < 0.1
+
+
+def test_ten_of_ten_images_leave_an_interval_as_wide_as_the_study_says() -> None:
+    what = {quirk.id: quirk.what for quirk in studies()["shah_2018"].quirks}
+    interval = wilson(10, 10)
+    stated = f"from {100 * interval.low:.0f} to {100 * interval.high:.0f} %"
+    assert stated in what["ten_images"]
+    assert f"0.5 of 255 is {100 * 0.5 / 255:.2f} %" in what["unit_of_size"]
+
+
+def test_a_percentage_of_the_clean_area_is_more_than_half_for_a_guess() -> None:
+    truth = np.arange(200) % 2
+    sure = (np.stack([1 - truth, truth], 1) * 0.8 + 0.1).astype(np.float64)
+    rng = np.random.default_rng(0)
+    sure[:20] = sure[:20, ::-1]  # an area below 1
+    guess = rng.uniform(size=(200, 1))
+    answers = Answers(truth, sure, np.concatenate([1 - guess, guess], 1))
+    change = change_of(repeated("auc", answers, tuple(map(str, range(200)))))
+    assert abs(change.after.value - 0.5) < 0.1
+    assert change.after.value / change.before.value > 0.5

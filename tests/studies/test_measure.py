@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from leaderboard import write_study_page
+from robustbench_med import registry
 from robustbench_med.bench.plan import plan
 from robustbench_med.bench.record import Stored
 from robustbench_med.bench.runner import run_cases
@@ -20,6 +21,7 @@ from robustbench_med.bench.store import read_each
 from robustbench_med.cli.choices import GRID_OPTIONS
 from robustbench_med.cli.choices import suite_of as chosen_suite
 from robustbench_med.errors import ResultsError, SpecError
+from robustbench_med.models.trained_here import home_of
 from robustbench_med.studies.evidence import evidence_of, matching_records
 from robustbench_med.studies.measure import measure
 from robustbench_med.studies.outcome import path_of, read_outcomes, write_outcome
@@ -204,6 +206,22 @@ def test_an_outcome_of_other_weights_is_not_shown(tmp_path: Path) -> None:
     (evidence,) = evidence_of([study], tmp_path, [])
     assert evidence.rows[0].here is None
     assert "other weights" in evidence.rows[0].failure
+
+
+def test_a_damaged_card_in_the_cache_costs_the_page_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROBUSTBENCH_MED_CACHE", str(tmp_path / "cache"))
+    card = registry.find("models", "fundus_lesion_model")
+    home = home_of(card)
+    home.mkdir(parents=True)
+    (home / f"{card.name}.json").write_text("{", "utf-8")
+    study = changed(study_of(), {"victim": card.name})
+    (measured,) = study.measurements().values()
+    outcome = measure(study_of(), "fgsm", tmp_path).model_copy(update={"measured": measured})
+    write_outcome(outcome, tmp_path, "toy", "fgsm")
+    (evidence,) = evidence_of([study], tmp_path, [])
+    assert evidence.rows[0].here is not None
 
 
 def test_masks_are_read_as_dice_against_the_truth_or_the_goal(tmp_path: Path) -> None:
