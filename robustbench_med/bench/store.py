@@ -32,8 +32,13 @@ RECORD, SAMPLES = "record.json", "samples.parquet"  # the files of a record in i
 _STALE = 3600.0  # after so many seconds the writer of a half-written folder counts as killed
 
 
-def check_writable(folder: Path) -> None:
-    """Raise ResultsError unless `folder` can be written; remove temporary files of killed runs."""
+def check_writable(folder: Path, *, option: str = "--results") -> None:
+    """Raise ResultsError unless `folder` can be written; remove temporary files of killed runs.
+
+    Args:
+        folder: the folder, which is created.
+        option: the option of the command line that names it, for the message.
+    """
     check_name(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +47,7 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         raise ResultsError(
             f"expected a writable results folder, got {folder} ({error.strerror}): choose another "
-            "with --results DIR"
+            f"with {option} DIR"
         ) from None
     for leftover in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):  # another run may remove it at the same time

@@ -83,7 +83,7 @@ def train(
     if out is None:
         unchanged = model_card.trained_here and model_card.recipe == recipe
         out = home_of(model_card) if unchanged else Path("results/local/zoo")
-    check_writable(out)
+    check_writable(out, option="--out")
     dataset = load_dataset(model_card.dataset, data=data)
     bar = Progress(
         TextColumn(f"{model_card.name} on {model_card.dataset}", markup=False),
