@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+import math
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Norm = Literal["linf", "l2", "l1", "l0"]
 Threat = Literal["white_box", "universal", "transfer", "no_box", "query", "control"]
@@ -71,6 +72,57 @@ class DefenseCard(PluginCard):
     )
 
 
+_EXACT = 2**24  # float32 holds every whole number up to here
+
+
+class NativeRange(BaseModel):
+    """The stored values behind [0,1]: 0 is `low`, 1 is `high`, and a file holds `low + k * step`.
+
+    >>> hu = NativeRange(unit="HU", low=-1024, high=3071)
+    >>> hu.levels, hu.bits, hu.text
+    (4095, 12, 'HU -1024..3071')
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    unit: str = Field(description='unit of a stored value, e.g. "HU" or "grey level"', min_length=1)
+    low: float = Field(description="stored value that is 0")
+    high: float = Field(description="stored value that is 1")
+    step: float = Field(default=1, gt=0, description="difference of neighbouring stored values")
+
+    @model_validator(mode="after")
+    def _exact(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"expected low < high, got {self.low:g} and {self.high:g}")
+        count = (self.high - self.low) / self.step
+        if abs(count - round(count)) > 1e-6 * count:
+            raise ValueError(
+                f"expected high - low to be a whole number of steps, got {count:g} steps of "
+                f"{self.step:g}"
+            )
+        if max(count, abs(self.low / self.step), abs(self.high / self.step)) > _EXACT:
+            raise ValueError(
+                f"expected values that float32 holds exactly, at most {_EXACT} steps from 0, got "
+                f"{self.low:g}..{self.high:g} in steps of {self.step:g}: window them first"
+            )
+        return self
+
+    @property
+    def levels(self) -> int:
+        """The number of steps from `low` to `high`; an image has one more different values."""
+        return round((self.high - self.low) / self.step)
+
+    @property
+    def bits(self) -> int:
+        """The bits that hold every step."""
+        return math.ceil(math.log2(self.levels + 1))
+
+    @property
+    def text(self) -> str:
+        """The range in words, e.g. "HU -1024..3071"."""
+        return f"{self.unit} {self.low:.10g}..{self.high:.10g}"
+
+
 class DatasetCard(Card):
     """A dataset and its contract."""
 
@@ -109,6 +161,12 @@ class DatasetCard(Card):
     )
     bit_depth: int = Field(default=8, description="bits of a stored pixel")
     native_range: str = Field(default="grey level 0..255", description="original values of [0,1]")
+    native: NativeRange | None = Field(
+        default=None,
+        exclude_if=lambda native: native is None,
+        description="the stored values of images that are stored in their own unit; gives "
+        "`native_range` and `bit_depth`",
+    )
     synthetic: bool = Field(default=False, description="whether it is a drawn phantom")
     function: str = Field(default="", description="module:function that draws a phantom")
     file: str = Field(default="", description="file name below --data or the cache")
@@ -117,6 +175,28 @@ class DatasetCard(Card):
     sha256: tuple[str, ...] = Field(default=(), description="known contents of the file")
     licence: str = ""
     notes: tuple[str, ...] = Field(default=(), description="known traps of the data")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_native(cls, fields: Any) -> Any:  # noqa: ANN401 - pydantic passes any value
+        """Derive `native_range` and `bit_depth` from `native`.
+
+        Raises:
+            ValueError: one of them is stated and differs.
+        """
+        if not isinstance(fields, dict) or fields.get("native") is None:
+            return fields
+        native = NativeRange.model_validate(fields["native"])
+        derived = {"native_range": native.text, "bit_depth": native.bits}
+        for key, value in derived.items():
+            if fields.get(key, value) != value:
+                raise ValueError(f"expected {key} {value!r} of native, got {fields[key]!r}")
+        return {**fields, **derived, "native": native}
+
+    @property
+    def levels(self) -> int:
+        """The number of steps between the stored values behind 0 and 1; 255 of 8-bit images."""
+        return 2**self.bit_depth - 1 if self.native is None else self.native.levels
 
     @property
     def heading(self) -> str:

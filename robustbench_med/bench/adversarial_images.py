@@ -50,14 +50,14 @@ class Saved(NamedTuple):
         )
 
     def columns(
-        self, problem: Problem, radii: tuple[float, ...], depth: int, clean: Measurements
+        self, problem: Problem, radii: tuple[float, ...], levels: int, clean: Measurements
     ) -> Measurements:
         """Return the measurements of the saved images, `(r, b, ...)` by name.
 
         Args:
             problem: the attacked samples.
             radii: the ladder in image units.
-            depth: bits of a stored pixel.
+            levels: steps between the stored values behind 0 and 1.
             clean: the measurements of the clean images.
 
         Raises:
@@ -78,7 +78,7 @@ class Saved(NamedTuple):
             which = self.which[i].to(everyone)
             rows = everyone[which >= 0]
             z = self.images.to(problem.x.device)[which[rows]]
-            columns = measure(problem.at(eps).select(rows), z, depth)
+            columns = measure(problem.at(eps).select(rows), z, levels)
             columns["success"] &= ~before[rows]
             table.put(i, everyone, clean)
             table.put(i, rows, columns)

@@ -240,7 +240,7 @@ def _judge_saved(
     def untouched(problem: Problem, rng: Draws) -> Images:
         return problem.x
 
-    rungs = saved.columns(problem, radii, planned.data.card.bit_depth, clean)
+    rungs = saved.columns(problem, radii, planned.data.card.levels, clean)
     rng = every_rng.select(attacked.nonzero()[:, 0])
     return AttackRun(
         problem=problem,

@@ -337,7 +337,7 @@ def below_control(context: CheckContext) -> Measured | None:
 
 def rounding(context: CheckContext) -> Measured | None:
     """Return the share of the successes at the headline radius that rounding undoes."""
-    levels = 2**context.planned.data.card.bit_depth - 1
+    levels = context.planned.data.card.levels
     broken = context.run.rungs["success"][context.headline]
     # a change of less than one grey level disappears in rounding
     moved = context.run.rungs["linf"][context.headline] >= 1 / levels

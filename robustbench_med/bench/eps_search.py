@@ -47,7 +47,7 @@ LEAST_AUDITED = 20  # at least so many on average, which bounds the miss rate at
 
 
 def ascend(
-    problem: Problem, attack: Attack, rng: Draws, ladder: Sequence[float], depth: int
+    problem: Problem, attack: Attack, rng: Draws, ladder: Sequence[float], levels: int
 ) -> Measurements:
     """Return the measurements of all rungs, `(r, b, ...)` by name, smallest radius first."""
     table = Table(len(ladder), len(problem))
@@ -55,7 +55,7 @@ def ascend(
     rows = _every_row(problem)
     for i, eps in enumerate(ladder):
         subproblem = problem.at(eps).select(rows)
-        columns = measure(subproblem, attack(subproblem, Draws(streams[i, rows])), depth)
+        columns = measure(subproblem, attack(subproblem, Draws(streams[i, rows])), levels)
         table.put(i, rows, columns)
         rows = rows[~columns["success"]]
     table.carry()
@@ -67,7 +67,7 @@ def separately(
     attack: Attack,
     rng: Draws,
     ladder: Sequence[float],
-    depth: int,
+    levels: int,
     *,
     carry: bool = False,
 ) -> Measurements:
@@ -80,7 +80,7 @@ def separately(
     table, rows = Table(len(ladder), len(problem)), _every_row(problem)
     for i, eps in enumerate(ladder):
         at_radius = problem.at(eps)
-        table.put(i, rows, measure(at_radius, attack(at_radius, at_rung(rng, eps)), depth))
+        table.put(i, rows, measure(at_radius, attack(at_radius, at_rung(rng, eps)), levels))
     if carry:
         table.carry()
     return table.columns
@@ -91,7 +91,7 @@ def worst(
     attack: Attack,
     rng: Draws,
     ladder: Sequence[float],
-    depth: int,
+    levels: int,
     clean: Measurements,
 ) -> Measurements:
     """Return the measurements of all rungs, each of the most harmful candidate of every image.
@@ -101,7 +101,7 @@ def worst(
         attack: the attack as it is applied.
         rng: one random stream for each image.
         ladder: rising radii.
-        depth: bits of a stored pixel.
+        levels: steps between the stored values behind 0 and 1.
         clean: the measurements of the clean images, since an attacker may leave an image unchanged.
     """
     table, streams = Table(len(ladder), len(problem)), _streams(rng, ladder)
@@ -110,7 +110,7 @@ def worst(
     for i, eps in enumerate(ladder):
         rows = every_row[~best["done"]]
         subproblem = problem.at(eps).select(rows)
-        columns = measure(subproblem, attack(subproblem, Draws(streams[i, rows])), depth)
+        columns = measure(subproblem, attack(subproblem, Draws(streams[i, rows])), levels)
         columns["success"] &= ~clean["success"][rows]
         worse = columns["harm"] > best["harm"][rows]
         table.put(i, every_row, best)
@@ -124,7 +124,7 @@ def descend(
     attack: Attack,
     rng: Draws,
     ladder: Sequence[float],
-    depth: int,
+    levels: int,
     *,
     guess: bool = True,
 ) -> tuple[Measurements, Bool[Tensor, "r b"]]:
@@ -149,13 +149,13 @@ def descend(
     while len(rows := (success_rung - robust_rung > 1).nonzero()[:, 0]):
         if not first:  # the last candidate may decide the next rung, for one forward pass
             success = _judge_scaled(
-                problem, scaled, radii, next_rung, rows, depth, table, success_rung
+                problem, scaled, radii, next_rung, rows, levels, table, success_rung
             )
             rows = rows[~success]
         rung = next_rung[rows]
         subproblem = problem.select(rows).at(radii[rung])
         z = attack(subproblem, Draws(streams[rung, rows]))
-        columns = measure(subproblem, z, depth)
+        columns = measure(subproblem, z, levels)
         table.put(rung, rows, columns)
         ran[rung, rows], success, first = True, columns["success"], False
         success_rung[rows[success]] = rung[success]
@@ -171,7 +171,7 @@ def descend(
         rows = inferred[i].nonzero()[:, 0]
         subproblem = problem.at(eps).select(rows)
         z = subproblem.ball.project(failed[rows], subproblem.x)
-        table.put(i, rows, measure(subproblem, z, depth))
+        table.put(i, rows, measure(subproblem, z, levels))
     table.carry()
     return table.columns, inferred
 
@@ -181,7 +181,7 @@ def by_distance(
     attack: Attack,
     rng: Draws,
     ladder: Sequence[float],
-    depth: int,
+    levels: int,
     clean: Measurements,
 ) -> tuple[Measurements, Float[Tensor, " b"]]:
     """Return the measurements of all rungs and the distance of each image, inf without a success.
@@ -189,7 +189,7 @@ def by_distance(
     `clean` holds the measurements of the clean images, which count at radii below the distance.
     """
     unbounded = problem.at(torch.inf)
-    nearest = measure(unbounded, attack(unbounded, rng), depth)
+    nearest = measure(unbounded, attack(unbounded, rng), levels)
     distance = nearest["size"].masked_fill(~nearest["success"], torch.inf)
     table, rows = Table(len(ladder), len(problem)), _every_row(problem)
     for i, eps in enumerate(ladder):
@@ -212,14 +212,14 @@ def _judge_scaled(
     radii: Float[Tensor, " r"],
     next_rung: Int[Tensor, " b"],
     rows: Rows,
-    depth: int,
+    levels: int,
     table: Table,
     success_rung: Int[Tensor, " b"],
 ) -> Bool[Tensor, " rows"]:
     """Return on which images the last candidate, scaled to the next rung, is a success."""
     subproblem = problem.select(rows).at(radii[next_rung[rows]])
     z = subproblem.ball.project(scaled[rows], subproblem.x)
-    columns = measure(subproblem, z, depth)
+    columns = measure(subproblem, z, levels)
     success = columns["success"]
     hit = rows[success]
     table.put(next_rung[hit], hit, {name: value[success] for name, value in columns.items()})
@@ -247,7 +247,7 @@ def check_inferred(
     attack: Attack,
     rng: Draws,
     ladder: Sequence[float],
-    depth: int,
+    levels: int,
     columns: Measurements,
     inferred: Bool[Tensor, "r b"],
 ) -> tuple[Measurements, LadderAudit]:
@@ -258,7 +258,7 @@ def check_inferred(
         attack: the attack as it is applied.
         rng: one random stream for each image.
         ladder: rising radii.
-        depth: bits of a stored pixel.
+        levels: steps between the stored values behind 0 and 1.
         columns: the measurements of all rungs.
         inferred: which pairs were inferred.
 
@@ -277,7 +277,7 @@ def check_inferred(
         for part in shards(torch.arange(len(every_row), device=success.device), problem.x.shape):
             rung, rows = every_rung[part], every_row[part]
             subproblem = problem.select(rows).at(radii[rung])
-            measured = measure(subproblem, attack(subproblem, Draws(streams[rung, rows])), depth)
+            measured = measure(subproblem, attack(subproblem, Draws(streams[rung, rows])), levels)
             table.put(rung, rows, measured)
             successes += int(measured["success"].sum())
         table.carry()

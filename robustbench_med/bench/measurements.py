@@ -18,8 +18,13 @@ Measurements = dict[str, Tensor]  # by name; the first axis of each tensor is th
 CANDIDATES = "z"  # the measurement that holds the candidates, if a problem keeps them
 
 
-def measure(problem: Problem, z: Images, depth: int) -> Measurements:
+def measure(problem: Problem, z: Images, levels: int) -> Measurements:
     """Return the measurements of candidates `z`, `(b, ...)` by name: outcomes and sizes.
+
+    Args:
+        problem: the clean images.
+        z: candidates in [0,1].
+        levels: steps between the stored values behind 0 and 1, to which `z` is rounded.
 
     Raises:
         InvalidOutputError: the judge returned NaN or Inf.
@@ -29,7 +34,6 @@ def measure(problem: Problem, z: Images, depth: int) -> Measurements:
     rounded = torch.zeros_like(success)
     rows = success.nonzero()[:, 0]
     if len(rows):
-        levels = 2**depth - 1
         rounded[rows] = problem.select(rows).probe((z[rows] * levels).round() / levels).success
     flat = (z - x).flatten(1)
     return {

@@ -279,6 +279,8 @@ def data_sha256(dataset: Dataset, grid: Grid, *, fitted: bool = False) -> str:
     contract = (card.task, card.classes, card.normal, card.channels, card.size, card.bit_depth)
     splits = {grid.split, *_threshold_splits(dataset, grid, fitted)}
     texts = [repr(contract)]
+    if card.native is not None:
+        texts.append(repr(card.native))
     if card.channel_names:  # a case may name channels
         texts.append(repr(card.channel_names))
     if card.task == "segmentation":

@@ -82,9 +82,9 @@ class Ladder(NamedTuple):
     sharding: Sharding = WHOLE
 
     @property
-    def depth(self) -> int:
-        """Bits that a pixel is stored with."""
-        return self.planned.data.card.bit_depth
+    def levels(self) -> int:
+        """Steps between the stored values behind 0 and 1."""
+        return self.planned.data.card.levels
 
     def shards(self) -> list[Rows]:
         """Return the rows of each shard, so that its float32 images fit the memory."""
@@ -139,35 +139,35 @@ def _fitted(ladder: Ladder) -> FittedUniversal:
 
 def _worst(ladder: Ladder) -> FilledLadder:
     _, _, problem, attack, rng, _, radii, clean, *_ = ladder
-    return FilledLadder(worst(problem, attack, rng, radii, ladder.depth, clean), attack)
+    return FilledLadder(worst(problem, attack, rng, radii, ladder.levels, clean), attack)
 
 
 def _distance(ladder: Ladder) -> FilledLadder:
     _, _, problem, attack, rng, _, radii, clean, *_ = ladder
-    rungs, distance = by_distance(problem, attack, rng, radii, ladder.depth, clean)
+    rungs, distance = by_distance(problem, attack, rng, radii, ladder.levels, clean)
     return FilledLadder(rungs, attack, distance=distance)
 
 
 def _separately(ladder: Ladder) -> FilledLadder:
     _, _, problem, attack, rng, _, radii, *_ = ladder
-    return FilledLadder(separately(problem, attack, rng, radii, ladder.depth), attack)
+    return FilledLadder(separately(problem, attack, rng, radii, ladder.levels), attack)
 
 
 def _guarded(ladder: Ladder) -> FilledLadder:
     _, _, problem, attack, rng, _, radii, *_ = ladder
-    return FilledLadder(separately(problem, attack, rng, radii, ladder.depth, carry=True), attack)
+    return FilledLadder(separately(problem, attack, rng, radii, ladder.levels, carry=True), attack)
 
 
 def _descend(ladder: Ladder) -> FilledLadder:
     planned, _, problem, attack, rng, _, radii, *_ = ladder
     guess = planned.attack.card.threat == "white_box"  # other attackers have no gradient
-    rungs, inferred = descend(problem, attack, rng, radii, ladder.depth, guess=guess)
+    rungs, inferred = descend(problem, attack, rng, radii, ladder.levels, guess=guess)
     return FilledLadder(rungs, attack, inferred=inferred)
 
 
 def _ascend(ladder: Ladder) -> FilledLadder:
     _, _, problem, attack, rng, _, radii, *_ = ladder
-    return FilledLadder(ascend(problem, attack, rng, radii, ladder.depth), attack)
+    return FilledLadder(ascend(problem, attack, rng, radii, ladder.levels), attack)
 
 
 def _audited(ladder: Ladder, filled: FilledLadder) -> FilledLadder:
@@ -179,7 +179,7 @@ def _audited(ladder: Ladder, filled: FilledLadder) -> FilledLadder:
         ladder.attack,
         ladder.rng,
         ladder.radii,
-        ladder.depth,
+        ladder.levels,
         filled.rungs,
         filled.inferred,
     )

@@ -122,7 +122,7 @@ def _counts(universal: Universal, whole: Problem, setup: AttackSetup, rng: Draws
     for rows in shards(torch.arange(len(whole), device=whole.x.device), whole.x.shape):
         part = whole.select(rows)
         z = universal.apply(part.x, part.ball, rng.select(rows))
-        columns = measure(part, z, card.bit_depth)
+        columns = measure(part, z, card.levels)
         answers.append(columns["answer"])
         successes.append(columns["success"])
     called, clean = (decide(answer, card.task) for answer in (torch.cat(answers), setup.clean))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from robustbench_med.cards import DatasetCard
+from robustbench_med.cards import DatasetCard, NativeRange
 from robustbench_med.datasets.codes import MAX_IDS, UNLABELLED
 from robustbench_med.datasets.labels import check_codes, integers, small_integers
 from robustbench_med.datasets.masks import check_ignored, mask_ids
@@ -35,7 +35,8 @@ class Arrays:
 
     Attributes:
         images: `(n, *s)` or `(n, *s, c)`, uint8 grey levels or colours 0..255, or float32 in [0,1];
-            large ones of a file stay there as a `RowFile`, whose floats may be of any precision.
+            if the card states `native`, any integers or floats in its unit. Large ones of a file
+            stay there as a `RowFile`, whose floats may be of any precision.
         labels: `(n,)` int64 class ids, `(n, k)` 0/1 findings, or `(n, *s)` int16 masks of class
             ids; -1 = unlabelled.
         ids: `(n,)` str, unique within the split.
@@ -191,7 +192,8 @@ class Dataset:
         rows = labelled.nonzero()[0]
         if n is not None and n < len(rows):
             rows = rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:n])]
-        return to_batch(arrays, rows, channels=self.card.channels, stored=stored)
+        channels, native = self.card.channels, self.card.native
+        return to_batch(arrays, rows, channels=channels, native=native, stored=stored)
 
 
 _logged: set[tuple[str, str]] = set()
@@ -208,7 +210,12 @@ def _log_notes(name: str, notes: Iterable[str]) -> None:
 
 
 def to_batch(
-    arrays: Arrays, rows: NDArray[np.int64], *, channels: int = 1, stored: bool = False
+    arrays: Arrays,
+    rows: NDArray[np.int64],
+    *,
+    channels: int = 1,
+    native: NativeRange | None = None,
+    stored: bool = False,
 ) -> Batch:
     """Return some images as float32 in [0,1], channels first.
 
@@ -216,6 +223,7 @@ def to_batch(
         arrays: one split; several channels are the last axis of its images.
         rows: which images of the split.
         channels: number of channels of an image.
+        native: the stored values behind 0 and 1, where the card states them.
         stored: whether the images stay as they are stored until rows of them are read.
     """
     import torch
@@ -223,7 +231,7 @@ def to_batch(
     from robustbench_med.stored_images import StoredImages
     from robustbench_med.types import Batch
 
-    images = StoredImages(arrays.images, rows, channels)
+    images = StoredImages(arrays.images, rows, channels, native=native)
     y = torch.from_numpy(arrays.labels[rows]).long()
     patients = None if arrays.patients is None else arrays.patients[rows]
     x: Any = images if stored else images[:]
@@ -262,6 +270,8 @@ def _images(
     expected = (*card.size, card.channels) if card.channels > 1 else card.size
     if images.shape[1:] != expected:
         raise DataError(f"{where}: expected images of shape {expected}, got {images.shape[1:]}")
+    if card.native is not None:
+        return _native_images(arrays, card.native, where)
     if images.dtype == np.uint8:
         return images
     if images.dtype.kind != "f":
@@ -280,6 +290,31 @@ def _images(
     if low < 0 or high > 1:
         images = images.clip(0, 1)
     return images if images.dtype == np.float32 else images.astype(np.float32)
+
+
+def _native_images(arrays: Arrays, native: NativeRange, where: str) -> NDArray[Any]:
+    """Return images in their own unit, if all of them lie in its range.
+
+    Raises:
+        DataError: a value is NaN or outside the range, or the type is not one of numbers.
+    """
+    images = arrays.images
+    if images.dtype.kind not in "uif":
+        raise DataError(
+            f"{where}: expected integers or floats of {native.unit}, got {images.dtype}"
+        )
+    ends = [(float(chunk.min()), float(chunk.max())) for chunk in arrays.chunks()]
+    low, high = np.array(ends).min(0)[0], np.array(ends).max(0)[1]
+    if not np.isfinite([low, high]).all():
+        raise DataError(f"{where}: expected finite images, got NaN or Inf in some")
+    # a float may leave the range by a rounding error, and is clipped
+    slack = ROUNDING * (native.high - native.low) if images.dtype.kind == "f" else 0
+    if low < native.low - slack or high > native.high + slack:
+        raise DataError(
+            f"{where}: expected values in {native.text}, the range that the card states, got "
+            f"{low:g}..{high:g}: state a wider range, or clip the images to it"
+        )
+    return images
 
 
 def _way(low: float, high: float) -> str:

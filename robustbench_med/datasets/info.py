@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from robustbench_med.cards import Task
+from robustbench_med.cards import NativeRange, Task
 from robustbench_med.datasets.archive import Npz
-from robustbench_med.errors import DataError
+from robustbench_med.errors import DataError, SpecError
+from robustbench_med.registry import validate
 
 MAX_INFO = 2**20  # bytes; real files have up to 3 kB
 MAX_DEPTH = 16  # bits of a pixel: floats of rounded images hold no more
+EXAMPLE = 'native as {"unit": "HU", "low": -1024, "high": 3071}'
 _TASKS: dict[str, Task] = {  # as MedMNIST and others write them; other text is prose
     "single-label": "single_label",
     "multi-class": "single_label",
@@ -202,6 +204,26 @@ def native_range(path: Path, info: dict[str, Any], *, stored: bool) -> str:
         f"{path}: info: expected native_range as a short text such as 'HU -160..240' or two rising "
         f"numbers, got {stated!r}"
     )
+
+
+def native(path: Path, info: dict[str, Any]) -> NativeRange | None:
+    """Return the native range of images that are stored in their own unit; None if not stated.
+
+    Raises:
+        DataError: the statement is no native range, or `native_range` or `bit_depth` is stated too.
+    """
+    stated = info.get("native")
+    if stated is None:
+        return None
+    for key in ("native_range", "bit_depth"):
+        if key in info:
+            raise DataError(f"{path}: info: expected native or {key}, got both: leave out {key}")
+    if not isinstance(stated, dict):
+        raise DataError(f"{path}: info: expected {EXAMPLE}, got {stated!r}")
+    try:
+        return validate(NativeRange, stated, f"{path}: info: native")
+    except SpecError as error:
+        raise DataError(f"{error}; expected {EXAMPLE}") from None
 
 
 def bit_depth(path: Path, info: dict[str, Any], *, stored: bool) -> int:

@@ -95,12 +95,13 @@ def _content(arrays: Arrays, card: DatasetCard, split: str) -> Iterator[str]:
             "themselves, and [0,1] floats as float32"
         )
     stored, top = high.dtype == np.uint8, high.max()
-    if stored and top <= 1:
+    native = card.native
+    if native is None and stored and top <= 1:
         raise DataError(
             f"{where}: expected uint8 grey levels in 0..255, got only 0 and 1, as happens if [0,1] "
             "floats are cast to uint8; save them as float32, or 0/1 pictures times 255"
         )
-    if not stored and top * 255 <= 1:
+    if native is None and not stored and top * 255 <= 1:
         raise DataError(
             f"{where}: expected float images in [0,1], got at most {top}, as happens if images "
             "are divided by 255 twice; divide once"
@@ -115,8 +116,13 @@ def _content(arrays: Arrays, card: DatasetCard, split: str) -> Iterator[str]:
         yield f"{flat} of {n} images of {split} are of one value throughout: they show nothing"
     if (repeated := n - len(counts)) and repeated > max(flat - 1, 0):
         yield f"{repeated} of {n} images of {split} are copies of another of {split}"
-    if top < FAINT if stored else top * 255 < FAINT:
+    if native is not None:
+        faint = (float(top) - native.low) * 255 < FAINT * (native.high - native.low)
+        shown = f"{top:g} of {native.text}"
+    else:
+        faint = top < FAINT if stored else top * 255 < FAINT
         shown = f"{top} of 255" if stored else f"{top:.3g} of 1"
+    if faint:
         yield f"the brightest pixel of {split} is {shown}: the images were perhaps scaled wrongly"
     elif _two_values(arrays, low.min(), top):
         yield f"the images of {split} hold two values alone, {low.min()} and {top}"

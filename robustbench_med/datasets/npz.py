@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from robustbench_med.datasets.archive import MAX_BYTES, Header, Npz, damage, opened
 from robustbench_med.datasets.codes import UNLABELLED
 from robustbench_med.datasets.dataset import Arrays, SplitName
-from robustbench_med.datasets.info import channel_count, read_info
+from robustbench_med.datasets.info import EXAMPLE, channel_count, native, read_info
 from robustbench_med.datasets.labels import from_one_hot, integers
 from robustbench_med.datasets.masks import check_ignored, mask_ids, of_planes
 from robustbench_med.datasets.row_file import RowFile
@@ -73,15 +73,17 @@ def image_header(file: Npz, split: SplitName) -> Header:
     """Return shape and dtype of a split's images.
 
     Raises:
-        DataError: the array is no uint8 or float images of two or three axes.
+        DataError: the array is no images of two or three axes in uint8, floats, or the integers
+            of a native range that `info` states.
     """
     key = f"{split}_images"
     header = file.header(key)
     where, shape, dtype = f"{file.path}: {key}", header.shape, header.dtype
-    if dtype != np.uint8 and dtype.kind != "f":
+    if dtype != np.uint8 and dtype.kind != "f" and not _is_native(file, dtype):
         raise DataError(
-            f"{where}: expected uint8 or float in [0,1], got {dtype}; rescale to [0,1] by the "
-            "range of all images (for 12 bits: images / 4095), and not by that of each image"
+            f"{where}: expected uint8 or float in [0,1], got {dtype}; state what is stored in "
+            f"info, {EXAMPLE}, or rescale to [0,1] by the range of all images (for 12 bits: "
+            "images / 4095), and not by that of each image"
         )
     if len(shape) not in (3, 4, 5) or min(shape[1:]) < 1:
         raise DataError(
@@ -89,6 +91,10 @@ def image_header(file: Npz, split: SplitName) -> Header:
             f"got {shape}"
         )
     return header
+
+
+def _is_native(file: Npz, dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "iu" and native(file.path, read_info(file)) is not None
 
 
 def axes_of(file: Npz, split: SplitName, *, masks: bool = False) -> tuple[tuple[int, ...], int]:
@@ -219,13 +225,13 @@ def read_masks(file: Npz, split: SplitName) -> tuple[NDArray[np.int16], str | No
     return masks, note
 
 
-def _images(file: Npz, split: SplitName, *, masks: bool) -> NDArray[np.uint8] | NDArray[np.float32]:
+def _images(file: Npz, split: SplitName, *, masks: bool) -> NDArray[Any]:
     images: Any = file.rows(f"{split}_images")
     size, channels = axes_of(file, split, masks=masks)
     images = images.reshape((len(images), *size, *([channels] if channels > 1 else [])))
     if isinstance(images, RowFile):  # indexed by rows as an array is, see Arrays
         return cast("NDArray[np.uint8]", images)
-    if images.dtype == np.uint8:
+    if images.dtype.kind in "iu":
         return np.ascontiguousarray(images)
     with np.errstate(over="ignore"):  # overflow becomes Inf, which the data contract refuses
         return np.ascontiguousarray(images, dtype=np.float32)

@@ -69,7 +69,8 @@ def describe(path: Path, *, cap: int = MAX_BYTES) -> OwnFile:
     decides if it is stated. If any split has masks, the task is segmentation and every split needs
     masks; then class 0 is the background, and `info` may have `regions` (name -> class ids). For
     every task, `info` may state `spacing` (mm per pixel along each axis), `channels` (names or a
-    number), `native_range` (the original values of [0,1]) and `bit_depth`.
+    number), `native_range` (the original values of [0,1]) and `bit_depth`; or `native` (unit, low,
+    high, step) where images are stored in their own unit, as integers or floats.
 
     Args:
         path: a `.npz` file with MedMNIST keys.
@@ -120,8 +121,7 @@ def describe(path: Path, *, cap: int = MAX_BYTES) -> OwnFile:
         channel_names=stated.channel_names(path, info, channels),
         size=size,
         spacing=stated.spacing(path, info, len(size)),
-        bit_depth=stated.bit_depth(path, info, stored=stored),
-        native_range=stated.native_range(path, info, stored=stored),
+        **_range(path, info, stored=stored),
         file=path.name,
         licence=stated.text(info.get("licence", "not stated")),
         notes=(
@@ -132,6 +132,17 @@ def describe(path: Path, *, cap: int = MAX_BYTES) -> OwnFile:
         ),
     )
     return OwnFile(card, splits, truth.one_hot)
+
+
+def _range(path: Path, info: dict[str, Any], *, stored: bool) -> dict[str, Any]:
+    """Return the fields of a card on the values of pixels."""
+    native = stated.native(path, info)
+    if native is not None:
+        return {"native": native}
+    return {
+        "bit_depth": stated.bit_depth(path, info, stored=stored),
+        "native_range": stated.native_range(path, info, stored=stored),
+    }
 
 
 def _has_masks(file: Npz, splits: Sequence[SplitName], task: Task | None) -> bool:

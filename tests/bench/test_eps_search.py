@@ -85,14 +85,14 @@ def searched(
 ) -> tuple[Measurements, LadderAudit]:
     """Return all rungs by descending, after the inferred pairs were checked."""
     rng = draws(len(problem))
-    columns, inferred = descend(problem, attack, rng, ladder, 8, guess=guess)
+    columns, inferred = descend(problem, attack, rng, ladder, 255, guess=guess)
     return check_inferred(problem, attack, rng, ladder, 8, columns, inferred)
 
 
 def walked(problem: Problem, attack: Attack, ladder: Sequence[float], way: str) -> Measurements:
     rng = draws(len(problem))
     if way == "ascend":
-        return ascend(problem, attack, rng, ladder, 8)
+        return ascend(problem, attack, rng, ladder, 255)
     return searched(problem, attack, ladder)[0]
 
 
@@ -319,7 +319,7 @@ def test_ascending_never_attacks_what_is_broken() -> None:
     problem, nearest = posed(2, "linf")
     counted = fresh(problem)
     ladder = (0.5 * float(nearest.min()), 2 * float(nearest.max()), 3 * float(nearest.max()))
-    ascend(counted, ATTACKS["fgsm"], draws(N), ladder, 8)
+    ascend(counted, ATTACKS["fgsm"], draws(N), ladder, 255)
     assert counted.counter.backward == 2 * N
 
 
@@ -334,7 +334,7 @@ def test_measure_by_hand() -> None:
     z = x.clone()
     z[0, 0, 0, 0] += 0.003
     z[1] = fgsm(problem, rng=draws(3))[1]
-    columns = measure(problem, z, 8)
+    columns = measure(problem, z, 255)
     assert columns["success"].tolist() == [False, True, False]
     assert columns["linf"].tolist() == pytest.approx([0.003, 0.1, 0.0], abs=1e-6)
     assert columns["l2"].tolist() == pytest.approx([0.003, 0.1 * 32**0.5, 0.0], abs=1e-5)
@@ -344,7 +344,7 @@ def test_measure_by_hand() -> None:
     assert torch.isnan(columns["psnr"]).tolist() == [True, False, True]
     # two rows of a Hadamard matrix differ in half of the 64 pixels: those alone move
     assert float(columns["psnr"][1]) == pytest.approx(20 + 10 * math.log10(2), abs=1e-3)
-    l2 = measure(replace(problem, ball=Ball("l2", 0.1)), z, 8)
+    l2 = measure(replace(problem, ball=Ball("l2", 0.1)), z, 255)
     assert l2["size"].tolist() == columns["l2"].tolist()
 
 
@@ -357,10 +357,10 @@ def test_what_survives_rounding() -> None:
     module = type(victim.module)(w, torch.tensor([64 * 100.3 / 255, 0.0]))
     problem = problem_of(replace(victim, module=module), x, torch.tensor([0, 0]), eps=0.1)
     z = x + torch.tensor([0.4, 0.6]).view(2, 1, 1, 1) / 255
-    columns = measure(problem, z, 8)
+    columns = measure(problem, z, 255)
     assert columns["success"].tolist() == [True, True]
     assert columns["rounded"].tolist() == [False, True]
-    assert measure(problem, z, 16)["rounded"].tolist() == [True, True]
+    assert measure(problem, z, 65535)["rounded"].tolist() == [True, True]
 
 
 def test_nan_on_an_attacked_image_is_no_score() -> None:
@@ -368,4 +368,4 @@ def test_nan_on_an_attacked_image_is_no_score() -> None:
     z = problem.x.clone()
     z[1] = torch.nan
     with pytest.raises(InvalidOutputError, match="NaN or Inf on an attacked image"):
-        measure(problem, z, 8)
+        measure(problem, z, 255)
