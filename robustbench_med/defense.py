@@ -84,8 +84,10 @@ def guarded(
         guide: a differentiable version of the score, in its units; None = the score itself.
     """
     with torch.no_grad(), frozen(victim.module):
-        chunks = fitting.val.x.split(victim.chunk)
-        scores = torch.cat([score(chunk, victim(chunk).logits) for chunk in chunks])
+        x = fitting.val.x
+        scores = torch.cat(
+            victim.in_chunks(lambda rows: score(x[rows], victim(x[rows]).logits), len(x))
+        )
     threshold, deviation = threshold_of(scores, fpr=fpr)
 
     def folded(raw: Guard) -> Guard:

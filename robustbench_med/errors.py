@@ -54,6 +54,10 @@ class VictimError(BenchError):
     """A model that does not fit its weights, its card or the data."""
 
 
+class MemoryLimitError(VictimError):
+    """A model that needs more memory for a single image than the device has."""
+
+
 class ResultsError(BenchError):
     """A results folder that cannot be written, or a record that cannot be read."""
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from robustbench_med.ball import Ball
+from robustbench_med.chunks import ChunkLimit, in_chunks
 from robustbench_med.errors import VictimError
 from robustbench_med.objective import Objective
 from robustbench_med.types import AnyImages, Images, Output, Rows, Truth, Verdict, joined_outputs
 
 Model = Callable[[Images], Output]
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Problem:
         guide: the differentiable model whose gradients the attacker uses; None = the judge.
         counter: counts the passes of this problem and of all problems selected from it.
         chunk: images per forward pass; results do not depend on it.
+        limit: the largest chunk that fits the memory; it is shared with the problems of some rows.
         keeps: whether measurements of candidates keep the candidates themselves.
     """
 
@@ -71,6 +74,7 @@ class Problem:
     counter: Counter = field(default_factory=Counter)
     chunk: int = 64
     keeps: bool = False
+    limit: ChunkLimit = field(default_factory=ChunkLimit)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -84,7 +88,11 @@ class Problem:
                 logits, suspicion = self.judge(z.new_zeros((1, *z.shape[1:])))
             return Output(logits[:0], None if suspicion is None else suspicion[:0])
         with torch.no_grad():
-            return joined_outputs([self.judge(chunk) for chunk in z.split(self.chunk)])
+            return joined_outputs(self.in_chunks(lambda rows: self.judge(z[rows]), len(z)))
+
+    def in_chunks(self, function: Callable[[slice], Result], count: int) -> list[Result]:
+        """Return the results of a function of rows, as many rows at a time as fit the memory."""
+        return in_chunks(function, count, self.chunk, self.limit)
 
     def probe(self, z: Images) -> Verdict:
         """Return the judge's verdict on `z`: forward only, full precision."""
@@ -98,19 +106,21 @@ class Problem:
         """
         if len(z) == 0:
             return z, self.probe(z)
-        model = self.guide or self.judge
-        gradients: list[Tensor] = []
-        verdicts: list[Verdict] = []
-        for rows in self._chunks(z):
+        model, every_row = self.guide or self.judge, torch.arange(len(z), device=z.device)
+
+        def differentiate(part: slice) -> tuple[Images, Verdict]:
+            rows = every_row[part]
             leaf = z[rows].detach().requires_grad_(True)
             with torch.enable_grad():
                 verdict = self.objective.select(rows)(model(leaf), self.y[rows])
                 g = _gradient(_differentiable(verdict.loss).sum(), leaf)
             self._count(len(rows), backward=1)
-            gradients.append(self._finite(g))
-            verdicts.append(_detached(verdict))
-        if len(verdicts) == 1:
-            return gradients[0], verdicts[0]
+            return self._finite(g), _detached(verdict)
+
+        parts = self.in_chunks(differentiate, len(z))
+        if len(parts) == 1:
+            return parts[0]
+        gradients, verdicts = zip(*parts, strict=True)
         return torch.cat(gradients), _joined(verdicts)
 
     def jacobian(self, z: Images, columns: Int[Tensor, "b n"] | int) -> Slopes:
@@ -128,9 +138,10 @@ class Problem:
             n = min(columns, margins.shape[1]) if isinstance(columns, int) else columns.shape[1]
             none = torch.zeros_like(margins, dtype=torch.long)[:, :n]
             return Slopes(margins, z[:, None].expand(0, n, *z.shape[1:]), self.probe(z), none)
-        model = self.guide or self.judge
-        slopes: list[Slopes] = []
-        for rows in self._chunks(z):
+        model, every_row = self.guide or self.judge, torch.arange(len(z), device=z.device)
+
+        def differentiate(part: slice) -> Slopes:
+            rows = every_row[part]
             leaf, objective = z[rows].detach().requires_grad_(True), self.objective.select(rows)
             with torch.enable_grad():
                 output = model(leaf)
@@ -149,7 +160,9 @@ class Problem:
                 verdict = objective(output, self.y[rows])
             self._count(len(rows), backward=len(live))
             jacobian = torch.stack(gradients, 1)
-            slopes.append(Slopes(margins.detach(), jacobian, _detached(verdict), picked))
+            return Slopes(margins.detach(), jacobian, _detached(verdict), picked)
+
+        slopes = self.in_chunks(differentiate, len(z))
         if len(slopes) == 1:
             return slopes[0]
         return Slopes(
@@ -175,9 +188,6 @@ class Problem:
             verdict.harm.index_copy(0, claimed, judged.harm),
             verdict.is_final.index_copy(0, claimed, judged.is_final),
         )
-
-    def _chunks(self, z: Images) -> list[Rows]:
-        return list(torch.arange(len(z), device=z.device).split(self.chunk))
 
     def _count(self, images: int, *, backward: int) -> None:
         self.counter.forward += images
@@ -256,5 +266,5 @@ def _detached(verdict: Verdict) -> Verdict:
     return Verdict(*(value.detach() for value in verdict))
 
 
-def _joined(verdicts: list[Verdict]) -> Verdict:
+def _joined(verdicts: Iterable[Verdict]) -> Verdict:
     return Verdict(*map(torch.cat, zip(*verdicts, strict=True)))

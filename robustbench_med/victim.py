@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 
+from robustbench_med.chunks import ChunkLimit, in_chunks
 from robustbench_med.contract import InputContract
 from robustbench_med.errors import InvalidOutputError, VictimError
 from robustbench_med.outputs import Reading, to_logits
@@ -22,6 +24,7 @@ Transform = Callable[[Images], Images]  # images in [0,1] to images in [0,1]
 Guard = Callable[[Images, Logits], PerSample]  # images in [0,1], and the victim's logits of them
 # called with `answer` (normalised images -> logits) and normalised images; returns the logits
 Recorder = Callable[[Callable[[Images], Logits], Images], Logits]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Victim:
         offset: `(k,)` added to the logits: the operating point of the deployed device (see
             `operating_point`). Decision, attack and score all use the same shifted logits.
         chunk: number of images forwarded at a time.
+        limit: the largest chunk that fits the memory; copies of the victim share it.
         draws: number of forward passes whose logits are averaged, so that a randomised victim is
             attacked and judged in expectation (EOT: Athalye, Engstrom, Ilyas, Kwok, ICML 2018).
         before: the transform that a defense applies to an image first; a random one draws from
@@ -54,6 +58,7 @@ class Victim:
     guard: Guard | None = None
     reading: Reading = Reading()
     recorder: Recorder | None = None
+    limit: ChunkLimit = field(default_factory=ChunkLimit, compare=False)
 
     def __call__(self, x: Images) -> Output:
         """Return logits `(b, k)`, or `(b, k, *s)`, for images in [0,1]; suspicion with a guard."""
@@ -81,10 +86,13 @@ class Victim:
             return self
         complete = replace(self, reading=replace(self.reading, bypass=None))
         squash = _softmax if self.reading.link == "log" else torch.sigmoid
+
+        def is_same(rows: slice) -> bool:
+            bypassed, full = (squash(victim._answer(x[rows])) for victim in (self, complete))
+            return torch.allclose(bypassed, full, atol=1e-3)
+
         with torch.no_grad():
-            bypassed = squash(self._answer(x))
-            full = squash(complete._answer(x))
-        return self if torch.allclose(bypassed, full, atol=1e-3) else complete
+            return self if all(self.in_chunks(is_same, len(x))) else complete
 
     def _answer(self, x: Images) -> Logits:
         shown = self.normalised(x)
@@ -108,7 +116,7 @@ class Victim:
             InvalidOutputError: a logit or suspicion is NaN or Inf.
         """
         with torch.no_grad():
-            output = joined_outputs([self(chunk) for chunk in x.split(self.chunk)])
+            output = joined_outputs(self.in_chunks(lambda rows: self(x[rows]), len(x)))
         for value in output:
             if value is not None and not torch.isfinite(value).all():
                 bad = int((~torch.isfinite(value)).reshape(len(x), -1).any(1).sum())
@@ -116,6 +124,10 @@ class Victim:
                     f"expected finite logits, got NaN or Inf on {bad} of {len(x)} images"
                 )
         return output
+
+    def in_chunks(self, function: Callable[[slice], Result], count: int) -> list[Result]:
+        """Return the results of a function of rows, as many rows at a time as fit the memory."""
+        return in_chunks(function, count, self.chunk, self.limit)
 
     def logits(self, x: AnyImages) -> Logits:
         """Return the logits of any number of images, without gradient, chunk by chunk.
@@ -145,7 +157,8 @@ class Victim:
             raise VictimError(f"expected images of shape {expected}, got {tuple(x.shape[1:])}")
         try:
             with frozen(self.module), torch.no_grad():
-                logits = self(x[:2]).logits
+                parts = in_chunks(lambda rows: self(x[rows]), min(len(x), 2), 2, self.limit)
+                logits = joined_outputs(parts).logits
         except VictimError:
             raise
         except Exception as error:  # the code of a model is not ours and may raise anything

@@ -100,7 +100,7 @@ def reader(victim: Victim, *, stages: bool = True) -> Reader:
 def read_all(victim: Victim, read: Reader, x: Images) -> list[Features]:
     """Return the features of any number of images, read in chunks and without gradients."""
     with torch.no_grad(), frozen(victim.module):
-        chunks = [read(chunk) for chunk in x.split(victim.chunk)]
+        chunks = victim.in_chunks(lambda rows: read(x[rows]), len(x))
     return [torch.cat(layer) for layer in zip(*chunks, strict=True)]
 
 

@@ -141,6 +141,7 @@ def run_attack(
         guide=guide,
         counter=Counter(forward=2 * len(batch)),  # the clean images have been forwarded twice
         chunk=setup.victim.chunk,
+        limit=setup.victim.limit,
         keeps=keeps,
     )
     # the draws depend on the attack and not on the case's id, so that a victim that is trained

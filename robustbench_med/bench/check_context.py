@@ -200,6 +200,7 @@ class CheckContext:
         rows = self.affordable(self.improvable(), self.per_image + 1, fraction=0.25)
         if len(rows) == 0:
             return None
+        rows = rows[: self.setup.victim.limit.size(len(rows))]  # where the memory holds fewer
         problem = replace(self.problem.select(rows), chunk=len(rows))
         # for several findings, the loss is that of the nearest, which the attack maximises
         watch = RecordingVictim(with_loss(problem, "cross_entropy"))

@@ -176,7 +176,8 @@ class _Differences:
 
     def answers(self, shown: Images) -> Logits:
         with torch.no_grad(), self._draws():
-            return torch.cat([self.victim.answer(part) for part in shown.split(self.victim.chunk)])
+            parts = self.victim.in_chunks(lambda p: self.victim.answer(shown[p]), len(shown))
+            return torch.cat(parts)
 
     def _draws(self) -> contextlib.AbstractContextManager[None]:
         return seeded(self.seed, "differences") if self.fixed else contextlib.nullcontext()

@@ -61,7 +61,18 @@ class GradientRecorder:
         """Return the logits of `shown`, and record the gradients of some of its rows."""
         if not (self.active and torch.is_grad_enabled() and shown.requires_grad):
             return answer(shown)
+        before = self.calls, self.images, self._random.bit_generator.state
         places = self._draw(len(shown))
+        try:
+            return self._recorded(answer, shown, places)
+        except (RuntimeError, MemoryError):
+            # a call that failed, perhaps for lack of memory, is made again with fewer images
+            self.calls, self.images, self._random.bit_generator.state = before
+            raise
+
+    def _recorded(
+        self, answer: Callable[[Images], Logits], shown: Images, places: dict[int, int]
+    ) -> Logits:
         if not places:
             return answer(shown)
         slots, rows = list(places), torch.tensor(list(places.values()), device=shown.device)
