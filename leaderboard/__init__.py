@@ -17,6 +17,7 @@ from .boards.board import Board, Row
 from .boards.ranking import make_boards
 from .exports import csv_text
 from .page import write_page
+from .paper import write_paper
 from .report import read_criteria, unjudged, write_report, write_reports
 from .start_page import SuiteEntry, suite_entry, write_start_page
 from .study_page import write_study_page
@@ -39,6 +40,7 @@ __all__ = [
     "terminal_tables",
     "unjudged",
     "write_page",
+    "write_paper",
     "write_report",
     "write_reports",
     "write_start_page",

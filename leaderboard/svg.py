@@ -9,20 +9,57 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, FAINT = "#010203", "#040506"  # placeholders, which variables of the page replace
+_INK, _FAINT = "#010203", "#040506"  # placeholders, which variables of the page replace
+# the colours of the page in its light mode, see templates/style.css
+_PRINTED_INK, _PRINTED_FAINT = "#5a626d", "#e2e4e6"
+PRINTED = (
+    "#0069a8",
+    "#c24a17",
+    "#00805a",
+    "#84489f",
+    "#987000",
+    "#bd3f78",
+    "#4c5a70",
+    "#6a5a2c",
+)
+_SAVE: ContextVar[Callable[[Figure], None] | None] = ContextVar("_SAVE", default=None)
+
+
+@contextmanager
+def printing(save: Callable[[Figure], None]) -> Iterator[None]:
+    """Draw figures in the colours of print, and call `save` with each of them.
+
+    Lines and bars keep their labels, so that `save` can add a legend.
+    """
+    token = _SAVE.set(save)
+    try:
+        yield
+    finally:
+        _SAVE.reset(token)
+
+
+def ink() -> str:
+    """Return the colour of text and marks; for the page a placeholder."""
+    return _INK if _SAVE.get() is None else _PRINTED_INK
+
+
+def faint() -> str:
+    """Return the colour of a grid; for the page a placeholder."""
+    return _FAINT if _SAVE.get() is None else _PRINTED_FAINT
 
 
 def stroke(number: int) -> str:
-    """Return the placeholder of the page's variable --curve-`number`."""
-    return f"#0a0b{number:02x}"
+    """Return the colour of a curve; for the page the placeholder of --curve-`number`."""
+    return f"#0a0b{number:02x}" if _SAVE.get() is None else PRINTED[number - 1]
 
 
 @contextmanager
@@ -44,12 +81,12 @@ def drawing(prefix: str, width: float, height: float) -> Iterator[Figure]:
 
 def plain_axes(axes: Any) -> None:  # noqa: ANN401 - imported late
     """Hide all lines of the axes except the grid of values and the bottom line."""
-    axes.grid(axis="y", color=FAINT, linewidth=0.6)
-    axes.tick_params(color=FAINT, labelcolor=INK, length=3)
+    axes.grid(axis="y", color=faint(), linewidth=0.6)
+    axes.tick_params(color=faint(), labelcolor=ink(), length=3)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
-        spine.set_color(FAINT)
+        spine.set_color(faint())
 
 
 def inline(figure: Figure, *, prefix: str, label: str) -> str:
@@ -60,6 +97,10 @@ def inline(figure: Figure, *, prefix: str, label: str) -> str:
         prefix: prefix of every id inside, so that ids stay unique on the page.
         label: the text that a screen reader reads out.
     """
+    save = _SAVE.get()
+    if save is not None:
+        save(figure)
+        return ""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     svg = buffer.getvalue()
@@ -97,6 +138,6 @@ def _split_font(attributes: dict[str, str]) -> None:
 
 
 def _repaint(value: str, prefix: str) -> str:
-    value = value.replace(INK, "var(--muted)").replace(FAINT, "var(--line)")
+    value = value.replace(_INK, "var(--muted)").replace(_FAINT, "var(--line)")
     value = re.sub(r"#0a0b(\d\d)", lambda m: f"var(--curve-{int(m[1], 16)})", value)
     return value.replace("url(#", f"url(#{prefix}-")

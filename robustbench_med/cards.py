@@ -329,6 +329,11 @@ class ModelCard(Card):
     notes: tuple[str, ...] = Field(
         default=(), description="decisions made when a user's own model was loaded"
     )
+    named: bool = Field(
+        default=False,
+        exclude_if=lambda named: not named,
+        description="whether a person chose the title, with --name",
+    )
 
     @property
     def trained_here(self) -> bool:

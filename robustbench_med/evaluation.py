@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Console
@@ -34,8 +34,14 @@ from robustbench_med.model_handle import (
     resolve_model,
     restored_device,
 )
+from robustbench_med.printable import plain
+from robustbench_med.registry import is_own
+from robustbench_med.score_frame import ScoreFrame, score_frame
 from robustbench_med.stats import Estimate
 from robustbench_med.worst_case import lowest, means, score_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Radii = float | str | Sequence[float | str]  # in [0,1] image units; "2/255" and "1/255,2/255" too
 _API_NAMES = {"ladder": "eps", "defenses": "defense"}  # field of a grid -> its name in the API
@@ -70,13 +76,16 @@ class EvaluationRequest:
 
         Args:
             folder: the folder with the files of real datasets.
-            name: the name of a torch module.
+            name: the name of a torch module, or of a model of the user's own.
             options: mean, std, returns and output of a torch module; None means not stated.
 
         Raises:
             BenchError: an argument is wrong, or a case cannot run.
         """
         data_name, dataset = resolve_dataset(self.data, folder=folder)
+        titles = {}
+        if name is not None and isinstance(self.model, str | Path) and is_own(str(self.model)):
+            titles, name = {str(self.model): plain(name)}, None
         victim, loaded = resolve_model(self.model, dataset.card, name=name, **options)
         grid = {
             "datasets": [data_name],
@@ -87,7 +96,9 @@ class EvaluationRequest:
         values = {"name": "asked", "title": "Asked", "seed": self.seed, "grids": [grid]}
         suite = registry.validate(Suite, values, "arguments")
         victims = {} if loaded is None else {victim: loaded}
-        planned, refused = plan(suite, datasets={data_name: dataset}, victims=victims)
+        planned, refused = plan(
+            suite, datasets={data_name: dataset}, victims=victims, titles=titles
+        )
         if refused:
             raise refused[0].exception
         if not planned:
@@ -263,6 +274,36 @@ class Evaluation:
         ]
         return pd.concat(tables, ignore_index=True)
 
+    @cached_property
+    def _scores(self) -> ScoreFrame:
+        return score_frame(self.records, self.radii, self.at)
+
+    def table(self) -> pd.DataFrame:
+        """Return the scores as numbers: a row per radius, 0 is clean, and a column per attack.
+
+        The index `eps` has the radii. The columns have two levels: `worst_case` and each attack;
+        under each `value`, `low` and `high`, the score with its 95 % interval. Shares are numbers
+        from 0 to 1, and NaN where an attack did not run at a radius. For a file,
+        `found.table().to_csv("scores.csv")`.
+        """
+        return self._scores.table()
+
+    def to_latex(self, *, caption: str | None = None, label: str = "tab:robustness") -> str:
+        """Return the scores as a table in LaTeX; the document loads the package `booktabs`.
+
+        Args:
+            caption: the caption as LaTeX; by default it names the model, the data and the norm.
+            label: the label that the document refers to the table by.
+        """
+        return self._scores.latex(caption=caption, label=label)
+
+    def plot(self) -> Figure:
+        """Return a matplotlib figure of the scores against the radius, with 95 % bands.
+
+        `found.plot().savefig("curves.pdf")` writes it.
+        """
+        return self._scores.plot()
+
     def _expect(self, *, masks: bool) -> None:
         if masks != (self.records[0].record.dataset_card.task == "segmentation"):
             kind, score = ("masks", "dice") if not masks else ("labels", "accuracy")
@@ -328,7 +369,7 @@ def evaluate(
             page in that folder is updated. None keeps no records.
         device: "cpu", "cuda", "cuda:1", or "auto".
         jobs: how many processes share the cores.
-        name: the name of a torch module, see `load_model`.
+        name: the name of a torch module, see `load_model`, or of a model of your own on boards.
         mean: the mean of a torch module.
         std: the standard deviation of a torch module.
         returns: what a torch module returns: "logits" or "probabilities".

@@ -147,7 +147,12 @@ class Row:
 
     @property
     def title_with_name(self) -> str:
-        """The title, followed by the name that `--victim` takes if it is different."""
+        """The title, followed by the name that `--victim` takes if it is different.
+
+        A title that a person chose stands alone.
+        """
+        if self.model.named:
+            return self.title
         model, name = plain(self.model.title), plain(self.key.victim)
         return self.title if name in model else f"{model} ({name}){self.title[len(model) :]}"
 

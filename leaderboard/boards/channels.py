@@ -14,7 +14,7 @@ from robustbench_med.bench.record import Stored
 from robustbench_med.stats import Estimate
 from robustbench_med.worst_case import lowest, means, on_rungs, rung_of, score_table
 
-from ..svg import INK, drawing, inline, plain_axes, stroke
+from ..svg import drawing, ink, inline, plain_axes, stroke
 from ..wording.text import SCALE, number
 from ..wording.threat_model import channel_label
 from .board import Board, Row, RowKey
@@ -147,7 +147,7 @@ def chart(bars: Bars, group: Group, prefix: str) -> str:
         for x, bar in enumerate(group.bars):
             e = bar.estimate
             clean = bar.label == _CLEAN
-            hue = INK if clean else hue_of_row
+            hue = ink() if clean else hue_of_row
             last = x == len(group.bars) - 1
             axes.bar(
                 x,
@@ -158,7 +158,7 @@ def chart(bars: Bars, group: Group, prefix: str) -> str:
                 linewidth=1.2 if bar.doubted else 0,
                 alpha=0.35 if clean else 1 if last or bar.doubted else 0.6,
             )
-            axes.plot([x, x], [full * e.low, full * e.high], color=INK, linewidth=1.2)
+            axes.plot([x, x], [full * e.low, full * e.high], color=ink(), linewidth=1.2)
         values = [number(bar.estimate.value, score.kind) for bar in group.bars]
         labels = [f"{name}\n{value}" for name, value in zip(names, values, strict=True)]
         axes.set_xticks(range(len(labels)), labels)

@@ -17,7 +17,7 @@ from robustbench_med import spec
 from robustbench_med.bench.record import Certificate, Record
 from robustbench_med.errors import SpecError
 
-from ..svg import INK, drawing, inline, plain_axes, stroke
+from ..svg import drawing, ink, inline, plain_axes, stroke
 from ..wording.text import NORMS, SCALE, number, plain, unit
 from .board import Board, Row
 
@@ -65,6 +65,7 @@ def curves(board: Board, prefix: str) -> str:
                 marker=_MARKERS[shape(curve)],
                 markersize=3.5,
                 gid=f"curve-{curve}",
+                label=row.title,
             )
             low, high = [full * e.low for e in estimates], [full * e.high for e in estimates]
             band = axes.fill_between(x, low, high, color=colour_, alpha=0.11, linewidth=0)
@@ -83,7 +84,7 @@ def _scale(board: Board) -> float:
 
 def _axes(axes: Any, board: Board, x: list[float]) -> None:  # noqa: ANN401 - imported late
     at = x[board.headline - len(board.ladder)]  # the clean image may be left out
-    axes.axvline(at, color=INK, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
+    axes.axvline(at, color=ink(), linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
     radii = [value for value in x if value > 0]
     # small radii would be too close to each other on a linear axis
     if len(radii) > 1 and radii[-1] / radii[0] >= 12:
@@ -97,8 +98,8 @@ def _axes(axes: Any, board: Board, x: list[float]) -> None:  # noqa: ANN401 - im
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     counted = unit(board.norm, board.budget)
     label = f"radius ε, {NORMS.get(board.norm, board.norm)}" + (f" ({counted})" if counted else "")
-    axes.set_xlabel(label, color=INK)
-    axes.set_ylabel(board.score.axis, color=INK)
+    axes.set_xlabel(label, color=ink())
+    axes.set_ylabel(board.score.axis, color=ink())
     plain_axes(axes)
 
 
@@ -135,7 +136,15 @@ def certified_curves(board: Board, prefix: str) -> str:
             values, low, high = (
                 [100 * getattr(e, field) for e in correct] for field in ("value", "low", "high")
             )
-            axes.step(radii, values, where="pre", color=paint, linewidth=1.8, gid=f"curve-{curve}")
+            axes.step(
+                radii,
+                values,
+                where="pre",
+                color=paint,
+                linewidth=1.8,
+                gid=f"curve-{curve}",
+                label=row.title,
+            )
             band = axes.fill_between(
                 radii, low, high, step="pre", color=paint, alpha=0.11, linewidth=0
             )
@@ -143,8 +152,8 @@ def certified_curves(board: Board, prefix: str) -> str:
         axes.set_xlim(0, (furthest or 1) * 1.02)
         axes.set_ylim(-1.5, 101.5)
         axes.set_yticks([0, 20, 40, 60, 80, 100])
-        axes.set_xlabel("certified radius, L2 in image units", color=INK)
-        axes.set_ylabel("certified accuracy, %", color=INK)
+        axes.set_xlabel("certified radius, L2 in image units", color=ink())
+        axes.set_ylabel("certified accuracy, %", color=ink())
         plain_axes(axes)
         label = f"Certified accuracy against L2 radius on {plain(board.dataset.heading)}"
         return inline(figure, prefix=prefix, label=label)
@@ -252,11 +261,12 @@ def compute_chart(board: Board, costs: Compute, prefix: str) -> str:
                 color=hue,
                 markerfacecolor=hue if ranked else "none",
                 gid=f"curve-{number}",
+                label=row.title,
             )
             words.append(f"{row.title}: {ms:.3g} ms, {full * e.value:.3g}")
         _cost_axes(axes, list(costs.cost.values()), full)
-        axes.set_xlabel("one image forward + backward, ms (log scale)", color=INK)
-        axes.set_ylabel(board.score.axis, color=INK)
+        axes.set_xlabel("one image forward + backward, ms (log scale)", color=ink())
+        axes.set_ylabel(board.score.axis, color=ink())
         plain_axes(axes)
         label = f"Worst-case {board.score.name} at ε = {board.at} against cost on "
         return inline(

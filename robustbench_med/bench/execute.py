@@ -139,7 +139,7 @@ def _record(
         notes=(*notes, *planned.data.card.notes),
         examples=examples,
         dataset_card=planned.data.card,
-        model_card=setup.card,
+        model_card=planned.titled(setup.card),
         attack_card=card,
         defense_card=planned.defense.card,
         provenance=provenance(started=started, command=command, device=str(device)),

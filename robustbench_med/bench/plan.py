@@ -44,6 +44,7 @@ def plan(
     data: Path | None = None,
     datasets: Mapping[str, Dataset] | None = None,
     victims: Mapping[str, Loaded] | None = None,
+    titles: Mapping[str, str] | None = None,
 ) -> tuple[list[ResolvedCase], list[Failure]]:
     """Return the cases of a suite in the order they run, and what cannot run.
 
@@ -52,6 +53,7 @@ def plan(
         data: folder with the files of named datasets.
         datasets: datasets that are already loaded, by the names that the suite uses for them.
         victims: models passed as Python objects, by the names that the suite uses for them.
+        titles: names on boards and in records for models of the user's own, by their specs.
 
     Raises:
         UnknownNameError, SpecError: a name, parameter, objective or ladder is wrong, so that
@@ -71,6 +73,7 @@ def plan(
                 failures.append(_failure(name, error))
                 continue
             for victim in _resolved_victims(block, victims or {}, failures):
+                victim = victim.titled((titles or {}).get(victim.source.name))
                 for resolved in _cases(suite, block, victim, failures):
                     planned.setdefault(resolved.case.id, resolved)
     return list(planned.values()), failures
@@ -109,6 +112,12 @@ class _Victim(NamedTuple):
     card: ModelCard
     sha256: str
     loaded: Loaded | None
+
+    def titled(self, title: str | None) -> _Victim:
+        """Return the victim under a title that a person chose; None keeps its own."""
+        if title is None:
+            return self
+        return self._replace(card=self.card.model_copy(update={"title": title, "named": True}))
 
 
 def _block_of(grid: Grid, name: str, dataset: Dataset, attacks: list[ResolvedAttack]) -> _Block:

@@ -86,6 +86,15 @@ def publish(
     )
 
 
+def read_boards(folder: Path) -> list[Any]:
+    """Return the boards of the records in `folder`, as its page shows them; nothing is written."""
+    stored, damaged = store.read_each(folder)
+    finished = {record.record.case_id for record in stored}
+    missing = [*_without_record(folder, finished, None, ()), *map(_failure_of, damaged)]
+    boards: list[Any] = pages().make_boards(stored, missing)
+    return boards
+
+
 def _without_record(
     folder: Path,
     finished: set[str],

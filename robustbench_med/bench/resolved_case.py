@@ -79,6 +79,12 @@ class ResolvedCase(NamedTuple):
         runs = every_rung if masks else _RUNS.get(card.schedule, every_rung)
         return n * runs * registry.passes(card, case.parameters)
 
+    def titled(self, card: ModelCard) -> ModelCard:
+        """Return a card of the victim with the title that a person chose for it, if one did."""
+        if not self.model.named:
+            return card
+        return card.model_copy(update={"title": self.model.title, "named": True})
+
     def with_attack(self, card: AttackCard, parameters: dict[str, object]) -> ResolvedCase:
         """Return the case with another attack at the same radii; no record has its id."""
         case = self.case.model_copy(update={"attack": card.name, "parameters": parameters})

@@ -12,6 +12,9 @@ import typer
 from robustbench_med.errors import SpecError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from robustbench_med.bench.resolved_case import ResolvedCase
     from robustbench_med.bench.suite import Suite
     from robustbench_med.studies.study import Study
 
@@ -41,6 +44,14 @@ Victims = Annotated[
         help="Attack this victim: a shipped one, timm:NAME(weights='FILE.safetensors'), for masks "
         "smp:NAME(...) or monai:NAME(...), or FILE.py:FACTORY(...), which executes your file; "
         "repeatable.",
+    ),
+]
+Name = Annotated[
+    str | None,
+    typer.Option(
+        "--name",
+        help="The name of your own model on boards and in records, in place of the text of its "
+        "--victim.",
     ),
 ]
 Attacks = Annotated[
@@ -187,6 +198,43 @@ def studies_of(choices: Mapping[str, Any]) -> list[Study]:
     return find_studies(names)
 
 
+def titles_of(choices: Mapping[str, Any]) -> dict[str, str]:
+    """Return the name that --name gives to the user's own model, by the text of its --victim.
+
+    Raises:
+        SpecError: the name is empty, or there is not exactly one model of the user's own.
+    """
+    from robustbench_med import registry
+    from robustbench_med.printable import plain
+
+    name = choices.get("name")
+    if name is None:
+        return {}
+    own = [victim for victim in choices["victim"] or () if registry.is_own(victim)]
+    if len(own) != 1 or not plain(name):
+        wrong = repr(name) if not plain(name) else f"{len(own)} such models"
+        raise SpecError(
+            "expected --name NAME with one --victim that is a model of your own, got "
+            f"{wrong}: shipped models have names"
+        )
+    return {own[0]: plain(name)}
+
+
+def print_kept_names(planned: list[ResolvedCase], folder: Path, console: Console) -> None:
+    """Print under which other name the finished cases of a plan stand in their records."""
+    from robustbench_med.bench import store
+
+    titles = [
+        store.read(folder / resolved.case.id).record.model_card.title
+        for resolved in planned
+        if resolved.model.named and store.finished(folder, resolved.case.id)
+    ]
+    kept = [title for title in titles if title != planned[0].model.title]
+    if kept:
+        line = f"finished under another name, {kept[0]}: {len(kept)}; --force runs them again"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def title_of(folder: Path) -> str:
     """Return the title of a page of records: that of their shipped suite, if there is one."""
     from robustbench_med.bench import suite
@@ -201,7 +249,7 @@ def title_of(folder: Path) -> str:
 def command_of(choices: Mapping[str, Any]) -> str:
     """Return the command that runs the same suite again; the runner adds the id of a case."""
     words = ["python", "-m", "robustbench_med", "run", choices["suite"]]
-    for key in ("data", "study", *GRID_OPTIONS, "seed"):
+    for key in ("data", "study", *GRID_OPTIONS, "seed", "name"):
         value = choices.get(key)
         flag = f"-{key}" if len(key) == 1 else f"--{key.replace('_', '-')}"
         for item in value if isinstance(value, list | tuple) else [value]:

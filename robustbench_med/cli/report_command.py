@@ -56,6 +56,14 @@ def report(
             "--out", help="The folder for the files; by default the folder of the records."
         ),
     ] = None,
+    latex: Annotated[
+        bool,
+        typer.Option(
+            "--latex",
+            help="Write for a paper as well: tables.tex (booktabs, attacks as columns, intervals), "
+            "wide.csv, and each figure of the page as SVG and PDF in the folder figures.",
+        ),
+    ] = False,
 ) -> None:
     """Write a report on each model: report-NAME.html and report-NAME.json.
 
@@ -86,6 +94,7 @@ def report(
         written = list(reports)
     except OSError as error:
         raise ResultsError(f"expected to write into {target}, got: {error.strerror}") from None
+    paper = _write_paper(folder, target) if latex else []
     failed = [line for model_report in written for line in _show(model_report, levels, console)]
     reported = [model_report.document.victim for model_report in written]
     known = {record.record.case.victim for record in stored}
@@ -93,12 +102,35 @@ def report(
         _print_line(line, console)
         if missing and "not_tested" in levels:
             failed.append(f"fails on not_tested: {line.split()[0]}")
+    for path, figures in paper:
+        _print_line(f"for a paper: {path}, with {figures} figure{'s' * (figures != 1)}", console)
     for line in _unread_lines(known, damaged):
         _print_line(line, console, style="red")
     for line in failed:
         _print_line(line, console, style="red")
     if damaged or (levels and failed):
         raise typer.Exit(1)
+
+
+def _write_paper(folder: Path, target: Path) -> list[tuple[Path, int]]:
+    """Write the files for a paper; return each tables.tex with its number of figures.
+
+    Those of one suite are written into `target`, those of several into a folder for each suite.
+
+    Raises:
+        ResultsError: the files cannot be written.
+    """
+    from robustbench_med.bench.publish import pages, read_boards
+
+    suites, written = _folders(folder, _DEPTH), []
+    for suite in suites:
+        home = target if suites == [folder] else target / suite.relative_to(folder)
+        try:
+            tables, _, *figures = pages().write_paper(read_boards(suite), home)
+        except OSError as error:
+            raise ResultsError(f"expected to write into {home}, got: {error.strerror}") from None
+        written.append((tables, len(figures) // 2))
+    return written
 
 
 def _levels(fail_on: str | None, criteria: Path | None) -> set[str]:

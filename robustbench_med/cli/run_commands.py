@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,6 +41,7 @@ def run(
     study: choices.Studies = None,
     dataset: choices.Datasets = None,
     victim: choices.Victims = None,
+    name: choices.Name = None,
     defense: choices.Defenses = None,
     knowledge: choices.Knowledge = None,
     attack: choices.Attacks = None,
@@ -111,9 +113,11 @@ def run(
             studies, selected_suite, folder, data, console, measured=not case
         )
     else:
-        planned, refused = _plan(selected_suite, data, console)
+        planned, refused = _plan(selected_suite, data, console, choices.titles_of(ctx.params))
     if case:
         planned = _select_cases(planned, case)
+    if name is not None and not force:
+        choices.print_kept_names(planned, folder, console)
     failed = run_cases(
         planned,
         folder,
@@ -140,6 +144,7 @@ def plan_command(
     study: choices.Studies = None,
     dataset: choices.Datasets = None,
     victim: choices.Victims = None,
+    name: choices.Name = None,
     defense: choices.Defenses = None,
     knowledge: choices.Knowledge = None,
     attack: choices.Attacks = None,
@@ -170,7 +175,7 @@ def plan_command(
         planned, failures = _plan_usable(selected_suite, lacking, data, console)
         refused += failures
     else:
-        planned, refused = _plan(selected_suite, data, console)
+        planned, refused = _plan(selected_suite, data, console, choices.titles_of(ctx.params))
     with console.status("timing one small batch of each victim"):
         clock = Clock()
         costs = [clock.seconds(resolved) for resolved in planned]
@@ -287,12 +292,12 @@ def _suite_folders(folder: Path, console: Console) -> list[Path]:
 
 
 def _plan(
-    suite: Suite, data: Path | None, console: Console
+    suite: Suite, data: Path | None, console: Console, titles: Mapping[str, str] | None = None
 ) -> tuple[list[ResolvedCase], list[Failure]]:
     from robustbench_med.bench.plan import plan
 
     with console.status("reading data and cards"):
-        planned, refused = plan(suite, data=data)
+        planned, refused = plan(suite, data=data, titles=titles)
     if not planned and refused:
         raise refused[0].exception
     return planned, refused

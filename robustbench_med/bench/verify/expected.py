@@ -86,7 +86,7 @@ def from_images(stored: Stored, planned: ResolvedCase, device: str) -> Recompute
         "radii": run.radii,
         "audit": {name: audit[name] for name in _BUDGET},
         "dataset_card": card.model_dump(),
-        "model_card": setup.card.model_dump(),
+        "model_card": planned.titled(setup.card).model_dump(),
         "attack_card": planned.attack.card.model_dump(),
         "defense_card": None if defense is None else defense.model_dump(),
     }

@@ -110,11 +110,18 @@ def verify(
         return Finding("mismatch", lines=(str(error),))
     if lines := changed(record.case, called_as(record.case, planned.case)):
         return Finding("mismatch", lines=_few(lines))
-    planned = _named_as(record, planned)
+    planned = _named_as(record, _titled_as(record, planned))
     with threads_of(record.provenance):
         line = machines(record.provenance, str(device_of(device)))
         finding = _recomputed(stored, planned, images, device, setups)
     return finding._replace(machines=line)
+
+
+def _titled_as(record: Record, planned: ResolvedCase) -> ResolvedCase:
+    """Return a case whose model has the title that a person chose for it in the record."""
+    recorded = record.model_card
+    chosen = {"title": recorded.title, "named": True} if recorded.named else {}
+    return planned._replace(model=planned.model.model_copy(update=chosen))
 
 
 def _named_as(record: Record, planned: ResolvedCase) -> ResolvedCase:
