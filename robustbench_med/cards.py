@@ -326,6 +326,11 @@ class ModelCard(Card):
     output: str = Field(
         default="", description="the output that is read if the module has several; else empty"
     )
+    queries_only: bool = Field(
+        default=False,
+        exclude_if=lambda queries_only: not queries_only,
+        description="whether it gives no gradient, as a server does: only attacks by queries run",
+    )
     notes: tuple[str, ...] = Field(
         default=(), description="decisions made when a user's own model was loaded"
     )

@@ -91,6 +91,7 @@ class EvaluationRequest:
             "datasets": [data_name],
             "victims": [victim],
             "attacks": self.attacks,
+            "stated": True,
             **self.fields,
         }
         values = {"name": "asked", "title": "Asked", "seed": self.seed, "grids": [grid]}

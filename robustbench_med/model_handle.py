@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -18,7 +19,7 @@ from robustbench_med.cards import DatasetCard, ModelCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.devices import device_of
-from robustbench_med.errors import SpecError, VictimError
+from robustbench_med.errors import MissingSplitError, SpecError, VictimError
 from robustbench_med.models.load import Loaded, check_name, load_victim, log_notes, of_module
 from robustbench_med.models.sliding import bare
 from robustbench_med.models.user_factory import identity
@@ -232,6 +233,17 @@ def resolve_dataset(data: DataLike, *, folder: str | Path | None = None) -> tupl
     return str(data), load_dataset(data, data=folder)
 
 
+def _few_images(data: Dataset) -> Images:
+    """Return a few images of the first split that has some."""
+    images: Images
+    for split in ("test", "val"):
+        with suppress(MissingSplitError):
+            images = data.few_images(split)
+            return images
+    images = data.few_images("train")
+    return images
+
+
 @api_function
 def load_model(
     model: ModelLike,
@@ -275,6 +287,7 @@ def load_model(
             f"expected a name, a spec or a torch module, got {model.name}, which is loaded already"
         )
     shipped = isinstance(model, str) and not registry.is_own(model)
+    images = None
     if shipped and dataset is None:
         card = registry.find("datasets", registry.find("models", str(model)).dataset)
     elif dataset is None:
@@ -283,11 +296,12 @@ def load_model(
             "classes"
         )
     else:
-        card = resolve_dataset(dataset, folder=folder)[1].card
+        data = resolve_dataset(dataset, folder=folder)[1]
+        card, images = data.card, partial(_few_images, data)
     options = {"mean": mean, "std": std, "returns": returns, "output": output, "contract": contract}
     _, loaded = resolve_model(model, card, name=name, **options)
     if loaded is None:
-        loaded = load_victim(str(model), card)
+        loaded = load_victim(str(model), card, images=images)
         log_notes(loaded.card)
         loaded.victim.module.eval()
     if device is not None:

@@ -36,6 +36,7 @@ _CARDS: dict[Kind, type[Card]] = {
     "datasets": DatasetCard,
     "models": ModelCard,
 }
+_FILES = (".py", ".onnx")  # endings of files that are models by themselves
 _log = logging.getLogger(__name__)
 
 
@@ -378,7 +379,7 @@ def is_own(victim: str) -> bool:
     >>> is_own("timm:resnet18(pretrained=True)"), is_own("segnet(weights='w')"), is_own("lungs_fcn")
     (True, True, False)
     """
-    return ":" in victim or "(" in victim or victim.endswith(".py")
+    return ":" in victim or "(" in victim or victim.lower().endswith(_FILES)
 
 
 def _peers() -> ModuleType:

@@ -37,7 +37,7 @@ WRONG: list[tuple[Any, str]] = [
     ("net.pth", "weights alone have no architecture"),
     (Path("net.ckpt"), "weights alone have no architecture"),
     ("w.safetensors", "weights alone have no architecture"),
-    ("net.onnx", "only networks of PyTorch"),
+    ("net.tflite", "convert it to PyTorch or to ONNX"),
     (Victim(Truth(2), InputContract(1, (16, 16))), "got Victim: pass its module"),
 ]
 ASKS: list[Callable[[Any], Any]] = [

@@ -11,13 +11,15 @@ from robustbench_med import registry, spec
 from robustbench_med.ball import Ball, check_image_units
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.suite import Grid
-from robustbench_med.cards import AttackCard, DatasetCard, Norm
-from robustbench_med.errors import SpecError
+from robustbench_med.cards import AttackCard, DatasetCard, ModelCard, Norm
+from robustbench_med.errors import SpecError, VictimError
 from robustbench_med.objective import Objective
 from robustbench_med.parameters import complete, with_total_step
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Output
+
+_BY_QUERIES = ("square(queries=1000)", "noise")  # on a victim without gradients
 
 
 class ResolvedAttack(NamedTuple):
@@ -61,6 +63,30 @@ def resolve_attack(text: str, grid: Grid) -> ResolvedAttack:
         raise SpecError(f"{name}: expected other images than it is fitted on, got split 'train'")
     trains = card.schedule == "universal" or grid.budget == "mean_norm"
     return ResolvedAttack(card, parameters, ladder, trains)
+
+
+def by_queries(card: ModelCard, attacks: list[ResolvedAttack], grid: Grid) -> list[ResolvedAttack]:
+    """Return the attacks on a victim that gives no gradient.
+
+    Those of a suite that need one are left out; where none is left, Square and noise are run.
+
+    Args:
+        card: the card of the victim.
+        attacks: the attacks of the grid.
+        grid: tells whether the user named the attacks.
+
+    Raises:
+        VictimError: the user named an attack that needs gradients.
+    """
+    blind = [attack for attack in attacks if attack.card.threat != "white_box"]
+    needing = [attack.card.name for attack in attacks if attack.card.threat == "white_box"]
+    if needing and grid.stated:
+        raise VictimError(
+            f"{card.name}: expected attacks by queries on a model without gradients, got "
+            f"{', '.join(dict.fromkeys(needing))}: --attack square asks the model, --attack noise "
+            "is a control, and --surrogate MODEL crafts the images on another model"
+        )
+    return blind or [resolve_attack(text, grid) for text in _BY_QUERIES]
 
 
 def validate_parameters(

@@ -6,12 +6,14 @@ import fnmatch
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from robustbench_med import objectives, registry
 from robustbench_med.bench.attack_spec import (
     ResolvedAttack,
+    by_queries,
     resolve_attack,
     resolve_channels,
     validate_parameters,
@@ -148,7 +150,9 @@ def _resolved_victims(
             continue
         try:
             source = resolve_model(name)
-            card, sha256 = describe(source, block.data.card)
+            card, sha256 = describe(
+                source, block.data.card, images=partial(block.data.few_images, block.grid.split)
+            )
         except (VictimError, ChecksumError) as error:
             failures.append(_failure(f"{block.name} · {name}", error))
             continue
@@ -160,9 +164,16 @@ def _cases(
 ) -> Iterator[ResolvedCase]:
     """Yield the cases of a victim; surrogates that cannot be used are added to `failures`."""
     surrogates: list[ResolvedSurrogate | None] = [None]
+    attacks = block.attacks
     if block.grid.surrogates:
         surrogates = _surrogates(block, victim.source.name, failures)
-    every = itertools.product(surrogates, block.attacks, block.channels, block.defenses)
+    elif victim.card.queries_only:
+        try:
+            attacks = by_queries(victim.card, attacks, block.grid)
+        except VictimError as error:
+            failures.append(_failure(f"{block.name} · {victim.source.name}", error))
+            return
+    every = itertools.product(surrogates, attacks, block.channels, block.defenses)
     for surrogate, attack, channels, defense in every:
         if not defense.allows(attack.card, transferred=surrogate is not None):
             continue
@@ -212,7 +223,12 @@ def _surrogates(
                     f"{name}: expected the untargeted objective with a surrogate trained on other "
                     f"data ({trained.name}), got {grid.objective!r}"
                 )
-            _, sha256 = describe(source, trained)
+            surrogate_card, sha256 = describe(source, trained)
+            if surrogate_card.queries_only:
+                raise VictimError(
+                    f"{name}: expected a surrogate with gradients, got one that is asked by "
+                    "queries only"
+                )
         except (VictimError, ChecksumError) as error:
             failures.append(_failure(f"{card.name} · {victim} from {name}", error))
             continue

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -180,7 +181,9 @@ def prepare_setup(planned: ResolvedCase, device: torch.device) -> AttackSetup:
         InvalidOutputError: it returns NaN or Inf on clean images.
     """
     case, data = planned.case, planned.data
-    loaded = planned.loaded or load_victim(planned.victim, data.card)
+    loaded = planned.loaded or load_victim(
+        planned.victim, data.card, images=partial(data.few_images, case.split)
+    )
     if loaded.sha256 != case.victim_sha256:
         raise ChecksumError(
             f"{case.victim}: expected the weights the plan saw, got others: run again"

@@ -41,6 +41,11 @@ class Grid(BaseModel):
         "instead",
     )
     attacks: tuple[str, ...] = Field(min_length=1)
+    stated: bool = Field(
+        default=False,
+        exclude=True,
+        description="whether the user named these attacks, and not a suite",
+    )
     norm: Norm = "linf"
     channels: tuple[str, ...] = Field(
         default=("all",),
@@ -161,7 +166,8 @@ def override(suite: Suite, fields: dict[str, Any], seed: int | None) -> Suite:
     if any(name.endswith(".npz") for name in fields.get("datasets", ())):
         # all images of the user's file, unless -n states fewer
         grids = [{**grid, "n": None} for grid in grids]
-    values["grids"] = [{**grid, **fields} for grid in grids]
+    stated = {"stated": "attacks" in fields}
+    values["grids"] = [{**grid, **stated, **fields} for grid in grids]
     values["seed"] = suite.seed if seed is None else seed
     return registry.validate(Suite, values, "command line")
 

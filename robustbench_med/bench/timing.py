@@ -9,6 +9,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -79,7 +80,11 @@ class Clock:
         key = " ".join(map(str, (case.victim_sha256, *planned.data.card.size, *machine)))
         if key not in self._known:
             try:
-                loaded = planned.loaded or load_victim(planned.victim, planned.data.card)
+                loaded = planned.loaded or load_victim(
+                    planned.victim,
+                    planned.data.card,
+                    images=partial(planned.data.few_images, case.split),
+                )
                 self._known[key] = self._measure(loaded.victim)
             except (BenchError, RuntimeError):  # the cases of such a victim fail with the reason
                 return None

@@ -195,6 +195,10 @@ class Dataset:
         channels, native = self.card.channels, self.card.native
         return to_batch(arrays, rows, channels=channels, native=native, stored=stored)
 
+    def few_images(self, split: SplitName, n: int = 4) -> Any:  # noqa: ANN401 - a tensor
+        """Return a few labelled images of a split, `(n, c, *s)` in [0,1]."""
+        return self.batch(split, n=n, stored=True).x[:]
+
 
 _logged: set[tuple[str, str]] = set()
 

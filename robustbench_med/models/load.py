@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +18,12 @@ from robustbench_med.contract import InputContract, contract_of, statistic
 from robustbench_med.errors import SpecError, VictimError
 from robustbench_med.models import user_factory, weights
 from robustbench_med.models.build import build
+from robustbench_med.models.deployed import load_network
+from robustbench_med.models.deployed.source import Deployed, deployed_of
 from robustbench_med.models.probing import Expected, check_weights, probe
 from robustbench_med.models.sliding import Sliding, bare
 from robustbench_med.models.trained_here import home_of, trained_card
-from robustbench_med.types import images_at_once
+from robustbench_med.types import Images, images_at_once
 from robustbench_med.victim import Victim
 
 ZOO = registry.CORE / "models" / "zoo"
@@ -35,8 +37,8 @@ _FILES = {
     "\"FILE.py:FACTORY(weights='FILE.safetensors')\""
     for ending in (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pkl", ".pickle", ".tar")
 } | {
-    ending: "only networks of PyTorch are attacked; convert it to one"
-    for ending in (".onnx", ".h5", ".keras", ".tflite", ".pb", ".joblib")
+    ending: "convert it to PyTorch or to ONNX (FILE.onnx)"
+    for ending in (".h5", ".keras", ".tflite", ".pb", ".joblib")
 }
 
 
@@ -64,6 +66,7 @@ class ModelSource(NamedTuple):
         factory: the Python file and function that make the model, if the text names one.
         builder: a library's model with its parameters, if the text names one.
         entry: a model that a package or a script registered as a function.
+        deployed: a model in the form in which it is deployed, if the text names one.
     """
 
     name: str
@@ -71,6 +74,7 @@ class ModelSource(NamedTuple):
     factory: user_factory.Factory | None = None
     builder: spec.Spec | None = None
     entry: registry.Entry | None = None
+    deployed: Deployed | None = None
 
 
 def resolve_model(name: str) -> ModelSource:
@@ -86,13 +90,22 @@ def resolve_model(name: str) -> ModelSource:
         if entry is not None and entry.item is not None:
             return ModelSource(name, entry=entry)
         return ModelSource(name, card=registry.find("models", name))
+    deployed = deployed_of(name)
+    if deployed is not None:
+        return ModelSource(name, deployed=deployed)
     factory = user_factory.factory_of(name)
     if factory is not None:
         return ModelSource(name, factory=factory)
     return ModelSource(name, builder=spec.parse(name))
 
 
-def load_victim(model: str | ModelSource, data: DatasetCard, *, zoo: Path = ZOO) -> Loaded:
+def load_victim(
+    model: str | ModelSource,
+    data: DatasetCard,
+    *,
+    zoo: Path = ZOO,
+    images: Callable[[], Images] | None = None,
+) -> Loaded:
     """Return a victim, ready for the images of `data`.
 
     Args:
@@ -104,6 +117,8 @@ def load_victim(model: str | ModelSource, data: DatasetCard, *, zoo: Path = ZOO)
             and `output='KEY'`, see InputContract.
         data: states channels, size and classes.
         zoo: folder with the weights of the zoo.
+        images: returns a few images of the dataset, on which the conversion of a deployed model is
+            compared; None = random ones.
 
     Raises:
         UnknownNameError: there is no such card, builder or model of a builder.
@@ -111,6 +126,8 @@ def load_victim(model: str | ModelSource, data: DatasetCard, *, zoo: Path = ZOO)
         VictimError: the weights do not fit the architecture, or the model does not fit the data.
     """
     source = resolve_model(model) if isinstance(model, str) else model
+    if source.deployed is not None:
+        return _of_deployed(source.name, source.deployed, data, images)
     if source.factory is not None:
         return _of_factory(source.name, source.factory, data)
     if source.builder is not None:
@@ -155,14 +172,16 @@ def _card_of(source: ModelSource) -> ModelCard:
     return source.card
 
 
-def describe(model: str | ModelSource, data: DatasetCard) -> tuple[ModelCard, str]:
+def describe(
+    model: str | ModelSource, data: DatasetCard, *, images: Callable[[], Images] | None = None
+) -> tuple[ModelCard, str]:
     """Return the card and hash of `load_victim`, with the same errors, at less cost.
 
     A model of the zoo is not built: its card and the checksum of its file are sufficient.
     """
     source = resolve_model(model) if isinstance(model, str) else model
     if source.card is None:
-        loaded = load_victim(source, data)
+        loaded = load_victim(source, data, images=images)
         x = torch.zeros(2, data.channels, *data.size)
         loaded.victim.check(x, data.outputs, masks=data.task == "segmentation")
         log_notes(loaded.card)
@@ -283,6 +302,43 @@ def _of_factory(name: str, factory: user_factory.Factory, data: DatasetCard) -> 
     return _probed(
         _with_window(product.module, card), card, _contract(data, mean, std, options), data
     )
+
+
+def _of_deployed(
+    name: str, source: Deployed, data: DatasetCard, images: Callable[[], Images] | None
+) -> Loaded:
+    """Return a deployed model as a victim."""
+    stated = {key: source.parameters[key] for key in _OPTIONS if key in source.parameters}
+    contract = _contract(data, *_statistics(stated, {}, data), stated)
+    x = _random_images(data) if images is None else images()
+    network = load_network(source, data, Victim(nn.Identity(), contract).normalised(x))
+    options = {**(network.options or {}), **stated}
+    window, overlap = _window(options, data)
+    mean, std = _statistics(options, {}, data)
+    card = ModelCard(
+        name=name,
+        title=f"{source.title} (queries only)" if network.queries_only else source.title,
+        summary="A deployed model of the user's own.",
+        family=network.family,
+        dataset=data.name,
+        builder=network.builder,
+        mean=mean,
+        std=std,
+        window=window,
+        overlap=overlap,
+        sha256=network.sha256,
+        queries_only=network.queries_only,
+    )
+    contract = _contract(data, mean, std, options)
+    loaded = _probed(_with_window(network.module, card), card, contract, data)
+    notes = (*network.notes, *loaded.card.notes)
+    return loaded._replace(card=loaded.card.model_copy(update={"notes": notes}))
+
+
+def _random_images(data: DatasetCard) -> Images:
+    """Return images to compare a conversion on, where there is none of the dataset."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand((4, data.channels, *data.size), generator=generator)
 
 
 def _of_function(entry: registry.Entry, data: DatasetCard) -> Loaded:

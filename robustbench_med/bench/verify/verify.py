@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -131,7 +132,11 @@ def _named_as(record: Record, planned: ResolvedCase) -> ResolvedCase:
     card = planned.model.model_copy(
         update={"name": record.model_card.name, "title": record.model_card.title}
     )
-    loaded = load_victim(planned.victim, planned.data.card)
+    loaded = load_victim(
+        planned.victim,
+        planned.data.card,
+        images=partial(planned.data.few_images, planned.case.split),
+    )
     renamed = loaded._replace(card=card)
     case = planned.case.model_copy(update={"victim": record.case.victim})
     return planned._replace(case=case, model=card, loaded=renamed)

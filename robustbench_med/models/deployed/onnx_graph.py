@@ -1,0 +1,200 @@
+"""Read and change the graph of an ONNX model: its image input, and a squashing function at its end.
+
+A softmax or sigmoid at the end rounds to 0 and 1 where the network is sure, and has no gradient
+there. It is replaced by the identity, so that the network returns the logits that went into it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from robustbench_med.cards import DatasetCard
+from robustbench_med.errors import VictimError
+
+SQUASHES = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
+# operators that move values without changing them
+_MOVES = ("Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Cast")
+_FLOATS = {1: torch.float32, 10: torch.float16, 11: torch.float64}  # TensorProto.DataType
+
+
+class ImageInput(NamedTuple):
+    """The input of a network that takes the images.
+
+    Attributes:
+        name: its name in the graph.
+        dtype: type of its numbers; None = float32.
+        batch: the number of images that it takes at once; None = any.
+        channels_last: whether the channels are its last axis.
+    """
+
+    name: str
+    dtype: torch.dtype | None
+    batch: int | None
+    channels_last: bool
+
+
+def image_input(where: str, model: Any, data: DatasetCard) -> ImageInput:  # noqa: ANN401
+    """Return the input that takes images of a dataset.
+
+    Raises:
+        VictimError: there are several inputs, or it takes no such images.
+    """
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in stored]
+    if len(inputs) != 1:
+        names = ", ".join(value.name for value in inputs) or "none"
+        raise VictimError(f"{where}: expected one input, the images, got {len(inputs)} ({names})")
+    kind = inputs[0].type.tensor_type
+    if kind.elem_type not in _FLOATS:
+        raise VictimError(
+            f"{where}: expected an input of floating-point numbers, got type {kind.elem_type} "
+            f"of ONNX for {inputs[0].name!r}: export the network with a float input"
+        )
+    dtype = None if kind.elem_type == 1 else _FLOATS[kind.elem_type]
+    if not kind.HasField("shape"):
+        return ImageInput(inputs[0].name, dtype, None, False)
+    shape = [side.dim_value if side.HasField("dim_value") else None for side in kind.shape.dim]
+    return _arranged(where, inputs[0].name, dtype, shape, data)
+
+
+def _arranged(
+    where: str, name: str, dtype: torch.dtype | None, shape: list[int | None], data: DatasetCard
+) -> ImageInput:
+    batch, *sides = shape if shape else [None]
+    for channels_last, expected in (
+        (False, (data.channels, *data.size)),
+        (True, (*data.size, data.channels)),
+    ):
+        if len(sides) == len(expected) and all(
+            side in (None, 0, want) for side, want in zip(sides, expected, strict=True)
+        ):
+            return ImageInput(name, dtype, batch or None, channels_last)
+    wanted = " x ".join(map(str, (data.channels, *data.size)))
+    shown = " x ".join("?" if side in (None, 0) else str(side) for side in sides)
+    raise VictimError(
+        f"{where}: expected a network that reads {wanted} images of {data.name}, got one that "
+        f"reads {shown}"
+    )
+
+
+class Ending(NamedTuple):
+    """A squashing function at the end of a network.
+
+    Attributes:
+        output: name of the output of the graph.
+        name: the function in words.
+    """
+
+    output: str
+    name: str
+
+
+def without_ending(model: Any) -> tuple[Any, list[Ending]]:  # noqa: ANN401
+    """Return a copy of a model that ends before its last softmax or sigmoid, and what was cut.
+
+    An output that is the softmax of another output is left out.
+    """
+    changed = type(model)()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    outputs, endings = [value.name for value in graph.output], []
+    for name in outputs:
+        node = _last(makers, name)
+        if node is None or node.op_type not in SQUASHES:
+            continue
+        # the same function must not squash an output and something inside the network
+        if _last_name(makers, node.input[0]) in {
+            _last_name(makers, o) for o in outputs if o != name
+        }:
+            _drop(graph, name)
+            continue
+        if _is_used(graph, makers, node, name):
+            continue
+        endings.append(Ending(name, SQUASHES[node.op_type]))
+        node.op_type, node.domain = "Identity", ""
+        del node.attribute[:]
+    return changed, endings
+
+
+def _last(makers: dict[str, Any], name: str) -> Any:  # noqa: ANN401
+    """Return the node that computed the values of an output; None if it is an input."""
+    node = makers.get(name)
+    while node is not None and node.op_type in _MOVES:
+        node = makers.get(node.input[0])
+    return node
+
+
+def _last_name(makers: dict[str, Any], name: str) -> str:
+    """Return the name of values before they were moved."""
+    while name in makers and makers[name].op_type in _MOVES:
+        name = makers[name].input[0]
+    return name
+
+
+def _is_used(graph: Any, makers: dict[str, Any], node: Any, output: str) -> bool:  # noqa: ANN401
+    """Return whether values of a node go elsewhere than to one output."""
+    path, name = {node.output[0]}, output
+    while name not in path:
+        path.add(name)
+        name = makers[name].input[0]
+    others = {value.name for value in graph.output} - {output}
+    along = {id(makers[name]) for name in path if name != node.output[0]}
+    used = any(id(user) not in along and set(user.input) & path for user in graph.node)
+    return used or bool(others & path)
+
+
+def _drop(graph: Any, name: str) -> None:  # noqa: ANN401
+    kept = [value for value in graph.output if value.name != name]
+    del graph.output[:]
+    graph.output.extend(kept)
+
+
+def renamed(model: Any) -> Any:  # noqa: ANN401
+    """Return a copy of a model in which every node and value has a plain name.
+
+    torch.fx writes the names of nodes into Python source, quotes included, and executes it.
+    """
+    changed = type(model)()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    names: dict[str, str] = {"": ""}
+
+    def plain(name: str) -> str:
+        return names.setdefault(name, f"v{len(names)}")
+
+    for i, node in enumerate(graph.node):
+        node.name = f"node{i}"
+        for end in (node.input, node.output):
+            end[:] = [plain(name) for name in end]
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = plain(value.name)
+    del graph.value_info[:]
+    del graph.quantization_annotation[:]
+    graph.name = "network"
+    return changed
+
+
+def branches(model: Any) -> bool:  # noqa: ANN401
+    """Return whether a model has inner graphs, functions or sparse weights."""
+    inner = any(
+        attribute.HasField("g") or len(attribute.graphs)
+        for node in model.graph.node
+        for attribute in node.attribute
+    )
+    return inner or bool(model.functions) or bool(model.graph.sparse_initializer)
+
+
+def declared(model: Any, version: int) -> Any:  # noqa: ANN401
+    """Return a copy of a model that declares an older version of the operators.
+
+    Most operators have changed only by the types of numbers that they accept.
+    """
+    changed = type(model)()
+    changed.CopyFrom(model)
+    for opset in changed.opset_import:
+        if opset.domain in ("", "ai.onnx"):
+            opset.version = min(opset.version, version)
+    return changed
