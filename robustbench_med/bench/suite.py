@@ -163,7 +163,7 @@ def override(suite: Suite, fields: dict[str, Any], seed: int | None) -> Suite:
     if "attacks" in fields or "surrogates" in fields:  # once on each dataset, not once a grid
         grids = _first_of_each(grids)
     values = suite.model_dump()
-    if any(name.endswith(".npz") for name in fields.get("datasets", ())):
+    if any(name.endswith((".npz", ".toml")) for name in fields.get("datasets", ())):
         # all images of the user's file, unless -n states fewer
         grids = [{**grid, "n": None} for grid in grids]
     stated = {"stated": "attacks" in fields}

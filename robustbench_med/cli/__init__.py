@@ -10,6 +10,7 @@ import typer
 
 from robustbench_med.cli import (
     inspect_commands,
+    inspect_data,
     pack_command,
     report_command,
     run_commands,
@@ -33,6 +34,7 @@ for commands in (
     run_commands,
     report_command,
     verify_command,
+    inspect_data,
     inspect_commands,
     pack_command,
     train_command,

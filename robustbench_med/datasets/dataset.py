@@ -16,7 +16,6 @@ from robustbench_med.cards import DatasetCard, NativeRange
 from robustbench_med.datasets.codes import MAX_IDS, UNLABELLED
 from robustbench_med.datasets.labels import check_codes, integers, small_integers
 from robustbench_med.datasets.masks import check_ignored, mask_ids
-from robustbench_med.datasets.row_file import RowFile
 from robustbench_med.errors import BenchError, DataError
 
 if TYPE_CHECKING:
@@ -289,7 +288,7 @@ def _images(
             f"{where}: expected float images in [0,1], got {low!s}..{high!s}; "
             f"{_way(float(low), float(high))}"
         )
-    if isinstance(images, RowFile):
+    if not isinstance(images, np.ndarray):  # rows that stay in files
         return images
     if low < 0 or high > 1:
         images = images.clip(0, 1)

@@ -19,6 +19,7 @@ from robustbench_med.datasets.foreign import refused
 from robustbench_med.datasets.labels import join_classes
 from robustbench_med.datasets.npz import read
 from robustbench_med.datasets.own import describe
+from robustbench_med.datasets.sources.load import load_card_file
 from robustbench_med.errors import DataError
 from robustbench_med.paths import check_name
 
@@ -41,7 +42,8 @@ def load_dataset(name: Name, *, data: str | Path | None = None) -> Dataset:
     in every process that loads it.
 
     Args:
-        name: a registry name, or the path of a user's own `.npz` file with MedMNIST keys.
+        name: a registry name, the path of a user's own `.npz` file with MedMNIST keys, or of a card
+            file such as `mine.toml`, which `inspect` writes for a folder.
         data: folder that holds the file of a named dataset, or the file itself.
 
     Raises:
@@ -52,6 +54,8 @@ def load_dataset(name: Name, *, data: str | Path | None = None) -> Dataset:
     if not isinstance(name, str | os.PathLike):
         raise refused(name)
     name, data = str(check_name(name)), None if data is None else check_name(data)
+    if name.endswith(".toml"):
+        return load_card_file(Path(name).expanduser())
     if name.endswith(".npz") or (name not in registry.names("datasets") and Path(name).exists()):
         return _own_dataset(Path(name).expanduser())
     entry = registry.entry_of("datasets", name)

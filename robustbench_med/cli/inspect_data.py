@@ -1,0 +1,103 @@
+"""The command `inspect`, which looks at a person's data and writes their card file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from robustbench_med.errors import DataError, SpecError
+
+if TYPE_CHECKING:
+    from robustbench_med.datasets.sources.spec import CardFile
+
+OUT = Path("mine.toml")
+_MAX_SIDE = 2**16
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command("inspect")(inspect_command)
+
+
+def inspect_command(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder of images, a CSV table that names images, or a card file (.toml)."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The card file to write.")] = OUT,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the card file.")] = False,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", help="Resize the images to this size, e.g. 224 or 224x320."),
+    ] = None,
+) -> None:
+    """Look at your data, print what is in them, and write their card file for `run --dataset`."""
+    from robustbench_med.datasets.sources.recognise import draft_of
+    from robustbench_med.datasets.sources.spec import parse, read_card_file
+    from robustbench_med.datasets.sources.survey import of_files
+    from robustbench_med.datasets.sources.write import card_text
+    from robustbench_med.files import write_text
+    from robustbench_med.paths import check_name
+
+    check_name(path)
+    if not path.exists():
+        raise DataError(f"{path}: expected a folder, a CSV table or a card file, got nothing there")
+    if path.suffix.lower() == ".toml" and path.is_file():
+        _print_dataset(read_card_file(path), [])
+        return
+    if out.exists() and not force:
+        raise SpecError(
+            f"expected a new file for the card, got {out}, which exists: pass --force to overwrite "
+            "it, or another name with --out"
+        )
+    draft = draft_of(path, size=None if size is None else _sides(size))
+    text = card_text(draft, out)
+    _print("", of_files(draft))
+    if not draft.missing:
+        _print_dataset(parse(text, out), draft.remarks)
+    _print("missing", draft.missing)
+    write_text(out, text)
+    if draft.missing:
+        print(f"\nWrote {out}: complete it, and look at it again:")
+        print(f"    python -m robustbench_med inspect {out}")
+        return
+    print(f"\nWrote {out}: correct it if something is wrong, then:")
+    print(f"    python -m robustbench_med run --dataset {out} --model ...")
+
+
+def _print_dataset(card_file: CardFile, remarks: Iterable[str]) -> None:
+    """Print what is in the data, how it was recognised, and what looks wrong."""
+    from robustbench_med.datasets.sources.load import dataset_of, index_of
+    from robustbench_med.datasets.sources.survey import of_dataset, warnings_of
+
+    index = index_of(card_file)
+    dataset = dataset_of(index)
+    _print("", of_dataset(dataset, index))
+    _print("recognised", remarks)
+    _print("look at", [*dataset.card.notes[1:], *warnings_of(dataset, index)])
+
+
+def _print(title: str, lines: Iterable[str | tuple[str, str]]) -> None:
+    """Print lines, each behind its own name or the common title."""
+    from robustbench_med.printable import plain
+
+    for line in dict.fromkeys(lines):
+        name, text = (title, line) if isinstance(line, str) else line
+        print(f"{name:<10} {plain(text)}")
+
+
+def _sides(text: str) -> list[int]:
+    """Return the sides that `--size` states.
+
+    Raises:
+        SpecError: they are no numbers, or too many.
+    """
+    sides = text.lower().split("x")
+    if len(sides) > 3 or not all(s.isdigit() and 0 < int(s) <= _MAX_SIDE for s in sides):
+        raise SpecError(f"expected --size such as 224 or 224x320, got {text!r}")
+    return [int(side) for side in (sides * 2 if len(sides) == 1 else sides)]
