@@ -30,6 +30,11 @@ class PluginCard(Card):
 
     function: str = Field(description="module:function; relative to its folder if shipped")
     version: int = Field(default=1, description="raised when results change; case ids depend on it")
+    sha256: str = Field(
+        default="",
+        exclude_if=lambda digest: not digest,
+        description="of a function in a file of the user's own: hash of the code that ran",
+    )
     aliases: tuple[str, ...] = Field(
         default=(), exclude=True, description="other names in the literature; not in records"
     )

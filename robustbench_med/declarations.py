@@ -14,7 +14,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args
 
 from robustbench_med.cards import (
     TASKS,
@@ -163,6 +163,51 @@ def model(
 def declaration_of(function: object) -> Declaration | None:
     """Return the declaration of a function; None if it has none."""
     return getattr(function, "declaration", None)
+
+
+def own_card(kind: Literal["attack", "defense"], function: Callable[..., Any]) -> Card:
+    """Return the card of a function in a file of the user's own, declared or plain.
+
+    A plain attack is run in every norm and attacks every radius anew, which is right for any
+    attack. A plain defense is one that retrains if it takes images and their truth, and else one
+    that changes the images.
+
+    Raises:
+        SpecError: the function is declared as another kind, does not take what the bench passes to
+            it, or has a parameter without a default.
+    """
+    declaration = declaration_of(function)
+    signature = inspect.signature(function).parameters
+    if declaration is None:
+        title = function.__name__
+        summary = (inspect.getdoc(function) or "").partition("\n")[0]
+        fields: dict[str, Any] = {"title": title, "summary": summary}
+        if kind == "attack":
+            fields |= {"norms": get_args(Norm), "schedule": "ascend"}
+        else:
+            fields["kind"] = "training" if {"x", "y"} <= set(signature) else "transform"
+        declaration = Declaration(kind, fields)
+    if declaration.kind != kind:
+        raise SpecError(f"expected {_AN[kind]}, got a function declared with @{declaration.kind}")
+    needed = ["problem", "rng"] if kind == "attack" else ["victim"]
+    if kind == "defense" and declaration.fields["kind"] == "training":
+        needed += ["x", "y", "loss"]
+    missing = [name for name in needed if name not in signature]
+    if missing:
+        names = ", ".join(needed)
+        raise SpecError(
+            f"expected {_AN[kind]}, a function of {names}, got {function.__name__} without "
+            f"{missing[0]}"
+        )
+    for name, parameter in signature.items():
+        given = name in needed or name in _NOT_SETTINGS
+        named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if not given and named and parameter.default is parameter.empty:
+            raise SpecError(f"expected a default of each parameter, got none of {name!r}")
+    return declaration.card(function)
+
+
+_AN = {"attack": "an attack", "defense": "a defense"}
 
 
 def passes_of(function: object, parameters: Mapping[str, Any]) -> float:

@@ -22,9 +22,10 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args, overload
 
 from pydantic import BaseModel, ValidationError
 
+from robustbench_med import user_code
 from robustbench_med.cards import AttackCard, Card, DatasetCard, DefenseCard, ModelCard, Schedule
 from robustbench_med.dataset_cards import load_cards
-from robustbench_med.declarations import declaration_of, passes_of, read_cards
+from robustbench_med.declarations import declaration_of, own_card, passes_of, read_cards
 from robustbench_med.errors import SpecError, UnknownNameError
 
 Kind = Literal["attacks", "defenses", "datasets", "models"]
@@ -125,14 +126,15 @@ def names(kind: Kind) -> list[str]:
 def find(kind: Kind, name: str) -> Any:  # noqa: ANN401 - the overloads of load say which card
     """Return the card with a name or an alias: `cw` is an alias of `carlini_wagner`.
 
-    `package:Attack` is an attack of a peer package, whose card is created now.
+    `package:Attack` is an attack of a peer package, whose card is created now. `FILE.py:FUNCTION`
+    is a function of the user's own; this executes the file.
 
     Raises:
         UnknownNameError: there is no such name; the message lists the known and the nearest names.
         SpecError: a plug-in cannot be loaded.
         NotInstalledError: the attack belongs to a peer package that is not installed.
     """
-    if kind == "attacks" and ":" in name:
+    if kind == "attacks" and is_peer(name):
         return _peers().card(name)
     entry = entry_of(kind, name)
     if entry is not None:
@@ -151,16 +153,33 @@ def entry_of(kind: Kind, name: str) -> Entry | None:
     """Return the entry that `register` or a plug-in provides for `name`; None if neither does.
 
     Raises:
-        SpecError: the plug-in cannot be loaded.
+        SpecError: the plug-in or the file cannot be loaded.
     """
     if name in _registered[kind]:
         return _registered[kind][name]
+    if kind in ("attacks", "defenses") and user_code.split(name) is not None:
+        return _of_file("attack" if kind == "attacks" else "defense", name)
     if name in shipped(kind) or name not in _entry_points(kind):
         return None
     plugin = _plugin(kind, name)
     if isinstance(plugin, str):
         raise SpecError(plugin)
     return plugin
+
+
+def _of_file(kind: Literal["attack", "defense"], name: str) -> Entry:
+    """Return the entry of a function in a file of the user's own.
+
+    Raises:
+        SpecError: the file cannot be executed, or its function has the wrong form.
+    """
+    function, sha256 = user_code.load(name)
+    try:
+        card = own_card(kind, function)
+    except SpecError as error:
+        raise SpecError(f"{name}: {error}") from None
+    card = card.model_copy(update={"name": name, "function": name, "sha256": sha256})
+    return Entry(card, function, f"{name.rpartition(':')[0]}, your own file")
 
 
 def origin(kind: Kind, name: str) -> str:
@@ -349,11 +368,13 @@ def function(
     kind: Literal["attacks", "defenses"], card: AttackCard | DefenseCard
 ) -> Callable[..., Any]:
     """Return the function behind a card, importing its module now."""
-    if kind == "attacks" and ":" in card.name:
+    if kind == "attacks" and is_peer(card.name):
         # one function calls the attacks of all peer packages, so it needs the name
         return partial(_peers().attack, card.name)
     entry = entry_of(kind, card.name)
     if entry is not None:
+        if entry.card.sha256 != card.sha256:
+            raise SpecError(f"{card.name}: expected the code the plan saw, got other: run again")
         added: Callable[..., Any] = entry.item
         return added
     module, name = card.function.split(":")
@@ -368,9 +389,18 @@ def passes(card: AttackCard, parameters: dict[str, Any]) -> float:
     >>> passes(find("attacks", "pgd"), {"steps": 40, "restarts": 2})
     80.0
     """
-    if ":" in card.name:
+    if is_peer(card.name):
         return float(_peers().passes(card.name, parameters))
     return passes_of(function("attacks", card), parameters)
+
+
+def is_peer(name: str) -> bool:
+    """Return whether a name is an attack of a peer package.
+
+    >>> is_peer("torchattacks:PGD"), is_peer("mine.py:brighten"), is_peer("pgd")
+    (True, False, False)
+    """
+    return ":" in name and user_code.split(name) is None
 
 
 def is_own(victim: str) -> bool:

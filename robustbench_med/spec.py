@@ -10,7 +10,7 @@ from robustbench_med.errors import SpecError
 
 
 class Spec(NamedTuple):
-    """A registry name and its keyword parameters."""
+    """A registry name, or FILE.py:FUNCTION, and its keyword parameters."""
 
     name: str
     parameters: dict[str, Any]
@@ -36,7 +36,8 @@ def parse(text: str) -> Spec:
     """
     head, bracket, _ = text.partition("(")
     name = head.strip()
-    if not re.fullmatch(r"[A-Za-z_][\w.:/-]*", name):
+    # a function in a file, whose path may hold any character but a bracket
+    if not re.fullmatch(r"[A-Za-z_][\w.:/-]*|.+\.py:[A-Za-z_]\w*", name):
         raise SpecError(f"expected name or name(key=value, ...), got {text!r}")
     if not bracket:
         return Spec(name, {})

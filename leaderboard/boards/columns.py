@@ -94,6 +94,7 @@ def _setting(request: AttackRequest) -> dict[str, Any]:
     fields = {
         "guide": case.guide,
         "v": case.attack_version,
+        "code": case.attack_sha256[:8],
         "n_fit": case.n_fit,
         "weights": case.surrogate_sha256[:8],
         "train": case.train_sha256[:8] if request.trains else "",

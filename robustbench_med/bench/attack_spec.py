@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
-from robustbench_med import registry, spec
+from robustbench_med import registry, spec, user_code
 from robustbench_med.ball import Ball, check_image_units
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.suite import Grid
@@ -104,7 +105,9 @@ def validate_parameters(
             f"{card.name}: expected {known} data, got {data.task} ({data.name}): name others with "
             "--attack" + (", or run the suite segmentation" if data.task == "segmentation" else "")
         )
-    if ":" in card.name:  # a peer package checks its parameters itself when the attack is created
+    if registry.is_peer(
+        card.name
+    ):  # a peer package checks its parameters itself when the attack is created
         return
     k, places = len(data.classes), data.size if data.task == "segmentation" else ()
     truth = {"multi_label": (k,), "segmentation": data.size}.get(data.task, ())
@@ -115,13 +118,25 @@ def validate_parameters(
         objective,
         judge=lambda x: Output(x.new_zeros(len(x), k, *places)),
     )
+    attack_function = registry.function("attacks", card)
+    if card.sha256:
+        _check_own(card, lambda: attack_function(problem, rng=Draws.of(0, []), **parameters))
+        return
     try:
-        registry.function("attacks", card)(problem, rng=Draws.of(0, []), **parameters)
+        attack_function(problem, rng=Draws.of(0, []), **parameters)
     except SpecError as error:
         raise SpecError(f"{card.name}: {error}") from None
     except (TypeError, ValueError):
         kinds = ", ".join(f"{key}={value!r}" for key, value in card.parameters.items())
         raise SpecError(f"{card.name}: expected parameters like {kinds}") from None
+
+
+def _check_own(card: AttackCard, attack: Callable[[], object]) -> None:
+    """Raise SpecError unless an attack of the user's own runs, and returns images."""
+    adv = user_code.run(card.name, attack, SpecError)
+    if not isinstance(adv, torch.Tensor):
+        got = "None" if adv is None else f"an object of type {type(adv).__name__}"
+        raise SpecError(f"{card.name}: expected an attack that returns images, got {got}")
 
 
 def _radii(name: str, eps: object, grid: Grid) -> tuple[float, ...]:

@@ -31,6 +31,9 @@ class Case(BaseModel):
         default="none", description="spec of what wraps the victim, all parameters stated"
     )
     defense_version: int = 0
+    defense_sha256: str = Field(
+        default="", description="of the code of a defense in a file of the user's own"
+    )
     knowledge: str = Field(
         default="adaptive",
         description="what the attacker knows about the defense: adaptive, oblivious, or the name "
@@ -38,6 +41,9 @@ class Case(BaseModel):
     )
     attack: str = Field(description="registry name")
     attack_version: int
+    attack_sha256: str = Field(
+        default="", description="of the code of an attack in a file of the user's own"
+    )
     parameters: dict[str, Any] = Field(
         description="every parameter of the attack, defaults included"
     )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from robustbench_med import objectives, registry, spec
+from robustbench_med import objectives, registry, spec, user_code
 from robustbench_med.ball import Ball
 from robustbench_med.bench.suite import Grid
 from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard
@@ -68,8 +68,15 @@ class ResolvedDefense(NamedTuple):
         return {
             "defense": self.text,
             "defense_version": self.card.version,
+            "defense_sha256": self.sha256,
             "knowledge": self.knowledge,
         }
+
+    @property
+    def sha256(self) -> str:
+        """The hashes of the user's own code, of the defense and of the detector that is evaded."""
+        cards = [self.card, None if self.evaded is None else self.evaded.card]
+        return "+".join(card.sha256 for card in cards if card is not None and card.sha256)
 
     def allows(self, attack: AttackCard, *, transferred: bool) -> bool:
         """Whether an attack can be run: knowledge of a defense matters only to gradient attacks."""
@@ -103,8 +110,13 @@ def resolve_defense(text: str, data: DatasetCard | None = None) -> ResolvedDefen
     # apply it to a dummy victim, to find wrong parameters before any case runs
     if data is not None and not card.fitted:
         contract = InputContract(data.channels, data.size)
+        function = registry.function("defenses", card)
+
+        def applied() -> Defended:
+            return _checked(card, function(Victim(nn.Identity(), contract), **parameters))
+
         try:
-            registry.function("defenses", card)(Victim(nn.Identity(), contract), **parameters)
+            user_code.run("", applied, SpecError) if card.sha256 else applied()
         except SpecError as error:
             raise SpecError(f"{name}: {error}") from None
     return ResolvedDefense(card, parameters)
@@ -198,7 +210,25 @@ def apply_defense(
         craft = _PlainAttack(victim, data.card, seed)
         extra["fitting"] = Fitting(train, val, data.card, seed, craft)
     function = registry.function("defenses", defense.card)
-    defended: Defended = function(victim, **extra, **defense.parameters)
+    return _checked(defense.card, function(victim, **extra, **defense.parameters))
+
+
+def _checked(card: DefenseCard, defended: object) -> Defended:
+    """Return what the function of a defense returned.
+
+    Raises:
+        SpecError: it is no defended victim, or one with a detector though the card states none.
+    """
+    if not isinstance(defended, Defended):
+        raise SpecError(
+            "expected a function that returns Defended(victim), got one that returns "
+            f"{type(defended).__name__}"
+        )
+    if defended.judge.guard is not None and card.kind != "detector":
+        raise SpecError(
+            'expected @defense(..., kind="detector") of a defense that rejects images, got kind '
+            f"{card.kind!r}"
+        )
     return defended
 
 

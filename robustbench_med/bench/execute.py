@@ -21,6 +21,7 @@ from robustbench_med.bench.scoring import Scores, certificate, score_run
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.universal_run import PATTERNS
 from robustbench_med.bench.verified_run import run_verified
+from robustbench_med.cards import PluginCard
 from robustbench_med.errors import InvalidOutputError
 from robustbench_med.models.user_factory import factory_of
 
@@ -100,6 +101,7 @@ def _record(
         coded = factory_of(setup.card.name) or setup.card.name.startswith("module:")
         what = "model, code and weights" if coded else "model and weights"
         notes.append(f"the {what} are the user's own: no card of this project describes them")
+    notes += foreign_code(planned)
     notes += setup.card.notes
     if setup.undecided:
         notes.append(
@@ -144,6 +146,29 @@ def _record(
         defense_card=planned.defense.card,
         provenance=provenance(started=started, command=command, device=str(device)),
     )
+
+
+def foreign_code(planned: ResolvedCase) -> list[str]:
+    """Return a note on each attack and defense of a case that is not part of this project."""
+    notes = []
+    defense = planned.defense
+    evaded = None if defense.evaded is None else defense.evaded.card
+    kinds: list[tuple[registry.Kind, str, PluginCard | None]] = [
+        ("attacks", "attack", planned.attack.card),
+        ("defenses", "defense", defense.card),
+        ("defenses", "evaded detector", evaded),
+    ]
+    for kind, word, card in kinds:
+        if card is None or registry.is_peer(card.name):
+            continue
+        origin = registry.origin(kind, card.name)
+        if origin != registry.ours():
+            hashed = f" (SHA-256 {card.sha256[:12]}...)" if card.sha256 else ""
+            notes.append(
+                f"the {word} {card.name.rpartition(':')[2]} is code from outside this project, "
+                f"which ran: {origin}{hashed}"
+            )
+    return notes
 
 
 def _invalid_record(

@@ -369,6 +369,7 @@ def _case(
             **defense.case_fields,
             "attack": card.name,
             "attack_version": card.version,
+            "attack_sha256": card.sha256,
             "parameters": attack.parameters,
             "guide": grid.guide,
             "draws": grid.draws,

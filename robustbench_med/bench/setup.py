@@ -91,6 +91,7 @@ def setup_key(case: Case) -> tuple[object, ...]:
         case.draws,
         case.defense,
         case.defense_version,
+        *((case.defense_sha256,) if case.defense_sha256 else ()),
     )
 
 
@@ -105,6 +106,7 @@ def crafting_key(case: Case) -> tuple[object, ...]:
         case.threat,
         case.attack,
         case.attack_version,
+        case.attack_sha256,
         json.dumps(case.parameters, sort_keys=True),
         case.norm,
         json.dumps(case.channels, sort_keys=True),

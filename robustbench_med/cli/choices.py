@@ -56,14 +56,18 @@ Name = Annotated[
 ]
 Attacks = Annotated[
     list[str] | None,
-    typer.Option("--attack", help="Use this attack, e.g. 'pgd(steps=40)'; repeatable."),
+    typer.Option(
+        "--attack",
+        help="Use this attack, e.g. 'pgd(steps=40)', or FILE.py:FUNCTION, which executes your "
+        "file; repeatable.",
+    ),
 ]
 Defenses = Annotated[
     list[str] | None,
     typer.Option(
         "--defense",
-        help="Wrap the victims in this defense, e.g. 'jpeg(quality=50)', or 'none'; repeatable, "
-        "one case each.",
+        help="Wrap the victims in this defense, e.g. 'jpeg(quality=50)', FILE.py:FUNCTION, which "
+        "executes your file, or 'none'; repeatable, one case each.",
     ),
 ]
 Knowledge = Annotated[

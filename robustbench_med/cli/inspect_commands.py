@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustbench_med import registry
-from robustbench_med.errors import UnknownNameError
+from robustbench_med.errors import SpecError, UnknownNameError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -176,8 +176,10 @@ def _card(name: str) -> tuple[str, Card]:
         UnknownNameError: no card has that name.
         SpecError: a plug-in of that name cannot be loaded.
     """
-    if ":" in name:
+    if registry.is_peer(name):
         return "attacks", registry.find("attacks", name)
+    if ":" in name:
+        return _own_card(name)
     known: list[str] = []
     for kind in _REGISTERED:
         names = registry.names(kind)  # type: ignore[arg-type]
@@ -190,6 +192,21 @@ def _card(name: str) -> tuple[str, Card]:
         if name in cards:
             return kind, cards[name]
     raise UnknownNameError("name", name, known)
+
+
+def _own_card(name: str) -> tuple[str, Card]:
+    """Return the kind and the card of a function in a file of the user's own.
+
+    Raises:
+        SpecError: the file cannot be executed, or the function is neither attack nor defense.
+    """
+    try:
+        return "attacks", registry.find("attacks", name)
+    except SpecError as no_attack:
+        try:
+            return "defenses", registry.find("defenses", name)
+        except SpecError:
+            raise no_attack from None
 
 
 def _origin(kind: str, name: str) -> str:

@@ -11,6 +11,7 @@ from robustbench_med.bench import store
 from robustbench_med.bench.pack import discard
 from robustbench_med.bench.record import Record, Stored
 from robustbench_med.bench.universal_run import PATTERNS
+from robustbench_med.bench.verify.replay import own_functions
 from robustbench_med.errors import ResultsError
 from robustbench_med.models.user_factory import factory_of
 
@@ -76,7 +77,8 @@ def _command(record: Record, home: Path) -> str:
         folder = folder.resolve().relative_to(Path.cwd())
     words = ["python", "-m", "robustbench_med", "verify", folder.as_posix()]
     case = record.case
-    if any(name is not None and factory_of(name) for name in (case.victim, case.surrogate)):
+    named = (case.victim, case.surrogate)
+    if own_functions(case) or any(name is not None and factory_of(name) for name in named):
         words.append("--run-code")
     if case.dataset in registry.names("datasets") and not record.dataset_card.synthetic:
         words += ["--data", "DIR"]

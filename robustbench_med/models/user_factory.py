@@ -5,19 +5,16 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-import importlib
 import inspect
 import io
 import itertools
 import re
 import site
-import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CodeType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +26,8 @@ from robustbench_med.errors import VictimError
 from robustbench_med.models.weights import bytes_of, fingerprint, printed, state_bytes
 from robustbench_med.paths import check_name
 from robustbench_med.rng import seeded
+from robustbench_med.user_code import execute, importing_beside, run
 
-_PREFIX = "_own_"
 _FORM = re.compile(r"(.+?\.py):(.*)", re.DOTALL)
 _TORCHS = vars(nn.Module()).keys()  # attributes of every module
 _PACKAGED = tuple(
@@ -92,8 +89,8 @@ def make_model(factory: Factory, options: tuple[str, ...]) -> Product:
     if not check_name(path).is_file():
         raise VictimError(f"{where}: expected a Python file at {path}, got none")
     content = path.read_bytes()
-    with _importing_beside(path):
-        function = getattr(_execute(path, content), name, None)
+    with importing_beside(path):
+        function = getattr(execute(path, content, VictimError), name, None)
         if not callable(function):
             raise VictimError(f"{where}: expected a function {name!r} in {path.name}, got none")
         arguments = _arguments(function, parameters, options)
@@ -115,7 +112,7 @@ def run_factory(where: str, call: Callable[[], object], *, seed: str = "") -> nn
         VictimError: the function raises, or returns no module.
     """
     with seeded("factory", seed or where):
-        module = _run(where, call)
+        module = run(where, call, VictimError)
     if not isinstance(module, nn.Module):
         raise VictimError(
             f"{where}: expected a factory that returns a torch nn.Module, got "
@@ -262,47 +259,3 @@ def _arguments(
     except (TypeError, ValueError):
         return parameters
     return {key: value for key, value in parameters.items() if key in named or key not in options}
-
-
-def _execute(path: Path, content: bytes) -> ModuleType:
-    """Execute the hashed bytes of the file, not a compiled copy, and return the module."""
-    name = f"{_PREFIX}{hashlib.sha256(str(path.resolve()).encode() + content).hexdigest()[:16]}"
-    module = ModuleType(name)
-    module.__file__ = str(path.resolve())
-    sys.modules[name] = module  # inspect looks up the source of its classes there
-    try:
-        _run(str(path), lambda: exec(compile(content, str(path), "exec"), vars(module)))  # noqa: S102
-    except VictimError:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _run(where: str, call: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever it returns
-    try:
-        return call()
-    except (Exception, SystemExit) as error:  # a user's code may raise anything
-        first = (str(error) or "no message").splitlines()[0]
-        raise VictimError(
-            f"{where}: expected code that runs, got {type(error).__name__}: {first}"
-        ) from error
-
-
-@contextmanager
-def _importing_beside(path: Path) -> Iterator[None]:
-    """Let a file import the modules beside it, as in a script.
-
-    These modules are removed afterwards, so that an edited file is read again and is not mistaken
-    for a file of the same name in another project.
-    """
-    home, before, known = str(path.resolve().parent), list(sys.path), set(sys.modules)
-    sys.path.insert(0, home)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-        for name in set(sys.modules) - known:
-            file = getattr(sys.modules[name], "__file__", None) or ""
-            if Path(file).is_relative_to(home) and not name.startswith(_PREFIX):
-                del sys.modules[name]

@@ -19,7 +19,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from robustbench_med import registry
+from robustbench_med import cli, registry
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.models.load import load_victim
 from robustbench_med.problem import Problem
@@ -142,9 +142,25 @@ def test_a_dataset_as_the_page_says(copy: Path) -> None:
     assert done.stdout.split() == ["48", "1", "64", "64", "16", "True"]
 
 
+@pytest.mark.slow
+def test_a_function_in_a_file_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, command, *_ = blocks("plug_ins.md")
+    assert (module.path, len(command.commands)) == ("mine.py", 1)
+    (tmp_path / module.path).write_text(module.text)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli.app, command.commands[0][3:])
+    assert result.exit_code == 0, result.output
+    cases = {(r["case"]["attack"], r["case"].get("defense", "none")) for r in records(tmp_path)}
+    assert cases == {
+        (a, d) for a in ("fgsm", "mine.py:brighten") for d in ("none", "mine.py:nothing")
+    }
+
+
 def test_a_plug_in_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's module and entry points, installed; then its last block in the same process."""
-    module, points, registering = blocks("plug_ins.md")
+    *_, module, points, registering = blocks("plug_ins.md")
     (tmp_path / module.path).write_text(module.text)
     info = tmp_path / "med_plugin-0.1.dist-info"
     info.mkdir()

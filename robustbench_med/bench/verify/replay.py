@@ -8,7 +8,7 @@ import weakref
 from pathlib import Path
 from typing import NamedTuple
 
-from robustbench_med import registry, spec
+from robustbench_med import registry, spec, user_code
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.execute import Outcome, execute
 from robustbench_med.bench.plan import plan
@@ -28,6 +28,8 @@ _WORDS = {
     "surrogate_sha256": "the weights of {case.surrogate} are not those of the record",
     "data_sha256": "the images of {case.dataset} are not those of the record",
     "train_sha256": "the training images of {case.dataset} are not those of the record",
+    "attack_sha256": "the code of {case.attack} is not that of the record",
+    "defense_sha256": "the code of {case.defense} is not that of the record",
     "attack_version": "{case.attack} is another version than the record's",
     "parameters": "{case.attack} takes other parameters than the record's",
     "defense": "{case.defense} takes other parameters than the record's",
@@ -73,8 +75,9 @@ def replan(
         )
     victim = _moved(case.victim, places.victim, "victim")
     surrogate = case.surrogate and _moved(case.surrogate, places.surrogate, "surrogate")
-    for name in (victim, surrogate):
-        if not code and name is not None and factory_of(name):
+    executed = [name for name in (victim, surrogate) if name is not None and factory_of(name)]
+    for name in (*executed, *own_functions(case)):
+        if not code:
             raise SpecError(
                 f"expected a record that executes no Python file, got one that executes {name!r}: "
                 "read that file, and pass --run-code if you trust it"
@@ -88,6 +91,12 @@ def replan(
     if len(planned) != 1:
         raise SpecError(f"expected one case to run again, got {len(planned)} of {case.label}")
     return planned[0]
+
+
+def own_functions(case: Case) -> list[str]:
+    """Return the attacks and defenses of a case that are functions in files of the user's own."""
+    names = (case.attack, case.defense.partition("(")[0], case.knowledge.partition("(")[0])
+    return [name for name in names if user_code.split(name) is not None]
 
 
 def called_as(case: Case, planned: Case) -> Case:
