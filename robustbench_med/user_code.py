@@ -20,7 +20,7 @@ from robustbench_med.errors import BenchError, SpecError
 from robustbench_med.paths import check_name
 
 PREFIX = "_own_"  # modules of such files have this prefix in sys.modules
-_OURS = ("robustbench_med", "attacks", "defenses", "leaderboard")
+_HOME = Path(__file__).parents[1]  # of the packages of this project
 _NAME = re.compile(r"([^(]+?\.py):([A-Za-z_]\w*)")
 
 
@@ -139,6 +139,12 @@ def run(where: str, call: Callable[[], Any], error: type[BenchError]) -> Any:  #
         ) from raised
 
 
+def _is_library(file: Path) -> bool:
+    """Whether a module belongs to this project or to an environment below the user's folder."""
+    packages = {path.parent for path in _HOME.glob("*/__init__.py")}
+    return "site-packages" in file.parts or bool(packages & set(file.parents))
+
+
 @contextmanager
 def importing_beside(path: Path) -> Iterator[Callable[[], list[Path]]]:
     """Let a file import the modules beside it, as in a script; yield which files these are.
@@ -152,12 +158,12 @@ def importing_beside(path: Path) -> Iterator[Callable[[], list[Path]]]:
         files = {
             name: Path(getattr(sys.modules[name], "__file__", None) or "")
             for name in set(sys.modules) - known
-            if not name.startswith(PREFIX) and name.partition(".")[0] not in _OURS
+            if not name.startswith(PREFIX)
         }
         return {
             name: file
             for name, file in files.items()
-            if file.is_relative_to(home) and "site-packages" not in file.parts
+            if file.is_relative_to(home) and not _is_library(file)
         }
 
     sys.path.insert(0, home)

@@ -10,7 +10,6 @@ import pytest
 
 from robustbench_med import registry, user_code
 from robustbench_med.bench.attack_spec import resolve_attack, validate_parameters
-from robustbench_med.bench.case import Case
 from robustbench_med.bench.defense_spec import resolve_defense
 from robustbench_med.bench.suite import Grid
 from robustbench_med.errors import BenchError, SpecError
@@ -109,15 +108,6 @@ def test_a_path_may_have_any_form(folder: Path) -> None:
         assert registry.find("attacks", name).title == "brighten"
     assert user_code.split("torchattacks:PGD") is None
     assert user_code.split("timm:net(weights='a.py:b')") is None
-
-
-def test_a_case_without_such_code_has_the_id_that_it_had() -> None:
-    fields = {"dataset": "d", "data_sha256": "a", "victim": "v", "victim_sha256": "b"}
-    case = Case(
-        **fields, attack="fgsm", attack_version=1, parameters={}, norm="linf", ladder=(0.1,)
-    )
-    assert case.id == "ca274bb7597cd325"
-    assert case.model_copy(update={"attack_sha256": "c"}).id != case.id
 
 
 ATTACKS = [

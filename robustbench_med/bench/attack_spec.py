@@ -105,9 +105,8 @@ def validate_parameters(
             f"{card.name}: expected {known} data, got {data.task} ({data.name}): name others with "
             "--attack" + (", or run the suite segmentation" if data.task == "segmentation" else "")
         )
-    if registry.is_peer(
-        card.name
-    ):  # a peer package checks its parameters itself when the attack is created
+    # a peer package checks its parameters itself when the attack is created
+    if registry.is_peer(card.name):
         return
     k, places = len(data.classes), data.size if data.task == "segmentation" else ()
     truth = {"multi_label": (k,), "segmentation": data.size}.get(data.task, ())
