@@ -39,6 +39,7 @@ from robustbench_med.model_handle import (
     ModelLike,
     api_function,
     default_modes,
+    join_steps,
     load_model,
     resolve_dataset,
     restored_device,
@@ -117,6 +118,7 @@ def attack(
     defense: str = "none",
     knowledge: str = "adaptive",
     device: str = "auto",
+    preprocess: str | None = None,
     mean: Any = None,  # noqa: ANN401 - numbers in any form
     std: Any = None,  # noqa: ANN401
     returns: str | None = None,
@@ -142,6 +144,7 @@ def attack(
         defense: a defense to wrap the model in.
         knowledge: what the attacker knows about the defense, see `evaluate`.
         device: "cpu", "cuda", "cuda:1", or "auto".
+        preprocess: the steps between a stored image and the model, see `load_model`.
         mean: the mean of a torch module, see `load_model`.
         std: the standard deviation of a torch module.
         returns: what a torch module returns: "logits" or "probabilities".
@@ -152,7 +155,9 @@ def attack(
     Raises:
         BenchError: an argument is wrong, or the model does not fit the data.
     """
+    model, preprocess = join_steps(model, preprocess)
     options = {"mean": mean, "std": std, "returns": returns, "output": output}
+    options["preprocess"] = preprocess
     if isinstance(data, Batch | tuple | list) and is_batch(data):
         data = dataset_of(checked(data, task=task_of(model)), model, **options)
         grid = {"operating_point": "argmax"} | grid

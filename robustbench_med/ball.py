@@ -24,7 +24,7 @@ def check_image_units(eps: float) -> None:
     if eps > 1:
         raise SpecError(
             f"expected eps <= 1 (0 is black, 1 is white), got {eps:g}: {eps:g} grey levels are "
-            f"{eps:g}/255"
+            f"{eps:g}/255 of an 8-bit image, or '{eps:g}gl' on the command line"
         )
 
 

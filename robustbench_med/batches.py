@@ -20,6 +20,7 @@ from robustbench_med.datasets.masks import of_planes
 from robustbench_med.errors import DataError, MissingSplitError, SpecError
 from robustbench_med.model_handle import ModelHandle, ModelLike
 from robustbench_med.models import user_factory
+from robustbench_med.models.options import read_steps
 from robustbench_med.models.probing import Expected, probe
 from robustbench_med.types import Batch, images_at_once
 from robustbench_med.victim import Victim, frozen
@@ -200,31 +201,33 @@ def _card_of(batch: Batch, model: ModelLike, options: dict[str, Any]) -> Dataset
         return dataset_card
     size = tuple(batch.x.shape[2:])
     masks = batch.y.ndim > 1 and tuple(batch.y.shape[1:]) == size
-    return DatasetCard(
+    described = DatasetCard(
         name="batch",
         title="A batch",
         modality="not stated",
         task="segmentation" if masks else "multi_label" if batch.y.ndim > 1 else "single_label",
-        classes=tuple(
-            f"class {i}" for i in range(max(_output_width(model, batch, options, masks=masks), 2))
-        ),
+        classes=(),
         channels=batch.x.shape[1],
         size=size,
         bit_depth=16,
     )
+    k = max(_output_width(model, batch, described, options), 2)
+    return described.model_copy(update={"classes": tuple(f"class {i}" for i in range(k))})
 
 
 def _output_width(
-    model: nn.Module | ModelHandle, batch: Batch, options: dict[str, Any], *, masks: bool
+    model: nn.Module | ModelHandle, batch: Batch, card: DatasetCard, options: dict[str, Any]
 ) -> int:
     """Return the number of logits that a model has for images like those of a batch."""
     if not isinstance(model, ModelHandle):
-        contract = contract_of(batch.x.shape[1], tuple(batch.x.shape[2:]), options)
+        steps = read_steps(options, card)
+        options = {key: value for key, value in options.items() if key != "preprocess"}
+        contract = contract_of(card.channels, card.size, options, preprocess=steps)
         module = user_factory.with_gradients(model)
         victim = Victim(module, contract, chunk=images_at_once(contract.size))
-        findings = batch.y.ndim > 1 and not masks
+        findings, masks = card.task == "multi_label", card.task == "segmentation"
         expected = Expected((batch.y.shape[1],) if findings else (), masks, findings)
-        return probe(victim, expected).reading.width or 0
+        return probe(victim.network, expected).reading.width or 0
     victim = model.victim
     with frozen(victim.module):
         parameter = next(victim.module.parameters(), batch.x)

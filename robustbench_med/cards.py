@@ -172,6 +172,12 @@ class DatasetCard(Card):
         description="the stored values of images that are stored in their own unit; gives "
         "`native_range` and `bit_depth`",
     )
+    preprocess: str = Field(
+        default="",
+        exclude_if=lambda text: not text,
+        description="steps between a stored image and a user's own network, see "
+        "robustbench_med/models/preprocess.py; a model may state its own",
+    )
     synthetic: bool = Field(default=False, description="whether it is a drawn phantom")
     function: str = Field(default="", description="module:function that draws a phantom")
     file: str = Field(default="", description="file name below --data or the cache")
@@ -304,6 +310,11 @@ class ModelCard(Card):
     dataset: str = Field(description="registry name of the training data")
     builder: str = Field(
         description="spec of the architecture, see robustbench_med/models/build.py"
+    )
+    preprocess: str = Field(
+        default="",
+        exclude_if=lambda text: not text,
+        description="steps between a stored image and mean and std, e.g. window(40, 400)",
     )
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.25,)

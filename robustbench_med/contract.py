@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from robustbench_med.errors import SpecError
+
+if TYPE_CHECKING:
+    from robustbench_med.models.preprocess import Preprocess
 
 Returns = Literal["auto", "logits", "probabilities"]
 RETURNS: tuple[Returns, ...] = ("auto", "logits", "probabilities")
@@ -26,8 +29,10 @@ class InputContract:
     Attributes:
         channels: number of image channels; `names` are their names, where they matter.
         size: `(h, w)` or `(d, h, w)` in pixels.
-        mean, std: one number, or one per channel, in [0,1] units. The victim normalises its images
-            itself, so that a ball is always measured on the image that a person would see.
+        preprocess: the steps between an image of this form and `mean` and `std`; None = no step.
+        mean, std: one number, or one per channel of the network, in [0,1] units. The victim
+            normalises its images itself, so that a ball is always measured on the image that a
+            person would see.
         native_range: what 0 and 1 stand for, e.g. "grey level 0..255" or "HU -1000..400".
         bit_depth: bits of a stored pixel.
         spacing: mm per pixel along each axis, where known.
@@ -52,13 +57,32 @@ class InputContract:
     spacing: tuple[float, ...] | None = None
     returns: Returns = "auto"
     output: str | int | tuple[str | int, ...] | None = None
+    preprocess: Preprocess | None = None
 
     def __post_init__(self) -> None:
         check_returns(self.returns)
         check_output(self.output)
         for name in ("mean", "std"):
-            values = statistic(name, getattr(self, name), self.channels)
+            values = statistic(name, getattr(self, name), self.network_channels)
             object.__setattr__(self, name, values)
+
+    @property
+    def network_channels(self) -> int:
+        """The number of channels that the network gets."""
+        return self.channels if self.preprocess is None else self.preprocess.channels
+
+    @property
+    def network(self) -> InputContract:
+        """The contract of the network alone: for images of its size, as its window shows them."""
+        steps = self.preprocess
+        if steps is None:
+            return self
+        return replace(self, channels=steps.channels, size=steps.shown, preprocess=steps.scaling)
+
+    @property
+    def spans(self) -> tuple[float, ...]:
+        """How far images move from black to white before `mean` and `std`; see Preprocess."""
+        return (1.0,) if self.preprocess is None else self.preprocess.spans
 
 
 def contract_of(
@@ -79,8 +103,9 @@ def contract_of(
         SpecError: as InputContract.
     """
     stated = {key: value for key, value in options.items() if value is not None}
+    steps = fields.get("preprocess")
     for name in {"mean", "std"} & stated.keys():
-        stated[name] = statistic(name, stated[name], channels)
+        stated[name] = statistic(name, stated[name], steps.channels if steps else channels)
     check_returns(stated.get("returns", "auto"))
     if isinstance(stated.get("output"), list):
         stated["output"] = tuple(stated["output"])

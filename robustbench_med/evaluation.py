@@ -30,6 +30,7 @@ from robustbench_med.model_handle import (
     ModelHandle,
     ModelLike,
     api_function,
+    join_steps,
     resolve_dataset,
     resolve_model,
     restored_device,
@@ -341,6 +342,7 @@ def evaluate(
     device: str = "auto",
     jobs: int = 1,
     name: str | None = None,
+    preprocess: str | None = None,
     mean: Any = None,  # noqa: ANN401 - numbers in any form
     std: Any = None,  # noqa: ANN401
     returns: str | None = None,
@@ -356,8 +358,8 @@ def evaluate(
         data: a name, an `.npz` file or a Dataset.
         attacks: the spec of one attack, or several; a spec may state its radius,
             "pgd(eps=2/255)".
-        eps: the radii of the attacks that state none, in [0,1] image units: 0.01, "2/255", or
-            several.
+        eps: the radii of the attacks that state none, in [0,1] image units: 0.01, "2/255", in a
+            unit of the data: "10HU", "4gl" (stored steps), "8/255 window"; or several.
         norm: "linf", "l2", "l1" or "l0".
         n: how many images are drawn from the split; None = all.
         split: "train", "val" or "test".
@@ -371,6 +373,7 @@ def evaluate(
         device: "cpu", "cuda", "cuda:1", or "auto".
         jobs: how many processes share the cores.
         name: the name of a torch module, see `load_model`, or of a model of your own on boards.
+        preprocess: the steps between a stored image and the model, see `load_model`.
         mean: the mean of a torch module.
         std: the standard deviation of a torch module.
         returns: what a torch module returns: "logits" or "probabilities".
@@ -383,6 +386,7 @@ def evaluate(
         InvalidOutputError: the model returned NaN or Inf.
         BenchError: an argument is wrong, or a case could not be scored.
     """
+    model, preprocess = join_steps(model, preprocess)
     request = make_request(
         model,
         data,
@@ -398,6 +402,7 @@ def evaluate(
         **grid,
     )
     options = {"mean": mean, "std": std, "returns": returns, "output": output}
+    options["preprocess"] = preprocess
     with restored_device(model), tempfile.TemporaryDirectory() as temporary:
         planned = request.plan_cases(folder=folder, name=name, **options)
         home = Path(temporary if results is None else results)

@@ -20,8 +20,10 @@ from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.devices import device_of
 from robustbench_med.errors import MissingSplitError, SpecError, VictimError
-from robustbench_med.models.load import Loaded, check_name, load_victim, log_notes, of_module
+from robustbench_med.models.load import Loaded, load_victim, log_notes, of_module
+from robustbench_med.models.preprocess import rebound, with_preprocess
 from robustbench_med.models.sliding import bare
+from robustbench_med.models.source import check_name
 from robustbench_med.models.user_factory import identity
 from robustbench_med.models.weights import fingerprint
 from robustbench_med.types import Images, Output
@@ -159,7 +161,8 @@ def resolve_model(
         model: a name, a spec, a torch module or a handle.
         card: card of the dataset.
         name: the name of a module in records.
-        options: mean, std, returns, output or contract of a torch module; None is not stated.
+        options: preprocess, mean, std, returns, output or contract of a torch module; None is not
+            stated.
 
     Raises:
         SpecError: a name or options were passed for a model that has them by itself.
@@ -191,10 +194,17 @@ def resolve_model(
     return model.name, None
 
 
+def join_steps(model: ModelLike, preprocess: str | None) -> tuple[ModelLike, str | None]:
+    """Return a model with the steps before it in its text; a module keeps them beside it."""
+    if preprocess is None or not isinstance(model, str | Path):
+        return model, preprocess
+    return with_preprocess(str(model), preprocess), None
+
+
 def _load_again(model: ModelHandle, undefended: Victim, card: DatasetCard) -> Loaded:
     """Return the module of a handle; its outputs are read as before where the data is alike."""
     title = model.name.removeprefix("module:")
-    contract = undefended.contract
+    contract = rebound(undefended.contract, card)
     fits = (contract.channels, contract.size) == (card.channels, card.size)
     unchanged = fits and identity(undefended.module) == model.card.sha256
     if not unchanged or model.card.dataset != card.name:
@@ -251,6 +261,7 @@ def load_model(
     dataset: DataLike | None = None,
     folder: str | Path | None = None,
     name: str | None = None,
+    preprocess: str | None = None,
     mean: Any = None,  # noqa: ANN401 - numbers in any form
     std: Any = None,  # noqa: ANN401
     returns: str | None = None,
@@ -268,6 +279,8 @@ def load_model(
             channels, size and classes of your own model. A shipped model has its own dataset.
         folder: the folder with the files of real datasets.
         name: the name of a module in records; by default its class.
+        preprocess: the steps between a stored image and the model, e.g. "window(40, 400),
+            resize(224, 224), stack(3)"; see docs/native_units.md.
         mean: the mean that a module is normalised with, one number or one per channel, in [0,1]
             units. By default the module gets the images as they are.
         std: the standard deviation, likewise.
@@ -286,6 +299,7 @@ def load_model(
         raise SpecError(
             f"expected a name, a spec or a torch module, got {model.name}, which is loaded already"
         )
+    model, preprocess = join_steps(model, preprocess)
     shipped = isinstance(model, str) and not registry.is_own(model)
     images = None
     if shipped and dataset is None:
@@ -299,6 +313,7 @@ def load_model(
         data = resolve_dataset(dataset, folder=folder)[1]
         card, images = data.card, partial(_few_images, data)
     options = {"mean": mean, "std": std, "returns": returns, "output": output, "contract": contract}
+    options["preprocess"] = preprocess
     _, loaded = resolve_model(model, card, name=name, **options)
     if loaded is None:
         loaded = load_victim(str(model), card, images=images)

@@ -52,7 +52,50 @@ def parse(text: str) -> Spec:
     return Spec(name, {str(k.arg): literal(k.value, text) for k in call.keywords})
 
 
-def number(value: str | int | float) -> float:
+class Call(NamedTuple):
+    """A name with positional and keyword parameters, one step of a chain."""
+
+    name: str
+    values: tuple[Any, ...]
+    parameters: dict[str, Any]
+
+    def __str__(self) -> str:
+        inside = [*map(repr, self.values), *(f"{k}={v!r}" for k, v in self.parameters.items())]
+        return f"{self.name}({', '.join(inside)})"
+
+
+def parse_chain(text: str) -> tuple[Call, ...]:
+    """Return the steps written in `text`, in their order.
+
+    Args:
+        text: `name(value, key=value, ...)`, several of them joined by commas.
+
+    Raises:
+        SpecError: `text` is no such chain.
+
+    >>> [str(step) for step in parse_chain("window(40, 400), resize(224, 224)")]
+    ['window(40, 400)', 'resize(224, 224)']
+    """
+    form = f"expected steps like window(40, 400), resize(224, 224), got {text!r}"
+    try:
+        steps = ast.parse(f"({text.strip()},)", mode="eval").body
+    except (SyntaxError, ValueError):
+        raise SpecError(form) from None
+    if not isinstance(steps, ast.Tuple) or not steps.elts:
+        raise SpecError(form)
+    calls = []
+    for step in steps.elts:
+        if not isinstance(step, ast.Call) or not isinstance(step.func, ast.Name):
+            raise SpecError(form)
+        if any(key.arg is None for key in step.keywords):
+            raise SpecError(form)
+        values = tuple(literal(value, text) for value in step.args)
+        parameters = {str(key.arg): literal(key.value, text) for key in step.keywords}
+        calls.append(Call(step.func.id, values, parameters))
+    return tuple(calls)
+
+
+def number(value: object) -> float:
     """Return `value` as a float; `"2/255"` is a quotient.
 
     Raises:

@@ -77,8 +77,14 @@ class Victim:
             x = x.as_subclass(Tensor)
         shape = (1, -1, *[1] * len(c.size))
         mean, std = x.new_tensor(c.mean).view(shape), x.new_tensor(c.std).view(shape)
-        shown = (x if self.before is None else self.before(x)).sub(mean).div(std)
+        x = x if self.before is None else self.before(x)
+        shown = (x if c.preprocess is None else c.preprocess(x)).sub(mean).div(std)
         return shown if self.reading.dtype is None else shown.to(self.reading.dtype)
+
+    @property
+    def network(self) -> Victim:
+        """The victim without the steps that change the size of an image, and without a defense."""
+        return replace(self, contract=self.contract.network, before=None, guard=None)
 
     def settled(self, x: Images) -> Victim:
         """Return the victim; skip its last sigmoid only if these outputs stay the same."""
@@ -97,6 +103,8 @@ class Victim:
     def _answer(self, x: Images) -> Logits:
         shown = self.normalised(x)
         logits = self.answer(shown) if self.recorder is None else self.recorder(self.answer, shown)
+        if self.contract.preprocess is not None and logits.ndim > 2:  # masks
+            logits = self.contract.preprocess.restore(logits)
         return logits.to(x.dtype)  # a module in double precision gets images in double precision
 
     def answer(self, shown: Images) -> Logits:

@@ -21,7 +21,8 @@ from robustbench_med.datasets.load import load_dataset
 from robustbench_med.declarations import attack, defense, model
 from robustbench_med.defense import Defended
 from robustbench_med.errors import SpecError, UnknownNameError
-from robustbench_med.models.load import load_victim, resolve_model
+from robustbench_med.models.load import load_victim
+from robustbench_med.models.source import resolve_model
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.types import Images

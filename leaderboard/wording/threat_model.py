@@ -8,12 +8,12 @@ numbers.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from robustbench_med.cards import DatasetCard
 from robustbench_med.metrics.segmentation import units
+from robustbench_med.native_units import GREY, Range, is_stated, parse_range
 from robustbench_med.spec import Spec
 from robustbench_med.worst_case import parse_objective
 
@@ -105,39 +105,9 @@ def _fraction_words(fraction: float) -> str:
     )
 
 
-_NUMBER = r"[-+−]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"  # noqa: RUF001 - people write a minus sign
-_RANGE = re.compile(
-    rf"(?P<unit>.*?)\s*(?P<low>{_NUMBER})\s*(?:\.\.+|…|\bto\b)\s*(?P<high>{_NUMBER})(?P<rest>.*)"
-)
-_UNSTATED = ("", "float")  # units of a user's float images whose file states no unit
-
-
-class Native(NamedTuple):
-    """The native range behind [0, 1], if a card states two numbers.
-
-    Attributes:
-        unit: "grey level", "HU"; empty if it is not stated.
-        low, high: the native values of 0 and 1.
-        rest: the text after the numbers: "of an MRI window".
-    """
-
-    unit: str
-    low: float
-    high: float
-    rest: str
-
-
-def native(card: DatasetCard) -> Native | None:
+def native(card: DatasetCard) -> Range | None:
     """Return the native range of a card as numbers; None if its text has no two numbers."""
-    match = _RANGE.fullmatch(plain(card.native_range))
-    if match is None:
-        return None
-    low, high = (float(match[name].replace("−", "-")) for name in ("low", "high"))  # noqa: RUF001
-    unit, rest = match["unit"], match["rest"].strip()
-    if not unit and " " not in rest:  # "-160..240 HU"
-        unit, rest = rest, ""
-    unit = "grey level" if unit in ("grey levels", "gray level", "gray levels") else unit
-    return Native(unit, low, high, rest) if low < high else None
+    return parse_range(plain(card.native_range))
 
 
 def native_radius(eps: float, card: DatasetCard, norm: str, budget: str = "absolute") -> str:
@@ -147,11 +117,11 @@ def native_radius(eps: float, card: DatasetCard, norm: str, budget: str = "absol
     the card does not state the units.
     """
     scale = native(card)
-    if norm != "linf" or budget != "absolute" or scale is None or scale.unit in _UNSTATED:
+    if norm != "linf" or budget != "absolute" or scale is None or not is_stated(scale.unit):
         return ""
     value = eps * (scale.high - scale.low)
     size = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-    return f"{size} {scale.unit}" + ("s" if scale.unit == "grey level" and size != "1" else "")
+    return f"{size} {scale.unit}" + ("s" if scale.unit == GREY and size != "1" else "")
 
 
 def native_radii(ladder: tuple[float, ...], card: DatasetCard) -> str:
@@ -164,7 +134,7 @@ def native_radii(ladder: tuple[float, ...], card: DatasetCard) -> str:
 def range_words(card: DatasetCard) -> str:
     """Return the native values of 0 and 1: "grey level 0..255", or that they are not stated."""
     scale = native(card)
-    if scale is not None and scale.unit in _UNSTATED and not scale.rest:
+    if scale is not None and not is_stated(scale.unit) and not scale.rest:
         stated = f"{scale.low:g} to {scale.high:g}"
         return f"values from {stated}, in units that are not stated"
     return plain(card.native_range)

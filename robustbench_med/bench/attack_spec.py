@@ -14,6 +14,7 @@ from robustbench_med.bench.case import Case
 from robustbench_med.bench.suite import Grid
 from robustbench_med.cards import AttackCard, DatasetCard, ModelCard, Norm
 from robustbench_med.errors import SpecError, VictimError
+from robustbench_med.native_units import has_unit
 from robustbench_med.objective import Objective
 from robustbench_med.parameters import complete, with_total_step
 from robustbench_med.problem import Problem
@@ -39,11 +40,18 @@ class ResolvedAttack(NamedTuple):
     trains: bool
 
 
-def resolve_attack(text: str, grid: Grid) -> ResolvedAttack:
+def resolve_attack(
+    text: str, grid: Grid, to_radius: Callable[[object], float] = spec.number
+) -> ResolvedAttack:
     """Return an attack with all its parameters: those of the spec, else the defaults.
 
     `eps` in the spec sets the radii: one number, or a list of them. The length of a step may have
     any of the forms that papers use, see `with_total_step`.
+
+    Args:
+        text: the spec.
+        grid: states the radii, the norm and the budget.
+        to_radius: returns a radius in image units; by default radii have no unit.
 
     Raises:
         UnknownNameError: there is no such attack.
@@ -51,7 +59,7 @@ def resolve_attack(text: str, grid: Grid) -> ResolvedAttack:
     """
     name, stated = spec.parse(text)
     card: AttackCard = registry.find("attacks", name)
-    ladder = _radii(name, stated.pop("eps", None), grid)
+    ladder = _radii(name, stated.pop("eps", None), grid, to_radius)
     absolute = ladder if grid.budget == "absolute" else ()
     parameters = complete(card, with_total_step(card, stated, absolute))
     if grid.norm not in card.norms:
@@ -66,7 +74,12 @@ def resolve_attack(text: str, grid: Grid) -> ResolvedAttack:
     return ResolvedAttack(card, parameters, ladder, trains)
 
 
-def by_queries(card: ModelCard, attacks: list[ResolvedAttack], grid: Grid) -> list[ResolvedAttack]:
+def by_queries(
+    card: ModelCard,
+    attacks: list[ResolvedAttack],
+    grid: Grid,
+    to_radius: Callable[[object], float] = spec.number,
+) -> list[ResolvedAttack]:
     """Return the attacks on a victim that gives no gradient.
 
     Those of a suite that need one are left out; where none is left, Square and noise are run.
@@ -75,6 +88,7 @@ def by_queries(card: ModelCard, attacks: list[ResolvedAttack], grid: Grid) -> li
         card: the card of the victim.
         attacks: the attacks of the grid.
         grid: tells whether the user named the attacks.
+        to_radius: returns a radius in image units.
 
     Raises:
         VictimError: the user named an attack that needs gradients.
@@ -87,7 +101,7 @@ def by_queries(card: ModelCard, attacks: list[ResolvedAttack], grid: Grid) -> li
             f"{', '.join(dict.fromkeys(needing))}: --attack square asks the model, --attack noise "
             "is a control, and --surrogate MODEL crafts the images on another model"
         )
-    return blind or [resolve_attack(text, grid) for text in _BY_QUERIES]
+    return blind or [resolve_attack(text, grid, to_radius) for text in _BY_QUERIES]
 
 
 def validate_parameters(
@@ -138,7 +152,16 @@ def _check_own(card: AttackCard, attack: Callable[[], object]) -> None:
         raise SpecError(f"{card.name}: expected an attack that returns images, got {got}")
 
 
-def _radii(name: str, eps: object, grid: Grid) -> tuple[float, ...]:
+def stated_radii(text: str, grid: Grid) -> list[object]:
+    """Return the radii of an attack as they are written: those of its spec, else of the grid."""
+    eps = spec.parse(text).parameters.get("eps")
+    radii: Any = grid.ladder if eps is None else eps
+    return list(radii) if isinstance(radii, list | tuple) else [radii]
+
+
+def _radii(
+    name: str, eps: object, grid: Grid, to_radius: Callable[[object], float]
+) -> tuple[float, ...]:
     if eps is None and not grid.ladder:
         raise SpecError(
             f"{name}: expected eps, the radii to score at: {name}(eps=2/255), --eps 2/255, or a "
@@ -148,9 +171,17 @@ def _radii(name: str, eps: object, grid: Grid) -> tuple[float, ...]:
     values = radii if isinstance(radii, list | tuple) else [radii]
     if not values:
         raise SpecError(f"{name}: expected at least one eps, got none")
-    ladder = tuple(spec.number(value) for value in values)
+    if has_unit(values) and (grid.norm == "l0" or grid.budget != "absolute"):
+        what = "norm l0, which counts values" if grid.norm == "l0" else "--budget mean_norm"
+        raise SpecError(f"{name}: expected eps without a unit for {what}, got {values[0]!r}")
+    ladder = tuple(to_radius(value) for value in values)
     check_ladder(ladder)
     if grid.norm == "linf" and grid.budget == "absolute":
+        if has_unit(values) and ladder[-1] > 1:
+            raise SpecError(
+                f"{name}: expected eps within the range of the data, got {values[-1]!r}, which is "
+                f"{ladder[-1]:.3g} times the range"
+            )
         check_image_units(ladder[-1])
     return ladder
 

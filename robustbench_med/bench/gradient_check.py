@@ -226,8 +226,9 @@ class _Differences:
 
     def at(self, step: float, directions: int) -> tuple[Bool[Tensor, " p"], Float[Tensor, " p"]]:
         """Return which images a step of this size can judge, and the residual of each."""
-        std = self.shown.new_tensor(self.victim.contract.std)
-        h = (1 / std).view(1, -1, *[1] * (self.shown.ndim - 2))
+        contract = self.victim.contract
+        h = self.shown.new_tensor(contract.spans) / self.shown.new_tensor(contract.std)
+        h = h.view(1, -1, *[1] * (self.shown.ndim - 2))
         exact = self.shown.dtype == torch.float64
         centre = self._value(self.shown) if exact else None
         differences, expected, kinks = [], [], []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from robustbench_med.bench.attack_spec import (
     by_queries,
     resolve_attack,
     resolve_channels,
+    stated_radii,
     validate_parameters,
 )
 from robustbench_med.bench.case import Case
@@ -36,7 +37,10 @@ from robustbench_med.errors import (
     UnknownNameError,
     VictimError,
 )
-from robustbench_med.models.load import Loaded, ModelSource, describe, resolve_model
+from robustbench_med.models.load import Loaded, describe
+from robustbench_med.models.preprocess import parse_preprocess, with_preprocess
+from robustbench_med.models.source import ModelSource, resolve_model
+from robustbench_med.native_units import has_unit, has_window_unit, to_image_radius
 from robustbench_med.objective import Objective
 
 
@@ -64,10 +68,12 @@ def plan(
     planned: dict[str, ResolvedCase] = {}
     failures: list[Failure] = []
     for grid in suite.grids:
-        attacks = [resolve_attack(text, grid) for text in grid.attacks]
+        # find mistakes before any data are read
+        attacks = _resolved_attacks(grid, None)
         for name in grid.datasets:
             try:
                 dataset = (datasets or {}).get(name) or load_dataset(name, data=data)
+                attacks = _resolved_attacks(grid, dataset.card)
                 block = _block_of(grid, name, dataset, attacks)
             except (UnknownNameError, SpecError):
                 raise
@@ -75,10 +81,61 @@ def plan(
                 failures.append(_failure(name, error))
                 continue
             for victim in _resolved_victims(block, victims or {}, failures):
-                victim = victim.titled((titles or {}).get(victim.source.name))
+                victim = victim.titled(_title_of(victim.source.name, titles or {}, grid))
                 for resolved in _cases(suite, block, victim, failures):
                     planned.setdefault(resolved.case.id, resolved)
     return list(planned.values()), failures
+
+
+def _resolved_attacks(grid: Grid, card: DatasetCard | None) -> list[ResolvedAttack]:
+    """Return the attacks of a grid before a victim is known; its window counts as the whole range.
+
+    Args:
+        grid: the grid.
+        card: states the units of the data; None = not known yet, so that radii with units are
+            replaced by others.
+    """
+    attacks = []
+    for text in grid.attacks:
+        if card is not None:
+            to_radius = partial(to_image_radius, card=card, windows=(1.0,))
+            attacks.append(resolve_attack(text, grid, to_radius))
+        elif has_unit(stated_radii(text, grid)):
+            attacks.append(resolve_attack(text, grid, _StandIns()))
+        else:
+            attacks.append(resolve_attack(text, grid))
+    return attacks
+
+
+def _title_of(victim: str, titles: Mapping[str, str], grid: Grid) -> str | None:
+    """Return the title of a victim, whose text may have got the steps of the grid."""
+    return {with_preprocess(name, grid.preprocess): titles[name] for name in titles}.get(victim)
+
+
+class _StandIns:
+    """Rising radii in place of those whose unit is not known yet."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, radius: object) -> float:
+        self.count += 1
+        return self.count / 255
+
+
+def _attacks_on(block: _Block, victim: _Victim) -> list[ResolvedAttack]:
+    """Return the attacks on a victim, whose window may be the unit of their radii."""
+    if not any(has_window_unit(stated_radii(text, block.grid)) for text in block.grid.attacks):
+        return block.attacks
+    to_radius = _to_radius(block, victim)
+    return [resolve_attack(text, block.grid, to_radius) for text in block.grid.attacks]
+
+
+def _to_radius(block: _Block, victim: _Victim) -> Callable[[object], float]:
+    """Return the function that turns a radius with a unit into image units."""
+    steps = parse_preprocess(victim.card.preprocess, block.data.card)
+    windows = () if steps is None else steps.windows
+    return partial(to_image_radius, card=block.data.card, windows=windows)
 
 
 class _Block(NamedTuple):
@@ -164,12 +221,12 @@ def _cases(
 ) -> Iterator[ResolvedCase]:
     """Yield the cases of a victim; surrogates that cannot be used are added to `failures`."""
     surrogates: list[ResolvedSurrogate | None] = [None]
-    attacks = block.attacks
+    attacks = _attacks_on(block, victim)
     if block.grid.surrogates:
         surrogates = _surrogates(block, victim.source.name, failures)
     elif victim.card.queries_only:
         try:
-            attacks = by_queries(victim.card, attacks, block.grid)
+            attacks = by_queries(victim.card, attacks, block.grid, _to_radius(block, victim))
         except VictimError as error:
             failures.append(_failure(f"{block.name} · {victim.source.name}", error))
             return
@@ -273,7 +330,7 @@ def victims_of(grid: Grid, dataset: Dataset) -> list[str]:
         raise SpecError(
             f"expected a victim for {dataset.card.name}, got none shipped: name one with --victim"
         )
-    return list(dict.fromkeys(named))
+    return [with_preprocess(name, grid.preprocess) for name in dict.fromkeys(named)]
 
 
 def train_sha256(

@@ -10,7 +10,8 @@ from robustbench_med.bench.case import Case
 from robustbench_med.bench.defense_spec import ResolvedDefense
 from robustbench_med.cards import AttackCard, DatasetCard, ModelCard
 from robustbench_med.datasets.dataset import Dataset
-from robustbench_med.models.load import Loaded, ModelSource
+from robustbench_med.models.load import Loaded
+from robustbench_med.models.source import ModelSource
 from robustbench_med.objective import Objective
 
 # a ladder costs so many full runs of the attack; with other schedules one run for each rung

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from robustbench_med import registry
 from robustbench_med.cards import Card, Norm
 from robustbench_med.errors import SpecError, UnknownNameError
+from robustbench_med.native_units import has_unit
 from robustbench_med.paths import check_name
 from robustbench_med.spec import number
 
@@ -29,6 +30,11 @@ class Grid(BaseModel):
         description='a pattern ("*", "*_resnet") = the shipped victims of the dataset whose names '
         'match it; "defended" = those that a defense retrained, and the victims they were made '
         "from",
+    )
+    preprocess: str = Field(
+        default="",
+        description="steps between a stored image and the network of each victim that states none, "
+        "e.g. window(40, 400), resize(224, 224)",
     )
     defenses: tuple[str, ...] = Field(
         default=("none",), min_length=1, description="defenses of the victims, one case for each"
@@ -53,8 +59,10 @@ class Grid(BaseModel):
         description='sets of channels that may change, one case for each: "all", "T1", '
         '"T1 + FLAIR=0.5" (with a fraction of the radius)',
     )
-    ladder: tuple[float, ...] = Field(
-        default=(), description="radii; an attack may state others, pgd(eps=2/255)"
+    ladder: tuple[float | str, ...] = Field(
+        default=(),
+        description='radii, in image units or with a unit of the data, "10HU"; an attack may state '
+        "others, pgd(eps=2/255)",
     )
     budget: Literal["absolute", "mean_norm"] = "absolute"
     surrogates: tuple[str, ...] = Field(
@@ -73,7 +81,9 @@ class Grid(BaseModel):
     def _numbers(cls, values: Any) -> Any:  # noqa: ANN401 - pydantic passes any value of the file
         if isinstance(values, str | int | float):
             values = [values]
-        return [number(v) for v in values] if isinstance(values, list | tuple) else values
+        if not isinstance(values, list | tuple):
+            return values
+        return [v if has_unit(v) else number(v) for v in values]
 
 
 class Suite(Card):

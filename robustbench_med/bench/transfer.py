@@ -14,7 +14,8 @@ from robustbench_med.bench.gradient_recorder import GradientRecorder
 from robustbench_med.bench.resolved_case import ResolvedSurrogate
 from robustbench_med.cards import DatasetCard, Threat
 from robustbench_med.errors import ChecksumError
-from robustbench_med.models.load import ModelSource, load_victim
+from robustbench_med.models.load import load_victim
+from robustbench_med.models.source import ModelSource
 from robustbench_med.objectives.decide import decide
 from robustbench_med.objectives.evade_detector import EvadeDetector
 from robustbench_med.objectives.loss_override import LossOverride

@@ -54,6 +54,14 @@ Name = Annotated[
         "--victim.",
     ),
 ]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocess",
+        help="What the device does to a stored image before the network, e.g. 'window(40, 400), "
+        "resize(224, 224), stack(3)'; the attacked image is the stored one.",
+    ),
+]
 Attacks = Annotated[
     list[str] | None,
     typer.Option(
@@ -80,7 +88,11 @@ Knowledge = Annotated[
 ]
 Eps = Annotated[
     str | None,
-    typer.Option("--eps", help="The radii in [0,1] image units, e.g. '1/255,2/255,4/255'."),
+    typer.Option(
+        "--eps",
+        help="The radii as fractions of the stored range, '1/255,2/255', or in its unit, '5HU,10HU'"
+        " or '4gl' (stored steps), or of the victim's window, '8/255 window'.",
+    ),
 ]
 Norm = Annotated[
     str | None, typer.Option("--norm", help="The norm of the perturbation: linf, l2, l1 or l0.")
@@ -143,6 +155,7 @@ Seed = Annotated[int | None, typer.Option("--seed", help="The seed, in place of 
 GRID_OPTIONS = {
     "dataset": "datasets",
     "victim": "victims",
+    "preprocess": "preprocess",
     "defense": "defenses",
     "knowledge": "knowledge",
     "attack": "attacks",

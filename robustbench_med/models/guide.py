@@ -38,7 +38,7 @@ def bfloat16(victim: Victim) -> Victim:
     (robustbench_med/search.py), and every candidate is judged in full precision at the end. It is
     faster if the processor multiplies bfloat16 in hardware (AMX, CUDA), and slower elsewhere.
     """
-    module = _fused(copy.deepcopy(victim.module).eval(), victim.contract)
+    module = _fused(copy.deepcopy(victim.module).eval(), victim.contract.network)
     layout = torch.channels_last if len(victim.contract.size) == 2 else torch.contiguous_format
     half = _Half(module.to(torch.bfloat16).to(memory_format=layout))
     return replace(victim, module=half.requires_grad_(False))

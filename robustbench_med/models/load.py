@@ -14,32 +14,30 @@ from torch import nn
 
 from robustbench_med import registry, spec
 from robustbench_med.cards import DatasetCard, ModelCard
-from robustbench_med.contract import InputContract, contract_of, statistic
+from robustbench_med.contract import InputContract, contract_of
 from robustbench_med.errors import SpecError, VictimError
 from robustbench_med.models import user_factory, weights
 from robustbench_med.models.build import build
 from robustbench_med.models.deployed import load_network
-from robustbench_med.models.deployed.source import Deployed, deployed_of
+from robustbench_med.models.deployed.source import Deployed
+from robustbench_med.models.options import OPTIONS, read_statistics, read_steps, read_window
+from robustbench_med.models.preprocess import (
+    Preprocess,
+    bridge,
+    parse_preprocess,
+    rebound,
+    seen_by_network,
+)
 from robustbench_med.models.probing import Expected, check_weights, probe
 from robustbench_med.models.sliding import Sliding, bare
+from robustbench_med.models.source import ModelSource, resolve_model
 from robustbench_med.models.trained_here import home_of, trained_card
 from robustbench_med.types import Images, images_at_once
 from robustbench_med.victim import Victim
 
 ZOO = registry.CORE / "models" / "zoo"
-_OPTIONS = ("weights", "pretrained", "mean", "std", "window", "overlap", "returns", "output")
 _log = logging.getLogger(__name__)
 _logged: set[tuple[str, str]] = set()  # models and notes that this process has logged
-
-
-_FILES = {
-    ending: "weights alone have no architecture; use \"timm:NAME(weights='FILE.safetensors')\" or "
-    "\"FILE.py:FACTORY(weights='FILE.safetensors')\""
-    for ending in (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pkl", ".pickle", ".tar")
-} | {
-    ending: "convert it to PyTorch or to ONNX (FILE.onnx)"
-    for ending in (".h5", ".keras", ".tflite", ".pb", ".joblib")
-}
 
 
 class Loaded(NamedTuple):
@@ -48,55 +46,6 @@ class Loaded(NamedTuple):
     victim: Victim
     card: ModelCard
     sha256: str
-
-
-def check_name(name: str) -> None:
-    """Raise VictimError if the name is that of a file that is not a model."""
-    ending = Path(name).suffix.lower()
-    if not registry.is_own(name) and ending in _FILES:
-        raise VictimError(f"expected a model's name or spec, got {name!r}: {_FILES[ending]}")
-
-
-class ModelSource(NamedTuple):
-    """The model that the text of a victim names: parsed once, and loaded as often as needed.
-
-    Attributes:
-        name: the text.
-        card: the card of the zoo; None for a user's own model.
-        factory: the Python file and function that make the model, if the text names one.
-        builder: a library's model with its parameters, if the text names one.
-        entry: a model that a package or a script registered as a function.
-        deployed: a model in the form in which it is deployed, if the text names one.
-    """
-
-    name: str
-    card: ModelCard | None = None
-    factory: user_factory.Factory | None = None
-    builder: spec.Spec | None = None
-    entry: registry.Entry | None = None
-    deployed: Deployed | None = None
-
-
-def resolve_model(name: str) -> ModelSource:
-    """Return the model that the text of a victim names.
-
-    Raises:
-        UnknownNameError: there is no such card.
-        SpecError, VictimError: the text is not a spec, or names a file instead of a model.
-    """
-    if not registry.is_own(name):
-        check_name(name)
-        entry = registry.entry_of("models", name)
-        if entry is not None and entry.item is not None:
-            return ModelSource(name, entry=entry)
-        return ModelSource(name, card=registry.find("models", name))
-    deployed = deployed_of(name)
-    if deployed is not None:
-        return ModelSource(name, deployed=deployed)
-    factory = user_factory.factory_of(name)
-    if factory is not None:
-        return ModelSource(name, factory=factory)
-    return ModelSource(name, builder=spec.parse(name))
 
 
 def load_victim(
@@ -133,28 +82,43 @@ def load_victim(
     if source.builder is not None:
         return _of_spec(source.builder, data)
     if source.entry is not None:
-        return _of_function(source.entry, data)
+        return _of_function(source, source.entry, data)
     card, folder = stored(_card_of(source), zoo)
-    victim = untrained(card, _trained_on(card, data))
+    data, card = _trained_on(card, data, source), _with_steps(card, source)
+    victim = untrained(card, data)
     sha256 = weights.read(bare(victim.module), folder / card.weights, sha256=card.sha256)
     return Loaded(victim, card, _outputs_sha256(card, sha256))
 
 
-def _trained_on(card: ModelCard, data: DatasetCard) -> DatasetCard:
-    """Return the card of the victim's training data, if images of `data` fit it."""
+def _with_steps(card: ModelCard, source: ModelSource) -> ModelCard:
+    """Return the card of a model of the zoo with the steps that the text of the victim states."""
+    if not source.preprocess:
+        return card
+    return card.model_copy(update={"name": source.name, "preprocess": source.preprocess})
+
+
+def _trained_on(card: ModelCard, data: DatasetCard, source: ModelSource) -> DatasetCard:
+    """Return the card of the images of a victim, if its network can read images of `data`.
+
+    It is that of its training data, or `data` itself if the victim states its own steps.
+    """
     trained: DatasetCard = registry.find("datasets", card.dataset)
+    expected = seen_by_network(trained, parse_preprocess(card.preprocess, trained))
+    steps = parse_preprocess(source.preprocess or card.preprocess, data)
+    seen = seen_by_network(data, steps)
     for what in ("channels", "size", "task"):
-        if getattr(trained, what) != getattr(data, what):
+        wanted, got = getattr(expected, what), getattr(seen, what)
+        if wanted != got:
             raise VictimError(
-                f"{card.name}: expected {what} {getattr(trained, what)}, got "
-                f"{getattr(data, what)} of {data.name}: choose a victim trained on {data.name}"
+                f"{card.name}: expected {what} {wanted}, got {got} of {data.name}: choose a victim "
+                f"trained on {data.name}{bridge(what, wanted, got)}"
             )
     if len(trained.classes) != len(data.classes):
         raise VictimError(
             f"{card.name}: expected K = {len(trained.classes)} classes, got "
             f"K = {len(data.classes)} of {data.name}: choose a victim trained on {data.name}"
         )
-    return trained
+    return data if source.preprocess else trained
 
 
 def stored(card: ModelCard, zoo: Path = ZOO) -> tuple[ModelCard, Path]:
@@ -187,21 +151,29 @@ def describe(
         log_notes(loaded.card)
         return loaded.card, loaded.sha256
     card, folder = stored(source.card, ZOO)
-    _trained_on(card, data)
+    _trained_on(card, data, source)
     weights.content(folder / card.weights, sha256=card.sha256)
+    card = _with_steps(card, source)
     return card, _outputs_sha256(card, card.sha256)
 
 
 def untrained(card: ModelCard, data: DatasetCard) -> Victim:
     """Return a victim of the card's architecture with fresh weights."""
+    steps = parse_preprocess(card.preprocess, data)
+    seen = seen_by_network(data, steps)
     module = build(
         spec.parse(card.builder),
-        channels=data.channels,
+        channels=seen.channels,
         outputs=len(data.classes),
-        size=card.window or data.size,
+        size=card.window or seen.size,
     )
-    contract = _contract(data, card.mean, card.std)
-    return Victim(_with_window(module, card), contract, chunk=images_at_once(data.size))
+    contract = _contract(data, card.mean, card.std, steps=steps)
+    return Victim(_with_window(module, card), contract, chunk=_chunk(data, steps))
+
+
+def _chunk(data: DatasetCard, steps: Preprocess | None) -> int:
+    """Return how many images are forwarded at a time."""
+    return min(images_at_once(data.size), images_at_once(seen_by_network(data, steps).size))
 
 
 def log_notes(card: ModelCard) -> None:
@@ -217,6 +189,7 @@ def _contract(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     options: Mapping[str, Any] | None = None,
+    steps: Preprocess | None = None,
 ) -> InputContract:
     stated = {key: (options or {}).get(key) for key in ("returns", "output")}
     return contract_of(
@@ -227,14 +200,15 @@ def _contract(
         bit_depth=data.bit_depth,
         names=data.channel_names,
         spacing=data.spacing,
+        preprocess=steps,
     )
 
 
 def _of_spec(builder_spec: spec.Spec, data: DatasetCard) -> Loaded:
     options = {
-        key: builder_spec.parameters[key] for key in _OPTIONS if key in builder_spec.parameters
+        key: builder_spec.parameters[key] for key in OPTIONS if key in builder_spec.parameters
     }
-    inner = {key: value for key, value in builder_spec.parameters.items() if key not in _OPTIONS}
+    inner = {key: value for key, value in builder_spec.parameters.items() if key not in OPTIONS}
     library, _, name = builder_spec.name.rpartition(":")
     pretrained = library.startswith("timm") and bool(options.get("pretrained"))
     if not options.get("weights") and not pretrained:
@@ -242,15 +216,17 @@ def _of_spec(builder_spec: spec.Spec, data: DatasetCard) -> Loaded:
         raise VictimError(f"expected weights='FILE.safetensors'{way}, got {builder_spec}")
     if not isinstance(options.get("weights", ""), str):
         raise VictimError(f"expected weights='FILE.safetensors', got {options['weights']!r}")
-    window, overlap = _window(options, data)
+    steps = read_steps(options, data)
+    seen = seen_by_network(data, steps)
+    window, overlap = read_window(options, seen)
     # a hub model keeps its own head: for another width timm would make a random one
     outputs = None if pretrained else inner.pop("num_classes", len(data.classes))
     builder = spec.Spec(builder_spec.name, inner)
     module = build(
         builder,
-        channels=data.channels,
+        channels=seen.channels,
         outputs=outputs,
-        size=window or data.size,
+        size=window or seen.size,
         pretrained=pretrained,
     )
     if options.get("weights"):
@@ -258,7 +234,7 @@ def _of_spec(builder_spec: spec.Spec, data: DatasetCard) -> Loaded:
     else:
         sha256 = weights.fingerprint(module)
     default = getattr(module, "pretrained_cfg", {})
-    mean, std = _statistics(options, default, data)
+    mean, std = read_statistics(options, default, seen)
     card = ModelCard(
         name=str(builder_spec),
         title=builder_spec.name,
@@ -266,17 +242,19 @@ def _of_spec(builder_spec: spec.Spec, data: DatasetCard) -> Loaded:
         family=name.partition("_")[0].lower(),
         dataset=data.name,
         builder=str(builder),
+        preprocess="" if steps is None else steps.text,
         mean=mean,
         std=std,
         window=window,
         overlap=overlap,
         sha256=sha256,
     )
-    return _probed(_with_window(module, card), card, _contract(data, mean, std, options), data)
+    contract = _contract(data, mean, std, options, steps)
+    return _probed(_with_window(module, card), card, contract, data)
 
 
 def _of_factory(name: str, factory: user_factory.Factory, data: DatasetCard) -> Loaded:
-    product = user_factory.make_model(factory, _OPTIONS)
+    product = user_factory.make_model(factory, OPTIONS)
     options, sha256 = product.unused, product.sha256
     for key in options.keys() & {"pretrained"}:
         raise SpecError(f"{name}: expected a parameter that the factory takes, got {key!r}")
@@ -284,8 +262,10 @@ def _of_factory(name: str, factory: user_factory.Factory, data: DatasetCard) -> 
         raise VictimError(f"expected weights='FILE.safetensors', got {options['weights']!r}")
     if options.get("weights"):
         sha256 = _digest(sha256, weights.read(product.module, Path(options["weights"])))
-    window, overlap = _window(options, data)
-    mean, std = _statistics(options, {}, data)
+    steps = read_steps(options, data)
+    seen = seen_by_network(data, steps)
+    window, overlap = read_window(options, seen)
+    mean, std = read_statistics(options, {}, seen)
     card = ModelCard(
         name=name,
         title=f"{factory.path.name}:{factory.call.name}",
@@ -293,28 +273,30 @@ def _of_factory(name: str, factory: user_factory.Factory, data: DatasetCard) -> 
         family=factory.call.name.lower(),
         dataset=data.name,
         builder=str(factory.call),
+        preprocess="" if steps is None else steps.text,
         mean=mean,
         std=std,
         window=window,
         overlap=overlap,
         sha256=sha256,
     )
-    return _probed(
-        _with_window(product.module, card), card, _contract(data, mean, std, options), data
-    )
+    contract = _contract(data, mean, std, options, steps)
+    return _probed(_with_window(product.module, card), card, contract, data)
 
 
 def _of_deployed(
     name: str, source: Deployed, data: DatasetCard, images: Callable[[], Images] | None
 ) -> Loaded:
     """Return a deployed model as a victim."""
-    stated = {key: source.parameters[key] for key in _OPTIONS if key in source.parameters}
-    contract = _contract(data, *_statistics(stated, {}, data), stated)
+    stated = {key: source.parameters[key] for key in OPTIONS if key in source.parameters}
+    steps = read_steps(stated, data)
+    seen = seen_by_network(data, steps)
+    contract = _contract(data, *read_statistics(stated, {}, seen), stated, steps)
     x = _random_images(data) if images is None else images()
-    network = load_network(source, data, Victim(nn.Identity(), contract).normalised(x))
+    network = load_network(source, seen, Victim(nn.Identity(), contract).normalised(x))
     options = {**(network.options or {}), **stated}
-    window, overlap = _window(options, data)
-    mean, std = _statistics(options, {}, data)
+    window, overlap = read_window(options, seen)
+    mean, std = read_statistics(options, {}, seen)
     card = ModelCard(
         name=name,
         title=f"{source.title} (queries only)" if network.queries_only else source.title,
@@ -322,6 +304,7 @@ def _of_deployed(
         family=network.family,
         dataset=data.name,
         builder=network.builder,
+        preprocess="" if steps is None else steps.text,
         mean=mean,
         std=std,
         window=window,
@@ -329,7 +312,7 @@ def _of_deployed(
         sha256=network.sha256,
         queries_only=network.queries_only,
     )
-    contract = _contract(data, mean, std, options)
+    contract = _contract(data, mean, std, options, steps)
     loaded = _probed(_with_window(network.module, card), card, contract, data)
     notes = (*network.notes, *loaded.card.notes)
     return loaded._replace(card=loaded.card.model_copy(update={"notes": notes}))
@@ -341,24 +324,25 @@ def _random_images(data: DatasetCard) -> Images:
     return torch.rand((4, data.channels, *data.size), generator=generator)
 
 
-def _of_function(entry: registry.Entry, data: DatasetCard) -> Loaded:
+def _of_function(source: ModelSource, entry: registry.Entry, data: DatasetCard) -> Loaded:
     """Return the victim of a registered function, or of a function of another package."""
-    _trained_on(entry.card, data)
+    _trained_on(entry.card, data, source)
     module = user_factory.run_factory(entry.card.name, entry.item)
     sha256 = _digest(entry.origin, user_factory.identity(module))
-    card: ModelCard = entry.card.model_copy(update={"sha256": sha256})
-    return _probed(_with_window(module, card), card, _contract(data, card.mean, card.std), data)
+    card = _with_steps(entry.card.model_copy(update={"sha256": sha256}), source)
+    contract = _contract(data, card.mean, card.std, steps=parse_preprocess(card.preprocess, data))
+    return _probed(_with_window(module, card), card, contract, data)
 
 
 def _probed(
     module: nn.Module, card: ModelCard, contract: InputContract, data: DatasetCard
 ) -> Loaded:
     """Return a user's own model as a victim, after probing its outputs."""
-    victim = Victim(module, contract, chunk=images_at_once(data.size))
+    victim = Victim(module, contract, chunk=_chunk(data, contract.preprocess))
     expected = Expected(
         data.outputs, masks=data.task == "segmentation", findings=data.task == "multi_label"
     )
-    reading, notes = probe(victim, expected)
+    reading, notes = probe(victim.network, expected)
     returns = "logits" if reading.link == "identity" else "probabilities"
     output = "" if reading.path == () else repr(reading.path)
     card = card.model_copy(update={"returns": returns, "output": output, "notes": notes})
@@ -380,8 +364,9 @@ def of_module(
         data: states channels, size and classes, and thereby the contract.
         name: its name in records; by default that of its class.
         contract: replaces the contract made from `data` and `stated`.
-        stated: `mean` and `std`, one number or one per channel, in [0,1] units; `returns` and
-            `output`, see InputContract. None counts as not stated.
+        stated: `preprocess`, the steps between an image and the module; `mean` and `std`, one
+            number or one per channel, in [0,1] units; `returns` and `output`, see InputContract.
+            None counts as not stated.
 
     Raises:
         SpecError: `mean` or `std` are no such numbers, or are stated beside a contract.
@@ -389,9 +374,13 @@ def of_module(
     """
     options = {key: value for key, value in stated.items() if value is not None}
     if contract is None:
-        contract = _contract(data, *_statistics(options, {}, data), options)
+        steps = read_steps(options, data)
+        statistics = read_statistics(options, {}, seen_by_network(data, steps))
+        contract = _contract(data, *statistics, options, steps)
     elif options:
         raise SpecError(f"expected {min(options)} in the contract, got it beside a contract")
+    else:
+        contract = rebound(contract, data)
     title = name or type(module).__name__
     check_weights(module)
     module = user_factory.with_gradients(module)
@@ -402,6 +391,7 @@ def of_module(
         family=type(module).__name__.lower(),
         dataset=data.name,
         builder=f"module:{type(module).__qualname__}",
+        preprocess="" if contract.preprocess is None else contract.preprocess.text,
         mean=contract.mean,
         std=contract.std,
         sha256=user_factory.identity(module),
@@ -415,63 +405,17 @@ def of_module(
     return loaded
 
 
-def _statistics(
-    options: Mapping[str, Any], default: Mapping[str, Any], data: DatasetCard
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std: as stated, else those of the architecture, else 0 and 1.
-
-    Raises:
-        SpecError: only one of the two is stated although the architecture has both, or the numbers
-            do not fit the data.
-    """
-    names = ("mean", "std")
-    if any(name in options for name in names):
-        missing = [name for name in names if name not in options]
-        if missing and default.get(missing[0]):
-            raise SpecError(
-                f"expected mean=[..] and std=[..] together, got no {missing[0]}: the network's own "
-                "two belong together"
-            )
-        default_statistics = {"mean": (0.0,), "std": (1.0,)}
-        mean, std = (
-            statistic(n, options.get(n, default_statistics[n]), data.channels) for n in names
-        )
-        return mean, std
-    mean, std = tuple(default.get("mean") or (0.0,)), tuple(default.get("std") or (1.0,))
-    if data.channels == 1:  # timm folds RGB stems into one channel; the statistics fold likewise
-        return (sum(mean) / len(mean),), (sum(std) / len(std),)
-    if len(mean) not in (1, data.channels):
-        raise SpecError(
-            f"expected mean=[..] and std=[..] with {data.channels} numbers, one per channel, "
-            f"got none: the network's own have {len(mean)} channels"
-        )
-    return mean, std
-
-
 def _with_window(module: nn.Module, card: ModelCard) -> nn.Module:
     if card.window is None:
         return module
     return Sliding(module, window=card.window, overlap=card.overlap)
 
 
-def _window(options: dict[str, Any], data: DatasetCard) -> tuple[tuple[int, ...] | None, float]:
-    """Return the window and overlap of a spec; (None, 0.25) if it reads whole images."""
-    window, overlap = options.get("window"), options.get("overlap", 0.25)
-    if not isinstance(overlap, int | float) or not 0 <= overlap < 1:
-        raise SpecError(f"expected overlap in [0,1), got {overlap!r}")
-    if window is None:
-        return None, float(overlap)
-    sides = window if isinstance(window, list | tuple) else ()
-    fits = [isinstance(w, int) and 0 < w <= side for w, side in zip(sides, data.size, strict=False)]
-    if len(sides) != len(data.size) or not all(fits):
-        raise SpecError(f"expected window=[..] within {list(data.size)}, got {window!r}")
-    return tuple(sides), float(overlap)
-
-
 def _outputs_sha256(card: ModelCard, weights_sha256: str) -> str:
     """Return the hash of everything that determines a victim's outputs."""
     slides = () if card.window is None else (card.window, card.overlap)
-    read: list[str] = [] if card.returns == "logits" else [card.returns]
+    read: list[str] = [card.preprocess] if card.preprocess else []
+    read += [] if card.returns == "logits" else [card.returns]
     read += [card.output] if card.output else []
     return _digest(card.builder, card.mean, card.std, weights_sha256, *slides, *read)
 

@@ -12,6 +12,7 @@ The decision is made once, when the model is loaded, and is logged. It follows t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -119,6 +120,9 @@ def probe(victim: Victim, expected: Expected) -> Probed:
     return Probed(reading, tuple(notes))
 
 
+_OF_SIZE = re.compile(r"shape|size|dimension|mat1", re.IGNORECASE)
+
+
 class _Prober:
     """A module with the images of the probe and its outputs for them."""
 
@@ -145,14 +149,13 @@ class _Prober:
             first = (str(error) or type(error).__name__).splitlines()[0]
             alone = " one by one" if len(x) == 1 else ""
             if x.shape[1] == 1 and self._reads_colour(x):
-                axes = ", -1" * (x.ndim - 2)
                 raise VictimError(
                     f"expected a model that reads {tuple(x.shape[1:])} images, got one that reads "
-                    "3 channels: pass an nn.Module whose forward calls it with "
-                    f"x.expand(-1, 3{axes})"
+                    '3 channels: add --preprocess "stack(3)", or preprocess="stack(3)" in Python'
                 ) from None
             raise VictimError(
                 f"expected a model that reads {tuple(x.shape[1:])} images{alone}, got: {first}"
+                + (_resize_advice(x) if _OF_SIZE.search(first) else "")
             ) from None
 
     def _reads_colour(self, x: Images) -> bool:
@@ -170,6 +173,11 @@ class _Prober:
     def numbers(self, reading: Reading, n: int) -> Tensor:
         """Return the outputs for the first n images, before their conversion to logits."""
         return reading.shaped(self.raw(n), self.x[:n]).double()
+
+
+def _resize_advice(x: Images) -> str:
+    sides = ", ".join(["224"] * (x.ndim - 2))
+    return f'; a network of another size needs its own size, as in --preprocess "resize({sides})"'
 
 
 def check_weights(module: nn.Module) -> None:

@@ -18,6 +18,7 @@ from robustbench_med.bench.plan import plan
 from robustbench_med.bench.suite import Suite, find_suite, override, read_suite, suites
 from robustbench_med.cards import Measured
 from robustbench_med.errors import DataError, SpecError, UnknownNameError, VictimError
+from robustbench_med.spec import number
 from tests.bench.toys import MODEL, save_npz, save_timm, small_phantoms
 
 FIELDS: dict[str, Any] = {
@@ -166,7 +167,7 @@ def test_every_shipped_suite_reads_and_names_known_things() -> None:
     for name, suite in suites().items():
         assert suite.name == name
         for grid in suite.grids:
-            check_ladder(grid.ladder)
+            check_ladder(tuple(map(number, grid.ladder)))
             assert set(grid.datasets) <= set(registry.load("datasets"))
     assert find_suite("quick").grids[0].ladder[0] == pytest.approx(0.5 / 255)
 

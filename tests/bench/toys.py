@@ -21,7 +21,7 @@ from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.cards import AttackCard, DatasetCard, ModelCard
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
-from robustbench_med.models.load import ModelSource
+from robustbench_med.models.source import ModelSource
 from robustbench_med.victim import Victim
 
 MODEL = ModelCard(name="toy_victim", title="Toy", family="toy", dataset="toy", builder="toy")

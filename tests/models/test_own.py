@@ -13,7 +13,8 @@ from robustbench_med.bench.transfer import trained_on
 from robustbench_med.errors import BenchError, UnknownNameError, VictimError
 from robustbench_med.models import weights
 from robustbench_med.models.build import build
-from robustbench_med.models.load import describe, load_victim, resolve_model
+from robustbench_med.models.load import describe, load_victim
+from robustbench_med.models.source import resolve_model
 from robustbench_med.spec import Spec, parse
 from tests.bench.toys import card_of
 

@@ -515,19 +515,12 @@ def test_a_model_that_reads_no_single_image() -> None:
 
 def test_a_network_of_colours_on_grey_images() -> None:
     network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    way = r"got one that reads 3 channels: pass an .* x.expand\(-1, 3, -1, -1\)"
+    way = r'got one that reads 3 channels: add .* preprocess="stack\(3\)" in Python'
     with pytest.raises(VictimError, match=way):
         rm.load_model(network, dataset=labels())
 
-    class Grey(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, x: Tensor) -> Any:  # noqa: ANN401
-            return self.network(x.expand(-1, 3, -1, -1))
-
-    assert rm.load_model(Grey(), dataset=labels())(X).logits.shape == (len(X), 2)
+    grey = rm.load_model(network, dataset=labels(), preprocess="stack(3)")
+    assert torch.equal(grey(X).logits, network(X.expand(-1, 3, -1, -1)))
 
 
 # --- where it is called --------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from robustbench_med.bench.attack_spec import (
 from robustbench_med.bench.defense_spec import resolve_defenses
 from robustbench_med.cards import DatasetCard
 from robustbench_med.errors import SpecError, UnknownNameError
-from robustbench_med.spec import parse
+from robustbench_med.spec import number, parse
 from robustbench_med.studies.protocols import PROTOCOLS
 from robustbench_med.studies.readings import READINGS
 from robustbench_med.studies.study import Study, find_studies, read_study, studies
@@ -65,7 +65,7 @@ def test_a_row_names_what_exists_and_its_grids_make_its_case(study: Study) -> No
                 and (wanted.surrogate in grid.surrogates if wanted.surrogate else True)
                 and wanted.objective == grid.objective
                 and (" + ".join(wanted.channels) or "all") in grid.channels
-                and any(abs(eps - wanted.eps) < 1e-9 for eps in grid.ladder)
+                and any(abs(number(eps) - wanted.eps) < 1e-9 for eps in grid.ladder)
                 and set(wanted.attacks) <= {parse(attack).name for attack in grid.attacks}
                 for grid in study.grids
             ), row.id

@@ -19,7 +19,8 @@ import robustbench_med as rm
 from robustbench_med import cli
 from robustbench_med.errors import BenchError, VictimError
 from robustbench_med.models.deployed.source import deployed_of
-from robustbench_med.models.load import load_victim, resolve_model
+from robustbench_med.models.load import load_victim
+from robustbench_med.models.source import resolve_model
 from tests.bench.toys import save_npz
 from tests.models.deployed.files import HEADS, edited, truth
 from tests.models.truth import CLEAN, SCORES, SIDE, W, X, Y, findings, labels, masks
