@@ -249,6 +249,8 @@ def size_words(boards: Sequence[Board], eps: float) -> str:
 
 def radius_words(board: Board) -> str:
     """Return the headline radius with the units of the data: "ε = 2/255 (2 grey levels)"."""
+    if board.native_axis is not None:  # board.at has the unit
+        return f"ε = {board.at}"
     native = native_radius(board.ladder[board.headline], board.dataset, board.norm, board.budget)
     counts = " values" if board.norm == "l0" else ""
     norm = text.NORMS.get(board.norm, board.norm) if board.norm in ("l1", "l2") else ""

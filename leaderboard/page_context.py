@@ -29,7 +29,7 @@ from .wording import text
 from .wording.metrics import shape_words, spacing_words
 from .wording.records import commit_words
 from .wording.score import NOTHING, Score
-from .wording.threat_model import class_words
+from .wording.threat_model import class_words, radius_label
 
 TASKS = {
     "single_label": "classification",
@@ -124,8 +124,10 @@ def _view(board: Board, ident: str, budget: int) -> dict[str, Any]:
         "about": _about(board),
         "facts": _facts(board),
         "summary": facts(board),
-        "radii": [text.radius(eps, board.norm, board.budget) for eps in board.ladder],
-        "unit": text.unit(board.norm, board.budget),
+        "radii": [
+            radius_label(eps, board.dataset, board.norm, board.budget) for eps in board.ladder
+        ],
+        "unit": "" if board.native_axis else text.unit(board.norm, board.budget),
         "legend": rows,
         "curve": {row: number for number, row in enumerate(rows)},
         "unranked": any(row.standing not in ("ranked", "control") for row in rows),

@@ -13,12 +13,12 @@ import pandas as pd
 
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.record import Stored
-from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard, ModelCard
+from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard, ModelCard, NativeRange
 from robustbench_med.stats import Estimate
 
 from ..wording.score import Score, score_of
-from ..wording.text import NORMS, THREATS, plain, radius
-from ..wording.threat_model import channel_label, channel_words, objective_words
+from ..wording.text import NORMS, THREATS, plain
+from ..wording.threat_model import channel_label, channel_words, objective_words, radius_label
 from .columns import AttackRequest
 from .image_sets import ImageSet
 from .significance import ALPHA, ImageScores
@@ -293,7 +293,13 @@ class Board:
     @property
     def at(self) -> str:
         """The headline radius in words."""
-        return radius(self.ladder[self.headline], self.norm, self.budget)
+        return radius_label(self.ladder[self.headline], self.dataset, self.norm, self.budget)
+
+    @property
+    def native_axis(self) -> NativeRange | None:
+        """The stored values of 0 and 1, if radii are shown in their unit."""
+        linf = self.norm == "linf" and self.budget == "absolute"
+        return self.dataset.native if linf else None
 
 
 def single_row_board(board: Board, row: Row) -> Board:

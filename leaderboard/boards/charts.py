@@ -76,7 +76,9 @@ def curves(board: Board, prefix: str) -> str:
 
 
 def _scale(board: Board) -> float:
-    """Return the factor of a radius on the axis, in grey levels or percent."""
+    """Return the factor of a radius on the axis, in units of the data or percent."""
+    if board.native_axis is not None:
+        return board.native_axis.high - board.native_axis.low
     if board.budget == "mean_norm":
         return 100.0
     return 255.0 if board.norm == "linf" else 1.0
@@ -96,7 +98,7 @@ def _axes(axes: Any, board: Board, x: list[float]) -> None:  # noqa: ANN401 - im
     axes.set_ylim(-0.015 * full, 1.015 * full)
     ticks = [full * step / 5 for step in range(6)]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    counted = unit(board.norm, board.budget)
+    counted = board.native_axis.unit if board.native_axis else unit(board.norm, board.budget)
     label = f"radius ε, {NORMS.get(board.norm, board.norm)}" + (f" ({counted})" if counted else "")
     axes.set_xlabel(label, color=ink())
     axes.set_ylabel(board.score.axis, color=ink())

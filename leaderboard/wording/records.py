@@ -8,7 +8,7 @@ from robustbench_med.bench.record import Provenance, Record
 
 from ..boards.board import Row
 from .text import NORMS, interval, number, plain, radii, radius, unit
-from .threat_model import channel_words, linf_words
+from .threat_model import channel_words, linf_words, radius_label
 
 _KNOWS = {
     "white_box": "knows the whole model, its gradients included (white box)",
@@ -111,7 +111,8 @@ def audit_words(record: Record) -> list[str]:
     audit = record.audit
     if audit is None:
         return ["No budget audit: nothing was attacked."]
-    used = ", ".join(radius(size, audit.norm) for size in audit.max_size)
+    card, native = record.dataset_card, record.dataset_card.native
+    used = ", ".join(radius_label(size, card, audit.norm) for size in audit.max_size)
     verdict = (
         f"within budget for every image (tolerance {audit.tolerance:.0e})"
         if audit.over_budget == 0
@@ -120,7 +121,10 @@ def audit_words(record: Record) -> list[str]:
     rounding = audit.survives_rounding
     bounds = interval(rounding)
     norm = NORMS.get(audit.norm, audit.norm)
-    still = f"Still adversarial after rounding to {audit.bit_depth} bits: "
+    kept = f"{audit.bit_depth} bits"
+    if native is not None:
+        kept = f"steps of {native.step:g} {native.unit}"
+    still = f"Still adversarial after rounding to {kept}: "
     if math.isnan(rounding.value):
         still += "no success."
     else:

@@ -17,7 +17,7 @@ from robustbench_med.native_units import GREY, Range, is_stated, parse_range
 from robustbench_med.spec import Spec
 from robustbench_med.worst_case import parse_objective
 
-from .text import NORMS, plain
+from .text import NORMS, plain, radius
 
 _FRACTIONS = {0.25: "a quarter of", 0.5: "half", 0.75: "three quarters of"}
 _CHANGES = {"shrink": "shrink {organ}", "grow": "grow {organ}", "empty": "erase {organ}"}
@@ -122,6 +122,16 @@ def native_radius(eps: float, card: DatasetCard, norm: str, budget: str = "absol
     value = eps * (scale.high - scale.low)
     size = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
     return f"{size} {scale.unit}" + ("s" if scale.unit == GREY and size != "1" else "")
+
+
+def radius_label(eps: float, card: DatasetCard, norm: str, budget: str = "absolute") -> str:
+    """Return a radius as boards name it; in the unit of the data first where they are stored in it.
+
+    E.g. "2/255", and "4 HU (0.249/255)" of a card with `native`.
+    """
+    plain_radius = radius(eps, norm, budget)
+    words = "" if card.native is None else native_radius(eps, card, norm, budget)
+    return f"{words} ({plain_radius})" if words else plain_radius
 
 
 def native_radii(ladder: tuple[float, ...], card: DatasetCard) -> str:

@@ -139,6 +139,8 @@ def test_a_record_is_verified_in_hu(ct: Path, tmp_path: Path) -> None:
     (stored,), _ = store.read_all(results / "custom")
     assert stored.record.case.victim == f"{network}:make(preprocess='{WINDOW}')"
     assert stored.record.model_card.preprocess == WINDOW
-    assert "10 HU" in (results / "custom" / "leaderboard.html").read_text()
-    assert "10 HU" in done.output
+    page = (results / "custom" / "leaderboard.html").read_text()
+    assert 'at ε = <span class="eps">10 HU (0.623/255)</span>' in page
+    assert "radius ε, L∞ (HU)" in page
+    assert "at ε = 10 HU (0.623/255), white box" in done.output
     assert verify(stored, code=True).word == "match"
