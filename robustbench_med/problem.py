@@ -13,6 +13,7 @@ from torch import Tensor
 from robustbench_med.ball import Ball
 from robustbench_med.chunks import ChunkLimit, in_chunks
 from robustbench_med.errors import VictimError
+from robustbench_med.memory import limit_memory
 from robustbench_med.objective import Objective
 from robustbench_med.types import AnyImages, Images, Output, Rows, Truth, Verdict, joined_outputs
 
@@ -81,6 +82,7 @@ class Problem:
 
     def outputs(self, z: Images) -> Output:
         """Return the judge's output on candidates `z`, without gradient."""
+        limit_memory()
         self.counter.forward += len(z)
         # many networks cannot reshape an empty batch: show them one image and drop it afterwards
         if len(z) == 0:
@@ -104,6 +106,7 @@ class Problem:
         The gradient of an image does not depend on the others: losses are summed over the batch,
         not averaged.
         """
+        limit_memory()
         if len(z) == 0:
             return z, self.probe(z)
         model, every_row = self.guide or self.judge, torch.arange(len(z), device=z.device)
@@ -133,6 +136,7 @@ class Problem:
             columns: `(b, n)` which margins of each sample are differentiated, or how many of the
                 largest.
         """
+        limit_memory()
         if len(z) == 0:
             margins = self.margins(z)
             n = min(columns, margins.shape[1]) if isinstance(columns, int) else columns.shape[1]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustbench_med.cards import NativeRange
+from robustbench_med.memory import limit_memory
 from robustbench_med.types import AnyImages, Images, Rows
 
 _BESIDE = 1e-3  # steps
@@ -56,6 +57,7 @@ class StoredImages:
         """Return some images, float32 in [0,1] on the device; for an integer a single one."""
         if isinstance(rows, int):
             return self[rows : rows + 1][0]
+        limit_memory()
         picked = self.rows[rows if isinstance(rows, slice) else rows.cpu().numpy()]
         stored = self.stored[picked]
         if self.native is None:
@@ -80,10 +82,9 @@ class StoredImages:
 
 def as_floats(stored: NDArray[np.uint8] | NDArray[np.float32], channels: int) -> Images:
     """Return stored images as float32 in [0,1], channels first."""
-    x = torch.from_numpy(stored)
+    x = _channels_first(torch.from_numpy(stored), channels)
     # floats may leave [0,1] by a rounding error, see `check` in datasets/dataset.py
-    x = x.float().clamp(0, 1) if x.is_floating_point() else x.float().div_(255)
-    return _channels_first(x, channels)
+    return x.float().clamp(0, 1) if x.is_floating_point() else x.float().div_(255)
 
 
 def _channels_first(x: Tensor, channels: int) -> Images:

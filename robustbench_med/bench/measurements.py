@@ -34,8 +34,10 @@ def measure(problem: Problem, z: Images, levels: int) -> Measurements:
     rounded = torch.zeros_like(success)
     rows = success.nonzero()[:, 0]
     if len(rows):
-        rounded[rows] = problem.select(rows).probe((z[rows] * levels).round() / levels).success
+        output = problem.outputs(z[rows].mul_(levels).round_().div_(levels))
+        rounded[rows] = problem.objective.select(rows)(output, problem.y[rows]).success
     flat = (z - x).flatten(1)
+    lowest, highest = flat.aminmax(dim=1)
     return {
         "answer": answer,
         "harm": verdict.harm,
@@ -43,7 +45,7 @@ def measure(problem: Problem, z: Images, levels: int) -> Measurements:
         "success": success,
         "rounded": rounded,
         "size": problem.ball.size(z, x),
-        "linf": flat.abs().amax(1),
+        "linf": torch.maximum(lowest.abs(), highest.abs()),
         "l2": flat.norm(dim=1),
         "lowest": z.flatten(1).amin(1),
         "highest": z.flatten(1).amax(1),

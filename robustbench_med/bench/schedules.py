@@ -29,6 +29,7 @@ from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.shard_files import Shard, ShardFiles
 from robustbench_med.bench.universal_run import FittedUniversal, fit_universal
 from robustbench_med.cards import AttackCard, Task
+from robustbench_med.memory import release_memory
 from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws, seeded
 from robustbench_med.stored_images import shards
@@ -256,6 +257,7 @@ class LadderSchedule(NamedTuple):
             recorder.restore(stored.gradients)
         if recorder is not None:
             recorder.active = False
+        release_memory()
         return stored
 
 

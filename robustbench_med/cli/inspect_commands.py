@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _KINDS = ("models", "datasets", "attacks", "defenses", "suites", "studies")
 _REGISTERED = _KINDS[:4]  # the kinds that the registry knows
 _LINES = ("notes", "results", "what moves the numbers", "published numbers", "studies")
-_PACKAGES = ("torch", "timm", "numpy", "pandas", "scikit-learn", "statsmodels", "torchmetrics")
+_PACKAGES = ("torch", "timm", "numpy", "pandas", "scikit-learn", "statsmodels")
 _PEERS = ("torchattacks", "adversarial-robustness-toolbox", "foolbox")
 
 

@@ -1,4 +1,4 @@
-"""SSIM and PSNR equal scikit-image's."""
+"""SSIM and PSNR equal scikit-image's, and torchmetrics' to the last bit."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from skimage import metrics as skimage
 from torch import Tensor
+from torchmetrics.functional import image
 
 from robustbench_med.metrics.perturbation import psnr, ssim
 
@@ -46,6 +47,25 @@ def test_ssim_and_psnr_are_those_of_scikit_image(b: int, channels: int, side: in
         assert float(similar[i]) == pytest.approx(expected, abs=2e-5)
         expected = peak_signal_noise_ratio(x[i].numpy(), z[i].numpy(), data_range=1.0)
         assert float(ratio[i]) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "shape", [(70, 3, 96, 64), (3, 1, 700, 500), (33, 1, 28, 28), (2, 4, 24, 40, 30)]
+)
+def test_ssim_and_psnr_are_those_of_torchmetrics_to_the_last_bit(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(shape, generator=generator)
+    z = (x + 0.05 * torch.randn(shape, generator=generator)).clamp(0, 1)
+    _, similarity = image.structural_similarity_index_measure(
+        z, x, data_range=1.0, reduction="none", return_full_image=True
+    )
+    for axis in range(2, x.ndim):  # torchmetrics pads the image
+        similarity = similarity.narrow(axis, 5, x.shape[axis] - 10)
+    assert torch.equal(ssim(z, x), similarity.flatten(1).mean(1))
+    expected = image.peak_signal_noise_ratio(
+        z, x, data_range=1.0, reduction="none", dim=tuple(range(1, x.ndim))
+    )
+    assert torch.equal(psnr(z, x), expected)
 
 
 def test_nothing_changed() -> None:
