@@ -37,7 +37,14 @@ _CARDS: dict[Kind, type[Card]] = {
     "datasets": DatasetCard,
     "models": ModelCard,
 }
-_FILES = (".py", ".onnx")  # endings of files that are models by themselves
+_FILES = (
+    ".py",
+    ".onnx",
+    ".ts",
+    ".torchscript",
+    ".pt",
+    ".pt2",
+)  # endings of files that are models by themselves
 _log = logging.getLogger(__name__)
 
 

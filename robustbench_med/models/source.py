@@ -14,7 +14,7 @@ from robustbench_med.models.deployed.source import Deployed, deployed_of
 _FILES = {
     ending: "weights alone have no architecture; use \"timm:NAME(weights='FILE.safetensors')\" or "
     "\"FILE.py:FACTORY(weights='FILE.safetensors')\""
-    for ending in (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pkl", ".pickle", ".tar")
+    for ending in (".safetensors", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".tar")
 } | {
     ending: "convert it to PyTorch or to ONNX (FILE.onnx)"
     for ending in (".h5", ".keras", ".tflite", ".pb", ".joblib")

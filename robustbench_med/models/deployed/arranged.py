@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from robustbench_med.errors import VictimError
+from robustbench_med.models.deployed.network import first_line
+from robustbench_med.outputs import leaves
 from robustbench_med.types import Images
+
+TOLERANCE = 1e-3  # of the largest output, or of 1: what two ways to ask a network may differ by
 
 
 class Arranged(nn.Module):
@@ -65,3 +70,57 @@ class Arranged(nn.Module):
 def _joined(parts: tuple[Any, ...]) -> Any:  # noqa: ANN401
     tensors = all(isinstance(part, Tensor) and part.ndim for part in parts)
     return torch.cat(parts) if tensors else parts[0]
+
+
+def fitting(
+    where: str, module: nn.Module, shown: Images, batch: int | None = None
+) -> tuple[nn.Module, list[str]]:
+    """Return a network that takes any number of images, and notes on how it does.
+
+    Args:
+        where: name of the file, for messages.
+        module: the network.
+        shown: a few images.
+        batch: the number of images that it takes at once; None = it is found out.
+
+    Raises:
+        VictimError: it does not read such images.
+    """
+    alone = Arranged(module, batch=batch or 1)
+    try:
+        with torch.no_grad():
+            answers = alone(shown)
+    except Exception as error:  # a network is foreign code and may raise anything
+        raise VictimError(
+            f"{where}: expected a network that reads {tuple(shown.shape[1:])} images, got: "
+            f"{first_line(error)}"
+        ) from None
+    if batch is not None:
+        several = f"the network takes {batch} images at once, and gets copies to fill them"
+        return alone, [several] if batch > 1 else []
+    try:
+        with torch.no_grad():
+            together = module(shown)
+    except Exception:  # a shape inside the network is that of one image
+        together = None
+    if together is not None and agree(together, answers):
+        return module, []
+    return alone, ["the network is asked one image at a time, as it was exported"]
+
+
+def agree(answers: Any, references: Any) -> bool:  # noqa: ANN401
+    """Return whether outputs are the same within the tolerance."""
+    mine, theirs = leaves(answers), leaves(references)
+    if mine.keys() != theirs.keys():
+        return False
+    for path, value in mine.items():
+        reference = theirs[path]
+        if value.shape != reference.shape:
+            return False
+        largest = max(1.0, float(reference.double().abs().max())) if reference.numel() else 1.0
+        same = torch.allclose(
+            value.double(), reference.double(), rtol=0, atol=TOLERANCE * largest, equal_nan=True
+        )
+        if not same:
+            return False
+    return True

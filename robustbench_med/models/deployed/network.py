@@ -57,3 +57,9 @@ def check_parameters(kind: str, parameters: dict[str, Any], own: tuple[str, ...]
     for key in parameters:
         if key not in known:
             raise SpecError(f"{kind}: expected a parameter in {', '.join(known)}, got {key!r}")
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_med.errors import VictimError
-from robustbench_med.models.deployed.network import library
+from robustbench_med.models.deployed.network import first_line, library
 
 LARGEST_FILE = 2**31 - 1  # protobuf reads no longer message
 LARGEST_VALUE = 2**30  # elements of a value inside the network: 4 GiB of float32
@@ -184,9 +184,3 @@ def _check_values(where: str, model: Any) -> None:  # noqa: ANN401
                 f"{where}: expected values of at most 2^30 numbers, got {value.name!r} of "
                 f"{' x '.join(map(str, sides))}"
             )
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from robustbench_med.cards import DatasetCard
 from robustbench_med.errors import VictimError
 from robustbench_med.models.deployed import onnx_graph
-from robustbench_med.models.deployed.arranged import Arranged
-from robustbench_med.models.deployed.network import Network, check_parameters, library
-from robustbench_med.models.deployed.onnx_file import first_line, read_onnx
+from robustbench_med.models.deployed.arranged import TOLERANCE, Arranged, agree
+from robustbench_med.models.deployed.network import Network, check_parameters, first_line, library
+from robustbench_med.models.deployed.onnx_file import read_onnx
 from robustbench_med.models.deployed.onnx_graph import Ending, ImageInput
 from robustbench_med.models.deployed.source import Deployed
 from robustbench_med.outputs import leaves
 from robustbench_med.types import Images
 
-TOLERANCE = 1e-3  # of the largest logit, or of 1: what a conversion may differ by
 _VERSIONS = (17, 15, 13)  # of ONNX's operators
 COMPARED = 4  # images of the dataset on which it is compared
 
@@ -169,7 +168,7 @@ def _arrangement(
             together = alone._replace(batch=None).around(session)(shown)
         except Exception:  # a shape inside the network is that of one image
             together = None
-        if together is None or not _agree(together, answers):
+        if together is None or not agree(together, answers):
             batch = 1
             notes.append("the network is asked one image at a time, as it was exported")
     elif batch > 1:
@@ -232,7 +231,7 @@ def _converted(
             references = [runtime(shown), runtime(shown[:1])]
     except Exception as error:  # a module of foreign making may raise anything
         return None, f"its conversion does not run: {first_line(error)}"
-    if not all(_agree(a, b) for a, b in zip(answers, references, strict=True)):
+    if not all(agree(a, b) for a, b in zip(answers, references, strict=True)):
         return None, "the outputs of its conversion by onnx2torch differ from onnxruntime's"
     return module, ""
 
@@ -256,21 +255,3 @@ def _modules(where: str, model: Any) -> nn.Module:  # noqa: ANN401
             except Exception as error:  # any type; the first tells most
                 failure = failure or error
     raise failure or VictimError(f"{where}: expected a version of ONNX, got none")
-
-
-def _agree(answers: Any, references: Any) -> bool:  # noqa: ANN401
-    """Return whether outputs are the same within the tolerance."""
-    mine, theirs = leaves(answers), leaves(references)
-    if mine.keys() != theirs.keys():
-        return False
-    for path, value in mine.items():
-        reference = theirs[path]
-        if value.shape != reference.shape:
-            return False
-        largest = max(1.0, float(reference.double().abs().max())) if reference.numel() else 1.0
-        same = torch.allclose(
-            value.double(), reference.double(), rtol=0, atol=TOLERANCE * largest, equal_nan=True
-        )
-        if not same:
-            return False
-    return True

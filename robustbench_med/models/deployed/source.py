@@ -13,8 +13,14 @@ from robustbench_med import spec
 from robustbench_med.errors import VictimError
 from robustbench_med.paths import check_name
 
-KINDS = ("onnx",)
-ENDINGS = {".onnx": "onnx"}
+KINDS = ("onnx", "torchscript", "exported")
+ENDINGS = {
+    ".onnx": "onnx",
+    ".ts": "torchscript",
+    ".torchscript": "torchscript",
+    ".pt": "torchscript",
+    ".pt2": "exported",
+}
 _PLACE = re.compile(r"(.*?)(\([^()]*\))?", re.DOTALL)
 
 
@@ -64,9 +70,9 @@ def deployed_of(text: str) -> Deployed | None:
         if not place:
             raise VictimError(f"expected {kind}:FILE, got {text!r}")
         return Deployed(kind, place, parameters)
-    place, bracket = _halves(text)
+    place, _ = _halves(text)
     ending = Path(place).suffix.lower()
-    if ending not in ENDINGS or (bracket and "'" in place):
+    if ending not in ENDINGS:
         return None
     return Deployed(ENDINGS[ending], *_split(text))
 
