@@ -37,14 +37,8 @@ _CARDS: dict[Kind, type[Card]] = {
     "datasets": DatasetCard,
     "models": ModelCard,
 }
-_FILES = (
-    ".py",
-    ".onnx",
-    ".ts",
-    ".torchscript",
-    ".pt",
-    ".pt2",
-)  # endings of files that are models by themselves
+# endings of files that are models by themselves
+_FILES = (".py", ".onnx", ".ts", ".torchscript", ".pt", ".pt2")
 _log = logging.getLogger(__name__)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from robustbench_med.studies.study import Study
 
 LOCAL = Path("results/local")
+REQUESTS = "ROBUSTBENCH_MED_MAX_REQUESTS"  # read by models/deployed/server.py
 STUDIES = "studies"  # the name of the suite that is made of the studies' cases
 
 SuiteName = Annotated[
@@ -42,7 +44,8 @@ Victims = Annotated[
         "--victim",
         "--model",
         help="Attack this victim: a shipped one, timm:NAME(weights='FILE.safetensors'), for masks "
-        "smp:NAME(...) or monai:NAME(...), or FILE.py:FACTORY(...), which executes your file; "
+        "smp:NAME(...) or monai:NAME(...), or FILE.py:FACTORY(...), which executes your file; a "
+        "deployed model as FILE.onnx, a TorchScript archive or http://HOST/v2/models/NAME; "
         "repeatable.",
     ),
 ]
@@ -150,6 +153,15 @@ Averaged = Annotated[
 Number = Annotated[
     int | None, typer.Option("-n", min=1, help="How many images of each dataset are used.")
 ]
+MaxRequests = Annotated[
+    int | None,
+    typer.Option(
+        "--max-requests",
+        min=1,
+        help="How many requests each process may send to a model behind an address (http://...), "
+        "retries included. A case that would need more is not scored.",
+    ),
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="The seed, in place of the suite's.")]
 
 GRID_OPTIONS = {
@@ -250,6 +262,12 @@ def print_kept_names(planned: list[ResolvedCase], folder: Path, console: Console
     if kept:
         line = f"finished under another name, {kept[0]}: {len(kept)}; --force runs them again"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def limit_requests(most: int | None) -> None:
+    """Cap the requests to models behind an address, in this process and in those it starts."""
+    if most is not None:
+        os.environ[REQUESTS] = str(most)
 
 
 def title_of(folder: Path) -> str:

@@ -93,6 +93,7 @@ def run(
             "hold as float32. A stopped run loses at most one shard.",
         ),
     ] = None,
+    max_requests: choices.MaxRequests = None,
 ) -> None:
     """Attack the victims of a suite, score them, and write tables and the leaderboard page.
 
@@ -104,6 +105,7 @@ def run(
     from robustbench_med.bench import store
     from robustbench_med.bench.runner import run_cases
 
+    choices.limit_requests(max_requests)
     selected_suite = choices.suite_of(ctx.params)
     folder = results / selected_suite.name
     store.check_writable(folder)

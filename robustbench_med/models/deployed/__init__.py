@@ -24,7 +24,13 @@ def load_network(source: Deployed, data: DatasetCard, shown: Images) -> Network:
         SpecError, VictimError: the model cannot be read, or does not fit the data.
     """
     from robustbench_med.models.deployed.onnx_network import load_onnx
+    from robustbench_med.models.deployed.server import load_server
     from robustbench_med.models.deployed.torch_file import load_exported, load_script
 
-    loaders = {"onnx": load_onnx, "torchscript": load_script, "exported": load_exported}
+    loaders = {
+        "onnx": load_onnx,
+        "torchscript": load_script,
+        "exported": load_exported,
+        "server": load_server,
+    }
     return loaders[source.kind](source, data, shown)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from robustbench_med.cards import DatasetCard
 from robustbench_med.errors import VictimError
 from robustbench_med.models.deployed.network import first_line
 from robustbench_med.outputs import leaves
@@ -25,7 +26,7 @@ class Arranged(nn.Module):
             with copies of its last image, whose outputs are dropped.
         channels_last: whether it reads `(b, *s, c)`.
         classes_last: whether it returns `(b, *s, k)`.
-        dtype: the type of the images that it reads.
+        dtype: the type of the images that it reads; of uint8, they are the grey levels 0..255.
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class Arranged(nn.Module):
 
     def forward(self, x: Images) -> Any:  # noqa: ANN401 - a tensor or a container of tensors
         """Return the outputs of the network for images."""
+        if self.dtype is torch.uint8:
+            x = (255 * x).round().clamp(0, 255)
         if self.dtype is not None:
             x = x.to(self.dtype)
         if self.channels_last:
@@ -124,3 +127,31 @@ def agree(answers: Any, references: Any) -> bool:  # noqa: ANN401
         if not same:
             return False
     return True
+
+
+def layout_of(where: str, shape: list[int | None], data: DatasetCard) -> tuple[int | None, bool]:
+    """Return the batch that a network takes at once, and whether its channels are the last axis.
+
+    Args:
+        where: name of the file, for the message.
+        shape: the sides of its input; None = any.
+        data: states channels and size.
+
+    Raises:
+        VictimError: it reads other images.
+    """
+    batch, *sides = shape or [None]
+    for channels_last, expected in (
+        (False, (data.channels, *data.size)),
+        (True, (*data.size, data.channels)),
+    ):
+        if len(sides) == len(expected) and all(
+            side in (None, want) for side, want in zip(sides, expected, strict=True)
+        ):
+            return batch or None, channels_last
+    wanted = " x ".join(map(str, (data.channels, *data.size)))
+    shown = " x ".join("?" if side is None else str(side) for side in sides)
+    raise VictimError(
+        f"{where}: expected a network that reads {wanted} images of {data.name}, got one that "
+        f"reads {shown}"
+    )

@@ -12,11 +12,13 @@ import torch
 
 from robustbench_med.cards import DatasetCard
 from robustbench_med.errors import VictimError
+from robustbench_med.models.deployed.arranged import layout_of
 
 SQUASHES = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 # operators that move values without changing them
 _MOVES = ("Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Cast")
-_FLOATS = {1: torch.float32, 10: torch.float16, 11: torch.float64}  # TensorProto.DataType
+# of TensorProto.DataType
+_TYPES = {1: torch.float32, 2: torch.uint8, 10: torch.float16, 11: torch.float64}
 
 
 class ImageInput(NamedTuple):
@@ -47,36 +49,18 @@ def image_input(where: str, model: Any, data: DatasetCard) -> ImageInput:  # noq
         names = ", ".join(value.name for value in inputs) or "none"
         raise VictimError(f"{where}: expected one input, the images, got {len(inputs)} ({names})")
     kind = inputs[0].type.tensor_type
-    if kind.elem_type not in _FLOATS:
+    if kind.elem_type not in _TYPES:
         raise VictimError(
             f"{where}: expected an input of floating-point numbers, got type {kind.elem_type} "
             f"of ONNX for {inputs[0].name!r}: export the network with a float input"
         )
-    dtype = None if kind.elem_type == 1 else _FLOATS[kind.elem_type]
+    dtype = None if kind.elem_type == 1 else _TYPES[kind.elem_type]
     if not kind.HasField("shape"):
         return ImageInput(inputs[0].name, dtype, None, False)
-    shape = [side.dim_value if side.HasField("dim_value") else None for side in kind.shape.dim]
-    return _arranged(where, inputs[0].name, dtype, shape, data)
-
-
-def _arranged(
-    where: str, name: str, dtype: torch.dtype | None, shape: list[int | None], data: DatasetCard
-) -> ImageInput:
-    batch, *sides = shape if shape else [None]
-    for channels_last, expected in (
-        (False, (data.channels, *data.size)),
-        (True, (*data.size, data.channels)),
-    ):
-        if len(sides) == len(expected) and all(
-            side in (None, 0, want) for side, want in zip(sides, expected, strict=True)
-        ):
-            return ImageInput(name, dtype, batch or None, channels_last)
-    wanted = " x ".join(map(str, (data.channels, *data.size)))
-    shown = " x ".join("?" if side in (None, 0) else str(side) for side in sides)
-    raise VictimError(
-        f"{where}: expected a network that reads {wanted} images of {data.name}, got one that "
-        f"reads {shown}"
-    )
+    # a size of 0 stands for any size in old files
+    shape = [side.dim_value or None for side in kind.shape.dim]
+    batch, channels_last = layout_of(where, shape, data)
+    return ImageInput(inputs[0].name, dtype, batch, channels_last)
 
 
 class Ending(NamedTuple):

@@ -123,7 +123,9 @@ def load_onnx(source: Deployed, data: DatasetCard, shown: Images) -> Network:
     ]
     runtime = arrangement.around(Session(cut.SerializeToString(), where))
     converted, reason = None, "runtime=True asks for onnxruntime"
-    if not source.parameters.get("runtime"):
+    if image.dtype is torch.uint8:
+        reason = "it reads whole grey levels 0..255, to which images are rounded"
+    elif not source.parameters.get("runtime"):
         converted, reason = _converted(where, cut, arrangement, runtime, shown)
     if converted is None:
         notes.append(f"queries only: it runs in onnxruntime, which gives no gradient ({reason})")

@@ -28,7 +28,7 @@ class Deployed(NamedTuple):
     """A deployed model.
 
     Attributes:
-        kind: one of KINDS.
+        kind: one of KINDS, or "server".
         place: the file, folder or address, as it was written.
         parameters: how it is read.
     """
@@ -64,6 +64,8 @@ def deployed_of(text: str) -> Deployed | None:
     >>> deployed_of("models/net.onnx").kind, deployed_of("timm:resnet18") is None
     ('onnx', True)
     """
+    if text.startswith(("http://", "https://")):
+        return Deployed("server", *_split(text))
     kind, colon, rest = text.partition(":")
     if colon and kind in KINDS:
         place, parameters = _split(rest)

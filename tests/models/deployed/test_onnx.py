@@ -283,7 +283,7 @@ def foreign(model: Any) -> None:  # noqa: ANN401
 
 
 def whole_numbers(model: Any) -> None:  # noqa: ANN401
-    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
 
 
 def two_inputs(model: Any) -> None:  # noqa: ANN401

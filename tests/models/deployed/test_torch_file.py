@@ -202,15 +202,15 @@ def test_code_that_reaches_files_is_refused(tmp_path: Path, way: str) -> None:
     path, planted = tmp_path / "m.pt", tmp_path / "written"
 
     class Writer(Scripted):
-        place: str
+        def __init__(self) -> None:
+            super().__init__(2)
+            self.place = str(planted)
 
         def forward(self, x: Tensor) -> Tensor:
             torch.save(x, self.place)
             return (x.flatten(1) - 0.5) @ self.w.T
 
-    module = Writer(2)
-    module.place = str(planted)
-    scripted(module, path)
+    scripted(Writer(), path)
     with zipfile.ZipFile(path) as archive:
         name = next(
             n for n in archive.namelist() if n.endswith(".py") and b"save" in archive.read(n)
