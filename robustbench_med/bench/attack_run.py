@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,8 +23,9 @@ from robustbench_med.bench.measurements import Measurements, clean_measurements,
 from robustbench_med.bench.provenance import reset_peak
 from robustbench_med.bench.record import LadderAudit
 from robustbench_med.bench.resolved_case import ResolvedCase
-from robustbench_med.bench.schedules import WHOLE, Ladder, Sharding, schedule_of
+from robustbench_med.bench.schedules import WHOLE, Ladder, OpenLadder, Sharding, schedule_of
 from robustbench_med.bench.setup import AttackSetup
+from robustbench_med.bench.shard_files import Shard
 from robustbench_med.bench.transfer import transferred
 from robustbench_med.bench.universal_run import FittedUniversal
 from robustbench_med.cards import AttackCard
@@ -83,6 +84,7 @@ class AttackRun(NamedTuple):
     minimal: bool = False
     recorder: GradientRecorder | None = None
     gradients: GradientFinding | None = None
+    peak: float = 0.0
 
     @property
     def aimed(self) -> Bool[Tensor, " n"]:
@@ -112,6 +114,9 @@ def run_attack(
         keeps: whether the measurements of every rung also hold the candidates.
         saved: adversarial images of an earlier run, which are judged instead of running the attack.
         sharding: how many images are attacked together, and where finished shards are stored.
+
+    Raises:
+        ShardsNeeded: other processes are to attack the shards (`Sharding.stops`).
     """
     clock = time.perf_counter()
     case, batch = planned.case, setup.batch
@@ -148,11 +153,7 @@ def run_attack(
     # again is attacked with the same draws
     every_rng = Draws.of(case.seed, map(str, batch.ids), device=batch.x.device)
     every_rng = every_rng.fork(case.drawn_by, case.attack)
-    modules = [setup.victim.module] + ([setup.surrogate.victim.module] if setup.surrogate else [])
-    with ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(frozen(module))
-        stack.enter_context(seeded(case.seed, case.id, "walk"))
+    with attacked_models(setup), seeded(case.seed, case.id, "walk"):
         suspicion = None if setup.suspicion is None else setup.suspicion[attacked]
         clean = clean_measurements(problem, Output(setup.clean[attacked], suspicion), verdict)
         if saved is None:
@@ -162,7 +163,26 @@ def run_attack(
         else:
             run = _judge_saved(planned, problem, every_rng, radii, attacked, clean, saved)
     recorder.active = False
-    return run._replace(seconds=time.perf_counter() - clock, recorder=recorder)
+    seconds = run.seconds + time.perf_counter() - clock
+    return run._replace(seconds=seconds, recorder=recorder)
+
+
+@contextmanager
+def attacked_models(setup: AttackSetup) -> Iterator[None]:
+    """Keep the modules that an attack calls as they are: frozen, and in evaluation mode."""
+    with ExitStack() as stack:
+        stack.enter_context(frozen(setup.victim.module))
+        if setup.surrogate is not None:
+            stack.enter_context(frozen(setup.surrogate.victim.module))
+        yield
+
+
+def attack_shard(opened: OpenLadder, index: int) -> Shard:
+    """Attack one shard of a case whose ladder is open, as `run_attack` would."""
+    reset_peak(opened.ladder.problem.x.device)
+    case = opened.ladder.planned.case
+    with attacked_models(opened.ladder.setup), seeded(case.seed, case.id, "walk"):
+        return opened.attack(index)
 
 
 def _with_recorder(setup: AttackSetup, recorder: GradientRecorder) -> AttackSetup:
@@ -206,7 +226,7 @@ def _attack_rungs(
         guard=setup.victim.guard is not None,
     )
     if setup.surrogate is not None:  # its candidates are shared with other cases, in memory
-        sharding = sharding._replace(files=None)
+        sharding = sharding._replace(files=None, stops="never")
     ladder = Ladder(planned, setup, problem, attack, rng, every_rng, radii, clean=clean)
     filled = schedule.run(ladder._replace(recorder=recorder, sharding=sharding))
     distance = filled.distance
@@ -220,10 +240,11 @@ def _attack_rungs(
         distance=smallest_success(filled.rungs) if distance is None else distance,
         ladder=filled.audit,
         counter=problem.counter,
-        seconds=0.0,
+        seconds=filled.seconds,
         clean=clean,
         fitted=filled.universal,
         minimal=distance is not None,
+        peak=filled.peak,
     )
 
 

@@ -56,16 +56,16 @@ def execute(
         sharding: how many images are attacked together, and where finished shards are stored.
 
     If the model returns NaN or Inf, the record is `invalid`; other errors are raised.
+
+    Raises:
+        ShardsNeeded: other processes are to attack the shards (`Sharding.stops`).
     """
     started = now()
     try:
         setup = prepare()
         run = run_verified(planned, setup, keeps=images, sharding=sharding)
     except InvalidOutputError as error:
-        record = _invalid_record(
-            planned, reason=str(error), started=started, command=command, device=device
-        )
-        return Outcome(record, pd.DataFrame(), {})
+        return invalid_outcome(planned, error, started, command, device)
     scores = score_run(planned, setup, run)
     pictures = make_pictures(planned, setup, run, examples)
     record = _record(
@@ -131,7 +131,7 @@ def _record(
             forward=run.counter.forward,
             backward=run.counter.backward,
             seconds=round(run.seconds, 3),
-            peak_memory_mib=peak_mib(device),
+            peak_memory_mib=max(peak_mib(device), run.peak),
             relative_forward_time=None
             if setup.relative_forward_time is None
             else round(setup.relative_forward_time, 2),
@@ -171,15 +171,15 @@ def foreign_code(planned: ResolvedCase) -> list[str]:
     return notes
 
 
-def _invalid_record(
-    planned: ResolvedCase, *, reason: str, started: str, command: str, device: str
-) -> Record:
-    """Return the record of a case whose model gave no usable output: a reason and no score."""
-    return Record(
+def invalid_outcome(
+    planned: ResolvedCase, error: InvalidOutputError, started: str, command: str, device: str
+) -> Outcome:
+    """Return the outcome of a case whose model gave no usable output: a reason and no score."""
+    record = Record(
         case_id=planned.case.id,
         case=planned.case,
         status="invalid",
-        reason=reason,
+        reason=str(error),
         n=0,
         patients=None,
         dataset_card=planned.data.card,
@@ -188,3 +188,4 @@ def _invalid_record(
         defense_card=planned.defense.card,
         provenance=provenance(started=started, command=command, device=device),
     )
+    return Outcome(record, pd.DataFrame(), {})

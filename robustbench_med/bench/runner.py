@@ -1,42 +1,35 @@
-"""Run the cases of a plan in one process or several; if one fails, the others still run."""
+"""Run the cases of a plan, in this process or by several workers; a failure costs its case."""
 
 from __future__ import annotations
 
-import logging
 import os
-import time
-import traceback
-from collections import defaultdict
-from collections.abc import Generator
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast, get_args
 
 import torch
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from robustbench_med import registry
 from robustbench_med.bench import store, workers
-from robustbench_med.bench.execute import execute
+from robustbench_med.bench.driver import Driver
+from robustbench_med.bench.executors import Executor, Slot
+from robustbench_med.bench.executors.inline import Inline
+from robustbench_med.bench.executors.processes import Processes
 from robustbench_med.bench.failure import Failure, unique_labels
+from robustbench_med.bench.progress import Show
+from robustbench_med.bench.queue import Queue, case_runs
 from robustbench_med.bench.resolved_case import ResolvedCase
-from robustbench_med.bench.schedules import Sharding
-from robustbench_med.bench.setup import SetupCache, crafting_key, is_crafted_elsewhere, setup_key
-from robustbench_med.bench.shard_files import shards_of_case
+from robustbench_med.bench.steps import Settings, Worker, compute
 from robustbench_med.devices import device_of
-from robustbench_med.errors import BenchError, SpecError
+from robustbench_med.errors import SpecError, UnknownNameError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_log = logging.getLogger(__name__)
+    from robustbench_med.bench.executors.dask_cluster import DaskCluster
+
+ExecutorName = Literal["inline", "processes", "dask"]
 _MOST = 4  # most processes by default, since each holds torch, a victim and its images
 _WORTH = 15.0  # for fewer seconds of attacks, starting processes costs more than it saves
 
@@ -54,6 +47,9 @@ def run_cases(
     jobs: int | None = 1,
     log_every: float = 30.0,
     shard: int | None = None,
+    executor: ExecutorName | None = None,
+    scheduler: str | None = None,
+    timeout: float | None = None,
 ) -> list[Failure]:
     """Run the cases that `folder` has no record of, and return those that failed.
 
@@ -66,18 +62,21 @@ def run_cases(
         examples: largest number of examples for each case.
         images: save the adversarial images beside each record.
         device: "cpu", "cuda", "cuda:1", or "auto".
-        jobs: processes that share the cores; None = as many as save time on this machine. Cases
-            that share a victim run in the same process.
+        jobs: workers that share the cores; None = as many as save time on this machine, one for
+            each GPU. Cases that share a victim run on one worker as long as there are others.
         log_every: seconds after which a console that is no terminal gets a line of progress.
         shard: number of images that are attacked together; None = as many as 32 MiB hold. Finished
             shards are stored until the record is written, so that a stopped run loses at most one.
+        executor: where the cases are computed; None = on the cluster of `scheduler` if that is
+            given, in this process if there is one job and no timeout, else in several processes.
+        scheduler: the address or the scheduler file of a Dask cluster that runs already.
+        timeout: longest time of a shard, or another step of a case, in seconds.
 
     Raises:
         SpecError: there is no such device, or images of real data would be saved in a folder that
             is committed.
         ResultsError: the folder can no longer be written.
     """
-    where = device_of(device)
     if images:
         _check_private(planned, folder)
     waiting = [
@@ -91,129 +90,110 @@ def run_cases(
             soft_wrap=True,
         )
     labels = unique_labels(resolved.case for resolved in planned)
-    registered = registry.registered()
-    work = _Work(folder, command, force, examples, images, where, labels, registered, shard)
-    groups = _grouped(waiting)
-    if jobs is None:
-        jobs = _worthwhile(waiting, where)
-    jobs = max(min(jobs, len(groups)), 1) if workers.can_start() else 1
-    failures: list[Failure] = []
-    ran = _one_by_one(waiting, work) if jobs == 1 else _at_once(groups, work, jobs)
-    with closing(ran), _progress(console) as bar:
-        task = bar.add_task("", total=sum(map(_seconds, waiting)))
-        done, last_line = 0, time.monotonic()
-        for cases, failed in ran:
-            failures += failed
-            done += len(cases)
-            # a log shows no progress bar
-            if not console.is_terminal and time.monotonic() - last_line >= log_every:
-                line = f"{done} of {len(waiting)} cases done"
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
-                last_line = time.monotonic()
-            bar.update(task, description=labels[cases[-1].case.id])
-            bar.advance(task, sum(map(_seconds, cases)))
-    return failures
-
-
-_Ran = tuple[list[ResolvedCase], list[Failure]]  # the cases that ran, and the failures among them
-
-
-@dataclass(frozen=True)
-class _Work:
-    """The settings to run a case and store its record, in this process or another."""
-
-    folder: Path
-    command: str
-    force: bool
-    examples: int
-    images: bool
-    device: torch.device
-    labels: dict[str, str]  # by case id
-    registered: dict[registry.Kind, dict[str, registry.Entry]]  # which a worker lacks
-    shard: int | None
-
-    def failure(self, resolved: ResolvedCase, reason: str) -> Failure:
-        """Return the failure of a case of this run, with the reason."""
-        return Failure(
-            label=self.labels[resolved.case.id],
-            reason=reason,
-            case=resolved.case,
-            attack=resolved.attack.card,
-            defense=resolved.defense.card,
-        )
-
-    def run(self, resolved: ResolvedCase, setups: SetupCache) -> list[Failure]:
-        """Run a case and write its record; return the failure if it failed."""
-        files = shards_of_case(self.folder, resolved.case.id)
-        if self.force:
-            files.remove()
-        try:
-            outcome = execute(
-                resolved,
-                lambda: setups.of(resolved),
-                command=f"{self.command} --case {resolved.case.id} --force",
-                examples=self.examples,
-                images=self.images,
-                device=str(self.device),
-                sharding=Sharding(self.shard, files),
-            )
-        except BenchError as error:
-            return [self.failure(resolved, str(error))]
-        except (
-            Exception
-        ) as error:  # a model is foreign code that may raise anything; only its case fails
-            _log.debug("%s", traceback.format_exc())
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            reason = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
-            return [self.failure(resolved, reason)]
-        store.write(self.folder, *outcome, replace=self.force)
-        files.remove()
+    where = _Where(executor, scheduler, device, jobs, timeout).checked(waiting)
+    runs = case_runs(waiting, in_order=where.jobs == 1)
+    if not runs:
         return []
+    settings = Settings(command, examples, images, shard)
+    with closing(where.start()) as started:
+        return Driver(
+            Queue(runs),
+            started,
+            folder=folder,
+            settings=settings,
+            force=force,
+            timeout=timeout,
+            show=Show(runs, labels, console, log_every),
+            failure=lambda run, reason: _failure(run.resolved, labels, reason),
+        ).run()
 
 
-def _one_by_one(waiting: list[ResolvedCase], work: _Work) -> Generator[_Ran, None, None]:
-    setups = SetupCache(work.device)
-    for resolved in waiting:
-        yield [resolved], work.run(resolved, setups)
+def _failure(resolved: ResolvedCase, labels: Mapping[str, str], reason: str) -> Failure:
+    """Return the failure of a case of this run, with the reason."""
+    return Failure(
+        label=labels[resolved.case.id],
+        reason=reason,
+        case=resolved.case,
+        attack=resolved.attack.card,
+        defense=resolved.defense.card,
+    )
 
 
-def _at_once(
-    groups: list[list[ResolvedCase]], work: _Work, jobs: int
-) -> Generator[_Ran, None, None]:
-    """Run the groups in `jobs` processes, the longest first; if one process dies, all end."""
-    threads = max((os.cpu_count() or 1) // jobs, 1)
-    longest = sorted(groups, key=lambda cases: -sum(map(_seconds, cases)))
-    unfinished = dict(enumerate(longest))
-    arguments = [(*item, work, threads) for item in unfinished.items()]
-    ran = workers.map_unordered(_run_group, arguments, jobs=jobs, threads=threads)
-    try:
-        with closing(ran):
-            for index, failures in ran:
-                yield unfinished.pop(index), failures
-    except workers.WorkerDiedError:
-        reason = "a process died, perhaps for lack of memory: run again with --jobs 1"
-        for cases in unfinished.values():
-            unwritten = [
-                resolved for resolved in cases if not store.finished(work.folder, resolved.case.id)
-            ]
-            yield cases, [work.failure(resolved, reason) for resolved in unwritten]
+def executor_of(name: str | None) -> ExecutorName | None:
+    """Return the executor that a text names.
+
+    Raises:
+        UnknownNameError: there is no such executor.
+    """
+    for known in get_args(ExecutorName):
+        if name == known:
+            return cast("ExecutorName", known)
+    if name is None:
+        return None
+    raise UnknownNameError("executor", name, get_args(ExecutorName))
 
 
-def _run_group(
-    index: int, cases: list[ResolvedCase], work: _Work, threads: int
-) -> tuple[int, list[Failure]]:
-    torch.set_num_threads(threads)
-    registry.adopt(work.registered)
-    return index, [failure for _, failures in _one_by_one(cases, work) for failure in failures]
+class _Where(NamedTuple):
+    """Where the cases are computed: the arguments of `run_cases` of the same names."""
+
+    executor: ExecutorName | None
+    scheduler: str | None
+    device: str
+    jobs: int | None
+    timeout: float | None
+
+    def checked(self, waiting: list[ResolvedCase]) -> _Where:
+        """Return the same with an executor, and a number of jobs unless a cluster decides that.
+
+        Raises:
+            SpecError: this machine has no such device, or an executor cannot do what is asked.
+        """
+        name = self.executor
+        if self.scheduler is not None:
+            if name not in (None, "dask"):
+                raise SpecError(f"expected --executor dask with --scheduler, got {name}")
+            return self._replace(executor="dask", jobs=None)
+        device = device_of(self.device)
+        jobs = self.jobs or _worthwhile(waiting, device)
+        if name is None:
+            name = "inline" if jobs == 1 and self.timeout is None else "processes"
+        if not workers.can_start():
+            name = "inline"
+        if name == "inline" and self.timeout is not None:
+            raise SpecError(
+                "expected --executor processes or dask with --timeout: this process cannot end a "
+                "model that hangs in it"
+            )
+        return self._replace(executor=name, jobs=1 if name == "inline" else jobs)
+
+    def start(self) -> Executor:
+        """Return the executor, whose workers start."""
+        if self.jobs is None:
+            return _dask()(compute, [], scheduler=self.scheduler, device=self.device)
+        where = device_of(self.device)
+        if self.executor == "inline":
+            return Inline(Worker(), str(where))
+        threads = max((os.cpu_count() or 1) // self.jobs, 1)
+        slots = [Slot(threads, device) for device in spread(where, self.jobs)]
+        return _dask()(compute, slots) if self.executor == "dask" else Processes(compute, slots)
 
 
-def _grouped(waiting: list[ResolvedCase]) -> list[list[ResolvedCase]]:
-    """Return the cases in groups that share a victim, or the candidates of a surrogate."""
-    groups: defaultdict[tuple[object, ...], list[ResolvedCase]] = defaultdict(list)
-    for resolved in waiting:
-        key = crafting_key if is_crafted_elsewhere(resolved.case) else setup_key
-        groups[key(resolved.case)].append(resolved)
-    return list(groups.values())
+def _dask() -> type[DaskCluster]:
+    """Return the executor on Dask, which is imported only where it is used."""
+    from robustbench_med.bench.executors.dask_cluster import DaskCluster
+
+    return DaskCluster
+
+
+def spread(device: torch.device, jobs: int) -> list[str]:
+    """Return the device of each of several workers; `cuda` without a number is all of them.
+
+    >>> spread(torch.device("cpu"), 2)
+    ['cpu', 'cpu']
+    """
+    if device.type != "cuda" or device.index is not None:
+        return [str(device)] * jobs
+    return [f"cuda:{i % torch.cuda.device_count()}" for i in range(jobs)]
 
 
 def _check_private(planned: list[ResolvedCase], folder: Path) -> None:
@@ -232,23 +212,9 @@ def _check_private(planned: list[ResolvedCase], folder: Path) -> None:
 
 
 def _worthwhile(waiting: list[ResolvedCase], device: torch.device) -> int:
-    if device.type != "cpu" or sum(map(_seconds, waiting)) < _WORTH:
+    """Return the number of workers that save time: one for each GPU, or a few on the processor."""
+    if device.type == "cuda":
+        return torch.cuda.device_count() if device.index is None else 1
+    if device.type != "cpu" or sum(resolved.seconds or 1.0 for resolved in waiting) < _WORTH:
         return 1
     return min(os.cpu_count() or 1, _MOST)
-
-
-def _seconds(resolved: ResolvedCase) -> float:
-    return resolved.seconds or 1.0
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        BarColumn(24),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
-        console=console,
-        transient=True,
-    )

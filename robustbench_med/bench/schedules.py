@@ -1,14 +1,20 @@
-"""Schedules: the ways to measure all rungs of a ladder, one entry each."""
+"""Schedules: the ways to measure all rungs of a ladder, one entry each.
+
+A ladder is filled shard by shard, in this process or by several workers. What looks at the whole
+case stays outside of the shards: a perturbation is fitted before them, inferred rows are checked
+after them.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from robustbench_med import registry
@@ -23,10 +29,11 @@ from robustbench_med.bench.eps_search import (
 )
 from robustbench_med.bench.gradient_recorder import GradientRecorder
 from robustbench_med.bench.measurements import Measurements
+from robustbench_med.bench.provenance import peak_mib
 from robustbench_med.bench.record import LadderAudit
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import AttackSetup
-from robustbench_med.bench.shard_files import Shard, ShardFiles
+from robustbench_med.bench.shard_files import Shard, Shards
 from robustbench_med.bench.universal_run import FittedUniversal, fit_universal
 from robustbench_med.cards import AttackCard, Task
 from robustbench_med.memory import release_memory
@@ -36,20 +43,36 @@ from robustbench_med.stored_images import shards
 from robustbench_med.types import Rows
 
 
+class Fit(NamedTuple):
+    """A universal perturbation that was fitted for all images of a case, and what it cost."""
+
+    universal: FittedUniversal
+    counter: Counter
+    seconds: float
+
+
 class Sharding(NamedTuple):
-    """How a case is cut into shards.
+    """How a case is cut into shards, and who computes them.
 
     Attributes:
         size: number of images of a shard; None = as many as fit the memory.
         files: where finished shards are stored; None = nowhere.
+        stops: "never" to compute all shards here. Of a case of several shards, "first" computes no
+            more than the first one and "open" none: `ShardsNeeded` is raised for the others.
+        fit: the universal perturbation that was fitted already.
+        name: the name of this run of the attack; the first run of a case has none.
     """
 
     size: int | None = None
-    files: ShardFiles | None = None
+    files: Shards | None = None
+    stops: Literal["never", "first", "open"] = "never"
+    fit: Fit | None = None
+    name: str = ""
 
     def part(self, name: str) -> Sharding:
         """Return the same for another run of the case."""
-        return self._replace(files=None if self.files is None else self.files.part(name))
+        files = None if self.files is None else self.files.part(name)
+        return self._replace(files=files, fit=None, name=name)
 
 
 WHOLE = Sharding()  # shards as large as the memory allows, stored nowhere
@@ -113,6 +136,8 @@ class FilledLadder(NamedTuple):
         inferred: `(r, b)` which pairs of a rung and an image were inferred to be robust.
         audit: the check of inferred rows, if the schedule infers any.
         universal: the perturbation of each rung, if one was fitted.
+        seconds: how long the shards took that were not attacked in this call.
+        peak: the peak memory of any shard in MiB.
     """
 
     rungs: Measurements
@@ -121,6 +146,8 @@ class FilledLadder(NamedTuple):
     inferred: Bool[Tensor, "r b"] | None = None
     audit: LadderAudit | None = None
     universal: FittedUniversal | None = None
+    seconds: float = 0.0
+    peak: float = 0.0
 
 
 def _fitted(ladder: Ladder) -> FittedUniversal:
@@ -227,38 +254,112 @@ class LadderSchedule(NamedTuple):
     fit: Callable[[Ladder], FittedUniversal] | None = None
 
     def run(self, ladder: Ladder) -> FilledLadder:
-        """Return the measurements of all rungs for all images, computed shard by shard."""
-        fitted = None if self.fit is None else self.fit(ladder)
-        if fitted is not None:
-            ladder = ladder._replace(attack=fitted.apply)
+        """Return the measurements of all rungs for all images, computed shard by shard.
+
+        Raises:
+            ShardsNeeded: other processes are to attack the shards (`Sharding.stops`).
+        """
         rows = ladder.shards()
         # a case of one shard is stored as a record right away
-        files = ladder.sharding.files if len(rows) > 1 else None
-        pieces = [self._shard(ladder, i, part, files) for i, part in enumerate(rows)]
-        for piece in pieces:
+        sharding = ladder.sharding if len(rows) > 1 else WHOLE
+        files = sharding.files
+        pieces = [
+            None if files is None else files.read(index, ladder.rng.select(part).keys)
+            for index, part in enumerate(rows)
+        ]
+        # the first shard goes on with the random draws of the fit
+        known = sharding.fit if pieces[0] is not None or sharding.stops == "open" else None
+        opened = self._open(ladder, rows, known)
+        elsewhere = sum(piece.seconds for piece in pieces if piece is not None)
+        for index, piece in enumerate(pieces):
+            if piece is None:
+                if sharding.stops == "open" or (sharding.stops == "first" and index > 0):
+                    missing = [i for i, other in enumerate(pieces) if other is None]
+                    raise ShardsNeeded(opened, missing)
+                pieces[index] = piece = opened.attack(index)
+                if files is not None:
+                    files.write(index, opened.streams(index), piece)
+            elif index == 0 and ladder.recorder is not None:
+                ladder.recorder.restore(piece.gradients)
+                ladder.recorder.active = False
+        whole = [piece for piece in pieces if piece is not None]
+        for piece in whole:
             ladder.problem.counter.add(piece.counter)
+        fit = opened.fit
         with _draws_of(ladder, "audit", fresh=len(rows) > 1):
-            return _audited(ladder, _joined(pieces, ladder.attack))._replace(universal=fitted)
+            filled = _audited(opened.ladder, _joined(whole, opened.ladder.attack))
+        return filled._replace(
+            universal=None if fit is None else fit.universal,
+            seconds=elsewhere + (0.0 if known is None else known.seconds),
+            peak=max(piece.peak for piece in whole),
+        )
 
-    def _shard(self, ladder: Ladder, index: int, rows: Rows, files: ShardFiles | None) -> Shard:
-        """Return a shard that is stored already, or attack it and store it."""
-        shard, recorder = ladder.select(rows), ladder.recorder
-        stored = None if files is None else files.read(index, shard.rng.keys)
-        if stored is None:
-            with _draws_of(ladder, str(index), fresh=index > 0):
-                filled = self.fill(shard)
-            gradients = () if recorder is None or index else tuple(recorder.samples)
-            stored = Shard(
-                filled.rungs, filled.distance, filled.inferred, shard.problem.counter, gradients
-            )
-            if files is not None:
-                files.write(index, shard.rng.keys, stored)
-        elif recorder is not None and index == 0:
-            recorder.restore(stored.gradients)
+    def _open(self, ladder: Ladder, rows: list[Rows], known: Fit | None) -> OpenLadder:
+        """Fit a perturbation for all images if the schedule does that and none is known."""
+        if self.fit is None:
+            return OpenLadder(self, ladder, rows)
+        counter = ladder.problem.counter
+        if known is None:
+            before, clock = replace(counter), time.perf_counter()
+            universal = self.fit(ladder)
+            cost = Counter(**{k: v - getattr(before, k) for k, v in vars(counter).items()})
+            known = Fit(universal, cost, time.perf_counter() - clock)
+        else:
+            counter.add(known.counter)
+        return OpenLadder(self, ladder._replace(attack=known.universal.apply), rows, known)
+
+
+class OpenLadder(NamedTuple):
+    """A ladder that is ready to be filled, shard by shard and in any order.
+
+    Attributes:
+        schedule: how it is filled.
+        ladder: the ladder of all images, with the attack as it is applied.
+        rows: the rows of each shard.
+        fit: the universal perturbation, if one was fitted.
+    """
+
+    schedule: LadderSchedule
+    ladder: Ladder
+    rows: list[Rows]
+    fit: Fit | None = None
+
+    def streams(self, index: int) -> Int[Tensor, " b"]:
+        """Return the keys of the random draws of a shard's images."""
+        return self.ladder.rng.select(self.rows[index]).keys
+
+    def attack(self, index: int) -> Shard:
+        """Attack the images of one shard; gradients are recorded in the first shard alone."""
+        ladder, clock = self.ladder, time.perf_counter()
+        shard, recorder = ladder.select(self.rows[index]), ladder.recorder
+        with _draws_of(ladder, str(index), fresh=index > 0):
+            filled = self.schedule.fill(shard)
+        gradients = () if recorder is None or index else tuple(recorder.samples)
         if recorder is not None:
             recorder.active = False
         release_memory()
-        return stored
+        return Shard(
+            filled.rungs,
+            filled.distance,
+            filled.inferred,
+            shard.problem.counter,
+            gradients,
+            time.perf_counter() - clock,
+            peak_mib(ladder.problem.x.device),
+        )
+
+
+class ShardsNeeded(Exception):
+    """The shards of a case that other processes are to attack.
+
+    Attributes:
+        opened: the ladder, with which this process can attack them too.
+        missing: the places of the shards.
+    """
+
+    def __init__(self, opened: OpenLadder, missing: list[int]) -> None:
+        super().__init__(missing)
+        self.opened, self.missing = opened, missing
 
 
 SCHEDULES = {

@@ -1,18 +1,21 @@
 """Shard files: the finished shards of a case that still runs, so that a stop loses at most one.
 
 They lie in a hidden folder beside the record, and are removed when the record is written. A file
-that is damaged, or is of other images, is computed again.
+that is damaged, or is of other images, is computed again. Where shards are computed by workers, a
+worker reads and makes them in memory (`ShardBytes`), and the driver alone writes them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
@@ -37,6 +40,8 @@ class Shard(NamedTuple):
         inferred: `(r, b)` which pairs of a rung and an image were inferred to be robust.
         counter: the passes of this shard.
         gradients: the gradients that were recorded in this shard.
+        seconds: how long the shard took.
+        peak: the peak memory in MiB, as `provenance.peak_mib` measures it.
     """
 
     rungs: Measurements
@@ -44,6 +49,29 @@ class Shard(NamedTuple):
     inferred: Bool[Tensor, "r b"] | None
     counter: Counter
     gradients: tuple[GradientSample, ...] = ()
+    seconds: float = 0.0
+    peak: float = 0.0
+
+
+class Shards(Protocol):
+    """The finished shards of one run of an attack."""
+
+    def part(self, name: str) -> Shards:
+        """Return the shards of another run of the same case."""
+        ...
+
+    def read(self, index: int, streams: Int[Tensor, " b"]) -> Shard | None:
+        """Return a finished shard; None if there is none, it is damaged or is of other images.
+
+        Args:
+            index: the place of the shard in the case.
+            streams: the keys of its images' random draws, which tell the images apart.
+        """
+        ...
+
+    def write(self, index: int, streams: Int[Tensor, " b"], shard: Shard) -> None:
+        """Keep a finished shard."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,38 +85,71 @@ class ShardFiles:
         return ShardFiles(self.folder / name)
 
     def read(self, index: int, streams: Int[Tensor, " b"]) -> Shard | None:
-        """Return a stored shard; None if there is none, it is damaged or is of other images.
-
-        Args:
-            index: the place of the shard in the case.
-            streams: the keys of its images' random draws, which tell the images apart.
-        """
+        """Return a stored shard; None if there is none, it is damaged or is of other images."""
         try:
-            raw = self._path(index).read_bytes()
+            raw = (self.folder / name_of(index)).read_bytes()
         except OSError:
             return None
-        content = raw[_DIGEST:]
-        if hashlib.sha256(content).digest() != raw[:_DIGEST]:
-            return None
-        try:
-            return _unpacked(content, streams)
-        except (SafetensorError, KeyError, ValueError, TypeError):
-            return None
+        return unpacked(raw, streams)
 
     def write(self, index: int, streams: Int[Tensor, " b"], shard: Shard) -> None:
         """Store a shard in one step; where the folder cannot be written, log that and go on."""
-        content = _packed(streams, shard)
+        self.store(name_of(index), packed(streams, shard))
+
+    def load(self) -> dict[str, bytes]:
+        """Return the content of every file by name, also those of other runs of the case."""
+        contents = {}
+        for path in sorted(self.folder.rglob("shard_*.bin")):
+            with contextlib.suppress(OSError):
+                contents[path.relative_to(self.folder).as_posix()] = path.read_bytes()
+        return contents
+
+    def store(self, name: str, content: bytes) -> bool:
+        """Write a file in one step and return whether it is stored; log where it cannot be."""
         try:
-            write_bytes(self._path(index), hashlib.sha256(content).digest() + content)
+            write_bytes(self.folder / name, content)
         except OSError as error:
             _log.warning("%s: a finished shard is not stored: %s", self.folder, error.strerror)
+            return False
+        return True
 
     def remove(self) -> None:
         """Remove the folder with all shards, also those of other runs of the case."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _path(self, index: int) -> Path:
-        return self.folder / f"shard_{index}.bin"
+
+@dataclass(frozen=True)
+class ShardBytes:
+    """The finished shards of one run of an attack, in memory as they are in a file.
+
+    Attributes:
+        known: content by name, of all runs of the case.
+        new: the content that was written here.
+        prefix: the folder of this run.
+    """
+
+    known: Mapping[str, bytes]
+    new: dict[str, bytes] = field(default_factory=dict)
+    prefix: str = ""
+
+    def part(self, name: str) -> ShardBytes:
+        """Return the shards of another run of the same case."""
+        return ShardBytes(self.known, self.new, f"{self.prefix}{name}/")
+
+    def read(self, index: int, streams: Int[Tensor, " b"]) -> Shard | None:
+        """Return a finished shard; None if there is none, it is damaged or is of other images."""
+        name = self.prefix + name_of(index)
+        raw = self.new.get(name) or self.known.get(name)
+        return None if raw is None else unpacked(raw, streams)
+
+    def write(self, index: int, streams: Int[Tensor, " b"], shard: Shard) -> None:
+        """Keep a finished shard in memory."""
+        self.new[self.prefix + name_of(index)] = packed(streams, shard)
+
+
+def name_of(index: int) -> str:
+    """Return the name of a shard's file."""
+    return f"shard_{index}.bin"
 
 
 def shards_of_case(folder: Path, case_id: str) -> ShardFiles:
@@ -96,7 +157,8 @@ def shards_of_case(folder: Path, case_id: str) -> ShardFiles:
     return ShardFiles(folder / f".{case_id}.shards")
 
 
-def _packed(streams: Int[Tensor, " b"], shard: Shard) -> bytes:
+def packed(streams: Int[Tensor, " b"], shard: Shard) -> bytes:
+    """Return the content of a shard's file: a checksum, and the measurements as safetensors."""
     tensors = {f"rung {name}": value for name, value in shard.rungs.items()}
     tensors |= {"streams": streams}
     for name in ("distance", "inferred"):
@@ -106,17 +168,29 @@ def _packed(streams: Int[Tensor, " b"], shard: Shard) -> bytes:
         fields = ("shown", "logits", "cotangent", "gradient")
         tensors |= {f"gradient {i} {name}": getattr(sample, name) for name in fields}
     contiguous = {name: value.cpu().contiguous() for name, value in tensors.items()}
-    return save(contiguous, {"counter": json.dumps(asdict(shard.counter))})
+    cost = {"counter": asdict(shard.counter), "seconds": shard.seconds, "peak": shard.peak}
+    content: bytes = save(contiguous, {"cost": json.dumps(cost)})
+    return hashlib.sha256(content).digest() + content
+
+
+def unpacked(raw: bytes, streams: Int[Tensor, " b"]) -> Shard | None:
+    """Return the shard in the content of a file; None if it is damaged or of other images."""
+    content = raw[_DIGEST:]
+    if hashlib.sha256(content).digest() != raw[:_DIGEST]:
+        return None
+    try:
+        return _unpacked(content, streams)
+    except (SafetensorError, KeyError, ValueError, TypeError):
+        return None
 
 
 def _unpacked(content: bytes, streams: Int[Tensor, " b"]) -> Shard | None:
-    """Return the shard in the content of a file; None if it is of other images."""
     tensors = {name: value.to(streams.device) for name, value in load(content).items()}
     stored = tensors.pop("streams")
     if stored.shape != streams.shape or not bool((stored == streams).all()):
         return None
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    counter = Counter(**json.loads(header["__metadata__"]["counter"]))
+    cost = json.loads(header["__metadata__"]["cost"])
     rungs = {
         name.removeprefix("rung "): value
         for name, value in tensors.items()
@@ -129,4 +203,12 @@ def _unpacked(content: bytes, streams: Int[Tensor, " b"]) -> Shard | None:
         )
         for i in range(count)
     )
-    return Shard(rungs, tensors.get("distance"), tensors.get("inferred"), counter, gradients)
+    return Shard(
+        rungs,
+        tensors.get("distance"),
+        tensors.get("inferred"),
+        Counter(**cost["counter"]),
+        gradients,
+        cost["seconds"],
+        cost["peak"],
+    )

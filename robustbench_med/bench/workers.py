@@ -14,52 +14,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, TypeVar
 
 import psutil
-from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky import process_executor
 
-Result = TypeVar("Result")
-WorkerDiedError = process_executor.TerminatedWorkerError
 _LOOKED = 0.5  # seconds between two checks of the driver
 _TICK = 0.02  # accuracy in seconds of the start time of a process
-
-
-def map_unordered(
-    function: Callable[..., Result],
-    arguments: Sequence[tuple[Any, ...]],
-    *,
-    jobs: int,
-    threads: int,
-) -> Generator[Result, None, None]:
-    """Yield the results of `function(*call)` as they finish, computed in `jobs` processes.
-
-    Idle workers wait for the next call of this function. They are killed if this generator is
-    closed early or the caller is interrupted.
-
-    Args:
-        function: a function in a module that the workers can import.
-        arguments: the arguments of each call, in the order in which the calls start.
-        jobs: number of processes.
-        threads: number of threads of each process.
-
-    Raises:
-        WorkerDiedError: a worker died; the results of unfinished calls are lost.
-    """
-    # arrays are copied, since arrays mapped from a file are read-only, and torch warns about those
-    with parallel_config(
-        backend="loky",
-        inner_max_num_threads=threads,
-        initializer=start,
-        initargs=(os.getpid(),),
-    ):
-        pool = Parallel(n_jobs=jobs, return_as="generator_unordered", max_nbytes=None)
-        results = pool(delayed(function)(*call) for call in arguments)
-    # joblib kills its workers if its generator is closed early
-    with contextlib.closing(results):
-        yield from results
 
 
 def can_start() -> bool:
@@ -79,7 +39,8 @@ def start(driver: int) -> None:
 
 def prepare() -> None:
     """Let this process ignore Ctrl-C and keep its memory."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     # loky warns and replaces a worker that holds 300 MB more than after its first call, but a
     # larger victim or surrogate is no memory leak
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
@@ -107,6 +68,12 @@ def kill_children(*, since: float = 0.0) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             if child.create_time() >= since - _TICK:
                 _kill(child)
+
+
+def kill_process(pid: int) -> None:
+    """Kill a process and all its descendants; nothing happens if it is gone."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        _kill(psutil.Process(pid))
 
 
 def _kill(process: psutil.Process) -> None:

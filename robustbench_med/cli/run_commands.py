@@ -80,8 +80,32 @@ def run(
             "--jobs",
             min=1,
             envvar="ROBUSTBENCH_MED_JOBS",
-            help="How many victims are attacked at once, in processes that share the cores. By "
-            "default as many as save time on this machine.",
+            help="How many workers share the cores of this machine, or its GPUs. By default as "
+            "many as save time.",
+        ),
+    ] = None,
+    executor: Annotated[
+        str | None,
+        typer.Option(
+            "--executor",
+            help="Where the cases are computed: inline (in this process), processes (of this "
+            "machine) or dask (a cluster). By default inline for one job, else processes.",
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            "--scheduler",
+            help="The address (tcp://HOST:8786) or the scheduler file of a Dask cluster that runs.",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            min=0.1,
+            help="The longest time of a shard, or another step of a case, in seconds. A case that "
+            "takes longer is not scored, and the run goes on.",
         ),
     ] = None,
     shard: Annotated[
@@ -103,7 +127,7 @@ def run(
     from rich.console import Console
 
     from robustbench_med.bench import store
-    from robustbench_med.bench.runner import run_cases
+    from robustbench_med.bench.runner import executor_of, run_cases
 
     choices.limit_requests(max_requests)
     selected_suite = choices.suite_of(ctx.params)
@@ -132,6 +156,9 @@ def run(
         device=device,
         jobs=jobs,
         shard=shard,
+        executor=executor_of(executor),
+        scheduler=scheduler,
+        timeout=timeout,
     )
     failures = [*refused, *failed]
     title = selected_suite.title

@@ -22,12 +22,17 @@ GRACE = 30.0  # seconds on a machine that does much else
 # each has `work` start two workers, each of which starts a process beside, as a loader of data does
 TOY = """
 import os, subprocess, sys, threading, time
-from robustbench_med.bench import workers
+from contextlib import closing
+from robustbench_med.bench.executors import Slot
+from robustbench_med.bench.executors.processes import Processes
 import toy
 
 def work():
-    for _ in workers.map_unordered(toy.job, [(i,) for i in range(3)], jobs=2, threads=1):
-        pass
+    with closing(Processes(toy.job, [Slot(1, "cpu")] * 2)) as executor:
+        while True:
+            for worker in executor.idle():
+                executor.start(worker, 0)
+            executor.wait(1.0)
 """
 JOB = """
 import os, subprocess, time

@@ -19,8 +19,8 @@ import pytest
 import leaderboard
 from robustbench_med import cli, registry
 from robustbench_med.bench import plan as planning
-from robustbench_med.bench import runner, store
 from robustbench_med.bench import setup as preparing
+from robustbench_med.bench import steps, store
 from robustbench_med.bench.execute import execute
 from robustbench_med.bench.record import Stored
 from robustbench_med.bench.suite import find_suite
@@ -548,7 +548,7 @@ def test_a_case_that_fails_alone_of_its_row_leaves_it_incomplete(
 
     words = own_data(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "execute", but_pgd)
+        patch.setattr(steps, "execute", but_pgd)
         result = call(*words)
     assert result.code == 1
     (stored,) = records(tmp_path).values()
@@ -559,7 +559,7 @@ def test_a_case_that_fails_alone_of_its_row_leaves_it_incomplete(
     assert "failed or not readable: PGD" in page
     # and once it has run, nothing is missing: nor where it fails again and its record stands
     assert call(*words).code == 0
-    monkeypatch.setattr(runner, "execute", but_pgd)
+    monkeypatch.setattr(steps, "execute", but_pgd)
     assert call(*words, "--force").code == 1
     page = (Path(stored.folder).parent / "leaderboard.html").read_text()
     assert "not scored" not in page
@@ -632,7 +632,7 @@ def test_stopping_by_hand_keeps_what_is_finished(
             raise KeyboardInterrupt
         return real(*words, **options)
 
-    monkeypatch.setattr(runner, "execute", once)
+    monkeypatch.setattr(steps, "execute", once)
     result = call(*own_data(tmp_path))
     assert result.code == 130
     assert result.err == (

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from robustbench_med import cli, run_suite
-from robustbench_med.bench import failure, runner
+from robustbench_med.bench import failure, steps
 from robustbench_med.bench.resolved_case import ResolvedCase
 from tests.bench.toys import small_phantoms
 
@@ -94,7 +94,7 @@ def test_what_failed_stays_on_the_page_of_a_later_run(
         def fail(*_: object, **__: object) -> None:
             raise RuntimeError("no memory left")
 
-        patch.setattr(runner, "execute", fail)
+        patch.setattr(steps, "execute", fail)
         assert call("run", "quick", "--victim", FIRST, *COMMON, "--results", "r")[0] == 1
     assert call("run", "quick", "--victim", SECOND, *COMMON, "--results", "r")[0] == 0
     for words in ((), ("leaderboard", str(folder))):
@@ -114,14 +114,14 @@ def test_failures_that_share_a_label_keep_their_own_reasons(
         raise RuntimeError(f"no memory for {planned.case.parameters['steps']} steps")
 
     assert call("run", "quick", "--victim", FIRST, *COMMON, "--results", "r")[0] == 0
-    monkeypatch.setattr(runner, "execute", fail)
+    monkeypatch.setattr(steps, "execute", fail)
     words = ("run", "quick", "--victim", FIRST, *COMMON[:2], *COMMON[4:], "--results", "r")
     both = ("--attack", "pgd(steps=2)", "--attack", "pgd(steps=3)")
     code, result = call(*words, *both)
     assert code == 1
-    for steps in (2, 3):  # what differs and nothing else tells the lines apart
-        line = f"phantom_chest · {FIRST} · pgd (steps={steps}): "
-        assert f"not scored: {line}RuntimeError: no memory for {steps} steps" in result
+    for count in (2, 3):  # what differs and nothing else tells the lines apart
+        line = f"phantom_chest · {FIRST} · pgd (steps={count}): "
+        assert f"not scored: {line}RuntimeError: no memory for {count} steps" in result
         page = Path("r/quick/leaderboard.md").read_text(encoding="utf-8").replace("\\_", "_")
         assert line in page
     assert result.count("not scored: ") == 2
@@ -139,7 +139,7 @@ def test_a_run_of_one_case_says_nothing_of_cases_that_did_not_run(
         raise RuntimeError("no memory left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "execute", fail)
+        patch.setattr(steps, "execute", fail)
         code, result = call("run", *words, "--case", first)
         assert code == 1
         assert result.count("not scored: ") == 1

@@ -356,11 +356,11 @@ def test_other():
 @pytest.mark.slow
 def test_a_case_is_measured_once_a_session(project: pytest.Pytester, plugin: Plugin) -> None:
     body = """
-from robustbench_med.bench import runner
+from robustbench_med.bench import steps
 
 def test_twice(robustness, monkeypatch):
     first = robustness(MODEL, "mine.npz", SPEC).records[0]
-    monkeypatch.setattr(runner, "execute", None)
+    monkeypatch.setattr(steps, "execute", None)
     again = robustness(MODEL, "mine.npz", SPEC).records[0]
     assert again.record.model_dump_json() == first.record.model_dump_json()
 """
