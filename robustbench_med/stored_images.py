@@ -21,7 +21,7 @@ from robustbench_med.cards import NativeRange
 from robustbench_med.memory import limit_memory
 from robustbench_med.types import AnyImages, Images, Rows
 
-_BESIDE = 1e-3  # steps
+_BESIDE = 1 / 64  # steps; float32 puts a value of 16 bits up to 1/128 beside its step
 SHARD_BYTES = 32 * 2**20  # of float32 images; JSMA and DeepFool use thirty times as much more
 
 

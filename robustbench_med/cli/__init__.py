@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from robustbench_med.cli import (
+    export_command,
     inspect_commands,
     inspect_data,
     pack_command,
@@ -37,6 +38,7 @@ for commands in (
     inspect_data,
     inspect_commands,
     pack_command,
+    export_command,
     train_command,
 ):
     commands.register(app)
