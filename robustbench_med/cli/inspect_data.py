@@ -35,6 +35,9 @@ def inspect_command(
         str | None,
         typer.Option("--size", help="Resize the images to this size, e.g. 224 or 224x320."),
     ] = None,
+    volumes: Annotated[
+        bool, typer.Option("--volumes", help="Take each DICOM series for one volume.")
+    ] = False,
 ) -> None:
     """Look at your data, print what is in them, and write their card file for `run --dataset`."""
     from robustbench_med.datasets.sources.recognise import draft_of
@@ -55,12 +58,14 @@ def inspect_command(
             f"expected a new file for the card, got {out}, which exists: pass --force to overwrite "
             "it, or another name with --out"
         )
-    draft = draft_of(path, size=None if size is None else _sides(size))
+    draft = draft_of(path, size=None if size is None else _sides(size), volumes=volumes)
     text = card_text(draft, out)
     _print("", of_files(draft))
     if not draft.missing:
         _print_dataset(parse(text, out), draft.remarks)
-    _print("missing", draft.missing)
+    else:
+        _print("recognised", draft.remarks)
+        _print("missing", draft.missing)
     write_text(out, text)
     if draft.missing:
         print(f"\nWrote {out}: complete it, and look at it again:")
@@ -72,7 +77,8 @@ def inspect_command(
 
 def _print_dataset(card_file: CardFile, remarks: Iterable[str]) -> None:
     """Print what is in the data, how it was recognised, and what looks wrong."""
-    from robustbench_med.datasets.sources.load import dataset_of, index_of
+    from robustbench_med.datasets.sources.index import index_of
+    from robustbench_med.datasets.sources.load import dataset_of
     from robustbench_med.datasets.sources.survey import of_dataset, warnings_of
 
     index = index_of(card_file)
@@ -88,7 +94,7 @@ def _print(title: str, lines: Iterable[str | tuple[str, str]]) -> None:
 
     for line in dict.fromkeys(lines):
         name, text = (title, line) if isinstance(line, str) else line
-        print(f"{name:<10} {plain(text)}")
+        print(f"{name:<11} {plain(text)}")
 
 
 def _sides(text: str) -> list[int]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -71,23 +71,40 @@ def decoded(images: FileImages, key: str) -> RowFile | FileImages:
     return rows
 
 
-def read_refs(key: str) -> list[ImageRef] | None:
-    """Return the references that were stored under a key; None if there are none."""
+class Listing(NamedTuple):
+    """The images of a folder.
+
+    Attributes:
+        refs: the images.
+        remarks: what looks wrong in their headers.
+    """
+
+    refs: list[ImageRef]
+    remarks: list[str]
+
+
+def read_listing(key: str) -> Listing | None:
+    """Return the listing that was stored under a key; None if there is none."""
     try:
         stored = json.loads((_folder() / f"{key}.json").read_bytes())
-        return [ImageRef(**{name: _frozen(value) for name, value in ref.items()}) for ref in stored]
-    except (OSError, ValueError, TypeError, AttributeError):
+        refs = [
+            ImageRef(**{name: _frozen(value) for name, value in ref.items()})
+            for ref in stored["refs"]
+        ]
+        return Listing(refs, list(map(str, stored["remarks"])))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
-def store_refs(key: str, refs: Iterable[ImageRef]) -> None:
-    """Store references, which took a look into every file."""
+def store_listing(key: str, listing: Listing) -> None:
+    """Store a listing, which took a look into every file."""
+    content = {"refs": [asdict(ref) for ref in listing.refs], "remarks": listing.remarks}
     with suppress(OSError):
-        write_text(_folder() / f"{key}.json", json.dumps([asdict(ref) for ref in refs]))
+        write_text(_folder() / f"{key}.json", json.dumps(content))
 
 
 def _frozen(value: Any) -> Any:  # noqa: ANN401 - a value of JSON
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _folder() -> Path:

@@ -22,19 +22,23 @@ class Draft:
 
     Attributes:
         root: the folder of the data.
+        format: the format of its files.
         refs: its images, without masks.
         mask_refs: its masks.
         card: fields of the card.
         source: fields of `[source]`.
+        ends: the lowest and the highest value, where these were looked at.
         remarks: what was recognised, and by what.
         missing: what the person has to add before the data can be used.
     """
 
     root: Path
+    format: str
     refs: list[ImageRef]
     mask_refs: list[ImageRef] = field(default_factory=list)
     card: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
+    ends: tuple[float, float] | None = None
     remarks: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 

@@ -9,7 +9,13 @@ import numpy as np
 
 from robustbench_med.datasets.sources import pictures, words
 from robustbench_med.datasets.sources.draft import MOST_CLASSES, Draft, set_classes, split_names
-from robustbench_med.datasets.sources.refs import ImageRef, read_each
+from robustbench_med.datasets.sources.readers import READERS
+from robustbench_med.datasets.sources.refs import (
+    ImageRef,
+    UnreadableError,
+    check_values,
+    read_each,
+)
 from robustbench_med.errors import DataError
 
 
@@ -83,9 +89,19 @@ def _pair_suffix(draft: Draft) -> None:
 
 def set_mask_classes(draft: Draft) -> None:
     """Fill in the classes of masks from the values that they hold."""
+    decode = READERS[draft.format].decode_mask
+
+    def ids_of_mask(root: Path, ref: ImageRef) -> list[int]:
+        values = decode(root, ref)
+        check_values(values)
+        if (values != np.rint(values)).any():
+            raise UnreadableError("this mask holds fractions: save one class id per pixel")
+        ids: list[int] = np.unique(values).astype(np.int64).tolist()
+        return ids
+
     values: set[int] = set()
     with pictures.quiet():
-        for ids in read_each(draft.root, draft.mask_refs, _ids_of_mask):
+        for ids in read_each(draft.root, draft.mask_refs, ids_of_mask):
             values.update(ids)
     ids = sorted(values)
     if len(ids) > MOST_CLASSES:
@@ -111,11 +127,6 @@ def set_mask_classes(draft: Draft) -> None:
         )
         ids = list(range(len(shown)))
     draft.card["classes"] = ["background", *(f"region {k}" for k in ids[1:])]
-
-
-def _ids_of_mask(root: Path, ref: ImageRef) -> list[int]:
-    ids: list[int] = np.unique(pictures.decode_mask(root, ref)).tolist()
-    return ids
 
 
 def from_folders(draft: Draft) -> bool:

@@ -35,11 +35,12 @@ def head(root: Path, name: str) -> ImageRef:
     """
     with _opened(root / name) as picture:
         width, height = picture.size
-        if picture.mode in _DEEP:
-            return ImageRef((name,), (height, width), 1, "uint16")
+        dtype = "uint16" if picture.mode in _DEEP else "uint8"
         if picture.mode == "F":
-            return ImageRef((name,), (height, width), 1, "float32")
-        return ImageRef((name,), (height, width), _CHANNELS[picture.mode], "uint8")
+            dtype = "float32"
+        facts = (("type", f"{dtype}, {picture.mode}"),)
+        channels = _CHANNELS.get(picture.mode, 1)
+        return ImageRef((name,), (height, width), channels, dtype, facts=facts)
 
 
 def decode(root: Path, ref: ImageRef) -> NDArray[Any]:

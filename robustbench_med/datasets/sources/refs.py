@@ -29,23 +29,41 @@ class ImageRef:
         size: `(h, w)` or `(d, h, w)` in pixels.
         channels: number of channels.
         dtype: type of the decoded values.
-        frame: which frame of the file; None = all of it.
+        frames: which frames of the first file, in order; empty = the file has no frames.
         spacing: mm per pixel along each axis, if the file states it.
-        patient: a pseudonym, if the file states a patient.
+        patient: a number in place of the patient that the file states; "" = it states none.
+        mask: the file of a mask that refers to this image by itself, as DICOM-SEG does.
+        facts: further properties of the file, such as ("window", "40/400"); never free text.
     """
 
     files: tuple[str, ...]
     size: tuple[int, ...]
     channels: int
     dtype: str
-    frame: int | None = None
+    frames: tuple[int, ...] = ()
     spacing: tuple[float, ...] | None = None
     patient: str = ""
+    mask: str = ""
+    facts: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def every_file(self) -> tuple[str, ...]:
+        """The files that its values and its own mask come from."""
+        return (*self.files, self.mask) if self.mask else self.files
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the decoded array, channels last."""
         return self.size if self.channels == 1 else (*self.size, self.channels)
+
+
+def times(size: Iterable[int]) -> str:
+    """Return a size in words.
+
+    >>> times((40, 48))
+    '40x48'
+    """
+    return "x".join(map(str, size))
 
 
 class UnreadableError(Exception):
@@ -56,11 +74,9 @@ def check_volume(shape: Iterable[int]) -> None:
     """Raise UnreadableError if an image of this shape is empty, or too large to be allocated."""
     sides = tuple(shape)
     if min(sides, default=0) < 1:
-        raise UnreadableError(f"its header states the size {'x'.join(map(str, sides))}")
+        raise UnreadableError(f"its header states the size {times(sides)}")
     if math.prod(sides) > MAX_VALUES:
-        raise UnreadableError(
-            f"its header states {'x'.join(map(str, sides))} values, more than {MAX_VALUES}"
-        )
+        raise UnreadableError(f"its header states {times(sides)} values, more than {MAX_VALUES}")
 
 
 def walk(root: Path) -> Iterator[str]:

@@ -65,9 +65,16 @@ class SourceSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str = Field(min_length=1, description="the folder, relative to the card file")
-    format: Literal["pictures"] = Field(description="kind of the files")
-    labels: Literal["folders", "csv", "masks", "none"] = Field(
-        description="where the truth is: names of folders, a CSV table, or files of masks"
+    format: Literal["pictures", "dicom", "nifti"] = Field(description="kind of the files")
+    images_as: Literal["slices", "volumes"] = Field(
+        default="slices", description="of DICOM: whether an image is a slice or a whole series"
+    )
+    by_study: bool = Field(
+        default=False, description="of DICOM: whether a study stands for a patient"
+    )
+    labels: Literal["folders", "csv", "masks", "dicom_seg", "none"] = Field(
+        description="where the truth is: names of folders, a CSV table, files of masks of the same "
+        "names, or DICOM-SEG files"
     )
     values: tuple[str, ...] = Field(
         default=(), description="the stored label of each class, in the order of `classes`"
@@ -83,6 +90,13 @@ class SourceSpec(BaseModel):
     patient_before: str = Field(
         default="", description="the patient is what a file's name has before this text"
     )
+    clip: bool = Field(
+        default=False, description="whether values outside the native range are clipped to it"
+    )
+    scale: Literal["", "each"] = Field(
+        default="", description="each: an image goes from its own lowest to its highest value"
+    )
+    only: tuple[str, ...] = Field(default=(), description="files that are read; empty = all")
     skip: tuple[str, ...] = Field(default=(), description="files that are left out")
     ids: Literal["file", "number"] = Field(
         default="file", description="how records name an image: by its file, or by its number"
@@ -92,6 +106,10 @@ class SourceSpec(BaseModel):
     )
     draw: Draw | None = None
 
+    def reads(self, name: str) -> bool:
+        """Whether a file, relative to the folder, is not left out."""
+        return name not in self.skip and (not self.only or name in self.only)
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.labels == "csv" and (not self.csv or self.columns is None):
@@ -100,6 +118,8 @@ class SourceSpec(BaseModel):
             raise ValueError("expected masks or mask_suffix where labels is 'masks'")
         if bool(self.split_names) == (self.draw is not None):
             raise ValueError("expected either split_names or [source.draw]")
+        if self.images_as == "volumes" and self.format != "dicom":
+            raise ValueError("expected images_as = 'volumes' with DICOM alone: series are volumes")
         return self
 
 

@@ -13,7 +13,9 @@ from robustbench_med.datasets import inspection
 from robustbench_med.datasets.codes import UNLABELLED
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
 from robustbench_med.datasets.sources.draft import Draft
-from robustbench_med.datasets.sources.load import SPLITS, Index
+from robustbench_med.datasets.sources.index import Index
+from robustbench_med.datasets.sources.load import SPLITS
+from robustbench_med.datasets.sources.refs import times
 
 Line = tuple[str, str]
 _SHOWN = 8
@@ -24,13 +26,14 @@ def of_files(draft: Draft) -> Iterator[Line]:
     refs = draft.refs
     kinds = Counter(PurePosixPath(file).suffix.lower() for ref in refs for file in ref.files)
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(_SHOWN))
-    masks = f" and {len(draft.mask_refs)} masks" if draft.mask_refs else ""
+    count = len(draft.mask_refs) or len({ref.mask for ref in refs} - {""})
+    masks = f" and {count} masks" if count else ""
     yield "files", f"{len(refs)} images{masks} ({listed})"
     yield "modality", str(draft.card.get("modality", "not stated"))
     sizes = Counter(ref.size for ref in refs)
-    common = [f"{_times(size)} ({count})" for size, count in sizes.most_common(_SHOWN)]
+    common = [f"{times(size)} ({count})" for size, count in sizes.most_common(_SHOWN)]
     more = f" and {len(sizes) - _SHOWN} more" if len(sizes) > _SHOWN else ""
-    yield "size", (_times(refs[0].size) if len(sizes) == 1 else ", ".join(common) + more)
+    yield "size", (times(refs[0].size) if len(sizes) == 1 else ", ".join(common) + more)
     channels = Counter(ref.channels for ref in refs)
     yield (
         "channels",
@@ -38,8 +41,12 @@ def of_files(draft: Draft) -> Iterator[Line]:
             f"{c}" if len(channels) == 1 else f"{c} ({n})" for c, n in sorted(channels.items())
         ),
     )
-    dtypes = Counter(ref.dtype for ref in refs)
-    yield "stored as", ", ".join(sorted(dtypes))
+    for key in dict.fromkeys(key for ref in refs for key, _ in ref.facts if key != "modality"):
+        texts = Counter(text for ref in refs for name, text in ref.facts if name == key)
+        counts = [f"{text} ({n})" for text, n in texts.most_common(_SHOWN)]
+        yield key, next(iter(texts)) if len(texts) == 1 else ", ".join(counts)
+    if draft.ends is not None:
+        yield "stored", f"values {draft.ends[0]:g}..{draft.ends[1]:g}"
     spacings = Counter(ref.spacing for ref in refs)
     if set(spacings) == {None}:
         yield "spacing", "not stated"
@@ -62,7 +69,8 @@ def of_dataset(dataset: Dataset, index: Index) -> Iterator[Line]:
         arrays = dataset.arrays(split)
         yield split, f"{len(arrays)} images: {_counts(arrays, card)}{_patients(arrays)}"
     low, high = _range(dataset, splits)
-    yield "values", f"{low:g}..{high:g}"
+    unit = "" if card.native is None else f" {card.native.unit}, in {card.native.text}"
+    yield "values", f"{low:g}..{high:g}{unit}"
     patients = {name for name in index.patients if name}
     yield (
         "patients",
@@ -148,7 +156,3 @@ def _range(dataset: Dataset, splits: list[SplitName]) -> tuple[float, float]:
         for chunk in dataset.arrays(split).chunks()
     ]
     return min(low for low, _ in ends), max(high for _, high in ends)
-
-
-def _times(size: tuple[int, ...]) -> str:
-    return "x".join(map(str, size))

@@ -18,18 +18,24 @@ _CARD = {
     "normal": "the index of the healthy class; delete the line if there is none",
     "channels": "of an image; grey pictures in colour files can be read as 1",
     "size": "[h, w]; images of other sizes are resized by the reader, which every record says",
+    "spacing": "mm per pixel along each axis; delete it where it is not known",
+    "native_range": "what 0 and 1 stand for",
     "licence": "",
 }
 _SOURCE = {
     "path": "the folder of the data, relative to this file",
     "format": "what the files are",
-    "labels": "where the truth is: folders, csv or masks",
+    "only": "the files that are read",
+    "images_as": "slices or volumes: whether a series is one image",
+    "labels": "where the truth is: folders, csv, masks or dicom_seg",
     "values": "the stored label of each class, in the order of classes",
     "csv": "the table, relative to path",
     "images": "the name of the folder of images",
     "masks": "the name of the folder of masks",
     "mask_suffix": "what the name of a mask has after that of its image",
     "mask_values": "the stored value of each class, in the order of classes",
+    "clip": "clips values outside [native] to it",
+    "scale": "each: every image from its own lowest to its own highest value",
     "ids": '"number" keeps file names out of records',
 }
 _TABLES = {
@@ -46,10 +52,13 @@ def card_text(draft: Draft, target: Path) -> str:
         "# The card of a dataset, written by `python -m robustbench_med inspect`. Correct what is",
         "# wrong, then: python -m robustbench_med run --dataset " + target.name + " --model ...",
         "",
-        *_lines(card, _CARD),
+        *_lines({key: value for key, value in card.items() if key != "native"}, _CARD),
     ]
     if "size" not in card:
         lines.append("# size = [224, 224]  # state one size: the images have several")
+    if "native" in card:
+        comment = "the stored values that become 0 and 1, and the step between neighbouring ones"
+        lines += ["", f"[native]  # {comment}", *_lines(card["native"], {})]
     source = {"path": _relative(draft.root, target.parent), **draft.source}
     source.setdefault("ids", "file")
     flat = {key: value for key, value in source.items() if not isinstance(value, dict)}

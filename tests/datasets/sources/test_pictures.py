@@ -27,9 +27,9 @@ def test_a_folder_and_a_table_become_a_dataset(
 ) -> None:
     printed = inspect(films)
     for line in (
-        "files      30 images (30 .png)",
-        "size       10x12",
-        "patients   15, 0 images of unknown patient",
+        "files       30 images (30 .png)",
+        "size        10x12",
+        "patients    15, 0 images of unknown patient",
         "label: column diagnosis",
         "groups: column sex",
         "run --dataset mine.toml",

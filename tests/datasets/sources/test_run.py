@@ -30,15 +30,26 @@ def make():
 """
 
 
-def test_a_run_on_a_card_file(
-    films: Path, inspect: Inspect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _run(folder: Path, films: Path, inspect: Inspect) -> Path:
+    """Inspect the films, run an attack on their card file, and return the record."""
     inspect(films)
-    (tmp_path / "net.py").write_text(NET)
+    (folder / "net.py").write_text(NET)
     words = "--dataset mine.toml --model net.py:make --attack fgsm --eps 1/255,64/255 --examples 0"
     result = CliRunner().invoke(cli.app, ["run", "quick", *words.split()])
     assert result.exit_code == 0, result.output
-    (path,) = (tmp_path / "results").rglob("record.json")
+    (path,) = (folder / "results").rglob("record.json")
+    return path
+
+
+@pytest.mark.slow
+def test_a_record_of_a_card_file_is_verified(films: Path, inspect: Inspect, tmp_path: Path) -> None:
+    path = _run(tmp_path, films, inspect)
+    again = CliRunner().invoke(cli.app, ["verify", str(path.parent), "--run-code"])
+    assert again.exit_code == 0, again.output
+
+
+def test_a_run_on_a_card_file(films: Path, inspect: Inspect, tmp_path: Path) -> None:
+    path = _run(tmp_path, films, inspect)
     record = json.loads(path.read_text())
     assert (record["n"], record["patients"]) == (6, 3)
     accuracy = {rung["eps"] * 255: rung["metrics"]["accuracy"]["value"] for rung in record["rungs"]}
@@ -46,5 +57,3 @@ def test_a_run_on_a_card_file(
     assert "splits were drawn by patient with seed 0" in record["dataset_card"]["notes"]
     written = [file.read_text(errors="ignore") for file in (tmp_path / "results").rglob("*.*")]
     assert not any("Doe" in text or str(tmp_path) in text for text in written)
-    again = CliRunner().invoke(cli.app, ["verify", str(path.parent), "--run-code"])
-    assert again.exit_code == 0, again.output

@@ -1,0 +1,87 @@
+"""Choose the native range of images that are stored in their own unit, from what they hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustbench_med.cards import NativeRange
+
+CT = NativeRange(unit="HU", low=-1024, high=3071)  # the 12 bits that CT scanners store
+_LEAST_HU = -3100  # padding of -2000 before an intercept of -1024
+_AIR = -500  # a CT that holds air is below it
+_FLOAT_STEPS = 2**16 - 1
+_UNLIKE = 16  # ranges that differ by more have no common scale
+
+
+class Ends(NamedTuple):
+    """Lowest and highest value of an image."""
+
+    low: float
+    high: float
+
+
+def native_of(ends: Sequence[Ends], *, modality: str, integers: bool) -> NativeRange:
+    """Return the range whose ends become 0 and 1.
+
+    Of CT these are -1024..3071 HU; of other integers 0, or the next negative power of two, to the
+    next power of two less one; of floats their lowest and highest value, in 65535 steps.
+
+    Args:
+        ends: lowest and highest value of each image.
+        modality: as the files state it.
+        integers: whether all values are whole.
+
+    >>> native_of([Ends(0, 1203)], modality="MR", integers=True).text
+    'grey level 0..2047'
+    """
+    low, high = min(e.low for e in ends), max(e.high for e in ends)
+    if modality == "CT" and low < _AIR:
+        return CT
+    if integers:
+        bottom = 0.0 if low >= 0 else -float(2 ** math.ceil(math.log2(-low)))
+        top = float(2 ** max(1, math.ceil(math.log2(max(high, 0) + 1)))) - 1
+        return NativeRange(unit="grey level", low=bottom, high=top)
+    if low == high:
+        high = low + 1
+    step = (high - low) / _FLOAT_STEPS
+    return NativeRange(unit="stored value", low=low, high=low + step * _FLOAT_STEPS, step=step)
+
+
+def is_like_hu(low: float, high: float) -> bool:
+    """Whether whole values of unknown unit have the range of CT: air at -1000, and bone."""
+    return _LEAST_HU <= low < _AIR - 400 and 200 < high <= CT.high + 1024
+
+
+def is_unlike(ends: Sequence[Ends]) -> bool:
+    """Whether images have ranges that no common scale fits, so that some would be black."""
+    widths = [e.high - e.low for e in ends if e.high > e.low]
+    return bool(widths) and max(widths) > _UNLIKE * min(widths)
+
+
+def stored_type(native: NativeRange | None) -> np.dtype[Any]:
+    """Return the smallest type that holds every value of a range.
+
+    >>> stored_type(CT), stored_type(None)
+    (dtype('int16'), dtype('uint8'))
+    """
+    if native is None:
+        return np.dtype(np.uint8)
+    if not all(float(v).is_integer() for v in (native.low, native.high, native.step)):
+        return np.dtype(np.float32)
+    for name in ("uint8", "int16", "uint16", "int32"):
+        limits = np.iinfo(name)
+        if limits.min <= native.low and native.high <= limits.max:
+            return np.dtype(name)
+    return np.dtype(np.float32)
+
+
+def scaled(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Return an image scaled from its own lowest and highest value to [0,1]."""
+    low, high = float(values.min()), float(values.max())
+    width = high - low if high > low else 1.0
+    return ((values.astype(np.float64) - low) / width).astype(np.float32)
