@@ -47,7 +47,13 @@ def parse(text: str) -> Spec:
         raise SpecError(
             f"expected name(key=value, ...) with balanced brackets, got {text!r}"
         ) from None
-    if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
+    named = isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+    if (
+        not isinstance(call, ast.Call)
+        or not named
+        or call.args
+        or any(k.arg is None for k in call.keywords)
+    ):
         raise SpecError(f"expected keyword parameters only, name(key=value, ...), got {text!r}")
     return Spec(name, {str(k.arg): literal(k.value, text) for k in call.keywords})
 

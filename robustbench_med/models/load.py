@@ -18,7 +18,7 @@ from robustbench_med.contract import InputContract, contract_of
 from robustbench_med.errors import SpecError, VictimError
 from robustbench_med.models import user_factory, weights
 from robustbench_med.models.build import build
-from robustbench_med.models.deployed import load_network
+from robustbench_med.models.deployed import load_network, settings_of
 from robustbench_med.models.deployed.source import Deployed
 from robustbench_med.models.options import OPTIONS, read_statistics, read_steps, read_window
 from robustbench_med.models.preprocess import (
@@ -290,11 +290,13 @@ def _of_deployed(
     """Return a deployed model as a victim."""
     stated = {key: source.parameters[key] for key in OPTIONS if key in source.parameters}
     steps = read_steps(stated, data)
-    seen = seen_by_network(data, steps)
-    contract = _contract(data, *read_statistics(stated, {}, seen), stated, steps)
+    settings = settings_of(source, seen_by_network(data, steps))
+    texts = ["" if steps is None else steps.text, settings.get("preprocess", "")]
+    steps = parse_preprocess(", ".join(filter(None, texts)), data)
+    seen, options = seen_by_network(data, steps), {**settings, **stated}
+    contract = _contract(data, *read_statistics(options, {}, seen), options, steps)
     x = _random_images(data) if images is None else images()
     network = load_network(source, seen, Victim(nn.Identity(), contract).normalised(x))
-    options = {**(network.options or {}), **stated}
     window, overlap = read_window(options, seen)
     mean, std = read_statistics(options, {}, seen)
     card = ModelCard(
@@ -314,8 +316,13 @@ def _of_deployed(
     )
     contract = _contract(data, mean, std, options, steps)
     loaded = _probed(_with_window(network.module, card), card, contract, data)
-    notes = (*network.notes, *loaded.card.notes)
-    return loaded._replace(card=loaded.card.model_copy(update={"notes": notes}))
+    notes = [*network.notes, *loaded.card.notes]
+    if settings and data.native is not None and steps is not None and not steps.windows:
+        notes.append(
+            f"the network gets the whole range of the images, {data.native_range}: state "
+            "preprocess='window(...)' if its device shows a window of it"
+        )
+    return loaded._replace(card=loaded.card.model_copy(update={"notes": tuple(notes)}))
 
 
 def _random_images(data: DatasetCard) -> Images:

@@ -21,7 +21,14 @@ from robustbench_med.paths import check_name
 HALF_ROUNDING = 2**-11  # largest relative change of a normal number in float16
 
 
-def read(module: nn.Module, path: Path, *, sha256: str = "", other_head: bool = False) -> str:
+def read(
+    module: nn.Module,
+    path: Path,
+    *,
+    sha256: str = "",
+    other_head: bool = False,
+    unused: tuple[str, ...] = (),
+) -> str:
     """Load `path` into `module` and return the file's SHA-256.
 
     Args:
@@ -29,6 +36,7 @@ def read(module: nn.Module, path: Path, *, sha256: str = "", other_head: bool = 
         path: a safetensors file; it is read once, so that the hashed bytes are the loaded ones.
         sha256: expected checksum; "" = any.
         other_head: whether the last layer may be of another shape; it then keeps its own weights.
+        unused: names of tensors in the file that are left out.
 
     Raises:
         VictimError: the file is missing, is no safetensors file, or holds the weights of another
@@ -42,6 +50,7 @@ def read(module: nn.Module, path: Path, *, sha256: str = "", other_head: bool = 
         raise VictimError(
             f"{path.name}: expected a safetensors file, {_kind(path, raw, error)}"
         ) from None
+    tensors = {key: value for key, value in tensors.items() if key not in unused}
     if other_head:
         tensors |= _of_another_head(module.state_dict(), tensors)
     _fit(module, tensors, path.name)

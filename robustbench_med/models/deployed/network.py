@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from robustbench_med.errors import NotInstalledError, SpecError
+from robustbench_med.cards import DatasetCard
+from robustbench_med.errors import NotInstalledError, SpecError, VictimError
+from robustbench_med.types import Images
 
 # parameters that every kind takes; see InputContract and sliding.py
-SHARED = ("mean", "std", "returns", "output", "window", "overlap")
+SHARED = ("mean", "std", "returns", "output", "window", "overlap", "preprocess")
 
 
 @dataclass(frozen=True)
@@ -25,8 +34,6 @@ class Network:
         family: a word for the kind of network, in lower case.
         builder: how the outputs come from the file, without its place.
         notes: what was decided about it, for the record.
-        options: statements of the file on how it is asked: `mean`, `std`, `returns`, `output`,
-            `window`, `overlap`. What the user states replaces them.
         queries_only: whether it has no gradient.
     """
 
@@ -35,7 +42,6 @@ class Network:
     family: str
     builder: str
     notes: tuple[str, ...] = ()
-    options: dict[str, Any] | None = None
     queries_only: bool = False
 
 
@@ -63,3 +69,84 @@ def first_line(error: Exception) -> str:
     """Return the first line of an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+class Selected(nn.Module):
+    """A module of which some outputs are read, in another order.
+
+    Args:
+        inner: returns `(b, k, ...)`.
+        places: the outputs.
+    """
+
+    def __init__(self, inner: nn.Module, places: list[int]) -> None:
+        super().__init__()
+        self.inner, self.places = inner, places
+
+    def forward(self, x: Images) -> Tensor:
+        """Return the selected outputs."""
+        outputs: Tensor = self.inner(x)
+        return outputs[:, self.places]
+
+
+def ordered(module: nn.Module, names: list[str], data: DatasetCard) -> tuple[nn.Module, list[str]]:
+    """Return a module whose outputs are in the order of the data's classes, and notes.
+
+    Raises:
+        VictimError: it names its classes, and some are others than those of the data.
+    """
+    mine, theirs = [plain_name(name) for name in names], [plain_name(c) for c in data.classes]
+    if mine == theirs or len(mine) != len(theirs):
+        return module, []
+    if sorted(mine) == sorted(theirs):
+        places = [mine.index(name) for name in theirs]
+        return Selected(module, places), ["its classes are put in the order of the data's"]
+    shared = set(mine) & set(theirs)
+    if shared and any(mine.index(name) != theirs.index(name) for name in shared):
+        raise VictimError(
+            f"expected the classes {', '.join(data.classes)} in this order, got "
+            f"{', '.join(names)}: rename those of the data, or of the model"
+        )
+    return module, [f"its classes {', '.join(names)} are taken for {', '.join(data.classes)}"]
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a class in lower case, without signs.
+
+    >>> plain_name("Pleural_Thickening")
+    'pleural thickening'
+    """
+    return " ".join(re.split(r"[\W_]+", name.lower())).strip()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the warnings, log lines and filters of a library to itself."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        VictimError: it is missing, too large or damaged.
+    """
+    where = f"{path.parent.name}/{path.name}"
+    if not path.is_file():
+        raise VictimError(f"expected {where}, got none")
+    if path.stat().st_size > 2**24:
+        raise VictimError(f"{where}: expected at most 16 MiB, got more")
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise VictimError(f"{where}: expected JSON, got: {first_line(error)}") from None
+    if not isinstance(values, dict):
+        raise VictimError(f"{where}: expected an object, got {type(values).__name__}")
+    return values

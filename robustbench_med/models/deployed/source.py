@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustbench_med import spec
-from robustbench_med.errors import VictimError
+from robustbench_med.errors import SpecError, VictimError
 from robustbench_med.paths import check_name
 
-KINDS = ("onnx", "torchscript", "exported")
+KINDS = ("onnx", "torchscript", "exported", "hf", "xrv")
 ENDINGS = {
     ".onnx": "onnx",
     ".ts": "torchscript",
@@ -21,7 +21,6 @@ ENDINGS = {
     ".pt": "torchscript",
     ".pt2": "exported",
 }
-_PLACE = re.compile(r"(.*?)(\([^()]*\))?", re.DOTALL)
 
 
 class Deployed(NamedTuple):
@@ -72,25 +71,32 @@ def deployed_of(text: str) -> Deployed | None:
         if not place:
             raise VictimError(f"expected {kind}:FILE, got {text!r}")
         return Deployed(kind, place, parameters)
-    place, _ = _halves(text)
-    ending = Path(place).suffix.lower()
-    if ending not in ENDINGS:
-        return None
-    return Deployed(ENDINGS[ending], *_split(text))
+    places = [text, *(text[: bracket.start()] for bracket in re.finditer(r"\(", text))]
+    for place in places:
+        ending = Path(place).suffix.lower()
+        if ending in ENDINGS and not set("='\"") & set(place):
+            return Deployed(ENDINGS[ending], *_split(text))
+    return None
 
 
 def _split(text: str) -> tuple[str, dict[str, Any]]:
     """Return a place and the parameters after it; a file may have brackets in its name."""
-    place, bracket = _halves(text)
-    if not bracket or _exists(text):
+    if not text.endswith(")") or _exists(text):
         return text, {}
-    return place, spec.parse(f"model{bracket}").parameters
-
-
-def _halves(text: str) -> tuple[str, str]:
-    match = _PLACE.fullmatch(text)
-    return (match[1], match[2] or "") if match else (text, "")
+    failure: SpecError | None = None
+    for bracket in re.finditer(r"\(", text):
+        place = text[: bracket.start()]
+        try:
+            return place, spec.parse(f"model{text[bracket.start() :]}").parameters
+        except SpecError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+    return text, {}
 
 
 def _exists(text: str) -> bool:
-    return "\0" not in text and len(text) < 4096 and Path(text).expanduser().exists()
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, ValueError):  # a name that no file system accepts
+        return False

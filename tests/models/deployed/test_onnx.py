@@ -396,6 +396,12 @@ def test_the_form_of_the_text() -> None:
     assert source is not None
     assert source.place == "~/models/a b.onnx"
     assert source.parameters == {"mean": [0.5], "std": [0.25]}
+    source = deployed_of("a (1).onnx(preprocess='resize(8, 8), stack(3)')")
+    assert source is not None
+    assert source.place == "a (1).onnx"
+    assert source.parameters == {"preprocess": "resize(8, 8), stack(3)"}
+    with pytest.raises(BenchError, match="expected literal values"):
+        deployed_of("onnx:a.onnx(mean=zero)")
     assert deployed_of("timm:resnet18(weights='a.onnx')") is None
     assert deployed_of("chest_resnet") is None
 
