@@ -260,7 +260,17 @@ class Recipe(BaseModel):
     defense: str = Field(
         default="", description="spec of the defense trained with, e.g. pgd_at(eps=4/255)"
     )
-    start: str = Field(default="", description="shipped victim whose weights it starts from")
+    start: str = Field(
+        default="",
+        description="what its weights start from: a shipped victim, a weights file, the card of a "
+        "trained model, or `hub`, those of timm's hub; a last layer of another width is new",
+    )
+    accumulate: int = Field(
+        default=1,
+        ge=1,
+        exclude_if=lambda parts: parts == 1,
+        description="parts that a batch is split into, whose gradients are added up",
+    )
     ema: float = Field(
         default=0, ge=0, lt=1, description="decay of the moving average of weights; 0 = off"
     )
@@ -301,6 +311,18 @@ class Measured(BaseModel):
         if self.dice is not None:
             return "Dice", self.dice
         return "balanced accuracy", self.balanced_accuracy or 0.0
+
+
+class TrainedOn(BaseModel):
+    """The data that a model trained on a person's own data fits: what its outputs mean."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: Task
+    classes: tuple[str, ...]
+    channels: int
+    size: tuple[int, ...]
+    native_range: str
 
 
 class ModelCard(Card):
@@ -349,6 +371,16 @@ class ModelCard(Card):
     )
     notes: tuple[str, ...] = Field(
         default=(), description="decisions made when a user's own model was loaded"
+    )
+    fits: TrainedOn | None = Field(
+        default=None,
+        exclude_if=lambda data: data is None,
+        description="the data of a model that `train` made of a person's own data",
+    )
+    code: str = Field(
+        default="",
+        exclude_if=lambda digest: not digest,
+        description="of a builder FILE.py:FACTORY: hash of the code, checked at every load",
     )
     named: bool = Field(
         default=False,

@@ -6,6 +6,7 @@ import platform
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from robustbench_med.errors import SpecError
 
@@ -42,3 +43,9 @@ def processor() -> str:
     numbers = [fields[key] for key in ("cpu family", "model", "stepping") if key in fields]
     which = f" ({'/'.join(numbers)})" if numbers else ""
     return f"{name}{which}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def device_of_module(module: nn.Module) -> torch.device:
+    """Return the device of a module's weights; the CPU if it has none."""
+    parameter = next(module.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

@@ -38,7 +38,7 @@ _CARDS: dict[Kind, type[Card]] = {
     "models": ModelCard,
 }
 # endings of files that are models by themselves
-_FILES = (".py", ".onnx", ".ts", ".torchscript", ".pt", ".pt2")
+_FILES = (".json", ".py", ".onnx", ".ts", ".torchscript", ".pt", ".pt2")
 _log = logging.getLogger(__name__)
 
 
@@ -405,7 +405,7 @@ def is_peer(name: str) -> bool:
 
 
 def is_own(victim: str) -> bool:
-    """Return whether a victim is the spec of a user's own model, and not the name of a card.
+    """Return whether a victim is the spec or the path of a user's own model, and no name of a card.
 
     >>> is_own("timm:resnet18(pretrained=True)"), is_own("segnet(weights='w')"), is_own("lungs_fcn")
     (True, True, False)

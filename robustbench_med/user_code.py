@@ -85,6 +85,18 @@ def load(name: str) -> UserFunction:
     return UserFunction(function, digest.hexdigest())
 
 
+def files_of(name: str) -> list[Path]:
+    """Return the file that a name states and the modules beside it that it imports, sorted.
+
+    Raises:
+        SpecError: as `load`.
+    """
+    load(name)
+    parts = split(name)
+    assert parts is not None  # noqa: S101 - `load` raised otherwise
+    return sorted(_executed[parts[0].expanduser().resolve()].files)
+
+
 def _run_file(path: Path) -> _Executed:
     content = path.read_bytes()
     with importing_beside(path) as imported:

@@ -98,7 +98,8 @@ def _record(
     if patients is None:
         notes.append("the patients are unknown: images are treated as independent")
     if setup.card.name not in registry.names("models"):
-        coded = factory_of(setup.card.name) or setup.card.name.startswith("module:")
+        name = setup.card.name
+        coded = setup.card.code or factory_of(name) or name.startswith("module:")
         what = "model, code and weights" if coded else "model and weights"
         notes.append(f"the {what} are the user's own: no card of this project describes them")
     notes += foreign_code(planned)

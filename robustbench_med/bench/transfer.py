@@ -96,6 +96,8 @@ def trained_on(source: ModelSource, data: DatasetCard) -> DatasetCard:
     model = source.card if source.entry is None else source.entry.card
     if model is None:
         return data
+    if model.fits is not None:  # trained on data of the user's own: `load_victim` compares them
+        return data
     card: DatasetCard = registry.find("datasets", model.dataset)
     return card
 

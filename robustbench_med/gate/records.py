@@ -13,7 +13,7 @@ from robustbench_med.bench.record import Record, Stored
 from robustbench_med.bench.universal_run import PATTERNS
 from robustbench_med.bench.verify.replay import own_functions
 from robustbench_med.errors import ResultsError
-from robustbench_med.models.user_factory import factory_of
+from robustbench_med.models.source import executes_code
 
 AGAIN = "again"  # command of a record that was run again and has no folder yet
 
@@ -78,7 +78,7 @@ def _command(record: Record, home: Path) -> str:
     words = ["python", "-m", "robustbench_med", "verify", folder.as_posix()]
     case = record.case
     named = (case.victim, case.surrogate)
-    if own_functions(case) or any(name is not None and factory_of(name) for name in named):
+    if own_functions(case) or any(name is not None and executes_code(name) for name in named):
         words.append("--run-code")
     if case.dataset in registry.names("datasets") and not record.dataset_card.synthetic:
         words += ["--data", "DIR"]

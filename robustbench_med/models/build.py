@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from robustbench_med import user_code
 from robustbench_med.errors import UnknownNameError, VictimError
 from robustbench_med.models.networks import NETWORKS
 from robustbench_med.spec import Spec
@@ -31,7 +32,8 @@ def build(
             with any of their keywords, or our `fcn(...)`, `segnet(...)`, `vnet(...)`,
             `fc_densenet(...)`. Ours are in robustbench_med/models/networks. A spec may state its
             number of logits itself, as smp's `classes=1`, MONAI's `out_channels=1` or our
-            `outputs=1`.
+            `outputs=1`. `FILE.py:FACTORY(...)` executes a file of the user's own; the factory gets
+            `channels`, `outputs` and `size` if its signature has them.
         channels: number of image channels.
         outputs: number of logits; None = that of the architecture or its hub weights.
         size: `(h, w)` or `(d, h, w)`; used by networks that are built for one size.
@@ -44,6 +46,8 @@ def build(
     library, colon, name = spec.name.partition(":")
     if colon and library in _LIBRARIES:
         return _LIBRARIES[library](name, spec.parameters, channels, outputs, size)
+    if user_code.split(spec.name) is not None:
+        return _of_file(spec, {"channels": channels, "outputs": outputs, "size": size})
     if spec.name in NETWORKS:
         return _own_network(spec.name, spec.parameters, channels, outputs, size)
     arguments = {"in_chans": channels, **spec.parameters}
@@ -55,6 +59,20 @@ def build(
         return _vgg(**arguments)
     known = ["timm:NAME", "vgg", *NETWORKS, *(f"{library}:NAME" for library in _LIBRARIES)]
     raise UnknownNameError("builder", spec.name, known)
+
+
+def _of_file(spec: Spec, offered: dict[str, Any]) -> nn.Module:
+    """Return the network that a function in a file of the user's own makes."""
+    factory = user_code.load(spec.name).function
+    named = inspect.signature(factory).parameters
+    arguments = {key: value for key, value in offered.items() if key in named} | spec.parameters
+    network = user_code.run(spec.name, lambda: factory(**arguments), VictimError)
+    if not isinstance(network, nn.Module):
+        raise VictimError(
+            f"{spec.name}: expected a factory that returns a torch nn.Module, got "
+            f"{type(network).__name__}"
+        )
+    return network
 
 
 def _timm(

@@ -18,6 +18,7 @@ from robustbench_med.contract import InputContract, contract_of
 from robustbench_med.errors import SpecError, VictimError
 from robustbench_med.models import user_factory, weights
 from robustbench_med.models.build import build
+from robustbench_med.models.card_file import check_fits, placed_builder
 from robustbench_med.models.deployed import load_network, settings_of
 from robustbench_med.models.deployed.source import Deployed
 from robustbench_med.models.options import OPTIONS, read_statistics, read_steps, read_window
@@ -83,9 +84,9 @@ def load_victim(
         return _of_spec(source.builder, data)
     if source.entry is not None:
         return _of_function(source, source.entry, data)
-    card, folder = stored(_card_of(source), zoo)
+    card, folder = stored(_card_of(source), source.folder or zoo)
     data, card = _trained_on(card, data, source), _with_steps(card, source)
-    victim = untrained(card, data)
+    victim = untrained(card, data, folder=folder)
     sha256 = weights.read(bare(victim.module), folder / card.weights, sha256=card.sha256)
     return Loaded(victim, card, _outputs_sha256(card, sha256))
 
@@ -102,6 +103,9 @@ def _trained_on(card: ModelCard, data: DatasetCard, source: ModelSource) -> Data
 
     It is that of its training data, or `data` itself if the victim states its own steps.
     """
+    if card.fits is not None:
+        check_fits(card, card.fits, data, resized=bool(source.preprocess))
+        return data
     trained: DatasetCard = registry.find("datasets", card.dataset)
     expected = seen_by_network(trained, parse_preprocess(card.preprocess, trained))
     steps = parse_preprocess(source.preprocess or card.preprocess, data)
@@ -150,22 +154,33 @@ def describe(
         loaded.victim.check(x, data.outputs, masks=data.task == "segmentation")
         log_notes(loaded.card)
         return loaded.card, loaded.sha256
-    card, folder = stored(source.card, ZOO)
+    card, folder = stored(source.card, source.folder or ZOO)
     _trained_on(card, data, source)
+    placed_builder(card, folder)
     weights.content(folder / card.weights, sha256=card.sha256)
     card = _with_steps(card, source)
     return card, _outputs_sha256(card, card.sha256)
 
 
-def untrained(card: ModelCard, data: DatasetCard) -> Victim:
-    """Return a victim of the card's architecture with fresh weights."""
+def untrained(
+    card: ModelCard, data: DatasetCard, *, folder: Path = ZOO, pretrained: bool = False
+) -> Victim:
+    """Return a victim of the card's architecture with fresh weights.
+
+    Args:
+        card: states the architecture.
+        data: states channels, size and classes.
+        folder: the folder of the card, which the path of its Python file is relative to.
+        pretrained: load the weights of timm's hub.
+    """
     steps = parse_preprocess(card.preprocess, data)
     seen = seen_by_network(data, steps)
     module = build(
-        spec.parse(card.builder),
+        placed_builder(card, folder),
         channels=seen.channels,
         outputs=len(data.classes),
         size=card.window or seen.size,
+        pretrained=pretrained,
     )
     contract = _contract(data, card.mean, card.std, steps=steps)
     return Victim(_with_window(module, card), contract, chunk=_chunk(data, steps))

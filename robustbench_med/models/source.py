@@ -9,6 +9,7 @@ from robustbench_med import registry, spec
 from robustbench_med.cards import ModelCard
 from robustbench_med.errors import SpecError, VictimError
 from robustbench_med.models import user_factory
+from robustbench_med.models.card_file import ENDING, read_card
 from robustbench_med.models.deployed.source import Deployed, deployed_of
 
 _FILES = {
@@ -39,6 +40,7 @@ class ModelSource(NamedTuple):
         entry: a model that a package or a script registered as a function.
         deployed: a model in the form in which it is deployed, if the text names one.
         preprocess: the steps before a model of the zoo, if the text states them.
+        folder: the folder of a card that the text names by its path; None for one of the zoo.
     """
 
     name: str
@@ -48,6 +50,7 @@ class ModelSource(NamedTuple):
     entry: registry.Entry | None = None
     deployed: Deployed | None = None
     preprocess: str = ""
+    folder: Path | None = None
 
 
 def resolve_model(name: str) -> ModelSource:
@@ -63,8 +66,12 @@ def resolve_model(name: str) -> ModelSource:
         if entry is not None and entry.item is not None:
             return ModelSource(name, entry=entry)
         return ModelSource(name, card=registry.find("models", name))
+    if name.endswith(ENDING):
+        card, folder = read_card(name)
+        return ModelSource(name, card=card, folder=folder)
     head, bracket, _ = name.partition("(")
-    if bracket and head.strip() in registry.names("models"):
+    shipped = head.strip() in registry.names("models")
+    if bracket and (shipped or head.strip().endswith(ENDING)):
         source = resolve_model(head.strip())
         return source._replace(name=name, preprocess=_only_preprocess(name))
     deployed = deployed_of(name)
@@ -74,6 +81,14 @@ def resolve_model(name: str) -> ModelSource:
     if factory is not None:
         return ModelSource(name, factory=factory)
     return ModelSource(name, builder=spec.parse(name))
+
+
+def executes_code(name: str) -> bool:
+    """Return whether loading a victim executes a Python file of the user's own."""
+    head = name.partition("(")[0].strip()
+    if head.endswith(ENDING):
+        return bool(read_card(head)[0].code)
+    return user_factory.factory_of(name) is not None
 
 
 def _only_preprocess(name: str) -> str:

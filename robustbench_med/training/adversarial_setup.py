@@ -144,8 +144,9 @@ def fit_universal(fitting: Refit, victim: Victim, batch: Batch, card: DatasetCar
     """Fit a universal perturbation `(c, *s)` on randomly drawn training images, and return it."""
     rows = torch.randperm(len(batch))[: fitting.images]
     objective = make("untargeted", card.task, card=card)
-    x, y = batch.x[rows], batch.y[rows]
-    rng = Draws(torch.randint(-(2**62), 2**62, (len(rows),)))
+    x = batch.x[rows]
+    y = batch.y[rows].to(x.device)
+    rng = Draws(torch.randint(-(2**62), 2**62, (len(rows),)).to(x.device))
     with frozen(victim.module):
         problem = Problem(x, y, fitting.ball, objective.bind(y), victim, chunk=victim.chunk)
         perturbation: Additive = registry.function("attacks", fitting.attack)(

@@ -36,7 +36,10 @@ def augment_masks(
 
 
 def _sampling_matrices(x: Images, recipe: Recipe) -> Float[Tensor, "b axes axes1"]:
-    """Return random matrices for affine_grid, which map each pixel of the copy to its source."""
+    """Return random matrices for affine_grid, which map each pixel of the copy to its source.
+
+    The draws are made on the CPU, so that they are the same on every device.
+    """
     b, axes = len(x), x.ndim - 2
     angle = (torch.rand(b) - 0.5) * (0.35 if "rotate" in recipe.augment else 0)  # +-10 degrees
     mirror = 1 - 2.0 * (torch.rand(b) < 0.5) if "flip" in recipe.augment else torch.ones(b)
@@ -52,12 +55,13 @@ def _sampling_matrices(x: Images, recipe: Recipe) -> Float[Tensor, "b axes axes1
         linear = linear * (1 - 2.0 * (torch.rand(b, 1, axes) < 0.5))
     if "zoom" in recipe.augment:
         linear = linear * (1 + (torch.rand(b, 1, 1) - 0.5) * 0.3)  # +-15 %
-    return torch.cat([linear, shift[:, :, None]], 2)
+    return torch.cat([linear, shift[:, :, None]], 2).to(x.device)
 
 
 def _with_contrast(x: Images, recipe: Recipe) -> Images:
     if "contrast" not in recipe.augment:
         return x
     shape = (len(x), *[1] * (x.ndim - 1))
-    gain = 1 + (torch.rand(shape) - 0.5) * 0.3
-    return ((x - 0.5) * gain + 0.5 + (torch.rand(shape) - 0.5) * 0.1).clamp(0, 1)
+    gain = (1 + (torch.rand(shape) - 0.5) * 0.3).to(x.device)
+    offset = ((torch.rand(shape) - 0.5) * 0.1).to(x.device)
+    return ((x - 0.5) * gain + 0.5 + offset).clamp(0, 1)

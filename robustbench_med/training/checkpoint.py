@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from robustbench_med.devices import device_of_module
 from robustbench_med.errors import CheckpointError
 
 _KEY = "training"  # key of the JSON in the file's metadata
@@ -68,6 +69,9 @@ def write(saved: Saved, state: State) -> None:
     for i, values in optimizer["state"].items():
         tensors |= {f"optimizer.{i}.{key}": value for key, value in values.items()}
     tensors["rng"] = torch.get_rng_state()
+    device = device_of_module(state.module)
+    if device.type == "cuda":  # dropout and attacks draw there
+        tensors["rng_cuda"] = torch.cuda.get_rng_state(device)
     metadata = {
         "fingerprint": saved.fingerprint,
         "epoch": state.epoch,
@@ -112,6 +116,9 @@ def restore(saved: Saved, state: State) -> bool:
         )
     _fill(state, tensors, metadata)
     torch.set_rng_state(tensors["rng"])
+    device = device_of_module(state.module)
+    if device.type == "cuda" and "rng_cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng_cuda"], device)
     return True
 
 

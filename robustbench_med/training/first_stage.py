@@ -70,7 +70,7 @@ def fit_first(
     own = recipe.model_copy(update={"epochs": first.epochs, "defense": "", "first": None})
     fit(
         replace(victim, module=part),
-        data.batch("train"),
+        data.batch("train", stored=True),
         data.card,
         own,
         progress,

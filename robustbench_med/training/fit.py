@@ -33,8 +33,19 @@ from robustbench_med.victim import Victim
 Progress = Callable[[float], None]
 
 
-class _Task(NamedTuple):
-    """The constants of one training."""
+class Task(NamedTuple):
+    """The constants of one training.
+
+    Attributes:
+        victim: the victim whose module is trained.
+        batch: the training images, which stay stored until rows of them are read.
+        card: describes the data.
+        recipe: states how to train.
+        window: size of the random windows that a segmenter is trained on.
+        setup: the training defense; None without one.
+        loss: the loss of the recipe.
+        rounds: batches per epoch.
+    """
 
     victim: Victim
     batch: Batch
@@ -43,7 +54,7 @@ class _Task(NamedTuple):
     window: tuple[int, ...] | None
     setup: AdversarialSetup | None
     loss: Loss
-    rounds: int  # batches per epoch
+    rounds: int
 
 
 def fit(
@@ -76,14 +87,8 @@ def fit(
         CheckpointError: the checkpoint is damaged or belongs to another training.
         DivergedError: the loss or a weight became NaN or Inf.
     """
-    setup = None
-    if recipe.defense:
-        setup = adversarial_setup(recipe.defense, card, windowed=window is not None)
-    rounds = math.ceil(len(batch) / recipe.batch)
-    balance = _balance(batch.y, card)
-    loss = partial(_loss, card=card, balance=balance, smoothing=recipe.label_smoothing)
-    task = _Task(victim, batch, card, recipe, window, setup, loss, rounds)
-    monitored = val if setup is not None or recipe.patience else None
+    task = task_of(victim, batch, card, recipe, window)
+    monitored = val if is_monitored(recipe) else None
     if _fast(recipe) and len(card.size) == 2:
         victim.module.to(memory_format=torch.channels_last)
     victim.module.train()
@@ -103,12 +108,38 @@ def fit(
     _finish(task, state)
 
 
+def task_of(
+    victim: Victim,
+    batch: Batch,
+    card: DatasetCard,
+    recipe: Recipe,
+    window: tuple[int, ...] | None,
+) -> Task:
+    """Return the constants of a training; the arguments are those of `fit`.
+
+    Raises:
+        SpecError: as `fit`.
+    """
+    setup = None
+    if recipe.defense:
+        setup = adversarial_setup(recipe.defense, card, windowed=window is not None)
+    rounds = math.ceil(len(batch) / recipe.batch)
+    balance = _balance(batch.y, card).to(batch.x.device)
+    loss = partial(_loss, card=card, balance=balance, smoothing=recipe.label_smoothing)
+    return Task(victim, batch, card, recipe, window, setup, loss, rounds)
+
+
+def is_monitored(recipe: Recipe) -> bool:
+    """Whether a training is validated after every epoch."""
+    return bool(recipe.defense or recipe.patience)
+
+
 def _fast(recipe: Recipe) -> bool:
     """Whether settings that are faster but round differently are allowed; plain recipes may not."""
     return bool(recipe.defense) or recipe.precision != "float32"
 
 
-def _new_state(task: _Task) -> State:
+def _new_state(task: Task) -> State:
     module, recipe = task.victim.module, task.recipe
     optimizer = torch.optim.AdamW(module.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -121,7 +152,7 @@ def _new_state(task: _Task) -> State:
     return State(module, optimizer, schedule, ema)
 
 
-def _epoch(task: _Task, state: State, progress: Progress, saved: Saved | None) -> float:
+def _epoch(task: Task, state: State, progress: Progress, saved: Saved | None) -> float:
     """Train one epoch and return its mean loss."""
     recipe, epoch, losses = task.recipe, state.epoch, []
     fitting = task.setup.fitting if task.setup is not None else None
@@ -132,12 +163,16 @@ def _epoch(task: _Task, state: State, progress: Progress, saved: Saved | None) -
             state.schedule.step()
             progress((epoch + 1) / recipe.epochs)
             continue
-        loss = _batch_loss(task, rows, state.pattern)
-        losses.append(float(loss.detach()))
-        if not math.isfinite(losses[-1]):
-            raise _diverged("loss", losses[-1], state, recipe, saved)
+        losses.append(0.0)
         state.optimizer.zero_grad()
-        loss.backward()
+        for part in parts_of(rows, recipe.accumulate):
+            loss = batch_loss(task, part, state.pattern)
+            if len(part) < len(rows):
+                loss = loss * (len(part) / len(rows))
+            losses[-1] += float(loss.detach())
+            if not math.isfinite(losses[-1]):
+                raise _diverged("loss", losses[-1], state, recipe, saved)
+            loss.backward()
         state.optimizer.step()
         state.schedule.step()
         if state.ema is not None:
@@ -148,9 +183,19 @@ def _epoch(task: _Task, state: State, progress: Progress, saved: Saved | None) -
     return sum(losses) / max(len(losses), 1)
 
 
-def _batch_loss(task: _Task, rows: Tensor, pattern: Tensor | None) -> Tensor:
+def parts_of(rows: Tensor, accumulate: int) -> tuple[Tensor, ...]:
+    """Return the rows of a batch in parts, each of two or more, as batch norm needs.
+
+    >>> [len(part) for part in parts_of(torch.arange(7), 4)]
+    [3, 2, 2]
+    """
+    return rows.tensor_split(max(1, min(accumulate, len(rows) // 2)))
+
+
+def batch_loss(task: Task, rows: Tensor, pattern: Tensor | None) -> Tensor:
     """Return the loss of an augmented batch, in the precision of the recipe."""
-    x, y = task.batch.x[rows], task.batch.y[rows]
+    x = task.batch.x[rows]
+    y = task.batch.y[rows].to(x.device)
     if task.card.task == "segmentation":
         x, y = augment_masks(x, y, task.recipe, window=task.window)
     else:
@@ -162,7 +207,7 @@ def _batch_loss(task: _Task, rows: Tensor, pattern: Tensor | None) -> Tensor:
         return task.setup.loss(task.victim, x, y, task.loss, pattern)
 
 
-def _validate(task: _Task, state: State, val: Batch) -> object:
+def _validate(task: Task, state: State, val: Batch) -> object:
     """Return the validation scores, and store the weights if they are the best so far."""
     module = state.module if state.ema is None else state.ema.module
     victim = replace(task.victim, module=module)
@@ -176,7 +221,7 @@ def _validate(task: _Task, state: State, val: Batch) -> object:
     return scores
 
 
-def _finish(task: _Task, state: State) -> None:
+def _finish(task: Task, state: State) -> None:
     """Load the best or averaged weights into the victim's module, as the recipe states."""
     if state.best is not None:
         state.module.load_state_dict(state.best)

@@ -45,6 +45,6 @@ def mean_dice(victim: Victim, batch: Batch, card: DatasetCard) -> float:
     dices = [
         dice(confusion(counts), counts.regions).mean(1)
         for x, y in zip(batch.x.split(victim.chunk), batch.y.split(victim.chunk), strict=True)
-        for counts in [objective.pixels(Output(victim.logits(x)), y)]
+        for counts in [objective.pixels(Output(victim.logits(x)), y.to(x.device))]
     ]
     return float(torch.cat(dices).mean())

@@ -10,25 +10,32 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from robustbench_med import registry, spec
 from robustbench_med.cards import DatasetCard, Measured, ModelCard, Recipe
 from robustbench_med.datasets.dataset import Dataset
+from robustbench_med.devices import device_of_module
 from robustbench_med.errors import SpecError
 from robustbench_med.files import write_text
 from robustbench_med.models import weights
-from robustbench_med.models.load import stored, untrained
+from robustbench_med.models.load import ZOO, stored, untrained
 from robustbench_med.models.operating_point import youden
 from robustbench_med.models.sliding import bare
+from robustbench_med.models.source import resolve_model
 from robustbench_med.objectives import make
+from robustbench_med.stored_images import select_images
 from robustbench_med.training.adversarial_setup import adversarial_setup
 from robustbench_med.training.checkpoint import Saved
+from robustbench_med.training.estimate import estimate
 from robustbench_med.training.first_stage import fit_first, stage_data
 from robustbench_med.training.fit import fit
 from robustbench_med.training.validation import IMAGES, scores
 from robustbench_med.types import Batch, images_at_once
 from robustbench_med.victim import Victim, frozen
+
+HUB = "hub"  # a recipe that starts from the weights of timm's hub
 
 
 def train(
@@ -38,11 +45,15 @@ def train(
     *,
     progress: Callable[[float], None] = lambda _: None,
     log: Callable[[str], None] = lambda _: None,
+    stem: str = "",
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
+    threads: int | None = 1,
 ) -> ModelCard:
     """Train the card's model, write weights and card to `out`, and return the card.
 
-    A checkpoint in `out` is written after every epoch and removed at the end; a training that was
-    killed continues from it, and ends with exactly the same weights.
+    What the training costs is estimated first, and logged. A checkpoint in `out` is written after
+    every epoch and removed at the end; a training that was killed continues from it, and ends with
+    exactly the same weights.
 
     Args:
         card: states the recipe.
@@ -50,7 +61,12 @@ def train(
             best epoch and the operating point, and the scores are those of test.
         out: folder for `NAME.safetensors` and `NAME.json`.
         progress: called with the completed fraction, 0..1.
-        log: called with a line per epoch, if the recipe has a defense or a patience.
+        log: called with a line on the cost, and a line per epoch if the recipe has a defense or a
+            patience.
+        stem: name of the files in place of the card's name.
+        device: where it is trained. Equal runs give equal weights on the CPU only.
+        threads: number of threads on the CPU; None = as they are set. The last bits of the weights
+            depend on it.
 
     Raises:
         SpecError: the card has no recipe, or its defense is unknown or does not fit the data.
@@ -64,15 +80,17 @@ def train(
     first = recipe.first
     first_data = None if first is None else stage_data(first, data)
     fingerprint = _fingerprint(card, recipe, data, first_data)
-    saved = Saved(out / f"{card.name}.checkpoint", fingerprint)
-    first_saved = Saved(out / f"{card.name}.first.checkpoint", fingerprint)
+    stem = stem or card.name
+    saved = Saved(out / f"{stem}.checkpoint", fingerprint)
+    first_saved = Saved(out / f"{stem}.first.checkpoint", fingerprint)
     fraction = 0.0 if first is None else first.epochs / (first.epochs + recipe.epochs)
-    with _seeded(recipe.seed):
-        victim = untrained(card, data.card)
-        if recipe.start:
-            start, folder = stored(registry.find("models", recipe.start))
-            path = folder / start.weights
-            weights.read(bare(victim.module), path, sha256=start.sha256, other_head=True)
+    with _seeded(recipe.seed, threads):
+        victim = untrained(card, data.card, folder=out)
+        _start(victim, card, data.card)
+        victim.module.to(device)
+        batch = half_of(data.batch("train", stored=True), recipe.half).to(device)
+        val = data.batch("val", n=IMAGES).to(device)
+        log(str(estimate(victim, batch, data.card, recipe, window=card.window, n_val=len(val))))
         if first is not None and first_data is not None:
             fit_first(
                 victim,
@@ -85,16 +103,16 @@ def train(
             )
         fit(
             victim,
-            half_of(data.batch("train"), recipe.half),
+            batch,
             data.card,
             recipe,
             lambda done: progress(fraction + (1 - fraction) * done),
             window=card.window,
-            val=data.batch("val", n=IMAGES),
+            val=val,
             saved=saved,
             log=log,
         )
-    name = f"{card.name}.safetensors"
+    name = f"{stem}.safetensors"
     sha256 = weights.write(bare(victim.module), out / name)
     # the scores are those of the stored weights, which are rounded
     weights.read(bare(victim.module), out / name, sha256=sha256)
@@ -106,10 +124,45 @@ def train(
             "measured": measure(victim, data),
         }
     )
-    write_text(out / f"{card.name}.json", trained.model_dump_json(indent=2) + "\n")
+    write_text(out / f"{stem}.json", trained.model_dump_json(indent=2) + "\n")
     for checkpoint in (saved, first_saved):
         checkpoint.path.unlink(missing_ok=True)
     return trained
+
+
+def _start(victim: Victim, card: ModelCard, data: DatasetCard) -> None:
+    """Load the weights that a recipe starts from into a victim.
+
+    Raises:
+        UnknownNameError, VictimError: there are no such weights, or they are of another network.
+    """
+    assert card.recipe is not None  # noqa: S101 - checked by `train`
+    start = card.recipe.start
+    if start == HUB:
+        hub = untrained(card, data, pretrained=True)
+        bare(victim.module).load_state_dict(bare(hub.module).state_dict())
+    elif start:
+        path, sha256 = start_weights(start)
+        weights.read(bare(victim.module), path, sha256=sha256, other_head=True)
+
+
+def start_weights(start: str) -> tuple[Path, str]:
+    """Return the file of the weights that a training starts from, and its SHA-256.
+
+    Args:
+        start: a shipped victim, the card of a trained model, or a weights file.
+
+    Raises:
+        UnknownNameError, VictimError: there is no such victim or file.
+    """
+    if start.endswith(".safetensors"):
+        path = Path(start).expanduser()
+        return path, hashlib.sha256(weights.content(path)).hexdigest()
+    source = resolve_model(start)
+    if source.card is None:
+        raise SpecError(f"expected a victim of the zoo or a card to start from, got {start!r}")
+    card, folder = stored(source.card, source.folder or ZOO)
+    return folder / card.weights, card.sha256
 
 
 def half_of(batch: Batch, half: str) -> Batch:
@@ -124,9 +177,9 @@ def half_of(batch: Batch, half: str) -> Batch:
     owners = batch.ids if batch.patients is None else batch.patients
     places = {owner: place for place, owner in enumerate(dict.fromkeys(owners.tolist()))}
     wanted = 0 if half == "first" else 1
-    rows = [row for row, owner in enumerate(owners.tolist()) if places[owner] % 2 == wanted]
+    rows = np.array([i for i, owner in enumerate(owners.tolist()) if places[owner] % 2 == wanted])
     patients = None if batch.patients is None else batch.patients[rows]
-    return Batch(batch.x[rows], batch.y[rows], batch.ids[rows], patients)
+    return Batch(select_images(batch.x, rows), batch.y[rows], batch.ids[rows], patients)
 
 
 def defended(card: ModelCard, text: str) -> ModelCard:
@@ -184,8 +237,8 @@ def check(card: ModelCard) -> None:
     """
     if card.recipe is None:
         raise SpecError(f"expected a card with a recipe, got {card.name}")
-    if card.recipe.start:
-        registry.find("models", card.recipe.start)
+    if card.recipe.start not in ("", HUB):
+        start_weights(card.recipe.start)
     if card.recipe.first is not None:
         registry.find("datasets", card.recipe.first.dataset)
     if card.recipe.defense:
@@ -197,7 +250,7 @@ def _fingerprint(card: ModelCard, recipe: Recipe, data: Dataset, first_data: Dat
     """Return the hash of everything that determines the weights: model, recipe and data."""
     ignored = {"title", "summary", "source", "weights", "sha256", "weights_type", "measured"}
     fields = card.model_dump(mode="json", exclude={*ignored, "returns", "output", "notes"})
-    start = stored(registry.find("models", recipe.start))[0].sha256 if recipe.start else ""
+    start = "" if recipe.start in ("", HUB) else start_weights(recipe.start)[1]
     texts = [json.dumps(fields, sort_keys=True), start, torch.__version__]
     for used in (data, first_data):
         if used is not None:
@@ -209,46 +262,55 @@ def measure(victim: Victim, data: Dataset) -> Measured:
     """Return the victim's scores on the test split at its operating point, and its cost."""
     values = scores_on_test(victim, data)
     with frozen(victim.module):
-        cost = _gradient_ms(victim, data.batch("test"), data.card)
+        device = device_of_module(victim.module)
+        cost = _gradient_ms(victim, data.batch("test", stored=True).to(device), data.card)
     return Measured(
         parameters=sum(p.numel() for p in victim.module.parameters()),
         **{name: round(value, 4) for name, value in values.items()},
         gradient_ms=round(cost, 3),
-        machine=f"{platform.machine()}, {torch.get_num_threads()} threads",
+        machine=f"{platform.machine()}, {torch.get_num_threads()} threads"
+        if device.type == "cpu"
+        else torch.cuda.get_device_name(device),
     )
 
 
 def scores_on_test(victim: Victim, data: Dataset) -> dict[str, float]:
     """Return the victim's scores on the test split at its operating point."""
+    device = device_of_module(victim.module)
     with frozen(victim.module):
         if data.card.task != "segmentation":
-            val = data.batch("val")
-            victim = victim.at(youden(victim.logits(val.x), val.y, data.card))
-        return scores(victim, data.batch("test"), data.card)
+            val = data.batch("val", stored=True)
+            logits = victim.logits(val.x.to(device)).cpu()
+            victim = victim.at(youden(logits, val.y, data.card))
+        return scores(victim, data.batch("test", stored=True).to(device), data.card)
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch and use one thread inside the block; restore both after it.
+def _seeded(seed: int, threads: int | None) -> Iterator[None]:
+    """Seed torch and use so many threads inside the block; restore both after it.
 
     The order of sums, and with it the last bits of the weights, depends on the number of threads.
     """
-    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    state, before = torch.get_rng_state(), torch.get_num_threads()
     torch.manual_seed(seed)
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads or before)
     try:
         yield
     finally:
         torch.set_rng_state(state)
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def _gradient_ms(victim: Victim, batch: Batch, card: DatasetCard) -> float:
     x = batch.x[: images_at_once(card.size)].clone().requires_grad_(True)
+    synchronize: Callable[[], None] = (
+        torch.cuda.synchronize if x.device.type == "cuda" else lambda: None
+    )
     objective = make("untargeted", card.task, card=card)
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
         torch.autograd.grad(objective(victim(x), batch.y[: len(x)]).loss.sum(), x)
+        synchronize()
         seconds.append(time.perf_counter() - start)
     return 1000 * min(seconds) / len(x)

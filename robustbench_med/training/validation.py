@@ -65,7 +65,7 @@ def validate(
         clean = scores(victim, val, card)[key]
         if setup is None or setup.ball is None:
             return ValidationScores(metric, clean, None)
-        rng = Draws.of(0, map(str, val.ids))
+        rng = Draws.of(0, map(str, val.ids), device=val.x.device)
         if pattern is not None:
             z = Additive(pattern).apply(val.x, setup.ball, rng)
         else:
@@ -81,7 +81,7 @@ def scores(victim: Victim, batch: Batch, card: DatasetCard) -> dict[str, float]:
     """Return the victim's mean Dice on masks, else balanced accuracy and accuracy."""
     if card.task == "segmentation":
         return {"dice": masks.mean_dice(victim, batch, card)}
-    logits, y = victim.logits(batch.x), batch.y.numpy()
+    logits, y = victim.logits(batch.x).cpu(), batch.y.cpu().numpy()
     values = score(
         Predictions.of(y, decide(logits, card.task), probabilities(logits, card.task), card),
         card,

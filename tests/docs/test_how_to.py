@@ -143,6 +143,20 @@ def test_a_dataset_as_the_page_says(copy: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_model_is_hardened_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    (block,) = blocks("harden.md")
+    for words in block.commands:
+        result = CliRunner().invoke(cli.app, words[3:])
+        assert result.exit_code == 0, result.output
+    assert "Our ResNet, hardened" in result.output
+    assert {r["case"]["victim"] for r in records(tmp_path)} == {"plain/card.json", "hard/card.json"}
+
+
+@pytest.mark.slow
 def test_a_function_in_a_file_as_the_page_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

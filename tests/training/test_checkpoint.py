@@ -26,6 +26,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "pgd_at": {"defense": "pgd_at(steps=2)"},
     "average": {"defense": "trades(steps=2)", "ema": 0.8, "precision": "bfloat16"},
+    "parts": {"accumulate": 3},
     "patience": {"defense": "fast_at", "patience": 3, "ema": 0.5},
     "universal": {"defense": "universal_at(every=2)"},
 }
@@ -37,7 +38,7 @@ class KilledError(Exception):
 
 @pytest.mark.parametrize(
     ("name", "epoch"),
-    [("plain", 1), ("pgd_at", 3), ("average", 1), ("patience", 2), ("universal", 1)],
+    [("plain", 1), ("parts", 1), ("pgd_at", 3), ("average", 1), ("patience", 2), ("universal", 1)],
 )
 def test_a_killed_training_continues_to_the_same_weights(
     tmp_path: Path, name: str, epoch: int
@@ -142,7 +143,7 @@ def test_a_write_that_is_stopped_leaves_the_last_checkpoint(
 def test_divergence_stops_with_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = fitting._batch_loss, []
+    real, calls = fitting.batch_loss, []
 
     def nan(*words: Any) -> Tensor:  # noqa: ANN401
         calls.append(1)
@@ -151,7 +152,7 @@ def test_divergence_stops_with_the_last_good_checkpoint(
 
     toy = card(epochs=3, defense="fast_at")
     with monkeypatch.context() as patch:
-        patch.setattr(fitting, "_batch_loss", nan)
+        patch.setattr(fitting, "batch_loss", nan)
         text = "expected finite loss, got nan in epoch 2 of 3: the last good checkpoint, after "
         with pytest.raises(DivergedError, match=text + "epoch 1, is .*toy.checkpoint; lower"):
             train(toy, data(), tmp_path / "a")
@@ -167,14 +168,14 @@ def test_weights_that_blow_up_are_never_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_weights_without_a_bad_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = fitting._batch_loss
+    real = fitting.batch_loss
 
     def steep(task: Any, *words: Any) -> Tensor:  # noqa: ANN401
         value = real(task, *words)
         value.register_hook(lambda g: g * float("nan"))
         return value
 
-    monkeypatch.setattr(fitting, "_batch_loss", steep)
+    monkeypatch.setattr(fitting, "batch_loss", steep)
     with pytest.raises(DivergedError, match="expected finite weights, got nan in epoch 1 of 1"):
         train(card(batch=24), data(), tmp_path)  # one batch: its loss is seen before its step
 

@@ -19,6 +19,8 @@ from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.devices import device_of
 from robustbench_med.errors import SpecError
+from robustbench_med.models.card_file import ENDING
+from robustbench_med.models.source import executes_code
 from robustbench_med.models.user_factory import factory_of
 from robustbench_med.spec import Spec
 
@@ -75,7 +77,7 @@ def replan(
         )
     victim = _moved(case.victim, places.victim, "victim")
     surrogate = case.surrogate and _moved(case.surrogate, places.surrogate, "surrogate")
-    executed = [name for name in (victim, surrogate) if name is not None and factory_of(name)]
+    executed = [name for name in (victim, surrogate) if name is not None and executes_code(name)]
     for name in (*executed, *own_functions(case)):
         if not code:
             raise SpecError(
@@ -155,6 +157,8 @@ def _moved(victim: str, location: str | None, option: str) -> str:
     >>> _moved("/a/net.py:make(width=8)", "b/net.py", "victim")
     'b/net.py:make(width=8)'
     """
+    if victim.partition("(")[0].endswith(ENDING):  # a card, which names its weights
+        return location or victim
     factory = factory_of(victim) if registry.is_own(victim) else None
     if location is not None:
         if not registry.is_own(victim):
