@@ -129,6 +129,8 @@ def _picture(row: Row, column: str, example: Example) -> Picture | None:
     masks = example.masks
     named = _of_labels(example) if masks is None else _of_masks(example, masks)
     caption = f"truth {plain(example.truth)}" if masks is None else _dice(masks)
+    if example.view:
+        caption += f", {plain(example.view)}"
     tiles = tuple(tile._replace(uri=_data_uri(row.runs[column], tile.uri)) for tile in named)
     if not all(tile.uri for tile in tiles):
         return None

@@ -89,7 +89,8 @@ def _of_masks(planned: ResolvedCase, setup: AttackSetup, run: AttackRun, most: i
     examples: list[Example] = []
     files: dict[str, bytes] = {}
     for i, n in enumerate(run.attacked.nonzero()[rows, 0].tolist()):
-        pair = ImagePair(attacked.x[i], z[i], attacked.y[i], setup.clean[n], after[i])
+        x, adv = _as_seen(setup, attacked.x[i]), _as_seen(setup, z[i])
+        pair = ImagePair(x, adv, attacked.y[i], setup.clean[n], after[i])
         shot = masks_of(planned.objective, setup.data.card, pair, f"example_{i}")
         example = Example(
             sample=str(setup.batch.ids[n]),
@@ -98,6 +99,7 @@ def _of_masks(planned: ResolvedCase, setup: AttackSetup, run: AttackRun, most: i
             adversarial_prediction=f"Dice {shot.masks.dice_after:.2f}",
             eps=case.ladder[rung],
             masks=shot.masks,
+            view=_window_words(setup),
             **_three(pair.x[shot.view], pair.z[shot.view], i, files),
         )
         examples.append(example)
@@ -138,15 +140,43 @@ def _example(
 ) -> tuple[Example, dict[str, bytes]]:
     card, files = setup.data.card, dict[str, bytes]()
     n = int(run.attacked.nonzero()[row, 0])
+    x, z = _as_seen(setup, run.problem.x[row]), _as_seen(setup, z)
+    view, place = _view_of_change(card, x, z)
     example = Example(
         sample=str(setup.batch.ids[n]),
         truth=words(setup.batch.y[n].cpu().numpy(), card),
         clean_prediction=words(decide(setup.clean[n : n + 1], card.task)[0], card),
         adversarial_prediction=words(decide(logits, card.task)[0], card),
         eps=eps,
-        **_three(run.problem.x[row], z, i, files),
+        view=", ".join(filter(None, [_window_words(setup), place])),
+        **_three(x[view], z[view], i, files),
     )
     return example, files
+
+
+def _as_seen(setup: AttackSetup, pixels: Tensor) -> Tensor:
+    """Return an image as the victim's window shows it; the image itself without a window."""
+    steps = setup.victim.contract.preprocess
+    return pixels if steps is None else steps.through_window(pixels[None])[0]
+
+
+def _window_words(setup: AttackSetup) -> str:
+    steps = setup.victim.contract.preprocess
+    return "" if steps is None or not steps.window else f"window {steps.window}"
+
+
+def _view_of_change(card: DatasetCard, x: Tensor, z: Tensor) -> tuple[tuple[slice | int, ...], str]:
+    """Return the channels and the slice of `(c, *s)` that changed most, and which they are."""
+    moved, channels, texts = (z - x).abs(), slice(None), []
+    if card.channels not in (1, 3):
+        channel = int(moved.flatten(1).sum(1).argmax())
+        channels = slice(channel, channel + 1)
+        texts.append(channel_names(card)[channel])
+    if len(card.size) == 2:
+        return (channels, slice(None), slice(None)), ", ".join(texts)
+    index = int(moved.sum((0, 2, 3)).argmax())
+    texts.append(f"slice {index + 1} of {card.size[0]}")
+    return (channels, index, slice(None), slice(None)), ", ".join(texts)
 
 
 def _choose(run: AttackRun, most: int) -> list[int]:

@@ -190,6 +190,11 @@ class Example(_Frozen):
     perturbation: str
     adversarial: str
     masks: MaskExample | None = None
+    view: str = Field(
+        default="",
+        exclude_if=lambda view: not view,
+        description="which window, channel and slice are shown; masks state channel and slice",
+    )
 
 
 class Provenance(_Frozen):

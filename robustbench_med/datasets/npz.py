@@ -232,7 +232,7 @@ def _images(file: Npz, split: SplitName, *, masks: bool) -> NDArray[Any]:
     if isinstance(images, RowFile):  # indexed by rows as an array is, see Arrays
         return cast("NDArray[np.uint8]", images)
     if images.dtype.kind in "iu":
-        return np.ascontiguousarray(images)
+        return np.ascontiguousarray(images, images.dtype.newbyteorder("="))
     with np.errstate(over="ignore"):  # overflow becomes Inf, which the data contract refuses
         return np.ascontiguousarray(images, dtype=np.float32)
 

@@ -45,6 +45,7 @@ class Preprocess:
         spans: for each channel of the network, or once for all, how far its input moves while the
             window goes from black to white.
         windows: widths of the windows, as fractions of the native range; empty without a window.
+        window: the stored values that the only window shows, e.g. "HU -160..240"; else empty.
     """
 
     text: str
@@ -54,11 +55,19 @@ class Preprocess:
     steps: tuple[Step, ...]
     spans: tuple[float, ...] = (1.0,)
     windows: tuple[float, ...] = ()
+    window: str = ""
 
     def __call__(self, x: Images) -> Images:
         """Return what the network gets for images in [0,1], before mean and std."""
         for step in self.steps:
             x = step(x)
+        return x
+
+    def through_window(self, x: Images) -> Images:
+        """Return images in [0,1] as the only window shows them, at their size; else unchanged."""
+        for step in self.steps if self.window else ():
+            if isinstance(step, Window):
+                x = step(x)
         return x
 
     def restore(self, logits: Logits) -> Logits:
@@ -95,6 +104,7 @@ class _Draft:
     steps: list[Step] = field(default_factory=list)
     spans: tuple[float, ...] = (1.0,)
     windows: tuple[float, ...] = ()
+    window: str = ""
 
 
 def parse_preprocess(text: str, data: DatasetCard) -> Preprocess | None:
@@ -133,6 +143,7 @@ def parse_preprocess(text: str, data: DatasetCard) -> Preprocess | None:
         steps=tuple(draft.steps),
         spans=draft.spans,
         windows=draft.windows,
+        window=draft.window,
     )
 
 
@@ -182,6 +193,8 @@ def _add_windows(draft: _Draft, ends: list[tuple[float, float]]) -> None:
         )
     )
     draft.windows = tuple((high - low) / span for low, high in ends)
+    if len(ends) == 1:
+        draft.window = f"{native.unit} {ends[0][0]:g}..{ends[0][1]:g}"
     draft.native = None
 
 

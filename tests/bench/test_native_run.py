@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -144,3 +145,36 @@ def test_a_record_is_verified_in_hu(ct: Path, tmp_path: Path) -> None:
     assert "radius ε, L∞ (HU)" in page
     assert "at ε = 10 HU (0.623/255), white box" in done.output
     assert verify(stored, code=True).word == "match"
+
+
+def test_pictures_show_what_the_window_shows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    means = np.array([45, 55] * 2)
+    arrays = {}
+    for split in ("val", "test"):
+        half = rng.integers(0, 20, (4, 3, 4, 2))
+        around = np.concatenate([half, -half], axis=3)
+        arrays[f"{split}_images"] = (means[:, None, None, None] + around).astype(">i2")
+        arrays[f"{split}_labels"] = (means > BOUNDARY).astype(np.int64)
+    info = json.dumps({"native": NATIVE, "channels": 1})
+    np.savez(tmp_path / "ct.npz", info=np.array(info), **arrays)
+    evaluation = rm.evaluate(
+        Mean(),
+        tmp_path / "ct.npz",
+        "fgsm",
+        eps="10HU",
+        preprocess=WINDOW,
+        operating_point="argmax",
+        returns="logits",
+        results=tmp_path / "results",
+    )
+    (stored,) = evaluation.records
+    example = stored.record.examples[0]
+    window, place = example.view.split(", ")
+    assert window == "window HU -160..240"
+    index = int(place.removeprefix("slice ").partition(" ")[0]) - 1
+    row = int(example.sample.removeprefix("test-"))
+    with Image.open(Path(stored.folder) / example.clean) as picture:
+        shown = np.asarray(picture).astype(float)
+    hu = arrays["test_images"][row, index].astype(float)
+    assert np.abs(shown - np.clip((hu + 160) / 400, 0, 1) * 255).max() <= 0.5 + 1e-3
