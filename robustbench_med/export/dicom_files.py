@@ -28,6 +28,11 @@ def check(form: Form) -> None:
         raise DataError(
             f"expected at most 16 bits for DICOM, got {form.native.bits}: use --as nifti"
         )
+    if len(form.size) == 3 and form.spacing is None:
+        raise DataError(
+            "expected a dataset whose card states the spacing, without which slices have no place, "
+            "got none: state it, or use --as nifti"
+        )
     colours = form.channels == 3 and len(form.size) == 2 and form.native.levels == 255
     if form.channels != 1 and not colours:
         raise DataError(
@@ -57,21 +62,6 @@ def write(steps: NDArray[np.int64], form: Form, mark: Mark, folder: Path) -> lis
         _dataset(steps[:, index], form, mark, index).save_as(path, enforce_file_format=True)
         paths.append(path)
     return paths
-
-
-def read(paths: list[Path], form: Form) -> NDArray[Any]:
-    """Return the stored values `(c, *s)` of an image in its unit."""
-    pydicom = _pydicom()
-    slices = []
-    for path in paths:
-        dataset = pydicom.dcmread(path)
-        pixels = dataset.pixel_array.astype(np.float64)
-        if pixels.ndim == 3:
-            slices.append(np.moveaxis(pixels, -1, 0))
-            continue
-        slope, intercept = float(dataset.RescaleSlope), float(dataset.RescaleIntercept)
-        slices.append((pixels * slope + intercept)[None])
-    return slices[0] if len(form.size) == 2 else np.stack(slices, axis=1)
 
 
 def _dataset(steps: NDArray[np.int64], form: Form, mark: Mark, index: int) -> Any:  # noqa: ANN401

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -27,10 +27,10 @@ from robustbench_med.devices import device_of
 from robustbench_med.errors import ResultsError, SpecError
 from robustbench_med.export import dicom_files, nifti_files, png_files
 from robustbench_med.export.form import Form, Mark, form_of
+from robustbench_med.export.read_back import read_back
 from robustbench_med.files import write_text
 from robustbench_med.models.preprocess import parse_preprocess
 from robustbench_med.native_units import to_image_radius
-from robustbench_med.stored_images import to_image_units
 
 Kind = Literal["dicom", "nifti", "png"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -40,13 +40,12 @@ MANIFEST = "export.json"  # beside the files
 class _Writer(NamedTuple):
     check: Callable[[Form], None]
     write: Callable[[NDArray[np.int64], Form, Mark, Path], list[Path]]
-    read: Callable[[list[Path], Form], NDArray[Any]]
 
 
 _WRITERS: dict[Kind, _Writer] = {
-    "dicom": _Writer(dicom_files.check, dicom_files.write, dicom_files.read),
-    "nifti": _Writer(nifti_files.check, nifti_files.write, nifti_files.read),
-    "png": _Writer(png_files.check, png_files.write, png_files.read),
+    "dicom": _Writer(dicom_files.check, dicom_files.write),
+    "nifti": _Writer(nifti_files.check, nifti_files.write),
+    "png": _Writer(png_files.check, png_files.write),
 }
 
 
@@ -159,7 +158,9 @@ def export(
                 "one of the record with --eps"
             )
         mark = Mark(0, record.case_id, attack_words(stored, rung))
-        files, read = _write_all(chosen.images, form, mark, writer, out)
+        files = _write_all(chosen.images, form, mark, writer, out)
+        read = read_back(out, kind, files, form)
+        _check_equal(read, chosen.images, form, out)
         run = run_attack(planned, setup, saved=chosen.replaced(read))
     manifest = _manifest(stored, form, run, chosen, files, read)
     write_text(out / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
@@ -225,24 +226,23 @@ def _choose(saved: Saved, rung: int) -> _Chosen:
 
 def _write_all(
     images: Float[Tensor, "m c *s"], form: Form, mark: Mark, writer: _Writer, out: Path
-) -> tuple[list[tuple[str, ...]], Float[Tensor, "m c *s"]]:
-    """Write images; return their files, and the images that are read from these, in [0,1].
-
-    Raises:
-        ResultsError: what is read is not what was written.
-    """
-    files, read = [], []
+) -> list[tuple[str, ...]]:
+    """Write images, rounded to stored values; return their files."""
+    files = []
     for number, image in enumerate(images, start=1):
-        steps = (image * form.native.levels).round()
-        stored = steps.numpy().astype(np.int64)
-        paths = writer.write(stored, form, mark._replace(number=number), out)
-        values = torch.from_numpy(np.ascontiguousarray(writer.read(paths, form)))
-        back = to_image_units(values, form.native)
-        if not torch.equal(back, steps / form.native.levels):
-            raise ResultsError(f"expected {paths[0]} to hold what was written, got other values")
-        files.append(tuple(str(path.relative_to(out)) for path in paths))
-        read.append(back)
-    return files, torch.stack(read)
+        steps = (image * form.native.levels).round().numpy().astype(np.int64)
+        paths = writer.write(steps, form, mark._replace(number=number), out)
+        files.append(tuple(path.relative_to(out).as_posix() for path in paths))
+    return files
+
+
+def _check_equal(
+    read: Float[Tensor, "m c *s"], images: Float[Tensor, "m c *s"], form: Form, out: Path
+) -> None:
+    """Raise ResultsError unless files hold the rounded images to the last bit."""
+    for back, image in zip(read, images, strict=True):
+        if not torch.equal(back, (image * form.native.levels).round() / form.native.levels):
+            raise ResultsError(f"expected {out} to hold what was written, got other values")
 
 
 def _manifest(

@@ -1,4 +1,4 @@
-"""Write adversarial images as NIfTI volumes, and read them back."""
+"""Write adversarial images as NIfTI volumes."""
 
 from __future__ import annotations
 
@@ -41,13 +41,6 @@ def write(steps: NDArray[np.int64], form: Form, mark: Mark, folder: Path) -> lis
     path = folder / f"{mark.stem}.nii.gz"
     nibabel.save(image, path)
     return [path]
-
-
-def read(paths: list[Path], form: Form) -> NDArray[Any]:
-    """Return the stored values `(c, *s)` of an image in its unit."""
-    values: NDArray[Any] = np.asanyarray(_nibabel().load(paths[0]).dataobj)
-    values = values[None] if form.channels == 1 else np.moveaxis(values, -1, 0)
-    return values.reshape(form.channels, *form.size)
 
 
 def _nibabel() -> Any:  # noqa: ANN401 - nibabel has no types

@@ -1,9 +1,8 @@
-"""Write adversarial pictures as PNG files, and read them back."""
+"""Write adversarial pictures as PNG files."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,12 +44,3 @@ def write(steps: NDArray[np.int64], form: Form, mark: Mark, folder: Path) -> lis
     path = folder / f"{mark.stem}.png"
     Image.fromarray(stored).save(path, pnginfo=words)
     return [path]
-
-
-def read(paths: list[Path], form: Form) -> NDArray[Any]:
-    """Return the stored values `(c, h, w)` of a picture in its unit."""
-    with Image.open(paths[0]) as picture:
-        steps = np.asarray(picture).astype(np.float64)
-    steps = steps[None] if form.channels == 1 else np.moveaxis(steps, -1, 0)
-    values: NDArray[Any] = steps * form.native.step + form.native.low
-    return values
