@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from robustbench_med.errors import VictimError
+
 if TYPE_CHECKING:
     from robustbench_med.cards import DatasetCard
     from robustbench_med.models.deployed.network import Network
@@ -26,9 +28,10 @@ def settings_of(source: Deployed, seen: DatasetCard) -> dict[str, Any]:
         SpecError, VictimError: its settings cannot be read.
     """
     from robustbench_med.models.deployed.huggingface import huggingface_settings
+    from robustbench_med.models.deployed.monai_bundle import bundle_settings
     from robustbench_med.models.deployed.torchxrayvision_network import xray_settings
 
-    readers = {"hf": huggingface_settings, "xrv": xray_settings}
+    readers = {"hf": huggingface_settings, "xrv": xray_settings, "bundle": bundle_settings}
     return readers[source.kind](source, seen) if source.kind in readers else {}
 
 
@@ -44,7 +47,14 @@ def load_network(source: Deployed, data: DatasetCard, shown: Images) -> Network:
         NotInstalledError: a library of the extra `models` is missing.
         SpecError, VictimError: the model cannot be read, or does not fit the data.
     """
+    if source.kind == "nnunet":
+        raise VictimError(
+            f"{source.title}: expected a network that can be read without running code, got a "
+            "result folder of nnU-Net, whose checkpoint is a pickle of its trainer: build its "
+            "network in FILE.py:FACTORY, or export it to ONNX or TorchScript"
+        )
     from robustbench_med.models.deployed.huggingface import load_huggingface
+    from robustbench_med.models.deployed.monai_bundle import load_bundle
     from robustbench_med.models.deployed.onnx_network import load_onnx
     from robustbench_med.models.deployed.server import load_server
     from robustbench_med.models.deployed.torch_file import load_exported, load_script
@@ -57,5 +67,6 @@ def load_network(source: Deployed, data: DatasetCard, shown: Images) -> Network:
         "server": load_server,
         "hf": load_huggingface,
         "xrv": load_xray,
+        "bundle": load_bundle,
     }
     return loaders[source.kind](source, data, shown)

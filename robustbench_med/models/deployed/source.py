@@ -13,7 +13,7 @@ from robustbench_med import spec
 from robustbench_med.errors import SpecError, VictimError
 from robustbench_med.paths import check_name
 
-KINDS = ("onnx", "torchscript", "exported", "hf", "xrv")
+KINDS = ("onnx", "torchscript", "exported", "hf", "xrv", "bundle", "nnunet")
 ENDINGS = {
     ".onnx": "onnx",
     ".ts": "torchscript",

@@ -116,6 +116,13 @@ def test_a_whole_run(tmp_path: Path, make: str) -> None:
     assert not result.flags
 
 
+def test_layers_in_a_sequence(tmp_path: Path) -> None:
+    """Torch writes getattr into the code of a sequence."""
+    module = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(SIDE * SIDE, 2)))
+    model = rm.load_model(str(traced(module, tmp_path / "m.pt")), dataset=labels())
+    torch.testing.assert_close(model(X).logits, module(X), rtol=1e-4, atol=1e-4)
+
+
 def test_findings_and_masks(tmp_path: Path) -> None:
     path = traced(Scripted(3, "sigmoid"), tmp_path / "f.ts")
     logits = rm.load_model(str(path), dataset=findings())(X).logits
@@ -197,7 +204,7 @@ def test_pickles_are_never_read_by_python(tmp_path: Path) -> None:
     assert not planted.exists()
 
 
-@pytest.mark.parametrize("way", ["save", "alias", "getattr", "from_file"])
+@pytest.mark.parametrize("way", ["save", "alias", "getattr", "escape", "plain", "from_file"])
 def test_code_that_reaches_files_is_refused(tmp_path: Path, way: str) -> None:
     path, planted = tmp_path / "m.pt", tmp_path / "written"
 
@@ -223,6 +230,8 @@ def test_code_that_reaches_files_is_refused(tmp_path: Path, way: str) -> None:
         "save": f"torch . save{arguments}",
         "alias": f"t = torch\n{indent}_9 = t.save{arguments}",
         "getattr": f'_9 = getattr(torch, "sa" "ve"){arguments}',
+        "escape": f'_9 = getattr(torch, "sa\\x76e"){arguments}',
+        "plain": f'_9 = getattr(torch, "save"){arguments}',
         "from_file": '_9 = torch.from_file("f", True, 4)',
     }[way]
     changed = code.replace(line, f"{indent}{other}")
