@@ -417,6 +417,7 @@ def of_module(
         mean=contract.mean,
         std=contract.std,
         sha256=user_factory.identity(module),
+        queries_only=bool(getattr(module, "queries_only", False)),
     )
     loaded = _probed(module, card, contract, data)
     parameter = next(module.parameters(), None)
