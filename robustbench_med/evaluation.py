@@ -35,6 +35,8 @@ from robustbench_med.model_handle import (
     resolve_model,
     restored_device,
 )
+from robustbench_med.models.preprocess import parse_preprocess
+from robustbench_med.native_units import to_image_radius
 from robustbench_med.printable import plain
 from robustbench_med.registry import is_own
 from robustbench_med.score_frame import ScoreFrame, score_frame
@@ -239,8 +241,10 @@ class Evaluation:
         """The score without an attack with its 95 % interval."""
         return self.at(0)
 
-    def at(self, eps: float | int) -> Estimate:
+    def at(self, eps: float | str) -> Estimate:
         """Return the worst-case score at one of the radii that were attacked; 0 is clean.
+
+        A text may have a unit of the data, as "10HU".
 
         An attack that ran at smaller radii only counts with its largest one, because the smaller
         ball lies inside the larger.
@@ -248,7 +252,10 @@ class Evaluation:
         Raises:
             SpecError: nothing was attacked at this radius.
         """
-        eps, known = float(eps), (0.0, *self.radii)
+        record = self.records[0].record
+        steps = parse_preprocess(record.model_card.preprocess, record.dataset_card)
+        eps = to_image_radius(eps, record.dataset_card, () if steps is None else steps.windows)
+        known = (0.0, *self.radii)
         if not any(math.isclose(eps, radius, rel_tol=1e-6, abs_tol=1e-12) for radius in known):
             listed = ", ".join(f"{radius:g}" for radius in known)
             raise SpecError(f"expected a radius that was attacked ({listed}), got {eps:g}")

@@ -104,6 +104,30 @@ def test_a_case_holds_radii_in_image_units() -> None:
 
 
 @pytest.mark.parametrize(
+    ("radius", "steps", "warned"),
+    [
+        ("8/255", "window(40, 400)", True),
+        (0.01, "window(40, 400)", True),
+        ("10HU", "window(40, 400)", False),
+        ("8/255 window", "window(40, 400)", False),
+        ("8/255", "window(1000, 3000)", False),
+        ("8/255", "", False),
+    ],
+)
+def test_a_fraction_that_is_most_of_a_window_is_said_to_be_so(
+    caplog: pytest.LogCaptureFixture, radius: str | float, steps: str, warned: bool
+) -> None:
+    (ladder,) = ladders("fgsm", ladder=[radius], steps=steps)
+    lines = [r.getMessage() for r in caplog.records if "victim's window" in r.getMessage()]
+    assert bool(lines) == warned
+    if radius == "8/255" and warned:
+        assert "eps 8/255 of the stored range (HU -1024..3071) is 81.9/255 of the" in lines[0]
+    caplog.clear()
+    ladders("fgsm", ladder=list(ladder), steps=steps)  # as a record's case is planned again
+    assert any("victim's window" in r.getMessage() for r in caplog.records) == warned
+
+
+@pytest.mark.parametrize(
     ("grid", "text"),
     [
         ({"ladder": ["10mSv"]}, "a unit that toy has, which is HU (HU -1024..3071)"),

@@ -97,7 +97,7 @@ def _record(
     notes = []
     if patients is None:
         notes.append("the patients are unknown: images are treated as independent")
-    if setup.card.name not in registry.names("models"):
+    if setup.card.name.partition("(preprocess=")[0] not in registry.names("models"):
         name = setup.card.name
         coded = setup.card.code or factory_of(name) or name.startswith("module:")
         what = "model, code and weights" if coded else "model and weights"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,14 +14,13 @@ from robustbench_med import objectives, registry
 from robustbench_med.bench.attack_spec import (
     ResolvedAttack,
     by_queries,
-    resolve_attack,
     resolve_channels,
-    stated_radii,
     validate_parameters,
 )
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.defense_spec import ResolvedDefense, resolve_defenses
 from robustbench_med.bench.failure import Failure
+from robustbench_med.bench.radii import attacks_on, radius_reader, resolve_attacks
 from robustbench_med.bench.resolved_case import ResolvedCase, ResolvedSurrogate
 from robustbench_med.bench.suite import Grid, Suite
 from robustbench_med.bench.transfer import trained_on
@@ -38,9 +37,8 @@ from robustbench_med.errors import (
     VictimError,
 )
 from robustbench_med.models.load import Loaded, describe
-from robustbench_med.models.preprocess import parse_preprocess, with_preprocess
+from robustbench_med.models.preprocess import with_preprocess
 from robustbench_med.models.source import ModelSource, resolve_model
-from robustbench_med.native_units import has_unit, has_window_unit, to_image_radius
 from robustbench_med.objective import Objective
 
 
@@ -69,11 +67,11 @@ def plan(
     failures: list[Failure] = []
     for grid in suite.grids:
         # find mistakes before any data are read
-        attacks = _resolved_attacks(grid, None)
+        attacks = resolve_attacks(grid, None)
         for name in grid.datasets:
             try:
                 dataset = (datasets or {}).get(name) or load_dataset(name, data=data)
-                attacks = _resolved_attacks(grid, dataset.card)
+                attacks = resolve_attacks(grid, dataset.card)
                 block = _block_of(grid, name, dataset, attacks)
             except (UnknownNameError, SpecError):
                 raise
@@ -87,55 +85,9 @@ def plan(
     return list(planned.values()), failures
 
 
-def _resolved_attacks(grid: Grid, card: DatasetCard | None) -> list[ResolvedAttack]:
-    """Return the attacks of a grid before a victim is known; its window counts as the whole range.
-
-    Args:
-        grid: the grid.
-        card: states the units of the data; None = not known yet, so that radii with units are
-            replaced by others.
-    """
-    attacks = []
-    for text in grid.attacks:
-        if card is not None:
-            to_radius = partial(to_image_radius, card=card, windows=(1.0,))
-            attacks.append(resolve_attack(text, grid, to_radius))
-        elif has_unit(stated_radii(text, grid)):
-            attacks.append(resolve_attack(text, grid, _StandIns()))
-        else:
-            attacks.append(resolve_attack(text, grid))
-    return attacks
-
-
 def _title_of(victim: str, titles: Mapping[str, str], grid: Grid) -> str | None:
     """Return the title of a victim, whose text may have got the steps of the grid."""
     return {with_preprocess(name, grid.preprocess): titles[name] for name in titles}.get(victim)
-
-
-class _StandIns:
-    """Rising radii in place of those whose unit is not known yet."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, radius: object) -> float:
-        self.count += 1
-        return self.count / 255
-
-
-def _attacks_on(block: _Block, victim: _Victim) -> list[ResolvedAttack]:
-    """Return the attacks on a victim, whose window may be the unit of their radii."""
-    if not any(has_window_unit(stated_radii(text, block.grid)) for text in block.grid.attacks):
-        return block.attacks
-    to_radius = _to_radius(block, victim)
-    return [resolve_attack(text, block.grid, to_radius) for text in block.grid.attacks]
-
-
-def _to_radius(block: _Block, victim: _Victim) -> Callable[[object], float]:
-    """Return the function that turns a radius with a unit into image units."""
-    steps = parse_preprocess(victim.card.preprocess, block.data.card)
-    windows = () if steps is None else steps.windows
-    return partial(to_image_radius, card=block.data.card, windows=windows)
 
 
 class _Block(NamedTuple):
@@ -221,12 +173,13 @@ def _cases(
 ) -> Iterator[ResolvedCase]:
     """Yield the cases of a victim; surrogates that cannot be used are added to `failures`."""
     surrogates: list[ResolvedSurrogate | None] = [None]
-    attacks = _attacks_on(block, victim)
+    attacks = attacks_on(block.attacks, block.grid, block.data.card, victim.card)
     if block.grid.surrogates:
         surrogates = _surrogates(block, victim.source.name, failures)
     elif victim.card.queries_only:
         try:
-            attacks = by_queries(victim.card, attacks, block.grid, _to_radius(block, victim))
+            to_radius = radius_reader(block.data.card, victim.card)
+            attacks = by_queries(victim.card, attacks, block.grid, to_radius)
         except VictimError as error:
             failures.append(_failure(f"{block.name} · {victim.source.name}", error))
             return

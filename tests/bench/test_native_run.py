@@ -168,6 +168,8 @@ def test_pictures_show_what_the_window_shows(tmp_path: Path) -> None:
         returns="logits",
         results=tmp_path / "results",
     )
+    assert evaluation.at("10HU").value == 0
+    assert evaluation.at("10HU") == evaluation.at(10 / 4095)
     (stored,) = evaluation.records
     example = stored.record.examples[0]
     window, place = example.view.split(", ")

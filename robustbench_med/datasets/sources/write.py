@@ -57,6 +57,10 @@ def card_text(draft: Draft, target: Path) -> str:
     if "size" not in card:
         lines.append("# size = [224, 224]  # state one size: the images have several")
     if "native" in card:
+        lines.append(
+            '# preprocess = "window(40, 400)"  # what the device does before its network: '
+            "docs/native_units.md"
+        )
         comment = "the stored values that become 0 and 1, and the step between neighbouring ones"
         lines += ["", f"[native]  # {comment}", *_lines(card["native"], {})]
     source = {"path": _relative(draft.root, target.parent), **draft.source}
