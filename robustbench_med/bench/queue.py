@@ -10,7 +10,10 @@ from typing import Literal
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import crafting_key, is_crafted_elsewhere, setup_key
 from robustbench_med.bench.steps import Needs, ShardStep
+from robustbench_med.bench.timing import needed_share
 
+_PASS = 1e-3  # seconds of a pass with a victim whose card has no timing
+_ANY_CASE = 0.5  # seconds of any case
 State = Literal["waiting", "busy", "open", "ready", "ended"]
 
 
@@ -125,8 +128,12 @@ def images_of(resolved: ResolvedCase) -> int:
 
 
 def weight_of(resolved: ResolvedCase) -> float:
-    """Return how long a case should take, in seconds where the card of its victim has a timing."""
-    return resolved.seconds or resolved.most_passes() * 1e-3 or 1.0
+    """Return how long a case should take, in seconds where the card of its victim has a timing.
+
+    Half a second for what a case costs whatever its attack is: setup, checks and the record.
+    """
+    seconds = resolved.seconds or resolved.most_passes() * _PASS
+    return seconds * needed_share(resolved.case.attack) + _ANY_CASE
 
 
 class Queue:

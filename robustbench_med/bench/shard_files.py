@@ -28,6 +28,7 @@ from robustbench_med.files import write_bytes
 from robustbench_med.problem import Counter
 
 _log = logging.getLogger(__name__)
+_logged: set[Path] = set()  # folders that could not be written, each named once
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -105,11 +106,13 @@ class ShardFiles:
         return contents
 
     def store(self, name: str, content: bytes) -> bool:
-        """Write a file in one step and return whether it is stored; log where it cannot be."""
+        """Write a file in one step and return whether it is stored; log once where it cannot be."""
         try:
             write_bytes(self.folder / name, content)
         except OSError as error:
-            _log.warning("%s: a finished shard is not stored: %s", self.folder, error.strerror)
+            if self.folder not in _logged:
+                _logged.add(self.folder)
+                _log.warning("%s: a finished shard is not stored: %s", self.folder, error.strerror)
             return False
         return True
 

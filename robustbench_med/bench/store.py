@@ -79,8 +79,9 @@ def write(
     dropped, unless `replace` is set.
     """
     home = folder / record.case_id
-    temporary = Path(tempfile.mkdtemp(prefix=f".{record.case_id}.", suffix=".tmp", dir=folder))
+    temporary: Path | None = None
     try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{record.case_id}.", suffix=".tmp", dir=folder))
         text = record.model_dump_json(indent=1) + "\n"
         (temporary / RECORD).write_text(text, encoding="utf-8")
         samples.to_parquet(temporary / SAMPLES, index=False, compression="zstd")
@@ -97,7 +98,8 @@ def write(
         if not finished(folder, record.case_id):
             raise ResultsError(f"expected to write {home}, got: {error.strerror}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(folder / f".{record.case_id}.{os.getpid()}.old.tmp", ignore_errors=True)
     return home
 

@@ -41,6 +41,11 @@ _NEEDED = {
 }
 
 
+def needed_share(attack: str) -> float:
+    """Return which share of its largest number of passes an attack usually needs."""
+    return _NEEDED.get(attack, 1.0)
+
+
 class Seconds(NamedTuple):
     """The time of a case: the `likely` one, and the longest, `most`, if no attack succeeds."""
 
@@ -70,7 +75,7 @@ class Clock:
             return None
         case = planned.case
         most = planned.most_passes() * gradient * case.draws
-        likely = most * _NEEDED.get(case.attack, 1.0)
+        likely = most * needed_share(case.attack)
         return Seconds(max(likely, _LEAST), max(most, _LEAST))
 
     def _gradient(self, planned: ResolvedCase) -> float | None:

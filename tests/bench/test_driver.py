@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from robustbench_med.bench.executors import Died, Event, Finished, Raised, Slot
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.progress import Show
 from robustbench_med.bench.queue import Queue, case_runs
-from robustbench_med.bench.record import Stored
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.shard_files import shards_of_case
 from robustbench_med.bench.steps import Settings, Task, Worker
@@ -28,6 +26,7 @@ from robustbench_med.models.load import Loaded
 from robustbench_med.victim import Victim
 from tests.bench.lies import Edited
 from tests.bench.toys import MODEL, dataset_of, planned_of
+from tests.faults.records import lasting
 from tests.toys import small_victim, victim_of
 
 K, N, SHARD = 3, 9, 2
@@ -132,13 +131,6 @@ def run(
         show=Show(runs, labels, Console(quiet=True), 30.0),
         failure=lambda item, reason: Failure(label=item.id, reason=reason, case=item.resolved.case),
     ).run()
-
-
-def lasting(stored: Stored) -> dict[str, Any]:
-    """Return what does not say when, where and how fast a record was made."""
-    values: dict[str, Any] = json.loads(stored.record.model_dump_json(exclude={"provenance"}))
-    del values["cost"]["seconds"], values["cost"]["peak_memory_mib"]
-    return values
 
 
 def check_same(folder: Path, expected: Path) -> None:

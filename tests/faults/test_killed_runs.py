@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 from robustbench_med.bench import store
 from robustbench_med.bench.record import Stored
 from tests.bench.toys import save_npz
+from tests.faults.records import lasting
 
 CHECKOUT = Path(__file__).parents[2]
 # a model that kills its own process at the N-th pass with gradients, as a full memory does
@@ -73,16 +73,6 @@ def run(home: Path, results: str, *, dies_at: int | None = None) -> int:
 def record_in(folder: Path) -> Stored:
     (home,) = store.homes_below(folder)
     return store.read(home)
-
-
-def lasting(stored: Stored) -> dict[str, object]:
-    """Return the fields of a record that do not say when, where and how fast it was made."""
-    values: dict[str, object] = json.loads(stored.record.model_dump_json())
-    del values["provenance"]
-    cost = values["cost"]
-    assert isinstance(cost, dict)
-    del cost["seconds"], cost["peak_memory_mib"]
-    return values
 
 
 @pytest.mark.slow

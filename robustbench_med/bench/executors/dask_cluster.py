@@ -51,6 +51,7 @@ def describe(driver: int | None) -> dict[str, str]:
         "robustbench_med": __version__,
         "torch": torch.__version__,
         "Python": ".".join(platform.python_version_tuple()[:2]),
+        "process": str(os.getpid()),
     }
 
 
@@ -108,11 +109,12 @@ class DaskCluster:
         self._wake = threading.Event()
         self._threads: dict[str, int] = {}  # of each worker that is there
         self._slot_of: dict[str, Slot] = {}  # of the workers of a cluster on this machine
+        self._pids: dict[str, int] = {}  # of the same workers
         self._described: dict[str, Future] = {}
         self._usable: set[str] = set()
         self._refused: dict[str, str] = {}  # why a worker is not used
         self._futures: dict[str, Future] = {}
-        self._looked, self._began, self._said = 0.0, time.monotonic(), False
+        self._looked, self._alone, self._said = 0.0, time.monotonic(), False
 
     def idle(self) -> list[str]:
         """Return the workers that run this version of the bench and have no task."""
@@ -187,6 +189,7 @@ class DaskCluster:
         for gone in self._usable - set(self._threads):
             self._usable.discard(gone)
             self._slot_of.pop(gone, None)
+            self._pids.pop(gone, None)
         for gone in set(self._described) - set(self._threads):
             del self._described[gone]
 
@@ -194,8 +197,8 @@ class DaskCluster:
         """Use a worker if it runs what the driver runs."""
         if worker not in self._threads or future.status in ("cancelled", "lost"):
             return
-        error = future.exception() if future.status == "error" else None
-        reason = _difference(error or future.result())
+        answer = future.exception() if future.status == "error" else future.result()
+        reason = _difference(answer)
         if reason:
             self._refused[worker] = f"worker {worker} is not used: {reason}"
             _log.warning("%s", self._refused[worker])
@@ -203,6 +206,7 @@ class DaskCluster:
         if self._cluster is not None:
             free = [slot for slot in self._slots if not self._has(slot)]
             self._slot_of[worker] = (free or self._slots)[0]
+            self._pids[worker] = int(answer["process"])
         self._usable.add(worker)
 
     def _has(self, slot: Slot) -> bool:
@@ -213,16 +217,17 @@ class DaskCluster:
     def _check_workers(self) -> None:
         """Say that there are no workers yet; raise an error where there will be none."""
         if self._usable or self._described:
+            self._alone = time.monotonic()
             return
         there = set(self._threads)
-        if there and there <= set(self._refused):
+        if self._cluster is None and there and there <= set(self._refused):
             raise SpecError(next(iter(self._refused.values())))
-        if self._cluster is not None and time.monotonic() - self._began > _STARTED:
+        if self._cluster is not None and time.monotonic() - self._alone > _STARTED:
             raise BenchError(
                 f"expected Dask workers that start within {_STARTED:g} s, got none: run again with "
                 "--executor processes"
             )
-        if self._cluster is None and not self._said and time.monotonic() - self._began > _ANSWER:
+        if self._cluster is None and not self._said and time.monotonic() - self._alone > _ANSWER:
             self._said = True
             _log.warning("%s has no workers yet: waiting for them", self.scheduler)
 
@@ -258,9 +263,14 @@ class DaskCluster:
         """Restart a worker; one that no nanny watches cannot be restarted, and is used no more."""
         self._futures.pop(worker).cancel()
         self._usable.discard(worker)
+        if self._cluster is not None:
+            # its nanny starts another, which has another address
+            self._refused[worker] = "it was killed"
+            self._slot_of.pop(worker)
+            workers.kill_process(self._pids.pop(worker))
+            return
         try:
             self._client.restart_workers([worker], timeout=_ANSWER, raise_for_error=False)
-            self._slot_of.pop(worker, None)
         except Exception as error:  # as above
             reason = f"worker {worker} is not used any more: it hangs and cannot be restarted"
             self._refused[worker] = reason
@@ -297,7 +307,7 @@ def _local_cluster(count: int) -> LocalCluster:
         n_workers=count,
         threads_per_worker=1,
         processes=True,
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
         memory_limit=0,
     )
