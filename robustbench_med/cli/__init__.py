@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from robustbench_med.cli import (
+    dataset_command,
     export_command,
     inspect_commands,
     inspect_data,
@@ -40,6 +41,7 @@ for commands in (
     pack_command,
     export_command,
     train_command,
+    dataset_command,
 ):
     commands.register(app)
 # Whole sentences: click would cut them at its width.

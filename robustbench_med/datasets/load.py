@@ -24,6 +24,7 @@ from robustbench_med.errors import DataError
 from robustbench_med.paths import check_name
 
 FOLDER = "ROBUSTBENCH_MED_DATA"
+BUILT = ("hippocampus_3d",)  # datasets that `dataset build` makes, see builds/
 _PHANTOMS = "datasets.phantoms."  # the modules whose source code `phantom_key` covers
 MOST_COMPARED = 2**26  # bytes; splits of larger files are not searched for common images
 
@@ -107,9 +108,13 @@ def _locate(card: DatasetCard, data: Path | None) -> Path:
     if card.url:
         return download(card)
     looked = ", ".join(map(str, folders))
+    if card.name in BUILT:
+        way = f"`dataset build {card.name} --from FOLDER` makes it of its official download"
+    else:
+        way = f"its images come from {card.source}"
     raise DataError(
-        f"{card.name}: expected {card.file} in {looked}, got no such file and it has "
-        f"no official address: pass the folder of {card.file} as --data DIR, or set {FOLDER} to it"
+        f"{card.name}: expected {card.file} in {looked}, got no such file and it has no official "
+        f"address: pass the folder of {card.file} as --data DIR, or set {FOLDER} to it; {way}"
     )
 
 
