@@ -228,7 +228,7 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
         for parameter, requires_grad in grads:
             parameter.requires_grad_(requires_grad)
         for part, name, buffer, value in buffers:
-            if part._buffers.get(name) is not buffer and not isinstance(part, ScriptModule):
+            if not isinstance(part, ScriptModule) and part._buffers.get(name) is not buffer:
                 part._buffers[name] = buffer
             if not torch.equal(buffer, value):  # a batch norm that the module keeps in training
                 with torch.no_grad():

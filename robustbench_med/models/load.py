@@ -245,7 +245,9 @@ def _of_spec(builder_spec: spec.Spec, data: DatasetCard) -> Loaded:
         pretrained=pretrained,
     )
     if options.get("weights"):
-        sha256 = weights.read(module, Path(options["weights"]))
+        sha256 = weights.read(
+            module, Path(options["weights"]), unpickle=options.get("unpickle") is True
+        )
     else:
         sha256 = weights.fingerprint(module)
     default = getattr(module, "pretrained_cfg", {})
@@ -276,7 +278,9 @@ def _of_factory(name: str, factory: user_factory.Factory, data: DatasetCard) -> 
     if not isinstance(options.get("weights", ""), str):
         raise VictimError(f"expected weights='FILE.safetensors', got {options['weights']!r}")
     if options.get("weights"):
-        sha256 = _digest(sha256, weights.read(product.module, Path(options["weights"])))
+        unpickle = options.get("unpickle") is True
+        read = weights.read(product.module, Path(options["weights"]), unpickle=unpickle)
+        sha256 = _digest(sha256, read)
     steps = read_steps(options, data)
     seen = seen_by_network(data, steps)
     window, overlap = read_window(options, seen)

@@ -13,6 +13,7 @@ from robustbench_med.models.preprocess import Preprocess, parse_preprocess
 OPTIONS = (
     *("weights", "pretrained", "mean", "std", "window", "overlap", "returns", "output"),
     "preprocess",
+    "unpickle",
 )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from robustbench_med.errors import ChecksumError, VictimError
 from robustbench_med.files import write_bytes
+from robustbench_med.models.pickled import tensors_of
 from robustbench_med.paths import check_name
 
 HALF_ROUNDING = 2**-11  # largest relative change of a normal number in float16
@@ -28,6 +29,7 @@ def read(
     sha256: str = "",
     other_head: bool = False,
     unused: tuple[str, ...] = (),
+    unpickle: bool = False,
 ) -> str:
     """Load `path` into `module` and return the file's SHA-256.
 
@@ -37,6 +39,7 @@ def read(
         sha256: expected checksum; "" = any.
         other_head: whether the last layer may be of another shape; it then keeps its own weights.
         unused: names of tensors in the file that are left out.
+        unpickle: whether the user allows a file of torch.save, see pickled.py.
 
     Raises:
         VictimError: the file is missing, is no safetensors file, or holds the weights of another
@@ -45,7 +48,8 @@ def read(
     """
     raw = content(path, sha256=sha256)
     try:
-        tensors = load(raw)
+        pickled = unpickle and raw.startswith((b"PK", b"\x80"))
+        tensors = tensors_of(path.name, raw) if pickled else load(raw)
     except (SafetensorError, ValueError) as error:
         raise VictimError(
             f"{path.name}: expected a safetensors file, {_kind(path, raw, error)}"
@@ -79,7 +83,8 @@ def _kind(path: Path, raw: bytes, error: Exception) -> str:
         return (
             "got a pickle of torch.save, which may run code when it is read: if you trust it, "
             f"save_file(torch.load({path.name!r}), {new!r}) of safetensors.torch turns its state "
-            "dict into one (of a checkpoint, its entry 'state_dict' or 'model')"
+            "dict into one (of a checkpoint, its entry 'state_dict' or 'model'), or unpickle=True "
+            "beside weights= reads its tensors alone"
         )
     return f"got {kind}" if kind else f"got: {error}"
 

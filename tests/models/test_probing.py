@@ -240,6 +240,20 @@ def test_containers(last: Last, path: str) -> None:
     assert model.card.notes == (f"of what the model returns, {path} is read as its answer",)
 
 
+def test_heads_of_deep_supervision() -> None:
+    """Of masks at several sizes, the one of the images' size is read, wherever it stands."""
+    for place in (0, 2):
+
+        def heads(z: Tensor, place: int = place) -> list[Tensor]:
+            small = [functional.avg_pool2d(z, side) for side in (2, 4)]
+            small.insert(place, z)
+            return small
+
+        model = rm.load_model(Pixelwise(2, heads), dataset=masks())
+        logits = model(X[:8]).logits.detach()
+        torch.testing.assert_close(margin(logits), PIXELS[:, 0])
+
+
 def test_an_output_can_be_chosen() -> None:
     both = Truth(2, lambda z: {"a": z, "b": -z})
     with pytest.raises(VictimError, match=r"got 2 \('a', 'b'\): choose with output='a'"):

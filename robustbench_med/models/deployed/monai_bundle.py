@@ -201,7 +201,7 @@ def load_bundle(source: Deployed, data: DatasetCard, shown: Images) -> Network:
         VictimError: the bundle is incomplete; its network is none of the allow-list; its weights
             are a pickle; or a step before or after it is not known.
     """
-    check_parameters("bundle", source.parameters)
+    check_parameters("bundle", source.parameters, ("unpickle",))
     bundle = Bundle(source.path)
     steps = read_steps(bundle, data, known="preprocess" not in source.parameters)
     module, sha256, how = _network(source, bundle, data, shown)
@@ -231,18 +231,22 @@ def _network(
             network = load_script(Deployed("torchscript", str(path), {}), data, shown)
             return network.module, network.sha256, "torchscript"
     files = sorted(models.glob("*.safetensors"))
+    unpickle = source.parameters.get("unpickle") is True
+    if not files and unpickle:
+        files = [path for path in (models / "model.pt", models / "model.pth") if path.is_file()]
     if not files:
         others = sorted(path.name for path in models.glob("model.*"))
         got = f"{others[0]}: {_ADVICE}" if others else "none"
         raise VictimError(f"{bundle.where}: expected models/model.safetensors, got {got}")
     module = _built(bundle)
-    sha256 = weights.read(module, models / "model.safetensors" if len(files) > 1 else files[0])
+    path = models / "model.safetensors" if len(files) > 1 else files[0]
+    sha256 = weights.read(module, path, unpickle=unpickle)
     return module, sha256, type(module).__name__
 
 
 _ADVICE = (
-    "a pickle of torch.save may run code when it is read; if you trust it, save its state dict as "
-    "models/model.safetensors with safetensors.torch.save_file"
+    "a pickle of torch.save may run code when it is read; unpickle=True reads its tensors alone, "
+    "or save its state dict as models/model.safetensors with safetensors.torch.save_file"
 )
 
 

@@ -17,6 +17,8 @@ from robustbench_med.models.deployed.arranged import layout_of
 SQUASHES = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
 # operators that move values without changing them
 _MOVES = ("Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Cast")
+# operators that ONNX itself defines by others, and onnx2torch does not know
+_COMPOSED = ("Gelu", "Mish", "GroupNormalization", "RMSNormalization", "Swish")
 # of TensorProto.DataType
 _TYPES = {1: torch.float32, 2: torch.uint8, 10: torch.float16, 11: torch.float64}
 
@@ -158,6 +160,27 @@ def renamed(model: Any) -> Any:  # noqa: ANN401
     del graph.value_info[:]
     del graph.quantization_annotation[:]
     graph.name = "network"
+    return changed
+
+
+def expanded(inliner: Any, model: Any) -> Any:  # noqa: ANN401
+    """Return a model in which operators that onnx2torch does not know are made of others.
+
+    Args:
+        inliner: the module `onnx.inliner`.
+        model: a model of float32.
+    """
+    found = {node.op_type for node in model.graph.node} & set(_COMPOSED)
+    if not found:
+        return model
+    names = [("", name) for name in sorted(found)]
+    changed = inliner.inline_selected_functions(
+        model, names, exclude=False, inline_schema_functions=True
+    )
+    for node in changed.graph.node:
+        if node.op_type == "CastLike":  # of constants, to the type of the images
+            node.op_type = "Identity"
+            del node.input[1:]
     return changed
 
 

@@ -69,16 +69,25 @@ class Session(nn.Module):
         )
 
 
-class Named(nn.Module):
-    """A module that returns several outputs by their names."""
+class Converted(nn.Module):
+    """Modules of onnx2torch, which return several outputs by their names.
+
+    Args:
+        inner: the modules.
+        names: the names of the outputs.
+    """
 
     def __init__(self, inner: nn.Module, names: list[str]) -> None:
         super().__init__()
         self.inner, self.names = inner, names
 
-    def forward(self, x: Images) -> dict[str, Tensor]:
-        """Return the outputs of the module by their names."""
-        return dict(zip(self.names, self.inner(x), strict=True))
+    def forward(self, x: Images) -> Any:  # noqa: ANN401 - a tensor, or several by their names
+        """Return the output of the modules, or the outputs by their names."""
+        with warnings.catch_warnings():
+            # its slices and shapes use forms that torch deprecates
+            warnings.simplefilter("ignore")
+            outputs = self.inner(x)
+        return outputs if len(self.names) == 1 else dict(zip(self.names, outputs, strict=True))
 
 
 class _Arrangement(NamedTuple):
@@ -223,10 +232,11 @@ def _converted(
         return None, "onnx2torch converts no graph with branches"
     names = [value.name for value in model.graph.output]
     try:
-        inner = _modules(where, onnx_graph.renamed(model))
+        onnx = library("onnx.inliner", f"onnx:{where}")
+        inner = _modules(where, onnx_graph.renamed(onnx_graph.expanded(onnx, model)))
     except Exception as error:  # onnx2torch raises errors of any type
         return None, f"onnx2torch cannot convert it: {first_line(error)}"
-    module = arrangement.around(Named(inner, names) if len(names) > 1 else inner)
+    module = arrangement.around(Converted(inner, names))
     try:
         with torch.no_grad():
             answers = [module(shown), module(shown[:1])]
@@ -248,12 +258,12 @@ def _modules(where: str, model: Any) -> nn.Module:  # noqa: ANN401
     convert = library("onnx2torch", f"onnx:{where}").convert
     failure: Exception | None = None
     for version in _VERSIONS:
-        for change in (onnx.version_converter.convert_version, onnx_graph.declared):
+        for change in (onnx_graph.declared, onnx.version_converter.convert_version):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of torch, on values that become constants
                     module: nn.Module = convert(change(model, version)).eval()
                     return module
-            except Exception as error:  # any type; the first tells most
+            except Exception as error:  # any type; that of the newest version tells most
                 failure = failure or error
     raise failure or VictimError(f"{where}: expected a version of ONNX, got none")

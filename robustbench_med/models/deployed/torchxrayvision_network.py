@@ -27,7 +27,15 @@ from robustbench_med.models.deployed.source import Deployed
 from robustbench_med.types import Images
 
 _SIDES = {"DenseNet": 224, "ResNet": 512}  # of the images that the published weights read
-_OWN = ("weights", "side", "targets", "growth_rate", "block_config", "num_init_features")
+_OWN = (
+    "weights",
+    "unpickle",
+    "side",
+    "targets",
+    "growth_rate",
+    "block_config",
+    "num_init_features",
+)
 _CONVERT = (
     "m = torchxrayvision.models.DenseNet(weights='densenet121-res224-all'); "
     "safetensors.torch.save_file({k: v for k, v in m.state_dict().items() if k != 'op_threshs'}, "
@@ -72,7 +80,8 @@ def load_xray(source: Deployed, data: DatasetCard, shown: Images) -> Network:
         findings = list(xrv.datasets.default_pathologies)
         module = _built(source, xrv, len(findings))
     # thresholds of the published weights; they are switched off
-    sha256 = weights.read(module, Path(file), unused=("op_threshs",))
+    unpickle = source.parameters.get("unpickle") is True
+    sha256 = weights.read(module, Path(file), unused=("op_threshs",), unpickle=unpickle)
     chosen = _chosen(source.parameters.get("targets"), findings, data)
     return Network(
         module=Selected(module.eval(), chosen),

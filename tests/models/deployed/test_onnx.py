@@ -156,6 +156,20 @@ def test_masks_with_the_classes_last(tmp_path: Path) -> None:
     assert any("ends in a softmax" in note for note in victim.card.notes)
 
 
+def test_operators_that_are_made_of_others(tmp_path: Path) -> None:
+    """onnx2torch knows no Gelu, which ONNX defines by the error function."""
+    gelu = helper.make_node("Gelu", ["logits"], ["z"])
+
+    def newer(model: Any) -> None:  # noqa: ANN401
+        model.opset_import[0].version = 20
+
+    path = edited(truth(tmp_path / "m.onnx", changed=[gelu], outputs=("z",)), newer)
+    model = rm.load_model(str(path), dataset=labels())
+    assert not model.card.queries_only
+    expected = nn.functional.gelu(torch.stack([-SCORES / 2, SCORES / 2], 1))
+    torch.testing.assert_close(model(X).logits, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_an_output_that_is_the_softmax_of_another_is_left_out(tmp_path: Path) -> None:
     path = truth(tmp_path / "m.onnx", 2, "Softmax", outputs=("y0", "logits"))
     model = rm.load_model(str(path), dataset=labels())
