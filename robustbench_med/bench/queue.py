@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from robustbench_med.bench.pass_estimate import needed_share
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import crafting_key, is_crafted_elsewhere, setup_key
 from robustbench_med.bench.steps import Needs, ShardStep
-from robustbench_med.bench.timing import needed_share
 
 _PASS = 1e-3  # seconds of a pass with a victim whose card has no timing
 _ANY_CASE = 0.5  # seconds of any case

@@ -8,7 +8,7 @@ from robustbench_med import registry
 from robustbench_med.bench.attack_spec import ResolvedAttack
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.defense_spec import ResolvedDefense
-from robustbench_med.cards import AttackCard, DatasetCard, ModelCard
+from robustbench_med.cards import AttackCard, DatasetCard, ModelCard, Task
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.models.load import Loaded
 from robustbench_med.models.source import ModelSource
@@ -16,6 +16,17 @@ from robustbench_med.objective import Objective
 
 # a ladder costs so many full runs of the attack; with other schedules one run for each rung
 _RUNS = {"descend": 1.5, "distance": 1.0}
+
+
+def schedule_name(card: AttackCard, task: Task, *, surrogate: bool, guard: bool) -> str:
+    """Return the name of the schedule that fills the ladder of a case, see `schedule_of`."""
+    if card.schedule != "universal" and task == "segmentation" and not surrogate:
+        return "worst"
+    if card.schedule in ("ascend", "descend") and surrogate:
+        return "transferred"
+    if card.schedule in ("ascend", "descend") and guard:
+        return "guarded"
+    return card.schedule
 
 
 class ResolvedSurrogate(NamedTuple):
@@ -67,17 +78,25 @@ class ResolvedCase(NamedTuple):
             return None
         return self.most_passes() * self.model.measured.gradient_ms / 1000
 
+    def images(self) -> int:
+        """Return how many images the case has."""
+        available = len(self.data.arrays(self.case.split))
+        return available if self.case.n is None else min(self.case.n, available)
+
     def most_passes(self) -> float:
         """Return the largest number of images that are passed forward and backward."""
         case, card = self.case, self.attack.card
-        available = len(self.data.arrays(case.split))
-        n = available if case.n is None else min(case.n, available)
+        n = self.images()
         if case.n_fit is not None:  # the perturbation is fitted on so many training images
             n = min(case.n_fit, len(self.data.arrays("train")))
         every_rung = float(len(case.ladder))
-        # masks are attacked at every radius
-        masks = self.data.card.task == "segmentation"
-        runs = every_rung if masks else _RUNS.get(card.schedule, every_rung)
+        schedule = schedule_name(
+            card,
+            self.data.card.task,
+            surrogate=self.surrogate is not None or case.knowledge != "adaptive",
+            guard=self.defense.guards,
+        )
+        runs = _RUNS.get(schedule, every_rung)
         return n * runs * registry.passes(card, case.parameters)
 
     def titled(self, card: ModelCard) -> ModelCard:

@@ -31,7 +31,7 @@ from robustbench_med.bench.gradient_recorder import GradientRecorder
 from robustbench_med.bench.measurements import Measurements
 from robustbench_med.bench.provenance import peak_mib
 from robustbench_med.bench.record import LadderAudit
-from robustbench_med.bench.resolved_case import ResolvedCase
+from robustbench_med.bench.resolved_case import ResolvedCase, schedule_name
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.shard_files import Shard, Shards
 from robustbench_med.bench.universal_run import FittedUniversal, fit_universal
@@ -417,11 +417,4 @@ def schedule_of(
             radius it succeeds.
         guard: whether the victim has a detector, whose suspicion is measured at each radius.
     """
-    name: str = card.schedule
-    if name != "universal" and task == "segmentation" and not surrogate:
-        name = "worst"
-    elif name in ("ascend", "descend") and surrogate:
-        name = "transferred"
-    elif name in ("ascend", "descend") and guard:
-        name = "guarded"
-    return SCHEDULES[name]
+    return SCHEDULES[schedule_name(card, task, surrogate=surrogate, guard=guard)]

@@ -1,4 +1,4 @@
-"""Estimate the time of the cases of a plan on this machine, from one small batch of each victim.
+"""Estimate the time of the cases of a plan on this machine, from a few images of each victim.
 
 The time in a victim's card does not help, because it was measured on the machine that trained it.
 """
@@ -10,79 +10,113 @@ import json
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from robustbench_med.ball import Ball
+from robustbench_med.bench.case import Case
+from robustbench_med.bench.pass_estimate import attack_passes, check_passes, setup_passes
 from robustbench_med.bench.resolved_case import ResolvedCase
-from robustbench_med.devices import processor
-from robustbench_med.errors import BenchError
+from robustbench_med.cards import Norm
+from robustbench_med.devices import device_of, processor
+from robustbench_med.errors import BenchError, VictimError
 from robustbench_med.files import write_text
 from robustbench_med.models.load import load_victim
 from robustbench_med.paths import cache_root
+from robustbench_med.problem import Problem
 from robustbench_med.types import images_at_once
 from robustbench_med.victim import Victim, frozen
 
-_BATCH = 8  # images in a timed batch
+_BATCH = 16  # images in a timed batch
+_NORMS: tuple[Norm, ...] = ("linf", "l2")  # the norms in which distances are estimated
+_ENOUGH = 1.0  # a batch that takes so many seconds is not timed again
 _LEAST = 1e-3  # shortest time of a case in seconds that is shown; shorter ones are shown as less
-# median share of the largest number of passes that the committed records needed (406 cases,
-# docs/speed.md): images with an early success leave the batch; 1 if an attack cannot save passes
-_NEEDED = {
-    "apgd_targeted": 0.1,
-    "carlini_wagner": 0.35,
-    "deepfool": 0.01,
-    "fab": 0.2,
-    "fmn": 0.8,
-    "jsma": 0.1,
-    "noise": 0.3,
-    "shuffled": 0.3,
-    "square": 0.2,
-    "ensemble": 0.06,
-}
-
-
-def needed_share(attack: str) -> float:
-    """Return which share of its largest number of passes an attack usually needs."""
-    return _NEEDED.get(attack, 1.0)
 
 
 class Seconds(NamedTuple):
-    """The time of a case: the `likely` one, and the longest, `most`, if no attack succeeds."""
+    """The time of a case on this machine, in one process.
+
+    Attributes:
+        likely: likely time of the attack.
+        most: time of the attack if no image falls.
+        checks: likely time of its checks and examples.
+        setup: time to prepare its victim; 0 if another case of the plan has the same.
+    """
 
     likely: float
     most: float
+    checks: float = 0.0
+    setup: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """The likely time of all of it."""
+        return self.likely + self.checks + self.setup
+
+
+class Pilot(NamedTuple):
+    """What one small batch of a victim shows.
+
+    Attributes:
+        seconds: time of one image forward and backward.
+        distances: by norm, linear estimates of the distance of each image to the attacker's goal,
+            0 where it is reached without an attack. Empty if the victim has no gradients.
+    """
+
+    seconds: float
+    distances: dict[str, list[float]]
 
 
 class Clock:
-    """Time each victim once, and store the times in the cache folder.
+    """Time each victim once, and store what its pilot showed in the cache folder.
 
     Args:
-        measure: returns the seconds of one image forward and backward.
+        measure: returns the pilot of a case.
     """
 
-    def __init__(self, measure: Callable[[Victim], float] | None = None) -> None:
-        self._measure = measure or gradient_seconds
+    def __init__(self, measure: Callable[[ResolvedCase, Victim], Pilot] | None = None) -> None:
+        self._measure = measure or run_pilot
         self._file = cache_root() / "timings.json"
-        self._known: dict[str, float] = {}
-        with contextlib.suppress(OSError, ValueError):
+        self._known: dict[str, Pilot] = {}
+        self._shared: set[tuple[object, ...]] = set()  # what an earlier case of the plan computes
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             stored = json.loads(self._file.read_text())
-            self._known = {k: float(v) for k, v in stored.items() if float(v) > 0}
+            self._known = {key: _read(value) for key, value in stored.items()}
 
     def seconds(self, planned: ResolvedCase) -> Seconds | None:
-        """Return the time of a case on this machine; None if its victim cannot be timed."""
-        gradient = self._gradient(planned)
-        if gradient is None:
+        """Return the time of a case on this machine; None if its victim cannot be timed.
+
+        Cases are asked in the order in which they run, since neighbours share what they prepare.
+        """
+        pilot = self._pilot(planned)
+        if pilot is None:
             return None
         case = planned.case
-        most = planned.most_passes() * gradient * case.draws
-        likely = most * needed_share(case.attack)
-        return Seconds(max(likely, _LEAST), max(most, _LEAST))
+        passes = attack_passes(planned, pilot.distances.get(case.norm))
+        checks = check_passes(planned, passes)
+        most = max(planned.most_passes() * case.draws, passes)
+        if case.surrogate is not None and not self._is_first(_candidates(case)):
+            passes = 2 * planned.images() * len(case.ladder) * case.draws / 3  # it is only judged
+        setup = setup_passes(planned) if self._is_first(_prepared(case)) else 0.0
+        each = pilot.seconds
+        return Seconds(
+            max(passes * each, _LEAST), max(most * each, _LEAST), checks * each, setup * each
+        )
 
-    def _gradient(self, planned: ResolvedCase) -> float | None:
-        """Return the seconds of one image forward and backward."""
+    def _is_first(self, key: tuple[object, ...]) -> bool:
+        """Whether no earlier case of the plan has this key."""
+        first = key not in self._shared
+        self._shared.add(key)
+        return first
+
+    def _pilot(self, planned: ResolvedCase) -> Pilot | None:
+        """Return the pilot of a case, from the cache if the victim was timed on this machine."""
         case = planned.case
-        machine = (torch.__version__, processor(), torch.get_num_threads())
-        key = " ".join(map(str, (case.victim_sha256, *planned.data.card.size, *machine)))
+        device = device_of("auto")
+        machine = (torch.__version__, processor(), torch.get_num_threads(), device)
+        data = (case.data_sha256, case.split, case.objective)
+        key = " ".join(map(str, (case.victim_sha256, *data, *machine)))
         if key not in self._known:
             try:
                 loaded = planned.loaded or load_victim(
@@ -90,35 +124,80 @@ class Clock:
                     planned.data.card,
                     images=partial(planned.data.few_images, case.split),
                 )
-                self._known[key] = self._measure(loaded.victim)
+                loaded.victim.module.to(device)
+                self._known[key] = self._measure(planned, loaded.victim)
             except (BenchError, RuntimeError):  # the cases of such a victim fail with the reason
                 return None
             self._write()
         return self._known[key]
 
     def _write(self) -> None:
-        """Store the times; if the folder cannot be written, the next plan measures them again."""
+        """Store the pilots; if the folder cannot be written, the next plan measures them again."""
         with contextlib.suppress(OSError):
-            write_text(self._file, json.dumps(self._known))
+            stored = {key: pilot._asdict() for key, pilot in self._known.items()}
+            write_text(self._file, json.dumps(stored))
 
 
-def gradient_seconds(victim: Victim) -> float:
-    """Return the seconds of one image forward and backward on this machine, the best of two tries.
+def _candidates(case: Case) -> tuple[object, ...]:
+    """Key of the candidates that are crafted on a surrogate once for all victims."""
+    parameters = json.dumps(case.parameters, sort_keys=True)
+    return case.data_sha256, case.surrogate_sha256, case.attack, parameters, case.norm
 
-    The first pass, in which torch chooses its kernels, does not count.
+
+def _prepared(case: Case) -> tuple[object, ...]:
+    """Key of a victim that is prepared once for all its cases."""
+    images = (case.data_sha256, case.split, case.n, case.seed)
+    return *images, case.victim_sha256, case.operating_point, case.draws, case.defense
+
+
+def _read(value: Any) -> Pilot:  # noqa: ANN401 - what a file holds
+    pilot = Pilot(float(value["seconds"]), dict(value["distances"]))
+    if not pilot.seconds > 0:
+        raise ValueError(f"expected seconds > 0, got {pilot.seconds}")
+    return pilot
+
+
+def run_pilot(planned: ResolvedCase, victim: Victim) -> Pilot:
+    """Return what one small batch of the images of a case shows, at the victim's own threshold.
+
+    The first pass, in which torch chooses its kernels, counts only if it takes a second or more.
+
+    Raises:
+        BenchError, RuntimeError: the victim does not read such images.
     """
-    contract = victim.contract
-    n = max(min(_BATCH, images_at_once(contract.size)), 1)
-    x = torch.full((n, contract.channels, *contract.size), 0.5, requires_grad=True)
-    seconds = []
-    with frozen(victim.module), torch.inference_mode(False), torch.enable_grad():
-        for _ in range(3):
-            start = time.perf_counter()
-            logits = victim(x).logits
-            if logits.requires_grad:
-                torch.autograd.grad(logits.sum(), x, allow_unused=True)
-            seconds.append(time.perf_counter() - start)
-    return min(seconds[1:]) / n
+    case, card = planned.case, planned.data.card
+    device = next(iter(victim.module.parameters()), torch.empty(0)).device
+    batch = planned.data.batch(case.split, n=case.n, seed=case.seed, stored=True)
+    n = max(min(_BATCH, images_at_once(card.size), len(batch)), 1)
+    x, y = batch.x[:n].to(device), batch.y[:n].to(device)
+    with frozen(victim.module), torch.inference_mode(False):
+        problem = Problem(x, y, Ball("linf", 1.0), planned.objective, victim, chunk=n)
+        problem = problem.bind()
+        try:
+            seconds = _best(lambda: problem.gradient(x), device)
+        except VictimError:  # without gradients; attacks by queries only forward it
+            return Pilot(3 * _best(lambda: problem.probe(x), device) / n, {})
+        g, verdict = problem.gradient(x)
+        applies = planned.objective.applies(y) & ~verdict.is_final
+    distances: dict[str, list[float]] = {}
+    for norm in _NORMS:
+        steepest = Ball(norm, 1.0).steepest(g)
+        slope = (g * steepest).flatten(1).sum(1)  # the dual norm of the gradient
+        distance = (-verdict.harm / slope).nan_to_num(0.0, posinf=1e9).clamp_min(1e-9)
+        distances[norm] = distance.masked_fill(~applies, 0.0).tolist()
+    return Pilot(seconds / n, distances)
+
+
+def _best(run: Callable[[], object], device: torch.device) -> float:
+    """Return the shortest time of a function in seconds, of up to three calls."""
+    times: list[float] = []
+    while len(times) < 3 and sum(times) < _ENOUGH:
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:] or times)
 
 
 def words(seconds: float) -> str:

@@ -219,7 +219,7 @@ def plan_command(
             heading, justify="right" if right else "left", no_wrap=id_ or right, overflow="fold"
         )
     for resolved, cost, is_finished in zip(planned, costs, finished, strict=True):
-        case, time = resolved.case, "?" if cost is None else words(cost.likely)
+        case, time = resolved.case, "?" if cost is None else words(cost.total)
         state = "finished" if is_finished else ""
         table.add_row(case.id, case.dataset, _victim_words(case), case.attack, time, state)
     if planned:
@@ -257,11 +257,13 @@ def _time_line(costs: list[Seconds | None]) -> str:
         return "All cases are finished."
     if not timed:
         return "It is not known how long the cases take: their victims cannot be timed."
-    likely, most = (sum(getattr(cost, name) for cost in timed) for name in ("likely", "most"))
+    likely, most, checks, setup = (sum(part) for part in zip(*timed, strict=True))
     untimed = len(costs) - len(timed)
     line = (
-        f"The attacks take about {words(likely)} on this machine, or {words(most)} if no image "
-        "breaks. Checks and defenses add to that."
+        f"The cases take about {words(likely + checks + setup)} on this machine in one process: "
+        f"{words(setup)} to prepare the victims, {words(likely)} for the attacks, or "
+        f"{words(most)} if no image breaks, and {words(checks)} for the checks. Defenses add to "
+        "that."
     )
     return line + (f" {_count(untimed, 'case')} could not be timed." if untimed else "")
 

@@ -344,7 +344,8 @@ def test_plan_prints_cases_and_an_estimate_and_computes_nothing(
     assert "Quick: 1 case" in result.out
     assert "chest_resnet" in result.out
     assert re.search(
-        r"The attacks take about .+ on this machine, or .+ if no image breaks\.", result.out
+        r"The cases take about .+ in one process: .+ for the attacks, or .+ for the checks\.",
+        result.out.replace("\n", " "),
     )
     assert not (tmp_path / "results").exists()
     assert re.search(r"\b[0-9a-f]{16}\b", result.out)  # whole, however narrow the terminal
