@@ -13,7 +13,7 @@ INSTALLING := Installing into .venv, once: up to 4 minutes, most of them for tor
 # tests start many processes: without stored bytecode each compiles the project anew
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test shapes check slow docs wheel zoo results bench optimality clean
+.PHONY: run test shapes check slow docs wheel zoo results bench gpu optimality clean
 
 run: $(STAMP)  ## install, run the default suite, print the tables, say where the page is
 	$(BIN)/python -m robustbench_med run quick
@@ -36,6 +36,11 @@ check: $(DEV)  ## format, lint, types, import arrows
 
 bench: $(DEV)  ## compare with the peers; ratios, minutes
 	$(BIN)/python -m pytest benchmarks -q --benchmark-only --benchmark-disable-gc
+
+gpu: $(DEV)  ## on a machine with CUDA: the tests of devices, and one table of speeds; minutes
+	$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('expected a machine with CUDA, got none')" || exit 2
+	$(BIN)/python -m pytest -m cuda tests/test_devices.py -q -n 0
+	$(BIN)/python -m benchmarks.gpu
 
 optimality: $(DEV)  ## how near the least distance each minimum-norm attack comes; writes docs/optimality.md
 	$(BIN)/python -m benchmarks.optimality

@@ -183,8 +183,10 @@ class Problem:
         and there is nothing to check. A claim is `success`, not `is_final`, because with
         `use_all_steps` no verdict is final.
         """
+        if self.guide is None:
+            return verdict
         claimed = verdict.success.nonzero()[:, 0]
-        if self.guide is None or len(claimed) == 0:
+        if len(claimed) == 0:
             return verdict
         judged = self.select(claimed).probe(z[claimed])
         return Verdict(
@@ -205,11 +207,12 @@ class Problem:
         """
         peak = g.flatten(1).abs().amax(1)  # NaN or Inf anywhere in the image shows here
         zero = peak == 0 if counts is None else (peak == 0) & counts
-        self.counter.zero += int(zero.sum())
-        finite = torch.isfinite(peak)
-        if bool(finite.all()):
+        # both counts at once, since each number that is read makes the host wait for a GPU
+        zeros, nonfinite = torch.stack([zero.sum(), (~torch.isfinite(peak)).sum()]).tolist()
+        self.counter.zero += zeros
+        if not nonfinite:
             return g
-        self.counter.nonfinite += int((~finite).sum())
+        self.counter.nonfinite += nonfinite
         return torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0)
 
     def margins(self, z: Images) -> Float[Tensor, "b m"]:
