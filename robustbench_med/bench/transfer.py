@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from robustbench_med import objectives, registry
+from robustbench_med.bench.candidates import Candidates
 from robustbench_med.bench.gradient_recorder import GradientRecorder
 from robustbench_med.bench.resolved_case import ResolvedSurrogate
 from robustbench_med.cards import DatasetCard, Threat
@@ -45,7 +45,7 @@ class Surrogate:
     victim: Victim
     data: DatasetCard
     threat: Threat
-    known: dict[int, Tensor] = field(default_factory=dict)
+    known: Candidates = field(default_factory=Candidates)
     counter: Counter = field(default_factory=Counter)
     recorder: GradientRecorder = field(default_factory=lambda: GradientRecorder(RECORDED))
 
@@ -114,15 +114,14 @@ def transferred(attack: Attack, surrogate: Surrogate, *, use_all_steps: bool) ->
 
     def crafted(problem: Problem, rng: Draws) -> Images:
         keys, known = rng.keys.tolist(), surrogate.known
-        new = [i for i, key in enumerate(keys) if key not in known]
+        new = known.missing(keys)
         if new:
             rows = torch.tensor(new, device=problem.x.device)
             before = replace(surrogate.counter)
             view = surrogate.view(problem.select(rows), use_all_steps=use_all_steps)
-            z = attack(view, rng.select(rows)).cpu()
-            known.update(zip((keys[i] for i in new), z, strict=True))
+            known.add([keys[i] for i in new], attack(view, rng.select(rows)))
             problem.counter.forward += surrogate.counter.forward - before.forward
             problem.counter.backward += surrogate.counter.backward - before.backward
-        return torch.stack([known[key] for key in keys]).to(problem.x) if keys else problem.x
+        return known.read(keys).to(problem.x) if keys else problem.x
 
     return crafted
