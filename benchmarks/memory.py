@@ -17,20 +17,21 @@ from typing import Any
 import numpy as np
 import torch
 
-CASES: dict[str, dict[str, object]] = {
+CASES: dict[str, dict[str, object]] = {  # few steps: memory does not depend on their number
     "FGSM": {"attack": "fgsm"},
-    "PGD, 10 steps": {"attack": "pgd(steps=10)"},
-    "DeepFool, 10 steps": {"attack": "deepfool(steps=10)"},
-    "`worst_case`": {"attack": "worst_case"},
+    "PGD, 4 steps": {"attack": "pgd(steps=4)"},
+    "DeepFool, 4 steps": {"attack": "deepfool(steps=4)"},
+    "`ensemble`, 4 steps": {"attack": "ensemble(steps=4, queries=8)"},
     "UAP, 64 images": {"attack": "uap(epochs=1)", "n_fit": 64},
-    "kernel density, PGD": {"attack": "pgd(steps=10)", "defense": "kernel_density"},
+    "kernel density, PGD": {"attack": "pgd(steps=4)", "defense": "kernel_density"},
+    "transfer, FGSM": {"attack": "fgsm", "surrogates": True},
 }
 MODEL = """
 import torch
 from torch import nn
 
-def make():
-    torch.manual_seed(0)
+def make(seed=0):
+    torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(3, 4, 5, stride=4), nn.SiLU(), nn.AdaptiveAvgPool2d(7), nn.Flatten(),
         nn.Linear(196, 2), Scale(),
@@ -104,7 +105,8 @@ def _measured(options: dict[str, object]) -> tuple[float, float]:
             "victims": [f"{home / 'model.py'}:make()"],
             "attacks": [options["attack"]],
             "defenses": [options.get("defense", "none")],
-            "ladder": ["1/255", "4/255"],
+            "ladder": ["4/255"],
+            "surrogates": [f"{home / 'model.py'}:make(seed=1)"] if options.get("surrogates") else [],
             "n_fit": options.get("n_fit", 512),
         }
     )

@@ -88,4 +88,4 @@ def _temporary() -> IO[bytes]:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError:
         return tempfile.SpooledTemporaryFile(IN_MEMORY)
-    return tempfile.SpooledTemporaryFile(IN_MEMORY, dir=folder)
+    return tempfile.SpooledTemporaryFile(IN_MEMORY, dir=str(folder))

@@ -153,6 +153,14 @@ Averaged = Annotated[
 Number = Annotated[
     int | None, typer.Option("-n", min=1, help="How many images of each dataset are used.")
 ]
+CheckData = Annotated[
+    bool,
+    typer.Option(
+        "--check-data",
+        help="Read large data files to their last byte, even those whose checksum is known from an "
+        "earlier run and whose size, times and inode are the same.",
+    ),
+]
 MaxRequests = Annotated[
     int | None,
     typer.Option(

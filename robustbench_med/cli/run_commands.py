@@ -118,6 +118,7 @@ def run(
         ),
     ] = None,
     max_requests: choices.MaxRequests = None,
+    check_data: choices.CheckData = False,
 ) -> None:
     """Attack the victims of a suite, score them, and write tables and the leaderboard page.
 
@@ -128,8 +129,10 @@ def run(
 
     from robustbench_med.bench import store
     from robustbench_med.bench.runner import executor_of, run_cases
+    from robustbench_med.datasets.file_state import checked_in_full
 
     choices.limit_requests(max_requests)
+    ctx.with_resource(checked_in_full(check_data))
     selected_suite = choices.suite_of(ctx.params)
     folder = results / selected_suite.name
     store.check_writable(folder)

@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
+    ctx: typer.Context,
     records: Annotated[
         list[str],
         typer.Argument(
@@ -74,15 +75,18 @@ def verify(
 
     The case of each record runs again with the weights, data and versions that the record names;
     with --images, its saved adversarial images are checked instead. All values of a record are
-    compared, except where and when it was made. If another machine made it, one more run measures
-    how far that machine's rounding may move its values: they match "within rounding".
+    compared, except where and when it was made. Data files are read to their last byte. If another
+    machine made it, one more run measures how far that machine's rounding may move its values: they
+    match "within rounding".
     """
     from robustbench_med.bench import store
     from robustbench_med.bench.setup import SetupCache
     from robustbench_med.bench.verify.replay import Places
     from robustbench_med.bench.verify.verify import verify as recompute
+    from robustbench_med.datasets.file_state import checked_in_full
     from robustbench_med.devices import device_of
 
+    ctx.with_resource(checked_in_full())
     homes = [home for record in records for home in record_folders(record, results)]
     setups, verdicts = SetupCache(device_of(device)), []
     places = Places(dataset, victim, surrogate)

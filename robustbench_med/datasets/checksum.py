@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from robustbench_med.cards import DatasetCard
+from robustbench_med.datasets.file_state import remembered
 from robustbench_med.errors import ChecksumError
 
 CHUNK = 2**20
@@ -30,7 +31,7 @@ class Digests:
 
 
 def verify(path: Path, card: DatasetCard) -> None:
-    """Check a file against its card; a file that has not changed is hashed once per process.
+    """Check a file against its card; a file that has not changed is hashed once.
 
     Raises:
         ChecksumError: the card states neither the MD5 nor the SHA-256 of the file.
@@ -63,8 +64,12 @@ def compare(digests: tuple[str, str], card: DatasetCard, where: str) -> None:
 
 @cache
 def _digests(path: Path, _inode: int, _size: int, _changed: int) -> tuple[str, str]:
-    digests = Digests()
-    with path.open("rb") as stream:
-        while piece := stream.read(CHUNK):
-            digests.update(piece)
-    return digests.result()
+    def compute() -> str:
+        digests = Digests()
+        with path.open("rb") as stream:
+            while piece := stream.read(CHUNK):
+                digests.update(piece)
+        return " ".join(digests.result())
+
+    md5, _, sha256 = remembered(path, "MD5 and SHA-256", compute).partition(" ")
+    return md5, sha256

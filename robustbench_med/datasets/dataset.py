@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from robustbench_med.cards import DatasetCard, NativeRange
 from robustbench_med.datasets.codes import MAX_IDS, UNLABELLED
+from robustbench_med.datasets.file_state import remembered
 from robustbench_med.datasets.labels import check_codes, integers, small_integers
 from robustbench_med.datasets.masks import check_ignored, mask_ids
+from robustbench_med.datasets.row_file import RowFile
 from robustbench_med.errors import BenchError, DataError
 
 if TYPE_CHECKING:
@@ -56,7 +58,17 @@ class Arrays:
             yield self.images[start : start + _AT_ONCE]
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of everything that a score depends on."""
+        """Return the SHA-256 of everything that a score depends on.
+
+        Images in a file are read once for each state of the file.
+        """
+        if not isinstance(self.images, RowFile):
+            return self._fingerprint()
+        others = replace(self, images=np.empty((0, 1), np.uint8))._fingerprint()
+        what = f"fingerprint of {self.images} and {others}"
+        return remembered(self.images.path, what, self._fingerprint)
+
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256()
         digest.update(f"{self.images.shape}{self.images.dtype.kind}".encode())
         for images in self.chunks():

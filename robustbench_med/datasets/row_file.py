@@ -23,6 +23,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from robustbench_med.datasets.file_state import remembered
 from robustbench_med.errors import DataError
 from robustbench_med.paths import cache_root
 
@@ -65,6 +66,9 @@ class RowFile:
                     raise DataError(f"{self.path}: the file became shorter while it was read")
         return out
 
+    def __str__(self) -> str:
+        return f"{self.dtype.str} {self.shape} from byte {self.start}"
+
     def reshape(self, shape: tuple[int, ...]) -> RowFile:
         """Return the same rows with another shape of each."""
         return replace(self, shape=shape)
@@ -90,7 +94,8 @@ def _runs(rows: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
 def row_file(path: Path, archive: zipfile.ZipFile, member: str) -> RowFile | None:
     """Return an array of an archive as a row file; None if it is small or not stored by rows.
 
-    Its checksum in the archive is compared once, for which it is read to its end.
+    Its checksum in the archive is compared, for which it is read to its end, once for each state of
+    the file.
 
     Args:
         path: the archive's file.
@@ -111,8 +116,13 @@ def row_file(path: Path, archive: zipfile.ZipFile, member: str) -> RowFile | Non
         if is_fortran or not dtype.isnative:
             return None
         if info.compress_type == zipfile.ZIP_STORED:
-            while stream.read(_CHUNK):  # the archive's reader compares the checksum at the end
-                pass
+
+            def compare() -> str:
+                while stream.read(_CHUNK):  # the archive's reader compares the checksum at the end
+                    pass
+                return str(info.CRC)
+
+            remembered(path, f"CRC-32 of {member}", compare)
             return RowFile(path, _content_start(path, info) + header, dtype, shape)
     unpacked = _unpacked(path, archive, info)
     return None if unpacked is None else RowFile(unpacked, header, dtype, shape)
@@ -134,7 +144,7 @@ def _unpacked(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Pa
     """
     key = hashlib.sha256(f"{path.name} {info.filename} {info.CRC} {info.file_size}".encode())
     target = cache_root() / "unpacked" / f"{key.hexdigest()[:32]}.npy"
-    if _checksum(target) == info.CRC:
+    if remembered(target, "CRC-32", lambda: str(_checksum(target))) == str(info.CRC):
         return target
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
     try:
