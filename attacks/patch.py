@@ -124,7 +124,7 @@ def _start(
     first = rng.fork("start").select(torch.zeros(min(len(problem), 1), dtype=torch.long))
     drawn = first.uniform(*shape)
     pattern = drawn[0] if len(drawn) else torch.full(shape, 0.5)
-    return Patch(pattern.to(problem.x), scale, rotation, position)
+    return Patch(pattern.to(problem.y.device), scale, rotation, position)
 
 
 def _check(scale: list[float], rotation: float, position: str) -> None:

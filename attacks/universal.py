@@ -14,7 +14,7 @@ from robustbench_med.errors import SpecError
 from robustbench_med.objectives.pixels import with_loss
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
-from robustbench_med.types import Images, Rows, Verdict
+from robustbench_med.types import Images, Output, Rows, Verdict, joined_outputs
 from robustbench_med.universal import Additive, pattern_ball
 
 Pattern = Float[Tensor, "c *s"]
@@ -82,10 +82,10 @@ def uap(
     if not overshoot >= 0:
         raise SpecError(f"expected overshoot >= 0, got {overshoot}")
     ball = pattern_ball(problem.ball)
-    v = best = problem.x.new_zeros((1, *problem.x.shape[1:]))
+    v = best = torch.zeros(1, *problem.x.shape[1:], device=problem.y.device)
     most_fooled = -1.0
     for epoch in range(epochs + 1 if len(problem) else 0):
-        output = problem.outputs(_added(problem, v))
+        output = _outputs(problem, v)
         done = problem.objective(output, problem.y).is_final
         fooled = float(done.float().mean())
         if fooled >= most_fooled:
@@ -98,7 +98,7 @@ def uap(
             v = ball.bound(v + (1 + overshoot) * step.sum(0, keepdim=True))
     if len(problem):  # the steps seldom fill the ball, so a larger perturbation may fool more
         full = ball.full(best)
-        done = problem.objective(problem.outputs(_added(problem, full)), problem.y).is_final
+        done = problem.objective(_outputs(problem, full), problem.y).is_final
         if float(done.float().mean()) > most_fooled:
             best = full
     return Additive(best[0])
@@ -171,7 +171,7 @@ def uap_gradient(
     def step(v: Pattern, g: Pattern, weight: float) -> Pattern:
         return ball.bound(v[None] + total_step * weight * ball.full(g[None]))[0]
 
-    start = problem.x.new_zeros(problem.x.shape[1:])
+    start = torch.zeros(problem.x.shape[1:], device=problem.y.device)
     return Additive(
         fit_pattern(
             problem, start, pattern_gradient, step, rng, Pace(epochs, batch, momentum, clip)
@@ -203,7 +203,7 @@ def fit_pattern(
     """
     pattern, running = start, torch.zeros_like(start)
     total, steps_taken = pace.epochs * -(-len(problem) // pace.batch), 0
-    all_rows = torch.arange(len(problem), device=problem.x.device)
+    all_rows = torch.arange(len(problem), device=problem.y.device)
     for epoch in range(pace.epochs if len(problem) else 0):
         for rows in _visits(rng, all_rows, epoch, pace.batch):
             g, verdict = gradient(
@@ -216,6 +216,13 @@ def fit_pattern(
             pattern = step(pattern, running, 2 * (total - steps_taken) / (total * (total + 1)))
             steps_taken += 1
     return pattern
+
+
+def _outputs(problem: Problem, v: Float[Tensor, "1 c *s"]) -> Output:
+    """Return the judge's output on all images with the pattern, a few of them at a time."""
+    every_row = torch.arange(len(problem), device=problem.y.device)
+    parts = (problem.select(rows) for rows in every_row.split(problem.chunk))
+    return joined_outputs([part.outputs(_added(part, v)) for part in parts])
 
 
 def _added(problem: Problem, v: Float[Tensor, "1 c *s"]) -> Images:

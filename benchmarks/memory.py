@@ -106,7 +106,9 @@ def _measured(options: dict[str, object]) -> tuple[float, float]:
             "attacks": [options["attack"]],
             "defenses": [options.get("defense", "none")],
             "ladder": ["4/255"],
-            "surrogates": [f"{home / 'model.py'}:make(seed=1)"] if options.get("surrogates") else [],
+            "surrogates": [f"{home / 'model.py'}:make(seed=1)"]
+            if options.get("surrogates")
+            else [],
             "n_fit": options.get("n_fit", 512),
         }
     )

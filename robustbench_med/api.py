@@ -194,7 +194,7 @@ def _attack_result(resolved: ResolvedCase, setup: AttackSetup) -> AttackResult:
     return AttackResult(
         x=x.cpu(),
         z=z.cpu(),
-        y=setup.batch.y.cpu(),
+        y=setup.batch.y.cpu().long(),
         ids=setup.batch.ids,
         attacked=run.aimed.cpu(),
         success=success.cpu(),

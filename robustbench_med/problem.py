@@ -224,7 +224,7 @@ class Problem:
         return replace(
             self,
             x=self.x[rows],
-            y=self.y[rows],
+            y=self.y[rows].long(),
             ball=self.ball.select(rows),
             objective=self.objective.select(rows),
         )

@@ -82,7 +82,7 @@ class Batch:
         x: `(b, c, *s)` float32 in [0,1]; for all images of a case, the `StoredImages` that become
             such a tensor where rows are selected.
         y: `(b,)` int64 class ids, `(b, k)` int64 0/1 findings or `(b, *s)` int64 masks of class
-            ids; -1 = unlabelled.
+            ids, beside `StoredImages` int16; -1 = unlabelled.
         ids: `(b,)` sample ids.
         patients: `(b,)` patient ids, or None where images are treated as independent.
     """

@@ -167,7 +167,7 @@ class _PlainAttack:
         attack: AttackCard = registry.find("attacks", "pgd_last")
         problem = Problem(
             batch.x,
-            batch.y,
+            batch.y.long(),
             Ball("linf", FITTED_EPS),
             objectives.make("untargeted", self.card.task, card=self.card),
             judge=self.victim,

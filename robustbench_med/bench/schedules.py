@@ -152,12 +152,12 @@ class FilledLadder(NamedTuple):
 
 def _fitted(ladder: Ladder) -> FittedUniversal:
     planned, case, problem = ladder.planned, ladder.planned.case, ladder.problem
-    train = planned.data.batch("train", n=case.n_fit, seed=case.seed).to(problem.x.device)
+    train = planned.data.batch("train", n=case.n_fit, seed=case.seed, stored=True)
     return fit_universal(
         problem,
         registry.function("attacks", planned.attack.card),
         case.parameters,
-        train=train,
+        train=train.to(problem.x.device),
         setup=ladder.setup,
         every_rng=ladder.every_rng,
         radii=ladder.radii,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Bool
 from numpy.typing import NDArray
 from torch import Tensor
@@ -25,6 +26,7 @@ from robustbench_med.objectives.decide import decide, probabilities
 from robustbench_med.objectives.segmentation import TargetMask
 from robustbench_med.stats import Estimate, intervals
 from robustbench_med.stats.patients import resamples
+from robustbench_med.types import images_at_once
 
 TOLERANCE = 1e-6  # tolerance of a radius in [0,1] units; float32 rounds x + delta near 1 by 6e-8
 _REJECTED_OR_NOT = ("attack_success", *VISIBILITY)
@@ -260,20 +262,29 @@ def _masks(
     objective: Objective, setup: AttackSetup, answer: Tensor, weights: NDArray[np.float64]
 ) -> OutputScores:
     card, regions = setup.data.card, setup.data.card.parts
-    truth, called = setup.batch.y.cpu().numpy(), answer.cpu().numpy()
-    per_image = mask_metrics(
-        called, truth, regions=regions, spacing=card.spacing, tolerance=card.tolerance
-    )
-    columns = {
-        "truth": _pixels(truth, truth, regions),
-        "prediction": _pixels(called, truth, regions),
-        "scores": list(per_image["dice"]),
-        "correct": per_image["dice"].mean(1),
-    }
+    columns: dict[str, Any] = {"truth": [], "prediction": []}
+    pieces, target_pieces = [], []
+    every_row = torch.arange(len(answer), device=answer.device)
+    for rows in every_row.split(images_at_once(tuple(answer.shape[1:]))):
+        y, called = setup.batch.y[rows].long(), answer[rows].cpu().numpy()
+        truth = y.cpu().numpy()
+        pieces.append(
+            mask_metrics(
+                called, truth, regions=regions, spacing=card.spacing, tolerance=card.tolerance
+            )
+        )
+        columns["truth"] += _pixels(truth, truth, regions)
+        columns["prediction"] += _pixels(called, truth, regions)
+        if isinstance(objective, TargetMask):
+            target = objective.target(y).cpu().numpy()
+            target_region = {"target": (objective.label,)}
+            target_pieces.append(overlap(called, target, regions=target_region)[:, 0])
+    per_image = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    columns["scores"] = list(per_image["dice"])
+    columns["correct"] = per_image["dice"].mean(1)
     metrics = score_masks(per_image, regions=regions, weights=weights)
-    if isinstance(objective, TargetMask):
-        target = objective.target(setup.batch.y).cpu().numpy()
-        target_dice = overlap(called, target, regions={"target": (objective.label,)})[:, 0]
+    if target_pieces:
+        target_dice = np.concatenate(target_pieces)
         columns["target_dice"] = target_dice
         metrics["target_dice"] = intervals.bootstrap(
             float(target_dice.mean()), lambda w: (w @ target_dice) / w.sum(1), weights

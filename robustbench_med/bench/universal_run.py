@@ -20,10 +20,11 @@ from robustbench_med.objectives.decide import decide, verdict_on
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.stats import Estimate, intervals
-from robustbench_med.stored_images import shards
+from robustbench_med.stored_images import select_images, shards
 from robustbench_med.types import Batch, Images
 from robustbench_med.universal import Universal
 
+_OURS = ("attacks", "robustbench_med")  # packages whose attacks select rows of `Problem.x`
 PATTERNS = "universal.safetensors"  # file beside the record, with one tensor for each rung
 
 
@@ -65,7 +66,8 @@ def fit_universal(
         problem: the attacked images.
         function: a universal attack.
         parameters: the parameters of the attack.
-        train: the training images used to fit.
+        train: the training images used to fit. `StoredImages` stay so for an attack of ours, which
+            selects the images of each step; an attack of others gets a tensor.
         setup: the setup with all images of the case.
         every_rng: one random stream for each image of the case.
         radii: the radii of the rungs, in image units.
@@ -77,7 +79,10 @@ def fit_universal(
     applies = problem.objective.applies(train.y).nonzero()[:, 0]
     if len(applies) == 0:
         raise DataError("expected training images that the objective applies to, got none")
-    train_problem = replace(problem, x=train.x[applies], y=train.y[applies]).bind()
+    x = select_images(train.x, applies)
+    if function.__module__.split(".")[0] not in _OURS:
+        x = x[:]
+    train_problem = replace(problem, x=x, y=train.y[applies]).bind()
     device = train.x.device
     streams = Draws.of(seed, (str(train.ids[i]) for i in applies.tolist()), device=device)
     by_radius: dict[float, Universal] = {}
@@ -118,30 +123,32 @@ class _Counts(NamedTuple):
 
 def _counts(universal: Universal, whole: Problem, setup: AttackSetup, rng: Draws) -> _Counts:
     card, patients = setup.data.card, setup.batch.patients
-    answers, successes = [], []
-    for rows in shards(torch.arange(len(whole), device=whole.x.device), whole.x.shape):
-        part = whole.select(rows)
-        z = universal.apply(part.x, part.ball, rng.select(rows))
-        columns = measure(part, z, card.levels)
-        answers.append(columns["answer"])
-        successes.append(columns["success"])
-    called, clean = (decide(answer, card.task) for answer in (torch.cat(answers), setup.clean))
-    truth, masks = setup.batch.y.cpu().numpy(), card.task == "segmentation"
-    # labelled images whose clean version does not reach the goal
-    before = verdict_on(whole.objective, setup.clean, whole.y, len(card.classes)).success
-    attacked = (whole.objective.applies(whole.y) & ~before).cpu().numpy()
+    masks = card.task == "segmentation"
 
-    known = (truth >= 0).reshape(len(truth), -1)
-
-    def per_image(hit: NDArray[np.bool_]) -> NDArray[Any]:
-        rows = hit.reshape(len(hit), -1)
+    def per_image(hit: NDArray[np.bool_], truth: NDArray[np.int64]) -> NDArray[Any]:
+        rows, known = (values.reshape(len(truth), -1) for values in (hit, truth >= 0))
         if masks:
             return np.asarray((rows & known).sum(axis=1) / known.sum(axis=1))
         return np.asarray(np.any(rows, axis=1))
 
+    changed, wrong, successes = [], [], []
+    for rows in shards(torch.arange(len(whole), device=whole.x.device), whole.x.shape):
+        part = whole.select(rows)
+        z = universal.apply(part.x, part.ball, rng.select(rows))
+        columns = measure(part, z, card.levels)
+        called, clean = (
+            decide(answer, card.task) for answer in (columns["answer"], setup.clean[rows])
+        )
+        truth = part.y.cpu().numpy()
+        changed.append(per_image(called != clean, truth))
+        wrong.append(per_image((called != truth) & (truth >= 0), truth))
+        successes.append(columns["success"])
+    # labelled images whose clean version does not reach the goal
+    before = verdict_on(whole.objective, setup.clean, whole.y, len(card.classes)).success
+    attacked = (whole.objective.applies(whole.y) & ~before).cpu().numpy()
     success = torch.cat(successes).cpu().numpy()[attacked]
     return _Counts(
-        changed=intervals.mean(per_image(called != clean), patients),
-        wrong=intervals.mean(per_image((called != truth) & (truth >= 0)), patients),
+        changed=intervals.mean(np.concatenate(changed), patients),
+        wrong=intervals.mean(np.concatenate(wrong), patients),
         success=intervals.mean(success, None if patients is None else patients[attacked]),
     )

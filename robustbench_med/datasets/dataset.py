@@ -239,7 +239,7 @@ def to_batch(
         rows: which images of the split.
         channels: number of channels of an image.
         native: the stored values behind 0 and 1, where the card states them.
-        stored: whether the images stay as they are stored until rows of them are read.
+        stored: whether images, and masks as int16, stay as they are stored until rows are read.
     """
     import torch
 
@@ -247,7 +247,8 @@ def to_batch(
     from robustbench_med.types import Batch
 
     images = StoredImages(arrays.images, rows, channels, native=native)
-    y = torch.from_numpy(arrays.labels[rows]).long()
+    labels = torch.from_numpy(arrays.labels[rows])
+    y = labels if stored and labels.dtype == torch.int16 else labels.long()
     patients = None if arrays.patients is None else arrays.patients[rows]
     x: Any = images if stored else images[:]
     return Batch(x, y, arrays.ids[rows], patients)

@@ -51,7 +51,7 @@ def verdict_on(
     verdicts = []
     for rows in torch.arange(len(answer), device=answer.device).split(at_once):
         one_hot = functional.one_hot(answer[rows].long(), k).movedim(-1, 1).float()
-        verdicts.append(objective.select(rows)(Output(one_hot), y[rows]))
+        verdicts.append(objective.select(rows)(Output(one_hot), y[rows].long()))
     return Verdict(*map(torch.cat, zip(*verdicts, strict=True)))
 
 

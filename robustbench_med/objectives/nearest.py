@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustbench_med.objectives.loss_override import LossOverride
+from robustbench_med.stored_images import StoredImages
 
 if TYPE_CHECKING:
     from robustbench_med.problem import Problem
@@ -36,12 +38,22 @@ def nearest(problem: Problem, ways: int = WAYS) -> Problem:
     """
     if len(problem) == 0:
         return problem
+    parts: Iterable[Problem] = [problem]
+    if isinstance(problem.x, StoredImages):  # as many at a time as the model gets anyway
+        every_row = torch.arange(len(problem), device=problem.y.device)
+        parts = (problem.select(rows) for rows in every_row.split(problem.chunk))
+    weights = torch.cat([_of_each(part, ways) for part in parts])
+    return replace(problem, objective=LossOverride(problem.objective, "nearest", weights=weights))
+
+
+def _of_each(problem: Problem, ways: int) -> Float[Tensor, "b m"]:
+    """Return the weight of each margin; 1 where there is nothing to compare."""
     margins = problem.margins(problem.x)
     weights = torch.ones_like(margins)
     rows = ((margins.isfinite().sum(1) > 1) & ~(margins > 0).any(1)).nonzero()[:, 0]
     if len(rows):
         weights[rows] = _weights(problem.select(rows), ways)
-    return replace(problem, objective=LossOverride(problem.objective, "nearest", weights=weights))
+    return weights
 
 
 def _weights(problem: Problem, ways: int) -> Float[Tensor, "b m"]:
