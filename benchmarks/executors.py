@@ -1,7 +1,7 @@
 """What executors gain and cost: `python -m benchmarks.executors`.
 
-The first table runs one case of many shards on a Dask cluster of one worker and of two, each of one
-thread, on a machine with two free cores. The second runs a part of the quick suite by every
+The first table runs two cases of many shards on a Dask cluster of one worker and of two, each of
+one thread, on a machine with two free cores. The second runs a part of the quick suite by every
 executor. Both say whether the records are the same.
 """
 
@@ -44,8 +44,8 @@ GRACE = 120.0
 def main() -> None:
     """Print both tables as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-n", type=int, default=128, help="images of the large case")
-    parser.add_argument("--steps", type=int, default=20, help="steps of PGD on them")
+    parser.add_argument("-n", type=int, default=128, help="images of a case")
+    parser.add_argument("--steps", type=int, default=20, help="steps of the attacks")
     parser.add_argument("--only", choices=("scaling", "overhead"), help="one of the tables")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -72,12 +72,14 @@ def _scaling(home: Path, n: int, steps: int) -> None:
         {
             "datasets": [str(home / "data.npz")],
             "victims": [f"{home / 'model.py'}:make()"],
-            "attacks": [f"pgd(steps={steps})"],
+            "attacks": [f"pgd(steps={steps})", f"mi_fgsm(steps={steps})"],
             "ladder": ["0.01/255"],
             "operating_point": "argmax",
         }
     )
     planned, failures = plan(Suite(name="scaling", title="Scaling", grids=(grid,)))
+    load = os.getloadavg()[0]
+    print(f"{n} images, {steps} steps; load of the machine before: {load:.1f}\n")
     print("| Dask workers | seconds | processor seconds of the workers | times as fast |")
     print("|---|---|---|---|")
     seconds = {}

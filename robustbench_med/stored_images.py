@@ -128,8 +128,13 @@ def shards(rows: Rows, shape: tuple[int, ...]) -> tuple[Rows, ...]:
         rows: indices.
         shape: `(n, c, *s)` of the images.
     """
-    pieces: tuple[Rows, ...] = rows.split(max(1, SHARD_BYTES // (4 * math.prod(shape[1:]))))
+    pieces: tuple[Rows, ...] = rows.split(images_of_shard(shape[1:]))
     return pieces
+
+
+def images_of_shard(shape: tuple[int, ...]) -> int:
+    """Return how many images of a shape `(c, *s)` fit `SHARD_BYTES`, and at least 1."""
+    return max(1, SHARD_BYTES // (4 * math.prod(shape)))
 
 
 def select_images(x: AnyImages, rows: Int[Tensor, " b"] | NDArray[np.int64]) -> AnyImages:

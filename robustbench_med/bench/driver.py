@@ -144,6 +144,7 @@ class Driver:
             shard=step,
             known=known,
             fit=None if run.needs is None else run.needs.fit,
+            prepared=None if run.needs is None or step is None else run.needs.prepared,
         )
         self._holds[worker] = run.group
         run.begin(step)
@@ -204,7 +205,7 @@ class Driver:
             return
         self._store(run, reply)
         if reply.failure is not None:
-            self._fail(run, reply.failure)
+            self._fail(run, f"{worker}: {reply.failure}" if self._executor.far else reply.failure)
         elif reply.outcome is not None:
             store.write(self._folder, *reply.outcome, replace=self._force)
             shards_of_case(self._folder, run.id).remove()

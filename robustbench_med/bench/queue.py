@@ -11,6 +11,7 @@ from robustbench_med.bench.pass_estimate import needed_share
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import crafting_key, is_crafted_elsewhere, setup_key
 from robustbench_med.bench.steps import Needs, ShardStep
+from robustbench_med.stored_images import images_of_shard
 
 _PASS = 1e-3  # seconds of a pass with a victim whose card has no timing
 _ANY_CASE = 0.5  # seconds of any case
@@ -127,6 +128,23 @@ def images_of(resolved: ResolvedCase) -> int:
     return available if resolved.case.n is None else min(resolved.case.n, available)
 
 
+def most_steps(waiting: Sequence[ResolvedCase], shard: int | None) -> int:
+    """Return how many steps may be computed at the same time.
+
+    Args:
+        waiting: the cases without a record.
+        shard: number of images of a shard; None = as many as the memory of a shard holds.
+    """
+    chains = {repr(crafting_key(r.case)) for r in waiting if is_crafted_elsewhere(r.case)}
+    steps = len(chains)
+    for resolved in waiting:
+        if not is_crafted_elsewhere(resolved.case):
+            card = resolved.data.card
+            size = shard or images_of_shard((card.channels, *card.size))
+            steps += -(-images_of(resolved) // size)
+    return steps
+
+
 def weight_of(resolved: ResolvedCase) -> float:
     """Return how long a case should take, in seconds where the card of its victim has a timing.
 
@@ -168,7 +186,8 @@ class Queue:
         ready = [run for run in runs if run.state == "ready"]
         opened = [run for run in runs if run.state == "open" and _may_attack(run, worker)]
         waiting = [run for run in runs if run.state == "waiting" and run.later <= now]
-        waiting = [run for run in waiting if not (run.chained and self._chain_runs(run))]
+        active = {run.group for run in runs if run.state != "waiting"}
+        waiting = [run for run in waiting if not (run.chained and run.group in active)]
         mine = self._group.get(worker)
         taken = set(self._group.values())
         others = [run for run in waiting if run.group != mine and not run.chained]
@@ -190,11 +209,6 @@ class Queue:
             return run, ShardStep(run.pending[0], run.needs.run)
         self._group[worker] = run.group
         return run, None
-
-    def _chain_runs(self, run: CaseRun) -> bool:
-        """Whether a case of the same chain is being computed."""
-        same = (other for other in self.runs if other.group == run.group)
-        return any(other.state in ("busy", "open", "ready") for other in same)
 
     def _largest(self, runs: list[CaseRun]) -> list[CaseRun]:
         """Return the cases of the group with the most work, in their order."""

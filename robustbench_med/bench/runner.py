@@ -18,7 +18,7 @@ from robustbench_med.bench.executors.inline import Inline
 from robustbench_med.bench.executors.processes import Processes
 from robustbench_med.bench.failure import Failure, unique_labels
 from robustbench_med.bench.progress import Show
-from robustbench_med.bench.queue import Queue, case_runs
+from robustbench_med.bench.queue import Queue, case_runs, most_steps
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.steps import Settings, Worker, compute
 from robustbench_med.devices import device_of
@@ -90,7 +90,8 @@ def run_cases(
             soft_wrap=True,
         )
     labels = unique_labels(resolved.case for resolved in planned)
-    where = _Where(executor, scheduler, device, jobs, timeout).checked(waiting)
+    most = most_steps(waiting, shard)
+    where = _Where(executor, scheduler, device, jobs, timeout).checked(waiting, most)
     runs = case_runs(waiting, in_order=where.jobs == 1)
     if not runs:
         return []
@@ -142,8 +143,12 @@ class _Where(NamedTuple):
     jobs: int | None
     timeout: float | None
 
-    def checked(self, waiting: list[ResolvedCase]) -> _Where:
+    def checked(self, waiting: list[ResolvedCase], most: int) -> _Where:
         """Return the same with an executor, and a number of jobs unless a cluster decides that.
+
+        Args:
+            waiting: the cases without a record.
+            most: how many steps may be computed at the same time.
 
         Raises:
             SpecError: this machine has no such device, or an executor cannot do what is asked.
@@ -154,7 +159,7 @@ class _Where(NamedTuple):
                 raise SpecError(f"expected --executor dask with --scheduler, got {name}")
             return self._replace(executor="dask", jobs=None)
         device = device_of(self.device)
-        jobs = self.jobs or _worthwhile(waiting, device)
+        jobs = max(min(self.jobs or _worthwhile(waiting, device), most), 1)
         if name is None:
             name = "inline" if jobs == 1 and self.timeout is None else "processes"
         if not workers.can_start():

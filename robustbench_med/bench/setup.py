@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from robustbench_med.stored_images import select_images, shards
 from robustbench_med.types import AnyImages, Batch, Images
 from robustbench_med.victim import Victim, frozen, looks_like_probabilities
 
+_CHEAP = 32 * 2**20  # most bytes of clean answers that are sent to other workers
 _UNATTACKED = 512  # a detector is scored on at most so many clean images that are not attacked
 
 
@@ -80,6 +81,37 @@ class AttackSetup:
     relative_forward_time: float | None = None
     undecided: tuple[str, ...] = ()
     probes: dict[object, Any] = field(default_factory=dict)
+
+
+class Prepared(NamedTuple):
+    """What the preparation of a victim without a defense found: the fields of `AttackSetup`."""
+
+    clean: Tensor
+    offset: Tensor | None
+    probabilities: bool
+    randomized: float
+    depends_on_batch: float
+    undecided: tuple[str, ...]
+
+
+def handed_over(setup: AttackSetup) -> Prepared | None:
+    """Return what another worker need not compute again; None if it cannot be sent cheaply.
+
+    A detector is fitted anew by each worker, and the masks of many images are as large as these.
+    """
+    defended = setup.victim.before is not None or setup.victim.guard is not None
+    defended |= setup.guide is not None or setup.certified is not None
+    if defended or setup.clean.nbytes > _CHEAP:
+        return None
+    offset = setup.victim.offset
+    return Prepared(
+        setup.clean.cpu(),
+        None if offset is None else offset.cpu(),
+        setup.probabilities,
+        setup.randomized,
+        setup.depends_on_batch,
+        setup.undecided,
+    )
 
 
 def setup_key(case: Case) -> tuple[object, ...]:
@@ -140,9 +172,14 @@ class SetupCache:
         self._dataset = ""
         self._surrogates: dict[tuple[object, ...], Surrogate] = {}
 
-    def of(self, planned: ResolvedCase) -> AttackSetup:
-        """Return the setup of a case; it is prepared unless the last case had the same."""
-        setup, case = self._prepared(planned), planned.case
+    def of(self, planned: ResolvedCase, known: Prepared | None = None) -> AttackSetup:
+        """Return the setup of a case; it is prepared unless the last case had the same.
+
+        Args:
+            planned: the case.
+            known: what another worker found when it prepared the same case.
+        """
+        setup, case = self._prepared(planned, known), planned.case
         if not is_crafted_elsewhere(case):
             return setup
         if case.dataset != self._dataset:  # drop candidates crafted on another dataset
@@ -157,12 +194,12 @@ class SetupCache:
             self._surrogates[key] = surrogate
         return replace(setup, surrogate=self._surrogates[key])
 
-    def _prepared(self, planned: ResolvedCase) -> AttackSetup:
+    def _prepared(self, planned: ResolvedCase, known: Prepared | None) -> AttackSetup:
         key = setup_key(planned.case)
         if key != self._key or self._last is None:
             self._last = None
             try:
-                self._last = prepare_setup(planned, self._device)
+                self._last = prepare_setup(planned, self._device, known)
             except InvalidOutputError as error:
                 self._last = error
             self._key = key
@@ -171,12 +208,15 @@ class SetupCache:
         return self._last
 
 
-def prepare_setup(planned: ResolvedCase, device: torch.device) -> AttackSetup:
+def prepare_setup(
+    planned: ResolvedCase, device: torch.device, known: Prepared | None = None
+) -> AttackSetup:
     """Load the victim, choose its operating point on validation, and forward the clean images.
 
     Args:
         planned: the case to prepare.
         device: the device of all computations.
+        known: what another worker found when it prepared the same case.
 
     Raises:
         ChecksumError, VictimError: the victim cannot be loaded or does not fit the data.
@@ -194,6 +234,8 @@ def prepare_setup(planned: ResolvedCase, device: torch.device) -> AttackSetup:
     victim = replace(loaded.victim, draws=case.draws)
     victim.module.to(device)
     victim.check(batch.x[:2], data.card.outputs, masks=data.card.task == "segmentation")
+    if known is not None:
+        return _prepared_elsewhere(victim, planned, batch, loaded.card, known)
     setup = _prepared(victim, planned, batch, loaded.card)
     if setup.depends_on_batch == 0:
         return setup
@@ -237,6 +279,30 @@ def _prepared(victim: Victim, planned: ResolvedCase, batch: Batch, card: ModelCa
         undecided=undecided(data.batch("val", stored=True).y, data.card)
         if case.operating_point == "youden"
         else (),
+    )
+
+
+def _prepared_elsewhere(
+    victim: Victim, planned: ResolvedCase, batch: Batch, card: ModelCard, known: Prepared
+) -> AttackSetup:
+    """Return the setup of a victim without a defense that another worker has prepared."""
+    device = batch.x.device
+    if known.depends_on_batch > 0:
+        victim = replace(victim, chunk=1)
+    with frozen(victim.module), seeded(*setup_key(planned.case), "prepare"):
+        victim = victim.settled(batch.x[: victim.chunk])
+    victim = replace(victim, offset=None if known.offset is None else known.offset.to(device))
+    return AttackSetup(
+        batch,
+        victim,
+        card,
+        planned.data,
+        known.clean.to(device),
+        probabilities=known.probabilities,
+        randomized=known.randomized,
+        depends_on_batch=known.depends_on_batch,
+        undefended=victim,
+        undecided=known.undecided,
     )
 
 

@@ -28,7 +28,7 @@ from robustbench_med.bench.executors import Slot
 from robustbench_med.bench.provenance import now
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.schedules import Fit, OpenLadder, Sharding, ShardsNeeded
-from robustbench_med.bench.setup import SetupCache
+from robustbench_med.bench.setup import Prepared, SetupCache, handed_over
 from robustbench_med.bench.shard_files import ShardBytes
 from robustbench_med.devices import device_of
 from robustbench_med.errors import BenchError, InvalidOutputError
@@ -79,6 +79,7 @@ class Task(NamedTuple):
         shard: the shard to attack; None = begin the case, or finish it.
         known: the finished shards of the case by name of their file.
         fit: the universal perturbation of the case, if it was fitted already.
+        prepared: what the worker that began the case found about its victim.
     """
 
     key: str
@@ -89,6 +90,7 @@ class Task(NamedTuple):
     shard: ShardStep | None = None
     known: Mapping[str, bytes] = {}
     fit: Fit | None = None
+    prepared: Prepared | None = None
 
 
 class Needs(NamedTuple):
@@ -99,12 +101,14 @@ class Needs(NamedTuple):
         missing: the numbers of the missing shards.
         images: number of images of each shard, missing or not.
         fit: the universal perturbation of the case.
+        prepared: what this worker found about the victim, for others.
     """
 
     run: str
     missing: tuple[int, ...]
     images: tuple[int, ...]
     fit: Fit | None
+    prepared: Prepared | None = None
 
 
 class Reply(NamedTuple):
@@ -201,7 +205,13 @@ class Worker:
             opened, run = needed.opened, needed.opened.ladder.sharding.name
             self._opened[run] = opened
             images = tuple(len(rows) for rows in opened.rows)
-            needs = Needs(run, tuple(needed.missing), images, None if run else opened.fit)
+            needs = Needs(
+                run,
+                tuple(needed.missing),
+                images,
+                None if run else opened.fit,
+                None if run else handed_over(opened.ladder.setup),
+            )
             return Reply(needs=needs, shards=files.new)
         return Reply(outcome)
 
@@ -211,7 +221,7 @@ class Worker:
             if step.run:
                 return Reply(lacks="ladder")
             sharding = Sharding(task.settings.shard, None, "open", task.fit)
-            setup = self._setups_on(task.slot.device).of(resolved)
+            setup = self._setups_on(task.slot.device).of(resolved, task.prepared)
             try:
                 run_attack(resolved, setup, keeps=task.settings.images, sharding=sharding)
             except ShardsNeeded as needed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from robustbench_med.bench import store
+from robustbench_med.bench import steps, store
 from robustbench_med.bench.driver import Driver
 from robustbench_med.bench.executors import Died, Event, Finished, Raised, Slot
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.progress import Show
-from robustbench_med.bench.queue import Queue, case_runs
+from robustbench_med.bench.queue import Queue, case_runs, most_steps
 from robustbench_med.bench.resolved_case import ResolvedCase
+from robustbench_med.bench.setup import handed_over, prepare_setup
 from robustbench_med.bench.shard_files import shards_of_case
 from robustbench_med.bench.steps import Settings, Task, Worker
 from robustbench_med.datasets.dataset import Dataset
@@ -37,6 +39,7 @@ class Scripted:
     """Workers in this process that end their steps in a drawn order, and die as a script says."""
 
     copies = True
+    far = False
 
     def __init__(self, count: int, seed: int, dies: Deaths | None = None) -> None:
         self._random = np.random.default_rng(seed)
@@ -180,6 +183,56 @@ def test_workers_that_die_cost_their_step_and_nothing_else(
     assert run(cases(), tmp_path, executor) == []
     check_same(tmp_path, undisturbed)
     assert deaths > 3
+
+
+def test_a_cluster_is_no_larger_than_the_work_and_names_the_worker_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = cases()
+    assert most_steps(planned, SHARD) == 3 * 5
+    assert most_steps(planned, None) == 3
+    assert most_steps([], None) == 0
+
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError(2, "No such file", "/data/scans.npz")
+
+    monkeypatch.setattr(steps, "execute", missing)
+    executor = Scripted(1, 0)
+    executor.far = True
+    (failure,) = run(planned[:1], tmp_path, executor)
+    assert failure.reason.startswith("w0: expected the file /data/scans.npz on the machine of a")
+
+
+def test_what_one_worker_prepared_is_not_computed_by_the_others() -> None:
+    class Counting(torch.nn.Module):
+        def __init__(self, body: torch.nn.Module) -> None:
+            super().__init__()
+            self.body, self.images = body, 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.images += len(x)
+            logits: torch.Tensor = self.body(x)
+            return logits
+
+    module, device = Counting(small_victim(2).module), torch.device("cpu")
+    x = torch.rand(N, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = dataset_of(x, torch.arange(N) % 2, 2)
+    planned = case_of(data, victim_of(module), "pgd", {}, operating_point="youden")
+    first = prepare_setup(planned, device)
+    known = handed_over(first)
+    assert known is not None
+    alone, module.images = module.images, 0
+    second = prepare_setup(planned, device, known)
+    assert module.images <= 2, "two images are looked at when a victim is checked"
+    assert alone > 2 * N
+    assert torch.equal(second.clean, first.clean)
+    assert second.victim.offset is not None
+    assert first.victim.offset is not None
+    assert torch.equal(second.victim.offset, first.victim.offset)
+    names = ("probabilities", "randomized", "depends_on_batch", "undecided", "guide", "suspicion")
+    for name in names:
+        assert getattr(second, name) == getattr(first, name), name
+    assert handed_over(replace(first, guide=first.victim)) is None
 
 
 def test_a_step_whose_worker_dies_three_times_is_named_and_the_others_run(

@@ -12,5 +12,5 @@ def lasting(stored: Stored) -> dict[str, object]:
     values: dict[str, object] = json.loads(stored.record.model_dump_json(exclude={"provenance"}))
     cost = values["cost"]
     if isinstance(cost, dict):
-        del cost["seconds"], cost["peak_memory_mib"]
+        del cost["seconds"], cost["peak_memory_mib"], cost["relative_forward_time"]
     return values

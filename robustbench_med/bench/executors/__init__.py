@@ -46,9 +46,11 @@ class Executor(Protocol):
 
     Attributes:
         copies: whether tasks are copied to other processes.
+        far: whether workers may be on other machines, so that a failure names its worker.
     """
 
     copies: bool
+    far: bool
 
     def idle(self) -> list[str]:
         """Return the workers that are ready for a task. Others may come and go at any time."""

@@ -100,7 +100,7 @@ class DaskCluster:
             raise NotInstalledError("distributed", "--executor dask", "cluster") from None
         self._function, self._slots, self._device = function, list(slots), device
         self._cluster: LocalCluster | None = None
-        self.scheduler = scheduler
+        self.scheduler, self.far = scheduler, scheduler is not None
         if scheduler is None:
             self._cluster = _local_cluster(len(slots))
             self._client: Client = distributed.Client(self._cluster, set_as_default=False)

@@ -14,6 +14,7 @@ class Inline:
     """One worker, which is this process: a task is computed while the driver waits for it."""
 
     copies = False
+    far = False
 
     def __init__(self, function: Callable[[Any], Any], device: str) -> None:
         self._function, self._device = function, device

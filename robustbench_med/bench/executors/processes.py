@@ -50,6 +50,7 @@ class Processes:
     """Processes that loky starts: they import no script of the user's, and share no memory."""
 
     copies = True
+    far = False
 
     def __init__(self, function: Callable[[Any], Any], slots: Sequence[Slot]) -> None:
         self._function = function
