@@ -230,6 +230,7 @@ def _train(
             threads=None if stem else 1,
             progress=lambda fraction: bar.update(task, completed=fraction),
             log=lambda line: bar.console.print(line, **_PLAIN),
+            announce=lambda line: bar.console.print(line, **_PLAIN),
         )
     if trained.measured is None:
         raise RuntimeError("train returned a card without measurements")

@@ -45,15 +45,15 @@ def train(
     *,
     progress: Callable[[float], None] = lambda _: None,
     log: Callable[[str], None] = lambda _: None,
+    announce: Callable[[str], None] | None = None,
     stem: str = "",
     device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
     threads: int | None = 1,
 ) -> ModelCard:
     """Train the card's model, write weights and card to `out`, and return the card.
 
-    What the training costs is estimated first, and logged. A checkpoint in `out` is written after
-    every epoch and removed at the end; a training that was killed continues from it, and ends with
-    exactly the same weights.
+    A checkpoint in `out` is written after every epoch and removed at the end; a training that was
+    killed continues from it, and ends with exactly the same weights.
 
     Args:
         card: states the recipe.
@@ -61,8 +61,9 @@ def train(
             best epoch and the operating point, and the scores are those of test.
         out: folder for `NAME.safetensors` and `NAME.json`.
         progress: called with the completed fraction, 0..1.
-        log: called with a line on the cost, and a line per epoch if the recipe has a defense or a
-            patience.
+        log: called with a line per epoch, if the recipe has a defense or a patience.
+        announce: called before the first epoch with a line on the time and memory of the training,
+            which are measured then.
         stem: name of the files in place of the card's name.
         device: where it is trained. Equal runs give equal weights on the CPU only.
         threads: number of threads on the CPU; None = as they are set. The last bits of the weights
@@ -90,7 +91,9 @@ def train(
         victim.module.to(device)
         batch = half_of(data.batch("train", stored=True), recipe.half).to(device)
         val = data.batch("val", n=IMAGES).to(device)
-        log(str(estimate(victim, batch, data.card, recipe, window=card.window, n_val=len(val))))
+        if announce is not None:
+            window, n_val = card.window, len(val)
+            announce(str(estimate(victim, batch, data.card, recipe, window=window, n_val=n_val)))
         if first is not None and first_data is not None:
             fit_first(
                 victim,

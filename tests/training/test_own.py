@@ -153,7 +153,7 @@ def test_every_task_trains_with_and_without_a_defense(
     loaded = load_victim("out/card.json", load_dataset(data).card)
     assert loaded.card == trained
     assert loaded.card.measured is not None
-    assert ("robust" in lines[1]) == bool(defense)
+    assert ("robust" in lines[0]) == bool(defense)
     assert trained.name.endswith("pgd_at") == bool(defense)
 
 
