@@ -122,6 +122,19 @@ def test_a_model_as_the_page_says(copy: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # exporters of torch warn
+def test_a_deployed_model_as_the_page_says(copy: Path) -> None:
+    follow("deployed_models.md", copy)
+    cards = {r["case"]["victim"]: r["model_card"] for r in records(copy)}
+    assert cards.keys() == {"model.onnx", "model.onnx(runtime=True)", "model.pt"}
+    assert all("logits are taken from before it" in str(card["notes"]) for card in cards.values())
+    assert [name for name, card in cards.items() if card.get("queries_only")] == [
+        "model.onnx(runtime=True)"
+    ]
+
+
+@pytest.mark.slow
 def test_a_dataset_as_the_page_says(copy: Path) -> None:
     said = follow("add_a_dataset.md", copy)
     assert "phantom_discs" in said

@@ -184,6 +184,38 @@ def expanded(inliner: Any, model: Any) -> Any:  # noqa: ANN401
     return changed
 
 
+def folded(model: Any) -> Any:  # noqa: ANN401
+    """Return a copy of a model in which stored tensors are used where they are.
+
+    Exporters store equal weights once and hand them on by identities; onnx2torch looks for the
+    weights of a layer among the stored tensors alone.
+    """
+    changed = type(model)()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    stored, outputs = {t.name for t in graph.initializer}, {v.name for v in graph.output}
+    origins: dict[str, str] = {}
+    kept = []
+    for node in graph.node:
+        node.input[:] = [origins.get(name, name) for name in node.input]
+        name = node.output[0] if len(node.output) == 1 else ""
+        if not name or name in outputs:
+            kept.append(node)
+        elif node.op_type == "Identity" and node.input[0] in stored:
+            origins[name] = node.input[0]
+        elif node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensor = graph.initializer.add()
+            tensor.CopyFrom(node.attribute[0].t)
+            tensor.name = name
+            stored.add(name)
+        else:
+            kept.append(node)
+    nodes = [type(node).FromString(node.SerializeToString()) for node in kept]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return changed
+
+
 def branches(model: Any) -> bool:  # noqa: ANN401
     """Return whether a model has inner graphs, functions or sparse weights."""
     inner = any(

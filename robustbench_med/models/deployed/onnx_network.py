@@ -233,7 +233,8 @@ def _converted(
     names = [value.name for value in model.graph.output]
     try:
         onnx = library("onnx.inliner", f"onnx:{where}")
-        inner = _modules(where, onnx_graph.renamed(onnx_graph.expanded(onnx, model)))
+        simple = onnx_graph.folded(onnx_graph.expanded(onnx, model))
+        inner = _modules(where, onnx_graph.renamed(simple))
     except Exception as error:  # onnx2torch raises errors of any type
         return None, f"onnx2torch cannot convert it: {first_line(error)}"
     module = arrangement.around(Converted(inner, names))

@@ -156,6 +156,35 @@ def test_masks_with_the_classes_last(tmp_path: Path) -> None:
     assert any("ends in a softmax" in note for note in victim.card.notes)
 
 
+def test_weights_behind_identities_and_constants(tmp_path: Path) -> None:
+    """Exporters store equal weights once; onnx2torch would find none for the second layer."""
+
+    def layers(model: Any) -> None:  # noqa: ANN401
+        node = helper.make_node
+        one = np.eye(2, dtype=np.float32)
+        kept = [n for n in model.graph.node if n.name != "head"]
+        del model.graph.node[:]
+        model.graph.initializer.append(numpy_helper.from_array(one, "eye"))
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.ascontiguousarray(HEADS[2].T.astype(np.float32)), "head.w")
+        )
+        zero = numpy_helper.from_array(np.zeros(2, np.float32), "zero")
+        model.graph.node.extend(
+            [
+                node("Identity", ["eye"], ["eye2"]),
+                node("Constant", [], ["bias"], value=zero),
+                *kept,
+                node("Gemm", ["centred", "head.w", "bias"], ["a"], transB=1),
+                node("Gemm", ["a", "eye2", "bias"], ["logits"], transB=1),
+            ]
+        )
+
+    path = edited(truth(tmp_path / "m.onnx"), layers)
+    model = rm.load_model(str(path), dataset=labels())
+    assert not model.card.queries_only, model.card.notes
+    torch.testing.assert_close(margin(model(X).logits), SCORES, rtol=1e-4, atol=1e-4)
+
+
 def test_operators_that_are_made_of_others(tmp_path: Path) -> None:
     """onnx2torch knows no Gelu, which ONNX defines by the error function."""
     gelu = helper.make_node("Gelu", ["logits"], ["z"])

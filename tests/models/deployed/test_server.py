@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import socket
 import ssl
 import threading
@@ -23,6 +24,7 @@ from robustbench_med.errors import BenchError, SpecError, VictimError
 from robustbench_med.models.deployed import server as serving
 from robustbench_med.models.load import load_victim
 from tests.bench.toys import save_npz
+from tests.docs.pages import blocks
 from tests.models.truth import CLEAN, SCORES, SIDE, W, X, Y, labels
 
 EPS = 0.003
@@ -323,6 +325,26 @@ def test_the_command_line_caps_them(
         cli.main()
     assert stop.value.code == 2
     assert "expected at most 7 requests (--max-requests)" in capsys.readouterr().err
+
+
+def test_the_command_of_the_page(
+    served: Served,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (command,) = (b.text for b in blocks("deployed_models.md") if "v2/models" in b.text)
+    words = shlex.split(command.replace("\\\n", " "))
+    words[words.index("--model") + 1] = served.address
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(serving.MAX_REQUESTS, "9999")  # restored afterwards
+    save_npz(tmp_path / "mine.npz", n=4, side=SIDE)
+    attack = ["--attack", "square(queries=5)"]
+    monkeypatch.setattr("sys.argv", ["robustbench_med", *words[3:], *attack])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    assert "truth (queries only)" in capsys.readouterr().out
 
 
 def test_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
