@@ -20,6 +20,7 @@ from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.devices import device_of
 from robustbench_med.errors import MissingSplitError, SpecError, VictimError
+from robustbench_med.models.card_file import is_card_file
 from robustbench_med.models.load import Loaded, load_victim, log_notes, of_module
 from robustbench_med.models.preprocess import rebound, with_preprocess
 from robustbench_med.models.sliding import bare
@@ -321,4 +322,6 @@ def load_model(
         loaded.victim.module.eval()
     if device is not None:
         loaded.victim.module.to(device_of(device))
-    return ModelHandle(loaded.card.name, loaded.card, loaded.sha256, loaded.victim)
+    by_path = isinstance(model, str | Path) and is_card_file(str(model))
+    name = str(model) if by_path else loaded.card.name
+    return ModelHandle(name, loaded.card, loaded.sha256, loaded.victim)

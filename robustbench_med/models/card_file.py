@@ -15,6 +15,15 @@ from robustbench_med.spec import Spec, parse
 ENDING = ".json"
 
 
+def is_card_file(name: str) -> bool:
+    """Return whether the text of a victim is the path of a card, with or without steps before it.
+
+    >>> is_card_file("out/card.json(preprocess='resize(64, 64)')"), is_card_file("chest_vgg")
+    (True, False)
+    """
+    return name.partition("(")[0].strip().endswith(ENDING)
+
+
 def read_card(name: str) -> tuple[ModelCard, Path]:
     """Return the card at a path, and its folder, which holds the weights.
 

@@ -9,7 +9,7 @@ from robustbench_med import registry, spec
 from robustbench_med.cards import ModelCard
 from robustbench_med.errors import SpecError, VictimError
 from robustbench_med.models import user_factory
-from robustbench_med.models.card_file import ENDING, read_card
+from robustbench_med.models.card_file import ENDING, is_card_file, read_card
 from robustbench_med.models.deployed.source import Deployed, deployed_of
 
 _FILES = {
@@ -71,7 +71,7 @@ def resolve_model(name: str) -> ModelSource:
         return ModelSource(name, card=card, folder=folder)
     head, bracket, _ = name.partition("(")
     shipped = head.strip() in registry.names("models")
-    if bracket and (shipped or head.strip().endswith(ENDING)):
+    if bracket and (shipped or is_card_file(name)):
         source = resolve_model(head.strip())
         return source._replace(name=name, preprocess=_only_preprocess(name))
     deployed = deployed_of(name)
@@ -85,9 +85,8 @@ def resolve_model(name: str) -> ModelSource:
 
 def executes_code(name: str) -> bool:
     """Return whether loading a victim executes a Python file of the user's own."""
-    head = name.partition("(")[0].strip()
-    if head.endswith(ENDING):
-        return bool(read_card(head)[0].code)
+    if is_card_file(name):
+        return bool(read_card(name.partition("(")[0].strip())[0].code)
     return user_factory.factory_of(name) is not None
 
 

@@ -18,7 +18,7 @@ from robustbench_med.models.options import OPTIONS, read_statistics, read_steps,
 from robustbench_med.models.preprocess import seen_by_network
 from robustbench_med.models.probing import Expected, probe
 from robustbench_med.training.adversarial_setup import adversarial_setup
-from robustbench_med.training.train import HUB, start_weights
+from robustbench_med.training.train import HUB, defense_code, start_weights
 
 STEM = "card"  # the files of such a training are card.json and card.safetensors
 # for a network of the usual size on a few hundred to a few thousand images: the validation stops it
@@ -95,6 +95,7 @@ def own_card(
         window=window,
         overlap=overlap,
         fits=fits_of(data.card),
+        notes=_notes(recipe.defense),
         undefended=recipe.start if defense and recipe.start.endswith(".json") else "",
     )
     return _checked(card, data, options, out)
@@ -115,6 +116,15 @@ def _start_of(options: Mapping[str, Any], name: str) -> str:
 
 def _full_spec(defense: str) -> str:
     return str(spec.parse(defense)) if defense else ""
+
+
+def _notes(defense: str) -> tuple[str, ...]:
+    """Return a note on a defense whose code is not part of this project."""
+    code = defense_code(defense)
+    if not code:
+        return ()
+    name = spec.parse(defense).name
+    return (f"trained with code from outside this project: {name} (SHA-256 {code[:12]}...)",)
 
 
 def _with_code(name: str, parameters: dict[str, Any], out: Path) -> tuple[spec.Spec, str]:

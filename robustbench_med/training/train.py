@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from robustbench_med import registry, spec
-from robustbench_med.cards import DatasetCard, Measured, ModelCard, Recipe
+from robustbench_med.cards import DatasetCard, DefenseCard, Measured, ModelCard, Recipe
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.devices import device_of_module
 from robustbench_med.errors import SpecError
@@ -255,10 +255,19 @@ def _fingerprint(card: ModelCard, recipe: Recipe, data: Dataset, first_data: Dat
     fields = card.model_dump(mode="json", exclude={*ignored, "returns", "output", "notes"})
     start = "" if recipe.start in ("", HUB) else start_weights(recipe.start)[1]
     texts = [json.dumps(fields, sort_keys=True), start, torch.__version__]
+    texts += filter(None, [defense_code(recipe.defense)])
     for used in (data, first_data):
         if used is not None:
             texts += [used.arrays(split).fingerprint() for split in ("train", "val")]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def defense_code(defense: str) -> str:
+    """Return the SHA-256 of a defense in a file of the user's own; "" for any other."""
+    if not defense:
+        return ""
+    card: DefenseCard = registry.find("defenses", spec.parse(defense).name)
+    return card.sha256
 
 
 def measure(victim: Victim, data: Dataset) -> Measured:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
+import robustbench_med as rm
 from robustbench_med import cli
 from robustbench_med.bench import store
 from robustbench_med.cards import Recipe
@@ -118,6 +119,13 @@ def test_a_trained_card_is_taken_by_path(folder: Path) -> None:
     assert loaded.card.measured is not None
     assert accuracy == pytest.approx(loaded.card.measured.accuracy, abs=1e-4)
     assert any("model, code and weights are the user's own" in n for n in stored.record.notes)
+    # from Python too, with or without a defense around it
+    handle = rm.load_model("moved/card.json", dataset=data)
+    found = rm.evaluate(handle, data, "fgsm", eps="2/255")
+    assert found.records[0].record.case.victim == "moved/card.json"
+    assert found.interval.value == stored.record.rungs[1].metrics["accuracy"].value
+    behind = rm.evaluate(rm.defend(handle, "jpeg", data), data, "fgsm", eps="2/255")
+    assert behind.records[0].record.case.defense.startswith("jpeg")
     # a record may come from anybody
     result = call("verify", Path(stored.folder))
     assert isinstance(result.exception, SpecError)
@@ -155,6 +163,25 @@ def test_every_task_trains_with_and_without_a_defense(
     assert loaded.card.measured is not None
     assert ("robust" in lines[0]) == bool(defense)
     assert trained.name.endswith("pgd_at") == bool(defense)
+
+
+def test_a_defense_in_a_file_trains_and_the_card_says_so(folder: Path) -> None:
+    text = "def mine(victim, x, y, *, loss, factor: float = 2.0):\n"
+    Path("defense.py").write_text(text + "    return factor * loss(victim(x).logits, y)\n")
+    card = made("net.py:make", defense="defense.py:mine(factor=3)", epochs=1)
+    assert card.name == "mine_make_mine"
+    (note,) = card.notes
+    assert note.startswith("trained with code from outside this project: defense.py:mine (SHA-256")
+    lines: list[str] = []
+    data = load_dataset("mine.npz")
+    trained = train(card, data, Path("out"), stem="card", log=lines.append)
+    plain = train(
+        made("net.py:make", "plain", epochs=1), data, Path("plain"), stem="card", log=lines.append
+    )
+    # the loss is that of the plain training times the factor of the defense
+    defended, undefended = (float(line.split("loss ")[1].split(",")[0]) for line in lines)
+    assert defended == pytest.approx(3 * undefended, rel=0.2)
+    assert trained.sha256 != plain.sha256
 
 
 class _Plain(nn.Module):

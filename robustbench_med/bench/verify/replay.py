@@ -19,7 +19,7 @@ from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.devices import device_of
 from robustbench_med.errors import SpecError
-from robustbench_med.models.card_file import ENDING
+from robustbench_med.models.card_file import is_card_file
 from robustbench_med.models.source import executes_code
 from robustbench_med.models.user_factory import factory_of
 from robustbench_med.spec import Spec
@@ -157,7 +157,7 @@ def _moved(victim: str, location: str | None, option: str) -> str:
     >>> _moved("/a/net.py:make(width=8)", "b/net.py", "victim")
     'b/net.py:make(width=8)'
     """
-    if victim.partition("(")[0].endswith(ENDING):  # a card, which names its weights
+    if is_card_file(victim):  # a card names its weights
         return location or victim
     factory = factory_of(victim) if registry.is_own(victim) else None
     if location is not None:
