@@ -107,6 +107,7 @@ def _sheet(kind: str, card: Card, lines: Iterable[tuple[str, str]], *, name: str
 
 def _model_lines(card: ModelCard) -> Iterator[tuple[str, str]]:
     yield "Architecture", plain(f"{card.family}, {card.builder}")
+    yield "Before the network", plain(card.preprocess)
     yield "Trained on", plain(card.dataset)
     if card.recipe is not None:
         recipe = card.recipe

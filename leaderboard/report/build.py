@@ -181,6 +181,7 @@ def _models(model_boards: list[ModelBoard]) -> tuple[Model, ...]:
                 summary=plain(card.summary),
                 family=plain(card.family),
                 builder=plain(card.builder),
+                preprocess=plain(card.preprocess),
                 parameters=measured.parameters if measured else None,
                 source=plain(card.source),
                 training_data=plain(trained),

@@ -246,6 +246,9 @@ class Model(Part):
     summary: str
     family: str
     builder: str
+    preprocess: str = Field(
+        default="", description="steps of the device between a stored image and the network"
+    )
     parameters: int | None
     source: str
     training_data: str

@@ -30,7 +30,7 @@ from robustbench_med.export.form import Form, Mark, form_of
 from robustbench_med.export.read_back import read_back
 from robustbench_med.files import write_text
 from robustbench_med.models.preprocess import parse_preprocess
-from robustbench_med.native_units import to_image_radius
+from robustbench_med.native_units import GREY, to_image_radius
 
 Kind = Literal["dicom", "nifti", "png"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -173,7 +173,8 @@ def attack_words(stored: Stored, rung: int) -> str:
     radius = stored.record.radii[rung]
     words = f"{case.attack.rpartition(':')[2]}, {case.norm} {radius:.4g}"
     if case.norm == "linf":
-        words += f" ({radius * (native.high - native.low):.4g} {native.unit})"
+        size = f"{radius * (native.high - native.low):.4g}"
+        words += f" ({size} {native.unit}{'s' if native.unit == GREY and size != '1' else ''})"
     return words
 
 

@@ -112,4 +112,5 @@ def _matrix(
     centres = (np.arange(new)[:, None] + 0.5) * scale
     weights = np.maximum(0, 1 - np.abs(np.arange(old)[None] + 0.5 - centres) / support)
     weights /= weights.sum(1, keepdims=True)
-    return torch.from_numpy(weights).to(device, dtype)
+    with torch.inference_mode(False):  # a tensor made in that mode could not be differentiated
+        return torch.from_numpy(weights).to(device, dtype)

@@ -115,6 +115,9 @@ def test_names_in_headers_come_out_nowhere(
     run("run", "quick", "--dataset", "mine.toml", "--model", "net.py:make", *steps, *attack)
     (record,) = (tmp_path / "results").rglob("record.json")
     run("report", str(record.parent.parent))
+    (report,) = (tmp_path / "results").rglob("report-*.html")
+    assert "Before the network" in report.read_text()
+    assert "window(40, 400)" in report.read_text()
     run("export", str(record.parent), "--as", kind, "--out", "attacked", "--run-code")
     assert "still succeed from the file" in said[-1]
     written = words_of(tmp_path / "results") + words_of(tmp_path / "attacked")

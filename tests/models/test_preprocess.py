@@ -112,6 +112,13 @@ def test_an_antialiased_resize_spreads_its_gradient_over_every_pixel() -> None:
     assert int((sparse == 0).sum()) == 48
 
 
+def test_a_resize_first_seen_in_inference_mode_has_a_gradient() -> None:
+    steps = chain("resize(3, 3)", ct(7, 11))
+    with torch.inference_mode():
+        steps(torch.rand(1, 1, 7, 11))
+    assert float(gradient(steps, torch.rand(1, 1, 7, 11)).sum()) == pytest.approx(9)
+
+
 def test_one_side_is_the_shorter_one_and_a_crop_is_the_centre() -> None:
     steps = chain("resize(8), crop(6)", ct(16, 32))
     assert steps.shown == (6, 6)
