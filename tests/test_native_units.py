@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from robustbench_med import registry
 from robustbench_med.bench.plan import plan
-from robustbench_med.bench.suite import Suite
+from robustbench_med.bench.suite import Suite, read_suite
 from robustbench_med.cards import DatasetCard, NativeRange
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.errors import SpecError
@@ -101,6 +102,18 @@ def test_a_case_holds_radii_in_image_units() -> None:
     assert ladder == (10 / 4095,)
     (ladder,) = ladders("fgsm", ladder=["8/255 window"], steps="window(40, 400)")
     assert ladder == (8 / 255 * (400 / 4095),)
+
+
+def test_a_suite_file_states_radii_with_units(tmp_path: Path) -> None:
+    path = tmp_path / "ct.toml"
+    path.write_text(
+        "title = 'CT'\n[[grids]]\ndatasets = ['toy']\nladder = ['5HU', '10HU']\n"
+        """attacks = ["fgsm", "pgd(eps=['2HU', '4gl'])"]\n"""
+    )
+    (grid,) = read_suite(path).grids
+    fields = grid.model_dump(exclude={"datasets", "victims", "attacks"})
+    found = ladders(*grid.attacks, **fields)
+    assert found == [(5 / 4095, 10 / 4095), (2 / 4095, 4 / 4095)]
 
 
 @pytest.mark.parametrize(
