@@ -8,7 +8,6 @@ structural, so this module does not import maite. Masks have no such protocol.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -317,7 +316,7 @@ def _dataset_of(data: DataLike) -> Dataset:
     Raises:
         SpecError: MAITE has no protocol for it.
     """
-    dataset = load_dataset(data) if isinstance(data, str | Path) else data
+    dataset = data if isinstance(data, Dataset) else load_dataset(data)
     card = dataset.card
     if card.task == "segmentation" or len(card.size) != 2:
         raise SpecError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from robustbench_med import registry
 from robustbench_med.cards import DatasetCard, ModelCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.datasets.load import load_dataset
+from robustbench_med.datasets.python_data import MapStyle
 from robustbench_med.devices import device_of
 from robustbench_med.errors import MissingSplitError, SpecError, VictimError
 from robustbench_med.models.card_file import is_card_file
@@ -61,7 +63,7 @@ class ModelHandle:
 
 
 if TYPE_CHECKING:
-    DataLike = str | Path | Dataset
+    DataLike = str | Path | Dataset | MapStyle | Mapping[str, MapStyle]
 else:  # load_dataset refuses anything else with a message of one line
     DataLike = Any
 ModelLike = str | Path | nn.Module | ModelHandle
@@ -241,7 +243,8 @@ def resolve_dataset(data: DataLike, *, folder: str | Path | None = None) -> tupl
     """
     if isinstance(data, Dataset):
         return data.card.name, data
-    return str(data), load_dataset(data, data=folder)
+    dataset = load_dataset(data, data=folder)
+    return str(data) if isinstance(data, str | os.PathLike) else dataset.card.name, dataset
 
 
 def _few_images(data: Dataset) -> Images:

@@ -205,7 +205,6 @@ WRONG_TYPES: list[tuple[Any, str]] = [
     (X.numpy(), "got a numpy ndarray: one array has either images or labels"),
     ({"x": X, "y": Y[2]}, r"got a dict of 2: save its arrays as splits"),
     (DataLoader(PAIRS, batch_size=4), "got a torch DataLoader: stack the batches that it yields"),
-    (PAIRS, "got a torch TensorDataset: stack its images and labels"),
     ([(X[0], 1)], "got a list of 1"),
     ((X, Y[2], IDS), "got a tuple of 3"),
     (Dataset, "got the class Dataset"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from robustbench_med.datasets.foreign import refused
 from robustbench_med.datasets.labels import join_classes
 from robustbench_med.datasets.npz import read
 from robustbench_med.datasets.own import describe
+from robustbench_med.datasets.python_data import MapStyle, dataset_of_items, is_map_style
 from robustbench_med.datasets.sources.load import load_card_file
 from robustbench_med.errors import DataError
 from robustbench_med.paths import check_name
@@ -30,12 +32,18 @@ MOST_COMPARED = 2**26  # bytes; splits of larger files are not searched for comm
 
 
 if TYPE_CHECKING:
-    Name = str | Path
+    Name = str | Path | MapStyle | Mapping[str, MapStyle]
 else:  # foreign.py refuses other types in one line
     Name = Any
 
 
-def load_dataset(name: Name, *, data: str | Path | None = None) -> Dataset:
+def load_dataset(
+    name: Name,
+    *,
+    data: str | Path | None = None,
+    classes: Sequence[str] = (),
+    normal: int | None = None,
+) -> Dataset:
     """Return a dataset; its images are read or drawn when a split is first used.
 
     The file of a card is searched in `data`, in the folder named by ROBUSTBENCH_MED_DATA and in the
@@ -45,15 +53,23 @@ def load_dataset(name: Name, *, data: str | Path | None = None) -> Dataset:
     Args:
         name: a registry name, the path of a user's own `.npz` file with MedMNIST keys, or of a card
             file such as `mine.toml`, which `inspect` writes for a folder.
+            Or a map-style dataset of torch, MAITE or Hugging Face, which is the test split, or a
+            dict of them by split; see `python_data.dataset_of_items`.
         data: folder that holds the file of a named dataset, or the file itself.
+        classes: names of the classes of a map-style dataset, which has none itself.
+        normal: index of its healthy class.
 
     Raises:
         UnknownNameError: there is neither such a name nor such a file.
         DataError: the file is missing or damaged; the message says how to get it.
         ChecksumError: the file does not have the checksum of its card.
     """
+    if is_map_style(name) or (isinstance(name, Mapping) and all(map(is_map_style, name.values()))):
+        return dataset_of_items(name, classes=tuple(classes), normal=normal)
     if not isinstance(name, str | os.PathLike):
         raise refused(name)
+    if classes or normal is not None:
+        raise DataError(f"expected no classes and normal of {name}, whose card states them")
     name, data = str(check_name(name)), None if data is None else check_name(data)
     if name.endswith(".toml"):
         return load_card_file(Path(name).expanduser())

@@ -23,6 +23,7 @@ _OTHER_SUFFIXES = frozenset(
     + (".nii", ".gz", ".toml", ".npz", ".npy", ".zip", ".pdf", ".py", ".html", ".xlsx")
 )
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+MAX_FRAMES = 2**16
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality"),
@@ -131,11 +132,20 @@ def slice_refs(header: Header) -> list[ImageRef]:
         UnreadableError: its tags state no image that is read.
     """
     count = frame_count(header)
+    if not 0 < count <= MAX_FRAMES:
+        raise UnreadableError(f"its header states {count} frames")
     return [
         _ref(header, (name,), (frame,) if count > 1 else ())
         for name in (header.name,)
         for frame in range(count)
     ]
+
+
+def is_image(header: Header) -> bool:
+    """Whether a file is no report, contour or plan; a cut header counts as an image's."""
+    kind = header.image.get("SOPClassUID")
+    known = kind is not None and not kind.is_private and kind.name != str(kind)
+    return "Rows" in header.image or not known or "Image Storage" in kind.name
 
 
 def frame_count(header: Header) -> int:

@@ -64,10 +64,10 @@ def scan(root: Path, names: Sequence[str], *, volumes: bool, by_study: bool = Fa
     """
     headers, failures = _headers(root, names)
     masks = [h for h in headers if str(h.image.get("SOPClassUID", "")) == SEGMENTATION]
-    images = [h for h in headers if h not in masks and "Rows" in h.image]
+    images = [h for h in headers if h not in masks and dicom.is_image(h)]
     remarks = []
     if without := len(headers) - len(masks) - len(images):
-        remarks.append(f"{without} files hold no image (reports, contours, doses): left out")
+        remarks.append(f"{without} files hold no image (reports, contours): they are left out")
     slices = _slices(images, _masks_of(masks, root), failures, by_study=by_study)
     series: dict[str, list[Slice]] = defaultdict(list)
     for item in slices:

@@ -27,6 +27,7 @@ class Draft:
         mask_refs: its masks.
         card: fields of the card.
         source: fields of `[source]`.
+        window: centre and width of the window that all files state, as "40/400"; "" = none.
         ends: the lowest and the highest value, where these were looked at.
         remarks: what was recognised, and by what.
         missing: what the person has to add before the data can be used.
@@ -38,6 +39,7 @@ class Draft:
     mask_refs: list[ImageRef] = field(default_factory=list)
     card: dict[str, Any] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
+    window: str = ""
     ends: tuple[float, float] | None = None
     remarks: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp",
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "PPM")  # none that runs another program
 _CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 3, "RGB": 3, "RGBA": 3}
 _DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+_LOUD = ("nibabel.global", "pydicom", "highdicom", "PIL")
 _OPAQUE = 255
 _DAMAGED = (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError, IndexError)
 
@@ -112,7 +114,15 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what libraries warn of in files: their own checks come after."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Silence libraries: what they print may repeat a file's text, and our own checks follow."""
+    loggers = [logging.getLogger(name) for name in _LOUD]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

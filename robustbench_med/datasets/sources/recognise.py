@@ -49,6 +49,8 @@ def draft_of(path: Path, *, size: list[int] | None = None, volumes: bool = False
     draft.card = {"name": _name(root), "title": root.resolve().name or "data"}
     draft.card["modality"] = _modality(draft.refs)
     draft.source = {"format": format_name}
+    windows = {dict(ref.facts).get("window", "") for ref in draft.refs}
+    draft.window = windows.pop() if len(windows) == 1 else ""
     if format_name == "dicom":
         draft.source["images_as"] = "volumes" if volumes else "slices"
     if format_name != "pictures":

@@ -57,6 +57,8 @@ def read_csv(path: Path) -> CsvTable:
         raise DataError(f"{path}: expected a CSV table, got no readable file") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: expected a CSV table in UTF-8, got other bytes") from None
+    if "\0" in text:
+        raise DataError(f"{path}: expected a CSV table, got zero bytes in it")
     first = text.partition("\n")[0]
     delimiter = max(_DELIMITERS, key=first.count)
     try:

@@ -54,6 +54,9 @@ def card_text(draft: Draft, target: Path) -> str:
         "",
         *_lines({key: value for key, value in card.items() if key != "native"}, _CARD),
     ]
+    if draft.window and "," not in draft.window:
+        step = f"window({draft.window.replace('/', ', ')})"
+        lines.append(f'# preprocess = "{step}"  # what the files state; a step before your network')
     if "size" not in card:
         lines.append("# size = [224, 224]  # state one size: the images have several")
     if "native" in card:
