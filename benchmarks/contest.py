@@ -6,7 +6,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -197,6 +199,31 @@ def art(arena: Arena, steps: int) -> Attack:
     )
     x, y = arena.x.cpu().numpy(), arena.y.cpu().numpy()
     return lambda: torch.from_numpy(attack.generate(x, y))
+
+
+def overhead(arena: Arena, steps: int) -> float:
+    """Return the processor time of our PGD outside the model and autograd, over that inside.
+
+    Both are measured in one run, so that what else the machine does moves them alike.
+    """
+    inside = 0.0
+
+    class Timed(nn.Module):
+        def forward(self, x: Tensor) -> Any:  # noqa: ANN401 - whatever the model returns
+            return timed(arena.victim.module, x)
+
+    def timed(function: Callable[..., Any], *given: Any, **options: Any) -> Any:  # noqa: ANN401
+        nonlocal inside
+        start = time.process_time()
+        result = function(*given, **options)
+        inside += time.process_time() - start
+        return result
+
+    attack = ours(arena._replace(victim=replace(arena.victim, module=Timed().eval())), steps)
+    with patch.object(torch.autograd, "grad", partial(timed, torch.autograd.grad)):
+        start = time.process_time()
+        attack()
+        return (time.process_time() - start) / inside - 1
 
 
 class Time(NamedTuple):

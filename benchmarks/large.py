@@ -37,10 +37,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--overhead", action="store_true", help="only what PGD itself costs")
     given = parser.parse_args()
     side = given.side or (96 if given.model == "unet3d" else 224)
     device = torch.device("cpu")
     arena = contest.arena(given.model, given.images, side, device)
+    if given.overhead:
+        contest.ours(arena, 1)()
+        print(f"{given.model}: {contest.overhead(arena, given.steps):.1%} over its own passes")
+        return
     names = [name for name in given.only if given.model != "unet3d" or name not in _PEERS]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peers' own
