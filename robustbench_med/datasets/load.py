@@ -21,6 +21,7 @@ from robustbench_med.datasets.labels import join_classes
 from robustbench_med.datasets.npz import read
 from robustbench_med.datasets.own import describe
 from robustbench_med.datasets.python_data import MapStyle, dataset_of_items, is_map_style
+from robustbench_med.datasets.saved_data import is_saved, load_saved
 from robustbench_med.datasets.sources.load import load_card_file
 from robustbench_med.errors import DataError
 from robustbench_med.paths import check_name
@@ -51,8 +52,9 @@ def load_dataset(
     in every process that loads it.
 
     Args:
-        name: a registry name, the path of a user's own `.npz` file with MedMNIST keys, or of a card
-            file such as `mine.toml`, which `inspect` writes for a folder.
+        name: a registry name, the path of a user's own `.npz` file with MedMNIST keys, of a card
+            file such as `mine.toml`, which `inspect` writes for a folder, or of a folder that
+            Hugging Face's `datasets` has saved.
             Or a map-style dataset of torch, MAITE or Hugging Face, which is the test split, or a
             dict of them by split; see `python_data.dataset_of_items`.
         data: folder that holds the file of a named dataset, or the file itself.
@@ -73,6 +75,8 @@ def load_dataset(
     name, data = str(check_name(name)), None if data is None else check_name(data)
     if name.endswith(".toml"):
         return load_card_file(Path(name).expanduser())
+    if is_saved(Path(name).expanduser()) and name not in registry.names("datasets"):
+        return load_saved(Path(name).expanduser())
     if name.endswith(".npz") or (name not in registry.names("datasets") and Path(name).exists()):
         return _own_dataset(Path(name).expanduser())
     entry = registry.entry_of("datasets", name)

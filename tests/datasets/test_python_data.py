@@ -13,6 +13,7 @@ from PIL import Image
 
 from robustbench_med import api
 from robustbench_med.datasets.load import load_dataset
+from robustbench_med.datasets.saved_data import SavedPictures
 from robustbench_med.errors import DataError
 
 N = 8
@@ -85,17 +86,41 @@ def test_splits_findings_and_names() -> None:
 
 
 def test_a_dataset_of_hugging_face() -> None:
+    arrays = load_dataset(hugging_face()).arrays("test")
+    np.testing.assert_array_equal(arrays.images[:], IMAGES)
+    assert arrays.labels.tolist() == LABELS.tolist()
+
+
+def hugging_face(**changed: Any) -> Any:  # noqa: ANN401 - datasets has no types
+    """Return a dataset of Hugging Face's library, with other columns if they are given."""
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
     )
-    pictures = [Image.fromarray(image) for image in IMAGES]
-    data = datasets.Dataset.from_dict(
-        {"image": pictures, "label": LABELS.tolist()}, features=features
-    )
-    arrays = load_dataset(data).arrays("test")
-    np.testing.assert_array_equal(arrays.images[:], IMAGES)
-    assert arrays.labels.tolist() == LABELS.tolist()
+    columns = {"image": [Image.fromarray(image) for image in IMAGES], "label": LABELS.tolist()}
+    return datasets.Dataset.from_dict(columns | changed, features=features)
+
+
+def test_a_dataset_that_hugging_face_saved(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    data = hugging_face()
+    splits = datasets.DatasetDict({"validation": data.select(range(4)), "test": data})
+    splits.save_to_disk(tmp_path / "My-set")
+    dataset = load_dataset(tmp_path / "My-set")
+    assert (dataset.card.name, dataset.card.classes) == ("my_set", ("a", "b"))
+    np.testing.assert_array_equal(dataset.arrays("test").images[:], IMAGES)
+    assert dataset.arrays("val").labels.tolist() == LABELS[:4].tolist()
+    (tmp_path / "My-set" / "test" / "state.json").write_text("{")
+    with pytest.raises(DataError, match="got one that is damaged"):
+        load_dataset(tmp_path / "My-set")
+
+
+def test_a_saved_dataset_opens_no_other_file(tmp_path: Path) -> None:
+    outside = tmp_path / "outside.png"
+    Image.fromarray(IMAGES[0]).save(outside)
+    data = hugging_face(image=[{"path": str(outside), "bytes": None}] * N)
+    with pytest.raises(DataError, match="row 0: expected the bytes of a picture, got the name of"):
+        SavedPictures(data, "set")[0]
 
 
 WRONG = [

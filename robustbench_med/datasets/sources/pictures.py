@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,16 +56,40 @@ def decode(root: Path, ref: ImageRef) -> NDArray[Any]:
     """
     with _opened(root / ref.files[0]) as picture:
         picture.load()
-        if picture.mode in ("LA", "RGBA"):
-            if picture.getchannel("A").getextrema()[0] != _OPAQUE:
-                raise UnreadableError("it is transparent in places; save it without alpha channel")
-            picture = picture.convert(picture.mode.removesuffix("A"))
-        if picture.mode in ("P", "1"):
-            picture = picture.convert("RGB" if picture.mode == "P" else "L")
+        picture = _plain(picture)
         values = np.asarray(picture)
     if picture.mode in _DEEP and ((values < 0).any() or (values > np.iinfo(np.uint16).max).any()):
         raise UnreadableError("its grey levels are outside 0..65535")
     return np.ascontiguousarray(values, dtype=ref.dtype)
+
+
+def decode_bytes(content: BinaryIO) -> NDArray[np.uint8]:
+    """Return the pixels of a picture of 8 bits that is in memory: `(h, w)` or `(h, w, 3)`.
+
+    Raises:
+        UnreadableError: as `decode`, or it has more bits.
+    """
+    with _opened(content) as picture:
+        picture.load()
+        values = np.asarray(_plain(picture))
+    if values.dtype != np.uint8:
+        raise UnreadableError("its values are not of 8 bits")
+    return np.ascontiguousarray(values)
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    """Return a picture without alpha channel and palette.
+
+    Raises:
+        UnreadableError: it is transparent in places.
+    """
+    if picture.mode in ("LA", "RGBA"):
+        if picture.getchannel("A").getextrema()[0] != _OPAQUE:
+            raise UnreadableError("it is transparent in places; save it without alpha channel")
+        picture = picture.convert(picture.mode.removesuffix("A"))
+    if picture.mode in ("P", "1"):
+        picture = picture.convert("RGB" if picture.mode == "P" else "L")
+    return picture
 
 
 def decode_mask(root: Path, ref: ImageRef) -> NDArray[Any]:
@@ -87,7 +111,7 @@ def decode_mask(root: Path, ref: ImageRef) -> NDArray[Any]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path | BinaryIO) -> Iterator[Image.Image]:
     """Open a picture whose size and kind have been checked; errors become UnreadableError."""
     try:
         with Image.open(path, formats=FORMATS) as picture:
