@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.fx.proxy import TraceError
 
+from robustbench_med.errors import VictimError
 from robustbench_med.problem import Model
 from robustbench_med.types import Images, Output
 from robustbench_med.victim import InputContract, Transform, Victim
@@ -37,7 +38,12 @@ def bfloat16(victim: Victim) -> Victim:
     It gives gradients only: the judge confirms each sample that the guide reports as successful
     (robustbench_med/search.py), and every candidate is judged in full precision at the end. It is
     faster if the processor multiplies bfloat16 in hardware (AMX, CUDA), and slower elsewhere.
+
+    Raises:
+        VictimError: the victim is a TorchScript archive, whose weights keep their type.
     """
+    if any(isinstance(part, torch.jit.ScriptModule) for part in victim.module.modules()):
+        raise VictimError("expected --guide float32 with a TorchScript archive, got bfloat16")
     module = _fused(copy.deepcopy(victim.module).eval(), victim.contract.network)
     layout = torch.channels_last if len(victim.contract.size) == 2 else torch.contiguous_format
     half = _Half(module.to(torch.bfloat16).to(memory_format=layout))
@@ -55,7 +61,7 @@ def _fused(module: nn.Module, contract: InputContract) -> nn.Module:
     parameter = next(module.parameters(), None)
     x = x if parameter is None else x.to(parameter)
     with (
-        contextlib.suppress(TraceError, TypeError, RuntimeError, AttributeError),
+        contextlib.suppress(TraceError, TypeError, RuntimeError, AttributeError, AssertionError),
         torch.no_grad(),
     ):
         fused = fuse(module)

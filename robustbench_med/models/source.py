@@ -25,6 +25,11 @@ _FILES = {
 def check_name(name: str) -> None:
     """Raise VictimError if the name is that of a file that is not a model."""
     ending = Path(name).suffix.lower()
+    if not registry.is_own(name) and "/" in name and Path(name).is_dir():
+        raise VictimError(
+            f"expected a model's name or spec, got the folder {name!r}: hf:FOLDER reads one of "
+            "transformers, bundle:FOLDER one of MONAI, FOLDER/NAME.json a card that train wrote"
+        )
     if not registry.is_own(name) and ending in _FILES:
         raise VictimError(f"expected a model's name or spec, got {name!r}: {_FILES[ending]}")
 
@@ -84,9 +89,13 @@ def resolve_model(name: str) -> ModelSource:
 
 
 def executes_code(name: str) -> bool:
-    """Return whether loading a victim executes a Python file of the user's own."""
+    """Return whether loading a victim executes code of a file, or sends requests to an address."""
     if is_card_file(name):
         return bool(read_card(name.partition("(")[0].strip())[0].code)
+    deployed = deployed_of(name)
+    if deployed is not None:
+        # torch unpickles an exported file, and a stranger's record may name any address
+        return deployed.kind in ("exported", "server")
     return user_factory.factory_of(name) is not None
 
 

@@ -83,6 +83,9 @@ def replan(
             raise SpecError(
                 f"expected a record that executes no Python file, got one that executes {name!r}: "
                 "read that file, and pass --run-code if you trust it"
+                if not name.startswith("http")
+                else f"expected a record that asks no server, got one of {name!r}: pass --run-code "
+                "if you know that address"
             )
     dataset = _dataset(case, data, places.dataset)
     grid = _grid_of(case.model_copy(update={"victim": victim, "surrogate": surrogate}))

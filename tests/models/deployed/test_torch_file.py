@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import robustbench_med as rm
 from robustbench_med.errors import BenchError, VictimError
 from robustbench_med.models.load import load_victim
+from robustbench_med.models.source import executes_code
 from tests.models.truth import CLEAN, SCORES, SIDE, W, X, Y, findings, labels, masks
 
 EPS = 0.003
@@ -114,6 +115,23 @@ def test_a_whole_run(tmp_path: Path, make: str) -> None:
     assert result.clean == pytest.approx(CLEAN)
     assert result.accuracy == pytest.approx(EXACT)
     assert not result.flags
+
+
+def test_a_guide_of_half_precision(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"eps": EPS, "operating_point": "argmax", "guide": "bfloat16"}
+    path = exported(Scripted(2, "softmax"), tmp_path / "m.pt2")
+    result = rm.evaluate(spec("exported", path), labels(), "pgd(steps=5)", **options)
+    assert result.accuracy == pytest.approx(EXACT)
+    path = traced(Scripted(2), tmp_path / "m.pt")
+    with pytest.raises(BenchError, match="expected --guide float32 with a TorchScript archive"):
+        rm.evaluate(str(path), labels(), "pgd(steps=5)", **options)
+
+
+def test_a_record_of_a_stranger_runs_no_code_unasked() -> None:
+    assert executes_code("exported:m.pt2(run_code=True)")
+    assert executes_code("http://host/v2/models/m")  # nor does it ask a server
+    assert not executes_code("torchscript:m.pt")
+    assert not executes_code("model.onnx(mean=[0.5])")
 
 
 def test_layers_in_a_sequence(tmp_path: Path) -> None:
