@@ -26,7 +26,7 @@ def inspect_command(
     path: Annotated[
         Path,
         typer.Argument(
-            help="A folder of images, a CSV table that names images, or a card file (.toml)."
+            help="A folder of images, a CSV table of images, a card file (.toml) or an .npz file."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The card file to write.")] = OUT,
@@ -49,9 +49,12 @@ def inspect_command(
 
     check_name(path)
     if not path.exists():
-        raise DataError(f"{path}: expected a folder, a CSV table or a card file, got nothing there")
+        raise DataError(f"{path}: expected a folder or file of your data, got nothing there")
     if path.suffix.lower() == ".toml" and path.is_file():
         _print_dataset(read_card_file(path), [])
+        return
+    if path.suffix.lower() == ".npz" and path.is_file():
+        _print_npz(path)
         return
     if out.exists() and not force:
         raise SpecError(
@@ -73,6 +76,22 @@ def inspect_command(
         return
     print(f"\nWrote {out}: correct it if something is wrong, then:")
     print(f"    python -m robustbench_med run --dataset {out} --model ...")
+
+
+def _print_npz(path: Path) -> None:
+    """Print what is in a file of arrays, which needs no card file."""
+    from robustbench_med.datasets.load import load_dataset
+    from robustbench_med.datasets.own import describe
+    from robustbench_med.datasets.sources.survey import of_splits
+
+    dataset = load_dataset(path)
+    card, splits = dataset.card, describe(path).splits
+    shape = "x".join(map(str, (*card.size, card.channels)))
+    _print("", [("modality", card.modality), ("size", shape), ("task", card.task)])
+    _print("", of_splits(dataset, splits))
+    notes = [dataset.scored_on(split).card.notes[1:] for split in splits]
+    _print("look at", [note for each in notes for note in each])
+    print(f"\nIt needs no card:\n    python -m robustbench_med run --dataset {path} --model ...")
 
 
 def _print_dataset(card_file: CardFile, remarks: Iterable[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -58,19 +58,24 @@ def of_files(draft: Draft) -> Iterator[Line]:
         yield "spacing", f"{listed} mm"
 
 
-def of_dataset(dataset: Dataset, index: Index) -> Iterator[Line]:
-    """Yield what splits, labels and pixels say; every image is decoded.
-
-    Raises:
-        DataError: an image cannot be read, or breaks the data contract.
-    """
-    card, splits = dataset.card, [split for split in SPLITS if split in set(index.splits)]
+def of_splits(dataset: Dataset, splits: Sequence[SplitName]) -> Iterator[Line]:
+    """Yield the images, classes and patients of each split, and the range of all values."""
+    card = dataset.card
     for split in splits:
         arrays = dataset.arrays(split)
         yield split, f"{len(arrays)} images: {_counts(arrays, card)}{_patients(arrays)}"
     low, high = _range(dataset, splits)
     unit = "" if card.native is None else f" {card.native.unit}, in {card.native.text}"
     yield "values", f"{low:g}..{high:g}{unit}"
+
+
+def of_dataset(dataset: Dataset, index: Index) -> Iterator[Line]:
+    """Yield what splits, labels and pixels say; every image is decoded.
+
+    Raises:
+        DataError: an image cannot be read, or breaks the data contract.
+    """
+    yield from of_splits(dataset, [split for split in SPLITS if split in set(index.splits)])
     patients = {name for name in index.patients if name}
     yield (
         "patients",
@@ -149,7 +154,7 @@ def _patients(arrays: Arrays) -> str:
     return f"; {count} patient{'s' if count > 1 else ''}"
 
 
-def _range(dataset: Dataset, splits: list[SplitName]) -> tuple[float, float]:
+def _range(dataset: Dataset, splits: Sequence[SplitName]) -> tuple[float, float]:
     ends = [
         (float(chunk.min()), float(chunk.max()))
         for split in splits

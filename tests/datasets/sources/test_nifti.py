@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,34 @@ def test_a_damaged_volume_is_named(
     write_table(tmp_path / "mr" / "t.csv", [*rows, ("odd", 1)])
     with pytest.raises(DataError, match=f"got 1 of 5 that cannot: odd.nii.*{message}"):
         inspect(tmp_path / "mr")
+
+
+CANARY = "KANARIENVOGEL"
+
+
+def test_no_text_of_a_header_is_printed_logged_or_stored(
+    inspect: Inspect, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    rows: list[tuple[object, ...]] = [("file", "label")]
+    for k in range(6):
+        image = nibabel.Nifti1Image(values_of(k), RAS)
+        for field in ("descrip", "aux_file", "intent_name", "db_name"):
+            image.header[field] = CANARY.encode()
+        comment = nibabel.nifti1.Nifti1Extension("comment", CANARY.encode())
+        image.header.extensions.append(comment)
+        (tmp_path / "mr").mkdir(exist_ok=True)
+        nibabel.save(image, tmp_path / "mr" / f"{k}.nii")
+        assert CANARY.encode() in (tmp_path / "mr" / f"{k}.nii").read_bytes()
+        rows.append((f"{k}", k % 2))
+    write_table(tmp_path / "mr" / "t.csv", rows)
+    texts = [inspect(tmp_path / "mr"), caplog.text, (tmp_path / "mine.toml").read_text()]
+    dataset = loaded(tmp_path)
+    texts += [repr(dataset.card), str(dataset.arrays("test").ids)]
+    files = [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+    assert len(files) == 7
+    texts += [path.read_bytes().decode("latin-1") for path in files]
+    assert not [text for text in texts if CANARY in text]
 
 
 @pytest.mark.data

@@ -244,6 +244,15 @@ def test_a_table_with_splits(inspect: Inspect, films: Path, tmp_path: Path) -> N
     assert [int(name[-6:-4]) % 3 for name in arrays.ids.tolist()] == [1] * 10
 
 
+def test_a_file_of_arrays_is_inspected(inspect: Inspect, tmp_path: Path) -> None:
+    images = np.stack([picture(k % 2, k) for k in range(6)])
+    np.savez(tmp_path / "a.npz", test_images=images, test_labels=np.arange(6) % 2)
+    printed = inspect(tmp_path / "a.npz")
+    assert "test        6 images: class 0 3, class 1 3" in printed
+    assert "run --dataset" in printed
+    assert not (tmp_path / "mine.toml").exists()
+
+
 def test_copies_are_named(inspect: Inspect, films: Path) -> None:
     save(films / "images" / "film01.png", picture(0, 0))
     assert "1 images stand under different labels, e.g. images/film00.png" in inspect(films)
