@@ -32,16 +32,18 @@ class ResolvedAttack(NamedTuple):
         parameters: all parameters, defaults included.
         ladder: the radii, rising.
         trains: whether the attack uses training images.
+        stated_radii: the radii as they are written, with their units.
     """
 
     card: AttackCard
     parameters: dict[str, object]
     ladder: tuple[float, ...]
     trains: bool
+    stated_radii: tuple[object, ...] = ()
 
 
 def resolve_attack(
-    text: str, grid: Grid, to_radius: Callable[[object], float] = spec.number
+    text: str, grid: Grid, to_radius: Callable[[object], float] | None = None
 ) -> ResolvedAttack:
     """Return an attack with all its parameters: those of the spec, else the defaults.
 
@@ -51,7 +53,8 @@ def resolve_attack(
     Args:
         text: the spec.
         grid: states the radii, the norm and the budget.
-        to_radius: returns a radius in image units; by default radii have no unit.
+        to_radius: returns a radius in image units; None = the unit of the data is not known yet, so
+            that radii with a unit have stand-ins.
 
     Raises:
         UnknownNameError: there is no such attack.
@@ -59,7 +62,11 @@ def resolve_attack(
     """
     name, stated = spec.parse(text)
     card: AttackCard = registry.find("attacks", name)
-    ladder = _radii(name, stated.pop("eps", None), grid, to_radius)
+    eps: Any = stated.pop("eps", None)
+    if eps is None:
+        eps = grid.ladder
+    radii = tuple(eps) if isinstance(eps, list | tuple) else (eps,)
+    ladder = _ladder(name, radii, grid, to_radius)
     absolute = ladder if grid.budget == "absolute" else ()
     parameters = complete(card, with_total_step(card, stated, absolute))
     if grid.norm not in card.norms:
@@ -71,14 +78,14 @@ def resolve_attack(
     if grid.split == "train" and card.schedule == "universal":
         raise SpecError(f"{name}: expected other images than it is fitted on, got split 'train'")
     trains = card.schedule == "universal" or grid.budget == "mean_norm"
-    return ResolvedAttack(card, parameters, ladder, trains)
+    return ResolvedAttack(card, parameters, ladder, trains, radii)
 
 
 def by_queries(
     card: ModelCard,
     attacks: list[ResolvedAttack],
     grid: Grid,
-    to_radius: Callable[[object], float] = spec.number,
+    to_radius: Callable[[object], float],
 ) -> list[ResolvedAttack]:
     """Return the attacks on a victim that gives no gradient.
 
@@ -152,34 +159,28 @@ def _check_own(card: AttackCard, attack: Callable[[], object]) -> None:
         raise SpecError(f"{card.name}: expected an attack that returns images, got {got}")
 
 
-def stated_radii(text: str, grid: Grid) -> list[object]:
-    """Return the radii of an attack as they are written: those of its spec, else of the grid."""
-    eps = spec.parse(text).parameters.get("eps")
-    radii: Any = grid.ladder if eps is None else eps
-    return list(radii) if isinstance(radii, list | tuple) else [radii]
-
-
-def _radii(
-    name: str, eps: object, grid: Grid, to_radius: Callable[[object], float]
+def _ladder(
+    name: str, radii: tuple[object, ...], grid: Grid, to_radius: Callable[[object], float] | None
 ) -> tuple[float, ...]:
-    if eps is None and not grid.ladder:
+    if not radii:
         raise SpecError(
             f"{name}: expected eps, the radii to score at: {name}(eps=2/255), --eps 2/255, or a "
             "ladder in the suite"
         )
-    radii: Any = grid.ladder if eps is None else eps
-    values = radii if isinstance(radii, list | tuple) else [radii]
-    if not values:
-        raise SpecError(f"{name}: expected at least one eps, got none")
-    if has_unit(values) and (grid.norm == "l0" or grid.budget != "absolute"):
+    if has_unit(radii) and (grid.norm == "l0" or grid.budget != "absolute"):
         what = "norm l0, which counts values" if grid.norm == "l0" else "--budget mean_norm"
-        raise SpecError(f"{name}: expected eps without a unit for {what}, got {values[0]!r}")
-    ladder = tuple(to_radius(value) for value in values)
+        raise SpecError(f"{name}: expected eps without a unit for {what}, got {radii[0]!r}")
+    if to_radius is not None:
+        ladder = tuple(map(to_radius, radii))
+    elif has_unit(radii):
+        ladder = tuple((i + 1) / len(radii) for i in range(len(radii)))
+    else:
+        ladder = tuple(map(spec.number, radii))
     check_ladder(ladder)
     if grid.norm == "linf" and grid.budget == "absolute":
-        if has_unit(values) and ladder[-1] > 1:
+        if has_unit(radii) and ladder[-1] > 1:
             raise SpecError(
-                f"{name}: expected eps within the range of the data, got {values[-1]!r}, which is "
+                f"{name}: expected eps within the range of the data, got {radii[-1]!r}, which is "
                 f"{ladder[-1]:.3g} times the range"
             )
         check_image_units(ladder[-1])

@@ -20,7 +20,7 @@ from robustbench_med.bench.attack_spec import (
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.defense_spec import ResolvedDefense, resolve_defenses
 from robustbench_med.bench.failure import Failure
-from robustbench_med.bench.radii import attacks_on, radius_reader, resolve_attacks
+from robustbench_med.bench.radii import attacks_on, attacks_on_data, radius_reader, resolve_attacks
 from robustbench_med.bench.resolved_case import ResolvedCase, ResolvedSurrogate
 from robustbench_med.bench.suite import Grid, Suite
 from robustbench_med.bench.transfer import trained_on
@@ -67,11 +67,11 @@ def plan(
     failures: list[Failure] = []
     for grid in suite.grids:
         # find mistakes before any data are read
-        attacks = resolve_attacks(grid, None)
+        stated = resolve_attacks(grid)
         for name in grid.datasets:
             try:
                 dataset = (datasets or {}).get(name) or load_dataset(name, data=data)
-                attacks = resolve_attacks(grid, dataset.card)
+                attacks = attacks_on_data(stated, grid, dataset.card)
                 block = _block_of(grid, name, dataset, attacks)
             except (UnknownNameError, SpecError):
                 raise

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from robustbench_med.bench.attack_spec import ResolvedAttack, resolve_attack, stated_radii
+from robustbench_med.bench.attack_spec import ResolvedAttack, resolve_attack
 from robustbench_med.bench.suite import Grid
 from robustbench_med.cards import DatasetCard, ModelCard
 from robustbench_med.models.preprocess import parse_preprocess
@@ -16,35 +16,26 @@ _MUCH_NARROWER = 0.5  # a window of less than this fraction of the stored range 
 _log = logging.getLogger(__name__)
 
 
-class _StandIns:
-    """Rising radii in place of those whose unit is not known yet."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, radius: object) -> float:
-        self.count += 1
-        return self.count / 255
+def resolve_attacks(grid: Grid) -> list[ResolvedAttack]:
+    """Return the attacks of a grid before its data are known; radii with a unit have stand-ins."""
+    return [resolve_attack(text, grid) for text in grid.attacks]
 
 
-def resolve_attacks(grid: Grid, card: DatasetCard | None) -> list[ResolvedAttack]:
-    """Return the attacks of a grid before a victim is known; its window counts as the whole range.
+def attacks_on_data(
+    attacks: list[ResolvedAttack], grid: Grid, card: DatasetCard
+) -> list[ResolvedAttack]:
+    """Return the attacks on images whose unit is known; a window counts as the whole range.
 
     Args:
+        attacks: the attacks of the grid, as `resolve_attacks` returns them.
         grid: the grid.
-        card: states the units of the data; None = not known yet, so that radii with units are
-            replaced by others.
+        card: the card of the data.
     """
-    attacks = []
-    for text in grid.attacks:
-        if card is not None:
-            to_radius = partial(to_image_radius, card=card, windows=(1.0,))
-            attacks.append(resolve_attack(text, grid, to_radius))
-        elif has_unit(stated_radii(text, grid)):
-            attacks.append(resolve_attack(text, grid, _StandIns()))
-        else:
-            attacks.append(resolve_attack(text, grid))
-    return attacks
+    to_radius = partial(to_image_radius, card=card, windows=(1.0,))
+    return [
+        resolve_attack(text, grid, to_radius) if has_unit(attack.stated_radii) else attack
+        for text, attack in zip(grid.attacks, attacks, strict=True)
+    ]
 
 
 def attacks_on(
@@ -53,15 +44,15 @@ def attacks_on(
     """Return the attacks on a victim, whose window may be the unit of their radii.
 
     Args:
-        attacks: the attacks of the grid, as `resolve_attacks` returns them.
+        attacks: the attacks of the grid, as `attacks_on_data` returns them.
         grid: the grid.
         card: the card of the data.
         victim: the card of the victim.
     """
-    if any(has_window_unit(stated_radii(text, grid)) for text in grid.attacks):
+    if any(has_window_unit(attack.stated_radii) for attack in attacks):
         to_radius = radius_reader(card, victim)
         return [resolve_attack(text, grid, to_radius) for text in grid.attacks]
-    if not any(has_unit(stated_radii(text, grid)) for text in grid.attacks):
+    if not any(has_unit(attack.stated_radii) for attack in attacks):
         _warn_of_window(max(attack.ladder[-1] for attack in attacks), grid, card, victim)
     return attacks
 

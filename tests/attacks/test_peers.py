@@ -348,7 +348,7 @@ def test_the_judge_is_attacked_and_not_the_guide() -> None:
 
 def test_the_card_is_what_the_plan_needs() -> None:
     grid = Grid(datasets=("d",), attacks=("a",), ladder=(0.1,))
-    card, parameters, ladder, trains = resolve_attack("torchattacks:PGD(steps=5)", grid)
+    card, parameters, ladder, trains, _ = resolve_attack("torchattacks:PGD(steps=5)", grid)
     assert (ladder, trains) == ((0.1,), False)
     assert (card.name, card.title, card.version) == ("torchattacks:PGD", "PGD (torchattacks)", 1)
     assert card.source == "torchattacks 3.5.1"
