@@ -27,11 +27,19 @@ from robustbench_med.bench.runner import run_cases
 from robustbench_med.bench.suite import Grid, Suite
 
 MODEL = """
+import time
 import torch
 from torch import nn
 
+class Waiting(nn.Module):
+    def forward(self, x):
+        time.sleep({waits} * len(x))
+        return x
+
 def make():
     torch.manual_seed(0)
+    if {waits}:
+        return nn.Sequential(Waiting(), nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, 2))
     layers = [nn.Conv2d(3, 24, 3, padding=1), nn.ReLU()]
     for _ in range(4):
         layers += [nn.Conv2d(24, 24, 3, padding=1), nn.ReLU()]
@@ -46,18 +54,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", type=int, default=128, help="images of a case")
     parser.add_argument("--steps", type=int, default=20, help="steps of the attacks")
+    parser.add_argument(
+        "--waits",
+        type=float,
+        default=0.0,
+        help="seconds that the model sleeps for each image instead of computing, so that the load "
+        "of the machine does not count",
+    )
     parser.add_argument("--only", choices=("scaling", "overhead"), help="one of the tables")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         if arguments.only != "overhead":
-            _scaling(Path(folder), arguments.n, arguments.steps)
+            _scaling(Path(folder), arguments.n, arguments.steps, arguments.waits)
         if arguments.only != "scaling":
             _overhead(Path(folder))
 
 
-def _scaling(home: Path, n: int, steps: int) -> None:
-    (home / "model.py").write_text(MODEL, encoding="utf-8")
+def _scaling(home: Path, n: int, steps: int, waits: float) -> None:
+    (home / "model.py").write_text(MODEL.format(waits=waits), encoding="utf-8")
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (n, SIDE, SIDE, 3), dtype=np.uint8)
     labels = rng.integers(0, 2, (n, 1))
@@ -105,7 +120,7 @@ def _scaling(home: Path, n: int, steps: int) -> None:
 
 
 def _overhead(home: Path) -> None:
-    words = "--dataset phantom_chest --examples 0"
+    words = "--dataset phantom_chest --victim chest_resnet --examples 0"
     print("| executor | seconds | processor seconds |")
     print("|---|---|---|")
     names = ("inline", "processes", "dask")

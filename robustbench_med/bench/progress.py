@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_OVERDUE = 0.25  # of the time of an overdue step, which it is taken to need still
+_DRAWN = 2.0  # cases of an attack that count as much as all other attacks
+
+
 class Pace:
     """How long the steps of a run have taken, and what that says about the others.
 
-    A case's weight is the time that its victim's card names, for an attack that breaks no image.
-    The weights of one attack are wrong by about the same factor, so each attack has its own.
+    The weights of one attack's cases are wrong by about the same factor, so each attack has its
+    own. It is drawn to that of all attacks as long as few of its cases have run.
     """
 
     def __init__(self, runs: Sequence[CaseRun]) -> None:
@@ -51,23 +55,26 @@ class Pace:
         known = {run.id: seconds for run, seconds in remaining if seconds is not None}
         for run, since in running:
             if run.id in known:
-                known[run.id] = max(known[run.id] - since, 0.0)
+                # a step that takes longer than expected is not about to end because of that
+                known[run.id] = max(known[run.id] - since, _OVERDUE * since)
         return sum(known.values()) / max(min(workers, _steps(remaining)), 1)
 
     def _remaining(self, run: CaseRun) -> float | None:
         """Return the seconds of work that a case still needs."""
         if run.done > 0:
             return run.seconds * (1 - run.done) / run.done
-        attack = run.resolved.case.attack
-        if self._weighed[attack]:
-            return run.weight * self._spent[attack] / self._weighed[attack]
-        # of an attack that has not run yet: as others, or as the case that runs now
+        # the cases that ended, and those of which a part is done
         spent, weighed = sum(self._spent.values()), sum(self._weighed.values())
         for other in self._runs:
             if other.state != "ended" and other.done > 0:
                 spent += other.seconds
                 weighed += other.weight * other.done
-        return run.weight * spent / weighed if weighed else None
+        if not weighed:
+            return None
+        attack = run.resolved.case.attack
+        drawn = _DRAWN * run.weight
+        own = self._spent[attack] + drawn * spent / weighed
+        return run.weight * own / (self._weighed[attack] + drawn)
 
 
 def _steps(remaining: Sequence[tuple[CaseRun, float | None]]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from robustbench_med.bench.pass_estimate import needed_share
+from robustbench_med.bench.pass_estimate import attack_passes, check_passes, setup_passes
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import crafting_key, is_crafted_elsewhere, setup_key
 from robustbench_med.bench.steps import Needs, ShardStep
@@ -118,14 +118,8 @@ def case_runs(waiting: Sequence[ResolvedCase], *, in_order: bool) -> list[CaseRu
         key = crafting_key if chained else setup_key
         group = "" if in_order else repr(key(resolved.case))
         weight = weight_of(resolved)
-        runs.append(CaseRun(resolved, group, images_of(resolved), weight, chained))
+        runs.append(CaseRun(resolved, group, resolved.images(), weight, chained))
     return runs
-
-
-def images_of(resolved: ResolvedCase) -> int:
-    """Return the number of images of a case."""
-    available = len(resolved.data.arrays(resolved.case.split))
-    return available if resolved.case.n is None else min(resolved.case.n, available)
 
 
 def most_steps(waiting: Sequence[ResolvedCase], shard: int | None) -> int:
@@ -141,17 +135,16 @@ def most_steps(waiting: Sequence[ResolvedCase], shard: int | None) -> int:
         if not is_crafted_elsewhere(resolved.case):
             card = resolved.data.card
             size = shard or images_of_shard((card.channels, *card.size))
-            steps += -(-images_of(resolved) // size)
+            steps += -(-resolved.images() // size)
     return steps
 
 
 def weight_of(resolved: ResolvedCase) -> float:
-    """Return how long a case should take, in seconds where the card of its victim has a timing.
-
-    Half a second for what a case costs whatever its attack is: setup, checks and the record.
-    """
-    seconds = resolved.seconds or resolved.most_passes() * _PASS
-    return seconds * needed_share(resolved.case.attack) + _ANY_CASE
+    """Return how long a case should take, in seconds where the card of its victim has a timing."""
+    attack = attack_passes(resolved, None)
+    passes = attack + check_passes(resolved, attack) + setup_passes(resolved)
+    measured = resolved.model.measured
+    return passes * (_PASS if measured is None else measured.gradient_ms / 1000) + _ANY_CASE
 
 
 class Queue:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pandas as pd
 import pytest
@@ -58,7 +60,7 @@ class Scripted:
     def start(self, worker: str, task: object) -> None:
         assert isinstance(task, Task)
         assert worker not in self._tasks
-        self._tasks[worker] = task
+        self._tasks[worker] = pickle.loads(cloudpickle.dumps(task))  # noqa: S301
 
     def wait(self, seconds: float) -> list[Event]:
         busy = sorted(name for name in self._tasks if name not in self.hangs)
@@ -73,7 +75,8 @@ class Scripted:
             self._workers[worker] = Worker()
             return [Died(worker)]
         try:
-            return [Finished(worker, self._workers[worker](task))]
+            reply = pickle.loads(cloudpickle.dumps(self._workers[worker](task)))  # noqa: S301
+            return [Finished(worker, reply)]
         except KeyError as error:
             return [Raised(worker, error)]
 
