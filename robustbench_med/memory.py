@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-SLACK = 96 * 2**20  # bytes that may be free and unreturned; less costs time, see HeapLimit
+SLACK = 64 * 2**20  # bytes that may be free and unreturned; less costs time, see HeapLimit
 _LEARNS = 6  # checks; a step of an attack and the reading of its images are fewer
 _STATM = Path("/proc/self/statm")
 

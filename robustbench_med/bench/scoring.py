@@ -18,6 +18,7 @@ from robustbench_med.bench.record import Audit, Certificate, Rung
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.sample_metrics import VISIBILITY, score_attack, score_detector
 from robustbench_med.bench.setup import AttackSetup
+from robustbench_med.memory import release_memory
 from robustbench_med.metrics.classification import Predictions, flips, score
 from robustbench_med.metrics.segmentation import mask_metrics, overlap, score_masks
 from robustbench_med.models.operating_point import probability
@@ -53,6 +54,7 @@ def score_run(planned: ResolvedCase, setup: AttackSetup, run: AttackRun) -> Scor
         setup: the setup, with clean logits and truth of all `n` images.
         run: the attack's run, with the measurements of the attacked images.
     """
+    release_memory()
     case = planned.case
     attacked, patients = run.attacked, setup.batch.patients
     aimed = run.aimed

@@ -13,6 +13,7 @@ from sklearn import metrics as sk
 
 from robustbench_med.cards import DatasetCard
 from robustbench_med.stats import UNDEFINED, Estimate, intervals
+from robustbench_med.stats.patients import few_at_a_time
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -166,11 +167,14 @@ def auc_repeats(p: Predictions, j: int, weights: Floats) -> Floats:
     order = np.argsort(p.scores[:, j], kind="stable")
     truth, known = p.truth[order, j], p.known[order, j]
     _, first = np.unique(p.scores[order, j], return_index=True)
-    w = weights[:, order]
-    ill = np.add.reduceat(w * (truth & known), first, axis=1)
-    well = np.add.reduceat(w * (~truth & known), first, axis=1)
-    below = np.cumsum(well, axis=1) - well / 2
-    auc: Floats = (ill * below).sum(1) / (ill.sum(1) * well.sum(1))
+    pieces = []
+    for some in few_at_a_time(weights):
+        w = some[:, order]
+        ill = np.add.reduceat(w * (truth & known), first, axis=1)
+        well = np.add.reduceat(w * (~truth & known), first, axis=1)
+        below = np.cumsum(well, axis=1) - well / 2
+        pieces.append((ill * below).sum(1) / (ill.sum(1) * well.sum(1)))
+    auc: Floats = np.concatenate(pieces)
     return auc
 
 

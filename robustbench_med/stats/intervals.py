@@ -19,6 +19,7 @@ from statsmodels.stats.proportion import proportion_confint
 from robustbench_med.stats import UNDEFINED, Estimate
 from robustbench_med.stats.patients import (
     design_effect,
+    few_at_a_time,
     patient_numbers,
     resampled_patients,
     resamples,
@@ -138,9 +139,12 @@ def median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> Estimat
     if len(values) == 0:
         return UNDEFINED
     order = np.argsort(values, kind="stable")
-    ranked, drawn = values[order], weights[:, order].cumsum(1)
-    filled = drawn[:, -1] > 0
-    half = (drawn[filled] >= drawn[filled, -1:] / 2).argmax(1)
+    ranked, pieces = values[order], []
+    for some in few_at_a_time(weights):
+        drawn = some[:, order].cumsum(1)
+        filled = drawn[:, -1] > 0
+        pieces.append((drawn[filled] >= drawn[filled, -1:] / 2).argmax(1))
+    half = np.concatenate(pieces)
     value = float(ranked[(len(ranked) - 1) // 2])
     # "inverted_cdf", because a quantile between a number and inf would be NaN
     tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]

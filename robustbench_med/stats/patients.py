@@ -6,11 +6,13 @@ If patients are not known (None), every image counts as a patient of its own.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 REPLICATES = 1000
+_AT_ONCE = 2**19  # weights
 
 
 def patient_numbers(n: int, patients: NDArray[np.character] | None) -> NDArray[np.intp]:
@@ -37,7 +39,15 @@ def resamples(
     number = patient_numbers(n, patients)
     count = int(number.max()) + 1
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), replicates)
-    return drawn[:, number].astype(np.float64)
+    weights = drawn.astype(np.float64)
+    return weights if patients is None else weights[:, number]
+
+
+def few_at_a_time(weights: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
+    """Yield `weights` from `resamples` a few resamples at a time, for what needs copies of them."""
+    size = max(1, _AT_ONCE // max(1, weights.shape[1]))
+    for start in range(0, max(1, len(weights)), size):
+        yield weights[start : start + size]
 
 
 def resampled_patients(
