@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from robustbench_med.bench.pass_estimate import attack_passes, check_passes, setup_passes
+from robustbench_med.bench.pass_estimate import FORWARD, attack_passes, check_passes
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import crafting_key, is_crafted_elsewhere, setup_key
 from robustbench_med.bench.steps import Needs, ShardStep
@@ -142,7 +142,8 @@ def most_steps(waiting: Sequence[ResolvedCase], shard: int | None) -> int:
 def weight_of(resolved: ResolvedCase) -> float:
     """Return how long a case should take, in seconds where the card of its victim has a timing."""
     attack = attack_passes(resolved, None)
-    passes = attack + check_passes(resolved, attack) + setup_passes(resolved)
+    # the clean images are forwarded twice; validation is not read here, only by the workers
+    passes = attack + check_passes(resolved, attack) + 2 * FORWARD * resolved.images()
     measured = resolved.model.measured
     return passes * (_PASS if measured is None else measured.gradient_ms / 1000) + _ANY_CASE
 
