@@ -28,6 +28,7 @@ from robustbench_med.export.form import WARNING, Form, Mark
 from robustbench_med.export.read_back import read_back
 
 HU = NativeRange(unit="HU", low=-1024, high=3071)
+HU_BY_2 = NativeRange(unit="HU", low=-1024, high=3070, step=2)
 GREY = NativeRange(unit="grey level", low=0, high=255)
 SIXTEEN = NativeRange(unit="grey level", low=0, high=65535)
 SUV = NativeRange(unit="SUV", low=0, high=20, step=0.1)
@@ -36,6 +37,7 @@ FORMS = {
     "grey": Form(GREY, (5, 7), 1, None),
     "colours": Form(GREY, (5, 7), 3, None),
     "hu": Form(HU, (5, 7), 1, (0.7, 0.8)),
+    "hu in steps of 2": Form(HU_BY_2, (5, 7), 1, (0.7, 0.8)),
     "hu volume": Form(HU, (3, 5, 7), 1, (2.5, 0.7, 0.8)),
     "volume of unknown spacing": Form(SIXTEEN, (3, 4, 6), 1, None),
     "channels": Form(SIXTEEN, (3, 4, 6), 4, (1.0, 1.0, 1.0)),
@@ -44,10 +46,10 @@ FORMS = {
 FITS = {
     "dicom": (
         dicom_files,
-        {"grey", "colours", "hu", "hu volume", "suv"},
+        {"grey", "colours", "hu", "hu in steps of 2", "hu volume", "suv"},
     ),
     "nifti": (nifti_files, set(FORMS)),
-    "png": (png_files, {"grey", "colours", "hu", "suv"}),
+    "png": (png_files, {"grey", "colours", "hu", "hu in steps of 2", "suv"}),
 }
 
 

@@ -20,7 +20,7 @@ from robustbench_med.datasets.sources.refs import ImageRef
 from robustbench_med.files import write_text
 from robustbench_med.paths import cache_root
 
-VERSION = 1  # raised when a reader returns other values
+VERSION = 2  # raised when a reader returns other values, or finds more in headers
 _CHUNK = 4 * 2**20  # bytes that are read at a time
 _DECODED_BYTES = 32 * 2**20  # of images that are decoded before they are written
 

@@ -180,6 +180,7 @@ def _ref(header: Header, files: tuple[str, ...], frames: tuple[int, ...]) -> Ima
             frames=frames,
             spacing=_spacing(image, frames[0] if frames else 0),
             facts=tuple(_facts(image, photometric)),
+            grids=() if colour else ((slope, intercept),),
         )
 
     reference: ImageRef = guarded(describe)

@@ -200,6 +200,7 @@ def _volume(slices: Sequence[Slice], root: Path) -> ImageRef:
         size=(len(slices), *first.ref.size),
         spacing=spacing,
         mask=masks.pop() if masks else "",
+        grids=tuple(dict.fromkeys(grid for item in slices for grid in item.ref.grids)),
     )
 
 

@@ -14,6 +14,7 @@ from robustbench_med.cards import DatasetCard
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
 from robustbench_med.datasets.own import OWN_FILE_NOTE
 from robustbench_med.datasets.sources.decoded import decoded, fingerprint
+from robustbench_med.datasets.sources.grid import check_grid
 from robustbench_med.datasets.sources.index import Index, index_of
 from robustbench_med.datasets.sources.mask_files import read_masks
 from robustbench_med.datasets.sources.pixels import pixels_of
@@ -74,8 +75,15 @@ def card_of(index: Index) -> DatasetCard:
         )
     if source.clip and card.native is not None:
         notes.append(f"values outside {card.native.text} were clipped to it")
+    if card.native is not None and (
+        note := check_grid(card.native, images, str(index.card_file.path))
+    ):
+        notes.append(note)
     if source.scale == "each":
-        notes.append("each image was scaled from its own lowest to its own highest value")
+        notes.append(
+            "each image was scaled from its own lowest to its own highest value, and is rounded to "
+            f"{card.bit_depth} bits of that range, which may be finer than its file"
+        )
     if source.draw is not None and max(source.draw.fractions.values()) < 1:
         unit = "patient" if any(index.patients) else "image"
         notes.append(f"splits were drawn by {unit} with seed {source.draw.seed}")

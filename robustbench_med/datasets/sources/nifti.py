@@ -59,6 +59,7 @@ def head(root: Path, name: str) -> ImageRef:
             _dtype(image),
             spacing=in_order[:-1] if flat else in_order,
             facts=facts,
+            grids=_grids(image),
         )
 
     reference: ImageRef = _guarded(read)
@@ -143,6 +144,11 @@ def _dtype(image: Any) -> str:  # noqa: ANN401
     if dtype.kind == "f" or (slope, intercept) != (1, 0):
         return "float32"
     return "int32" if dtype.itemsize > 2 else str(dtype.newbyteorder("="))
+
+
+def _grids(image: Any) -> tuple[tuple[float, float], ...]:  # noqa: ANN401
+    scale = float(image.dataobj.slope), float(image.dataobj.inter)
+    return () if image.get_data_dtype().kind == "f" or scale == (1, 0) else (scale,)
 
 
 def _type_name(image: Any) -> str:  # noqa: ANN401

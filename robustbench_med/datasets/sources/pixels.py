@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from robustbench_med.cards import NativeRange
 from robustbench_med.datasets.sources.file_images import FileImages
-from robustbench_med.datasets.sources.native import scaled, stored_type
+from robustbench_med.datasets.sources.native import on_steps, scaled, stored_type
 from robustbench_med.datasets.sources.readers import READERS
 from robustbench_med.datasets.sources.refs import ImageRef, UnreadableError, check_values
 from robustbench_med.datasets.sources.resize import resize
@@ -64,6 +64,8 @@ class Conversion:
         values = self._channels(resize(values, self.size))
         if self.native is not None:
             self._check_range(values, self.native)
+            if self.dtype.kind != "f" and (self.native.step != 1 or values.dtype.kind == "f"):
+                values = on_steps(values, self.native)
         return values.astype(self.dtype)
 
     def _channels(self, values: NDArray[Any]) -> NDArray[Any]:

@@ -14,6 +14,7 @@ from robustbench_med.datasets.sources import dicom, dicom_series, native, pictur
 from robustbench_med.datasets.sources.draft import Draft
 from robustbench_med.datasets.sources.draft_folders import from_folders, from_masks
 from robustbench_med.datasets.sources.draft_table import from_table
+from robustbench_med.datasets.sources.grid import grid_of
 from robustbench_med.datasets.sources.native import Ends
 from robustbench_med.datasets.sources.readers import READERS, scan
 from robustbench_med.datasets.sources.refs import (
@@ -229,7 +230,8 @@ def _values(draft: Draft) -> None:
             'scale = "each" scales each image by its own range'
         )
         return
-    chosen_range = native.native_of(ends, modality=modality, integers=integers)
+    shared_grid = grid_of(draft.refs)
+    chosen_range = native.native_of(ends, modality=modality, integers=integers, grid=shared_grid)
     draft.card["native"] = chosen_range.model_dump()
     if low < chosen_range.low or high > chosen_range.high:
         draft.source["clip"] = True

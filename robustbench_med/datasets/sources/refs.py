@@ -34,6 +34,8 @@ class ImageRef:
         patient: a number in place of the patient that the file states; "" = it states none.
         mask: the file of a mask that refers to this image by itself, as DICOM-SEG does.
         facts: further properties of the file, such as ("window", "40/400"); never free text.
+        grids: slope and intercept of its values, one pair for all slices that share it; empty = as
+            stored, without a scale.
     """
 
     files: tuple[str, ...]
@@ -45,6 +47,7 @@ class ImageRef:
     patient: str = ""
     mask: str = ""
     facts: tuple[tuple[str, str], ...] = ()
+    grids: tuple[tuple[float, float], ...] = ()
 
     @property
     def every_file(self) -> tuple[str, ...]:
