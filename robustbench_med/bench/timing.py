@@ -169,7 +169,7 @@ def run_pilot(planned: ResolvedCase, victim: Victim) -> Pilot:
     device = next(iter(victim.module.parameters()), torch.empty(0)).device
     batch = planned.data.batch(case.split, n=case.n, seed=case.seed, stored=True)
     n = max(min(_BATCH, images_at_once(card.size), len(batch)), 1)
-    x, y = batch.x[:n].to(device), batch.y[:n].to(device)
+    x, y = batch.x[:n].to(device), batch.y[:n].long().to(device)
     with frozen(victim.module), torch.inference_mode(False):
         problem = Problem(x, y, Ball("linf", 1.0), planned.objective, victim, chunk=n)
         problem = problem.bind()

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_med.bench.execute import execute
+from robustbench_med.bench.plan import plan
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import prepare_setup
+from robustbench_med.bench.suite import Suite
 from robustbench_med.bench.timing import Clock, Pilot, run_pilot, words
-from robustbench_med.models.load import Loaded, of_module
+from robustbench_med.models.load import Loaded, load_victim, of_module
 from robustbench_med.victim import Victim
 from tests.bench.toys import dataset_of, planned_of
 
@@ -149,3 +151,13 @@ def test_a_victim_that_cannot_be_timed_is_said_not_to_be() -> None:
     loaded.victim.module.forward = Fails().forward
     one = planned_of(data, "fgsm", victim_sha256="2" * 64)._replace(loaded=loaded)  # type: ignore[arg-type]
     assert Clock().seconds(one) is None
+
+
+def test_victims_of_masks_can_be_timed() -> None:
+    grid = {"datasets": ["phantom_brain"], "victims": ["brain_unet"], "attacks": ["pgd"], "n": 2}
+    suite = {"name": "t", "title": "T", "grids": [grid | {"ladder": ["2/255"]}]}
+    (one,), failures = plan(Suite.model_validate(suite))
+    assert not failures
+    pilot = run_pilot(one, load_victim(one.victim, one.data.card).victim)
+    assert pilot.seconds > 0
+    assert len(pilot.distances["linf"]) == 2
