@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from robustbench_med.datasets.sources.code_stream import shape_of
 from robustbench_med.datasets.sources.refs import ImageRef, UnreadableError, check_volume, times
 from robustbench_med.errors import NotInstalledError
 
@@ -24,6 +25,7 @@ _OTHER_SUFFIXES = frozenset(
 )
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 MAX_FRAMES = 2**16
+_LONG_ELEMENT = 12  # bytes of tag, type and length before the value of an element
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality"),
@@ -311,6 +313,7 @@ def _slice(root: Path, name: str, frame: int | None, size: tuple[int, ...]) -> N
             raise UnreadableError(f"its size is {times(stated)} in place of {times(size)}")
         _check_length(root / name, image)
         index = 0 if frame is None else frame
+        _check_stream(root / name, image, index)
         stored = pydicom.pixels.pixel_array(root / name, index=index)
         photometric = str(image.PhotometricInterpretation)
         if photometric == "PALETTE COLOR":
@@ -337,6 +340,30 @@ def _check_length(path: Path, image: Any) -> None:  # noqa: ANN401
         raise UnreadableError(
             f"it is cut: {path.stat().st_size} bytes hold fewer than its {bits // 8} of pixels"
         )
+
+
+def _check_stream(path: Path, image: Any, index: int) -> None:  # noqa: ANN401
+    """Refuse a code stream that states another size than the header, before it is allocated."""
+    pydicom = _pydicom()
+    syntax = image.file_meta.TransferSyntaxUID
+    if not syntax.is_compressed or syntax == pydicom.uid.RLELossless:
+        return
+    with path.open("rb") as file:
+        tags = ["NumberOfFrames", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"]
+        head = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
+        file.seek(_LONG_ELEMENT, 1)
+        offsets = [head.get(tag) for tag in tags[1:]]
+        stream = pydicom.encaps.get_frame(
+            file,
+            index,
+            number_of_frames=int(head.get("NumberOfFrames", 1) or 1),
+            extended_offsets=tuple(offsets) if all(offsets) else None,
+        )
+    expected = (int(image.Rows), int(image.Columns), int(image.get("SamplesPerPixel", 1)))
+    stated = shape_of(stream)
+    if stated != expected:
+        got = "no size" if stated is None else times(stated)
+        raise UnreadableError(f"its code stream states {got}, its header {times(expected)}")
 
 
 def _native(
@@ -391,6 +418,7 @@ def _padding(image: Any, values: NDArray[np.int64]) -> NDArray[np.bool_] | None:
 def _pydicom() -> Any:  # noqa: ANN401
     try:
         import pydicom
+        import pydicom.encaps
         import pydicom.pixels
     except ImportError:
         raise NotInstalledError("pydicom", "DICOM files", "clinical") from None
