@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -400,8 +401,6 @@ def _run(folder: Path, names: list[str]) -> dict[str, tuple[str, float, float]]:
 
 
 def _check(folder: Path, names: list[str]) -> None:
-    import re
-
     faults = []
     for name, (line, seconds, grown) in _run(folder, names).items():
         error, _, message = line.partition(": ")
@@ -423,3 +422,22 @@ def test_each_file_of_the_corpus_is_refused_in_one_line(tmp_path: Path) -> None:
 
 def test_some_files_of_the_corpus_are_refused_in_one_line(tmp_path: Path) -> None:
     _check(tmp_path, list(QUICK))
+
+
+@pytest.mark.parametrize("name", ["32000^3", "cut DICOM", "pickle in npz"])
+def test_the_command_ends_with_one_line_and_exit_code_2(tmp_path: Path, name: str) -> None:
+    CORPUS[name][0](tmp_path / "data")
+    done = subprocess.run(
+        [sys.executable, "-m", "robustbench_med", "inspect", str(_target(tmp_path / "data"))],
+        cwd=tmp_path,
+        env={**os.environ, "ROBUSTBENCH_MED_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert re.search(CORPUS[name][1], line)
+    assert not list(tmp_path.rglob("executed"))
+    assert not (tmp_path / "mine.toml").exists()
