@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +11,7 @@ import typer
 from robustbench_med.errors import DataError, SpecError
 
 if TYPE_CHECKING:
+    from robustbench_med.datasets.dataset import Dataset, SplitName
     from robustbench_med.datasets.sources.spec import CardFile
 
 OUT = Path("mine.toml")
@@ -26,7 +27,8 @@ def inspect_command(
     path: Annotated[
         Path,
         typer.Argument(
-            help="A folder of images, a CSV table of images, a card file (.toml) or an .npz file."
+            help="A folder of images or of a saved dataset, a CSV table of images, a card file "
+            "(.toml) or an .npz file."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The card file to write.")] = OUT,
@@ -40,6 +42,7 @@ def inspect_command(
     ] = False,
 ) -> None:
     """Look at your data, print what is in them, and write their card file for `run --dataset`."""
+    from robustbench_med.datasets.saved_data import is_saved, load_saved
     from robustbench_med.datasets.sources.recognise import draft_of
     from robustbench_med.datasets.sources.spec import parse, read_card_file
     from robustbench_med.datasets.sources.survey import of_files
@@ -55,6 +58,10 @@ def inspect_command(
         return
     if path.suffix.lower() == ".npz" and path.is_file():
         _print_npz(path)
+        return
+    if is_saved(path):
+        dataset = load_saved(path)
+        _print_known(path, dataset, dataset.compared)
         return
     if out.exists() and not force:
         raise SpecError(
@@ -82,10 +89,15 @@ def _print_npz(path: Path) -> None:
     """Print what is in a file of arrays, which needs no card file."""
     from robustbench_med.datasets.load import load_dataset
     from robustbench_med.datasets.own import describe
+
+    _print_known(path, load_dataset(path), describe(path).splits)
+
+
+def _print_known(path: Path, dataset: Dataset, splits: Sequence[SplitName]) -> None:
+    """Print what is in data that need no card file."""
     from robustbench_med.datasets.sources.survey import of_splits
 
-    dataset = load_dataset(path)
-    card, splits = dataset.card, describe(path).splits
+    card = dataset.card
     shape = "x".join(map(str, (*card.size, card.channels)))
     _print("", [("modality", card.modality), ("size", shape), ("task", card.task)])
     _print("", of_splits(dataset, splits))

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from robustbench_med import api
+from robustbench_med.cli import app
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.datasets.saved_data import SavedPictures
 from robustbench_med.errors import DataError
@@ -113,6 +115,23 @@ def test_a_dataset_that_hugging_face_saved(tmp_path: Path) -> None:
     (tmp_path / "My-set" / "test" / "state.json").write_text("{")
     with pytest.raises(DataError, match="got one that is damaged"):
         load_dataset(tmp_path / "My-set")
+
+
+def test_inspect_prints_what_is_in_a_saved_dataset(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    data = hugging_face()
+    splits = datasets.DatasetDict({"validation": data.select(range(4)), "test": data})
+    splits.save_to_disk(tmp_path / "saved")
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "saved")])
+    assert result.exit_code == 0, result.output
+    counts = np.bincount(LABELS).tolist()
+    assert f"test        {N} images: a {counts[0]}, b {counts[1]}" in result.output
+    assert "val         4 images: " in result.output
+    assert "train " not in result.output
+    assert f"run --dataset {tmp_path / 'saved'} --model" in result.output
+    (tmp_path / "saved" / "test" / "state.json").write_text("{")
+    damaged = CliRunner().invoke(app, ["inspect", str(tmp_path / "saved")])
+    assert isinstance(damaged.exception, DataError)
 
 
 def test_a_saved_dataset_opens_no_other_file(tmp_path: Path) -> None:
