@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from robustbench_med.files import write_text
 from robustbench_med.paths import cache_root
@@ -23,24 +24,38 @@ CHECK_DATA = "ROBUSTBENCH_MED_CHECK_DATA"
 _YOUNG = 2 * 10**9
 
 
-def file_state(path: Path) -> str | None:
-    """Return a text that is another one after any change of a file.
+class State(NamedTuple):
+    """The state of a file.
+
+    Attributes:
+        text: device, inode, size and times.
+        is_certain: whether any later change will give another text.
+    """
+
+    text: str
+    is_certain: bool
+
+
+def look_up(path: Path) -> State | None:
+    """Return the state of a file; None if it cannot be looked up.
 
     The time of the last change of the inode is part of it, because a program that copies or unpacks
-    may set the time of the last change of the content to an old one.
-
-    Returns:
-        None where that is not certain: the file changed within the last 2 seconds, so that it may
-        change again at the same time, as its clock has it, or it cannot be looked up.
+    may set the time of the last change of the content to an old one. A file that changed within the
+    last 2 seconds may change again at the same time, as its clock has it.
     """
     try:
         stat = path.stat()
     except OSError:
         return None
     changed = max(stat.st_mtime_ns, stat.st_ctime_ns)
-    if time.time_ns() - changed < _YOUNG:
-        return None
-    return f"{stat.st_dev} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+    text = f"{stat.st_dev} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+    return State(text, time.time_ns() - changed >= _YOUNG)
+
+
+def file_state(path: Path) -> str | None:
+    """Return a text that is another one after any change of a file; None if none is certain."""
+    state = look_up(path)
+    return state.text if state is not None and state.is_certain else None
 
 
 def remembered(path: Path, what: str, compute: Callable[[], str]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -14,31 +15,48 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from robustbench_med.datasets.file_state import CHECK_DATA, look_up
 from robustbench_med.datasets.row_file import RowFile
 from robustbench_med.datasets.sources.file_images import FileImages
 from robustbench_med.datasets.sources.refs import ImageRef
 from robustbench_med.files import write_text
 from robustbench_med.paths import cache_root
 
+_log = logging.getLogger(__name__)
+
 VERSION = 2  # raised when a reader returns other values, or finds more in headers
 _CHUNK = 4 * 2**20  # bytes that are read at a time
 _DECODED_BYTES = 32 * 2**20  # of images that are decoded before they are written
 
 
-def fingerprint(root: Path, files: Iterable[str], options: Sequence[object]) -> str:
-    """Return a hash of what decoded images depend on: the files' paths, sizes and times."""
+class Key(NamedTuple):
+    """Where something that was read from files is stored.
+
+    Attributes:
+        code: a hash of the files' paths and states.
+        is_kept: whether it may be taken from there; else it is read again.
+    """
+
+    code: str
+    is_kept: bool
+
+
+def fingerprint(root: Path, files: Iterable[str], options: Sequence[object]) -> Key:
+    """Return the key of what is read from files, which is another one after any change of them.
+
+    What is stored is not used where `CHECK_DATA` is set, nor where a file changed so shortly before
+    that it may change again unseen: such a key is never that of files which are older.
+    """
     digest = hashlib.sha256(repr((VERSION, str(root), *options)).encode())
+    are_certain = True
     for name in files:
-        try:
-            stat = (root / name).stat()
-        except OSError:
-            stat = None
-        state = None if stat is None else (stat.st_size, stat.st_mtime_ns)
+        state = look_up(root / name)
+        are_certain = are_certain and state is not None and state.is_certain
         digest.update(f"{name!r} {state}".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()[:32]
+    return Key(digest.hexdigest()[:32], are_certain and not os.environ.get(CHECK_DATA))
 
 
-def decoded(images: FileImages, key: str) -> RowFile | FileImages:
+def decoded(images: FileImages, key: Key) -> RowFile | FileImages:
     """Return the images as a row file in the cache folder, written now unless it is there.
 
     Where the folder cannot be written, the images stay in their files and are decoded again
@@ -47,9 +65,10 @@ def decoded(images: FileImages, key: str) -> RowFile | FileImages:
     Raises:
         DataError: some files cannot be read.
     """
-    target = _folder() / f"{key}.rows"
+    target = _folder() / f"{key.code}.rows"
     rows = RowFile(target, 0, images.dtype, images.shape)
-    if _is_sound(target):
+    stored = _stored_checksum(target)
+    if key.is_kept and stored is not None:
         return rows
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
     size = int(np.prod(images.shape[1:])) * images.dtype.itemsize
@@ -61,6 +80,10 @@ def decoded(images: FileImages, key: str) -> RowFile | FileImages:
                 content = images[start : start + step].tobytes()
                 checksum = zlib.crc32(content, checksum)
                 file.write(content)
+        if checksum == stored:
+            return rows
+        if stored is not None:
+            _say_changed(images.root)
         temporary.replace(target)
         write_text(target.with_suffix(".crc"), str(checksum))
     except OSError:
@@ -83,10 +106,26 @@ class Listing(NamedTuple):
     remarks: list[str]
 
 
-def read_listing(key: str) -> Listing | None:
-    """Return the listing that was stored under a key; None if there is none."""
+def listed(key: Key, root: Path, look: Callable[[], Listing]) -> Listing:
+    """Return the listing that is stored under a key, or look into every file and store it."""
+    path = _folder() / f"{key.code}.json"
+    stored = _read_listing(path)
+    if key.is_kept and stored is not None:
+        return stored
+    listing = look()
+    if listing != stored:
+        if stored is not None:
+            _say_changed(root)
+        content = {"refs": [asdict(ref) for ref in listing.refs], "remarks": listing.remarks}
+        with suppress(OSError):
+            write_text(path, json.dumps(content))
+    return listing
+
+
+def _read_listing(path: Path) -> Listing | None:
+    """Return a listing that was stored; None if there is none, or it is damaged."""
     try:
-        stored = json.loads((_folder() / f"{key}.json").read_bytes())
+        stored = json.loads(path.read_bytes())
         refs = [
             ImageRef(**{name: _frozen(value) for name, value in ref.items()})
             for ref in stored["refs"]
@@ -94,13 +133,6 @@ def read_listing(key: str) -> Listing | None:
         return Listing(refs, list(map(str, stored["remarks"])))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-
-
-def store_listing(key: str, listing: Listing) -> None:
-    """Store a listing, which took a look into every file."""
-    content = {"refs": [asdict(ref) for ref in listing.refs], "remarks": listing.remarks}
-    with suppress(OSError):
-        write_text(_folder() / f"{key}.json", json.dumps(content))
 
 
 def _frozen(value: Any) -> Any:  # noqa: ANN401 - a value of JSON
@@ -111,8 +143,16 @@ def _folder() -> Path:
     return cache_root() / "decoded"
 
 
-def _is_sound(path: Path) -> bool:
-    """Whether a row file has the checksum that it was written with."""
+def _say_changed(root: Path) -> None:
+    _log.warning(
+        "%s: files changed although their sizes and times did not: they were read again; records "
+        "that were written before hold for the files as they were",
+        root,
+    )
+
+
+def _stored_checksum(path: Path) -> int | None:
+    """Return the checksum that a row file was written with; None unless it still has it."""
     checksum = 0
     try:
         expected = int(path.with_suffix(".crc").read_text(encoding="ascii"))
@@ -120,5 +160,5 @@ def _is_sound(path: Path) -> bool:
             while chunk := file.read(_CHUNK):
                 checksum = zlib.crc32(chunk, checksum)
     except (OSError, ValueError):
-        return False
-    return checksum == expected
+        return None
+    return expected if checksum == expected else None

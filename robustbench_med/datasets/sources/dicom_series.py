@@ -286,7 +286,7 @@ def decode_mask(root: Path, ref: ImageRef) -> NDArray[Any]:
     Raises:
         UnreadableError: the mask is damaged, its segments overlap, or it has another size.
     """
-    segmentation = _segmentation(root / ref.mask, (root / ref.mask).stat().st_mtime_ns)
+    segmentation = _segmentation(root / ref.mask, (root / ref.mask).stat().st_ctime_ns)
     headers = [dicom.read_header(root, name) for name in ref.files]
 
     def read() -> NDArray[Any]:

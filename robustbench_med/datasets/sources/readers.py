@@ -9,12 +9,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from robustbench_med.datasets.sources import dicom, dicom_series, nifti, pictures
-from robustbench_med.datasets.sources.decoded import (
-    Listing,
-    fingerprint,
-    read_listing,
-    store_listing,
-)
+from robustbench_med.datasets.sources.decoded import Listing, fingerprint, listed
 from robustbench_med.datasets.sources.refs import (
     ImageRef,
     UnreadableError,
@@ -69,9 +64,14 @@ def scan(
         DataError: headers cannot be read, or a series is no volume; the message names the files.
     """
     key = fingerprint(root, names, ("headers", format_name, volumes, by_study))
-    stored = read_listing(key)
-    if stored is not None:
-        return stored
+    return listed(
+        key, root, lambda: _look(root, names, format_name, volumes=volumes, by_study=by_study)
+    )
+
+
+def _look(
+    root: Path, names: Sequence[str], format_name: str, *, volumes: bool, by_study: bool
+) -> Listing:
     with pictures.quiet():
         linked = [(name, reason) for name in names if (reason := _link(root, name))]
         refuse_unreadable(linked, len(names), root)
@@ -82,7 +82,6 @@ def scan(
             refs, failures = _heads(root, names, format_name)
             listing = Listing(refs, [])
     refuse_unreadable(failures, len(names), root)
-    store_listing(key, listing)
     return listing
 
 

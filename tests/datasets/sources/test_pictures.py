@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
+from robustbench_med.datasets.file_state import State, checked_in_full
 from robustbench_med.datasets.sources import decoded
 from robustbench_med.datasets.sources.load import SPLITS
 from robustbench_med.errors import BenchError, DataError, SpecError
@@ -95,8 +100,72 @@ def test_decoded_images_are_read_again_where_a_file_changed(
     assert before.fingerprint() != after.fingerprint()
 
 
-def test_a_damaged_cache_is_decoded_again(films: Path, inspect: Inspect, tmp_path: Path) -> None:
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a minute pass, as far as the age of files is concerned."""
+    now = time.time_ns() + 60 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: now)
+
+
+def first_image(folder: Path) -> NDArray[Any]:
+    """Return the first image of the test split, read anew."""
+    images: NDArray[Any] = loaded(folder).arrays("test").images[:1]
+    return images[0]
+
+
+def test_a_change_of_a_file_is_seen_where_size_and_time_are_kept(
+    films: Path, inspect: Inspect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, path in enumerate(sorted(films.rglob("*.png"))):
+        save(path.with_suffix(".bmp"), picture(seed % 2, seed))
+        path.unlink()
+    table = films / "labels.csv"
+    table.write_text(table.read_text().replace(".png", ".bmp"))
     inspect(films)
+    later(monkeypatch)
+    before, path = first_image(tmp_path), films / str(loaded(tmp_path).arrays("test").ids[0])
+    stat = path.stat()
+    save(path, 255 - before)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    np.testing.assert_array_equal(first_image(tmp_path), 255 - before)
+
+
+@pytest.mark.parametrize("is_certain", [True, False])
+def test_files_are_read_again_on_demand_or_while_they_are_young(
+    films: Path,
+    inspect: Inspect,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    is_certain: bool,
+) -> None:
+    inspect(films)
+    monkeypatch.setattr(decoded, "look_up", lambda _: State("same", is_certain))
+    before, path = first_image(tmp_path), films / str(loaded(tmp_path).arrays("test").ids[0])
+    save(path, 255 - before)
+    seen = before if is_certain else 255 - before
+    np.testing.assert_array_equal(first_image(tmp_path), seen)
+    caplog.clear()
+    with checked_in_full():
+        np.testing.assert_array_equal(first_image(tmp_path), 255 - before)
+    assert ("files changed although" in caplog.text) == is_certain
+    caplog.clear()
+    save(path, picture(0, 0, (9, 9)))
+    with checked_in_full():
+        assert any("1 of 30 images were resized" in note for note in loaded(tmp_path).card.notes)
+    assert caplog.text.count("files changed although") == 1
+    with checked_in_full():
+        first_image(tmp_path)
+        caplog.clear()
+        first_image(tmp_path)
+    assert "files changed although" not in caplog.text
+
+
+def test_a_damaged_cache_is_decoded_again(
+    films: Path, inspect: Inspect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspect(films)
+    later(monkeypatch)
     expected = loaded(tmp_path).arrays("test").images[:]
     for path in (tmp_path / "cache" / "decoded").glob("*.rows"):
         content = bytearray(path.read_bytes())
