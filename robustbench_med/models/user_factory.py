@@ -46,7 +46,7 @@ class Product(NamedTuple):
     """The model that a factory returned."""
 
     module: nn.Module
-    sha256: str  # covers the file, the code of the module and its weights
+    sha256: str  # covers the file, modules beside it that it imported, the module and its weights
     unused: dict[str, Any]  # parameters that the factory does not take
 
 
@@ -89,13 +89,14 @@ def make_model(factory: Factory, options: tuple[str, ...]) -> Product:
     if not check_name(path).is_file():
         raise VictimError(f"{where}: expected a Python file at {path}, got none")
     content = path.read_bytes()
-    with importing_beside(path):
+    with importing_beside(path) as imported:
         function = getattr(execute(path, content, VictimError), name, None)
         if not callable(function):
             raise VictimError(f"{where}: expected a function {name!r} in {path.name}, got none")
         arguments = _arguments(function, parameters, options)
         module = run_factory(where, lambda: function(**arguments), seed=name)
-        hashes = (hashlib.sha256(content).hexdigest(), identity(module))
+        hashes = [hashlib.sha256(content).hexdigest(), identity(module)]
+        hashes += [hashlib.sha256(beside.read_bytes()).hexdigest() for beside in imported()]
     unused = {key: value for key, value in parameters.items() if key not in arguments}
     return Product(module, hashlib.sha256("\n".join(hashes).encode()).hexdigest(), unused)
 
