@@ -138,7 +138,14 @@ class Table:
         return table
 
     def put(self, rung: int | Rows, rows: Rows, columns: Measurements) -> None:
-        """Write the measurements of some rows, all at one rung or each at its own."""
+        """Write the measurements of some rows, all at one rung or each at its own.
+
+        Raises:
+            ValueError: these are other measurements than those of earlier rows.
+        """
+        if self.columns and self.columns.keys() != columns.keys():
+            names = ", ".join(sorted(self.columns.keys() ^ columns.keys()))
+            raise ValueError(f"expected the measurements of earlier rows, got others: {names}")
         for name, value in columns.items():
             if name not in self.columns:
                 self.columns[name] = value.new_zeros((*self._shape, *value.shape[1:]))

@@ -90,6 +90,9 @@ def _title_of(victim: str, titles: Mapping[str, str], grid: Grid) -> str | None:
     return {with_preprocess(name, grid.preprocess): titles[name] for name in titles}.get(victim)
 
 
+_GREY_LEVELS = DatasetCard.model_fields["native_range"].default
+
+
 class _Block(NamedTuple):
     """A grid on one of its datasets, with its texts parsed.
 
@@ -316,6 +319,8 @@ def data_sha256(dataset: Dataset, grid: Grid, *, fitted: bool = False) -> str:
     texts = [repr(contract)]
     if card.native is not None:
         texts.append(repr(card.native))
+    elif card.name not in registry.shipped("datasets") and card.native_range != _GREY_LEVELS:
+        texts.append(card.native_range)  # the steps before a network may be stated in its values
     if card.channel_names:  # a case may name channels
         texts.append(repr(card.channel_names))
     if card.task == "segmentation":

@@ -28,7 +28,7 @@ from robustbench_med.bench.eps_search import (
     worst,
 )
 from robustbench_med.bench.gradient_recorder import GradientRecorder
-from robustbench_med.bench.measurements import Measurements
+from robustbench_med.bench.measurements import CANDIDATES, Measurements
 from robustbench_med.bench.provenance import peak_mib
 from robustbench_med.bench.record import LadderAudit
 from robustbench_med.bench.resolved_case import ResolvedCase, schedule_name
@@ -227,6 +227,13 @@ def _joined(pieces: list[Shard], attack: Attack) -> FilledLadder:
     )
 
 
+def _kept(shard: Shard | None, ladder: Ladder) -> Shard | None:
+    """Return a stored shard; None if only one of its run and this one keeps candidates."""
+    if shard is None or (CANDIDATES in shard.rungs) != ladder.problem.keeps:
+        return None
+    return shard
+
+
 @contextmanager
 def _draws_of(ladder: Ladder, name: str, *, fresh: bool) -> Iterator[None]:
     """Seed the draws of a random victim anew, so that they do not depend on other shards."""
@@ -264,7 +271,9 @@ class LadderSchedule(NamedTuple):
         sharding = ladder.sharding if len(rows) > 1 else WHOLE
         files = sharding.files
         pieces = [
-            None if files is None else files.read(index, ladder.rng.select(part).keys)
+            None
+            if files is None
+            else _kept(files.read(index, ladder.rng.select(part).keys), ladder)
             for index, part in enumerate(rows)
         ]
         # the first shard goes on with the random draws of the fit

@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 import robustbench_med as rm
 from leaderboard.wording.threat_model import native_radius
 from robustbench_med.bench import store
+from robustbench_med.bench.plan import plan
 from robustbench_med.bench.record import Record
+from robustbench_med.bench.suite import Suite
 from robustbench_med.bench.verify.verify import verify
 from robustbench_med.cli import app
 
@@ -180,3 +182,23 @@ def test_pictures_show_what_the_window_shows(tmp_path: Path) -> None:
         shown = np.asarray(picture).astype(float)
     hu = arrays["test_images"][row, index].astype(float)
     assert np.abs(shown - np.clip((hu + 160) / 400, 0, 1) * 255).max() <= 0.5 + 1e-3
+
+
+def test_the_range_that_a_file_states_is_part_of_its_cases(tmp_path: Path) -> None:
+    images = np.zeros((4, 8, 8), np.uint8)
+    images[:, 2:6, 2:6] = np.arange(4)[:, None, None] * 60
+    model = tmp_path / "net.py"
+    model.write_text(
+        "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), "
+        "nn.Linear(64, 2))\n"
+    )
+    ids = []
+    for name in ("HU -1024..3071", "HU -160..240"):
+        arrays = {"test_images": images, "test_labels": np.arange(4) % 2}
+        np.savez(tmp_path / "d.npz", info=json.dumps({"native_range": name}), **arrays)
+        grid = {"datasets": [str(tmp_path / "d.npz")], "victims": [f"{model}:make()"]}
+        grid |= {"attacks": ["pgd"], "ladder": [0.01], "operating_point": "argmax"}
+        grid |= {"preprocess": "window(40, 400)"}
+        (one,), _ = plan(Suite.model_validate({"name": "t", "title": "T", "grids": [grid]}))
+        ids.append(one.case.id)
+    assert ids[0] != ids[1]

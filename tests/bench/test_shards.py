@@ -129,6 +129,19 @@ def test_a_damaged_or_foreign_shard_is_computed_again(harm: str, tmp_path: Path)
     same(run_attack(planned, setup, sharding=sharding), whole)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_shard_of_a_run_that_kept_other_things_is_computed_again(
+    kept: bool, tmp_path: Path
+) -> None:
+    toys, victim = data(), replace(small_victim(K), chunk=1)
+    planned = planned_of(toys, "pgd", parameters=ATTACKS["pgd"])
+    setup = stored(prepared_of(victim, toys))
+    sharding = Sharding(3, ShardFiles(tmp_path / "shards"))
+    run_attack(planned, setup, keeps=kept, sharding=sharding)
+    again = run_attack(planned, setup, keeps=not kept, sharding=sharding)
+    same(again, run_attack(planned, setup, keeps=not kept, sharding=Sharding(3)))
+
+
 def test_a_folder_that_cannot_be_written_costs_no_result(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
