@@ -49,7 +49,9 @@ def radii_words(board: Board) -> str:
 def patients(board: Board) -> str:
     """Return the number of patients, or that images are treated as independent."""
     counts = sorted({row.patients for row in board.rows if row.patients is not None})
-    return f"{' / '.join(map(str, counts))} patients" if counts else "images treated as independent"
+    if not counts:
+        return "images treated as independent"
+    return f"{' / '.join(map(str, counts))} patient{'' if counts == [1] else 's'}"
 
 
 def terminal_tables(

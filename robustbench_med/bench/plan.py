@@ -145,6 +145,9 @@ def _block_of(grid: Grid, name: str, dataset: Dataset, attacks: list[ResolvedAtt
     card = dataset.card  # without the regions and classes that are missing in the split
     sha256 = data_sha256(dataset, grid, fitted=fitted)
     objective = objectives.make(grid.objective, card.task, card=card)
+    if not grid.stated and card.name not in registry.shipped("datasets"):
+        # a suite's attacks on data of one's own: those that are for such data
+        attacks = [a for a in attacks if card.task in a.card.tasks] or attacks
     for attack in attacks:
         validate_parameters(attack, card, objective, grid.norm)
     channels = [resolve_channels(text, card, grid.norm) for text in grid.channels]

@@ -267,7 +267,21 @@ def _of_spec(builder_spec: spec.Spec, data: DatasetCard) -> Loaded:
         sha256=sha256,
     )
     contract = _contract(data, mean, std, options, steps)
-    return _probed(_with_window(module, card), card, contract, data)
+    notes = _of_statistics(builder_spec.name, card, options, default)
+    return _probed(_with_window(module, card), card, contract, data, notes)
+
+
+def _of_statistics(
+    name: str, card: ModelCard, options: Mapping[str, Any], default: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Return a note where images are normalised as the library says, because nobody states it."""
+    if "mean" in options or not default.get("mean"):
+        return ()
+    numbers = (", ".join(f"{v:.3g}" for v in values) for values in (card.mean, card.std))
+    return (
+        "images are normalised with the library's mean {} and std {} for {}: state mean=[..] and "
+        "std=[..] if it was trained with others".format(*numbers, name),
+    )
 
 
 def _of_factory(name: str, factory: user_factory.Factory, data: DatasetCard) -> Loaded:
@@ -361,7 +375,11 @@ def _of_function(source: ModelSource, entry: registry.Entry, data: DatasetCard) 
 
 
 def _probed(
-    module: nn.Module, card: ModelCard, contract: InputContract, data: DatasetCard
+    module: nn.Module,
+    card: ModelCard,
+    contract: InputContract,
+    data: DatasetCard,
+    known: tuple[str, ...] = (),
 ) -> Loaded:
     """Return a user's own model as a victim, after probing its outputs."""
     victim = Victim(module, contract, chunk=_chunk(data, contract.preprocess))
@@ -371,6 +389,7 @@ def _probed(
     reading, notes = probe(victim.network, expected)
     returns = "logits" if reading.link == "identity" else "probabilities"
     output = "" if reading.path == () else repr(reading.path)
+    notes = (*known, *notes)
     card = card.model_copy(update={"returns": returns, "output": output, "notes": notes})
     return Loaded(replace(victim, reading=reading), card, _outputs_sha256(card, card.sha256))
 

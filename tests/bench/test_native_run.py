@@ -194,11 +194,20 @@ def test_the_range_that_a_file_states_is_part_of_its_cases(tmp_path: Path) -> No
     )
     ids = []
     for name in ("HU -1024..3071", "HU -160..240"):
-        arrays = {"test_images": images, "test_labels": np.arange(4) % 2}
-        np.savez(tmp_path / "d.npz", info=json.dumps({"native_range": name}), **arrays)
-        grid = {"datasets": [str(tmp_path / "d.npz")], "victims": [f"{model}:make()"]}
-        grid |= {"attacks": ["pgd"], "ladder": [0.01], "operating_point": "argmax"}
-        grid |= {"preprocess": "window(40, 400)"}
+        np.savez(
+            tmp_path / "d.npz",
+            info=json.dumps({"native_range": name}),
+            test_images=images,
+            test_labels=np.arange(4) % 2,
+        )
+        grid = {
+            "datasets": [str(tmp_path / "d.npz")],
+            "victims": [f"{model}:make()"],
+            "preprocess": "window(40, 400)",
+            "attacks": ["pgd"],
+            "ladder": [0.01],
+            "operating_point": "argmax",
+        }
         (one,), _ = plan(Suite.model_validate({"name": "t", "title": "T", "grids": [grid]}))
         ids.append(one.case.id)
     assert ids[0] != ids[1]

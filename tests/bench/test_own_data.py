@@ -223,3 +223,20 @@ def test_what_is_left_out_is_said_on_the_command_line(
     assert one.n == N - 5
     assert line in one.notes
     assert f"left_out: {line}" in caplog.messages
+
+
+def test_the_attacks_of_a_suite_that_are_for_labels_are_left_out_of_masks(tmp_path: Path) -> None:
+    from robustbench_med.bench.plan import plan
+    from robustbench_med.bench.suite import find_suite, override
+
+    path = save(tmp_path / "mine.npz", "masks", MASKS, info=names(2))
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Conv2d(1, 2, 1)\n"
+    )
+    fields = {"datasets": [str(path)], "victims": [f"{tmp_path / 'net.py'}:make()"]}
+    named = fields | {"attacks": ["deepfool"], "ladder": [0.01]}
+    own, failures = plan(override(find_suite("quick"), fields | {"ladder": [0.01]}, None))
+    assert not failures
+    assert {case.attack.card.name for case in own} == {"fgsm", "pgd"}
+    with pytest.raises(SpecError, match="got segmentation"):
+        plan(override(find_suite("quick"), named, None))

@@ -287,7 +287,7 @@ def test_it_reads_on_a_desk_and_on_a_phone(
         assert open_page.locator("#toy .results").is_visible() == (width > 640)
         if width < 640:  # closed until it is asked for; a link to the study opens it
             open_page.locator(".overview a").first.click()
-            assert button.inner_text() == "Hide the results"
+            open_page.locator("#toy .unfold", has_text="Hide the results").wait_for()
         for details in open_page.locator("details.fold").all():
             details.evaluate("element => { element.open = true; }")
         assert violations(open_page) == []

@@ -139,3 +139,13 @@ def test_a_shipped_classifier_does_not_read_masks() -> None:
     for ask in (load_victim, describe):
         with pytest.raises(VictimError, match="expected task single_label, got segmentation"):
             ask("chest_resnet", data)
+
+
+def test_statistics_that_nobody_stated_are_said(tmp_path: Path) -> None:
+    data = card_of(torch.zeros(1, 3, 32, 32), 2)
+    text = saved(tmp_path / "w", "timm:test_resnet", data)
+    (note,) = load_victim(text, data).card.notes
+    assert "mean 0.5, 0.5, 0.5 and std 0.5, 0.5, 0.5 for timm:test_resnet" in note
+    stated = load_victim(f"{text[:-1]}, mean=[0.5], std=[0.5])", data).card
+    assert stated.notes == ()
+    assert (stated.mean, stated.std) == ((0.5,), (0.5,))

@@ -75,6 +75,7 @@ def of_dataset(dataset: Dataset, index: Index) -> Iterator[Line]:
     Raises:
         DataError: an image cannot be read, or breaks the data contract.
     """
+    yield "classes", f"{', '.join(dataset.card.classes)}, in this order of the model's outputs"
     yield from of_splits(dataset, [split for split in SPLITS if split in set(index.splits)])
     patients = {name for name in index.patients if name}
     yield (

@@ -54,16 +54,18 @@ def card_text(draft: Draft, target: Path) -> str:
         "",
         *_lines({key: value for key, value in card.items() if key != "native"}, _CARD),
     ]
-    if draft.window and "," not in draft.window:
+    stated = bool(draft.window) and "," not in draft.window
+    if stated:
         step = f"window({draft.window.replace('/', ', ')})"
         lines.append(f'# preprocess = "{step}"  # what the files state; a step before your network')
     if "size" not in card:
         lines.append("# size = [224, 224]  # state one size: the images have several")
-    if "native" in card:
+    if "native" in card and not stated:
         lines.append(
             '# preprocess = "window(40, 400)"  # what the device does before its network: '
             "docs/native_units.md"
         )
+    if "native" in card:
         comment = "the stored values that become 0 and 1, and the step between neighbouring ones"
         lines += ["", f"[native]  # {comment}", *_lines(card["native"], {})]
     source = {"path": _relative(draft.root, target.parent), **draft.source}

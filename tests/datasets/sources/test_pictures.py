@@ -109,7 +109,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> None:
 def first_image(folder: Path) -> NDArray[Any]:
     """Return the first image of the test split, read anew."""
     images: NDArray[Any] = loaded(folder).arrays("test").images[:1]
-    return images[0]
+    return np.asarray(images[0])
 
 
 def test_a_change_of_a_file_is_seen_where_size_and_time_are_kept(
