@@ -12,6 +12,7 @@ from torch import nn
 
 from robustbench_med.cards import DatasetCard
 from robustbench_med.errors import VictimError
+from robustbench_med.native_units import stated_range
 from robustbench_med.types import Images
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class BundleSteps:
         statistics: the normalisation by an image's own statistics; None = none.
         window: the window of the inferer; None = whole images.
         overlap: of windows.
+        scaled: whether a step has changed the stored values.
         notes: what is said about them.
     """
 
@@ -95,6 +97,7 @@ class BundleSteps:
     statistics: Statistics | None = None
     window: tuple[int, ...] | None = None
     overlap: float = 0.25
+    scaled: bool = False
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -162,6 +165,11 @@ def _intensity_range(
     low, high = (0.0 if low is None else low), (1.0 if high is None else high)
     if not all(isinstance(v, int | float) for v in (a, b, low, high)):
         raise VictimError(f"{bundle.where}: expected numbers in ScaleIntensityRange, got others")
+    if steps.scaled:
+        raise VictimError(
+            f"{bundle.where}: expected no ScaleIntensityRange of scaled values, got it"
+        )
+    steps.scaled = True
     # grey levels 0..255 are [0,1] here
     if data.native is None and (float(a), float(b)) == (0.0, 255.0):
         pass
@@ -190,8 +198,22 @@ def _normalize(
             )
         steps.notes.append("each image is normalised by its own mean and standard deviation")
         return
-    steps.chain += ["native()"] if data.native is not None and not steps.chain else []
-    steps.chain.append(f"normalise({0 if mean is None else mean}, {1 if std is None else std})")
+    if mean is None or std is None or _numbers(bundle, arguments, "nonzero", False):
+        raise VictimError(
+            f"{bundle.where}: expected NormalizeIntensity of all pixels with both subtrahend and "
+            f"divisor, or neither, got subtrahend {mean}, divisor {std} and nonzero "
+            f"{arguments.get('nonzero', False)}: state preprocess='...'"
+        )
+    if not steps.scaled:  # MONAI reads stored values, which are [0,1] here
+        if stated_range(data) is None:
+            raise VictimError(
+                f"{bundle.where}: expected images whose stored values are known, from which "
+                f"NormalizeIntensity takes {mean}, got {data.native_range}: state native for "
+                f"{data.name}, or preprocess='normalise({mean}, {std})' if they are these values"
+            )
+        steps.chain.append("native()")
+        steps.scaled = True
+    steps.chain.append(f"normalise({mean}, {std})")
 
 
 def _scale(

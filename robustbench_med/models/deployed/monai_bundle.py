@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import operator
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,8 @@ def load_bundle(source: Deployed, data: DatasetCard, shown: Images) -> Network:
     bundle = Bundle(source.path)
     steps = read_steps(bundle, data, known="preprocess" not in source.parameters)
     module, sha256, how = _network(source, bundle, data, shown)
+    answers = [sha256, _network_text(bundle, how), repr(steps.statistics), repr(steps.window)]
+    answers += [repr(steps.overlap), ", ".join(steps.chain)]
     notes = list(steps.notes)
     if "preprocess" in source.parameters:
         notes.append("the bundle's own steps before the network are replaced by preprocess=")
@@ -214,7 +217,7 @@ def load_bundle(source: Deployed, data: DatasetCard, shown: Images) -> Network:
         notes.append(f"the network reads windows of {sides}, as the bundle's inferer")
     if steps.statistics is not None and "preprocess" not in source.parameters:
         module = Standardised(module, steps.statistics)
-    digest = hashlib.sha256(f"{sha256}\n{notes}".encode()).hexdigest()
+    digest = hashlib.sha256("\n".join([*answers, *notes]).encode()).hexdigest()
     return Network(
         module=module, sha256=digest, family="monai", builder=f"bundle({how})", notes=tuple(notes)
     )
@@ -250,7 +253,16 @@ _ADVICE = (
 )
 
 
-def _built(bundle: Bundle) -> nn.Module:
+def _network_text(bundle: Bundle, how: str) -> str:
+    """Return all that decides what the weights compute; an archive holds it itself."""
+    if how == "torchscript":
+        return how
+    name, arguments = _stated(bundle)
+    return f"{name}({json.dumps(arguments, sort_keys=True, default=str)})"
+
+
+def _stated(bundle: Bundle) -> tuple[str, dict[str, Any]]:
+    """Return the name of the network that a bundle states, and its arguments."""
     stated = bundle.part("network_def", "net_def", "network", "net")
     if not isinstance(stated, dict) or "_target_" not in stated:
         raise VictimError(
@@ -270,6 +282,11 @@ def _built(bundle: Bundle) -> nn.Module:
     }
     if arguments.get("pretrained"):
         arguments["pretrained"] = False  # its weights are in the bundle, and nothing is downloaded
+    return name, arguments
+
+
+def _built(bundle: Bundle) -> nn.Module:
+    name, arguments = _stated(bundle)
     from monai.networks import nets
 
     try:

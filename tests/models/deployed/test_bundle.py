@@ -34,11 +34,18 @@ UNET = {
 }
 
 
-def bundle(folder: Path, *, network: Any = None, yaml: bool = False, **config: Any) -> Any:  # noqa: ANN401
+def bundle(
+    folder: Path,
+    *,
+    network: dict[str, Any] | None = None,
+    yaml: bool = False,
+    act: str = "PRELU",
+    **config: Any,  # noqa: ANN401 - any part of a configuration
+) -> UNet:
     """Write a bundle with a small U-Net, and return the network."""
     torch.manual_seed(0)
     module = UNet(
-        spatial_dims=2, in_channels=1, out_channels=2, channels=(4, 8), strides=(2,)
+        spatial_dims=2, in_channels=1, out_channels=2, channels=(4, 8), strides=(2,), act=act
     ).eval()
     (folder / "configs").mkdir(parents=True, exist_ok=True)
     (folder / "models").mkdir(exist_ok=True)
@@ -160,6 +167,88 @@ def test_windows_and_statistics_of_the_whole_image(tmp_path: Path) -> None:
         torch.testing.assert_close(model(X[:2]).logits, network(whole), rtol=1e-3, atol=1e-4)
 
 
+STEP = "monai.transforms."
+INFERER = {"_target_": "SlidingWindowInferer", "roi_size": [8, 8], "overlap": 0.25}
+NORMAL = {"_target_": f"{STEP}NormalizeIntensityd", "keys": "image"}
+SCALED = {"_target_": f"{STEP}ScaleIntensityd", "keys": "image"}
+RANGE = {"_target_": f"{STEP}ScaleIntensityRanged", "a_min": 0, "a_max": 255, "b_min": 0}
+PLAIN = {**UNET, "channels": [4, 8]}  # their activations have no weights
+SLOPED = ["LEAKYRELU", {"negative_slope": "$@width / 8"}]
+CHANGES: list[tuple[str, list[dict[str, Any]]]] = [
+    (
+        "arguments of the network",
+        [{"network": {**PLAIN, "act": act}} for act in ("RELU", "TANH", SLOPED)]
+        + [{"network": {**PLAIN, "act": SLOPED}, "width": 2}],
+    ),
+    (
+        "statistics",
+        [
+            {"preprocessing": compose(step)}
+            for step in (NORMAL, {**NORMAL, "nonzero": True}, SCALED, {**SCALED, "minv": -1})
+        ],
+    ),
+    ("a range", [{"preprocessing": compose({**RANGE, "b_max": b})} for b in (1, 2)]),
+    ("overlap", [{"inferer": INFERER}, {"inferer": {**INFERER, "overlap": 0.75}}]),
+]
+
+
+@pytest.mark.parametrize(("name", "configs"), CHANGES, ids=[c[0] for c in CHANGES])
+def test_what_changes_answers_changes_the_hash(
+    tmp_path: Path, name: str, configs: list[dict[str, Any]]
+) -> None:
+    """A record that is finished is reused where the hash is the same."""
+    x = X[:2].clone()
+    x[:, :, :6] = 0
+    hashes, answers = set(), []
+    for config in configs:
+        bundle(tmp_path / "b", act="RELU" if "network" in config else "PRELU", **config)
+        first, again = (load_victim(f"bundle:{tmp_path / 'b'}", masks().card) for _ in range(2))
+        assert first.sha256 == again.sha256
+        hashes.add(first.sha256)
+        with torch.no_grad():
+            answers.append(first.victim.logits(x))
+    assert all(not torch.allclose(a, answers[0], atol=1e-4) for a in answers[1:]), name
+    assert len(hashes) == len(configs)
+
+
+@pytest.mark.parametrize("resized", [False, True])
+def test_normalisation_of_stored_grey_levels(tmp_path: Path, resized: bool) -> None:
+    """MONAI takes the subtrahend from the file's values, 0..255."""
+    step = {**NORMAL, "subtrahend": 127.5, "divisor": 64}
+    resize = [{"_target_": "Resized", "spatial_size": [8, 8]}] if resized else []
+    network = bundle(tmp_path / "b", preprocessing=compose(*resize, step))
+    stored = (255 * X[:2]).round()
+    loaded = load_victim(f"bundle:{tmp_path / 'b'}", masks().card)
+    if resized:
+        assert "native(), normalise(127.5, 64)" in loaded.card.preprocess
+        return
+    seen = torch.as_tensor(
+        np.asarray(NormalizeIntensity(np.array(127.5), np.array(64.0))(stored.numpy()))
+    )
+    with torch.no_grad():
+        expected = network(seen)
+        torch.testing.assert_close(
+            loaded.victim.logits(stored / 255), expected, rtol=1e-3, atol=1e-4
+        )
+
+
+def test_normalisation_of_scaled_values(tmp_path: Path) -> None:
+    step = {**NORMAL, "subtrahend": 0.5, "divisor": 0.25}
+    network = bundle(tmp_path / "b", preprocessing=compose({**RANGE, "b_max": 1}, step))
+    loaded = load_victim(f"bundle:{tmp_path / 'b'}", masks().card)
+    with torch.no_grad():
+        expected = network((X[:2] - 0.5) / 0.25)
+        torch.testing.assert_close(loaded.victim.logits(X[:2]), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_normalisation_of_unknown_values(tmp_path: Path) -> None:
+    data = masks().card.model_copy(update={"native_range": "float 0..1"})
+    step = {**NORMAL, "subtrahend": 127.5, "divisor": 64}
+    bundle(tmp_path / "b", preprocessing=compose(step))
+    with pytest.raises(BenchError, match=r"stored values are known.*got float 0..1: state nat"):
+        load_victim(f"bundle:{tmp_path / 'b'}", data)
+
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (
         "code",
@@ -190,6 +279,21 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         "a spacing",
         {"preprocessing": compose({"_target_": "Spacingd", "pixdim": [1.5, 2.0]})},
         "expected a spacing of 1.5 x 2 mm",
+    ),
+    (
+        "half a normalisation",
+        {"preprocessing": compose({**NORMAL, "subtrahend": 3})},
+        "both subtrahend and divisor, or neither, got subtrahend 3, divisor None",
+    ),
+    (
+        "a normalisation of some pixels",
+        {"preprocessing": compose({**NORMAL, "subtrahend": 3, "divisor": 2, "nonzero": True})},
+        "expected NormalizeIntensity of all pixels",
+    ),
+    (
+        "a range of scaled values",
+        {"preprocessing": compose({**RANGE, "b_max": 1}, {**RANGE, "b_max": 1})},
+        "expected no ScaleIntensityRange of scaled values",
     ),
     ("a bad window", {"inferer": {"_target_": "SlidingWindowInferer", "roi_size": [4]}}, "2 sides"),
 ]
