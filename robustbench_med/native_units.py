@@ -6,6 +6,7 @@ behind 0 to the one behind 1.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ from robustbench_med.spec import number
 
 GREY = "grey level"
 WINDOW = "window"
-_STEPS = ("gl", "greylevel", "greylevels", "graylevel", "graylevels")
+_STEPS = ("gl", "greylevel", "greylevels", "graylevel", "graylevels")  # without spaces
 _UNSTATED = ("", "float")  # units of a user's float images whose file states no unit
 _NUMBER = r"[-+−]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"  # noqa: RUF001 - people write a minus sign
 _RANGE = re.compile(
@@ -130,15 +131,38 @@ def to_image_radius(value: object, card: DatasetCard, windows: Sequence[float] =
     if unit.casefold() == WINDOW:
         return radius * _window(value, windows)
     native = stated_range(card)
-    known = "none" if native is None else f"{native.unit} ({native.text})"
+    known = f"none ({card.native_range})" if native is None else f"{native.unit} ({native.text})"
+    joined = unit.casefold().replace(" ", "")
+    if native is not None and joined in _STEPS and (card.native or _is_grey(native.unit)):
+        _check_steps(value, native, card)
+        return radius / card.levels
     if native is not None and unit.casefold() == native.unit.casefold():
         return radius / (native.high - native.low)
-    joined = unit.casefold().replace(" ", "")
-    if joined in _STEPS and native is not None and (card.native or native.unit == GREY):
-        return radius / card.levels
     raise SpecError(
         f"expected eps in a unit that {card.name} has, which is {known}, or as a fraction of its "
         f"range such as 4/255, got {value!r}"
+    )
+
+
+def _is_grey(unit: str) -> bool:
+    return unit.casefold().replace(" ", "") in _STEPS
+
+
+def _check_steps(value: object, native: NativeRange, card: DatasetCard) -> None:
+    """Raise SpecError if grey levels have two sizes: those of the range, and the stored steps."""
+    width = native.high - native.low
+    if not _is_grey(native.unit) or card.levels == round(width, 6):
+        return
+    if card.native is not None:
+        cause = f"in steps of {native.step:g}"
+        way = f"state low and high in steps of 1, {card.levels} of them"
+    else:
+        cause = f"in {card.levels} steps, those of its bit depth of {card.bit_depth}"
+        bits = math.log2(width + 1)
+        way = f"state a bit_depth of {bits:.0f}" if bits == round(bits) else "state `native`"
+    raise SpecError(
+        f"expected grey levels of one size for eps {value!r}, got {card.name} of {native.text} "
+        f"{cause}: {way}, or write a fraction of the range such as 4/{width:g}"
     )
 
 

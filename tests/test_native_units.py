@@ -21,6 +21,8 @@ from tests.bench.toys import card_of, dataset_of
 from tests.toys import Linear
 
 HU = NativeRange(unit="HU", low=-1024, high=3071)
+FINE = {"native_range": "grey level 0..255", "bit_depth": 16}  # floats of 8-bit pictures
+SIXTEENS = {"unit": "grey level", "low": 0, "high": 65520, "step": 16}
 
 
 def card(**fields: Any) -> DatasetCard:  # noqa: ANN401 - any field
@@ -36,6 +38,10 @@ def card(**fields: Any) -> DatasetCard:  # noqa: ANN401 - any field
         ("4gl", {"native": HU}, 4 / 4095),
         ("4gl", {}, 4 / 255),
         ("4 grey levels", {}, 4 / 255),
+        ("4 grey level", {}, 4 / 255),
+        ("4 gray level", {"native_range": "gray levels 0..4095", "bit_depth": 12}, 4 / 4095),
+        ("4gl", {"native": {"unit": "gl", "low": 10, "high": 74}}, 4 / 64),
+        ("16/65535", {"native_range": "grey level 0..255", "bit_depth": 16}, 16 / 65535),
         ("4gl", {"native": {"unit": "SUV", "low": 0, "high": 20, "step": 0.5}}, 4 / 40),
         ("4 SUV", {"native": {"unit": "SUV", "low": 0, "high": 20, "step": 0.5}}, 4 / 20),
         ("10HU", {"native_range": "HU -160..240"}, 10 / 400),
@@ -55,7 +61,13 @@ def test_a_radius_is_a_fraction_of_the_range(
     ("radius", "fields", "windows", "text"),
     [
         ("10HU", {}, (), "a unit that toy has, which is grey level (grey level 0..255)"),
-        ("4gl", {"native_range": "float 0..1"}, (), "which is none, or as a fraction"),
+        ("4gl", {"native_range": "float 0..1"}, (), "which is none (float 0..1), or as a fraction"),
+        ("4gl", FINE, (), "in 65535 steps, those of its bit depth of 16: state a bit_depth of 8"),
+        ("4 grey level", FINE, (), "got toy of grey level 0..255 in 65535 steps"),
+        ("4 Grey levels", FINE, (), "or write a fraction of the range such as 4/255"),
+        ("4gl", {"native_range": "grey level 0..1000"}, (), "depth of 8: state `native`, or write"),
+        ("4gl", {"native": SIXTEENS}, (), "in steps of 16: state low and high in steps of 1, 4095"),
+        ("4 grey level", {"native": SIXTEENS}, (), "in steps of 16: state low and high in steps"),
         ("4gl", {"native_range": "HU -160..240"}, (), "which is HU (HU -160..240)"),
         ("8/255 window", {"native": HU}, (), "a victim with one window for eps '8/255 window'"),
         ("8/255 window", {"native": HU}, (0.1, 0.2), "got several of different width"),
