@@ -52,6 +52,9 @@ def card_of(index: Index) -> DatasetCard:
     """Return the card of a card file, with notes on what the reader changes in the images."""
     card, source = index.card_file.card, index.card_file.source
     images = [entry.ref for entry in index.entries]
+    if source.scale == "each" and "bit_depth" not in card.model_fields_set:
+        stored_bits = 8 if all(ref.dtype == "uint8" for ref in images) else 16
+        card = card.model_copy(update={"bit_depth": stored_bits})
     notes = [OWN_FILE_NOTE, *card.notes]
     resized = [ref for ref in images if ref.size != card.size]
     if resized:

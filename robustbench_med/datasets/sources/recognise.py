@@ -24,6 +24,7 @@ from robustbench_med.datasets.sources.refs import (
     times,
     walk,
 )
+from robustbench_med.datasets.sources.spec import EACH
 from robustbench_med.errors import DataError
 
 _FEW_PATIENTS = 3  # fewer cannot be divided into three splits
@@ -223,8 +224,9 @@ def _values(draft: Draft) -> None:
     if modality != "CT" and native.is_unlike(ends):
         widest, narrowest = max(ends, key=lambda e: e.high), min(ends, key=lambda e: e.high)
         draft.source["scale"] = "each"
-        draft.card["native_range"] = "each image from its own lowest to its own highest value"
-        draft.card["bit_depth"] = 16
+        draft.card["native_range"] = EACH
+        widest_range = max(e.high - e.low for e in ends)
+        draft.card["bit_depth"] = min(16, int(widest_range).bit_length()) if integers else 16
         draft.remarks.append(
             f"values reach {narrowest.high:g} in one image and {widest.high:g} in another: "
             'scale = "each" scales each image by its own range'

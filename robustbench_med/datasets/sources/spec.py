@@ -19,6 +19,7 @@ MAX_SIDE = 2**16
 MAX_TEXT = 2**22  # bytes of a card file
 _OURS = ("function", "file", "url", "md5", "sha256", "synthetic", "stored_ids", "absent")
 _EVERY = 1e-6
+EACH = "each image from its own lowest to its own highest value"  # where scale is "each"
 
 
 class Columns(BaseModel):
@@ -180,9 +181,25 @@ def parse(text: str, path: Path) -> CardFile:
         if key in fields:
             raise SpecError(f"{path}: expected no {key!r}: only shipped cards state it")
     _check_size(fields, path)
+    if source.get("scale") == "each":
+        _check_each(fields, path)
     card = validate(DatasetCard, {"name": path.stem, **fields}, str(path))
     spec = validate(SourceSpec, source, f"{path}: [source]")
     return CardFile(path.resolve(), card, spec)
+
+
+def _check_each(fields: dict[str, Any], path: Path) -> None:
+    """State that each image has a range of its own; refuse a common one beside it.
+
+    Raises:
+        SpecError: the card states a common range.
+    """
+    if "native" in fields or fields.setdefault("native_range", EACH) != EACH:
+        key = "[native]" if "native" in fields else "native_range"
+        raise SpecError(
+            f'{path}: expected {key} or scale = "each" in [source], which gives each image a range '
+            f"of its own, got both: delete {key}, or delete scale to read all images by it"
+        )
 
 
 def _check_size(fields: dict[str, Any], path: Path) -> None:

@@ -13,7 +13,9 @@ import pytest
 
 from robustbench_med.datasets.sources import nifti
 from robustbench_med.datasets.sources.native import CT
-from robustbench_med.errors import DataError
+from robustbench_med.datasets.sources.spec import EACH
+from robustbench_med.errors import DataError, SpecError
+from robustbench_med.native_units import to_image_radius
 from tests.datasets.sources.conftest import Inspect, edit, loaded, write_table
 
 SHAPE = (5, 6, 7)
@@ -134,6 +136,42 @@ def test_ranges_that_no_scale_fits_are_scaled_each(inspect: Inspect, tmp_path: P
     values = values_of(number, 0, 200 * 10 ** (number % 3)).astype(np.float64)
     expected = (values - values.min()) / (values.max() - values.min())
     np.testing.assert_allclose(arrays.images[np.array([0])][0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("int16", 15), ("float32", 15)])
+def test_images_scaled_each_have_no_common_unit(
+    inspect: Inspect, tmp_path: Path, dtype: str, bits: int
+) -> None:
+    for k in range(6):
+        write(tmp_path / "mr" / f"{k}.nii", values_of(k, 0, 200 * 10 ** (k % 3)).astype(dtype))
+    write_table(
+        tmp_path / "mr" / "t.csv",
+        [("file", "label"), *((f"{k}.nii", k % 2) for k in range(6))],
+    )
+    inspect(tmp_path / "mr")
+    card = loaded(tmp_path).card
+    assert card.native_range == EACH
+    assert card.bit_depth == bits  # of the widest range, 0..19999
+    text = (tmp_path / "mine.toml").read_text()
+    plain = "".join(
+        line for line in text.splitlines(True) if not line.startswith(("native_range", "bit_depth"))
+    )
+    (tmp_path / "mine.toml").write_text(plain)  # as a person writes it
+    card = loaded(tmp_path).card
+    assert (card.native_range, card.bit_depth) == (EACH, 16)
+    assert any("rounded to 16 bits" in note for note in card.notes)
+    for radius in ("4gl", "4 grey level", "10HU"):
+        with pytest.raises(SpecError, match=rf"which is none \({EACH}\)") as caught:
+            to_image_radius(radius, card)
+        assert "\n" not in str(caught.value)
+    assert to_image_radius("4/255", card) == 4 / 255
+    for key, line in (
+        ("native_range", 'native_range = "grey level 0..255"\n'),
+        (r"\[native\]", 'native = {unit = "HU", low = 0, high = 1}\n'),
+    ):
+        (tmp_path / "mine.toml").write_text(line + plain)
+        with pytest.raises(SpecError, match=f'expected {key} or scale = "each"'):
+            loaded(tmp_path)
 
 
 def test_values_outside_the_range_are_refused_or_clipped(inspect: Inspect, tmp_path: Path) -> None:
