@@ -57,6 +57,26 @@ def pairs_of(ref: ImageRef) -> tuple[tuple[float, float], ...]:
     return ref.grids or (() if ref.dtype.startswith("float") else (UNIT,))
 
 
+def rounding_note(native: NativeRange, refs: Sequence[ImageRef]) -> str:
+    """Return a note for records if values of files may lie between the steps; "" if none do.
+
+    Args:
+        native: the range and the step that a card states, whose values are stored as integers.
+        refs: the images.
+    """
+    steps = Grid(native.step, native.low)
+    between = sum(
+        not pairs_of(ref) or any(not steps.holds(b, s) for s, b in pairs_of(ref)) for ref in refs
+    )
+    if not between:
+        return ""
+    return (
+        f"{between} of {len(refs)} images are in files that can hold values between the steps of "
+        f"{native.step:g} of {native.text}: such values were rounded to the nearest step, which "
+        "the attacked image has; a smaller step in [native] keeps them"
+    )
+
+
 def check_grid(native: NativeRange, refs: Sequence[ImageRef], where: str) -> str:
     """Return a note for records if no grid fits all files; "" if one does.
 

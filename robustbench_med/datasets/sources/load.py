@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 
-from robustbench_med.cards import DatasetCard
+from robustbench_med.cards import DatasetCard, NativeRange
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
 from robustbench_med.datasets.own import OWN_FILE_NOTE
 from robustbench_med.datasets.sources.decoded import decoded, fingerprint
-from robustbench_med.datasets.sources.grid import check_grid
+from robustbench_med.datasets.sources.grid import check_grid, rounding_note
 from robustbench_med.datasets.sources.index import Index, index_of
 from robustbench_med.datasets.sources.mask_files import read_masks
+from robustbench_med.datasets.sources.native import stored_type
 from robustbench_med.datasets.sources.pixels import pixels_of
-from robustbench_med.datasets.sources.refs import times
+from robustbench_med.datasets.sources.refs import ImageRef, times
 from robustbench_med.datasets.sources.spec import read_card_file
 from robustbench_med.errors import MissingSplitError
 
@@ -78,10 +80,8 @@ def card_of(index: Index) -> DatasetCard:
         )
     if source.clip and card.native is not None:
         notes.append(f"values outside {card.native.text} were clipped to it")
-    if card.native is not None and (
-        note := check_grid(card.native, images, str(index.card_file.path))
-    ):
-        notes.append(note)
+    if card.native is not None:
+        notes += _of_steps(card.native, images, str(index.card_file.path))
     if source.scale == "each":
         notes.append(
             "each image was scaled from its own lowest to its own highest value, and is rounded to "
@@ -93,6 +93,14 @@ def card_of(index: Index) -> DatasetCard:
     notes += index.remarks
     title = f"{card.title} (own data {index.code()})"
     return card.model_copy(update={"title": title, "notes": tuple(notes)})
+
+
+def _of_steps(native: NativeRange, images: Sequence[ImageRef], where: str) -> list[str]:
+    """Return notes on the step of a card, where files have other values."""
+    notes = [check_grid(native, images, where)]
+    if stored_type(native).kind != "f":
+        notes.append(rounding_note(native, images))
+    return [note for note in notes if note]
 
 
 def read_split(index: Index, split: SplitName) -> Arrays:

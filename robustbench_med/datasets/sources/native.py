@@ -13,6 +13,7 @@ from robustbench_med.cards import NativeRange
 from robustbench_med.datasets.sources.grid import Grid
 
 CT = NativeRange(unit="HU", low=-1024, high=3071)  # the 12 bits that CT scanners store
+_SIXTEENTHS = NativeRange(unit="HU", low=CT.low, high=CT.high, step=1 / 16)  # fractions, as floats
 _LEAST_HU = -3100  # padding of -2000 before an intercept of -1024
 _AIR = -500  # a CT that holds air is below it
 _FLOAT_STEPS = 2**16 - 1
@@ -32,9 +33,10 @@ def native_of(
 ) -> NativeRange:
     """Return the range whose ends become 0 and 1.
 
-    Of CT these are -1024..3071 HU; of other integers 0, or the next negative power of two, to the
-    next power of two less one; of floats their lowest and highest value, in 65535 steps. Where the
-    files have a grid, the step is its step, and powers of two count steps.
+    Of CT these are -1024..3071 HU, in steps of 1, or of 1/16 where values are fractions; of other
+    integers 0, or the next negative power of two, to the next power of two less one; of floats
+    their lowest and highest value, in 65535 steps. Where the files have a grid, the step is its
+    step, and powers of two count steps.
 
     Args:
         ends: lowest and highest value of each image.
@@ -49,10 +51,12 @@ def native_of(
     if grid is None and integers:
         grid = Grid(1, 0)
     is_ct = modality == "CT" and low < _AIR
-    if is_ct and (grid is None or grid == Grid(1, 0)):
+    if is_ct and grid == Grid(1, 0):
         return CT
     if grid is not None and max(abs(low), abs(high)) / grid.step < _MOST_STEPS:
         return _on_grid(*((CT.low, CT.high) if is_ct else (low, high)), grid, is_ct=is_ct)
+    if is_ct:
+        return _SIXTEENTHS
     if low == high:
         high = low + 1
     step = (high - low) / _FLOAT_STEPS

@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from robustbench_med.cards import NativeRange
 from robustbench_med.datasets.sources.grid import Grid, grid_of
@@ -137,6 +138,58 @@ def test_slopes_that_differ_are_noted(inspect: Inspect, tmp_path: Path) -> None:
     card = loaded(tmp_path).card
     assert card.native == CT
     assert sum("rounded to steps of 1" in note for note in card.notes) == 1
+
+
+def test_fractions_of_files_without_a_grid_are_kept(inspect: Inspect, tmp_path: Path) -> None:
+    values = slices(tmp_path / "ct", ("0.5", "0.7"))
+    inspect(tmp_path / "ct")
+    card, arrays = loaded(tmp_path).card, loaded(tmp_path).arrays("train")
+    assert card.native == NativeRange(unit="HU", low=-1024, high=3071, step=1 / 16)
+    stored: NDArray[Any] = arrays.images[:]
+    assert stored.dtype == np.float32
+    expected = np.array([values[name] for name in arrays.ids.tolist()])
+    np.testing.assert_allclose(stored, expected, rtol=0, atol=1e-4)
+    assert (np.abs(expected - np.rint(expected)) > 0.1).mean() > 0.3
+    assert sum("rescale slopes (0.5 to 0.7)" in note for note in card.notes) == 1
+    assert not any("rounded to the nearest step" in note for note in card.notes)
+
+
+@pytest.mark.parametrize("kind", ["float", "coarse"])
+def test_fractions_that_the_card_leaves_no_room_for_are_rounded_and_noted(
+    inspect: Inspect, tmp_path: Path, kind: str
+) -> None:
+    values = {}
+    rows: list[tuple[object, ...]] = [("file", "label")]
+    (tmp_path / "ct").mkdir()
+    for k in range(6):
+        drawn = np.random.default_rng(k).uniform(-1000, 1000, (5, 6, 7)).astype(np.float32)
+        drawn = drawn if kind == "float" else np.rint(drawn).astype(np.int16)
+        drawn.flat[:2] = -1000, 1000
+        nibabel.save(nibabel.Nifti1Image(drawn, np.eye(4)), tmp_path / "ct" / f"{k}.nii")
+        values[f"image-{k:06d}"] = drawn
+        rows.append((f"{k}.nii", k % 2))
+    write_table(tmp_path / "ct" / "t.csv", rows)
+    inspect(tmp_path / "ct")
+    written = loaded(tmp_path)
+    kept = np.asarray(written.arrays("train").images[:])
+    names = written.arrays("train").ids.tolist()
+    np.testing.assert_array_equal(kept, [values[name] for name in names])
+    assert not any("nearest step" in note for note in written.card.notes)
+    text = (tmp_path / "mine.toml").read_text()
+    start, end = text.index("[native]"), text.index("[source]")
+    high, step = (3071, 1) if kind == "float" else (3072, 4)
+    table = f'[native]\nunit = "HU"\nlow = -1024\nhigh = {high}\nstep = {step}\n'
+    (tmp_path / "mine.toml").write_text(text[:start] + table + text[end:])
+    rounded = loaded(tmp_path)
+    images: NDArray[Any] = rounded.arrays("train").images[:]
+    assert images.dtype == np.int16
+    errors = images - np.array([values[name] for name in names], np.float64)
+    assert abs(errors.mean()) < 0.1 * step  # truncation: +0.5 below 0, -0.5 above
+    assert abs(errors[images < 0].mean()) < 0.1 * step
+    assert np.abs(errors).max() <= 0.5 * step
+    (note,) = (note for note in rounded.card.notes if "nearest step" in note)
+    assert note.startswith("6 of 6 images are in files that can hold values between the steps of")
+    assert f"the steps of {step} of HU -1024..{high}" in note
 
 
 def test_a_scaled_volume_has_the_step_of_its_scale(inspect: Inspect, tmp_path: Path) -> None:
