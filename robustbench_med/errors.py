@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LISTED = 60  # a message lists at most so many names
+
 
 class BenchError(Exception):
     """Base class of the errors that a user's input causes; a bug of ours raises something else."""
@@ -21,6 +23,8 @@ class UnknownNameError(BenchError):
         spelling = {known_name.lower(): known_name for known_name in names}
         similar = difflib.get_close_matches(name.lower(), spelling, n=1, cutoff=0.5)
         hint = f"did you mean {spelling[similar[0]]!r}? " if similar else ""
+        if len(names) > _LISTED:
+            names = [*names[:_LISTED], f"... ({len(names)} in all, which `list` shows)"]
         super().__init__(f"expected a known {kind}, got {name!r}: {hint}known: {', '.join(names)}")
 
 

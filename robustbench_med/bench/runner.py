@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 ExecutorName = Literal["inline", "processes", "dask"]
 _MOST = 4  # most processes by default, since each holds torch, a victim and its images
+_LEAST_TIMEOUT = 0.1  # seconds
 _WORTH = 15.0  # for fewer seconds of attacks, starting processes costs more than it saves
 
 
@@ -153,6 +154,10 @@ class _Where(NamedTuple):
         Raises:
             SpecError: this machine has no such device, or an executor cannot do what is asked.
         """
+        if self.timeout is not None and not self.timeout >= _LEAST_TIMEOUT:
+            raise SpecError(
+                f"expected --timeout of at least {_LEAST_TIMEOUT} seconds, got {self.timeout:g}"
+            )
         name = self.executor
         if self.scheduler is not None:
             if name not in (None, "dask"):

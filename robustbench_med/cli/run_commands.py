@@ -103,7 +103,6 @@ def run(
         float | None,
         typer.Option(
             "--timeout",
-            min=0.1,
             help="The longest time of a shard, or another step of a case, in seconds. A case that "
             "takes longer is not scored, and the run goes on.",
         ),

@@ -151,7 +151,7 @@ class Server(nn.Module):
                 ) as response:
                     content = self._read(response)
             except httpx.TransportError as error:
-                reason = self._reason(error)
+                reason = f"{self._reason(error)}: is it running, and is its address right?"
                 continue
             if response.status_code == 200:
                 return content, response.headers.get(JSON_LENGTH)
