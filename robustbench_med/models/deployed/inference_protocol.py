@@ -138,6 +138,13 @@ def read_outputs(
     return arrays
 
 
+def read_version(content: bytes, json_length: str | None) -> str:
+    """Return the version of the model that answered: "version 3", or "version unknown"."""
+    length = int(json_length) if json_length and json_length.isdecimal() else len(content)
+    answer = json.loads(content[:length])
+    return f"version {answer.get('model_version') or 'unknown'}"
+
+
 def _listed(tensor: dict[str, Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.array(tensor["data"]).astype(dtype)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from robustbench_med.cards import DatasetCard
 from robustbench_med.errors import SpecError, VictimError
+from robustbench_med.models.deployed import server_identity
 from robustbench_med.models.deployed.arranged import Arranged, layout_of
 from robustbench_med.models.deployed.inference_protocol import (
     JSON_LENGTH,
@@ -26,6 +27,7 @@ from robustbench_med.models.deployed.inference_protocol import (
     TensorInfo,
     read_metadata,
     read_outputs,
+    read_version,
     request_of,
 )
 from robustbench_med.models.deployed.network import (
@@ -43,7 +45,6 @@ LARGEST_ANSWER = 2**28  # bytes
 _ADDRESS = re.compile(r"https?://[^/\s]+/v2/models/[\w.-]+(/versions/\w+)?")
 _AGAIN = (408, 429, 500, 502, 503, 504)  # states that may pass
 _WAIT = 0.25  # seconds before the first retry; each further one waits twice as long
-_PROBES = 8  # fixed images whose answers are part of the hash
 _FLOATS = {"FP16": torch.float16, "FP32": None, "FP64": torch.float64, "UINT8": torch.uint8}
 _spent: dict[str, int] = {}  # requests of this process, by address
 _lock = threading.Lock()
@@ -96,6 +97,7 @@ class Server(nn.Module):
         self.address, self.limits = address, limits
         self.input: TensorInfo | None = None
         self.outputs: tuple[str, ...] = ()
+        self.version = ""  # of the model, as its first answer states it
         self.fixed: int | None = None  # the number of images that each request must have
         self._client: Any = None
 
@@ -133,6 +135,7 @@ class Server(nn.Module):
         )
         content, length = self._send("POST", "/infer", body, headers)
         outputs = read_outputs(self.address, content, length, len(filled))
+        self.version = self.version or read_version(content, length)
         return {name: value[:n] for name, value in outputs.items()}
 
     def _send(
@@ -241,12 +244,11 @@ def load_server(source: Deployed, data: DatasetCard, shown: Images) -> Network:
     metadata, described = server.metadata()
     server.input, module, notes = _arranged(server, metadata, data)
     server.outputs = tuple(info.name for info in metadata.outputs)
-    answers, steady = _answers(module, data)
-    if not steady:
-        notes.append("the server answers the same image differently from time to time")
+    answers, steady = server_identity.identify(module, data)
+    notes.append(server_identity.APPROXIMATE if steady else server_identity.UNSTEADY)
     return Network(
         module=module,
-        sha256=hashlib.sha256(described + answers).hexdigest(),
+        sha256=hashlib.sha256(described + server.version.encode() + answers).hexdigest(),
         family="server",
         builder="server",
         notes=("queries only: a server gives no gradient", *notes),
@@ -288,23 +290,3 @@ def _arranged(
     dtype = _FLOATS[info.datatype]
     module = Arranged(server, channels_last=channels_last, classes_last=classes_last, dtype=dtype)
     return info, module, notes
-
-
-def _answers(module: nn.Module, data: DatasetCard) -> tuple[bytes, bool]:
-    """Return the answers to a few fixed images, coarsely rounded, and whether they are steady.
-
-    Servers round differently from time to time; a hash must not.
-    """
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand((_PROBES, data.channels, *data.size), generator=generator)
-    first, second = ([_flat(module(image)) for image in x.split(1)] for _ in range(2))
-    values, again = torch.cat(first), torch.cat(second)
-    scale = values.abs().max().clamp_min(1e-6)
-    if not torch.allclose(values, again, rtol=0, atol=1e-3 * float(scale)):
-        return b"", False
-    return (values / scale * 100).round().to(torch.int16).numpy().tobytes(), True
-
-
-def _flat(output: Any) -> Tensor:  # noqa: ANN401 - a tensor, or several by name
-    tensors = [output] if isinstance(output, Tensor) else [output[name] for name in sorted(output)]
-    return torch.cat([tensor.double().nan_to_num().flatten() for tensor in tensors])

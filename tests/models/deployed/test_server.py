@@ -44,6 +44,7 @@ class Model:
         self.waits = False  # for a second request, before the first is answered
         self.extra: list[dict[str, Any]] = []
         self.tokens: list[str] = []
+        self.version = "3"
 
     def metadata(self) -> dict[str, Any]:
         image = {"name": "image", "datatype": self.datatype, "shape": self.shape}
@@ -108,10 +109,12 @@ class Handler(BaseHTTPRequestHandler):
         model.at_once -= 1
         if request["outputs"][0].get("parameters", {}).get("binary_data"):
             output["parameters"] = {"binary_data_size": p.nbytes}
-            text = json.dumps({"outputs": [output]}).encode()
+            answer = {"model_version": model.version, "outputs": [output]}
+            text = json.dumps(answer).encode()
             return self.reply(text + p.tobytes(), length=len(text))
         output["data"] = p.ravel().tolist()
-        return self.reply(json.dumps({"outputs": [output]}).encode())
+        answer = {"model_version": model.version, "outputs": [output]}
+        return self.reply(json.dumps(answer).encode())
 
     def reply(self, body: bytes, *, state: int = 200, length: int | None = None) -> None:
         self.send_response(state)
@@ -218,6 +221,10 @@ def test_the_hash_is_of_metadata_and_answers(served: Served) -> None:
     assert load_victim(served.address, data).sha256 == first.sha256
     served.model.weights = -served.model.weights
     assert load_victim(served.address, data).sha256 != first.sha256
+    served.model.weights = -served.model.weights
+    served.model.version = "4"
+    assert load_victim(served.address, data).sha256 != first.sha256
+    assert any("answers to fixed images alone" in note for note in first.card.notes)
 
 
 # --- servers that fail ----------------------------------------------------------------------------
