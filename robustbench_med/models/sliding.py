@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Literal, cast
 
 from torch import nn
 
@@ -19,14 +19,22 @@ class Sliding(nn.Module):
         network: returns logits of the window's size.
         window: size of a window; an image of that size is read in one pass.
         overlap: fraction of a window's side that the next window reads too, in [0,1).
+        mode: weights where windows overlap: "gaussian", or "constant" for all the same.
 
     Source: Gaussian weights with sigma 1/8 of a side, Isensee et al., Nature Methods 18:203 (2021),
         as computed by monai.inferers.sliding_window_inference.
     """
 
-    def __init__(self, network: nn.Module, *, window: tuple[int, ...], overlap: float) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        window: tuple[int, ...],
+        overlap: float,
+        mode: Literal["gaussian", "constant"] = "gaussian",
+    ) -> None:
         super().__init__()
-        self.network, self.window, self.overlap = network, window, overlap
+        self.network, self.window, self.overlap, self.mode = network, window, overlap, mode
 
     def forward(self, x: Images) -> Logits:
         """Return logits `(b, k, *s)`."""
@@ -41,7 +49,7 @@ class Sliding(nn.Module):
             sw_batch_size=images_at_once(self.window),
             predictor=self.network,
             overlap=self.overlap,
-            mode="gaussian",
+            mode=self.mode,
         )
         return cast("Logits", blended)  # as the network returns one tensor
 

@@ -89,6 +89,7 @@ class BundleSteps:
         statistics: the normalisation by an image's own statistics; None = none.
         window: the window of the inferer; None = whole images.
         overlap: of windows.
+        blend: weights where windows overlap; MONAI's default is "constant".
         scaled: whether a step has changed the stored values.
         notes: what is said about them.
     """
@@ -97,6 +98,7 @@ class BundleSteps:
     statistics: Statistics | None = None
     window: tuple[int, ...] | None = None
     overlap: float = 0.25
+    blend: Literal["gaussian", "constant"] = "constant"
     scaled: bool = False
     notes: list[str] = field(default_factory=list)
 
@@ -309,3 +311,10 @@ def _read_inferer(bundle: Bundle, steps: BundleSteps, data: DatasetCard) -> None
     overlap = bundle.literal(inferer.get("overlap", 0.25))
     steps.overlap = float(overlap) if isinstance(overlap, int | float) else 0.25
     steps.window = None if window == tuple(data.size) else window
+    blend = bundle.literal(inferer.get("mode", "constant"))
+    if blend not in ("gaussian", "constant") or inferer.get("sigma_scale", 0.125) != 0.125:
+        raise VictimError(
+            f"{bundle.where}: expected windows blended by mode gaussian (sigma_scale 0.125) or "
+            f"constant, got {blend!r}: use FILE.py:FACTORY"
+        )
+    steps.blend = blend

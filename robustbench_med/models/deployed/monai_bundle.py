@@ -207,12 +207,12 @@ def load_bundle(source: Deployed, data: DatasetCard, shown: Images) -> Network:
     steps = read_steps(bundle, data, known="preprocess" not in source.parameters)
     module, sha256, how = _network(source, bundle, data, shown)
     answers = [sha256, _network_text(bundle, how), repr(steps.statistics), repr(steps.window)]
-    answers += [repr(steps.overlap), ", ".join(steps.chain)]
+    answers += [repr(steps.overlap), steps.blend, ", ".join(steps.chain)]
     notes = list(steps.notes)
     if "preprocess" in source.parameters:
         notes.append("the bundle's own steps before the network are replaced by preprocess=")
     if steps.window is not None and "window" not in source.parameters:
-        module = Sliding(module, window=steps.window, overlap=steps.overlap)
+        module = Sliding(module, window=steps.window, overlap=steps.overlap, mode=steps.blend)
         sides = " x ".join(map(str, steps.window))
         notes.append(f"the network reads windows of {sides}, as the bundle's inferer")
     if steps.statistics is not None and "preprocess" not in source.parameters:

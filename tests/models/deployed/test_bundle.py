@@ -145,18 +145,19 @@ def test_statistics_are_those_of_monai(nonzero: bool, by_channel: bool) -> None:
     torch.testing.assert_close(own[:2], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_windows_and_statistics_of_the_whole_image(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stated", [{}, {"mode": "constant"}, {"mode": "gaussian"}])
+def test_windows_and_statistics_of_the_whole_image(tmp_path: Path, stated: dict[str, Any]) -> None:
     normal = {"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": True}
-    inferer = {"_target_": "SlidingWindowInferer", "roi_size": [8, 8], "overlap": 0.5}
+    inferer = {"_target_": "SlidingWindowInferer", "roi_size": [8, 8], "overlap": 0.5, **stated}
     network = bundle(tmp_path / "b", preprocessing=compose(normal), inferer=inferer)
     model = rm.load_model(f"bundle:{tmp_path / 'b'}", dataset=masks())
     whole = (X[:2] - X[:2].mean((1, 2, 3), keepdim=True)) / X[:2].std(
         (1, 2, 3), keepdim=True, unbiased=False
     )
-    from monai.inferers.utils import sliding_window_inference
+    from monai.inferers.inferer import SlidingWindowInferer
 
     with torch.no_grad():
-        expected = sliding_window_inference(whole, [8, 8], 4, network, overlap=0.5, mode="gaussian")
+        expected = SlidingWindowInferer([8, 8], overlap=0.5, **stated)(whole, network)
     assert isinstance(expected, torch.Tensor)
     torch.testing.assert_close(model(X[:2]).logits, expected, rtol=1e-3, atol=1e-4)
     assert any("windows of 8 x 8" in note for note in model.card.notes)
