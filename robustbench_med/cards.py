@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -96,7 +96,7 @@ class NativeRange(BaseModel):
     step: float = Field(default=1, gt=0, description="difference of neighbouring stored values")
 
     @model_validator(mode="after")
-    def _exact(self) -> Self:
+    def _exact(self) -> NativeRange:
         if not self.low < self.high:
             raise ValueError(f"expected low < high, got {self.low:g} and {self.high:g}")
         count = (self.high - self.low) / self.step

@@ -241,7 +241,7 @@ class Evaluation:
         """The score without an attack with its 95 % interval."""
         return self.at(0)
 
-    def at(self, eps: float | str) -> Estimate:
+    def at(self, eps: int | float | str) -> Estimate:
         """Return the worst-case score at one of the radii that were attacked; 0 is clean.
 
         A text may have a unit of the data, as "10HU".

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
@@ -54,6 +54,7 @@ class Shard(NamedTuple):
     peak: float = 0.0
 
 
+@runtime_checkable
 class Shards(Protocol):
     """The finished shards of one run of an attack."""
 

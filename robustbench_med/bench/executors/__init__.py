@@ -8,7 +8,7 @@ executors behave alike.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 class Slot(NamedTuple):
@@ -41,6 +41,7 @@ class Raised(NamedTuple):
 Event = Finished | Died | Raised
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Workers that compute a function of one argument, one task at a time each.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -48,7 +48,7 @@ class Draw(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def _whole(self) -> Draw:
         total = self.train + self.val + self.test
         if abs(total - 1) > _EVERY:
             raise ValueError(f"expected train + val + test to be 1, got {total:g}")
@@ -112,7 +112,7 @@ class SourceSpec(BaseModel):
         return name not in self.skip and (not self.only or name in self.only)
 
     @model_validator(mode="after")
-    def _complete(self) -> Self:
+    def _complete(self) -> SourceSpec:
         if self.labels == "csv" and (not self.csv or self.columns is None):
             raise ValueError("expected csv and [source.columns] where labels is 'csv'")
         if self.labels == "masks" and not self.masks + self.mask_suffix:
