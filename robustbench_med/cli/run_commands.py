@@ -10,6 +10,12 @@ import typer
 
 from robustbench_med.cli import choices, study_run
 from robustbench_med.cli.choices import LOCAL
+from robustbench_med.cli.show_results import (
+    counted,
+    publish_boards,
+    report_failures,
+    unreadable,
+)
 from robustbench_med.errors import ResultsError, SpecError
 from robustbench_med.paths import PACKED_RECORDS
 
@@ -18,7 +24,6 @@ if TYPE_CHECKING:
 
     from robustbench_med.bench.case import Case
     from robustbench_med.bench.failure import Failure
-    from robustbench_med.bench.publish import Published
     from robustbench_med.bench.resolved_case import ResolvedCase
     from robustbench_med.bench.suite import Suite
     from robustbench_med.bench.timing import Seconds
@@ -164,8 +169,8 @@ def run(
     )
     failures = [*refused, *failed]
     title = selected_suite.title
-    result = _publish(folder, title, console, planned=planned, failures=failures)
-    _report_failures(failures + _unreadable(result), console)
+    result = publish_boards(folder, title, console, planned=planned, failures=failures)
+    report_failures(failures + unreadable(result), console)
 
 
 def plan_command(
@@ -213,7 +218,7 @@ def plan_command(
         clock = Clock()
         costs = [clock.seconds(resolved) for resolved in planned]
     finished = [_is_finished(folder, resolved.case.id) for resolved in planned]
-    title = f"{selected_suite.title}: {_count(len(planned), 'case')}"
+    title = f"{selected_suite.title}: {counted(len(planned), 'case')}"
     table = Table(title=title, title_justify="left")
     for heading in ("case", "dataset", "victim", "attack", "time", "state"):
         right, id_ = heading == "time", heading == "case"
@@ -228,7 +233,7 @@ def plan_command(
         console.print(table)
         unfinished = [cost for cost, done in zip(costs, finished, strict=True) if not done]
         console.print(_time_line(unfinished), highlight=False, markup=False, soft_wrap=True)
-    _report_failures(refused, console)
+    report_failures(refused, console)
 
 
 def _victim_words(case: Case) -> str:
@@ -267,7 +272,7 @@ def _time_line(costs: list[Seconds | None]) -> str:
         f"{words(most)} if no image breaks, and {words(checks)} for the checks. Defenses add to "
         "that."
     )
-    return line + (f" {_count(untimed, 'case')} could not be timed." if untimed else "")
+    return line + (f" {counted(untimed, 'case')} could not be timed." if untimed else "")
 
 
 def leaderboard(
@@ -285,7 +290,7 @@ def leaderboard(
 
     console = Console()
     suites = _suite_folders(folder, console)
-    published = {suite: _publish(suite, choices.title_of(suite), console) for suite in suites}
+    published = {suite: publish_boards(suite, choices.title_of(suite), console) for suite in suites}
     if suites != [folder]:
         entries = [
             pages().suite_entry(
@@ -295,8 +300,8 @@ def leaderboard(
         ]
         line = f"\nstart page: {pages().write_start_page(entries, folder)}"
         console.print(line, highlight=False, soft_wrap=True, markup=False)
-    unreadable = [failure for result in published.values() for failure in _unreadable(result)]
-    _report_failures(unreadable, console)
+    damaged = [failure for result in published.values() for failure in unreadable(result)]
+    report_failures(damaged, console)
 
 
 def _suite_folders(folder: Path, console: Console) -> list[Path]:
@@ -392,80 +397,3 @@ def _select_cases(planned: list[ResolvedCase], ids: list[str]) -> list[ResolvedC
         )
     selected = set().union(*matches.values())
     return [resolved for resolved in planned if resolved.case.id in selected]
-
-
-def _report_failures(failures: list[Failure], console: Console) -> None:
-    for failure in failures:
-        text = f"not scored: {failure}"
-        console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
-    if failures:
-        raise typer.Exit(1)
-
-
-def _publish(
-    folder: Path,
-    title: str,
-    console: Console,
-    *,
-    planned: list[ResolvedCase] | None = None,
-    failures: list[Failure] | None = None,
-) -> Published:
-    """Write the boards of all records in `folder`, then print them; return what was written.
-
-    The page, CSV and Markdown are written first, so that they do not depend on what can be printed.
-
-    Args:
-        folder: the folder of the records.
-        title: the title of the page.
-        console: prints the tables. After a run it prints the boards that show one of its cases.
-        planned: the cases of a run; None without a run.
-        failures: the failures of the run, which the page names.
-    """
-    from robustbench_med.bench.publish import publish
-
-    published = publish(folder, title, planned=planned, failures=failures or [])
-    lines = []
-    if published.page is not None:
-        lines += _show_boards(published, planned, console)
-    elif published.damaged:
-        line = f"There is no leaderboard page: no record in {folder} can be read."
-        console.print(line, style="red", highlight=False, soft_wrap=True, markup=False)
-    page = study_run.write_study_page(folder, published.records)
-    if page is not None:
-        lines.append(f"studies: {page}")
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
-    return published
-
-
-def _show_boards(
-    published: Published, planned: list[ResolvedCase] | None, console: Console
-) -> list[str]:
-    """Print the boards of a run, and return lines on the page and on what is not printed."""
-    from robustbench_med.bench.publish import pages
-
-    run_ids = None if planned is None else {resolved.case.id for resolved in planned}
-    unprinted = pages().show_boards(published.boards, console, only=run_ids)
-    lines = [f"\nleaderboard: {published.page}"]
-    earlier = 0 if run_ids is None else len(published.cases - run_ids)
-    if run_ids is not None and earlier:
-        line = (
-            f"The page shows all records of the folder: "
-            f"{_count(len(published.cases & run_ids), 'case')} of this run and {earlier} of "
-            "earlier runs."
-        )
-        if unprinted:
-            line += f" {_count(unprinted, 'board')} of earlier runs only: not printed above."
-        lines.append(line)
-    return lines
-
-
-def _unreadable(published: Published) -> list[Failure]:
-    """Return the records of a folder that cannot be read."""
-    from robustbench_med.bench.failure import Failure
-
-    return [Failure(label="record", reason=line) for line in published.damaged]
-
-
-def _count(n: int, word: str) -> str:
-    return f"{n} {word}{'' if n == 1 else 's'}"

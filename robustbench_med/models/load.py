@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +14,21 @@ from torch import nn
 
 from robustbench_med import registry, spec
 from robustbench_med.cards import DatasetCard, ModelCard
-from robustbench_med.contract import InputContract, contract_of
+from robustbench_med.contract import InputContract
 from robustbench_med.errors import SpecError, VictimError
 from robustbench_med.models import user_factory, weights
 from robustbench_med.models.build import build
 from robustbench_med.models.card_file import check_fits, placed_builder
 from robustbench_med.models.deployed import load_network, settings_of
 from robustbench_med.models.deployed.source import Deployed
-from robustbench_med.models.options import OPTIONS, read_statistics, read_steps, read_window
+from robustbench_med.models.options import (
+    OPTIONS,
+    contract_for,
+    note_on_statistics,
+    read_statistics,
+    read_steps,
+    read_window,
+)
 from robustbench_med.models.preprocess import (
     Preprocess,
     bridge,
@@ -182,7 +189,7 @@ def untrained(
         size=card.window or seen.size,
         pretrained=pretrained,
     )
-    contract = _contract(data, card.mean, card.std, steps=steps)
+    contract = contract_for(data, card.mean, card.std, steps=steps)
     return Victim(_with_window(module, card), contract, chunk=_chunk(data, steps))
 
 
@@ -197,26 +204,6 @@ def log_notes(card: ModelCard) -> None:
         if (card.name, note) not in _logged:
             _logged.add((card.name, note))
             _log.warning("%s: %s", card.name, note)
-
-
-def _contract(
-    data: DatasetCard,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    options: Mapping[str, Any] | None = None,
-    steps: Preprocess | None = None,
-) -> InputContract:
-    stated = {key: (options or {}).get(key) for key in ("returns", "output")}
-    return contract_of(
-        data.channels,
-        data.size,
-        {"mean": mean, "std": std, **stated},
-        native_range=data.native_range,
-        bit_depth=data.bit_depth,
-        names=data.channel_names,
-        spacing=data.spacing,
-        preprocess=steps,
-    )
 
 
 def _of_spec(builder_spec: spec.Spec, data: DatasetCard) -> Loaded:
@@ -266,22 +253,9 @@ def _of_spec(builder_spec: spec.Spec, data: DatasetCard) -> Loaded:
         overlap=overlap,
         sha256=sha256,
     )
-    contract = _contract(data, mean, std, options, steps)
-    notes = _of_statistics(builder_spec.name, card, options, default)
+    contract = contract_for(data, mean, std, options, steps)
+    notes = note_on_statistics(builder_spec.name, card, options, default)
     return _probed(_with_window(module, card), card, contract, data, notes)
-
-
-def _of_statistics(
-    name: str, card: ModelCard, options: Mapping[str, Any], default: Mapping[str, Any]
-) -> tuple[str, ...]:
-    """Return a note where images are normalised as the library says, because nobody states it."""
-    if "mean" in options or not default.get("mean"):
-        return ()
-    numbers = (", ".join(f"{v:.3g}" for v in values) for values in (card.mean, card.std))
-    return (
-        "images are normalised with the library's mean {} and std {} for {}: state mean=[..] and "
-        "std=[..] if it was trained with others".format(*numbers, name),
-    )
 
 
 def _of_factory(name: str, factory: user_factory.Factory, data: DatasetCard) -> Loaded:
@@ -313,7 +287,7 @@ def _of_factory(name: str, factory: user_factory.Factory, data: DatasetCard) -> 
         overlap=overlap,
         sha256=sha256,
     )
-    contract = _contract(data, mean, std, options, steps)
+    contract = contract_for(data, mean, std, options, steps)
     return _probed(_with_window(product.module, card), card, contract, data)
 
 
@@ -327,7 +301,7 @@ def _of_deployed(
     texts = ["" if steps is None else steps.text, settings.get("preprocess", "")]
     steps = parse_preprocess(", ".join(filter(None, texts)), data)
     seen, options = seen_by_network(data, steps), {**settings, **stated}
-    contract = _contract(data, *read_statistics(options, {}, seen), options, steps)
+    contract = contract_for(data, *read_statistics(options, {}, seen), options, steps)
     x = _random_images(data) if images is None else images()
     network = load_network(source, seen, Victim(nn.Identity(), contract).normalised(x))
     window, overlap = read_window(options, seen)
@@ -347,7 +321,7 @@ def _of_deployed(
         sha256=network.sha256,
         queries_only=network.queries_only,
     )
-    contract = _contract(data, mean, std, options, steps)
+    contract = contract_for(data, mean, std, options, steps)
     loaded = _probed(_with_window(network.module, card), card, contract, data)
     notes = [*network.notes, *loaded.card.notes]
     if settings and data.native is not None and steps is not None and not steps.windows:
@@ -370,7 +344,9 @@ def _of_function(source: ModelSource, entry: registry.Entry, data: DatasetCard) 
     module = user_factory.run_factory(entry.card.name, entry.item)
     sha256 = _digest(entry.origin, user_factory.identity(module))
     card = _with_steps(entry.card.model_copy(update={"sha256": sha256}), source)
-    contract = _contract(data, card.mean, card.std, steps=parse_preprocess(card.preprocess, data))
+    contract = contract_for(
+        data, card.mean, card.std, steps=parse_preprocess(card.preprocess, data)
+    )
     return _probed(_with_window(module, card), card, contract, data)
 
 
@@ -421,7 +397,7 @@ def of_module(
     if contract is None:
         steps = read_steps(options, data)
         statistics = read_statistics(options, {}, seen_by_network(data, steps))
-        contract = _contract(data, *statistics, options, steps)
+        contract = contract_for(data, *statistics, options, steps)
     elif options:
         raise SpecError(f"expected {min(options)} in the contract, got it beside a contract")
     else:

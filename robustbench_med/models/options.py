@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from robustbench_med.cards import DatasetCard
-from robustbench_med.contract import statistic
+from robustbench_med.cards import DatasetCard, ModelCard
+from robustbench_med.contract import InputContract, contract_of, statistic
 from robustbench_med.errors import SpecError
 from robustbench_med.models.preprocess import Preprocess, parse_preprocess
 
@@ -75,3 +75,37 @@ def read_steps(options: Mapping[str, Any], data: DatasetCard) -> Preprocess | No
     if not isinstance(text, str):
         raise SpecError(f"expected preprocess='window(40, 400), ...', got {text!r}")
     return parse_preprocess(text, data)
+
+
+def note_on_statistics(
+    name: str, card: ModelCard, options: Mapping[str, Any], default: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Return a note where images are normalised as the library says, because nobody states it."""
+    if "mean" in options or not default.get("mean"):
+        return ()
+    numbers = (", ".join(f"{v:.3g}" for v in values) for values in (card.mean, card.std))
+    return (
+        "images are normalised with the library's mean {} and std {} for {}: state mean=[..] and "
+        "std=[..] if it was trained with others".format(*numbers, name),
+    )
+
+
+def contract_for(
+    data: DatasetCard,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    options: Mapping[str, Any] | None = None,
+    steps: Preprocess | None = None,
+) -> InputContract:
+    """Return the contract of a model for images of `data`."""
+    stated = {key: (options or {}).get(key) for key in ("returns", "output")}
+    return contract_of(
+        data.channels,
+        data.size,
+        {"mean": mean, "std": std, **stated},
+        native_range=data.native_range,
+        bit_depth=data.bit_depth,
+        names=data.channel_names,
+        spacing=data.spacing,
+        preprocess=steps,
+    )
