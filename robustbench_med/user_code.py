@@ -162,9 +162,11 @@ def importing_beside(path: Path) -> Iterator[Callable[[], list[Path]]]:
     """Let a file import the modules beside it, as in a script; yield which files these are.
 
     These modules are removed afterwards, so that an edited file is read again and is not mistaken
-    for a file of the same name in another project.
+    for a file of the same name in another project. Nothing is written beside them: Python takes a
+    compiled copy for current where second and size are equal.
     """
     home, before, known = str(path.resolve().parent), list(sys.path), set(sys.modules)
+    writes_none = sys.dont_write_bytecode
 
     def imported() -> dict[str, Path]:
         files = {
@@ -179,10 +181,12 @@ def importing_beside(path: Path) -> Iterator[Callable[[], list[Path]]]:
         }
 
     sys.path.insert(0, home)
+    sys.dont_write_bytecode = True
     importlib.invalidate_caches()
     try:
         yield lambda: sorted(set(imported().values()))
     finally:
         sys.path[:] = before
+        sys.dont_write_bytecode = writes_none
         for name in imported():
             del sys.modules[name]

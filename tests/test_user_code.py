@@ -88,6 +88,20 @@ def test_the_hash_covers_the_file_and_what_it_imports_beside_it(folder: Path) ->
     assert registry.function("attacks", second).__name__ == "brighten"
 
 
+def test_an_edit_that_a_compiled_copy_would_hide_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    name, helper = f"{write(folder, PLAIN)}:brighten", folder / "helper.py"
+    second = helper.stat().st_mtime_ns
+    assert registry.find("attacks", name).parameters == {"part": 0.5}
+    helper.write_text("PART = 0.2\n")  # as long as before, and as old
+    os.utime(helper, ns=(second, second))
+    assert registry.find("attacks", name).parameters == {"part": 0.2}
+    assert {path.name for path in folder.iterdir()} == {"mine.py", "helper.py"}
+    assert not sys.dont_write_bytecode
+
+
 def test_libraries_of_an_environment_beside_the_file_stay_imported(folder: Path) -> None:
     home = folder / ".venv" / "site-packages"
     home.mkdir(parents=True)
