@@ -10,7 +10,9 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,14 +32,7 @@ def tensors_of(name: str, raw: bytes) -> dict[str, Tensor]:
     Raises:
         VictimError: it holds anything but tensors and plain values, no state dict, or too much.
     """
-    _check_size(name, raw)
-    try:
-        content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-    except Exception as error:  # UnpicklingError, RuntimeError and others for a damaged file
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        raise VictimError(
-            f"{name}: expected a state dict of tensors alone, which needs no code, got: {first}"
-        ) from None
+    content = content_of(name, raw)
     for entry in _ENTRIES:
         if isinstance(content, Mapping) and isinstance(content.get(entry), Mapping):
             content = content[entry]
@@ -49,6 +44,35 @@ def tensors_of(name: str, raw: bytes) -> dict[str, Tensor]:
     if not tensors:
         raise VictimError(f"{name}: expected a state dict, got {type(content).__name__}")
     return tensors
+
+
+def content_of(name: str, raw: bytes) -> Any:  # noqa: ANN401 - any plain value
+    """Return what a file of torch.save holds: tensors, numpy's numbers, and plain values.
+
+    Args:
+        name: name of the file, for messages.
+        raw: its content.
+
+    Raises:
+        VictimError: it holds anything else, or too much.
+    """
+    _check_size(name, raw)
+    try:
+        with torch.serialization.safe_globals(_numbers()):
+            return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except Exception as error:  # UnpicklingError, RuntimeError and others for a damaged file
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise VictimError(
+            f"{name}: expected a state dict of tensors alone, which needs no code, got: {first}"
+        ) from None
+
+
+def _numbers() -> list[Any]:
+    """Return what a number of numpy is made of in a pickle: its losses, in a checkpoint."""
+    scalar = np.float64(0).__reduce__()[0]
+    types = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [np.dtype, *types, *((scalar, name) for name in names)]
 
 
 def _check_size(name: str, raw: bytes) -> None:

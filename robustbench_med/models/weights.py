@@ -57,7 +57,7 @@ def read(
     tensors = {key: value for key, value in tensors.items() if key not in unused}
     if other_head:
         tensors |= _of_another_head(module.state_dict(), tensors)
-    _fit(module, tensors, path.name)
+    fit(module, tensors, path.name)
     return hashlib.sha256(raw).hexdigest()
 
 
@@ -107,7 +107,17 @@ def content(path: Path, *, sha256: str = "") -> bytes:
     return raw
 
 
-def _fit(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
+def fit(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
+    """Load tensors into a module.
+
+    Args:
+        module: receives the weights.
+        tensors: each of its tensors, in the same shape; all names may have one prefix.
+        name: name of their file, for messages.
+
+    Raises:
+        VictimError: they are those of another architecture or number of outputs.
+    """
     expected = module.state_dict()
     tensors = _unprefixed(tensors, expected, name)
     for key, value in tensors.items():

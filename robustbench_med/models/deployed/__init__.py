@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from robustbench_med.errors import VictimError
-
 if TYPE_CHECKING:
     from robustbench_med.cards import DatasetCard
     from robustbench_med.models.deployed.network import Network
@@ -31,6 +29,8 @@ def settings_of(source: Deployed, seen: DatasetCard) -> dict[str, Any]:
     from robustbench_med.models.deployed.monai_bundle import bundle_settings
     from robustbench_med.models.deployed.torchxrayvision_network import xray_settings
 
+    if source.kind == "nnunet":
+        return {"returns": "logits"}
     readers = {"hf": huggingface_settings, "xrv": xray_settings, "bundle": bundle_settings}
     return readers[source.kind](source, seen) if source.kind in readers else {}
 
@@ -47,14 +47,9 @@ def load_network(source: Deployed, data: DatasetCard, shown: Images) -> Network:
         NotInstalledError: a library of the extra `models` is missing.
         SpecError, VictimError: the model cannot be read, or does not fit the data.
     """
-    if source.kind == "nnunet":
-        raise VictimError(
-            f"{source.title}: expected a network that can be read without running code, got a "
-            "result folder of nnU-Net, whose checkpoint is a pickle of its trainer: build its "
-            "network in FILE.py:FACTORY, or export it to ONNX or TorchScript"
-        )
     from robustbench_med.models.deployed.huggingface import load_huggingface
     from robustbench_med.models.deployed.monai_bundle import load_bundle
+    from robustbench_med.models.deployed.nnunet import load_nnunet
     from robustbench_med.models.deployed.onnx_network import load_onnx
     from robustbench_med.models.deployed.server import load_server
     from robustbench_med.models.deployed.torch_file import load_exported, load_script
@@ -68,5 +63,6 @@ def load_network(source: Deployed, data: DatasetCard, shown: Images) -> Network:
         "hf": load_huggingface,
         "xrv": load_xray,
         "bundle": load_bundle,
+        "nnunet": load_nnunet,
     }
     return loaders[source.kind](source, data, shown)

@@ -22,7 +22,7 @@ from robustbench_med.errors import BenchError
 from robustbench_med.models.deployed.bundle_steps import Standardised, Statistics
 from robustbench_med.models.load import load_victim
 from tests.bench.toys import card_of, dataset_of
-from tests.models.truth import MASKS, SIDE, X, labels, masks
+from tests.models.truth import MASKS, X, masks
 
 UNET = {
     "_target_": "monai.networks.nets.UNet",
@@ -345,11 +345,3 @@ def test_weights_that_are_missing_or_pickles(tmp_path: Path) -> None:
     (tmp_path / "b" / "configs" / "inference.yaml").write_text(bomb)
     with pytest.raises(BenchError, match="expected YAML without anchors"):
         load_victim(f"bundle:{tmp_path / 'b'}", masks().card)
-
-
-def test_nnunet_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        BenchError, match="a result folder of nnU-Net, whose checkpoint is a pickle"
-    ):
-        load_victim(f"nnunet:{tmp_path}", labels().card)
-    assert SIDE == 16
