@@ -127,9 +127,13 @@ def _attack_lines(card: AttackCard) -> Iterator[tuple[str, str]]:
         "white_box": "the model and its gradients",
         "query": "the model's answers only",
         "control": "nothing: it is a control",
+        "shift": "nothing: it is what a scanner, an operator or an archive does",
     }
     yield "Needs", needs[card.threat]
-    yield "Norms", ", ".join(NORMS[norm] for norm in card.norms)
+    yield (
+        "Measured in" if card.threat == "shift" else "Norms",
+        ", ".join(NORMS[norm] for norm in card.norms),
+    )
     yield "Parameters", _parameters(card.parameters)
 
 

@@ -28,6 +28,7 @@ _ATTACKERS = {
     "no_box": "an attacker who owns a model trained on other data",
     "query": "an attacker who sees only its answers",
     "control": "noise without any aim",
+    "shift": "an ordinary scanner, operator or archive",
 }
 
 
@@ -56,10 +57,12 @@ def headline_of(boards: Sequence[Board]) -> Headline:
     records = [run.record for row in rows for run in row.runs.values()]
     datasets = {board.dataset.name: board.dataset for board in boards}
     models = {row.key.victim: row for row in rows}
-    attacks = {r.case.attack for r in records if r.case.threat != "control"}
+    attacks = {r.case.attack for r in records if r.case.threat not in ("control", "shift")}
+    shifts = {r.case.attack for r in records if r.case.threat == "shift"}
     counts = {
         "case": len({record.case_id for record in records}),
-        "attack": len(attacks),
+        **({"attack": len(attacks)} if attacks or not shifts else {}),
+        **({"shift": len(shifts)} if shifts else {}),
         "dataset": len(datasets),
     }
     return Headline(
@@ -226,6 +229,8 @@ def change_words(boards: Sequence[Board], eps: float) -> str:
     board = boards[0]
     who = _ATTACKERS.get(board.threat, "an attacker")
     radius = text.radius(eps, board.norm, board.budget)
+    if board.shift:
+        return f"{who} changes the images up to severity {radius}"
     if board.budget == "mean_norm":
         norm = text.NORMS.get(board.norm, board.norm)
         return f"{who} changes an image by up to {radius} of the mean {norm} norm"
@@ -249,8 +254,8 @@ def size_words(boards: Sequence[Board], eps: float) -> str:
 
 def radius_words(board: Board) -> str:
     """Return the headline radius with the units of the data: "ε = 2/255 (2 grey levels)"."""
-    if board.native_axis is not None:  # board.at has the unit
-        return f"ε = {board.at}"
+    if board.shift or board.native_axis is not None:  # board.at has the unit
+        return f"{board.sign} {board.at}"
     native = native_radius(board.ladder[board.headline], board.dataset, board.norm, board.budget)
     counts = " values" if board.norm == "l0" else ""
     norm = text.NORMS.get(board.norm, board.norm) if board.norm in ("l1", "l2") else ""

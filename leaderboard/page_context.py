@@ -194,7 +194,7 @@ def _facts(board: Board) -> list[tuple[str, str]]:
         ("Images", f"{' / '.join(map(str, sizes)) or 'none'} ({', '.join(splits)} split)"),
         ("Patients", patients(board)),
         (
-            f"Radii ε, {text.NORMS.get(board.norm, board.norm)}",
+            "Severities" if board.shift else f"Radii ε, {text.NORMS.get(board.norm, board.norm)}",
             radii_words(board),
         ),
     ]
@@ -226,6 +226,8 @@ def origin(boards: list[Board]) -> dict[str, Any]:
         "versions": sorted({text.plain(p.version) for p in sources}),
         "torch": sorted({text.plain(p.torch) for p in sources}),
         "commits": sorted({commit_words(p) for p in sources if p.git_commit}),
+        "shift": any(board.shift for board in boards),
+        "attacks": not all(board.shift for board in boards),
         "rule": RULE if any(map(has_detectors, boards)) else "",
         "synthetic": _synthetic(boards),
         "sizes": _sizes(rows),

@@ -72,8 +72,8 @@ def _latex(ident: str, board: Board) -> str:
     notes = [f"{row.title}: {note(row)}" for row in board.rows if note(row)]
     caption = ". ".join(
         [
-            f"{plain(board.dataset.heading)}, {board.score.key} with 95 % intervals at ε = "
-            f"{board.at}: {facts(board)}",
+            f"{plain(board.dataset.heading)}, {board.score.key} with 95 % intervals at "
+            f"{board.sign} {board.at}: {facts(board)}",
             *notes,
         ]
     )

@@ -19,7 +19,17 @@ from .boards.transfer import Cell, Matrix, matrices
 from .exports import csv_text
 from .rows import Column, board_columns, rank_text
 from .wording.commands import commands
-from .wording.text import DASH, FAILURES_MEAN, NORMS, THREATS, measured, number, plain, radii
+from .wording.text import (
+    DASH,
+    FAILURES_MEAN,
+    NORMS,
+    THREATS,
+    listed,
+    measured,
+    number,
+    plain,
+    radii,
+)
 from .wording.threat_model import channel_words, native_radii, objective_words
 
 CONTROL = "a control is no attack, so no model is ranked"
@@ -35,12 +45,14 @@ def facts(board: Board) -> str:
     """Return the images, setting and radii of a board in one line."""
     sizes = sorted({row.images for row in board.rows if row.images})
     images = f"{' / '.join(map(str, sizes)) or 'no'} images"
-    return f"{images}, {patients(board)} · {board.setting} · ε ∈ {radii_words(board)}"
+    words = listed(board.ladder, board.norm) if board.shift else f"ε ∈ {radii_words(board)}"
+    return f"{images}, {patients(board)} · {board.setting} · {words}"
 
 
 def radii_words(board: Board) -> str:
     """Return the radii of a board, also in the units of its data if these are known."""
     ladder = radii(board.ladder, board.norm, board.budget)
+    ladder = ladder.strip("{}") if board.shift else ladder
     linf = board.norm == "linf" and board.budget == "absolute"
     native = native_radii(board.ladder, board.dataset) if linf else ""
     return f"{ladder} ({native})" if native else ladder
@@ -241,9 +253,9 @@ def terminal_title(board: Board) -> str:
     aim = objective_words(board.objective, board.dataset) if board.objective != "untargeted" else ""
     touched = channel_words(board.channels, board.dataset)
     relative = "relative to a training image's mean norm" if board.budget == "mean_norm" else ""
-    norm = "" if board.norm == "linf" else NORMS.get(board.norm, board.norm)
+    norm = "" if board.norm == "linf" or board.shift else NORMS.get(board.norm, board.norm)
     words = filter(None, [THREATS[board.threat], norm, relative, aim, touched, board.image_set])
-    return f"{plain(board.dataset.heading)} at ε = {board.at}, {', '.join(words)}"
+    return f"{plain(board.dataset.heading)} at {board.sign} {board.at}, {', '.join(words)}"
 
 
 def _caption(board: Board) -> list[str]:

@@ -14,9 +14,10 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 from robustbench_med.cards import (
+    NORMS,
     TASKS,
     AttackCard,
     Card,
@@ -72,7 +73,7 @@ def attack(
     version: int = 1,
     aliases: tuple[str, ...] = (),
     tasks: tuple[Task, ...] = TASKS,
-    threat: Literal["white_box", "query", "control"] = "white_box",
+    threat: Literal["white_box", "query", "control", "shift"] = "white_box",
     positive: tuple[str, ...] = (),
     effort: tuple[str, ...] = (),
     fixed_step: bool = False,
@@ -183,7 +184,7 @@ def own_card(kind: Literal["attack", "defense"], function: Callable[..., Any]) -
         summary = (inspect.getdoc(function) or "").partition("\n")[0]
         fields: dict[str, Any] = {"title": title, "summary": summary}
         if kind == "attack":
-            fields |= {"norms": get_args(Norm), "schedule": "ascend"}
+            fields |= {"norms": NORMS, "schedule": "ascend"}
         else:
             fields["kind"] = "training" if {"x", "y"} <= set(signature) else "transform"
         declaration = Declaration(kind, fields)

@@ -17,7 +17,7 @@ from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard, ModelCar
 from robustbench_med.stats import Estimate
 
 from ..wording.score import Score, score_of
-from ..wording.text import NORMS, THREATS, plain
+from ..wording.text import NORMS, THREATS, plain, sign_of
 from ..wording.threat_model import channel_label, channel_words, objective_words, radius_label
 from .columns import AttackRequest
 from .image_sets import ImageSet
@@ -268,6 +268,16 @@ class Board:
         return self.threat == "control"
 
     @property
+    def shift(self) -> bool:
+        """Whether nobody attacks: the board shows what scanners, operators and archives do."""
+        return self.threat == "shift"
+
+    @property
+    def sign(self) -> str:
+        """The word before a radius or a severity of the board."""
+        return sign_of(self.norm)
+
+    @property
     def key(self) -> tuple[object, ...]:
         """Boards with equal keys can be read side by side; they differ only in threat model."""
         return (*self.family, tuple(sorted(self.channels.items())))
@@ -282,8 +292,9 @@ class Board:
     def setting(self) -> str:
         """Threat model, norm, objective, channels, budget and images in words."""
         threat = THREATS.get(self.threat, self.threat)
-        words = [threat, NORMS.get(self.norm, self.norm)]
-        words.append(objective_words(self.objective, self.dataset))
+        words = [threat] if self.shift else [threat, NORMS.get(self.norm, self.norm)]
+        aim = objective_words(self.objective, self.dataset)
+        words += [] if self.shift and aim == "untargeted" else [aim]
         words += filter(None, [channel_words(self.channels, self.dataset)])
         if self.budget == "mean_norm":
             words.append("relative to a training image's mean norm")

@@ -9,7 +9,7 @@ from robustbench_med.bench.case import Case
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Stored
 
-from ..wording.text import radii
+from ..wording.text import listed
 from .board import RowKey
 from .columns import AttackRequest, column_names
 
@@ -126,7 +126,7 @@ def _difference_words(case: Case, other: Case) -> list[str]:
     """Return how two runs of one attack in one column differ: in ladder and seed."""
     words = []
     if case.ladder != other.ladder:
-        words.append(f"ε ∈ {radii(case.ladder, case.norm, case.budget)}")
+        words.append(listed(case.ladder, case.norm, case.budget))
     if case.seed != other.seed:
         words.append(f"seed={case.seed}")
     return words

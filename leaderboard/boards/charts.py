@@ -100,6 +100,7 @@ def _axes(axes: Any, board: Board, x: list[float]) -> None:  # noqa: ANN401 - im
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     counted = board.native_axis.unit if board.native_axis else unit(board.norm, board.budget)
     label = f"radius ε, {NORMS.get(board.norm, board.norm)}" + (f" ({counted})" if counted else "")
+    label = "severity" if board.shift else label
     axes.set_xlabel(label, color=ink())
     axes.set_ylabel(board.score.axis, color=ink())
     plain_axes(axes)
@@ -270,7 +271,7 @@ def compute_chart(board: Board, costs: Compute, prefix: str) -> str:
         axes.set_xlabel("one image forward + backward, ms (log scale)", color=ink())
         axes.set_ylabel(board.score.axis, color=ink())
         plain_axes(axes)
-        label = f"Worst-case {board.score.name} at ε = {board.at} against cost on "
+        label = f"Worst-case {board.score.name} at {board.sign} {board.at} against cost on "
         return inline(
             figure,
             prefix=prefix,

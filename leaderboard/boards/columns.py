@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from robustbench_med.bench.case import Case
@@ -41,11 +42,21 @@ def heading(stored: Stored) -> str:
 def _heading(request: AttackRequest) -> str:
     title, surrogate = plain(request.attack.title), request.case.surrogate
     knowledge = request.case.knowledge
+    if request.case.threat == "shift":
+        return f"{title}, {_search_words(request.case.parameters)}"
     if knowledge != "adaptive":
         return plain(f"{title}, {knowledge_words(knowledge)}")
     if surrogate is None:
         return title
     return f"{title} from {plain(surrogate)}"
+
+
+def _search_words(parameters: Mapping[str, Any]) -> str:
+    """Return how the parameters of a shift were found, for a heading."""
+    search = str(parameters.get("search", ""))
+    draws = parameters.get("draws", 1)
+    words = {"random": "random draw", "worst_of": f"worst of {draws}", "local": "local search"}
+    return plain(words.get(search, search))
 
 
 def knowledge_words(knowledge: str) -> str:
@@ -99,6 +110,9 @@ def _setting(request: AttackRequest) -> dict[str, Any]:
         "weights": case.surrogate_sha256[:8],
         "train": case.train_sha256[:8] if request.trains else "",
     }
+    shown = ("search", "draws") if case.threat == "shift" else ()  # the heading says these
     # if a parameter of the attack has the name of a field, both are listed
-    stated = {f"attack {k}" if k in fields else k: v for k, v in case.parameters.items()}
+    stated = {
+        f"attack {k}" if k in fields else k: v for k, v in case.parameters.items() if k not in shown
+    }
     return stated | {f"{name} {key}": value for key, value in evaded.items()} | fields

@@ -38,7 +38,7 @@ from robustbench_med.worst_case import (
     standing_table,
 )
 
-from ..wording.text import THREATS, radii
+from ..wording.text import THREATS, listed
 from .board import Board, Row, RowKey, with_distinct_titles
 from .cells import Grid, grid_of
 from .crosscheck import many_steps, weaker_attackers
@@ -117,7 +117,7 @@ def _boards_of_setting(
                 and have_common_radius(failure.case.ladder, ladder)
             ]
             board = _board(image_set._replace(runs=runs), ladder, missing, weaker)
-            radii_words = f"ε ∈ {radii(ladder, board.norm, board.budget)}"
+            radii_words = listed(ladder, board.norm, board.budget)
             parts_words = [words, radii_words if len(ladders) > 1 else ""]
             boards.append(replace(board, image_set=", ".join(filter(None, parts_words))))
     return boards

@@ -115,7 +115,7 @@ def judge_row(
     short = _not_run_at_headline(row, board)
     if short and row.images:
         how = commands(row, short, [row], ladder=board.ladder)
-        words = f"not run at ε = {board.at}: {', '.join(short)}. To run it: {how}"
+        words = f"not run at {board.sign} {board.at}: {', '.join(short)}. To run it: {how}"
         reasons.append(("incomplete", words))
     reasons.sort(key=lambda pair: -ORDER.index(pair[0]))
     fine: Standing = "control" if board.control else "ranked"

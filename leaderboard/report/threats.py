@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from robustbench_med.cards import NORMS as ATTACK_NORMS
+
 from ..boards.standing import informed_runs
 from ..wording.text import KNOWS, NORMS, THREATS, radii
 from ..wording.threat_model import channel_words, linf_words, objective_words
@@ -15,6 +17,7 @@ _MAY = {
     "l2": "change the image by at most {radii} in L2 (root of the sum of squares, image units)",
     "l1": "change the image by at most {radii} in L1 (sum of changes, image units)",
     "l0": "change at most {radii} values of the image (pixels times channels), by any amount",
+    "severity": "shift the image up to severity {radii}, where 1 is the whole range of parameters",
 }
 _CONTROL = (
     "A control is no attack: noise and shuffled perturbations show the effect of a change of this "
@@ -33,8 +36,13 @@ _NEVER = (
     "Changes made before the image is acquired (objects, patches on the patient, the scanner's "
     "settings), and changes other than pixel-wise noise (rotation, deformation, generated "
     "images).",
+)
+_NO_ACCIDENTS = (
     "Accidental faults: artefacts, other scanners, other populations. Attacks show how large the "
-    "effect of a small change can be; they do not represent these faults.",
+    "effect of a small change can be; they do not represent these faults."
+)
+_ACCIDENTS = (
+    "Accidental faults other than the acquisition shifts above: other artefacts, other populations."
 )
 
 
@@ -88,7 +96,7 @@ def _may(model_board: ModelBoard) -> str:
 
 
 def _wants(model_board: ModelBoard) -> str:
-    if model_board.board.control:
+    if model_board.board.control or model_board.board.shift:
         return "none"
     aim = objective_words(model_board.board.objective, model_board.board.dataset)
     if aim == "untargeted":
@@ -101,13 +109,13 @@ def not_tested(model_boards: list[ModelBoard]) -> tuple[str, ...]:
     """Return the threat models that were not tested, in words."""
     threats = {model_board.board.threat for model_board in model_boards}
     norms = {model_board.board.norm for model_board in model_boards}
-    missing = [THREATS[t] for t in THREATS if t not in threats and t != "control"]
+    missing = [THREATS[t] for t in THREATS if t not in threats and t not in ("control", "shift")]
     lines = []
     if missing:
         lines.append(f"Attackers: {'; '.join(missing)}.")
     if "control" not in threats:
         lines.append("Controls, which show the effect of noise of the same size without any goal.")
-    if norms_missing := [name for norm, name in NORMS.items() if norm not in norms]:
+    if norms_missing := [NORMS[norm] for norm in ATTACK_NORMS if norm not in norms]:
         lines.append(f"Changes measured in {', '.join(norms_missing)}.")
     if all(model_board.board.objective == "untargeted" for model_board in model_boards):
         lines.append("An attacker who wants one particular wrong call (a targeted objective).")
@@ -116,4 +124,4 @@ def not_tested(model_boards: list[ModelBoard]) -> tuple[str, ...]:
         lines.append("An attacker who knows the defense (adaptive).")
     if not shields:
         lines.append("The model behind a defense or a detector.")
-    return (*lines, *_NEVER)
+    return (*lines, *_NEVER, _ACCIDENTS if "shift" in threats else _NO_ACCIDENTS)

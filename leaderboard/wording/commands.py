@@ -8,6 +8,7 @@ from typing import Any
 
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.record import Stored
+from robustbench_med.cards import SEVERITY
 from robustbench_med.spec import Spec
 
 from ..boards.board import Row
@@ -48,8 +49,10 @@ def rerun_command(
     case, start = run.record.case, _suite(run.record.provenance.command)
     judged = case if row is None else row.key
     words = [*start, "--dataset", case.dataset, "--victim", judged.victim]
-    words += ["--attack", str(Spec(case.attack, _stated(run))), "--norm", case.norm]
-    words += ["--eps", ",".join(_radius(e, case) for e in ladder or case.ladder)]
+    words += ["--attack", str(Spec(case.attack, _stated(run)))]
+    sizes = ",".join(_radius(e, case) for e in ladder or case.ladder)
+    shift = case.norm == SEVERITY
+    words += ["--severity", sizes] if shift else ["--norm", case.norm, "--eps", sizes]
     channels = " + ".join(k if v == 1 else f"{k}={v:g}" for k, v in case.channels.items())
     bare = judged.defense == "none"
     options = {

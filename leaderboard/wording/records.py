@@ -14,6 +14,7 @@ _KNOWS = {
     "white_box": "knows the whole model, its gradients included (white box)",
     "universal": "knows the whole model, but has one perturbation for all images",
     "query": "sees only the model's answers and asks many times (black box by queries)",
+    "shift": "none: an ordinary scanner, operator or archive changes the image (acquisition shift)",
     "control": "none; a control shows the effect of a change of this size without any goal",
 }
 
@@ -48,6 +49,11 @@ def budget_words(record: Record) -> str:
     touched = channel_words(case.channels, record.dataset_card)
     end = f"; {touched}" if touched else ""
     norm = NORMS.get(case.norm, case.norm)
+    if case.threat == "shift":
+        return (
+            f"severities are {radii(case.ladder, case.norm).strip('{}')}; at severity 1 each "
+            "parameter of the shift has the whole range that is stated for it, at 0 the image stays"
+        )
     if case.budget == "mean_norm":
         images = ", ".join(radius(eps, case.norm) for eps in record.radii)
         return (
@@ -129,6 +135,19 @@ def audit_words(record: Record) -> list[str]:
         still += "no success."
     else:
         still += f"{number(rounding.value)} %" + (f" ({bounds})." if bounds else ".")
+    if record.case.threat == "shift":
+        used = ", ".join(radius(size, audit.norm) for size in audit.max_size)
+        verdict = (
+            "every image is that of its stored parameters, which lie in the range of the severity"
+            if audit.over_budget == 0
+            else f"{audit.over_budget} images are not those of their parameters, or use a higher "
+            "severity: these numbers cannot be compared"
+        )
+        return [
+            f"Highest severity used at each severity allowed: {used}; {verdict}.",
+            f"Pixels lie in [{audit.min_value:.3f}, {audit.max_value:.3f}].",
+            still.replace("Still adversarial", "Still called otherwise"),
+        ]
     return [
         f"Largest {norm} perturbation at each radius: {used}; {verdict}.",
         f"Attacked pixels lie in [{audit.min_value:.3f}, {audit.max_value:.3f}].",

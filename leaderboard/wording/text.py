@@ -9,7 +9,7 @@ from robustbench_med.printable import plain as plain
 from robustbench_med.stats import Estimate
 
 DASH = "–"
-NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
+NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0", "severity": "severity"}
 THREATS = {
     "white_box": "white box",
     "universal": "one perturbation for all images",
@@ -17,6 +17,7 @@ THREATS = {
     "no_box": "no box: a model trained on other data",
     "query": "black box by queries",
     "control": "control: no attack",
+    "shift": "acquisition shift, nobody attacks",
 }
 # threat model -> sentence above the board on the attacker's access
 KNOWS = {
@@ -31,6 +32,9 @@ KNOWS = {
     "control": "A control is no attack: noise and shuffled perturbations show the effect of a "
     "change of this size without any goal, so no model is ranked here. If a control succeeds on "
     "images that an attack missed, the row of that attack is flagged.",
+    "shift": "Nobody attacks here. An ordinary scanner, operator or archive changes the image in a "
+    "way that has a name. A random draw shows what happens by chance; the worst of several draws, "
+    "or a climb from there, shows how bad it can get.",
 }
 FAILURES_MEAN = (
     "The worst case of a model covers only the attacks that were scored: if one is missing, "
@@ -119,6 +123,25 @@ def radius(eps: float, norm: str, budget: str = "absolute") -> str:
     if norm == "l0":
         return f"{eps:,.0f}"
     return f"{eps * 255:.3g}/255" if norm == "linf" else f"{eps:.3g}"
+
+
+def sign_of(norm: str) -> str:
+    """Return the word before a radius, "ε =", or before a severity.
+
+    >>> sign_of("linf"), sign_of("severity")
+    ('ε =', 'severity')
+    """
+    return "severity" if norm == "severity" else "ε ="
+
+
+def listed(ladder: tuple[float, ...], norm: str, budget: str = "absolute") -> str:
+    """Return all radii or severities of a ladder with the word before them.
+
+    >>> listed((1 / 255, 2 / 255), "linf"), listed((0.5, 1.0), "severity")
+    ('ε ∈ {1, 2}/255', 'severities 0.5, 1')
+    """
+    each = radii(ladder, norm, budget)
+    return f"severities {each.strip('{}')}" if norm == "severity" else f"ε ∈ {each}"
 
 
 def unit(norm: str, budget: str = "absolute") -> str:

@@ -169,6 +169,7 @@ _MEASURES = {
     "l2": "the root of the sum of all squared changes (L2), for values from 0 to 1",
     "l1": "the sum of all changes (L1), for values from 0 to 1",
     "l0": "the number of changed values (L0), which are pixels times channels",
+    "severity": "the part of each parameter's range that the shift may use",
 }
 
 

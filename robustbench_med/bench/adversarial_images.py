@@ -22,6 +22,8 @@ from robustbench_med.bench.measurements import CANDIDATES, Measurements, Table, 
 from robustbench_med.bench.record import Images as Entry
 from robustbench_med.errors import ResultsError
 from robustbench_med.problem import Problem
+from robustbench_med.rng import Draws
+from robustbench_med.shift import DRAW, PARAMETERS, Family, Shifted, unshifted
 
 FILE = "images.safetensors"  # beside the record
 
@@ -32,15 +34,19 @@ class Saved(NamedTuple):
     Attributes:
         images: `(m, c, *s)` float32 in [0,1].
         which: `(r, b)` index of the image of each attacked sample at each rung; -1 = the clean one.
+        theta: `(m, p)` the parameters of shifted images; None for those of attacks.
+        draw: `(m,)` the key of the random stream of shifted images.
     """
 
     images: Float[Tensor, "m c *s"]
     which: Int[Tensor, "r b"]
+    theta: Float[Tensor, "m p"] | None = None
+    draw: Int[Tensor, " m"] | None = None
 
     @property
     def file(self) -> bytes:
         """The images as safetensors."""
-        return save({"images": self.images.contiguous(), "which": self.which.contiguous()})
+        return save({k: v.contiguous() for k, v in self._asdict().items() if v is not None})
 
     @property
     def entry(self) -> Entry:
@@ -50,7 +56,13 @@ class Saved(NamedTuple):
         )
 
     def columns(
-        self, problem: Problem, radii: tuple[float, ...], levels: int, clean: Measurements
+        self,
+        problem: Problem,
+        radii: tuple[float, ...],
+        levels: int,
+        clean: Measurements,
+        *,
+        family: Family | None = None,
     ) -> Measurements:
         """Return the measurements of the saved images, `(r, b, ...)` by name.
 
@@ -59,6 +71,7 @@ class Saved(NamedTuple):
             radii: the ladder in image units.
             levels: steps between the stored values behind 0 and 1.
             clean: the measurements of the clean images.
+            family: the family of shifted images.
 
         Raises:
             ResultsError: the numbers of samples, rungs or pixels do not fit the problem.
@@ -74,15 +87,32 @@ class Saved(NamedTuple):
         everyone = torch.arange(len(problem), device=problem.x.device)
         before = clean["success"]  # for masks: the goal was reached before the attack
         clean = clean | {"success": torch.zeros_like(before)}
+        clean |= {} if family is None else unshifted(family, problem.y)
         for i, eps in enumerate(radii):
             which = self.which[i].to(everyone)
             rows = everyone[which >= 0]
             z = self.images.to(problem.x.device)[which[rows]]
-            columns = measure(problem.at(eps).select(rows), z, levels)
+            shown = self._shifted(family, which[rows], z)
+            columns = measure(problem.at(eps).select(rows), shown, levels)
             columns["success"] &= ~before[rows]
             table.put(i, everyone, clean)
             table.put(i, rows, columns)
         return table.columns
+
+    def _shifted(self, family: Family | None, which: Tensor, z: Tensor) -> Tensor | Shifted:
+        """Return images with their parameters, if they are those of a shift.
+
+        Raises:
+            ResultsError: the parameters are missing, or are those of another family.
+        """
+        if family is None:
+            return z
+        if self.theta is None or self.draw is None or self.theta.shape[1] != family.size:
+            raise ResultsError(
+                f"expected theta of {family.size} parameters and draw beside the images of a shift"
+            )
+        theta, draw = self.theta.to(z.device)[which], self.draw.to(z.device)[which]
+        return Shifted(z, theta, Draws(draw), family)
 
 
 def collect_images(columns: Measurements, x: Tensor, *, masks: bool) -> Saved:
@@ -99,13 +129,20 @@ def collect_images(columns: Measurements, x: Tensor, *, masks: bool) -> Saved:
         saved = (z != x[None]).flatten(2).any(2)
     which = torch.full(saved.shape, -1, dtype=torch.int32)
     images: list[Tensor] = []
+    origin: list[tuple[int, int]] = []
     for i, row in saved.nonzero().tolist():
         below = int(which[i - 1, row]) if i else -1
         if below < 0 or not torch.equal(images[below], z[i, row].cpu()):
             below = len(images)
             images.append(z[i, row].cpu())
+            origin.append((i, row))
         which[i, row] = below
-    return Saved(torch.stack(images) if images else x[:0].cpu(), which)
+    stacked = torch.stack(images) if images else x[:0].cpu()
+    if PARAMETERS not in columns:
+        return Saved(stacked, which)
+    rungs, rows = torch.tensor(origin, dtype=torch.int64).reshape(-1, 2).unbind(1)
+    theta, draw = (columns[name].cpu()[rungs, rows] for name in (PARAMETERS, DRAW))
+    return Saved(stacked, which, theta, draw)
 
 
 def read(folder: Path, entry: Entry | None) -> Saved:
@@ -149,4 +186,8 @@ def read(folder: Path, entry: Entry | None) -> Saved:
             f"expected which in -1..{len(images) - 1} in {path}, got {int(which.min())}.."
             f"{int(which.max())}"
         )
-    return Saved(images, which)
+    theta, draw = tensors.get("theta"), tensors.get("draw")
+    count = (len(images),)
+    if theta is not None and (draw is None or theta.shape[:1] != count or draw.shape != count):
+        raise ResultsError(f"expected theta and draw of each of {count[0]} images in {path}")
+    return Saved(images, which, theta, draw)

@@ -23,12 +23,19 @@ from robustbench_med.bench.measurements import Measurements, clean_measurements,
 from robustbench_med.bench.provenance import reset_peak
 from robustbench_med.bench.record import LadderAudit
 from robustbench_med.bench.resolved_case import ResolvedCase
-from robustbench_med.bench.schedules import WHOLE, Ladder, OpenLadder, Sharding, schedule_of
+from robustbench_med.bench.schedules import (
+    WHOLE,
+    Ladder,
+    OpenLadder,
+    Sharding,
+    family_of,
+    schedule_of,
+)
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.shard_files import Shard
 from robustbench_med.bench.transfer import transferred
 from robustbench_med.bench.universal_run import FittedUniversal
-from robustbench_med.cards import AttackCard
+from robustbench_med.cards import SEVERITY, AttackCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.models.guide import bfloat16
 from robustbench_med.objectives.decide import verdict_on
@@ -36,6 +43,7 @@ from robustbench_med.objectives.evade_detector import EvadeDetector
 from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws, seeded
+from robustbench_med.shift import Shifted
 from robustbench_med.stored_images import select_images
 from robustbench_med.types import Images, Output, Verdict
 from robustbench_med.victim import frozen
@@ -262,7 +270,11 @@ def _judge_saved(
     def untouched(problem: Problem, rng: Draws) -> Images:
         return problem.x
 
-    rungs = saved.columns(problem, radii, planned.data.card.levels, clean)
+    family = None
+    if planned.case.norm == SEVERITY:
+        function = registry.function("attacks", planned.attack.card)
+        family = family_of(bound(function, planned.case.parameters), problem)
+    rungs = saved.columns(problem, radii, planned.data.card.levels, clean, family=family)
     rng = every_rng.select(attacked.nonzero()[:, 0])
     return AttackRun(
         problem=problem,
@@ -303,13 +315,13 @@ def uses_all_steps(card: AttackCard, setup: AttackSetup) -> bool:
     would reject: the AUROC was 0.92 with 80 successes on 87 images, and 0.50 with all steps.
     """
     needed = setup.victim.draws > 1 or setup.victim.guard is not None
-    return needed and card.schedule in ("ascend", "descend")
+    return needed and card.schedule in ("ascend", "descend", "severity")
 
 
 def with_all_steps(attack: Attack) -> Attack:
     """Return the attack so that it uses all its steps on every image."""
 
-    def attack_on(problem: Problem, rng: Draws) -> Images:
+    def attack_on(problem: Problem, rng: Draws) -> Any:  # noqa: ANN401 - Images or Shifted
         return attack(
             replace(problem, objective=LossOverride(problem.objective, use_all_steps=True)), rng
         )
@@ -317,11 +329,13 @@ def with_all_steps(attack: Attack) -> Attack:
     return attack_on
 
 
-def bound(function: Callable[..., Images], parameters: dict[str, Any]) -> Attack:
+def bound(function: Callable[..., Images | Shifted], parameters: dict[str, Any]) -> Attack:
     """Return the attack as a function of problem and draws, with its parameters."""
 
-    def attack(problem: Problem, rng: Draws) -> Images:
+    def attack(problem: Problem, rng: Draws) -> Images | Shifted:
         if len(problem) == 0:
+            if problem.ball.norm == SEVERITY:  # its family is asked for so
+                return function(problem, rng=rng, **parameters)
             return problem.x
         # bind only now, because the objective of an AttackRun is used with other truths too
         return function(problem.bind(), rng=rng, **parameters)

@@ -12,7 +12,7 @@ from robustbench_med import registry, spec, user_code
 from robustbench_med.ball import Ball, check_image_units
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.suite import Grid
-from robustbench_med.cards import AttackCard, DatasetCard, ModelCard, Norm
+from robustbench_med.cards import SEVERITY, AttackCard, DatasetCard, ModelCard, Norm
 from robustbench_med.errors import SpecError, VictimError
 from robustbench_med.native_units import has_unit
 from robustbench_med.objective import Objective
@@ -69,8 +69,12 @@ def resolve_attack(
     ladder = _ladder(name, radii, grid, to_radius)
     absolute = ladder if grid.budget == "absolute" else ()
     parameters = complete(card, with_total_step(card, stated, absolute))
+    if (card.threat == "shift") != (grid.norm == SEVERITY):
+        raise SpecError(_apart(name, card, grid.norm))
     if grid.norm not in card.norms:
         raise SpecError(f"{name}: expected norm in {', '.join(card.norms)}, got {grid.norm!r}")
+    if card.threat == "shift" and (grid.budget != "absolute" or set(grid.channels) != {"all"}):
+        raise SpecError(f"{name}: expected neither --budget nor --channels for a shift, got one")
     if grid.surrogates and card.threat != "white_box":
         raise SpecError(f"{name}: expected an attack by gradients with surrogates, got {name!r}")
     if grid.surrogates and card.schedule == "universal":
@@ -79,6 +83,18 @@ def resolve_attack(
         raise SpecError(f"{name}: expected other images than it is fitted on, got split 'train'")
     trains = card.schedule == "universal" or grid.budget == "mean_norm"
     return ResolvedAttack(card, parameters, ladder, trains, radii)
+
+
+def _apart(name: str, card: AttackCard, norm: str) -> str:
+    if card.threat == "shift":
+        return (
+            f"{name}: expected shifts alone, which are measured in severity, got norm {norm!r}: "
+            "name shifts and attacks in separate runs"
+        )
+    return (
+        f"{name}: expected shifts alone for norm severity, got an attack: `list attacks` names the "
+        "shifts"
+    )
 
 
 def by_queries(
@@ -100,7 +116,7 @@ def by_queries(
     Raises:
         VictimError: the user named an attack that needs gradients.
     """
-    blind = [attack for attack in attacks if attack.card.threat != "white_box"]
+    blind = [_without_gradient(attack) for attack in attacks if attack.card.threat != "white_box"]
     needing = [attack.card.name for attack in attacks if attack.card.threat == "white_box"]
     if needing and grid.stated:
         raise VictimError(
@@ -109,6 +125,13 @@ def by_queries(
             "is a control, and --surrogate MODEL crafts the images on another model"
         )
     return blind or [resolve_attack(text, grid, to_radius) for text in _BY_QUERIES]
+
+
+def _without_gradient(attack: ResolvedAttack) -> ResolvedAttack:
+    """Return a shift with a local search in place of a climb; other attacks as they are."""
+    if attack.card.threat != "shift" or attack.parameters.get("search") != "climbed":
+        return attack
+    return attack._replace(parameters={**attack.parameters, "search": "local"})
 
 
 def validate_parameters(
@@ -177,6 +200,8 @@ def _ladder(
     else:
         ladder = tuple(map(spec.number, radii))
     check_ladder(ladder)
+    if grid.norm == SEVERITY and (has_unit(radii) or ladder[-1] > 1):
+        raise SpecError(f"{name}: expected severities above 0 and up to 1, got {radii[-1]!r}")
     if grid.norm == "linf" and grid.budget == "absolute":
         if has_unit(radii) and ladder[-1] > 1:
             raise SpecError(

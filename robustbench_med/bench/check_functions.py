@@ -18,6 +18,7 @@ from robustbench_med.bench.verified_run import REMEDIES
 from robustbench_med.cards import AttackCard
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.loss_override import LossOverride
+from robustbench_med.shift import images_of
 
 QUERIES = 100  # queries of the black-box probe
 MARGIN_STEPS = 10
@@ -172,7 +173,8 @@ def _probe(
         attacked = problem.select(new)
         attacked = replace(attacked, objective=LossOverride(attacked.objective, loss=loss))
         attack = bound(registry.function("attacks", card), parameters)
-        verdict = attacked.probe(attack(attacked, context.rng.select(new).fork("probe", name)))
+        z = attack(attacked, context.rng.select(new).fork("probe", name))
+        verdict = attacked.probe(images_of(z))
         harm = verdict.harm.masked_fill(verdict.is_final, torch.inf)
         known |= dict(zip(new.tolist(), harm.tolist(), strict=True))
     harm = context.run.rungs["harm"].new_tensor([known[r] for r in rows.tolist()])
@@ -192,7 +194,7 @@ def shrinking(context: CheckContext) -> Measured | None:
     rows = context.some(context.run.rungs["success"][:-1].any(0))
     rows = context.affordable(rows, context.per_image + 1, fraction=0.2)
     problem = context.problem.select(rows).at(context.run.radii[-1])
-    z = context.run.attack(problem, context.rng.select(rows).fork("afresh"))
+    z = images_of(context.run.attack(problem, context.rng.select(rows).fork("afresh")))
     return Measured(float((~problem.probe(z).success).sum()), len(rows))
 
 
@@ -217,7 +219,7 @@ def large_radius(context: CheckContext) -> Measured | None:
     problem = replace(problem, ball=replace(problem.ball, channel_scales=None))
     norm = Ball(context.planned.case.norm, 0.0)
     problem = problem.at(norm.size(problem.x + (away - problem.x) * 0.75, problem.x))
-    z = context.run.attack(problem, context.rng.select(rows).fork("large"))
+    z = images_of(context.run.attack(problem, context.rng.select(rows).fork("large")))
     return _mean_of(~problem.probe(z).success) or Measured(0.0, 0)
 
 
@@ -317,7 +319,7 @@ def more_effort(context: CheckContext) -> Measured | None:
     problem = context.problem.select(rows)
     attacked = problem.at(torch.inf) if context.card.schedule == "distance" else problem
     try:
-        z = attack(attacked, context.rng.select(rows).fork("effort"))
+        z = images_of(attack(attacked, context.rng.select(rows).fork("effort")))
     except SpecError:  # the parameter does not allow twice its value
         return None
     near = problem.ball.size(z, problem.x) <= context.run.radii[context.headline]

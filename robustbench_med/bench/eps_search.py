@@ -28,6 +28,7 @@ they succeed, and for victims with a detector, whose suspicion is measured at ea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,11 +38,12 @@ from robustbench_med.bench.measurements import Measurements, Table, measure
 from robustbench_med.bench.record import LadderAudit
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
+from robustbench_med.shift import images_of
 from robustbench_med.stats.intervals import miss_bound
 from robustbench_med.stored_images import shards
 from robustbench_med.types import Images, Rows
 
-Attack = Callable[[Problem, Draws], Images]
+Attack = Callable[[Problem, Draws], Any]  # returns Images, or Shifted for a shift
 AUDITED = 1 / 16  # fraction of the inferred pairs that is attacked
 LEAST_AUDITED = 20  # at least so many on average, which bounds the miss rate at 14 %
 
@@ -154,7 +156,7 @@ def descend(
             rows = rows[~success]
         rung = next_rung[rows]
         subproblem = problem.select(rows).at(radii[rung])
-        z = attack(subproblem, Draws(streams[rung, rows]))
+        z = images_of(attack(subproblem, Draws(streams[rung, rows])))
         columns = measure(subproblem, z, levels)
         table.put(rung, rows, columns)
         ran[rung, rows], success, first = True, columns["success"], False

@@ -33,6 +33,7 @@ from robustbench_med.objectives.segmentation import TargetMask
 from robustbench_med.palette import colour
 from robustbench_med.problem import Counter
 from robustbench_med.rng import seeded
+from robustbench_med.shift import Shifted, images_of
 from robustbench_med.types import Images
 from robustbench_med.victim import frozen
 
@@ -84,13 +85,17 @@ def _of_masks(planned: ResolvedCase, setup: AttackSetup, run: AttackRun, most: i
     rows = torch.tensor(shown, device=run.problem.x.device, dtype=torch.int64)
     attacked = replace(run.problem.select(rows), counter=Counter()).at(run.radii[rung])
     with frozen(setup.victim.module), seeded(case.seed, case.id, "examples"):
-        z = run.attack(attacked, at_rung(run.rng, run.radii[rung]).select(rows))
+        candidates = run.attack(attacked, at_rung(run.rng, run.radii[rung]).select(rows))
+        z, y = images_of(candidates), attacked.y
+        if isinstance(candidates, Shifted):
+            moved = candidates.truth(attacked.y)
+            y = attacked.y if moved is None else moved
         after = answer_of(attacked.outputs(z).logits)
     examples: list[Example] = []
     files: dict[str, bytes] = {}
     for i, n in enumerate(run.attacked.nonzero()[rows, 0].tolist()):
         x, adv = _as_seen(setup, attacked.x[i]), _as_seen(setup, z[i])
-        pair = ImagePair(x, adv, attacked.y[i], setup.clean[n], after[i])
+        pair = ImagePair(x, adv, y[i], setup.clean[n], after[i])
         shot = masks_of(planned.objective, setup.data.card, pair, f"example_{i}")
         example = Example(
             sample=str(setup.batch.ids[n]),
@@ -126,10 +131,11 @@ def _attack_again(case: Case, run: AttackRun, row: int, first: int) -> tuple[flo
     rows = torch.tensor([row], device=run.problem.x.device)
     problem = replace(run.problem.select(rows), counter=Counter())
     if run.minimal:
-        return case.ladder[first], run.attack(problem.at(torch.inf), run.rng.select(rows))
+        z = images_of(run.attack(problem.at(torch.inf), run.rng.select(rows)))
+        return case.ladder[first], z
     for stated, eps in zip(case.ladder[first:], run.radii[first:], strict=True):
         attacked = problem.at(eps)
-        z = run.attack(attacked, at_rung(run.rng, eps).select(rows))
+        z = images_of(run.attack(attacked, at_rung(run.rng, eps).select(rows)))
         if bool(attacked.probe(z).success.all()):
             return stated, z
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -12,23 +13,34 @@ from robustbench_med.errors import InvalidOutputError
 from robustbench_med.metrics.perturbation import psnr, ssim
 from robustbench_med.objectives.decide import answer_of
 from robustbench_med.problem import Problem
+from robustbench_med.shift import Shifted, images_of
 from robustbench_med.types import Images, Output, Rows, Verdict
 
 Measurements = dict[str, Tensor]  # by name; the first axis of each tensor is the samples
 CANDIDATES = "z"  # the measurement that holds the candidates, if a problem keeps them
 
 
-def measure(problem: Problem, z: Images, levels: int) -> Measurements:
-    """Return the measurements of candidates `z`, `(b, ...)` by name: outcomes and sizes.
+def measure(problem: Problem, candidates: Images | Shifted, levels: int) -> Measurements:
+    """Return the measurements of candidates, `(b, ...)` by name: outcomes and sizes.
+
+    The size of shifted images is the severity that they use, and masks are judged against the
+    truth that moved along.
 
     Args:
         problem: the clean images.
-        z: candidates in [0,1].
+        candidates: images in [0,1], or those of a shift with their parameters.
         levels: steps between the stored values behind 0 and 1, to which `z` is rounded.
 
     Raises:
         InvalidOutputError: the judge returned NaN or Inf.
     """
+    z, shift = images_of(candidates), dict[str, Tensor]()
+    if isinstance(candidates, Shifted):
+        truth, size = candidates.truth(problem.y), candidates.severity(problem.x)
+        shift = candidates.measurements(truth)
+        problem = problem if truth is None else replace(problem, y=truth)
+    else:
+        size = problem.ball.size(z, problem.x)
     answer, suspicion, verdict = _judged(problem, z)
     x, success = problem.x, verdict.success
     rounded = torch.zeros_like(success)
@@ -44,7 +56,7 @@ def measure(problem: Problem, z: Images, levels: int) -> Measurements:
         "done": verdict.is_final,
         "success": success,
         "rounded": rounded,
-        "size": problem.ball.size(z, x),
+        "size": size,
         "linf": torch.maximum(lowest.abs(), highest.abs()),
         "l2": flat.norm(dim=1),
         "lowest": z.flatten(1).amin(1),
@@ -52,6 +64,7 @@ def measure(problem: Problem, z: Images, levels: int) -> Measurements:
         "ssim": _of_successes(ssim, z, x, rows, problem.chunk),
         "psnr": _of_successes(psnr, z, x, rows, problem.chunk),
         **suspicion,
+        **shift,
         **({CANDIDATES: z} if problem.keeps else {}),
     }
 

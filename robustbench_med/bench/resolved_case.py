@@ -20,6 +20,8 @@ _RUNS = {"descend": 1.5, "distance": 1.0}
 
 def schedule_name(card: AttackCard, task: Task, *, surrogate: bool, guard: bool) -> str:
     """Return the name of the schedule that fills the ladder of a case, see `schedule_of`."""
+    if card.schedule == "severity":
+        return "severity"
     if card.schedule != "universal" and task == "segmentation" and not surrogate:
         return "worst"
     if card.schedule in ("ascend", "descend") and surrogate:

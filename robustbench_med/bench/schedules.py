@@ -36,9 +36,11 @@ from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.shard_files import Shard, Shards
 from robustbench_med.bench.universal_run import FittedUniversal, fit_universal
 from robustbench_med.cards import AttackCard, Task
+from robustbench_med.errors import SpecError
 from robustbench_med.memory import release_memory
 from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws, seeded
+from robustbench_med.shift import Family, Shifted, unshifted
 from robustbench_med.stored_images import shards
 from robustbench_med.types import Rows
 
@@ -196,6 +198,33 @@ def _descend(ladder: Ladder) -> FilledLadder:
 def _ascend(ladder: Ladder) -> FilledLadder:
     _, _, problem, attack, rng, _, radii, *_ = ladder
     return FilledLadder(ascend(problem, attack, rng, radii, ladder.levels), attack)
+
+
+def _severity(ladder: Ladder) -> FilledLadder:
+    """Measure a random draw at each severity on its own, and the worst of a search up to each."""
+    planned, setup, problem, attack, rng, _, radii, clean, *_ = ladder
+    random = planned.case.parameters.get("search") == "random"
+    if random or setup.victim.guard is not None:
+        rungs = separately(problem, attack, rng, radii, ladder.levels, carry=not random)
+    elif planned.data.card.task == "segmentation":
+        clean = clean | unshifted(family_of(attack, problem), problem.y)
+        rungs = worst(problem, attack, rng, radii, ladder.levels, clean)
+    else:
+        rungs = ascend(problem, attack, rng, radii, ladder.levels)
+    return FilledLadder(rungs, attack)
+
+
+def family_of(attack: Attack, problem: Problem) -> Family:
+    """Return the family of a shift, by asking for the shift of no image.
+
+    Raises:
+        SpecError: the attack returns images without their parameters.
+    """
+    nothing = problem.select(torch.zeros(0, dtype=torch.int64, device=problem.x.device))
+    shifted = attack(nothing, Draws(nothing.y.new_zeros(0, dtype=torch.int64)))
+    if not isinstance(shifted, Shifted):
+        raise SpecError("expected a shift that returns Shifted, got images without parameters")
+    return shifted.family
 
 
 def _audited(ladder: Ladder, filled: FilledLadder) -> FilledLadder:
@@ -404,6 +433,11 @@ SCHEDULES = {
             "descend",
             "Each image looks for its lowest success; failures at smaller radii are inferred.",
             _descend,
+        ),
+        LadderSchedule(
+            "severity",
+            "Severities rise; a random draw counts at its own, what a search finds at all above.",
+            _severity,
         ),
         LadderSchedule(
             "ascend",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from robustbench_med.models.operating_point import probability
 from robustbench_med.objective import Objective
 from robustbench_med.objectives.decide import decide, probabilities
 from robustbench_med.objectives.segmentation import TargetMask
+from robustbench_med.shift import DRAW, MOVED, PARAMETERS
 from robustbench_med.stats import Estimate, intervals
 from robustbench_med.stats.patients import resamples
 from robustbench_med.types import images_at_once
@@ -63,7 +65,11 @@ def score_run(planned: ResolvedCase, setup: AttackSetup, run: AttackRun) -> Scor
     for i, eps in enumerate((0.0, *case.ladder)):
         columns = {name: value[i - 1] for name, value in run.rungs.items()} if i else None
         outputs = evaluate_outputs(
-            planned.objective, setup, _answers(setup, attacked, columns), aimed, weights
+            planned.objective,
+            _with_moved_truth(setup, attacked, columns),
+            _answers(setup, attacked, columns),
+            aimed,
+            weights,
         )
         table = _table(setup, run, columns, eps, outputs)
         tables.append(table)
@@ -93,6 +99,17 @@ def score_run(planned: ResolvedCase, setup: AttackSetup, run: AttackRun) -> Scor
         probability(setup.victim.offset, setup.data.card),
         intervals.median(distance[aimed.cpu().numpy()], weights[:, aimed.cpu().numpy()]),
     )
+
+
+def _with_moved_truth(
+    setup: AttackSetup, attacked: Bool[Tensor, " n"], columns: Measurements | None
+) -> AttackSetup:
+    """Return the setup with the masks that moved along with the anatomy, if a shift moves it."""
+    if columns is None or MOVED not in columns:
+        return setup
+    y = setup.batch.y.clone()
+    y[attacked] = columns[MOVED].to(y)
+    return replace(setup, batch=replace(setup.batch, y=y))
 
 
 def certificate(setup: AttackSetup) -> Certificate | None:
@@ -141,9 +158,25 @@ def _table(
             "attacked": run.aimed.cpu().numpy(),
             "success": _for_all_images(columns, "success", attacked, False),
             **{name: _for_all_images(columns, name, attacked, np.nan) for name in VISIBILITY},
+            **_shift(run, columns),
             **_guarded(setup, run, columns, outputs),
         }
     )
+
+
+def _shift(run: AttackRun, columns: Measurements | None) -> dict[str, Any]:
+    """Return the parameters and the draw of each shifted image; nothing for an attack."""
+    if PARAMETERS not in run.rungs:
+        return {}
+    count = len(run.attacked)
+    theta: list[list[float]] = [[] for _ in range(count)]
+    draws = np.zeros(count, dtype=np.int64)
+    if columns is not None:
+        rows = run.attacked.nonzero()[:, 0].tolist()
+        for row, values in zip(rows, columns[PARAMETERS].tolist(), strict=True):
+            theta[row] = values
+        draws[rows] = columns[DRAW].cpu().numpy()
+    return {PARAMETERS: theta, DRAW: draws}
 
 
 def _guarded(

@@ -6,16 +6,17 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from robustbench_med import registry
-from robustbench_med.cards import Card, Norm
+from robustbench_med.cards import SEVERITY, Card, Norm
 from robustbench_med.errors import SpecError, UnknownNameError
 from robustbench_med.native_units import has_unit
 from robustbench_med.paths import check_name
 from robustbench_med.spec import number
 
 FOLDER = registry.CORE / "suites"
+SEVERITIES = (0.25, 0.5, 0.75, 1.0)  # where a grid of shifts states none
 
 
 class Grid(BaseModel):
@@ -76,6 +77,16 @@ class Grid(BaseModel):
     operating_point: Literal["youden", "argmax"] = "youden"
     guide: Literal["float32", "bfloat16"] = "float32"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_shifts(cls, values: Any) -> Any:  # noqa: ANN401 - pydantic passes any value
+        """Measure shifts in severity, where the grid states no norm of its own."""
+        if not isinstance(values, dict) or values.get("norm", "linf") != "linf":
+            return values
+        if not all_shifts(values.get("attacks", ())):
+            return values
+        return {**values, "norm": SEVERITY, "ladder": values.get("ladder") or SEVERITIES}
+
     @field_validator("ladder", mode="before")
     @classmethod
     def _numbers(cls, values: Any) -> Any:  # noqa: ANN401 - pydantic passes any value of the file
@@ -84,6 +95,14 @@ class Grid(BaseModel):
         if not isinstance(values, list | tuple):
             return values
         return [v if has_unit(v) else number(v) for v in values]
+
+
+def all_shifts(attacks: Any) -> bool:  # noqa: ANN401 - pydantic passes any value
+    """Return whether the specs of attacks name shifts alone, and at least one."""
+    cards = registry.shipped("attacks")
+    texts = attacks if isinstance(attacks, list | tuple) else ()
+    named = [cards.get(str(text).partition("(")[0].strip()) for text in texts]
+    return bool(named) and all(card is not None and card.threat == "shift" for card in named)
 
 
 class Suite(Card):
@@ -172,6 +191,8 @@ def override(suite: Suite, fields: dict[str, Any], seed: int | None) -> Suite:
         grids = [grid for grid in grids if grid["datasets"]]
     if "attacks" in fields or "surrogates" in fields:  # once on each dataset, not once a grid
         grids = _first_of_each(grids)
+    if all_shifts(fields.get("attacks", ())):  # the radii of the suite's attacks mean nothing
+        grids = [{**grid, "norm": SEVERITY, "ladder": SEVERITIES} for grid in grids]
     values = suite.model_dump()
     if any(name.endswith((".npz", ".toml")) for name in fields.get("datasets", ())):
         # all images of the user's file, unless -n states fewer

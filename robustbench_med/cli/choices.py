@@ -93,8 +93,10 @@ Eps = Annotated[
     str | None,
     typer.Option(
         "--eps",
-        help="The radii as fractions of the stored range, '1/255,2/255', or in its unit, '5HU,10HU'"
-        " or '4gl' (stored steps), or of the victim's window, '8/255 window'.",
+        "--severity",
+        help="The severities of shifts, '0.25,0.5', or the radii of attacks, as fractions of the "
+        "stored range, '1/255,2/255', or in its unit, '5HU,10HU' or '4gl' (stored steps), or of "
+        "the victim's window, '8/255 window'.",
     ),
 ]
 Norm = Annotated[

@@ -28,7 +28,11 @@ from tests.toys import (
     problem_of,
 )
 
-EVERY = {n: card for n, card in registry.load("attacks").items() if card.schedule != "universal"}
+EVERY = {
+    n: card
+    for n, card in registry.load("attacks").items()
+    if card.schedule not in ("universal", "severity")
+}
 CARDS = {n: card for n, card in EVERY.items() if "single_label" in card.tasks}
 ATTACKS = {
     name: partial(registry.function("attacks", card), **LIGHT.get(name, {}))

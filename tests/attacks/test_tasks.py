@@ -38,7 +38,11 @@ from tests.toys import (
     victim_of,
 )
 
-ATTACKS = {n: card for n, card in registry.load("attacks").items() if card.schedule != "universal"}
+ATTACKS = {
+    n: card
+    for n, card in registry.load("attacks").items()
+    if card.schedule not in ("universal", "severity")
+}
 # enough steps to climb and to differ by batch; what an attack reaches is tested in test_optimum
 BRIEF: dict[str, dict[str, float]] = LIGHT | {
     "pgd": {"steps": 10},

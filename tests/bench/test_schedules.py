@@ -17,6 +17,8 @@ def branch(card: AttackCard, task: Task, *, surrogate: bool, guard: bool) -> str
     """Return the schedule as a chain of branches in the order in which they decide."""
     if card.schedule == "universal":
         return "universal"
+    if card.schedule == "severity":
+        return "severity"
     if task == "segmentation" and not surrogate:
         return "worst"
     if card.schedule == "distance":

@@ -1,0 +1,1 @@
+"""Shifts: what an ordinary scanner, operator or archive does to an image, one idea per file."""

@@ -1,0 +1,163 @@
+"""Shifts through the bench: plan, shards, scores, audit, saved images and verify."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustbench_med.bench import adversarial_images
+from robustbench_med.bench.attack_run import AttackRun, run_attack
+from robustbench_med.bench.plan import plan
+from robustbench_med.bench.record import Stored
+from robustbench_med.bench.schedules import Sharding
+from robustbench_med.bench.scoring import score_run
+from robustbench_med.bench.setup import AttackSetup
+from robustbench_med.bench.suite import Suite, find_suite, override
+from robustbench_med.bench.verify.verify import verify
+from robustbench_med.errors import SpecError
+from robustbench_med.objectives.decide import answer_of
+from tests.bench.test_shards import data, same, stored
+from tests.bench.test_verify import made
+from tests.bench.toys import MODEL, dataset_of, planned_of, prepared_of
+from tests.toys import small_mask_victim, small_victim
+
+LADDER = (0.25, 0.5, 1.0)
+SEARCH = {"draws": 3, "steps": 3}
+
+
+def run(search: str, size: int | None = None) -> AttackRun:
+    toys, victim = data(), replace(small_victim(3), chunk=1)
+    planned = planned_of(
+        toys,
+        "bias_field",
+        parameters={"search": search, **SEARCH},
+        norm="severity",
+        threat="shift",
+        ladder=LADDER,
+    )
+    setup = stored(prepared_of(victim, toys))
+    return run_attack(planned, setup, sharding=Sharding(size))
+
+
+@pytest.mark.parametrize("search", ["random", "worst_of", "climbed", "local"])
+def test_a_case_in_shards_gives_the_same(search: str) -> None:
+    whole = run(search)
+    for size in (1, 4):
+        same(run(search, size), whole)
+
+
+def test_a_random_draw_counts_at_its_own_severity_and_a_search_at_all_above() -> None:
+    alone, worst = run("random").rungs, run("worst_of").rungs
+    assert torch.allclose(alone["size"], torch.tensor(LADDER)[:, None].expand(3, 11))
+    success = worst["success"]
+    assert bool((success[1:] >= success[:-1]).all())
+    assert bool((success >= alone["success"]).all())
+
+
+def masks() -> tuple[AttackRun, AttackRun]:
+    rng = torch.Generator().manual_seed(0)
+    x, victim = torch.rand(4, 1, 8, 8, generator=rng), small_mask_victim(2)
+    toys = dataset_of(x, victim.logits(x).argmax(1), 2, task="segmentation")
+    fields = {"norm": "severity", "threat": "shift", "ladder": LADDER}
+    runs = []
+    for search in ("random", "worst_of"):
+        parameters = {"search": search, **SEARCH}
+        planned = planned_of(toys, "bias_field", parameters=parameters, **fields)
+        batch = toys.batch("test")
+        setup = AttackSetup(batch, victim, MODEL, toys, answer_of(victim.logits(batch.x)), False)
+        runs.append(run_attack(planned, setup))
+    return runs[0], runs[1]
+
+
+def test_masks_keep_the_worst_of_a_search_and_the_draw_alone() -> None:
+    alone, worst = masks()
+    assert bool((worst.rungs["harm"][1:] >= worst.rungs["harm"][:-1]).all())
+    assert bool((worst.rungs["harm"] >= alone.rungs["harm"]).all())
+    assert torch.allclose(alone.rungs["size"], torch.tensor(LADDER)[:, None].expand(3, 4))
+
+
+def test_a_sample_holds_the_parameters_that_make_its_image_again() -> None:
+    toys, victim = data(), small_victim(3)
+    planned = planned_of(
+        toys, "bias_field", parameters=SEARCH, norm="severity", threat="shift", ladder=LADDER
+    )
+    setup = prepared_of(victim, toys)
+    scores = score_run(planned, setup, run_attack(planned, setup))
+    assert scores.audit.over_budget == 0
+    assert scores.audit.max_size == pytest.approx(LADDER)
+    last = scores.samples[scores.samples["eps"] == 1.0]
+    theta = [values for values in last["theta"] if len(values)]
+    assert len(theta) == 11
+    assert max(abs(v) for values in theta for v in values) == pytest.approx(1.0)
+    assert last["draw"].nunique() > 1
+
+
+# --- plan ----------------------------------------------------------------------------------------
+
+
+def suite_with(**grid: object) -> Suite:
+    about = {"name": "toy", "title": "Toy", "summary": "", "source": ""}
+    base = {"datasets": ["phantom_fundus"], "victims": ["fundus_resnet"], "n": 4}
+    return Suite.model_validate(about | {"seed": 0, "grids": [base | grid]})
+
+
+def test_shifts_are_measured_in_severity_without_being_told() -> None:
+    planned, failures = plan(suite_with(attacks=["bias_field"]))
+    assert not failures
+    case = planned[0].case
+    assert (case.norm, case.threat, case.ladder) == ("severity", "shift", (0.25, 0.5, 0.75, 1.0))
+
+
+def test_an_option_of_the_command_line_replaces_the_radii_of_a_suite() -> None:
+    suite = override(find_suite("quick"), {"attacks": ["bias_field"], "n": 4}, None)
+    assert {(g.norm, g.ladder) for g in suite.grids} == {("severity", (0.25, 0.5, 0.75, 1.0))}
+    suite = override(find_suite("quick"), {"attacks": ["bias_field"], "ladder": ["0.3"]}, None)
+    assert {g.ladder for g in suite.grids} == {(0.3,)}
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({"attacks": ["bias_field", "pgd"], "ladder": [0.1]}, "expected shifts alone"),
+        ({"attacks": ["pgd"], "norm": "severity", "ladder": [0.1]}, "expected shifts alone"),
+        ({"attacks": ["bias_field"], "ladder": [0.5, 1.5]}, "expected severities above 0 and up"),
+        ({"attacks": ["bias_field"], "ladder": ["4gl"]}, "expected severities above 0 and up"),
+        ({"attacks": ["bias_field(search='best')"]}, "expected search in random"),
+        ({"attacks": ["bias_field"], "surrogates": ["*"]}, "expected an attack by gradients"),
+        ({"attacks": ["bias_field"], "budget": "mean_norm"}, "expected neither --budget"),
+        ({"attacks": ["bias_field"], "channels": ["R"]}, "expected neither --budget"),
+    ],
+)
+def test_what_makes_no_sense_for_a_shift_is_refused(grid: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        plan(suite_with(**grid))
+
+
+# --- verify --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Stored:
+    attacks = ["bias_field(strength=2.0, draws=4)"]
+    folder = tmp_path_factory.mktemp("shifted")
+    return made(folder, attacks=attacks, norm="severity", ladder=LADDER)
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_a_record_is_verified_by_a_rerun_and_from_its_images(kept: Stored, images: bool) -> None:
+    assert kept.samples["success"].any()
+    assert verify(kept, images=images).word == "match"
+
+
+def test_a_saved_image_of_other_parameters_is_noticed(kept: Stored, tmp_path: Path) -> None:
+    folder = Path(kept.folder)
+    saved = adversarial_images.read(folder, kept.record.images)
+    assert saved.theta is not None
+    forged = saved._replace(theta=saved.theta * 0.5)
+    (tmp_path / adversarial_images.FILE).write_bytes(forged.file)
+    record = kept.record.model_copy(update={"images": forged.entry})
+    found = verify(Stored(record, kept.samples, str(tmp_path)), images=True)
+    assert found.word == "mismatch"
