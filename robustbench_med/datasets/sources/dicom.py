@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from robustbench_med.datasets.sources import deflated, refs
 from robustbench_med.datasets.sources.code_stream import shape_of
 from robustbench_med.datasets.sources.refs import ImageRef, UnreadableError, check_volume, times
 from robustbench_med.errors import NotInstalledError
@@ -26,7 +27,6 @@ _OTHER_SUFFIXES = frozenset(
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 MAX_FRAMES = 2**16
 _LONG_ELEMENT = 12  # bytes of tag, type and length before the value of an element
-_DEFLATED = "1.2.840.10008.1.2.1.99"
 _TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality"),
     *("PatientID", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"),
@@ -87,15 +87,15 @@ def read_header(root: Path, name: str) -> Header:
     """Return the header of a file, its pixels unread.
 
     Raises:
-        UnreadableError: the file is no DICOM, damaged, or deflated.
+        UnreadableError: the file is no DICOM, damaged, or deflated and too large.
         NotInstalledError: pydicom is not installed.
     """
     pydicom = _pydicom()
 
     def read() -> Any:  # noqa: ANN401 - pydicom's types differ between versions
         meta = pydicom.filereader.read_file_meta_info(str(root / name))
-        if meta.get("TransferSyntaxUID") == _DEFLATED:
-            raise UnreadableError("it is deflated, which may unpack to any size; save it otherwise")
+        if meta.get("TransferSyntaxUID") == deflated.SYNTAX:
+            deflated.unpacked_bytes(root / name)
         image = pydicom.dcmread(root / name, stop_before_pixels=True, specific_tags=[*_TAGS])
         return image, [str(image.get(tag, "") or "") for tag in _TAGS[:4]], image.get("PatientID")
 
@@ -104,27 +104,17 @@ def read_header(root: Path, name: str) -> Header:
 
 
 def guarded(read: Callable[[], Any]) -> Any:  # noqa: ANN401 - what `read` returns
-    """Return what a function reads from a DICOM file; any error becomes UnreadableError.
+    """Return what a function reads from a DICOM file; any error becomes UnreadableError."""
+    return refs.guarded(read, _words)
 
-    The text of the error is dropped: it may repeat the content of a tag.
-    """
-    pydicom = _pydicom()
-    try:
-        return read()
-    except (UnreadableError, NotInstalledError):
-        raise
-    except FileNotFoundError:
-        raise UnreadableError("there is no such file") from None
-    except pydicom.errors.InvalidDicomError:
-        raise UnreadableError("it is no DICOM file") from None
-    except MemoryError:
-        raise UnreadableError("it states sizes that do not fit into memory") from None
-    except Exception as error:  # a damaged file may raise anything
-        if "missing required dependencies" in str(error) or "plugin" in str(error):
-            raise UnreadableError(
-                "its compression needs pip install 'robustbench_med[clinical]'"
-            ) from None
-        raise UnreadableError("it is cut or damaged") from None
+
+def _words(error: Exception) -> str:
+    """Return what an error of pydicom means; a damaged file may raise anything."""
+    if isinstance(error, _pydicom().errors.InvalidDicomError):
+        return "it is no DICOM file"
+    if "missing required dependencies" in str(error) or "plugin" in str(error):
+        return "its compression needs pip install 'robustbench_med[clinical]'"
+    return "it is cut or damaged"
 
 
 def slice_refs(header: Header) -> list[ImageRef]:
@@ -172,6 +162,7 @@ def _ref(header: Header, files: tuple[str, ...], frames: tuple[int, ...]) -> Ima
             raise UnreadableError(f"it has {samples} samples a pixel, which its colours do not fit")
         if bits not in (8, 16) or (colour and photometric != "PALETTE COLOR" and bits != 8):
             raise UnreadableError(f"it stores {bits} bits a pixel, which are not read")
+        _check_syntax(image.file_meta.get("TransferSyntaxUID"))
         slope, intercept = rescale(image, frames[0] if frames else 0)
         dtype = "uint8" if colour else _type_of(image, slope, intercept)
         return ImageRef(
@@ -187,6 +178,19 @@ def _ref(header: Header, files: tuple[str, ...], frames: tuple[int, ...]) -> Ima
 
     reference: ImageRef = guarded(describe)
     return reference
+
+
+def _check_syntax(syntax: Any) -> None:  # noqa: ANN401 - an identifier of pydicom
+    """Raise UnreadableError if no library that is used here reads a compression, such as video."""
+    if syntax is None or not syntax.is_compressed:
+        return
+    try:
+        _pydicom().pixels.get_decoder(syntax)
+    except NotImplementedError:
+        name = "a private one" if syntax.is_private else syntax.name
+        raise UnreadableError(
+            f"its transfer syntax ({name}) is not read: save it as Explicit VR Little Endian"
+        ) from None
 
 
 def _type_of(image: Any, slope: float, intercept: float) -> str:  # noqa: ANN401
@@ -233,7 +237,9 @@ def rescale(image: Any, frame: int) -> tuple[float, float]:  # noqa: ANN401
     group = _group(image, "PixelValueTransformationSequence", frame)
     source = image if group is None else group
     if "ModalityLUTSequence" in image:
-        raise UnreadableError("a table (Modality LUT) rescales its values, which is not read")
+        raise UnreadableError(
+            "a table (Modality LUT) rescales its values, which is not read: apply it and save them"
+        )
     slope = float(source.get("RescaleSlope", 1) or 0)
     intercept = float(source.get("RescaleIntercept", 0) or 0)
     if not np.isfinite([slope, intercept]).all() or slope == 0:
@@ -314,7 +320,10 @@ def _slice(root: Path, name: str, frame: int | None, size: tuple[int, ...]) -> N
         _check_length(root / name, image)
         index = 0 if frame is None else frame
         _check_stream(root / name, image, index)
-        stored = pydicom.pixels.pixel_array(root / name, index=index)
+        source = root / name
+        if image.file_meta.TransferSyntaxUID == deflated.SYNTAX:
+            source = pydicom.dcmread(root / name)  # it has no place in the file where pixels begin
+        stored = pydicom.pixels.pixel_array(source, index=index)
         photometric = str(image.PhotometricInterpretation)
         if photometric == "PALETTE COLOR":
             full = pydicom.dcmread(root / name, stop_before_pixels=True)
@@ -336,10 +345,11 @@ def _check_length(path: Path, image: Any) -> None:  # noqa: ANN401
     bits *= int(image.BitsAllocated) * max(1, int(image.get("NumberOfFrames", 1) or 1))
     if str(image.get("PhotometricInterpretation")) == "YBR_FULL_422":
         bits = bits * 2 // 3
-    if path.stat().st_size < bits // 8:
-        raise UnreadableError(
-            f"it is cut: {path.stat().st_size} bytes hold fewer than its {bits // 8} of pixels"
-        )
+    size = path.stat().st_size
+    if image.file_meta.TransferSyntaxUID == deflated.SYNTAX:
+        size = deflated.unpacked_bytes(path)
+    if size < bits // 8:
+        raise UnreadableError(f"it is cut: {size} bytes hold fewer than its {bits // 8} of pixels")
 
 
 def _check_stream(path: Path, image: Any, index: int) -> None:  # noqa: ANN401

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robustbench_med.datasets.sources import refs
 from robustbench_med.datasets.sources.refs import ImageRef, UnreadableError, check_volume, times
 from robustbench_med.errors import NotInstalledError
 
@@ -160,20 +161,15 @@ def _type_name(image: Any) -> str:  # noqa: ANN401
 
 
 def _guarded(read: Callable[[], Any]) -> Any:  # noqa: ANN401
-    """Return what a function reads; errors become UnreadableError, without the file's text."""
+    """Return what a function reads from a NIfTI file; its errors become UnreadableError."""
     nibabel = _nibabel()
-    try:
-        return read()
-    except (UnreadableError, NotInstalledError):
-        raise
-    except FileNotFoundError:
-        raise UnreadableError("there is no such file") from None
-    except nibabel.filebasedimages.ImageFileError:
-        raise UnreadableError("it is no NIfTI volume") from None
-    except MemoryError:
-        raise UnreadableError("it states sizes that do not fit into memory") from None
-    except (*_DAMAGED, nibabel.spatialimages.HeaderDataError):
-        raise UnreadableError("it is cut or damaged") from None
+    no_volume = nibabel.filebasedimages.ImageFileError
+
+    def words(error: Exception) -> str:
+        return "it is no NIfTI volume" if isinstance(error, no_volume) else "it is cut or damaged"
+
+    errors = (*_DAMAGED, no_volume, nibabel.spatialimages.HeaderDataError)
+    return refs.guarded(read, words, errors)
 
 
 def _nibabel() -> Any:  # noqa: ANN401

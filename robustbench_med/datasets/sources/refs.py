@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from robustbench_med.errors import DataError
+from robustbench_med.errors import DataError, NotInstalledError
 
 MAX_VALUES = 2**28  # of one image; a CT of 512 x 512 x 700 voxels has 1.8e8
 MAX_FILES = 2_000_000  # below one folder
@@ -71,6 +71,32 @@ def times(size: Iterable[int]) -> str:
 
 class UnreadableError(Exception):
     """A file that cannot be read; the text gives the reason and never a part of its content."""
+
+
+def guarded(
+    read: Callable[[], Result],
+    words: Callable[[Exception], str],
+    errors: tuple[type[Exception], ...] = (Exception,),
+) -> Result:
+    """Return what a function reads from a file; an error of its library becomes UnreadableError.
+
+    The text of such an error is dropped: it may repeat what the file holds.
+
+    Args:
+        read: reads the file.
+        words: returns what an error means, without its text.
+        errors: the errors that a damaged file may raise.
+    """
+    try:
+        return read()
+    except (UnreadableError, NotInstalledError):
+        raise
+    except FileNotFoundError:
+        raise UnreadableError("there is no such file") from None
+    except MemoryError:
+        raise UnreadableError("it states sizes that do not fit into memory") from None
+    except errors as error:
+        raise UnreadableError(words(error)) from None
 
 
 def check_volume(shape: Iterable[int]) -> None:

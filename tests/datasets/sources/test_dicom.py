@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless, RLELossless
 
-from robustbench_med.datasets.sources import dicom
+from robustbench_med.datasets.sources import deflated, dicom
 from robustbench_med.datasets.sources.readers import scan
+from robustbench_med.datasets.sources.refs import UnreadableError
 from robustbench_med.errors import DataError
 from tests.datasets.sources.conftest import Inspect, loaded, write_table
 from tests.datasets.sources.dicoms import BIG, IMPLICIT, uid, write
@@ -279,11 +283,57 @@ def _deflated(path: Path) -> None:
     image.save_as(path, enforce_file_format=True)
 
 
+def _cut_deflated(path: Path) -> None:
+    _deflated(path)
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def _video(path: Path) -> None:
+    image = pydicom.dcmread(write(path, drawn(0, 9, "uint8"), compress=RLELossless))
+    image.file_meta.TransferSyntaxUID = pydicom.uid.UID("1.2.840.10008.1.2.4.102")
+    image.save_as(path, enforce_file_format=True)
+
+
+def test_deflated_files_hold_the_same_values(tmp_path: Path) -> None:
+    stored = np.arange(3 * 8 * 12, dtype=np.uint16).reshape(3, 8, 12)
+    write(tmp_path / "plain.dcm", stored, RescaleSlope=2, RescaleIntercept=-1024)
+    image = pydicom.dcmread(tmp_path / "plain.dcm")
+    image.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    image.save_as(tmp_path / "deflated.dcm", enforce_file_format=True)
+    values = []
+    for name in ("plain.dcm", "deflated.dcm"):
+        refs = dicom.slice_refs(dicom.read_header(tmp_path, name))
+        assert len(refs) == 3
+        values.append(np.stack([dicom.decode(tmp_path, ref) for ref in refs]))
+    assert np.array_equal(values[0], values[1])
+    assert values[0][0, 0, 1] == 2 - 1024
+
+
+def test_a_deflated_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    write(tmp_path / "a.dcm", drawn(0, 9, "uint16"))
+    _deflated(tmp_path / "a.dcm")
+    content = (tmp_path / "a.dcm").read_bytes()
+    start = 144 + int.from_bytes(content[140:144], "little")
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    body = packer.compress(bytes(deflated.MOST + 1)) + packer.flush()
+    (tmp_path / "a.dcm").write_bytes(content[:start] + body)
+    assert len(body) < 2**20
+    tracemalloc.start()
+    with pytest.raises(UnreadableError, match=r"more than 128 MiB: save it as Explicit VR Little"):
+        dicom.read_header(tmp_path, "a.dcm")
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
 DAMAGE = [
     (_huge, "its header states 65535x65535x1 values, more than"),
     (_cut, "it is cut: .* bytes hold fewer than its 3840 of pixels"),
     (_cut_compressed, "it is cut or damaged"),
-    (_deflated, "it is deflated"),
+    (_cut_deflated, "it is cut or damaged"),
+    (
+        _video,
+        r"its transfer syntax \(MPEG-4 AVC/H.264 High Profile / Level 4.1\) is not read: save",
+    ),
     (_table, r"a table \(Modality LUT\)"),
     (lambda path: path.write_bytes(b"\0" * 500), "it is no DICOM file"),
     (lambda path: write(path, drawn(0, 9, "uint16"), RescaleSlope="0"), "its rescale slope"),
