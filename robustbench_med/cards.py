@@ -162,6 +162,12 @@ class DatasetCard(Card):
     channels: int = Field(ge=1)
     channel_names: tuple[str, ...] = Field(default=(), description="e.g. T1, FLAIR")
     size: tuple[int, ...] = Field(description="[depth,] height, width in pixels")
+    sizes: tuple[tuple[int, ...], ...] = Field(
+        default=(),
+        exclude_if=lambda sizes: not sizes,
+        description="where each image keeps its own size: some of the sizes, the largest first, "
+        "which is `size`; empty = every image has `size`",
+    )
     spacing: tuple[float, ...] | None = Field(
         default=None, description="mm per pixel along each axis; None = unknown"
     )
@@ -189,6 +195,17 @@ class DatasetCard(Card):
     md5: str = Field(default="", description="checksum that the official address states")
     sha256: tuple[str, ...] = Field(default=(), description="known contents of the file")
     licence: str = ""
+    official: str = Field(
+        default="",
+        exclude=True,
+        description="where the official set is, of which the file is a selection; not in records",
+    )
+    licence_basis: str = Field(
+        default="", exclude=True, description="the licence and who states it; not in records"
+    )
+    unsettled: str = Field(
+        default="", exclude=True, description="why the licence is not settled; not in records"
+    )
     notes: tuple[str, ...] = Field(default=(), description="known traps of the data")
 
     @model_validator(mode="before")
@@ -212,6 +229,16 @@ class DatasetCard(Card):
     def levels(self) -> int:
         """The number of steps between the stored values behind 0 and 1; 255 of 8-bit images."""
         return 2**self.bit_depth - 1 if self.native is None else self.native.levels
+
+    @property
+    def sizes_differ(self) -> bool:
+        """Whether images keep their own sizes, and have several."""
+        return len(set(self.sizes)) > 1
+
+    @property
+    def size_words(self) -> str:
+        """The size of an image, e.g. "64x64", or "up to 512x400" where each keeps its own."""
+        return ("up to " if self.sizes_differ else "") + "x".join(map(str, self.size))
 
     @property
     def heading(self) -> str:

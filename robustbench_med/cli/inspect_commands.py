@@ -45,13 +45,17 @@ def list_command(
     from rich.console import Console
     from rich.table import Table
 
+    from robustbench_med.cards import DatasetCard
+    from robustbench_med.datasets.access import short_way
+
     if kind not in _KINDS:
         raise UnknownNameError("kind", kind, _KINDS)
     cards = _cards(kind)
     origins = {name: _origin(kind, name) for name in cards}
     if as_json:
         values = [
-            {**card.model_dump(mode="json"), "from": origins[name]} for name, card in cards.items()
+            {**card.model_dump(mode="json"), "from": origins[name], **_access(card)}
+            for name, card in cards.items()
         ]
         print(json.dumps(values, indent=2))
         return
@@ -60,10 +64,14 @@ def list_command(
     table.add_column("name", no_wrap=True)
     table.add_column("title")
     table.add_column("what", overflow="fold")
+    if kind == "datasets":
+        table.add_column("to have it")
     if foreign:
         table.add_column("from")
     for name, card in cards.items():
-        table.add_row(name, card.title, _facts(card), *([origins[name]] if foreign else []))
+        more = [short_way(card)] if isinstance(card, DatasetCard) else []
+        more += [origins[name]] if foreign else []
+        table.add_row(name, card.title, _facts(card), *more)
     Console().print(table if cards else f"There are no {kind}.", markup=False)
 
 
@@ -83,7 +91,7 @@ def show(
 
     kind, card = _card(name)
     rows = _parameters(card) if isinstance(card, PluginCard) else []
-    values = {**card.model_dump(mode="json"), "from": _origin(kind, card.name)}
+    values = {**card.model_dump(mode="json"), "from": _origin(kind, card.name), **_access(card)}
     if isinstance(card, PluginCard):
         values["aliases"] = list(card.aliases)
     if as_json:
@@ -194,6 +202,21 @@ def _card(name: str) -> tuple[str, Card]:
     raise UnknownNameError("name", name, known)
 
 
+def _access(card: Card) -> dict[str, str]:
+    """Return how a stranger gets the images of a dataset, and on what terms; of others nothing."""
+    from robustbench_med.cards import DatasetCard
+
+    if not isinstance(card, DatasetCard) or card.name not in registry.shipped("datasets"):
+        return {}
+    from robustbench_med.bench.suite import suites
+    from robustbench_med.datasets.access import facts
+    from robustbench_med.studies.study import find_studies, suite_of
+
+    every = {**suites(), "studies": suite_of(find_studies())}
+    using = [n for n, suite in every.items() if any(card.name in g.datasets for g in suite.grids)]
+    return facts(card, using)
+
+
 def _own_card(name: str) -> tuple[str, Card]:
     """Return the kind and the card of a function in a file of the user's own.
 
@@ -253,7 +276,7 @@ def _facts(card: Card) -> str:
         score = ", {} {:.3f}".format(*card.measured.headline) if card.measured else ""
         return f"on {card.dataset}{score}"
     if isinstance(card, DatasetCard):
-        size = "x".join(map(str, (*card.size, card.channels)))
+        size = f"{card.size_words}x{card.channels}"
         kind = "synthetic phantom, " if card.synthetic else ""
         return f"{kind}{card.modality}, {size}, K={len(card.classes)}, {card.task}"
     if isinstance(card, AttackCard):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustbench_med import registry
 from robustbench_med.cards import DatasetCard
+from robustbench_med.datasets.access import BUILT
 from robustbench_med.datasets.cache import DrawSplit, cache_dir, read_or_draw
 from robustbench_med.datasets.checksum import verify
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
@@ -27,7 +28,6 @@ from robustbench_med.errors import DataError
 from robustbench_med.paths import check_name
 
 FOLDER = "ROBUSTBENCH_MED_DATA"
-BUILT = ("hippocampus_3d",)  # datasets that `dataset build` makes, see builds/
 _PHANTOMS = "datasets.phantoms."  # the modules whose source code `phantom_key` covers
 MOST_COMPARED = 2**26  # bytes; splits of larger files are not searched for common images
 

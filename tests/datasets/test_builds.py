@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from robustbench_med import cli, registry
 from robustbench_med.cards import DatasetCard
 from robustbench_med.datasets import builds
+from robustbench_med.datasets.access import BUILT
 from robustbench_med.datasets.builds import hippocampus
-from robustbench_med.datasets.load import BUILT, load_dataset
+from robustbench_med.datasets.load import load_dataset
 from robustbench_med.errors import BenchError, ChecksumError, DataError
 
 NAME = "hippocampus_3d"
@@ -136,10 +137,3 @@ def test_the_recipe_gives_the_very_voxels_of_the_real_file() -> None:
                 np.testing.assert_array_equal(mask, arrays[f"{split}_masks"][row])
                 compared += 1
     assert compared == 8
-
-
-def test_the_page_on_real_images_names_each_set_that_has_no_address() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "real_data.md").read_text(encoding="utf-8")
-    for card in registry.shipped("datasets").values():
-        if card.file and not card.url and not card.function:
-            assert f"| `{card.name}` | {card.source} | {card.licence} |" in page

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from robustbench_med import registry
 from robustbench_med.cards import DatasetCard
+from robustbench_med.cli import app
 from robustbench_med.dataset_cards import load_cards
+from robustbench_med.datasets.access import BUILT, short_way, terms, way
 
 CLASSES = {
     "pathmnist": 9,
@@ -137,3 +140,42 @@ def test_reading_cards_imports_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_each_real_set_says_how_a_stranger_gets_it() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "real_data.md").read_text(encoding="utf-8")
+    for name, card in REAL.items():
+        if card.function or card.url:
+            assert short_way(card) in ("drawn here", "downloaded when first used")
+            continue
+        assert card.official, name
+        assert bool(card.licence_basis) != bool(card.unsettled), name
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        assert f"| {card.official} | {card.source} | {terms(card)} |" in row
+        assert (
+            (name in BUILT)
+            == (f"dataset build {name}" in row)
+            == (f"dataset build {name}" in way(card))
+        )
+    unsettled = {name for name, card in REAL.items() if card.unsettled}
+    assert unsettled == {
+        *("busi_128", "fundus_dr_128", "fundus_referable_128", "oct_dme_128", "covid_ct_128"),
+        *("cxr_covid3_128", "drive_256"),
+    }
+
+
+def test_what_a_stranger_must_know_is_in_no_record() -> None:
+    stated = REAL["busi_128"].model_dump()
+    assert not {"official", "licence_basis", "unsettled"} & stated.keys()
+
+
+def test_show_and_list_tell_how_to_get_a_set() -> None:
+    shown = CliRunner().invoke(app, ["show", "busi_128"]).output
+    assert "to have it: not this very file" in shown
+    assert "licence is: not settled: MedMNIST quotes CC BY 4.0" in shown
+    assert "used: defenses, medmnist" in shown
+    shown = CliRunner().invoke(app, ["show", "hippocampus_3d"]).output
+    assert "dataset build hippocampus_3d --from FOLDER` makes the very file" in shown
+    listed = CliRunner().invoke(app, ["list", "datasets"], env={"COLUMNS": "250"}).output
+    assert "a copy that nobody can rebuild; licence not settled" in listed
+    assert "downloaded when first used" in listed
