@@ -44,6 +44,7 @@ from robustbench_med.model_handle import (
     resolve_dataset,
     restored_device,
 )
+from robustbench_med.stored_images import sizes_differ
 from robustbench_med.types import Batch, Images, Truth
 
 __all__ = [
@@ -186,6 +187,11 @@ def attack(
 
 
 def _attack_result(resolved: ResolvedCase, setup: AttackSetup) -> AttackResult:
+    if sizes_differ(setup.batch.x):
+        raise SpecError(
+            "expected images of one size, which one tensor holds, got images that keep their own: "
+            "evaluate takes them"
+        )
     run = run_verified(resolved, setup, keeps=True)
     x = setup.batch.x[:]
     z, output, success = x.clone(), setup.clean.clone(), run.aimed

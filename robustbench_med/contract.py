@@ -29,6 +29,7 @@ class InputContract:
     Attributes:
         channels: number of image channels; `names` are their names, where they matter.
         size: `(h, w)` or `(d, h, w)` in pixels.
+        sizes: where each image keeps its own size, some of them; empty = every image has `size`.
         preprocess: the steps between an image of this form and `mean` and `std`; None = no step.
         mean, std: one number, or one per channel of the network, in [0,1] units. The victim
             normalises its images itself, so that a ball is always measured on the image that a
@@ -58,6 +59,7 @@ class InputContract:
     returns: Returns = "auto"
     output: str | int | tuple[str | int, ...] | None = None
     preprocess: Preprocess | None = None
+    sizes: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         check_returns(self.returns)
@@ -77,7 +79,9 @@ class InputContract:
         steps = self.preprocess
         if steps is None:
             return self
-        return replace(self, channels=steps.channels, size=steps.shown, preprocess=steps.scaling)
+        return replace(
+            self, channels=steps.channels, size=steps.shown, preprocess=steps.scaling, sizes=()
+        )
 
     @property
     def spans(self) -> tuple[float, ...]:

@@ -15,6 +15,7 @@ from robustbench_med.chunks import ChunkLimit, in_chunks
 from robustbench_med.errors import VictimError
 from robustbench_med.memory import limit_memory
 from robustbench_med.objective import Objective
+from robustbench_med.stored_images import StoredImages, cropped
 from robustbench_med.types import AnyImages, Images, Output, Rows, Truth, Verdict, joined_outputs
 
 Model = Callable[[Images], Output]
@@ -220,11 +221,17 @@ class Problem:
         return self.objective.margins(self.outputs(z), self.y)
 
     def select(self, rows: Rows) -> Problem:
-        """Return the problem of some rows; the passes of both problems are counted together."""
+        """Return the problem of some rows; the passes of both problems are counted together.
+
+        Of images that keep their own sizes, the rows must be of one size.
+        """
+        x, y = self.x[rows], self.y[rows].long()
+        if isinstance(self.x, StoredImages) and y.ndim > 2:
+            y = cropped(y, tuple(x.shape[2:]))  # images may keep their own sizes
         return replace(
             self,
-            x=self.x[rows],
-            y=self.y[rows].long(),
+            x=x,
+            y=y,
             ball=self.ball.select(rows),
             objective=self.objective.select(rows),
         )

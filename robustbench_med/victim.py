@@ -16,6 +16,7 @@ from robustbench_med.chunks import ChunkLimit, in_chunks
 from robustbench_med.contract import InputContract
 from robustbench_med.errors import InvalidOutputError, VictimError
 from robustbench_med.outputs import Reading, to_logits
+from robustbench_med.stored_images import by_size, in_order, select_images, sizes_differ
 from robustbench_med.types import AnyImages, Images, Logits, Output, PerSample, joined_outputs
 
 __all__ = ["Guard", "InputContract", "Transform", "Victim", "frozen", "looks_like_probabilities"]
@@ -104,7 +105,7 @@ class Victim:
         shown = self.normalised(x)
         logits = self.answer(shown) if self.recorder is None else self.recorder(self.answer, shown)
         if self.contract.preprocess is not None and logits.ndim > 2:  # masks
-            logits = self.contract.preprocess.restore(logits)
+            logits = self.contract.preprocess.restore(logits, tuple(x.shape[2:]))
         return logits.to(x.dtype)  # a module in double precision gets images in double precision
 
     def answer(self, shown: Images) -> Logits:
@@ -123,6 +124,8 @@ class Victim:
         Raises:
             InvalidOutputError: a logit or suspicion is NaN or Inf.
         """
+        if sizes_differ(x):
+            return self._of_each_size(x)
         with torch.no_grad():
             output = joined_outputs(self.in_chunks(lambda rows: self(x[rows]), len(x)))
         for value in output:
@@ -132,6 +135,16 @@ class Victim:
                     f"expected finite logits, got NaN or Inf on {bad} of {len(x)} images"
                 )
         return output
+
+    def _of_each_size(self, x: AnyImages) -> Output:
+        """Return the outputs of images that keep their own sizes, masks filled up with 0."""
+        rows = [positions for positions, _ in by_size(torch.arange(len(x)), x)]
+        outputs = [self.outputs(select_images(x, positions)) for positions in rows]
+        suspicion = [output.suspicion for output in outputs if output.suspicion is not None]
+        return Output(
+            in_order([output.logits for output in outputs], rows),
+            in_order(suspicion, rows) if suspicion else None,
+        )
 
     def in_chunks(self, function: Callable[[slice], Result], count: int) -> list[Result]:
         """Return the results of a function of rows, as many rows at a time as fit the memory."""
@@ -152,6 +165,8 @@ class Victim:
     def check(self, x: Images, outputs: tuple[int, ...], *, masks: bool = False) -> None:
         """Raise unless the victim accepts images like `x` and returns a fitting number of logits.
 
+        Where images keep their own sizes, one of each size that the contract names is tried too.
+
         Args:
             x: images.
             outputs: the numbers of logits that are accepted.
@@ -160,9 +175,24 @@ class Victim:
         Raises:
             VictimError: wrong channels, size, or number of logits.
         """
-        expected = (self.contract.channels, *self.contract.size)
-        if tuple(x.shape[1:]) != expected:
-            raise VictimError(f"expected images of shape {expected}, got {tuple(x.shape[1:])}")
+        contract = self.contract
+        shapes = [(contract.channels, *size) for size in (contract.size, *contract.sizes)]
+        if tuple(x.shape[1:]) != shapes[0] and (not contract.sizes or x.shape[1] != shapes[0][0]):
+            raise VictimError(f"expected images of shape {shapes[0]}, got {tuple(x.shape[1:])}")
+        self._check_outputs(x, outputs, masks=masks)
+        for shape in dict.fromkeys(shapes):
+            if contract.sizes and shape != tuple(x.shape[1:]):
+                self._check_outputs(x.new_zeros((1, *shape)), outputs, masks=masks)
+
+    def check_every_size(
+        self, x: AnyImages, outputs: tuple[int, ...], *, masks: bool = False
+    ) -> None:
+        """Raise VictimError unless the victim accepts an image of each size; see `check`."""
+        for positions, _ in by_size(torch.arange(len(x)), x):
+            self._check_outputs(x[positions[:1]], outputs, masks=masks)
+
+    def _check_outputs(self, x: Images, outputs: tuple[int, ...], *, masks: bool) -> None:
+        """Raise VictimError unless the victim reads images and returns fitting logits."""
         try:
             with frozen(self.module), torch.no_grad():
                 parts = in_chunks(lambda rows: self(x[rows]), min(len(x), 2), 2, self.limit)
@@ -171,17 +201,29 @@ class Victim:
             raise
         except Exception as error:  # the code of a model is not ours and may raise anything
             first_line = (str(error) or type(error).__name__).splitlines()[0]
+            way = "" if not self.contract.sizes else f": {_one_size(self.contract)}"
             raise VictimError(
-                f"expected a model that reads {expected} images, got: {first_line}"
+                f"expected a model that reads {tuple(x.shape[1:])} images, got: {first_line}{way}"
             ) from None
         pixels, shape = tuple(x.shape[2:]) if masks else (), tuple(logits.shape[1:])
         if shape[1:] != pixels or not shape or shape[0] not in outputs:
             widths = " or ".join(map(str, outputs))
             each = " at every pixel" if masks else ""
+            way = _advice(shape, x, outputs, masks=masks)
+            if self.contract.sizes and masks:
+                way = _one_size(self.contract)
             raise VictimError(
-                f"expected {widths} logits{each} for this data, got outputs "
-                f"{shape}: {_advice(shape, x, outputs, masks=masks)}"
+                f"expected {widths} logits{each} for this data, got outputs {shape}: {way}"
             )
+
+
+def _one_size(contract: InputContract) -> str:
+    """Return what to do about a model that does not read images of every size."""
+    sides = ", ".join(map(str, contract.size))
+    return (
+        "the images keep their own sizes, which this model does not read: add "
+        f'--preprocess "resize({sides})" or another size, or state one size in the card file'
+    )
 
 
 def _softmax(logits: Logits) -> Logits:

@@ -157,7 +157,7 @@ def spacing_words(card: DatasetCard) -> str:
 
 def shape_words(card: DatasetCard) -> str:
     """Return the size of an image and its channels: "64×64 grey", "64×64, 4 channels: T1, T2"."""
-    size = "×".join(map(str, card.size))
+    size = card.size_words.replace("x", "×")
     if card.channels == 1:
         return f"{size} grey"
     if card.channels == 3 and not card.channel_names:

@@ -12,18 +12,27 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from robustbench_med.bench.measurements import CANDIDATES, Measurements, Table, measure
+from robustbench_med.bench.measurements import (
+    CANDIDATES,
+    Measurements,
+    Table,
+    every_image,
+    measure,
+)
 from robustbench_med.bench.record import Images as Entry
 from robustbench_med.errors import ResultsError
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
 from robustbench_med.shift import DRAW, PARAMETERS, Family, Shifted, unshifted
+from robustbench_med.sized_images import corner
+from robustbench_med.stored_images import StoredImages, by_size, cropped, sizes_differ
 
 FILE = "images.safetensors"  # beside the record
 
@@ -36,17 +45,26 @@ class Saved(NamedTuple):
         which: `(r, b)` index of the image of each attacked sample at each rung; -1 = the clean one.
         theta: `(m, p)` the parameters of shifted images; None for those of attacks.
         draw: `(m,)` the key of the random stream of shifted images.
+        sizes: `(m, axes)` the size of each image where images keep their own; what is beyond it in
+            `images` is 0.
     """
 
     images: Float[Tensor, "m c *s"]
     which: Int[Tensor, "r b"]
     theta: Float[Tensor, "m p"] | None = None
     draw: Int[Tensor, " m"] | None = None
+    sizes: Int[Tensor, "m axes"] | None = None
 
     @property
     def file(self) -> bytes:
         """The images as safetensors."""
         return save({k: v.contiguous() for k, v in self._asdict().items() if v is not None})
+
+    def image(self, index: int) -> Float[Tensor, "c *s"]:
+        """Return one image, of its own size."""
+        if self.sizes is None:
+            return self.images[index]
+        return cropped(self.images[index], tuple(self.sizes[index].tolist()))
 
     @property
     def entry(self) -> Entry:
@@ -76,8 +94,13 @@ class Saved(NamedTuple):
         Raises:
             ResultsError: the numbers of samples, rungs or pixels do not fit the problem.
         """
-        shape = (len(radii), len(problem))
-        if tuple(self.which.shape) != shape or self.images.shape[1:] != problem.x.shape[1:]:
+        shape, own_sizes = (len(radii), len(problem)), sizes_differ(problem.x)
+        channels = slice(1, 2 if own_sizes else None)  # where sizes differ, these are compared
+        if (
+            tuple(self.which.shape) != shape
+            or self.images.shape[channels] != problem.x.shape[channels]
+            or (self.sizes is not None) != own_sizes
+        ):
             raise ResultsError(
                 f"expected images of {shape[1]} samples of {tuple(problem.x.shape[1:])} at "
                 f"{shape[0]} radii, got {self.which.shape[1]} of {tuple(self.images.shape[1:])} "
@@ -91,12 +114,16 @@ class Saved(NamedTuple):
         for i, eps in enumerate(radii):
             which = self.which[i].to(everyone)
             rows = everyone[which >= 0]
-            z = self.images.to(problem.x.device)[which[rows]]
-            shown = self._shifted(family, which[rows], z)
-            columns = measure(problem.at(eps).select(rows), shown, levels)
-            columns["success"] &= ~before[rows]
             table.put(i, everyone, clean)
-            table.put(i, rows, columns)
+            for positions, size in by_size(rows, problem.x):
+                part = rows[positions]
+                z = self.images.to(problem.x.device)[which[part]]
+                if own_sizes:
+                    z = z[(..., *corner(size))]
+                shown = self._shifted(family, which[part], z)
+                columns = measure(problem.at(eps).select(part), shown, levels)
+                columns["success"] &= ~before[part]
+                table.put(i, part, columns)
         return table.columns
 
     def _shifted(self, family: Family | None, which: Tensor, z: Tensor) -> Tensor | Shifted:
@@ -115,15 +142,15 @@ class Saved(NamedTuple):
         return Shifted(z, theta, Draws(draw), family)
 
 
-def collect_images(columns: Measurements, x: Tensor, *, masks: bool) -> Saved:
+def collect_images(columns: Measurements, problem: Problem, *, masks: bool) -> Saved:
     """Select the images to save from the measurements of a case, which must hold the candidates.
 
     Args:
         columns: the measurements of all rungs, with the candidates `(r, b, c, *s)`.
-        x: `(b, c, *s)` clean images of the attacked samples.
+        problem: the attacked samples.
         masks: whether the victim predicts masks.
     """
-    z = columns[CANDIDATES]
+    z, x = columns[CANDIDATES], every_image(problem)
     saved: Bool[Tensor, "r b"] = columns["success"]
     if masks:
         saved = (z != x[None]).flatten(2).any(2)
@@ -138,11 +165,14 @@ def collect_images(columns: Measurements, x: Tensor, *, masks: bool) -> Saved:
             origin.append((i, row))
         which[i, row] = below
     stacked = torch.stack(images) if images else x[:0].cpu()
-    if PARAMETERS not in columns:
-        return Saved(stacked, which)
     rungs, rows = torch.tensor(origin, dtype=torch.int64).reshape(-1, 2).unbind(1)
+    sizes = None
+    if isinstance(problem.x, StoredImages) and sizes_differ(problem.x):
+        sizes = torch.from_numpy(problem.x.sizes[rows.numpy()].astype(np.int32))
+    if PARAMETERS not in columns:
+        return Saved(stacked, which, sizes=sizes)
     theta, draw = (columns[name].cpu()[rungs, rows] for name in (PARAMETERS, DRAW))
-    return Saved(stacked, which, theta, draw)
+    return Saved(stacked, which, theta, draw, sizes)
 
 
 def read(folder: Path, entry: Entry | None) -> Saved:
@@ -173,7 +203,7 @@ def read(folder: Path, entry: Entry | None) -> Saved:
         )
     try:
         tensors = load(content)
-        images, which = tensors["images"], tensors["which"]
+        images, which, sizes = tensors["images"], tensors["which"], tensors.get("sizes")
     except (SafetensorError, KeyError, ValueError) as error:
         raise ResultsError(f"expected images and which in {path}, got: {error}") from None
     if images.dtype != torch.float32 or which.dtype != torch.int32 or which.ndim != 2:
@@ -190,4 +220,11 @@ def read(folder: Path, entry: Entry | None) -> Saved:
     count = (len(images),)
     if theta is not None and (draw is None or theta.shape[:1] != count or draw.shape != count):
         raise ResultsError(f"expected theta and draw of each of {count[0]} images in {path}")
-    return Saved(images, which, theta, draw)
+    if sizes is not None and (
+        tuple(sizes.shape) != (len(images), images.ndim - 2)
+        or bool((sizes < 1).any() or (sizes > sizes.new_tensor(images.shape[2:])).any())
+    ):
+        raise ResultsError(
+            f"expected one size within {tuple(images.shape[2:])} per image in {path}"
+        )
+    return Saved(images, which, theta, draw, sizes)

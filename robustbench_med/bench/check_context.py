@@ -22,6 +22,7 @@ from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.objectives.pixels import with_loss
 from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws
+from robustbench_med.stored_images import by_size
 from robustbench_med.types import Images, Output, Rows, Verdict, images_at_once
 
 SAMPLE = 12  # a check attacks at most so many images again
@@ -169,6 +170,10 @@ class CheckContext:
         lots = self.rng.select(rows).uniform(1)[:, 0]
         return rows[lots.argsort()[:most]].sort().values
 
+    def of_one_size(self, rows: Rows) -> list[Tensor]:
+        """Return rows in pieces whose images have one size; a batch of an attack is one piece."""
+        return [rows[positions] for positions, _ in by_size(rows, self.run.problem.x)]
+
     @property
     def graded(self) -> bool:
         """Whether harm has degrees, as for masks; a label is only right or wrong."""
@@ -200,6 +205,7 @@ class CheckContext:
         rows = self.affordable(self.improvable(), self.per_image + 1, fraction=0.25)
         if len(rows) == 0:
             return None
+        rows = max(self.of_one_size(rows), key=len)  # they are watched in one batch
         rows = rows[: self.setup.victim.limit.size(len(rows))]  # where the memory holds fewer
         problem = replace(self.problem.select(rows), chunk=len(rows))
         # for several findings, the loss is that of the nearest, which the attack maximises

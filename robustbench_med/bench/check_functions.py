@@ -19,6 +19,7 @@ from robustbench_med.cards import AttackCard
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.shift import images_of
+from robustbench_med.types import Rows
 
 QUERIES = 100  # queries of the black-box probe
 MARGIN_STEPS = 10
@@ -169,14 +170,14 @@ def _probe(
     known = context.setup.probes.setdefault(key, {})
     new = torch.tensor([r for r in rows.tolist() if r not in known], dtype=torch.int64)
     new = new.to(rows.device)
-    if len(new):
-        attacked = problem.select(new)
+    for part in context.of_one_size(new) if len(new) else ():
+        attacked = problem.select(part)
         attacked = replace(attacked, objective=LossOverride(attacked.objective, loss=loss))
         attack = bound(registry.function("attacks", card), parameters)
-        z = attack(attacked, context.rng.select(new).fork("probe", name))
+        z = attack(attacked, context.rng.select(part).fork("probe", name))
         verdict = attacked.probe(images_of(z))
         harm = verdict.harm.masked_fill(verdict.is_final, torch.inf)
-        known |= dict(zip(new.tolist(), harm.tolist(), strict=True))
+        known |= dict(zip(part.tolist(), harm.tolist(), strict=True))
     harm = context.run.rungs["harm"].new_tensor([known[r] for r in rows.tolist()])
     return Measured(float((harm > context.to_beat(rows)).sum()), len(rows))
 
@@ -193,9 +194,12 @@ def shrinking(context: CheckContext) -> Measured | None:
         return None
     rows = context.some(context.run.rungs["success"][:-1].any(0))
     rows = context.affordable(rows, context.per_image + 1, fraction=0.2)
-    problem = context.problem.select(rows).at(context.run.radii[-1])
-    z = images_of(context.run.attack(problem, context.rng.select(rows).fork("afresh")))
-    return Measured(float((~problem.probe(z).success).sum()), len(rows))
+    robust = 0.0
+    for part in context.of_one_size(rows):
+        problem = context.problem.select(part).at(context.run.radii[-1])
+        z = images_of(context.run.attack(problem, context.rng.select(part).fork("afresh")))
+        robust += float((~problem.probe(z).success).sum())
+    return Measured(robust, len(rows))
 
 
 def large_radius(context: CheckContext) -> Measured | None:
@@ -212,6 +216,12 @@ def large_radius(context: CheckContext) -> Measured | None:
     if context.card.schedule == "distance":
         return _mean_of(torch.isinf(context.run.distance[rows]))
     rows = context.affordable(rows, context.per_image + 1, fraction=0.15)
+    robust = [_robust_far_away(context, part) for part in context.of_one_size(rows)]
+    return _mean_of(torch.cat(robust)) or Measured(0.0, 0)
+
+
+def _robust_far_away(context: CheckContext, rows: Rows) -> Bool[Tensor, " rows"]:
+    """Return which images of one size stay robust in a ball of almost all images."""
     problem = context.problem.select(rows)
     # the corner of [0,1] that is farthest from the image: three quarters of the way are enough
     away = (problem.x < 0.5).to(problem.x)
@@ -220,7 +230,7 @@ def large_radius(context: CheckContext) -> Measured | None:
     norm = Ball(context.planned.case.norm, 0.0)
     problem = problem.at(norm.size(problem.x + (away - problem.x) * 0.75, problem.x))
     z = images_of(context.run.attack(problem, context.rng.select(rows).fork("large")))
-    return _mean_of(~problem.probe(z).success) or Measured(0.0, 0)
+    return ~problem.probe(z).success
 
 
 def _mean_of(hit: Bool[Tensor, " rows"]) -> Measured | None:
@@ -316,16 +326,19 @@ def more_effort(context: CheckContext) -> Measured | None:
     attack = bound(registry.function("attacks", context.card), doubled)
     if uses_all_steps(context.card, context.setup):
         attack = with_all_steps(attack)
-    problem = context.problem.select(rows)
-    attacked = problem.at(torch.inf) if context.card.schedule == "distance" else problem
-    try:
-        z = images_of(attack(attacked, context.rng.select(rows).fork("effort")))
-    except SpecError:  # the parameter does not allow twice its value
-        return None
-    near = problem.ball.size(z, problem.x) <= context.run.radii[context.headline]
-    verdict = problem.probe(z)
-    more = verdict.harm > context.to_beat(rows) if context.graded else verdict.success
-    return Measured(float((more & near).sum()), len(rows))
+    count = 0.0
+    for part in context.of_one_size(rows):
+        problem = context.problem.select(part)
+        attacked = problem.at(torch.inf) if context.card.schedule == "distance" else problem
+        try:
+            z = images_of(attack(attacked, context.rng.select(part).fork("effort")))
+        except SpecError:  # the parameter does not allow twice its value
+            return None
+        near = problem.ball.size(z, problem.x) <= context.run.radii[context.headline]
+        verdict = problem.probe(z)
+        more = verdict.harm > context.to_beat(part) if context.graded else verdict.success
+        count += float((more & near).sum())
+    return Measured(count, len(rows))
 
 
 def below_control(context: CheckContext) -> Measured | None:

@@ -276,7 +276,7 @@ def check_inferred(
     def attack_pairs(drawn: Bool[Tensor, "r b"]) -> tuple[int, int]:
         every_rung, every_row = (drawn & ~success).nonzero().unbind(1)
         successes = 0
-        for part in shards(torch.arange(len(every_row), device=success.device), problem.x.shape):
+        for part in shards(every_row, problem.x):
             rung, rows = every_rung[part], every_row[part]
             subproblem = problem.select(rows).at(radii[rung])
             measured = measure(subproblem, attack(subproblem, Draws(streams[rung, rows])), levels)

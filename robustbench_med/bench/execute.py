@@ -76,7 +76,7 @@ def execute(
         files[PATTERNS] = run.fitted.file
     if images:
         masks = planned.data.card.task == "segmentation"
-        saved = collect_images(run.rungs, run.problem.x[:], masks=masks)
+        saved = collect_images(run.rungs, run.problem, masks=masks)
         record = record.model_copy(update={"images": saved.entry})
         files[FILE] = saved.file
     return Outcome(record, scores.samples, files)

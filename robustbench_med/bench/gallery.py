@@ -34,6 +34,7 @@ from robustbench_med.palette import colour
 from robustbench_med.problem import Counter
 from robustbench_med.rng import seeded
 from robustbench_med.shift import Shifted, images_of
+from robustbench_med.stored_images import by_size, cropped
 from robustbench_med.types import Images
 from robustbench_med.victim import frozen
 
@@ -83,19 +84,25 @@ def _of_masks(planned: ResolvedCase, setup: AttackSetup, run: AttackRun, most: i
     shown = [row for row in ranked.tolist() if added[row] > 0]
     shown = shown[:most]
     rows = torch.tensor(shown, device=run.problem.x.device, dtype=torch.int64)
-    attacked = replace(run.problem.select(rows), counter=Counter()).at(run.radii[rung])
+    pairs: dict[int, ImagePair] = {}
     with frozen(setup.victim.module), seeded(case.seed, case.id, "examples"):
-        candidates = run.attack(attacked, at_rung(run.rng, run.radii[rung]).select(rows))
-        z, y = images_of(candidates), attacked.y
-        if isinstance(candidates, Shifted):
-            moved = candidates.truth(attacked.y)
-            y = attacked.y if moved is None else moved
-        after = answer_of(attacked.outputs(z).logits)
+        for positions, size in by_size(rows, run.problem.x):
+            part = rows[positions]
+            attacked = replace(run.problem.select(part), counter=Counter()).at(run.radii[rung])
+            candidates = run.attack(attacked, at_rung(run.rng, run.radii[rung]).select(part))
+            z, y = images_of(candidates), attacked.y
+            if isinstance(candidates, Shifted):
+                moved = candidates.truth(attacked.y)
+                y = attacked.y if moved is None else moved
+            after = answer_of(attacked.outputs(z).logits)
+            clean = cropped(setup.clean[run.attacked.nonzero()[part, 0]], size)
+            for i, position in enumerate(positions.tolist()):
+                x, adv = _as_seen(setup, attacked.x[i]), _as_seen(setup, z[i])
+                pairs[position] = ImagePair(x, adv, y[i], clean[i], after[i])
     examples: list[Example] = []
     files: dict[str, bytes] = {}
     for i, n in enumerate(run.attacked.nonzero()[rows, 0].tolist()):
-        x, adv = _as_seen(setup, attacked.x[i]), _as_seen(setup, z[i])
-        pair = ImagePair(x, adv, y[i], setup.clean[n], after[i])
+        pair = pairs[i]
         shot = masks_of(planned.objective, setup.data.card, pair, f"example_{i}")
         example = Example(
             sample=str(setup.batch.ids[n]),
@@ -181,7 +188,7 @@ def _view_of_change(card: DatasetCard, x: Tensor, z: Tensor) -> tuple[tuple[slic
     if len(card.size) == 2:
         return (channels, slice(None), slice(None)), ", ".join(texts)
     index = int(moved.sum((0, 2, 3)).argmax())
-    texts.append(f"slice {index + 1} of {card.size[0]}")
+    texts.append(f"slice {index + 1} of {x.shape[1]}")
     return (channels, index, slice(None), slice(None)), ", ".join(texts)
 
 

@@ -14,10 +14,13 @@ from robustbench_med.metrics.perturbation import psnr, ssim
 from robustbench_med.objectives.decide import answer_of
 from robustbench_med.problem import Problem
 from robustbench_med.shift import Shifted, images_of
+from robustbench_med.sized_images import corner
+from robustbench_med.stored_images import joined
 from robustbench_med.types import Images, Output, Rows, Verdict
 
 Measurements = dict[str, Tensor]  # by name; the first axis of each tensor is the samples
 CANDIDATES = "z"  # the measurement that holds the candidates, if a problem keeps them
+_AT_PIXELS = ("answer", CANDIDATES)
 
 
 def measure(problem: Problem, candidates: Images | Shifted, levels: int) -> Measurements:
@@ -91,8 +94,23 @@ def clean_measurements(problem: Problem, answer: Output, verdict: Verdict) -> Me
         "ssim": undefined,
         "psnr": undefined,
         **({} if answer.suspicion is None else {"suspicion": answer.suspicion}),
-        **({CANDIDATES: problem.x[:]} if problem.keeps else {}),
+        **({CANDIDATES: every_image(problem)} if problem.keeps else {}),
     }
+
+
+def of_size(columns: Measurements, size: tuple[int, ...]) -> Measurements:
+    """Return measurements of images without what was added to those of a smaller size."""
+    return {
+        name: value[(..., *corner(size))]
+        if name in _AT_PIXELS and value.ndim > len(size)
+        else value
+        for name, value in columns.items()
+    }
+
+
+def every_image(problem: Problem) -> Images:
+    """Return all clean images; those of a smaller size are filled up."""
+    return joined(list(problem.x.split(problem.chunk)))
 
 
 def _judged(problem: Problem, z: Images) -> tuple[Tensor, Measurements, Verdict]:
@@ -162,6 +180,9 @@ class Table:
         for name, value in columns.items():
             if name not in self.columns:
                 self.columns[name] = value.new_zeros((*self._shape, *value.shape[1:]))
+            whole = tuple(self.columns[name].shape[2:])
+            if tuple(value.shape[1:]) != whole:  # of images of a smaller size
+                value = joined([value], whole)
             self.columns[name][rung, rows] = value
 
     def carry(self) -> None:

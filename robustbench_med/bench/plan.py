@@ -20,6 +20,7 @@ from robustbench_med.bench.attack_spec import (
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.defense_spec import ResolvedDefense, resolve_defenses
 from robustbench_med.bench.failure import Failure
+from robustbench_med.bench.own_sizes import check_own_sizes, of_own_sizes
 from robustbench_med.bench.radii import attacks_on, attacks_on_data, radius_reader, resolve_attacks
 from robustbench_med.bench.resolved_case import ResolvedCase, ResolvedSurrogate
 from robustbench_med.bench.suite import Grid, Suite
@@ -148,6 +149,9 @@ def _block_of(grid: Grid, name: str, dataset: Dataset, attacks: list[ResolvedAtt
     if not grid.stated and card.name not in registry.shipped("datasets"):
         # a suite's attacks on data of one's own: those that are for such data
         attacks = [a for a in attacks if card.task in a.card.tasks] or attacks
+    if card.sizes_differ:
+        attacks = of_own_sizes(attacks, grid)
+        check_own_sizes(card, grid, attacks, defenses)
     for attack in attacks:
         validate_parameters(attack, card, objective, grid.norm)
     channels = [resolve_channels(text, card, grid.norm) for text in grid.channels]

@@ -28,7 +28,7 @@ from robustbench_med.bench.eps_search import (
     worst,
 )
 from robustbench_med.bench.gradient_recorder import GradientRecorder
-from robustbench_med.bench.measurements import CANDIDATES, Measurements
+from robustbench_med.bench.measurements import CANDIDATES, Measurements, of_size
 from robustbench_med.bench.provenance import peak_mib
 from robustbench_med.bench.record import LadderAudit
 from robustbench_med.bench.resolved_case import ResolvedCase, schedule_name
@@ -41,7 +41,7 @@ from robustbench_med.memory import release_memory
 from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws, seeded
 from robustbench_med.shift import Family, Shifted, unshifted
-from robustbench_med.stored_images import shards
+from robustbench_med.stored_images import StoredImages, in_order, shards
 from robustbench_med.types import Rows
 
 
@@ -112,20 +112,18 @@ class Ladder(NamedTuple):
         """Steps between the stored values behind 0 and 1."""
         return self.planned.data.card.levels
 
-    def shards(self) -> list[Rows]:
-        """Return the rows of each shard, so that its float32 images fit the memory."""
+    def shards(self) -> list[Tensor]:
+        """Return the rows of each shard: images of one size, which as float32 fit the memory."""
         rows = torch.arange(len(self.problem), device=self.problem.x.device)
-        size = self.sharding.size
-        pieces = shards(rows, self.problem.x.shape) if size is None else rows.split(size)
-        return list(pieces)
+        return shards(rows, self.problem.x, self.sharding.size)
 
     def select(self, rows: Rows) -> Ladder:
         """Return the ladder of some of the images, with a counter of its own."""
-        return self._replace(
-            problem=replace(self.problem.select(rows), counter=Counter()),
-            rng=self.rng.select(rows),
-            clean={name: value[rows] for name, value in self.clean.items()},
-        )
+        problem = replace(self.problem.select(rows), counter=Counter())
+        clean = {name: value[rows] for name, value in self.clean.items()}
+        if isinstance(self.problem.x, StoredImages):
+            clean = of_size(clean, tuple(problem.x.shape[2:]))
+        return self._replace(problem=problem, rng=self.rng.select(rows), clean=clean)
 
 
 class FilledLadder(NamedTuple):
@@ -243,16 +241,22 @@ def _audited(ladder: Ladder, filled: FilledLadder) -> FilledLadder:
     return filled._replace(rungs=rungs, audit=audit)
 
 
-def _joined(pieces: list[Shard], attack: Attack) -> FilledLadder:
-    """Return the measurements of all images from those of the shards."""
+def _joined(pieces: list[Shard], rows: list[Tensor], attack: Attack) -> FilledLadder:
+    """Return the measurements of all images from those of the shards and their rows.
+
+    Where images keep their own sizes, what is measured at pixels is filled up to the largest.
+    """
     first = pieces[0]
     distances = [piece.distance for piece in pieces if piece.distance is not None]
     inferred = [piece.inferred for piece in pieces if piece.inferred is not None]
     return FilledLadder(
-        {name: torch.cat([piece.rungs[name] for piece in pieces], 1) for name in first.rungs},
+        {
+            name: in_order([piece.rungs[name] for piece in pieces], rows, dim=1)
+            for name in first.rungs
+        },
         attack,
-        distance=torch.cat(distances) if distances else None,
-        inferred=torch.cat(inferred, 1) if inferred else None,
+        distance=in_order(distances, rows) if distances else None,
+        inferred=in_order(inferred, rows, dim=1) if inferred else None,
     )
 
 
@@ -325,14 +329,14 @@ class LadderSchedule(NamedTuple):
             ladder.problem.counter.add(piece.counter)
         fit = opened.fit
         with _draws_of(ladder, "audit", fresh=len(rows) > 1):
-            filled = _audited(opened.ladder, _joined(whole, opened.ladder.attack))
+            filled = _audited(opened.ladder, _joined(whole, rows, opened.ladder.attack))
         return filled._replace(
             universal=None if fit is None else fit.universal,
             seconds=elsewhere + (0.0 if known is None else known.seconds),
             peak=max(piece.peak for piece in whole),
         )
 
-    def _open(self, ladder: Ladder, rows: list[Rows], known: Fit | None) -> OpenLadder:
+    def _open(self, ladder: Ladder, rows: list[Tensor], known: Fit | None) -> OpenLadder:
         """Fit a perturbation for all images if the schedule does that and none is known."""
         if self.fit is None:
             return OpenLadder(self, ladder, rows)
@@ -359,7 +363,7 @@ class OpenLadder(NamedTuple):
 
     schedule: LadderSchedule
     ladder: Ladder
-    rows: list[Rows]
+    rows: list[Tensor]
     fit: Fit | None = None
 
     def streams(self, index: int) -> Int[Tensor, " b"]:

@@ -29,6 +29,7 @@ from robustbench_med.objectives.segmentation import TargetMask
 from robustbench_med.shift import DRAW, MOVED, PARAMETERS
 from robustbench_med.stats import Estimate, intervals
 from robustbench_med.stats.patients import resamples
+from robustbench_med.stored_images import by_size, cropped, joined
 from robustbench_med.types import images_at_once
 
 TOLERANCE = 1e-6  # tolerance of a radius in [0,1] units; float32 rounds x + delta near 1 by 6e-8
@@ -136,7 +137,8 @@ def _answers(
     """Return the victim's outputs for all images; the clean output if one was not attacked."""
     answers = setup.clean.clone()
     if columns is not None:
-        answers[attacked] = columns["answer"]
+        kept = columns["answer"]
+        answers[attacked] = joined([kept], tuple(answers.shape[1:])) if kept.ndim > 2 else kept
     return answers
 
 
@@ -300,9 +302,15 @@ def _masks(
     columns: dict[str, Any] = {"truth": [], "prediction": []}
     pieces, target_pieces = [], []
     every_row = torch.arange(len(answer), device=answer.device)
-    for rows in every_row.split(images_at_once(tuple(answer.shape[1:]))):
-        y, called = setup.batch.y[rows].long(), answer[rows].cpu().numpy()
-        truth = y.cpu().numpy()
+    at_once = images_at_once(tuple(answer.shape[1:]))
+    parts = [
+        (rows, size)
+        for positions, size in by_size(every_row, setup.batch.x)
+        for rows in positions.split(at_once)
+    ]
+    for rows, size in parts:
+        y = cropped(setup.batch.y[rows], size).long()
+        called, truth = cropped(answer[rows], size).cpu().numpy(), y.cpu().numpy()
         pieces.append(
             mask_metrics(
                 called, truth, regions=regions, spacing=card.spacing, tolerance=card.tolerance
@@ -314,12 +322,16 @@ def _masks(
             target = objective.target(y).cpu().numpy()
             target_region = {"target": (objective.label,)}
             target_pieces.append(overlap(called, target, regions=target_region)[:, 0])
-    per_image = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    order = torch.cat([rows for rows, _ in parts]).argsort().cpu().numpy()
+    per_image = {
+        name: np.concatenate([piece[name] for piece in pieces])[order] for name in pieces[0]
+    }
+    columns = {name: [values[i] for i in order.tolist()] for name, values in columns.items()}
     columns["scores"] = list(per_image["dice"])
     columns["correct"] = per_image["dice"].mean(1)
     metrics = score_masks(per_image, regions=regions, weights=weights)
     if target_pieces:
-        target_dice = np.concatenate(target_pieces)
+        target_dice = np.concatenate(target_pieces)[order]
         columns["target_dice"] = target_dice
         metrics["target_dice"] = intervals.bootstrap(
             float(target_dice.mean()), lambda w: (w @ target_dice) / w.sum(1), weights

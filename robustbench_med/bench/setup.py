@@ -28,7 +28,14 @@ from robustbench_med.models.load import load_victim
 from robustbench_med.models.operating_point import undecided, youden
 from robustbench_med.objectives.decide import answer_of
 from robustbench_med.rng import Draws, seeded
-from robustbench_med.stored_images import select_images, shards
+from robustbench_med.stored_images import (
+    in_order,
+    joined,
+    largest,
+    select_images,
+    shards,
+    sizes_differ,
+)
 from robustbench_med.types import AnyImages, Batch, Images
 from robustbench_med.victim import Victim, frozen, looks_like_probabilities
 
@@ -233,7 +240,10 @@ def prepare_setup(
     batch = data.batch(case.split, n=case.n, seed=case.seed, stored=True).to(device)
     victim = replace(loaded.victim, draws=case.draws)
     victim.module.to(device)
-    victim.check(batch.x[:2], data.card.outputs, masks=data.card.task == "segmentation")
+    masks = data.card.task == "segmentation"
+    victim.check(batch.x[largest(batch.x, 2)], data.card.outputs, masks=masks)
+    if sizes_differ(batch.x):
+        victim.check_every_size(batch.x, data.card.outputs, masks=masks)
     if known is not None:
         return _prepared_elsewhere(victim, planned, batch, loaded.card, known)
     setup = _prepared(victim, planned, batch, loaded.card)
@@ -247,19 +257,21 @@ def prepare_setup(
 def _prepared(victim: Victim, planned: ResolvedCase, batch: Batch, card: ModelCard) -> AttackSetup:
     case, data, device = planned.case, planned.data, batch.x.device
     with frozen(victim.module), seeded(*setup_key(case), "prepare"):
-        victim = victim.settled(batch.x[: victim.chunk])
+        victim = victim.settled(batch.x[largest(batch.x, victim.chunk)])
         bare, defended = _defended(victim, planned, device)
         victim = defended.judge
-        (clean, suspicion), (second, _) = (_answers(victim, batch.x) for _ in range(2))
         masks = data.card.task == "segmentation"
-        shown = victim.logits(batch.x[: victim.chunk]) if masks else clean
+        size = tuple(batch.y.shape[1:]) if masks else None
+        (clean, suspicion), (second, _) = (_answers(victim, batch.x, size) for _ in range(2))
+        few = select_images(batch.x, largest(batch.x, victim.chunk)) if masks else batch.x
+        shown = victim.logits(few) if masks else clean
         unattacked = None if suspicion is None else _unattacked(victim, case, data, batch)
         certified = None
         if defended.certify is not None:
             draws = Draws.of(case.seed, map(str, batch.ids), device=device).fork("certify")
             certified = _certified(defended.certify, bare, batch.x, draws)
         relative = None if case.defense == "none" else _relative_time(victim, bare, batch.x)
-        alone = 0.0 if victim.draws > 1 else depends_on_batch(victim, batch.x, shown)
+        alone = 0.0 if victim.draws > 1 else depends_on_batch(victim, few, shown)
     raw = shown if victim.offset is None else shown - victim.offset.to(shown)
     return AttackSetup(
         batch,
@@ -290,7 +302,7 @@ def _prepared_elsewhere(
     if known.depends_on_batch > 0:
         victim = replace(victim, chunk=1)
     with frozen(victim.module), seeded(*setup_key(planned.case), "prepare"):
-        victim = victim.settled(batch.x[: victim.chunk])
+        victim = victim.settled(batch.x[largest(batch.x, victim.chunk)])
     victim = replace(victim, offset=None if known.offset is None else known.offset.to(device))
     return AttackSetup(
         batch,
@@ -330,8 +342,9 @@ def _certified(
 ) -> Certified:
     """Return the certificates of all images, computed shard by shard."""
     rows = torch.arange(len(x), device=draws.keys.device)
-    pieces = [certify(bare, x[part], draws.select(part)) for part in shards(rows, x.shape)]
-    return Certified(*map(torch.cat, zip(*pieces, strict=True)))
+    parts = shards(rows, x)
+    pieces = [certify(bare, x[part], draws.select(part)) for part in parts]
+    return Certified(*(in_order(values, parts) for values in zip(*pieces, strict=True)))
 
 
 def _probabilities(victim: Victim, raw: Tensor, data: Dataset) -> bool:
@@ -373,12 +386,21 @@ def _deployed(victim: Victim, case: Case, data: Dataset, device: torch.device) -
     return victim.at(youden(logits, val.y.cpu(), data.card))
 
 
-def _answers(victim: Victim, x: AnyImages) -> tuple[Tensor, Tensor | None]:
-    """Return the victim's outputs for images, and their suspicion if there is a detector."""
-    outputs = [victim.outputs(chunk) for chunk in x.split(victim.chunk)]
+def _answers(
+    victim: Victim, x: AnyImages, size: tuple[int, ...] | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Return the victim's outputs for images, and their suspicion if there is a detector.
+
+    Masks of images that keep their own sizes are filled up to `size`.
+    """
+    positions = torch.arange(len(x), device=x.device)
+    rows = shards(positions, x, victim.chunk)
+    outputs = [victim.outputs(x[part]) for part in rows]
     suspicion = [output.suspicion for output in outputs if output.suspicion is not None]
-    answer = torch.cat([answer_of(output.logits) for output in outputs])
-    return answer, torch.cat(suspicion) if suspicion else None
+    answer = in_order([answer_of(output.logits) for output in outputs], rows)
+    if size is not None:
+        answer = joined([answer], size)
+    return answer, in_order(suspicion, rows) if suspicion else None
 
 
 def _unattacked(victim: Victim, case: Case, data: Dataset, batch: Batch) -> UnattackedImages | None:
@@ -396,7 +418,7 @@ def _unattacked(victim: Victim, case: Case, data: Dataset, batch: Batch) -> Unat
 
 def _relative_time(victim: Victim, bare: Victim, x: AnyImages) -> float:
     """Return the time of a pass with the defense over one without, each the best of three."""
-    chunk = x[: victim.chunk]
+    chunk = next(iter(x.split(victim.chunk)))
     seconds = []
     for model in (victim, bare):
         times = []

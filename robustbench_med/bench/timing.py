@@ -25,6 +25,7 @@ from robustbench_med.files import write_text
 from robustbench_med.models.load import load_victim
 from robustbench_med.paths import cache_root
 from robustbench_med.problem import Problem
+from robustbench_med.stored_images import cropped, largest
 from robustbench_med.types import images_at_once
 from robustbench_med.victim import Victim, frozen
 
@@ -169,7 +170,10 @@ def run_pilot(planned: ResolvedCase, victim: Victim) -> Pilot:
     device = next(iter(victim.module.parameters()), torch.empty(0)).device
     batch = planned.data.batch(case.split, n=case.n, seed=case.seed, stored=True)
     n = max(min(_BATCH, images_at_once(card.size), len(batch)), 1)
-    x, y = batch.x[:n].to(device), batch.y[:n].long().to(device)
+    rows = largest(batch.x, n)
+    n, x = len(rows), batch.x[rows].to(device)
+    y = batch.y[rows]
+    y = (cropped(y, tuple(x.shape[2:])) if y.ndim > 2 else y).long().to(device)
     with frozen(victim.module), torch.inference_mode(False):
         problem = Problem(x, y, Ball("linf", 1.0), planned.objective, victim, chunk=n)
         problem = problem.bind()

@@ -132,7 +132,7 @@ def _counts(universal: Universal, whole: Problem, setup: AttackSetup, rng: Draws
         return np.asarray(np.any(rows, axis=1))
 
     changed, wrong, successes = [], [], []
-    for rows in shards(torch.arange(len(whole), device=whole.x.device), whole.x.shape):
+    for rows in shards(torch.arange(len(whole), device=whole.x.device), whole.x):
         part = whole.select(rows)
         z = universal.apply(part.x, part.ball, rng.select(rows))
         columns = measure(part, z, card.levels)

@@ -35,7 +35,10 @@ def inspect_command(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the card file.")] = False,
     size: Annotated[
         str | None,
-        typer.Option("--size", help="Resize the images to this size, e.g. 224 or 224x320."),
+        typer.Option(
+            "--size",
+            help="Resize the images to this size, e.g. 224 or 224x320; native: each keeps its own.",
+        ),
     ] = None,
     volumes: Annotated[
         bool, typer.Option("--volumes", help="Take each DICOM series for one volume.")
@@ -98,7 +101,7 @@ def _print_known(path: Path, dataset: Dataset, splits: Sequence[SplitName]) -> N
     from robustbench_med.datasets.sources.survey import of_splits
 
     card = dataset.card
-    shape = "x".join(map(str, (*card.size, card.channels)))
+    shape = f"{card.size_words}x{card.channels}"
     _print("", [("modality", card.modality), ("size", shape), ("task", card.task)])
     _print("", of_splits(dataset, splits))
     notes = [dataset.scored_on(split).card.notes[1:] for split in splits]
@@ -128,13 +131,17 @@ def _print(title: str, lines: Iterable[str | tuple[str, str]]) -> None:
         print(f"{name:<11} {plain(text)}")
 
 
-def _sides(text: str) -> list[int]:
-    """Return the sides that `--size` states.
+def _sides(text: str) -> list[int] | str:
+    """Return the sides that `--size` states, or "native".
 
     Raises:
         SpecError: they are no numbers, or too many.
     """
+    from robustbench_med.datasets.sources.spec import NATIVE
+
+    if text.lower() == NATIVE:
+        return NATIVE
     sides = text.lower().split("x")
     if len(sides) > 3 or not all(s.isdigit() and 0 < int(s) <= _MAX_SIDE for s in sides):
-        raise SpecError(f"expected --size such as 224 or 224x320, got {text!r}")
+        raise SpecError(f"expected --size such as 224, 224x320 or {NATIVE}, got {text!r}")
     return [int(side) for side in (sides * 2 if len(sides) == 1 else sides)]

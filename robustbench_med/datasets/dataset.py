@@ -19,9 +19,14 @@ from robustbench_med.datasets.labels import check_codes, integers, small_integer
 from robustbench_med.datasets.masks import check_ignored, mask_ids
 from robustbench_med.datasets.row_file import RowFile
 from robustbench_med.errors import BenchError, DataError
+from robustbench_med.sized_images import SizedImages, runs
 
 if TYPE_CHECKING:
     from robustbench_med.types import Batch
+
+    StoredArray = NDArray[np.uint8] | NDArray[np.float32]
+else:  # a RowFile or SizedImages, which are read by rows as an array is, is no NDArray
+    StoredArray = Any
 
 _log = logging.getLogger(__name__)
 
@@ -37,14 +42,15 @@ class Arrays:
     Attributes:
         images: `(n, *s)` or `(n, *s, c)`, uint8 grey levels or colours 0..255, or float32 in [0,1];
             if the card states `native`, any integers or floats in its unit. Large ones of a file
-            stay there as a `RowFile`, whose floats may be of any precision.
+            stay there as a `RowFile`, whose floats may be of any precision; images that keep their
+            own sizes are `SizedImages`.
         labels: `(n,)` int64 class ids, `(n, k)` 0/1 findings, or `(n, *s)` int16 masks of class
-            ids; -1 = unlabelled.
+            ids; -1 = unlabelled. Masks of smaller images are filled up with -1.
         ids: `(n,)` str, unique within the split.
         patients: `(n,)` str, or None where images must be treated as independent.
     """
 
-    images: NDArray[np.uint8] | NDArray[np.float32]
+    images: StoredArray
     labels: NDArray[np.int64] | NDArray[np.int16]
     ids: NDArray[np.character]
     patients: NDArray[np.character] | None = None
@@ -52,21 +58,39 @@ class Arrays:
     def __len__(self) -> int:
         return len(self.images)
 
-    def chunks(self) -> Iterator[NDArray[np.uint8] | NDArray[np.float32]]:
-        """Yield all images in their stored type, a few at a time."""
-        for start in range(0, len(self), _AT_ONCE):
-            yield self.images[start : start + _AT_ONCE]
+    def chunks(self) -> Iterator[StoredArray]:
+        """Yield all images in their stored type, a few of one size at a time."""
+        each = (
+            self.images.part
+            if isinstance(self.images, SizedImages)
+            else np.zeros(len(self), np.int64)
+        )
+        for run in runs(each):
+            for start in range(run.start, run.stop, _AT_ONCE):
+                yield self.images[start : min(start + _AT_ONCE, run.stop)]
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of everything that a score depends on.
 
         Images in a file are read once for each state of the file.
         """
+        if isinstance(self.images, SizedImages):
+            return self._of_sizes(self.images)
         if not isinstance(self.images, RowFile):
             return self._fingerprint()
         others = replace(self, images=np.empty((0, 1), np.uint8))._fingerprint()
         what = f"fingerprint of {self.images} and {others}"
         return remembered(self.images.path, what, self._fingerprint)
+
+    def _of_sizes(self, images: SizedImages) -> str:
+        """Return the hash of images that keep their own sizes: of each size, and of their order."""
+        none = np.empty((len(self), 0), np.int64)
+        parts = [
+            Arrays(part, none[: len(part)], np.empty(0, np.str_)).fingerprint()
+            for part in images.parts
+        ]
+        others = replace(self, images=images.part)._fingerprint()  # type: ignore[arg-type]
+        return hashlib.sha256(" ".join([*parts, others]).encode()).hexdigest()
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -208,7 +232,10 @@ class Dataset:
 
     def few_images(self, split: SplitName, n: int = 4) -> Any:  # noqa: ANN401 - a tensor
         """Return a few labelled images of a split, `(n, c, *s)` in [0,1]."""
-        return self.batch(split, n=n, stored=True).x[:]
+        from robustbench_med.stored_images import largest
+
+        x = self.batch(split, n=n, stored=True).x
+        return x[largest(x, n)]
 
 
 _logged: set[tuple[str, str]] = set()
@@ -250,6 +277,11 @@ def to_batch(
     labels = torch.from_numpy(arrays.labels[rows])
     y = labels if stored and labels.dtype == torch.int16 else labels.long()
     patients = None if arrays.patients is None else arrays.patients[rows]
+    if not stored and isinstance(arrays.images, SizedImages):
+        raise DataError(
+            "expected images of one size, as a tensor holds them, got images that keep their own: "
+            'state size = [h, w] in place of size = "native" in the card file'
+        )
     x: Any = images if stored else images[:]
     return Batch(x, y, arrays.ids[rows], patients)
 
@@ -279,11 +311,11 @@ def check(arrays: Arrays, card: DatasetCard, split: str) -> Arrays:
     return replace(arrays, images=images, labels=labels)
 
 
-def _images(
-    arrays: Arrays, card: DatasetCard, where: str
-) -> NDArray[np.uint8] | NDArray[np.float32]:
+def _images(arrays: Arrays, card: DatasetCard, where: str) -> StoredArray:
     images = arrays.images
     expected = (*card.size, card.channels) if card.channels > 1 else card.size
+    if card.sizes:
+        expected = (*images.shape[1 : 1 + len(card.size)], *expected[len(card.size) :])
     if images.shape[1:] != expected:
         raise DataError(f"{where}: expected images of shape {expected}, got {images.shape[1:]}")
     if card.native is not None:
@@ -308,7 +340,7 @@ def _images(
     return images if images.dtype == np.float32 else images.astype(np.float32)
 
 
-def _native_images(arrays: Arrays, native: NativeRange, where: str) -> NDArray[Any]:
+def _native_images(arrays: Arrays, native: NativeRange, where: str) -> StoredArray:
     """Return images in their own unit, if all of them lie in its range.
 
     Raises:
@@ -353,7 +385,8 @@ def _labels(
     stored: NDArray[Any], card: DatasetCard, where: str, n: int
 ) -> NDArray[np.int64] | NDArray[np.int16]:
     k, masks = len(card.classes), card.task == "segmentation"
-    shape = {"multi_label": (n, k), "segmentation": (n, *card.size)}.get(card.task, (n,))
+    size = stored.shape[1:] if card.sizes else card.size
+    shape = {"multi_label": (n, k), "segmentation": (n, *size)}.get(card.task, (n,))
     what, code = ("masks", " or 255") if masks else ("labels", "")
     if stored.shape != shape:
         raise DataError(f"{where}: expected {what} of shape {shape}, got {stored.shape}")

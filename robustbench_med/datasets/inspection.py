@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from robustbench_med.cards import DatasetCard
 from robustbench_med.datasets.codes import UNLABELLED
 from robustbench_med.datasets.dataset import Arrays
 from robustbench_med.errors import DataError
+from robustbench_med.sized_images import SizedImages, corner
 
 FAINT = 16  # of 255; a note is made if the brightest pixel of a split is darker
 
@@ -52,10 +54,10 @@ def shared(arrays: Arrays, other_arrays: Arrays, names: tuple[str, str]) -> list
         names: names of both splits.
     """
     notes, (split, other_split) = [], names
+    keep_sizes = isinstance(arrays.images, SizedImages)
     if (
-        arrays.images.shape[1:] == other_arrays.images.shape[1:]
-        and arrays.images.dtype == other_arrays.images.dtype
-    ):
+        keep_sizes or arrays.images.shape[1:] == other_arrays.images.shape[1:]
+    ) and arrays.images.dtype == other_arrays.images.dtype:
         known = set(_digests(other_arrays))
         copies = sum(digest in known for digest in _digests(arrays))
         if copies:
@@ -141,7 +143,10 @@ def _unlabelled(arrays: Arrays, card: DatasetCard, split: str) -> Iterator[str]:
     what = "mask" if card.task == "segmentation" else "label"
     if without:
         yield f"{without} of {n} images of {split} have no {what} (-1) and are not scored"
-    some = unknown.any(1) & ~unknown.all(1)
+    whole = unknown.all(1)
+    if isinstance(arrays.images, SizedImages) and card.task == "segmentation":
+        unknown &= _inside(arrays.images, labels.shape[1:]).reshape(n, -1)
+    some = unknown.any(1) & ~whole
     if not some.any():
         return
     fraction = unknown[some].mean()
@@ -156,6 +161,15 @@ def _unlabelled(arrays: Arrays, card: DatasetCard, split: str) -> Iterator[str]:
             f"{count} findings of {int(some.sum())} of {n} images of {split} are not known (-1) "
             "and not counted"
         )
+
+
+def _inside(images: SizedImages, size: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return which pixels of masks `(n, *size)` belong to their images, which may be smaller."""
+    inside = np.zeros((len(images), *size), np.bool_)
+    for which, part in enumerate(images.parts):
+        rows = np.flatnonzero(images.part == which)
+        inside[(rows, *corner(part.shape[1 : 1 + len(size)]))] = True
+    return inside
 
 
 def _absent(arrays: Arrays, card: DatasetCard, split: str) -> Iterator[str]:

@@ -57,7 +57,7 @@ def write(steps: NDArray[np.int64], form: Form, mark: Mark, folder: Path) -> lis
     home = folder / mark.stem
     home.mkdir()
     paths = []
-    for index in range(form.size[0]):
+    for index in range(steps.shape[1]):
         path = home / f"slice-{index + 1:04d}.dcm"
         _dataset(steps[:, index], form, mark, index).save_as(path, enforce_file_format=True)
         paths.append(path)

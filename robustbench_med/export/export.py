@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -31,6 +30,7 @@ from robustbench_med.export.read_back import read_back
 from robustbench_med.files import write_text
 from robustbench_med.models.preprocess import parse_preprocess
 from robustbench_med.native_units import GREY, to_image_radius
+from robustbench_med.stored_images import joined
 
 Kind = Literal["dicom", "nifti", "png"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -94,15 +94,18 @@ class _Chosen(NamedTuple):
     rows: Tensor
 
     @property
-    def images(self) -> Float[Tensor, "m c *s"]:
-        """The images, in [0,1]."""
-        return self.saved.images[self.saved.which[self.rung][self.rows].long()]
+    def images(self) -> list[Tensor]:
+        """The images, each `(c, *s)` in [0,1]; they may be of several sizes."""
+        return [self.saved.image(i) for i in self.saved.which[self.rung][self.rows].tolist()]
 
-    def replaced(self, images: Tensor) -> Saved:
+    def replaced(self, images: list[Tensor]) -> Saved:
         """Return the saved images of a run that made only these, at this radius."""
         which = torch.full_like(self.saved.which, -1)
         which[self.rung, self.rows] = torch.arange(len(images), dtype=which.dtype)
-        return Saved(images, which)
+        sizes = None
+        if self.saved.sizes is not None:
+            sizes = torch.tensor([image.shape[1:] for image in images], dtype=torch.int32)
+        return Saved(joined([image[None] for image in images]), which, sizes=sizes)
 
 
 def export(
@@ -162,7 +165,7 @@ def export(
         read = read_back(out, kind, files, form)
         _check_equal(read, chosen.images, form, out)
         run = run_attack(planned, setup, saved=chosen.replaced(read))
-    manifest = _manifest(stored, form, run, chosen, files, read)
+    manifest = _manifest(stored, form, run, chosen, files)
     write_text(out / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
     return manifest
 
@@ -218,7 +221,7 @@ def _adversarial_images(stored: Stored, planned: ResolvedCase, setup: AttackSetu
         return adversarial_images.read(Path(stored.folder), stored.record.images)
     run = run_verified(planned, setup, keeps=True)
     masks = planned.data.card.task == "segmentation"
-    return collect_images(run.rungs, run.problem.x[:], masks=masks)
+    return collect_images(run.rungs, run.problem, masks=masks)
 
 
 def _choose(saved: Saved, rung: int) -> _Chosen:
@@ -226,7 +229,7 @@ def _choose(saved: Saved, rung: int) -> _Chosen:
 
 
 def _write_all(
-    images: Float[Tensor, "m c *s"], form: Form, mark: Mark, writer: _Writer, out: Path
+    images: list[Tensor], form: Form, mark: Mark, writer: _Writer, out: Path
 ) -> list[tuple[str, ...]]:
     """Write images, rounded to stored values; return their files."""
     files = []
@@ -237,9 +240,7 @@ def _write_all(
     return files
 
 
-def _check_equal(
-    read: Float[Tensor, "m c *s"], images: Float[Tensor, "m c *s"], form: Form, out: Path
-) -> None:
+def _check_equal(read: list[Tensor], images: list[Tensor], form: Form, out: Path) -> None:
     """Raise ResultsError unless files hold the rounded images to the last bit."""
     for back, image in zip(read, images, strict=True):
         if not torch.equal(back, (image * form.native.levels).round() / form.native.levels):
@@ -252,7 +253,6 @@ def _manifest(
     run: AttackRun,
     chosen: _Chosen,
     files: list[tuple[str, ...]],
-    read: Float[Tensor, "m c *s"],
 ) -> Manifest:
     record, rung = stored.record, chosen.rung
     success = run.rungs["success"][rung][chosen.rows].cpu()

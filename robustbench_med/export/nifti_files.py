@@ -31,9 +31,10 @@ def write(steps: NDArray[np.int64], form: Form, mark: Mark, folder: Path) -> lis
         folder: where it is written.
     """
     nibabel = _nibabel()
-    values = form.values(steps).reshape(form.channels, *form.size, *[1] * (3 - len(form.size)))
+    axes = steps.ndim - 1
+    values = form.values(steps).reshape(*steps.shape, *[1] * (3 - axes))
     values = values[0] if form.channels == 1 else np.moveaxis(values, 0, -1)
-    sides = (form.spacing or (1.0,) * len(form.size)) + (1.0,) * (3 - len(form.size))
+    sides = (form.spacing or (1.0,) * axes) + (1.0,) * (3 - axes)
     image = nibabel.Nifti1Image(values, np.diag([*sides, 1.0]))
     image.header["descrip"] = f"{WARNING} {mark.case_id}".encode()[:_DESCRIPTION]
     if form.spacing is not None:

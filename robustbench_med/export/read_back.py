@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from robustbench_med.datasets.sources.readers import READERS, scan
@@ -15,10 +14,8 @@ from robustbench_med.export.form import Form
 from robustbench_med.stored_images import to_image_units
 
 
-def read_back(
-    root: Path, kind: str, files: Sequence[tuple[str, ...]], form: Form
-) -> Float[Tensor, "m c *s"]:
-    """Return the images of files, in [0,1].
+def read_back(root: Path, kind: str, files: Sequence[tuple[str, ...]], form: Form) -> list[Tensor]:
+    """Return the images of files, each `(c, *s)` in [0,1].
 
     Args:
         root: their folder.
@@ -40,4 +37,4 @@ def read_back(
             values = values * form.native.step + form.native.low
         values = values[None] if form.channels == 1 else np.moveaxis(values, -1, 0)
         images.append(to_image_units(torch.from_numpy(np.ascontiguousarray(values)), form.native))
-    return torch.stack(images)
+    return images

@@ -119,17 +119,20 @@ def _trained_on(card: ModelCard, data: DatasetCard, source: ModelSource) -> Data
     seen = seen_by_network(data, steps)
     for what in ("channels", "size", "task"):
         wanted, got = getattr(expected, what), getattr(seen, what)
+        way = bridge(what, wanted, got)
+        if what == "size" and seen.sizes_differ:
+            got = "images that keep their own"
         if wanted != got:
             raise VictimError(
                 f"{card.name}: expected {what} {wanted}, got {got} of {data.name}: choose a victim "
-                f"trained on {data.name}{bridge(what, wanted, got)}"
+                f"trained on {data.name}{way}"
             )
     if len(trained.classes) != len(data.classes):
         raise VictimError(
             f"{card.name}: expected K = {len(trained.classes)} classes, got "
             f"K = {len(data.classes)} of {data.name}: choose a victim trained on {data.name}"
         )
-    return data if source.preprocess else trained
+    return data if source.preprocess or data.sizes else trained
 
 
 def stored(card: ModelCard, zoo: Path = ZOO) -> tuple[ModelCard, Path]:

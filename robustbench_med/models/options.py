@@ -108,4 +108,5 @@ def contract_for(
         names=data.channel_names,
         spacing=data.spacing,
         preprocess=steps,
+        sizes=data.sizes,
     )

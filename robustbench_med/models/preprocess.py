@@ -21,8 +21,10 @@ from robustbench_med.models.preprocess_steps import (
     Clip,
     Crop,
     Resize,
+    ResizeShorter,
     Stack,
     Window,
+    shorter_side,
 )
 from robustbench_med.native_units import stated_range
 from robustbench_med.spec import parse_chain
@@ -46,6 +48,9 @@ class Preprocess:
             window goes from black to white.
         windows: widths of the windows, as fractions of the native range; empty without a window.
         window: the stored values that the only window shows, e.g. "HU -160..240"; else empty.
+        sizes: where images keep their own sizes and the network gets images of several sizes too,
+            some of these; `shown` is the first.
+        restores: whether the logits of masks are brought back to the size of each image.
     """
 
     text: str
@@ -56,6 +61,8 @@ class Preprocess:
     spans: tuple[float, ...] = (1.0,)
     windows: tuple[float, ...] = ()
     window: str = ""
+    sizes: tuple[tuple[int, ...], ...] = ()
+    restores: bool = False
 
     def __call__(self, x: Images) -> Images:
         """Return what the network gets for images in [0,1], before mean and std."""
@@ -70,15 +77,15 @@ class Preprocess:
                 x = step(x)
         return x
 
-    def restore(self, logits: Logits) -> Logits:
+    def restore(self, logits: Logits, size: tuple[int, ...]) -> Logits:
         """Return the logits of masks at the size of the file, interpolated linearly."""
-        return logits if self.shown == self.size else Resize(self.size, antialias=False)(logits)
+        return Resize(size, antialias=False)(logits) if self.restores else logits
 
     @property
     def scaling(self) -> Preprocess:
         """The steps that scale what the window shows, for images of the network's own size."""
         steps = tuple(step for step in self.steps if isinstance(step, Affine))
-        return replace(self, size=self.shown, steps=steps)
+        return replace(self, size=self.shown, steps=steps, restores=False)
 
 
 # --- from text -----------------------------------------------------------------------------------
@@ -94,6 +101,7 @@ class _Draft:
         native: the stored values behind 0 and 1, as long as no step changed them.
         masks: whether the network predicts masks.
         whole: the stored values behind 0 and 1 of the file.
+        sizes: where images keep their own sizes, some of these after the steps so far.
     """
 
     size: tuple[int, ...]
@@ -101,6 +109,7 @@ class _Draft:
     native: NativeRange | None
     masks: bool
     whole: NativeRange | None
+    sizes: tuple[tuple[int, ...], ...] = ()
     steps: list[Step] = field(default_factory=list)
     spans: tuple[float, ...] = (1.0,)
     windows: tuple[float, ...] = ()
@@ -120,7 +129,8 @@ def parse_preprocess(text: str, data: DatasetCard) -> Preprocess | None:
     if text.strip() in ("", "none"):
         return None
     native = stated_range(data)
-    draft = _Draft(data.size, data.channels, native, data.task == "segmentation", native)
+    masks = data.task == "segmentation"
+    draft = _Draft(data.size, data.channels, native, masks, native, data.sizes)
     calls = parse_chain(text)
     for call in calls:
         name = {"normalize": "normalise"}.get(call.name, call.name)
@@ -144,6 +154,8 @@ def parse_preprocess(text: str, data: DatasetCard) -> Preprocess | None:
         spans=draft.spans,
         windows=draft.windows,
         window=draft.window,
+        sizes=draft.sizes,
+        restores=draft.size != data.size or draft.sizes != data.sizes,
     )
 
 
@@ -227,12 +239,16 @@ def _resize(draft: _Draft, *size: object, antialias: object = True) -> None:
     if not isinstance(antialias, bool):
         raise TypeError
     sides = _sides(size)
+    if len(sides) == 1 and draft.sizes:
+        draft.steps.append(ResizeShorter(sides[0], antialias))
+        draft.sizes = tuple(shorter_side(size, sides[0]) for size in draft.sizes)
+        draft.size = draft.sizes[0]
+        return
     if len(sides) == 1:  # the shorter side; the others keep the shape of the image
-        shorter = min(draft.size)
-        sides = tuple(max(1, round(side * sides[0] / shorter)) for side in draft.size)
+        sides = shorter_side(draft.size, sides[0])
     _check_axes(draft, sides)
     draft.steps.append(Resize(sides, antialias))
-    draft.size = sides
+    draft.size, draft.sizes = sides, ()
 
 
 def _crop(draft: _Draft, *size: object) -> None:
@@ -241,10 +257,11 @@ def _crop(draft: _Draft, *size: object) -> None:
     _check_axes(draft, sides)
     if draft.masks:
         raise SpecError("expected a network that sees the whole image for masks, got a crop")
-    if any(side > whole for side, whole in zip(sides, draft.size, strict=True)):
-        raise SpecError(f"expected a crop within {list(draft.size)}, got {list(sides)}")
+    for size in draft.sizes or (draft.size,):
+        if any(side > whole for side, whole in zip(sides, size, strict=True)):
+            raise SpecError(f"expected a crop within {list(size)}, got {list(sides)}")
     draft.steps.append(Crop(sides))
-    draft.size = sides
+    draft.size, draft.sizes = sides, ()
 
 
 def _check_axes(draft: _Draft, sides: tuple[int, ...]) -> None:
@@ -338,7 +355,9 @@ def seen_by_network(data: DatasetCard, steps: Preprocess | None) -> DatasetCard:
     """Return the card of images as a network gets them after the steps before it."""
     if steps is None:
         return data
-    return data.model_copy(update={"channels": steps.channels, "size": steps.shown})
+    return data.model_copy(
+        update={"channels": steps.channels, "size": steps.shown, "sizes": steps.sizes}
+    )
 
 
 def bridge(what: str, wanted: Any, got: Any) -> str:  # noqa: ANN401 - a field of a card

@@ -69,6 +69,27 @@ class Resize:
 
 
 @dataclass(frozen=True)
+class ResizeShorter:
+    """Resize every axis so that the shortest has a given length; the shape of an image stays."""
+
+    side: int
+    antialias: bool
+
+    def __call__(self, x: Images) -> Images:
+        """Return resized images."""
+        return Resize(shorter_side(tuple(x.shape[2:]), self.side), self.antialias)(x)
+
+
+def shorter_side(size: tuple[int, ...], side: int) -> tuple[int, ...]:
+    """Return the size whose shortest axis has a given length, in the shape of another.
+
+    >>> shorter_side((240, 320), 120)
+    (120, 160)
+    """
+    return tuple(max(1, round(length * side / min(size))) for length in size)
+
+
+@dataclass(frozen=True)
 class Crop:
     """Cut out the centre."""
 

@@ -57,6 +57,11 @@ def own_card(
     Raises:
         BenchError: the model, the defense, the recipe or a split of the data does not fit.
     """
+    if data.card.sizes_differ:
+        raise SpecError(
+            f"{dataset}: expected images of one size to train on, got images that keep their own: "
+            'state size = [h, w] in place of size = "native" in the card file'
+        )
     for split in ("train", "val", "test"):  # a missing one must not end hours of training
         data.batch(split, n=2)
     name, parameters = spec.parse(model)

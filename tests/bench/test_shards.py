@@ -173,8 +173,8 @@ def test_stored_images_are_read_as_a_tensor_would_be() -> None:
 
 def test_a_shard_holds_as_many_images_as_its_bytes() -> None:
     rows = torch.arange(1000)
-    pieces = shards(rows, (1000, 3, 224, 224))
+    pieces = shards(rows, torch.zeros(1).expand(1000, 3, 224, 224))
     assert torch.equal(torch.cat(pieces), rows)
     assert max(len(piece) for piece in pieces) * 4 * 3 * 224 * 224 <= SHARD_BYTES
-    assert len(shards(rows[:0], (0, 3, 224, 224))) == 1
-    assert len(shards(rows[:2], (2, 1, 4000, 4000))) == 2
+    assert len(shards(rows[:0], torch.zeros(0, 3, 224, 224))) == 1
+    assert len(shards(rows[:2], torch.zeros(1).expand(2, 1, 4000, 4000))) == 2

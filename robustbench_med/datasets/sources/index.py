@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from robustbench_med.datasets.sources.readers import READERS, scan
 from robustbench_med.datasets.sources.refs import ImageRef, walk
 from robustbench_med.datasets.sources.spec import CardFile
 from robustbench_med.errors import DataError
+
+_STATED = 16  # sizes that the card states
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ def index_of(card_file: CardFile) -> Index:
     masks = [ref for ref in listing.refs if entries_of.is_mask(ref.files[0], source)]
     images = [ref for ref in listing.refs if not entries_of.is_mask(ref.files[0], source)]
     entries, remarks = _entries(images, masks, card_file)
+    if card_file.keeps_sizes:
+        card_file = _with_sizes(card_file, [entry.ref.size for entry in entries])
     labels, truth = _labels(entries, card_file)
     return Index(
         card_file,
@@ -117,6 +122,26 @@ def _entries(
     else:
         entries = entries_of.of_masks(images, masks, source, root)
     return entries_of.with_patients(entries, source), remarks
+
+
+def _with_sizes(card_file: CardFile, sizes: Sequence[tuple[int, ...]]) -> CardFile:
+    """Return a card file whose card states the sizes that its images keep.
+
+    Raises:
+        DataError: some images have two axes and some have three.
+    """
+    distinct = sorted(set(sizes), key=lambda size: (-math.prod(size), size))
+    axes = sorted({len(size) for size in distinct})
+    if len(axes) > 1:
+        raise DataError(
+            f"{card_file.root}: expected images of two axes or of three, got both: name the others "
+            "in `skip` of [source]"
+        )
+    # the largest, the smallest, and some between them
+    places = np.unique(np.linspace(0, len(distinct) - 1, _STATED).round().astype(int))
+    stated = tuple(distinct[place] for place in places.tolist())
+    card = card_file.card.model_copy(update={"size": stated[0], "sizes": stated})
+    return replace(card_file, card=card)
 
 
 def _labels(

@@ -14,15 +14,18 @@ import numpy as np
 from robustbench_med.cards import DatasetCard, NativeRange
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
 from robustbench_med.datasets.own import OWN_FILE_NOTE
+from robustbench_med.datasets.row_file import RowFile
 from robustbench_med.datasets.sources.decoded import decoded, fingerprint
+from robustbench_med.datasets.sources.file_images import FileImages
 from robustbench_med.datasets.sources.grid import check_grid, rounding_note
 from robustbench_med.datasets.sources.index import Index, index_of
 from robustbench_med.datasets.sources.mask_files import read_masks
 from robustbench_med.datasets.sources.native import stored_type
 from robustbench_med.datasets.sources.pixels import pixels_of
 from robustbench_med.datasets.sources.refs import ImageRef, times
-from robustbench_med.datasets.sources.spec import read_card_file
+from robustbench_med.datasets.sources.spec import CardFile, read_card_file
 from robustbench_med.errors import MissingSplitError
+from robustbench_med.sized_images import SizedImages
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 MOST_COMPARED = 2**26  # bytes; splits of more are not searched for common images
@@ -59,7 +62,15 @@ def card_of(index: Index) -> DatasetCard:
         card = card.model_copy(update={"bit_depth": stored_bits})
     notes = [OWN_FILE_NOTE, *card.notes]
     resized = [ref for ref in images if ref.size != card.size]
-    if resized:
+    if index.card_file.keeps_sizes:
+        count, ends = len({ref.size for ref in images}), (card.sizes[-1], card.sizes[0])
+        listed = " to ".join(map(times, ends))
+        different = f", {count} different sizes from {listed}" if count > 1 else ""
+        notes.append(
+            f"{len(images)} images keep their own size{different}: each is attacked as it is in "
+            "its file, in batches of one size"
+        )
+    elif resized:
         smallest, largest = min(ref.size for ref in resized), max(ref.size for ref in resized)
         stored_sizes = " to ".join(dict.fromkeys((times(smallest), times(largest))))
         notes.append(
@@ -95,6 +106,35 @@ def card_of(index: Index) -> DatasetCard:
     return card.model_copy(update={"title": title, "notes": tuple(notes)})
 
 
+def _images(card_file: CardFile, refs: Sequence[ImageRef]) -> RowFile | FileImages | SizedImages:
+    """Return the images of files, decoded into the cache folder."""
+    if not card_file.keeps_sizes:
+        return _decoded(card_file, refs, card_file.card.size)
+    sizes = [ref.size for ref in refs]
+    if len(set(sizes)) == 1:
+        return _decoded(card_file, refs, sizes[0])
+    distinct = sorted(set(sizes), key=lambda size: (-math.prod(size), size))
+    part = np.array([distinct.index(size) for size in sizes], np.int64)
+    place = np.zeros(len(refs), np.int64)
+    parts = []
+    for which, size in enumerate(distinct):
+        rows = np.flatnonzero(part == which)
+        place[rows] = np.arange(len(rows))
+        parts.append(_decoded(card_file, [refs[row] for row in rows.tolist()], size))
+    return SizedImages(tuple(parts), part, place)
+
+
+def _decoded(
+    card_file: CardFile, refs: Sequence[ImageRef], size: tuple[int, ...]
+) -> RowFile | FileImages:
+    """Return the images of files at one size, decoded into the cache folder."""
+    images = pixels_of(card_file, tuple(refs), size)
+    order = [(ref.files, ref.frames) for ref in images.refs]
+    files = dict.fromkeys(name for ref in images.refs for name in ref.files)
+    key = fingerprint(images.root, files, (order, images.shape, repr(images.decode)))
+    return decoded(images, key)
+
+
 def _of_steps(native: NativeRange, images: Sequence[ImageRef], where: str) -> list[str]:
     """Return notes on the step of a card, where files have other values."""
     notes = [check_grid(native, images, where)]
@@ -116,10 +156,7 @@ def read_split(index: Index, split: SplitName) -> Arrays:
             f"{card.name} ({split}): expected images, got none: the card file has "
             f"{', '.join(dict.fromkeys(index.splits)) or 'no split'}"
         )
-    images = pixels_of(index.card_file, tuple(index.entries[row].ref for row in rows))
-    order = [(ref.files, ref.frames) for ref in images.refs]
-    files = dict.fromkeys(name for ref in images.refs for name in ref.files)
-    key = fingerprint(images.root, files, (order, images.shape, repr(images.decode)))
+    refs = [index.entries[row].ref for row in rows]
     patients = np.array([index.patients[row] for row in rows], dtype=np.str_)
     if not any(index.patients):
         known = None
@@ -127,7 +164,7 @@ def read_split(index: Index, split: SplitName) -> Arrays:
         alone = np.array([f"unknown-{split}-{row:06d}" for row in rows])
         known = np.where(patients == "", alone, patients)
     return Arrays(
-        decoded(images, key),  # type: ignore[arg-type] # indexed by rows as an array is
+        _images(index.card_file, refs),  # type: ignore[arg-type] # indexed by rows as arrays are
         read_masks(index, rows) if card.task == "segmentation" else index.labels[rows],
         np.array([index.ids[row] for row in rows], dtype=np.str_),
         known,

@@ -24,14 +24,17 @@ from robustbench_med.datasets.sources.refs import (
     times,
 )
 from robustbench_med.datasets.sources.resize import resize_mask
+from robustbench_med.datasets.sources.spec import CardFile
 from robustbench_med.errors import DataError
+from robustbench_med.sized_images import corner
 
 
 def read_masks(index: Index, rows: Sequence[int]) -> NDArray[np.int16]:
     """Return masks as class ids; a pixel of 255 that is no class is ignored."""
     card, root = index.card_file.card, index.card_file.root
     values = index.card_file.source.mask_values
-    masks = np.empty((len(rows), *card.size), np.int16)
+    size = _canvas([index.entries[row].ref for row in rows], index.card_file)
+    masks = np.full((len(rows), *size), UNLABELLED, np.int16)
     failures: list[tuple[str, str]] = []
     decode = READERS[index.card_file.source.format].decode_mask
     with quiet():
@@ -49,19 +52,40 @@ def read_masks(index: Index, rows: Sequence[int]) -> NDArray[np.int16]:
                     root, ref, mask
                 ):
                     raise UnreadableError("its affine is not that of its image")
-                masks[place] = resize_mask(class_ids(stored, values, len(card.classes)), card.size)
+                ids = class_ids(stored, values, len(card.classes))
+                ids = ids if index.card_file.keeps_sizes else resize_mask(ids, card.size)
+                masks[(place, *corner(ids.shape))] = ids
             except UnreadableError as error:
                 failures.append((mask.files[0], str(error)))
     refuse_unreadable(failures, len(rows), root)
     if not values:
-        _check_ignored(masks, root)
+        sizes = [index.entries[row].ref.size for row in rows] if index.card_file.keeps_sizes else []
+        _check_ignored(masks, root, sizes)
     return masks
 
 
-def _check_ignored(masks: NDArray[np.int16], root: Path) -> None:
-    """Refuse masks that seem to store a lesion as 255, unless `mask_values` states it."""
+def _canvas(refs: Sequence[ImageRef], card_file: CardFile) -> tuple[int, ...]:
+    """Return the size that holds every mask; pixels outside of a smaller image are ignored."""
+    if not card_file.keeps_sizes:
+        return card_file.card.size
+    return tuple(map(max, zip(*(ref.size for ref in refs), strict=True)))
+
+
+def _check_ignored(masks: NDArray[np.int16], root: Path, sizes: Sequence[tuple[int, ...]]) -> None:
+    """Refuse masks that seem to store a lesion as 255, unless `mask_values` states it.
+
+    Args:
+        masks: class ids, -1 where 255 was stored.
+        root: the folder of the data.
+        sizes: the size of each mask where images keep their own, outside of which all is -1.
+    """
+    stored = np.where(masks == UNLABELLED, IGNORED, masks)
+    for place, size in enumerate(sizes):
+        inside = np.zeros(masks.shape[1:], bool)
+        inside[corner(size)] = True
+        stored[place, ~inside] = UNLABELLED
     try:
-        check_ignored(np.where(masks == UNLABELLED, IGNORED, masks), f"{root}: masks")
+        check_ignored(stored, f"{root}: masks")
     except DataError as error:
         raise DataError(f"{error}, or state mask_values = [0, 255] in [source]") from None
 

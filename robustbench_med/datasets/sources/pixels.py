@@ -27,7 +27,7 @@ class Conversion:
 
     Attributes:
         format: a key of `READERS`.
-        size: size of an image.
+        size: size of an image; it is resized to it.
         channels: number of channels.
         native: the range of the values; None = uint8 grey levels or colours, or `scale`.
         clip: whether values outside are clipped.
@@ -91,11 +91,9 @@ class Conversion:
             )
 
 
-def pixels_of(card_file: CardFile, refs: tuple[ImageRef, ...]) -> FileImages:
-    """Return images as one array of the size, channels and unit that the card states."""
+def pixels_of(card_file: CardFile, refs: tuple[ImageRef, ...], size: tuple[int, ...]) -> FileImages:
+    """Return images as one array of a size, and of the channels and unit that the card states."""
     card, source = card_file.card, card_file.source
-    shape = card.size if card.channels == 1 else (*card.size, card.channels)
-    convert = Conversion(
-        source.format, card.size, card.channels, card.native, source.clip, source.scale
-    )
+    shape = size if card.channels == 1 else (*size, card.channels)
+    convert = Conversion(source.format, size, card.channels, card.native, source.clip, source.scale)
     return FileImages(card_file.root, refs, (len(refs), *shape), convert.dtype, convert)

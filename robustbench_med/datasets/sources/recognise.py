@@ -24,23 +24,25 @@ from robustbench_med.datasets.sources.refs import (
     times,
     walk,
 )
-from robustbench_med.datasets.sources.spec import EACH
+from robustbench_med.datasets.sources.spec import EACH, NATIVE
 from robustbench_med.errors import DataError
 
 _FEW_PATIENTS = 3  # fewer cannot be divided into three splits
 _SAME = 1e-4  # mm by which equal spacings may differ
 
 
-def draft_of(path: Path, *, size: list[int] | None = None, volumes: bool = False) -> Draft:
+def draft_of(path: Path, *, size: list[int] | str | None = None, volumes: bool = False) -> Draft:
     """Return the draft of a folder, of a CSV table and the folder that it is in, or of an image.
 
     Args:
         path: the folder, the table, or the file of an image.
-        size: the size to which images are resized; None = the images must agree in it.
+        size: the size to which images are resized; "native" = each keeps its own; None = the
+            images must agree in it.
         volumes: whether a DICOM series is one image; else each slice is one.
 
     Raises:
-        DataError: there is nothing that can be read, or a file is damaged.
+        DataError: there is nothing that can be read, a file is damaged, or images have several
+            sizes and none is stated.
     """
     is_table = path.suffix.lower() in tables.SUFFIXES and path.is_file()
     root = path if path.is_dir() else path.parent
@@ -154,25 +156,30 @@ def _splits(draft: Draft) -> None:
         )
 
 
-def _sizes(draft: Draft, size: list[int] | None) -> None:
-    """Fill in size, channels and spacing, where the images agree."""
+def _sizes(draft: Draft, size: list[int] | str | None) -> None:
+    """Fill in size, channels and spacing, where the images agree.
+
+    Raises:
+        DataError: the images have several sizes, and it is not stated what becomes of them.
+    """
     sizes = Counter(ref.size for ref in draft.refs)
-    if size is not None or len(sizes) == 1:
-        draft.card["size"] = size or list(draft.refs[0].size)
-    else:
-        draft.missing.append(
-            f"size = {'[d, h, w]' if len(max(sizes)) == 3 else '[h, w]'}: the images have "
-            f"{len(sizes)} sizes, from {times(min(sizes))} to {times(max(sizes))}; state one with "
-            "--size, and the reader resizes them to it"
+    if size is None and len(sizes) > 1:
+        common = times(sizes.most_common(1)[0][0])
+        raise DataError(
+            f"{draft.root}: expected images of one size, got {len(sizes)} sizes from "
+            f"{times(min(sizes))} to {times(max(sizes))}: add --size {NATIVE}, and each image "
+            f"keeps its own, or a size such as --size {common}, to which the reader resizes them"
         )
+    draft.card["size"] = size or list(draft.refs[0].size)
     channels = Counter(ref.channels for ref in draft.refs)
     draft.card["channels"] = next(iter(channels)) if len(channels) == 1 else _mixed(draft)
     spacings = [ref.spacing for ref in draft.refs]
     first = spacings[0]
-    if len(sizes) > 1 or first is None or "size" not in draft.card:
+    if (len(sizes) > 1 and size != NATIVE) or first is None:
         return
     if all(mm is not None and np.allclose(mm, first, atol=_SAME) for mm in spacings):
-        ratio = np.divide(draft.refs[0].size, draft.card["size"])
+        shown = draft.refs[0].size if size == NATIVE else draft.card["size"]
+        ratio = np.divide(draft.refs[0].size, shown)
         draft.card["spacing"] = [round(float(mm), 6) for mm in np.multiply(first, ratio)]
     else:
         draft.remarks.append("spacings differ: none is stated, and distances are in pixels")

@@ -15,6 +15,7 @@ from robustbench_med.errors import DataError, SpecError
 from robustbench_med.paths import check_name
 from robustbench_med.registry import validate
 
+NATIVE = "native"  # the size of images that keep their own
 MAX_SIDE = 2**16
 MAX_TEXT = 2**22  # bytes of a card file
 _OURS = ("function", "file", "url", "md5", "sha256", "synthetic", "stored_ids", "absent")
@@ -132,11 +133,14 @@ class CardFile:
         path: where it is, links followed.
         card: the dataset's card.
         source: how its files are read.
+        keeps_sizes: whether each image keeps its own size; the size in the card is then that of
+            the largest image, once the images are listed.
     """
 
     path: Path
     card: DatasetCard
     source: SourceSpec
+    keeps_sizes: bool = False
 
     @property
     def root(self) -> Path:
@@ -180,12 +184,12 @@ def parse(text: str, path: Path) -> CardFile:
     for key in _OURS:
         if key in fields:
             raise SpecError(f"{path}: expected no {key!r}: only shipped cards state it")
-    _check_size(fields, path)
+    keeps_sizes = _check_size(fields, path)
     if source.get("scale") == "each":
         _check_each(fields, path)
     card = validate(DatasetCard, {"name": path.stem, **fields}, str(path))
     spec = validate(SourceSpec, source, f"{path}: [source]")
-    return CardFile(path.resolve(), card, spec)
+    return CardFile(path.resolve(), card, spec, keeps_sizes)
 
 
 def _check_each(fields: dict[str, Any], path: Path) -> None:
@@ -202,12 +206,23 @@ def _check_each(fields: dict[str, Any], path: Path) -> None:
         )
 
 
-def _check_size(fields: dict[str, Any], path: Path) -> None:
+def _check_size(fields: dict[str, Any], path: Path) -> bool:
+    """Return whether the card states that each image keeps its own size.
+
+    Raises:
+        SpecError: it states no size.
+    """
+    if "sizes" in fields:
+        raise SpecError(f"{path}: expected no 'sizes': size = \"{NATIVE}\" finds them")
     size = fields.get("size")
+    if size == NATIVE:
+        fields["size"] = [1, 1]  # that of the largest image is filled in when images are listed
+        return True
     sides = size if isinstance(size, list) and len(size) in (2, 3) else [0]
     if not all(type(side) is int and 0 < side <= MAX_SIDE for side in sides):
         got = "none" if size is None else repr(size)
         raise SpecError(
-            f"{path}: expected size = [h, w], or [d, h, w] of volumes, got {got}: the reader "
-            "resizes images to it"
+            f"{path}: expected size = [h, w], or [d, h, w] of volumes, to which the reader resizes "
+            f'images, or size = "{NATIVE}", where each keeps its own, got {got}'
         )
+    return False

@@ -17,7 +17,7 @@ _CARD = {
     "classes": "their names, in the order of the model's outputs",
     "normal": "the index of the healthy class; delete the line if there is none",
     "channels": "of an image; grey pictures in colour files can be read as 1",
-    "size": "[h, w]; images of other sizes are resized by the reader, which every record says",
+    "size": '[h, w], to which the reader resizes images, or "native": each keeps its own size',
     "spacing": "mm per pixel along each axis; delete it where it is not known",
     "native_range": "what 0 and 1 stand for",
     "licence": "",
@@ -58,8 +58,6 @@ def card_text(draft: Draft, target: Path) -> str:
     if stated:
         step = f"window({draft.window.replace('/', ', ')})"
         lines.append(f'# preprocess = "{step}"  # what the files state; a step before your network')
-    if "size" not in card:
-        lines.append("# size = [224, 224]  # state one size: the images have several")
     if "native" in card and not stated:
         lines.append(
             '# preprocess = "window(40, 400)"  # what the device does before its network: '

@@ -237,10 +237,13 @@ def test_masks_beside_their_images(inspect: Inspect, tmp_path: Path) -> None:
 
 def test_unequal_sizes_need_a_size(inspect: Inspect, films: Path, tmp_path: Path) -> None:
     save(films / "images" / "film03.png", picture(1, 3, (20, 24)))
-    printed = inspect(films)
-    assert "size = [h, w]: the images have 2 sizes, from 10x12 to 20x24" in printed
-    with pytest.raises(SpecError, match=r"expected size = \[h, w\], .*, got none: the reader"):
-        loaded(tmp_path)
+    with pytest.raises(DataError, match=r"2 sizes from 10x12 to 20x24: add --size native, .*10x12"):
+        inspect(films)
+    assert not (tmp_path / "mine.toml").exists()
+    assert "30 images keep their own size, 2 different sizes from 10x12 to 20x24" in inspect(
+        films, "--size", "native"
+    )
+    assert loaded(tmp_path).card.sizes == ((20, 24), (10, 12))
     inspect(films, "--force", "--size", "10x12")
     card = loaded(tmp_path).card
     assert "1 of 30 images were resized from 20x24 to 10x12 pixels, bilinearly" in card.notes[1]
