@@ -25,6 +25,7 @@ from robustbench_med.bench.suite import Grid, Suite, title_of
 from robustbench_med.cards import Norm
 from robustbench_med.datasets.dataset import SplitName
 from robustbench_med.errors import BenchError, InvalidOutputError, SpecError
+from robustbench_med.extra_metrics import check_metrics, extra_columns
 from robustbench_med.model_handle import (
     DataLike,
     ModelHandle,
@@ -39,7 +40,7 @@ from robustbench_med.models.preprocess import parse_preprocess
 from robustbench_med.native_units import to_image_radius
 from robustbench_med.printable import plain
 from robustbench_med.registry import is_own
-from robustbench_med.score_frame import ScoreFrame, score_frame
+from robustbench_med.score_frame import WORST, ScoreFrame, attack_names, score_frame
 from robustbench_med.stats import Estimate
 from robustbench_med.worst_case import lowest, means, score_table
 
@@ -187,9 +188,11 @@ class Evaluation:
 
     Attributes:
         records: one record per attack, each with its samples table.
+        metrics: MAITE Metrics that `table` computes beside the score.
     """
 
     records: list[Stored]
+    metrics: tuple[Any, ...] = ()
 
     def __repr__(self) -> str:
         case, worst = self.records[0].record.case, self.interval
@@ -292,10 +295,18 @@ class Evaluation:
 
         The index `eps` has the radii. The columns have two levels: `worst_case` and each attack;
         under each `value`, `low` and `high`, the score with its 95 % interval. Shares are numbers
-        from 0 to 1, and NaN where an attack did not run at a radius. For a file,
+        from 0 to 1, and NaN where an attack did not run at a radius. Each number that a metric of
+        `metrics` computes is one more column, "METRIC.KEY", without an interval. For a file,
         `found.table().to_csv("scores.csv")`.
         """
-        return self._scores.table()
+        return self._scores.table(self._extra)
+
+    @cached_property
+    def _extra(self) -> dict[tuple[str, str], list[float]]:
+        if not self.metrics:
+            return {}
+        columns = dict(zip(attack_names(self.records), ([r] for r in self.records), strict=True))
+        return extra_columns(self.metrics, {WORST: self.records, **columns}, (0.0, *self.radii))
 
     def to_latex(self, *, caption: str | None = None, label: str = "tab:robustness") -> str:
         """Return the scores as a table in LaTeX; the document loads the package `booktabs`.
@@ -355,6 +366,7 @@ def evaluate(
     returns: str | None = None,
     output: Any = None,  # noqa: ANN401 - a key, an index, or several
     folder: str | Path | None = None,
+    metrics: Sequence[Any] = (),
     **grid: object,
 ) -> Evaluation:
     """Attack a model and return its scores: the records that the command `run` would write.
@@ -386,6 +398,7 @@ def evaluate(
         returns: what a torch module returns: "logits" or "probabilities".
         output: which of several outputs of a torch module to read.
         folder: the folder with the files of real datasets.
+        metrics: MAITE Metrics, of labels or findings, which `table` shows beside the score.
         grid: other fields of a suite's grid: operating_point="argmax", channels=["T1"],
             surrogates=["chest_vgg"], draws=8, guide="bfloat16", budget="mean_norm", n_fit=64.
 
@@ -393,6 +406,7 @@ def evaluate(
         InvalidOutputError: the model returned NaN or Inf.
         BenchError: an argument is wrong, or a case could not be scored.
     """
+    check_metrics(metrics)
     model, preprocess = join_steps(model, preprocess)
     request = make_request(
         model,
@@ -433,4 +447,4 @@ def evaluate(
             raise InvalidOutputError(f"{stored.record.case.label}: {stored.record.reason}")
     if results is None:
         records = [stored._replace(folder="") for stored in records]
-    return Evaluation(records)
+    return Evaluation(records, tuple(metrics))

@@ -15,7 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robustbench_med import registry
 from robustbench_med.api import attack
+from robustbench_med.augmentation import attack_of, is_augmentation
 from robustbench_med.cards import DatasetCard, Task
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
 from robustbench_med.datasets.load import load_dataset
@@ -212,6 +214,28 @@ class MaiteModule(nn.Module):
         answers = self.model(list(x.detach().cpu().numpy()))
         stacked = np.stack([np.asarray(answer, dtype=np.float32) for answer in answers])
         return torch.from_numpy(stacked).to(x.device)
+
+
+def from_augmentation(augmentation: Any, *, name: str) -> registry.Registration:  # noqa: ANN401
+    """Register a MAITE Augmentation as an attack of this process, and return the registration.
+
+    `with from_augmentation(blur, name="blur"): evaluate(model, data, "blur", eps="8/255")` has it
+    for the block. It has no radius: its change is measured, and a success counts at radii from
+    there on. `--attack FILE.py:OBJECT` takes one on the command line.
+
+    Args:
+        augmentation: anything with `metadata` that maps `(images, targets, metadata)` of a batch.
+        name: the name of the attack, as Python's names are.
+
+    Raises:
+        SpecError: it is no augmentation, or the name is taken or no name.
+    """
+    if not is_augmentation(augmentation) or not name.isidentifier():
+        raise SpecError(
+            "expected an Augmentation, which is callable and has metadata, and a name such as "
+            f"'blur', got {type(augmentation).__name__} and {name!r}"
+        )
+    return registry.register("attacks", attack_of(augmentation, name))
 
 
 def from_dataset(

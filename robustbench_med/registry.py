@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args, overload
 from pydantic import BaseModel, ValidationError
 
 from robustbench_med import user_code
+from robustbench_med.augmentation import attack_of, is_augmentation
 from robustbench_med.cards import AttackCard, Card, DatasetCard, DefenseCard, ModelCard, Schedule
 from robustbench_med.dataset_cards import load_cards
 from robustbench_med.declarations import declaration_of, own_card, passes_of, read_cards
@@ -175,6 +176,8 @@ def _of_file(kind: Literal["attack", "defense"], name: str) -> Entry:
         SpecError: the file cannot be executed, or its function has the wrong form.
     """
     function, sha256 = user_code.load(name)
+    if kind == "attack" and is_augmentation(function):
+        function = attack_of(function, name.rpartition(":")[2])
     try:
         card = own_card(kind, function)
     except SpecError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
@@ -45,13 +45,19 @@ class ScoreFrame(NamedTuple):
     percent: bool
     case: Case
 
-    def table(self) -> pd.DataFrame:
-        """Return the numbers; the columns have two levels, see `Evaluation.table`."""
+    def table(self, extra: Mapping[tuple[str, str], Sequence[float]]) -> pd.DataFrame:
+        """Return the numbers; the columns have two levels, see `Evaluation.table`.
+
+        Args:
+            extra: more columns, by the name of one of these and their own.
+        """
         numbers = {
             (name, field): [getattr(estimate, field) for estimate in estimates]
             for name, estimates in self.columns.items()
             for field in ("value", "low", "high")
         }
+        for name in self.columns:
+            numbers |= {key: list(value) for key, value in extra.items() if key[0] == name}
         return pd.DataFrame(numbers, index=pd.Index(self.radii, name="eps"))
 
     def latex(self, *, caption: str | None, label: str) -> str:

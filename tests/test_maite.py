@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -21,9 +22,10 @@ from robustbench_med.maite import (
     MaiteMetrics,
     MaiteModel,
     MaiteModule,
+    from_augmentation,
     from_dataset,
 )
-from tests.bench.toys import save_npz
+from tests.bench.toys import dataset_of, save_npz
 from tests.docs.pages import blocks
 
 maite = pytest.importorskip("maite")
@@ -189,6 +191,156 @@ def test_what_maite_has_no_protocol_for_is_said(data: Any) -> None:  # noqa: ANN
         MaiteDataset(data)[16]
     with pytest.raises(DataError, match="expected predictions before compute"):
         MaiteMetrics(data).compute()
+
+
+class Brighter:
+    """An augmentation that adds a grey, or draws it from the generators that all share."""
+
+    metadata = {"id": "brighter"}  # noqa: RUF012 - as MAITE's protocols have it
+
+    def __init__(self, by: float | None = 0.1, change: Any = None) -> None:  # noqa: ANN401
+        self.by, self.change = by, change
+
+    def __call__(self, batch: Any, /) -> Any:  # noqa: ANN401
+        images, targets, about = batch
+        if self.change is not None:
+            return self.change(images, targets, about)
+        by = [np.random.rand() * 0.2 if self.by is None else self.by for _ in images]  # noqa: NPY002
+        return [image + np.float32(b) for image, b in zip(images, by, strict=True)], targets, about
+
+
+def test_an_augmentation_succeeds_at_radii_from_its_own_change_on() -> None:
+    """Of a model that thresholds the mean: known which images cross, and at which radius."""
+    x = torch.tensor([0.35, 0.45, 0.2, 0.7]).view(4, 1, 1, 1).expand(4, 1, 4, 4).clone()
+    x[..., ::2] += 0.02  # no image is one value, and the means stay as they are
+    x[..., 1::2] -= 0.02
+
+    class Mean(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            z = 40 * (x.flatten(1).mean(1, keepdim=True) - 0.5)
+            return torch.cat([-z, z], 1)
+
+    plain = dataset_of(x, torch.tensor([0, 0, 0, 1]), 2)
+    with from_augmentation(Brighter(0.1), name="brighter"):
+        found = rm.evaluate(
+            Mean(), plain, ["brighter"], eps=[0.05, 0.1 + 1e-6], operating_point="argmax"
+        )
+    record = found.records[0]
+    assert found.at(0.05).value == 1  # its change is larger than the radius
+    assert found.at(0.1 + 1e-6).value == 0.75  # of the images, only that of 0.45 crosses 0.5
+    distances = record.samples.set_index("sample")["distance"].groupby(level=0).first()
+    assert distances["s001"] == pytest.approx(0.1, abs=1e-6)
+    assert np.isinf(distances.drop("s001")).all()
+    assert record.record.case.threat == "query"
+    assert record.record.attack_card.schedule == "distance"
+    with pytest.raises(SpecError, match="expected an Augmentation, which is callable"):
+        from_augmentation(nn.Flatten(), name="brighter")
+
+
+def test_random_augmentations_draw_by_image(data: Any, net: nn.Module, tmp_path: Path) -> None:  # noqa: ANN401
+    words: dict[str, Any] = {"eps": "60/255", "operating_point": "argmax"}
+    state = np.random.get_state()[1].copy()  # type: ignore[index] # noqa: NPY002
+    with from_augmentation(Brighter(None), name="brighter"):
+        all_, few = (rm.evaluate(net, data, "brighter", n=n, **words) for n in (None, 5))
+    assert np.array_equal(np.random.get_state()[1], state)  # type: ignore[index] # noqa: NPY002
+    columns = ["sample", "eps", "linf", "distance"]
+    both = all_.samples[columns].merge(few.samples[columns], on=["sample", "eps"])
+    assert len(both) == 10
+    pd.testing.assert_series_equal(both["distance_x"], both["distance_y"], check_names=False)
+    (tmp_path / "mine.py").write_text(
+        "class Flip:\n    metadata = {'id': 'flip'}\n    def __call__(self, batch):\n"
+        "        return [i[:, ::-1] for i in batch[0]], batch[1], batch[2]\nflip = Flip()\n"
+    )
+    found = rm.evaluate(net, data, f"{tmp_path / 'mine.py'}:flip", **words)
+    assert found.records[0].record.case.attack_sha256
+    assert found.records[0].record.attack_card.title == "flip"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y, a: (x, [1 - t for t in y], a), "an augmentation that keeps the targets"),
+        (
+            lambda x, y, a: ([i[:, :-1] for i in x], y, a),
+            "expected finite floats in .0,1. of shape",
+        ),
+        (lambda x, y, a: ([np.uint8(255 * i) for i in x], y, a), "got uint8 of shape"),
+        (
+            lambda x, y, a: (x * 2, y * 2, a * 2),
+            "expected 1 image of the augmentation for 1, got 2",
+        ),
+    ],
+)
+def test_what_an_augmentation_may_not_do(
+    change: Any,  # noqa: ANN401
+    message: str,
+    data: Any,  # noqa: ANN401
+    net: nn.Module,
+) -> None:
+    with (
+        from_augmentation(Brighter(change=change), name="brighter"),
+        pytest.raises(BenchError, match=message),
+    ):
+        rm.evaluate(net, data, "brighter", eps="8/255", operating_point="argmax")
+
+
+def test_images_of_an_augmentation_outside_the_range_are_flagged(
+    data: Any,  # noqa: ANN401
+    net: nn.Module,
+) -> None:
+    with from_augmentation(Brighter(5.0), name="brighter"):
+        found = rm.evaluate(net, data, "brighter", eps=0.9, operating_point="argmax")
+    assert found.accuracy == found.clean  # a change of 5 is in no ball of 0.9
+
+
+class Counts:
+    """A metric that counts, and knows whether it was reset."""
+
+    metadata = {"id": "counts"}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+
+    def reset(self) -> None:
+        self.rows = []
+
+    def update(self, predictions: Any, targets: Any, about: Any, /) -> None:  # noqa: ANN401
+        self.rows += list(zip(predictions, targets, about, strict=True))
+
+    def compute(self) -> dict[str, Any]:
+        right = [p.argmax() == t.argmax() for p, t, _ in self.rows]
+        return {"right": torch.tensor(float(np.mean(right))), "n": len(self.rows)}
+
+
+def test_metrics_of_maite_stand_beside_ours(data: Any, net: nn.Module) -> None:  # noqa: ANN401
+    ours = MaiteMetrics(data)
+    found = rm.evaluate(
+        net,
+        data,
+        ["fgsm", "noise"],
+        eps=["2/255", "8/255"],
+        operating_point="argmax",
+        metrics=[Counts(), ours],
+    )
+    table = found.table()
+    for attack in ("worst_case", "fgsm", "noise"):
+        assert list(table[attack]["counts.right"]) == pytest.approx(list(table[attack]["value"]))
+        assert list(table[attack]["counts.n"]) == [16, 16, 16]
+        # ours in their form: the same number, with the ends of the same interval
+        for key, field in (("accuracy", "value"), ("accuracy_low", "low")):
+            got = list(table[attack][f"{ours.metadata['id']}.{key}"])
+            assert got == pytest.approx(list(table[attack][field]), abs=1e-6)
+    assert table["fgsm"]["counts.right"].iloc[-1] < table["fgsm"]["counts.right"].iloc[0]
+    with pytest.raises(SpecError, match="expected a MAITE Metric with reset, update and compute"):
+        rm.evaluate(net, data, "fgsm", eps="2/255", metrics=[object()])
+
+    class Odd(Counts):
+        def compute(self) -> dict[str, Any]:
+            return {"matrix": np.zeros((2, 2))}
+
+    odd = rm.evaluate(net, data, "noise", eps="2/255", n=4, metrics=[Odd()])
+    with pytest.raises(SpecError, match="metric counts: expected a number for each key"):
+        odd.table()
 
 
 @pytest.mark.slow
