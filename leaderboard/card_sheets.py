@@ -126,6 +126,7 @@ def _attack_lines(card: AttackCard) -> Iterator[tuple[str, str]]:
     needs = {
         "white_box": "the model and its gradients",
         "query": "the model's answers only",
+        "label": "what the model decides, without a score",
         "control": "nothing: it is a control",
         "shift": "nothing: it is what a scanner, an operator or an archive does",
     }

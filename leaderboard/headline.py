@@ -27,6 +27,7 @@ _ATTACKERS = {
     "transfer": "an attacker who owns a similar model",
     "no_box": "an attacker who owns a model trained on other data",
     "query": "an attacker who sees only its answers",
+    "label": "an attacker who sees only what it decides",
     "control": "noise without any aim",
     "shift": "an ordinary scanner, operator or archive",
 }

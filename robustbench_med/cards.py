@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Norm = Literal["linf", "l2", "l1", "l0", "severity"]  # the last one is that of a shift
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")  # those of attacks
 SEVERITY: Norm = "severity"  # takes the place of a norm in a case of a shift
-Threat = Literal["white_box", "universal", "transfer", "no_box", "query", "control", "shift"]
+Threat = Literal[
+    "white_box", "universal", "transfer", "no_box", "query", "label", "control", "shift"
+]
 Schedule = Literal["ascend", "descend", "distance", "universal", "severity"]
 Task = Literal["single_label", "multi_label", "segmentation"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -54,7 +56,7 @@ class AttackCard(PluginCard):
     """An attack: its function and the properties that the bench needs to run it."""
 
     norms: tuple[Norm, ...]
-    threat: Literal["white_box", "query", "control", "shift"] = Field(
+    threat: Literal["white_box", "query", "label", "control", "shift"] = Field(
         default="white_box",
         description="access to the victim that it needs; a control needs none, and a shift is what "
         "a scanner, an operator or an archive does",

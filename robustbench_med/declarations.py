@@ -73,7 +73,7 @@ def attack(
     version: int = 1,
     aliases: tuple[str, ...] = (),
     tasks: tuple[Task, ...] = TASKS,
-    threat: Literal["white_box", "query", "control", "shift"] = "white_box",
+    threat: Literal["white_box", "query", "label", "control", "shift"] = "white_box",
     positive: tuple[str, ...] = (),
     effort: tuple[str, ...] = (),
     fixed_step: bool = False,

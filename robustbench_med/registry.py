@@ -116,7 +116,7 @@ def _group(card: AttackCard | DefenseCard) -> tuple[int, int]:
     """Return the sort key that groups cards by kind, or by threat and schedule."""
     if isinstance(card, DefenseCard):
         return ("transform", "smoothing", "detector", "training").index(card.kind), 0
-    threat = ("white_box", "query", "control", "shift").index(card.threat)
+    threat = ("white_box", "query", "label", "control", "shift").index(card.threat)
     return threat, get_args(Schedule).index(card.schedule)
 
 

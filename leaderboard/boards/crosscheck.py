@@ -23,6 +23,7 @@ ALLOWED = 1  # image at each radius, since one success may be luck
 _KNOWS = {
     "universal": "which has one perturbation for all images",
     "query": "which only queries the model's outputs",
+    "label": "which only asks what the model decides",
     "transfer": "which was crafted on another model",
     "no_box": "which was crafted on a model trained on other data",
     "control": "which is no attack at all",

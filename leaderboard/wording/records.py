@@ -14,6 +14,7 @@ _KNOWS = {
     "white_box": "knows the whole model, its gradients included (white box)",
     "universal": "knows the whole model, but has one perturbation for all images",
     "query": "sees only the model's answers and asks many times (black box by queries)",
+    "label": "sees only what the model decides, no score, and asks many times (labels alone)",
     "shift": "none: an ordinary scanner, operator or archive changes the image (acquisition shift)",
     "control": "none; a control shows the effect of a change of this size without any goal",
 }

@@ -16,6 +16,7 @@ THREATS = {
     "transfer": "transfer from another model",
     "no_box": "no box: a model trained on other data",
     "query": "black box by queries",
+    "label": "black box by labels alone",
     "control": "control: no attack",
     "shift": "acquisition shift, nobody attacks",
 }
@@ -29,6 +30,8 @@ KNOWS = {
     "no_box": "The attacker owns a model trained on other data, and has neither the victim nor "
     "its data.",
     "query": "The attacker sees only the model's outputs, and queries them many times.",
+    "label": "The attacker sees only what the model decides (the class, the findings or the mask) "
+    "and no score, and asks many times.",
     "control": "A control is no attack: noise and shuffled perturbations show the effect of a "
     "change of this size without any goal, so no model is ranked here. If a control succeeds on "
     "images that an attack missed, the row of that attack is flagged.",

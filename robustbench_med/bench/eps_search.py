@@ -192,6 +192,9 @@ def by_distance(
     """
     unbounded = problem.at(torch.inf)
     nearest = measure(unbounded, attack(unbounded, rng), levels)
+    # if the clean image reaches the goal, as a mask may, this is no success of the attack
+    nearest["success"] &= ~clean["success"]
+    clean = clean | {"success": torch.zeros_like(clean["success"])}
     distance = nearest["size"].masked_fill(~nearest["success"], torch.inf)
     table, rows = Table(len(ladder), len(problem)), _every_row(problem)
     for i, eps in enumerate(ladder):

@@ -22,7 +22,7 @@ def schedule_name(card: AttackCard, task: Task, *, surrogate: bool, guard: bool)
     """Return the name of the schedule that fills the ladder of a case, see `schedule_of`."""
     if card.schedule == "severity":
         return "severity"
-    if card.schedule != "universal" and task == "segmentation" and not surrogate:
+    if card.schedule not in ("universal", "distance") and task == "segmentation" and not surrogate:
         return "worst"
     if card.schedule in ("ascend", "descend") and surrogate:
         return "transferred"

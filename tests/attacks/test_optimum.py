@@ -47,6 +47,8 @@ BUDGETED = [row for row in ROWS if CARDS[row[0]].schedule != "distance"]
 MINIMAL = [row for row in ROWS if CARDS[row[0]].schedule == "distance"]
 # share of the distance at which an attack must win: one without gradients needs room
 WINS_AT = {"white_box": 1.05, "query": 5.0, "control": None}
+# the largest share of the distance that attacks which minimise it may find
+NEAR = {"white_box": 1.05, "label": 4.0}
 
 
 @pytest.mark.parametrize(("name", "norm", "k"), BUDGETED)
@@ -77,7 +79,7 @@ def test_finds_the_distance(name: str, norm: Norm, k: int) -> None:
     assert z.min() >= 0
     assert z.max() <= 1
     assert (size >= nearest * 0.999).all()  # less would be a fault of the test
-    assert (size <= nearest * 1.05 + (norm == "l0")).all()
+    assert (size <= nearest * NEAR[CARDS[name].threat] + (norm == "l0")).all()
 
 
 def test_fgsm_takes_the_step_of_the_paper() -> None:

@@ -26,6 +26,7 @@ from robustbench_med.bench.gallery import make_pictures
 from robustbench_med.bench.plan import data_sha256
 from robustbench_med.bench.record import Flag
 from robustbench_med.bench.resolved_case import ResolvedCase
+from robustbench_med.bench.schedules import schedule_of
 from robustbench_med.bench.scoring import Scores, score_run
 from robustbench_med.bench.setup import AttackSetup, crafting_key
 from robustbench_med.bench.suite import Grid
@@ -401,3 +402,26 @@ def test_a_small_share_of_the_radius_is_audited_in_its_own_rounding() -> None:
     setup = ready_for(x, channel_names=("T1", "FLAIR"))
     assert score_run(planned, setup, run_attack(planned, setup)).audit.over_budget == 0
     assert flags_of(setup, channels={"FLAIR": 0.1}, ladder=(0.01, 0.02)) == []
+
+
+@pytest.mark.parametrize("attack", ["rays", "hop_skip_jump"])
+def test_an_attack_by_labels_fills_the_ladder_by_its_distance(attack: str) -> None:
+    x = images(4)
+    truth = (x[:, -1] > 0.5).long()
+    truth[0, 3:] = 0  # the Dice of this mask is 0.4 when clean: no attack may claim it
+    setup = ready_for(x, truth)
+    assert schedule_of(registry.find("attacks", attack), "segmentation").name == "distance"
+    run, scores = scored(setup, attack, parameters={"queries": 250}, ladder=(0.05, 0.2, 0.5))
+    success = run.rungs["success"]
+    fallen = run.clean["success"]
+    assert fallen.any()
+    assert not success[:, fallen].any()
+    assert success[-1][~fallen].all()
+    assert not success[0].any()  # half of the lesion is farther from 1/2 than that
+    found = run.distance[~fallen]
+    assert torch.equal(success[1][~fallen], found <= 0.2)
+    harm = run.rungs["harm"][-1][~fallen]
+    assert ((harm > 0) & (harm < 0.2)).all()
+    assert scores.audit.over_budget == 0
+    assert run.counter.forward <= (250 + 4) * len(run.problem) + 2 * 4
+    assert run.counter.backward == 0

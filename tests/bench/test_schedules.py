@@ -19,10 +19,10 @@ def branch(card: AttackCard, task: Task, *, surrogate: bool, guard: bool) -> str
         return "universal"
     if card.schedule == "severity":
         return "severity"
-    if task == "segmentation" and not surrogate:
-        return "worst"
     if card.schedule == "distance":
         return "distance"
+    if task == "segmentation" and not surrogate:
+        return "worst"
     if surrogate:
         return "transferred"
     if guard:

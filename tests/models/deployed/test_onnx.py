@@ -248,6 +248,8 @@ def test_what_cannot_be_converted_is_attacked_by_queries(
     assert EXACT <= result.accuracy < CLEAN
     assert result.records[0].record.model_card.queries_only
     assert not result.flags
+    decided = rm.evaluate(str(path), data, "rays(queries=60)", eps=EPS, operating_point="argmax")
+    assert EXACT <= decided.accuracy < CLEAN
 
 
 def test_a_conversion_that_disagrees_is_not_used(

@@ -211,6 +211,14 @@ def test_an_attack_by_queries_and_none_by_gradients(served: Served) -> None:
     assert result.clean == pytest.approx(CLEAN)
     assert EXACT <= result.accuracy < CLEAN
     assert not result.flags
+    decided = rm.evaluate(
+        f"{served.address}(binary=True)",
+        data,
+        "rays(queries=60)",
+        eps=EPS,
+        operating_point="argmax",
+    )
+    assert EXACT <= decided.accuracy < CLEAN
     with pytest.raises(VictimError, match="expected attacks by queries on a model without grad"):
         rm.evaluate(served.address, data, "pgd", eps=EPS)
 
