@@ -226,3 +226,10 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 def fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     """Whether a tensor has the expected axes in order, apart from axes of one element."""
     return _squeezed(shape) == _squeezed(expected)
+
+
+def same_order(logits: Tensor, outputs: Tensor) -> bool:
+    """Return whether a class with a larger logit `(b, k, *s)` never has a smaller output."""
+    outputs = outputs.double()
+    rising = outputs.gather(1, logits.double().argsort(dim=1)).diff(dim=1)
+    return bool((rising >= -1e-6 * outputs.abs().max().clamp_min(1e-6)).all())

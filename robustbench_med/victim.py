@@ -15,7 +15,7 @@ from torch.jit import ScriptModule
 from robustbench_med.chunks import ChunkLimit, in_chunks
 from robustbench_med.contract import InputContract
 from robustbench_med.errors import InvalidOutputError, VictimError
-from robustbench_med.outputs import Reading, to_logits
+from robustbench_med.outputs import Reading, same_order, to_logits
 from robustbench_med.stored_images import by_size, in_order, select_images, sizes_differ
 from robustbench_med.types import AnyImages, Images, Logits, Output, PerSample, joined_outputs
 
@@ -88,15 +88,22 @@ class Victim:
         return replace(self, contract=self.contract.network, before=None, guard=None)
 
     def settled(self, x: Images) -> Victim:
-        """Return the victim; skip its last sigmoid only if these outputs stay the same."""
+        """Return the victim; skip its last sigmoid only if these outputs stay the same.
+
+        Where several functions in a row are skipped, the order of the classes must stay the same.
+        """
         if self.reading.bypass is None:
             return self
-        complete = replace(self, reading=replace(self.reading, bypass=None))
+        row = self.reading.link == "identity"
+        certain = self.reading.certain and not row
+        complete = replace(self, reading=replace(self.reading, bypass=None, certain=certain))
         squash = _softmax if self.reading.link == "log" else torch.sigmoid
 
         def is_same(rows: slice) -> bool:
-            bypassed, full = (squash(victim._answer(x[rows])) for victim in (self, complete))
-            return torch.allclose(bypassed, full, atol=1e-3)
+            bypassed, full = (victim._answer(x[rows]) for victim in (self, complete))
+            if row:
+                return same_order(bypassed, full)
+            return torch.allclose(squash(bypassed), squash(full), atol=1e-3)
 
         with torch.no_grad():
             return self if all(self.in_chunks(is_same, len(x))) else complete

@@ -28,6 +28,9 @@ _MOVES = re.compile(
     r"Permute|Clone|ToCopy|Alias|AsStrided|Unbind|Split|SplitWithSizes|IndexSelect|Gather|Cat|"
     r"Stack|Expand|Flip)Backward"
 )
+SCALE = "scale"
+_SCALES = re.compile(r"(Mul|Div|Add|Sub)Backward")
+_SKIPPED = ("sigmoid", "softmax")  # which Squashes can leave out
 _AFFINE = re.compile(r"(Addmm|Baddbmm|Addmv|Linear|(Mkldnn|Cudnn|Slow|Thnn)?Convolution)Backward")
 
 
@@ -39,11 +42,16 @@ class Ending(NamedTuple):
             as for a scripted or compiled module, a custom function, or outputs without gradient.
         affine: whether a linear layer or a convolution comes last.
         bypass: the calls to bypass to read the values before that function; None if unknown.
+        row: all functions at the end, the last one first, where there are several in a row: two
+            squashing ones, or a scale behind one.
+        bypass_row: the calls to bypass to read the values before all squashing functions of `row`.
     """
 
     name: str = ""
     affine: bool = False
     bypass: Bypass | None = None
+    row: tuple[str, ...] = ()
+    bypass_row: Bypass | None = None
 
 
 def ending_of(victim: Victim, x: Images, reading: Reading) -> Ending:
@@ -69,7 +77,39 @@ def ending_of(victim: Victim, x: Images, reading: Reading) -> Ending:
     indices = [[i for i, call in enumerate(calls.nodes) if call is node] for node in nodes]
     known = all(indices) and name in _SQUASHES
     bypass = Bypass(frozenset(matches[0] for matches in indices), calls.count) if known else None
-    return Ending(_SQUASHES.get(name, ""), bool(_AFFINE.fullmatch(name)), bypass)
+    row = _row(nodes[0]) if len(nodes) == 1 else []
+    names_, bypass_row = tuple(name for name, _ in row), None
+    squashed = [node for name, node in row if name in (*_SKIPPED, LOG_SIGMOID, LOG_SOFTMAX)]
+    if len(squashed) > 1 or (squashed and names_[0] == SCALE):
+        inner = [node for name, node in row if name in _SKIPPED]
+        places = [[i for i, call in enumerate(calls.nodes) if call is node] for node in inner]
+        if inner and all(places) and "hard sigmoid" not in names_:
+            bypass_row = Bypass(frozenset(place[0] for place in places), calls.count)
+    else:
+        names_ = ()
+    ended = _SQUASHES.get(name, ""), bool(_AFFINE.fullmatch(name))
+    return Ending(*ended, bypass, names_, bypass_row)
+
+
+def _row(node: Any) -> list[tuple[str, Any]]:  # noqa: ANN401
+    """Return the squashing functions and scales that end in a node, the last one first."""
+    row: list[tuple[str, Any]] = []
+    while node is not None:
+        name, before = _name(node), [other for other, _ in node.next_functions if other is not None]
+        parameters = [
+            other for other in before if _name(other) == "torch::autograd::AccumulateGrad"
+        ]
+        before = [other for other in before if other not in parameters]
+        if name in _SQUASHES:
+            row.append((_SQUASHES[name], node))
+        elif _SCALES.fullmatch(name) and len(before) == 1:
+            row.append((SCALE, node))
+        elif not _MOVES.fullmatch(name):
+            break
+        node = before[0] if len(before) == 1 else None
+    while row and row[-1][0] == SCALE:
+        row.pop()
+    return row
 
 
 def _last_nodes(node: Any) -> list[Any]:  # noqa: ANN401 - autograd's nodes have no common type

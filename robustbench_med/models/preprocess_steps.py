@@ -108,7 +108,7 @@ class Stack:
 
     channels: int
 
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Images) -> Float[Tensor, "b n *s"]:
         """Return images of several equal channels."""
         return x.expand(-1, self.channels, *x.shape[2:])
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -26,12 +26,13 @@ from robustbench_med.errors import VictimError
 from robustbench_med.models.endings import (
     LOG_SIGMOID,
     LOG_SOFTMAX,
+    SCALE,
     Ending,
     bypassing,
     ending_of,
     link_of,
 )
-from robustbench_med.outputs import Path, Reading, described, fits, leaves
+from robustbench_med.outputs import Path, Reading, described, fits, leaves, same_order
 from robustbench_med.rng import seeded
 from robustbench_med.types import Images
 from robustbench_med.victim import Victim, frozen
@@ -296,6 +297,14 @@ def _linked(prober: _Prober, reading: Reading, expected: Expected) -> tuple[Read
     if stated == "logits":
         return reading, ""
     end = ending_of(prober.victim, prober.x[:2], reading)
+    if end.row:
+        shorter = _before_row(prober, reading, end, independent=independent)
+        if shorter is not None:
+            return shorter, (
+                f"the model ends in {_in_words(end.row)}: logits are taken from before "
+                f"{'both' if len(end.row) == 2 else 'all of them'}; its decision is theirs, its "
+                "probabilities are not"
+            )
     logarithms = end.name == LOG_SIGMOID or (end.name == LOG_SOFTMAX and independent)
     if stated == "probabilities":
         if not _within(p):
@@ -329,6 +338,48 @@ def _linked(prober: _Prober, reading: Reading, expected: Expected) -> tuple[Read
         certain=bool(end.name) or stated == "probabilities",
     )
     return _bypassing(prober, linked, end), note
+
+
+def _before_row(
+    prober: _Prober, reading: Reading, end: Ending, *, independent: bool
+) -> Reading | None:
+    """Return a reading of the logits before several functions at the end of a module.
+
+    Each of them keeps the order of the classes, and thereby the decision. Return None if a scale
+    does not, or belongs to a probability by itself, which is read as it is.
+
+    Raises:
+        VictimError: there are two squashing functions, and the values before them cannot be read,
+            or are probabilities by themselves, which are above 0.5 after the second.
+    """
+    scaled = sum(name != SCALE for name in end.row) < 2
+    if independent and scaled:
+        return None
+    if end.bypass_row is not None and not independent:
+        shorter, x = replace(reading, bypass=end.bypass_row, certain=True), prober.x[:2]
+        kept = True
+        for image in (x, 1 - x, 100 * (x - 0.5), -100 * (x - 0.5)):
+            with suppress(Exception):  # foreign code may raise anything for extreme values
+                outputs = reading.shaped(prober.again(image), image)
+                victim = prober.victim
+                logits = shorter.logits(victim.module, victim.normalised(image))
+                kept &= same_order(logits, outputs)
+        if kept or scaled:
+            return shorter if kept else None
+    raise VictimError(
+        f"expected a model that ends in logits or in one softmax or sigmoid, got "
+        f"{_in_words(end.row)}, behind which gradients vanish: export it without them, or let "
+        "returns='logits' take its outputs as they are"
+    )
+
+
+def _in_words(row: tuple[str, ...]) -> str:
+    """Return functions in the order in which they are computed.
+
+    >>> _in_words(("scale", "softmax"))
+    'a softmax and then a scale'
+    """
+    return " and then ".join(f"a {name}" for name in reversed(row))
 
 
 def _bypassing(prober: _Prober, reading: Reading, end: Ending) -> Reading:

@@ -581,3 +581,55 @@ def test_another_default_type(exact: float) -> None:
         assert torch.get_default_dtype() == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+ROWS: list[tuple[Last, str]] = [
+    (lambda z: z.softmax(1).softmax(1), "a softmax and then a softmax"),
+    (lambda z: torch.sigmoid(z.softmax(1)), "a softmax and then a sigmoid"),
+    (lambda z: z.sigmoid().softmax(1), "a sigmoid and then a softmax"),
+    (lambda z: 5 * functional.softmax(z, 1) - 2, "a softmax and then a scale and then a scale"),
+    (lambda z: functional.log_softmax(z.softmax(1), 1), "a softmax and then a log-softmax"),
+    (lambda z: (z / 2).softmax(1)[:, :].softmax(1), "a softmax and then a softmax"),
+]
+
+
+@pytest.mark.parametrize(("last", "words"), ROWS)
+def test_several_functions_in_a_row_hide_no_gradient(last: Last, words: str, exact: float) -> None:
+    steep = copy.deepcopy(Truth(2, lambda z: last(1000 * z)))  # the first is 0 or 1, and flat
+    model = rm.load_model(steep, dataset=labels())
+    assert any(f"ends in {words}: logits are taken from before" in n for n in model.card.notes)
+    with torch.no_grad():
+        assert torch.equal(model(X).logits.argmax(1), Truth(2)(X).argmax(1))
+    assert robust(steep, labels()) == exact
+
+
+@pytest.mark.parametrize(
+    ("k", "last"),
+    [
+        (3, lambda z: z.sigmoid().sigmoid()),
+        (1, lambda z: z.sigmoid().sigmoid()),
+        (2, lambda z: functional.hardsigmoid(z).softmax(1).softmax(1)),
+    ],
+)
+def test_rows_behind_which_nothing_is_decided_are_refused(k: int, last: Last) -> None:
+    with pytest.raises(VictimError, match="or in one softmax or sigmoid, got a .*sigmoid and then"):
+        rm.load_model(Truth(k, last), dataset=findings() if k == 3 else labels())
+    taken = rm.load_model(
+        Truth(k, last), dataset=findings() if k == 3 else labels(), returns="logits"
+    )
+    assert taken.card.returns == "logits"
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        lambda z: 1 - z.softmax(1),  # turns the order round
+        lambda z: (z.softmax(1) + z.flip(1).softmax(1).flip(1)) / 2,  # the mean of two networks
+        lambda z: z.softmax(1) + torch.tensor([-0.9, 0.9]),  # moves the decision
+    ],
+)
+def test_no_row_is_cut_that_decides_otherwise(last: Last) -> None:
+    model = rm.load_model(Truth(2, last), dataset=labels())
+    with torch.no_grad():
+        assert torch.equal(model(X).logits.argmax(1), Truth(2, last)(X).argmax(1))
+    assert not any("logits are taken from before" in note for note in model.card.notes)

@@ -119,6 +119,40 @@ def plain_name(name: str) -> str:
     return " ".join(re.split(r"[\W_]+", name.lower())).strip()
 
 
+def squashed(logits: Tensor, names: list[str]) -> Tensor:
+    """Return what softmax and sigmoid functions, the first one first, make of logits."""
+    for name in names:
+        softmax = name == "softmax" and logits.ndim > 1
+        logits = logits.softmax(1) if softmax else logits.sigmoid()
+    return logits
+
+
+def note_on_cut(where: str, names: list[str], data: DatasetCard, logits: Tensor) -> str:
+    """Return a note on the functions at the end of a file that were cut, the first one first.
+
+    Args:
+        where: name of the file, for messages.
+        names: the functions.
+        data: says whether each output is that of a finding.
+        logits: outputs of the network without them.
+
+    Raises:
+        VictimError: there are several, behind which the probability of each finding is above 0.5.
+    """
+    if len(names) == 1:
+        return f"the file ends in a {names[0]}: logits are taken from before it"
+    row = " and then ".join(f"a {name}" for name in names)
+    if data.task == "multi_label" or logits.ndim < 2 or logits.shape[1] == 1:
+        raise VictimError(
+            f"{where}: expected a network that ends in one sigmoid, got {row}, behind which every "
+            "probability is above 0.5: export it without the last"
+        )
+    return (
+        f"the file ends in {row}: logits are taken from before all of them; its decision is "
+        "theirs, its probabilities are not"
+    )
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the warnings, log lines and filters of a library to itself."""

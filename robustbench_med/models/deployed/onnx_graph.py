@@ -70,11 +70,11 @@ class Ending(NamedTuple):
 
     Attributes:
         output: name of the output of the graph.
-        name: the function in words.
+        names: the functions in words: one, or several in a row, in the order of computation.
     """
 
     output: str
-    name: str
+    names: list[str]
 
 
 def without_ending(model: Any) -> tuple[Any, list[Ending]]:  # noqa: ANN401
@@ -88,7 +88,7 @@ def without_ending(model: Any) -> tuple[Any, list[Ending]]:  # noqa: ANN401
     makers = {name: node for node in graph.node for name in node.output}
     outputs, endings = [value.name for value in graph.output], []
     for name in outputs:
-        node = _last(makers, name)
+        node, names = _last(makers, name), list[str]()
         if node is None or node.op_type not in SQUASHES:
             continue
         # the same function must not squash an output and something inside the network
@@ -97,11 +97,15 @@ def without_ending(model: Any) -> tuple[Any, list[Ending]]:  # noqa: ANN401
         }:
             _drop(graph, name)
             continue
-        if _is_used(graph, makers, node, name):
-            continue
-        endings.append(Ending(name, SQUASHES[node.op_type]))
-        node.op_type, node.domain = "Identity", ""
-        del node.attribute[:]
+        while node is not None and node.op_type in SQUASHES:
+            if _is_used(graph, makers, node, name):
+                break
+            names.insert(0, SQUASHES[node.op_type])
+            node.op_type, node.domain = "Identity", ""
+            del node.attribute[:]
+            node = _last(makers, name)
+        if names:
+            endings.append(Ending(name, names))
     return changed, endings
 
 

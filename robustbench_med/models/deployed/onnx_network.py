@@ -16,7 +16,14 @@ from robustbench_med.cards import DatasetCard
 from robustbench_med.errors import VictimError
 from robustbench_med.models.deployed import onnx_graph
 from robustbench_med.models.deployed.arranged import TOLERANCE, Arranged, agree
-from robustbench_med.models.deployed.network import Network, check_parameters, first_line, library
+from robustbench_med.models.deployed.network import (
+    Network,
+    check_parameters,
+    first_line,
+    library,
+    note_on_cut,
+    squashed,
+)
 from robustbench_med.models.deployed.onnx_file import read_onnx
 from robustbench_med.models.deployed.onnx_graph import Ending, ImageInput
 from robustbench_med.models.deployed.source import Deployed
@@ -125,11 +132,10 @@ def load_onnx(source: Deployed, data: DatasetCard, shown: Images) -> Network:
     image = onnx_graph.image_input(where, model, data)
     cut, endings = onnx_graph.without_ending(model)
     arrangement, notes = _arrangement(where, cut, image, data, shown)
-    if endings and not _cut_agrees(where, model, cut, endings, arrangement, shown):
+    cut_notes = _agreeing(where, model, cut, endings, arrangement, shown, data) if endings else []
+    if cut_notes is None:
         cut, endings = model, []
-    notes += [
-        f"the file ends in a {ending.name}: logits are taken from before it" for ending in endings
-    ]
+    notes += cut_notes or []
     runtime = arrangement.around(Session(cut.SerializeToString(), where))
     converted, reason = None, "runtime=True asks for onnxruntime"
     if image.dtype is torch.uint8:
@@ -197,27 +203,29 @@ def _classes_last(answers: Any, data: DatasetCard) -> bool:  # noqa: ANN401
     return not first and any((*data.size, k) in shapes for k in widths)
 
 
-def _cut_agrees(
+def _agreeing(
     where: str,
     model: Any,  # noqa: ANN401
     cut: Any,  # noqa: ANN401
     endings: list[Ending],
     arrangement: _Arrangement,
     shown: Images,
-) -> bool:
-    """Return whether the logits before a softmax or sigmoid give the outputs of the file."""
+    data: DatasetCard,
+) -> list[str] | None:
+    """Return notes on what was cut; None if the logits do not give the outputs of the file."""
     whole, before = (
         arrangement.around(Session(part.SerializeToString(), where))(shown) for part in (model, cut)
     )
+    notes = []
     for ending in endings:
         p, logits = (
             outputs if isinstance(outputs, Tensor) else outputs[ending.output]
             for outputs in (whole, before)
         )
-        squashed = logits.softmax(1) if ending.name == "softmax" else logits.sigmoid()
-        if not torch.allclose(squashed, p, atol=1e-4):
-            return False
-    return True
+        if not torch.allclose(squashed(logits, ending.names), p, atol=1e-4):
+            return None
+        notes.append(note_on_cut(where, ending.names, data, logits))
+    return notes
 
 
 def _converted(

@@ -6,6 +6,7 @@ import hashlib
 import io
 import types
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,7 +15,13 @@ from torch import Tensor, fx, nn
 from robustbench_med.cards import DatasetCard
 from robustbench_med.errors import VictimError
 from robustbench_med.models.deployed.arranged import fitting
-from robustbench_med.models.deployed.network import Network, check_parameters, first_line
+from robustbench_med.models.deployed.network import (
+    Network,
+    check_parameters,
+    first_line,
+    note_on_cut,
+    squashed,
+)
 from robustbench_med.models.deployed.script_archive import check_script, is_exported, is_script
 from robustbench_med.models.deployed.source import Deployed
 from robustbench_med.models.weights import content
@@ -48,12 +55,12 @@ def load_script(source: Deployed, data: DatasetCard, shown: Images) -> Network:
     module = _opened(where, raw)
     module, notes = fitting(where, module, shown)
     shorter = _opened(where, raw)
-    name = _cut(shorter)
-    if name:
+    names = _cut(shorter)
+    if names:
         shorter, _ = fitting(where, shorter, shown)
-        if _same(shorter(shown), module(shown), name):
+        if _same(shorter(shown), module(shown), names):
             module = shorter
-            notes.append(f"the file ends in a {name}: logits are taken from before it")
+            notes.append(note_on_cut(where, names, data, module(shown)))
     return Network(
         module=module,
         sha256=hashlib.sha256(raw).hexdigest(),
@@ -88,30 +95,31 @@ def _opened(where: str, raw: bytes) -> nn.Module:
     return module
 
 
-def _cut(module: Any) -> str:  # noqa: ANN401 - a script module
-    """Let a script return what goes into its last softmax or sigmoid, and return its name.
+def _cut(module: Any) -> list[str]:  # noqa: ANN401 - a script module
+    """Let a script return what goes into its last softmax or sigmoid, and return what was cut.
 
-    The graph of the method is changed before it first runs; "" if there is nothing to cut.
+    Several in a row are cut, and returned in the order in which they are computed. The graph of the
+    method is changed before it first runs.
     """
-    try:
+    names: list[str] = []
+    with suppress(AttributeError, RuntimeError, TypeError):  # these are torch's private functions
         graph = module._c._get_method("forward").graph
         torch._C._jit_pass_inline(graph)
-        outputs = list(graph.outputs())
-        node = outputs[0].node() if len(outputs) == 1 else None
-        if node is None or node.kind() not in _SQUASHES or len(outputs[0].uses()) != 1:
-            return ""
-        node.output().replaceAllUsesWith(next(iter(node.inputs())))
-        return _SQUASHES[node.kind()]
-    except (AttributeError, RuntimeError, TypeError):  # these are torch's private functions
-        return ""
+        while len(outputs := list(graph.outputs())) == 1:
+            node = outputs[0].node()
+            if node.kind() not in _SQUASHES or len(outputs[0].uses()) != 1:
+                break
+            node.output().replaceAllUsesWith(next(iter(node.inputs())))
+            names.insert(0, _SQUASHES[node.kind()])
+            node.destroy()
+    return names
 
 
-def _same(logits: Any, p: Any, name: str) -> bool:  # noqa: ANN401
-    """Return whether the logits before a squashing function give its outputs."""
+def _same(logits: Any, p: Any, names: list[str]) -> bool:  # noqa: ANN401
+    """Return whether the logits before squashing functions give their outputs."""
     if not isinstance(logits, Tensor) or not isinstance(p, Tensor):
         return False
-    squashed = logits.softmax(1) if name == "softmax" and logits.ndim > 1 else logits.sigmoid()
-    return torch.allclose(squashed, p, atol=1e-4)
+    return torch.allclose(squashed(logits, names), p, atol=1e-4)
 
 
 def load_exported(source: Deployed, data: DatasetCard, shown: Images) -> Network:
@@ -150,10 +158,10 @@ def load_exported(source: Deployed, data: DatasetCard, shown: Images) -> Network
     batch = _batch_of(program)
     network, notes = fitting(where, module, shown, batch)
     before = network(shown)
-    name = _cut_graph(module)
-    if name and _same(network(shown), before, name):
-        notes.append(f"the file ends in a {name}: logits are taken from before it")
-    elif name:
+    names = _cut_graph(module)
+    if names and _same(network(shown), before, names):
+        notes.append(note_on_cut(where, names, data, network(shown)))
+    elif names:
         network, notes = fitting(where, _module_of(program), shown, batch)
     return Network(
         module=network,
@@ -192,14 +200,21 @@ def _batch_of(program: Any) -> int | None:  # noqa: ANN401 - an ExportedProgram
     return None
 
 
-def _cut_graph(module: fx.GraphModule) -> str:
-    """Let a graph return what goes into its last softmax or sigmoid, and return its name."""
+def _cut_graph(module: fx.GraphModule) -> list[str]:
+    """Let a graph return what goes into its last softmax or sigmoid, and return what was cut.
+
+    Several in a row are cut, and returned in the order in which they are computed.
+    """
     output = next(node for node in reversed(module.graph.nodes) if node.op == "output")
-    (last,) = output.all_input_nodes if len(output.all_input_nodes) == 1 else (None,)
-    if last is None or last.op != "call_function" or len(last.users) != 1:
-        return ""
-    name = _SQUASHES.get(str(last.target).rpartition(".")[0].replace(".", "::"), "")
-    if name:
+    names: list[str] = []
+    while len(output.all_input_nodes) == 1:
+        (last,) = output.all_input_nodes
+        target = str(last.target).rpartition(".")[0].replace(".", "::")
+        if last.op != "call_function" or len(last.users) != 1 or target not in _SQUASHES:
+            break
+        names.insert(0, _SQUASHES[target])
         last.replace_all_uses_with(last.args[0])
+        module.graph.erase_node(last)
+    if names:
         module.recompile()
-    return name
+    return names

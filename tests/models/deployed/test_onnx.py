@@ -86,6 +86,18 @@ def test_logits_come_from_before_a_softmax_or_sigmoid(
     assert set(model.card.notes) <= set(record.notes)
 
 
+def test_two_softmaxes_in_a_row(tmp_path: Path) -> None:
+    path = truth(tmp_path / "m.onnx", 2, "Softmax", "Identity", "Softmax")
+    model = rm.load_model(str(path), dataset=labels())
+    torch.testing.assert_close(margin(model(X).logits), SCORES, rtol=1e-4, atol=1e-4)
+    assert any("ends in a softmax and then a softmax" in note for note in model.card.notes)
+    assert not model.card.queries_only
+    for k, data in ((3, findings()), (1, labels())):
+        path = truth(tmp_path / f"{k}.onnx", k, "Sigmoid", "Sigmoid")
+        with pytest.raises(BenchError, match="got a sigmoid and then a sigmoid, behind which ever"):
+            rm.load_model(str(path), dataset=data)
+
+
 def test_a_saturated_softmax_hides_no_gradient(tmp_path: Path) -> None:
     def steep(model: Any) -> None:  # noqa: ANN401
         weights = next(t for t in model.graph.initializer if t.name == "w")

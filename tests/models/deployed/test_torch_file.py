@@ -106,6 +106,51 @@ def test_logits_and_gradients_are_those_of_the_network(
     assert model.card.returns == "logits"
 
 
+class Behind(nn.Module):
+    """A function behind a module."""
+
+    def __init__(self, inner: nn.Module, last: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.last = inner, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.last(self.inner(x))
+        return z
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_two_functions_in_a_row(tmp_path: Path, make: str) -> None:
+    twice = Behind(Scripted(2, "softmax", 1000), nn.Softmax(1))
+    model = rm.load_model(spec(make, MAKERS[make](twice, tmp_path / "m.pt")), dataset=labels())
+    torch.testing.assert_close(margin(model(X).logits), 1000 * SCORES, rtol=1e-4, atol=1e-3)
+    assert any("ends in a softmax and then a softmax: logits are" in n for n in model.card.notes)
+    path = MAKERS[make](Behind(Scripted(1, "sigmoid"), nn.Sigmoid()), tmp_path / "s.pt")
+    with pytest.raises(BenchError, match="got a sigmoid and then a sigmoid, behind which every"):
+        rm.load_model(spec(make, path), dataset=labels())
+
+
+class Scaled(nn.Module):
+    """A scale behind a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Scripted(2, "softmax")
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = 7 * self.inner(x)
+        return z
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_scale_behind_a_softmax(tmp_path: Path, make: str) -> None:
+    path = MAKERS[make](Scaled(), tmp_path / "m.pt")
+    with pytest.raises(BenchError, match="got a softmax and then a scale, behind which gradients"):
+        rm.load_model(spec(make, path), dataset=labels())
+    kind, code = ("exported", ", run_code=True") if make == "exported" else ("torchscript", "")
+    taken = rm.load_model(f"{kind}:{path}(returns='logits'{code})", dataset=labels())
+    torch.testing.assert_close(taken(X).logits, Scaled()(X))
+
+
 @pytest.mark.parametrize("make", ["traced", "exported"])
 def test_a_whole_run(tmp_path: Path, make: str) -> None:
     path = MAKERS[make](Scripted(2, "softmax"), tmp_path / "m.pt")
