@@ -28,6 +28,8 @@ from robustbench_med.types import Images, Output, Rows, Verdict, images_at_once
 SAMPLE = 12  # a check attacks at most so many images again
 MASKS = 4  # the same for masks, because a pass of a segmentation network costs more
 NOTABLE = 0.05  # a smaller difference in Dice may be chance
+MANY = 400  # attacked images, from which on the checks may cost only a share of the attack's passes
+SHARE = 0.13
 LEAST = 2  # a check needs at least so many images, since one success may be luck
 
 
@@ -103,10 +105,14 @@ class CheckContext:
         """Passes, forward and backward, that the checks may still cost.
 
         Together they cost at most as much as the attack. If the attack stopped early, they may cost
-        half of what all its steps would have cost.
+        half of what all its steps would have cost. Where many images are attacked they cost a
+        share of that: this still pays for several images a check.
         """
         cost, gradients = self.run.counter, self.run.gradients
-        budget = max(cost.forward + cost.backward, len(self.run.problem) * self.per_image // 2)
+        attacked = len(self.run.problem)
+        budget = max(cost.forward + cost.backward, attacked * self.per_image // 2)
+        if attacked >= MANY:
+            budget = int(SHARE * budget)
         # gradients in doubt cost more passes; these reduce no other check's budget
         for_gradients = 0 if gradients is None else PASSES * gradients.asked
         return max(budget - sum(self.reserved) - for_gradients, 0)

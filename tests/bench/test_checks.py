@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_med import registry
+from robustbench_med.bench import check_context
 from robustbench_med.bench.attack_run import run_attack
 from robustbench_med.bench.check_context import CheckContext
 from robustbench_med.bench.checks import run_checks
@@ -315,12 +316,11 @@ class Counting(Honest):
         self.passes += n
 
 
-@pytest.mark.parametrize("attack", ["fgsm", "pgd", "apgd", "mi_fgsm"])
-def test_checks_cost_at_most_what_the_attack_costs(attack: str) -> None:
-    steps = {} if attack == "fgsm" else {"steps": 20}
+def costs(attack: str, parameters: dict[str, Any]) -> tuple[int, int]:
+    """Return the passes of an attack and of its checks."""
     victim = trained(Counting)
     setup = ready_of(victim)
-    planned = planned_of(setup.data, attack, ladder=(0.03,), parameters=steps)
+    planned = planned_of(setup.data, attack, ladder=(0.03,), parameters=parameters)
     module = victim.module
     assert isinstance(module, Counting)
     asked_before = module.passes
@@ -328,5 +328,19 @@ def test_checks_cost_at_most_what_the_attack_costs(attack: str) -> None:
     assert record.cost is not None
     cost = record.cost.forward + record.cost.backward
     clean = 2 * len(setup.batch)  # asked by `ready_of`, and part of the cost of the record
-    checks = module.passes - asked_before - (cost - clean)
+    return cost, module.passes - asked_before - (cost - clean)
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd", "apgd", "mi_fgsm"])
+def test_checks_cost_at_most_what_the_attack_costs(attack: str) -> None:
+    cost, checks = costs(attack, {} if attack == "fgsm" else {"steps": 20})
     assert 0 < checks <= cost
+
+
+@pytest.mark.parametrize("attack", ["pgd", "apgd"])
+def test_checks_of_many_images_cost_a_share_of_what_the_attack_costs(
+    attack: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_context, "MANY", 20)
+    cost, checks = costs(attack, {"steps": 80})
+    assert 0 < checks <= 0.2 * cost
