@@ -9,12 +9,16 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 CASES: dict[str, dict[str, object]] = {  # few steps: memory does not depend on their number
@@ -26,6 +30,7 @@ CASES: dict[str, dict[str, object]] = {  # few steps: memory does not depend on 
     "kernel density, PGD": {"attack": "pgd(steps=4)", "defense": "kernel_density"},
     "transfer, FGSM": {"attack": "fgsm", "surrogates": True},
 }
+_PAUSE = 0.005
 MODEL = """
 import torch
 from torch import nn
@@ -116,19 +121,34 @@ def _measured(options: dict[str, object]) -> tuple[float, float]:
     results = home / f"results-{n}"
     store.check_writable(results)
     start = time.perf_counter()
-    failures += run_cases(
-        planned, results, console=Console(quiet=True), command="", examples=0, force=True
-    )
+    with _watching() as held:
+        failures += run_cases(
+            planned, results, console=Console(quiet=True), command="", examples=0, force=True
+        )
     if failures:
         raise RuntimeError(failures[0].reason)
-    return _peak_mib(), time.perf_counter() - start
+    return max(held), time.perf_counter() - start
 
 
-def _peak_mib() -> float:
-    """Return this process's peak; `getrusage` also counts the parent that it was forked from."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
+@contextmanager
+def _watching() -> Iterator[list[float]]:
+    """Yield the MiB that this process holds, every few milliseconds.
+
+    The system's own peak will not do, because a run sets it back for each case.
+    """
+    held, done, process = [0.0], threading.Event(), psutil.Process()
+
+    def watch() -> None:
+        while not done.wait(_PAUSE):
+            held.append(process.memory_info().rss / 2**20)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield held
+    finally:
+        done.set()
+        thread.join()
 
 
 if __name__ == "__main__":
