@@ -41,24 +41,37 @@ class RowFile:
         start: byte at which the first row begins.
         dtype: type of the values.
         shape: the shape of the array.
+        state: size and time of the last change, in ns, of a file of the user's own, which may
+            change during a run; None for one in the cache folder, which is named by its content.
     """
 
     path: Path
     start: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    state: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: NDArray[np.int64] | slice) -> NDArray[Any]:
-        """Return some rows, read now; a slice must have no step."""
+        """Return some rows, read now; a slice must have no step.
+
+        Raises:
+            DataError: the file has changed since it was opened, or on the machine of a worker is
+                another one.
+        """
         if isinstance(rows, slice):
             start, stop, _ = rows.indices(len(self))
             rows = np.arange(start, max(stop, start))
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
         size = math.prod(self.shape[1:]) * self.dtype.itemsize
         with self.path.open("rb", buffering=0) as file:
+            if self.state not in (None, _state(file.fileno())):
+                raise DataError(
+                    f"{self.path}: expected the file that was opened first, by its size and time, "
+                    "got another: run again; workers elsewhere need a copy with its time (cp -p)"
+                )
             for place, first, count in _runs(rows):
                 view = out[place : place + count].reshape(-1).view(np.uint8).data
                 file.seek(self.start + first * size)
@@ -72,6 +85,11 @@ class RowFile:
     def reshape(self, shape: tuple[int, ...]) -> RowFile:
         """Return the same rows with another shape of each."""
         return replace(self, shape=shape)
+
+
+def _state(file: int) -> tuple[int, int]:
+    stat = os.fstat(file)
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _fill(file: Any, view: memoryview) -> int:  # noqa: ANN401 - a raw file
@@ -123,7 +141,9 @@ def row_file(path: Path, archive: zipfile.ZipFile, member: str) -> RowFile | Non
                 return str(info.CRC)
 
             remembered(path, f"CRC-32 of {member}", compare)
-            return RowFile(path, _content_start(path, info) + header, dtype, shape)
+            start = _content_start(path, info) + header
+            with path.open("rb") as file:
+                return RowFile(path, start, dtype, shape, _state(file.fileno()))
     unpacked = _unpacked(path, archive, info)
     return None if unpacked is None else RowFile(unpacked, header, dtype, shape)
 

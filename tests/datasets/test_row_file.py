@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -71,6 +73,25 @@ def test_rows_of_a_file_are_those_of_the_array(
         assert by_rows.fingerprint() == whole.fingerprint()
 
 
+def test_a_file_that_changes_is_read_no_further(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    by_rows, _ = both(path, images(), compressed=False)
+    there = pickle.loads(pickle.dumps(by_rows)).images  # noqa: S301 - as a worker gets it
+    assert np.array_equal(there[:2], by_rows.images[:2])
+    content, stat = path.read_bytes(), path.stat()
+    path.write_bytes(bytes(reversed(content)))  # as long as before
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    for rows in (by_rows.images, there):
+        with pytest.raises(DataError, match="expected the file that was opened first"):
+            rows[:2]
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert np.array_equal(by_rows.images[:2], images()[:2])
+    # a process that opens it again sees what is there now
+    changed, _ = both(path, 255 - images(), compressed=False)
+    assert np.array_equal(changed.images[:2], 255 - images()[:2])
+
+
 def test_a_compressed_array_is_unpacked_once(tmp_path: Path) -> None:
     path = saved(
         tmp_path / "x.npz", compressed=True, test_images=images(), test_labels=np.arange(9) % 2
@@ -114,10 +135,9 @@ def test_a_flipped_byte_is_found_before_any_row_is_used(tmp_path: Path, compress
 
 
 def test_a_file_that_was_cut_after_it_was_opened_is_named(tmp_path: Path) -> None:
-    x = images()
-    by_rows, _ = both(tmp_path / "x.npz", x, compressed=False)
-    raw = (tmp_path / "x.npz").read_bytes()
-    (tmp_path / "x.npz").write_bytes(raw[:400])
+    by_rows, _ = both(tmp_path / "x.npz", images(), compressed=True)
+    (unpacked,) = (tmp_path / "cache" / "unpacked").iterdir()
+    unpacked.write_bytes(unpacked.read_bytes()[:400])
     with pytest.raises(DataError, match="shorter"):
         by_rows.images[:]
 

@@ -10,11 +10,17 @@ from collections.abc import Callable
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+from rich.console import Console
 
 from robustbench_med.bench import shard_files, store
+from robustbench_med.bench.plan import plan
+from robustbench_med.bench.runner import run_cases
 from robustbench_med.bench.shard_files import shards_of_case
+from robustbench_med.bench.suite import Grid, Suite
+from robustbench_med.datasets import row_file
 from robustbench_med.errors import ResultsError
 from tests.bench.test_driver import Scripted, cases, check_same, run
 from tests.bench.toys import save_npz
@@ -128,6 +134,63 @@ def test_a_damaged_shard_is_computed_again_and_no_other(
     assert run(planned, tmp_path, again) == []
     assert [number for _, number in again.begun if number is not None] == [2]
     check_same(tmp_path, undisturbed)
+
+
+def replaced(path: Path) -> None:
+    """Write another file of the same length."""
+    raw = path.read_bytes()
+    if path.suffix == ".py":
+        path.write_bytes(raw.replace(b"Toy(0)", b"Toy(2)"))
+    else:
+        path.write_bytes(raw[:-200] + bytes(200))
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("data.npz", cut),
+        ("data.npz", replaced),
+        ("data.npz", Path.unlink),
+        ("model.py", cut),
+        ("model.py", replaced),
+    ],
+)
+def test_data_or_a_model_that_changes_after_the_plan_costs_its_case(
+    name: str,
+    harm: Callable[[Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(row_file, "LEAST_BYTES", 0)  # images stay in their file
+    save_npz(tmp_path / "data.npz", n=16)
+    arrays = dict(np.load(tmp_path / "data.npz"))
+    np.savez(tmp_path / "data.npz", **arrays)
+    (tmp_path / "model.py").write_text(kills.MODEL, encoding="utf-8")
+    own = (str(tmp_path / "data.npz"), f"{tmp_path / 'model.py'}:first()")
+    grids = tuple(
+        Grid.model_validate(
+            {
+                "datasets": [data],
+                "victims": [model],
+                "attacks": ["fgsm"],
+                "ladder": ["1/255"],
+                "n": 4,
+            }
+        )
+        for data, model in (own, ("phantom_fundus", "fundus_resnet"))
+    )
+    planned, failures = plan(Suite(name="s", title="S", grids=grids))
+    assert failures == []
+    harm(tmp_path / name)
+    failures = run_cases(
+        planned, tmp_path / "r", console=Console(quiet=True), command="", examples=0
+    )
+    (failure,) = failures
+    assert name in failure.reason
+    assert "expected" in failure.reason
+    assert "\n" not in failure.reason
+    (stored,), errors = store.read_all(tmp_path / "r")
+    assert (stored.record.case.dataset, errors) == ("phantom_fundus", [])
 
 
 @pytest.fixture
