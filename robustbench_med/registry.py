@@ -9,6 +9,7 @@ logged.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import logging
@@ -32,6 +33,7 @@ from robustbench_med.errors import SpecError, UnknownNameError
 Kind = Literal["attacks", "defenses", "datasets", "models"]
 CORE = Path(__file__).parent
 C = TypeVar("C", bound=BaseModel)
+_NEAR = 0.7  # share of equal letters of a key that is perhaps another one, mistyped
 _CARDS: dict[Kind, type[Card]] = {
     "attacks": AttackCard,
     "defenses": DefenseCard,
@@ -427,10 +429,20 @@ def validate(model: type[C], values: dict[str, Any], where: str) -> C:
     except ValidationError as error:
         first = error.errors()[0]
         *_, name = location = [str(part) for part in first["loc"]] or ["it"]
+        others = [
+            str(other["loc"][-1])
+            for other in error.errors()
+            if other["type"] == "extra_forbidden" and other["loc"][:-1] == first["loc"][:-1]
+        ]
         if first["type"] == "missing":
-            raise SpecError(f"{where}: expected {'.'.join(location)}, got none") from None
+            near = difflib.get_close_matches(name, others, n=1, cutoff=_NEAR)
+            got = f"{near[0]!r}: did you mean {name!r}?" if near else "none"
+            raise SpecError(f"{where}: expected {'.'.join(location)}, got {got}") from None
         if first["type"] == "extra_forbidden":
-            raise SpecError(f"{where}: expected no {name!r}: there is no such setting") from None
+            known = list(model.model_fields) if len(location) == 1 else []
+            near = difflib.get_close_matches(name, known, n=1, cutoff=_NEAR)
+            way = f"did you mean {near[0]!r}?" if near else "there is no such setting"
+            raise SpecError(f"{where}: expected no {name!r}: {way}") from None
         raise SpecError(
             f"{where}: {'.'.join(location)}: {first['msg']}, got {first['input']!r}"
         ) from None

@@ -83,6 +83,8 @@ def plan(
                 victim = victim.titled(_title_of(victim.source.name, titles or {}, grid))
                 for resolved in _cases(suite, block, victim, failures):
                     planned.setdefault(resolved.case.id, resolved)
+    for resolved in planned.values():  # not before an error that ends the run
+        resolved.data.log_notes()
     return list(planned.values()), failures
 
 

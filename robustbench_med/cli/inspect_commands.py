@@ -76,7 +76,10 @@ def list_command(
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A name that `list` prints.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="A name that `list` prints, or the path of a trained model's card."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
 ) -> None:
     """Show a card: of an attack also each parameter, of a study its claim, rows and sources."""
@@ -91,7 +94,8 @@ def show(
 
     kind, card = _card(name)
     rows = _parameters(card) if isinstance(card, PluginCard) else []
-    values = {**card.model_dump(mode="json"), "from": _origin(kind, card.name), **_access(card)}
+    origin = name if name.endswith(".json") else _origin(kind, card.name)
+    values = {**card.model_dump(mode="json"), "from": origin, **_access(card)}
     if isinstance(card, PluginCard):
         values["aliases"] = list(card.aliases)
     if as_json:
@@ -103,7 +107,7 @@ def show(
     if isinstance(card, Study) or card.name == STUDIES:
         print(_indented(study_facts(card) if isinstance(card, Study) else suite_facts(card)))
         return
-    if isinstance(card, ModelCard):
+    if isinstance(card, ModelCard) and not name.endswith(".json"):
         values["weights"] = _weights_words(card)
     hidden = {"name", "positive", "parameters"} if isinstance(card, PluginCard) else {"name"}
     print(_indented({key: value for key, value in values.items() if key not in hidden}))
@@ -186,6 +190,10 @@ def _card(name: str) -> tuple[str, Card]:
     """
     if registry.is_peer(name):
         return "attacks", registry.find("attacks", name)
+    if name.endswith(".json"):
+        from robustbench_med.models.card_file import read_card
+
+        return "models", read_card(name)[0]
     if ":" in name:
         return _own_card(name)
     known: list[str] = []

@@ -73,17 +73,16 @@ def inspect_command(
         )
     draft = draft_of(path, size=None if size is None else _sides(size), volumes=volumes)
     text = card_text(draft, out)
-    _print("", of_files(draft))
-    if not draft.missing:
-        _print_dataset(parse(text, out), draft.remarks)
-    else:
+    if draft.missing:
+        _print("", of_files(draft))
         _print("recognised", draft.remarks)
         _print("missing", draft.missing)
-    write_text(out, text)
-    if draft.missing:
+        write_text(out, text)
         print(f"\nWrote {out}: complete it, and look at it again:")
         print(f"    python -m robustbench_med inspect {out}")
-        return
+        raise typer.Exit(2)
+    _print_dataset(parse(text, out), draft.remarks, of_files(draft))
+    write_text(out, text)
     print(f"\nWrote {out}: correct it if something is wrong, then:")
     print(f"    python -m robustbench_med run --dataset {out} --model ...")
 
@@ -102,24 +101,35 @@ def _print_known(path: Path, dataset: Dataset, splits: Sequence[SplitName]) -> N
 
     card = dataset.card
     shape = f"{card.size_words}x{card.channels}"
-    _print("", [("modality", card.modality), ("size", shape), ("task", card.task)])
-    _print("", of_splits(dataset, splits))
+    counts = list(of_splits(dataset, splits))  # a line of them is printed only where all are known
     notes = [dataset.scored_on(split).card.notes[1:] for split in splits]
+    _print("", [("modality", card.modality), ("size", shape), ("task", card.task)])
+    _print("", counts)
     _print("look at", [note for each in notes for note in each])
     print(f"\nIt needs no card:\n    python -m robustbench_med run --dataset {path} --model ...")
 
 
-def _print_dataset(card_file: CardFile, remarks: Iterable[str]) -> None:
-    """Print what is in the data, how it was recognised, and what looks wrong."""
+def _print_dataset(
+    card_file: CardFile, remarks: Iterable[str], files: Iterable[tuple[str, str]] = ()
+) -> None:
+    """Print what is in the data, how it was recognised, and what looks wrong; nothing if it fails.
+
+    Args:
+        card_file: describes the data.
+        remarks: how they were recognised.
+        files: what the headers of the files say.
+    """
     from robustbench_med.datasets.sources.index import index_of
     from robustbench_med.datasets.sources.load import dataset_of
     from robustbench_med.datasets.sources.survey import of_dataset, warnings_of
 
     index = index_of(card_file)
     dataset = dataset_of(index)
-    _print("", of_dataset(dataset, index))
+    found, warnings = list(of_dataset(dataset, index)), list(warnings_of(dataset, index))
+    _print("", files)
+    _print("", found)
     _print("recognised", remarks)
-    _print("look at", [*dataset.card.notes[1:], *warnings_of(dataset, index)])
+    _print("look at", [*dataset.card.notes[1:], *warnings])
 
 
 def _print(title: str, lines: Iterable[str | tuple[str, str]]) -> None:

@@ -161,8 +161,7 @@ class Dataset:
 
         The card lists only the regions that occur in some mask of the split: a region that is
         absent from all masks would count as perfect in every image. The notes describe what a
-        reader must know about the split, and are logged once. Shipped data have the notes of their
-        card alone.
+        reader must know about the split. Shipped data have the notes of their card alone.
 
         Args:
             split: the split to score.
@@ -191,8 +190,12 @@ class Dataset:
         new = tuple(note for note in notes if note not in card.notes)
         if new:
             card = card.model_copy(update={"notes": (*card.notes, *new)})
-        _log_notes(card.name, card.notes if not self.vouched else new)
         return self if card is self.card else replace(self, card=card)
+
+    def log_notes(self) -> None:
+        """Log the notes on a person's own data, each once per process."""
+        if not self.vouched:
+            _log_notes(self.card.name, self.card.notes)
 
     def _shared(self, arrays: Arrays, split: SplitName) -> list[str]:
         """Return notes on the images and patients that other splits share with this one.

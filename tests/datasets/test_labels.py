@@ -294,7 +294,7 @@ def test_notes_are_logged_once(save: Save, caplog: pytest.LogCaptureFixture) -> 
     path = labelled(save, ONE_HOT)
     path = path.rename(path.with_name("said_once.npz"))
     for _ in range(2):
-        scored(path)
+        scored(path).log_notes()
     lines = [line for line in caplog.messages if line.startswith("said_once: ")]
     assert len([line for line in lines if "one-hot" in line]) == 1
     assert all(record.levelno == logging.WARNING for record in caplog.records)

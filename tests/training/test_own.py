@@ -111,6 +111,13 @@ def test_a_trained_card_is_taken_by_path(folder: Path) -> None:
     assert loaded.card.fits is not None
     assert loaded.card.fits.classes == ("well", "ill")
     assert executes_code("moved/card.json")
+    shown = call("show", "moved/card.json")
+    assert shown.exit_code == 0, shown.output
+    assert "model mine_make" in shown.output
+    assert "weights: card.safetensors" in shown.output
+    assert "from: moved/card.json" in shown.output
+    with pytest.raises(VictimError, match=r"expected the card of a trained model at gone\.json"):
+        raise call("show", "gone.json").exception or AssertionError
     run = ("run", "--dataset", "mine.npz", "--model", "moved/card.json", "--attack", "fgsm")
     result = call(*run, "--eps", "2/255", "--examples", "0", "--results", "r")
     assert result.exit_code == 0, result.output
