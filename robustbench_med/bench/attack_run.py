@@ -38,6 +38,7 @@ from robustbench_med.bench.universal_run import FittedUniversal
 from robustbench_med.cards import SEVERITY, AttackCard
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.models.guide import bfloat16
+from robustbench_med.objective import Objective
 from robustbench_med.objectives.decide import verdict_on
 from robustbench_med.objectives.evade_detector import EvadeDetector
 from robustbench_med.objectives.loss_override import LossOverride
@@ -130,13 +131,7 @@ def run_attack(
     case, batch = planned.case, setup.batch
     reset_peak(batch.x.device)
     card = planned.data.card
-    objective = planned.objective
-    if setup.victim.guard is not None:
-        objective = EvadeDetector(objective)
-    verdict = verdict_on(objective, setup.clean, batch.y, len(card.classes), setup.suspicion)
-    attacked = objective.applies(batch.y) & ~verdict.is_final
-    if setup.suspicion is not None:  # a rejected clean image is wrong without an attack
-        attacked &= setup.suspicion <= 0
+    objective, verdict, attacked = goal_of(planned, setup)
     verdict = Verdict(*(value[attacked] for value in verdict))
     rows = attacked.nonzero()[:, 0]
     radii = _radii(case, planned.data)
@@ -173,6 +168,21 @@ def run_attack(
     recorder.active = False
     seconds = run.seconds + time.perf_counter() - clock
     return run._replace(seconds=seconds, recorder=recorder)
+
+
+def goal_of(
+    planned: ResolvedCase, setup: AttackSetup
+) -> tuple[Objective, Verdict, Bool[Tensor, " n"]]:
+    """Return the attacker's goal, the verdict on the clean images, and which are attacked."""
+    objective, y = planned.objective, setup.batch.y
+    if setup.victim.guard is not None:
+        objective = EvadeDetector(objective)
+    k = len(planned.data.card.classes)
+    verdict = verdict_on(objective, setup.clean, y, k, setup.suspicion)
+    attacked = objective.applies(y) & ~verdict.is_final
+    if setup.suspicion is not None:  # a rejected clean image is wrong without an attack
+        attacked &= setup.suspicion <= 0
+    return objective, verdict, attacked
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from robustbench_med.errors import BenchError, DataError
 from robustbench_med.sized_images import SizedImages, runs
 
 if TYPE_CHECKING:
+    from robustbench_med.datasets.geometry import Geometry
     from robustbench_med.types import Batch
 
     StoredArray = NDArray[np.uint8] | NDArray[np.float32]
@@ -114,12 +115,15 @@ class Dataset:
         card: describes the data.
         read: returns a split.
         compared: splits that are searched for images and patients of the scored split.
+        placed: returns where an image lies in the patient, by its split and its id; None if that is
+            not known.
     """
 
     card: DatasetCard
     read: Callable[[SplitName], Arrays]
     _splits: dict[SplitName, Arrays] = field(default_factory=dict)
     compared: tuple[SplitName, ...] = ()
+    placed: Callable[[SplitName, str], Geometry | None] = lambda split, name: None  # noqa: E731
 
     def arrays(self, split: SplitName) -> Arrays:
         """Return the stored arrays of a split.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robustbench_med.datasets.geometry import Geometry
 from robustbench_med.errors import DataError, NotInstalledError
 from robustbench_med.export.form import MAKER, WARNING, Form, Mark
 
@@ -67,7 +68,8 @@ def write(steps: NDArray[np.int64], form: Form, mark: Mark, folder: Path) -> lis
 def _dataset(steps: NDArray[np.int64], form: Form, mark: Mark, index: int) -> Any:  # noqa: ANN401
     """Return the DICOM dataset of a slice `(c, h, w)`."""
     pydicom = _pydicom()
-    sop_class = _CT if form.is_ct and form.spacing else _SECONDARY_CAPTURE
+    placed = form.spacing is not None or form.geometry is not None
+    sop_class = _CT if form.is_ct and placed else _SECONDARY_CAPTURE
     dataset = pydicom.Dataset()
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
@@ -102,14 +104,16 @@ def _identify(dataset: Any, form: Form, mark: Mark, index: int) -> None:  # noqa
 
 
 def _locate(dataset: Any, form: Form, mark: Mark, index: int) -> None:  # noqa: ANN401
-    """Set spacing and position in a frame of its own, whose origin is the first pixel."""
+    """Set spacing and position: those of the source, or those of a frame of its own.
+
+    The origin of a frame of its own is the first pixel.
+    """
+    if form.geometry is not None:
+        _locate_as_source(dataset, form, form.geometry, mark, index)
+        return
     if form.spacing is None:
         return
-    pydicom = _pydicom()
-
-    def decimal(value: float) -> Any:  # noqa: ANN401
-        return pydicom.valuerep.DSfloat(value, auto_format=True)
-
+    decimal = _decimal
     dataset.PixelSpacing = [decimal(mm) for mm in form.spacing[-2:]]
     if len(form.size) == 3 or form.is_ct:
         thickness = form.spacing[0] if len(form.size) == 3 else 1.0
@@ -120,6 +124,36 @@ def _locate(dataset: Any, form: Form, mark: Mark, index: int) -> None:  # noqa: 
         dataset.ImagePositionPatient = [0, 0, decimal(index * thickness)]
     if form.is_ct:
         dataset.KVP = dataset.AcquisitionNumber = None
+
+
+def _locate_as_source(
+    dataset: Any,  # noqa: ANN401
+    form: Form,
+    geometry: Geometry,
+    mark: Mark,
+    index: int,
+) -> None:
+    place, turn = of_slice(geometry, index)
+    dataset.PixelSpacing = [_decimal(mm) for mm in geometry.spacing[1:]]
+    dataset.SliceThickness = _decimal(geometry.spacing[0]) if len(form.size) == 3 else None
+    dataset.FrameOfReferenceUID = _uid(np.empty(0, np.int64), mark, "frame")
+    dataset.PositionReferenceIndicator = ""
+    dataset.ImagePositionPatient = [_decimal(mm) for mm in place]
+    dataset.ImageOrientationPatient = [_decimal(cosine) for cosine in turn]
+    if form.is_ct:
+        dataset.KVP = dataset.AcquisitionNumber = None
+
+
+def _decimal(value: float) -> Any:  # noqa: ANN401
+    return _pydicom().valuerep.DSfloat(value, auto_format=True)
+
+
+def of_slice(geometry: Geometry, index: int) -> tuple[list[float], list[float]]:
+    """Return place and orientation of a slice on the axes of DICOM: to left, back and head."""
+    slices, rows, columns = np.array(geometry.steps) * [-1, -1, 1]
+    place = np.array(geometry.origin) * [-1, -1, 1] + index * slices
+    turn = [*(columns / np.linalg.norm(columns)), *(rows / np.linalg.norm(rows))]
+    return place.tolist(), [float(cosine) for cosine in turn]
 
 
 def _pixels(dataset: Any, steps: NDArray[np.int64], form: Form) -> None:  # noqa: ANN401

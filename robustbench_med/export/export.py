@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustbench_med.bench import adversarial_images
 from robustbench_med.bench.adversarial_images import Saved, collect_images
-from robustbench_med.bench.attack_run import AttackRun, run_attack
+from robustbench_med.bench.attack_run import AttackRun, goal_of, run_attack
 from robustbench_med.bench.record import Stored
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import AttackSetup, SetupCache
@@ -76,6 +76,10 @@ class Manifest(_Frozen):
     succeed: int = Field(description="how many of them still mislead the model from the file")
     over_budget: int = Field(
         description="how many moved some value by more than the radius, by rounding"
+    )
+    placed: int = Field(
+        description="how many have the orientation and the origin of their source, where it states "
+        "these; the others have the card's spacing in a frame of their own"
     )
     images: tuple[ExportedImage, ...]
 
@@ -161,11 +165,13 @@ def export(
                 "one of the record with --eps"
             )
         mark = Mark(0, record.case_id, attack_words(stored, rung))
-        files = _write_all(chosen.images, form, mark, writer, out)
-        read = read_back(out, kind, files, form)
+        forms = _placed(form, planned, setup, chosen)
+        files = _write_all(chosen.images, forms, mark, writer, out)
+        read = read_back(out, kind, files, forms)
         _check_equal(read, chosen.images, form, out)
         run = run_attack(planned, setup, saved=chosen.replaced(read))
-    manifest = _manifest(stored, form, run, chosen, files)
+    placed = sum(each.geometry is not None for each in forms) if kind != "png" else 0
+    manifest = _manifest(stored, form, run, chosen, files, placed)
     write_text(out / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
     return manifest
 
@@ -228,12 +234,26 @@ def _choose(saved: Saved, rung: int) -> _Chosen:
     return _Chosen(saved, rung, (saved.which[rung] >= 0).nonzero()[:, 0])
 
 
+def _placed(form: Form, planned: ResolvedCase, setup: AttackSetup, chosen: _Chosen) -> list[Form]:
+    """Return the form of each image, with its place in the patient where its source states it.
+
+    A geometry whose axes are not at right angles is left out: DICOM can't state it.
+    """
+    *_, attacked = goal_of(planned, setup)
+    names = setup.batch.ids[attacked.cpu().numpy()][chosen.rows.numpy()]
+    places = [planned.data.placed(planned.case.split, str(name)) for name in names]
+    return [
+        form._replace(geometry=place if place is not None and place.is_square else None)
+        for place in places
+    ]
+
+
 def _write_all(
-    images: list[Tensor], form: Form, mark: Mark, writer: _Writer, out: Path
+    images: list[Tensor], forms: list[Form], mark: Mark, writer: _Writer, out: Path
 ) -> list[tuple[str, ...]]:
     """Write images, rounded to stored values; return their files."""
     files = []
-    for number, image in enumerate(images, start=1):
+    for number, (image, form) in enumerate(zip(images, forms, strict=True), start=1):
         steps = (image * form.native.levels).round().numpy().astype(np.int64)
         paths = writer.write(steps, form, mark._replace(number=number), out)
         files.append(tuple(path.relative_to(out).as_posix() for path in paths))
@@ -253,6 +273,7 @@ def _manifest(
     run: AttackRun,
     chosen: _Chosen,
     files: list[tuple[str, ...]],
+    placed: int,
 ) -> Manifest:
     record, rung = stored.record, chosen.rung
     success = run.rungs["success"][rung][chosen.rows].cpu()
@@ -281,5 +302,6 @@ def _manifest(
         written=len(images),
         succeed=sum(image.succeeds for image in images),
         over_budget=sum(not image.within_budget for image in images),
+        placed=placed,
         images=images,
     )

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustbench_med.cards import DatasetCard, NativeRange
+from robustbench_med.datasets.geometry import Geometry
 from robustbench_med.native_units import stated_range
 
 WARNING = "ADVERSARIAL EXAMPLE - NOT FOR CLINICAL USE"
@@ -22,6 +23,7 @@ class Form(NamedTuple):
         size: `(h, w)` or `(d, h, w)` in pixels.
         channels: number of channels.
         spacing: mm per pixel along each axis; None = unknown.
+        geometry: where the pixels of one image lie in the patient, if that is known.
         is_ct: whether the values are Hounsfield units.
     """
 
@@ -29,6 +31,7 @@ class Form(NamedTuple):
     size: tuple[int, ...]
     channels: int
     spacing: tuple[float, ...] | None
+    geometry: Geometry | None = None
 
     @property
     def is_ct(self) -> bool:

@@ -35,9 +35,10 @@ def write(steps: NDArray[np.int64], form: Form, mark: Mark, folder: Path) -> lis
     values = form.values(steps).reshape(*steps.shape, *[1] * (3 - axes))
     values = values[0] if form.channels == 1 else np.moveaxis(values, 0, -1)
     sides = (form.spacing or (1.0,) * axes) + (1.0,) * (3 - axes)
-    image = nibabel.Nifti1Image(values, np.diag([*sides, 1.0]))
+    affine = np.diag([*sides, 1.0]) if form.geometry is None else form.geometry.affine(axes)
+    image = nibabel.Nifti1Image(values, affine)
     image.header["descrip"] = f"{WARNING} {mark.case_id}".encode()[:_DESCRIPTION]
-    if form.spacing is not None:
+    if form.spacing is not None or form.geometry is not None:
         image.header.set_xyzt_units("mm")
     path = folder / f"{mark.stem}.nii.gz"
     nibabel.save(image, path)

@@ -73,7 +73,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, kind: str, name: str) -> N
     steps = steps_of(form)
     paths = writer.write(steps, form, MARK, tmp_path)
     files = tuple(path.relative_to(tmp_path).as_posix() for path in paths)
-    (back,) = read_back(tmp_path, kind, [files], form)
+    (back,) = read_back(tmp_path, kind, [files], [form])
     assert torch.equal(back, torch.from_numpy(steps).float() / form.native.levels)
 
 

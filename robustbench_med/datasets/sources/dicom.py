@@ -272,22 +272,36 @@ def _spacing(image: Any, frame: int) -> tuple[float, float] | None:  # noqa: ANN
 
 def position(header: Header, frame: int) -> tuple[float, NDArray[np.float64]] | None:
     """Return the place of a slice along its normal in mm, and the normal; None if not stated."""
+    located = plane(header, frame)
+    if located is None:
+        return None
+    normal = np.cross(located[1], located[2])
+    normal /= np.linalg.norm(normal)
+    return float(located[0] @ normal), normal
+
+
+def plane(
+    header: Header, frame: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]] | None:
+    """Return where a slice is: its first pixel in mm, and the directions of a row and a column.
+
+    Coordinates are those of DICOM: to the left, to the back, to the head. None if not stated.
+    """
     image = header.image
 
-    def read() -> tuple[float, NDArray[np.float64]] | None:
-        plane = _group(image, "PlanePositionSequence", frame)
+    def read() -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]] | None:
+        where = _group(image, "PlanePositionSequence", frame)
         turn = _group(image, "PlaneOrientationSequence", frame)
-        place = _numbers((plane or image).get("ImagePositionPatient"))
+        place = _numbers((where or image).get("ImagePositionPatient"))
         axes = _numbers((turn or image).get("ImageOrientationPatient"))
         if len(place) != 3 or len(axes) != 6 or not np.isfinite([*place, *axes]).all():
             return None
-        normal = np.cross(axes[:3], axes[3:])
-        length = float(np.linalg.norm(normal))
-        if length < _EVERY:
+        if np.linalg.norm(np.cross(axes[:3], axes[3:])) < _EVERY:
             return None
-        return float(np.array(place) @ normal / length), normal / length
+        return np.array(place), np.array(axes[:3]), np.array(axes[3:])
 
-    located: tuple[float, NDArray[np.float64]] | None = guarded(read)
+    located: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]] | None
+    located = guarded(read)
     return located
 
 

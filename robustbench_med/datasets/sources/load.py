@@ -13,6 +13,7 @@ import numpy as np
 
 from robustbench_med.cards import DatasetCard, NativeRange
 from robustbench_med.datasets.dataset import Arrays, Dataset, SplitName
+from robustbench_med.datasets.geometry import Geometry
 from robustbench_med.datasets.own import OWN_FILE_NOTE
 from robustbench_med.datasets.row_file import RowFile
 from robustbench_med.datasets.sources.decoded import decoded, fingerprint
@@ -22,6 +23,7 @@ from robustbench_med.datasets.sources.index import Index, index_of
 from robustbench_med.datasets.sources.mask_files import read_masks
 from robustbench_med.datasets.sources.native import stored_type
 from robustbench_med.datasets.sources.pixels import pixels_of
+from robustbench_med.datasets.sources.placed import geometry_of
 from robustbench_med.datasets.sources.refs import ImageRef, times
 from robustbench_med.datasets.sources.spec import CardFile, read_card_file
 from robustbench_med.errors import MissingSplitError
@@ -50,7 +52,20 @@ def dataset_of(index: Index) -> Dataset:
         card,
         partial(read_split, index),
         compared=present if size <= MOST_COMPARED else (),
+        placed=partial(_placed, index),
     )
+
+
+def _placed(index: Index, split: SplitName, name: str) -> Geometry | None:
+    """Return where an image lies in the patient, at the size to which the reader brings it."""
+    card_file = index.card_file
+    for row in index.rows(split):
+        if index.ids[row] == name:
+            ref = index.entries[row].ref
+            known = geometry_of(card_file.root, ref, card_file.source.format)
+            size = ref.size if card_file.keeps_sizes else card_file.card.size
+            return None if known is None else known.resized(ref.size, size)
+    return None
 
 
 def card_of(index: Index) -> DatasetCard:

@@ -102,6 +102,21 @@ def same_grid(root: Path, image: ImageRef, mask: ImageRef) -> bool:
     return bool(_guarded(lambda: np.allclose(affine(image), affine(mask), atol=_SAME)))
 
 
+def canonical_affine(root: Path, image: ImageRef) -> NDArray[np.float64]:
+    """Return the affine of a volume as `decode` returns it: axes to right, front and head.
+
+    Raises:
+        UnreadableError: the file is damaged.
+    """
+
+    def read() -> NDArray[np.float64]:
+        opened = _open(root / image.files[0])
+        return np.asarray(_nibabel().as_closest_canonical(opened).affine, np.float64)
+
+    affine: NDArray[np.float64] = _guarded(read)
+    return affine
+
+
 def _open(path: Path) -> Any:  # noqa: ANN401 - nibabel has no types
     nibabel = _nibabel()
     image = nibabel.load(path)

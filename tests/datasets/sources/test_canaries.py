@@ -78,6 +78,8 @@ def dicom_folder(root: Path) -> None:
             PixelSpacing=[0.7, 0.7],
             SeriesInstanceUID=uid("series", i),
             StudyInstanceUID=uid("study", i),
+            ImagePositionPatient=[-10.5, 20.25, 3 * i],
+            ImageOrientationPatient=[0, 1, 0, 0, 0, -1],  # sagittal
         )
         image = pydicom.dcmread(path)
         for name, values in text.items():
@@ -97,7 +99,9 @@ def nifti_folder(root: Path) -> None:
         label = i % 2
         values = np.stack([slice_of(label, i), slice_of(label, i + 100)])
         values[0, 0, 0], values[1, 0, 0] = -1024, 1000  # air and bone, by which a CT is known
-        image = nibabel.Nifti1Image(values, np.diag([0.7, 0.7, 0.7, 1]))
+        affine = np.diag([0.7, 0.7, 0.7, 1])
+        affine[:3, 3] = -10.5, 20.25, 3 * i
+        image = nibabel.Nifti1Image(values, affine)
         types = {name: image.header[name].dtype for name in image.header}
         fields = [n for n, t in types.items() if t.kind == "S" and t.itemsize > 4]  # no mark
         assert sorted(fields) == ["aux_file", "data_type", "db_name", "descrip", "intent_name"]
@@ -120,6 +124,20 @@ def words_of(folder: Path) -> bytes:
         elif path.is_file():
             contents.append(path.read_bytes())
     return b"\n".join(contents)
+
+
+def places(folder: Path) -> set[tuple[float, ...]]:
+    """Return where each image lies in the patient, and how it is turned."""
+    found = set()
+    for path in folder.rglob("*"):
+        if path.suffix == ".dcm":
+            image = pydicom.dcmread(path)
+            tags = (*image.ImagePositionPatient, *image.ImageOrientationPatient)
+            found.add(tuple(round(float(value), 4) for value in tags))
+        if path.suffix == ".gz":
+            affine = nibabel.Nifti1Image.from_filename(path).affine
+            found.add(tuple(affine.flatten().round(4).tolist()))
+    return found
 
 
 @pytest.mark.parametrize(
@@ -154,9 +172,14 @@ def test_names_in_headers_come_out_nowhere(
     run("run", "quick", "--dataset", "mine.toml", "--model", "net.py:make", *steps, *attack)
     (record,) = (tmp_path / "results").rglob("record.json")
     run("report", str(record.parent.parent))
+    (report,) = (tmp_path / "results").rglob("report-*.html")
+    assert "Before the network" in report.read_text()
+    assert "window(40, 400)" in report.read_text()
     run("verify", str(record.parent), "--run-code")
     run("export", str(record.parent), "--as", kind, "--out", "attacked", "--run-code")
     assert "still succeed from the file" in said[-1]
+    assert places(tmp_path / "attacked") <= places(tmp_path / "scans")
+    assert len(places(tmp_path / "attacked")) > 1
     written = words_of(tmp_path / "results") + words_of(tmp_path / "attacked")
     assert b"30 HU" in written
     assert b"window(40, 400)" in written
