@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from robustbench_med.declarations import attack
 from robustbench_med.errors import SpecError
-from robustbench_med.rng import Draws, seeded
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the registry imports this module, and `list` imports no torch
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
     from robustbench_med.problem import Problem
+    from robustbench_med.rng import Draws
     from robustbench_med.types import Images
 
 
@@ -44,6 +44,8 @@ def attack_of(augmentation: Any, name: str) -> Callable[..., Any]:  # noqa: ANN4
     title = str(augmentation.metadata.get("id") or name)
 
     def augmented(problem: Problem, *, rng: Draws) -> Images:
+        import torch
+
         x = problem.x
         if not len(x):
             return x.clone()
@@ -74,6 +76,8 @@ def attack_of(augmentation: Any, name: str) -> Callable[..., Any]:  # noqa: ANN4
 
 def _targets(problem: Problem) -> NDArray[np.float32]:
     """Return the truth as `(b, k)`, one-hot for labels."""
+    import numpy as np
+
     y = problem.y.cpu().numpy()
     if y.ndim == 2:
         findings: NDArray[np.float32] = y.astype(np.float32)
@@ -89,6 +93,9 @@ def _one(augmentation: Any, x: torch.Tensor, target: Any, key: str) -> torch.Ten
     Raises:
         SpecError: it returns another number of images, another target, or no such image.
     """
+    import numpy as np
+    import torch
+
     fresh = augmentation
     with suppress(Exception):  # anybody's object; one that cannot be copied is used as it is
         fresh = copy.deepcopy(augmentation)
@@ -111,6 +118,10 @@ def _one(augmentation: Any, x: torch.Tensor, target: Any, key: str) -> torch.Ten
 @contextmanager
 def _seeded(key: int) -> Iterator[None]:
     """Seed the generators of Python, numpy and torch; restore them afterwards."""
+    import numpy as np
+
+    from robustbench_med.rng import seeded
+
     of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     random.seed(key)
     np.random.seed(key & 0xFFFF_FFFF)  # noqa: NPY002
