@@ -22,6 +22,8 @@ from robustbench_med.shift import images_of
 from robustbench_med.types import Rows
 
 QUERIES = 100  # queries of the black-box probe
+LABEL_QUERIES = 300  # queries of the probe by labels
+_BY_LABELS = {"linf": "rays", "l2": "cgba"}
 MARGIN_STEPS = 10
 APGD_STEPS = 20
 DRAWS = 10  # random perturbations of the noise probe
@@ -133,6 +135,26 @@ def queries(context: CheckContext) -> Measured | None:
     """Return on how many of the missed images Square succeeds."""
     count = QUERIES // 2 if context.graded else QUERIES
     return _probe(context, "square", {"queries": count}, each=count + 2, fraction=0.2)
+
+
+def labels(context: CheckContext) -> Measured | None:
+    """Return on how many of the missed images an attack by labels succeeds.
+
+    It is run only where the gradients look suspicious, and then on all the images that a check
+    attacks, whatever the attack cost: what masks gradients may mask scores too, but not decisions.
+    """
+    name = _BY_LABELS.get(context.planned.case.norm)
+    if name is None or not context.iterative:
+        return None
+    rows = context.improvable()
+    problem = context.problem.select(rows)
+    queries = LABEL_QUERIES // 3 if context.graded else LABEL_QUERIES
+    attack = bound(
+        registry.function("attacks", registry.find("attacks", name)), {"queries": queries}
+    )
+    verdict = problem.probe(attack(problem, context.rng.select(rows).fork("probe", name)))
+    harm = verdict.harm.masked_fill(verdict.is_final, torch.inf)
+    return Measured(float((harm > context.to_beat(rows)).sum()), len(rows))
 
 
 def _probe(

@@ -74,6 +74,10 @@ CHECKS: dict[str, tuple[str, _Write]] = {
     "apgd_beats_attack": ("Missed images on which a short APGD succeeds", _images),
     "noise_beats_attack": ("Missed images on which random noise succeeds", _images),
     "black_box_beats_white_box": ("Missed images on which a query attack succeeds", _images),
+    "labels_beat_attack": (
+        "Missed images on which an attack succeeds that sees only the label",
+        _images,
+    ),
     "success_falls_with_radius": (
         "Images with a success at a small radius but not at the largest",
         _images,

@@ -24,7 +24,23 @@ class _Row:
     measure: Callable[[CheckContext], Measured | None]
     threshold: float
     meaning: str
+    # flags of which one must be raised for the check to run
+    after: tuple[str, ...] = ()
 
+
+# flags that say that the gradients may be masked
+SUSPICIOUS = (
+    "probabilities",
+    "nonfinite_gradients",
+    "zero_gradients",
+    "gradients_disagree",
+    "answers_differ_under_attack",
+    "one_step_beats_iterative",
+    "noise_beats_attack",
+    "black_box_beats_white_box",
+    "large_radius_leaves_images",
+    "steps_gain_nothing",
+)
 
 _CHECKS = {
     "probabilities": _Row(
@@ -143,6 +159,13 @@ _CHECKS = {
         "A random direction of the same size succeeds on more images than the fitted perturbation: "
         "the attack failed to learn.",
     ),
+    "labels_beat_attack": _Row(
+        check_functions.labels,
+        1.0,
+        "An attack that sees only what the model decides succeeds on images that this attack, "
+        "which knows the whole model, missed: the model hides its gradients.",
+        after=SUSPICIOUS,
+    ),
     "rounding_repairs": _Row(
         check_functions.rounding,
         0.5,
@@ -155,10 +178,13 @@ NAMES = tuple(_CHECKS)  # the names of all checks; a flag has the name of its ch
 
 def run_checks(context: CheckContext) -> tuple[tuple[Check, ...], tuple[Flag, ...]]:
     """Return the results of all checks on a run, and the flags that they raise."""
-    checks, flags = [], []
+    checks: list[Check] = []
+    flags: list[Flag] = []
     case = context.planned.case
     with seeded(case.seed, case.id, "checks"), frozen(context.setup.victim.module):
         for name, row in _CHECKS.items():
+            if row.after and not _doubted(row, flags, masks=context.graded):
+                continue
             measured = row.measure(context)
             if measured is None:
                 continue
@@ -168,3 +194,11 @@ def run_checks(context: CheckContext) -> tuple[tuple[Check, ...], tuple[Flag, ..
                 meaning = f"{row.meaning}; {measured.more}." if measured.more else row.meaning
                 flags.append(Flag(**value, meaning=meaning))
     return tuple(checks), tuple(flags)
+
+
+def _doubted(row: _Row, flags: list[Flag], *, masks: bool) -> bool:
+    """Whether a flag was raised after which a check runs."""
+    raised = {flag.name for flag in flags}
+    if masks:  # the Dice of a mask may have a floor, whatever its gradients
+        raised -= {"large_radius_leaves_images"}
+    return not raised.isdisjoint(row.after)

@@ -174,6 +174,29 @@ def test_a_broken_defense_is_flagged(name: str) -> None:
     assert all(flag.value > flag.threshold for flag in flags.values())
 
 
+@pytest.mark.parametrize(
+    ("kind", "norm", "ladder"),
+    [(Cold, "linf", (0.03, 0.06, 0.12)), (Nan, "l2", (0.2, 0.4, 0.8))],
+)
+def test_pgd_is_robust_where_gradients_are_masked_and_labels_are_not(
+    kind: type[Honest], norm: str, ladder: tuple[float, ...]
+) -> None:
+    """PGD breaks no image of these victims, at a radius at which honest gradients break most."""
+    record = record_of(trained(kind), norm=norm, ladder=ladder)
+    assert record.rungs[2].metrics["accuracy"].value == record.rungs[0].metrics["accuracy"].value
+    flag = next(flag for flag in record.flags if flag.name == "labels_beat_attack")
+    assert flag.value >= 4
+    assert "sees only what the model decides" in flag.meaning
+    check = next(check for check in record.checks if check.name == "labels_beat_attack")
+    assert check.n_images == 12
+
+
+def test_labels_are_asked_only_where_gradients_look_suspicious() -> None:
+    names = {check.name for check in record_of(trained(Honest)).checks}
+    assert "labels_beat_attack" not in names
+    assert "black_box_beats_white_box" in names
+
+
 @pytest.mark.parametrize("attack", ["fgsm", "bim", "pgd"])
 def test_an_honest_victim_is_not_flagged(attack: str) -> None:
     record = record_of(trained(Honest), attack)
