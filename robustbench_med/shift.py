@@ -34,6 +34,7 @@ class Family:
             It returns the transformed image, which is clipped to [0,1] afterwards.
             With all parameters 0 it returns the image itself.
         signed: whether a parameter may be negative.
+        stochastic: whether the image depends on the stream, as of noise.
         differentiable: whether the image has a gradient with respect to the parameters.
         move: for transforms that move anatomy: function of a mask `(1, *s)`, parameters and a
             stream that returns the mask moved along.
@@ -42,6 +43,7 @@ class Family:
     size: int
     apply: Callable[[Images, Tensor, Draws], Images]
     signed: bool = True
+    stochastic: bool = False
     differentiable: bool = True
     move: Callable[[Tensor, Tensor, Draws], Tensor] | None = None
 
@@ -65,6 +67,11 @@ class Family:
         theta = rng.uniform(self.size)
         theta = 2 * theta - 1 if self.signed else theta
         return theta / theta.abs().amax(1, keepdim=True) * severity[:, None]
+
+    def inside(self, severity: PerSample, rng: Draws) -> Parameters:
+        """Return parameters drawn uniformly from the box, `(b, p)`."""
+        theta = rng.uniform(self.size) * severity[:, None]
+        return 2 * theta - severity[:, None] if self.signed else theta
 
     def project(self, theta: Parameters, severity: PerSample) -> Parameters:
         """Return the parameters clipped to the box of a severity, one for each image."""

@@ -51,12 +51,30 @@ def search_shift(
     best = _Best(problem, family)
     for i in range(1 if search == "random" else draws):
         stream = rng.select(best.open).fork("draw", i)
-        best.probe(best.family.draw(best.severity[best.open], stream.fork("theta")), stream)
+        best.probe(_drawn(best, rng, i), stream)
     if search == "climbed" and family.differentiable:
         _climb(best, steps)
     elif search in ("climbed", "local"):
         _local(best, steps, rng)
     return best.shifted
+
+
+def _drawn(best: _Best, rng: Draws, i: int) -> Tensor:
+    """Return the parameters of a draw of the open images.
+
+    Draws use the severity fully. Of one number that alone makes the image, that leaves its two
+    ends: the first two draws are these, and the others lie between them.
+    """
+    family, severity = best.family, best.severity[best.open]
+
+    def stream(index: int) -> Draws:
+        return rng.select(best.open).fork("draw", index).fork("theta")
+
+    if i == 0 or family.size > 1 or family.stochastic:
+        return family.draw(severity, stream(i))
+    if i == 1 and family.signed:
+        return -family.draw(severity, stream(0))
+    return family.inside(severity, stream(i))
 
 
 class _Best:

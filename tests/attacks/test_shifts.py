@@ -12,7 +12,7 @@ from scipy.interpolate import BSpline
 from torch import Tensor
 
 from attacks.shifts.bias_field import bias_field, bias_field_family
-from attacks.shifts.search import SEARCHES
+from attacks.shifts.search import SEARCHES, search_shift
 from attacks.shifts.splines import basis, spline
 from robustbench_med import registry
 from robustbench_med.ball import Ball
@@ -146,6 +146,22 @@ def test_a_search_runs_on_no_image_and_on_one_severity_each(name: str) -> None:
     problem = posed().at(torch.linspace(0.1, 1, 5))
     severity = run(name, problem, search="random").severity(problem.x)
     assert torch.allclose(severity, torch.linspace(0.1, 1, 5))
+
+
+def test_draws_of_one_number_are_its_ends_and_then_between() -> None:
+    seen: list[Tensor] = []
+
+    def apply(x: Tensor, theta: Tensor, draws: Draws) -> Tensor:
+        seen.append(theta)
+        return x + 0 * theta[0, 0]
+
+    problem, family = posed(1), Family(1, apply)
+    search_shift(problem, family, rng=draws(1), search="worst_of", draws=20, steps=1)
+    theta = torch.cat(seen)[:, 0]
+    assert theta[0].abs() == pytest.approx(0.7)
+    assert theta[1] == -theta[0]
+    assert (theta[2:].abs() < 0.7).all()
+    assert len(theta[2:].unique()) == 18
 
 
 def test_an_unknown_search_is_refused() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from robustbench_med.bench import adversarial_images
 from robustbench_med.bench.attack_run import AttackRun, run_attack
@@ -17,12 +18,14 @@ from robustbench_med.bench.scoring import score_run
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.suite import Suite, find_suite, override
 from robustbench_med.bench.verify.verify import verify
+from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.decide import answer_of
+from robustbench_med.victim import Victim
 from tests.bench.test_shards import data, same, stored
 from tests.bench.test_verify import made
 from tests.bench.toys import MODEL, dataset_of, planned_of, prepared_of
-from tests.toys import small_mask_victim, small_victim
+from tests.toys import small_mask_victim, small_victim, victim_of
 
 LADDER = (0.25, 0.5, 1.0)
 SEARCH = {"draws": 3, "steps": 3}
@@ -161,3 +164,51 @@ def test_a_saved_image_of_other_parameters_is_noticed(kept: Stored, tmp_path: Pa
     record = kept.record.model_copy(update={"images": forged.entry})
     found = verify(Stored(record, kept.samples, str(tmp_path)), images=True)
     assert found.word == "mismatch"
+
+
+# --- a planted victim ----------------------------------------------------------------------------
+
+
+class BlindToShading(nn.Module):
+    """Calls an image by its fine stripes: by the logarithm of the image less its low frequencies.
+
+    A bias field adds a smooth number to the logarithm, so the low pass takes it away; movement
+    between the parts of k-space mixes the stripes, which lie in the high frequencies.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = x.clamp_min(1e-3).log()
+        k_space = torch.fft.fft2(fine)
+        frequency = torch.fft.fftfreq(x.shape[-1], 1 / x.shape[-1]).abs()
+        high = (frequency[:, None] >= 6) | (frequency[None] >= 6)
+        fine = torch.fft.ifft2(k_space * high).real
+        lying, standing = fine.diff(dim=2).abs(), fine.diff(dim=3).abs()
+        score = lying.mean((1, 2, 3)) - standing.mean((1, 2, 3))
+        return 30 * torch.stack([-score, score], 1)
+
+
+def striped() -> tuple[Dataset, Victim]:
+    """Return images of lying and standing stripes, and the victim that tells them apart."""
+    wave = 0.4 + 0.06 * torch.cos(2 * torch.pi * 8 * torch.arange(32) / 32)
+    lying = wave.view(1, 1, 32, 1).expand(8, 1, 32, 32)
+    faint = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.1
+    x = torch.cat([lying + faint, lying.transpose(2, 3) + faint])
+    victim = victim_of(BlindToShading(), size=(32, 32))
+    return dataset_of(x, torch.arange(16) // 8 == 0, 2), victim
+
+
+def test_a_victim_blind_to_shading_stands_under_it_and_falls_under_motion() -> None:
+    toys, victim = striped()
+    setup = prepared_of(victim, toys)
+    right = setup.clean.argmax(1) == setup.batch.y
+    assert right.all()
+    left = {}
+    for name in ("bias_field", "motion"):
+        parameters = {"search": "climbed", "draws": 5, "steps": 5}
+        planned = planned_of(
+            toys, name, parameters=parameters, norm="severity", threat="shift", ladder=(0.5, 1.0)
+        )
+        left[name] = (~run_attack(planned, setup).rungs["success"]).float().mean(1).tolist()
+    assert left["bias_field"] == [1.0, 1.0]
+    # standing stripes lie on the centre line of k-space, which stays: every other image falls
+    assert left["motion"][1] == 0.5
