@@ -81,13 +81,19 @@ def regions_shown(board: Board, pictures: Sequence[Picture]) -> list[tuple[str, 
     return [(class_words(name), palette.colour(i)) for i, name in enumerate(board.dataset.parts)]
 
 
-def shown(pictures: Sequence[Picture], *, slides: bool = True) -> str:
+def shown(pictures: Sequence[Picture], *, slides: bool = True, shift: bool = False) -> str:
     """Return a sentence on the images of a picture.
 
     Args:
         pictures: the pictures.
         slides: whether a slider lays the attacked image over the clean one.
+        shift: whether nobody attacked, and the images are shifted.
     """
+    words = _shown(pictures, slides=slides)
+    return words.replace("attacked image", "shifted image") if shift else words
+
+
+def _shown(pictures: Sequence[Picture], *, slides: bool) -> str:
     masks = [picture.example.masks for picture in pictures if picture.example.masks]
     if not masks:
         both = (
@@ -131,7 +137,10 @@ def _picture(row: Row, column: str, example: Example) -> Picture | None:
     caption = f"truth {plain(example.truth)}" if masks is None else _dice(masks)
     if example.view:
         caption += f", {plain(example.view)}"
-    tiles = tuple(tile._replace(uri=_data_uri(row.runs[column], tile.uri)) for tile in named)
+    run = row.runs[column]
+    tiles = tuple(tile._replace(uri=_data_uri(run, tile.uri)) for tile in named)
+    if run.record.case.threat == "shift":
+        tiles = tuple(tile._replace(alt=tile.alt.replace("attacked", "shifted")) for tile in tiles)
     if not all(tile.uri for tile in tiles):
         return None
     return Picture(row.title, column, example, tiles, caption)

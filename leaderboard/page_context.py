@@ -148,7 +148,7 @@ def _view(board: Board, ident: str, budget: int) -> dict[str, Any]:
         "rule": RULE if has_detectors(board) else "",
         "pictures": pictures,
         "regions": regions_shown(board, pictures),
-        "shown": shown(pictures),
+        "shown": shown(pictures, shift=board.shift),
     }
 
 

@@ -164,7 +164,14 @@ def _terminal(board: Board, width: int) -> list[Table | Text]:
         )
     tables: list[Table | Text] = []
     for i, part in enumerate(_split(layout.widths, room=room)):
-        tables.append(Text(terminal_title(board) if not i else "further attacks", style="bold"))
+        tables.append(
+            Text(
+                terminal_title(board)
+                if not i
+                else ("further shifts" if board.shift else "further attacks"),
+                style="bold",
+            )
+        )
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("#", justify="right")
         table.add_column("victim", width=layout.name, overflow="fold")

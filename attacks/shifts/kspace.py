@@ -52,7 +52,7 @@ def motion(
     Raises:
         SpecError: there is no such search, or a parameter is outside its range.
 
-    Source: Shaw et al., MIDL 2019, section 2: k-space is put together from that of moved images.
+    Source: Shaw et al., MIDL 2019: k-space is put together from that of moved images.
     Here movements are translations, which are exact phases in k-space; the lines are measured in
     order, and the part with the centre stays, because a movement of that is one of the whole
     image.

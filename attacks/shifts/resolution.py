@@ -125,12 +125,12 @@ def thick_slices(
         draws: draws of the searches other than random, >= 1.
         steps: steps of a climb, >= 1.
         strength: thickness at severity 1, in pixels along the axis, > 1.
-        axis: the axis; 0 is the slowest one: the slices of a volume, the rows of an image.
+        axis: the axis, >= 0; 0 is the slowest one, the slices of a volume or the rows of an image.
 
     Raises:
         SpecError: there is no such search, or a parameter is outside its range.
 
-    Source: Billot et al., "SynthSeg", Medical Image Analysis 2023, section 3.1 (slice thickness);
+    Source: Billot et al., "SynthSeg", Medical Image Analysis 2023 (slice thickness);
     the profile of a slice is a box.
     """
     family = _family(tuple(problem.x.shape[2:]), strength, nearest=False, axis=axis)

@@ -51,6 +51,15 @@ def _heading(request: AttackRequest) -> str:
     return f"{title} from {plain(surrogate)}"
 
 
+# search of a shift -> parameters that the heading says, or that it does not use
+_UNUSED = {
+    "random": ("search", "draws", "steps"),
+    "worst_of": ("search", "draws", "steps"),
+    "climbed": ("search",),
+    "local": ("search",),
+}
+
+
 def _search_words(parameters: Mapping[str, Any]) -> str:
     """Return how the parameters of a shift were found, for a heading."""
     search = str(parameters.get("search", ""))
@@ -110,7 +119,7 @@ def _setting(request: AttackRequest) -> dict[str, Any]:
         "weights": case.surrogate_sha256[:8],
         "train": case.train_sha256[:8] if request.trains else "",
     }
-    shown = ("search", "draws") if case.threat == "shift" else ()  # the heading says these
+    shown = _UNUSED.get(str(case.parameters.get("search")), ()) if case.threat == "shift" else ()
     # if a parameter of the attack has the name of a field, both are listed
     stated = {
         f"attack {k}" if k in fields else k: v for k, v in case.parameters.items() if k not in shown

@@ -78,7 +78,7 @@ def _galleries(model_boards: list[ModelBoard]) -> list[dict[str, Any]]:
                     "anchor": model_board.anchor,
                     "pictures": [(p, model_board.runs[p.column].record.case_id) for p in pictures],
                     "regions": regions_shown(model_board.board, pictures),
-                    "shown": shown(pictures, slides=False),
+                    "shown": shown(pictures, slides=False, shift=model_board.board.shift),
                     "board": model_board.board,
                 }
             )

@@ -52,6 +52,9 @@ class MetricRow(NamedTuple):
     cells: tuple[Estimate | None, ...]
 
 
+_SHIFTED = {"attack_success": "Lost by the shift, %"}  # labels that would speak of an attack
+
+
 def metric_rows(record: Record) -> list[MetricRow]:
     """Return the metrics of a record; for masks also the Dice of each region."""
     card = record.dataset_card
@@ -65,6 +68,8 @@ def metric_rows(record: Record) -> list[MetricRow]:
             (f"dice[{part}]", class_words(part), "unit", index)
             for index, part in enumerate(card.parts)
         ]
+    if record.case.threat == "shift":
+        labels = [(n, _SHIFTED.get(n, label), kind, i) for n, label, kind, i in labels]
     return [
         MetricRow(label, kind, index, tuple(rung.metrics.get(name) for rung in record.rungs))
         for name, label, kind, index in labels
@@ -139,7 +144,8 @@ def metric_notes(record: Record) -> str:
             "image's diagonal).",
             "Missed lesions are a share of the lesions that are present, and false alarms a share "
             "of the regions that are absent.",
-            f"Attack success means {success}.",
+            f"{'Lost by the shift' if record.case.threat == 'shift' else 'Attack success'} means "
+            f"{success}.",
             ""
             if card.spacing
             else f"The size of a {'voxel' if three else 'pixel'} is not known, so distances are in "

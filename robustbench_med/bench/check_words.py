@@ -107,6 +107,15 @@ CHECKS: dict[str, tuple[str, _Write]] = {
 }
 
 
+# titles that would speak of an attack where nobody attacks
+_OF_SHIFTS = {
+    "over_budget": "Images that are not those of their parameters, or above the severity",
+    "zero_gradients": "Gradients that were zero everywhere, so that no climb could follow them",
+    "gradients_disagree": "Gradients of the climb that finite differences contradict",
+    "answers_differ_under_attack": "Outputs that differ while gradients are computed",
+}
+
+
 class CheckRow(NamedTuple):
     """One row of the list of checks on the page."""
 
@@ -123,6 +132,8 @@ def check_rows(record: Record) -> list[CheckRow]:
     rows = []
     for check in record.checks:
         title, write = CHECKS.get(check.name, (_spelled(check.name), _plain))
+        if record.case.threat == "shift":
+            title = _OF_SHIFTS.get(check.name, title)
         # the title and the column `checked` say what is counted
         write = _count if write is _images else write
         rows.append(

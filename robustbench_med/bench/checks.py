@@ -64,7 +64,7 @@ _CHECKS = {
     "over_budget": _Row(
         check_functions.over_budget,
         0.0,
-        "Some images were changed more than the radius allows, or left [0,1].",
+        "Some images were changed more than the radius or severity allows, or left [0,1].",
     ),
     "nonfinite_gradients": _Row(
         check_functions.nonfinite,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import ndimage, stats
 from torch import Tensor
 
@@ -196,3 +198,92 @@ def test_spikes_are_two_values_of_k_space() -> None:
         assert int((k_space > 1e-3 * k_space.max()).sum()) == 2
         assert float(stripe.square().mean().sqrt()) == pytest.approx(0.1 / math.sqrt(2), rel=1e-4)
         assert k_space[0, 0] < 1e-3
+
+
+# --- compression ---------------------------------------------------------------------------------
+
+
+def test_jpeg_is_that_of_pillow_and_colour_images_stay_one_picture() -> None:
+    x = pictures(1, 16, 24).expand(1, 3, 16, 24) * torch.tensor([1, 0.5, 0.2]).view(1, 3, 1, 1)
+    ours = shifted("jpeg_codec", x, 1.0, lowest=30)
+    grey = (x[0] * 255).round().byte().movedim(0, -1).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, format="JPEG", quality=30)
+    theirs = torch.from_numpy(np.asarray(Image.open(buffer)) / 255).float().movedim(-1, 0)
+    assert torch.equal(ours[0], theirs)
+    volume = pictures(1, 3, 16, 16)
+    alone = shifted("jpeg_codec", volume[:, :, 1], 1.0, lowest=30)
+    assert torch.equal(shifted("jpeg_codec", volume, 1.0, lowest=30)[:, :, 1], alone)
+
+
+def test_a_quality_that_no_codec_has_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"expected lowest in 1\.\.99, got 100"):
+        family("jpeg_codec", 8, 8, lowest=100)
+
+
+# --- lens and colour -----------------------------------------------------------------------------
+
+
+def test_a_vignette_takes_its_part_from_the_corners_and_nothing_from_the_centre() -> None:
+    x = torch.full((1, 1, 17, 17), 0.6)
+    z = shifted("vignette", x, 0.5, strength=0.8)[0, 0]
+    assert float(z[0, 0]) == pytest.approx(0.6 * 0.6)
+    assert float(z[8, 8]) == pytest.approx(0.6)
+    assert float(z[0, 8]) == pytest.approx(0.6 * 0.8)  # half of the squared distance
+
+
+def test_black_corners_leave_the_circle() -> None:
+    x = torch.full((1, 1, 101, 101), 0.6)
+    z = shifted("black_corners", x, 1.0, smallest=0.5)[0, 0]
+    assert int((z == 0.6).sum()) == pytest.approx(math.pi * 20**2, rel=0.1)
+    assert int((z > 0).sum()) == pytest.approx(math.pi * 25**2, rel=0.02)
+
+
+def test_stain_is_a_step_in_the_colour_space_of_scikit_image() -> None:
+    from skimage.color import hed2rgb, rgb2hed
+
+    x = 0.3 + 0.4 * torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    theta = (0.5, -0.5, 0.0, 0.2, 0.0, -0.2)
+    ours = shifted("stain", x, *theta, strength=0.3, shift=0.05)[0].movedim(0, -1)
+    amounts = rgb2hed(x[0].movedim(0, -1).double().numpy())
+    changed = amounts * (1 + 0.3 * np.array(theta[:3])) + 0.05 * np.array(theta[3:])
+    # where scikit-image clips no amount at 0, both are the same
+    inside = ((amounts > 0) & (changed > 0)).all(-1)
+    assert inside.sum() > 3
+    assert np.abs(ours.numpy() - hed2rgb(changed))[inside].max() < 1e-4
+
+
+def test_a_stain_of_grey_images_is_refused() -> None:
+    with pytest.raises(SpecError, match="expected images of 3 channels for a stain, got 1"):
+        family("stain", 8, 8)
+
+
+# --- geometry ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(15, 15), (5, 15, 15)])
+def test_a_quarter_turn_and_whole_steps_move_images_and_masks_alike(size: tuple[int, ...]) -> None:
+    x = pictures(1, *size)
+    y = (x[:, 0] * 7).long() - 1
+    zeros = [0.0] * len(size)
+    made = family("affine", *size, degrees=90.0, move=3 / 14)
+    quarter = torch.tensor([[1.0, 0.0, *zeros]])
+    z, moved = made.apply(x, quarter, draws(1)), made.truth(y, quarter, draws(1))
+    assert torch.allclose(z, x.rot90(-1, (-2, -1)), atol=1e-4)
+    assert torch.equal(moved, y.rot90(-1, (-2, -1)))
+    aside = torch.tensor([[0.0, 0.0, 1.0, *zeros[1:]]])
+    z, moved = made.apply(x, aside, draws(1)), made.truth(y, aside, draws(1))
+    assert torch.allclose(z[..., 3:], x[..., :-3], atol=1e-5)
+    assert torch.equal(moved[..., 3:], y[..., :-3])
+
+
+def test_equal_coefficients_of_a_deformation_move_the_whole_image() -> None:
+    x = pictures(1, 21, 21)
+    y = (x[:, 0] * 7).long()
+    made = family("elastic", 21, 21, points=4, strength=2 / 20)
+    theta = torch.zeros(1, 2, 16)
+    theta[0, 0] = 1  # two pixels along the last axis
+    z = made.apply(x, theta.view(1, -1), draws(1))
+    assert torch.allclose(z[..., :-2], x[..., 2:], atol=1e-5)
+    assert torch.equal(made.truth(y, theta.view(1, -1), draws(1))[..., :-2], y[..., 2:])
+    assert torch.equal(made.truth(y, 0 * theta.view(1, -1), draws(1)), y)
