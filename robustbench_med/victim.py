@@ -218,7 +218,7 @@ class Victim:
             each = " at every pixel" if masks else ""
             way = _advice(shape, x, outputs, masks=masks)
             if self.contract.sizes and masks:
-                way = _one_size(self.contract)
+                way = f"{_one_size(self.contract)}, or window=[...] in the text of the model"
             raise VictimError(
                 f"expected {widths} logits{each} for this data, got outputs {shape}: {way}"
             )

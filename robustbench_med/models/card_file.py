@@ -66,7 +66,7 @@ def check_fits(card: ModelCard, fits: TrainedOn, data: DatasetCard, *, resized: 
     for what in ("task", "classes") if resized else TrainedOn.model_fields:
         expected, got = getattr(fits, what), getattr(data, what)
         if what == "size" and data.sizes_differ:
-            got = "images that keep their own"
+            got = "several sizes"
         if expected != got:
             raise VictimError(
                 f"{card.name}: expected {what.replace('_', ' ')} {expected}, as in its training, "

@@ -121,7 +121,7 @@ def _trained_on(card: ModelCard, data: DatasetCard, source: ModelSource) -> Data
         wanted, got = getattr(expected, what), getattr(seen, what)
         way = bridge(what, wanted, got)
         if what == "size" and seen.sizes_differ:
-            got = "images that keep their own"
+            got = "several sizes"
         if wanted != got:
             raise VictimError(
                 f"{card.name}: expected {what} {wanted}, got {got} of {data.name}: choose a victim "

@@ -301,6 +301,23 @@ def test_what_needs_one_size_is_refused(
         run(card, kind, attack, **words)
 
 
+def test_a_shipped_victim_and_training_need_one_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    card = folder(tmp_path, "labels", SIZES)
+    fields: dict[str, Any] = {"eps": 4 / 255, "operating_point": "argmax"}
+    with pytest.raises(VictimError, match=r"size \(64, 64\), got several sizes .*resize\(64, 64\)"):
+        rm.evaluate("chest_resnet", card, "fgsm", **fields)
+    steps = "resize(64, 64)"
+    stored = rm.evaluate("chest_resnet", card, "fgsm", preprocess=steps, **fields).records[0]
+    assert stored.record.n == COUNT
+    words = ["train", "--dataset", "films.toml", "--model", "timm:resnet18", "--out", "out"]
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, SpecError)
+    assert "expected images of one size to train on" in str(done.exception)
+
+
 def test_one_tensor_of_several_sizes_is_refused(tmp_path: Path) -> None:
     card = folder(tmp_path, "labels", SIZES)
     with pytest.raises(SpecError, match="evaluate takes them"):
