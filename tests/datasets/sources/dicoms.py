@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     UID,
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -82,3 +85,15 @@ def write(
 
 def _encoding(syntax: str) -> dict[str, bool]:
     return {"implicit_vr": syntax == IMPLICIT, "little_endian": syntax != BIG}
+
+
+def deflated_bomb(path: Path) -> None:
+    """Let a file unpack to 256 MiB of zeros."""
+    image = dcmread(path)
+    image.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    image.save_as(path, enforce_file_format=True)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    zeros = bytes(2**24)
+    body = b"".join([*(packer.compress(zeros) for _ in range(2**4)), packer.flush()])
+    content = path.read_bytes()
+    path.write_bytes(content[: 144 + int.from_bytes(content[140:144], "little")] + body)

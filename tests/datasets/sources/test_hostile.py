@@ -24,6 +24,7 @@ import pytest
 from PIL import Image
 
 from tests.datasets.sources.conftest import picture, save, write_table
+from tests.datasets.sources.dicoms import deflated_bomb
 from tests.datasets.sources.dicoms import write as write_dicom
 
 Make = Callable[[Path], None]
@@ -167,18 +168,6 @@ def _report(path: Path) -> None:
         delattr(image, tag)
     image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = pydicom.uid.UID(REPORT)
     image.save_as(path, enforce_file_format=True)
-
-
-def _bomb(path: Path) -> None:
-    """Let a file unpack to 256 MiB of zeros."""
-    image = pydicom.dcmread(path)
-    image.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
-    image.save_as(path, enforce_file_format=True)
-    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    zeros = bytes(2**24)
-    body = b"".join([*(packer.compress(zeros) for _ in range(2**4)), packer.flush()])
-    content = path.read_bytes()
-    path.write_bytes(content[: 144 + int.from_bytes(content[140:144], "little")] + body)
 
 
 class _Runs:
@@ -329,7 +318,10 @@ CORPUS: dict[str, tuple[Make, str]] = {
         _slices(_bytes(lambda c: c.replace(b"10008.1.2.1", b"10008.1.9.9"))),
         "3.dcm",
     ),
-    "deflated bomb": (_slices(_bomb), "3.dcm: it is deflated and unpacks to more than 128 MiB"),
+    "deflated bomb": (
+        _slices(deflated_bomb),
+        "3.dcm: it is deflated and unpacks to more than 128 MiB",
+    ),
     "a report": (_slices(_report), "'3', which is not there"),
     # archives
     "pickle in npz": (_npz(test_images=_array(OBJECT), test_labels=LABELS), "Python objects"),
