@@ -11,6 +11,7 @@ import pandas as pd
 
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.record import Stored
+from robustbench_med.cards import SEVERITY
 from robustbench_med.paper import cell, escape, latex_table
 from robustbench_med.spec import Spec
 from robustbench_med.stats import UNDEFINED, Estimate
@@ -65,18 +66,26 @@ class ScoreFrame(NamedTuple):
         unit = r", \%" if self.percent else ""
         heads = {WORST: f"worst case{unit}"}
         cells: dict[str, list[str]] = {
-            "radius": [self._radius(eps) if eps else "clean" for eps in self.radii]
+            "severity" if self.shift else "radius": [
+                self._radius(eps) if eps else "clean" for eps in self.radii
+            ]
         }
         for name, estimates in self.columns.items():
             heading = heads.get(name, f"{escape(name)}{unit}")
             cells[heading] = [cell(estimate, percent=self.percent) for estimate in estimates]
         if caption is None:
+            what = "acquisition shifts" if self.shift else f"{_NORMS[self.case.norm]} attacks"
             caption = escape(
                 f"{_first_upper(self.metric)} of {self.case.victim} on {self.case.dataset} with "
-                f"95 % intervals ({_NORMS[self.case.norm]} attacks). The worst case is taken image "
-                "by image over all attacks."
+                f"95 % intervals ({what}). The worst case is taken image by image over all "
+                f"{'shifts' if self.shift else 'attacks'}."
             )
         return latex_table(pd.DataFrame(cells), caption=caption, label=label)
+
+    @property
+    def shift(self) -> bool:
+        """Whether nobody attacks, so that the radii are severities."""
+        return self.case.norm == SEVERITY
 
     def _radius(self, eps: float) -> str:
         image_units = self.case.norm == "linf" and self.case.budget == "absolute"
@@ -110,7 +119,8 @@ class ScoreFrame(NamedTuple):
             )
             axes.fill_between(at, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
         unit = " (/255)" if grey else ""
-        axes.set_xlabel(f"radius ε, {_NORMS[self.case.norm]}{unit}")
+        words = "severity" if self.shift else f"radius ε, {_NORMS[self.case.norm]}{unit}"
+        axes.set_xlabel(words)
         axes.set_ylabel(f"{self.metric}, %" if self.percent else self.metric)
         axes.set_xlim(0, None)
         axes.set_ylim(-0.015 * factor, 1.015 * factor)

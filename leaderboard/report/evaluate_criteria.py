@@ -10,7 +10,8 @@ from robustbench_med.bench.case import Case
 from robustbench_med.bench.record import Stored
 from robustbench_med.cards import DatasetCard
 
-from ..wording.text import NORMS, THREATS, plain, radii, radius
+from ..boards.board import Board
+from ..wording.text import NORMS, THREATS, plain, radii, radius, sign_of
 from ..wording.threat_model import metric_unit, objective_words
 from .criteria import METRICS, CriteriaFile, Criterion
 from .criterion_value import criterion_value, judged_end, of_records, over_goals
@@ -112,9 +113,11 @@ def words(
         criterion.attack, f"under {criterion.attack}"
     )
     if criterion.attack != "clean":
-        against += f" at ε = {radius(criterion.radius, criterion.norm)}"
-        aim = _aim(criterion, model_boards)
-        against += f" ({THREATS[criterion.threat]}, {NORMS[criterion.norm]}, {aim})"
+        against += f" at {sign_of(criterion.norm)} {radius(criterion.radius, criterion.norm)}"
+        shift = criterion.threat == "shift"
+        words = [THREATS[criterion.threat], *([] if shift else [NORMS[criterion.norm]])]
+        words.append(_aim(criterion, model_boards))
+        against += f" ({', '.join(words)})"
     way = "at least" if criterion.higher else "at most"
     behind = "" if criterion.defense == "none" else f", behind {criterion.defense}"
     where = f", {criterion.dataset}" if criterion.dataset else ", every dataset"
@@ -250,11 +253,16 @@ def _state(model_board: ModelBoard) -> tuple[str, str]:
     return model_board.board.dataset.name, model_board.row.key.weights
 
 
+def _tried(board: Board) -> str:
+    ladder = radii(board.ladder, board.norm, board.budget)
+    return f"severity {ladder}" if board.shift else f"ε {ladder}"
+
+
 def _not_run(heading: str, model_boards: list[ModelBoard], names: str) -> Outcome:
     there = dict.fromkeys(
         f"{model_board.board.dataset.name}, {model_board.board.setting}, "
         f"behind {model_board.row.key.defense}, "
-        f"ε {radii(model_board.board.ladder, model_board.board.norm, model_board.board.budget)}: "
+        f"{_tried(model_board.board)}: "
         f"{', '.join(_attacks(model_board))}"
         for model_board in model_boards
     )

@@ -123,8 +123,15 @@ def limits(model_boards: list[ModelBoard], lines: list[str]) -> tuple[str, ...]:
             "Where patients are not known, images are treated as independent. If several are of "
             "one patient, the intervals are too narrow."
         )
-    largest = sorted({radius(r.case.ladder[-1], r.case.norm, r.case.budget) for r in runs})
-    sentences.append(f"No radius above the largest tried was tested ({', '.join(largest)}).")
+    attacks = [r.case for r in runs if r.case.threat != "shift"]
+    largest = sorted({radius(case.ladder[-1], case.norm, case.budget) for case in attacks})
+    if largest:
+        sentences.append(f"No radius above the largest tried was tested ({', '.join(largest)}).")
+    severest = sorted({f"{r.case.ladder[-1]:.3g}" for r in runs if r.case.threat == "shift"})
+    if severest:
+        sentences.append(
+            f"No severity of a shift above the largest tried was tested ({', '.join(severest)})."
+        )
     sentences.append(
         "Robustness under attack is an upper bound: an attack that fails proves nothing."
     )

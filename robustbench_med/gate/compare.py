@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from robustbench_med.bench.case import Case
 from robustbench_med.bench.record import Stored
 from robustbench_med.bench.verify.diff import written
+from robustbench_med.cards import SEVERITY
 from robustbench_med.errors import ResultsError, SpecError
 from robustbench_med.gate.drop import Drop, drop_of
 from robustbench_med.spec import number
@@ -201,17 +203,20 @@ def _message(recorded: Stored, change: Change, tests: int) -> str:
     exact = not masks and drop.patients == drop.n
     test = "exact McNemar, one-sided" if exact else "signs flipped by patient, one-sided"
     lines = [
-        f"{score} {_where(change.eps)} {_CALLED[change.way]} from {was:.3f} to {is_:.3f} "
-        f"on {drop.n} images{owned}: {record.case.label}",
+        f"{score} {_where(change.eps, record.case)} {_CALLED[change.way]} from {was:.3f} to "
+        f"{is_:.3f} on {drop.n} images{owned}: {record.case.label}",
         f"{fell} images lost, {rose} gained: p = {change.p:.2g} ({test}{over})",
     ]
     if change.way < 0:
-        lines.append("a rising score means that the attack is weaker or the model is stronger")
+        what = "shift" if record.case.norm == SEVERITY else "attack"
+        lines.append(f"a rising score means that the {what} is weaker or the model is stronger")
     lines += _power(drop, _CALLED[change.way].replace("dropped", "drop").replace("rose", "rise"))
     return "\n".join(lines)
 
 
-def _where(eps: float) -> str:
+def _where(eps: float, case: Case) -> str:
+    if case.norm == SEVERITY:
+        return f"at severity {eps:g}" if eps else "on the clean images"
     return f"at eps {written(eps)}" if eps else "without an attack"
 
 

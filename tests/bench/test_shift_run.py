@@ -7,16 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
-from robustbench_med.bench import adversarial_images
+from robustbench_med.bench import adversarial_images, store
 from robustbench_med.bench.attack_run import AttackRun, run_attack
+from robustbench_med.bench.attack_spec import by_queries, resolve_attack
 from robustbench_med.bench.plan import plan
 from robustbench_med.bench.record import Stored
+from robustbench_med.bench.runner import run_cases
 from robustbench_med.bench.schedules import Sharding
 from robustbench_med.bench.scoring import score_run
 from robustbench_med.bench.setup import AttackSetup
-from robustbench_med.bench.suite import Suite, find_suite, override
+from robustbench_med.bench.suite import Grid, Suite, find_suite, override
+from robustbench_med.bench.verify.consistency import contradictions
 from robustbench_med.bench.verify.verify import verify
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.errors import SpecError
@@ -139,6 +143,14 @@ def test_what_makes_no_sense_for_a_shift_is_refused(grid: dict[str, object], mes
         plan(suite_with(**grid))
 
 
+def test_a_climb_becomes_a_local_search_on_a_model_without_gradient() -> None:
+    grid = Grid(datasets=("toy",), attacks=("bias_field(search='climbed')", "motion"))
+    attacks = [resolve_attack(text, grid) for text in grid.attacks]
+    model = MODEL.model_copy(update={"queries_only": True})
+    left = by_queries(model, attacks, grid, lambda eps: 0.0)
+    assert [attack.parameters["search"] for attack in left] == ["local", "worst_of"]
+
+
 # --- verify --------------------------------------------------------------------------------------
 
 
@@ -164,6 +176,31 @@ def test_a_saved_image_of_other_parameters_is_noticed(kept: Stored, tmp_path: Pa
     record = kept.record.model_copy(update={"images": forged.entry})
     found = verify(Stored(record, kept.samples, str(tmp_path)), images=True)
     assert found.word == "mismatch"
+
+
+def test_parameters_above_their_severity_contradict_a_record(kept: Stored) -> None:
+    assert contradictions(kept) == []
+    samples = kept.samples.copy()
+    samples["theta"] = [[2 * value for value in theta] for theta in samples["theta"]]
+    forged = contradictions(kept._replace(samples=samples))
+    assert forged == ["theta of the samples is larger than the severity"]
+    nameless = kept._replace(samples=kept.samples.drop(columns="theta"))
+    assert contradictions(nameless) == ["no column theta in the samples of a shift"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", ["affine(search='random')", "elastic(draws=2)"])
+def test_a_record_of_masks_that_moved_is_verified(attack: str, tmp_path: Path) -> None:
+    grid = {"datasets": ["phantom_brain"], "victims": ["brain_unet"], "n": 2}
+    planned, failures = plan(suite_with(attacks=[attack], ladder=[0.5, 1.0], **grid))
+    assert not failures
+    quiet = Console(quiet=True)
+    assert not run_cases(planned, tmp_path, console=quiet, command="", examples=1, images=True)
+    stored = store.read(tmp_path / planned[0].case.id)
+    truth = [tuple(pixels) for pixels in stored.samples["truth"]]
+    assert "random" not in attack or truth[:2] != truth[-2:]
+    assert verify(stored).word == "match"
+    assert verify(stored, images=True).word == "match"
 
 
 # --- a planted victim ----------------------------------------------------------------------------

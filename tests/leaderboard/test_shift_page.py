@@ -16,6 +16,8 @@ from leaderboard.wording.records import audit_words
 from robustbench_med import cli
 from robustbench_med.bench import store
 from robustbench_med.bench.record import Stored
+from robustbench_med.evaluation import Evaluation
+from robustbench_med.gate.compare import compare
 
 from .visible import visible_text
 
@@ -83,3 +85,21 @@ def test_the_report_says_that_nobody_attacks(tmp_path: Path) -> None:
     assert "Nobody attacks here." in text
     assert "shift the image up to severity 0.25, 0.5, 1" in text
     assert "Accidental faults other than the acquisition shifts above" in text
+
+
+def test_a_table_and_a_figure_of_shifts_have_severities(records: list[Stored]) -> None:
+    mine = [s for s in records if s.record.case.victim == "fundus_resnet"]
+    evaluation = Evaluation(mine)
+    table = evaluation.to_latex()
+    assert "severity" in table
+    assert "acquisition shifts" in table
+    assert "radius" not in table
+    assert evaluation.plot().axes[0].get_xlabel() == "severity"
+
+
+def test_the_gate_says_at_which_severity_a_model_got_weaker(records: list[Stored]) -> None:
+    samples = records[0].samples.copy()
+    samples.loc[samples["eps"] == 0.25, "correct"] = False
+    found = compare(records[0], records[0]._replace(samples=samples))
+    assert not found.holds
+    assert "accuracy at severity 0.25 dropped" in found.message

@@ -17,6 +17,7 @@ from pandas.api.types import infer_dtype
 
 from robustbench_med.bench.record import Record, Stored
 from robustbench_med.bench.verify.diff import line, plain, same, shown, written
+from robustbench_med.cards import SEVERITY
 from robustbench_med.errors import ResultsError
 
 # the columns of every samples table, see `Stored`
@@ -115,9 +116,12 @@ def layout_errors(stored: Stored) -> list[str]:
     if not np.array_equal(table["eps"].to_numpy(float), np.repeat(ladder, record.n)):
         lines.append("eps of the samples is not 0 and the ladder of the case, rung by rung")
     first = table.iloc[: record.n]
+    # masks move along with the anatomy that a shift moves
+    moves = record.case.norm == SEVERITY and record.dataset_card.task == "segmentation"
+    names = [name for name in _OF_IMAGES if not moves or name != "truth"]
     for i in range(1, len(ladder)):
         rows = table.iloc[i * record.n : (i + 1) * record.n]
-        for name in _OF_IMAGES:
+        for name in names:
             if not all(map(same, first[name], rows[name])):
                 lines.append(
                     f"{name} of the samples at eps {written(ladder[i])} is not that at eps 0"
@@ -135,7 +139,12 @@ def contradictions(stored: Stored) -> list[str]:
         ResultsError: a column has values of the wrong type.
     """
     try:
-        return [*_metric_errors(stored), *_outcome_errors(stored), *_entry_errors(stored)]
+        return [
+            *_metric_errors(stored),
+            *_outcome_errors(stored),
+            *_entry_errors(stored),
+            *_severity_errors(stored),
+        ]
     except (TypeError, ValueError, IndexError) as error:
         first = str(error).splitlines()[0]
         raise ResultsError(
@@ -210,6 +219,19 @@ def _entry_errors(stored: Stored) -> Iterator[str]:
     flagged = {flag.name: (flag.value, flag.threshold) for flag in record.flags}
     if raised != flagged:
         yield line("flags", sorted(flagged), sorted(raised), "its own checks raise")
+
+
+def _severity_errors(stored: Stored) -> Iterator[str]:
+    """Yield a line where the parameters of a shift lie outside of their severity."""
+    audit, table = stored.record.audit, stored.samples
+    if stored.record.case.norm != SEVERITY or audit is None or audit.over_budget:
+        return
+    if "theta" not in table:
+        yield "no column theta in the samples of a shift"
+        return
+    largest = np.array([max(map(abs, theta), default=0.0) for theta in table["theta"]])
+    if (largest > table["eps"].to_numpy(float) * (1 + 1e-5) + audit.tolerance).any():
+        yield "theta of the samples is larger than the severity"
 
 
 def patients_of_rows(rows: pd.DataFrame) -> NDArray[np.character] | None:
