@@ -116,8 +116,13 @@ def _real_first(card: DatasetCard) -> bool:
 
 
 def _kind(card: DatasetCard) -> str:
-    """Return a dataset's modality without its details: "brain MRI" of "brain MRI, crop"."""
+    """Return a dataset's modality without its details: "brain MRI" of "brain MRI, crop".
+
+    Where nobody stated it, its title stands for it.
+    """
     modality = text.plain(card.modality)
+    if modality in ("not stated", "unknown"):
+        return text.plain(card.title)
     head, _, tail = modality.partition(", ")
     return (modality if " and " in tail else head) or text.plain(card.title)
 

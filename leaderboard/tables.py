@@ -276,10 +276,17 @@ def _caption(board: Board) -> list[str]:
         f"{board.score.key}, [95 % interval]",
         *argmax_words(board),
         *beyond_words(board),
+        *spec_words(board),
         *(f"{row.title_with_name}: {note}" for row in board.rows for note in row.notes),
         *(f"{DASH} {note}" for note in reasons),
         *([CONTROL] if board.control else []),
     ]
+
+
+def spec_words(board: Board) -> list[str]:
+    """Return the whole spec of each model whose name is shortened in a table."""
+    whole = {row.short_name: plain(row.key.victim) for row in board.rows}
+    return [f"{short} is {name}" for short, name in whole.items() if name != short]
 
 
 def argmax_words(board: Board) -> list[str]:

@@ -210,6 +210,7 @@ def _card_of(batch: Batch, model: ModelLike, options: dict[str, Any]) -> Dataset
         channels=batch.x.shape[1],
         size=size,
         bit_depth=16,
+        native_range="float 0..1",
     )
     k = max(_output_width(model, batch, described, options), 2)
     return described.model_copy(update={"classes": tuple(f"class {i}" for i in range(k))})

@@ -261,3 +261,8 @@ def test_a_reader_of_ones_own_is_checked(read: Any, message: str) -> None:  # no
     )
     with pytest.raises(DataError, match=message):
         rm.evaluate(net(), Dataset(card, read), "fgsm", eps=0.1)
+
+
+def test_a_plain_batch_claims_no_grey_levels() -> None:
+    with pytest.raises(BenchError, match="float 0..1"):
+        rm.attack(net(), (X, Y[2]), "fgsm", eps="4gl")

@@ -14,6 +14,8 @@ import pandas as pd
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.record import Stored
 from robustbench_med.cards import AttackCard, DatasetCard, DefenseCard, ModelCard, NativeRange
+from robustbench_med.printable import short_spec
+from robustbench_med.registry import is_own
 from robustbench_med.stats import Estimate
 
 from ..wording.score import Score, score_of
@@ -153,8 +155,14 @@ class Row:
         """
         if self.model.named:
             return self.title
-        model, name = plain(self.model.title), plain(self.key.victim)
+        model, name = plain(self.model.title), self.short_name
         return self.title if name in model else f"{model} ({name}){self.title[len(model) :]}"
+
+    @property
+    def short_name(self) -> str:
+        """The name that `--victim` takes, without folders where it is the spec of a file."""
+        name = plain(self.key.victim)
+        return short_spec(name) if is_own(name) else name
 
     @property
     def name(self) -> str:
@@ -213,6 +221,9 @@ def with_distinct_titles(rows: list[Row]) -> list[Row]:
             for name, form in _DISTINCTIONS.items()
             if len({getattr(key, name) for key in alike}) > 1
         ]
+        short = {other.short_name for other in rows if other.title == row.title}
+        if len(short) == len({key.victim for key in alike}):  # no two look the same
+            words = [row.short_name if word == plain(row.key.victim) else word for word in words]
         if common[row.title] > 1:
             row = replace(row, distinction=", ".join(words))
         distinct.append(row)

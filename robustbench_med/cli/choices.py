@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     from robustbench_med.studies.study import Study
 
 LOCAL = Path("results/local")
-REQUESTS = "ROBUSTBENCH_MED_MAX_REQUESTS"  # read by models/deployed/server.py
+# read by models/deployed/server.py
+REQUESTS, REQUESTS_OF_RUN = "ROBUSTBENCH_MED_MAX_REQUESTS", "ROBUSTBENCH_MED_REQUESTS_OF_RUN"
 STUDIES = "studies"  # the name of the suite that is made of the studies' cases
 
 SuiteName = Annotated[
@@ -168,7 +171,7 @@ MaxRequests = Annotated[
     typer.Option(
         "--max-requests",
         min=1,
-        help="How many requests each process may send to a model behind an address (http://...), "
+        help="How many requests the whole run may send to a model behind an address (http://...), "
         "retries included. A case that would need more is not scored.",
     ),
 ]
@@ -274,10 +277,30 @@ def print_kept_names(planned: list[ResolvedCase], folder: Path, console: Console
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def limit_requests(most: int | None) -> None:
-    """Cap the requests to models behind an address, in this process and in those it starts."""
-    if most is not None:
-        os.environ[REQUESTS] = str(most)
+@contextmanager
+def limited_requests(most: int | None, executor: str | None) -> Iterator[None]:
+    """Cap the requests to models behind an address, of this process and those it starts together.
+
+    Raises:
+        SpecError: processes on other machines would not be counted.
+    """
+    if most is None:
+        yield
+        return
+    if executor == "dask":
+        raise SpecError(
+            "expected --max-requests with workers of this machine, got --executor dask: state "
+            "max_requests=N behind the address, which each worker counts by itself"
+        )
+    before = {key: os.environ.get(key) for key in (REQUESTS, REQUESTS_OF_RUN)}
+    with tempfile.TemporaryDirectory(prefix="robustbench_med_") as folder:
+        os.environ |= {REQUESTS: str(most), REQUESTS_OF_RUN: folder}
+        try:
+            yield
+        finally:
+            for key, value in before.items():
+                os.environ.pop(key)
+                os.environ |= {} if value is None else {key: value}
 
 
 def title_of(folder: Path) -> str:

@@ -131,16 +131,17 @@ def run(
     """
     from rich.console import Console
 
-    from robustbench_med.bench import store
-    from robustbench_med.bench.runner import executor_of, run_cases
-    from robustbench_med.datasets.file_state import checked_in_full
+    console = Console()
+    with console.status("loading libraries"):
+        from robustbench_med.bench import store
+        from robustbench_med.bench.runner import executor_of, run_cases
+        from robustbench_med.datasets.file_state import checked_in_full
 
-    choices.limit_requests(max_requests)
+    ctx.with_resource(choices.limited_requests(max_requests, "dask" if scheduler else executor))
     ctx.with_resource(checked_in_full(check_data))
     selected_suite = choices.suite_of(ctx.params)
     folder = results / selected_suite.name
     store.check_writable(folder)
-    console = Console()
     studies = choices.studies_of(ctx.params)
     if studies:
         planned, refused = _prepare_studies(
@@ -336,7 +337,7 @@ def _plan(
 ) -> tuple[list[ResolvedCase], list[Failure]]:
     from robustbench_med.bench.plan import plan
 
-    with console.status("reading data and cards"):
+    with console.status("reading data, loading and probing models"):
         planned, refused = plan(suite, data=data, titles=titles)
     if not planned and refused:
         raise refused[0].exception

@@ -190,3 +190,13 @@ def test_every_card_with_a_paper_links_to_it() -> None:
 def test_papers_are_https_and_without_doubles() -> None:
     assert all(text.https(address) for address in papers().values())
     assert len(set(papers().values())) == len(papers())
+
+
+def test_a_modality_that_nobody_stated_is_not_in_the_title(make_stored: Maker) -> None:
+    stored = make_stored([6, 1])
+    card = stored.record.dataset_card.model_copy(
+        update={"modality": "not stated", "title": "Mine", "synthetic": False}
+    )
+    record = stored.record.model_copy(update={"dataset_card": card})
+    boards = leaderboard.make_boards([stored._replace(record=record)])
+    assert headline_of(boards).title.endswith(" on Mine")

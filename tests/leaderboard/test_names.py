@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import leaderboard
 from leaderboard.boards.channels import channel_bars, chart
@@ -56,3 +58,38 @@ def test_nothing_turns_the_text_of_a_page_around(make_stored: Maker, tmp_path: P
     assert "\u202e" not in body
     assert "\x07" not in body
     assert "\u202e" not in text  # the download writes it as \\u202e
+
+
+def test_a_long_spec_is_short_in_tables_and_whole_once(make_stored: Maker, tmp_path: Path) -> None:
+    home = "onnx:/home/me/work/study/models/final/network.onnx"
+    spec = f"{home}(mean=[0.485], std=[0.229], window=[64, 64])"
+    stored = make_stored([6, 1], case={"victim": spec})
+    model = stored.record.model_card.model_copy(update={"name": spec, "title": "network.onnx"})
+    record = stored.record.model_copy(update={"model_card": model})
+    (board,) = leaderboard.make_boards([stored._replace(record=record)])
+    (row,) = board.rows
+    assert row.short_name == "onnx:network.onnx(…)"
+    assert row.title_with_name == "network.onnx (onnx:network.onnx(…))"
+    console = Console(width=120, record=True, file=StringIO())
+    leaderboard.show_boards([board], console)
+    text = console.export_text()
+    assert text.replace("\n", " ").count("/home/me/work/study/models/final/") == 1
+    page = leaderboard.publish([stored._replace(record=record)], tmp_path, title="T")
+    body = page.read_text(encoding="utf-8").partition('<script type="application/json"')[0]
+    assert '<code data-key="name" title="onnx:/home/me' in body
+    assert ">onnx:network.onnx(…)</code>" in body
+
+
+def test_two_specs_of_one_file_stay_apart(make_stored: Maker) -> None:
+    specs = [f"/a/b/net.onnx(mean=[{mean}])" for mean in (0.1, 0.2)]
+    several = []
+    for spec in specs:
+        stored = make_stored([6, 1], case={"victim": spec})
+        model = stored.record.model_card.model_copy(update={"name": spec, "title": "net.onnx"})
+        several.append(
+            stored._replace(record=stored.record.model_copy(update={"model_card": model}))
+        )
+    (board,) = leaderboard.make_boards(several)
+    assert sorted(row.title for row in board.rows) == [
+        f"net.onnx (net.onnx(mean=[{mean}]))" for mean in (0.1, 0.2)
+    ]

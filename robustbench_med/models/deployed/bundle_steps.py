@@ -172,9 +172,12 @@ def _intensity_range(
             f"{bundle.where}: expected no ScaleIntensityRange of scaled values, got it"
         )
     steps.scaled = True
-    # grey levels 0..255 are [0,1] here
-    if data.native is None and (float(a), float(b)) == (0.0, 255.0):
-        pass
+    native = stated_range(data)
+    # images of an unknown range that are scaled from 0..255 are taken for grey levels
+    grey = (0.0, 255.0) if native is None else (native.low, native.high)
+    if data.native is None and (float(a), float(b)) == (0.0, 255.0) == grey:
+        if native is None:
+            steps.notes.append("values of unknown range are taken for grey levels 0..255 in [0,1]")
     elif _numbers(bundle, arguments, "clip", False):
         steps.chain.append(f"window(low={a:g}, high={b:g})")
     else:

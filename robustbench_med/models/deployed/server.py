@@ -11,6 +11,7 @@ import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ from robustbench_med.models.deployed.source import Deployed
 from robustbench_med.types import Images
 
 MAX_REQUESTS = "ROBUSTBENCH_MED_MAX_REQUESTS"
+REQUESTS_OF_RUN = "ROBUSTBENCH_MED_REQUESTS_OF_RUN"  # folder in which all processes count
 TOKEN = "ROBUSTBENCH_MED_SERVER_TOKEN"  # noqa: S105 - the name of a variable
 LARGEST_ANSWER = 2**28  # bytes
 _ADDRESS = re.compile(r"https?://[^/\s]+/v2/models/[\w.-]+(/versions/\w+)?")
@@ -166,17 +168,31 @@ class Server(nn.Module):
 
     def _count(self) -> None:
         """Count a request, or raise VictimError if there were as many as are allowed."""
-        named = os.environ.get(MAX_REQUESTS, "")
-        caps = [self.limits.max_requests, int(named) if named.isdecimal() else None]
-        allowed = min((cap for cap in caps if cap is not None), default=None)
+        named, whole = os.environ.get(MAX_REQUESTS, ""), os.environ.get(REQUESTS_OF_RUN, "")
+        of_run = int(named) if named.isdecimal() else None
         with _lock:
-            spent = _spent.get(self.address, 0)
-            if allowed is not None and spent >= allowed:
+            _spent[self.address] = _spent.get(self.address, 0) + 1
+            spent = [(self.limits.max_requests, _spent[self.address])]
+            spent.append((of_run, self._of_all(Path(whole)) if whole else _spent[self.address]))
+        for allowed, count in spent:
+            if allowed is not None and count > allowed:
                 raise VictimError(
                     f"{self.address}: expected at most {allowed} requests (--max-requests), and "
                     "all were sent: allow more, or take fewer images (-n) or queries"
                 )
-            _spent[self.address] = spent + 1
+
+    def _of_all(self, folder: Path) -> int:
+        """Count a request of all processes of a run, and return how many there were with it.
+
+        Each appends a byte to one file; where its own byte ends is the number of all.
+        """
+        name = hashlib.sha256(self.address.encode()).hexdigest()[:32]
+        file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(file, b".")
+            return os.lseek(file, 0, os.SEEK_CUR)
+        finally:
+            os.close(file)
 
     def _read(self, response: Any) -> bytes:  # noqa: ANN401
         content = bytearray()

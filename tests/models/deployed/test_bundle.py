@@ -212,6 +212,22 @@ def test_what_changes_answers_changes_the_hash(
     assert len(hashes) == len(configs)
 
 
+def test_a_range_of_0_to_255_is_of_stored_values(tmp_path: Path) -> None:
+    """Grey levels are [0,1] here; HU that only a text states are not."""
+    network = bundle(tmp_path / "b", preprocessing=compose({**RANGE, "b_max": 1}))
+    for native_range, low, high in (("grey level 0..255", 0, 255), ("HU -1000..1000", -1000, 1000)):
+        card = masks().card.model_copy(update={"native_range": native_range})
+        loaded = load_victim(f"bundle:{tmp_path / 'b'}", card)
+        with torch.no_grad():
+            expected = network((X[:2] * (high - low) + low) / 255)
+        torch.testing.assert_close(
+            loaded.victim.logits(X[:2]), expected, rtol=1e-3, atol=1e-3, msg=native_range
+        )
+    card = masks().card.model_copy(update={"native_range": "float 0..1"})
+    loaded = load_victim(f"bundle:{tmp_path / 'b'}", card)
+    assert any("unknown range are taken for grey levels" in note for note in loaded.card.notes)
+
+
 @pytest.mark.parametrize("resized", [False, True])
 def test_normalisation_of_stored_grey_levels(tmp_path: Path, resized: bool) -> None:
     """MONAI takes the subtrahend from the file's values, 0..255."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import socket
 import ssl
@@ -20,6 +21,7 @@ import trustme
 
 import robustbench_med as rm
 from robustbench_med import cli
+from robustbench_med.cli.choices import limited_requests
 from robustbench_med.errors import BenchError, SpecError, VictimError
 from robustbench_med.models.deployed import server as serving
 from robustbench_med.models.load import load_victim
@@ -327,6 +329,37 @@ def test_requests_are_capped(served: Served, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv(serving.MAX_REQUESTS, "3")
     with pytest.raises(VictimError, match=r"at most 3 requests"):
         load_victim(served.address, labels().card)
+
+
+def test_processes_of_a_run_share_a_cap(
+    served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(serving.MAX_REQUESTS, "1000")
+    monkeypatch.setenv(serving.REQUESTS_OF_RUN, str(tmp_path))
+    load_victim(served.address, labels().card)
+    asked = served.model.asked + 1  # the first request is for the metadata
+    (counted,) = tmp_path.iterdir()
+    assert counted.stat().st_size == asked
+    monkeypatch.setattr(serving, "_spent", {})  # as in another process
+    monkeypatch.setenv(serving.MAX_REQUESTS, str(asked + 2))
+    with pytest.raises(VictimError, match=rf"at most {asked + 2} requests"):
+        load_victim(served.address, labels().card)
+    assert served.model.asked == asked - 1 + 1  # of the two requests one was for the metadata
+
+
+def test_a_cap_ends_with_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(serving.MAX_REQUESTS, raising=False)
+    with limited_requests(7, "processes"):
+        assert os.environ[serving.MAX_REQUESTS] == "7"
+        folder = Path(os.environ[serving.REQUESTS_OF_RUN])
+        assert folder.is_dir()
+    assert serving.MAX_REQUESTS not in os.environ
+    assert not folder.exists()
+    with (
+        pytest.raises(SpecError, match="with workers of this machine, got --executor dask"),
+        limited_requests(7, "dask"),
+    ):
+        pass
 
 
 def test_the_command_line_caps_them(
