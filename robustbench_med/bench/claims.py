@@ -49,6 +49,10 @@ class Claims:
             self._path(case_id).unlink()
         lock.release()
 
+    def left(self, case_id: str) -> bool:
+        """Whether the file of a claim is there, perhaps of a run that was killed."""
+        return self._path(case_id).exists()
+
     def release_all(self) -> None:
         """Give all cases back."""
         for case_id in list(self._locks):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,6 +112,7 @@ class Driver:
             run.later = time.monotonic() + _CLAIMED
             return False
         if not self._force and store.finished(self._folder, run.id):  # by another run, since
+            shards_of_case(self._folder, run.id).remove()
             self._end(run)
             return False
         if self._force:
@@ -267,3 +268,18 @@ class Driver:
         running = [(one.run, now - one.since) for one in self._running.values()]
         workers = len(self._running) + len(self._executor.idle())
         self._show.update(self._pace.seconds_remaining(running, workers), run)
+
+
+def remove_leftovers(folder: Path, finished: Iterable[str]) -> None:
+    """Remove what a run left that was killed between writing a record and removing its shards.
+
+    Args:
+        folder: the folder of the suite.
+        finished: ids of cases that have a record.
+    """
+    claims = Claims(folder)
+    for case_id in finished:
+        shards = shards_of_case(folder, case_id)
+        if (shards.folder.exists() or claims.left(case_id)) and claims.take(case_id):
+            shards.remove()
+            claims.release(case_id)

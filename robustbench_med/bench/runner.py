@@ -12,7 +12,7 @@ import torch
 
 from robustbench_med import registry
 from robustbench_med.bench import store, workers
-from robustbench_med.bench.driver import Driver
+from robustbench_med.bench.driver import Driver, remove_leftovers
 from robustbench_med.bench.executors import Executor, Slot
 from robustbench_med.bench.executors.inline import Inline
 from robustbench_med.bench.executors.processes import Processes
@@ -84,6 +84,9 @@ def run_cases(
         resolved for resolved in planned if force or not store.finished(folder, resolved.case.id)
     ]
     if len(waiting) < len(planned):
+        remaining = {resolved.case.id for resolved in waiting}
+        finished = (r.case.id for r in planned if r.case.id not in remaining)
+        remove_leftovers(folder, finished)
         console.print(
             f"{len(planned) - len(waiting)} of {len(planned)} cases are finished in {folder}",
             highlight=False,

@@ -16,14 +16,15 @@ import torch
 from rich.console import Console
 
 from robustbench_med.bench import steps, store
-from robustbench_med.bench.driver import Driver
+from robustbench_med.bench.claims import Claims
+from robustbench_med.bench.driver import Driver, remove_leftovers
 from robustbench_med.bench.executors import Died, Event, Finished, Raised, Slot
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.progress import Show
 from robustbench_med.bench.queue import Queue, case_runs, most_steps
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import handed_over, prepare_setup
-from robustbench_med.bench.shard_files import shards_of_case
+from robustbench_med.bench.shard_files import ShardFiles, shards_of_case
 from robustbench_med.bench.steps import Settings, Task, Worker
 from robustbench_med.datasets.dataset import Dataset
 from robustbench_med.models.load import Loaded
@@ -378,4 +379,28 @@ def test_two_drivers_share_the_cases_of_a_folder(tmp_path: Path, undisturbed: Pa
     assert run(planned, tmp_path, first, in_order=True) == []
     assert {case_id for case_id, _ in first.begun} == set(claimed)
     assert not {case_id for case_id, _ in second.begun} & set(claimed)
+    check_same(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_what_a_run_killed_after_a_record_leaves_is_removed(
+    again: bool, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next run removes it, before it begins or when it finds the record of another run."""
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardFiles, "remove", lambda _: None)
+        assert run(cases(), tmp_path, Scripted(1, 0)) == []
+    ids = [resolved.case.id for resolved in cases()]
+    for case_id in ids:
+        (tmp_path / f".{case_id}.lock").touch()
+        assert shards_of_case(tmp_path, case_id).folder.exists()
+    if again:
+        assert run(cases(), tmp_path, Scripted(1, 0)) == []
+    else:
+        claims = Claims(tmp_path)
+        assert claims.take(ids[0])  # by a run that goes on
+        remove_leftovers(tmp_path, ids)
+        assert [p.name for p in tmp_path.glob(".*.lock")] == [f".{ids[0]}.lock"]
+        claims.release_all()
+        remove_leftovers(tmp_path, ids)
     check_same(tmp_path, undisturbed)
