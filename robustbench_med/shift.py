@@ -79,9 +79,13 @@ class Family:
         lowest = -limit if self.signed else torch.zeros_like(limit)
         return torch.minimum(torch.maximum(theta, lowest), limit)
 
+    def moves(self, y: Any) -> bool:  # noqa: ANN401 - see Batch
+        """Whether the truth of the images are masks that move along."""
+        return self.move is not None and y.ndim > 2
+
     def truth(self, y: Any, theta: Parameters, draws: Draws) -> Any:  # noqa: ANN401 - see Batch
         """Return the truth of the transformed images: masks move along, labels stay."""
-        if self.move is None or y.ndim < 3 or len(y) == 0:
+        if self.move is None or not self.moves(y) or len(y) == 0:
             return y
         rows = torch.arange(len(y), device=y.device).split(1)
         return torch.cat([self.move(y[row], theta[row], draws.select(row)) for row in rows])
@@ -117,8 +121,7 @@ class Shifted(NamedTuple):
 
     def truth(self, y: Any) -> Tensor | None:  # noqa: ANN401 - see Batch
         """Return the masks moved along; None where the truth stays."""
-        moved = self.family.truth(y, self.theta, self.draws)
-        return None if moved is y else moved
+        return self.family.truth(y, self.theta, self.draws) if self.family.moves(y) else None
 
     def measurements(self, y: Tensor | None) -> dict[str, Tensor]:
         """Return what is kept of the shift: parameters, draws and the truth, if it moved."""
@@ -137,4 +140,4 @@ def unshifted(family: Family, y: Any) -> dict[str, Tensor]:  # noqa: ANN401 - se
         PARAMETERS: torch.zeros(len(y), family.size, device=y.device),
         DRAW: torch.zeros(len(y), dtype=torch.int64, device=y.device),
     }
-    return nothing | ({MOVED: y.to(torch.int16)} if family.move is not None and y.ndim > 2 else {})
+    return nothing | ({MOVED: y.to(torch.int16)} if family.moves(y) else {})

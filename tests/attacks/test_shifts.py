@@ -238,6 +238,10 @@ def test_masks_that_move_are_judged_against_the_truth_that_moved() -> None:
     assert torch.equal(measured["harm"], moved.probe(shifted.z).harm)
     assert not torch.equal(measured["harm"], problem.probe(shifted.z).harm)
     assert torch.equal(measured["truth"].long(), y.roll(1, 1))
+    # where no image is left to be shifted, what is kept has the same names
+    none = torch.zeros(0, dtype=torch.int64)
+    nothing = Shifted(x[:0], torch.zeros(0, 1), draws(0), family)
+    assert measure(problem.select(none), nothing, 255).keys() == measured.keys()
 
 
 # --- bias field ----------------------------------------------------------------------------------
