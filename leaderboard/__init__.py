@@ -12,12 +12,13 @@ from rich.console import Console
 
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.record import Stored
+from robustbench_med.files import write_text
 
 from .boards.board import Board, Row
 from .boards.ranking import make_boards
 from .exports import csv_text
 from .page import write_page
-from .paper import write_paper
+from .paper import FIGURES, WIDE, wide_csv, write_figures, write_paper
 from .report import read_criteria, unjudged, write_report, write_reports
 from .start_page import SuiteEntry, suite_entry, write_start_page
 from .study_page import write_study_page
@@ -67,12 +68,29 @@ def publish(
 
 
 def publish_boards(
-    boards: list[Board], folder: Path, *, title: str, failures: Sequence[Failure] = ()
+    boards: list[Board],
+    folder: Path,
+    *,
+    title: str,
+    failures: Sequence[Failure] = (),
+    figures: bool = False,
 ) -> Path:
-    """Write the files of boards, as `publish` does for records."""
-    csv = csv_text(boards)
+    """Write the files of boards, as `publish` does for records.
+
+    Args:
+        boards: the boards.
+        folder: the folder of the records.
+        title: heading of the page.
+        failures: cases without a usable record.
+        figures: whether each figure is written as SVG and PDF too, and a wide CSV, beside the
+            page, which links to them.
+    """
+    csv, names = csv_text(boards), set[str]()
     write_tables(boards, folder, title=title, failures=failures, csv=csv)
-    return write_page(boards, folder, title=title, failures=failures, csv=csv)
+    if figures:
+        write_text(folder / WIDE, wide_csv(boards))
+        names = {path.stem for path in write_figures(boards, folder / FIGURES)}
+    return write_page(boards, folder, title=title, failures=failures, csv=csv, figures=names)
 
 
 def show(records: list[Stored], console: Console, *, failures: Sequence[Failure] = ()) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -57,14 +57,23 @@ def write_page(
     title: str,
     failures: Sequence[Failure] = (),
     csv: str = "",
+    figures: Collection[str] = (),
 ) -> Path:
-    """Write `leaderboard.html` into `folder` in one step and return its path."""
-    html = render(boards, title=title, suite=folder.name, failures=failures, csv=csv)
+    """Write `leaderboard.html` into `folder` in one step and return its path; see `render`."""
+    html = render(
+        boards, title=title, suite=folder.name, failures=failures, csv=csv, figures=figures
+    )
     return write_text(folder / "leaderboard.html", html)
 
 
 def render(
-    boards: list[Board], *, title: str, suite: str, failures: Sequence[Failure] = (), csv: str = ""
+    boards: list[Board],
+    *,
+    title: str,
+    suite: str,
+    failures: Sequence[Failure] = (),
+    csv: str = "",
+    figures: Collection[str] = (),
 ) -> str:
     """Return the page of `boards`, which names the failures; the same boards give the same text.
 
@@ -74,6 +83,8 @@ def render(
         suite: name of the suite.
         failures: cases without a usable record.
         csv: the result of `exports.csv_text`, if the caller has it.
+        figures: the figures that lie beside the page in `figures`, by their names without an
+            ending; the page links to them, and to `wide.csv`.
     """
     return (
         environment()
@@ -83,6 +94,7 @@ def render(
             suite=text.plain(suite),
             **page_parts(),
             failures=failures,
+            figure_files=figures,
             means=FAILURES_MEAN,
             headline=headline_of(boards),
             card_kinds=KINDS,

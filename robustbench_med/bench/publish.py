@@ -49,6 +49,7 @@ def publish(
     *,
     planned: Sequence[ResolvedCase] | None = None,
     failures: Sequence[Failure] = (),
+    figures: bool = False,
 ) -> Published:
     """Write `leaderboard.html`, `.csv` and `.md` of all records in `folder`, earlier ones too.
 
@@ -60,6 +61,7 @@ def publish(
         title: the title of the page.
         planned: the cases of a run; None if nothing was run.
         failures: the failures of a run; this page and later pages name them.
+        figures: whether figures and a wide CSV are written beside the page.
 
     Raises:
         ResultsError: the folder cannot be written.
@@ -75,7 +77,9 @@ def publish(
         boards = leaderboard.make_boards(stored, missing)
         page = None
         if stored:
-            page = leaderboard.publish_boards(boards, folder, title=title, failures=missing)
+            page = leaderboard.publish_boards(
+                boards, folder, title=title, failures=missing, figures=figures
+            )
         elif damaged:
             for name in leaderboard.FILES:
                 (folder / name).unlink(missing_ok=True)

@@ -166,6 +166,36 @@ CheckData = Annotated[
         "earlier run and whose size, times and inode are the same.",
     ),
 ]
+# of a record that is run again
+RecordResults = Annotated[
+    Path, typer.Option("--results", help="The folder in which a case id is looked up.")
+]
+RecordDataset = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset", help="The record's own .npz file, where it is now; its hash is compared."
+    ),
+]
+RecordVictim = Annotated[
+    str | None,
+    typer.Option(
+        "--victim",
+        "--model",
+        help="The weights or the Python file of the record's own model, where they are now, or "
+        "its whole spec as `run` takes it; its hash is compared.",
+    ),
+]
+RecordSurrogate = Annotated[
+    str | None, typer.Option("--surrogate", help="The same for its surrogate.")
+]
+RunCode = Annotated[
+    bool,
+    typer.Option(
+        "--run-code",
+        help="Execute the Python file that the record names as its model (FILE.py:FACTORY); "
+        "without this option such a record is refused.",
+    ),
+]
 MaxRequests = Annotated[
     int | None,
     typer.Option(

@@ -30,29 +30,11 @@ def export_command(
         ),
     ] = None,
     data: choices.Data = None,
-    results: Annotated[
-        Path, typer.Option("--results", help="The folder in which a case id is looked up.")
-    ] = Path("results"),
-    dataset: Annotated[
-        str | None,
-        typer.Option("--dataset", help="The record's own dataset, where it is now."),
-    ] = None,
-    victim: Annotated[
-        str | None,
-        typer.Option(
-            "--victim", "--model", help="The record's own model, where it is now, as for verify."
-        ),
-    ] = None,
-    surrogate: Annotated[
-        str | None, typer.Option("--surrogate", help="The same for its surrogate.")
-    ] = None,
-    run_code: Annotated[
-        bool,
-        typer.Option(
-            "--run-code",
-            help="Execute the Python file that the record names as its model (FILE.py:FACTORY).",
-        ),
-    ] = False,
+    results: choices.RecordResults = Path("results"),
+    dataset: choices.RecordDataset = None,
+    victim: choices.RecordVictim = None,
+    surrogate: choices.RecordSurrogate = None,
+    run_code: choices.RunCode = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
     """Write the successful adversarial images of a record as files, and judge them from there.

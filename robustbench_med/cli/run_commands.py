@@ -280,6 +280,14 @@ def leaderboard(
     folder: Annotated[
         Path, typer.Argument(help="The folder of one suite's records, or a folder of such folders.")
     ] = LOCAL,
+    figures: Annotated[
+        bool,
+        typer.Option(
+            "--figures",
+            help="Also write each figure as SVG and PDF, and a wide CSV, beside the page, which "
+            "then links to them.",
+        ),
+    ] = False,
 ) -> None:
     """Write the tables and the leaderboard page of the records in a folder.
 
@@ -291,7 +299,10 @@ def leaderboard(
 
     console = Console()
     suites = _suite_folders(folder, console)
-    published = {suite: publish_boards(suite, choices.title_of(suite), console) for suite in suites}
+    published = {
+        suite: publish_boards(suite, choices.title_of(suite), console, figures=figures)
+        for suite in suites
+    }
     if suites != [folder]:
         entries = [
             pages().suite_entry(

@@ -33,6 +33,7 @@ def publish_boards(
     *,
     planned: list[ResolvedCase] | None = None,
     failures: list[Failure] | None = None,
+    figures: bool = False,
 ) -> Published:
     """Write the boards of all records in `folder`, then print them; return what was written.
 
@@ -44,10 +45,11 @@ def publish_boards(
         console: prints the tables. After a run it prints the boards that show one of its cases.
         planned: the cases of a run; None without a run.
         failures: the failures of the run, which the page names.
+        figures: whether figures and a wide CSV are written beside the page.
     """
     from robustbench_med.bench.publish import publish
 
-    published = publish(folder, title, planned=planned, failures=failures or [])
+    published = publish(folder, title, planned=planned, failures=failures or [], figures=figures)
     lines = []
     if published.page is not None:
         lines += _show_boards(published, planned, console)

@@ -34,41 +34,17 @@ def verify(
         ),
     ],
     data: choices.Data = None,
-    results: Annotated[
-        Path, typer.Option("--results", help="The folder in which a case id is looked up.")
-    ] = _COMMITTED,
+    results: choices.RecordResults = _COMMITTED,
     images: Annotated[
         bool,
         typer.Option(
             "--images", help="Check the images that `run --save-images` saved, without an attack."
         ),
     ] = False,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            "--dataset", help="The record's own .npz file, where it is now; its hash is compared."
-        ),
-    ] = None,
-    victim: Annotated[
-        str | None,
-        typer.Option(
-            "--victim",
-            "--model",
-            help="The weights or the Python file of the record's own model, where they are now, or "
-            "its whole spec as `run` takes it; its hash is compared.",
-        ),
-    ] = None,
-    surrogate: Annotated[
-        str | None, typer.Option("--surrogate", help="The same for its surrogate.")
-    ] = None,
-    run_code: Annotated[
-        bool,
-        typer.Option(
-            "--run-code",
-            help="Execute the Python file that the record names as its model (FILE.py:FACTORY); "
-            "without this option such a record is refused.",
-        ),
-    ] = False,
+    dataset: choices.RecordDataset = None,
+    victim: choices.RecordVictim = None,
+    surrogate: choices.RecordSurrogate = None,
+    run_code: choices.RunCode = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
     """Recompute records and print whether each matches (a mismatch ends with exit code 1).

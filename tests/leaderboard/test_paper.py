@@ -138,3 +138,24 @@ def test_figures_have_the_colours_of_the_page() -> None:
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     light = re.findall(r"--curve-\d: light-dark\((#\w+),", style)
     assert tuple(light) == PRINTED
+
+
+def test_a_page_links_to_its_figures_where_they_are_written(
+    boards: list[leaderboard.Board], make_stored: Maker, tmp_path: Path
+) -> None:
+    plain = leaderboard.publish_boards(boards, tmp_path / "plain", title="t").read_text()
+    assert "wide.csv" not in plain
+    assert "download>" not in plain
+    page = leaderboard.publish_boards(boards, tmp_path / "with", title="t", figures=True)
+    links = re.findall(r'<a href="([^"#:]+)" download>', page.read_text(encoding="utf-8"))
+    written = {path.name for path in (tmp_path / "with" / "figures").iterdir()}
+    assert {f"figures/{name}" for name in written} | {"wide.csv"} == set(links)
+    assert len(links) == len(set(links)) > 4
+    assert all((page.parent / link).stat().st_size for link in links)
+    channels: list[dict[str, float]] = [{}, {"T1": 1.0}, {"T2": 1.0}]
+    made = leaderboard.make_boards([make_stored([6, 1], case={"channels": c}) for c in channels])
+    bars = leaderboard.publish_boards(made, tmp_path / "bars", title="t", figures=True)
+    shown = set(re.findall(r'<a href="figures/([^"]+)" download>', bars.read_text()))
+    assert {path.name for path in (tmp_path / "bars" / "figures").iterdir()} == shown
+    assert any("-channels-1-1.pdf" in name for name in shown)
+    assert (page.parent / "wide.csv").read_text(encoding="utf-8") == wide_csv(boards)
