@@ -71,7 +71,7 @@ class Victim:
             logits = logits + self.offset.to(logits).view(-1, *[1] * (logits.ndim - 2))
         return Output(logits, None if self.guard is None else self.guard(x, logits))
 
-    def normalised(self, x: Images) -> Images:
+    def normalised(self, x: Images) -> Float[Tensor, "b n *t"]:
         """Return the input of the module for images in [0,1]."""
         c = self.contract
         if type(x) is not Tensor:  # a subclass, e.g. MONAI's MetaTensor

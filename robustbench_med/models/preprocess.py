@@ -13,6 +13,9 @@ from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from robustbench_med.cards import DatasetCard, NativeRange
 from robustbench_med.contract import InputContract
 from robustbench_med.errors import SpecError
@@ -30,7 +33,7 @@ from robustbench_med.native_units import stated_range
 from robustbench_med.spec import parse_chain
 from robustbench_med.types import Images, Logits
 
-Step = Callable[[Images], Images]
+Step = Callable[[Images], Tensor]
 MAX_SIDE = 4096  # pixels that a step may make of an axis
 
 
@@ -64,7 +67,7 @@ class Preprocess:
     sizes: tuple[tuple[int, ...], ...] = ()
     restores: bool = False
 
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Images) -> Float[Tensor, "b n *t"]:
         """Return what the network gets for images in [0,1], before mean and std."""
         for step in self.steps:
             x = step(x)
@@ -77,7 +80,7 @@ class Preprocess:
                 x = step(x)
         return x
 
-    def restore(self, logits: Logits, size: tuple[int, ...]) -> Logits:
+    def restore(self, logits: Logits, size: tuple[int, ...]) -> Float[Tensor, "b k *s"]:
         """Return the logits of masks at the size of the file, interpolated linearly."""
         return Resize(size, antialias=False)(logits) if self.restores else logits
 

@@ -32,7 +32,7 @@ class Window:
     factor: tuple[float, ...]
     offset: tuple[float, ...]
 
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Images) -> Float[Tensor, "b n *s"]:
         """Return what the windows show, in [0,1]."""
         return (x * _per_channel(self.factor, x) + _per_channel(self.offset, x)).clamp(0, 1)
 
@@ -59,7 +59,7 @@ class Resize:
     size: tuple[int, ...]
     antialias: bool
 
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Images) -> Float[Tensor, "b c *t"]:
         """Return resized images."""
         for axis, side in enumerate(self.size, start=2):
             if x.shape[axis] != side:
@@ -75,7 +75,7 @@ class ResizeShorter:
     side: int
     antialias: bool
 
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Images) -> Float[Tensor, "b c *t"]:
         """Return resized images."""
         return Resize(shorter_side(tuple(x.shape[2:]), self.side), self.antialias)(x)
 
@@ -95,7 +95,7 @@ class Crop:
 
     size: tuple[int, ...]
 
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Images) -> Float[Tensor, "b c *t"]:
         """Return the centre."""
         for axis, side in enumerate(self.size, start=2):
             x = x.narrow(axis, round((x.shape[axis] - side) / 2), side)
