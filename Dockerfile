@@ -1,7 +1,9 @@
 # The bench in a container: the wheel of this checkout, with the libraries that it requires.
 #
 #   docker build -t robustbench-med .
-#   docker run --rm -v "$PWD":/work robustbench-med run quick
+#   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD":/work robustbench-med run quick
+#
+# The results then belong to you; any user of the host may write to /work and /cache.
 #
 # By default torch is the build for CUDA (run with --gpus all). For the smaller build without CUDA, name
 # the package index of CPU builds that the site of PyTorch states:
@@ -27,12 +29,14 @@ RUN if [ -n "$TORCH_INDEX" ]; then \
     fi && \
     pip install --no-cache-dir "$(ls /dist/*.whl)[$EXTRAS]" && \
     rm -r /dist
-# the driver of the host, where there is one
+# the driver of the host, where there is one; a home and a name, which a user of the host has not
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    HOME=/cache \
+    LOGNAME=bench \
     ROBUSTBENCH_MED_CACHE=/cache \
     MPLCONFIGDIR=/cache/matplotlib
-RUN useradd --create-home bench && mkdir /cache /work && chown bench /cache /work
+RUN useradd --no-create-home --home-dir /cache bench && mkdir --mode 1777 /cache /work
 USER bench
 WORKDIR /work
 VOLUME ["/work", "/cache"]
