@@ -23,7 +23,7 @@ _LAST_GAMMA = 0.001
 _ROUNDS = 3  # rounds in which values are restored (L0 only)
 _HALVINGS = 8  # halvings of the way to the clean image, down to 1/256 of the distance
 _MIN_RADIUS = 1e-6  # as a fraction of the farthest distance; on an exact tie the radius would be 0
-_CLEARANCE = 1e-4  # harm of a success, as a fraction of the clean margin: rounding cannot undo it
+CLEARANCE = 1e-4  # harm of a success, as a fraction of the clean margin: rounding cannot undo it
 _WAYS = 10  # leading ways whose distances are compared, like the candidates of DeepFool and FAB
 _DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 
@@ -84,7 +84,7 @@ def fmn(
     nearest = Nearest(problem)
     if len(problem):
         clear = _descend(problem, nearest, steps=steps, alpha=alpha, gamma=gamma)
-        (_restore if problem.ball.norm == "l0" else _halve)(problem, nearest, clear)
+        (restore if problem.ball.norm == "l0" else _halve)(problem, nearest, clear)
     return nearest.best
 
 
@@ -107,7 +107,7 @@ def _descend(
         g, verdict = active.gradient(z)
         loss, harm, done = active.confirm(z, verdict)
         if step == 0:
-            clear = _CLEARANCE * loss.abs()
+            clear = CLEARANCE * loss.abs()
             nearest.keep(z, done)
         done = done & (harm > clear[rows])
         nearest.keep(z, done, rows)
@@ -193,8 +193,10 @@ def _halve(problem: Problem, nearest: Nearest, clear: Tensor) -> None:
         low, high = torch.where(success, low, middle), torch.where(success, middle, high)
 
 
-def _restore(problem: Problem, nearest: Nearest, clear: Tensor) -> None:
+def restore(problem: Problem, nearest: Nearest, clear: Tensor) -> None:
     """Restore the values that matter least, as many as the goal allows; for L0 only.
+
+    `clear` is `(b,)`, the harm above which a candidate clearly succeeds.
 
     Before that, every changed value moves to the edge of the box to which the gradient points,
     unless this loses the success. Fewer changed values are then enough.

@@ -1,6 +1,10 @@
 """How near the best known distance each minimum-norm attack comes, ours and the peers'.
 
 python -m benchmarks.optimality --out docs/optimality.md
+python -m benchmarks.optimality --norm l0 -n 6
+
+With `--norm`, tables are printed and nothing is written. The attacks of adversarial-library, named
+adv_lib, are left out where it is not installed (`pip install adv-lib==0.2.8`).
 
 One budget of forward + backward passes an image for all. With d the distance an attack found for an
 image (inf where none), d* the least that any attack here found, and d_max the largest d* of the
@@ -16,6 +20,7 @@ area). 1 = the best for every image, 0 = finds nothing.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import platform
 import time
 import warnings
@@ -42,6 +47,7 @@ from robustbench_med.victim import frozen
 
 DATA = Path("../shared/data")  # of real victims
 BUDGET = 1000  # forward + backward passes an image, at most
+_ADV_LIB = "adv_lib:"
 VICTIMS = ("chest_resnet", "dermoscopy_resnet")
 # what each attack does with the budget; the peers' other parameters are their own defaults
 CONTENDERS: dict[Norm, tuple[str, ...]] = {
@@ -69,6 +75,13 @@ CONTENDERS: dict[Norm, tuple[str, ...]] = {
         "art:CarliniLInfMethod(max_iter=10)",
         "foolbox:LInfFMNAttack(steps=490)",
         "foolbox:LinfDeepFoolAttack(steps=50)",
+    ),
+    "l0": (
+        "sigma_zero(steps=480)",
+        "fmn(steps=480)",
+        "jsma",
+        "adv_lib:sigma_zero(num_steps=500)",
+        "adv_lib:fmn(norm=0, steps=500)",
     ),
 }
 
@@ -104,6 +117,8 @@ def attack_of(text: str) -> Callable[[Problem, Draws], Tensor]:
     name, parameters = parse(text)
     if name.startswith("foolbox:"):
         return lambda problem, rng: _foolbox(name.partition(":")[2], parameters, problem)
+    if name.startswith(_ADV_LIB):
+        return lambda problem, rng: _adv_lib(name.partition(":")[2], parameters, problem)
     card = registry.find("attacks", name)
     function = registry.function("attacks", card)
     given = {**card.parameters, **parameters}
@@ -126,9 +141,21 @@ def _foolbox(name: str, parameters: dict[str, Any], problem: Problem) -> Tensor:
     return z
 
 
+def _adv_lib(name: str, parameters: dict[str, Any], problem: Problem) -> Tensor:
+    peers = importlib.import_module("adv_lib.attacks")
+    z: Tensor = getattr(peers, name)(_Plain(problem).eval(), problem.x, problem.y, **parameters)
+    return z
+
+
+def contenders(norm: Norm) -> list[str]:
+    """Return the contenders of a norm whose package is installed."""
+    known = importlib.util.find_spec("adv_lib") is not None
+    return [text for text in CONTENDERS[norm] if known or not text.startswith(_ADV_LIB)]
+
+
 def measure(norm: Norm, n: int) -> dict[str, Found]:
     """Return what each contender of a norm found on `n` images of every victim."""
-    found: dict[str, list[Found]] = {text: [] for text in CONTENDERS[norm]}
+    found: dict[str, list[Found]] = {text: [] for text in contenders(norm)}
     for name in VICTIMS:
         with right_when_clean(name, norm, n) as posed:
             for text, rows in found.items():
@@ -196,7 +223,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/optimality.md"))
     parser.add_argument("-n", type=int, default=16, help="images of each victim")
+    parser.add_argument("--norm", action="append", choices=list(CONTENDERS), help="only these")
     given = parser.parse_args()
+    if given.norm:
+        for norm in given.norm:
+            print("\n".join(table(measure(norm, given.n))))  # noqa: T201
+        return
     lines = [
         "# Optimality of minimum-norm attacks",
         "",

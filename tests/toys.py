@@ -22,6 +22,7 @@ LIGHT: dict[str, dict[str, float]] = {
     "apgd_targeted": {"steps": 20, "targets": 3},
     "square": {"queries": 100},
     "fab": {"steps": 12},
+    "sigma_zero": {"steps": 100},
     "rays": {"queries": 300},
     "hop_skip_jump": {"queries": 250, "directions": 50},
     "cgba": {"queries": 220, "frequencies": 1.0},

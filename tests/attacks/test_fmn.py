@@ -123,7 +123,7 @@ def test_values_that_do_not_matter_are_restored() -> None:
     nearest = Nearest(problem)
     nearest.keep(z, problem.probe(z).is_final)
     assert (nearest.size == 64).all()
-    module._restore(problem, nearest, torch.zeros(6))
+    module.restore(problem, nearest, torch.zeros(6))
     assert isinstance(problem.judge, Victim)
     exact = distance(problem.judge, problem.x, problem.y, "l0")
     assert torch.equal(nearest.size, exact)  # on a linear victim that is the optimum

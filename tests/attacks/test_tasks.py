@@ -51,6 +51,7 @@ BRIEF: dict[str, dict[str, float]] = LIGHT | {
     "apgd_targeted": {"steps": 10, "targets": 2},
     "ensemble": {"steps": 5, "queries": 10, "targets": 2},
     "square": {"queries": 40},
+    "sigma_zero": {"steps": 30},
     "rays": {"queries": 40},
     "hop_skip_jump": {"queries": 40, "directions": 5},
     "cgba": {"queries": 40, "directions": 5},
