@@ -22,6 +22,7 @@ from .boards.board import Board, Row
 from .boards.breakdown import by_class, by_patient
 from .boards.charts import colour, shape
 from .boards.defenses import change_unit, defense_words, signed_change
+from .boards.subgroups import by_subgroup, difference_words, group_notes, headline_words
 from .card_sheets import KINDS, anchor, sheets
 from .cite import bibtex
 from .exports import csv_text, packed_csv, page_json
@@ -157,6 +158,10 @@ def environment() -> Environment:
         beyond_words=beyond_words,
         by_class=by_class,
         by_patient=by_patient,
+        by_subgroup=by_subgroup,
+        difference_words=difference_words,
+        group_notes=group_notes,
+        headline_words=headline_words,
         signed_change=signed_change,
         check_rows=check_rows,
         colour=colour,

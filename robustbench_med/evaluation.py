@@ -42,7 +42,8 @@ from robustbench_med.printable import plain
 from robustbench_med.registry import is_own
 from robustbench_med.score_frame import WORST, ScoreFrame, attack_names, score_frame
 from robustbench_med.stats import Estimate
-from robustbench_med.worst_case import lowest, means, score_table
+from robustbench_med.subgroups import Grouping, groupings
+from robustbench_med.worst_case import means, success_at, worst_at
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -255,6 +256,12 @@ class Evaluation:
         Raises:
             SpecError: nothing was attacked at this radius.
         """
+        return means(worst_at(self.records, self._attacked(eps)), self.records[0])[1]
+
+    def _attacked(self, eps: int | float | str | None) -> float:
+        """Return a radius that was attacked in image units; None is the largest."""
+        if eps is None:
+            return self.radii[-1]
         record = self.records[0].record
         steps = parse_preprocess(record.model_card.preprocess, record.dataset_card)
         eps = to_image_radius(eps, record.dataset_card, () if steps is None else steps.windows)
@@ -262,15 +269,20 @@ class Evaluation:
         if not any(math.isclose(eps, radius, rel_tol=1e-6, abs_tol=1e-12) for radius in known):
             listed = ", ".join(f"{radius:g}" for radius in known)
             raise SpecError(f"expected a radius that was attacked ({listed}), got {eps:g}")
-        tables = [score_table(stored)[[0, _rung(stored, eps)]] for stored in self.records]
-        for table in tables:
-            table.columns = pd.Index([0, 1])
-        return means(lowest(tables), self.records[0])[1]
+        return eps
+
+    def subgroups(self, eps: int | float | str | None = None) -> list[Grouping]:
+        """Return the scores of the subgroups in each column of the data, clean and at a radius.
+
+        Args:
+            eps: as for `at`; by default the largest radius.
+        """
+        return groupings(worst_at(self.records, self._attacked(eps)), self.records[0])
 
     @property
     def attack_success(self) -> float:
         """Share of the attacked images on which any attack succeeds at the largest radius."""
-        success = pd.concat([_success(stored, self.radii[-1]) for stored in self.records], axis=1)
+        success = pd.concat([success_at(stored, self.radii[-1]) for stored in self.records], axis=1)
         return float(success.any(axis=1).mean()) if len(success) else math.nan
 
     @property
@@ -328,18 +340,6 @@ class Evaluation:
         if masks != (self.records[0].record.dataset_card.task == "segmentation"):
             kind, score = ("masks", "dice") if not masks else ("labels", "accuracy")
             raise SpecError(f"expected {'masks' if masks else 'labels'}, got {kind}: read .{score}")
-
-
-def _rung(stored: Stored, eps: float) -> int:
-    """Return the column of the largest radius up to `eps`; 0 is clean."""
-    return sum(radius <= eps * (1 + 1e-6) for radius in stored.record.case.ladder)
-
-
-def _success(stored: Stored, eps: float) -> pd.Series[bool]:
-    """Return on which of the attacked images the attack succeeds at a radius, by their ids."""
-    rung = (0.0, *stored.record.case.ladder)[_rung(stored, eps)]
-    rows = stored.samples[(stored.samples["eps"] == rung) & stored.samples["attacked"]]
-    return rows.set_index("sample")["success"]
 
 
 @api_function

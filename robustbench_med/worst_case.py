@@ -156,6 +156,24 @@ def rung_of(eps: float, ladder: Sequence[float]) -> int:
     return next(same, -1)
 
 
+def rung_within(stored: Stored, eps: float) -> int:
+    """Return the column of the largest radius of a record up to `eps`; 0 is clean."""
+    return sum(radius <= eps * (1 + 1e-6) for radius in stored.record.case.ladder)
+
+
+def worst_at(records: Sequence[Stored], eps: float) -> pd.DataFrame:
+    """Return the score of each clean image (column 0) and the lowest one up to a radius (1)."""
+    tables = [score_table(stored)[[0, rung_within(stored, eps)]] for stored in records]
+    return lowest([table.set_axis([0, 1], axis=1) for table in tables])
+
+
+def success_at(stored: Stored, eps: float) -> pd.Series[bool]:
+    """Return on which of the attacked images the attack succeeds at a radius, by their ids."""
+    rung = (0.0, *stored.record.case.ladder)[rung_within(stored, eps)]
+    rows = stored.samples[(stored.samples["eps"] == rung) & stored.samples["attacked"]]
+    return rows.set_index("sample")["success"]
+
+
 def score_table_stands(stored: Stored) -> bool:
     """Whether the score table equals the standing table: an image is right or wrong."""
     score = _score(stored)

@@ -8,6 +8,7 @@ attack = "worst_case"        # the worst of all attacks; or "clean" (no attack),
 eps = "2/255"
 metric = "sensitivity"       # see METRICS; dice[lesion] for a region, recall[severe] for a class
 at_least = 0.70              # or at_most, if lower is better
+subgroup = "sex"             # each subgroup of a column of the data must meet the limit
 basis = "low"                # the default: the unfavourable end of the 95 % interval; or "value"
 """
 
@@ -54,6 +55,7 @@ METRICS: dict[str, tuple[bool, str, float]] = {
     "tpr_at_5": (True, "percent", 1),
     "detected": (True, "percent", 1),
     "false_alarms": (False, "count", 1000),
+    "subgroup_gap": (False, "percent", 1),
 }
 
 
@@ -82,6 +84,9 @@ class Criterion(BaseModel):
     norm: Norm = "linf"
     objective: str = "untargeted"
     defense: str = "none"
+    subgroup: str = Field(
+        default="", description="column of the data; each of its subgroups is judged by itself"
+    )
     reason: str = Field(default="", description="reason for this limit")
 
     @property
@@ -198,6 +203,8 @@ def _problems(c: Criterion) -> list[str]:
     if c.basis not in (None, "value", "low" if higher else "high"):
         end = "low" if higher else "high"
         problems.append(f"expected basis {end!r} or 'value' with {key}, got {c.basis!r}")
+    if c.metric == "subgroup_gap" and not c.subgroup:
+        problems.append('expected subgroup with subgroup_gap, e.g. subgroup = "sex", got none')
     return problems + _radius_problems(c)
 
 

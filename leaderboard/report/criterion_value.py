@@ -21,7 +21,7 @@ from .suggestions import unknown_part
 
 _OF_ATTACKS = ("attack_success", "flips_to_normal", "flips_to_disease")  # undefined when clean
 _CALLS = ("accuracy", "sensitivity", "specificity", "recall", "balanced_accuracy", "f1")
-_OF_IMAGES = (*_CALLS, *_OF_ATTACKS, "dice", "iou", "target_dice", "auc")
+_OF_IMAGES = (*_CALLS, *_OF_ATTACKS, "dice", "iou", "target_dice", "auc", "subgroup_gap")
 _NO_WORST_CASE = (
     "an attack stops as soon as the decision flips, so the AUC under it is not a worst case and no "
     "record can test this (name one attack to judge the AUC under that one, or use sensitivity and "

@@ -112,6 +112,29 @@ class DetectorLine(Part):
     records: tuple[str, ...]
 
 
+class SubgroupLine(Part):
+    """The worst case of one subgroup at all radii, and its difference from all other images."""
+
+    name: str
+    n: int = Field(description="number of images")
+    patients: int = Field(description="number of patients; of images where they are not known")
+    cells: tuple[Cell, ...]
+    difference: Estimate = Field(
+        description="its score minus that of the other images, at the headline radius"
+    )
+    p: float = Field(description="p value of no difference, Holm-corrected; NaN if not compared")
+    versus: str = Field(description="the difference in words")
+    notes: tuple[str, ...] = Field(description="why it is too small to say anything")
+
+
+class Subgroups(Part):
+    """The subgroups of one column of the data."""
+
+    column: str
+    unknown: int = Field(description="images whose subgroup is not known, which are left out")
+    lines: tuple[SubgroupLine, ...]
+
+
 class Remaining(Part):
     """The residual risk on a board, in numbers."""
 
@@ -175,6 +198,7 @@ class Evidence(Part):
         description="the calls and flips that no attack aimed at, with the command of an attack",
     )
     regions: tuple[Line, ...] = Field(description="metrics of the regions of masks")
+    subgroups: tuple[Subgroups, ...] = ()
     detectors: tuple[DetectorLine, ...]
     proved: Proved | None = None
     remaining: Remaining | None

@@ -14,7 +14,8 @@ from ..boards.board import Board
 from ..wording.text import NORMS, THREATS, plain, radii, radius, sign_of
 from ..wording.threat_model import metric_unit, objective_words
 from .criteria import METRICS, CriteriaFile, Criterion
-from .criterion_value import criterion_value, judged_end, of_records, over_goals
+from .criterion_subgroups import Part, parts
+from .criterion_value import judged_end, of_records, over_goals
 from .document import Criteria, Judged, Outcome, Verdict
 from .goals import goal_of
 from .model_boards import ModelBoard
@@ -125,7 +126,8 @@ def words(
     percent = METRICS[criterion.base][1] == "percent"
     limit = f"{criterion.limit:g}" + (f" ({100 * criterion.limit:g} %)" if percent else "")
     limit += _limit_unit(criterion, model_boards)
-    return plain(f"{head}{criterion.metric} {way} {limit} {against}{where}{behind}")
+    each = f" in each subgroup of {criterion.subgroup}" if criterion.subgroup else ""
+    return plain(f"{head}{criterion.metric}{each} {way} {limit} {against}{where}{behind}")
 
 
 def _cards(criterion: Criterion, model_boards: Iterable[ModelBoard]) -> list[DatasetCard]:
@@ -297,11 +299,15 @@ def _outcomes(criterion: Criterion, group: _Group) -> list[Outcome]:
             )
         ]
     levels = (0.0,) if clean else (0.0, criterion.radius)
-    return [_outcome(criterion, group, pool) for pool in pools(valid, levels, largest=clean)]
+    return [
+        _outcome(criterion, group, pool, part)
+        for pool in pools(valid, levels, largest=clean)
+        for part in parts(criterion, pool)
+    ]
 
 
-def _outcome(criterion: Criterion, group: _Group, pool: Pool) -> Outcome:
-    result = criterion_value(criterion, pool)
+def _outcome(criterion: Criterion, group: _Group, pool: Pool, part: Part) -> Outcome:
+    result = part.value
     home = [
         model_board for model_board in group.boards if pool.home.record.case_id in model_board.ids
     ]
@@ -312,10 +318,10 @@ def _outcome(criterion: Criterion, group: _Group, pool: Pool) -> Outcome:
         others = [model_board for model_board in others if set(model_board.ids) & set(pool.ids)]
     boards = home + others
     outcome = Outcome(
-        heading=plain(pool.card.heading),
+        heading=plain(pool.card.heading) + (f": {part.words}" if part.words else ""),
         anchor=boards[0].anchor,
         verdict="not tested",
-        images=len(pool.images),
+        images=part.images,
         single=result.single,
         unit=_unit(criterion, pool.card),
         doubts=(*_doubts(boards), *map(plain, result.doubts)),

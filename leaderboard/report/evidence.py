@@ -7,14 +7,16 @@ from typing import Literal, NamedTuple
 
 from robustbench_med.bench.record import Record, Stored
 from robustbench_med.stats import Estimate
+from robustbench_med.subgroups import Subgroup
 
 from ..boards.charts import certificate, certified_words
 from ..boards.detectors import COLUMNS, RULE, has_detector, has_detectors
+from ..boards.subgroups import by_subgroup, difference_words, group_notes
 from ..wording.metrics import metric_rows
 from ..wording.records import decision_words
 from ..wording.text import plain, radius
 from ..wording.threat_model import measure_words, native_radius
-from .document import Cell, DetectorLine, Evidence, Line, Proved
+from .document import Cell, DetectorLine, Evidence, Line, Proved, SubgroupLine, Subgroups
 from .goals import lacking, untested
 from .model_boards import ModelBoard
 from .pooled_runs import Pool, board_pool, rung_of, valid_runs
@@ -89,6 +91,7 @@ def evidence(model_board: ModelBoard, model_boards: list[ModelBoard]) -> Evidenc
         regions=()
         if board.score.attacked or not pool
         else (*_regions(pool), *_mask_metrics(model_board, eps)),
+        subgroups=_subgroups(model_board, eps),
         detectors=_detectors(model_board),
         proved=_proved(model_board),
         remaining=remaining(model_board),
@@ -253,6 +256,35 @@ def hardest(
     worst = pick(numbers)
     tied = [i for i, number in enumerate(numbers) if number == worst]
     return Hardest(pairs[tied[0]][0], [pairs[i][1] for i in tied])
+
+
+def _subgroups(model_board: ModelBoard, eps: tuple[float, ...]) -> tuple[Subgroups, ...]:
+    """Return the subgroups of each column with their worst cases and differences."""
+    board, ids = model_board.board, counted(model_board) or model_board.ids
+    skipped = 0 if board.score.clean else 1  # then the clean score is 1 by construction
+    rung = board.headline + 1
+
+    def line(group: Subgroup) -> SubgroupLine:
+        cells = zip(eps[skipped:], group.scores[skipped:], strict=True)
+        return SubgroupLine(
+            name=plain(group.name),
+            n=group.images,
+            patients=group.patients,
+            cells=tuple(Cell(eps=e, estimate=score, records=ids) for e, score in cells),
+            difference=group.difference[rung],
+            p=group.p[rung],
+            versus=difference_words(board, group, rung),
+            notes=tuple(group_notes(board, group)),
+        )
+
+    return tuple(
+        Subgroups(
+            column=plain(grouping.column),
+            unknown=grouping.unknown,
+            lines=tuple(map(line, grouping.subgroups)),
+        )
+        for grouping in by_subgroup(board, model_board.row)
+    )
 
 
 def _proved(model_board: ModelBoard) -> Proved | None:

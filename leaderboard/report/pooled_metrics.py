@@ -26,10 +26,14 @@ _Score = Callable[[Floats, int], Floats]  # (weights, level) -> one score for ea
 
 def accuracy(pool: Pool) -> tuple[Estimate, ...]:
     """Return the share of images right when clean and under every attack; for masks, the Dice."""
+    return pool.means(accuracy_table(pool))
+
+
+def accuracy_table(pool: Pool) -> pd.DataFrame:
+    """Return which images are right under every attack, or their lowest Dice, at each level."""
     masks = pool.card.task == "segmentation"
     dtype = np.float64 if masks else np.bool_
-    worst = pool.worst(lambda run: run.samples["correct"].to_numpy(dtype=dtype))
-    return pool.means(worst)
+    return pool.worst(lambda run: run.samples["correct"].to_numpy(dtype=dtype))
 
 
 def success(pool: Pool) -> tuple[Estimate, ...]:

@@ -233,7 +233,7 @@ def comparison_words(row: Row, rung: int) -> list[str]:
             for v in compared
             if v.sign(rung) == sign and shared in (None, v.ranks[rung] == row.ranks[rung])
         ]
-        each = (f"{v.title} ({_p(v.p[rung])})" for v in others)
+        each = (f"{v.title} ({p_words(v.p[rung])})" for v in others)
         phrases += [f"{head} {', '.join(each)}{why}"] if others else []
     return phrases
 
@@ -242,5 +242,6 @@ def comparison_words(row: Row, rung: int) -> list[str]:
 _BETWEEN = ", though they share the place because other rows of it do not differ significantly"
 
 
-def _p(value: float) -> str:
+def p_words(value: float) -> str:
+    """Return a p value in words."""
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"

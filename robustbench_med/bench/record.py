@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # importing pandas takes half a second, and `plan` does not n
     import pandas as pd
 
 SCHEMA = 2
+SUBGROUP = "subgroup:"  # begins the name of each column of subgroups in a samples table
 
 
 _VERSION = re.compile(r'"schema_version":\s*(\d+)')
@@ -288,6 +289,9 @@ class Stored(NamedTuple):
         distance: size of the smallest successful perturbation found, in the case's norm, the same
             in every row of an image; inf if none succeeded, NaN if the image was not attacked.
         ssim, psnr: visibility of the perturbation; NaN without a success.
+
+    Where the data have subgroups there is a column `subgroup:NAME` of each, such as `subgroup:sex`:
+    the subgroup of the image as text, the same in every row of an image; "" if it is not known.
 
     Behind a detector there are also `suspicion` and `rejected`, which is true if the suspicion is
     above 0. An attacked image then counts as correct if it is rejected; a clean image counts as

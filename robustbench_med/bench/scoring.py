@@ -15,7 +15,7 @@ from torch import Tensor
 from robustbench_med.bench.attack_run import AttackRun
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.measurements import Measurements
-from robustbench_med.bench.record import Audit, Certificate, Rung
+from robustbench_med.bench.record import SUBGROUP, Audit, Certificate, Rung
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.sample_metrics import VISIBILITY, score_attack, score_detector
 from robustbench_med.bench.setup import AttackSetup
@@ -93,6 +93,8 @@ def score_run(planned: ResolvedCase, setup: AttackSetup, run: AttackRun) -> Scor
     distance = _for_all_images({"distance": run.distance}, "distance", attacked, np.nan)
     distance = np.where(aimed.cpu().numpy(), distance, np.nan)
     samples["distance"] = np.tile(distance, len(tables))
+    for name, groups in setup.data.subgroups(case.split, setup.batch.ids).items():
+        samples[f"{SUBGROUP}{name}"] = np.tile(groups, len(tables))
     return Scores(
         samples,
         tuple(scored),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +18,7 @@ from robustbench_med.datasets.file_state import remembered
 from robustbench_med.datasets.labels import check_codes, integers, small_integers
 from robustbench_med.datasets.masks import check_ignored, mask_ids
 from robustbench_med.datasets.row_file import RowFile
+from robustbench_med.datasets.subgroups import check_subgroups
 from robustbench_med.errors import BenchError, DataError
 from robustbench_med.sized_images import SizedImages, runs
 
@@ -49,12 +50,15 @@ class Arrays:
             ids; -1 = unlabelled. Masks of smaller images are filled up with -1.
         ids: `(n,)` str, unique within the split.
         patients: `(n,)` str, or None where images must be treated as independent.
+        subgroups: by the name of a column, such as sex or site, the subgroup of each image, `(n,)`
+            str; "" = not known.
     """
 
     images: StoredArray
     labels: NDArray[np.int64] | NDArray[np.int16]
     ids: NDArray[np.character]
     patients: NDArray[np.character] | None = None
+    subgroups: Mapping[str, NDArray[np.character]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -104,6 +108,8 @@ class Arrays:
                 digest.update(
                     "\0".join(array).encode() if array.dtype.kind == "U" else array.tobytes()
                 )
+        for name, groups in sorted(self.subgroups.items()):
+            digest.update("\0".join([name, *map(str, groups)]).encode())
         return digest.hexdigest()
 
 
@@ -237,6 +243,17 @@ class Dataset:
         channels, native = self.card.channels, self.card.native
         return to_batch(arrays, rows, channels=channels, native=native, stored=stored)
 
+    def subgroups(
+        self, split: SplitName, ids: NDArray[np.character]
+    ) -> dict[str, NDArray[np.character]]:
+        """Return the subgroup of the images with these ids, by the name of the column."""
+        arrays = self.arrays(split)
+        if not arrays.subgroups:
+            return {}
+        order = np.argsort(arrays.ids, kind="stable")
+        rows = order[np.searchsorted(arrays.ids, ids, sorter=order)]
+        return {name: groups[rows] for name, groups in arrays.subgroups.items()}
+
     def few_images(self, split: SplitName, n: int = 4) -> Any:  # noqa: ANN401 - a tensor
         """Return a few labelled images of a split, `(n, c, *s)` in [0,1]."""
         from robustbench_med.stored_images import largest
@@ -313,6 +330,7 @@ def check(arrays: Arrays, card: DatasetCard, split: str) -> Arrays:
         raise DataError(
             f"{where}: expected one patient per image, got {len(arrays.patients)} for {n}"
         )
+    check_subgroups(arrays.subgroups, n, arrays.patients, where)
     if images is arrays.images and labels is arrays.labels:
         return arrays
     return replace(arrays, images=images, labels=labels)

@@ -117,6 +117,28 @@ def regions(path: Path, info: dict[str, Any], k: int) -> dict[str, tuple[int, ..
     return {name: tuple(ids) for name, ids in stated.items()}
 
 
+def bands(path: Path, info: dict[str, Any]) -> dict[str, list[float]]:
+    """Return the edges of the bands of each column of subgroups.
+
+    Raises:
+        DataError: the statement is not a dict of name -> rising numbers.
+    """
+    stated = info.get("bands", {})
+    fine = isinstance(stated, dict) and all(
+        isinstance(edges, list)
+        and edges
+        and all(type(edge) in (int, float) and abs(edge) <= sys.float_info.max for edge in edges)
+        and edges == sorted(set(edges))
+        for edges in stated.values()
+    )
+    if not fine:
+        raise DataError(
+            f'{path}: info: expected bands as rising numbers by column, {{"age": [40, 65]}}, got '
+            f"{stated!r}"
+        )
+    return {name: [float(edge) for edge in edges] for name, edges in stated.items()}
+
+
 def spacing(path: Path, info: dict[str, Any], axes: int) -> tuple[float, ...] | None:
     """Return the mm per pixel along each axis, or None.
 

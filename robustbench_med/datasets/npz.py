@@ -2,8 +2,8 @@
 
 A file holds `{train,val,test}_images` and `*_labels` or `*_masks` (one class id per pixel, 255 =
 ignored), and may hold `*_fov` (a field of view: masks are ignored where it is 0), `*_ids`,
-`*_patients` (empty = unknown) and `info` (JSON text, see info.py). Only the split that is needed is
-read.
+`*_patients` (empty = unknown), `*_subgroup_NAME` (a column such as sex or age) and `info` (JSON
+text, see info.py). Only the split that is needed is read.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from robustbench_med.datasets.archive import MAX_BYTES, Header, Npz, damage, opened
 from robustbench_med.datasets.codes import UNLABELLED
 from robustbench_med.datasets.dataset import Arrays, SplitName
-from robustbench_med.datasets.info import EXAMPLE, channel_count, native, read_info
+from robustbench_med.datasets.info import EXAMPLE, bands, channel_count, native, read_info
 from robustbench_med.datasets.labels import from_one_hot, integers
 from robustbench_med.datasets.masks import check_ignored, mask_ids, of_planes
 from robustbench_med.datasets.row_file import RowFile
+from robustbench_med.datasets.subgroups import named_groups
 from robustbench_med.errors import DataError, MissingSplitError
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -58,6 +59,7 @@ def read(
         labels = read_masks(file, split)[0] if masks else read_labels(file, split)
         ids = _names(file, f"{split}_ids", n)
         patients = _patients(file, split, n)
+        subgroups = _subgroups(file, split, n)
         images = _images(file, split, masks=masks)
     if one_hot and labels.ndim == 2:
         labels = from_one_hot(labels.astype(np.int64))
@@ -66,7 +68,7 @@ def read(
     if len(labels) != n:
         key = f"{split}_{'masks' if masks else 'labels'}"
         raise DataError(f"{path}: {key}: expected {n} rows, one per image, got {len(labels)}")
-    return Arrays(images, labels, ids, patients)
+    return Arrays(images, labels, ids, patients, subgroups)
 
 
 def image_header(file: Npz, split: SplitName) -> Header:
@@ -251,13 +253,27 @@ def _patients(file: Npz, split: SplitName, n: int) -> NDArray[Any] | None:  # of
     return np.where(unknown, alone, patients)
 
 
-def _names(file: Npz, key: str, n: int) -> NDArray[Any] | None:  # of text
+def _subgroups(file: Npz, split: SplitName, n: int) -> dict[str, NDArray[Any]]:  # of text
+    """Return the columns `*_subgroup_NAME` of a split by NAME; numbers may be bands, see info."""
+    prefix, edges = f"{split}_subgroup_", bands(file.path, read_info(file))
+    subgroups = {}
+    for key in sorted(file.keys):
+        cells = _names(file, key, n, kinds="USiuf") if key.startswith(prefix) else None
+        if cells is not None:
+            name = key.removeprefix(prefix)
+            where = f"{file.path}: {key}"
+            subgroups[name] = named_groups(name, cells.tolist(), edges.get(name), where)
+    return subgroups
+
+
+def _names(file: Npz, key: str, n: int, *, kinds: str = "USiu") -> NDArray[Any] | None:  # of text
     if key not in file.keys:
         return None
     shape, dtype = file.header(key)
-    if dtype.kind not in "USiu" or shape not in ((n,), (n, 1)):
+    if dtype.kind not in kinds or shape not in ((n,), (n, 1)):
+        numbers = "numbers" if "f" in kinds else "integers"
         raise DataError(
-            f"{file.path}: {key}: expected {n} names (text or integers), "
+            f"{file.path}: {key}: expected {n} names (text or {numbers}), "
             f"got {dtype} of shape {shape}"
         )
     with damage(file.path, key):

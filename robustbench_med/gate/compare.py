@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from robustbench_med.bench.verify.diff import written
 from robustbench_med.cards import SEVERITY
 from robustbench_med.errors import ResultsError, SpecError
 from robustbench_med.gate.drop import Drop, drop_of
+from robustbench_med.gate.parts import parts_of
 from robustbench_med.spec import number
 from robustbench_med.stats.paired_tests import LEVEL, fewest_changes, holm, one_sided_p
 
@@ -28,13 +30,15 @@ class Change(NamedTuple):
         eps: the radius.
         way: 1 = the test looks for a drop of the score, -1 = for a rise.
         drop: the drop of the score, or of its negative.
-        p: p value, corrected for the number of tested radii and directions.
+        p: p value, corrected for the number of tested radii, directions and subgroups.
+        part: the subgroup, as "sex F"; empty = all images.
     """
 
     eps: float
     way: int
     drop: Drop
     p: float
+    part: str = ""
 
 
 class Comparison(NamedTuple):
@@ -45,12 +49,14 @@ class Comparison(NamedTuple):
         worst: the change with the smallest p value.
         identical: whether every image has the same outcome as in the record.
         message: the message of a failed test.
+        left_out: subgroups that are too small to be compared.
     """
 
     holds: bool
     worst: Change
     identical: bool
     message: str
+    left_out: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return self.holds
@@ -63,6 +69,7 @@ def compare(
     level: float = LEVEL,
     fails: str = "drop",
     eps: float | int | str | None = None,
+    by: str | Sequence[str] = (),
 ) -> Comparison:
     """Test whether the scores of `now` differ significantly from those of the record.
 
@@ -76,9 +83,11 @@ def compare(
         fails: the direction that fails: a "drop" (a weaker model), a "rise" (a weaker attack), or
             "either".
         eps: the only radius to test, in image units or as "2/255"; 0 = clean.
+        by: columns of subgroups: each subgroup is tested in place of all images together.
 
     Raises:
-        ResultsError: the images differ, a record is invalid, or no possible outcome could fail.
+        ResultsError: the images or their subgroups differ, a record is invalid or has no such
+            column, or no possible outcome could fail.
         SpecError: there is no such radius, level or direction.
     """
     check_choices(level=level, fails=fails)
@@ -99,15 +108,24 @@ def compare(
     if not radii:
         listed = ", ".join(map(written, ladder))
         raise SpecError(f"expected eps in the ladder of the record ({listed}), got {eps!r}")
-    tests = [(radius, way) for radius in radii for way in _WAYS[fails]]
-    _check_able(before, tests, radii, level, fails)
-    drops = [_drop(before, after, radius, way, level / len(tests)) for radius, way in tests]
+    parts, left_out = parts_of(recorded, now, (by,) if isinstance(by, str) else tuple(by))
+    directions = [(radius, way) for radius in radii for way in _WAYS[fails]]
+    share = level / len(parts)
+    largest = max(parts, key=lambda part: len(parts[part][0]))
+    _check_able(parts[largest][0], directions, radii, share, fails)
+    unable = [part for part in parts if _p_at_worst(parts[part][0], directions) > share]
+    left_out = (*left_out, *unable)
+    parts = {part: pair for part, pair in parts.items() if part not in unable}
+    tests = [(part, *test) for part in parts for test in directions]
+    drops = [_drop(*parts[part], radius, way, level / len(tests)) for part, radius, way in tests]
     corrected = holm(np.array([drop.p for drop in drops])).tolist()
-    rows = zip(tests, drops, corrected, strict=True)
-    changes = [Change(*test, drop, p) for test, drop, p in rows]
+    changes = [
+        Change(radius, way, drop, p, part)
+        for (part, radius, way), drop, p in zip(tests, drops, corrected, strict=True)
+    ]
     worst = min(changes, key=lambda change: (change.p, change.drop.p, -change.drop.size))
     text = _message(recorded, worst, len(tests))
-    return Comparison(worst.p > level, worst, identical(recorded, now), text)
+    return Comparison(worst.p > level, worst, identical(recorded, now), text, left_out)
 
 
 def identical(recorded: Stored, now: Stored) -> bool:
@@ -138,9 +156,9 @@ def _check_able(
 
     A comparison that cannot fail always passes and shows nothing.
     """
-    worst = np.array([_at_worst(before, *test) for test in tests])
-    if holm(worst).min() <= level:
+    if _p_at_worst(before, tests) <= level:
         return
+    worst = np.array([_at_worst(before, *test) for test in tests])
     owners = before.loc[before["eps"] == 0, "patient"]
     owned = not owners.isna().any()
     count = owners.nunique() if owned else len(owners)
@@ -163,6 +181,11 @@ def _check_able(
         f"{outcome} has p = {holm(worst).min():.2g}, above the level {level:g} ({len(tests)} "
         f"tests): {more}{less}"
     )
+
+
+def _p_at_worst(before: pd.DataFrame, tests: list[tuple[float, int]]) -> float:
+    """Return the smallest corrected p value if every score is lost, or gained, at all radii."""
+    return float(holm(np.array([_at_worst(before, *test) for test in tests])).min())
 
 
 def _p_at(worst: NDArray[np.float64], tests: list[tuple[float, int]], eps: float) -> list[float]:
@@ -202,8 +225,9 @@ def _message(recorded: Stored, change: Change, tests: int) -> str:
     over = f", corrected for {tests} tests" if tests > 1 else ""
     exact = not masks and drop.patients == drop.n
     test = "exact McNemar, one-sided" if exact else "signs flipped by patient, one-sided"
+    part = f" of {change.part}" if change.part else ""
     lines = [
-        f"{score} {_where(change.eps, record.case)} {_CALLED[change.way]} from {was:.3f} to "
+        f"{score} {_where(change.eps, record.case)}{part} {_CALLED[change.way]} from {was:.3f} to "
         f"{is_:.3f} on {drop.n} images{owned}: {record.case.label}",
         f"{fell} images lost, {rose} gained: p = {change.p:.2g} ({test}{over})",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from robustbench_med.gate.records import AGAIN, home_of, recorded, rewrite
 from robustbench_med.model_handle import DataLike, ModelLike
 from robustbench_med.spec import number
 from robustbench_med.stats import Estimate
+from robustbench_med.subgroups import FEWEST, Subgroup
 
 # settings of the gate, which are not passed to robustbench_med.evaluate
 _GATE_SETTINGS = (
@@ -86,6 +88,43 @@ class Measured:
         """Return the worst-case score at one of the radii that were attacked; 0 is clean."""
         return self._score(_or_fail(lambda: self.evaluation.at(eps)))
 
+    def worst_subgroup(self, column: str, at: float | int | None = None) -> MeasuredScore:
+        """Return the lowest worst-case score of the subgroups of a column, at a radius.
+
+        Subgroups that are too small to be compared do not count.
+
+        Args:
+            column: the column, such as "sex".
+            at: the radius in image units, 0 = clean; None = the largest.
+        """
+        group = min(self._groups(column, at), key=lambda group: group.scores[1].value)
+        return MeasuredScore.of(group.scores[1], group.images)
+
+    def gap(self, column: str, at: float | int | None = None) -> MeasuredScore:
+        """Return by how much the weakest subgroup of a column scores less than the other images.
+
+        The arguments are those of `worst_subgroup`.
+        """
+        group = min(self._groups(column, at), key=lambda group: group.difference[1].value)
+        e = group.difference[1]
+        turned = Estimate(value=-e.value, low=-e.high, high=-e.low)
+        return MeasuredScore.of(turned, group.images)
+
+    def _groups(self, column: str, at: float | int | None) -> list[Subgroup]:
+        found = _or_fail(lambda: self.evaluation.subgroups(at))
+        known = {grouping.column: grouping for grouping in found}
+        if column not in known:
+            listed = ", ".join(known) or "none: the data have no subgroups"
+            pytest.fail(f"expected a column of subgroups ({listed}), got {column!r}", pytrace=False)
+        groups = [g for g in known[column].subgroups if math.isfinite(g.difference[1].value)]
+        if not groups:
+            pytest.fail(
+                f"expected two subgroups of {column} with {FEWEST} patients or images each, got "
+                + ", ".join(f"{g.name} with {g.patients}" for g in known[column].subgroups),
+                pytrace=False,
+            )
+        return groups
+
     def _score(self, estimate: Estimate) -> MeasuredScore:
         return MeasuredScore.of(estimate, self.records[0].record.n)
 
@@ -139,6 +178,7 @@ class Robustness:
         attacks: str | Sequence[str] | None = None,
         *,
         at: float | int | str | None = None,
+        by: str | Sequence[str] = (),
         **settings: Any,  # noqa: ANN401 - those of robustbench_med.evaluate, level and fails
     ) -> Comparison:
         """Fail the test if a model is significantly weaker than its record.
@@ -154,6 +194,7 @@ class Robustness:
             attacks: the spec of one attack, likewise.
             at: the only radius to test, in image units, 0 = clean; None = clean and every radius
                 of the ladder.
+            by: columns of subgroups, such as "sex": no subgroup may be weaker than it was.
             settings: as in `robustbench_med.evaluate`; also `level` = 0.05, the share of unchanged
                 models that fail; `fails` = "drop", "rise" or "either"; `accept` = names of flags
                 that do not fail the test.
@@ -161,8 +202,10 @@ class Robustness:
         __tracebackhide__ = True
         comparison: Comparison
         comparison, doubts = _or_fail(
-            lambda: self._compared(Path(record), model, data, attacks, at, settings)
+            lambda: self._compared(Path(record), model, data, attacks, at, by, settings)
         )
+        if comparison.left_out:
+            self.tell(f"too small to be compared: {', '.join(comparison.left_out)}")
         # the flags of an attack do not concern clean images
         clean_only = at is not None and number(at) == 0
         lines = [] if comparison.holds else [comparison.message]
@@ -180,6 +223,7 @@ class Robustness:
         data: DataLike | None,
         attacks: str | Sequence[str] | None,
         at: float | int | str | None,
+        by: str | Sequence[str],
         settings: dict[str, Any],
     ) -> tuple[Comparison, Doubts]:
         chosen_settings = self.settings | settings
@@ -200,7 +244,7 @@ class Robustness:
         else:
             now = self._asked_for(model, data, attacks, settings)
         if self.update:
-            compare(now, now, eps=at, **how)  # refuse a record that no comparison could fail
+            compare(now, now, eps=at, by=by, **how)  # refuse a record that no comparison could fail
             alike = before is not None and not _changes(before.record.case, now.record.case)
             doubts = judge([now], names, before if alike else None)
             if doubts.refused:  # and one that would hide its new flags
@@ -219,7 +263,7 @@ class Robustness:
         doubts = judge([now], names, before)
         for line in doubts.accepted:
             self.tell(line)
-        return compare(before, now, eps=at, **how), doubts
+        return compare(before, now, eps=at, by=by, **how), doubts
 
     def _accepted(self, settings: dict[str, Any]) -> tuple[str, ...]:
         return accepted((self.settings | settings).get("accept", ()))

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.types import infer_dtype
 
-from robustbench_med.bench.record import Record, Stored
+from robustbench_med.bench.record import SUBGROUP, Record, Stored
 from robustbench_med.bench.verify.diff import line, plain, same, shown, written
 from robustbench_med.cards import SEVERITY
 from robustbench_med.errors import ResultsError
@@ -119,6 +119,7 @@ def layout_errors(stored: Stored) -> list[str]:
     # masks move along with the anatomy that a shift moves
     moves = record.case.norm == SEVERITY and record.dataset_card.task == "segmentation"
     names = [name for name in _OF_IMAGES if not moves or name != "truth"]
+    names += [name for name in map(str, table) if name.startswith(SUBGROUP)]
     for i in range(1, len(ladder)):
         rows = table.iloc[i * record.n : (i + 1) * record.n]
         for name in names:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robustbench_med.bench.record import Record, Stored
+from robustbench_med.bench.record import SUBGROUP, Record, Stored
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import SetupCache
 from robustbench_med.bench.verify.consistency import contradictions, layout_errors, table_errors
@@ -272,7 +272,7 @@ def _unmoved(stored: Stored, claim: Recomputed) -> Iterator[str]:
     claimed, shown_success = before["success"].to_numpy(bool), after["success"].to_numpy(bool)
     if claim.saved and (surplus := before.loc[shown_success & ~claimed, "sample"].nunique()):
         yield f"the saved images succeed on {surplus} samples recorded as robust"
-    for name in _FIXED:
+    for name in (*_FIXED, *(n for n in map(str, before) if n.startswith(SUBGROUP))):
         if name in before and name in after:
             rows = clean & np.array(
                 [not same(*pair) for pair in zip(before[name], after[name], strict=True)]

@@ -12,6 +12,8 @@ from robustbench_med.datasets.sources.draft import Draft, set_classes, split_nam
 from robustbench_med.datasets.sources.draft_folders import set_mask_classes
 from robustbench_med.datasets.sources.entries import NO_FINDING, UNKNOWN, finding, listed, whole
 from robustbench_med.datasets.sources.tables import CsvTable, FileFinder, read_csv
+from robustbench_med.datasets.subgroups import check_subgroups, named_groups
+from robustbench_med.errors import DataError
 
 _TRIED = 200  # rows by which the column of files is found
 _MOST_TABLES = 20
@@ -45,7 +47,8 @@ def from_table(draft: Draft, names: Sequence[str]) -> bool:
     patient = _column(remaining, words.PATIENT)
     if patient:
         columns["patient"] = patient
-    groups = [c for c in remaining if c.lower() in words.GROUPS]
+    candidates = [c for c in remaining if c.lower() in words.GROUPS]
+    groups = [c for c in candidates if _usable(c, table.column(c), draft)]
     if groups:
         columns["groups"] = groups
     used = {file, *masks, patient, *groups, columns.get("split", "")}
@@ -144,6 +147,17 @@ def _column(names: Iterable[str], known: tuple[str, ...]) -> str:
             if plain == word or re.sub(r"_?(id|name|no|number)$", "", plain) == word:
                 return name
     return ""
+
+
+def _usable(column: str, cells: list[str], draft: Draft) -> bool:
+    """Whether a column names subgroups; a remark says why it does not."""
+    try:
+        groups = named_groups(column, cells, None, "the table")
+        check_subgroups({column: groups}, len(cells), None, "the table")
+    except DataError as error:
+        draft.remarks.append(f"no groups: {error}")
+        return False
+    return True
 
 
 def _flat(columns: dict[str, Any]) -> set[str]:

@@ -16,6 +16,7 @@ from robustbench_med.datasets.sources.refs import ImageRef, inside
 from robustbench_med.datasets.sources.spec import CardFile, Columns, SourceSpec
 from robustbench_med.datasets.sources.splits import draw_splits
 from robustbench_med.datasets.sources.tables import CsvTable, FileFinder, read_csv
+from robustbench_med.datasets.subgroups import named_groups
 from robustbench_med.errors import DataError
 
 UNKNOWN = ("", "nan", "na", "n/a", "none", "null", "-1", "-1.0", "?")  # cells without a label
@@ -34,7 +35,7 @@ class Entry:
         mask: its mask.
         split: the split that the data state, in their own word.
         patient: the patient as stored; "" = not known.
-        groups: subgroup of each grouping, as stored.
+        groups: the subgroup in each column of `groups`; numbers are bands.
     """
 
     ref: ImageRef
@@ -81,10 +82,13 @@ def of_table(
     finder, mask_finder = FileFinder(root, refs), FileFinder(root, masks)
     cells = {
         key: table.column(name)
-        for key, name in columns.model_dump().items()
+        for key, name in columns.model_dump(exclude={"bands"}).items()
         if name and isinstance(name, str) and key != "separator"
     }
-    groups = [table.column(name) for name in columns.groups]
+    groups = [
+        named_groups(name, table.column(name), columns.bands.get(name), str(table.path)).tolist()
+        for name in columns.groups
+    ]
     findings = _findings(table, columns, source.values)
     entries, rows_of = [], dict[int, int]()
     for row, name in enumerate(cells["file"]):

@@ -47,6 +47,15 @@ class Index:
         """Return the places of a split's images."""
         return [row for row, name in enumerate(self.splits) if name == split]
 
+    def subgroups(self, rows: Sequence[int]) -> dict[str, NDArray[np.str_]]:
+        """Return the subgroup of some images by the name of the column."""
+        columns = self.card_file.source.columns
+        names = () if columns is None else columns.groups
+        return {
+            name: np.array([self.entries[row].groups[place] for row in rows], dtype=np.str_)
+            for place, name in enumerate(names)
+        }
+
     def code(self) -> str:
         """Return 6 hexadecimal digits that depend on the data and not on where they are."""
         card = self.card_file.card.model_dump(mode="json", exclude={"title", "notes"})

@@ -183,4 +183,5 @@ def read_split(index: Index, split: SplitName) -> Arrays:
         read_masks(index, rows) if card.task == "segmentation" else index.labels[rows],
         np.array([index.ids[row] for row in rows], dtype=np.str_),
         known,
+        index.subgroups(rows),
     )

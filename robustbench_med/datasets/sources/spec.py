@@ -36,6 +36,18 @@ class Columns(BaseModel):
     split: str = Field(default="", description="the split of an image")
     patient: str = Field(default="", description="the patient of an image")
     groups: tuple[str, ...] = Field(default=(), description="subgroups such as sex or site")
+    bands: dict[str, tuple[float, ...]] = Field(
+        default_factory=dict, description="the edges between the bands of a group of numbers"
+    )
+
+    @model_validator(mode="after")
+    def _of_groups(self) -> Columns:
+        for name, edges in self.bands.items():
+            if name not in self.groups:
+                raise ValueError(f"expected bands of a column of groups, got {name!r}")
+            if not edges or list(edges) != sorted(set(edges)):
+                raise ValueError(f"expected rising edges in the bands of {name}, got {edges}")
+        return self
 
 
 class Draw(BaseModel):

@@ -1,0 +1,79 @@
+"""Scores of subgroups: their means, differences and correction, in closed form."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from robustbench_med.bench.record import Stored
+from robustbench_med.stats.intervals import wilson
+from robustbench_med.subgroups import FEWEST, groupings
+
+
+def made(scores: np.ndarray, **columns: list[str]) -> tuple[pd.DataFrame, Stored]:
+    """Return image scores, and a record of independent images in these columns."""
+    ids = [f"i{place:03d}" for place in range(len(scores))]
+    samples = {"sample": ids, "patient": None, "eps": 0.0}
+    samples |= {f"subgroup:{name}": cells for name, cells in columns.items()}
+    record: Any = SimpleNamespace(patients=None)
+    # the rows of a table need not be in the order of the samples
+    table = pd.DataFrame(scores, index=ids).iloc[::-1]
+    return table, Stored(record, pd.DataFrame(samples), "")
+
+
+def test_subgroups_have_their_own_images_and_newcombes_difference() -> None:
+    scores = np.array([1] * 30 + [0] * 10 + [1] * 10 + [0] * 30 + [1] * 4, dtype=bool)
+    cells = ["F"] * 40 + ["M"] * 40 + [""] * 4
+    (grouping,) = groupings(*made(scores[:, None], sex=cells))
+    assert (grouping.column, grouping.unknown) == ("sex", 4)
+    women, men = grouping.subgroups
+    assert (women.name, women.images, women.patients) == ("F", 40, 40)
+    assert women.scores == (wilson(30, 40),)
+    assert men.scores == (wilson(10, 40),)
+    a, b = wilson(30, 40), wilson(10, 40)
+    assert women.difference[0].value == 0.5
+    assert women.difference[0].low == pytest.approx(0.5 - math.hypot(0.75 - a.low, b.high - 0.25))
+    assert men.difference[0].high == pytest.approx(-women.difference[0].low)
+    assert women.p == men.p
+    assert women.p[0] < 0.001
+    worst = grouping.worst(0)
+    assert worst is not None
+    assert worst.name == "M"
+
+
+def test_p_values_are_corrected_over_all_columns_and_a_pair_counts_once() -> None:
+    rng = np.random.default_rng(0)
+    scores = (rng.random(60) < 0.5)[:, None]
+    sex, site = rng.choice(list("FM"), 60).tolist(), rng.choice(list("ABC"), 60).tolist()
+    (alone,) = groupings(*made(scores, sex=sex))
+    together = {g.column: g for g in groupings(*made(scores, sex=sex, site=site))}
+    raw = [alone.subgroups[0].p[0]]
+    (sites,) = groupings(*made(scores, site=site))
+    assert len(sites.subgroups) == 3
+    smallest = min(
+        [*(g.p[0] for g in together["site"].subgroups), together["sex"].subgroups[0].p[0]]
+    )
+    assert smallest >= min(raw[0], min(g.p[0] for g in sites.subgroups))
+    assert together["sex"].subgroups[0].p[0] >= raw[0]
+
+
+def test_a_small_subgroup_is_shown_and_not_compared() -> None:
+    scores = np.ones((30, 2), dtype=bool)
+    cells = ["A"] * (FEWEST - 1) + ["B"] * (30 - FEWEST + 1)
+    (grouping,) = groupings(*made(scores, site=cells))
+    small, rest = grouping.subgroups
+    assert small.small
+    assert small.vague(0)
+    assert math.isnan(small.p[0])
+    assert math.isnan(rest.difference[1].value)  # its rest is too small
+    assert not rest.vague(0)
+    assert grouping.worst(0) is rest
+
+
+def test_without_subgroups_there_is_nothing() -> None:
+    assert groupings(*made(np.ones((4, 1), dtype=bool))) == []
