@@ -16,8 +16,8 @@ _FINEST = 2.0**-20  # a line is bisected no finer, because float32 cannot tell t
 Noise = Callable[[Draws, Images], Images]
 
 
-def wide(values: PerSample, like: Images) -> Tensor:
-    """Return one number per image so that it can be multiplied with images."""
+def wide(values: Tensor, like: Images) -> Tensor:
+    """Return one number per image, `(b,)`, so that it can be multiplied with images."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
 

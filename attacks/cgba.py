@@ -69,8 +69,8 @@ def cgba(
         queries: how many images are shown to the victim per sample, the clean one included, >= 1.
         directions: random directions of the first round, >= 1; the t-th has sqrt(t) times as many.
         frequencies: fraction of the frequencies along each axis, the lowest first, of which random
-            directions are made, in (0, 1], but at least 4. On shipped victims an eighth comes two
-            to four times nearer than all frequencies.
+            directions are made, in (0, 1], but at least 4. On two shipped victims an
+            eighth came 3.7 and 1.7 times nearer than all (medians of 8 images, 500 queries).
 
     Returns:
         `(b, c, *s)` nearest success of each sample; the clean image where there is none.

@@ -62,7 +62,7 @@ class LabelOracle:
         """The nearest success of each sample so far; its clean image where there is none."""
         return self._nearest.best
 
-    def open(self, rows: Rows | None = None) -> Rows:
+    def open(self, rows: Rows | None = None) -> Int[Tensor, " open"]:
         """Return the samples, of `rows` or of all, whose search goes on."""
         rows = torch.arange(len(self.x), device=self.x.device) if rows is None else rows
         return rows[(self.left[rows] > 0) & (self.size[rows] > self._enough[rows])]
