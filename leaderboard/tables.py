@@ -284,8 +284,12 @@ def _caption(board: Board) -> list[str]:
 
 
 def spec_words(board: Board) -> list[str]:
-    """Return the whole spec of each model whose name is shortened in a table."""
-    whole = {row.short_name: plain(row.key.victim) for row in board.rows}
+    """Return the whole spec of each model whose name is shortened in a table.
+
+    A title that a person chose stands alone.
+    """
+    rows = [row for row in board.rows if not row.model.named]
+    whole = {row.short_name: plain(row.key.victim) for row in rows}
     return [f"{short} is {name}" for short, name in whole.items() if name != short]
 
 
