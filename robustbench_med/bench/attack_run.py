@@ -19,18 +19,12 @@ from robustbench_med.bench.attack_spec import ball_of
 from robustbench_med.bench.case import Case
 from robustbench_med.bench.eps_search import Attack
 from robustbench_med.bench.gradient_recorder import GradientRecorder
+from robustbench_med.bench.ladder import WHOLE, Ladder, Sharding
 from robustbench_med.bench.measurements import Measurements, clean_measurements, smallest_success
 from robustbench_med.bench.provenance import reset_peak
 from robustbench_med.bench.record import LadderAudit
 from robustbench_med.bench.resolved_case import ResolvedCase
-from robustbench_med.bench.schedules import (
-    WHOLE,
-    Ladder,
-    OpenLadder,
-    Sharding,
-    family_of,
-    schedule_of,
-)
+from robustbench_med.bench.schedules import OpenLadder, family_of, schedule_of
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.shard_files import Shard
 from robustbench_med.bench.transfer import transferred

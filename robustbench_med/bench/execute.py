@@ -13,10 +13,10 @@ from robustbench_med.bench.attack_run import AttackRun
 from robustbench_med.bench.check_context import CheckContext
 from robustbench_med.bench.checks import run_checks
 from robustbench_med.bench.gallery import make_pictures
+from robustbench_med.bench.ladder import WHOLE, Sharding
 from robustbench_med.bench.provenance import now, peak_mib, provenance
 from robustbench_med.bench.record import Cost, Example, Record
 from robustbench_med.bench.resolved_case import ResolvedCase
-from robustbench_med.bench.schedules import WHOLE, Sharding
 from robustbench_med.bench.scoring import Scores, certificate, score_run
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.universal_run import PATTERNS

@@ -25,9 +25,10 @@ from robustbench_med import registry
 from robustbench_med.bench.attack_run import attack_shard, run_attack
 from robustbench_med.bench.execute import Outcome, execute, invalid_outcome
 from robustbench_med.bench.executors import Slot
+from robustbench_med.bench.ladder import Fit, Sharding
 from robustbench_med.bench.provenance import now
 from robustbench_med.bench.resolved_case import ResolvedCase
-from robustbench_med.bench.schedules import Fit, OpenLadder, Sharding, ShardsNeeded
+from robustbench_med.bench.schedules import OpenLadder, ShardsNeeded
 from robustbench_med.bench.setup import Prepared, SetupCache, handed_over
 from robustbench_med.bench.shard_files import ShardBytes
 from robustbench_med.devices import device_of

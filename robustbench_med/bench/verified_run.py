@@ -15,9 +15,9 @@ import torch
 from robustbench_med import registry
 from robustbench_med.bench.attack_run import AttackRun, run_attack
 from robustbench_med.bench.gradient_check import MOVED, PASSES, compare
+from robustbench_med.bench.ladder import WHOLE, Sharding
 from robustbench_med.bench.measurements import Measurements, smallest_success
 from robustbench_med.bench.resolved_case import ResolvedCase
-from robustbench_med.bench.schedules import WHOLE, Sharding
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.traced_guide import traced_guide
 from robustbench_med.cards import AttackCard

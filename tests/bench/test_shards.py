@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_med.bench.attack_run import AttackRun, run_attack
-from robustbench_med.bench.schedules import Sharding
+from robustbench_med.bench.ladder import Sharding
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.shard_files import ShardFiles
 from robustbench_med.datasets.dataset import Dataset

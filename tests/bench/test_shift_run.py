@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from robustbench_med.bench import adversarial_images, store
 from robustbench_med.bench.attack_run import AttackRun, run_attack
 from robustbench_med.bench.attack_spec import by_queries, resolve_attack
+from robustbench_med.bench.ladder import Sharding
 from robustbench_med.bench.plan import plan
 from robustbench_med.bench.record import Stored
 from robustbench_med.bench.runner import run_cases
-from robustbench_med.bench.schedules import Sharding
 from robustbench_med.bench.scoring import score_run
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.suite import Grid, Suite, find_suite, override
