@@ -16,6 +16,7 @@ from robustbench_med.paths import check_name
 from robustbench_med.spec import number
 
 FOLDER = registry.CORE / "suites"
+_OF_A_BALL = ("ladder", "norm", "budget", "channels", "surrogates")
 SEVERITIES = (0.25, 0.5, 0.75, 1.0)  # where a grid of shifts states none
 
 
@@ -169,10 +170,12 @@ def override(suite: Suite, fields: dict[str, Any], seed: int | None) -> Suite:
     If datasets are replaced, only the first grid remains. If the new datasets are not in the suite,
     the suite is called "custom", so that their records do not mix with the suite's, and saves no
     images. If victims are replaced, the grids of datasets on which they were trained remain. If
-    attacks or surrogates are replaced, each dataset is attacked once.
+    attacks or surrogates are replaced, each dataset is attacked once. Fields of a ball do not reach
+    grids of shifts beside grids of attacks; `severity` reaches the grids of shifts alone.
 
     Raises:
-        SpecError: a field breaks the schema.
+        SpecError: a field breaks the schema, or states the severity of attacks or the radius of
+            shifts.
         UnknownNameError: no card has the name of a victim.
     """
     grids = [grid.model_dump() for grid in suite.grids]
@@ -198,9 +201,30 @@ def override(suite: Suite, fields: dict[str, Any], seed: int | None) -> Suite:
         # all images of the user's file, unless -n states fewer
         grids = [{**grid, "n": None} for grid in grids]
     stated = {"stated": "attacks" in fields}
-    values["grids"] = [{**grid, **stated, **fields} for grid in grids]
+    values["grids"] = [{**grid, **stated, **_fields_of(grid, grids, fields)} for grid in grids]
     values["seed"] = suite.seed if seed is None else seed
     return registry.validate(Suite, values, "command line")
+
+
+def _fields_of(
+    grid: dict[str, Any], grids: list[dict[str, Any]], fields: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the fields that a grid takes: one of shifts has a severity, others have a ball."""
+    severity = fields.get("severity")
+    others = {name: value for name, value in fields.items() if name != "severity"}
+    shifts = [one["norm"] == SEVERITY for one in grids]
+    if severity is not None and not any(shifts):
+        raise SpecError(
+            "expected --eps for attacks, whose size is a radius, got --severity: `list attacks` "
+            "names the shifts"
+        )
+    if all(shifts) and "ladder" in others:
+        raise SpecError("expected --severity for shifts, whose size is no radius, got --eps")
+    if grid["norm"] != SEVERITY:
+        return others
+    if not all(shifts):
+        others = {name: value for name, value in others.items() if name not in _OF_A_BALL}
+    return others if severity is None else {**others, "ladder": severity}
 
 
 def _first_of_each(grids: list[dict[str, Any]]) -> list[dict[str, Any]]:

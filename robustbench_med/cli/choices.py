@@ -96,11 +96,13 @@ Eps = Annotated[
     str | None,
     typer.Option(
         "--eps",
-        "--severity",
-        help="The severities of shifts, '0.25,0.5', or the radii of attacks, as fractions of the "
-        "stored range, '1/255,2/255', or in its unit, '5HU,10HU' or '4gl' (stored steps), or of "
-        "the victim's window, '8/255 window'.",
+        help="The radii as fractions of the stored range, '1/255,2/255', or in its unit, "
+        "'5HU,10HU' or '4gl' (stored steps), or of the victim's window, '8/255 window'.",
     ),
+]
+Severity = Annotated[
+    str | None,
+    typer.Option("--severity", help="The severities of shifts, from 0 to 1, e.g. '0.25,0.5'."),
 ]
 Norm = Annotated[
     str | None, typer.Option("--norm", help="The norm of the perturbation: linf, l2, l1 or l0.")
@@ -215,6 +217,7 @@ GRID_OPTIONS = {
     "knowledge": "knowledge",
     "attack": "attacks",
     "eps": "ladder",
+    "severity": "severity",
     "norm": "norm",
     "channels": "channels",
     "objective": "objective",
@@ -236,8 +239,8 @@ def suite_of(choices: Mapping[str, Any]) -> Suite:
         for key, field in GRID_OPTIONS.items()
         if choices[key] not in (None, [], ())
     }
-    if "ladder" in fields:
-        fields["ladder"] = [radius.strip() for radius in fields["ladder"].split(",")]
+    for field in {"ladder", "severity"} & set(fields):
+        fields[field] = [size.strip() for size in fields[field].split(",")]
     return override(_suite(choices), fields, choices["seed"])
 
 

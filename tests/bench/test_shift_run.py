@@ -121,7 +121,7 @@ def test_shifts_are_measured_in_severity_without_being_told() -> None:
 def test_an_option_of_the_command_line_replaces_the_radii_of_a_suite() -> None:
     suite = override(find_suite("quick"), {"attacks": ["bias_field"], "n": 4}, None)
     assert {(g.norm, g.ladder) for g in suite.grids} == {("severity", (0.25, 0.5, 0.75, 1.0))}
-    suite = override(find_suite("quick"), {"attacks": ["bias_field"], "ladder": ["0.3"]}, None)
+    suite = override(find_suite("quick"), {"attacks": ["bias_field"], "severity": ["0.3"]}, None)
     assert {g.ladder for g in suite.grids} == {(0.3,)}
 
 
