@@ -93,7 +93,7 @@ def columns_of(stored: Stored) -> list[str]:
     ]
 
 
-def membership(stored: Stored, column: str, images: pd.Index[str]) -> NDArray[np.str_]:
+def membership(stored: Stored, column: str, images: pd.Index[str]) -> NDArray[np.character]:
     """Return the subgroup of images in a column of a record; "" if it is not known."""
     clean = stored.samples["eps"].to_numpy(dtype=np.float64) == 0.0  # one row per image
     ids, groups = stored.samples["sample"][clean], stored.samples[f"{SUBGROUP}{column}"][clean]

@@ -25,7 +25,7 @@ _PER_YEAR = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
 
 def named_groups(
     column: str, cells: Sequence[str], edges: Sequence[float | int] | None, where: str
-) -> NDArray[np.str_]:
+) -> NDArray[np.character]:
     """Return the subgroup of each cell as text; "" where it is not known.
 
     Args:

@@ -47,7 +47,7 @@ class Index:
         """Return the places of a split's images."""
         return [row for row, name in enumerate(self.splits) if name == split]
 
-    def subgroups(self, rows: Sequence[int]) -> dict[str, NDArray[np.str_]]:
+    def subgroups(self, rows: Sequence[int]) -> dict[str, NDArray[np.character]]:
         """Return the subgroup of some images by the name of the column."""
         columns = self.card_file.source.columns
         names = () if columns is None else columns.groups
