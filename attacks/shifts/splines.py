@@ -27,8 +27,8 @@ def basis(pixels: int, points: int) -> Float[Tensor, "n p"]:
     Source: de Boor, "A practical guide to splines", chapter IX; the four pieces of the cubic are
     those of Unser, IEEE Signal Processing Magazine 1999, equation 5.
 
-    >>> basis(5, 4).sum(1)
-    tensor([1., 1., 1., 1., 1.])
+    >>> bool((basis(5, 4).sum(1) - 1).abs().max() < 1e-6)
+    True
     """
     if points < 4:
         raise SpecError(f"expected points >= 4 for a cubic spline, got {points}")
