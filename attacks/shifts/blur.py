@@ -98,7 +98,7 @@ def defocus(
 
 
 def _gaussian_family(shape: tuple[int, ...], strength: float) -> Family:
-    widest = strength * min(shape)
+    widest = strength * min(shape[-2:])
     reach = max(1, math.ceil(4 * widest))
     place = torch.arange(-reach, reach + 1)
 

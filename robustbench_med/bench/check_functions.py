@@ -147,14 +147,17 @@ def labels(context: CheckContext) -> Measured | None:
     if name is None or not context.iterative:
         return None
     rows = context.improvable()
-    problem = context.problem.select(rows)
     queries = LABEL_QUERIES // 3 if context.graded else LABEL_QUERIES
     attack = bound(
         registry.function("attacks", registry.find("attacks", name)), {"queries": queries}
     )
-    verdict = problem.probe(attack(problem, context.rng.select(rows).fork("probe", name)))
-    harm = verdict.harm.masked_fill(verdict.is_final, torch.inf)
-    return Measured(float((harm > context.to_beat(rows)).sum()), len(rows))
+    beaten = 0.0
+    for part in context.of_one_size(rows):
+        problem = context.problem.select(part)
+        verdict = problem.probe(attack(problem, context.rng.select(part).fork("probe", name)))
+        harm = verdict.harm.masked_fill(verdict.is_final, torch.inf)
+        beaten += float((harm > context.to_beat(part)).sum())
+    return Measured(beaten, len(rows))
 
 
 def _probe(

@@ -16,9 +16,12 @@ from robustbench_med.errors import DataError
 
 MOST = 20  # subgroups of a column
 LONGEST = 40  # characters of a name
+_FEW = 3  # names from which on one for each patient is no chance
 AGE_EDGES = (18.0, 40.0, 65.0)  # in years, where the data state no edges
 _AGES = ("age", "ages", "patientage", "ageyears", "agebaseline", "ageatstudy", "ageatscan")
-_UNKNOWN = ("", "nan", "na", "n/a", "none", "null", "-1", "-1.0", "?", "unknown", "not stated")
+OLDEST = 130  # years
+_UNKNOWN = ("", "nan", "na", "n/a", "none", "null", "?", "unknown", "not stated")
+_OPEN_AGE = re.compile(r"[>≥=\s]*(\d+)\s*\+?")  # 90+, >89: as data that hide high ages have it
 _DICOM_AGE = re.compile(r"(\d{3})([YMWD])")
 _PER_YEAR = {"Y": 1.0, "M": 12.0, "W": 52.18, "D": 365.25}
 
@@ -44,8 +47,15 @@ def named_groups(
     stripped = [cell.strip() for cell in cells]
     texts = ["" if text.lower() in _UNKNOWN else text for text in stripped]
     if edges is None and re.sub(r"[^a-z]", "", column.lower()) in _AGES:
-        known = [text for text in texts if text]
-        edges = AGE_EDGES if known and all(_number(text) is not None for text in known) else None
+        # one age that is no number would make every other age a group of its own
+        texts = [_OPEN_AGE.sub(r"\1", text) for text in texts]
+        known = [_number(text) for text in texts if text]
+        edges = AGE_EDGES if any(value is not None for value in known) else None
+        outside = [value for value in known if value is not None and not 0 <= value <= OLDEST]
+        if outside:
+            raise DataError(
+                f"{where}: {column}: expected ages of 0 to {OLDEST} years, got {outside[0]:g}"
+            )
     if edges is None:
         return np.array([_whole(text) for text in texts], dtype=np.str_)
     if not edges or list(edges) != sorted(set(edges)):
@@ -56,7 +66,7 @@ def named_groups(
         value = _number(text) if text else None
         if text and value is None:
             raise DataError(
-                f"{where}: {column}: expected numbers, because bands are stated, got {text[:40]!r}"
+                f"{where}: {column}: expected numbers, because they become bands, got {text[:40]!r}"
             )
         bands.append("" if value is None else names[int(np.searchsorted(edges, value, "right"))])
     return np.array(bands, dtype=np.str_)
@@ -116,8 +126,21 @@ def check_subgroups(
                 f"{where}: expected at most {MOST} subgroups of {column}, got {len(names)}: {way}, "
                 "or leave the column out"
             )
-        if patients is not None and len(names) > 1 and set(names) <= set(map(str, patients)):
+        if patients is not None and _names_patients(groups, patients):
             raise DataError(
                 f"{where}: expected subgroups in {column}, got the names of patients: leave the "
                 "column out"
             )
+
+
+def _names_patients(groups: NDArray[np.character], patients: NDArray[np.character]) -> bool:
+    """Whether a column names patients: as they are named, or one name for each of several.
+
+    The patients of files have pseudonyms by now, so their names cannot be compared.
+    """
+    pairs = {(str(g), str(p)) for g, p in zip(groups, patients, strict=True) if str(g) and str(p)}
+    names, owners = {name for name, _ in pairs}, {owner for _, owner in pairs}
+    plain = {name.strip().casefold() for name in names}
+    if len(names) > 1 and plain <= {str(patient).strip().casefold() for patient in patients}:
+        return True
+    return len(names) >= _FEW and len(pairs) == len(names) == len(owners)

@@ -340,6 +340,17 @@ def _linked(prober: _Prober, reading: Reading, expected: Expected) -> tuple[Read
     return _bypassing(prober, linked, end), note
 
 
+def _is_one_scale(logits: Tensor, outputs: Tensor) -> bool:
+    """Whether outputs are the softmax of logits with one factor and one offset for all classes.
+
+    A factor for each class moves the decision, which few images need not show.
+    """
+    p, out = logits.double().softmax(1).flatten(), outputs.double().flatten()
+    line = torch.stack([p, torch.ones_like(p)], 1)
+    fitted = line @ torch.linalg.lstsq(line, out[:, None]).solution
+    return bool((fitted[:, 0] - out).abs().max() <= 1e-3 * out.abs().max())
+
+
 def _before_row(
     prober: _Prober, reading: Reading, end: Ending, *, independent: bool
 ) -> Reading | None:
@@ -364,6 +375,7 @@ def _before_row(
                 victim = prober.victim
                 logits = shorter.logits(victim.module, victim.normalised(image))
                 kept &= same_order(logits, outputs)
+                kept &= not scaled or _is_one_scale(logits, outputs)
         if kept or scaled:
             return shorter if kept else None
     raise VictimError(

@@ -185,6 +185,22 @@ def test_mixed_sizes_score_as_each_size_alone(tmp_path: Path, kind: str, attack:
     )
 
 
+class Rounding(Brightness):
+    """Its gradients are 0: where they look suspicious, an attack by labels is run too."""
+
+    def forward(self, x: Tensor) -> Any:  # noqa: ANN401 - as the module it is
+        return super().forward((x * 20).round() / 20)
+
+
+def test_labels_are_asked_of_images_of_several_sizes(tmp_path: Path) -> None:
+    card = folder(tmp_path, "labels", SIZES)
+    found = rm.evaluate(
+        Rounding("labels"), str(card), "pgd(steps=5)", eps=[0.01, 0.03], operating_point="argmax"
+    )
+    names = [check.name for check in found.records[0].record.checks]
+    assert "labels_beat_attack" in names
+
+
 def test_a_fixed_size_still_resizes_and_says_so(tmp_path: Path) -> None:
     record = run(folder(tmp_path, "labels", SIZES, "[8, 8]"), "labels", "fgsm").record
     assert record.dataset_card.sizes == ()

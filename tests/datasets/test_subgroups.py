@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from robustbench_med.datasets.dataset import Arrays
 from robustbench_med.datasets.load import load_dataset
+from robustbench_med.datasets.sources.spec import Columns
 from robustbench_med.datasets.subgroups import LONGEST, MOST, check_subgroups, named_groups
 from robustbench_med.errors import DataError
 
@@ -49,6 +51,8 @@ def test_ages_become_bands_and_other_numbers_are_names() -> None:
         (["x" * (LONGEST + 1)] * (MOST + 1), "at most 40 printable characters"),
         (["a\x1b[2J"] * (MOST + 1), "printable characters"),
         (["p0", "p1"] * 10 + ["p0"], "got the names of patients"),
+        ([" P0", "p1 "] * 10 + ["p0"], "got the names of patients"),
+        (["Doe", "Roe", "Poe"] * 7, "got the names of patients"),  # behind pseudonyms
         (["a"], "expected one per image, got 1 for 21"),
     ],
 )
@@ -56,6 +60,22 @@ def test_columns_that_are_no_subgroups_are_refused(groups: list[str], why: str) 
     patients = np.array([f"p{i % 3}" for i in range(MOST + 1)])
     with pytest.raises(DataError, match=why):
         check_subgroups({"c": np.array(groups)}, MOST + 1, patients, "mine (test)")
+
+
+def test_ages_that_hide_the_highest_become_bands_too() -> None:
+    cells = ["39", "71", "90+", ">89", "-1"]
+    with pytest.raises(DataError, match="expected ages of 0 to 130 years, got -1"):
+        named_groups("age", cells, None, "x")
+    bands = named_groups("age", cells[:4], None, "x").tolist()
+    assert bands == ["18 to under 40", "65 and over", "65 and over", "65 and over"]
+    with pytest.raises(DataError, match="expected numbers, because they become bands"):
+        named_groups("age", ["39", "old"], None, "x")
+
+
+def test_a_column_of_patients_or_files_is_no_group() -> None:
+    for name in ("who", "file"):
+        with pytest.raises(ValidationError, match="which names patients or files"):
+            Columns(file="file", patient="who", groups=(name,))
 
 
 def test_an_npz_file_may_have_columns_of_subgroups(tmp_path: Path) -> None:
@@ -78,7 +98,7 @@ def test_an_npz_file_may_have_columns_of_subgroups(tmp_path: Path) -> None:
     ("info", "cells", "why"),
     [
         ({"bands": {"age": [50, 40]}}, [1.0] * 8, "info: expected bands as rising numbers"),
-        ({"bands": {"age": [40]}}, ["old"] * 8, "expected numbers, because bands are stated"),
+        ({"bands": {"age": [40]}}, ["old"] * 8, "expected numbers, because they become bands"),
         ({}, np.zeros((8, 2)), r"expected 8 names \(text or numbers\), got float64 of shape"),
     ],
 )

@@ -603,6 +603,15 @@ def test_several_functions_in_a_row_hide_no_gradient(last: Last, words: str, exa
     assert robust(steep, labels()) == exact
 
 
+@pytest.mark.parametrize("weight", [1.05, 1.2])
+def test_a_factor_for_each_class_is_part_of_the_model(weight: float) -> None:
+    steep = Truth(2, lambda z: z.softmax(1) * z.new_tensor([1.0, weight]))
+    model = rm.load_model(steep, dataset=labels())
+    assert not any("taken from before" in note for note in model.card.notes)
+    with torch.no_grad():
+        assert torch.equal(model(X).logits.argmax(1), steep(X).argmax(1))
+
+
 @pytest.mark.parametrize(
     ("k", "last"),
     [

@@ -42,6 +42,9 @@ class Columns(BaseModel):
 
     @model_validator(mode="after")
     def _of_groups(self) -> Columns:
+        for name in self.groups:
+            if name in (self.patient, self.file):
+                raise ValueError(f"expected groups, got {name!r}, which names patients or files")
         for name, edges in self.bands.items():
             if name not in self.groups:
                 raise ValueError(f"expected bands of a column of groups, got {name!r}")
