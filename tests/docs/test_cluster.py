@@ -21,8 +21,8 @@ from tests.faults.kills import MODEL
 CHECKOUT = Path(__file__).parents[2]
 SLURM = CHECKOUT / "docs" / "cluster" / "slurm.py"
 MANIFEST = CHECKOUT / "docs" / "cluster" / "kubernetes.yaml"
-# sbatch prints the id of the job, and returns at once
-SBATCH = '#!/bin/sh\n{ nohup sh "$1" > job.log 2>&1 & echo $! > job.pid; }\n'
+# sbatch keeps a copy of the script, prints the id of the job, and returns at once
+SBATCH = '#!/bin/sh\ncp "$1" job.sh\n{ nohup sh job.sh > job.log 2>&1 & echo $! > job.pid; }\n'
 SBATCH += 'echo "Submitted batch job 1"\n'
 SCANCEL = "#!/bin/sh\nkill $(cat job.pid) 2>/dev/null\nexit 0\n"
 RUN = "run quick --dataset data.npz --victim model.py:first() --attack fgsm --eps 2/255"

@@ -95,7 +95,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 def test_an_attack_as_the_page_says(copy: Path) -> None:
     follow("add_an_attack.md", copy)
     (record,) = records(copy)
-    assert record["case"]["attack"] == "brightness"
+    assert record["case"]["attack"] == "brighten"
     assert record["status"] == "ok"
     assert record["audit"]["over_budget"] == 0
     assert record["audit"]["max_size"] == pytest.approx([2 / 255, 8 / 255], rel=1e-4)
