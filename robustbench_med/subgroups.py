@@ -97,7 +97,8 @@ def membership(stored: Stored, column: str, images: pd.Index[str]) -> NDArray[np
     """Return the subgroup of images in a column of a record; "" if it is not known."""
     clean = stored.samples["eps"].to_numpy(dtype=np.float64) == 0.0  # one row per image
     ids, groups = stored.samples["sample"][clean], stored.samples[f"{SUBGROUP}{column}"][clean]
-    named = groups.to_numpy(dtype=object)[pd.Index(ids).get_indexer(images)]
+    # an image that is not in the record has no subgroup
+    named = pd.Series(groups.to_numpy(dtype=object), index=ids.to_numpy()).reindex(images)
     return np.array([name if isinstance(name, str) else "" for name in named], dtype=np.str_)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from robustbench_med.bench.record import Stored
 from robustbench_med.stats.intervals import wilson
-from robustbench_med.subgroups import FEWEST, groupings
+from robustbench_med.subgroups import FEWEST, groupings, membership
 
 
 def made(scores: np.ndarray, **columns: list[str]) -> tuple[pd.DataFrame, Stored]:
@@ -77,3 +77,9 @@ def test_a_small_subgroup_is_shown_and_not_compared() -> None:
 
 def test_without_subgroups_there_is_nothing() -> None:
     assert groupings(*made(np.ones((4, 1), dtype=bool))) == []
+
+
+def test_an_image_that_is_not_in_a_record_has_no_subgroup() -> None:
+    table, stored = made(np.ones((2, 1)), sex=["F", "M"])
+    images = pd.Index([*table.index, "elsewhere"])
+    assert membership(stored, "sex", images).tolist() == ["M", "F", ""]
