@@ -205,9 +205,6 @@ class DatasetCard(Card):
     licence_basis: str = Field(
         default="", exclude=True, description="the licence and who states it; not in records"
     )
-    unsettled: str = Field(
-        default="", exclude=True, description="why the licence is not settled; not in records"
-    )
     notes: tuple[str, ...] = Field(default=(), description="known traps of the data")
 
     @model_validator(mode="before")

@@ -19,6 +19,7 @@ from robustbench_med.victim import InputContract, Victim
 # parameters of attacks whose defaults take long, enough for toys
 LIGHT: dict[str, dict[str, float]] = {
     "apgd": {"steps": 30},
+    "apgd_l1": {"steps": 30},
     "apgd_targeted": {"steps": 20, "targets": 3},
     "square": {"queries": 100},
     "fab": {"steps": 12},

@@ -87,6 +87,7 @@ def train_victims(
                 failed.add(card.name)
                 continue
             label = f"training {place} of {len(cards)}: {card.name}"
+            _say(label, console)
             task = progress.add_task(label, total=1.0)
             try:
                 train_missing(card, data=data, progress=partial(_show, progress, task))
@@ -121,6 +122,20 @@ def _data_of(card: ModelCard) -> list[str]:
 
 def _victims(studies: Sequence[Study]) -> list[str]:
     return [name for study in studies for name in study.victims()]
+
+
+def _is_stored(study: Study, name: str, folder: Path) -> bool:
+    """Return whether a results folder holds the outcome of a measurement as it is stated now."""
+    from robustbench_med.studies.outcome import read_outcomes
+
+    stored = read_outcomes(folder, study.name).get(name)
+    return stored is not None and stored.measured == study.measurements()[name]
+
+
+def _say(line: str, console: Console) -> None:
+    """Print what begins into a log, which shows no progress bar."""
+    if not console.is_terminal:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _show(progress: Progress, task: TaskID, fraction: float) -> None:
@@ -169,7 +184,6 @@ def print_needs(
     """
     from rich.table import Table
 
-    from robustbench_med.studies.outcome import read_outcomes
     from robustbench_med.training.missing import missing_victims
 
     missing, failures = missing_datasets(studies, data)
@@ -179,10 +193,8 @@ def print_needs(
     for heading in ("study", "protocols", "finished"):
         table.add_column(heading, justify="left" if heading == "study" else "right")
     for study in studies:
-        wanted, stored = study.measurements(), read_outcomes(folder, study.name)
-        finished = [
-            name for name in wanted if name in stored and stored[name].measured == wanted[name]
-        ]
+        wanted = study.measurements()
+        finished = [name for name in wanted if _is_stored(study, name, folder)]
         table.add_row(study.title, str(len(wanted)), str(len(finished)))
     console.print(table)
     if cards:
@@ -244,6 +256,8 @@ def measure_studies(
         for study, name in measurements:
             label = f"{study.title} · {name}"
             progress.update(task, description=label)
+            if not _is_stored(study, name, folder):
+                _say(f"as published: {label}", console)
             try:
                 measure(study, name, folder, data=data)
             except BenchError as error:

@@ -19,7 +19,7 @@ def short_way(card: DatasetCard) -> str:
         return "`dataset build`"
     if not card.file:
         return ""  # of another package, whose function knows
-    return "a copy that nobody can rebuild" + ("; licence not settled" if card.unsettled else "")
+    return "a copy that nobody can rebuild"
 
 
 def way(card: DatasetCard) -> str:
@@ -43,10 +43,8 @@ def way(card: DatasetCard) -> str:
 
 
 def terms(card: DatasetCard) -> str:
-    """Return whether the licence of a dataset is settled, and who states it."""
-    if card.unsettled:
-        return f"not settled: {card.unsettled}"
-    return f"settled: {card.licence_basis or card.licence}"
+    """Return the licence of a dataset, and who states it."""
+    return card.licence_basis or card.licence
 
 
 def facts(card: DatasetCard, suites: Sequence[str]) -> dict[str, str]:

@@ -48,6 +48,7 @@ BRIEF: dict[str, dict[str, float]] = LIGHT | {
     "pgd": {"steps": 10},
     "orthogonal_pgd": {"steps": 10},
     "apgd": {"steps": 10},
+    "apgd_l1": {"steps": 10},
     "apgd_targeted": {"steps": 10, "targets": 2},
     "ensemble": {"steps": 5, "queries": 10, "targets": 2},
     "square": {"queries": 40},

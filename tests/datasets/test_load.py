@@ -28,10 +28,6 @@ REAL = (
     "busi_128",
     "isic_uda1_128",
     "lc25000_lung_64",
-    "fundus_dr_128",
-    "oct_dme_128",
-    "covid_ct_128",
-    "cxr_covid3_128",
 )
 
 
@@ -217,7 +213,7 @@ def test_a_card_may_join_the_classes_of_its_file(
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", [*REAL, "pneumoniamnist", "fundus_referable_128", "ham10000_128"])
+@pytest.mark.parametrize("name", [*REAL, "pneumoniamnist", "ham10000_128"])
 def test_real_images_keep_the_contract(name: str, real: Path) -> None:
     dataset = load_dataset(name, data=real)
     sizes = {}
@@ -242,7 +238,7 @@ def test_real_images_say_of_themselves_what_their_card_says(name: str, real: Pat
 
 @pytest.mark.data
 @pytest.mark.parametrize(
-    "name", ["hippocampus_3d", "drive_256", "cxr_lungs_128", "dsb2018_nuclei_128", "lgg_mri_128"]
+    "name", ["hippocampus_3d", "cxr_lungs_128", "dsb2018_nuclei_128", "lgg_mri_128"]
 )
 def test_real_masks_say_of_themselves_what_their_card_says(name: str, real: Path) -> None:
     own_card, data = load_dataset(str(real / f"{name}.npz")).card, load_dataset(name, data=real)
@@ -252,7 +248,7 @@ def test_real_masks_say_of_themselves_what_their_card_says(name: str, real: Path
     assert batch.x.shape == (len(batch), own_card.channels, *own_card.size)
     assert batch.y.shape == (len(batch), *own_card.size)
     ids = set(batch.y.unique().tolist())
-    assert ids == set(range(len(own_card.classes))) | ({-1} if name == "drive_256" else set())
+    assert ids == set(range(len(own_card.classes)))
 
 
 @pytest.mark.data
@@ -263,23 +259,9 @@ def test_the_channels_of_real_sequences_have_the_names_of_the_file(real: Path) -
 
 
 @pytest.mark.data
-def test_any_retinopathy_joins_the_grades_above_none(real: Path) -> None:
-    grades = load_dataset("fundus_dr_128", data=real).arrays("test")
-    joined = load_dataset("fundus_referable_128", data=real).arrays("test")
-    assert joined.labels.tolist() == [int(grade > 0) for grade in grades.labels]
-    np.testing.assert_array_equal(joined.images, grades.images)
-    assert np.bincount(joined.labels).tolist() == [24, 39]
-
-
-@pytest.mark.data
 @pytest.mark.parametrize(
     ("name", "train", "val", "test"),
     [
-        ("fundus_dr_128", 73, 16, 42),
-        ("oct_dme_128", 177, 36, 72),
-        ("covid_ct_128", 160, 17, 58),
-        # 22 and 5 patients are known; the other 164 and 56 images count as one each
-        ("cxr_covid3_128", 22 + 164, None, 5 + 56),
         ("lgg_mri_128", 46, 6, 20),
         ("ham10000_128", 105, 21, 42),
     ],

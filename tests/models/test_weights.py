@@ -235,7 +235,6 @@ def test_the_zoo_has_every_family_and_every_real_set() -> None:
         "phantom_vessels": 2,
         "phantom_volume": 2,
         "cxr_lungs_128": 2,
-        "drive_256": 2,
         "dsb2018_nuclei_128": 2,
         "hippocampus_3d": 2,
     }

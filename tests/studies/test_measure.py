@@ -261,7 +261,6 @@ def test_a_study_is_named_only_with_the_suite_of_studies() -> None:
     assert {victim for grid in suite.grids for victim in grid.victims} == {
         "pneumonia_resnet",
         "isic_resnet",
-        "fundus_referable_resnet",
     }
 
 
