@@ -237,8 +237,6 @@ def _attack_rungs(
         surrogate=setup.surrogate is not None,
         guard=setup.victim.guard is not None,
     )
-    if setup.surrogate is not None:  # its candidates are shared with other cases, in memory
-        sharding = sharding._replace(files=None, stops="never")
     ladder = Ladder(planned, setup, problem, attack, rng, every_rng, radii, clean=clean)
     filled = schedule.run(ladder._replace(recorder=recorder, sharding=sharding))
     distance = filled.distance

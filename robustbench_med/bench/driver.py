@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from robustbench_med import registry
 from robustbench_med.bench import store
+from robustbench_med.bench.candidates import remove_file
 from robustbench_med.bench.claims import Claims
+from robustbench_med.bench.crafted import unpacked
 from robustbench_med.bench.executors import Died, Event, Executor, Finished
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.progress import Pace, Show
 from robustbench_med.bench.queue import CaseRun, Queue
-from robustbench_med.bench.shard_files import shards_of_case
+from robustbench_med.bench.shard_files import CRAFTED, ShardFiles, shards_of_case
 from robustbench_med.bench.steps import Bundle, Reply, Settings, ShardStep, Task, pickled
 
 TRIES = 3  # so often a step is computed whose worker dies
@@ -73,6 +77,8 @@ class Driver:
         self._pickled: tuple[str, bytes] | None = None  # the bundle that was sent last
         self._failures: list[Failure] = []
         self._waits = False
+        self._crafted: dict[str, bytes] = {}  # by finished case, where it cannot be stored
+        self._scored: set[str] = set()  # cases with a surrogate that have a record now
 
     def run(self) -> list[Failure]:
         """Run all cases and return the failures.
@@ -108,11 +114,12 @@ class Driver:
 
     def _claim(self, run: CaseRun) -> bool:
         """Claim a case that is to begin; return whether this run is to compute it."""
-        if not self._claims.take(run.id):
+        # two runs that craft on one surrogate would count other images as crafted before
+        if not (self._claims.take(run.chain or run.id) and self._claims.take(run.id)):
             run.later = time.monotonic() + _CLAIMED
             return False
         if not self._force and store.finished(self._folder, run.id):  # by another run, since
-            shards_of_case(self._folder, run.id).remove()
+            self._remove_shards(run)
             self._end(run)
             return False
         if self._force:
@@ -146,6 +153,7 @@ class Driver:
             known=known,
             fit=None if run.needs is None else run.needs.fit,
             prepared=None if run.needs is None or step is None else run.needs.prepared,
+            crafted=self._crafted_before(run, step),
         )
         self._holds[worker] = run.group
         run.begin(step)
@@ -173,6 +181,18 @@ class Driver:
     def _known(self, run: CaseRun) -> dict[str, bytes]:
         """Return the finished shards of a case, also those of an earlier run."""
         return {**shards_of_case(self._folder, run.id).load(), **run.known}
+
+    def _crafted_before(self, run: CaseRun, step: ShardStep | None) -> tuple[bytes, ...] | None:
+        """Return what earlier cases crafted on the surrogate of a case; None if it has none."""
+        if not run.chain:
+            return None
+        if step is not None:  # the worker has the ladder open, and all of it
+            return ()
+        parts = (
+            self._crafted.get(case_id) or shards_of_case(self._folder, case_id).load_crafted()
+            for case_id in run.earlier
+        )
+        return tuple(part for part in parts if part)
 
     def _handle(self, event: Event) -> None:
         """Take what a worker hands back, or note that it is gone."""
@@ -208,8 +228,12 @@ class Driver:
         if reply.failure is not None:
             self._fail(run, f"{worker}: {reply.failure}" if self._executor.far else reply.failure)
         elif reply.outcome is not None:
+            if reply.crafted and not shards_of_case(self._folder, run.id).store(
+                CRAFTED, reply.crafted
+            ):
+                self._crafted[run.id] = reply.crafted
             store.write(self._folder, *reply.outcome, replace=self._force)
-            shards_of_case(self._folder, run.id).remove()
+            self._remove_shards(run)
             self._end(run)
         elif reply.needs is not None:
             run.open(reply.needs, worker)
@@ -258,10 +282,25 @@ class Driver:
         self._failures.append(self._failure(run, reason))
         self._end(run)
 
+    def _remove_shards(self, run: CaseRun) -> None:
+        """Remove the shards of a case that has a record, and what no later case needs to know."""
+        files = shards_of_case(self._folder, run.id)
+        if not run.chain:
+            files.remove()
+            return
+        files.remove_shards()
+        self._scored.add(run.id)
+        chain = [other for other in self._queue.runs if other.chain == run.chain]
+        if {other.id for other in chain} <= self._scored:
+            for case_id in run.sharing:
+                remove_crafted(shards_of_case(self._folder, case_id))
+
     def _end(self, run: CaseRun) -> None:
         run.state, run.needs = "ended", None
         run.pending, run.attacked, run.known = [], set(), {}
         self._claims.release(run.id)
+        if not any(other.chain == run.chain for other in self._queue.unfinished):
+            self._claims.release(run.chain)
 
     def _update(self, run: CaseRun | None) -> None:
         now = time.monotonic()
@@ -270,16 +309,29 @@ class Driver:
         self._show.update(self._pace.seconds_remaining(running, workers), run)
 
 
-def remove_leftovers(folder: Path, finished: Iterable[str]) -> None:
+def remove_crafted(files: ShardFiles) -> None:
+    """Remove the files of a case that has a record, and the images crafted on its surrogate."""
+    raw = files.load_crafted()
+    part = None if raw is None else unpacked(raw, torch.device("cpu"))
+    if part is not None:
+        remove_file(part.name)
+    files.remove()
+
+
+def remove_leftovers(folder: Path, finished: Iterable[str], needed: Collection[str] = ()) -> None:
     """Remove what a run left that was killed between writing a record and removing its shards.
 
     Args:
         folder: the folder of the suite.
         finished: ids of cases that have a record.
+        needed: ids of those whose images on a surrogate are shared by cases without a record.
     """
     claims = Claims(folder)
     for case_id in finished:
         shards = shards_of_case(folder, case_id)
         if (shards.folder.exists() or claims.left(case_id)) and claims.take(case_id):
-            shards.remove()
+            if case_id in needed:
+                shards.remove_shards()
+            else:
+                remove_crafted(shards)
             claims.release(case_id)

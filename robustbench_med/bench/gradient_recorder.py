@@ -8,8 +8,9 @@ of the module on its input, its output or itself take effect in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,6 +108,25 @@ class GradientRecorder:
     def restore(self, samples: Iterable[GradientSample]) -> None:
         """Hold the gradients that an earlier process recorded."""
         self._slots = dict(enumerate(samples))
+
+    def resume(self, samples: Mapping[int, GradientSample], state: Mapping[str, Any]) -> None:
+        """Go on from the gradients and the state of another recorder; from none, begin anew."""
+        self._slots = dict(samples)
+        self.calls, self.images = int(state.get("calls", 0)), int(state.get("images", 0))
+        self._random = np.random.default_rng(self.seed)
+        if "random" in state:
+            self._random.bit_generator.state = state["random"]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the draws of later calls depend on."""
+        random = self._random.bit_generator.state
+        return {"calls": self.calls, "images": self.images, "random": random}
+
+    @property
+    def slots(self) -> dict[int, GradientSample]:
+        """The gradients that are stored, by slot."""
+        return dict(self._slots)
 
     @property
     def samples(self) -> list[GradientSample]:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from robustbench_med.bench.crafted import Crafted
 from robustbench_med.bench.eps_search import Attack
 from robustbench_med.bench.gradient_recorder import GradientRecorder
 from robustbench_med.bench.measurements import Measurements, of_size
@@ -41,6 +42,8 @@ class Sharding(NamedTuple):
             more than the first one and "open" none: `ShardsNeeded` is raised for the others.
         fit: the universal perturbation that was fitted already.
         name: the name of this run of the attack; the first run of a case has none.
+        crafted: what the cases before this one crafted on the same surrogate; None = the images
+            that the surrogate holds now are shared, whoever crafted them.
     """
 
     size: int | None = None
@@ -48,6 +51,7 @@ class Sharding(NamedTuple):
     stops: Literal["never", "first", "open"] = "never"
     fit: Fit | None = None
     name: str = ""
+    crafted: tuple[Crafted, ...] | None = None
 
     def part(self, name: str) -> Sharding:
         """Return the same for another run of the case."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ class CaseRun:
         images: number of images of the case.
         weight: how long the case should take, relative to others.
         chained: whether the cases of its group must run one after another, on one worker.
+        chain: names the surrogate's images that it shares with other cases; empty if it has none.
+        sharing: ids of the cases of the plan that share them in their order, finished or not.
         state: waiting for its first step; busy with a step that is not a shard; open, while its
             shards are attacked; ready for a step that is not a shard; or ended.
         needs: the shards that its present run of the attack needs.
@@ -45,6 +48,8 @@ class CaseRun:
     images: int
     weight: float
     chained: bool = False
+    chain: str = ""
+    sharing: tuple[str, ...] = ()
     state: State = "waiting"
     needs: Needs | None = None
     pending: list[int] = field(default_factory=list)
@@ -71,6 +76,20 @@ class CaseRun:
         remaining = sum(self.needs.images[i] for i in {*self.pending, *self.attacked})
         return 1.0 - remaining / total if total else 0.0
 
+    @property
+    def earlier(self) -> tuple[str, ...]:
+        """The ids of the cases before it that share the images of its surrogate."""
+        return self.sharing[: self.sharing.index(self.id)] if self.chain else ()
+
+    @property
+    def bound(self) -> bool:
+        """Whether one worker alone can attack the shards, one after another.
+
+        A surrogate's images are crafted in order. The ladder of a later run of the attack depends
+        on the gradients of the first.
+        """
+        return bool(self.chain) or (self.needs is not None and bool(self.needs.run))
+
     def open(self, needs: Needs, worker: str) -> None:
         """Let workers attack the missing shards."""
         self.state, self.needs, self.worker = "open", needs, worker
@@ -86,8 +105,9 @@ class CaseRun:
 
     def lose(self, step: ShardStep | None) -> None:
         """Put a step back that no worker has finished."""
-        if step is None:
+        if step is None or self.bound:
             self.state = "ready"
+            self.attacked.clear()
         elif self.state == "open":
             self.attacked.discard(step.number)
             self.pending.append(step.number)
@@ -105,21 +125,46 @@ class CaseRun:
         return "this case" if self.needs is None else "the last step of this case"
 
 
-def case_runs(waiting: Sequence[ResolvedCase], *, in_order: bool) -> list[CaseRun]:
+def case_runs(
+    waiting: Sequence[ResolvedCase],
+    *,
+    in_order: bool,
+    planned: Sequence[ResolvedCase] | None = None,
+) -> list[CaseRun]:
     """Return the cases of a run in the order in which they should begin.
 
     Args:
         waiting: the cases without a record.
         in_order: whether there is one worker, which takes all cases as they come.
+        planned: all cases, finished or not; None = those without a record.
     """
     runs = []
+    chains = chains_of(waiting if planned is None else planned)
     for resolved in waiting:
         chained = not in_order and is_crafted_elsewhere(resolved.case)
         key = crafting_key if chained else setup_key
         group = "" if in_order else repr(key(resolved.case))
         weight = weight_of(resolved)
-        runs.append(CaseRun(resolved, group, resolved.images(), weight, chained))
+        chain = chain_of(resolved)
+        sharing = tuple(chains.get(chain, ()))
+        runs.append(CaseRun(resolved, group, resolved.images(), weight, chained, chain, sharing))
     return runs
+
+
+def chain_of(resolved: ResolvedCase) -> str:
+    """Return a name of the images that a case crafts on its surrogate; empty if it has none."""
+    if not is_crafted_elsewhere(resolved.case):
+        return ""
+    return hashlib.sha256(repr(crafting_key(resolved.case)).encode()).hexdigest()[:16]
+
+
+def chains_of(planned: Sequence[ResolvedCase]) -> dict[str, list[str]]:
+    """Return the ids of the cases that share the images of a surrogate, by the name of these."""
+    chains: defaultdict[str, list[str]] = defaultdict(list)
+    for resolved in planned:
+        if name := chain_of(resolved):
+            chains[name].append(resolved.case.id)
+    return dict(chains)
 
 
 def most_steps(waiting: Sequence[ResolvedCase], shard: int | None) -> int:
@@ -166,8 +211,11 @@ class Queue:
         return [run for run in self.runs if run.state != "ended"]
 
     def forget(self, worker: str) -> None:
-        """Note that a worker is gone."""
+        """Note that a worker is gone, with the ladders that it had open."""
         self._group.pop(worker, None)
+        for run in self.unfinished:
+            if run.state == "open" and run.bound and run.worker == worker and not run.attacked:
+                run.state = "ready"
 
     def next(self, worker: str, now: float) -> tuple[CaseRun, ShardStep | None] | None:
         """Return the step that a worker should compute; None if there is none for it now.
@@ -218,8 +266,6 @@ class Queue:
 def _may_attack(run: CaseRun, worker: str) -> bool:
     """Whether a worker can attack a shard of an open case.
 
-    The ladder of a case's first run can be opened by any worker; that of a later one depends on the
-    gradients of the first, so its shards stay with the worker that opened it.
+    Any worker can open the ladder of a case, unless its shards are bound to the one that did.
     """
-    first = run.needs is not None and not run.needs.run
-    return bool(run.pending) and (first or run.worker == worker)
+    return bool(run.pending) and (not run.bound or run.worker == worker)

@@ -18,7 +18,7 @@ from robustbench_med.bench.executors.inline import Inline
 from robustbench_med.bench.executors.processes import Processes
 from robustbench_med.bench.failure import Failure, unique_labels
 from robustbench_med.bench.progress import Show
-from robustbench_med.bench.queue import Queue, case_runs, most_steps
+from robustbench_med.bench.queue import Queue, case_runs, chains_of, most_steps
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.steps import Settings, Worker, compute
 from robustbench_med.devices import device_of
@@ -86,7 +86,10 @@ def run_cases(
     if len(waiting) < len(planned):
         remaining = {resolved.case.id for resolved in waiting}
         finished = (r.case.id for r in planned if r.case.id not in remaining)
-        remove_leftovers(folder, finished)
+        chains = chains_of(planned)
+        unfinished = [ids for ids in chains.values() if not remaining.isdisjoint(ids)]
+        ended = [name for name, ids in chains.items() if remaining.isdisjoint(ids)]
+        remove_leftovers(folder, [*finished, *ended], {one for ids in unfinished for one in ids})
         console.print(
             f"{len(planned) - len(waiting)} of {len(planned)} cases are finished in {folder}",
             highlight=False,
@@ -96,7 +99,7 @@ def run_cases(
     labels = unique_labels(resolved.case for resolved in planned)
     most = most_steps(waiting, shard)
     where = _Where(executor, scheduler, device, jobs, timeout).checked(waiting, most)
-    runs = case_runs(waiting, in_order=where.jobs == 1)
+    runs = case_runs(waiting, in_order=where.jobs == 1, planned=planned)
     if not runs:
         return []
     settings = Settings(command, examples, images, shard)

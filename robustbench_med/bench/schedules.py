@@ -18,6 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from robustbench_med import registry
+from robustbench_med.bench.crafted import Crafted
 from robustbench_med.bench.eps_search import (
     Attack,
     ascend,
@@ -32,6 +33,7 @@ from robustbench_med.bench.measurements import CANDIDATES
 from robustbench_med.bench.provenance import peak_mib
 from robustbench_med.bench.resolved_case import schedule_name
 from robustbench_med.bench.shard_files import Shard
+from robustbench_med.bench.transfer import Mark
 from robustbench_med.bench.universal_run import FittedUniversal, fit_universal
 from robustbench_med.cards import AttackCard, Task
 from robustbench_med.errors import SpecError
@@ -153,10 +155,11 @@ def _joined(pieces: list[Shard], rows: list[Tensor], attack: Attack) -> FilledLa
 
 
 def _kept(shard: Shard | None, ladder: Ladder) -> Shard | None:
-    """Return a stored shard; None if only one of its run and this one keeps candidates."""
+    """Return a stored shard; None if it lacks what this run needs, or holds what it does not."""
     if shard is None or (CANDIDATES in shard.rungs) != ladder.problem.keeps:
         return None
-    return shard
+    shared = ladder.setup.surrogate is not None and ladder.sharding.crafted is not None
+    return None if shared and shard.crafted is None else shard
 
 
 @contextmanager
@@ -194,6 +197,7 @@ class LadderSchedule(NamedTuple):
         rows = ladder.shards()
         # a case of one shard is stored as a record right away
         sharding = ladder.sharding if len(rows) > 1 else WHOLE
+        ladder = ladder._replace(sharding=sharding._replace(crafted=ladder.sharding.crafted))
         files = sharding.files
         pieces = [
             None
@@ -204,6 +208,11 @@ class LadderSchedule(NamedTuple):
         # the first shard goes on with the random draws of the fit
         known = sharding.fit if pieces[0] is not None or sharding.stops == "open" else None
         opened = self._open(ladder, rows, known)
+        opened.crafted.update(
+            (index, piece.crafted)
+            for index, piece in enumerate(pieces)
+            if piece is not None and piece.crafted is not None
+        )
         elsewhere = sum(piece.seconds for piece in pieces if piece is not None)
         for index, piece in enumerate(pieces):
             if piece is None:
@@ -216,6 +225,7 @@ class LadderSchedule(NamedTuple):
             elif index == 0 and ladder.recorder is not None:
                 ladder.recorder.restore(piece.gradients)
                 ladder.recorder.active = False
+        opened.resume(len(rows))
         whole = [piece for piece in pieces if piece is not None]
         for piece in whole:
             ladder.problem.counter.add(piece.counter)
@@ -231,7 +241,7 @@ class LadderSchedule(NamedTuple):
     def _open(self, ladder: Ladder, rows: list[Tensor], known: Fit | None) -> OpenLadder:
         """Fit a perturbation for all images if the schedule does that and none is known."""
         if self.fit is None:
-            return OpenLadder(self, ladder, rows)
+            return OpenLadder(self, ladder, rows, None, {})
         counter = ladder.problem.counter
         if known is None:
             before, clock = replace(counter), time.perf_counter()
@@ -240,7 +250,7 @@ class LadderSchedule(NamedTuple):
             known = Fit(universal, cost, time.perf_counter() - clock)
         else:
             counter.add(known.counter)
-        return OpenLadder(self, ladder._replace(attack=known.universal.apply), rows, known)
+        return OpenLadder(self, ladder._replace(attack=known.universal.apply), rows, known, {})
 
 
 class OpenLadder(NamedTuple):
@@ -251,26 +261,42 @@ class OpenLadder(NamedTuple):
         ladder: the ladder of all images, with the attack as it is applied.
         rows: the rows of each shard.
         fit: the universal perturbation, if one was fitted.
+        crafted: what each finished shard crafted on a surrogate that other cases share.
     """
 
     schedule: LadderSchedule
     ladder: Ladder
     rows: list[Tensor]
-    fit: Fit | None = None
+    fit: Fit | None
+    crafted: dict[int, Crafted]
 
     def streams(self, index: int) -> Int[Tensor, " b"]:
         """Return the keys of the random draws of a shard's images."""
         return self.ladder.rng.select(self.rows[index]).keys
 
+    def resume(self, index: int) -> Mark | None:
+        """Let the surrogate go on after the shards before one; None if no case shares it."""
+        surrogate, earlier = self.ladder.setup.surrogate, self.ladder.sharding.crafted
+        if surrogate is None or earlier is None:
+            return None
+        return surrogate.resume([*earlier, *(self.crafted[i] for i in range(index))])
+
     def attack(self, index: int) -> Shard:
-        """Attack the images of one shard; gradients are recorded in the first shard alone."""
+        """Attack the images of one shard; gradients are recorded in the first shard alone.
+
+        Shards that share a surrogate's images must be attacked in their order.
+        """
         ladder, clock = self.ladder, time.perf_counter()
+        mark = self.resume(index)
         shard, recorder = ladder.select(self.rows[index]), ladder.recorder
         with _draws_of(ladder, str(index), fresh=index > 0):
             filled = self.schedule.fill(shard)
         gradients = () if recorder is None or index else tuple(recorder.samples)
         if recorder is not None:
             recorder.active = False
+        surrogate = ladder.setup.surrogate
+        if mark is not None and surrogate is not None:
+            self.crafted[index] = surrogate.added(mark)
         release_memory()
         return Shard(
             filled.rungs,
@@ -280,6 +306,7 @@ class OpenLadder(NamedTuple):
             gradients,
             time.perf_counter() - clock,
             peak_mib(ladder.problem.x.device),
+            self.crafted.get(index),
         )
 
 

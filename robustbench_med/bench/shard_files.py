@@ -17,11 +17,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from robustbench_med.bench import crafted
+from robustbench_med.bench.crafted import Crafted, pack_samples, unpack_samples
 from robustbench_med.bench.gradient_recorder import GradientSample
 from robustbench_med.bench.measurements import Measurements
 from robustbench_med.files import write_bytes
@@ -29,6 +32,7 @@ from robustbench_med.problem import Counter
 
 _log = logging.getLogger(__name__)
 _logged: set[Path] = set()  # folders that could not be written, each named once
+CRAFTED = "crafted.bin"  # the file of what a case crafted on a surrogate that others share
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -43,6 +47,7 @@ class Shard(NamedTuple):
         gradients: the gradients that were recorded in this shard.
         seconds: how long the shard took.
         peak: the peak memory in MiB, as `provenance.peak_mib` measures it.
+        crafted: what was crafted on a surrogate, if other cases share that.
     """
 
     rungs: Measurements
@@ -52,6 +57,7 @@ class Shard(NamedTuple):
     gradients: tuple[GradientSample, ...] = ()
     seconds: float = 0.0
     peak: float = 0.0
+    crafted: Crafted | None = None
 
 
 @runtime_checkable
@@ -117,6 +123,19 @@ class ShardFiles:
             return False
         return True
 
+    def remove_shards(self) -> None:
+        """Remove all shards, and keep what later cases need to know of the surrogate's images."""
+        for path in self.folder.rglob("shard_*.bin"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def load_crafted(self) -> bytes | None:
+        """Return what the case crafted on a surrogate; None if that is not stored."""
+        try:
+            return (self.folder / CRAFTED).read_bytes()
+        except OSError:
+            return None
+
     def remove(self) -> None:
         """Remove the folder with all shards, also those of other runs of the case."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -168,9 +187,11 @@ def packed(streams: Int[Tensor, " b"], shard: Shard) -> bytes:
     for name in ("distance", "inferred"):
         if (value := getattr(shard, name)) is not None:
             tensors[name] = value
-    for i, sample in enumerate(shard.gradients):
-        fields = ("shown", "logits", "cotangent", "gradient")
-        tensors |= {f"gradient {i} {name}": getattr(sample, name) for name in fields}
+    tensors |= pack_samples(dict(enumerate(shard.gradients)))
+    if shard.crafted is not None:
+        tensors["crafted"] = torch.frombuffer(
+            bytearray(crafted.packed(shard.crafted)), dtype=torch.uint8
+        )
     contiguous = {name: value.cpu().contiguous() for name, value in tensors.items()}
     cost = {"counter": asdict(shard.counter), "seconds": shard.seconds, "peak": shard.peak}
     content: bytes = save(contiguous, {"cost": json.dumps(cost)})
@@ -200,19 +221,17 @@ def _unpacked(content: bytes, streams: Int[Tensor, " b"]) -> Shard | None:
         for name, value in tensors.items()
         if name.startswith("rung ")
     }
-    count = len({name.split()[1] for name in tensors if name.startswith("gradient ")})
-    gradients = tuple(
-        GradientSample(
-            *(tensors[f"gradient {i} {f}"] for f in ("shown", "logits", "cotangent", "gradient"))
-        )
-        for i in range(count)
-    )
+    shared = None
+    if "crafted" in tensors:
+        raw = tensors["crafted"].cpu().numpy().tobytes()
+        shared = crafted.unpacked(raw, streams.device)
     return Shard(
         rungs,
         tensors.get("distance"),
         tensors.get("inferred"),
         Counter(**cost["counter"]),
-        gradients,
+        tuple(unpack_samples(tensors).values()),
         cost["seconds"],
         cost["peak"],
+        shared,
     )

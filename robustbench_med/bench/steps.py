@@ -22,7 +22,9 @@ import cloudpickle
 import torch
 
 from robustbench_med import registry
+from robustbench_med.bench import crafted
 from robustbench_med.bench.attack_run import attack_shard, run_attack
+from robustbench_med.bench.crafted import Crafted
 from robustbench_med.bench.execute import Outcome, execute, invalid_outcome
 from robustbench_med.bench.executors import Slot
 from robustbench_med.bench.ladder import Fit, Sharding
@@ -31,6 +33,7 @@ from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.schedules import OpenLadder, ShardsNeeded
 from robustbench_med.bench.setup import Prepared, SetupCache, handed_over
 from robustbench_med.bench.shard_files import ShardBytes
+from robustbench_med.bench.transfer import mark_after
 from robustbench_med.devices import device_of
 from robustbench_med.errors import BenchError, InvalidOutputError
 
@@ -81,6 +84,8 @@ class Task(NamedTuple):
         known: the finished shards of the case by name of their file.
         fit: the universal perturbation of the case, if it was fitted already.
         prepared: what the worker that began the case found about its victim.
+        crafted: what the cases before this one crafted on the same surrogate; None if the case
+            has no surrogate, so that its shards can be attacked in any order.
     """
 
     key: str
@@ -92,6 +97,7 @@ class Task(NamedTuple):
     known: Mapping[str, bytes] = {}
     fit: Fit | None = None
     prepared: Prepared | None = None
+    crafted: tuple[bytes, ...] | None = None
 
 
 class Needs(NamedTuple):
@@ -121,7 +127,8 @@ class Reply(NamedTuple):
         shards: the content of new shards, by name of their file.
         failure: why the case has no record.
         lacks: what the worker needs first: the bundle with the case, or an open ladder of a later
-            run of the attack, which a step without a shard leaves.
+            run of the attack or of a case with a surrogate, which a step without a shard leaves.
+        crafted: what a finished case crafted on a surrogate, for later cases.
     """
 
     outcome: Outcome | None = None
@@ -129,6 +136,7 @@ class Reply(NamedTuple):
     shards: Mapping[str, bytes] = {}
     failure: str | None = None
     lacks: Literal["", "bundle", "ladder"] = ""
+    crafted: bytes = b""
 
 
 def pickled(bundle: Bundle) -> bytes:
@@ -192,6 +200,7 @@ class Worker:
         """Begin a case or finish it: compute the first shard that nobody else is to attack."""
         self._opened.clear()
         files = ShardBytes(task.known)
+        shared = _shared(task)
         try:
             outcome = execute(
                 resolved,
@@ -200,7 +209,7 @@ class Worker:
                 examples=task.settings.examples,
                 images=task.settings.images,
                 device=str(device_of(task.slot.device)),
-                sharding=Sharding(task.settings.shard, files, "first", task.fit),
+                sharding=Sharding(task.settings.shard, files, "first", task.fit, crafted=shared),
             )
         except ShardsNeeded as needed:
             opened, run = needed.opened, needed.opened.ladder.sharding.name
@@ -214,12 +223,24 @@ class Worker:
                 None if run else handed_over(opened.ladder.setup),
             )
             return Reply(needs=needs, shards=files.new)
-        return Reply(outcome)
+        return Reply(outcome, crafted=self._crafted(resolved, task, shared))
+
+    def _crafted(
+        self, resolved: ResolvedCase, task: Task, shared: tuple[Crafted, ...] | None
+    ) -> bytes:
+        """Return what a finished case added to what was crafted on its surrogate."""
+        if shared is None:
+            return b""
+        try:
+            surrogate = self._setups_on(task.slot.device).of(resolved).surrogate
+        except InvalidOutputError:  # so nothing was crafted
+            return b""
+        return b"" if surrogate is None else crafted.packed(surrogate.added(mark_after(shared)))
 
     def _attack(self, resolved: ResolvedCase, task: Task, step: ShardStep) -> Reply:
         """Attack one shard; the ladder is opened first if no earlier step left it open."""
         if step.run not in self._opened:
-            if step.run:
+            if step.run or task.crafted is not None:
                 return Reply(lacks="ladder")
             sharding = Sharding(task.settings.shard, None, "open", task.fit)
             setup = self._setups_on(task.slot.device).of(resolved, task.prepared)
@@ -236,6 +257,15 @@ class Worker:
         if self._setups is None:
             self._setups = SetupCache(device_of(device))
         return self._setups
+
+
+def _shared(task: Task) -> tuple[Crafted, ...] | None:
+    """Return what earlier cases crafted; what was damaged since counts as not crafted."""
+    if task.crafted is None:
+        return None
+    device = device_of(task.slot.device)
+    parts = (crafted.unpacked(raw, device) for raw in task.crafted)
+    return tuple(part for part in parts if part is not None)
 
 
 def _command(task: Task) -> str:

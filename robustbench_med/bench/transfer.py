@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
 
 from robustbench_med import objectives, registry
 from robustbench_med.bench.candidates import Candidates
-from robustbench_med.bench.gradient_recorder import GradientRecorder
+from robustbench_med.bench.crafted import Crafted, joined_keys
+from robustbench_med.bench.gradient_recorder import GradientRecorder, GradientSample
 from robustbench_med.bench.resolved_case import ResolvedSurrogate
 from robustbench_med.cards import DatasetCard, Threat
 from robustbench_med.errors import ChecksumError
@@ -26,6 +29,19 @@ from robustbench_med.victim import Victim
 
 Attack = Callable[[Problem, Draws], Images]
 RECORDED = 12  # so many gradients are recorded
+
+
+class Mark(NamedTuple):
+    """A point in time: how many images were crafted, and the gradients that were recorded."""
+
+    images: int
+    samples: dict[int, GradientSample]
+
+
+def mark_after(parts: Sequence[Crafted]) -> Mark:
+    """Return the point in time after these shards and cases."""
+    samples = {slot: sample for part in parts for slot, sample in part.samples.items()}
+    return Mark(sum(len(part.keys) for part in parts), samples)
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,64 @@ class Surrogate:
             return view
         return replace(view, objective=LossOverride(view.objective, use_all_steps=True))
 
+    def resume(self, parts: Sequence[Crafted]) -> Mark:
+        """Go on where the images of these shards and cases were crafted, and nothing else was."""
+        count = sum(len(part.keys) for part in parts)
+        name = parts[-1].name if parts else ""
+        last = next((int(part.keys[-1]) for part in reversed(parts) if len(part.keys)), None)
+        known = self.known.keys
+        if not parts:
+            self.known.resume(uuid.uuid4().hex, [], [])
+        elif (self.known.name, len(known), known[-1] if known else None) != (name, count, last):
+            self.known.resume(name, *joined_keys(parts))
+        mark = mark_after(parts)
+        self.recorder.resume(mark.samples, parts[-1].recorder if parts else {})
+        self._set_counter(parts[-1].counter if parts else Counter())
+        return mark
+
+    def added(self, mark: Mark) -> Crafted:
+        """Return what was crafted since `resume` returned a mark."""
+        new = {
+            slot: sample
+            for slot, sample in self.recorder.slots.items()
+            if mark.samples.get(slot) is not sample
+        }
+        return Crafted(
+            self.known.name,
+            torch.tensor(self.known.keys[mark.images :], dtype=torch.int64),
+            torch.tensor(self.known.checksums[mark.images :], dtype=torch.int64),
+            new,
+            self.recorder.state,
+            replace(self.counter),
+        )
+
+    def craft(self, attack: Attack, problem: Problem, rng: Draws, *, use_all_steps: bool) -> None:
+        """Craft the images that are missing; those that were counted before cost nothing."""
+        keys, known = rng.keys.tolist(), self.known
+        missing = known.missing(keys, tuple(problem.x.shape[1:]))
+        for again in (False, True):
+            part = [i for i in missing if (keys[i] in known) is again]
+            if not part:
+                continue
+            rows = torch.tensor(part, device=problem.x.device)
+            before, state = replace(self.counter), self.recorder.state
+            self.recorder.active = not again
+            view = self.view(problem.select(rows), use_all_steps=use_all_steps)
+            # nothing that is drawn later may depend on what was lost
+            with torch.random.fork_rng(enabled=again):
+                z = attack(view, rng.select(rows))
+            self.recorder.active = True
+            if again:
+                self._set_counter(before)
+                self.recorder.resume(self.recorder.slots, state)
+            problem.counter.forward += self.counter.forward - before.forward
+            problem.counter.backward += self.counter.backward - before.backward
+            known.add([keys[i] for i in part], z)
+
+    def _set_counter(self, counter: Counter) -> None:
+        for name, value in vars(counter).items():
+            setattr(self.counter, name, value)
+
 
 def load_surrogate(surrogate: ResolvedSurrogate, threat: Threat, device: torch.device) -> Surrogate:
     """Load the surrogate of a case."""
@@ -113,15 +187,7 @@ def transferred(attack: Attack, surrogate: Surrogate, *, use_all_steps: bool) ->
     """
 
     def crafted(problem: Problem, rng: Draws) -> Images:
-        keys, known = rng.keys.tolist(), surrogate.known
-        new = known.missing(keys)
-        if new:
-            rows = torch.tensor(new, device=problem.x.device)
-            before = replace(surrogate.counter)
-            view = surrogate.view(problem.select(rows), use_all_steps=use_all_steps)
-            known.add([keys[i] for i in new], attack(view, rng.select(rows)))
-            problem.counter.forward += surrogate.counter.forward - before.forward
-            problem.counter.backward += surrogate.counter.backward - before.backward
-        return known.read(keys).to(problem.x) if keys else problem.x
+        surrogate.craft(attack, problem, rng, use_all_steps=use_all_steps)
+        return surrogate.known.read(rng.keys.tolist()).to(problem.x) if len(rng.keys) else problem.x
 
     return crafted

@@ -124,9 +124,11 @@ def run(
     *,
     timeout: float | None = None,
     in_order: bool = False,
+    waiting: list[ResolvedCase] | None = None,
 ) -> list[Failure]:
     folder.mkdir(exist_ok=True)
-    runs = case_runs(planned, in_order=in_order)
+    waiting = planned if waiting is None else waiting
+    runs = case_runs(waiting, in_order=in_order, planned=planned)
     labels = {item.id: item.resolved.case.label for item in runs}
     return Driver(
         Queue(runs),

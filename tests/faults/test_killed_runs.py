@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,9 @@ from torch import nn
 LEFT = [int(os.environ.get("DIES_AT", "1000000"))]  # no attribute, which the hash would hold
 
 class Dying(nn.Module):
-    def __init__(self):
+    def __init__(self, seed=0):
         super().__init__()
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
         self.body(torch.zeros(1, 1, 32, 32))
 
@@ -42,11 +43,18 @@ class Dying(nn.Module):
 
 def make():
     return Dying()
+
+def second():
+    return Dying(1)
+
+def other():
+    return Dying(2)
 """
+TRANSFER = ["--victim", "model.py:second()", "--surrogate", "model.py:other()"]
 
 
-def run(home: Path, results: str, *, dies_at: int | None = None) -> int:
-    """Run the case and return the exit code of the process, -9 if it was killed."""
+def run(home: Path, results: str, *, dies_at: int | None = None, more: Sequence[str] = ()) -> int:
+    """Run the cases and return the exit code of the process, -9 if it was killed."""
     words = [sys.executable, "-m", "robustbench_med", "run", "quick", "--dataset", "data.npz"]
     words += [
         "--victim",
@@ -56,7 +64,7 @@ def run(home: Path, results: str, *, dies_at: int | None = None) -> int:
         "--eps",
         "0.05/255,0.1/255",
     ]
-    words += ["--shard", "4", "--jobs", "1", "--examples", "0", "--results", results]
+    words += [*more, "--shard", "4", "--jobs", "1", "--examples", "0", "--results", results]
     dies = {} if dies_at is None else {"DIES_AT": str(dies_at)}
     done = subprocess.run(
         words,
@@ -70,24 +78,31 @@ def run(home: Path, results: str, *, dies_at: int | None = None) -> int:
     return done.returncode
 
 
-def record_in(folder: Path) -> Stored:
-    (home,) = store.homes_below(folder)
-    return store.read(home)
+def records_in(folder: Path) -> list[Stored]:
+    return [store.read(home) for home in sorted(store.homes_below(folder))]
 
 
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_ends_with_the_same_record(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [[], TRANSFER])
+def test_a_run_killed_again_and_again_ends_with_the_same_records(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROBUSTBENCH_MED_CACHE", str(tmp_path / "cache"))
     save_npz(tmp_path / "data.npz", n=22)
     (tmp_path / "model.py").write_text(MODEL, encoding="utf-8")
-    assert run(tmp_path, "undisturbed") == 0
+    assert run(tmp_path, "undisturbed", more=more) == 0
     drawn = np.random.default_rng(0)
     kills = 0
-    # a shard takes 13 passes, and the checks after the last one 93
-    while run(tmp_path, "killed", dies_at=int(drawn.integers(16, 130))) != 0:
+    # a shard takes 13 passes (26 on a surrogate), and the checks after the last one 93
+    while run(tmp_path, "killed", dies_at=int(drawn.integers(16, 130)), more=more) != 0:
         kills += 1
         assert kills < 20
     assert kills >= 2
-    expected, found = (record_in(tmp_path / name) for name in ("undisturbed", "killed"))
-    assert lasting(found) == lasting(expected)
-    pd.testing.assert_frame_equal(found.samples, expected.samples)
-    assert not [path for path in (tmp_path / "killed").rglob("*.shards")]
+    expected, found = (records_in(tmp_path / name) for name in ("undisturbed", "killed"))
+    assert len(found) == len(expected) == (2 if more else 1)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert lasting(mine) == lasting(theirs)
+        pd.testing.assert_frame_equal(mine.samples, theirs.samples, check_exact=True)
+    hidden = [path.name for path in (tmp_path / "killed" / "custom").glob(".*")]
+    assert hidden == []
+    assert list((tmp_path / "cache").glob("crafted/*")) == []
