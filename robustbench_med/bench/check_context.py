@@ -13,6 +13,7 @@ from torch import Tensor
 from robustbench_med import registry
 from robustbench_med.bench.attack_run import AttackRun
 from robustbench_med.bench.gradient_check import PASSES
+from robustbench_med.bench.pass_estimate import check_budget
 from robustbench_med.bench.record import Audit
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.scoring import TOLERANCE
@@ -28,8 +29,6 @@ from robustbench_med.types import Images, Output, Rows, Verdict, images_at_once
 SAMPLE = 12  # a check attacks at most so many images again
 MASKS = 4  # the same for masks, because a pass of a segmentation network costs more
 NOTABLE = 0.05  # a smaller difference in Dice may be chance
-MANY = 400  # attacked images, from which on the checks may cost only a share of the attack's passes
-SHARE = 0.13
 LEAST = 2  # a check needs at least so many images, since one success may be luck
 
 
@@ -104,15 +103,12 @@ class CheckContext:
     def budget_left(self) -> int:
         """Passes, forward and backward, that the checks may still cost.
 
-        Together they cost at most as much as the attack. If the attack stopped early, they may cost
-        half of what all its steps would have cost. Where many images are attacked they cost a
-        share of that: this still pays for several images a check.
+        Together they cost at most `check_budget`.
         """
         cost, gradients = self.run.counter, self.run.gradients
         attacked = len(self.run.problem)
-        budget = max(cost.forward + cost.backward, attacked * self.per_image // 2)
-        if attacked >= MANY:
-            budget = int(SHARE * budget)
+        spent = cost.forward + cost.backward
+        budget = int(check_budget(spent, attacked * self.per_image, attacked))
         # gradients in doubt cost more passes; these reduce no other check's budget
         for_gradients = 0 if gradients is None else PASSES * gradients.asked
         return max(budget - sum(self.reserved) - for_gradients, 0)

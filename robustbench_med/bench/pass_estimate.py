@@ -38,6 +38,8 @@ _SHARE = {
 _CHECKED, _MASKS = 12, 4  # images that a check attacks again, as in bench/check_context.py
 _PROBES = 3 + 44 + 11 + 102  # passes of FGSM, APGD, noise and Square on one of them
 _AGAIN = 5  # a check reruns the attack: watched, at two radii, and with twice the effort
+MANY = 400  # attacked images, from which on the checks may cost only a share of the attack's passes
+SHARE = 0.13
 _DIFFERENCES = 6  # forward passes on one image that compare a gradient with finite differences
 
 
@@ -60,6 +62,25 @@ _NEEDED = {
 def needed_share(attack: str) -> float:
     """Return which share of its largest number of passes an attack usually needs."""
     return _NEEDED.get(attack, 1.0)
+
+
+def check_budget(spent: float, all_steps: float, attacked: float) -> float:
+    """Return how many passes the checks of a case may cost together.
+
+    They cost at most as much as the attack. If the attack stopped early, they may cost half of what
+    all its steps would have cost. Where many images are attacked they cost a share of that: this
+    still pays for several images a check.
+
+    Args:
+        spent: passes that the attack cost.
+        all_steps: passes that it costs if no image falls.
+        attacked: number of attacked images.
+
+    >>> check_budget(4000, 10000, 399), check_budget(4000, 10000, 400)
+    (5000, 650.0)
+    """
+    budget = max(spent, all_steps // 2)
+    return SHARE * budget if attacked >= MANY else budget
 
 
 def attack_passes(planned: ResolvedCase, distances: Sequence[float] | None) -> float:
@@ -105,12 +126,15 @@ def attack_passes(planned: ResolvedCase, distances: Sequence[float] | None) -> f
     return case.draws * passes
 
 
-def check_passes(planned: ResolvedCase, attack: float) -> float:
+def check_passes(
+    planned: ResolvedCase, attack: float, distances: Sequence[float] | None = None
+) -> float:
     """Return the likely passes of the checks and examples of a case.
 
     Args:
         planned: the case.
-        attack: the passes of its attack; checks cost at most as many.
+        attack: the passes of its attack, which limit those of the checks (`check_budget`).
+        distances: as for `attack_passes`; they say how many images are attacked at all.
     """
     case, card = planned.case, planned.attack.card
     n = planned.images()
@@ -120,7 +144,9 @@ def check_passes(planned: ResolvedCase, attack: float) -> float:
     each = registry.passes(card, case.parameters) * _SHARE.get(card.name, 1.0)
     if case.threat == "white_box" and card.schedule in ("ascend", "descend") and card.effort:
         again = _AGAIN * each + _PROBES * FORWARD
-        passes += min(checked * again, max(attack, n * each / 2))
+        attacked = n if distances is None else n * _fraction(distances, 0.0)
+        budget = check_budget(attack, attacked * each, attacked)
+        passes = min(passes + checked * again, max(budget, passes))
     return case.draws * min(passes, max(attack, 1.0))
 
 

@@ -95,7 +95,7 @@ class Clock:
             return None
         case = planned.case
         passes = attack_passes(planned, pilot.distances.get(case.norm))
-        checks = check_passes(planned, passes)
+        checks = check_passes(planned, passes, pilot.distances.get(case.norm))
         most = max(planned.most_passes() * case.draws, passes)
         if case.surrogate is not None and not self._is_first(_candidates(case)):
             passes = 2 * planned.images() * len(case.ladder) * case.draws / 3  # it is only judged

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_med import registry
-from robustbench_med.bench import check_context
+from robustbench_med.bench import pass_estimate
 from robustbench_med.bench.attack_run import run_attack
 from robustbench_med.bench.check_context import CheckContext
 from robustbench_med.bench.checks import run_checks
@@ -364,6 +364,6 @@ def test_checks_cost_at_most_what_the_attack_costs(attack: str) -> None:
 def test_checks_of_many_images_cost_a_share_of_what_the_attack_costs(
     attack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check_context, "MANY", 20)
+    monkeypatch.setattr(pass_estimate, "MANY", 20)
     cost, checks = costs(attack, {"steps": 80})
     assert 0 < checks <= 0.2 * cost

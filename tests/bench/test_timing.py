@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from robustbench_med.bench.check_context import CheckContext
 from robustbench_med.bench.execute import execute
+from robustbench_med.bench.pass_estimate import check_passes
 from robustbench_med.bench.plan import plan
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.setup import prepare_setup
 from robustbench_med.bench.suite import Suite
 from robustbench_med.bench.timing import Clock, Pilot, run_pilot, words
 from robustbench_med.models.load import Loaded, load_victim, of_module
+from robustbench_med.problem import Counter
 from robustbench_med.victim import Victim
 from tests.bench.toys import dataset_of, planned_of
 
@@ -123,6 +128,31 @@ def test_a_plan_is_right_within_a_factor_of_two(attack: str, eps: float) -> None
     execute(planned, lambda: prepare_setup(planned, torch.device("cpu")), command="", examples=0)
     assert cost is not None
     assert 0.5 < cost.total / module.work < 2, (cost, module.work)
+
+
+@pytest.mark.parametrize("steps", [20, 100])
+def test_a_plan_caps_the_checks_of_many_images_as_the_checks_do(steps: int) -> None:
+    """From 400 attacked images on, both allow 13 % of what the attack costs."""
+
+    def planned(n: int) -> ResolvedCase:
+        data = dataset_of(torch.zeros(n, 1, 2, 2), torch.zeros(n, dtype=torch.long), 2)
+        return planned_of(data, "pgd", ladder=(0.01,), parameters={"steps": steps})
+
+    def allowed(one: ResolvedCase, attacked: int, cost: int) -> float:
+        """Return what the checks of such a run may cost, in images forward and backward."""
+        run = SimpleNamespace(counter=Counter(cost, cost), gradients=None, problem=range(attacked))
+        context = CheckContext(one, Any, run, Any, one.attack.card)  # type: ignore[arg-type]
+        return context.budget_left / 2
+
+    few, many = planned(399), planned(400)
+    passes = 400.0 * steps
+    assert check_passes(many, passes) < check_passes(few, passes)
+    assert check_passes(many, passes) == pytest.approx(0.13 * passes, rel=0.02)
+    assert check_passes(many, passes) == pytest.approx(allowed(many, 400, 400 * steps), rel=0.02)
+    # images that are wrong without an attack are not attacked, and raise no cap
+    wrong = [0.0, *[1.0] * 15]
+    assert check_passes(many, passes, wrong) == pytest.approx(check_passes(few, passes), rel=0.02)
+    assert allowed(many, 375, 400 * steps) == passes
 
 
 def test_what_cases_share_is_counted_once() -> None:
