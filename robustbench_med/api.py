@@ -32,7 +32,8 @@ from robustbench_med.datasets.foreign import refused
 from robustbench_med.datasets.load import load_dataset
 from robustbench_med.devices import device_of
 from robustbench_med.errors import SpecError
-from robustbench_med.evaluation import Evaluation, evaluate, make_request, python_command
+from robustbench_med.evaluation import Evaluation, evaluate
+from robustbench_med.evaluation_request import make_request, python_command
 from robustbench_med.model_handle import (
     DataLike,
     ModelHandle,
@@ -111,6 +112,7 @@ def attack(
     spec: str,
     *,
     eps: float | str | None = None,
+    severity: float | str | None = None,
     norm: Norm = "linf",
     objective: str = "untargeted",
     n: int | None = None,
@@ -137,6 +139,7 @@ def attack(
             too. On a batch the victim decides by argmax.
         spec: the attack, e.g. "pgd(steps=40)" or "pgd(eps=2/255)".
         eps: the radius, if the spec states none.
+        severity: the severity of a shift, which takes no `eps`.
         norm: "linf", "l2", "l1" or "l0".
         objective: the attacker's goal.
         n: how many images are drawn from the split; None = all.
@@ -169,6 +172,7 @@ def attack(
         data,
         spec,
         eps=eps,
+        severity=severity,
         seed=seed,
         defense=defense,
         knowledge=knowledge,

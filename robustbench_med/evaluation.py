@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import shlex
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,32 +13,25 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from rich.console import Console
 
-from robustbench_med import registry
 from robustbench_med.bench import store
-from robustbench_med.bench.plan import plan
 from robustbench_med.bench.publish import publish
 from robustbench_med.bench.record import Flag, Stored
-from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.runner import run_cases
-from robustbench_med.bench.suite import Grid, Suite, title_of
+from robustbench_med.bench.suite import title_of
 from robustbench_med.cards import Norm
 from robustbench_med.datasets.dataset import SplitName
 from robustbench_med.errors import BenchError, InvalidOutputError, SpecError
+from robustbench_med.evaluation_request import Radii, make_request
 from robustbench_med.extra_metrics import check_metrics, extra_columns
 from robustbench_med.model_handle import (
     DataLike,
-    ModelHandle,
     ModelLike,
     api_function,
     join_steps,
-    resolve_dataset,
-    resolve_model,
     restored_device,
 )
 from robustbench_med.models.preprocess import parse_preprocess
 from robustbench_med.native_units import to_image_radius
-from robustbench_med.printable import plain
-from robustbench_med.registry import is_own
 from robustbench_med.score_frame import WORST, ScoreFrame, attack_names, score_frame
 from robustbench_med.stats import Estimate
 from robustbench_med.subgroups import Grouping, groupings
@@ -47,135 +39,6 @@ from robustbench_med.worst_case import means, success_at, worst_at
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Radii = float | str | Sequence[float | str]  # in [0,1] image units; "2/255" and "1/255,2/255" too
-_API_NAMES = {"ladder": "eps", "defenses": "defense"}  # field of a grid -> its name in the API
-
-
-@dataclass(frozen=True)
-class EvaluationRequest:
-    """One model on one dataset under some attacks, as a call of the API requests it.
-
-    Attributes:
-        model: the model as the caller passed it.
-        data: the data as the caller passed it.
-        attacks: specs of the attacks.
-        seed: seed of everything random.
-        fields: the other fields of a suite's grid.
-    """
-
-    model: ModelLike
-    data: DataLike
-    attacks: tuple[str, ...]
-    seed: int
-    fields: dict[str, Any]
-
-    def plan_cases(
-        self,
-        *,
-        folder: str | Path | None = None,
-        name: str | None = None,
-        **options: object,
-    ) -> list[ResolvedCase]:
-        """Return the planned cases.
-
-        Args:
-            folder: the folder with the files of real datasets.
-            name: the name of a torch module, or of a model of the user's own.
-            options: mean, std, returns and output of a torch module; None means not stated.
-
-        Raises:
-            BenchError: an argument is wrong, or a case cannot run.
-        """
-        data_name, dataset = resolve_dataset(self.data, folder=folder)
-        titles = {}
-        if name is not None and isinstance(self.model, str | Path) and is_own(str(self.model)):
-            titles, name = {str(self.model): plain(name)}, None
-        victim, loaded = resolve_model(self.model, dataset.card, name=name, **options)
-        grid = {
-            "datasets": [data_name],
-            "victims": [victim],
-            "attacks": self.attacks,
-            "stated": True,
-            **self.fields,
-        }
-        values = {"name": "asked", "title": "Asked", "seed": self.seed, "grids": [grid]}
-        suite = registry.validate(Suite, values, "arguments")
-        victims = {} if loaded is None else {victim: loaded}
-        planned, refused = plan(
-            suite, datasets={data_name: dataset}, victims=victims, titles=titles
-        )
-        if refused:
-            raise refused[0].exception
-        if not planned:
-            knowledge, attacks = self.fields["knowledge"][0], ", ".join(self.attacks)
-            raise SpecError(
-                f"expected an attack by gradients with knowledge {knowledge}, got {attacks}"
-            )
-        if len({item.case.victim for item in planned}) != 1:
-            raise SpecError(f"expected one model, got {victim!r}, which stands for several")
-        return planned
-
-    @property
-    def command(self) -> str:
-        """A command that computes the cases again; objects of the caller are in angle brackets."""
-        defaults = Grid.model_fields
-        stated = {
-            _API_NAMES.get(key, key): value
-            for key, value in self.fields.items()
-            if key not in defaults or value != defaults[key].default
-        }
-        for key in ("defense", "knowledge"):
-            if key in stated:
-                stated[key] = stated[key][0]
-        options = "".join(
-            f", {key}={value!r}" for key, value in (stated | {"seed": self.seed}).items()
-        )
-        model, data = _as_literal(self.model), _as_literal(self.data)
-        return python_command(f"evaluate({model}, {data}, {list(self.attacks)!r}{options})")
-
-
-def make_request(
-    model: ModelLike,
-    data: DataLike,
-    attacks: str | Sequence[str],
-    *,
-    eps: Radii | None,
-    seed: int,
-    defense: str = "none",
-    knowledge: str = "adaptive",
-    **fields: Any,  # noqa: ANN401 - the suite's schema checks them
-) -> EvaluationRequest:
-    """Return the request for the arguments of `evaluate` or `attack`.
-
-    Raises:
-        SpecError: a defense is requested for a model that has one.
-    """
-    if isinstance(model, ModelHandle) and model.defense != "none":
-        if defense != "none":
-            raise SpecError(f"expected one defense, got {defense} before {model.defense}")
-        defense = model.defense
-    radii: Any = eps.split(",") if isinstance(eps, str) else eps
-    several = not isinstance(radii, str) and isinstance(radii, Iterable)  # arrays are no Sequence
-    ladder = () if radii is None else tuple(radii) if several else (radii,)
-    grid = {"ladder": ladder, "defenses": (defense,), "knowledge": (knowledge,)}
-    specs = (attacks,) if isinstance(attacks, str) else tuple(attacks)
-    return EvaluationRequest(model, data, specs, seed, {**grid, **fields})
-
-
-def python_command(call: str) -> str:
-    """Return a Python call as a command of the shell.
-
-    The command ends with the sign of a comment, to which the runner adds the id of a case.
-    """
-    plain = call if '"' in call else call.replace("'", '"')  # quotes that need no escape
-    return f"python -c {shlex.quote(f'from robustbench_med import *; {plain}')}  #"
-
-
-def _as_literal(value: object) -> str:
-    if isinstance(value, ModelHandle):
-        value = value.name
-    return repr(str(value)) if isinstance(value, str | Path) else f"<{type(value).__name__}>"
 
 
 @dataclass(frozen=True, repr=False)
@@ -349,6 +212,7 @@ def evaluate(
     attacks: str | Sequence[str] = "ensemble",
     *,
     eps: Radii | None = None,
+    severity: Radii | None = None,
     norm: Norm = "linf",
     n: int | None = None,
     split: SplitName = "test",
@@ -379,6 +243,8 @@ def evaluate(
             "pgd(eps=2/255)".
         eps: the radii of the attacks that state none, in [0,1] image units: 0.01, "2/255", in a
             unit of the data: "10HU", "4gl" (stored steps), "8/255 window"; or several.
+        severity: the severities of shifts, which take no `eps`: a number above 0 and up to 1, or
+            several; by default 0.25, 0.5, 0.75 and 1.
         norm: "linf", "l2", "l1" or "l0".
         n: how many images are drawn from the split; None = all.
         split: "train", "val" or "test".
@@ -413,6 +279,7 @@ def evaluate(
         data,
         attacks,
         eps=eps,
+        severity=severity,
         seed=seed,
         defense=defense,
         knowledge=knowledge,

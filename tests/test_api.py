@@ -271,12 +271,23 @@ def test_a_run_says_how_to_repeat_it(mine: str, monkeypatch: pytest.MonkeyPatch)
     assert "evaluate(<Net>, <Dataset>" in wrapped.records[0].record.provenance.command
 
 
+def test_a_severity_is_that_of_a_shift_and_its_command_says_so(mine: str) -> None:
+    evaluation = rm.evaluate(net_of(), mine, "bias_field", severity=[0.5, 1], n=5)
+    assert evaluation.radii == (0.5, 1.0)
+    assert "severity=(0.5, 1)" in evaluation.records[0].record.provenance.command
+    result = rm.attack(net_of(), mine, "bias_field(severity=0.5)", n=5)
+    again = rm.attack(net_of(), mine, "bias_field", severity="0.5", n=5)
+    assert torch.equal(result.z, again.z)
+
+
 @pytest.mark.parametrize(
     ("changed", "kind", "message"),
     [
         ({"eps": None}, SpecError, "pgd: expected eps, the radii to score at"),
         ({"eps": "2"}, SpecError, r"expected eps <= 1 .*2 grey levels are 2/255"),
         ({"eps": "-1"}, SpecError, "expected eps >= 0, got -1"),
+        ({"attacks": "bias_field"}, SpecError, "expected severity for shifts, .* got eps"),
+        ({"severity": 0.5}, SpecError, "expected eps for attacks, .* got severity"),
         ({"n": 0}, SpecError, r"arguments: grids.0.n: .* got 0"),
         ({"attacks": "pgdd"}, UnknownNameError, "did you mean 'pgd'"),
         ({"attacks": []}, SpecError, r"arguments: grids.0.attacks: .*at least 1"),

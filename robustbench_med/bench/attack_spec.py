@@ -47,8 +47,8 @@ def resolve_attack(
 ) -> ResolvedAttack:
     """Return an attack with all its parameters: those of the spec, else the defaults.
 
-    `eps` in the spec sets the radii: one number, or a list of them. The length of a step may have
-    any of the forms that papers use, see `with_total_step`.
+    `eps` in the spec sets the radii, and `severity` those of a shift: one number, or a list of
+    them. The length of a step may have any of the forms that papers use, see `with_total_step`.
 
     Args:
         text: the spec.
@@ -62,7 +62,7 @@ def resolve_attack(
     """
     name, stated = spec.parse(text)
     card: AttackCard = registry.find("attacks", name)
-    eps: Any = stated.pop("eps", None)
+    eps = _stated_size(card, stated)
     if eps is None:
         eps = grid.ladder
     radii = tuple(eps) if isinstance(eps, list | tuple) else (eps,)
@@ -83,6 +83,26 @@ def resolve_attack(
         raise SpecError(f"{name}: expected other images than it is fitted on, got split 'train'")
     trains = card.schedule == "universal" or grid.budget == "mean_norm"
     return ResolvedAttack(card, parameters, ladder, trains, radii)
+
+
+def _stated_size(card: AttackCard, stated: dict[str, Any]) -> Any:  # noqa: ANN401 - a literal
+    """Take the radii or severities out of the parameters of a spec; None where there are none.
+
+    Raises:
+        SpecError: a shift has a radius, or an attack has a severity.
+    """
+    shift = card.threat == "shift"
+    if shift and "eps" in stated:
+        raise SpecError(
+            f"{card.name}: expected severity for a shift, whose size is no radius, got eps: write "
+            f"{card.name}(severity=0.5)"
+        )
+    if not shift and "severity" in stated and "severity" not in card.parameters:
+        raise SpecError(
+            f"{card.name}: expected eps for an attack, whose size is a radius, got severity: "
+            "`list attacks` names the shifts"
+        )
+    return stated.pop("severity" if shift else "eps", None)
 
 
 def _apart(name: str, card: AttackCard, norm: str) -> str:

@@ -94,6 +94,10 @@ CHECKS: dict[str, tuple[str, _Write]] = {
         "Change of the loss in a single step, relative to its rise over all steps",
         _rise,
     ),
+    "images_unchanged": (
+        "Images that the shift leaves as they are stored, at the severity with most of them",
+        _share,
+    ),
     "silent_success": ("Images on which the attack met a success but returned none", _images),
     "more_effort_breaks_more": (
         "Missed images on which the attack succeeds with twice the effort",

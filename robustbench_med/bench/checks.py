@@ -28,6 +28,8 @@ class _Row:
     after: tuple[str, ...] = ()
 
 
+UNCHANGED = 0.2  # no shift can change some images, such as black ones
+
 # flags that say that the gradients may be masked
 SUSPICIOUS = (
     "probabilities",
@@ -65,6 +67,12 @@ _CHECKS = {
         check_functions.over_budget,
         0.0,
         "Some images were changed more than the radius or severity allows, or left [0,1].",
+    ),
+    "images_unchanged": _Row(
+        check_functions.unchanged,
+        UNCHANGED,
+        "The shift leaves images as they are stored, so that their scores are those of clean "
+        "images",
     ),
     "nonfinite_gradients": _Row(
         check_functions.nonfinite,

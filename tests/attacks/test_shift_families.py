@@ -101,12 +101,12 @@ def test_noise_of_two_images_is_independent() -> None:
 # --- blur and resolution -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(20, 20), (12, 12, 12)])
+@pytest.mark.parametrize("size", [(20, 20), (12, 12, 12), (2, 20, 20)])
 @pytest.mark.parametrize("theta", [0.4, 1.0])
 def test_a_gaussian_blur_is_that_of_scipy(size: tuple[int, ...], theta: float) -> None:
     x = pictures(1, *size)
     ours = shifted("gaussian_blur", x, theta, strength=0.1)[0, 0]
-    sigma = 0.1 * min(size) * theta
+    sigma = 0.1 * min(size[-2:]) * theta
     theirs = ndimage.gaussian_filter(x[0, 0].numpy(), sigma, mode="nearest", truncate=8)
     assert np.abs(ours.numpy() - theirs).max() < 2e-4
 

@@ -10,9 +10,12 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from robustbench_med import registry
 from robustbench_med.bench import adversarial_images, store
 from robustbench_med.bench.attack_run import AttackRun, run_attack
 from robustbench_med.bench.attack_spec import by_queries, resolve_attack
+from robustbench_med.bench.check_context import CheckContext
+from robustbench_med.bench.checks import run_checks
 from robustbench_med.bench.ladder import Sharding
 from robustbench_med.bench.plan import plan
 from robustbench_med.bench.record import Stored
@@ -136,11 +139,40 @@ def test_an_option_of_the_command_line_replaces_the_radii_of_a_suite() -> None:
         ({"attacks": ["bias_field"], "surrogates": ["*"]}, "expected an attack by gradients"),
         ({"attacks": ["bias_field"], "budget": "mean_norm"}, "expected neither --budget"),
         ({"attacks": ["bias_field"], "channels": ["R"]}, "expected neither --budget"),
+        ({"attacks": ["bias_field(eps=2/255)"]}, "expected severity for a shift, .* got eps"),
+        ({"attacks": ["pgd(severity=0.5)"], "ladder": [0.1]}, "expected eps for an attack, .* got"),
     ],
 )
 def test_what_makes_no_sense_for_a_shift_is_refused(grid: dict[str, object], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         plan(suite_with(**grid))
+
+
+def test_a_spec_states_the_severity_of_its_shift() -> None:
+    planned, _ = plan(suite_with(attacks=["bias_field(severity=[0.1, 0.2])", "motion"]))
+    assert [item.case.ladder for item in planned] == [(0.1, 0.2), (0.25, 0.5, 0.75, 1.0)]
+
+
+@pytest.mark.parametrize(("smallest", "flagged"), [(0.01, True), (0.5, False)])
+def test_a_shift_that_leaves_the_images_as_they_are_stored_is_flagged(
+    smallest: float, flagged: bool
+) -> None:
+    toys, victim = data(), small_victim(3)
+    ladder = (smallest, 1.0)
+    fields = {"norm": "severity", "threat": "shift", "ladder": ladder}
+    planned = planned_of(toys, "defocus", parameters=SEARCH | {"strength": 0.3}, **fields)
+    setup = prepared_of(victim, toys)
+    run = run_attack(planned, setup)
+    scores = score_run(planned, setup, run)
+    card = registry.find("attacks", "defocus")
+    checks, flags = run_checks(CheckContext(planned, setup, run, scores.audit, card))
+    raised = [flag for flag in flags if flag.name == "images_unchanged"]
+    assert bool(raised) == flagged
+    # a check that finds nothing leaves no row, so that records of before stay as they are
+    assert any(check.name == "images_unchanged" for check in checks) == flagged
+    if flagged:
+        assert raised[0].value == 1
+        assert raised[0].meaning.endswith("clean images; 100% at severity 0.01.")
 
 
 def test_a_climb_becomes_a_local_search_on_a_model_without_gradient() -> None:
