@@ -25,7 +25,7 @@ _HALVINGS = 8  # halvings of the way to the clean image, down to 1/256 of the di
 _MIN_RADIUS = 1e-6  # as a fraction of the farthest distance; on an exact tie the radius would be 0
 CLEARANCE = 1e-4  # harm of a success, as a fraction of the clean margin: rounding cannot undo it
 _WAYS = 10  # leading ways whose distances are compared, like the candidates of DeepFool and FAB
-_DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
+DUAL = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 
 
 @attack(
@@ -84,7 +84,7 @@ def fmn(
     nearest = Nearest(problem)
     if len(problem):
         clear = _descend(problem, nearest, steps=steps, alpha=alpha, gamma=gamma)
-        (restore if problem.ball.norm == "l0" else _halve)(problem, nearest, clear)
+        (restore if problem.ball.norm == "l0" else halve)(problem, nearest, clear)
     return nearest.best
 
 
@@ -128,14 +128,22 @@ def _descend(
         eps = eps.maximum(_MIN_RADIUS * farthest[rows]).minimum(farthest[rows])
         length = alpha * (_LAST_ALPHA + (1 - _LAST_ALPHA) * anneal)
         z = active.ball.at(eps).project(z + length * _unit(g), active.x)
-    _judge(active, nearest, rows, z, clear)
+    judge(active, nearest, rows, z, clear)
     return clear
 
 
-def _judge(
+def judge(
     problem: Problem, nearest: Nearest, rows: Rows, z: Images, clear: Tensor
 ) -> Bool[Tensor, " r"]:
-    """Keep the candidates of `rows` that clearly succeed; return which do."""
+    """Keep the candidates of `rows` that clearly succeed in `nearest`; return which do.
+
+    Args:
+        problem: the problem of `rows`.
+        nearest: keeps the nearest successes of all samples.
+        rows: `(r,)` indices of the samples.
+        z: `(r, c, *s)` their candidates.
+        clear: `(b,)` the harm above which a candidate clearly succeeds.
+    """
     verdict = problem.probe(z)
     done = verdict.is_final & (verdict.harm > clear[rows])
     nearest.keep(z, done, rows)
@@ -169,7 +177,7 @@ def _start(problem: Problem, z: Images, g: Images, loss: PerSample) -> PerSample
     if problem.ball.norm == "l0":
         gain = (g * ((g > 0).to(z) - z)).flatten(1).sort(dim=1, descending=True).values
         return size + 1 + (gain.cumsum(1) <= missing[:, None]).sum(1)
-    dual: Tensor = flat.norm(p=_DUAL[problem.ball.norm], dim=1)
+    dual: Tensor = flat.norm(p=DUAL[problem.ball.norm], dim=1)
     return size + missing / dual.clamp_min(torch.finfo(g.dtype).tiny)
 
 
@@ -178,8 +186,11 @@ def _unit(g: Images) -> Images:
     return Ball("l2", 1.0).steepest(g)
 
 
-def _halve(problem: Problem, nearest: Nearest, clear: Tensor) -> None:
-    """Halve the way between the nearest success and the clean image, `_HALVINGS` times."""
+def halve(problem: Problem, nearest: Nearest, clear: Tensor) -> None:
+    """Halve the way between the nearest success and the clean image, `_HALVINGS` times.
+
+    `clear` is `(b,)`, the harm above which a candidate clearly succeeds.
+    """
     rows = ((nearest.size > 0) & nearest.size.isfinite()).nonzero()[:, 0]
     if len(rows) == 0:
         return
@@ -189,7 +200,7 @@ def _halve(problem: Problem, nearest: Nearest, clear: Tensor) -> None:
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         z = active.x + middle * (far - active.x)
-        success = _judge(active, nearest, rows, z, clear).view_as(middle)
+        success = judge(active, nearest, rows, z, clear).view_as(middle)
         low, high = torch.where(success, low, middle), torch.where(success, middle, high)
 
 
@@ -208,7 +219,7 @@ def restore(problem: Problem, nearest: Nearest, clear: Tensor) -> None:
         active, z = problem.select(rows), nearest.best[rows]
         g, _ = active.gradient(z)
         pushed = torch.where((z != active.x) & (g != 0), (g > 0).to(z), z)
-        done = _judge(active, nearest, rows, pushed, clear)
+        done = judge(active, nearest, rows, pushed, clear)
         z = torch.where(done.view(-1, *[1] * (z.ndim - 1)), pushed, z)
         _bisect_restored(active, nearest, rows, z, g, clear)
 
@@ -224,5 +235,5 @@ def _bisect_restored(
     for _ in range(math.ceil(math.log2(max(int(high.max()), 2)))):
         middle = (low + high) // 2
         near = torch.where(rank < middle.view(-1, *[1] * (z.ndim - 1)), problem.x, z)
-        done = _judge(problem, nearest, rows, near, clear)
+        done = judge(problem, nearest, rows, near, clear)
         low, high = torch.where(done, middle, low), torch.where(done, high, middle)

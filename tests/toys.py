@@ -23,6 +23,7 @@ LIGHT: dict[str, dict[str, float]] = {
     "apgd_targeted": {"steps": 20, "targets": 3},
     "square": {"queries": 100},
     "fab": {"steps": 12},
+    "pdpgd": {"steps": 150},
     "sigma_zero": {"steps": 100},
     "rays": {"queries": 300},
     "hop_skip_jump": {"queries": 250, "directions": 50},

@@ -60,6 +60,7 @@ BRIEF: dict[str, dict[str, float]] = LIGHT | {
     "shuffled": {"steps": 10},
     "fab": {"steps": 6},
     "fmn": {"steps": 30},
+    "pdpgd": {"steps": 60},
     "carlini_wagner": {"steps": 5, "searches": 3},
     "segpgd": {"steps": 10},
     "asma": {"steps": 60},
