@@ -15,6 +15,7 @@ from robustbench_med.errors import DataError, SpecError
 from robustbench_med.metrics.detection import split_twins
 from robustbench_med.objectives.classification import two_sided
 from robustbench_med.rng import Draws, key
+from robustbench_med.stored_images import select_images
 from robustbench_med.types import Batch, Images, Logits
 from robustbench_med.victim import Victim, frozen
 
@@ -84,10 +85,12 @@ def draw_training_images(
 
 
 def select_rows(batch: Batch, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Batch:
-    """Return the given rows of a batch."""
+    """Return the given rows of a batch; stored images are not read yet."""
     at = torch.from_numpy(rows).to(batch.x.device)
     patients = None if batch.patients is None else batch.patients[rows]
-    return replace(batch, x=batch.x[at], y=batch.y[at], ids=batch.ids[rows], patients=patients)
+    return replace(
+        batch, x=select_images(batch.x, at), y=batch.y[at], ids=batch.ids[rows], patients=patients
+    )
 
 
 def bank_and_rows(batch: Batch, y: Tensor, fitting: Fitting) -> tuple[Batch, Batch, Tensor]:
@@ -120,8 +123,19 @@ def noisy_images(batch: Batch, attacked: Images, fitting: Fitting) -> Images:
 
 
 def examples(victim: Victim, read: Reader, batch: Batch, fitting: Fitting) -> Examples:
-    """Return features of the batch: clean, with noise, and attacked."""
-    with frozen(victim.module):
-        attacked = attacked_images(batch, fitting)
-    noisy = noisy_images(batch, attacked, fitting)
-    return Examples(*(read_all(victim, read, x) for x in (batch.x, noisy, attacked)))
+    """Return features of the batch: clean, with noise, and attacked.
+
+    Images are read, attacked and forwarded a few at a time, in the batches of the victim's passes.
+    """
+
+    def of_rows(rows: slice) -> list[list[Features]]:
+        at = torch.arange(len(batch), device=batch.x.device)[rows]
+        ids = batch.ids[rows]
+        part = replace(batch, x=batch.x[at], y=batch.y[at], ids=ids, patients=None)
+        with frozen(victim.module):
+            attacked = attacked_images(part, fitting)
+        noisy = noisy_images(part, attacked, fitting)
+        return [read_all(victim, read, x) for x in (part.x, noisy, attacked)]
+
+    kinds = zip(*victim.in_chunks(of_rows, len(batch)), strict=True)
+    return Examples(*([torch.cat(layer) for layer in zip(*kind, strict=True)] for kind in kinds))

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustbench_med.errors import VictimError
-from robustbench_med.types import Images
+from robustbench_med.types import AnyImages, Images
 from robustbench_med.victim import Victim, frozen
 
 Features = Float[Tensor, "b _"]  # `_`, because the layers in one list differ in width
@@ -97,7 +97,7 @@ def reader(victim: Victim, *, stages: bool = True) -> Reader:
     return lambda x: activations(victim, x, layers)
 
 
-def read_all(victim: Victim, read: Reader, x: Images) -> list[Features]:
+def read_all(victim: Victim, read: Reader, x: AnyImages) -> list[Features]:
     """Return the features of any number of images, read in chunks and without gradients."""
     with torch.no_grad(), frozen(victim.module):
         chunks = victim.in_chunks(lambda rows: read(x[rows]), len(x))

@@ -59,7 +59,7 @@ def quantised_features(
     cuts = cuts_of(kinds[0], levels=levels)
     codes = [quantised(rows, cuts) for rows in kinds]
     machine = SVC(kernel="rbf", class_weight="balanced").fit(*labelled(codes[:2], codes[2]))
-    decide = svm(machine, batch.x)
+    decide = svm(machine, kinds[0])
 
     def judge(x: Images, logits: Logits) -> PerSample:  # noqa: ARG001 - a guard's signature
         return decide(quantised(read(x)[-1], cuts))

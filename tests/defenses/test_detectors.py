@@ -14,9 +14,14 @@ from scipy import stats
 from torch import Tensor, nn
 
 from attacks.pgd import pgd
-from defenses.detectors.examples import bank_and_rows, draw_training_images, noisy_images
+from defenses.detectors.examples import (
+    bank_and_rows,
+    draw_training_images,
+    examples,
+    noisy_images,
+)
 from defenses.detectors.feature_mixture import feature_mixture, log_likelihood, mixtures
-from defenses.detectors.features import activations, layers_of
+from defenses.detectors.features import activations, layers_of, read_all, reader
 from defenses.detectors.fits import fit_imitation, fit_logistic, svm
 from defenses.detectors.kernel_density import log_density
 from defenses.detectors.lid import dimension
@@ -33,6 +38,7 @@ from robustbench_med.objectives.classification import Untargeted
 from robustbench_med.objectives.evade_detector import EvadeDetector
 from robustbench_med.problem import Problem
 from robustbench_med.rng import Draws
+from robustbench_med.stored_images import StoredImages
 from robustbench_med.types import Batch, Images, PerSample
 from robustbench_med.victim import Victim, frozen
 from tests.defenses.toys import gaussian_images, toy_batch, toy_fitting, toy_victim
@@ -209,6 +215,36 @@ def test_noise_is_as_large_as_the_attack() -> None:
     size = (noisy - batch.x).flatten(1).norm(dim=1)
     torch.testing.assert_close(size, (attacked - batch.x).flatten(1).norm(dim=1))
     assert torch.equal(noisy, noisy_images(batch, attacked, fitting))
+
+
+def test_stored_images_are_fitted_on_a_few_at_a_time_with_the_same_features() -> None:
+    """The reference attacks all images as one tensor, and reads them whole."""
+    victim = replace(toy_victim(2), chunk=16)
+    fitting = toy_fitting(victim)
+    whole = fitting.train
+    sizes: list[int] = []
+
+    class Watched(StoredImages):
+        def __getitem__(self, rows: Any) -> Images:  # noqa: ANN401
+            x = super().__getitem__(rows)
+            sizes.append(len(x))
+            return x
+
+    rows = np.arange(len(whole), dtype=np.int64)
+    stored: Any = Watched(whole.x[:, 0].numpy(), rows)
+    watched = replace(fitting, train=replace(whole, x=stored))
+    batch, _ = draw_training_images(watched, 512, detector="lid")
+    reference, _ = draw_training_images(fitting, 512, detector="lid")
+    read = reader(victim)
+    found = examples(victim, read, batch, watched)
+    with frozen(victim.module):
+        attacked = fitting.attacked(reference).detach()
+    noisy = noisy_images(reference, attacked, fitting)
+    for kind, x in zip(found, (reference.x, noisy, attacked), strict=True):
+        for layer, expected in zip(kind, read_all(victim, read, x), strict=True):
+            assert torch.equal(layer, expected)
+    assert sum(sizes) == len(whole)
+    assert max(sizes) == 16
 
 
 # --- references ----------------------------------------------------------------------------------
