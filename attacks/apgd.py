@@ -7,7 +7,7 @@ from itertools import product
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from robustbench_med.declarations import attack
@@ -123,9 +123,28 @@ def apgd_targeted(problem: Problem, *, rng: Draws, steps: int = 100, targets: in
         (see LossOverride): the ways are the columns of the margins, and a margin of -inf is not a
         target.
     """
-    search = Search(problem)
     margins, ways = problem.margins(problem.x).sort(dim=1, descending=True, stable=True)
-    for n in range(min(targets, ways.shape[1])):
+    return climb_each(problem, margins, ways[:, :targets], rng, steps)
+
+
+def climb_each(
+    problem: Problem,
+    margins: Float[Tensor, "b m"],
+    ways: Int[Tensor, "b n"],
+    rng: Draws,
+    steps: int,
+) -> Images:
+    """Return the best candidates of APGD toward one way to the goal after another.
+
+    Args:
+        problem: the batch to attack.
+        margins: `(b, m)`, m >= n, in the order of `ways`; where one is -inf there is no such way.
+        ways: `(b, n)` columns of the margins, the first to try first.
+        rng: one random stream per sample; each way forks its own.
+        steps: gradient steps per way.
+    """
+    search = Search(problem)
+    for n in range(ways.shape[1]):
         open_rows = (margins[search.rows, n] > -torch.inf).nonzero()[:, 0]  # an n-th way exists
         if len(open_rows) == 0:
             break

@@ -116,12 +116,12 @@ def _members(steps: int, queries: int, targets: int) -> tuple[_Member, ...]:
         _Member("cross_entropy", partial(apgd, steps=steps)),
         _Member("dlr", partial(apgd, steps=steps, loss="dlr")),
         _Member("targeted", partial(apgd_targeted, steps=steps, targets=targets), least_ways=2),
-        _Member("fab", partial(_fab_within, steps=steps)),
+        _Member("fab", partial(fab_within, steps=steps)),
         _Member("square", partial(square, queries=queries)),
     )
 
 
-def _fab_within(problem: Problem, *, rng: Draws, steps: int) -> Images:
+def fab_within(problem: Problem, *, rng: Draws, steps: int) -> Images:
     """Return FAB's nearest successes, scaled down to the radius where they exceed it."""
     ball, x = problem.ball, problem.x
     z = fab(problem.at(torch.inf), rng=rng, steps=steps, candidates=_FAB_WAYS)

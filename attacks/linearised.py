@@ -62,7 +62,7 @@ def nearest_way(
     """
     size = torch.stack(
         [
-            _dual(_free(jacobian[:, j] * allowed, margins[:, j], z), norm)
+            slope_size(_free(jacobian[:, j] * allowed, margins[:, j], z), norm)
             for j in range(margins.shape[1])  # one way at a time, to keep memory low
         ],
         1,
@@ -197,7 +197,12 @@ def _free(slope: Images, margin: PerSample, z: Images) -> Images:
     return slope * torch.where(slope * toward > 0, z < 1, z > 0)
 
 
-def _dual(slope: Images, norm: Norm) -> PerSample:
+def slope_size(slope: Images, norm: Norm) -> PerSample:
+    """Return the dual norm of a slope: how fast the function rises per unit of the norm.
+
+    >>> slope_size(torch.tensor([[[3.0, -4.0]]]), "l2"), slope_size(torch.tensor([[[3.0]]]), "linf")
+    (tensor([5.]), tensor([3.]))
+    """
     flat = slope.flatten(1).abs()
     if norm == "linf":
         return flat.sum(1)

@@ -124,7 +124,7 @@ def halves() -> Iterator[tuple[Arena, Arena]]:
 @pytest.fixture(scope="session")
 def ten_classes() -> Iterator[Arena]:
     """A narrow ResNet on ten classes of faint gratings, 32 x 32, trained for a minute."""
-    x, y = _gratings(2000, seed=0)
+    x, y = gratings(2000, seed=0)
     torch.manual_seed(0)
     builder = "timm:resnet10t(channels=[16, 32, 64, 128], stem_width=16)"
     module = build(parse(builder), channels=1, outputs=10, size=(32, 32))
@@ -138,16 +138,16 @@ def ten_classes() -> Iterator[Arena]:
             optimizer.step()
     victim = Victim(module, InputContract(channels=1, size=(32, 32)))
     with frozen(module):
-        x, y = _gratings(200, seed=1)
+        x, y = gratings(200, seed=1)
         right = (victim.logits(x).argmax(1) == y).nonzero()[:64, 0]
         yield Arena(victim, x[right], y[right])
 
 
-def _gratings(n: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Return stripes in ten directions under noise, `(n, 1, 32, 32)`, and their classes."""
+def gratings(n: int, seed: int, classes: int = 10) -> tuple[Tensor, Tensor]:
+    """Return stripes in some directions under noise, `(n, 1, 32, 32)`, and their classes."""
     generator = torch.Generator().manual_seed(seed)
-    y = torch.randint(10, (n,), generator=generator)
-    angle = y * torch.pi / 10
+    y = torch.randint(classes, (n,), generator=generator)
+    angle = y * torch.pi / classes
     rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     along = rows * angle.cos().view(-1, 1, 1) + columns * angle.sin().view(-1, 1, 1)
     phase = 2 * torch.pi * torch.rand(n, 1, 1, generator=generator)

@@ -64,6 +64,7 @@ BRIEF: dict[str, dict[str, float]] = LIGHT | {
     "carlini_wagner": {"steps": 5, "searches": 3},
     "segpgd": {"steps": 10},
     "asma": {"steps": 60},
+    "alma_prox": {"steps": 60, "lr": 0.02},
     "dag": {"steps": 25, "gamma": 2.0},
     "segmentation_ensemble": {"steps": 9},
 }
@@ -160,15 +161,19 @@ def test_attack_on_masks_runs_and_stays_inside(name: str, task: str) -> None:
     attack = partial(registry.function("attacks", ATTACKS[name]), **BRIEF.get(name, {}))
     for norm in ATTACKS[name].norms:
         problem = pose_masks(**MASKS[task])
-        problem = replace(problem, ball=Ball(norm, RADII[norm]))
+        minimal = ATTACKS[name].schedule == "distance" and ATTACKS[name].threat == "white_box"
+        eps = torch.inf if minimal else RADII[norm]
+        problem = replace(problem, ball=Ball(norm, eps))
         assert len(problem) == MASKS[task].get("n", N)
         before = problem.probe(problem.x).harm
         z = attack(problem, rng=draws(len(problem)))
         assert z.shape == problem.x.shape
         assert not z.requires_grad
-        assert (problem.ball.size(z, problem.x) <= RADII[norm] * (1 + 1e-5) + 1e-6).all()
+        assert (problem.ball.size(z, problem.x) <= eps * (1 + 1e-5) + 1e-6).all()
         assert ((z >= 0) & (z <= 1)).all()
         after = problem.probe(z)
+        if minimal and MASKS[task].get("objective", "").startswith("targeted"):
+            continue  # no success within the box: tests/attacks/test_alma_prox.py has targets
         if len(z) and ATTACKS[name].threat == "white_box":
             assert (after.is_final | (after.harm > before)).float().mean() > 0.5  # it climbs
 
