@@ -102,5 +102,5 @@ def test_the_next_multiplier_is_the_slope_of_the_penalty() -> None:
 
 def test_a_fraction_out_of_range_is_refused() -> None:
     problem, _ = damaged(1)
-    with pytest.raises(SpecError, match="expected 0 < fraction <= 1, got 0"):
-        alma_prox(problem, rng=draws(1), fraction=0)
+    with pytest.raises(SpecError, match="expected 0 < fraction <= 1, got 0.0"):
+        alma_prox(problem, rng=draws(1), fraction=0.0)
