@@ -17,7 +17,7 @@ from robustbench_med.worst_case import rung_of
 
 from .boards.board import Board, Row, with_ids
 from .boards.defenses import trained_with
-from .rows import Column, Value, board_columns
+from .rows import PROVED, Column, Value, board_columns
 from .wording.metrics import value_unit
 from .wording.text import radius
 from .wording.threat_model import native_radius
@@ -157,6 +157,7 @@ def _head(ident: str, board: Board, row: Row, columns: dict[str, Column]) -> dic
         "clean_by_argmax": read("clean_by_argmax"),
         "clean_change": read("clean_change"),
         "slower": read("slower"),
+        **{key: read(key) for key in PROVED if key in columns},
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from .boards.board import Board, Row, RowKey, with_ids
+from .boards.certified_masks import mask_words, proved_masks
 from .boards.channels import Bars, channel_bars, chart
 from .boards.charts import (
     certified,
@@ -59,6 +60,9 @@ def views(boards: list[Board]) -> list[list[dict[str, Any]]]:
         }
         view["marks"] = {row: ["defended", *m] if m else ["undefended"] for row, m in marks.items()}
         view["certified"] = _certified(board, ident, proved)
+        view["proved_masks"] = [
+            (row, found, mask_words(found)) for row, found in proved_masks(board).items()
+        ]
         groups.setdefault(board.dataset.name, []).append(view)
     return list(groups.values())
 

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from robustbench_med.stats import Estimate
 
 from .boards.board import Board, Row
+from .boards.certified_masks import ProvedMasks, proved_masks
 from .boards.defenses import DefenseEffect, defense_effects, ratio_text, signed_change, trained_with
 from .wording.text import DASH, interval, number, plain, short
 
@@ -70,6 +71,8 @@ class Column:
         return f"{self.heading}, {self.unit}" if self.unit else self.heading
 
 
+# keys of the columns on certified masks, on boards that have them
+PROVED = ("certified_dice", "certified_pixels", "certified_radius")
 UNITS = {"percent": "%"}  # kind of a value -> its unit; a Dice has none
 
 
@@ -204,7 +207,34 @@ def _defenses(board: Board, costs: dict[Row, DefenseEffect]) -> list[Column]:
             lambda row, _: moved(row, lambda cost: cost.clean),
         )
         columns.insert(2, clean)
-    return columns
+    return [*columns, *_proved(board)]
+
+
+def _proved(board: Board) -> list[Column]:
+    """Return the columns on certified masks; none if no row has them."""
+    proved = proved_masks(board)
+    if not proved:
+        return []
+
+    def column(key: str, heading: str, kind: str, read: Callable[[Row], Estimate]) -> Column:
+        def value(row: Row, _rung: int) -> Value:
+            if row not in proved:
+                return Value(None, DASH, short=DASH)
+            return estimate_value(read(row), kind)
+
+        return Column(key, heading, UNITS.get(kind, ""), "defense", kind, False, value)
+
+    dice, pixels, radius = PROVED
+    return [
+        column(dice, "certified Dice", "unit", lambda row: proved[row].proved.dice),
+        column(pixels, "pixels certified", "percent", lambda row: proved[row].proved.certified),
+        column(radius, "certified L2 radius", "unit", lambda row: _exact(proved[row])),
+    ]
+
+
+def _exact(found: ProvedMasks) -> Estimate:
+    radius = found.proved.radius
+    return Estimate(value=radius, low=math.nan, high=math.nan)
 
 
 def defense_spec(row: Row, costs: dict[Row, DefenseEffect]) -> str:

@@ -31,6 +31,20 @@ class Certified(NamedTuple):
     radius: PerSample
 
 
+class CertifiedMasks(NamedTuple):
+    """The certificate of each mask.
+
+    Attributes:
+        label: `(b, *s)` the class of each pixel, -1 where the certificate abstains.
+        radius: L2, in [0,1] image units: all images within it have these classes.
+        alpha: probability that a class of an image is certified wrongly anywhere.
+    """
+
+    label: Int[Tensor, "b *s"]
+    radius: float
+    alpha: float
+
+
 @dataclass(frozen=True)
 class Defended:
     """A victim behind a defense.
@@ -44,7 +58,7 @@ class Defended:
 
     judge: Victim
     guide: Victim | None = None
-    certify: Callable[[Victim, Images, Draws], Certified] | None = None
+    certify: Callable[[Victim, Images, Draws], Certified | CertifiedMasks] | None = None
 
 
 @dataclass(frozen=True)

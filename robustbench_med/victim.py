@@ -42,6 +42,8 @@ class Victim:
         limit: the largest chunk that fits the memory; copies of the victim share it.
         draws: number of forward passes whose logits are averaged, so that a randomised victim is
             attacked and judged in expectation (EOT: Athalye, Engstrom, Ilyas, Kwok, ICML 2018).
+        vote: whether each pass of a mask is a vote for one class at every pixel, so that the mean
+            over `draws` is the share of the votes; it has no gradient.
         before: the transform that a defense applies to an image first; a random one draws from
             torch's generator.
         guard: a detector, which returns the suspicion of each image: rejected above 0.
@@ -55,6 +57,7 @@ class Victim:
     offset: Float[Tensor, " k"] | None = None
     chunk: int = 64
     draws: int = 1
+    vote: bool = False
     before: Transform | None = None
     guard: Guard | None = None
     reading: Reading = Reading()
@@ -113,6 +116,7 @@ class Victim:
         logits = self.answer(shown) if self.recorder is None else self.recorder(self.answer, shown)
         if self.contract.preprocess is not None and logits.ndim > 2:  # masks
             logits = self.contract.preprocess.restore(logits, tuple(x.shape[2:]))
+        logits = _votes(logits) if self.vote else logits
         return logits.to(x.dtype)  # a module in double precision gets images in double precision
 
     def answer(self, shown: Images) -> Logits:
@@ -231,6 +235,14 @@ def _one_size(contract: InputContract) -> str:
         "the images keep their own sizes, which this model does not read: add "
         f'--preprocess "resize({sides})" or another size, or state one size in the card file'
     )
+
+
+def _votes(logits: Logits) -> Logits:
+    """Return 1 for the class called at each pixel and 0 for others; -0.5 or 0.5 of one logit."""
+    logits = logits.detach()
+    if logits.shape[1] == 1:
+        return (logits > 0).to(logits) - 0.5
+    return torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
 
 
 def _softmax(logits: Logits) -> Logits:

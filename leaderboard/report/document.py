@@ -101,6 +101,18 @@ class Proved(Part):
     cells: tuple[Cell, ...] = Field(description="eps is an L2 radius for values from 0 to 1")
 
 
+class MaskProof(Part):
+    """The certified Dice of clean images, and the worst case of the attacks within its radius."""
+
+    words: str = Field(description="the noise, the tested share of votes and the chance of error")
+    broken: bool = Field(description="whether an attack went below the certificate")
+    radius: float = Field(description="L2 radius for values from 0 to 1")
+    dice: Cell
+    attacked: Cell | None = Field(description="worst case at the largest radius within; or None")
+    certified: Cell = Field(description="share of the pixels that are certified")
+    regions: dict[str, Estimate] = Field(description="certified Dice of each region")
+
+
 class DetectorLine(Part):
     """The metrics of a detector at the headline radius, and its false alarms in 1,000 studies."""
 
@@ -201,6 +213,7 @@ class Evidence(Part):
     subgroups: tuple[Subgroups, ...] = ()
     detectors: tuple[DetectorLine, ...]
     proved: Proved | None = None
+    proved_masks: MaskProof | None = None
     remaining: Remaining | None
     decision: str = Field(description="rule that turns probabilities into a prediction")
     records: tuple[str, ...]

@@ -9,6 +9,7 @@ from robustbench_med.bench.record import Record, Stored
 from robustbench_med.stats import Estimate
 from robustbench_med.subgroups import Subgroup
 
+from ..boards.certified_masks import mask_words, of_row
 from ..boards.charts import certificate, certified_words
 from ..boards.detectors import COLUMNS, RULE, has_detector, has_detectors
 from ..boards.subgroups import by_subgroup, difference_words, group_notes
@@ -16,7 +17,7 @@ from ..wording.metrics import metric_rows
 from ..wording.records import decision_words
 from ..wording.text import plain, radius
 from ..wording.threat_model import measure_words, native_radius
-from .document import Cell, DetectorLine, Evidence, Line, Proved, SubgroupLine, Subgroups
+from .document import Cell, DetectorLine, Evidence, Line, MaskProof, Proved, SubgroupLine, Subgroups
 from .goals import lacking, untested
 from .model_boards import ModelBoard
 from .pooled_runs import Pool, board_pool, rung_of, valid_runs
@@ -94,6 +95,7 @@ def evidence(model_board: ModelBoard, model_boards: list[ModelBoard]) -> Evidenc
         subgroups=_subgroups(model_board, eps),
         detectors=_detectors(model_board),
         proved=_proved(model_board),
+        proved_masks=_proved_masks(model_board),
         remaining=remaining(model_board),
         decision=decision_words(first),
         records=model_board.ids,
@@ -300,6 +302,26 @@ def _proved(model_board: ModelBoard) -> Proved | None:
         for i in places
     )
     return Proved(words=certified_words(model_board.row), cells=cells)
+
+
+def _proved_masks(model_board: ModelBoard) -> MaskProof | None:
+    """Return the certificate of the masks of a board; None if it has none."""
+    found = of_row(model_board.board, model_board.row)
+    if found is None:
+        return None
+    radius, ids = found.proved.radius, (found.record.case_id,)
+    attacked = None
+    if found.attacked is not None:
+        attacked = Cell(eps=found.eps, estimate=found.attacked, records=counted(model_board))
+    return MaskProof(
+        words=mask_words(found),
+        broken=found.broken,
+        radius=radius,
+        dice=Cell(eps=radius, estimate=found.proved.dice, records=ids),
+        attacked=attacked,
+        certified=Cell(eps=radius, estimate=found.proved.certified, records=ids),
+        regions={plain(name): e for name, e in found.proved.regions.items()},
+    )
 
 
 def _detectors(model_board: ModelBoard) -> tuple[DetectorLine, ...]:

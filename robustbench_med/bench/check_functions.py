@@ -14,13 +14,15 @@ from robustbench_med import registry
 from robustbench_med.ball import Ball
 from robustbench_med.bench.attack_run import bound, uses_all_steps, with_all_steps
 from robustbench_med.bench.batch_check import ALONE
+from robustbench_med.bench.certificates import lowest_dice, mean_dice
 from robustbench_med.bench.check_context import CheckContext, Measured
 from robustbench_med.bench.schedules import family_of
 from robustbench_med.bench.verified_run import REMEDIES
 from robustbench_med.cards import AttackCard
+from robustbench_med.defense import CertifiedMasks
 from robustbench_med.errors import SpecError
 from robustbench_med.objectives.loss_override import LossOverride
-from robustbench_med.shift import images_of
+from robustbench_med.shift import MOVED, images_of
 from robustbench_med.types import Rows
 
 QUERIES = 100  # queries of the black-box probe
@@ -29,6 +31,7 @@ _BY_LABELS = {"linf": "rays", "l2": "cgba"}
 MARGIN_STEPS = 10
 APGD_STEPS = 20
 DRAWS = 10  # random perturbations of the noise probe
+_ROUNDING = 1e-9  # of a mean over regions
 _NEVER = 100.0  # the value if the loss does not rise at all
 _JUST = 1.25  # BIM's steps add up to so many radii; MI-FGSM's add up to 1
 
@@ -403,6 +406,26 @@ def below_control(context: CheckContext) -> Measured | None:
         return None
     rung = context.run.fitted.counts.rungs[context.headline]
     return Measured(round(n * (rung.control_success.value - rung.success.value)), n)
+
+
+def certificate_above(context: CheckContext) -> Measured | None:
+    """Return on how many images the Dice falls below the certified one within the radius.
+
+    Clean images count too, and so does every image that an attack left within the certified L2
+    radius, at any rung and in any norm.
+    """
+    setup, rungs = context.setup, context.run.rungs
+    # masks that move along with the anatomy are not those that were certified
+    if not isinstance(setup.certified, CertifiedMasks) or MOVED in rungs:
+        return None
+    proved = lowest_dice(setup).mean(1) - _ROUNDING
+    below = mean_dice(setup, setup.clean) < proved
+    attacked = context.run.attacked.nonzero()[:, 0]
+    rows = attacked.cpu().numpy()
+    for answer, l2 in zip(rungs["answer"], rungs["l2"], strict=True):
+        near = (l2 <= setup.certified.radius).cpu().numpy()
+        below[rows] |= near & (mean_dice(setup, answer, attacked) < proved[rows])
+    return Measured(float(below.sum()), len(setup.batch))
 
 
 def rounding(context: CheckContext) -> Measured | None:

@@ -107,6 +107,10 @@ CHECKS: dict[str, tuple[str, _Write]] = {
         "Successes of a random direction in excess of the fitted one",
         _images,
     ),
+    "certificate_above_attack": (
+        "Images with a Dice below the certified one, within the certified radius",
+        _images,
+    ),
     "rounding_repairs": ("Successes that disappear when the image is stored", _share),
 }
 

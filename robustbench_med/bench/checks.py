@@ -174,6 +174,12 @@ _CHECKS = {
         "which knows the whole model, missed: the model hides its gradients.",
         after=SUSPICIOUS,
     ),
+    "certificate_above_attack": _Row(
+        check_functions.certificate_above,
+        0.0,
+        "The attack brought the Dice of some images below the certified one without leaving the "
+        "certified radius, which no attack can do: the certificate does not hold for this model.",
+    ),
     "rounding_repairs": _Row(
         check_functions.rounding,
         0.5,

@@ -10,6 +10,7 @@ import pandas as pd
 from robustbench_med import registry
 from robustbench_med.bench.adversarial_images import FILE, collect_images
 from robustbench_med.bench.attack_run import AttackRun
+from robustbench_med.bench.certificates import certificate, mask_certificate
 from robustbench_med.bench.check_context import CheckContext
 from robustbench_med.bench.checks import run_checks
 from robustbench_med.bench.gallery import make_pictures
@@ -17,7 +18,7 @@ from robustbench_med.bench.ladder import WHOLE, Sharding
 from robustbench_med.bench.provenance import now, peak_mib, provenance
 from robustbench_med.bench.record import Cost, Example, Record
 from robustbench_med.bench.resolved_case import ResolvedCase
-from robustbench_med.bench.scoring import Scores, certificate, score_run
+from robustbench_med.bench.scoring import Scores, score_run
 from robustbench_med.bench.setup import AttackSetup
 from robustbench_med.bench.universal_run import PATTERNS
 from robustbench_med.bench.verified_run import run_verified
@@ -126,6 +127,7 @@ def _record(
         distance=scores.distance if card.schedule == "distance" else None,
         universal=None if run.fitted is None else run.fitted.counts,
         certificate=certificate(setup),
+        mask_certificate=mask_certificate(setup, planned.case.seed),
         audit=scores.audit,
         ladder_audit=run.ladder,
         cost=Cost(

@@ -126,6 +126,20 @@ class Certificate(_Frozen):
     abstained: Estimate
 
 
+class MaskCertificate(_Frozen):
+    """What a defense proves about the masks of the clean images, for every possible attack."""
+
+    radius: float = Field(description="L2 radius in [0,1] image units")
+    alpha: float = Field(description="chance that any pixel of an image is certified wrongly")
+    dice: Estimate = Field(
+        description="certified Dice: the lowest Dice of all masks that agree with the certificate, "
+        "as the mean over images of the mean over regions"
+    )
+    regions: dict[str, Estimate] = Field(description="the same of each region")
+    certified: Estimate = Field(description="share of the pixels that are certified")
+    inside: Estimate = Field(description="the same among the pixels of true regions")
+
+
 class Cost(_Frozen):
     """The measured cost of the attack."""
 
@@ -241,6 +255,9 @@ class Record(_Frozen):
     )
     universal: UniversalResult | None = None
     certificate: Certificate | None = None
+    mask_certificate: MaskCertificate | None = Field(
+        default=None, exclude_if=lambda proved: proved is None
+    )
     audit: Audit | None = None
     ladder_audit: LadderAudit | None = None
     cost: Cost | None = None
@@ -292,6 +309,9 @@ class Stored(NamedTuple):
 
     Where the data have subgroups there is a column `subgroup:NAME` of each, such as `subgroup:sex`:
     the subgroup of the image as text, the same in every row of an image; "" if it is not known.
+
+    Where masks are certified there is `certified_dice`: the lowest Dice of the image, as the mean
+    over its regions, that any mask has that agrees with the certificate; the same in every row.
 
     Behind a detector there are also `suspicion` and `rejected`, which is true if the suspicion is
     above 0. An attacked image then counts as correct if it is rejected; a clean image counts as

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from robustbench_med.bench.attack_run import AttackRun
 from robustbench_med.bench.case import Case
+from robustbench_med.bench.certificates import CERTIFIED_DICE, lowest_dice
 from robustbench_med.bench.measurements import Measurements
-from robustbench_med.bench.record import SUBGROUP, Audit, Certificate, Rung
+from robustbench_med.bench.record import SUBGROUP, Audit, Rung
 from robustbench_med.bench.resolved_case import ResolvedCase
 from robustbench_med.bench.sample_metrics import VISIBILITY, score_attack, score_detector
 from robustbench_med.bench.setup import AttackSetup
+from robustbench_med.defense import CertifiedMasks
 from robustbench_med.memory import release_memory
 from robustbench_med.metrics.classification import Predictions, flips, score
 from robustbench_med.metrics.segmentation import mask_metrics, overlap, score_masks
@@ -34,7 +36,6 @@ from robustbench_med.types import images_at_once
 
 TOLERANCE = 1e-6  # tolerance of a radius in [0,1] units; float32 rounds x + delta near 1 by 6e-8
 _REJECTED_OR_NOT = ("attack_success", *VISIBILITY)
-_CERTIFIED = 16  # radii above 0 of the certified curve, evenly spaced up to the largest radius
 
 
 class Scores(NamedTuple):
@@ -93,6 +94,8 @@ def score_run(planned: ResolvedCase, setup: AttackSetup, run: AttackRun) -> Scor
     distance = _for_all_images({"distance": run.distance}, "distance", attacked, np.nan)
     distance = np.where(aimed.cpu().numpy(), distance, np.nan)
     samples["distance"] = np.tile(distance, len(tables))
+    if isinstance(setup.certified, CertifiedMasks):
+        samples[CERTIFIED_DICE] = np.tile(lowest_dice(setup).mean(1), len(tables))
     for name, groups in setup.data.subgroups(case.split, setup.batch.ids).items():
         samples[f"{SUBGROUP}{name}"] = np.tile(groups, len(tables))
     return Scores(
@@ -113,24 +116,6 @@ def _with_moved_truth(
     y = setup.batch.y.clone()
     y[attacked] = columns[MOVED].to(y)
     return replace(setup, batch=replace(setup.batch, y=y))
-
-
-def certificate(setup: AttackSetup) -> Certificate | None:
-    """Return the certified accuracy at each radius; None if the defense proves nothing."""
-    if setup.certified is None:
-        return None
-    radius, patients = setup.certified.radius.cpu().numpy(), setup.batch.patients
-    right = (setup.certified.label == setup.batch.y).cpu().numpy()
-    radii = np.linspace(0.0, max(float(radius.max(initial=0.0)), 1e-6), _CERTIFIED + 1)
-    correct = [
-        intervals.cluster_mean((right & (radius >= r)).astype(float), patients) for r in radii
-    ]
-    abstained = (setup.certified.label < 0).cpu().numpy()
-    return Certificate(
-        radii=tuple(radii.tolist()),
-        correct=tuple(correct),
-        abstained=intervals.cluster_mean(abstained.astype(float), patients),
-    )
 
 
 def _answers(

@@ -22,7 +22,7 @@ from robustbench_med.bench.sample_metrics import UnattackedImages
 from robustbench_med.bench.transfer import Surrogate, load_surrogate
 from robustbench_med.cards import ModelCard
 from robustbench_med.datasets.dataset import Dataset
-from robustbench_med.defense import Certified, Defended
+from robustbench_med.defense import Certified, CertifiedMasks, Defended
 from robustbench_med.errors import ChecksumError, InvalidOutputError
 from robustbench_med.models.load import load_victim
 from robustbench_med.models.operating_point import undecided, youden
@@ -84,7 +84,7 @@ class AttackSetup:
     undefended: Victim | None = None
     suspicion: Float[Tensor, " n"] | None = None
     unattacked: UnattackedImages | None = None
-    certified: Certified | None = None
+    certified: Certified | CertifiedMasks | None = None
     relative_forward_time: float | None = None
     undecided: tuple[str, ...] = ()
     probes: dict[object, Any] = field(default_factory=dict)
@@ -338,18 +338,26 @@ def _defended(
 
 
 def _certified(
-    certify: Callable[[Victim, Images, Draws], Certified], bare: Victim, x: AnyImages, draws: Draws
-) -> Certified:
+    certify: Callable[[Victim, Images, Draws], Certified | CertifiedMasks],
+    bare: Victim,
+    x: AnyImages,
+    draws: Draws,
+) -> Certified | CertifiedMasks:
     """Return the certificates of all images, computed shard by shard."""
     rows = torch.arange(len(x), device=draws.keys.device)
     parts = shards(rows, x)
     pieces = [certify(bare, x[part], draws.select(part)) for part in parts]
+    if isinstance(pieces[0], CertifiedMasks):
+        label = in_order([piece.label for piece in pieces], parts)
+        return pieces[0]._replace(label=label)
     return Certified(*(in_order(values, parts) for values in zip(*pieces, strict=True)))
 
 
 def _probabilities(victim: Victim, raw: Tensor, data: Dataset) -> bool:
     """Whether the module returns probabilities but they are read as logits."""
     reading = victim.reading
+    if victim.vote:  # shares of votes, which nobody differentiates
+        return False
     if reading.link != "identity" or reading.certain:
         return False
     alone = reading.width is not None and (raw.shape[1] == 1 or data.card.task == "multi_label")

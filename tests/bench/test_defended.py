@@ -14,6 +14,7 @@ from attacks.pgd import pgd
 from robustbench_med import registry, spec
 from robustbench_med.ball import Ball
 from robustbench_med.bench import attack_run, scoring
+from robustbench_med.bench.certificates import certificate
 from robustbench_med.bench.check_context import CheckContext, RecordingVictim
 from robustbench_med.bench.defense_spec import resolve_defense
 from robustbench_med.bench.plan import plan
@@ -338,11 +339,11 @@ def test_the_curve_of_a_certificate() -> None:
     label = torch.zeros(24, dtype=torch.int64)
     label[:6], label[6:12] = -1, 1
     radius = torch.where(label < 0, 0.0, torch.linspace(0.5, 1.0, 24))
-    found = scoring.certificate(replace(setup, certified=Certified(label, radius)))
+    found = certificate(replace(setup, certified=Certified(label, radius)))
     assert found is not None
     assert found.radii[0] == 0
     assert found.radii[-1] == 1
     assert found.abstained.value == 0.25
     assert found.correct[0].value == 0.5
     assert found.correct[-1].value == pytest.approx(1 / 24)
-    assert scoring.certificate(setup) is None
+    assert certificate(setup) is None

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from robustbench_med import cli
 from tests.docs.pages import CHECKOUT, blocks
 
-PAGES = ("quickstart.md", "threat_models.md")
+PAGES = ("quickstart.md", "threat_models.md", "certificates.md")
 
 
 def _runs(page: str) -> list[list[str]]:

@@ -35,6 +35,7 @@ COLUMNS = (
 _MEASURED = ("l2", "linf", "distance", "ssim", "psnr")  # only `verify` needs these columns
 _OUTCOMES = ("attacked", "success")
 _OF_IMAGES = ("sample", "patient", "truth", "attacked", "distance")  # the same at every radius
+_CERTIFIED = "certified_dice"
 _ROUNDING = 1e-6  # rounding error of a mean
 _TIE = 1e-3  # a smaller difference of probabilities may be rounding
 
@@ -98,7 +99,33 @@ def score_errors(stored: Stored) -> list[str]:
                     f"{mean:.3f}"
                 )
                 break
-    return errors
+    return [*errors, *_proof_errors(stored)]
+
+
+def _proof_errors(stored: Stored) -> list[str]:
+    """Return where a certificate of masks is not that of the samples, or an attack contradicts it.
+
+    A record whose attack went below its certificate must have the flag that says so.
+    """
+    record, samples = stored.record, stored.samples
+    proved = record.mask_certificate
+    if proved is None:
+        return []
+    if _CERTIFIED not in samples:
+        return [f"a certificate of masks, and no column {_CERTIFIED} in the samples"]
+    lowest = samples[_CERTIFIED].to_numpy(float)
+    mean = _mean(lowest[samples["eps"].to_numpy(float) == 0])
+    if not same(proved.dice.value, mean, atol=_ROUNDING, rtol=0.0):
+        return [f"certified Dice {proved.dice.value:.3f}, of samples that say {mean:.3f}"]
+    if record.case.norm == SEVERITY or "l2" not in samples:
+        return []
+    l2 = np.nan_to_num(samples["l2"].to_numpy(float))  # NaN where an image was not attacked
+    below = (l2 <= proved.radius) & (samples["correct"].to_numpy(float) < lowest - _ROUNDING)
+    flagged = any(flag.name == "certificate_above_attack" for flag in record.flags)
+    if below.any() and not flagged:
+        images = samples.loc[below, "sample"].nunique()
+        return [f"a Dice below the certified one on {images} images within its radius, and no flag"]
+    return []
 
 
 def layout_errors(stored: Stored) -> list[str]:

@@ -56,6 +56,8 @@ def from_rerun(again: Outcome) -> Recomputed:
     record = again.record
     whole = record.model_dump()
     loose = {name: whole[name] for name in ("distance", "universal", "certificate", "ladder_audit")}
+    if record.mask_certificate is not None:
+        loose["mask_certificate"] = whole["mask_certificate"]
     loose |= {"flags": whole["flags"], "checks": whole["checks"]}
     loose["audit"] = {k: v for k, v in (whole["audit"] or {}).items() if k not in _BUDGET}
     case = record.case
