@@ -64,7 +64,7 @@ def needed_share(attack: str) -> float:
     return _NEEDED.get(attack, 1.0)
 
 
-def check_budget(spent: float, all_steps: float, attacked: float) -> float:
+def check_budget(spent: int | float, all_steps: int | float, attacked: int | float) -> int | float:
     """Return how many passes the checks of a case may cost together.
 
     They cost at most as much as the attack. If the attack stopped early, they may cost half of what

@@ -6,7 +6,6 @@ import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -141,8 +140,9 @@ def test_a_plan_caps_the_checks_of_many_images_as_the_checks_do(steps: int) -> N
     def allowed(one: ResolvedCase, attacked: int, cost: int) -> float:
         """Return what the checks of such a run may cost, in images forward and backward."""
         run = SimpleNamespace(counter=Counter(cost, cost), gradients=None, problem=range(attacked))
-        context = CheckContext(one, Any, run, Any, one.attack.card)  # type: ignore[arg-type]
-        return context.budget_left / 2
+        context = SimpleNamespace(planned=one, card=one.attack.card, run=run, reserved=[])
+        context.per_image = vars(CheckContext)["per_image"].fget(context)
+        return float(vars(CheckContext)["budget_left"].fget(context)) / 2
 
     few, many = planned(399), planned(400)
     passes = 400.0 * steps
