@@ -22,6 +22,7 @@ from attacks.alma_prox import alma_prox
 from attacks.asma import asma
 from attacks.cospgd import cospgd
 from attacks.dag import dag
+from attacks.padam import padam
 from attacks.segmentation_ensemble import segmentation_ensemble
 from attacks.segpgd import segpgd
 from benchmarks.worst_case import Passes
@@ -47,6 +48,7 @@ def contenders(steps: int) -> dict[str, Attack]:
         "cospgd": partial(cospgd, steps=steps),
         "dag": partial(dag, steps=steps),
         "asma": partial(asma, steps=steps),
+        "padam": partial(padam, steps=steps),
         "segmentation_ensemble": partial(segmentation_ensemble, steps=steps // 3),
     }
 

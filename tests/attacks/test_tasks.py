@@ -64,6 +64,7 @@ BRIEF: dict[str, dict[str, float]] = LIGHT | {
     "carlini_wagner": {"steps": 5, "searches": 3},
     "segpgd": {"steps": 10},
     "asma": {"steps": 60},
+    "padam": {"steps": 10},
     "alma_prox": {"steps": 60, "lr": 0.02},
     "dag": {"steps": 25, "gamma": 2.0},
     "segmentation_ensemble": {"steps": 9},
