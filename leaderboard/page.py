@@ -21,6 +21,7 @@ from robustbench_med.stats import Estimate
 from .boards.board import Board, Row
 from .boards.breakdown import by_class, by_patient
 from .boards.charts import colour, shape
+from .boards.critical import critical, critical_head, critical_words
 from .boards.defenses import change_unit, defense_words, signed_change
 from .boards.subgroups import by_subgroup, difference_words, group_notes, headline_words
 from .card_sheets import KINDS, anchor, sheets
@@ -166,6 +167,9 @@ def environment() -> Environment:
         check_rows=check_rows,
         colour=colour,
         commit_words=commit_words,
+        critical=critical,
+        critical_head=critical_head,
+        critical_words=critical_words,
         cost_words=cost_words,
         change_unit=change_unit,
         decision_words=decision_words,

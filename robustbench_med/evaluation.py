@@ -34,6 +34,7 @@ from robustbench_med.models.preprocess import parse_preprocess
 from robustbench_med.native_units import to_image_radius
 from robustbench_med.score_frame import WORST, ScoreFrame, attack_names, score_frame
 from robustbench_med.stats import Estimate
+from robustbench_med.stats.crossing import HALF, Crossing, crossing
 from robustbench_med.subgroups import Grouping, groupings
 from robustbench_med.worst_case import means, success_at, worst_at
 
@@ -141,6 +142,48 @@ class Evaluation:
             eps: as for `at`; by default the largest radius.
         """
         return groupings(worst_at(self.records, self._attacked(eps)), self.records[0])
+
+    def critical_radius(self, level: float = HALF, *, of: str = "") -> Crossing:
+        """Return the radius, or of a shift the severity, where the worst case falls below a level.
+
+        It lies between two radii that were attacked, `held` and `fell`; its 95 % interval by
+        patient is `low` to `high`. `fell` is inf where the score holds to the end, and
+        0 where it is below the level without any change.
+
+        Args:
+            level: the level, a share or a Dice between 0 and 1.
+            of: "sensitivity", where one of two classes is normal; by default accuracy or Dice.
+
+        Raises:
+            SpecError: the level or the score is none of these.
+        """
+        if not 0 < level < 1:
+            raise SpecError(f"expected a level between 0 and 1, got {level!r}")
+        radii = (0.0, *self.radii)
+        images = self._ill() if of == "sensitivity" else None
+        if of not in ("", "sensitivity"):
+            raise SpecError(f"expected of='sensitivity' or none, got {of!r}")
+        scores = []
+        for eps in radii:
+            table = worst_at(self.records, eps)
+            among = table if images is None else table[table.index.isin(images)]
+            scores.append(means(among, self.records[0])[1])
+        found = crossing(radii, scores, level)
+        if found is None:
+            raise SpecError("expected an image that is scored, got none")
+        return found
+
+    def _ill(self) -> set[str]:
+        """Return the ids of the images whose true class is the disease, of two classes."""
+        record = self.records[0].record
+        card = record.dataset_card
+        if not card.binary or card.normal is None or record.case.objective != "untargeted":
+            raise SpecError(
+                "expected two classes, one of them normal, and untargeted attacks for a critical "
+                f"radius of sensitivity, got {', '.join(card.classes)}"
+            )
+        samples = self.records[0].samples
+        return set(samples["sample"][samples["truth"].astype(int) == 1 - card.normal])
 
     @property
     def attack_success(self) -> float:

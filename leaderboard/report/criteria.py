@@ -24,11 +24,13 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from robustbench_med import registry
-from robustbench_med.cards import Norm, Threat
+from robustbench_med.cards import DatasetCard, Norm, Threat
 from robustbench_med.errors import SpecError, UnknownNameError
 from robustbench_med.spec import number
+from robustbench_med.stats.crossing import HALF
 
 _METRICS_OF_REGIONS = ("dice", "iou", "hd95", "nsd", "volume_error", "lesion_miss", "false_alarm")
+CRITICAL = "critical_radius"
 # metric -> whether higher is better, the format of its value, the largest limit that makes sense
 METRICS: dict[str, tuple[bool, str, float]] = {
     "accuracy": (True, "percent", 1),
@@ -56,6 +58,7 @@ METRICS: dict[str, tuple[bool, str, float]] = {
     "detected": (True, "percent", 1),
     "false_alarms": (False, "count", 1000),
     "subgroup_gap": (False, "percent", 1),
+    CRITICAL: (True, "unit", float("inf")),
 }
 
 
@@ -87,6 +90,12 @@ class Criterion(BaseModel):
     subgroup: str = Field(
         default="", description="column of the data; each of its subgroups is judged by itself"
     )
+    level: float | None = Field(
+        default=None, description="level of a critical radius, between 0 and 1; 0.5 by default"
+    )
+    of: str = Field(
+        default="", description="metric of a critical radius; by default accuracy or Dice"
+    )
     reason: str = Field(default="", description="reason for this limit")
 
     @property
@@ -98,6 +107,16 @@ class Criterion(BaseModel):
     def base(self) -> str:
         """The metric without its region or class."""
         return self.metric.partition("[")[0]
+
+    @property
+    def critical(self) -> bool:
+        """Whether the criterion is about a critical radius."""
+        return self.base == CRITICAL
+
+    @property
+    def critical_level(self) -> float:
+        """The level of a critical radius."""
+        return HALF if self.level is None else self.level
 
     @property
     def limit(self) -> float:
@@ -115,6 +134,14 @@ class Criterion(BaseModel):
     def radius(self) -> float:
         """The radius in the units of the ladder; 0 for the clean image."""
         return 0.0 if self.eps is None else number(self.eps)
+
+
+def scored_metric(criterion: Criterion, card: DatasetCard) -> Criterion:
+    """Return a criterion about the metric whose critical radius is judged; others as they are."""
+    if not criterion.critical:
+        return criterion
+    usual = "dice" if card.task == "segmentation" else "accuracy"
+    return criterion.model_copy(update={"metric": criterion.of or usual})
 
 
 class CriteriaFile(NamedTuple):
@@ -172,6 +199,11 @@ def _criterion(table: dict[str, Any], where: str) -> Criterion:
     for key in table:
         if key not in Criterion.model_fields:
             raise SpecError(f"{where}: {UnknownNameError('key', key, Criterion.model_fields)}")
+    if str(table.get("metric")) == CRITICAL and isinstance(table.get("at_least"), str):
+        try:
+            table = table | {"at_least": number(table["at_least"])}
+        except SpecError as error:
+            raise SpecError(f"{where}: at_least: {error}") from None
     criterion = registry.validate(Criterion, table, where)
     if criterion.base not in METRICS:
         raise SpecError(f"{where}: {UnknownNameError('metric', criterion.metric, METRICS)}")
@@ -182,7 +214,9 @@ def _criterion(table: dict[str, Any], where: str) -> Criterion:
 
 def _problems(c: Criterion) -> list[str]:
     higher, _, most = METRICS[c.base]
-    problems = []
+    problems = _critical_problems(c)
+    if problems:
+        return problems
     part = re.fullmatch(r"\w+(\[.+\])?", c.metric)
     if (
         part is None
@@ -208,7 +242,31 @@ def _problems(c: Criterion) -> list[str]:
     return problems + _radius_problems(c)
 
 
+def _critical_problems(c: Criterion) -> list[str]:
+    """Return what is wrong with the fields of a critical radius, or why there may be none."""
+    if not c.critical:
+        stray = [key for key in ("level", "of") if key in c.model_fields_set]
+        return [f"expected {key} with metric {CRITICAL!r} alone, got it" for key in stray]
+    if c.eps is not None or c.attack == "clean":
+        return [f"expected neither eps nor attack = 'clean' with {CRITICAL}, got one"]
+    if c.level is not None and not 0 < c.level < 1:
+        return [f"expected level between 0 and 1, got {c.level:g}"]
+    if c.of and (c.of.partition("[")[0] not in METRICS or not METRICS[c.of.partition("[")[0]][0]):
+        return [f"expected of = a metric of which higher is better, got {c.of!r}"]
+    if c.of.partition("[")[0] in (CRITICAL, "auc"):
+        return [f"expected of = a metric that has a worst case, got {c.of!r}"]
+    if c.at_least is None or c.at_most is not None:
+        return [
+            f"expected at_least with {CRITICAL}, got {'none' if c.at_most is None else 'at_most'}"
+        ]
+    if not c.limit > 0:
+        return [f"expected at_least > 0 with {CRITICAL}, got {c.at_least!r}"]
+    return []
+
+
 def _radius_problems(c: Criterion) -> list[str]:
+    if c.critical:
+        return []
     if (c.eps is None) != (c.attack == "clean"):
         return [
             "expected eps with every attack but 'clean', got "

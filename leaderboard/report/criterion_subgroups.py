@@ -9,6 +9,7 @@ from robustbench_med.subgroups import FEWEST, Grouping, columns_of, groupings, m
 
 from ..wording.text import plain
 from .criteria import Criterion
+from .criterion_critical import critical_value
 from .criterion_value import CriterionValue, criterion_value
 from .pooled_metrics import accuracy_table
 from .pooled_runs import Bools, Pool
@@ -34,7 +35,8 @@ def parts(criterion: Criterion, pool: Pool) -> list[Part]:
     """Return the value of all images, or of each subgroup if the criterion names a column."""
     column = criterion.subgroup
     if not column:
-        return [Part("", len(pool.images), criterion_value(criterion, pool))]
+        judge = critical_value if criterion.critical else criterion_value
+        return [Part("", len(pool.images), judge(criterion, pool))]
     if column not in columns_of(pool.home):
         known = ", ".join(map(plain, columns_of(pool.home))) or "none"
         why = f"the data have no subgroups of {plain(column)}; columns of subgroups: {known}"
@@ -62,7 +64,8 @@ def _too_small(patients: int, pool: Pool) -> CriterionValue:
 
 
 def _value(criterion: Criterion, pool: Pool, inside: Bools) -> CriterionValue:
-    value = criterion_value(criterion, pool._replace(images=pool.images[inside]))
+    judge = critical_value if criterion.critical else criterion_value
+    value = judge(criterion, pool._replace(images=pool.images[inside]))
     if value.estimate is None and not value.why:
         why = f"{criterion.metric} is of whole records and not known of a subgroup"
         return value._replace(why=why)

@@ -12,7 +12,7 @@ from robustbench_med.stats import Estimate
 from ..boards.crosscheck import many_steps
 from ..wording.text import plain
 from . import pooled_metrics
-from .criteria import Criterion
+from .criteria import Criterion, scored_metric
 from .evidence import hardest
 from .goals import goal_of, lacking, needs, toward, untested
 from .pooled_runs import Pool, image_ids
@@ -38,6 +38,7 @@ class CriterionValue(NamedTuple):
         why: the reason why there is no value.
         doubts: reasons why the value may be too good.
         single: whether it is the value under the worst single attack, and not image by image.
+        note: what else a reader should know of the value.
     """
 
     estimate: Estimate | None
@@ -45,12 +46,14 @@ class CriterionValue(NamedTuple):
     why: str = ""
     doubts: tuple[str, ...] = ()
     single: bool = False
+    note: str = ""
 
 
 def over_goals(criterion: Criterion, card: DatasetCard) -> bool:
     """Whether attacks with any goal may lower a metric, because it is about calls or regions."""
     if criterion.attack == "clean":
         return True
+    criterion = scored_metric(criterion, card)
     if card.task == "segmentation":
         return "[" in criterion.metric
     if criterion.base == "accuracy":  # with another objective it is refused, see `_refused`
@@ -60,7 +63,8 @@ def over_goals(criterion: Criterion, card: DatasetCard) -> bool:
 
 def of_records(criterion: Criterion) -> bool:
     """Whether a metric exists only for whole records, so that its worst case is a single attack."""
-    return criterion.base not in _OF_IMAGES
+    base = criterion.of.partition("[")[0] if criterion.critical else criterion.base
+    return base not in ("", *_OF_IMAGES)
 
 
 def criterion_value(criterion: Criterion, pool: Pool) -> CriterionValue:

@@ -147,6 +147,20 @@ class Subgroups(Part):
     lines: tuple[SubgroupLine, ...]
 
 
+class Critical(Part):
+    """Where a score first falls below a level; radii are those of the ladder."""
+
+    name: str = Field(description="the score: that of the board, or sensitivity")
+    title: str
+    level: float
+    held: float = Field(description="the largest radius up to which it is at the level or above")
+    fell: float = Field(description="the first radius at which it is below; inf if there is none")
+    low: float = Field(description="start of the 95 % interval")
+    high: float = Field(description="its end; inf if the ladder does not reach it")
+    words: str
+    records: tuple[str, ...]
+
+
 class Remaining(Part):
     """The residual risk on a board, in numbers."""
 
@@ -210,6 +224,7 @@ class Evidence(Part):
         description="the calls and flips that no attack aimed at, with the command of an attack",
     )
     regions: tuple[Line, ...] = Field(description="metrics of the regions of masks")
+    critical: tuple[Critical, ...] = ()
     subgroups: tuple[Subgroups, ...] = ()
     detectors: tuple[DetectorLine, ...]
     proved: Proved | None = None
@@ -231,6 +246,7 @@ class Outcome(Part):
     estimate: Estimate | None = None
     unit: str = Field(default="", description="unit of both; empty for shares and scores up to 1")
     why: str = Field(default="", description="reason why it was not tested")
+    note: str = Field(default="", description="a critical radius with its interval, in words")
     images: int | None = Field(default=None, description="number of images")
     single: bool = Field(
         default=False,

@@ -14,6 +14,7 @@ from ..boards.board import Board
 from ..wording.text import NORMS, THREATS, plain, radii, radius, sign_of
 from ..wording.threat_model import metric_unit, objective_words
 from .criteria import METRICS, CriteriaFile, Criterion
+from .criterion_critical import shared_levels
 from .criterion_subgroups import Part, parts
 from .criterion_value import judged_end, of_records, over_goals
 from .document import Criteria, Judged, Outcome, Verdict
@@ -91,7 +92,7 @@ def _judged(
         words=words(criterion, model_boards, single=any(outcome.single for outcome in outcomes)),
         stated={key: value for key, value in stated.items() if value is not None},
         basis=criterion.judged_on,
-        kind=METRICS[criterion.base][1],
+        kind=_kind(criterion),
         verdict=next(verdict for verdict in _GRAVEST if verdict in verdicts),
         doubted=any(outcome.doubts for outcome in outcomes),
         outcomes=tuple(outcomes),
@@ -114,7 +115,8 @@ def words(
         criterion.attack, f"under {criterion.attack}"
     )
     if criterion.attack != "clean":
-        against += f" at {sign_of(criterion.norm)} {radius(criterion.radius, criterion.norm)}"
+        if not criterion.critical:
+            against += f" at {sign_of(criterion.norm)} {radius(criterion.radius, criterion.norm)}"
         shift = criterion.threat == "shift"
         words = [THREATS[criterion.threat], *([] if shift else [NORMS[criterion.norm]])]
         words.append(_aim(criterion, model_boards))
@@ -126,8 +128,19 @@ def words(
     percent = METRICS[criterion.base][1] == "percent"
     limit = f"{criterion.limit:g}" + (f" ({100 * criterion.limit:g} %)" if percent else "")
     limit += _limit_unit(criterion, model_boards)
+    metric = criterion.metric
+    if criterion.critical:
+        limit = radius(criterion.limit, criterion.norm)
+        usual = criterion.of or "accuracy or dice"
+        metric = f"{metric}, where {usual} falls below {criterion.critical_level:g},"
     each = f" in each subgroup of {criterion.subgroup}" if criterion.subgroup else ""
-    return plain(f"{head}{criterion.metric}{each} {way} {limit} {against}{where}{behind}")
+    return plain(f"{head}{metric}{each} {way} {limit} {against}{where}{behind}")
+
+
+def _kind(criterion: Criterion) -> str:
+    """Return the format of a criterion's value; a critical radius in L∞ is in parts of 255."""
+    grey = criterion.critical and criterion.norm == "linf"
+    return "grey" if grey else METRICS[criterion.base][1]
 
 
 def _cards(criterion: Criterion, model_boards: Iterable[ModelBoard]) -> list[DatasetCard]:
@@ -161,6 +174,8 @@ def _limit_unit(criterion: Criterion, model_boards: Iterable[ModelBoard]) -> str
 
 
 def _unit(criterion: Criterion, card: DatasetCard) -> str:
+    if criterion.critical:
+        return "/255" if criterion.norm == "linf" else ""
     alarms = criterion.base == "false_alarms"
     return "per 1,000" if alarms else metric_unit(criterion.metric, card)
 
@@ -205,7 +220,7 @@ def _fits(criterion: Criterion, model_board: ModelBoard) -> bool:
     same = goal_of(board.objective) == goal_of(criterion.objective)
     goal = same or over_goals(criterion, board.dataset)
     named = criterion.attack == "worst_case" or bool(_under(criterion, model_board))
-    there = rung_of(criterion.radius, board.ladder) is not None
+    there = criterion.critical or rung_of(criterion.radius, board.ladder) is not None
     return goal and board.budget == "absolute" and there and named
 
 
@@ -298,7 +313,9 @@ def _outcomes(criterion: Criterion, group: _Group) -> list[Outcome]:
                 records=tuple(i for model_board in group.boards for i in model_board.ids),
             )
         ]
-    levels = (0.0,) if clean else (0.0, criterion.radius)
+    levels: tuple[float, ...] = (0.0,) if clean else (0.0, criterion.radius)
+    if criterion.critical:
+        levels = shared_levels(valid)
     return [
         _outcome(criterion, group, pool, part)
         for pool in pools(valid, levels, largest=clean)
@@ -323,6 +340,7 @@ def _outcome(criterion: Criterion, group: _Group, pool: Pool, part: Part) -> Out
         verdict="not tested",
         images=part.images,
         single=result.single,
+        note=plain(result.note),
         unit=_unit(criterion, pool.card),
         doubts=(*_doubts(boards), *map(plain, result.doubts)),
         records=result.records or pool.ids,

@@ -7,17 +7,29 @@ from typing import Literal, NamedTuple
 
 from robustbench_med.bench.record import Record, Stored
 from robustbench_med.stats import Estimate
+from robustbench_med.stats.crossing import HALF, Crossing, crossing
 from robustbench_med.subgroups import Subgroup
 
 from ..boards.certified_masks import mask_words, of_row
 from ..boards.charts import certificate, certified_words
+from ..boards.critical import critical, critical_head, critical_words
 from ..boards.detectors import COLUMNS, RULE, has_detector, has_detectors
 from ..boards.subgroups import by_subgroup, difference_words, group_notes
 from ..wording.metrics import metric_rows
 from ..wording.records import decision_words
 from ..wording.text import plain, radius
 from ..wording.threat_model import measure_words, native_radius
-from .document import Cell, DetectorLine, Evidence, Line, MaskProof, Proved, SubgroupLine, Subgroups
+from .document import (
+    Cell,
+    Critical,
+    DetectorLine,
+    Evidence,
+    Line,
+    MaskProof,
+    Proved,
+    SubgroupLine,
+    Subgroups,
+)
 from .goals import lacking, untested
 from .model_boards import ModelBoard
 from .pooled_runs import Pool, board_pool, rung_of, valid_runs
@@ -53,6 +65,7 @@ def evidence(model_board: ModelBoard, model_boards: list[ModelBoard]) -> Evidenc
     board, row, card = model_board.board, model_board.row, model_board.board.dataset
     pool = board_pool(model_board, model_boards)
     calls, flips = (_reported_recalls(pool), directed_flips(pool)) if pool else ([], [])
+    call_lines = tuple(_line(pooled, pool) for pooled in calls if pool)
     first = next(iter(row.runs.values())).record
     eps = (0.0, *board.ladder)
     labels = ("clean", *(radius(e, board.norm, board.budget) for e in board.ladder))
@@ -86,12 +99,13 @@ def evidence(model_board: ModelBoard, model_boards: list[ModelBoard]) -> Evidenc
         patients=row.patients,
         worst=_worst(model_board, eps),
         attacks=_attacks(model_board, eps),
-        calls=tuple(_line(pooled, pool) for pooled in calls if pool),
+        calls=call_lines,
         flips=tuple(_line(pooled, pool) for pooled in flips if pool),
         unaimed=_unaimed(model_board, pool, [pooled.name for pooled in (*calls, *flips)]),
         regions=()
         if board.score.attacked or not pool
         else (*_regions(pool), *_mask_metrics(model_board, eps)),
+        critical=_critical(model_board, call_lines),
         subgroups=_subgroups(model_board, eps),
         detectors=_detectors(model_board),
         proved=_proved(model_board),
@@ -258,6 +272,37 @@ def hardest(
     worst = pick(numbers)
     tied = [i for i, number in enumerate(numbers) if number == worst]
     return Hardest(pairs[tied[0]][0], [pairs[i][1] for i in tied])
+
+
+def _critical(model_board: ModelBoard, calls: tuple[Line, ...]) -> tuple[Critical, ...]:
+    """Return where the worst case, and the sensitivity if an attack aimed at it, fall below a half.
+
+    A board on which nothing was scored has none.
+    """
+    board, ids = model_board.board, counted(model_board) or model_board.ids
+    found: list[tuple[str, str, Crossing | None]] = [
+        (board.score.metric, critical_head(board), critical(board, model_board.row))
+    ]
+    for line in calls:
+        if line.name == "sensitivity" and line.aimed:
+            radii = [cell.eps for cell in line.cells]
+            fall = crossing(radii, [cell.estimate for cell in line.cells])
+            found.append((line.name, critical_head(board, HALF, line.name), fall))
+    return tuple(
+        Critical(
+            name=name,
+            title=title,
+            level=fall.level,
+            held=fall.held,
+            fell=fall.fell,
+            low=fall.low,
+            high=fall.high,
+            words=critical_words(board, fall),
+            records=ids,
+        )
+        for name, title, fall in found
+        if fall is not None
+    )
 
 
 def _subgroups(model_board: ModelBoard, eps: tuple[float, ...]) -> tuple[Subgroups, ...]:

@@ -24,11 +24,12 @@ from robustbench_med.evaluation import Evaluation
 from robustbench_med.files import locked
 from robustbench_med.gate.compare import Comparison, check_choices, compare, identical
 from robustbench_med.gate.flags import Doubts, accepted, judge
-from robustbench_med.gate.measured_score import MeasuredScore
+from robustbench_med.gate.measured_score import MeasuredRadius, MeasuredScore
 from robustbench_med.gate.records import AGAIN, home_of, recorded, rewrite
 from robustbench_med.model_handle import DataLike, ModelLike
 from robustbench_med.spec import number
 from robustbench_med.stats import Estimate
+from robustbench_med.stats.crossing import HALF
 from robustbench_med.subgroups import FEWEST, Subgroup
 
 # settings of the gate, which are not passed to robustbench_med.evaluate
@@ -87,6 +88,15 @@ class Measured:
     def at(self, eps: float | int) -> MeasuredScore:
         """Return the worst-case score at one of the radii that were attacked; 0 is clean."""
         return self._score(_or_fail(lambda: self.evaluation.at(eps)))
+
+    def critical_radius(self, level: float = HALF, *, of: str = "") -> MeasuredRadius:
+        """Return the radius or severity up to which the worst case is at a level or above.
+
+        `interval.low` of it is the radius up to which that is sure. The arguments are those of
+        `Evaluation.critical_radius`.
+        """
+        found = _or_fail(lambda: self.evaluation.critical_radius(level, of=of))
+        return MeasuredRadius.found(found, self.records[0].record.n)
 
     def worst_subgroup(self, column: str, at: float | int | None = None) -> MeasuredScore:
         """Return the lowest worst-case score of the subgroups of a column, at a radius.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from robustbench_med.stats import Estimate
+    from robustbench_med.stats.crossing import Crossing
 
 
 @dataclass(frozen=True)
@@ -52,3 +53,32 @@ class MeasuredScore(float):
         elif gap > 0:
             lines.append(f"{threshold:g} lies outside it, so the difference is not chance")
         return lines
+
+
+class MeasuredRadius(MeasuredScore):
+    """The radius up to which a score is at a level or above, with its 95 % interval.
+
+    Attributes:
+        crossing: the critical radius: it lies above this radius.
+    """
+
+    crossing: Crossing
+
+    @classmethod
+    def found(cls, crossing: Crossing, n: int) -> MeasuredRadius:
+        """Return the radius up to which a score holds, from a critical radius of `n` images."""
+        radius = cls(crossing.held)
+        radius.interval = _Interval(crossing.low, crossing.high, n)
+        radius.crossing = crossing
+        return radius
+
+    def __repr__(self) -> str:
+        return f"{float(self):g} (critical: {self.crossing.words('{:g}'.format)})"
+
+    def explain(self, threshold: float) -> list[str]:
+        """Return lines on whether a critical radius differs significantly from a threshold."""
+        m, words = self.interval, self.crossing.words("{:g}".format)
+        lines = [f"measured on {m.n} images, the critical radius is {words}"]
+        if m.low < threshold <= m.high:
+            return [*lines, f"{threshold:g} lies inside it, so the difference may be chance"]
+        return [*lines, f"{threshold:g} lies outside it, so the difference is not chance"]
