@@ -21,6 +21,7 @@ from robustbench_med.stats import Estimate
 from .boards.board import Board, Row
 from .boards.breakdown import by_class, by_patient
 from .boards.charts import colour, shape
+from .boards.corruption_scores import corruption_scores
 from .boards.critical import critical, critical_head, critical_words
 from .boards.defenses import change_unit, defense_words, signed_change
 from .boards.subgroups import by_subgroup, difference_words, group_notes, headline_words
@@ -160,6 +161,7 @@ def environment() -> Environment:
         by_class=by_class,
         by_patient=by_patient,
         by_subgroup=by_subgroup,
+        corruption_scores=corruption_scores,
         difference_words=difference_words,
         group_notes=group_notes,
         headline_words=headline_words,

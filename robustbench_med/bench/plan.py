@@ -18,6 +18,7 @@ from robustbench_med.bench.attack_spec import (
     validate_parameters,
 )
 from robustbench_med.bench.case import Case
+from robustbench_med.bench.corruption_cases import each_corruption
 from robustbench_med.bench.defense_spec import ResolvedDefense, resolve_defenses
 from robustbench_med.bench.failure import Failure
 from robustbench_med.bench.own_sizes import check_own_sizes, of_own_sizes
@@ -72,7 +73,7 @@ def plan(
         for name in grid.datasets:
             try:
                 dataset = (datasets or {}).get(name) or load_dataset(name, data=data)
-                attacks = attacks_on_data(stated, grid, dataset.card)
+                attacks = each_corruption(attacks_on_data(stated, grid, dataset.card), dataset.card)
                 block = _block_of(grid, name, dataset, attacks)
             except (UnknownNameError, SpecError):
                 raise

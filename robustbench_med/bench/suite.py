@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from robustbench_med import registry
 from robustbench_med.cards import SEVERITY, Card, Norm
+from robustbench_med.corruption_tables import LEVELS, all_corruptions
 from robustbench_med.errors import SpecError, UnknownNameError
 from robustbench_med.native_units import has_unit
 from robustbench_med.paths import check_name
@@ -86,7 +87,11 @@ class Grid(BaseModel):
             return values
         if not all_shifts(values.get("attacks", ())):
             return values
-        return {**values, "norm": SEVERITY, "ladder": values.get("ladder") or SEVERITIES}
+        return {
+            **values,
+            "norm": SEVERITY,
+            "ladder": values.get("ladder") or _severities(values.get("attacks")),
+        }
 
     @field_validator("ladder", mode="before")
     @classmethod
@@ -96,6 +101,11 @@ class Grid(BaseModel):
         if not isinstance(values, list | tuple):
             return values
         return [v if has_unit(v) else number(v) for v in values]
+
+
+def _severities(attacks: Any) -> tuple[float, ...]:  # noqa: ANN401 - pydantic passes any value
+    """Return the severities of shifts where none are stated."""
+    return LEVELS if all_corruptions(attacks) else SEVERITIES
 
 
 def all_shifts(attacks: Any) -> bool:  # noqa: ANN401 - pydantic passes any value
@@ -195,7 +205,8 @@ def override(suite: Suite, fields: dict[str, Any], seed: int | None) -> Suite:
     if "attacks" in fields or "surrogates" in fields:  # once on each dataset, not once a grid
         grids = _first_of_each(grids)
     if all_shifts(fields.get("attacks", ())):  # the radii of the suite's attacks mean nothing
-        grids = [{**grid, "norm": SEVERITY, "ladder": SEVERITIES} for grid in grids]
+        ladder = _severities(fields["attacks"])
+        grids = [{**grid, "norm": SEVERITY, "ladder": ladder} for grid in grids]
     values = suite.model_dump()
     if any(name.endswith((".npz", ".toml")) for name in fields.get("datasets", ())):
         # all images of the user's file, unless -n states fewer
