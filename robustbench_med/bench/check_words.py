@@ -94,6 +94,10 @@ CHECKS: dict[str, tuple[str, _Write]] = {
         "Change of the loss in a single step, relative to its rise over all steps",
         _rise,
     ),
+    "ssim_not_met": (
+        "Images whose SSIM differs by more than 0.02 from that of the severity",
+        _share,
+    ),
     "images_unchanged": (
         "Images that the shift leaves as they are stored, at the severity with most of them",
         _share,

@@ -74,6 +74,12 @@ _CHECKS = {
         "The shift leaves images as they are stored, so that their scores are those of clean "
         "images",
     ),
+    "ssim_not_met": _Row(
+        check_functions.off_ssim,
+        0.0,
+        "Some images have another SSIM than the severity states: the shift is too weak at its "
+        "severity 1, or works in steps",
+    ),
     "nonfinite_gradients": _Row(
         check_functions.nonfinite,
         0.0,
