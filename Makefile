@@ -43,7 +43,7 @@ gpu: $(DEV)  ## on a machine with CUDA: the tests of devices, and one table of s
 	$(BIN)/python -m benchmarks.gpu
 
 optimality: $(DEV)  ## how near the least distance each minimum-norm attack comes; writes docs/optimality.md
-	$(BIN)/python -m benchmarks.optimality
+	$(BIN)/python -m benchmarks.optimality --out docs/optimality.md
 
 docs: $(DOCS)  ## build the docs into docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -q -n -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html

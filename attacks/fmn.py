@@ -78,9 +78,24 @@ def fmn(
         forward passes, where n is the number of changed values).
     """
     if problem.ball.norm == "l0":
-        problem = replace(problem, objective=LossOverride(problem.objective, "margin"))
-    else:
-        problem = climb_nearest(problem, _WAYS)
+        return fmn_leading(problem, steps=steps, alpha=alpha, gamma=gamma)
+    return _minimise(climb_nearest(problem, _WAYS), steps=steps, alpha=alpha, gamma=gamma)
+
+
+def fmn_leading(
+    problem: Problem,
+    *,
+    rng: Draws | None = None,
+    steps: int = 100,
+    alpha: float = 1.0,
+    gamma: float = 0.05,
+) -> Images:
+    """Return what `fmn` finds with the loss of the paper: the margin of the leading logit."""
+    leading = replace(problem, objective=LossOverride(problem.objective, "margin"))
+    return _minimise(leading, steps=steps, alpha=alpha, gamma=gamma)
+
+
+def _minimise(problem: Problem, *, steps: int, alpha: float, gamma: float) -> Images:
     nearest = Nearest(problem)
     if len(problem):
         clear = _descend(problem, nearest, steps=steps, alpha=alpha, gamma=gamma)

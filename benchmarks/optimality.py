@@ -1,10 +1,12 @@
 """How near the best known distance each minimum-norm attack comes, ours and the peers'.
 
-python -m benchmarks.optimality --out docs/optimality.md
-python -m benchmarks.optimality --norm l0 -n 6
+python -m benchmarks.optimality --norm l0 --minutes 7
+python -m benchmarks.optimality -n 100 --out docs/optimality.md
 
-With `--norm`, tables are printed and nothing is written. The attacks of adversarial-library, named
-adv_lib, are left out where it is not installed (`pip install adv-lib==0.2.8`).
+What an attack found on a victim is stored in a file under `--cache`, so that a run that is stopped,
+or ends after `--minutes`, goes on with the same command. Only with `--out` is a page written; the
+other runs print their tables. The attacks of adversarial-library, named adv_lib, are left out where
+it is not installed (`pip install adv-lib==0.2.8`).
 
 One budget of forward + backward passes an image for all. With d the distance an attack found for an
 image (inf where none), d* the least that any attack here found, and d_max the largest d* of the
@@ -14,17 +16,24 @@ images, the optimality is
 
 the exact area under success against distance, over the area of the best of all attacks (Cina et
 al., "AttackBench", 2024, local optimality, without their trapezoid: a step function has an exact
-area). 1 = the best for every image, 0 = finds nothing.
+area). It is formed for each victim, and the victims have equal weight. 1 = the best for every
+image, 0 = finds nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
+import inspect
+import json
+import math
+import os
 import platform
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,51 +46,78 @@ from torch import Tensor, nn
 from robustbench_med import registry
 from robustbench_med.ball import Ball
 from robustbench_med.cards import Norm
-from robustbench_med.datasets.load import load_dataset
+from robustbench_med.datasets.load import FOLDER, load_dataset
 from robustbench_med.models.load import load_victim
 from robustbench_med.objectives.classification import Untargeted
+from robustbench_med.paths import cache_root
 from robustbench_med.problem import Counter, Problem
 from robustbench_med.rng import Draws
 from robustbench_med.spec import parse
 from robustbench_med.victim import frozen
 
-DATA = Path("../shared/data")  # of real victims
-BUDGET = 1000  # forward + backward passes an image, at most
+BUDGET = 2000  # forward + backward passes an image, at most
 _ADV_LIB = "adv_lib:"
-VICTIMS = ("chest_resnet", "dermoscopy_resnet")
+VICTIMS = (
+    *("chest_resnet", "chest_resnet_pgd_at", "dermoscopy_resnet"),
+    *("fundus_resnet", "fundus_resnet_trades", "digits_resnet"),
+)
 # what each attack does with the budget; the peers' other parameters are their own defaults
 CONTENDERS: dict[Norm, tuple[str, ...]] = {
     "l2": (
-        "carlini_wagner(steps=50)",
-        "fmn(steps=480)",
-        "fab(steps=150)",
+        "minimum_norm(steps=980)",
+        "carlini_wagner(steps=100)",
+        "fmn(steps=990)",
+        "pdpgd(steps=990)",
+        "fab(steps=300)",
         "deepfool",
-        "torchattacks:CW(steps=500)",
-        "torchattacks:FAB(steps=150)",
+        "torchattacks:CW(steps=1000)",
+        "torchattacks:FAB(steps=300)",
         "torchattacks:DeepFool(steps=50)",
         "art:CarliniL2Method(binary_search_steps=9, max_iter=55)",
         "art:DeepFool(max_iter=100)",
-        "foolbox:L2CarliniWagnerAttack(binary_search_steps=9, steps=55)",
-        "foolbox:L2FMNAttack(steps=490)",
-        "foolbox:DDNAttack(steps=490)",
+        "foolbox:L2CarliniWagnerAttack(binary_search_steps=9, steps=110)",
+        "foolbox:L2FMNAttack(steps=990)",
+        "foolbox:DDNAttack(steps=990)",
         "foolbox:L2DeepFoolAttack(steps=50)",
+        "adv_lib:ddn(steps=1000)",
+        "adv_lib:fmn(norm=2, steps=1000)",
+        "adv_lib:pdgd(num_steps=1000)",
+        "adv_lib:alma(distance='l2', num_steps=1000)",
     ),
     "linf": (
-        "carlini_wagner(steps=50)",
-        "fmn(steps=480)",
-        "fab(steps=150)",
+        "minimum_norm(steps=980)",
+        "carlini_wagner(steps=100)",
+        "fmn(steps=990)",
+        "pdpgd(steps=990)",
+        "fab(steps=300)",
         "deepfool",
-        "torchattacks:FAB(steps=150)",
+        "torchattacks:FAB(steps=300)",
         "art:CarliniLInfMethod(max_iter=10)",
-        "foolbox:LInfFMNAttack(steps=490)",
+        "foolbox:LInfFMNAttack(steps=990)",
         "foolbox:LinfDeepFoolAttack(steps=50)",
+        "adv_lib:fmn(norm='inf', steps=1000)",
+        "adv_lib:pdpgd(norm='inf', num_steps=1000)",
+    ),
+    "l1": (
+        "minimum_norm(steps=980)",
+        "fmn(steps=990)",
+        "pdpgd(steps=990)",
+        "fab(steps=300)",
+        "torchattacks:FAB(steps=300)",
+        "foolbox:L1FMNAttack(steps=990)",
+        "foolbox:EADAttack(binary_search_steps=9, steps=110)",
+        "adv_lib:fmn(norm=1, steps=1000)",
+        "adv_lib:pdpgd(norm=1, num_steps=1000)",
+        "adv_lib:alma(distance='l1', num_steps=1000)",
     ),
     "l0": (
-        "sigma_zero(steps=480)",
-        "fmn(steps=480)",
+        "minimum_norm(steps=880)",
+        "sigma_zero(steps=980)",
+        "fmn(steps=980)",
         "jsma",
-        "adv_lib:sigma_zero(num_steps=500)",
-        "adv_lib:fmn(norm=0, steps=500)",
+        "foolbox:L0FMNAttack(steps=990)",
+        "adv_lib:sigma_zero(num_steps=1000)",
+        "adv_lib:fmn(norm=0, steps=1000)",
     ),
 }
 
@@ -143,6 +179,8 @@ def _foolbox(name: str, parameters: dict[str, Any], problem: Problem) -> Tensor:
 
 def _adv_lib(name: str, parameters: dict[str, Any], problem: Problem) -> Tensor:
     peers = importlib.import_module("adv_lib.attacks")
+    if "norm" in parameters:
+        parameters = {**parameters, "norm": float(parameters["norm"])}
     z: Tensor = getattr(peers, name)(_Plain(problem).eval(), problem.x, problem.y, **parameters)
     return z
 
@@ -153,28 +191,71 @@ def contenders(norm: Norm) -> list[str]:
     return [text for text in CONTENDERS[norm] if known or not text.startswith(_ADV_LIB)]
 
 
-def measure(norm: Norm, n: int) -> dict[str, Found]:
-    """Return what each contender of a norm found on `n` images of every victim."""
-    found: dict[str, list[Found]] = {text: [] for text in contenders(norm)}
-    for name in VICTIMS:
-        with right_when_clean(name, norm, n) as posed:
-            for text, rows in found.items():
-                rows.append(attack_on(text, posed))
-                print(f"{norm} {name} {text}: {rows[-1].seconds:.1f} s", flush=True)  # noqa: T201
-    return {
-        text: Found(
-            torch.cat([one.distance for one in rows]),
-            float(np.mean([one.passes for one in rows])),
-            sum(one.seconds for one in rows),
-        )
-        for text, rows in found.items()
-    }
+def measure(
+    norm: Norm, victims: Sequence[str], n: int, cache: Path, until: float
+) -> dict[str, dict[str, Found]]:
+    """Return what each contender of a norm found on `n` images of each victim.
+
+    Args:
+        norm: of the distances.
+        victims: names of the zoo.
+        n: images of each victim.
+        cache: folder of the results, one file for each victim and contender.
+        until: time of `time.monotonic` after which nothing more is started; a victim that is not
+            complete then is left out.
+    """
+    found: dict[str, dict[str, Found]] = {}
+    for name in victims:
+        paths = {text: _stored_at(cache, norm, name, text, n) for text in contenders(norm)}
+        if not all(path.exists() for path in paths.values()) and time.monotonic() < until:
+            with right_when_clean(name, norm, n) as posed:
+                for text, path in paths.items():
+                    if not path.exists() and time.monotonic() < until:
+                        _store(path, row := attack_on(text, posed))
+                        print(f"{norm} {name} {text}: {row.seconds:.1f} s", flush=True)  # noqa: T201
+        if all(path.exists() for path in paths.values()):
+            found[name] = {text: _restored(path) for text, path in paths.items()}
+        else:
+            print(f"{norm} {name}: not complete, run the command again", flush=True)  # noqa: T201
+    return found
+
+
+def _stored_at(cache: Path, norm: Norm, victim: str, text: str, n: int) -> Path:
+    """Return the file of a result; the source of an attack of ours is part of its name."""
+    source = "" if ":" in text else _source(parse(text)[0])
+    key = hashlib.sha256(f"{text}{source}".encode()).hexdigest()[:12]
+    return cache / norm / f"{victim}-{n}-{key}.json"
+
+
+def _source(name: str) -> str:
+    """Return the source of an attack's module and of those in `attacks` that it imports from."""
+    function = registry.function("attacks", registry.find("attacks", name))
+    module = sys.modules[function.__module__]
+    names = {module.__name__, *(getattr(item, "__module__", "") for item in vars(module).values())}
+    modules = [sys.modules[name] for name in sorted(filter(None, names)) if "attacks." in name]
+    return "".join(inspect.getsource(one) for one in modules)
+
+
+def _store(path: Path, row: Found) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    distance = [d if d < math.inf else None for d in row.distance.tolist()]
+    part.write_text(
+        json.dumps({"distance": distance, "passes": row.passes, "seconds": row.seconds})
+    )
+    part.rename(path)
+
+
+def _restored(path: Path) -> Found:
+    row = json.loads(path.read_text())
+    distance = torch.tensor([math.inf if d is None else d for d in row["distance"]])
+    return Found(distance, row["passes"], row["seconds"])
 
 
 @contextmanager
 def right_when_clean(name: str, norm: Norm, n: int) -> Iterator[Problem]:
     """Pose the first `n` test images that a shipped victim calls right, and hold it frozen."""
-    data = load_dataset(registry.find("models", name).dataset, data=DATA)
+    data = load_dataset(registry.find("models", name).dataset, data=os.environ.get(FOLDER))
     victim = load_victim(name, data.card).victim
     batch = data.batch("test", n=4 * n)
     with frozen(victim.module):
@@ -197,53 +278,70 @@ def attack_on(text: str, posed: Problem) -> Found:
     return Found(problem.ball.size(z, problem.x).masked_fill(~done, torch.inf), passes, seconds)
 
 
-def table(found: dict[str, Found]) -> list[str]:
-    """Return the rows of a Markdown table, the best first."""
+def optimality(found: dict[str, Found]) -> dict[str, float]:
+    """Return the optimality of each attack on one victim, see the head of this file."""
     best = torch.stack([one.distance for one in found.values()]).amin(0)
     top = best[best.isfinite()].max()
     whole = (top - best.clamp_max(top)).sum()
-    rows = []
-    for text, one in found.items():
-        share = float((top - one.distance.clamp_max(top)).sum() / whole)
-        middle = float(one.distance.median())
-        broken = float(one.distance.isfinite().float().mean())
-        rows.append((share, text, middle, broken, one.passes, one.seconds))
-    lines = ["| attack | optimality | median distance | broken | passes an image | seconds |"]
+    return {
+        text: float((top - one.distance.clamp_max(top)).sum() / whole)
+        for text, one in found.items()
+    }
+
+
+def table(found: dict[str, dict[str, Found]]) -> list[str]:
+    """Return the rows of a Markdown table, the best first; `found` has a dict for each victim."""
+    shares = {victim: optimality(rows) for victim, rows in found.items()}
+    lines = ["| attack | optimality | worst victim | broken | passes an image | seconds |"]
     lines.append("|---|---|---|---|---|---|")
-    for share, text, middle, broken, passes, seconds in sorted(rows, reverse=True):
+    rows = []
+    for text in next(iter(found.values()), {}):
+        every = [rows[text] for rows in found.values()]
+        each = [share[text] for share in shares.values()]
+        broken = float(torch.cat([one.distance for one in every]).isfinite().float().mean())
+        passes = float(np.mean([one.passes for one in every]))
+        seconds = sum(one.seconds for one in every)
+        rows.append((float(np.mean(each)), text, min(each), broken, passes, seconds))
+    for share, text, least, broken, passes, seconds in sorted(rows, reverse=True):
         own = f"**{text}**" if ":" not in text else text
         lines.append(
-            f"| {own} | {share:.3f} | {middle:.4f} | {broken:.0%} | {passes:.0f} | {seconds:.1f} |"
+            f"| {own} | {share:.3f} | {least:.3f} | {broken:.0%} | {passes:.0f} | {seconds:.0f} |"
         )
     return lines
 
 
 def main() -> None:
-    """Measure every contender and write the page."""
+    """Measure every contender, print the tables, and write the page if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/optimality.md"))
-    parser.add_argument("-n", type=int, default=16, help="images of each victim")
+    parser.add_argument("--out", type=Path, help="the page; nothing is written without it")
+    parser.add_argument("-n", type=int, default=100, help="images of each victim")
     parser.add_argument("--norm", action="append", choices=list(CONTENDERS), help="only these")
+    parser.add_argument("--victim", action="append", help="only these")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start nothing after these")
+    parser.add_argument("--cache", type=Path, default=cache_root() / "optimality")
     given = parser.parse_args()
-    if given.norm:
-        for norm in given.norm:
-            print("\n".join(table(measure(norm, given.n))))  # noqa: T201
+    until, victims = time.monotonic() + 60 * given.minutes, given.victim or VICTIMS
+    sections = []
+    for norm in given.norm or CONTENDERS:
+        found = measure(norm, victims, given.n, given.cache, until)
+        sections += ["", f"## {norm}", "", f"Victims: {', '.join(found)}.", "", *table(found)]
+    print("\n".join(sections))  # noqa: T201
+    if given.out is None:
         return
     lines = [
         "# Optimality of minimum-norm attacks",
         "",
-        f"Written by `python -m benchmarks.optimality -n {given.n}`; ours in bold. Victims: "
-        f"{', '.join(VICTIMS)}, {given.n} images each that they call right. Budget: {BUDGET} "
-        "forward + backward passes an image. Optimality 1 = the least distance any attack here "
-        "found, for every image; see the head of `benchmarks/optimality.py` for the formula. A "
-        "result outside [0,1] counts as none.",
+        f"Written by `python -m benchmarks.optimality -n {given.n} --out {given.out}`; ours in "
+        f"bold. {given.n} images of each victim that it calls right. Budget: {BUDGET} forward + "
+        "backward passes an image. Optimality 1 = the least distance any attack here found, for "
+        "every image; see the head of `benchmarks/optimality.py` for the formula. It is the mean "
+        "over victims; the least of them stands beside it. A result outside [0,1] counts as none.",
         "",
         f"torch {torch.__version__}, {platform.processor() or platform.machine()}, "
         f"{torch.get_num_threads()} threads, {time.strftime('%Y-%m-%d')}. Seconds on a shared "
         "machine.",
+        *sections,
     ]
-    for norm in CONTENDERS:
-        lines += ["", f"## {norm}", "", *table(measure(norm, given.n))]
     before = given.out.read_text() if given.out.exists() else ""
     _, title, hardened = before.partition("\n## Hardened victims")  # of benchmarks.hardened
     given.out.write_text("\n".join(lines) + "\n" + title + hardened)

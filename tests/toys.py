@@ -24,6 +24,7 @@ LIGHT: dict[str, dict[str, float]] = {
     "square": {"queries": 100},
     "fab": {"steps": 12},
     "pdpgd": {"steps": 150},
+    "minimum_norm": {"steps": 200},
     "sigma_zero": {"steps": 100},
     "rays": {"queries": 300},
     "hop_skip_jump": {"queries": 250, "directions": 50},
