@@ -24,6 +24,7 @@ from .boards.charts import colour, shape
 from .boards.corruption_scores import corruption_scores
 from .boards.critical import critical, critical_head, critical_words
 from .boards.defenses import change_unit, defense_words, signed_change
+from .boards.degradation import degradations
 from .boards.subgroups import by_subgroup, difference_words, group_notes, headline_words
 from .card_sheets import KINDS, anchor, sheets
 from .cite import bibtex
@@ -162,6 +163,7 @@ def environment() -> Environment:
         by_patient=by_patient,
         by_subgroup=by_subgroup,
         corruption_scores=corruption_scores,
+        degradations=degradations,
         difference_words=difference_words,
         group_notes=group_notes,
         headline_words=headline_words,
