@@ -61,7 +61,7 @@ BRIEF: dict[str, dict[str, float]] = LIGHT | {
     "fab": {"steps": 6},
     "fmn": {"steps": 30},
     "pdpgd": {"steps": 60},
-    "minimum_norm": {"steps": 100},
+    "minimum_norm": {"steps": 40},
     "carlini_wagner": {"steps": 5, "searches": 3},
     "segpgd": {"steps": 10},
     "asma": {"steps": 60},
