@@ -17,9 +17,10 @@ from robustbench_med.worst_case import rung_of
 
 from .boards.board import Board, Row, with_ids
 from .boards.defenses import trained_with
+from .boards.subgroups import by_subgroup
 from .rows import PROVED, Column, Value, board_columns
 from .wording.metrics import value_unit
-from .wording.text import radius
+from .wording.text import plain, radius
 from .wording.threat_model import native_radius
 
 WORST = "worst_case"
@@ -92,6 +93,10 @@ def _lines(
         placed = {"rank": row.ranks[rung], "sharing": row.sharing[rung] or None}
         value = columns[WORST].read(row, rung)
         lines.append(line(worst, eps, value, {**placed, "worst_change": change}))
+    lines += [
+        head | _UNPLACED | about | _radius(board, eps) | cell
+        for about, eps, cell in _subgroup_cells(board, row, worst, unit)
+    ]
     scored = set()
     for attack in row.scores:
         for rung, eps in enumerate(board.ladder):
@@ -108,6 +113,38 @@ def _lines(
             bounds = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
             lines.append(head | _UNPLACED | _run(row, attack) | cell | bounds)
     return lines
+
+
+def _subgroup_cells(
+    board: Board, row: Row, worst: dict[str, object], unit: str
+) -> list[tuple[dict[str, object], float, dict[str, object]]]:
+    """Return the worst case of each subgroup: the fields on its run, the radius, and its value.
+
+    The subgroup stands in the name of the metric, `accuracy[sex=F]`, so that the metric of the
+    board is of all its images alone. `difference[sex=F]` is that from all other images.
+    """
+    cells: list[tuple[dict[str, object], float, dict[str, object]]] = []
+
+    def add(metric: str, estimate: Estimate, eps: float, n: int, patients: int | None) -> None:
+        if math.isfinite(estimate.value):
+            named: dict[str, object] = {"metric": metric, "unit": unit, "value": estimate.value}
+            named |= {"low": estimate.low, "high": estimate.high}
+            cells.append((worst | {"n": n, "patients": patients}, eps, named))
+
+    known = row.patients is not None
+    for grouping in by_subgroup(board, row):
+        column = plain(grouping.column)
+        for rung, eps in enumerate((0.0, *board.ladder)):
+            if not rung and not board.score.clean:
+                continue
+            for group in grouping.subgroups:
+                name = f"[{column}={plain(group.name)}]"
+                counts = (group.images, group.patients if known else None)
+                add(f"{board.score.metric}{name}", group.scores[rung], eps, *counts)
+                add(f"difference{name}", group.difference[rung], eps, *counts)
+            lowest = grouping.lowest(rung)
+            add(f"{board.score.metric}[lowest {column}]", lowest, eps, row.images, row.patients)
+    return cells
 
 
 # only the worst case has a rank and is compared with the victim without the defense

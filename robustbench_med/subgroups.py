@@ -12,6 +12,7 @@ means, which for shares is Newcombe, Statistics in Medicine 17, 1998, method 10)
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,12 @@ from robustbench_med.stats.patients import patient_numbers
 from robustbench_med.worst_case import means, owners_of
 
 FEWEST = 5  # patients; a smaller subgroup is not compared
+RAREST = (
+    5.0  # patients' worth of the rarer outcome; with fewer, an interval of Dice may be too narrow
+)
 WIDEST = 0.2  # half the width of an interval; a wider one says next to nothing
+
+_TAIL = 0.025  # of each side of an interval
 
 
 class Subgroup(NamedTuple):
@@ -41,6 +47,7 @@ class Subgroup(NamedTuple):
             there is none or if either side has fewer than `FEWEST` patients.
         p: p value of no difference, Holm-corrected over all subgroups of a row; NaN where it is
             undefined.
+        graded: whether its images have a Dice, and are not just right or wrong.
     """
 
     name: str
@@ -49,6 +56,7 @@ class Subgroup(NamedTuple):
     scores: tuple[Estimate, ...]
     difference: tuple[Estimate, ...]
     p: tuple[float, ...]
+    graded: bool = False
 
     @property
     def small(self) -> bool:
@@ -59,6 +67,16 @@ class Subgroup(NamedTuple):
         """Whether the interval at a rung is too wide to say anything."""
         e = self.scores[rung]
         return bool(e.high - e.low > 2 * WIDEST)
+
+    def rare(self, rung: int) -> bool:
+        """Whether rare failures may be missing among its patients, so that its interval is narrow.
+
+        The variance of a Dice near 1 lies in few failures. If hardly any is drawn, neither the
+        spread nor the interval knows of them: tests/simulation_subgroups.py. Where images are right
+        or wrong, the number of images bounds the interval.
+        """
+        value = self.scores[rung].value
+        return self.graded and self.patients * min(value, 1 - value) < RAREST
 
 
 class Grouping(NamedTuple):
@@ -76,12 +94,34 @@ class Grouping(NamedTuple):
 
     def worst(self, rung: int) -> Subgroup | None:
         """Return the subgroup with the lowest score, of those that have enough patients."""
-        known = [
+        return min(self._known(rung), key=lambda group: group.scores[rung].value, default=None)
+
+    def lowest(self, rung: int) -> Estimate:
+        """Return the lowest true score of the subgroups, with an interval corrected for selection.
+
+        The lowest mean of several is too low by chance, and its own interval is not one of the
+        lowest true score. The lower end is the lowest of all lower ends, which needs no correction:
+        it fails only if the interval of the truly lowest subgroup does. The upper end is the lowest
+        of all upper ends, each moved outwards by Bonferroni's correction. Subgroups that are too
+        small do not count; it is undefined without any.
+
+        Source: Berger, Technometrics 24, 1982 (intersection-union, for the lower end).
+        """
+        scores = [group.scores[rung] for group in self._known(rung)]
+        if not scores:
+            return UNDEFINED
+        quantile = NormalDist().inv_cdf
+        wider = quantile(1 - _TAIL / len(scores)) / quantile(1 - _TAIL)
+        value = min(score.value for score in scores)
+        high = min(min(1.0, e.value + wider * (e.high - e.value)) for e in scores)
+        return Estimate(value=value, low=min(e.low for e in scores), high=max(high, value))
+
+    def _known(self, rung: int) -> list[Subgroup]:
+        return [
             group
             for group in self.subgroups
             if not group.small and math.isfinite(group.scores[rung].value)
         ]
-        return min(known, key=lambda group: group.scores[rung].value, default=None)
 
 
 def columns_of(stored: Stored) -> list[str]:
@@ -151,17 +191,18 @@ def _subgroup(
     stored: Stored,
 ) -> Subgroup:
     inside, outside = table[member], table[~member]
-    scores, others = means(inside, stored), means(outside, stored)
+    scores, others = means(inside, stored, few=True), means(outside, stored, few=True)
     patients, rest = len(np.unique(number[member])), len(np.unique(number[~member]))
-    rungs = table.shape[1]
+    rungs, graded = table.shape[1], bool((table.dtypes != np.bool_).any())
     if min(patients, rest) < FEWEST:
         nothing, undefined = (math.nan,) * rungs, (UNDEFINED,) * rungs
-        return Subgroup(name, len(inside), patients, scores, undefined, nothing)
+        return Subgroup(name, len(inside), patients, scores, undefined, nothing, graded)
     p_values = two_sided_p(
         table.to_numpy(dtype=np.float64), member, np.unique(number, return_inverse=True)[1]
     )
     differences = tuple(difference(*pair) for pair in zip(scores, others, strict=True))
-    return Subgroup(name, len(inside), patients, scores, differences, tuple(p_values.tolist()))
+    p = tuple(p_values.tolist())
+    return Subgroup(name, len(inside), patients, scores, differences, p, graded)
 
 
 def difference(first: Estimate, second: Estimate) -> Estimate:

@@ -20,7 +20,7 @@ from robustbench_med.errors import ResultsError, SpecError
 from robustbench_med.spec import Spec, parse
 from robustbench_med.stats import UNDEFINED, Estimate
 from robustbench_med.stats.intervals import cluster_mean, interval
-from robustbench_med.stats.patients import resampled_patients, resamples
+from robustbench_med.stats.patients import rarer_patients, resampled_patients, resamples
 
 Reader = Callable[[pd.DataFrame], NDArray[Any]]
 
@@ -264,11 +264,17 @@ def on_rungs(table: pd.DataFrame, estimates: Sequence[Estimate], rungs: int) -> 
     return [known.get(rung, UNDEFINED) for rung in range(rungs + 1)]
 
 
-def means(table: pd.DataFrame, run: Stored) -> tuple[Estimate, ...]:
+def means(table: pd.DataFrame, run: Stored, *, few: bool = False) -> tuple[Estimate, ...]:
     """Return the mean of each column with its interval, by patient if `run` states patients.
 
     Means of booleans have a Wilson interval; means of numbers have a bootstrap interval, with the
     same resamples at every rung.
+
+    Args:
+        table: a row for each image, a column for each rung.
+        run: a record with these images.
+        few: whether the interval of numbers allows for rare failures that few patients may not
+            hold, see `rarer` of `stats.intervals.interval`; subgroups are so few.
     """
     values = table.to_numpy()
     rungs = range(values.shape[1])
@@ -281,7 +287,13 @@ def means(table: pd.DataFrame, run: Stored) -> tuple[Estimate, ...]:
     repeats = (weights @ values) / weights.sum(axis=1, keepdims=True)
     n_patients = resampled_patients(weights)
     return tuple(
-        interval(float(values[:, r].mean()), repeats[:, r], n_patients=n_patients) for r in rungs
+        interval(
+            float(values[:, r].mean()),
+            repeats[:, r],
+            n_patients=n_patients,
+            rarer=rarer_patients(values[:, r], clusters) if few else None,
+        )
+        for r in rungs
     )
 
 

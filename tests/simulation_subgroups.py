@@ -23,6 +23,13 @@ from robustbench_med.subgroups import Grouping, groupings
 Rng = np.random.Generator
 SITES = (0.6, 0.3, 0.1)
 
+WARNED = tuple(
+    (masks, patients, icc, means)
+    for masks, patients in ((True, 30), (True, 60), (True, 100), (False, 30))
+    for icc in (0.3, 0.7)
+    for means in ((0.5, 0.5), (0.9, 0.9))
+)
+
 
 class Rates(NamedTuple):
     """What a number of studies gave.
@@ -39,7 +46,13 @@ class Rates(NamedTuple):
 
 
 def study(
-    rng: Rng, patients: int, means: tuple[float, float], *, icc: float, masks: bool
+    rng: Rng,
+    patients: int,
+    means: tuple[float, float],
+    *,
+    icc: float,
+    masks: bool,
+    draws: int = 499,
 ) -> list[Grouping]:
     """Return the subgroups of one study; `means` are the true scores of the sexes."""
     number = np.repeat(np.arange(patients), rng.integers(1, 9, patients))
@@ -64,7 +77,7 @@ def study(
         }
     )
     record: Any = SimpleNamespace(patients=patients)
-    with mock.patch("robustbench_med.subgroups.two_sided_p", partial(two_sided_p, draws=499)):
+    with mock.patch("robustbench_med.subgroups.two_sided_p", partial(two_sided_p, draws=draws)):
         return groupings(pd.DataFrame({0: scores}, index=ids), Stored(record, samples, ""))
 
 
@@ -98,6 +111,51 @@ def rates(
     return Rates(float(np.mean(held)), float(np.mean(differences)), false / runs)
 
 
+class Warned(NamedTuple):
+    """Shares of the intervals of scores, and of the lowest score, that hold the truth.
+
+    Attributes:
+        warned: share of the intervals with a warning that rare failures may be missing.
+        with_warning: share of these that hold the truth; NaN if there are none.
+        without_warning: the same of the others.
+        lowest: share of the intervals of the lowest true score of the sexes that hold it.
+        uncorrected: the same of the interval of the sex with the lowest mean.
+    """
+
+    warned: float
+    with_warning: float
+    without_warning: float
+    lowest: float
+    uncorrected: float
+
+
+def warnings(
+    patients: int,
+    means: tuple[float, float],
+    *,
+    icc: float,
+    masks: bool = True,
+    runs: int = 300,
+    seed: int = 0,
+) -> Warned:
+    """Return how often intervals with and without a warning hold the truth, and of the lowest."""
+    rng, true = np.random.default_rng(seed), min(means)
+    held: dict[bool, list[bool]] = {True: [], False: []}
+    lowest, uncorrected = [], []
+    for _ in range(runs):
+        made = study(rng, patients, means, icc=icc, masks=masks, draws=1)
+        sexes = next(grouping for grouping in made if grouping.column == "sex")
+        for group, mean in zip(sexes.subgroups, means, strict=True):
+            held[group.rare(0)].append(group.scores[0].low <= mean <= group.scores[0].high)
+        worst, e = sexes.worst(0), sexes.lowest(0)
+        assert worst is not None
+        lowest.append(e.low <= true <= e.high)
+        uncorrected.append(worst.scores[0].low <= true <= worst.scores[0].high)
+    shares = [float(np.mean(held[k])) if held[k] else float("nan") for k in (True, False)]
+    rows = [float(np.mean(row)) for row in (lowest, uncorrected)]
+    return Warned(len(held[True]) / (2 * runs), *shares, *rows)
+
+
 def main() -> None:
     """Print the table of docs/statistics.md."""
     print("| score | patients | correlation | true scores | scores | difference | false |")
@@ -113,6 +171,19 @@ def main() -> None:
                         f"| {r.false:.3f} |",
                         flush=True,
                     )
+    print(
+        "| score | patients | correlation | true scores | warned | with a warning "
+        "| without | lowest | uncorrected |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for masks, patients, icc, means in WARNED:
+        w = warnings(patients, means, icc=icc, masks=masks)
+        print(
+            f"| {'Dice' if masks else 'right or wrong'} | {patients} | {icc} "
+            f"| {means[0]}, {means[1]} | {w.warned:.2f} | {w.with_warning:.3f} "
+            f"| {w.without_warning:.3f} | {w.lowest:.3f} | {w.uncorrected:.3f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pytest
 from robustbench_med.bench.record import Stored
 from robustbench_med.stats.intervals import wilson
 from robustbench_med.subgroups import FEWEST, groupings, membership
+from robustbench_med.worst_case import means
 
 
 def made(scores: np.ndarray, **columns: list[str]) -> tuple[pd.DataFrame, Stored]:
@@ -83,3 +84,33 @@ def test_an_image_that_is_not_in_a_record_has_no_subgroup() -> None:
     table, stored = made(np.ones((2, 1)), sex=["F", "M"])
     images = pd.Index([*table.index, "elsewhere"])
     assert membership(stored, "sex", images).tolist() == ["M", "F", ""]
+
+
+def test_the_lowest_of_several_has_the_lowest_lower_end() -> None:
+    # A has the lowest mean of many images, B a higher one of few and so a lower lower end
+    scores = np.array([1] * 40 + [0] * 40 + [1] * 4 + [0] * 3 + [1] * 30, dtype=bool)
+    cells = ["A"] * 80 + ["B"] * 7 + ["C"] * 30
+    (grouping,) = groupings(*made(scores[:, None], site=cells))
+    a, b = wilson(40, 80), wilson(4, 7)
+    lowest = grouping.lowest(0)
+    assert lowest.value == 0.5
+    assert lowest.low == b.low < a.low
+    assert a.high < lowest.high < a.high + 0.03  # corrected for three subgroups
+    assert math.isnan(grouping._replace(subgroups=()).lowest(0).value)
+
+
+def test_a_dice_near_one_of_few_patients_is_warned_of() -> None:
+    dice = np.array([0.95] * 40 + [0.4] * 40)
+    (grouping,) = groupings(*made(dice[:, None], site=["A"] * 40 + ["B"] * 40))
+    assert [group.rare(0) for group in grouping.subgroups] == [True, False]
+    (right,) = groupings(*made(dice[:, None] > 0.9, site=["A"] * 40 + ["B"] * 40))
+    assert [group.rare(0) for group in right.subgroups] == [False, False]
+
+
+def test_the_dice_of_a_few_patients_allows_for_failures_that_they_do_not_hold() -> None:
+    dice = np.array([0.98] * 9 + [0.6] + [0.5] * 40)
+    table, stored = made(dice[:, None], site=["A"] * 10 + ["B"] * 40)
+    (grouping,) = groupings(table, stored)
+    few = table[table[0] > 0.55]
+    assert grouping.subgroups[0].scores[0].low < means(few, stored)[0].low - 0.02
+    assert grouping.subgroups[0].scores[0].value == means(few, stored)[0].value

@@ -57,6 +57,11 @@ def group_notes(board: Board, group: Subgroup) -> list[str]:
     if group.vague(board.headline + 1):
         width = f"±{100 * WIDEST:.0f} points" if board.score.kind == "percent" else f"±{WIDEST}"
         return [f"wider than {width} at {headline_words(board)}: too few to say anything"]
+    if group.rare(board.headline + 1):
+        return [
+            f"{group.patients} patients or images may hold none of the rare failures: the interval "
+            "may be too narrow"
+        ]
     return []
 
 

@@ -145,6 +145,9 @@ class Subgroups(Part):
     column: str
     unknown: int = Field(description="images whose subgroup is not known, which are left out")
     lines: tuple[SubgroupLine, ...]
+    lowest: tuple[Cell, ...] = Field(
+        default=(), description="the lowest true score of them, corrected for being the lowest"
+    )
 
 
 class Critical(Part):

@@ -329,6 +329,11 @@ def _subgroups(model_board: ModelBoard, eps: tuple[float, ...]) -> tuple[Subgrou
             column=plain(grouping.column),
             unknown=grouping.unknown,
             lines=tuple(map(line, grouping.subgroups)),
+            lowest=tuple(
+                Cell(eps=e, estimate=grouping.lowest(place), records=ids)
+                for place, e in enumerate(eps)
+                if place >= skipped
+            ),
         )
         for grouping in by_subgroup(board, model_board.row)
     )

@@ -30,7 +30,7 @@ from robustbench_med.model_handle import DataLike, ModelLike
 from robustbench_med.spec import number
 from robustbench_med.stats import Estimate
 from robustbench_med.stats.crossing import HALF
-from robustbench_med.subgroups import FEWEST, Subgroup
+from robustbench_med.subgroups import FEWEST, Grouping, Subgroup
 
 # settings of the gate, which are not passed to robustbench_med.evaluate
 _GATE_SETTINGS = (
@@ -101,14 +101,16 @@ class Measured:
     def worst_subgroup(self, column: str, at: float | int | None = None) -> MeasuredScore:
         """Return the lowest worst-case score of the subgroups of a column, at a radius.
 
-        Subgroups that are too small to be compared do not count.
+        Subgroups that are too small to be compared do not count. The interval is that of the lowest
+        true score, see `Grouping.lowest`.
 
         Args:
             column: the column, such as "sex".
             at: the radius in image units, 0 = clean; None = the largest.
         """
-        group = min(self._groups(column, at), key=lambda group: group.scores[1].value)
-        return MeasuredScore.of(group.scores[1], group.images)
+        groups = self._groups(column, at)
+        group = min(groups, key=lambda group: group.scores[1].value)
+        return MeasuredScore.of(Grouping(column, tuple(groups), 0).lowest(1), group.images)
 
     def gap(self, column: str, at: float | int | None = None) -> MeasuredScore:
         """Return by how much the weakest subgroup of a column scores less than the other images.

@@ -65,6 +65,7 @@ def interval(
     *,
     n_patients: float | int,
     bounds: tuple[float, float] = (0.0, 1.0),
+    rarer: float | None = None,
 ) -> Estimate:
     """Return `value` with its 95 % interval from its variance over resamples of patients.
 
@@ -80,6 +81,9 @@ def interval(
         repeats: `(replicates,)` the metric on each resample; NaN is left out.
         n_patients: effective number of patients, see `effective_patients`.
         bounds: the smallest and the largest value that the metric can have.
+        rarer: of a mean of few patients, the effective number of patients that its distance from
+            the nearer bound comes from. The variance is moved by 1 / rarer² towards that of
+            patients at either bound, as in `design_effect`, because rare failures may be missing.
 
     Source: Korn and Graubard 1998, eq. 3 (effective sample size, t quantile), with the variance
         of the bootstrap; its factor n/(n-1) is from Hesterberg, The American Statistician 2015,
@@ -99,6 +103,8 @@ def interval(
     proportion = min(max((value - low) / (high - low), 0.0), 1.0)
     relative = variance / (high - low) ** 2
     binomial = proportion * (1 - proportion)
+    if rarer:
+        relative += max(binomial / n_patients - relative, 0.0) / rarer**2
     images = binomial / relative if min(binomial, relative) > _TINY else float(n_patients)
     lower, upper = _score_bounds(proportion, images, quantile)
     return Estimate(

@@ -84,6 +84,23 @@ def effective_patients(sizes: NDArray[np.int64]) -> float:
     return float(sizes.sum() ** 2 / (sizes**2).sum()) if len(sizes) else 0.0
 
 
+def rarer_patients(values: NDArray[np.float64], patients: NDArray[np.character] | None) -> float:
+    """Return the effective number of patients that make up the smaller distance from 0 and 1.
+
+    A mean of 0.9 whose failures are all of one patient rests on one, however many there are.
+
+    Args:
+        values: `(n,)` values of images in [0,1].
+        patients: `(n,)` their patients.
+
+    >>> rarer_patients(np.array([1.0, 1.0, 1.0, 0.0]), None)
+    1.0
+    """
+    number = patient_numbers(len(values), patients)
+    sums = [np.bincount(number, weights=side) for side in (values, 1 - values)]
+    return min(float(s.sum() ** 2 / (s**2).sum()) if s.any() else 0.0 for s in sums)
+
+
 def design_effect(right: NDArray[np.float64], sizes: NDArray[np.int64]) -> float:
     """Return the factor by which clustering inflates the variance of a mean of 0/1 values.
 

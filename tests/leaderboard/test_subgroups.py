@@ -12,6 +12,7 @@ import pytest
 
 import leaderboard
 from leaderboard.boards.subgroups import by_subgroup, difference_words, group_notes
+from leaderboard.exports import long_frame
 from leaderboard.page import render
 from leaderboard.report import read_criteria
 from robustbench_med.bench.record import Stored
@@ -144,3 +145,18 @@ def test_the_number_of_images_is_that_of_the_worst_case(make_stored: Maker) -> N
     table = row.image_scores.table.to_numpy()
     weighted = np.sum([g.images * g.scores[3].value for g in grouping.subgroups])
     assert weighted == pytest.approx(table[:, 3].sum())
+
+
+def test_the_csv_holds_subgroups_under_names_of_their_own(make_stored: Maker) -> None:
+    boards = leaderboard.make_boards(two(make_stored))
+    frame = long_frame(boards)
+    (grouping,) = by_subgroup(boards[0], boards[0].rows[0])
+    worst = frame[(frame["attack"] == "worst_case") & np.isclose(frame["eps"], 2 / 255)]
+    by_metric = worst.set_index("metric")["value"]
+    assert by_metric["accuracy[site=B]"] == 1.0
+    assert by_metric[f"accuracy[site={HOSTILE}]"] == 0.0
+    assert by_metric["difference[site=B]"] == pytest.approx(20 / 22)
+    assert by_metric["accuracy[lowest site]"] == grouping.lowest(3).value == 0.0
+    assert "difference[site=C]" not in by_metric  # too small to be compared
+    assert (worst["metric"] == "accuracy").sum() == 1
+    assert "corrected for being the lowest" in render(boards, title="t", suite="s")

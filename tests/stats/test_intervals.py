@@ -12,7 +12,13 @@ from scipy.optimize import brentq
 from statsmodels.stats.proportion import proportion_confint
 
 from robustbench_med.stats import intervals
-from robustbench_med.stats.patients import REPLICATES, design_effect, resampled_patients, resamples
+from robustbench_med.stats.patients import (
+    REPLICATES,
+    design_effect,
+    rarer_patients,
+    resampled_patients,
+    resamples,
+)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (10, 10), (1, 1), (7, 29), (81, 263)])
@@ -231,3 +237,18 @@ def test_the_interval_of_a_median_covers() -> None:
         found = intervals.median(values, resamples(80, None, seed=i, replicates=300))
         hits += found.low <= np.log(2) <= found.high
     assert 0.9 <= hits / 200 <= 0.99
+
+
+def test_few_patients_whose_failures_are_one_patients_get_the_interval_of_shares() -> None:
+    # all distance from 1 is one patient's: the variance is that of patients right or wrong
+    few = np.array([1.0] * 14 + [0.3])
+    repeats = (weights := resamples(15, None)) @ few / weights.sum(axis=1)
+    mean = float(few.mean())
+    narrow = intervals.interval(mean, repeats, n_patients=15)
+    wide = intervals.interval(mean, repeats, n_patients=15, rarer=rarer_patients(few, None))
+    binomial = intervals._score_bounds(mean, 15.0, intervals._t_quantile(14))
+    assert wide.low == pytest.approx(binomial[0], rel=0.05)
+    assert wide.low < narrow.low
+    # of thirty alike nothing changes
+    many = np.linspace(0.4, 0.6, 30)
+    assert rarer_patients(many, None) > 29
