@@ -108,6 +108,16 @@ def test_targets_by_distance_begin_with_the_nearest_boundary() -> None:
     assert not problem.probe(first_by_margin).is_final.any()
 
 
+def test_rounding_near_white_puts_nothing_outside_a_small_ball() -> None:
+    victim = linear_victim(3)
+    x = torch.full_like(clear_images(victim, 4), 0.9)
+    eps, y = 0.0023, (victim(x).logits.argmax(1) + 1) % 3  # every answer counts as broken
+    own = Posed(victim, x, y, 3, eps)
+    inside = module.measure("toy", "toy", lambda own: own.x + eps, own)
+    outside = module.measure("toy", "toy", lambda own: own.x + eps + 1e-4, own)
+    assert (sum(inside.broken), sum(outside.broken)) == (4, 0)
+
+
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     problem = linear(3, 0.5)
