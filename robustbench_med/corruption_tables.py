@@ -56,12 +56,16 @@ def corruption_tables() -> dict[str, Corruptions]:
         name: Corruptions(
             table["clean_error"],
             {
-                key: Corruption(tuple(row["levels"]), row["error"])
+                key: Corruption(tuple(map(_frozen, row["levels"])), row["error"])
                 for key, row in table["corruptions"].items()
             },
         )
         for name, table in tomllib.loads(text).items()
     }
+
+
+def _frozen(level: Any) -> Any:  # noqa: ANN401 - a number or several
+    return tuple(level) if isinstance(level, list) else level
 
 
 def find_corruption(table: str, name: str) -> Corruption:

@@ -25,6 +25,7 @@ from robustbench_med.types import Images
 from .search import passes, search_shift
 
 Picture = NDArray[np.uint8]  # (h, w, 3)
+Level = int | float
 ALL, AUTO = "all", "auto"  # the bench puts names in their place, for the data of a case
 
 
@@ -118,26 +119,26 @@ def _whole(values: NDArray[Any]) -> Picture:
     return grey
 
 
-def _gaussian(picture: Picture, level: float, draws: Draws) -> Picture:
+def _gaussian(picture: Picture, level: Level, draws: Draws) -> Picture:
     return _whole(picture / 255 + level * _normal(draws, picture.shape))
 
 
-def _speckle(picture: Picture, level: float, draws: Draws) -> Picture:
+def _speckle(picture: Picture, level: Level, draws: Draws) -> Picture:
     return _whole(picture / 255 * (1 + level * _normal(draws, picture.shape)))
 
 
-def _shot(picture: Picture, level: float, draws: Draws) -> Picture:
+def _shot(picture: Picture, level: Level, draws: Draws) -> Picture:
     counts = stats.poisson.ppf(_uniform(draws, picture.shape, "counts"), picture / 255 * level)
     return _whole(np.maximum(counts, 0) / level)  # the quantile of a mean of 0 is -1
 
 
-def _impulse(picture: Picture, level: float, draws: Draws) -> Picture:
+def _impulse(picture: Picture, level: Level, draws: Draws) -> Picture:
     hit = _uniform(draws, picture.shape, "place") < level
     white = _uniform(draws, picture.shape, "white") < 0.5
     return np.where(hit, np.where(white, 255, 0), picture).astype(np.uint8)
 
 
-def _pixelate(picture: Picture, level: float, draws: Draws) -> Picture:
+def _pixelate(picture: Picture, level: Level, draws: Draws) -> Picture:
     height, width = picture.shape[:2]
     fewer = max(1, int(width * level)), max(1, int(height * level))
     small = Image.fromarray(picture).resize(fewer, Image.Resampling.BOX)
@@ -150,15 +151,15 @@ def _jpeg(picture: Picture, level: int, draws: Draws) -> Picture:
     return np.asarray(Image.open(buffer))
 
 
-def _brightness(picture: Picture, level: float, draws: Draws) -> Picture:
+def _brightness(picture: Picture, level: Level, draws: Draws) -> Picture:
     return np.asarray(ImageEnhance.Brightness(Image.fromarray(picture)).enhance(level))
 
 
-def _contrast(picture: Picture, level: float, draws: Draws) -> Picture:
+def _contrast(picture: Picture, level: Level, draws: Draws) -> Picture:
     return np.asarray(ImageEnhance.Contrast(Image.fromarray(picture)).enhance(level))
 
 
-def _gamma(picture: Picture, level: float, draws: Draws) -> Picture:
+def _gamma(picture: Picture, level: Level, draws: Draws) -> Picture:
     return ((256 - 1e-3) * (picture / 255) ** level).astype(np.uint8)
 
 
@@ -172,7 +173,7 @@ def _gaussian_blur(picture: Picture, level: int, draws: Draws) -> Picture:
     return values.round().clip(0, 255).astype(np.uint8)
 
 
-def _defocus(picture: Picture, level: tuple[float, float], draws: Draws) -> Picture:
+def _defocus(picture: Picture, level: tuple[Level, Level], draws: Draws) -> Picture:
     """Blur with a disk of a radius, whose edge is softened by a 3x3 kernel."""
     radius, softness = level
     place = np.arange(-8, 9)
@@ -185,13 +186,13 @@ def _defocus(picture: Picture, level: tuple[float, float], draws: Draws) -> Pict
     return _whole(np.stack(channels, axis=-1) + 1e-9)
 
 
-def _motion(picture: Picture, level: tuple[float, float], draws: Draws) -> Picture:
+def _motion(picture: Picture, level: tuple[Level, Level], draws: Draws) -> Picture:
     """Add up copies that are moved along a line, at an angle between -45 and 45 degrees."""
     angle = math.pi / 2 * (float(_uniform(draws, (1,), "angle")[0]) - 0.5)
     return motion_blur(picture, level, angle)
 
 
-def motion_blur(picture: Picture, level: tuple[float, float], angle: float) -> Picture:
+def motion_blur(picture: Picture, level: tuple[Level, Level], angle: float) -> Picture:
     """Return a picture blurred to one side along a line, as MotionBlurImage of ImageMagick does.
 
     The copies are weighted by half of a Gaussian and moved by whole pixels; the border is repeated.
@@ -217,7 +218,7 @@ def motion_blur(picture: Picture, level: tuple[float, float], angle: float) -> P
     return total.round().clip(0, 255).astype(np.uint8)
 
 
-def _bell(place: NDArray[Any], sigma: float) -> NDArray[np.float64]:
+def _bell(place: NDArray[Any], sigma: Level) -> NDArray[np.float64]:
     weights = np.exp(-(place.astype(np.float64) ** 2) / (2 * sigma**2))
     bell: NDArray[np.float64] = weights / weights.sum()
     return bell

@@ -35,7 +35,8 @@ def drawn_picture(side: int = 28) -> NDArray[np.uint8]:
 
 def key_of(name: str, level: object, *, colour: bool) -> str:
     """Return the name of a reference: data sets share what has the same parameters."""
-    return f"{name}/{level}/{'colour' if colour else 'grey'}".replace(" ", "")
+    values = list(level) if isinstance(level, tuple) else level
+    return f"{name}/{values}/{'colour' if colour else 'grey'}".replace(" ", "")
 
 
 def moments(pictures: NDArray[Any], of: NDArray[Any]) -> NDArray[np.float64]:
