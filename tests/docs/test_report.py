@@ -16,8 +16,10 @@ PAGE = (CHECKOUT / "docs" / "report.md").read_text()
 
 
 def test_the_criteria_of_the_page_are_judged(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    block, critical = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     file = tmp_path / "criteria.toml"
+    file.write_text(critical)
+    assert [criterion.critical for criterion in read_criteria(file).criteria] == [True]
     file.write_text(block)
     assert len(read_criteria(file).criteria) == 2
     example = r"^python -m robustbench_med (report .*--criteria.*)$"
