@@ -150,6 +150,7 @@ def apgd_5(own: Posed) -> Tensor:
 CONTENDERS: dict[str, Attack] = {
     "ensemble": ours(ensemble),
     "ensemble(queries=100)": ours(partial(ensemble, queries=100)),
+    "ensemble(queries=100, targets=3)": ours(partial(ensemble, queries=100, targets=3)),
     "AutoAttack": autoattack,
     "APGD-CE, 5 restarts": apgd_5,
 }

@@ -54,7 +54,8 @@ def mask_smoothing(
             clipped to [0,1].
         tau: a pixel is certified if its class has more than this fraction of all votes, in
             [0.5, 1); the radius is sigma times the normal quantile of tau.
-        votes: number of noisy copies that the deployed model votes on, >= 1.
+        votes: number of noisy copies that the deployed model votes on, >= 1. The certificate is
+            of the vote over all noise, which few copies may contradict at the edge of the radius.
         draws: number of noisy copies whose logits an attacker averages, >= 1.
         n0: number of noisy copies that choose the class of each pixel in the certificate, >= 1.
         n: number of noisy copies that test it, >= 1.
@@ -218,7 +219,7 @@ def _check(*, sigma: float, tau: float, n0: int, n: int, alpha: float) -> None:
 
 def _check_enough(n: int, *, pixels: int, tau: float, alpha: float) -> None:
     """Raise SpecError if not even `n` equal votes certify a pixel."""
-    needed = math.ceil(math.log(alpha / pixels) / math.log(tau))
+    needed = math.ceil((math.log(alpha) - math.log(pixels)) / math.log(tau))
     if n < needed:
         raise SpecError(
             f"expected n >= {needed}, got {n}: with fewer votes no pixel of an image of {pixels} "

@@ -6,6 +6,7 @@ says where each number comes from.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Sequence
 from functools import cache
@@ -112,7 +113,7 @@ def level_of(severity: float) -> int:
 def check_levels(severities: Sequence[float]) -> None:
     """Raise SpecError unless each severity is that of a level."""
     for severity in severities:
-        if abs(5 * severity - round(5 * severity)) > 1e-6:
+        if not any(math.isclose(severity, level, abs_tol=1e-6) for level in LEVELS):
             raise SpecError(
                 f"expected severities in {', '.join(map(str, LEVELS))}, the five levels of "
                 f"MedMNIST-C, got {severity:g}"

@@ -147,7 +147,9 @@ def balanced_error(truth: NDArray[np.int64], prediction: NDArray[np.int64]) -> f
     """
     if truth.ndim == 2:
         columns = zip(truth.T, prediction.T, strict=True)
-        return float(np.nanmean([balanced_error(t[t >= 0], p[t >= 0]) for t, p in columns]))
+        errors = [balanced_error(t[t >= 0], p[t >= 0]) for t, p in columns]
+        defined = [error for error in errors if not math.isnan(error)]
+        return float(np.mean(defined)) if defined else math.nan
     classes = np.unique(truth)
     if not len(classes):
         return math.nan

@@ -184,7 +184,8 @@ _CHECKS = {
         check_functions.certificate_above,
         0.0,
         "The attack brought the Dice of some images below the certified one without leaving the "
-        "certified radius, which no attack can do: the certificate does not hold for this model.",
+        "certified radius, which cannot happen to the vote over all noise: either the deployed "
+        "vote has too few copies to be that vote (raise `votes`), or the certificate is wrong.",
     ),
     "rounding_repairs": _Row(
         check_functions.rounding,

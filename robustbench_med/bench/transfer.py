@@ -138,10 +138,12 @@ class Surrogate:
             before, state = replace(self.counter), self.recorder.state
             self.recorder.active = not again
             view = self.view(problem.select(rows), use_all_steps=use_all_steps)
-            # nothing that is drawn later may depend on what was lost
-            with torch.random.fork_rng(enabled=again):
-                z = attack(view, rng.select(rows))
-            self.recorder.active = True
+            try:
+                # nothing that is drawn later may depend on what was lost
+                with torch.random.fork_rng(enabled=again):
+                    z = attack(view, rng.select(rows))
+            finally:  # the next case on this surrogate records again
+                self.recorder.active = True
             if again:
                 self._set_counter(before)
                 self.recorder.resume(self.recorder.slots, state)

@@ -89,7 +89,8 @@ def crossing(
 ) -> Crossing | None:
     """Return where a score first falls below a level; None where no score is defined.
 
-    Radii without a score are left out, so that the radii beside them hold the critical radius.
+    Radii without a score or its interval are left out, so that the radii beside them hold the
+    critical radius.
 
     Args:
         radii: rising radii or severities, 0 (clean) first.
@@ -100,7 +101,8 @@ def crossing(
     >>> crossing((0, 1, 2), share)
     Crossing(level=0.5, held=1, fell=2, low=0, high=2, last=2)
     """
-    known = [pair for pair in zip(radii, scores, strict=True) if math.isfinite(pair[1].value)]
+    pairs = zip(radii, scores, strict=True)
+    known = [(at, s) for at, s in pairs if all(map(math.isfinite, (s.value, s.low, s.high)))]
     if not known:
         return None
     at = [radius for radius, _ in known]

@@ -89,6 +89,7 @@ def test_two_images_need_two_severities_of_the_shift() -> None:
         ("affine", "expected a shift that leaves anatomy"),
         ("pgd", "expected a shift such as"),
         ("at_ssim", "expected a shift such as"),
+        ("medmnist_c", "expected a shift such as"),
         ("gaussian_noise(strong=1)", "strong"),
     ],
 )

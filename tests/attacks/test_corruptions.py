@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from attacks.shifts.corruptions import corruption_family, motion_blur
 from robustbench_med.ball import Ball
-from robustbench_med.corruption_tables import MISSING, corruption_tables
+from robustbench_med.corruption_tables import MISSING, check_levels, corruption_tables
 from robustbench_med.errors import SpecError
 from robustbench_med.problem import Problem
 from robustbench_med.registry import find, function
@@ -97,6 +97,12 @@ def test_noise_of_two_images_differs_and_repeats() -> None:
 def test_motion_blur_draws_its_angle_for_each_image() -> None:
     pair = corrupted("breastmnist", "motion_blur", 5, n=2)
     assert (pair[0] != pair[1]).mean() > 0.3
+
+
+@pytest.mark.parametrize("severity", [float("nan"), 0.0, 0.3, 1.2, -0.2])
+def test_a_severity_that_is_no_level_is_refused(severity: float) -> None:
+    with pytest.raises(SpecError, match=r"expected severities in 0\.2, 0\.4, 0\.6, 0\.8, 1\.0"):
+        check_levels([0.2, severity])
 
 
 def test_level_0_is_the_image_itself() -> None:

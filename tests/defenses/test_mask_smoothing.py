@@ -184,6 +184,32 @@ def test_votes_are_counted_as_they_come() -> None:
 # --- the deployed vote ----------------------------------------------------------------------------
 
 
+class _Mean(nn.Module):
+    """The mean of the image decides every pixel, so that all of them fall together."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        margin = (x.flatten(1).mean(1) - 0.5) * x[0].numel() ** 0.5
+        logits = torch.stack([-margin, margin], 1)[:, :, None, None]
+        return logits.expand(-1, 2, *x.shape[2:]).contiguous()
+
+
+def test_few_deployed_votes_may_fall_at_the_edge_of_a_right_certificate_and_many_do_not() -> None:
+    """docs/certificates.md: with a true share of 0.63, 32 votes err at times and 400 do not."""
+    victim, x = victim_of(_Mean()), torch.full((40, 1, 8, 8), 0.5 + SIGMA / 8)  # Phi(1) = 0.84
+    proved = certify_masks(victim, x, rng=draws(40), sigma=SIGMA, n=1000)
+    whole = (proved.label == 1).flatten(1).all(1)
+    assert int(whole.sum()) >= 35
+    z = x - 0.999 * proved.radius / 8  # along the gradient: a true share of Phi(0.326) = 0.63
+    fallen = []
+    for votes in (32, 400):
+        deployed = mask_smoothing(victim, sigma=SIGMA, n=1000, votes=votes).judge
+        with seeded("deployed"):
+            answer = deployed.logits(z).argmax(1)
+        fallen.append(int((whole & (answer == 0).flatten(1).any(1)).sum()))
+    assert fallen[0] > 0
+    assert fallen[1] == 0
+
+
 def test_the_judge_is_the_vote_and_the_guide_has_its_gradient() -> None:
     defended = mask_smoothing(pixel_victim(), sigma=SIGMA, votes=40, draws=3)
     assert defended.guide is not None
@@ -218,6 +244,7 @@ def test_the_judge_is_the_vote_and_the_guide_has_its_gradient() -> None:
             {"n": 38},
             r"expected n >= 39, got 38: with fewer votes no pixel of an image of 64 pixels",
         ),
+        ({"alpha": 1e-320}, "expected n >= 2576, got 100"),
     ],
 )
 def test_bad_parameters_are_refused(parameters: dict[str, Any], text: str) -> None:

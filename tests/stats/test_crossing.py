@@ -47,6 +47,9 @@ def test_a_radius_without_a_score_widens_the_bracket() -> None:
     assert found is not None
     assert (found.held, found.fell, found.last) == (0.0, 2.0, 4.0)
     assert crossing(LADDER, [UNDEFINED] * 4, 0.5) is None
+    # a score whose interval is not defined says nothing of the interval of the radius
+    some[1] = Estimate(value=0.8, low=math.nan, high=math.nan)
+    assert crossing(LADDER, some, 0.5) == found
 
 
 def test_intervals_of_clustered_patients_hold_the_critical_radius() -> None:
