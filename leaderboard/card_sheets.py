@@ -17,7 +17,13 @@ from .wording.text import NORMS, https, number, plain
 from .wording.threat_model import range_words
 
 _PAPERS = Path(__file__).with_name("papers.toml")
-KINDS = {"model": "Models", "attack": "Attacks", "defense": "Defenses", "dataset": "Datasets"}
+KINDS = {
+    "model": "Models",
+    "attack": "Attacks",
+    "shift": "Acquisition shifts",
+    "defense": "Defenses",
+    "dataset": "Datasets",
+}
 
 
 class Sheet(NamedTuple):
@@ -54,7 +60,7 @@ def sheets(boards: Sequence[Board]) -> dict[str, list[Sheet]]:
             )
             for run in row.runs.values():
                 attack, defense = run.record.attack_card, run.record.defense_card
-                kinds["attack"].setdefault(
+                kinds["shift" if attack.threat == "shift" else "attack"].setdefault(
                     attack.name, _sheet("attack", attack, _attack_lines(attack))
                 )
                 if defense is not None:

@@ -92,7 +92,10 @@ def test_the_page_shows_both_and_a_fault_in_words(make_stored: Maker, tmp_path: 
     assert "an attack went below the certificate" not in text
     faulty = [proved(make_stored, flagged=True)]
     text = leaderboard.publish(faulty, tmp_path, title="t").read_text("utf-8")
-    assert "an attack went below the certificate: too few deployed votes, or a wrong certificate" in text
+    assert (
+        "an attack went below the certificate: too few deployed votes, or a wrong certificate"
+        in text
+    )
     (row,) = board_of(*faulty).rows
     assert row.standing == "flagged"
     plain = leaderboard.publish([make_masks(make_stored, DICE)], tmp_path, title="t")
@@ -126,4 +129,7 @@ def test_the_report_has_a_table_of_it(make_stored: Maker, tmp_path: Path) -> Non
     assert "the true worst case is between the two" in text
     assert "went below the certificate" not in text
     faulty = plain_text(written_report([proved(make_stored, flagged=True)], tmp_path, UNET[0]))
-    assert "An attack went below the certificate: too few deployed votes, or a wrong certificate" in faulty
+    assert (
+        "An attack went below the certificate: too few deployed votes, or a wrong certificate"
+        in faulty
+    )
