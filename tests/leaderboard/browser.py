@@ -71,7 +71,7 @@ def opened(chromium: Browser, path: Path, anchor: str = "", **options: Any) -> I
 
     context = chromium.new_context(**({"viewport": {"width": 1400, "height": 1000}} | options))
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda message: wrong.append(message.text))
     page.on("dialog", dismissed)
