@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,17 +15,14 @@ from robustbench_med.bench.attack_run import bound, uses_all_steps, with_all_ste
 from robustbench_med.bench.batch_check import ALONE
 from robustbench_med.bench.certificates import lowest_dice, mean_dice
 from robustbench_med.bench.check_context import CheckContext, Measured
-from robustbench_med.bench.schedules import family_of
 from robustbench_med.bench.verified_run import REMEDIES
 from robustbench_med.cards import AttackCard
 from robustbench_med.defense import CertifiedMasks
 from robustbench_med.errors import SpecError
-from robustbench_med.metrics.perturbation import ssim
 from robustbench_med.objectives.loss_override import LossOverride
 from robustbench_med.shift import MOVED, images_of
 from robustbench_med.types import Rows
 
-OFF_SSIM = 0.02  # shifts in steps, such as JPEG, meet no SSIM exactly
 QUERIES = 100  # queries of the black-box probe
 LABEL_QUERIES = 300  # queries of the probe by labels
 _BY_LABELS = {"linf": "rays", "l2": "cgba"}
@@ -61,59 +57,6 @@ def depends_on_batch(context: CheckContext) -> Measured | None:
 def over_budget(context: CheckContext) -> Measured:
     """Return how many adversarial images exceed the radius or leave [0,1]."""
     return Measured(float(context.audit.over_budget), len(context.run.problem))
-
-
-def unchanged(context: CheckContext) -> Measured | None:
-    """Return the largest share of images, over severities, that a shift leaves as they are stored.
-
-    A few images are shifted by a draw that uses each severity fully; one that differs by less than
-    half a stored step is not changed. None if all are changed. What a search returned says less: it
-    may have chosen small parameters because larger ones do less harm.
-    """
-    problem, case = context.problem, context.planned.case
-    rows = context.some(torch.ones(len(problem), dtype=torch.bool, device=problem.x.device))
-    if case.threat != "shift" or len(rows) == 0:
-        return None
-    attack = partial(registry.function("attacks", context.card), **case.parameters)
-    step, radii = 1 / context.planned.data.card.levels, context.run.radii
-    same = torch.zeros(len(radii), device=problem.x.device)
-    for part in context.of_one_size(rows):
-        few, rng = problem.select(part), context.rng.select(part).fork("unchanged")
-        family = family_of(lambda nothing, rng: attack(nothing, rng=rng), few)
-        for i, severity in enumerate(radii):
-            theta = family.draw(few.x.new_full((len(part),), severity), rng.fork("theta"))
-            change = (family(few.x, theta, rng) - few.x).abs().flatten(1).amax(1)
-            same[i] += (change < step / 2).sum() / len(rows)
-    if not bool(same.any()):
-        return None
-    shares = zip(same.tolist(), radii, strict=True)
-    where = ", ".join(f"{share:.0%} at severity {radius:g}" for share, radius in shares if share)
-    return Measured(float(same.max()), len(rows), where)
-
-
-def off_ssim(context: CheckContext) -> Measured | None:
-    """Return the share of a few images that have another SSIM than `at_ssim` promises.
-
-    A random draw is tried at each severity; None for other attacks, and where every SSIM is met.
-    """
-    problem, case = context.problem, context.planned.case
-    rows = context.some(torch.ones(len(problem), dtype=torch.bool, device=problem.x.device))
-    if case.attack != "at_ssim" or len(rows) == 0:
-        return None
-    attack = partial(registry.function("attacks", context.card), **case.parameters)
-    off, radii = torch.zeros(len(context.run.radii)), context.run.radii
-    for part in context.of_one_size(rows):
-        few, rng = problem.select(part), context.rng.select(part).fork("ssim")
-        family = family_of(lambda nothing, rng: attack(nothing, rng=rng), few)
-        for i, severity in enumerate(radii):
-            theta = family.draw(few.x.new_full((len(part),), severity), rng.fork("theta"))
-            similarity = ssim(family(few.x, theta, rng), few.x)
-            off[i] += ((similarity - (1 - severity)).abs() > OFF_SSIM).sum().cpu() / len(rows)
-    if not bool(off.any()):
-        return None
-    shares = zip(off.tolist(), radii, strict=True)
-    where = ", ".join(f"{share:.0%} at SSIM {1 - radius:g}" for share, radius in shares if share)
-    return Measured(float(off.max()), len(rows), where)
 
 
 def nonfinite(context: CheckContext) -> Measured:

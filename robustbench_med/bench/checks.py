@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from robustbench_med.bench import check_functions
+from robustbench_med.bench import check_functions, shift_checks
 from robustbench_med.bench.check_context import CheckContext, Measured
 from robustbench_med.bench.record import Check, Flag
 from robustbench_med.rng import seeded
@@ -69,13 +69,13 @@ _CHECKS = {
         "Some images were changed more than the radius or severity allows, or left [0,1].",
     ),
     "images_unchanged": _Row(
-        check_functions.unchanged,
+        shift_checks.unchanged,
         UNCHANGED,
         "The shift leaves images as they are stored, so that their scores are those of clean "
         "images",
     ),
     "ssim_not_met": _Row(
-        check_functions.off_ssim,
+        shift_checks.off_ssim,
         0.0,
         "Some images have another SSIM than the severity states: the shift is too weak at its "
         "severity 1, or works in steps",
