@@ -65,8 +65,7 @@ def minimum_norm(problem: Problem, *, rng: Draws, steps: int = 500) -> Images:
         class. L1: both and PDPGD. L0: sigma-zero and FMN; FMN with more steps where more than ten
         values changed; and then a search that swaps values: it takes one changed value less than
         the best success, and exchanges a changed value for one of the steepest others until that
-        succeeds too. Each member finds its best early, and which one is nearest differs by image;
-        see docs/optimality.md.
+        succeeds too. Which member is nearest differs by image; see docs/optimality.md.
     """
     nearest, norm = Nearest(problem), problem.ball.norm
     for member, percent in _MEMBERS[norm]:
